@@ -54,7 +54,7 @@ demo: setup  ## train the demo with and without DCNv2 and write a report (SEEDS=
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
 study: setup  ## test the papers' claims with 85 trainings: docs/study.md (about 3 hours; resumable)
-	$(RUN) tools/study.py $(ARGS)
+	$(RUN) -m benchmarks.study $(ARGS)
 
 test: dev  ## run the tests (about 8 minutes on two idle cores)
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not peers and not environments" $(ARGS)
@@ -113,20 +113,20 @@ test-packaging: dev  ## build an sdist and its wheel, and test the wheel in bare
 	rm -rf $(PACKAGING)
 	$(RUN) setup.py -q sdist --dist-dir $(PACKAGING)
 	$(RUN) -m pip --disable-pip-version-check wheel --no-deps -w $(PACKAGING) $(PACKAGING)/*.tar.gz
-	$(RUN) tools/test_wheel.py $(PACKAGING)/*.whl $(ARGS)
+	PYTHONPATH=tests/packaging:. $(RUN) tools/test_wheel.py $(PACKAGING)/*.whl $(ARGS)
 
 MATRIX := build/matrix
 test-matrix: dev  ## build a wheel; train and test with it under other Pythons and other torches (5 GB each)
 	rm -rf $(MATRIX)
 	$(PIP) wheel --no-build-isolation --no-deps -w $(MATRIX) .
-	$(RUN) tools/test_matrix.py $(MATRIX)/*.whl $(ARGS)
+	PYTHONPATH=. $(RUN) tests/packaging/test_matrix.py $(MATRIX)/*.whl $(ARGS)
 
 # For builds with other options: the sources without compiled operators, in a new folder
 COPY_SOURCES = rm -rf $(1) && mkdir -p $(1) && cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(1) && \
   rm -f $(1)/dcnzoo/ops/*.so
 
 test-compilers: dev  ## compile with every installed GCC and Clang without warnings, and test the operators
-	$(RUN) tools/test_compilers.py $(ARGS)
+	PYTHONPATH=. $(RUN) tests/packaging/test_compilers.py $(ARGS)
 
 # Linux on Arm, emulated: apt install qemu-user-static g++-aarch64-linux-gnu mmdebstrap
 ARM := .venv-arm
@@ -138,22 +138,26 @@ $(ARM)/.installed: $(VENV)/.dev requirements-arm.txt
 	touch $@
 
 test-arm: dev $(ARM)/.installed  ## cross-compile for Linux on Arm and test some of the operators' cases, emulated
-	$(RUN) tools/test_compilers.py --arm $(ARGS)
+	PYTHONPATH=. $(RUN) tests/packaging/test_compilers.py --arm $(ARGS)
 
-COVERAGE := tools/analysis/mmdet_coverage.py
-TRIED    := work_dirs/mmdet_coverage
-coverage: dev $(OTHERS)/.installed  ## try a config of each of MMDetection's families: docs/mmdet_coverage.md
-	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
-	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
+# One config per family. Results are in work_dirs/*.xml; ARGS="-k atss" tests some families without writing a page.
+TABLE := -m benchmarks.coverage.table
+cover = -m pytest -q benchmarks/coverage/test_$(1).py --junitxml=work_dirs/$(2).xml $(ARGS)
+coverage: dev $(OTHERS)/.installed  ## try a config of each of MMDetection's families: docs/mmdet_coverage.md, docs/deformable_configs.md
+	-$(RUN) $(call cover,mmdet,mmdet)
+	-$(OTHERS)/bin/python $(call cover,mmdet,mmdet_others)
+	-$(RUN) $(call cover,deformable,deformable)
+	test -n "$(ARGS)" || $(RUN) $(TABLE) docs/mmdet_coverage.md work_dirs/mmdet.xml work_dirs/mmdet_others.xml
+	test -n "$(ARGS)" || $(RUN) $(TABLE) docs/deformable_configs.md work_dirs/deformable.xml
 
-EXPORTS := tools/analysis/export_coverage.py --openvino
-EXPORTED := work_dirs/export_coverage
 coverage-export: dev $(OTHERS)/.installed  ## export a config of each of MMDetection's families: docs/export_coverage.md (about three hours)
-	$(RUN) $(EXPORTS) --results $(EXPORTED).json $(ARGS)
-	$(OTHERS)/bin/python $(EXPORTS) --after $(EXPORTED).json --results $(EXPORTED)_others.json --out docs/export_coverage.md $(ARGS)
+	-$(RUN) $(call cover,export,export)
+	-$(OTHERS)/bin/python $(call cover,export,export_others)
+	test -n "$(ARGS)" || $(RUN) $(TABLE) docs/export_coverage.md work_dirs/export.xml work_dirs/export_others.xml
 
 coverage-openmmlab: dev $(OPENMMLAB)/.installed  ## try a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
-	$(OPENMMLAB)/bin/python tools/analysis/openmmlab_coverage.py --out docs/openmmlab_coverage.md $(ARGS)
+	-$(OPENMMLAB)/bin/python $(call cover,openmmlab,openmmlab)
+	test -n "$(ARGS)" || $(RUN) $(TABLE) docs/openmmlab_coverage.md work_dirs/openmmlab.xml
 
 # Packages to compare with. mmcv is compiled (6–15 minutes on 2 cores) unless you have a wheel:
 # make peers MMCV_WHEEL=mmcv-2.1.0-….whl
@@ -211,13 +215,13 @@ distributed: dev  ## test distributed training: results, launchers, killed proce
 	$(RUN) -m pytest tests/distributed $(ARGS)
 
 bench: dev $(PEERS)/.installed  ## compare time and memory with other packages (docs/benchmarks)
-	$(PEERS)/bin/python tools/benchmark/ops.py $(or $(ARGS),--demo-training)
+	$(PEERS)/bin/python -m benchmarks.ops $(ARGS)
 
 # Uses neither .venv nor network: the machine with the GPU needs python3 with torch, numpy and pytest, and a
 # working tree with dcnzoo/ops/_C_*.so, built on a machine with nvcc by DCNZOO_CUDA=1 make setup.
-# One part of five: make gpu ARGS=correctness (tuning, benchmark, profile, training).
-gpu:  ## test, tune, time and profile the kernels on a GPU, and train with them (docs/gpu.md)
-	$(PYTHON) tools/gpu.py $(ARGS)
+# One part of four: make gpu ARGS=correctness (tuning, benchmark, training).
+gpu:  ## test, tune and time the kernels on a GPU, and train with them (docs/gpu.md)
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 # The Triton of torch 2.11; .venv has the one of torch 2.13.
 TRITON := .venv-triton
@@ -227,9 +231,8 @@ $(TRITON)/.installed: $(VENV)/.dev
 	$(PIP) --python $(TRITON)/bin/python install --no-deps triton==3.6.0
 	touch $@
 
-gpu-resources: dev $(TRITON)/.installed  ## compile the fused kernels for GPUs with Triton 3.6.0: table in docs/gpu.md
+gpu-resources: dev $(TRITON)/.installed  ## compile the fused kernels for GPUs with Triton 3.6.0 and check them
 	$(TRITON)/bin/python -m pytest tests/fused/test_resources.py $(ARGS)
-	PYTHONPATH=. $(TRITON)/bin/python tools/benchmark/fused_resources.py --write
 
 zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles
 	$(RUN) tools/model_zoo.py

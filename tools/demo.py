@@ -4,29 +4,52 @@ Generates the data, trains every arm for the same number of iterations, evaluate
 page. Finished runs with an unchanged config are reused; interrupted runs are resumed.
 """
 
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
 import platform
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-from study_results import RESULTS, differences, read_rows, select
-from trainings import ARMS, Run, cores, locked, make_data, make_run, train
+from filelock import FileLock, Timeout
 
-from dcnzoo.cli import _options, one_line_errors
-from dcnzoo.utils.errors import user_errors
+import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
 
-# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
+from mmengine.config import Config
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from dcnzoo.cli import _options, one_line_errors
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.report.history import History
 from dcnzoo.report.report import TrainedRun, by_label, load_detectors, render_runs, summary
 from dcnzoo.report.write import footer
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.progress import make_progress
 
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = ROOT / "docs" / "study.csv"
+# the demo's detector, without deformable convolution and with each operator
+ARMS = {
+    "off": "mask-rcnn_r14_fpn_8e_shapes.py",
+    "v1": "mask-rcnn_r14-dconv_fpn_8e_shapes.py",
+    "v2": "mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
+    "v3": "mask-rcnn_r14-dcnv3_fpn_8e_shapes.py",
+    "v4": "mask-rcnn_r14-dcnv4_fpn_8e_shapes.py",
+}
 HEAD = "deformable conv"  # heading of the column of arms
 SHOWN_IMAGES = 5
 
@@ -55,21 +78,25 @@ def main(
     started = time.monotonic()
     with user_errors():
         runs = {
-            (arm, seed): make_run(
-                f"{arm} seed {seed}", ARMS[arm], seed, work_dir / f"{arm}-seed{seed}", cfg_options
-            )
+            (arm, seed): make_run(arm, seed, work_dir / f"{arm}-seed{seed}", cfg_options)
             for seed in range(seeds)
             for arm in arms
         }
     jobs = min(jobs or cores(), len(runs))
     threads = max(1, cores() // jobs)
-    with locked(work_dir) as lock:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
+    try:
+        lock = FileLock(work_dir / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{work_dir}: expected no other run in this folder, found one") from None
+    with lock:
         if force:
             for run in runs.values():
                 shutil.rmtree(run.folder, ignore_errors=True)
         first = next(iter(runs.values()))
         make_data(first.cfg, console)
-        train(list(runs.values()), jobs, threads, lock, console)
+        train(list(runs.values()), jobs, threads, console)
 
         trained = [TrainedRun.read(run.folder, arm) for (arm, _), run in runs.items()]
         detectors = load_detectors(trained)
@@ -91,6 +118,153 @@ def main(
         )
         write_text(page, html)
         console.print(f"page: {page} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+
+
+# Trainings, each `tools/train.py` in a separate process and folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: label of its progress bar.
+        iterations: of the complete training.
+    """
+
+    name: str
+    cfg: Config
+    folder: Path
+    iterations: int
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
+
+    def is_finished(self) -> bool:
+        return self._state() == {"fingerprint": self.fingerprint, "finished": True}
+
+    def prepare(self) -> None:
+        """Write the config; remove the files of a previous config."""
+        if self._state().get("fingerprint") != self.fingerprint:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.cfg.dump(self.folder / "config.py")
+        self.write_state(finished=False)
+
+    def _state(self) -> dict:
+        try:
+            return json.loads((self.folder / "run.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def write_state(self, finished: bool) -> None:
+        state = {"fingerprint": self.fingerprint, "finished": finished}
+        write_text(self.folder / "run.json", json.dumps(state))
+
+
+def make_run(arm: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
+    """Prepare a training; ``options``: settings to override, as with ``--cfg-options``."""
+    cfg = Config.fromfile(ROOT / "configs" / "demo" / ARMS[arm], import_custom_modules=False)
+    cfg.merge_from_dict(dict(options))
+    cfg.randomness, cfg.work_dir = {"seed": seed}, str(folder)
+    batches = math.ceil(cfg.train_dataloader.dataset.shapes.train / cfg.train_dataloader.batch_size)
+    return Run(f"{arm} seed {seed}", cfg, folder, batches * cfg.train_cfg.max_epochs)
+
+
+def make_data(cfg: Config, console: Console) -> None:
+    """Generate the data before the runs start, so that they do not generate it concurrently."""
+    dataset = cfg.train_dataloader.dataset
+    spec = ShapesSpec(**dataset.shapes)
+    started = time.monotonic()
+    made = make_shapes(dataset.data_root, spec)
+    how = f"generated in {time.monotonic() - started:.1f} s" if made else "already exists"
+    console.print(f"data: {dataset.data_root}, {spec.train} + {spec.val} images, {how}")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass
+class _Training:
+    """A run in progress."""
+
+    run: Run
+    process: subprocess.Popen
+    bar: TaskID
+    validated: int = 0
+
+
+def train(runs: Sequence[Run], jobs: int, threads: int, console: Console) -> None:
+    """Train the unfinished runs, ``jobs`` at a time with ``threads`` each, and show their progress."""
+    waiting = [run for run in runs if not run.is_finished()]
+    running: list[_Training] = []
+    # long period: progress is read from logs, which are written in steps
+    with make_progress(console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
+        bars = [progress.add_task(run.name, total=run.iterations, note="") for run in waiting]
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    running.append(_Training(run, _start(run, threads), bars.pop(0)))
+                    progress.reset(running[-1].bar)
+                time.sleep(0.5)
+                for training in list(running):
+                    ended = training.process.poll() is not None
+                    _show(training, progress, console)
+                    if ended:
+                        running.remove(training)
+                        _finish(training)
+        finally:
+            for training in running:
+                training.process.terminate()
+            for training in running:
+                training.process.wait()
+
+
+def _start(run: Run, threads: int) -> subprocess.Popen:
+    run.prepare()
+    arguments = [ROOT / "tools" / "train.py", run.folder / "config.py", "--resume"]
+    with open(run.folder / "console.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+
+
+def _show(training: _Training, progress: Progress, console: Console) -> None:
+    """Update a progress bar; without a terminal, print a line per validation."""
+    run, history = training.run, History.read(training.run.folder)
+    notes = []
+    if history.training:
+        notes.append(f"loss {history.training[history.iteration]['loss']:.2f}")
+    if history.validation:
+        metrics = history.validation[max(history.validation)]
+        kind = "segm" if "coco/segm_mAP" in metrics else "bbox"
+        notes.append(f"{'mask' if kind == 'segm' else 'box'} AP {metrics[f'coco/{kind}_mAP']:.3f}")
+    note = ", ".join(notes)
+    progress.update(training.bar, completed=history.iteration, note=note)
+    if len(history.validation) > training.validated and not console.is_terminal:
+        done = max(history.validation) * run.iterations // run.cfg.train_cfg.max_epochs
+        console.print(f"{run.name}: {done}/{run.iterations} iterations, {note}")
+    training.validated = len(history.validation)
+
+
+def _finish(training: _Training) -> None:
+    run, status = training.run, training.process.returncode
+    if status != 0:
+        log = run.folder / "console.log"
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"training of {run.name} ended with status {status}, {log}: {last}")
+    run.write_state(finished=True)
+
+
+# The comparison
 
 
 def setting(run: Run, seeds: int) -> str:
@@ -126,12 +300,14 @@ def compare(runs: Sequence[TrainedRun]) -> str:
 
 def among_others(runs: Sequence[TrainedRun]) -> list[str]:
     """Compare the difference between v2 and off with the differences in the committed study."""
-    mask, rows = mask_ap(runs), read_rows(RESULTS)
-    if not {"off", "v2"} <= set(mask):
+    mask = mask_ap(runs)
+    if not {"off", "v2"} <= set(mask) or not STUDY.is_file():
         return []
-    committed = differences(select(rows, "v2"), select(rows, "off"))
-    if not committed:
-        return []
+    with STUDY.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["setting"] == "full"]
+    aps = {(row["arm"], row["seed"]): float(row["mask_ap"]) for row in rows}
+    pairs = [(aps.get(("v2", seed)), aps.get(("off", seed))) for seed in {row["seed"] for row in rows}]
+    committed = [v2 - off for v2, off in pairs if None not in (v2, off)]
     smaller = sum(each < mask["v2"] - mask["off"] for each in committed)
     return [
         f"In docs/study.md, v2 − off is {statistics.mean(committed):+.3f} mask AP on average over "

@@ -40,8 +40,8 @@ and speed:
 - *FLOPs*: in billions of multiply–adds. For InternImage with Mask R-CNN and Cascade Mask R-CNN they are the
   authors' figures. For all other models, `dcnzoo flops` counted them at the config's test size.
 - *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
-  `tools/benchmark/zoo.py`. The weights are random. They give few detections, so masks take less time than
-  with trained weights.
+  `python -m benchmarks.models --zoo`. The weights are random. They give few detections, so masks take less
+  time than with trained weights.
 - *memory*: of training, in GB per GPU.
 - *speed*: of inference, in images per second.
 - *box AP*, *mask AP*: in percent; for COCO on `val2017`.
@@ -51,7 +51,7 @@ _COLUMNS = (
     *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
     *("data", "box AP", "mask AP", "figures", "weights", "licence"),
 )
-# metadata entry written by tools/benchmark/zoo.py
+# metadata entry written by python -m benchmarks.models --zoo
 CPU_TIME = "CPU time (× Faster R-CNN R-50)"
 PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"

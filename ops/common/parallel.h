@@ -8,9 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <new>
 #include <thread>
 #include <vector>
@@ -83,31 +81,11 @@ class Turns {
 
 // Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
 // The result of a task must not depend on the thread that runs it.
-//
-// For tools/benchmark/scaling.py: if the environment variable DCNZOO_TASK_LOG names a file, each queue appends a line
-// to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads; `sequences`; and the CPU
-// time of each task in microseconds (0 without a timer). If it has steps, this is the time before each, of the step, and
-// after the last one, separated by commas.
 class TaskQueue {
  public:
   // Task i belongs to sequence i % sequences. The tasks of a sequence have `steps` steps that they do in turn.
-  TaskQueue(int64_t tasks, int64_t streamed, int64_t sequences = 1, int64_t steps = 0)
-      : tasks_(tasks),
-        streamed_(streamed),
-        steps_(steps),
-        next_(sequences),
-        turns_(sequences * steps),
-        times_(log() ? tasks : 0) {}
-  ~TaskQueue() {
-    if (times_.empty()) return;
-    std::fprintf(log(), "%lld %zu", static_cast<long long>(streamed_), next_.size());
-    for (const std::vector<double>& times : times_) {
-      std::fprintf(log(), " %.1f", times.empty() ? 0 : times[0]);
-      for (size_t i = 1; i < times.size(); ++i) std::fprintf(log(), ",%.1f", times[i]);
-    }
-    std::fputc('\n', log());
-    std::fflush(log());
-  }
+  explicit TaskQueue(int64_t tasks, int64_t sequences = 1, int64_t steps = 0)
+      : tasks_(tasks), steps_(steps), next_(sequences), turns_(sequences * steps) {}
 
   // Takes the next task of a sequence or, if none is left, of the one with the most left, which becomes the caller's.
   bool take(int64_t& task, int64_t& sequence) {
@@ -133,14 +111,8 @@ class TaskQueue {
   // Runs step `index` of a task, after the same step of the task before it in its sequence.
   template <typename Step>
   void run_in_turn(int64_t task, int64_t index, const Step& step) {
-    std::vector<double>* const times = times_.empty() ? nullptr : &times_[task];
-    if (times) times->back() += now();
     const int64_t sequences = int64_t(next_.size());
-    turns_[task % sequences * steps_ + index].run(task / sequences, failed_, [&] {
-      if (times) times->push_back(-now());
-      step();
-      if (times) times->back() += now(), times->push_back(-now());
-    });
+    turns_[task % sequences * steps_ + index].run(task / sequences, failed_, step);
   }
 
   // Calls worker(sequence) once per thread, to take tasks from this sequence until none are left in any.
@@ -160,55 +132,19 @@ class TaskQueue {
     });
   }
 
-  // Measures a task if there is a log.
-  class Timer {
-   public:
-    Timer(TaskQueue& queue, int64_t task) : times_(queue.times_.empty() ? nullptr : &queue.times_[task]) {
-      if (times_) times_->push_back(-now());
-    }
-    ~Timer() {
-      if (times_) times_->back() += now();
-    }
-
-   private:
-    std::vector<double>* const times_;
-  };
-
  private:
-  static double now() {
-    timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return double(time.tv_sec) * 1e6 + double(time.tv_nsec) * 1e-3;
-  }
-  static std::FILE* log() {
-    static const char* const path = std::getenv("DCNZOO_TASK_LOG");
-    static std::FILE* const file = path ? std::fopen(path, "a") : nullptr;
-    return file;
-  }
-  const int64_t tasks_, streamed_, steps_;
+  const int64_t tasks_, steps_;
   std::vector<std::atomic<int64_t>> next_;  // of each sequence
   std::vector<Turns> turns_;
   std::atomic<bool> failed_{false};
-  std::vector<std::vector<double>> times_;
 };
 
+// Runs all tasks in parallel; they start in this order.
 template <typename Run>
-struct Tasks {
-  int64_t count, streamed;  // streamed: see TaskQueue
-  Run run;
-};
-template <typename Run>
-Tasks(int64_t, int64_t, Run) -> Tasks<Run>;
-
-// Runs all tasks, of all kinds, in parallel; they start in this order.
-template <typename... Run>
-void run_tasks(const Tasks<Run>&... kinds) {
-  TaskQueue queue((kinds.count + ...), std::max({int64_t(0), kinds.streamed...}));
-  queue.run([&](int64_t sequence) {
-    for (int64_t task; queue.take(task, sequence);) {
-      const TaskQueue::Timer timer(queue, task);
-      (void)((task < kinds.count ? (kinds.run(task), true) : (task -= kinds.count, false)) || ...);
-    }
+void run_tasks(int64_t count, const Run& run) {
+  TaskQueue queue(count);
+  queue.run([&](int64_t) {
+    for (int64_t task; queue.take(task);) run(task);
   });
 }
 

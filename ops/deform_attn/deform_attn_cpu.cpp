@@ -87,7 +87,7 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
   p.output = output.mutable_data_ptr<T>();
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
-  TaskQueue queue(s.batch * tasks, 0);
+  TaskQueue queue(s.batch * tasks);
   queue.run([&](int64_t) {
     T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
     for (int64_t task; queue.take(task);) {
@@ -114,7 +114,7 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   // With fewer samples than pixels, copying would take longer than sampling.
   p.in_place = s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
   if (p.in_place && p.grad_input) zero(p.grad_input, gradients.input.numel());
-  TaskQueue queue(s.batch * s.groups, 0);
+  TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
   queue.run([&](int64_t) {
     const Buffer<T> scratch((p.in_place ? 0 : copied) + whole_vectors(s.channels));

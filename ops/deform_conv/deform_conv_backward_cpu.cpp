@@ -153,15 +153,13 @@ void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows,
   for (int64_t b = 0; b < blocks && !stages.empty(); ++b)
     mine[b] = stages[b].allocate(p, p.blocks.data[p.blocks.begin + b]);
   const int64_t pieces = stages.empty() ? 0 : stages[0].pieces();
-  run_tasks(Tasks{blocks * pieces, 0, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); }});
+  run_tasks(blocks * pieces, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); });
 
   const int64_t pixels = p.images * p.shape.out_pixels;
-  const int64_t weight_bytes = p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(S));
-  TaskQueue queue(ceil_div(pixels, tile_rows) * blocks, 2 * weight_bytes, blocks, 1 + p.weight_parts);
+  TaskQueue queue(ceil_div(pixels, tile_rows) * blocks, blocks, 1 + p.weight_parts);
   queue.run([&](int64_t sequence) {
     char* const memory = thread_scratch<char>(bytes);
     for (int64_t task; queue.take(task, sequence);) {
-      const TaskQueue::Timer timer(queue, task);
       const int64_t block = task % blocks, first = task / blocks * tile_rows;
       kernels.run(
           mine[block], {p.blocks.begin + block, first, std::min(tile_rows, pixels - first), memory},
@@ -169,7 +167,7 @@ void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows,
     }
   });
   const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
-  run_tasks(Tasks{p.grad_input ? blocks * pieces : 0, 0, store});
+  run_tasks(p.grad_input ? blocks * pieces : 0, store);
 }
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
@@ -242,7 +240,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
       run_blocks(p, work.tile_rows, stages);
       const int64_t channels = work.grad_offset_mask_of_blocks.size() ? s.taps * (s.rank + 1) : 0;
       const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
-      run_tasks(Tasks{p.images * channels, 0, sum});
+      run_tasks(p.images * channels, sum);
     }
   }
   if (wanted[1]) {

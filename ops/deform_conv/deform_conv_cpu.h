@@ -47,8 +47,8 @@ OffsetMask<T> from_image(const DeformConvShapes& s, OffsetMask<T> all, int64_t f
 template <typename Run>
 void each_piece(const ChannelBlocking& blocking, const Run& run) {
   constexpr int64_t pieces = 16;  // more blocks times pieces than threads, for most shapes
-  run_tasks(Tasks{blocking.count() * pieces, 0,
-                  [&](int64_t i) { run(blocking.blocks[i / pieces], Piece{i % pieces, pieces}); }});
+  run_tasks(blocking.count() * pieces,
+            [&](int64_t i) { run(blocking.blocks[i / pieces], Piece{i % pieces, pieces}); });
 }
 
 template <typename S>

@@ -40,14 +40,13 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
   const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
   if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
   const int64_t stretches = ceil_div(s.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
-  run_tasks(Tasks{p.images * blocks * stretches, 0, [&](int64_t i) {
-                    const int64_t image = i / stretches / blocks;
-                    const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
-                    transpose_stretch<T, S>(
-                        images + image * image_size + block.first * s.in_pixels,
-                        staged.data() + image * staged_size + (block.first - first) * s.in_pixels,
-                        block.count, s.in_pixels, i % stretches);
-                  }});
+  run_tasks(p.images * blocks * stretches, [&](int64_t i) {
+    const int64_t image = i / stretches / blocks;
+    const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
+    transpose_stretch<T, S>(images + image * image_size + block.first * s.in_pixels,
+                            staged.data() + image * staged_size + (block.first - first) * s.in_pixels,
+                            block.count, s.in_pixels, i % stretches);
+  });
   p.input = {staged.data(), first, channels, true};
 }
 
@@ -55,18 +54,10 @@ template <typename T, typename S>
 void run_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const int64_t scratch = kernels.scratch_bytes(p);
-  const DeformConvShapes& shape = p.shape;
-  const int64_t tiles = ceil_div(p.images * shape.out_pixels, p.tile.rows);
-  const int64_t weights = shape.taps * shape.channels * shape.out_channels / shape.groups;
-  TaskQueue queue(tiles * p.output_parts, weights * int64_t(sizeof(S)) / p.output_parts);
+  TaskQueue queue(ceil_div(p.images * p.shape.out_pixels, p.tile.rows) * p.output_parts);
   queue.run([&](int64_t) {
-    std::optional<TaskQueue::Timer> timer;
     const auto take = [&](int64_t& index, bool early) {
-      if (early && queue.scarce()) return false;
-      timer.reset();
-      if (!queue.take(index)) return false;
-      timer.emplace(queue, index);
-      return true;
+      return !(early && queue.scarce()) && queue.take(index);
     };
     kernels.run(p, take, thread_scratch<char>(scratch));
   });

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-import dcnzoo
+pytest.importorskip("triton")  # has a cuobjdump
+from tests.fused.resources import CUOBJDUMP, LIBRARY, library_usage
 
-from .conftest import ROOT
-
-sys.path.append(str(ROOT / "tools" / "benchmark"))
-from cuda_resources import cuobjdump, resources
-
-LIBRARY = Path(dcnzoo.__file__).parent / "ops" / "_C_cuda.so"
 MOST_REGISTERS = 255  # per thread, on every architecture since sm_35
 
 
 def test_no_kernel_spills():
     if not LIBRARY.exists():
         pytest.skip("no CUDA library: built without nvcc, or with DCNZOO_CUDA=0")
-    if cuobjdump() is None:
+    if CUOBJDUMP is None:
         pytest.skip("no cuobjdump: neither the CUDA toolkit's nor Triton's")
-    kernels = resources(LIBRARY)
+    kernels = library_usage()
     first = next(iter(kernels.values()))
     for name in ("im2col", "aggregat", "nms", "roi_align", "rotated", "deform_roi_pool"):
         assert any(name in kernel for kernel in first), f"{name} is not in the library"

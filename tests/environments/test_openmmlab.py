@@ -17,6 +17,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
 import dcnzoo.models
+from benchmarks.coverage import test_openmmlab as coverage
+from benchmarks.coverage import trial
 from dcnzoo.cli import doctor
 from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
@@ -24,13 +26,8 @@ from dcnzoo.layers import PackedDeformConv2d
 from ..test_import import run
 from ..test_tools import ROOT
 
-sys.path.append(str(ROOT / "tools" / "analysis"))
-
-import openmmlab_coverage
-import trial
-
 TOP_DOWN = "body_2d_keypoint/topdown_heatmap"
-PACKAGES = [package for package in openmmlab_coverage.PACKAGES if find_spec(package)]
+PACKAGES = [package for package in coverage.PACKAGES if find_spec(package)]
 
 
 def build(package, name, **backbone):
@@ -41,7 +38,7 @@ def build(package, name, **backbone):
         ".py",
     )
     trial.forget_weights(cfg.model)
-    openmmlab_coverage.PACKAGES[package].adapt(cfg)
+    coverage.PACKAGES[package].adapt(cfg)
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
     return cfg, trial.prepare(cfg, package)
 
@@ -49,7 +46,7 @@ def build(package, name, **backbone):
 def train_a_step(package, cfg, model):
     """Run a prediction and a training step; returns the losses."""
     with DefaultScope.overwrite_default_scope(package):
-        predicted, trained = openmmlab_coverage.PACKAGES[package].batches(model, cfg)
+        predicted, trained = coverage.PACKAGES[package].batches(model, cfg)
         model.eval()
         with torch.no_grad():
             assert len(model.test_step(predicted)) == 1
@@ -130,11 +127,9 @@ def test_doctor(package):
 FAMILIES = {"mmseg/psanet", "mmseg/mask2former", "mmseg/segformer", "mmocr/textdet/textsnake"}
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), [row for row in openmmlab_coverage.chosen() if row[0] in FAMILIES]
-)
-def test_family(family, name):
-    assert openmmlab_coverage.is_ok(openmmlab_coverage.result_of(name))
+@pytest.mark.parametrize("family", FAMILIES & coverage.FAMILIES.keys())
+def test_family(family):
+    assert trial.is_ok(coverage.result_of(coverage.FAMILIES[family]))
 
 
 @pytest.mark.parametrize(

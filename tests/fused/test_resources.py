@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmark"))
-import fused_resources
-from fused_resources import KERNELS, MOST_SHARED, VARIANTS, Launch, Usage, Variant, compile_for
-
+pytest.importorskip("triton")
 from dcnzoo.ops.fused.configs import Config
 
-pytestmark = pytest.mark.skipif(not fused_resources.CUOBJDUMP.exists(), reason="no cuobjdump beside Triton")
+from . import resources
+from .resources import KERNELS, MOST_SHARED, VARIANTS, Launch, Usage, Variant, compile_for
+
+pytestmark = pytest.mark.skipif(resources.CUOBJDUMP is None, reason="no cuobjdump beside Triton")
 # tensor-core instructions
 PRODUCT = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma|mma.sync", 100: "tcgen05.mma|mma.sync"}
 
@@ -42,12 +37,12 @@ def check_instructions(usage: Usage, architecture: int, kernel: str, variant: Va
 
 
 def check(architecture: int, kernel: str, variant: Variant, config: Config) -> None:
-    for launch in fused_resources.launches_of(kernel, config, variant):
+    for launch in resources.launches_of(kernel, config, variant):
         usage = compile_for(architecture, launch)
         what = f"sm_{architecture}, {kernel}, {variant}, {tuple(config)}"
         assert usage.spilled == 0, f"{what}: {usage.spilled} bytes of a thread are spilled"
         warps = launch.options.get("num_warps", 4)
-        assert 0 < usage.registers * 32 * warps <= fused_resources.REGISTER_FILE, what
+        assert 0 < usage.registers * 32 * warps <= resources.REGISTER_FILE, what
         assert usage.shared <= MOST_SHARED[architecture], what
         if not is_points(launch):
             assert usage.shared > 0
@@ -57,8 +52,8 @@ def check(architecture: int, kernel: str, variant: Variant, config: Config) -> N
 def test_launches_are_those_of_a_call():
     """The types, the block sizes and the precision reach the kernel as the call sets them."""
     variant = Variant(torch.float16, torch.float32, tf32=False)
-    config = fused_resources.configurations(90, "forward", variant)[0]
-    points, launch = fused_resources.launches_of("forward", config, variant)
+    config = resources.configurations(90, "forward", variant)[0]
+    points, launch = resources.launches_of("forward", config, variant)
     assert is_points(points) and not is_points(launch)
     assert launch.arguments["input"].dtype == launch.arguments["output"].dtype == torch.float16
     assert points.arguments["offset"].dtype == torch.float32
@@ -73,7 +68,7 @@ def test_first_choice(architecture, kernel):
         architecture,
         kernel,
         VARIANTS[0],
-        fused_resources.configurations(architecture, kernel, VARIANTS[0])[0],
+        resources.configurations(architecture, kernel, VARIANTS[0])[0],
     )
 
 
@@ -82,15 +77,15 @@ def test_first_choice(architecture, kernel):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_table(architecture, kernel, variant):
-    for config in fused_resources.configurations(architecture, kernel, variant):
+    for config in resources.configurations(architecture, kernel, variant):
         check(architecture, kernel, variant, config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_long_indices(kernel):
-    config = fused_resources.configurations(90, kernel, VARIANTS[0])[-1]
-    for launch in fused_resources.launches_of(kernel, config, VARIANTS[0]):
+    config = resources.configurations(90, kernel, VARIANTS[0])[-1]
+    for launch in resources.launches_of(kernel, config, VARIANTS[0]):
         if "USE_INT64" in launch.kernel.arg_names:
             launch.arguments["USE_INT64"] = True
         assert compile_for(90, launch).shared <= MOST_SHARED[90]

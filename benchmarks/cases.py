@@ -1,0 +1,460 @@
+"""Calls of the operators on the shapes of real networks, and how dcnzoo and other packages compute them.
+
+The tensors come from ``tests/op_cases``, which also describes how dcnzoo and the reference are called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests import op_cases
+from tests.op_cases import Sample, dcnv3, dcnv4, deform_conv, deform_conv_transpose, ms_deform_attn
+
+OURS = "dcnzoo"
+PASSES = ("forward", "forward+backward")
+# The reference stores every sample several times: larger calls take minutes and gigabytes.
+REFERENCE_SIZE = 600_000  # elements of the first tensor
+STRIDE = 4  # of the map of RoIs, in image pixels
+HALF = (torch.bfloat16, torch.float16)
+Forward = Callable[[], Tensor]
+Contestant = Callable[[Sample, int], Forward]  # takes a sample and the number of threads
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an operator; ``optional``: runs only with --all."""
+
+    operator: str
+    name: str
+    group: str
+    make: Callable[[], Sample]
+    optional: bool = False
+
+    @property
+    def main(self) -> bool:
+        """Whether it counts in the summary of its operator."""
+        return self.operator != "deform_conv2d" or self.group in ("ResNet-50", "FPN")
+
+    def sample(self, dtype: torch.dtype, device: str = "cpu") -> Sample:
+        return self.make().to(dtype).map(lambda tensor: tensor.to(device))
+
+
+@cache
+def operators() -> dict[str, op_cases.Operator]:
+    return {operator.name: operator for operator in op_cases.operators(differentiable=False)}
+
+
+# Cases
+
+
+def _convolution(
+    name: str, batch: int, channels: int, size: tuple[int, ...], kernel: int = 3, transposed: bool = False,
+    mask_groups: int | None = 1, **geometry: int,
+) -> Sample:  # fmt: skip
+    module = deform_conv_transpose if transposed else deform_conv
+    geometry = {"padding": 1, **geometry}
+    sizes = dict(batch=batch, channels=channels, out_channels=channels, size=size)
+    options = dict(kernel=(kernel,) * len(size), mask_groups=mask_groups, bias=False, **geometry)
+    sample = module.make(name, **sizes, **options)
+    input, weight, *others = sample.tensors
+    return replace(sample, tensors=(input, weight * weight[0].numel() ** -0.5, *others))
+
+
+def _convolutions() -> Iterator[Case]:
+    def case(operator: str, name: str, group: str, *sizes, optional: bool = False, **options) -> Case:
+        return Case(operator, name, group, partial(_convolution, name, *sizes, **options), optional)
+
+    # inputs of 800×1344, the usual size in MMDetection's configs
+    levels = {"c3": (128, (100, 168)), "c4": (256, (50, 84)), "c5": (512, (25, 42))}
+    two = partial(case, "deform_conv2d")
+    for batch in (1, 2):
+        n = "" if batch == 1 else f"-n{batch}"
+        for name, (channels, (h, w)) in levels.items():
+            yield two(f"{name}{n}", "ResNet-50", batch, channels, (h, w))
+            yield two(f"{name}-s2{n}", "ResNet-50", batch, channels, (2 * h, 2 * w), stride=2)
+        for name, size in (("p2", (200, 336)), ("p3", (100, 168)), ("p5", (25, 42))):  # p4 equals c4
+            yield two(f"{name}{n}", "FPN", batch, 256, size, optional=name == "p2")
+    for name, (channels, size) in levels.items():
+        yield two(f"{name}-v1", "v1", 1, channels, size, mask_groups=None)
+        yield two(f"{name}-og4", "offset groups", 1, channels, size, offset_groups=4, mask_groups=4)
+        yield two(f"{name}-x101", "ResNeXt-101 32×8d", 1, 4 * channels, size, groups=32)
+    yield two("demo-c3-s2", "demo", 4, 32, (32, 32), stride=2)
+    yield two("demo-c4-s2", "demo", 4, 64, (16, 16), stride=2)
+    yield two("many-step8", "many small images", 64, 32, (16, 16), im2col_step=8)
+    yield two("tiny-64", "tiny maps", 1, 64, (8, 8))  # overhead of a call, packing of the weight
+    yield two("tiny-512", "tiny maps", 1, 512, (8, 8))
+    yield case("deform_conv1d", "frames", "sequences", 2, 256, (2000,))
+    yield case("deform_conv1d", "sound-s2", "sound", 4, 64, (8000,), 5, stride=2, padding=2)
+    yield case("deform_conv3d", "clip-res3", "video", 1, 128, (8, 28, 28))
+    yield case("deform_conv3d", "volume-s2", "volumes", 1, 32, (32, 48, 48), stride=2)
+    up = partial(case, transposed=True, stride=2)
+    yield up("deform_conv_transpose1d", "sound-s2", "sound", 4, 64, (4000,), 4)
+    yield up("deform_conv_transpose2d", "up32", "decoder", 1, 128, (32, 32), 4)
+    yield up("deform_conv_transpose2d", "up64", "decoder", 1, 64, (64, 64), 4)
+    yield up("deform_conv_transpose3d", "up16", "decoder", 1, 64, (16, 16, 16), 2, padding=0)
+
+
+def _intern_image(packed: bool, name: str, batch: int, channels: int, size: tuple[int, int]) -> Sample:
+    sizes = dict(batch=batch, size=size, kernel_size=3, group=channels // 16, group_channels=16)
+    sample = dcnv3.make(name, **sizes)
+    return dcnv4.packed(sample) if packed else sample
+
+
+def _intern_images() -> Iterator[Case]:
+    """Yield InternImage-T's stages, and shapes of the benchmark of the DCNv4 paper (Xiong et al. 2024)."""
+    shapes = []
+    for stage in range(4):
+        for batch, height, width in ((1, 224, 224), (1, 800, 1280), (2, 800, 1280)):
+            name = f"{height}px-{stage + 1}{'-n2' * (batch == 2)}"
+            size = (height // (4 << stage), width // (4 << stage))
+            shapes.append((f"InternImage-T, {height} px", name, batch, 64 << stage, size))
+    for height, width, channels in ((56, 56, 128), (14, 14, 768), (200, 320, 128), (64, 64, 768)):
+        shapes.append(("DCNv4 paper", f"paper-{height}-{channels}", 1, channels, (height, width)))
+    for operator in ("dcnv3", "dcnv4"):
+        for group, *sizes in shapes:
+            make = partial(_intern_image, operator == "dcnv4", *sizes)
+            yield Case(operator, sizes[0], group, make, optional=sizes[0].endswith("-n2"))
+
+
+def _attention(batch: int, queries: int, levels: tuple, heads: int, channels: int, points: int) -> Sample:
+    sample = ms_deform_attn.make("attention", batch, queries, heads, channels, points, levels)
+    value, _, weights = sample.tensors
+    # neighbouring queries sample neighbouring positions, row by row
+    steps = round(queries**0.5) + 1
+    place = torch.cartesian_prod(*[torch.linspace(0, 1, steps)] * 2)[:queries].flip(1)
+    extent = torch.tensor(levels).flip(1).view(-1, 1, 2)
+    moved = (
+        torch.randn(*weights.shape, 2, generator=torch.Generator().manual_seed(0)) * 2 / extent
+    )  # 2 pixels
+    return replace(sample, tensors=(value, (place.view(-1, 1, 1, 1, 2) + moved).double(), weights))
+
+
+def _attentions() -> Iterator[Case]:
+    detr = ((100, 168), (50, 84), (25, 42), (13, 21))
+    pixels = sum(h * w for h, w in detr)
+    for name, batch, queries in (("encoder", 1, pixels), ("decoder", 1, 300), ("encoder-n2", 2, pixels)):
+        make = partial(_attention, batch, queries, detr, 8, 32, 4)
+        yield Case("ms_deform_attn", name, "Deformable DETR", make, optional=batch == 2)
+    for queries in (300, 1300, 22100):  # detection and key points, of RF-DETR's pull request 1385
+        make = partial(_attention, 1, queries, ((48, 48),), 16, 16, 2)
+        yield Case("ms_deform_attn", f"rf-detr-{queries}", "RF-DETR", make)
+
+
+def _regions(count: int, bins: int, rotated: bool = False, offset: bool = False) -> Sample:
+    """RoIs of 16 to 112 pixels, which an FPN assigns to its finest level, at 800×1344."""
+    generator = torch.Generator().manual_seed(0)
+    rand = partial(torch.rand, generator=generator, dtype=torch.float64)
+    sides = 16 * 7 ** rand(count, 2)
+    corner = rand(count, 2) * (torch.tensor([1344, 800]) - sides)
+    rois = [torch.zeros(count, 1), corner, corner + sides]
+    if rotated:
+        rois = [rois[0], corner + sides / 2, sides, torch.linspace(-3, 3, count)[:, None]]
+    tensors = [torch.randn(1, 256, 200, 336, generator=generator), torch.cat(rois, 1)]
+    if offset:
+        tensors.append(torch.randn(count, 2, bins, bins, generator=generator))
+    sampling = {"sampling_ratio": 2} if rotated else {}
+    arguments = {"output_size": (bins, bins), "spatial_scale": 1 / STRIDE, **sampling}
+    return Sample("", tuple(tensors), arguments, constant=(1,))
+
+
+def _boxes(count: int, size: int = 1200) -> tuple[Tensor, Tensor]:
+    """Ten boxes around each object, as from a dense head: (x, y, w, h) and scores."""
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.rand(count // 10, 4, generator=generator) * torch.tensor([size, size, 80, 80])
+    boxes = objects.repeat(10, 1) + torch.randn(count, 4, generator=generator) * 6
+    boxes[:, 2:] = 16 + boxes[:, 2:].abs()
+    return boxes, torch.rand(count, generator=generator)
+
+
+def _suppression(count: int, rotated: bool = False, size: int = 1200) -> Sample:
+    boxes, scores = _boxes(count, size)
+    if rotated:
+        boxes = torch.cat([boxes, scores[:, None] * 3], 1)
+    else:
+        boxes[:, 2:] += boxes[:, :2]
+    return Sample("", (boxes, scores), {"iou_threshold": 0.3 if rotated else 0.5}, constant=(0, 1))
+
+
+def _rotated_pairs(first: int, second: int) -> Sample:
+    tensors = (_suppression(count, rotated=True).tensors[0] for count in (first, second))
+    return Sample("", tuple(tensors), {}, constant=(0, 1))
+
+
+CASES = [
+    *_convolutions(),
+    *_intern_images(),
+    *_attentions(),
+    Case("deform_roi_pool", "box-head", "RoIs", partial(_regions, 1000, 7, offset=True)),
+    Case("roi_align", "box-head", "Mask R-CNN", partial(_regions, 1000, 7)),
+    Case("roi_align", "mask-head", "Mask R-CNN", partial(_regions, 100, 14)),
+    Case("roi_align_rotated", "box-head", "RoI Transformer", partial(_regions, 1000, 7, rotated=True)),
+    *(Case("nms", str(n), "proposals", partial(_suppression, n)) for n in (1000, 10000)),
+    Case("nms_rotated", "2000", "proposals", partial(_suppression, 2000, rotated=True)),
+    Case("nms_rotated", "dense", "proposals", partial(_suppression, 2000, rotated=True, size=100)),
+    Case("box_iou_rotated", "2000", "all pairs", partial(_rotated_pairs, 2000, 2000)),
+]
+
+
+# Contestants
+
+
+def in_format(sample: Sample, memory_format: torch.memory_format) -> Sample:
+    input, *others = sample.tensors
+    return replace(sample, tensors=(input.contiguous(memory_format=memory_format), *others))
+
+
+def last(sample: Sample) -> torch.memory_format:
+    return {4: torch.channels_last, 5: torch.channels_last_3d}[sample.tensors[0].dim()]
+
+
+def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
+    from dcnzoo.ops import _backend
+
+    def forward() -> Tensor:
+        _backend.use(backend)  # also for the backward, which runs before the next contestant
+        return operators()[operator].call(sample)
+
+    return forward
+
+
+def reference(operator: str, sample: Sample) -> Forward:
+    if sample.tensors[0].numel() > REFERENCE_SIZE:
+        raise NotImplementedError(f"not run above {REFERENCE_SIZE / 1e3:.0f} k elements, because it is slow")
+    return lambda: operators()[operator].any_reference(sample)
+
+
+def plain(operator: str, sample: Sample) -> Forward:
+    """Return torch's convolution of the same shape, the floor of a deformable one."""
+    input, weight = sample.tensors[:2]
+    geometry = {k: v for k, v in sample.kwargs.items() if k != "im2col_step"}
+    return lambda: getattr(F, operator.removeprefix("deform_"))(input, weight, None, **geometry)
+
+
+def depthwise(sample: Sample) -> Forward:
+    """Return a plain convolution with as many taps as DCNv3: its floor."""
+    input = sample.tensors[0].permute(0, 3, 1, 2)  # channels last in memory
+    weight = input.new_ones(input.shape[1], 1, 3, 3)
+    return lambda: F.conv2d(input, weight, None, 1, 1, 1, len(weight)).permute(0, 2, 3, 1)
+
+
+def grid_sample_dcnv3(sample: Sample) -> Forward:
+    """DCNv3 as in the official releases without their CUDA kernels."""
+    input, offset, mask = sample.tensors
+    if input.device.type == "cpu" and input.dtype in HALF:
+        raise NotImplementedError("coordinates in half precision are off by pixels")
+    (batch, height, width, _), groups = input.shape, sample.kwargs["group"]
+    y, x = (torch.arange(n).to(input) + 1.5 for n in (height, width))
+    centre = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)[:, :, None, None]
+    tap = torch.arange(-1, 2).to(input)
+    place = centre + torch.cartesian_prod(tap, tap)  # x-major; in the padded map
+    extent = input.new_tensor([width + 2, height + 2])
+
+    def forward() -> Tensor:
+        maps = F.pad(input, [0, 0, 1, 1, 1, 1]).unflatten(3, (groups, -1))
+        at = (place + offset.view(batch, height, width, groups, 9, 2)) / extent * 2 - 1
+        at = at.permute(0, 3, 1, 2, 4, 5).reshape(batch * groups, height * width, 9, 2)
+        samples = F.grid_sample(maps.permute(0, 3, 4, 1, 2).flatten(0, 1), at, align_corners=False)
+        weights = mask.view(batch, -1, groups, 9).transpose(1, 2).reshape(batch * groups, 1, -1, 9)
+        out = (samples * weights).sum(-1).view(batch, -1, height, width)
+        return out.permute(0, 2, 3, 1).contiguous()
+
+    return forward
+
+
+def compiled_mmcv():
+    """Import mmcv.ops.
+
+    Raises:
+        ImportError: mmcv has no compiled operators of its own.
+    """
+    import mmcv.ops
+
+    from dcnzoo.compat.mmcv import STAND_IN
+
+    if mmcv._ext.__file__ == str(STAND_IN):
+        raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators: make peers")
+    return mmcv.ops
+
+
+def _mmcv_convolution(sample: Sample) -> Forward:
+    mmcv = compiled_mmcv()
+    input, weight, offset, mask, _ = sample.tensors
+    k = {"stride": 1, "groups": 1, **sample.kwargs}
+    groups = offset.shape[1] // (2 * weight[0, 0].numel())
+    geometry = (k["stride"], k["padding"], 1, k["groups"], groups)
+    if mask is None:
+        return lambda: mmcv.deform_conv2d(input, offset, weight, *geometry, False, min(len(input), 32))
+    return lambda: mmcv.modulated_deform_conv2d(input, offset, mask, weight, None, *geometry)
+
+
+def _torchvision_convolution(sample: Sample) -> Forward:
+    from torchvision.ops import deform_conv2d
+
+    input, weight, offset, mask, _ = sample.tensors
+    stride, padding = sample.kwargs.get("stride", 1), sample.kwargs["padding"]
+    return lambda: deform_conv2d(input, offset, weight, None, stride, padding, 1, mask)
+
+
+def _tvdcn(operator: str, sample: Sample) -> Forward:
+    from tvdcn import ops
+
+    geometry = {k: v for k, v in sample.kwargs.items() if k != "im2col_step"}
+    return lambda: getattr(ops, operator)(*sample.tensors, **geometry)
+
+
+def _onnxruntime_convolution(sample: Sample, threads: int) -> Forward:
+    """Run a model of one node, with a constant weight as in a deployed model; no gradients."""
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    if sample.tensors[0].dtype == torch.bfloat16:
+        raise NotImplementedError("its DeformConv does not support bfloat16")
+    names = ("input", "weight", "offset", "mask")
+    given = zip(names, sample.tensors, strict=False)
+    arrays = {name: tensor.detach().numpy() for name, tensor in given if tensor is not None}
+    k = {"stride": 1, "groups": 1, **sample.kwargs}
+    kernel = arrays["weight"].shape[2:]
+    node = helper.make_node(
+        "DeformConv", ["input", "weight", "offset", *(["", "mask"] if "mask" in arrays else [])], ["output"],
+        kernel_shape=kernel, pads=[k["padding"]] * 4, strides=[k["stride"]] * 2, dilations=[1, 1],
+        group=k["groups"], offset_group=arrays["offset"].shape[1] // (2 * math.prod(kernel)),
+    )  # fmt: skip
+    kind = helper.np_dtype_to_tensor_dtype(arrays["input"].dtype)
+    weight = numpy_helper.from_array(arrays.pop("weight"), "weight")
+    inputs = [helper.make_tensor_value_info(name, kind, array.shape) for name, array in arrays.items()]
+    output = helper.make_tensor_value_info("output", kind, None)
+    graph = helper.make_graph([node], "deform_conv", inputs, [output], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return lambda: torch.from_numpy(session.run(None, arrays)[0])
+
+
+def _mmcv_regions(operator: str, sample: Sample) -> Forward:
+    mmcv = compiled_mmcv()
+    size, scale = sample.kwargs["output_size"], sample.kwargs["spatial_scale"]
+    if operator == "roi_align":
+        return lambda: mmcv.roi_align(*sample.tensors, size, scale, 0, "avg", True)
+    return lambda: mmcv.roi_align_rotated(*sample.tensors, size, scale, 2, True, False)
+
+
+def _torchvision_regions(sample: Sample) -> Forward:
+    from torchvision.ops import roi_align
+
+    return lambda: roi_align(*sample.tensors, sample.kwargs["output_size"], 1 / STRIDE, -1, True)
+
+
+def _mmcv_boxes(operator: str, sample: Sample) -> Forward:
+    function = getattr(compiled_mmcv(), operator)
+    if operator == "box_iou_rotated":
+        return lambda: function(*sample.tensors)
+    return lambda: function(*sample.tensors, sample.kwargs["iou_threshold"])[1]
+
+
+def _torchvision_nms(sample: Sample) -> Forward:
+    from torchvision.ops import nms
+
+    return lambda: nms(*sample.tensors, sample.kwargs["iou_threshold"])
+
+
+def _package_attention(sample: Sample) -> Forward:
+    from torch_ms_deform_attn import ms_deform_attn as function
+
+    return lambda: function(*ms_deform_attn.arguments(sample))
+
+
+def grid_sample_attention(sample: Sample) -> Forward:
+    """The implementation of Deformable DETR and mmcv for the CPU, in plain PyTorch."""
+    value, sizes, _, locations, weights = ms_deform_attn.arguments(sample)
+    if value.device.type == "cpu" and value.dtype in HALF:
+        raise NotImplementedError("coordinates in half precision are off by pixels")
+    batch, _, heads, channels = value.shape
+    shapes = sizes.tolist()
+
+    def forward() -> Tensor:
+        samples = []
+        for level, pixels in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+            maps = pixels.flatten(2).transpose(1, 2).reshape(-1, channels, *shapes[level])
+            at = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+            samples.append(F.grid_sample(maps, at, align_corners=False))
+        factors = weights.transpose(1, 2).reshape(batch * heads, 1, weights.shape[1], -1)
+        out = (torch.stack(samples, dim=-2).flatten(-2) * factors).sum(-1)
+        return out.view(batch, heads * channels, -1).transpose(1, 2).contiguous()
+
+    return forward
+
+
+# By operator. A contestant takes a sample and a number of threads.
+RIVALS: dict[str, dict[str, Contestant]] = {
+    "deform_conv2d": {
+        "mmcv": lambda s, _: _mmcv_convolution(s),
+        "torchvision": lambda s, _: _torchvision_convolution(s),
+        "onnxruntime": _onnxruntime_convolution,
+    },
+    "dcnv3": {
+        "F.conv2d depthwise": lambda s, _: depthwise(s),
+        "grid_sample": lambda s, _: grid_sample_dcnv3(s),
+    },
+    "dcnv4": {"F.conv2d depthwise": lambda s, _: depthwise(s)},
+    "ms_deform_attn": {
+        "torch-ms-deform-attn": lambda s, _: _package_attention(s),
+        "grid_sample": lambda s, _: grid_sample_attention(s),
+    },
+    "roi_align": {
+        "mmcv": lambda s, _: _mmcv_regions("roi_align", s),
+        "torchvision": lambda s, _: _torchvision_regions(s),
+    },
+    "roi_align_rotated": {"mmcv": lambda s, _: _mmcv_regions("roi_align_rotated", s)},
+    "nms": {"mmcv": lambda s, _: _mmcv_boxes("nms", s), "torchvision": lambda s, _: _torchvision_nms(s)},
+    "nms_rotated": {"mmcv": lambda s, _: _mmcv_boxes("nms_rotated", s)},
+    "box_iou_rotated": {"mmcv": lambda s, _: _mmcv_boxes("box_iou_rotated", s)},
+}
+
+
+def contestants(operator: str) -> dict[str, Contestant]:
+    """Return functions that return the call to time. The first word of a name is the package.
+
+    They raise an exception with the reason if they do not support a case.
+    """
+    found: dict[str, Contestant] = {OURS: lambda s, _: ours(operator, s)}
+    if operator.startswith("deform_conv"):
+        floor = f"F.{operator.removeprefix('deform_')}"
+        found[floor] = lambda s, _: plain(operator, s)
+        if operator[-2] != "1":
+            found[f"{OURS} channels_last"] = lambda s, _: ours(operator, in_format(s, last(s)))
+            found[f"{floor} channels_last"] = lambda s, _: plain(operator, in_format(s, last(s)))
+        found["tvdcn"] = lambda s, _: _tvdcn(operator, s)
+    return {**found, **RIVALS.get(operator, {}), "reference": lambda s, _: reference(operator, s)}
+
+
+def passes(forward: Forward, given: list[Tensor], mode: str) -> Callable[[], object]:
+    """Return the function to time; ``given``: the tensors that get gradients.
+
+    Raises:
+        NotImplementedError: the contestant has no backward.
+    """
+    if mode == "forward":
+        return torch.no_grad()(forward)
+    with torch.enable_grad():
+        output = forward()
+    used = [t for t in given if t.requires_grad]
+    if not output.requires_grad or not used:
+        raise NotImplementedError("no gradients")
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    if output.dim() == 4:
+        last_format = output.is_contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=torch.channels_last if last_format else torch.contiguous_format)
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        output = forward()
+        return output.detach(), *torch.autograd.grad(output, used, grad, allow_unused=True)
+
+    return forward_backward

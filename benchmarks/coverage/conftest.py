@@ -1,0 +1,39 @@
+"""``record(family, config, result)`` stores a row of the table in the junit file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.coverage.trial import is_ok
+from benchmarks.measure import listed, versions
+
+PACKAGES = ("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
+PACKAGES += ("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy")
+PACKAGES += (
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "timm",
+    "torchvision",
+    "transformers",
+    "diffusers",
+)
+PACKAGES += ("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn")  # required by some families
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed(record_testsuite_property: Callable) -> None:
+    record_testsuite_property("versions", listed(versions("torch", *PACKAGES)))
+
+
+@pytest.fixture
+def record(record_property: Callable) -> Callable[[str, str, str], None]:
+    def record(*row: str) -> None:
+        for name, value in zip(("family", "config", "result"), row, strict=True):
+            record_property(name, value)
+        assert is_ok(row[2]), row[2]
+
+    return record

@@ -1,0 +1,154 @@
+"""Every config with deformable operators builds, predicts and trains.
+
+The architecture of each config is complete; only the images are smaller, and weights are random. A config of
+MMDetection is used as in a user's own config, with ``_base_ = 'mmdet::…'`` and ``custom_imports =
+dict(imports=['dcnzoo.models'])`` and nothing else. Configs without deformable operators are skipped.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+from dcnzoo.layers import DCNv3, DCNv4
+
+# isort: split
+import mmcv.ops
+from mmcv.ops.saconv import SAConv2d
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+from benchmarks.coverage.trial import (
+    ROOT,
+    apart,
+    build,
+    configs_in,
+    expect,
+    finite,
+    image_size,
+    images,
+    prepare,
+    read,
+)
+from dcnzoo.openmmlab.packages import mim_folder
+
+LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool, DCNv3, DCNv4)
+CALLS = {f"dcnzoo::{name}" for name in ("deform_conv", "deform_roi_pool", "dcnv3", "dcnv4")}
+
+# Find configs
+
+
+def config_names() -> list[str]:
+    """Return dcnzoo's configs, then MMDetection's, without those that dcnzoo replaces."""
+
+    ours = configs_in(ROOT / "configs")
+    theirs = [path for path in configs_in(mim_folder("mmdet") / "configs") if path not in ours]
+    return [f"configs/{path.as_posix()}" for path in ours] + [f"mmdet::{path.as_posix()}" for path in theirs]
+
+
+def is_deformable(module: nn.Module) -> bool:
+    """Whether a module is a deformable layer or calls the function itself."""
+    if isinstance(module, SAConv2d):
+        return module.use_deform
+    methods = (getattr(value, "__code__", None) for value in vars(type(module)).values())
+    return isinstance(module, LAYERS) or any(code and "deform_conv2d" in code.co_names for code in methods)
+
+
+def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return deformable layers by name. A teacher's, which is not a submodule, are ``teacher_model.…``."""
+    parts = {"": model}
+    if isinstance(getattr(model, "teacher_model", None), nn.Module):
+        parts["teacher_model."] = model.teacher_model
+    modules = ((prefix + name, m) for prefix, part in parts.items() for name, m in part.named_modules())
+    return {name: module for name, module in modules if is_deformable(module)}
+
+
+def describe(cfg: Config) -> str:
+    """Return the deformable layers of a config, such as ``backbone: DCNv2; bbox_head: DeformConv2d``, or ''.
+
+    Raises:
+        Exception: the model cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            model = build(cfg)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        model = build(cfg)  # it computes with values, which the meta device does not have
+    found: dict[str, set[str]] = {}
+    for name, module in deformable_layers(model).items():
+        found.setdefault(name.split(".")[0], set()).add(type(module).__name__)
+    return "; ".join(f"{part}: {', '.join(sorted(kinds))}" for part, kinds in found.items())
+
+
+# Try configs
+
+
+class _Calls(TorchDispatchMode):
+    """Counts the calls of dcnzoo's deformable operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._schema.name in CALLS
+        return func(*args, **(kwargs or {}))
+
+
+def try_out(cfg: Config) -> None:
+    """Build the model, predict, and train for one step.
+
+    Raises:
+        Exception: something fails.
+    """
+    size = image_size(cfg)
+    model = prepare(cfg)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model.eval()
+        layers = deformable_layers(model)
+        own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
+        with torch.no_grad(), _Calls() as calls:
+            (sample,) = model.test_step(images(1, size))
+        expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators in the prediction")
+        found = sample.pred_instances.values()
+        expect(all(finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
+
+        model.train()
+        gradients: dict[Tensor, bool] = {}
+        learns = {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in own.items()}
+        for parameter in {p for parameters in learns.values() for p in parameters}:
+            parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: finite(p.grad)}))
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        with _Calls() as calls:
+            losses = model.train_step(images(2, size), optimizer)
+        expect(calls.count > 0, "no call of dcnzoo's operators in the training step")
+        expect(finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
+        for name, parameters in learns.items():
+            expect(
+                all(gradients.get(p) for p in parameters), f"{name}: no gradient, or one that is not finite"
+            )
+
+
+def result_of(name: str) -> str:
+    """Return ``ok`` and the deformable layers, or the error in one line; ``ok: none`` without such layers."""
+
+    def trial() -> str:
+        cfg = read(name)
+        found = describe(cfg) if "model" in cfg else ""
+        if found:
+            try_out(cfg)
+        return f"ok: {found or 'none'}"
+
+    return apart(trial)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_config(name, record):
+    result = result_of(name)
+    if result == "ok: none":
+        pytest.skip("no deformable operator")
+    record(name, name, result)

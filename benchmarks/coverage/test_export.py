@@ -1,0 +1,161 @@
+"""The exported file of a config of each family of MMDetection detects what PyTorch does.
+
+The configs are those of ``test_mmdet.py``, with complete architectures and random weights whose layers have
+outputs of unit variance, so that they detect objects. A family is ok if ``dcnzoo export`` supports it and the
+runtimes find the same objects as ``model.predict``: at least 99 % of them, on images on which rounding does
+not change PyTorch's own detections. Three hours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmcv.cnn import ConvAWS2d
+from mmdet.models.detectors import SOLO, BaseDetector
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+
+from benchmarks.coverage.test_mmdet import FAMILIES
+from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
+from dcnzoo.export.runtime import Session
+from dcnzoo.openmmlab.export.detectors import deployable, export_detector
+from dcnzoo.openmmlab.export.inputs import predicting_part
+from dcnzoo.openmmlab.export.verify import compare, predict
+
+SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
+IMAGES, ROUNDING = 5, 1e-6  # images to try, and a relative change like that of another order of sums
+BACKENDS = ("onnxruntime", "openvino")
+TRACKING = "out of scope: it tracks objects from image to image. Export its detector"
+TEXT = "out of scope: it detects what a text describes, and has no fixed classes"
+OUT_OF_SCOPE = {
+    **dict.fromkeys(("bytetrack", "deepsort", "mask2former_vis", "masktrack_rcnn", "ocsort"), TRACKING),
+    **dict.fromkeys(("qdtrack", "sort", "strongsort"), TRACKING),
+    **dict.fromkeys(("glip", "grounding_dino", "mm_grounding_dino"), TEXT),
+    "misc": "out of scope: it wraps a model of Detectron2",
+    "reid": "out of scope: it compares persons and detects nothing",
+}
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: torch.Tensor) -> None:
+    """Scale and shift the outputs of each layer: initial weights detect nothing.
+
+    Outputs get unit variance; those of a layer with a bias get this bias as the mean of each channel, so that
+    no class is preferred. Regressions of boxes get a standard deviation of 0.1, like those of a trained
+    detector: with large ones, a detector of several stages amplifies rounding errors.
+    """
+    seen = set()
+
+    def scale(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if module in seen or output.numel() < 2:
+            return None
+        seen.add(module)
+        axis = 1 if output.dim() > 2 and not isinstance(module, nn.Linear) else output.dim() - 1
+        shape = [-1 if i == axis else 1 for i in range(output.dim())]
+        bias = torch.zeros(()) if module.bias is None else module.bias.clone().reshape(shape)
+        output = output - bias
+        deviation = output.std()
+        if deviation < 1e-4:  # initialised to zero, or the input of a branch that is
+            return None
+        factor = (0.1 if names[module].endswith(("fc_reg", "rpn_reg")) else 1) / deviation
+        output = output * factor
+        standardised = isinstance(module, ConvAWS2d)  # the scale of its weight has no effect
+        for weight in (module.weight_gamma, module.weight_beta) if standardised else (module.weight,):
+            weight.mul_(factor)
+        if module.bias is not None and output.numel() > output.shape[axis]:
+            mean = output.mean([i for i in range(output.dim()) if i != axis], keepdim=True)
+            if (output - mean).std() > 0.1:  # else later layers would amplify what is left: rounding errors
+                module.bias.sub_(mean.flatten())
+                output = output - mean
+        return output + bias
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)
+    names = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
+    handles = [module.register_forward_hook(scale) for module in names]
+    predict(model, images)
+    for handle in handles:
+        handle.remove()
+
+
+def stable_images(detector: nn.Module, size: int) -> tuple[torch.Tensor, list[InstanceData]]:
+    """Calibrate the detector; return images and the detections in them that rounding does not change.
+
+    Where scores are equal, or boxes overlap by exactly NMS's threshold, rounding decides what PyTorch itself
+    detects. A comparison on such images shows no fault of an export.
+
+    Raises:
+        AssertionError: there are no such images, or no detections.
+    """
+    for seed in range(IMAGES):
+        torch.manual_seed(seed)
+        images = torch.randn(1, 3, size, size)
+        if seed == 0:
+            calibrate(detector, images)
+        expected = predict(detector, images)
+        rounded = predict(detector, images * (1 + ROUNDING * torch.randn_like(images)))
+        agreement = compare(outputs_of(rounded), expected)
+        if agreement.matched == agreement.found > 0:
+            return images, expected
+    raise AssertionError(
+        f"rounding changes PyTorch's own detections: {agreement.matched} of {agreement.found}"
+    )
+
+
+def outputs_of(predictions: list[InstanceData]) -> dict[str, np.ndarray]:
+    """Return the detections in one image as an exported detector does."""
+    (found,) = predictions
+    dets = torch.cat([found.bboxes, found.scores[:, None]], 1)
+    outputs = {"dets": dets[None].numpy(), "labels": found.labels[None].numpy()}
+    return {**outputs, "masks": found.masks[None].numpy() * np.uint8(255)} if "masks" in found else outputs
+
+
+def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
+    """Export a detector; compare the file with PyTorch in each backend; return what is supported.
+
+    Raises:
+        Exception: the export is not supported, or the results differ.
+    """
+    size = image_size(cfg)
+    settings = cfg.model.get("test_cfg") or {}
+    settings = settings.get("rcnn", settings)
+    if settings.get("score_thr", 0) > 0.005:  # random classifiers are less certain than trained ones
+        settings.score_thr = 0.005
+    with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
+        detector = predicting_part(prepare(cfg))
+        detector.eval()  # that of LD returns None
+        expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
+        # refuses what is not supported, before the expensive steps
+        one_size = deployable(detector).one_size
+        if type(detector) is SOLO:  # the initial probability of its masks is 0.01
+            for layer in detector.mask_head.conv_mask_list:
+                nn.init.zeros_(layer.bias)
+        images, expected = stable_images(detector, size)
+        path = Path(folder) / "model.onnx"
+        try:
+            export_detector(detector, images, path)
+        except ValueError as error:  # names the file in a temporary folder
+            raise ValueError(str(error).replace(str(path), path.name)) from error
+        scans = any(node.op_type == "Scan" for node in onnx.load(path).graph.node)  # not in OpenVINO
+        for backend in backends[:1] if scans else backends:
+            agreement = compare(Session(path, backend)(images.numpy()), expected)
+            expect(agreement.holds, f"{agreement.matched} of {agreement.found} detections agree in {backend}")
+    limits = ", fixed size" * one_size + ", not in OpenVINO" * (scans and "openvino" in backends)
+    return f"ok{limits}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family, record):
+    if family in OUT_OF_SCOPE:
+        pytest.skip(OUT_OF_SCOPE[family])
+    record(family, FAMILIES[family], apart(lambda: try_out(read(FAMILIES[family])), SECONDS, MEMORY))

@@ -1,0 +1,201 @@
+"""Try one config per family: models without weights, small images, one process per trial."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import multiprocessing
+import re
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+from dcnzoo.openmmlab.packages import mim_folder
+
+# isort: split
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"
+PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(checkpoint=…)
+SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
+NO_MODELS = ("_base_", "common", "deploy")  # only base configs, or configs for mmdeploy
+SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
+
+
+# Families
+
+
+def configs_in(folder: Path) -> list[Path]:
+    """List the configs in a folder, relative to it, without base configs."""
+    found = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return sorted(path for path in found if "_base_" not in path.parts)
+
+
+def families(
+    package: str, representatives: dict[str, str], pattern: str = "", depth: int = 1
+) -> Iterator[tuple[str, str]]:
+    """Yield each folder of a package's configs and the config that represents it.
+
+    Args:
+        representatives: configs of the families for which :func:`representative` would choose badly.
+        depth: number of nested folders that name a family.
+    """
+    names: dict[str, list[str]] = {}
+    for path in configs_in(mim_folder(package) / "configs"):
+        family = "/".join(path.parts[:depth])
+        part = len(path.parts) <= depth or family in NO_MODELS or path.name.startswith("_")
+        if not part and re.search(pattern, family):
+            names.setdefault(family, []).append("/".join(path.parts[depth:]))
+    for family in sorted(names):
+        yield family, f"{package}::{family}/{representatives.get(family) or representative(names[family])}"
+
+
+def representative(names: list[str]) -> str:
+    """Choose the smallest and simplest config by its name; avoid subfolders if possible."""
+
+    def key(name: str) -> tuple:
+        sizes = [i for i, size in enumerate(SIZES) if size in name]
+        return name.count("/"), min(sizes, default=len(SIZES)), len(name), name
+
+    return min(names, key=key)
+
+
+# Models and inputs
+
+
+def read(name: str) -> Config:
+    """Read a config and remove addresses of weights; ``package::…`` is inherited by a user's config."""
+    package, colons, path = name.partition("::")
+    if colons:
+        # a list replaces the inherited list, so repeat the imports of the package's config
+        file = mim_folder(package) / "configs" / path
+        inherited = Config.fromfile(file, import_custom_modules=False).get("custom_imports") or {}
+        theirs = inherited.get("imports", [])
+        imports = ["dcnzoo.models", *([theirs] if isinstance(theirs, str) else theirs)]
+        for module in imports:  # its error names the missing module; mmengine's shows all of sys.path
+            importlib.import_module(module)
+        cfg = Config.fromstring(OF_A_USER.format(name, imports), ".py")
+    else:
+        cfg = Config.fromfile(ROOT / name)
+    forget_weights(cfg.get("model"))
+    return cfg
+
+
+def forget_weights(node: object) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            pretrained = isinstance(value, dict) and "checkpoint" in value
+            if key in PRETRAINED and value is True:
+                node[key] = False  # timm's
+            elif (key.endswith(PRETRAINED) and isinstance(value, str)) or (key == "init_cfg" and pretrained):
+                node[key] = None
+            forget_weights(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            forget_weights(value)
+
+
+def build(cfg: Config, package: str = "mmdet") -> nn.Module:
+    models = importlib.import_module(f"{package}.registry").MODELS
+    if "data_preprocessor" in cfg:  # as in mmengine's Runner
+        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(package):
+        return models.build(copy.deepcopy(cfg.model))  # DINO modifies its config
+
+
+def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
+    """Build a model with initial weights, in the state before a Runner's first step."""
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(package):
+        model = revert_sync_batchnorm(build(cfg, package))
+        model.init_weights()
+    for count in ("epoch", "iter"):  # read by TOOD, BoxInst and YOLOX
+        MessageHub.get_current_instance().update_info(count, 0)
+    return model
+
+
+def image_size(cfg: Config) -> int:
+    """Return 128 pixels; more for SSD, which has no padding, and for detectors that select many queries."""
+    if cfg.model.get("backbone", {}).get("type") == "SSDVGG":
+        return 400
+    return 256 if cfg.model.get("num_queries", 0) > 300 else 128
+
+
+def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
+    """Return random images with all kinds of annotations: one high and one wide, or ``alike``."""
+    short = size * 3 // 4
+    sizes, objects = [[3, size, short], [3, short, size]][:number], [2, 1][:number]
+    if alike:
+        sizes = sizes[:1] * number
+    annotated = dict(num_items=objects, num_classes=3, with_mask=True, with_semantic=True)
+    return demo_mm_inputs(number, sizes, **annotated, **options)
+
+
+def tensors(node: object) -> Iterator[Tensor]:
+    """Yield the floating-point tensors in data samples and nested containers."""
+    if isinstance(node, Tensor):
+        yield from [node] if node.is_floating_point() else []
+    elif isinstance(node, BaseDataElement):
+        yield from tensors(list(node.values()))
+    elif isinstance(node, dict | list | tuple):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from tensors(value)
+
+
+def finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
+
+
+# Trials
+
+
+def is_ok(result: str) -> bool:
+    return result.startswith("ok")
+
+
+def expect(condition: bool, otherwise: str) -> None:
+    """Raise AssertionError with this text if ``condition`` is False."""
+    if not condition:
+        raise AssertionError(otherwise)
+
+
+def apart(trial: Callable[[], str | None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
+    """Run ``trial()`` in a separate process; return its result, or the reason for its failure in one line.
+
+    ``None`` becomes ``ok``. The process is ended if it exceeds the limits of time or memory.
+    """
+
+    def run() -> None:
+        torch.set_num_threads(1)  # a forked process lacks its parent's threads and would wait for them
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        MMLogger.get_current_instance().setLevel("ERROR")  # initialisation would log every parameter
+        try:
+            result = trial() or "ok"
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            result = text.partition(";")[0].replace("|", "/")
+        sender.send(result)
+
+    fork = multiprocessing.get_context("fork")  # inherits the imported modules
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=run, daemon=True)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(seconds) else f"not finished after {seconds:g} seconds"
+    except EOFError:
+        process.join()
+        return f"the process ended with status {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()

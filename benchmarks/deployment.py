@@ -1,0 +1,446 @@
+"""Measure AP, time and size of exported detectors of each family, beside PyTorch's: docs/deployment.md.
+
+::
+
+    python -m benchmarks.deployment --write     # about an hour on one core; finished results are kept
+    python -m benchmarks.deployment RetinaNet --forms onnxruntime
+
+Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
+PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
+family's own neck, head, losses and post-processing; it learns in a minute on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import functools
+import io
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import dcnzoo.models
+
+# after dcnzoo.models, which patches packages that these import
+# isort: split
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
+from benchmarks.measure import ROOT, listed, markdown, replace_section, versions
+from dcnzoo.data.shapes import CLASSES
+from dcnzoo.export.openvino import save_ir
+from dcnzoo.export.runtime import Session
+from dcnzoo.export.smaller import to_float16, to_int8
+from dcnzoo.openmmlab.export.detectors import deployable, export_detector
+from dcnzoo.openmmlab.export.inputs import (
+    CalibrationInputs,
+    calibration_files,
+    find_preprocessing,
+    load_detector,
+)
+from dcnzoo.openmmlab.export.wrapper import data_sample
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.files import replacing, write_text
+
+DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+MMDET = mim_folder("mmdet") / "configs"
+CALIBRATION, CALLS = 100, 100  # images for int8, and calls whose time is measured
+LIMITS = {"bbox": 0.1, "segm": 0.3}  # largest difference in AP points in float32
+KINDS = {"bbox": "box", "segm": "mask"}
+WIDTH = 48  # of necks and heads
+C2, C3, C4 = 64, 128, 256  # channels of the backbone's stages, at strides 4, 8 and 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """An exported file, and the runtime that runs it."""
+
+    title: str
+    file: str
+    backend: str
+    float32: bool = False
+
+
+FORMS = {
+    "onnxruntime": Form("ONNX Runtime", "model.onnx", "onnxruntime", float32=True),
+    "onnxruntime-fp16": Form("ONNX Runtime, `--fp16`", "fp16.onnx", "onnxruntime"),
+    "onnxruntime-int8": Form("ONNX Runtime, `--int8`", "int8.onnx", "onnxruntime"),
+    "openvino": Form("OpenVINO", "model.xml", "openvino", float32=True),
+    "openvino-int8": Form("OpenVINO, `--int8`", "int8.xml", "openvino"),
+}
+
+
+# Small detectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of detectors.
+
+    Attributes:
+        config: of MMDetection 3, the counterpart of the one in the table.
+        kinds: of AP: of boxes, and of masks if it predicts those.
+        epochs: of 640 images, for the small version.
+        openvino: whether OpenVINO supports all operators of the graph (it lacks ``Scan``).
+    """
+
+    config: str
+    kinds: tuple[str, ...] = ("bbox",)
+    epochs: int = 4
+    openvino: bool = True
+
+
+MASKS = ("bbox", "segm")
+FAMILIES = {
+    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"),
+    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py"),
+    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py"),
+    "SSD": Family("ssd/ssd300_coco.py"),
+    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py"),
+    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
+    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"),
+    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MASKS),
+    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", MASKS),
+    "CornerNet": Family(
+        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", epochs=8, openvino=False
+    ),
+    "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", epochs=30),
+    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", MASKS),
+}
+
+
+def small(name: str) -> Config:
+    """Return the demo's config with a small detector of the family, for training on the generated shapes."""
+    family = FAMILIES[name]
+    cfg = Config.fromfile(DEMO)
+    backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
+    cfg.model = Config.fromfile(MMDET / family.config).model
+    _narrow(cfg.model)
+    cfg.model.backbone = backbone
+    mask = "segm" in family.kinds
+    cfg.model.data_preprocessor = dict(preprocessor, pad_mask=mask)
+    ADJUST.get(name, _one_stage if "bbox_head" in cfg.model else _two_stage)(cfg.model)
+    cfg.train_cfg.max_epochs = family.epochs
+    cfg.param_scheduler[1].update(T_max=family.epochs, end=family.epochs)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # the table evaluates
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        for step in loader.dataset.pipeline:
+            if step.type == "LoadAnnotations":
+                step.with_mask = mask
+    cfg.test_evaluator.metric = list(family.kinds)
+    cfg.randomness = dict(seed=0)
+    return cfg
+
+
+def _dicts(node) -> Iterator[dict]:
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _dicts(item)
+
+
+def _narrow(model: dict) -> None:
+    for part in _dicts(model):
+        for key, value in part.items():
+            if key in ("in_channels", "out_channels", "feat_channels", "conv_out_channels") and value == 256:
+                part[key] = WIDTH
+            elif key == "fc_out_channels":
+                part[key] = 128
+            elif key in ("stacked_convs", "num_convs"):
+                part[key] = 1
+            elif key == "num_classes":
+                part[key] = len(CLASSES)
+
+
+def _one_stage(model: dict) -> None:
+    model.neck = dict(type="FPN", in_channels=[C3, C4], out_channels=WIDTH, num_outs=2)
+    head = model.bbox_head
+    if "anchor_generator" in head:
+        head.anchor_generator.strides = [8, 16]
+    else:  # FCOS
+        head.update(strides=[8, 16], regress_ranges=((-1, 48), (48, 10**8)))
+        head.norm_cfg = dict(type="GN", num_groups=8)
+
+
+def _two_stage(model: dict) -> None:
+    model.neck = dict(type="FPN", in_channels=[C3, C4], out_channels=WIDTH, num_outs=2)
+    model.rpn_head.anchor_generator = dict(
+        type="AnchorGenerator", scales=[4, 8], ratios=[1.0], strides=[8, 16]
+    )
+    head = model.roi_head
+    for extractor in (head.bbox_roi_extractor, head.get("mask_roi_extractor", {})):
+        if extractor.get("type") == "SingleRoIExtractor":
+            extractor.update(featmap_strides=[8, 16], finest_scale=64)
+            extractor.roi_layer.sampling_ratio = 1
+    for part in _dicts([model.train_cfg.rcnn]):
+        if part.get("type") == "RandomSampler":
+            part.num = 32
+    model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=48)
+    model.test_cfg.rpn.update(nms_pre=100, max_per_img=48)
+
+
+def _pointrend(model: dict) -> None:
+    _two_stage(model)
+    model.roi_head.mask_roi_extractor.featmap_strides = [8]
+    model.roi_head.point_head.fc_channels = WIDTH
+    model.test_cfg.rcnn.update(subdivision_steps=3)  # 56 pixels across a box is enough here
+
+
+def _ssd(model: dict) -> None:
+    channels = [C3, C4, WIDTH, WIDTH]
+    model.neck.update(in_channels=channels[:2], out_channels=channels, l2_norm_scale=None)
+    model.neck.update(level_strides=(2, 2), level_paddings=(1, 1))
+    model.bbox_head.in_channels = channels
+    model.bbox_head.anchor_generator = dict(
+        type="SSDAnchorGenerator", scale_major=False, input_size=128, strides=[8, 16, 32, 64],
+        ratios=[[2], [2], [2], [2]], min_sizes=[24, 44, 64, 84], max_sizes=[44, 64, 84, 104],
+    )  # fmt: skip
+
+
+def _yolov3(model: dict) -> None:
+    model.backbone.out_indices = (0, 1, 2)
+    model.neck.update(in_channels=[C4, C3, C2], out_channels=[WIDTH, WIDTH, WIDTH // 2])
+    model.bbox_head.update(
+        in_channels=model.neck.out_channels, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4]
+    )
+    model.bbox_head.anchor_generator.update(
+        strides=[16, 8, 4],
+        base_sizes=[
+            [(104, 70), (70, 104), (84, 84)],
+            [(70, 44), (44, 70), (56, 56)],
+            [(40, 28), (28, 40), (32, 32)],
+        ],
+    )
+
+
+def _cornernet(model: dict) -> None:
+    """Put the corner heads on the finest map of an FPN instead of an hourglass."""
+    model.backbone.out_indices = (0, 1, 2)
+    model.neck = dict(type="FPN", in_channels=[C2, C3, C4], out_channels=WIDTH, num_outs=3)
+    model.bbox_head.num_feat_levels = 1
+
+
+def _detr(model: dict) -> None:
+    model.backbone.out_indices = (2,)
+    model.num_queries = 20
+    model.neck.update(in_channels=[C4])
+    for part, attentions in ((model.encoder, ["self_attn"]), (model.decoder, ["self_attn", "cross_attn"])):
+        part.num_layers = 2
+        for attention in attentions:
+            part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4, dropout=0.0)
+        part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=2 * WIDTH, ffn_drop=0.0)
+    model.positional_encoding.num_feats = WIDTH // 2
+    model.bbox_head.embed_dims = WIDTH
+    model.test_cfg.max_per_img = 20
+
+
+ADJUST = {"CornerNet": _cornernet, "SSD": _ssd, "YOLOv3": _yolov3, "DETR": _detr, "PointRend": _pointrend}
+
+
+# Measurement
+
+
+class Row:
+    """One family: its config, its folder and its results."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.family, self.images = name, FAMILIES[name], folder / "data/train"
+        self.folder = folder / "shapes" / name.lower().replace(" ", "-")
+        self.file = self.folder / "table.json"
+        self.cfg = small(name)
+        self.cfg.work_dir, self.cfg.log_level = str(self.folder / "logs"), "ERROR"
+        for loader in (self.cfg.train_dataloader, self.cfg.test_dataloader):
+            loader.dataset.update(data_root=f"{folder}/data/", shapes=dict(train=640, val=256, seed=0))
+        self.cfg.test_evaluator.ann_file = str(folder / "data/annotations/val.json")
+        self.weights = self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """The results of PyTorch and each form: AP in points by kind, size in bytes, time of a call."""
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
+
+    def keep(self, name: str, found: dict[str, float]) -> None:
+        results = self.results
+        write_text(self.file, json.dumps({**results, name: {**results.get(name, {}), **found}}))
+        print(f"{self.name}, {name}: {found}", flush=True)
+
+    @functools.cached_property
+    def detector(self) -> torch.nn.Module:
+        self.cfg.dump(self.folder / "config.py")
+        return load_detector(self.folder / "config.py", self.weights)[1]
+
+    @functools.cached_property
+    def samples(self) -> CalibrationInputs:
+        """Inputs of the training images."""
+        files = calibration_files(self.images, CALIBRATION)
+        found, names = find_preprocessing(self.cfg, self.detector), deployable(self.detector).input_names
+        return CalibrationInputs(self.detector, found, files, None, names)
+
+    def run(self, forms: Sequence[str]) -> None:
+        """Run the missing steps."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        forms = [name for name in forms if self.family.openvino or FORMS[name].backend != "openvino"]
+        if not self.weights.exists():
+            cfg = Config(self.cfg.to_dict())
+            cfg.resume = True
+            Runner.from_cfg(cfg).train()
+        if "pytorch" not in self.results:
+            size = sum(value.nbytes for value in self.detector.state_dict().values())
+            self.keep("pytorch", {**self._evaluate(self.cfg.model, "pytorch", self.weights), "size": size})
+        for name in forms:
+            if name not in self.results:
+                path = self._export(FORMS[name])
+                model = dict(
+                    type="DeployedDetector", path=str(path), backend=FORMS[name].backend, device="cpu",
+                    data_preprocessor=self.cfg.model.data_preprocessor,
+                )  # fmt: skip
+                parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+                size = sum(part.stat().st_size for part in parts)
+                self.keep(name, {**self._evaluate(model, name), "size": size})
+        if any("time" not in self.results[name] for name in ("pytorch", *forms)):
+            self._time(forms)
+
+    def _export(self, form: Form) -> Path:
+        path, whole = self.folder / form.file, self.folder / "model.onnx"
+        if path == whole or not whole.exists():
+            export_detector(self.detector, torch.randn(1, 3, 128, 128), whole, dynamic=True)
+        if path.suffix == ".xml":
+            save_ir(whole, path, samples=[] if form.float32 else self.samples)
+        elif path != whole:
+            with replacing(path) as partial:
+                shutil.copy(whole, partial)
+                if "fp16" in form.file:
+                    to_float16(partial)
+                else:
+                    to_int8(partial, self.samples)
+        return path
+
+    @torch.no_grad()
+    def _time(self, forms: Sequence[str]) -> None:
+        """Measure the CPU time of a call relative to PyTorch's, by turns on the same images with one thread.
+
+        Keeps the median of the ratios as ``time``, and half of their interquartile range as ``spread``.
+        """
+
+        def predict(images: np.ndarray, *_: np.ndarray) -> None:
+            sizes = tuple(images.shape[2:])
+            self.detector.predict(torch.from_numpy(images), [data_sample(sizes, sizes)], rescale=False)
+
+        torch.set_num_threads(1)
+        paths = {name: self.folder / FORMS[name].file for name in forms}
+        runs = {name: Session(path, FORMS[name].backend, threads=1) for name, path in paths.items()}
+        times = []
+        for call in range(-5, CALLS):  # the first are warm-up
+            feed = self.samples[call % len(self.samples)].values()
+            times.append([cpu_seconds(run, *feed) for run in (predict, *runs.values())])
+        ratios = np.array(times[5:])
+        low, median, high = np.quantile(ratios / ratios[:, :1], (0.25, 0.5, 0.75), axis=0)
+        for i, name in enumerate(("pytorch", *runs)):
+            self.keep(name, {"time": median[i], "spread": (high[i] - low[i]) / 2})
+
+    def _evaluate(self, model: dict, what: str, weights: Path | None = None) -> dict[str, float]:
+        cfg = Config(self.cfg.to_dict())
+        cfg.model, cfg.load_from = copy.deepcopy(model), weights and str(weights)
+        prefix = self.folder / what
+        cfg.test_evaluator.update(format_only=True, outfile_prefix=str(prefix))
+        Runner.from_cfg(cfg).test()
+        annotations = cfg.test_evaluator.ann_file
+        return {k: average_precision(annotations, f"{prefix}.{k}.json", k) for k in self.family.kinds}
+
+
+def cpu_seconds(run: Callable[..., object], *args: np.ndarray) -> float:
+    start = time.process_time()
+    run(*args)
+    return time.process_time() - start
+
+
+def average_precision(annotations: str, results: str, kind: str) -> float:
+    """Compute COCO's AP in points, unrounded: MMDetection's metric rounds by as much as the limit."""
+    if not json.loads(Path(results).read_text()):
+        return 0.0  # no detections, for which pycocotools fails
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(annotations)
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * float(evaluation.stats[0])
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Render the table, without what was not measured."""
+    titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
+    lines = [["", "", "box AP", "mask AP", "time", "MiB"]]
+    for family, found in results.items():
+        for name in [name for name in titles if name in found]:
+            row = found[name]
+            values = [row["bbox"], row.get("segm"), row.get("time"), row["size"] / 2**20]
+            cells = ("–" if value is None else f"{value:.2f}" for value in values)
+            lines.append([family if name == "pytorch" else "", titles[name], *cells])
+    rows = [row for found in results.values() for row in found.values() if "time" in row]
+    spread = max((row["spread"] / row["time"] for row in rows), default=0)
+    return (
+        f"{markdown(lines)}\n\nLargest spread of the times (half of the interquartile range): {spread:.0%}. "
+        f"{listed(versions('torch', 'onnxruntime', 'openvino', 'nncf'))}; {platform.machine()}, CPU."
+    )
+
+
+def too_much(rows: list[Row]) -> list[str]:
+    """List the cases in which a runtime changes AP in float32 by more than the limit."""
+    wrong = []
+    for row in rows:
+        for name in row.results.keys() & {name for name, form in FORMS.items() if form.float32}:
+            for kind in row.family.kinds:
+                found, expected = row.results[name][kind], row.results["pytorch"][kind]
+                if abs(found - expected) > LIMITS[kind]:
+                    wrong.append(
+                        f"{row.name}, {name}: {KINDS[kind]} AP {found:.2f}, {expected:.2f} in PyTorch"
+                    )
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")
+    add("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
+    add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
+    add("--report", action="store_true", help="show the existing results without measuring")
+    add("--write", action="store_true", help="write the table to docs/deployment.md")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows = [Row(name, args.work_dir) for name in FAMILIES]
+    wrong = []
+    for row in rows if not args.report else ():
+        if row.name in (args.families or FAMILIES):
+            try:
+                row.run(args.forms)
+            except Exception as error:  # does not stop the other families
+                wrong.append(f"{row.name}: {error}")
+    text = table({row.name: row.results for row in rows})
+    print(text)
+    if args.write:
+        replace_section(ROOT / "docs/deployment.md", "table", text)
+    if wrong := wrong + too_much(rows):
+        raise SystemExit("error: " + "; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A file of jobs and their results, one JSON object per line: a crash or a time limit loses one job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+# exit statuses: this process cannot use the GPU any more, a new one can continue; no time was left
+RESTART, UNFINISHED = 75, 76
+
+
+def read(path: Path) -> dict[str, tuple[dict, dict | None]]:
+    """Return key -> (job, result). The result of a job that was started and did not end is None."""
+    found: dict[str, tuple[dict, dict | None]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the process was killed while it wrote this line
+            continue
+        found[key(entry["job"])] = entry["job"], entry.get("result")
+    return found
+
+
+def results(path: Path, **having: object) -> list[tuple[dict, dict]]:
+    """Return the jobs with these values and their results; a job that did not end has a problem."""
+    return [
+        (job, result or {"problem": "crashed, or stopped at the time limit"})
+        for job, result in read(path).values()
+        if all(job.get(name) == value for name, value in having.items())
+    ]
+
+
+def key(job: dict) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+class Journal:
+    """Runs jobs that the file does not list yet, until the time is over. Processes may share a file."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.end = path, time.monotonic() + seconds
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            self._append("\n")
+        self.known = read(path)
+        self.skipped = 0
+
+    @classmethod
+    def of_command_line(cls) -> tuple[Journal, argparse.Namespace]:
+        """Return the journal and the arguments of a script that the harness starts."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("file", type=Path)
+        parser.add_argument("--limit", type=float, required=True, help="seconds")
+        parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="I N: only every N-th job")
+        parser.add_argument("--step", choices=["check", "time", "write"])
+        parser.add_argument("--data", type=Path)
+        parser.add_argument("--rehearse", action="store_true")
+        args = parser.parse_args()
+        args.device = "cpu" if args.rehearse else "cuda"
+        return cls(args.file, args.limit), args
+
+    def exit(self) -> None:
+        """End the process; the status tells whether jobs were skipped for lack of time."""
+        sys.exit(UNFINISHED if self.skipped else 0)
+
+    def run(self, job: dict, function: Callable[[], dict]) -> None:
+        """Run a job that has no result, if there is time."""
+        if key(job) in self.known:
+            return
+        if time.monotonic() > self.end:
+            self.skipped += 1
+            return
+        self._append(json.dumps({"job": job}) + "\n")
+        try:
+            result = function()
+        except Exception as error:
+            result = {"problem": " ".join(str(error).split())[:300] or type(error).__name__}
+        self._append(json.dumps({"job": job, "result": result}, ensure_ascii=False) + "\n")
+        print(f"{' '.join(map(str, job.values()))}: {json.dumps(result)}"[:200], flush=True)
+        if "problem" in result and gpu_is_lost():
+            sys.exit(RESTART)
+
+    def _append(self, text: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:  # one write: lines of processes do not mix
+            file.write(text)
+
+
+def gpu_is_lost() -> bool:
+    """Whether an error has ended the CUDA context: every later call in this process fails."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

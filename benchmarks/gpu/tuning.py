@@ -1,0 +1,239 @@
+"""Measure block sizes of the fused kernels on this GPU, in three steps.
+
+check: compiles every candidate and compares its results with the reference. Several processes share the work.
+time: measures the correct candidates on several maps, in CUDA graphs.
+write: writes the fastest one of each map to the table. A kernel and type that was not measured completely
+keeps its entry.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from benchmarks.cases import CASES, in_format
+from benchmarks.gpu.journal import Journal, results
+from dcnzoo.ops import fused, reference
+from dcnzoo.ops.fused import configs
+from dcnzoo.ops.fused.configs import Config
+from dcnzoo.utils.files import write_text
+from tests.op_cases import Sample, deform_conv
+
+KINDS = {"half": torch.bfloat16, "float32": torch.float32}
+MAPS = ("p3-n2", "c3-n2", "c4-n2", "c5-n2", "c5")
+# Largest error relative to the reference in float64, of the norms: bfloat16 and TF32.
+LARGEST_ERROR = {"half": 1e-2, "float32": 2e-3}
+# in addition to the candidates in the table: BM, BN, BK, warps, stages
+MORE = {
+    "forward": {
+        "half": [
+            *([128, 256, 64, 8, 3], [128, 256, 64, 16, 3], [128, 256, 64, 16, 2], [128, 256, 64, 8, 1]),
+            *([128, 256, 32, 16, 3], [128, 128, 64, 8, 3], [128, 128, 64, 8, 1], [128, 128, 32, 8, 4]),
+            *([64, 256, 64, 8, 3], [64, 256, 64, 8, 1], [64, 256, 32, 8, 3]),
+        ],
+        "float32": [[128, 128, 32, 8, 2], [128, 64, 32, 8, 2], [64, 128, 32, 8, 1]],
+    },
+    "grad_samples": {
+        "half": [[64, 64, 128, 8, 3], [64, 32, 256, 8, 2], [128, 64, 128, 8, 2], [64, 64, 256, 8, 1]],
+        "float32": [[64, 32, 64, 8, 1], [32, 32, 64, 8, 2]],
+    },
+    "grad_weight": {
+        "half": [[64, 128, 256, 8, 3], [64, 128, 128, 8, 3], [128, 128, 128, 8, 2]],
+        "float32": [[32, 64, 64, 4, 2]],
+    },
+}
+
+
+def candidates(table: dict, kernel: str, kind: str, rehearse: bool) -> list[Config]:
+    known = [sizes for entry in table.values() for sizes in entry[kernel][kind]]
+    own = table.get(target(), table["default"])[kernel][kind]
+    every = [*own, *([] if rehearse else known + MORE.get(kernel, {}).get(kind, []))]
+    return list(dict.fromkeys(Config(*sizes) for sizes in every if len(sizes) == len(Config._fields)))
+
+
+def target() -> str:
+    return configs.target_of(fused.INTERPRETED)
+
+
+def call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config) -> tuple[Tensor | None, ...]:
+    if kernel == "forward":
+        return (fused.forward(problem, None, config),)
+    if kernel == "grad_weight":
+        return (fused.grad_weight(problem, grad, config),)
+    return fused.grad_samples(problem, grad, True, True, True, config)
+
+
+def sample(name: str, rehearse: bool) -> Sample:
+    """Return a case of deform_conv2d; "check": a small one."""
+    if rehearse or name == "check":
+        sizes = (
+            dict(batch=1, channels=32, size=(3, 5))
+            if rehearse
+            else dict(batch=2, channels=256, size=(20, 36))
+        )
+        return deform_conv.make(
+            name, **sizes, out_channels=sizes["channels"], kernel=(3, 3), bias=False, padding=1
+        )
+    return next(case for case in CASES if (case.operator, case.name) == ("deform_conv2d", name)).make()
+
+
+@cache
+def make_problem(name: str, dtype: torch.dtype, device: str) -> tuple[fused.Problem, Tensor]:
+    case = sample(name, device == "cpu").to(dtype).map(lambda tensor: tensor.to(device))
+    input, weight, offset, mask, _ = in_format(case, torch.channels_last).tensors
+    problem = fused.Problem(
+        input, weight, offset, mask, [case.kwargs.get("stride", 1)] * 2, [1, 1], [1, 1], 1, allow_tf32=True
+    )
+    size = (len(input), len(weight), *offset.shape[2:])
+    return problem, torch.randn(size).to(input).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def expected(name: str, dtype: torch.dtype, device: str) -> dict[str, tuple[Tensor, ...]]:
+    """Output and gradients of the reference in float64, by kernel."""
+    problem, grad = make_problem(name, dtype, device)
+    input, weight, offset, mask = leaves = [
+        t.detach().double().requires_grad_()
+        for t in (problem.input, problem.weight, problem.offset, problem.mask)
+    ]
+    lists = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    output = reference.deform_conv(input, weight, offset, mask, None, *lists)
+    of_input, of_weight, *of_fields = torch.autograd.grad(output, leaves, grad.double())
+    return {
+        "forward": (output.detach(),),
+        "grad_weight": (of_weight,),
+        "grad_samples": (of_input, *of_fields),
+    }
+
+
+def check(kernel: str, kind: str, config: Config, device: str) -> dict:
+    """Compare with the reference.
+
+    Raises:
+        ValueError: the error is too large.
+    """
+    problem, grad = make_problem("check", KINDS[kind], device)
+    exact = expected("check", KINDS[kind], device)[kernel]
+    for like in exact:  # what the kernel does not write is NaN: torch reuses this memory
+        torch.full_like(like, float("nan"), dtype=KINDS[kind])
+    found = call(kernel, problem, grad, config)
+    errors = [((f.double() - e).norm() / e.norm()).item() for f, e in zip(found, exact, strict=True)]
+    if not all(error <= LARGEST_ERROR[kind] for error in errors):  # also NaN
+        raise ValueError(f"wrong result: errors of {', '.join(f'{error:.1e}' for error in errors)}")
+    return {"error": max(errors)}
+
+
+def microseconds(function: Callable[[], object], device: str) -> float:
+    """Return the median time on the GPU, from a CUDA graph."""
+    if device == "cpu":
+        start = time.perf_counter()
+        function()
+        return 1e6 * (time.perf_counter() - start)
+    return 1e3 * triton.testing.do_bench_cudagraph(function, rep=20, return_mode="median")
+
+
+def write_table(journal: Path, table: dict, path: Path, rehearse: bool) -> None:
+    """Replace the lists of candidates that were measured completely, and write the table."""
+    entry = dict(table.get(target(), table["default"]))
+    measured = []
+    for kernel in MORE:
+        entry[kernel] = dict(entry[kernel])
+        for kind in KINDS:
+            every = candidates(table, kernel, kind, rehearse)
+            chosen = choose(journal, kernel, kind, every, Config(*entry[kernel][kind][-1]))
+            if chosen:
+                entry[kernel][kind] = [list(config) for config in chosen]
+                measured.append(f"{kernel} {kind}")
+    if measured:
+        where = "Triton's interpreter" if rehearse else torch.cuda.get_device_name()
+        entry["source"] = (
+            f"{', '.join(measured)}: measured on {where}, torch {torch.__version__}, "
+            f"Triton {triton.__version__}, {datetime.date.today().isoformat()}"
+        )
+    save({**table, target(): entry}, path)
+
+
+def choose(
+    journal: Path, kernel: str, kind: str, every: list[Config], smallest: Config
+) -> list[Config] | None:
+    """Return the fastest candidate of each map, large ones first; None if a measurement is missing."""
+    wrong = {
+        tuple(job["config"])
+        for job, result in results(journal, step="check", kernel=kernel, kind=kind)
+        if "problem" in result
+    }
+    times = {name: {} for name in MAPS}
+    for job, result in results(journal, step="time", kernel=kernel, kind=kind):
+        times[job["map"]][Config(*job["config"])] = result.get("us", math.inf)
+    correct = {config for config in every if tuple(config) not in wrong}
+    if smallest not in correct or any(found.keys() != correct for found in times.values()):
+        return None
+    if math.inf in map(min, (found.values() for found in times.values())):
+        return None
+    # the last one must be small enough for any number of channels
+    fastest = {min(found, key=found.__getitem__) for found in times.values()} | {smallest}
+    return sorted(fastest, key=lambda config: math.prod(config[:3]), reverse=True)
+
+
+def save(table: dict, path: Path) -> None:
+    """Write one line per kernel, so that changes are readable in a diff."""
+    entries = []
+    for name, entry in table.items():
+        rows = [
+            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in entry.items()
+        ]
+        entries.append(f" {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n }")
+    write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
+    print(f"written: {path}", flush=True)
+
+
+def main() -> None:
+    journal, args = Journal.of_command_line()
+    table = json.loads(configs.TABLE.read_text())
+    if args.step == "write":
+        out = args.file.with_name("configs.json")
+        write_table(args.file, table, out, args.rehearse)
+        if not args.rehearse:
+            shutil.copy(out, configs.TABLE)
+        return
+    every = [
+        (kernel, kind, config)
+        for kind in KINDS
+        for kernel in MORE
+        for config in candidates(table, kernel, kind, args.rehearse)
+    ]
+    first, step = args.share
+    if args.step == "check":
+        for kernel, kind, config in every[first::step]:
+            job = {"step": "check", "kernel": kernel, "kind": kind, "config": list(config)}
+            journal.run(job, lambda k=kernel, d=kind, c=config: check(k, d, c, args.device))
+        journal.exit()
+    correct = {
+        (job["kernel"], job["kind"], *job["config"])
+        for job, result in results(args.file, step="check")
+        if "problem" not in result
+    }
+    for kernel, kind, config in every:
+        for name in MAPS if (kernel, kind, *config) in correct else ():
+            problem, grad = make_problem(name, KINDS[kind], args.device)
+
+            def measure(k=kernel, p=problem, g=grad, c=config) -> dict:
+                return {"us": microseconds(lambda: call(k, p, g, c), args.device)}
+
+            job = {"step": "time", "kernel": kernel, "kind": kind, "map": name, "config": list(config)}
+            journal.run(job, measure)
+    journal.exit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,432 @@
+"""Time complete models: detectors with dcnzoo, with compiled mmcv and without DCN; models of other packages;
+exported files; the demo's training; imports; the zoo.
+
+::
+
+    .venv-peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
+    .venv-transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
+    python -m benchmarks.models --zoo        # writes the entries that models of the zoo lack
+
+Each contestant is a process with random weights, batch size 1 and float32; the processes take turns. A
+training step is forward and backward, without the optimiser. Other work on the machine slows all samples of a
+round: compare the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import multiprocessing
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# dcnzoo is imported only in the processes that use it: without it, mmcv runs its own operators
+ROOT = Path(__file__).resolve().parents[1]
+INFERENCE, TRAINING = "inference", "training step"
+Step = Callable[[str], object]  # takes INFERENCE or TRAINING
+
+
+# Contestants: functions that a new process calls once; they return what is timed
+
+
+def detector(config: str, size: tuple[int, int], plugin: bool = True, channels_last: bool = False) -> Step:
+    """Return a detector of MMDetection; without the ``plugin``, it uses mmcv's operators."""
+    if plugin:
+        import dcnzoo.models  # noqa: F401
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.hub import get_config
+    from mmengine.registry import init_default_scope
+
+    if not plugin:
+        import mmcv._ext
+
+        if "dcnzoo" in mmcv._ext.__file__:
+            raise ImportError("expected mmcv with compiled operators, got mmcv-lite: make peers")
+    init_default_scope("mmdet")
+    cfg = get_config(config) if "::" in config else Config.fromfile(ROOT / config)
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    if hasattr(model, "roi_head"):
+        # random weights give all classes the same score: peaks, so that there are detections and masks
+        model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+
+    def step(mode: str) -> None:
+        if mode == INFERENCE:
+            with torch.no_grad():
+                model.eval().test_step(batch(size))
+            return
+        data = model.train().data_preprocessor(batch(size), training=True)
+        model.zero_grad()
+        model.parse_losses(model(**data, mode="loss"))[0].backward()
+
+    return step
+
+
+def batch(size: tuple[int, int]) -> dict:
+    """Return an image of noise with ten boxes and masks, as a data loader does."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    height, width = size
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, (width / 2, height / 2), (10, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(30, 300, (10, 2))], axis=1)
+    masks = np.zeros((10, height, width), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
+    sample = DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32),
+        labels=torch.arange(10),
+        masks=BitmapMasks(masks, height, width),
+    )
+    image = torch.tensor(random.integers(0, 256, (3, height, width)), dtype=torch.uint8)
+    return {"inputs": [image], "data_samples": [sample]}
+
+
+def module_step(model: nn.Module, inputs: dict, as_vector: Callable[[object], Tensor]) -> Step:
+    def step(mode: str) -> None:
+        model.train(mode == TRAINING)
+        with torch.set_grad_enabled(mode == TRAINING):
+            outputs = as_vector(model(**inputs))
+            if mode == TRAINING:
+                model.zero_grad()
+                outputs[outputs.isfinite()].sum().backward()  # Grounding DINO has logits of -inf
+
+    return step
+
+
+def transformer(
+    cls: str,
+    size: tuple[int, int],
+    config: dict,
+    outputs: tuple[str, ...],
+    text: tuple[int, ...],
+    plugin: bool,
+) -> Step:
+    """Return a model of Transformers in its published size; ``text``: token ids."""
+    import transformers
+
+    from dcnzoo.compat.transformers import enable
+
+    if plugin:
+        enable()
+    kind = getattr(transformers, cls)
+    inputs = {"pixel_values": torch.randn(1, 3, *size)}
+    if text:
+        inputs["input_ids"] = torch.tensor([text])
+    as_vector = lambda results: torch.cat([results[name].flatten() for name in outputs])  # noqa: E731
+    return module_step(kind(kind.config_class(**config)), inputs, as_vector)
+
+
+def segmenter(plugin: bool) -> Step:
+    """Return the network of the tests that resembles BiRefNet, which calls torchvision."""
+    from dcnzoo.compat.torchvision import accelerate
+    from tests.environments.segmentation import Segmenter
+
+    if plugin:
+        accelerate()
+    return module_step(Segmenter(), {"image": torch.randn(1, 3, 1024, 1024)}, Tensor.flatten)
+
+
+def exported(backend: str, deform_conv: str = "native") -> Step:
+    """Return RetinaNet R-18 with DCNv2 in c3 to c5, as a file in a runtime, or in PyTorch."""
+    import dcnzoo.models  # noqa: F401  before mmdet
+
+    # isort: split
+    from mmdet.registry import MODELS
+    from mmengine.hub import get_config
+    from mmengine.registry import init_default_scope
+
+    from dcnzoo.export.runtime import Session
+    from dcnzoo.openmmlab.export.detectors import export_detector
+    from dcnzoo.openmmlab.export.verify import predict
+
+    init_default_scope("mmdet")
+    cfg = get_config("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py")
+    cfg.model.backbone.update(dcn=True, init_cfg=None)
+    model = MODELS.build(cfg.model).eval()
+    images = torch.randn(1, 3, 512, 640)
+    displace(model)
+    with torch.no_grad():  # 2000 boxes go into NMS, as with a trained detector
+        nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.1)
+        scores = torch.cat([s.sigmoid().flatten() for s in model.bbox_head(model.extract_feat(images))[0]])
+    model.bbox_head.test_cfg.score_thr = float(scores.topk(2000).values[-1])
+    if backend == "pytorch":
+        return lambda mode: predict(model, images)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_detector(model, images, path, deform_conv=deform_conv)
+        session = Session(path, backend, threads=torch.get_num_threads())
+    return lambda mode: session(images.numpy())
+
+
+def displace(model: nn.Module) -> None:
+    """Set offsets as after some training. They start at zero, where samples lie exactly on pixels."""
+    for name, module in model.named_modules():
+        if name.endswith("conv_offset"):
+            nn.init.normal_(module.bias)
+
+
+def demo(config: str) -> Step:
+    """Return training iterations of the demo, with loading of images and the optimiser."""
+    import dcnzoo.models  # noqa: F401  before mmdet
+
+    # isort: split
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    cfg = Config.fromfile(ROOT / "configs/demo" / config)
+    folder = tempfile.mkdtemp()
+    cfg.work_dir, cfg.log_level, cfg.randomness = f"{folder}/work", "ERROR", {"seed": 0}
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_root = f"{folder}/data/"
+    dataset.shapes.update(train=64, val=1)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+    runner = Runner.from_cfg(cfg)
+    loader = runner.build_dataloader(runner._train_dataloader, seed=0)
+    optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.model.init_weights()
+    displace(runner.model)
+    batches = (batch for _ in iter(int, 1) for batch in loader)  # endless
+    return lambda mode: runner.model.train().train_step(next(batches), optimizer)
+
+
+def imports(statement: str) -> Step:
+    return lambda mode: subprocess.run([sys.executable, "-c", statement], check=True)
+
+
+def of_zoo(name: str) -> Step:
+    from dcnzoo import zoo
+    from dcnzoo.openmmlab.model_builder import build_model, random_batch
+    from dcnzoo.openmmlab.runner import read_config_file
+
+    model = build_model(read_config_file(str(zoo.find(name).config), {}))
+    return lambda mode: torch.no_grad()(model.test_step)(random_batch(800, 1333))
+
+
+# Comparisons: the first contestant is the unit of time
+
+
+def _with_dcn(deformable: str, plain: str) -> dict[str, Callable[[], Step]]:
+    on, off = (partial(detector, config, (800, 1344)) for config in (deformable, plain))
+    return {
+        "dcnzoo": on,
+        "compiled mmcv": partial(on, plugin=False),
+        "without DCN": off,
+        "dcnzoo, channels last": partial(on, channels_last=True),
+        "without DCN, channels last": partial(off, channels_last=True),
+    }
+
+
+def _transformer(cls: str, size: tuple[int, int], config: dict, outputs=("logits", "pred_boxes"), text=()):
+    build = partial(transformer, cls, size, config, outputs, text)
+    return {"dcnzoo": partial(build, plugin=True), "own operator": partial(build, plugin=False)}
+
+
+_DETR = partial(detector, "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", (800, 1344))
+_DINO = partial(detector, "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py", (800, 1066))
+_FCOS = "mmdet::fcos/fcos_r50{}-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
+_SWIN_T = dict(model_type="swin", embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
+_SWIN_T["drop_path_rate"] = 0.0
+_RESNET = {"model_type": "resnet", "out_features": ["stage2", "stage3", "stage4"]}
+COMPARISONS: dict[str, dict[str, Callable[[], Step]]] = {
+    "Mask R-CNN R-50, DCNv2": _with_dcn(
+        "mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+        "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    ),
+    "FCOS R-50, DCN": _with_dcn(_FCOS.format("-dcn"), _FCOS.format("")),
+    "Deformable DETR R-50": {"dcnzoo": _DETR, "compiled mmcv": partial(_DETR, plugin=False)},
+    "DINO R-50": {"dcnzoo": _DINO, "compiled mmcv": partial(_DINO, plugin=False)},
+    "Mask R-CNN InternImage-T": {
+        "dcnzoo": partial(detector, "configs/internimage/mask-rcnn_internimage-t_fpn_1x_coco.py", (800, 1344))
+    },
+    "Transformers: Deformable DETR R-50, 800×1066": _transformer(
+        "DeformableDetrForObjectDetection", (800, 1066), {"backbone_config": _RESNET}
+    ),
+    "Transformers: Grounding DINO Swin-T, 800×1066": _transformer(
+        "GroundingDinoForObjectDetection",
+        (800, 1066),
+        {"backbone_config": _SWIN_T | {"out_features": ["stage2", "stage3", "stage4"]}},
+        text=(101, 1037, 4937, 1012, 1037, 6556, 2491, 1012, 102),  # a cat. a remote control.
+    ),
+    "Transformers: Mask2Former Swin-T, 800×1066": _transformer(
+        "Mask2FormerForUniversalSegmentation",
+        (800, 1066),
+        {"backbone_config": _SWIN_T | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
+        ("class_queries_logits", "masks_queries_logits"),
+    ),
+    "Transformers: RT-DETR R-50, 640×640": _transformer("RTDetrForObjectDetection", (640, 640), {}),
+    "BiRefNet-like, Swin-T, 1024×1024": {
+        "dcnzoo": partial(segmenter, True),
+        "own operator": partial(segmenter, False),
+    },
+    "export: RetinaNet R-18, DCNv2, 512×640": {
+        "onnxruntime, DeformConv": partial(exported, "onnxruntime"),
+        "onnxruntime, GatherND": partial(exported, "onnxruntime", "gathernd"),
+        "OpenVINO, DeformConv": partial(exported, "openvino"),
+        "OpenVINO, GatherND": partial(exported, "openvino", "gathernd"),
+        "PyTorch": partial(exported, "pytorch"),
+    },
+    "demo: training iteration": {
+        "without DCN": partial(demo, "mask-rcnn_r14_fpn_8e_shapes.py"),
+        "dcnzoo": partial(demo, "mask-rcnn_r14-mdconv_fpn_8e_shapes.py"),
+    },
+    "startup": {
+        name: partial(imports, name)
+        for name in ("import torch", "import dcnzoo", "import dcnzoo.ops", "import dcnzoo.layers")
+    },
+}
+ONE_PASS = ("export", "demo", "startup")  # have no second pass
+
+
+# Measurement
+
+
+def _start(build: Callable[[], Step], threads: int) -> None:
+    global _step
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    _step = build()
+
+
+def _run(mode: str) -> tuple[float, int]:
+    """Return the seconds of a step and the peak memory of this process, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    start = time.perf_counter()
+    _step(mode)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text()
+    return seconds, int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024
+
+
+def measure(
+    contestants: dict[str, Callable[[], Step]], modes: tuple[str, ...], rounds: int, threads: int
+) -> dict[str, dict[str, list[tuple[float, int]]]]:
+    """Return the samples of each pass and contestant, one per round after a warm-up."""
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(ProcessPoolExecutor(1, spawn, _start, (build, threads)))
+            for name, build in contestants.items()
+        }
+        for mode in modes:
+            found[mode] = {name: [] for name in processes}
+            for number in range(rounds + 1):
+                for name, process in processes.items():
+                    sample = process.submit(_run, mode).result()
+                    if number:
+                        found[mode][name].append(sample)
+    return found
+
+
+def rows(comparison: str, found: dict[str, dict[str, list[tuple[float, int]]]]) -> list[list[str]]:
+    table = []
+    for mode, by_contestant in found.items():
+        unit = next(iter(by_contestant.values()))
+        for name, samples in by_contestant.items():
+            ratios = [own[0] / base[0] for own, base in zip(samples, unit, strict=True)]
+            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+            seconds, memory = statistics.median(s for s, _ in samples), max(m for _, m in samples)
+            figures = [f"{seconds:.3f}", f"{middle:.2f}", f"{low:.2f} – {high:.2f}", f"{memory / 2**20:,.0f}"]
+            table.append([comparison, mode, name, *figures])
+    return table
+
+
+def measure_zoo(rounds: int, threads: int) -> None:
+    """Measure the models of the zoo that lack entries, and write these to their metafiles."""
+    from dcnzoo import zoo
+    from dcnzoo.openmmlab.model_builder import build_model, count_operations, input_size, random_batch
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.utils.files import write_text
+    from dcnzoo.zoo.page import CPU_TIME, FLOPS, PARAMETERS
+
+    baseline = partial(of_zoo, "faster-rcnn_r50_fpn_1x_coco")
+    for model in zoo.models():
+        complete = model.metadata.keys() >= {CPU_TIME, PARAMETERS, FLOPS}
+        if complete or model.package != "dcnzoo" or model.config.parent.name == "demo":
+            continue
+        pair = {"unit": baseline, "model": partial(of_zoo, model.name)}
+        found = measure(pair, (INFERENCE,), rounds, threads)[INFERENCE]
+        cfg = read_config_file(str(model.config), {})
+        built = build_model(cfg)
+        operations = count_operations(built, random_batch(*input_size(cfg, built)))[0]
+        ratios = [own[0] / unit[0] for own, unit in zip(found["model"], found["unit"], strict=True)]
+        entries = {
+            CPU_TIME: round(statistics.median(ratios), 2),
+            PARAMETERS: round(sum(p.numel() for p in built.parameters()) / 1e6, 1),
+            FLOPS: round(sum(operations.values()) / 1e9, 1),
+        }
+        entries = {name: value for name, value in entries.items() if name not in model.metadata}
+        file = ROOT / "configs" / model.config.parent.name / "metafile.yml"
+        start = rf"(  - Name: {re.escape(model.name)}\n(?:    .*\n)*?    Metadata:\n)"
+        lines = "".join(f"      {name}: {value}\n" for name, value in entries.items())
+        write_text(file, re.sub(start, rf"\g<1>{lines}", file.read_text(encoding="utf-8"), count=1))
+        print(f"{model.name}: {entries}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("comparisons", nargs="*", metavar="COMPARISON", help=f"or patterns: {'; '.join(COMPARISONS)}")
+    add("--contestants", nargs="+", default=["*"], metavar="NAME", help="only these; patterns, too")
+    add("--rounds", type=int, default=5, help="samples after a warm-up (default: 5)")
+    add("--threads", type=int, default=2)
+    add("--write", metavar="NAME", help="write docs/benchmarks/NAME-<machine and versions>.md")
+    add(
+        "--zoo",
+        action="store_true",
+        help="measure the models of the zoo that lack entries in their metafiles",
+    )
+    args = parser.parse_args()
+    if args.zoo:
+        return measure_zoo(args.rounds, args.threads)
+    chosen = [c for c in COMPARISONS if any(fnmatch.fnmatchcase(c, p) for p in args.comparisons)]
+    if not chosen:
+        parser.error(f"COMPARISON: expected some of {'; '.join(COMPARISONS)}")
+    from benchmarks.measure import describe, listed, markdown, slug
+    from dcnzoo.utils.files import write_text
+
+    facts = describe("mmcv", "transformers", "onnxruntime", "openvino") | {"threads": args.threads}
+    table = [["model", "pass", "contestant", "seconds", "time / first", "quartiles", "peak memory, MiB"]]
+    for name in chosen:
+        contestants = {
+            c: build
+            for c, build in COMPARISONS[name].items()
+            if any(fnmatch.fnmatchcase(c, p) for p in args.contestants)
+        }
+        modes = (INFERENCE,) if name.startswith(ONE_PASS) else (INFERENCE, TRAINING)
+        table += rows(name, measure(contestants, modes, args.rounds, args.threads))
+        print(*(" | ".join(row) for row in table[-len(contestants) * len(modes) :]), sep="\n", flush=True)
+    method = __doc__[__doc__.index("Each contestant") :]
+    text = f"# Complete models\n\n{listed(facts)}.\n\n{method}\n{markdown(table)}\n"
+    if args.write:
+        path = ROOT / "docs/benchmarks" / f"{args.write}-{slug(facts)}.md"
+        write_text(path, text)
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

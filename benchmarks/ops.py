@@ -1,0 +1,291 @@
+"""Compare time and memory of the operators with those of other packages on the CPU.
+
+::
+
+    make bench                                                     # all: docs/benchmarks, about 25 minutes
+    python -m benchmarks.ops deform_conv2d --cases 'c3*' --dtypes float32 --threads 1
+
+The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
+differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
+and versions; all measurements go to work_dirs/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fnmatch
+import json
+import multiprocessing
+import shlex
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
+from benchmarks.measure import ROOT, describe, listed, markdown, slug, take_turns
+from dcnzoo.utils.files import write_text
+
+# Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
+AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+PACKAGES = ("mmcv", "onnxruntime", "torchvision", "tvdcn", "torch-ms-deform-attn")
+
+
+@dataclass
+class Row:
+    """A measurement; ``extra``: peak memory in bytes in addition to inputs and results."""
+
+    operator: str
+    case: str
+    main: bool
+    dtype: str
+    mode: str
+    threads: int
+    contestant: str
+    seconds: float
+    iqr: float
+    extra: int | None = None
+
+    @property
+    def setting(self) -> tuple[str, str, str, str, int]:
+        return self.operator, self.case, self.dtype, self.mode, self.threads
+
+
+def is_floor(contestant: str) -> bool:
+    """Whether a contestant does less: a plain convolution."""
+    return contestant.startswith("F.")
+
+
+def measure(
+    case: Case, dtype: str, args: argparse.Namespace, pool: multiprocessing.pool.Pool | None
+) -> Iterator[Row | str]:
+    """Yield a row for each measurement, and why others are missing."""
+    sample = case.sample(getattr(torch, dtype))
+    calls, expected = {}, None
+    for name, prepare in contestants(case.operator).items():
+        if not chosen(name, args.contestants) and name != OURS:
+            continue
+        try:
+            own = sample.leaves()
+            calls[name] = {threads: (prepare(own, threads), own.given) for threads in args.threads}
+            with torch.no_grad():
+                output = calls[name][args.threads[0]][0]()
+            if name == OURS:
+                expected = output
+            elif (
+                not is_floor(name)
+                and (difference := relative_difference(output, expected)) > AGREEMENT[dtype]
+            ):
+                raise ValueError(f"different result: differs by {difference:.1e} of the largest value")
+        except Exception as error:
+            calls.pop(name, None)
+            yield f"{name}: {' '.join(str(error).split())[:160]} ({case.operator} {case.name})"
+    for mode in args.passes:
+        functions = {}
+        for name, by_threads in calls.items():
+            with contextlib.suppress(NotImplementedError):  # no gradients
+                for threads, (forward, given) in by_threads.items():
+                    functions[name, threads] = passes(forward, given, mode), threads
+        for (name, threads), found in take_turns(functions, args.seconds).items():
+            row = Row(
+                case.operator, case.name, case.main, dtype, mode, threads, name, found.median, found.iqr
+            )
+            if pool and threads == args.threads[-1] and name == OURS:
+                row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
+            yield row
+
+
+def chosen(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    if got.shape != expected.shape:
+        return float("inf")
+    got, expected = got.detach().double(), expected.detach().double()
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+
+
+# Memory
+
+
+def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) -> int:
+    """Measure the peak memory of a call of dcnzoo, in a new process: allocators and pools keep memory."""
+    torch.set_num_threads(threads)
+    prepare = contestants(operator)[OURS]
+    for small in operators()[operator].forms():  # starts threads, loads kernels
+        warm = small.to(getattr(torch, dtype)).leaves()
+        passes(prepare(warm, threads), warm.given, mode)()
+    (found,) = (c for c in CASES if (c.operator, c.name) == (operator, case))
+    sample = found.sample(getattr(torch, dtype)).leaves()
+    run = (
+        torch.no_grad()(prepare(sample, threads))
+        if mode == "forward"
+        else _backward(sample, threads, prepare)
+    )
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # so that the next allocation is visible
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    results = run()
+    results = results if isinstance(results, tuple) else (results,)
+    return max(0, _status("VmHWM") - before - sum(t.nbytes for t in results if t is not None))
+
+
+def _backward(sample, threads, prepare):
+    forward = prepare(sample, threads)
+
+    def run() -> tuple[Tensor, ...]:
+        output = forward()
+        return output.detach(), *torch.autograd.grad(output.sum(), sample.given)
+
+    return run
+
+
+def _status(name: str) -> int:
+    """Return bytes from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+# Tables
+
+
+def ratios(rows: list[Row]) -> dict[str, dict[tuple, float]]:
+    """Return, for each pair such as ``mmcv / dcnzoo``, the ratio of times in each setting."""
+    found: dict[str, dict[tuple, float]] = defaultdict(dict)
+    settings: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        settings[row.setting][row.contestant] = row.seconds
+    for setting, times in settings.items():
+        floors = {name: seconds for name, seconds in times.items() if is_floor(name)}
+        for name, seconds in times.items():
+            if name.startswith(OURS) and floors:
+                plain = next(iter(floors)).split()[0]
+                found[f"{name} / {plain}, the faster"][setting] = seconds / min(floors.values())
+                same = plain + name.removeprefix(OURS)
+                if len(floors) > 1:
+                    found[f"{name} / {same}"][setting] = seconds / floors[same]
+            elif name not in floors and OURS in times and name != OURS:
+                found[f"{name} / {OURS}"][setting] = seconds / times[OURS]
+    return found
+
+
+def summary(rows: list[Row]) -> list[list[str]]:
+    """Return a table of medians over the main cases, and of the worst case with the most threads."""
+    threads = sorted({row.threads for row in rows})
+    with_main = {row.operator for row in rows if row.main}
+    main = {row.setting for row in rows if row.main or row.operator not in with_main}
+    table = [["operator", "pass", "type", "time ratio", *(f"{n} threads" for n in threads), "worst", "cases"]]
+    for pair, by_setting in ratios(rows).items():
+        groups: dict[tuple, dict[tuple, float]] = defaultdict(dict)
+        for (operator, case, dtype, mode, count), ratio in by_setting.items():
+            if (operator, case, dtype, mode, count) in main:
+                groups[operator, mode, dtype][case, count] = ratio
+        for key, values in groups.items():
+            by_threads = {n: [r for (_, count), r in values.items() if count == n] for n in threads}
+            last = {case: r for (case, count), r in values.items() if count == threads[-1]}
+            worst = (max if pair.startswith(OURS) else min)(last, key=last.get)
+            medians = [f"{statistics.median(v):.2f}×" if v else "–" for v in by_threads.values()]
+            table.append([*key, pair, *medians, f"{last[worst]:.2f}× {worst}", str(len(last))])
+    return [table[0], *sorted(table[1:], key=lambda line: line[0])]
+
+
+def all_cases(rows: list[Row]) -> list[list[str]]:
+    table = [
+        ["operator", "case", "type", "pass", "threads", "contestant", "ms", "IQR", "/ dcnzoo", "extra MiB"]
+    ]
+    ours = {row.setting: row.seconds for row in rows if row.contestant == OURS}
+    for row in rows:
+        extra = "" if row.extra is None else f"{row.extra / 2**20:.1f}"
+        figures = [
+            f"{row.seconds * 1e3:.3f}",
+            f"{row.iqr / row.seconds:.0%}",
+            f"{row.seconds / ours[row.setting]:.2f}×",
+        ]
+        table.append([*map(str, row.setting), row.contestant, *figures, extra])
+    return table
+
+
+def main() -> None:
+    names = list(dict.fromkeys(case.operator for case in CASES))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(names)} (default: all); patterns, too")
+    add("--cases", nargs="+", default=["*"], metavar="CASE", help="names of cases, or patterns such as 'c3*'")
+    add(
+        "--contestants",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help="such as mmcv 'F.*'; dcnzoo always runs",
+    )
+    add("--all", action="store_true", help="include slow cases (p2)")
+    add("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
+    add("--dtypes", nargs="+", choices=AGREEMENT, default=["float32", "bfloat16"], metavar="TYPE")
+    add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
+    add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
+    add("--no-memory", action="store_true", help="do not measure peak memory")
+    add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
+    args = parser.parse_args()
+    cases = [
+        case
+        for case in CASES
+        if chosen(case.operator, args.operators or ["*"]) and chosen(case.name, args.cases)
+        if args.all or args.cases != ["*"] or not case.optional
+    ]
+    if not cases:
+        parser.error(f"expected an operator with such a case; operators: {', '.join(names)}")
+
+    facts = describe(*PACKAGES)
+    print(listed(facts))
+    rows: list[Row] = []
+    problems: dict[str, None] = {}
+    context = multiprocessing.get_context("forkserver")  # forks a process that has computed nothing
+    context.set_forkserver_preload(["benchmarks.cases"])
+    with contextlib.nullcontext() if args.no_memory else context.Pool(1, maxtasksperchild=1) as pool:
+        for case in cases:
+            for dtype in args.dtypes:
+                for found in measure(case, dtype, args, pool):
+                    if isinstance(found, Row):
+                        rows.append(found)
+                        print(*found.setting, f"{found.contestant}: {found.seconds * 1e3:.3f} ms", flush=True)
+                    else:
+                        problems[found] = None
+    noise = statistics.median(row.iqr / row.seconds for row in rows)
+    command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
+    text = f"""# Operators: {facts["cpu"]}
+
+{listed(facts)}.
+
+`{command}`
+
+Ratios of times, medians over the cases. [Performance](../performance.md) explains the terms. Interquartile
+range, median over all timings: {noise:.1%}{", a noisy machine: run again" if noise > 0.1 else ""}.
+
+{markdown(summary(rows))}
+"""
+    print(text)
+    missing = "".join(f"- {line}\n" for line in problems)
+    name = slug(facts)
+    complete = not sys.argv[1:]
+    write_text((ROOT / "docs/benchmarks" if complete else args.out) / f"{name}.md", text)
+    write_text(args.out / f"{name}-cases.md", f"{markdown(all_cases(rows))}\n\nNot measured:\n\n{missing}")
+    measured = json.dumps(
+        {"command": command, "machine": facts, "rows": [vars(row) for row in rows]}, indent=1
+    )
+    write_text(args.out / f"{name}.json", measured)
+    print(f"written: {args.out / name}*")
+
+
+if __name__ == "__main__":
+    main()

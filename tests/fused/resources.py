@@ -1,0 +1,193 @@
+"""Registers, spills and shared memory of the kernels, compiled for GPUs that are not there.
+
+Of the fused kernels, compiles exactly what dcnzoo.ops.fused launches: the launches are recorded on CPU
+tensors, not executed. Needs cuobjdump, which the CUDA toolkit and Triton have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from dcnzoo.ops import fused
+from dcnzoo.ops.fused.configs import TABLE, Config
+
+LIBRARY = Path(fused.__file__).parents[1] / "_C_cuda.so"
+USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+BESIDE_TRITON = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(str(BESIDE_TRITON))
+# Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
+MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+REGISTER_FILE = 65536
+TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+KERNELS = ("forward", "grad_weight", "grad_samples")
+CHANNELS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a launch depends on besides the kernel and the block sizes."""
+
+    dtype: torch.dtype
+    fields: torch.dtype  # of offset and mask
+    tf32: bool = True
+
+    @property
+    def kind(self) -> str:
+        return "float32" if self.dtype == torch.float32 else "half"
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        if self.dtype == torch.float32:
+            return f"{name}, {'tf32' if self.tf32 else 'ieee'}"
+        return (
+            name
+            if self.fields == self.dtype
+            else f"{name}, {str(self.fields).removeprefix('torch.')} offsets"
+        )
+
+
+VARIANTS = (
+    Variant(torch.bfloat16, torch.bfloat16),
+    Variant(torch.bfloat16, torch.float32),
+    Variant(torch.float16, torch.float16),
+    Variant(torch.float32, torch.float32),
+    Variant(torch.float32, torch.float32, tf32=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    kernel: JITFunction
+    arguments: dict[str, object]
+    options: dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    registers: int  # per thread
+    spilled: int  # bytes per thread
+    shared: int  # bytes per block
+    ptx: str
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Record the launches of Triton kernels instead of executing them."""
+    launches: list[Launch] = []
+
+    def run(self, *arguments, grid, warmup, **named):
+        options = {name: value for name, value in named.items() if name not in self.arg_names}
+        given = dict(zip(self.arg_names, arguments, strict=False))
+        given |= {name: value for name, value in named.items() if name in self.arg_names}
+        launches.append(Launch(self, given, options))
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield launches
+
+
+def launches_of(kernel: str, config: Config, variant: Variant, channels: int = CHANNELS) -> list[Launch]:
+    """The launches of a kernel for DCNv2 with a bias, channels last."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, dtype: torch.dtype = variant.dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    input, grad = (normal(1, channels, 4, 5).contiguous(memory_format=torch.channels_last) for _ in "ig")
+    offset, mask = normal(1, 18, 4, 5, dtype=variant.fields), normal(1, 9, 4, 5, dtype=variant.fields)
+    weight = normal(channels, channels, 3, 3)
+    problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=variant.tf32)
+    # as on a GPU: the interpreter converts operands of products, and needs other options
+    with recorded() as launches, mock.patch.object(fused, "INTERPRETED", False):
+        if kernel == "forward":
+            fused.forward(problem, normal(channels), config)
+        elif kernel == "grad_weight":
+            fused.grad_weight(problem, grad, config)
+        else:
+            fused.grad_samples(problem, grad, True, True, True, config)
+    return launches
+
+
+def compile_for(architecture: int, launch: Launch) -> Usage:
+    """Compile a launch for ``sm_{architecture}``, specialised as at run time.
+
+    Raises:
+        RuntimeError: cuobjdump prints no usage of registers and memory.
+    """
+    function, signature, constants, attributes = launch.kernel, {}, {}, {}
+    for place, parameter in enumerate(function.params):
+        value = launch.arguments.get(parameter.name, parameter.default)
+        special = not parameter.do_not_specialize
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{TYPES[value.dtype]}"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif type(value) is int:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if special and value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32"
+    known = ("num_warps", "num_stages", "enable_fp_fusion", "num_ctas", "maxnreg")
+    compiled = triton.compile(
+        ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={name: value for name, value in launch.options.items() if name in known},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (used,) = usage_in(Path(file.name)).values()
+    registers, spilled, _ = used
+    return Usage(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def dump(file: Path) -> str:
+    command = [CUOBJDUMP, "--dump-resource-usage", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def usage_in(file: Path, text: str | None = None) -> dict[str, tuple[int, int, int]]:
+    """Return, by mangled name, registers, bytes of registers in memory, and bytes of shared memory."""
+    found = {}
+    for name, *numbers in USAGE.findall(dump(file) if text is None else text):
+        registers, stack, shared, local = map(int, numbers)
+        found[name] = registers, stack + local, shared
+    return found
+
+
+def library_usage(file: Path = LIBRARY) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Return :func:`usage_in` by architecture; the CUDA runtime has code without kernels for others."""
+    parts = re.findall(r"arch = (sm_\w+)\n(.*?)(?=\nFatbin|\Z)", dump(file), re.DOTALL)
+    found: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for architecture, part in parts:
+        if kernels := usage_in(file, part):
+            found.setdefault(architecture, {}).update(kernels)
+    return found
+
+
+def configurations(architecture: int, kernel: str, variant: Variant) -> list[Config]:
+    entry = json.loads(TABLE.read_text())[f"sm_{architecture}"]
+    return [Config(*sizes) for sizes in entry[kernel][variant.kind]]

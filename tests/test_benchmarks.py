@@ -1,0 +1,102 @@
+"""The programs of benchmarks/ run. Their results are not tested here."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_operators(tmp_path):
+    options = [
+        "--cases",
+        "tiny-64",
+        "--threads",
+        1,
+        "--dtypes",
+        "float32",
+        "--seconds",
+        0.01,
+        "--out",
+        tmp_path,
+    ]
+    run("benchmarks.ops", "deform_conv2d", *options)
+    (file,) = tmp_path.glob("*.json")
+    rows = json.loads(file.read_text())["rows"]
+    ours = [row for row in rows if row["contestant"] == "dcnzoo"]
+    assert {row["mode"] for row in ours} == {"forward", "forward+backward"}
+    assert all(row["seconds"] > 0 and row["extra"] >= 0 for row in ours)
+    assert {"F.conv2d", "reference"} <= {row["contestant"] for row in rows}
+
+
+def test_every_contestant_of_a_convolution_computes_the_same():
+    """Those that are installed; a plain convolution does not."""
+    from benchmarks.cases import CASES, contestants, passes
+
+    (case,) = (case for case in CASES if (case.operator, case.name) == ("deform_conv2d", "tiny-64"))
+    sample = case.sample(torch.float32).leaves()
+    found = contestants(case.operator)
+    names = ("dcnzoo", "dcnzoo channels_last", "reference", "F.conv2d")
+    ours, *same, plain = (
+        passes(found[name](sample, 1), sample.given, "forward+backward")() for name in names
+    )
+    for other in same:
+        torch.testing.assert_close(other, ours, rtol=1e-3, atol=1e-3)
+    assert plain[0].shape == ours[0].shape and not torch.allclose(plain[0], ours[0], atol=0.1)
+
+
+@pytest.mark.slow
+def test_models():
+    output = run("benchmarks.models", "startup", "demo*", "--rounds", 1, "--threads", 1)
+    assert "import dcnzoo.ops" in output and "demo: training iteration" in output
+
+
+def test_study_page_is_made_from_its_tables():
+    """After new results: python -m benchmarks.study --page-only"""
+    from benchmarks.study import __main__ as study
+
+    rows = study.read(ROOT / "docs/study.csv")
+    assert study.pair_table(rows) in (ROOT / "docs/study.md").read_text()
+
+
+def test_gpu_journal_survives_a_crash(tmp_path):
+    """The harness of `make gpu` continues after a crash and stops at its limit."""
+    from benchmarks.gpu.__main__ import Session
+    from benchmarks.gpu.journal import Journal, results
+
+    file = tmp_path / "jobs.jsonl"
+    code = (
+        "import os, sys; from pathlib import Path; from benchmarks.gpu.journal import Journal\n"
+        f"journal = Journal(Path({str(file)!r}), 60)\n"
+        "journal.run({'n': 1}, lambda: {'value': 1})\n"
+        "journal.run({'n': 2}, lambda: os._exit(9))\n"
+    )
+    session = Session(tmp_path)
+    session.end = time.monotonic() + 60
+    assert session.run(["-c", code]) == [9]
+    assert session.run(["-c", code]) == [0], "the crashed job does not run again"
+    journal = Journal(file, 60)
+    journal.run({"n": 3}, lambda: 1 / 0)
+    found = {job["n"]: result for job, result in results(file)}
+    assert found[1] == {"value": 1} and "problem" in found[2] and "division" in found[3]["problem"]
+
+
+@pytest.mark.slow
+def test_gpu_rehearsal(tmp_path):
+    pytest.importorskip("triton")
+    run("benchmarks.gpu", "benchmark", "--rehearse", "--out", tmp_path, "--limit", 300)
+    lines = (tmp_path / "operators.jsonl").read_text().splitlines()
+    assert any("us" in json.loads(line).get("result", {}) for line in lines)
