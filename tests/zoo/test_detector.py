@@ -73,7 +73,7 @@ def test_load_detects(published, tmp_path, monkeypatch):
     found = inference_detector(detector, image).pred_instances
     assert len(found) > 0 and found.labels.max() <= 1
     boxes = found.bboxes
-    assert boxes.min() >= 0 and boxes[:, 2].max() <= 90 and boxes[:, 3].max() <= 60
+    assert boxes.min() >= 0 and (boxes[:, 2:].amax(0) <= torch.tensor([90, 60]) + 1e-4).all()  # float32
 
     # mmdet replaces the first step of the pipeline for an array
     cv2.imwrite(str(tmp_path / "a.png"), image)
