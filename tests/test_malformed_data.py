@@ -225,14 +225,14 @@ def test_coco_check_and_fix(folder, case):
     assert [problem.kind for problem in report.problems] == kinds.split()
     shown = json.loads(json.dumps(report.as_dict()))["problems"][0]
     assert shown == {"kind": first.kind, "where": where, "text": first.text}
-    if any(KINDS[problem.kind][1] is None for problem in report.problems):
+    if any(KINDS[problem.kind].remedy is None for problem in report.problems):
         with pytest.raises(UserError, match="--fix"):
             fix(report, out)
         assert not out.exists()
         return
     done = fix(report, out)
     assert check_coco(out, folder).problems == []
-    remedy = KINDS[first.kind][1]
+    remedy = KINDS[first.kind].remedy
     assert {what for counts in done.values() for what in counts} <= {remedy, "dropped"}
     if remedy != "dropped":
         annotations = json.loads(out.read_text())["annotations"]

@@ -25,56 +25,57 @@ from dcnzoo.data.conversion import (
     few,
     flattened,
     image_size,
+    is_inside,
     is_number,
     polygon_area,
     read_json,
     short,
-    why_swapped,
     write_json,
+    wrong_size,
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.garbage import collector_paused
 
-# kind of problem → its description in the report, and what `fix` does (None: cannot be fixed)
+
+class Kind(NamedTuple):
+    """A kind of problem."""
+
+    text: str
+    remedy: str | None = None  # of `fix`; None: cannot be fixed
+    stops: bool = False  # prevents any training
+    of_masks: bool = False  # only matters to detectors with masks
+
+
 KINDS = {
-    "file": ("not a COCO file", None),
-    "empty": ("no entries", None),
-    "image-entry": ("image without id, name or size", "dropped"),
-    "category-entry": ("category without id or name", None),
-    "text-id": ("id that is a text", "converted"),
-    "annotation-entry": ("annotation without image or category", "dropped"),
-    "duplicate-image-id": ("duplicate image id", None),
-    "duplicate-category-id": ("duplicate category id", None),
-    "duplicate-annotation-id": ("duplicate annotation id", "renumbered"),
-    "annotation-id-0": ("annotation with id 0", "renumbered"),
-    "duplicate-file-name": ("duplicate file name", None),
-    "duplicate-category": ("duplicate category name", None),
-    "classes": ("categories differ from the classes", None),
-    "missing-image": ("image file missing", "dropped"),
-    "unreadable-image": ("image file unreadable", "dropped"),
-    "image-size": ("size differs from the file's", "dropped"),
-    "unknown-image": ("annotation of an unknown image", "dropped"),
-    "unknown-category": ("annotation of an unknown category", "dropped"),
-    "box": ("missing box, or box without area", "dropped"),
-    "box-with-mask": ("object with a mask, without a valid box", "recomputed"),
-    "box-outside": ("box extends beyond the image", "clipped"),
-    "segmentation": ("invalid segmentation", "dropped"),
-    "polygon": ("polygon without an area", "dropped"),
-    "polygon-outside": ("polygon extends beyond the image", "clipped"),
-    "rle": ("invalid run-length encoding", "dropped"),
-    "box-of-mask": ("box does not enclose the mask", "recomputed"),
-    "area": ("area differs from the object's", "computed"),
-    "iscrowd": ("iscrowd is neither 0 nor 1", "dropped"),
+    "file": Kind("not a COCO file", stops=True),
+    "empty": Kind("no entries", stops=True),
+    "image-entry": Kind("image without id, name or size", "dropped", stops=True),
+    "category-entry": Kind("category without id or name", stops=True),
+    "text-id": Kind("id that is a text", "converted", stops=True),
+    "annotation-entry": Kind("annotation without image or category", "dropped", stops=True),
+    "duplicate-image-id": Kind("duplicate image id", stops=True),
+    "duplicate-category-id": Kind("duplicate category id", stops=True),
+    "duplicate-annotation-id": Kind("duplicate annotation id", "renumbered", stops=True),
+    "annotation-id-0": Kind("annotation with id 0", "renumbered"),
+    "duplicate-file-name": Kind("duplicate file name"),
+    "duplicate-category": Kind("duplicate category name", stops=True),
+    "classes": Kind("categories differ from the classes", stops=True),
+    "missing-image": Kind("image file missing", "dropped"),
+    "unreadable-image": Kind("image file unreadable", "dropped"),
+    "image-size": Kind("size differs from the file's", "dropped"),
+    "unknown-image": Kind("annotation of an unknown image", "dropped"),
+    "unknown-category": Kind("annotation of an unknown category", "dropped", stops=True),
+    "box": Kind("missing box, or box without area", "dropped"),
+    "box-with-mask": Kind("object with a mask, without a valid box", "recomputed"),
+    "box-outside": Kind("box extends beyond the image", "clipped"),
+    "segmentation": Kind("invalid segmentation", "dropped", stops=True, of_masks=True),
+    "polygon": Kind("polygon without an area", "dropped", of_masks=True),
+    "polygon-outside": Kind("polygon extends beyond the image", "clipped", of_masks=True),
+    "rle": Kind("invalid run-length encoding", "dropped", stops=True, of_masks=True),
+    "box-of-mask": Kind("box does not enclose the mask", "recomputed", of_masks=True),
+    "area": Kind("area differs from the object's", "computed"),
+    "iscrowd": Kind("iscrowd is neither 0 nor 1", "dropped", stops=True),
 }
-
-
-# problems that prevent any training, and problems of masks, which only affect detectors with masks
-STOPS = {
-    *("file", "empty", "classes", "image-entry", "category-entry", "annotation-entry", "iscrowd"),
-    *("duplicate-image-id", "duplicate-category-id", "duplicate-annotation-id", "duplicate-category"),
-    *("unknown-category", "segmentation", "rle", "text-id"),
-}
-OF_MASKS = {"segmentation", "polygon", "polygon-outside", "rle", "box-of-mask"}
 PLURALS = {"image": "images", "category": "categories"}
 
 _Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -225,16 +226,16 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
         UserError: a problem cannot be fixed, or nothing is left. Nothing is written.
     """
     for problem in report.problems:
-        if KINDS[problem.kind][1] is None:
+        if KINDS[problem.kind].remedy is None:
             raise UserError(
                 f"{report.file}: {problem.where}: {problem.text}; --fix cannot fix this kind of "
-                f"problem: {KINDS[problem.kind][0]}"
+                f"problem: {KINDS[problem.kind].text}"
             )
     content = copy.deepcopy(report.content)
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
     remedies: dict[tuple[str, int], set[str]] = {}
     for problem in report.problems:
-        remedy = KINDS[problem.kind][1]
+        remedy = KINDS[problem.kind].remedy
         if problem.place is not None and remedy is not None:
             remedies.setdefault(problem.place, set()).add(remedy)
     kept_images = []
@@ -305,7 +306,7 @@ class _Checker:
         return self
 
     def add(self, kind: str, text: str, stops: bool | None = None) -> None:
-        stops = kind in STOPS if stops is None else stops
+        stops = KINDS[kind].stops if stops is None else stops
         self.problems.append(Problem(kind, self.where, text, self.place, stops))
 
     def add_again(self, kind: str, key: str, value: object) -> None:
@@ -369,11 +370,7 @@ class _Checker:
             self.add("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
-            text = (
-                f"width, height: expected {real[0]} × {real[1]}, the size of {file}, "
-                f"got {size[0]} × {size[1]}{why_swapped(size, real, file)}"
-            )
-            self.add("image-size", text)
+            self.add("image-size", f"width, height: {wrong_size(size, real, file, file)}")
 
     def check_annotations(self) -> None:
         ids: set[object] = set()
@@ -477,7 +474,7 @@ class _Checker:
         for polygon in mask:
             if len(polygon) % 2 or len(polygon) < 6:
                 text = f"polygons of at least 3 points [x, y, …], got {len(polygon)} coordinates"
-            elif (area := polygon_area(_points(polygon))) > 0:
+            elif (area := polygon_area(np.reshape(polygon, (-1, 2)))) > 0:
                 areas.append(area)
                 x, y = polygon[::2], polygon[1::2]
                 corners.append((min(x), min(y), max(x), max(y)))
@@ -530,16 +527,12 @@ def decode_counts(text: str) -> list[int]:
     """
     if not text:
         return []
-    bits = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64) - 48
-    if not 0 <= bits.min() <= bits.max() < 64:
-        raise ValueError(f"character {text[int(((bits < 0) | (bits > 63)).argmax())]!r}")
-    ends = np.flatnonzero((bits & 32) == 0)
-    if not ends.size or ends[-1] != bits.size - 1:
-        raise ValueError("it ends within a number")
+    if not re.fullmatch("(?:[P-o]{0,6}[0-O])*", text):  # P to o: the number continues
+        raise ValueError("invalid characters, or a number that ends too early or too late")
+    bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError(f"a number of {lengths.max()} characters")
     shifts = 5 * (np.arange(bits.size) - np.repeat(starts, lengths))
     counts = np.add.reduceat((bits & 31) << shifts, starts) - ((bits[ends] >> 4 & 1) << 5 * lengths)
     counts[1::2] = np.cumsum(counts[1::2])
@@ -574,19 +567,24 @@ def _area(annotation: dict) -> float:
     """Return the area of a valid annotation; overlapping polygons are added up."""
     mask = annotation.get("segmentation")
     if isinstance(mask, dict):
-        counts = mask["counts"]
-        return float(sum((decode_counts(counts) if isinstance(counts, str) else counts)[1::2]))
+        return float(coco_mask.area(_encoded(mask)))
     if mask:
-        return sum(polygon_area(_points(polygon)) for polygon in mask)
+        return sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def _box_of_mask(mask: list | dict) -> list[float]:
     if isinstance(mask, dict):
-        counted = isinstance(mask["counts"], list)
-        return coco_mask.toBbox(coco_mask.frPyObjects(mask, *mask["size"]) if counted else mask).tolist()
+        return coco_mask.toBbox(_encoded(mask)).tolist()
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
     return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
+def _encoded(mask: dict) -> dict:
+    """Return an RLE in pycocotools' form."""
+    size = [int(side) for side in mask["size"]]
+    mask = {**mask, "size": size}
+    return mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *size)
 
 
 def _clip(annotation: dict, size: tuple[int, int]) -> bool:
@@ -594,7 +592,7 @@ def _clip(annotation: dict, size: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
     mask = annotation.get("segmentation")
     if isinstance(mask, list) and mask:
-        parts = [part for polygon in mask for part in clip_polygon(_points(polygon), size)]
+        parts = [part for polygon in mask for part in clip_polygon(np.reshape(polygon, (-1, 2)), size)]
         kept = [flat for part in parts if (flat := flattened(part))]
         if not kept:
             return False
@@ -603,17 +601,12 @@ def _clip(annotation: dict, size: tuple[int, int]) -> bool:
     return min(annotation["bbox"][2:]) > 0
 
 
-def _points(polygon: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(polygon[::2], polygon[1::2], strict=True))
-
-
 def _corners(box: Sequence[float]) -> _Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
 def _within(corners: _Corners, size: tuple[int, int]) -> bool:
-    x1, y1, x2, y2 = corners
-    return min(x1, y1) >= -TOLERANCE and x2 <= size[0] + TOLERANCE and y2 <= size[1] + TOLERANCE
+    return is_inside([corners[:2], corners[2:]], size, TOLERANCE)
 
 
 def _is_id(value: object) -> bool:

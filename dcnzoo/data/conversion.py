@@ -10,7 +10,8 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
@@ -80,13 +81,22 @@ def _is_turned(image: Image.Image) -> bool:
     return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
-def why_swapped(said: Sequence[object], size: tuple[int, int], file: Path | BinaryIO) -> str:
-    """Explain a size that has the image's width and height exchanged; empty for other sizes."""
-    if tuple(said) != size[::-1]:
-        return ""
-    with Image.open(file) as image:
+def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path, source: Path | BinaryIO) -> str:
+    """Explain that the stated size is not that of an image.
+
+    Args:
+        stated, size: (width, height)
+        file: of the image, for the message.
+        source: the file, or the open file.
+    """
+    text = f"expected {size[0]} × {size[1]}, the size of {file}, got {short(stated[0])} × {short(stated[1])}"
+    if tuple(stated) != size[::-1]:
+        return text
+    with Image.open(source) as image:
         turned = _is_turned(image)
-    return "; the image is rotated by its EXIF orientation" if turned else "; width and height are swapped"
+    return text + (
+        "; the image is rotated by its EXIF orientation" if turned else "; width and height are swapped"
+    )
 
 
 def polygon_area(polygon: Polygon) -> float:
@@ -105,7 +115,7 @@ def clip_box(
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
     """Return the parts of a polygon inside the image: none, one, or several if it is concave."""
-    if _is_inside(polygon, size):
+    if is_inside(polygon, size):
         return [polygon]
     # shapely.intersection does not accept polygons with crossing sides
     whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
@@ -122,7 +132,7 @@ def _outline(part: shapely.Polygon) -> Polygon:
     return points[:-1]
 
 
-def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
+def is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
     return all(
         -tolerance <= value <= extent + tolerance
         for point in points
@@ -218,7 +228,7 @@ class CocoBuilder:
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
-        self.clipped += any(not _is_inside(polygon, size) for polygon in polygons)
+        self.clipped += any(not is_inside(polygon, size) for polygon in polygons)
         parts = [clip_polygon(polygon, size) for polygon in polygons]
         flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
         if not flat:
@@ -249,7 +259,7 @@ class CocoBuilder:
             raise InvalidAnnotation(f"expected finite coordinates, got {_text(points)}")
         if not all(abs(value) <= FAR for point in points for value in point):
             raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
-        if not _is_inside(points, size, self.tolerance):
+        if not is_inside(points, size, self.tolerance):
             raise InvalidAnnotation(
                 f"expected coordinates inside of the image, {size[0]} × {size[1]} pixels, got {_text(points)}"
             )
@@ -277,9 +287,23 @@ class CocoBuilder:
             entry["segmentation"] = segmentation
         self._objects.append((name, entry))
 
-    def refuse(self, file: Path, error: InvalidAnnotation | str, line: int | None = None) -> None:
-        """Record a problem; the line number of the error takes precedence over ``line``."""
-        self.problems.append(Problem(file, getattr(error, "line", None) or line, str(error)))
+    @contextmanager
+    def refusing(self, file: Path, line: int | None = None, what: str = "") -> Iterator[None]:
+        """Record an InvalidAnnotation of the block. Its line number takes precedence over ``line``."""
+        try:
+            yield
+        except InvalidAnnotation as error:
+            self.problems.append(Problem(file, error.line or line, f"{what}{error}"))
+
+    def convert(self, files: Sequence[Path], read: Callable[[Path], None], step: Step) -> None:
+        """Call ``read`` with each file, and ``step`` after it."""
+        self.sources += files
+        for done, file in enumerate(files, 1):
+            with self.refusing(file):
+                if file.is_fifo():  # reading would wait for the other end
+                    raise InvalidAnnotation("expected a file, got a pipe")
+                read(file)
+            step(done, len(files))
 
     def content(self) -> dict:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
@@ -355,6 +379,13 @@ def read_text(file: Path) -> str:
     if "\0" in text:
         raise InvalidAnnotation("expected text in UTF-8, got the character NUL")
     return text
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line that is not blank; see :func:`read_text`."""
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def read_json(file: Path) -> Any:

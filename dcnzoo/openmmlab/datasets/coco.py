@@ -23,7 +23,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
 from dcnzoo.compat import patches
-from dcnzoo.data.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.conversion import few, short
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.garbage import collector_paused
@@ -53,7 +53,7 @@ class CheckedCOCO(COCO):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
         report = check_coco(annotation_file)
-        stops = [p for p in report.problems if p.stops and (masks or p.kind not in OF_MASKS)]
+        stops = [p for p in report.problems if p.stops and (masks or not KINDS[p.kind].of_masks)]
         if stops:
             raise as_error(report, stops)
         self.dataset = report.content
