@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -225,29 +225,28 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     Raises:
         UserError: a problem cannot be fixed, or nothing is left. Nothing is written.
     """
+    remedies: dict[tuple[str, int] | None, set[str]] = defaultdict(set)
     for problem in report.problems:
-        if KINDS[problem.kind].remedy is None:
+        kind = KINDS[problem.kind]
+        if kind.remedy is None:
             raise UserError(
                 f"{report.file}: {problem.where}: {problem.text}; --fix cannot fix this kind of "
-                f"problem: {KINDS[problem.kind].text}"
+                f"problem: {kind.text}"
             )
+        remedies[problem.place].add(kind.remedy)
     content = copy.deepcopy(report.content)
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
-    remedies: dict[tuple[str, int], set[str]] = {}
-    for problem in report.problems:
-        remedy = KINDS[problem.kind].remedy
-        if problem.place is not None and remedy is not None:
-            remedies.setdefault(problem.place, set()).add(remedy)
     kept_images = []
     for index, image in enumerate(content["images"]):
-        wanted = remedies.get(("images", index), set())
-        done["images"].update({"dropped"} if "dropped" in wanted else wanted)
-        if "dropped" not in wanted:
+        if "dropped" in remedies["images", index]:
+            done["images"]["dropped"] += 1
+        else:
+            done["images"].update(remedies["images", index])
             kept_images.append(image)
     sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
     kept = []
     for index, annotation in enumerate(content["annotations"]):
-        wanted = remedies.get(("annotations", index), set())
+        wanted = remedies["annotations", index]
         gone = "dropped" in wanted or annotation["image_id"] not in sizes
         if not gone and "recomputed" in wanted:
             annotation["bbox"] = _box_of_mask(annotation["segmentation"])
