@@ -127,8 +127,8 @@ COCO = {  # case: (change, kinds of the problems, entry and word of the first pr
     "NUL bytes": (lambda content: json.dumps(content).encode() + b"\0" * 9, "file", "file", "NUL"),
     "a list": (lambda content: "[1, 2]", "file", "file", "images"),
     "key twice": (text_with('"id": 5', '"id": 5, "width": 20'), "file", "file", "in the object with id 5"),
-    "images are an object": (top(images={}), "file", "images", "list"),
-    "annotations are null": (top(annotations=None), "file", "annotations", "list"),
+    "images are an object": (top(images={}), "file", "file", "images: expected a list"),
+    "annotations are null": (top(annotations=None), "file", "file", "annotations: expected a list"),
     "no images": (top(images=[], annotations=[]), "empty empty", "images", "at least 1"),
     "no annotations": (top(annotations=[]), "empty", "annotations", "at least 1"),
     "no categories": (

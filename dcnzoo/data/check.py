@@ -159,19 +159,19 @@ def check_coco(
         raise UserError(f"file: expected a COCO file, found none at {file}")
     if images is not None and not os.path.isdir(images):
         raise UserError(f"images: expected a folder, found none at {images}")
+    keys = ("images", "annotations", "categories")
     try:
         content = read_json(file)
+        if not isinstance(content, dict):
+            raise InvalidAnnotation(
+                f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
+            )
+        for key in keys:
+            if not isinstance(content.get(key, []), list):
+                raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict):
-        text = f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
-        return Report(file, {}, [Problem("file", "file", text, stops=True)])
-    for key in keys:
-        if not isinstance(content.get(key, []), list):
-            text = f"expected a list, got {short(content[key])}"
-            return Report(file, {}, [Problem("file", key, text, stops=True)])
     checker = _Checker(content, step)
     for key in keys:
         if not content.get(key):
