@@ -368,7 +368,7 @@ class _Checker:
             self.add_text("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
-            self.add_text("image-size", f"width, height: {wrong_size(size, real, file, file)}")
+            self.add_text("image-size", f"width, height: {wrong_size(size, real, file)}")
 
     def check_annotations(self) -> None:
         ids: set[object] = set()

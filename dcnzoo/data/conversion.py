@@ -71,32 +71,18 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
         raise InvalidAnnotation(f"expected an image, found none at {name}")
     try:
         with Image.open(file) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             # for TIFF, Pillow's size is that of the rotated image
-            return image.size[::-1] if _is_turned(image) and image.format != "TIFF" else image.size
+            return image.size[::-1] if turned and image.format != "TIFF" else image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
 
 
-def _is_turned(image: Image.Image) -> bool:
-    return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-
-
-def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path, source: Path | BinaryIO) -> str:
-    """Explain that the stated size is not that of an image.
-
-    Args:
-        stated, size: (width, height)
-        file: of the image, for the message.
-        source: the file, or the open file.
-    """
+def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path) -> str:
+    """Explain that the stated (width, height) is not that of an image."""
     text = f"expected {size[0]} × {size[1]}, the size of {file}, got {short(stated[0])} × {short(stated[1])}"
-    if tuple(stated) != size[::-1]:
-        return text
-    with Image.open(source) as image:
-        turned = _is_turned(image)
-    return text + (
-        "; the image is rotated by its EXIF orientation" if turned else "; width and height are swapped"
-    )
+    swapped = tuple(stated) == size[::-1]
+    return f"{text}; width and height are swapped, as by an EXIF orientation" if swapped else text
 
 
 def polygon_area(polygon: Polygon) -> float:

@@ -77,11 +77,10 @@ def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path
         raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")
     image, pixels = _image(file, root, content, extract)
     conversion.sources.append(image)
-    source = image if pixels is None else io.BytesIO(pixels)
-    size = image_size(source, str(image))
+    size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
     said = (content.get("imageWidth"), content.get("imageHeight"))
     if said != size and said != (None, None):
-        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(said, size, image, source)}")
+        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(said, size, image)}")
     number = conversion.add_image(relative(image, root), size)
     if pixels is not None:
         # read again when written: the images of a folder may not fit into memory

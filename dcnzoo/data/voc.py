@@ -122,7 +122,7 @@ def _convert_file(
     if stated is not None:
         said = tuple(stated.number(side) for side in ("width", "height"))
         if said not in (size, (0, 0)):  # some tools write zeros
-            raise InvalidAnnotation(f"<size>: {wrong_size(said, size, picture, picture)}", stated.line)
+            raise InvalidAnnotation(f"<size>: {wrong_size(said, size, picture)}", stated.line)
     image = conversion.add_image(picture.relative_to(images).as_posix(), size)
     for thing in tree.all("object"):
         with conversion.refusing(file, thing.line):
