@@ -84,16 +84,11 @@ def _read_yaml(file: Path) -> dict:
         if file.suffix == ".data":
             return _read_darknet(file, text)
         described = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        where = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
-        raise UserError(f"{file}{where}: expected YAML: {error.problem}") from None
-    except RecursionError:
-        raise UserError(f"{file}: expected YAML, got lists or objects that are nested too deeply") from None
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     # ValueError: an impossible date, or an integer of thousands of digits
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file}: expected YAML: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{file}: expected YAML: {' '.join(str(error).split())}") from None
     if not isinstance(described, dict):
         raise UserError(f"{file}: expected keys such as names and train, got {type(described).__name__}")
     return described
