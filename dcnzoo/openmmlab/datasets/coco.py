@@ -84,15 +84,15 @@ class CheckedCOCO(COCO):
     def _warn(self, problems: Sequence[Problem]) -> None:
         images = {image["id"]: image for image in self.dataset["images"]}
         annotations = self.dataset["annotations"]
-        passed_over: dict[str, list] = {}
+        skipped: dict[str, list] = {}
         for annotation in annotations:
-            if reason := _why_passed_over(annotation, images.get(annotation["image_id"])):
-                passed_over.setdefault(reason, []).append(annotation["id"])
+            if reason := _skip_reason(annotation, images.get(annotation["image_id"])):
+                skipped.setdefault(reason, []).append(annotation["id"])
         lines = [
             f"{self.file}: {len(ids)} of {len(annotations)} annotations are skipped: {reason}: ids {few(ids)}"
-            for reason, ids in passed_over.items()
+            for reason, ids in skipped.items()
         ]
-        gone = {f"annotation {number}" for ids in passed_over.values() for number in ids}
+        gone = {f"annotation {number}" for ids in skipped.values() for number in ids}
         others = [p for p in problems if p.where not in gone and p.kind != "empty"]
         if others:
             counts = Counter(problem.kind for problem in others)
@@ -208,7 +208,7 @@ class CocoDataset(coco.CocoDataset):
         return left
 
 
-def _why_passed_over(annotation: dict, image: dict | None) -> str | None:
+def _skip_reason(annotation: dict, image: dict | None) -> str | None:
     """Return why MMDetection skips an annotation; None if it is used, or marked as ``ignore``."""
     if image is None:
         return "their images are not in the file"
