@@ -101,7 +101,7 @@ def clip_box(
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
     """Return the parts of a polygon inside the image: none, one, or several if it is concave."""
-    if is_inside(polygon, size):
+    if _is_inside(polygon, size):
         return [polygon]
     # shapely.intersection does not accept polygons with crossing sides
     whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
@@ -118,7 +118,7 @@ def _outline(part: shapely.Polygon) -> Polygon:
     return points[:-1]
 
 
-def is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
+def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
     return all(
         -tolerance <= value <= extent + tolerance
         for point in points
@@ -214,7 +214,7 @@ class CocoBuilder:
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
-        self.clipped += any(not is_inside(polygon, size) for polygon in polygons)
+        self.clipped += any(not _is_inside(polygon, size) for polygon in polygons)
         parts = [clip_polygon(polygon, size) for polygon in polygons]
         flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
         if not flat:
@@ -245,7 +245,7 @@ class CocoBuilder:
             raise InvalidAnnotation(f"expected finite coordinates, got {_text(points)}")
         if not all(abs(value) <= FAR for point in points for value in point):
             raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
-        if not is_inside(points, size, self.tolerance):
+        if not _is_inside(points, size, self.tolerance):
             raise InvalidAnnotation(
                 f"expected coordinates inside of the image, {size[0]} × {size[1]} pixels, got {_text(points)}"
             )
