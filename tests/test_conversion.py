@@ -107,11 +107,11 @@ def test_clipping_by_hand():
 
 
 def test_voc_beside_its_images(tmp_path):
-    """Zero-based coordinates, and coordinates outside: one pixel is clipped, more only with ``clip``."""
+    """Zero-based coordinates, a size of zeros, and coordinates outside: more than a pixel needs ``clip``."""
     write_image(tmp_path / "a.PNG")
     outside = voc_object("fig", (5, 6, 60, 99))
     objects = voc_object("fig", (0, 4, 12, 25)), voc_object("fig", (5, 6, 41, 30)), outside
-    write(tmp_path / "a.xml", voc_file(*objects, name=r"C:\my photos\a.PNG"))
+    write(tmp_path / "a.xml", voc_file(*objects, size=(0, 0), name=r"C:\my photos\a.PNG"))
     conversion, _ = convert_voc(tmp_path)
     assert [box for *_, box in boxes(conversion)] == [[4, 5, 36, 25]] and conversion.clipped == 1
     zero_based, beyond = problems(conversion, tmp_path)

@@ -13,6 +13,7 @@ from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
     Step,
+    counted,
     image_size,
     number,
     read_lines,
@@ -191,7 +192,7 @@ def _convert_line(words: list[str], image: int, size: tuple[int, int], conversio
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise InvalidAnnotation(
             "expected class x y width height, or class and at least 3 points, "
-            f"got {len(words)} {'value' if len(words) == 1 else 'values'}"
+            f"got {counted(len(words), 'values')}"
         )
     for index, value in enumerate(values, 1):
         if not 0 <= value <= 1:
