@@ -287,7 +287,7 @@ LATER = {"missing-image", "image-size", "empty"}
 @pytest.mark.parametrize("case", [case for case, row in COCO.items() if row[1] not in LATER])
 def test_coco_training(folder, case, warnings):
     """An error if MMDetection would stop; a warning if it would skip or use the entry."""
-    change, _, where, word = COCO[case]
+    change, kinds, where, word = COCO[case]
     file = write_coco(folder, change)
     try:
         data = training_set(folder)
@@ -296,6 +296,7 @@ def test_coco_training(folder, case, warnings):
     except UserError as error:
         lines = [one_line(error)]
     else:
+        assert kinds not in ("text-id", "segmentation"), "an error, not a warning"
         lines = [*warnings]
     passed_over = where.replace("annotation", "ids")  # the entry's name in a list of ids
     assert any(names_all(line, str(file), where, word) or line.endswith(passed_over) for line in lines), lines
