@@ -45,7 +45,7 @@ def write_image(file, size=(WIDTH, HEIGHT), orientation=None):
 
 def write(file, text):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def problems(conversion, root):
@@ -107,11 +107,11 @@ def test_clipping_by_hand():
 
 
 def test_voc_beside_its_images(tmp_path):
-    """Zero-based coordinates, and coordinates outside: one pixel is clipped, more only with ``clip``."""
+    """Zero-based coordinates, a size of zeros, and coordinates outside: more than a pixel needs ``clip``."""
     write_image(tmp_path / "a.PNG")
     outside = voc_object("fig", (5, 6, 60, 99))
     objects = voc_object("fig", (0, 4, 12, 25)), voc_object("fig", (5, 6, 41, 30)), outside
-    write(tmp_path / "a.xml", voc_file(*objects, name=r"C:\my photos\a.PNG"))
+    write(tmp_path / "a.xml", voc_file(*objects, size=(0, 0), name=r"C:\my photos\a.PNG"))
     conversion, _ = convert_voc(tmp_path)
     assert [box for *_, box in boxes(conversion)] == [[4, 5, 36, 25]] and conversion.clipped == 1
     zero_based, beyond = problems(conversion, tmp_path)
@@ -282,17 +282,19 @@ def test_yolo_lists_and_other_places(yolo):
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("names: [a\n", "data.yaml:2: "),
+        ("names: [a\n", "data.yaml: .*line 2"),
         ("- a\n", "data.yaml: "),
         ("names: [yes, no]\ntrain: x", "names: .*True"),
         ("names: {1: a, 2: b}\ntrain: x", "names: "),
         ("names: [a]\nnc: 2\n", "nc: "),
+        (f"x: {'[' * 2000}", "data.yaml: .*recursion"),
+        ("x: 2026-99-99\n", "data.yaml: .*YAML"),
         ("names: [a, a]\ntrain: images/train", "classes: "),
         ("names: [a]\nval: x\ntest:\n", "split 'train', found val$"),
         ("names: [a]\ntrain: x\n", "train: .*/x$"),
         ("names: [a]\ntrain: images/train\npath: /moved/away", "path: .*'/moved/away'"),
         ("names: [a]\ntrain: images\nkpt_shape: [17, 3]", "keypoints"),
-        ("names: !!python/object/apply:os.system ['touch hacked']", "data.yaml:1: "),
+        ("names: !!python/object/apply:os.system ['touch hacked']", "data.yaml: .*line 1"),
     ],
 )
 def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
@@ -325,17 +327,6 @@ def test_darknet(yolo, place):
         convert_yolo(file)
 
 
-def test_label_file_in_another_encoding(yolo):
-    file, expected = yolo / "labels/train/a.txt", ("images/train/a.jpg", "fig", [15, 9, 10, 12])
-    text = "1 0.5 0.5 0.25 0.4\r\n"
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
-        file.write_bytes(text.encode(encoding))
-        assert boxes(convert_yolo(yolo)[0])[0] == expected
-    file.write_bytes(b"# \xf6\n" + text.encode())
-    (problem,) = problems(convert_yolo(yolo)[0], yolo)
-    assert problem == "labels/train/a.txt: expected text in UTF-8, got byte 0xf6"
-
-
 # LabelMe
 
 
@@ -354,6 +345,9 @@ def encoded(array):
 
 
 IMAGE = encoded(np.zeros((HEIGHT, WIDTH)))
+
+
+CUT = encoded(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH)))[:-300]
 
 
 def labelme_file(*shapes, path="a.jpg", size=(WIDTH, HEIGHT), data=None):
@@ -421,13 +415,16 @@ def test_labelme_embedded_images(tmp_path):
 LABELME_SHAPES = [
     (("line", BOX), "fig: expected a shape with an area"),
     (("star", BOX), "fig: shape_type: "),
+    ((["polygon"], BOX), "fig: shape_type: "),
     (("polygon", BOX), "fig: points: "),
+    (("polygon", None), "fig: points: "),
     (("rectangle", [[1, 2], [5]]), "fig: points: "),
     (("rectangle", [[1, math.nan], [5, 1]]), "fig: points: "),
     (("rectangle", [[1, 10**400], [5, 1]]), "fig: points: "),
     (("rectangle", [[1, 2], [1, 9]]), "fig: expected a polygon with an area"),
     (("circle", [[35, 10], [45, 10]]), "expected coordinates inside of the image"),
     (("mask", BOX, None, "?"), "fig: mask: "),
+    (("mask", [[0, 0], [39, 29]], None, CUT), "fig: mask: "),
     (("mask", BOX, None, encoded(np.ones((7, 4)))), "fig: mask: expected 5 × 8 pixels"),
     (
         ("mask", [[39, 5], [40, 5]], None, encoded([[1, 1]])),
@@ -440,12 +437,16 @@ MISTAKES = {
         ("<annotation>\n<a></b>\n</annotation>", "2: "),
         ("", "1: "),
         ("\n<html></html>", "2: "),
+        (voc_file(voc_object("gr\xf6\xdfer", (1, 1, 2, 2))).encode("latin-1"), "4: expected XML"),
+        (voc_file() + "\0", "5: expected XML"),
         (
             '<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>',
             "2: expected XML without custom entities",
         ),
         (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg"),
         (voc_file(size=(30, 40)), "3: <size>: "),
+        (voc_file(size=("nan", 40)), "3: <width>: "),
+        (voc_file(voc_object("fig", (1, 1, 2, 2)).replace("ymin", "xmin")), "5: expected one <xmin>"),
         (voc_file(voc_object("", (1, 1, 2, 2))), "4: expected <name>"),
         (voc_file(voc_object("fig", (1, 1, "", 2))), "5: expected <xmax>"),
         (voc_file(voc_object("fig", (1, 1, "wide", 2))), "5: <xmax>: "),
@@ -461,6 +462,8 @@ MISTAKES = {
         ("2 0.5 0.5 0.1 0.1", "1: class: "),
         ("fig 0.5 0.5 0.1 0.1", "1: class: "),
         ("1 0,5 0.5 0.1 0.1", "1: x: "),
+        ("1 20 15 10 12", "1: x: "),
+        (b"# \xf6\n", " expected text in UTF-8, got byte 0xf6"),
         ("1 0.5 0.5 0.1 1.2", "1: height: "),
         ("1 0.5 nan 0.1 0.1", "1: y: "),
         ("1 0.5 0.5 0.1 0", "1: fig: expected a box with an area"),
@@ -472,8 +475,14 @@ MISTAKES = {
         ("[" * 100_000, " expected JSON, got lists or objects that are nested too deeply"),
         ('{"shapes": {}}', " "),
         (labelme_file(path="b.jpg"), " expected an image at imagePath"),
-        (labelme_file(path=None, data="?"), " expected an image"),
-        (labelme_file(size=(30, 40)), " expected the size of a.jpg"),
+        (
+            labelme_file(shape("fig", "line", BOX)).replace('"label"', '"label": "a", "label"'),
+            " expected each key",
+        ),
+        (b'{"a": "\xf6"}', " expected text in UTF-8"),
+        (labelme_file(path=None, data="?"), " imageData: "),
+        (labelme_file(path="", data=CUT), " imageData: "),
+        (labelme_file(size=(30, 40)), " imageWidth, imageHeight: "),
         (labelme_file(7), " shapes[0]: "),
         (labelme_file(shape(None, "polygon", BOX)), " shapes[0]: label: "),
         *((labelme_file(shape("fig", *given)), f" shapes[0]: {place}") for given, place in LABELME_SHAPES),
@@ -482,7 +491,7 @@ MISTAKES = {
 CONVERTERS = {
     "a.xml": lambda folder: convert_voc(folder, classes=["fig", "date"]),
     "a.txt": convert_yolo,
-    "a.json": convert_labelme,
+    "a.json": lambda folder: convert_labelme(folder, extract=folder / "extracted"),
 }
 
 
@@ -503,23 +512,35 @@ def test_mistakes_in_a_file(tmp_path, file, text, place):
 
 # All formats
 
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
 
-@pytest.mark.parametrize("orientation", [None, 6])
-def test_swapped_sizes_are_explained_by_the_image(tmp_path, orientation):
-    """Loaded, both images are 40 × 30; only one of them is rotated by its EXIF orientation."""
-    stored = (WIDTH, HEIGHT) if orientation is None else (HEIGHT, WIDTH)
-    write_image(tmp_path / "a.jpg", stored, orientation)
-    write(tmp_path / "a.xml", voc_file(size=(HEIGHT, WIDTH)))
-    write(tmp_path / "a.json", labelme_file(size=(HEIGHT, WIDTH)))
-    image = {"id": 1, "file_name": "a.jpg", "width": HEIGHT, "height": WIDTH}
-    write(tmp_path / "coco/c.json", json.dumps({"images": [image], "annotations": [], "categories": []}))
-    texts = [str(problem) for c in (convert_voc, convert_labelme) for problem in c(tmp_path)[0].problems[:1]]
-    (of_coco,) = [p.text for p in check_coco(tmp_path / "coco/c.json", tmp_path).problems if "size" in p.kind]
-    for text in (*texts, of_coco):
-        assert ("EXIF" in text, "are swapped" in text) == ((False, True), (True, False))[orientation == 6]
-    write(tmp_path / "a.xml", voc_file(size=(HEIGHT, WIDTH + 1)))
-    (problem,) = problems(convert_voc(tmp_path)[0], tmp_path)
-    assert "EXIF" not in problem and "are swapped" not in problem
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_encodings(tmp_path, encoding):
+    write_image(tmp_path / "a.jpg")
+    for name, text in {
+        "data.yaml": "train: .\nnames: [date, Feige ü]\n",
+        "a.txt": "1 0.5 0.5 0.25 0.4\n",
+        "a.xml": voc_file(voc_object("Feige ü", (16, 10, 25, 21))),
+        "a.json": labelme_file(shape("Feige ü", "rectangle", [[15, 9], [25, 21]])),
+    }.items():
+        write(tmp_path / name, text.replace("\n", "\r\n").encode(encoding))
+    # XML allows UTF-16 with a byte order mark, but not UTF-32
+    for convert in (convert_yolo, convert_labelme, *([convert_voc] if encoding in ENCODINGS[:3] else [])):
+        assert boxes(convert(tmp_path)[0]) == [("a.jpg", "Feige ü", [15, 9, 10, 12])]
+
+
+def test_swapped_sizes_are_explained(tmp_path):
+    for width, swapped in ((HEIGHT, True), (HEIGHT + 1, False)):
+        write_image(tmp_path / "a.jpg")
+        write(tmp_path / "a.xml", voc_file(size=(width, WIDTH)))
+        write(tmp_path / "a.json", labelme_file(size=(width, WIDTH)))
+        image = {"id": 1, "file_name": "a.jpg", "width": width, "height": WIDTH}
+        write(tmp_path / "coco/c.json", json.dumps({"images": [image], "annotations": [], "categories": []}))
+        texts = [problems(convert(tmp_path)[0], tmp_path)[0] for convert in (convert_voc, convert_labelme)]
+        report = check_coco(tmp_path / "coco/c.json", tmp_path)
+        texts += [problem.text for problem in report.problems if problem.kind == "image-size"]
+        assert ["are swapped" in text for text in texts] == [swapped] * 3
 
 
 def test_pipes_are_not_read(tmp_path, yolo):
@@ -552,16 +573,16 @@ def test_sources_are_not_overwritten(voc, yolo, tmp_path):
             assert (folder / out).read_bytes() == before
 
 
-def test_names_of_10_000_characters_are_cut(voc):
+def test_names_are_cut_and_escaped(voc):
     for name in ("a", "b", "c"):
         write(
             voc / f"Annotations/{name}.xml",
-            voc_file(voc_object("x" * 10_000, (3, 5, 12, 25)), name=f"{name}.jpg"),
+            voc_file(voc_object("\u202e" + "x" * 10_000, (3, 5, 12, 25)), name=f"{name}.jpg"),
         )
     arguments = ["data", "convert", "voc", str(voc), str(voc / "out.json")]
     for more in ([], ["--classes", "fig"]):
         result = CliRunner().invoke(commands, [*arguments, *more])
-        assert "xxx" in result.output and len(result.output) < 3000
+        assert r"\u202exxx" in result.output and len(result.output) < 3000
 
 
 def test_written_whole_or_not_at_all(voc, monkeypatch):

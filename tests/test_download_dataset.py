@@ -12,6 +12,7 @@ from PIL import Image
 from dcnzoo.data.download import COCO, HOST, SMALL
 
 from .commands import error_of, run
+from .test_conversion import voc_file, voc_object
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
 
@@ -77,21 +78,12 @@ def jpeg():
     return buffer.getvalue()
 
 
-def voc(*boxes):
-    objects = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
-        f"<ymax>{y2}</ymax></bndbox></object>"
-        for name, x1, y1, x2, y2 in boxes
-    )
-    return f"<annotation><size><width>40</width><height>30</height></size>{objects}</annotation>"
-
-
 # the layout of the repositories, with an empty box and a box that leaves the image
 BCCD = {
     "ImageSets/Main/train.txt": "a\n",
     "ImageSets/Main/val.txt": "b\n",
-    "Annotations/a.xml": voc(("RBC", 5, 7, 10, 20), ("WBC", 9, 9, 5, 9)),
-    "Annotations/b.xml": voc(("Platelets", 31, 1, 60, 4)),
+    "Annotations/a.xml": voc_file(voc_object("RBC", (5, 7, 10, 20)), voc_object("WBC", (9, 9, 5, 9))),
+    "Annotations/b.xml": voc_file(voc_object("Platelets", (31, 1, 60, 4)), name="b.jpg"),
     "JPEGImages/a.jpg": jpeg(),
     "JPEGImages/b.jpg": jpeg(),
 }

@@ -107,7 +107,7 @@ def test_data_needs_no_torch(heading, tmp_path, monkeypatch):
 def test_generating_data_needs_no_torch(tmp_path):
     statement = "from dcnzoo.data.shapes import ShapesSpec, make_shapes"
     call = f"make_shapes({str(tmp_path / 'x')!r}, ShapesSpec(train=1, val=1))"
-    run(f"{only('numpy', 'cv2')}{statement}\n{call}")
+    run(f"{only(*DATA, 'cv2')}{statement}\n{call}")
     assert (tmp_path / "x/annotations/train.json").is_file()
 
 

@@ -409,8 +409,7 @@ def _show(report: Report) -> None:
     table.add_column("number", justify="right")
     table.add_column("--fix")
     for kind, number in Counter(problem.kind for problem in report.problems).items():
-        text, remedy = KINDS[kind]
-        table.add_row(text, str(number), remedy or "–")
+        table.add_row(KINDS[kind].text, str(number), KINDS[kind].remedy or "–")
     console.print(table)
     for line in shown([f"{report.file}: {problem.where}: {problem.text}" for problem in report.problems]):
         console.print(line, soft_wrap=True)

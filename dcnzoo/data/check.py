@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -29,52 +29,52 @@ from dcnzoo.data.conversion import (
     polygon_area,
     read_json,
     short,
-    why_swapped,
     write_json,
+    wrong_size,
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.garbage import collector_paused
 
-# kind of problem → its description in the report, and what `fix` does (None: cannot be fixed)
+
+class Kind(NamedTuple):
+    """A kind of problem."""
+
+    text: str
+    remedy: str | None = None  # of `fix`; None: cannot be fixed
+    stops: bool = False  # prevents any training
+    of_masks: bool = False  # only matters to detectors with masks
+
+
 KINDS = {
-    "file": ("not a COCO file", None),
-    "empty": ("no entries", None),
-    "image-entry": ("image without id, name or size", "dropped"),
-    "category-entry": ("category without id or name", None),
-    "text-id": ("id that is a text", "converted"),
-    "annotation-entry": ("annotation without image or category", "dropped"),
-    "duplicate-image-id": ("duplicate image id", None),
-    "duplicate-category-id": ("duplicate category id", None),
-    "duplicate-annotation-id": ("duplicate annotation id", "renumbered"),
-    "annotation-id-0": ("annotation with id 0", "renumbered"),
-    "duplicate-file-name": ("duplicate file name", None),
-    "duplicate-category": ("duplicate category name", None),
-    "classes": ("categories differ from the classes", None),
-    "missing-image": ("image file missing", "dropped"),
-    "unreadable-image": ("image file unreadable", "dropped"),
-    "image-size": ("size differs from the file's", "dropped"),
-    "unknown-image": ("annotation of an unknown image", "dropped"),
-    "unknown-category": ("annotation of an unknown category", "dropped"),
-    "box": ("missing box, or box without area", "dropped"),
-    "box-with-mask": ("object with a mask, without a valid box", "recomputed"),
-    "box-outside": ("box extends beyond the image", "clipped"),
-    "segmentation": ("invalid segmentation", "dropped"),
-    "polygon": ("polygon without an area", "dropped"),
-    "polygon-outside": ("polygon extends beyond the image", "clipped"),
-    "rle": ("invalid run-length encoding", "dropped"),
-    "box-of-mask": ("box does not enclose the mask", "recomputed"),
-    "area": ("area differs from the object's", "computed"),
-    "iscrowd": ("iscrowd is neither 0 nor 1", "dropped"),
+    "file": Kind("not a COCO file", stops=True),
+    "empty": Kind("no entries", stops=True),
+    "image-entry": Kind("image without id, name or size", "dropped", stops=True),
+    "category-entry": Kind("category without id or name", stops=True),
+    "text-id": Kind("id that is a text", "converted", stops=True),
+    "annotation-entry": Kind("annotation without image or category", "dropped", stops=True),
+    "duplicate-image-id": Kind("duplicate image id", stops=True),
+    "duplicate-category-id": Kind("duplicate category id", stops=True),
+    "duplicate-annotation-id": Kind("duplicate annotation id", "renumbered", stops=True),
+    "annotation-id-0": Kind("annotation with id 0", "renumbered"),
+    "duplicate-file-name": Kind("duplicate file name"),
+    "duplicate-category": Kind("duplicate category name", stops=True),
+    "classes": Kind("categories differ from the classes", stops=True),
+    "missing-image": Kind("image file missing", "dropped"),
+    "unreadable-image": Kind("image file unreadable", "dropped"),
+    "image-size": Kind("size differs from the file's", "dropped"),
+    "unknown-image": Kind("annotation of an unknown image", "dropped"),
+    "unknown-category": Kind("annotation of an unknown category", "dropped", stops=True),
+    "box": Kind("missing box, or box without area", "dropped"),
+    "box-with-mask": Kind("object with a mask, without a valid box", "recomputed"),
+    "box-outside": Kind("box extends beyond the image", "clipped"),
+    "segmentation": Kind("invalid segmentation", "dropped", stops=True, of_masks=True),
+    "polygon": Kind("polygon without an area", "dropped", of_masks=True),
+    "polygon-outside": Kind("polygon extends beyond the image", "clipped", of_masks=True),
+    "rle": Kind("invalid run-length encoding", "dropped", stops=True, of_masks=True),
+    "box-of-mask": Kind("box does not enclose the mask", "recomputed", of_masks=True),
+    "area": Kind("area differs from the object's", "computed"),
+    "iscrowd": Kind("iscrowd is neither 0 nor 1", "dropped", stops=True),
 }
-
-
-# problems that prevent any training, and problems of masks, which only affect detectors with masks
-STOPS = {
-    *("file", "empty", "classes", "image-entry", "category-entry", "annotation-entry", "iscrowd"),
-    *("duplicate-image-id", "duplicate-category-id", "duplicate-annotation-id", "duplicate-category"),
-    *("unknown-category", "segmentation", "rle", "text-id"),
-}
-OF_MASKS = {"segmentation", "polygon", "polygon-outside", "rle", "box-of-mask"}
 PLURALS = {"image": "images", "category": "categories"}
 
 _Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -158,24 +158,24 @@ def check_coco(
         raise UserError(f"file: expected a COCO file, found none at {file}")
     if images is not None and not os.path.isdir(images):
         raise UserError(f"images: expected a folder, found none at {images}")
+    keys = ("images", "annotations", "categories")
     try:
         content = read_json(file)
+        if not isinstance(content, dict):
+            raise InvalidAnnotation(
+                f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
+            )
+        for key in keys:
+            if not isinstance(content.get(key, []), list):
+                raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict):
-        text = f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
-        return Report(file, {}, [Problem("file", "file", text, stops=True)])
-    for key in keys:
-        if not isinstance(content.get(key, []), list):
-            text = f"expected a list, got {short(content[key])}"
-            return Report(file, {}, [Problem("file", key, text, stops=True)])
     checker = _Checker(content, step)
     for key in keys:
         if not content.get(key):
             # a file without annotations can be used for testing
-            checker.at(key).add("empty", "expected at least 1, got 0", stops=key != "annotations")
+            checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(None if images is None else Path(images))
     checker.check_annotations()
@@ -224,29 +224,28 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     Raises:
         UserError: a problem cannot be fixed, or nothing is left. Nothing is written.
     """
+    remedies: dict[tuple[str, int] | None, set[str]] = defaultdict(set)
     for problem in report.problems:
-        if KINDS[problem.kind][1] is None:
+        kind = KINDS[problem.kind]
+        if kind.remedy is None:
             raise UserError(
                 f"{report.file}: {problem.where}: {problem.text}; --fix cannot fix this kind of "
-                f"problem: {KINDS[problem.kind][0]}"
+                f"problem: {kind.text}"
             )
+        remedies[problem.place].add(kind.remedy)
     content = copy.deepcopy(report.content)
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
-    remedies: dict[tuple[str, int], set[str]] = {}
-    for problem in report.problems:
-        remedy = KINDS[problem.kind][1]
-        if problem.place is not None and remedy is not None:
-            remedies.setdefault(problem.place, set()).add(remedy)
     kept_images = []
     for index, image in enumerate(content["images"]):
-        wanted = remedies.get(("images", index), set())
-        done["images"].update({"dropped"} if "dropped" in wanted else wanted)
-        if "dropped" not in wanted:
+        if "dropped" in remedies["images", index]:
+            done["images"]["dropped"] += 1
+        else:
+            done["images"].update(remedies["images", index])
             kept_images.append(image)
     sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
     kept = []
     for index, annotation in enumerate(content["annotations"]):
-        wanted = remedies.get(("annotations", index), set())
+        wanted = remedies["annotations", index]
         gone = "dropped" in wanted or annotation["image_id"] not in sizes
         if not gone and "recomputed" in wanted:
             annotation["bbox"] = _box_of_mask(annotation["segmentation"])
@@ -304,31 +303,31 @@ class _Checker:
         self.where, self.place = where, place
         return self
 
-    def add(self, kind: str, text: str, stops: bool | None = None) -> None:
-        stops = kind in STOPS if stops is None else stops
+    def add_text(self, kind: str, text: str, stops: bool | None = None) -> None:
+        stops = KINDS[kind].stops if stops is None else stops
         self.problems.append(Problem(kind, self.where, text, self.place, stops))
 
-    def add_again(self, kind: str, key: str, value: object) -> None:
-        self.add(kind, f"{key}: expected a unique value, got {value} again")
+    def add(self, kind: str, field: str, expected: str, got: object, stops: bool | None = None) -> None:
+        self.add_text(kind, f"{field}: expected {expected}, got {short(got)}", stops)
 
     def check_categories(self, classes: Sequence[str] | None) -> None:
         names: list[Any] = []  # strings, unless the file has a problem
         for index, entry in enumerate(self.content.get("categories", ())):
             self.at(f"categories[{index}]")
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("category-entry", f"id: expected an integer, got {_id_of(entry)}")
+                self.add("category-entry", "id", "an integer", _id_of(entry))
                 continue
             name = entry.get("name")
             if not isinstance(name, str) or not name:
-                self.add("category-entry", f"name: expected a string, got {short(name)}")
+                self.add("category-entry", "name", "a string", name)
             if entry["id"] in self.categories:
-                self.add_again("duplicate-category-id", "id", entry["id"])
+                self.add("duplicate-category-id", "id", "a unique value", entry["id"])
             if name in names:
-                self.add_again("duplicate-category", "name", short(name))
+                self.add("duplicate-category", "name", "a unique value", name)
             self.categories.add(entry["id"])
             names.append(name)
         if classes is not None and (problem := wrong_with_classes(names, classes)):
-            self.at("categories").add("classes", problem)
+            self.at("categories").add_text("classes", problem)
 
     def check_images(self, folder: Path | None) -> None:
         file_names: set[str] = set()
@@ -337,43 +336,38 @@ class _Checker:
             place = ("images", index)
             self.at(f"images[{index}]", place)
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("image-entry", f"id: expected an integer, got {_id_of(entry)}")
+                self.add("image-entry", "id", "an integer", _id_of(entry))
                 continue
             number = entry["id"]
             self.at(f"image {number}", place)
             if number in self.sizes:
-                self.add_again("duplicate-image-id", "id", number)
+                self.add("duplicate-image-id", "id", "a unique value", number)
             name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
             size = (width, height) if _is_side(width) and _is_side(height) else None
             self.sizes[number] = size
             for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
-                    text = f"{key}: expected an integer from 1 to {FAR:,}, got {short(side)}"
-                    self.add("image-entry", text)
+                    self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)
             if not isinstance(name, str) or not name or "\0" in name:
-                self.add("image-entry", f"file_name: expected a string, got {short(name)}")
+                self.add("image-entry", "file_name", "a string", name)
                 continue
             if name in file_names:
-                self.add_again("duplicate-file-name", "file_name", name)
+                self.add("duplicate-file-name", "file_name", "a unique value", name)
             file_names.add(name)
             if folder is not None:
                 self._check_file(folder / name, size)
 
     def _check_file(self, file: Path, size: tuple[int, int] | None) -> None:
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long
-            self.add("missing-image", f"file_name: expected an image, found none at {file}")
+            self.add_text("missing-image", f"file_name: expected an image, found none at {file}")
             return
         try:
             real = image_size(file)
         except InvalidAnnotation as error:
-            self.add("unreadable-image", f"file_name: {error}")
+            self.add_text("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
-            text = (
-                f"width, height: expected {real[0]} × {real[1]}, the size of {file}, "
-                f"got {size[0]} × {size[1]}{why_swapped(size, real, file)}"
-            )
-            self.add("image-size", text)
+            self.add_text("image-size", f"width, height: {wrong_size(size, real, file)}")
 
     def check_annotations(self) -> None:
         ids: set[object] = set()
@@ -383,19 +377,19 @@ class _Checker:
             place = ("annotations", index)
             self.at(f"annotations[{index}]", place)
             if not isinstance(entry, dict):
-                self.add("annotation-entry", f"expected an object, got {short(entry)}")
+                self.add_text("annotation-entry", f"expected an object, got {short(entry)}")
                 continue
             number = entry.get("id")
             if not _is_id(number):
                 # new ids fix this; dropping the annotation is not necessary
-                self.add("duplicate-annotation-id", f"id: expected an integer, got {short(number)}")
+                self.add("duplicate-annotation-id", "id", "an integer", number)
             else:
                 self.at(f"annotation {number}", place)
                 if number in ids:
-                    self.add_again("duplicate-annotation-id", "id", number)
+                    self.add("duplicate-annotation-id", "id", "a unique value", number)
                 if number == 0:
-                    text = "id: expected an integer ≥ 1, got 0, which COCO's evaluation treats as no match"
-                    self.add("annotation-id-0", text)
+                    # COCO's evaluation treats it as no match
+                    self.add("annotation-id-0", "id", "an integer ≥ 1", number)
                 ids.add(number)
             self._check_annotation(entry)
 
@@ -404,20 +398,21 @@ class _Checker:
         for key, ids in (("image", self.sizes), ("category", self.categories)):
             number = entry.get(f"{key}_id")
             if not _is_id(number):
-                self.add("annotation-entry", f"{key}_id: expected an integer, got {short(number)}")
+                self.add("annotation-entry", f"{key}_id", "an integer", number)
                 known = False
             elif number not in ids:
-                text = f"{key}_id: expected the id of one of the {len(ids)} {PLURALS[key]}, got {number}"
-                self.add(f"unknown-{key}", text)
+                self.add(
+                    f"unknown-{key}", f"{key}_id", f"the id of one of the {len(ids)} {PLURALS[key]}", number
+                )
                 known = False
         if entry.get("iscrowd", 0) not in (0, 1):
-            self.add("iscrowd", f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}")
+            self.add("iscrowd", "iscrowd", "0 or 1", entry["iscrowd"])
         size = self.sizes.get(entry["image_id"]) if known else None
         mask = self._check_segmentation(entry, size)
         box_is_whole = self._check_box(entry, size, "box-with-mask" if mask and mask[0] else "box")
         area = entry.get("area")
         if not is_number(area) or not area > 0:
-            self.add("area", f"area: expected a number > 0, got {short(area)}", stops=not is_number(area))
+            self.add("area", "area", "a number > 0", area, stops=not is_number(area))
             area = None
         if box_is_whole and mask is not None:
             self._check_agreement(entry, *mask, area)
@@ -425,25 +420,22 @@ class _Checker:
     def _check_box(self, entry: dict, size: tuple[int, int] | None, kind: str) -> bool:
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
-            text = f"bbox: expected [x, y, width, height], four finite numbers, got {short(box)}"
-            self.add(kind, text, stops=True)
+            self.add(kind, "bbox", "[x, y, width, height], four finite numbers", box, stops=True)
             return False
         x, y, width, height = box
         if not (width > 0 and height > 0):
-            text = f"bbox: expected [x, y, width, height] with width and height > 0, got {short(box)}"
-            self.add(kind, text, stops=min(width, height) < 0)
+            self.add(kind, "bbox", "a width and a height > 0", box, stops=min(width, height) < 0)
             return False
         inside = size is None or _within(_corners(box), size)
         far = max(abs(x), abs(y), width, height) > FAR
         if far or not inside:
-            bounds = f"{size[0]} × {size[1]}" if size else f"{FAR:,} × {FAR:,}"
-            text = f"bbox: expected a box inside of {bounds} pixels, got {short(box)}"
+            expected = "a box inside of {} × {} pixels".format(*size or (FAR, FAR))
             x1, y1, x2, y2 = clip_box(_corners(box), size or (0, 0))
             if far or not (x1 < x2 and y1 < y2):
                 # nothing would be left, or the coordinates are not plausible
-                self.add(kind, text, stops=far)
+                self.add(kind, "bbox", expected, box, stops=far)
                 return False
-            self.add("box-outside", text)
+            self.add("box-outside", "bbox", expected, box)
         return True
 
     def _check_segmentation(self, entry: dict, size: tuple[int, int] | None) -> _Mask | None:
@@ -454,43 +446,30 @@ class _Checker:
         if isinstance(mask, dict):
             problem, area = _read_rle(mask, size)
             if problem or area is None:
-                self.add("rle", f"segmentation: {problem}", stops=area is None)
+                self.add_text("rle", f"segmentation: {problem}", stops=area is None)
                 return None
             return [area], []
         if not isinstance(mask, list):
-            self.add("segmentation", f"segmentation: expected polygons or RLE, got {short(mask)}")
+            self.add("segmentation", "segmentation", "polygons or RLE", mask)
             return None
-        for polygon in mask:
-            if not isinstance(polygon, list) or not _are_numbers(polygon):
-                wrong = polygon
-                if isinstance(polygon, list):
-                    wrong = next((value for value in polygon if not is_number(value)), 0)
-                text = f"segmentation: expected polygons [x, y, …] of finite numbers, got {short(wrong)}"
-                self.add("segmentation", text)
-                return None
-            if polygon and not -FAR <= min(polygon) <= max(polygon) <= FAR:
-                far = max(polygon, key=abs)
-                text = f"segmentation: expected coordinates of at most {FAR:,} pixels, got {short(far)}"
-                self.add("segmentation", text)
-                return None
         areas, corners = [], []
         for polygon in mask:
+            if not isinstance(polygon, list) or not _are_numbers(polygon, FAR):
+                self.add("segmentation", "segmentation", f"polygons of numbers of at most {FAR:,}", polygon)
+                return None
+        for polygon in mask:
             if len(polygon) % 2 or len(polygon) < 6:
-                text = f"polygons of at least 3 points [x, y, …], got {len(polygon)} coordinates"
-            elif (area := polygon_area(_points(polygon))) > 0:
-                areas.append(area)
-                x, y = polygon[::2], polygon[1::2]
-                corners.append((min(x), min(y), max(x), max(y)))
-                continue
-            else:
-                text = f"polygons with an area, got {short(polygon)}"
-            self.add("polygon", f"segmentation: expected {text}")
-            return None
+                self.add("polygon", "segmentation", "polygons of at least 3 points [x, y, …]", polygon)
+                return None
+            if not (area := polygon_area(np.reshape(polygon, (-1, 2)))) > 0:
+                self.add("polygon", "segmentation", "polygons with an area", polygon)
+                return None
+            areas.append(area)
+            x, y = polygon[::2], polygon[1::2]
+            corners.append((min(x), min(y), max(x), max(y)))
         if size is not None and not all(_within(box, size) for box in corners):
-            text = (
-                f"segmentation: expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
-            )
-            self.add("polygon-outside", text)
+            text = f"expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
+            self.add_text("polygon-outside", f"segmentation: {text}")
         return areas, corners
 
     def _check_agreement(
@@ -503,8 +482,7 @@ class _Checker:
             x1, y1, x2, y2 = min(left), min(top), max(right), max(bottom)
             off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
             if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
-                text = f"bbox: expected the mask's box, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
-                self.add("box-of-mask", text)
+                self.add("box-of-mask", "bbox", f"the mask's box, {[x1, y1, x2 - x1, y2 - y1]}", box)
         if area is None:
             return
         real = sum(areas) if areas else box[2] * box[3]
@@ -516,7 +494,7 @@ class _Checker:
             # may be the area of a mask that the file does not have
             low, high = 0, 1.1 * real + box[2] + box[3]
         if not low <= area <= high:
-            self.add("area", f"area: expected about {real:.6g} pixels², got {area:g}")
+            self.add("area", "area", f"about {real:.6g} pixels²", area)
 
 
 def decode_counts(text: str) -> list[int]:
@@ -530,16 +508,12 @@ def decode_counts(text: str) -> list[int]:
     """
     if not text:
         return []
-    bits = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64) - 48
-    if not 0 <= bits.min() <= bits.max() < 64:
-        raise ValueError(f"character {text[int(((bits < 0) | (bits > 63)).argmax())]!r}")
-    ends = np.flatnonzero((bits & 32) == 0)
-    if not ends.size or ends[-1] != bits.size - 1:
-        raise ValueError("it ends within a number")
+    if not re.fullmatch("(?:[P-o]{0,6}[0-O])*", text):  # P to o: the number continues
+        raise ValueError("invalid characters, or a number that ends too early or too late")
+    bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError(f"a number of {lengths.max()} characters")
     shifts = 5 * (np.arange(bits.size) - np.repeat(starts, lengths))
     counts = np.add.reduceat((bits & 31) << shifts, starts) - ((bits[ends] >> 4 & 1) << 5 * lengths)
     counts[1::2] = np.cumsum(counts[1::2])
@@ -574,19 +548,24 @@ def _area(annotation: dict) -> float:
     """Return the area of a valid annotation; overlapping polygons are added up."""
     mask = annotation.get("segmentation")
     if isinstance(mask, dict):
-        counts = mask["counts"]
-        return float(sum((decode_counts(counts) if isinstance(counts, str) else counts)[1::2]))
+        return float(coco_mask.area(_encoded(mask)))
     if mask:
-        return sum(polygon_area(_points(polygon)) for polygon in mask)
+        return sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def _box_of_mask(mask: list | dict) -> list[float]:
     if isinstance(mask, dict):
-        counted = isinstance(mask["counts"], list)
-        return coco_mask.toBbox(coco_mask.frPyObjects(mask, *mask["size"]) if counted else mask).tolist()
+        return coco_mask.toBbox(_encoded(mask)).tolist()
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
     return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
+def _encoded(mask: dict) -> dict:
+    """Return an RLE in pycocotools' form."""
+    size = [int(side) for side in mask["size"]]
+    mask = {**mask, "size": size}
+    return mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *size)
 
 
 def _clip(annotation: dict, size: tuple[int, int]) -> bool:
@@ -594,7 +573,7 @@ def _clip(annotation: dict, size: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
     mask = annotation.get("segmentation")
     if isinstance(mask, list) and mask:
-        parts = [part for polygon in mask for part in clip_polygon(_points(polygon), size)]
+        parts = [part for polygon in mask for part in clip_polygon(np.reshape(polygon, (-1, 2)), size)]
         kept = [flat for part in parts if (flat := flattened(part))]
         if not kept:
             return False
@@ -603,16 +582,12 @@ def _clip(annotation: dict, size: tuple[int, int]) -> bool:
     return min(annotation["bbox"][2:]) > 0
 
 
-def _points(polygon: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(polygon[::2], polygon[1::2], strict=True))
-
-
 def _corners(box: Sequence[float]) -> _Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
 def _within(corners: _Corners, size: tuple[int, int]) -> bool:
-    x1, y1, x2, y2 = corners
+    x1, y1, x2, y2 = corners  # not a loop: a file can have a million boxes
     return min(x1, y1) >= -TOLERANCE and x2 <= size[0] + TOLERANCE and y2 <= size[1] + TOLERANCE
 
 
@@ -626,12 +601,12 @@ def _is_side(value: object) -> TypeGuard[int]:
     return 1 <= value <= FAR and float(value).is_integer()
 
 
-def _are_numbers(values: list) -> bool:
-    """Whether all values are finite numbers; fast for lists of a million values."""
+def _are_numbers(values: list, most: float = math.inf) -> bool:
+    """Whether all values are numbers from ``-most`` to ``most``; fast for lists of a million values."""
     if not set(map(type, values)) <= {int, float}:
         return False
     try:
-        return math.isfinite(sum(values))
+        return math.isfinite(sum(values)) and (not values or -most <= min(values) <= max(values) <= most)
     except OverflowError:  # an integer that is too large for a float
         return False
 
@@ -641,5 +616,5 @@ def _key(value: object) -> object:
     return value if _is_id(value) else None
 
 
-def _id_of(entry: object) -> str:
-    return short(entry.get("id") if isinstance(entry, dict) else entry)
+def _id_of(entry: object) -> object:
+    return entry.get("id") if isinstance(entry, dict) else entry

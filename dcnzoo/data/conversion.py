@@ -10,7 +10,8 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
@@ -70,23 +71,18 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
         raise InvalidAnnotation(f"expected an image, found none at {name}")
     try:
         with Image.open(file) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             # for TIFF, Pillow's size is that of the rotated image
-            return image.size[::-1] if _is_turned(image) and image.format != "TIFF" else image.size
+            return image.size[::-1] if turned and image.format != "TIFF" else image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
 
 
-def _is_turned(image: Image.Image) -> bool:
-    return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-
-
-def why_swapped(said: Sequence[object], size: tuple[int, int], file: Path | BinaryIO) -> str:
-    """Explain a size that has the image's width and height exchanged; empty for other sizes."""
-    if tuple(said) != size[::-1]:
-        return ""
-    with Image.open(file) as image:
-        turned = _is_turned(image)
-    return "; the image is rotated by its EXIF orientation" if turned else "; width and height are swapped"
+def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path) -> str:
+    """Explain that the stated (width, height) is not that of an image."""
+    text = f"expected {size[0]} × {size[1]}, the size of {file}, got {short(stated[0])} × {short(stated[1])}"
+    swapped = tuple(stated) == size[::-1]
+    return f"{text}; width and height are swapped, as by an EXIF orientation" if swapped else text
 
 
 def polygon_area(polygon: Polygon) -> float:
@@ -277,9 +273,23 @@ class CocoBuilder:
             entry["segmentation"] = segmentation
         self._objects.append((name, entry))
 
-    def refuse(self, file: Path, error: InvalidAnnotation | str, line: int | None = None) -> None:
-        """Record a problem; the line number of the error takes precedence over ``line``."""
-        self.problems.append(Problem(file, getattr(error, "line", None) or line, str(error)))
+    @contextmanager
+    def refusing(self, file: Path, line: int | None = None, what: str = "") -> Iterator[None]:
+        """Record an InvalidAnnotation of the block. Its line number takes precedence over ``line``."""
+        try:
+            yield
+        except InvalidAnnotation as error:
+            self.problems.append(Problem(file, error.line or line, f"{what}{error}"))
+
+    def convert(self, files: Sequence[Path], read: Callable[[Path], None], step: Step) -> None:
+        """Call ``read`` with each file, and ``step`` after it."""
+        self.sources += files
+        for done, file in enumerate(files, 1):
+            with self.refusing(file):
+                if file.is_fifo():  # reading would wait for the other end
+                    raise InvalidAnnotation("expected a file, got a pipe")
+                read(file)
+            step(done, len(files))
 
     def content(self) -> dict:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
@@ -355,6 +365,13 @@ def read_text(file: Path) -> str:
     if "\0" in text:
         raise InvalidAnnotation("expected text in UTF-8, got the character NUL")
     return text
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line that is not blank; see :func:`read_text`."""
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def read_json(file: Path) -> Any:

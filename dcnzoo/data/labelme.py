@@ -24,7 +24,7 @@ from dcnzoo.data.conversion import (
     read_json,
     relative,
     short,
-    why_swapped,
+    wrong_size,
 )
 from dcnzoo.utils.errors import UserError
 
@@ -66,32 +66,21 @@ def convert_labelme(
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".json")
     if not files:
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
-    conversion.sources += files
-    for done, file in enumerate(files, 1):
-        try:
-            _convert_file(file, root, conversion, None if extract is None else Path(extract))
-        except InvalidAnnotation as error:
-            conversion.refuse(file, error)
-        step(done, len(files))
+    folder = None if extract is None else Path(extract)
+    conversion.convert(files, lambda file: _convert_file(file, root, conversion, folder), step)
     return conversion, root
 
 
 def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path | None) -> None:
-    if file.is_fifo():  # reading would wait for the other end
-        raise InvalidAnnotation("expected a file, got a pipe")
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")
     image, pixels = _image(file, root, content, extract)
     conversion.sources.append(image)
-    source = image if pixels is None else io.BytesIO(pixels)
-    size = image_size(source, str(image))
+    size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
     said = (content.get("imageWidth"), content.get("imageHeight"))
     if said != size and said != (None, None):
-        raise InvalidAnnotation(
-            f"expected the size of {image.name}, {size[0]} × {size[1]}, as imageWidth and imageHeight, "
-            f"got {short(said[0])} × {short(said[1])}{why_swapped(said, size, source)}"
-        )
+        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(said, size, image)}")
     number = conversion.add_image(relative(image, root), size)
     if pixels is not None:
         # read again when written: the images of a folder may not fit into memory
@@ -102,11 +91,9 @@ def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path
         key = index if group is None else (str(group), str(shape.get("label")))
         groups.setdefault(key, []).append((index, shape))
     for shapes in groups.values():
-        try:
+        places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
+        with conversion.refusing(file, what=f"{places}: "):
             _convert_shapes([shape for _, shape in shapes], number, size, conversion)
-        except InvalidAnnotation as error:
-            places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
-            conversion.refuse(file, InvalidAnnotation(f"{places}: {error}"))
 
 
 def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple[Path, bytes | None]:

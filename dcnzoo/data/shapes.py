@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dcnzoo.data.conversion import CocoBuilder, polygon_area
 from dcnzoo.utils.files import replacing
 
 CLASSES = ("oval", "trefoil", "cross")
@@ -101,8 +102,7 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
         (partial / "annotations").mkdir(parents=True)
         for split in SPLITS:
             (partial / split).mkdir()
-            coco = _write_split(partial, split, spec)
-            (partial / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+            _write_split(partial, split, spec)
         (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
         if root.exists():
             shutil.rmtree(root)
@@ -144,12 +144,6 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
     return np.clip(image, 0, 255).astype(np.uint8), instances
 
 
-def polygon_area(polygon: np.ndarray) -> float:
-    """Return the area of a simple polygon by the shoelace formula.  # polygon: [vertices, 2]"""
-    x, y = polygon.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
-
-
 def _recorded(root: Path) -> dict | None:
     try:
         return json.loads((root / SPEC_FILE).read_text())
@@ -157,32 +151,17 @@ def _recorded(root: Path) -> dict | None:
         return None
 
 
-def _write_split(root: Path, split: str, spec: ShapesSpec) -> dict:
-    images, annotations = [], []
+def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
+    size, coco = (spec.size, spec.size), CocoBuilder(CLASSES)
     for index in range(getattr(spec, split)):
         pixels, instances = draw_image(spec, split, index)
         name = f"{index:05d}.png"
         if not cv2.imwrite(str(root / split / name), pixels):
             raise OSError(f"{root / split / name}: cannot write the image")
-        image_id = index + 1
-        images.append({"id": image_id, "file_name": name, "width": spec.size, "height": spec.size})
-        annotations += [{"image_id": image_id, **_annotation(instance)} for instance in instances]
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _annotation(instance: dict) -> dict:
-    polygon = instance["polygon"]
-    (x0, y0), (x1, y1) = polygon.min(0), polygon.max(0)
-    return {
-        "category_id": instance["label"] + 1,
-        "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-        "area": round(polygon_area(polygon), 2),
-        "segmentation": [polygon.ravel().tolist()],
-        "iscrowd": 0,
-    }
+        image = coco.add_image(name, size)
+        for instance in instances:
+            coco.add_polygons(image, size, CLASSES[instance["label"]], [instance["polygon"]])
+    coco.write(root / "annotations" / f"{split}.json")
 
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:

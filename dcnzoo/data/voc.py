@@ -15,8 +15,8 @@ from dcnzoo.data.conversion import (
     Step,
     image_size,
     number,
-    read_text,
-    why_swapped,
+    read_lines,
+    wrong_size,
 )
 from dcnzoo.utils.errors import UserError
 
@@ -77,13 +77,9 @@ def convert_voc(
         raise UserError(
             f"annotations: expected XML files, found none in {f'{split}.txt' if split else xml_folder}"
         )
-    conversion.sources += files
-    for done, file in enumerate(files, 1):
-        try:
-            _convert_file(file, image_folder, conversion, difficult, zero_based)
-        except InvalidAnnotation as error:
-            conversion.refuse(file, error)
-        step(done, len(files))
+    conversion.convert(
+        files, lambda file: _convert_file(file, image_folder, conversion, difficult, zero_based), step
+    )
     return conversion, image_folder
 
 
@@ -97,28 +93,25 @@ def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> 
     if place is None:
         raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
     try:
-        lines = read_text(place).splitlines()
+        lines = list(read_lines(place))
     except InvalidAnnotation as error:
         raise UserError(f"{place}: {error}") from None
     seen: dict[str, int] = {}
-    for at, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for at, line in lines:
         name = line.split()[0]  # in the list of a class, 1, 0 or -1 follows the name
-        if name in seen:
-            conversion.refuse(place, f"expected each image once, got {name} as in line {seen[name]}", at)
-        elif not os.path.isfile(folder / f"{name}.xml"):  # Path.is_file raises if the name is too long
-            conversion.refuse(place, f"expected a file, found none at {folder / f'{name}.xml'}", at)
-        else:
-            yield folder / f"{name}.xml"
-        seen.setdefault(name, at)
+        file = folder / f"{name}.xml"
+        with conversion.refusing(place, at):
+            if name in seen:
+                raise InvalidAnnotation(f"expected each image once, got {name} as in line {seen[name]}")
+            seen[name] = at
+            if not os.path.isfile(file):  # Path.is_file raises if the name is too long
+                raise InvalidAnnotation(f"expected a file, found none at {file}")
+            yield file
 
 
 def _convert_file(
     file: Path, images: Path, conversion: CocoBuilder, difficult: str, zero_based: bool
 ) -> None:
-    if file.is_fifo():  # reading would wait for the other end
-        raise InvalidAnnotation("expected a file, got a pipe")
     tree = parse(file)
     if tree.tag != "annotation":
         raise InvalidAnnotation(f"expected <annotation>, got <{tree.tag}>", tree.line)
@@ -129,17 +122,11 @@ def _convert_file(
     if stated is not None:
         said = tuple(stated.number(side) for side in ("width", "height"))
         if said not in (size, (0, 0)):  # some tools write zeros
-            raise InvalidAnnotation(
-                f"<size>: expected {size[0]} × {size[1]}, the size of {picture.name}, "
-                f"got {said[0]:g} × {said[1]:g}{why_swapped(said, size, picture)}",
-                stated.line,
-            )
+            raise InvalidAnnotation(f"<size>: {wrong_size(said, size, picture)}", stated.line)
     image = conversion.add_image(picture.relative_to(images).as_posix(), size)
     for thing in tree.all("object"):
-        try:
+        with conversion.refusing(file, thing.line):
             _convert_object(thing, image, size, conversion, difficult, zero_based)
-        except InvalidAnnotation as error:
-            conversion.refuse(file, error, thing.line)
 
 
 def _convert_object(

@@ -13,8 +13,10 @@ from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
     Step,
+    counted,
     image_size,
     number,
+    read_lines,
     read_text,
     relative,
     short,
@@ -64,34 +66,15 @@ def convert_yolo(
     images = list(dict.fromkeys(_images(file, described, split, root, conversion)))
     if not images and not conversion.problems:
         raise UserError(f"{file}: {split}: expected images, found none")
-    conversion.sources += [file, *images, *map(_labels, images)]
-    for done, image in enumerate(images, 1):
-        try:
-            size = image_size(image)
-            added = conversion.add_image(relative(image, root), size)
-        except InvalidAnnotation as error:
-            conversion.refuse(image, error)
-        else:
-            _convert_labels(_labels(image), added, size, conversion)
-        step(done, len(images))
+    conversion.sources += [file, *map(_labels, images)]
+
+    def convert(image: Path) -> None:
+        size = image_size(image)
+        added = conversion.add_image(relative(image, root), size)
+        _convert_labels(_labels(image), added, size, conversion)
+
+    conversion.convert(images, convert, step)
     return conversion, root
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a duplicate key in a mapping; YAML's loader would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"expected each key once, got {short(key.value)} again",
-                    problem_mark=key.start_mark,
-                )
-            seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(file: Path) -> dict:
@@ -101,17 +84,12 @@ def _read_yaml(file: Path) -> dict:
         text = read_text(file)
         if file.suffix == ".data":
             return _read_darknet(file, text)
-        described = yaml.load(text, _Loader)  # nosec B506  # a SafeLoader
+        described = yaml.safe_load(text)
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = file if place is None else f"{file}:{place.line + 1}"
-        raise UserError(f"{where}: expected YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise UserError(f"{file}: expected YAML, got lists or objects that are nested too deeply") from None
-    except ValueError as error:  # an impossible date, an integer of thousands of digits
-        raise UserError(f"{file}: expected YAML: {error}") from None
+    # ValueError: an impossible date, or an integer of thousands of digits
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{file}: expected YAML: {' '.join(str(error).split())}") from None
     if not isinstance(described, dict):
         raise UserError(f"{file}: expected keys such as names and train, got {type(described).__name__}")
     return described
@@ -125,7 +103,7 @@ def _read_darknet(file: Path, text: str) -> dict:
     if not os.path.isfile(root / names):  # paths are relative to darknet's folder: data/obj.data's parent
         root = root.parent
     require_file(str(root / names), f"{file}: names")
-    classes = [line.strip() for line in read_text(root / names).splitlines() if line.strip()]
+    classes = [line for _, line in read_lines(root / names)]
     return {"path": str(root), "names": classes, "train": values.get("train"), "val": values.get("valid")}
 
 
@@ -175,18 +153,16 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Coc
             yield from sorted(path for path in found.rglob("*") if path.suffix.lower() in SUFFIXES)
             continue
         try:
-            lines = read_text(found).splitlines()
+            lines = list(read_lines(found))
         except InvalidAnnotation as error:
             raise UserError(f"{found}: {error}") from None
-        for at, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+        for at, line in lines:
             # ./ refers to the folder of the list
-            image = (found.parent if line.startswith("./") else root) / line.strip()
-            if os.path.isfile(image):
+            image = (found.parent if line.startswith("./") else root) / line
+            with conversion.refusing(found, at):
+                if not os.path.isfile(image):
+                    raise InvalidAnnotation(f"expected an image, found none at {image}")
                 yield image
-            else:
-                conversion.refuse(found, f"expected an image, found none at {image}", at)
 
 
 def _labels(image: Path) -> Path:
@@ -202,18 +178,10 @@ def _labels(image: Path) -> Path:
 def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: CocoBuilder) -> None:
     if not os.path.isfile(file):
         return
-    try:
-        lines = read_text(file).splitlines()
-    except InvalidAnnotation as error:
-        conversion.refuse(file, error)
-        return
-    for at, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            _convert_line(line.split(), image, size, conversion)
-        except InvalidAnnotation as error:
-            conversion.refuse(file, error, at)
+    with conversion.refusing(file):
+        for at, line in read_lines(file):
+            with conversion.refusing(file, at):
+                _convert_line(line.split(), image, size, conversion)
 
 
 def _convert_line(words: list[str], image: int, size: tuple[int, int], conversion: CocoBuilder) -> None:
@@ -224,7 +192,7 @@ def _convert_line(words: list[str], image: int, size: tuple[int, int], conversio
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise InvalidAnnotation(
             "expected class x y width height, or class and at least 3 points, "
-            f"got {len(words)} {'value' if len(words) == 1 else 'values'}"
+            f"got {counted(len(words), 'values')}"
         )
     for index, value in enumerate(values, 1):
         if not 0 <= value <= 1:

@@ -10,16 +10,10 @@ from dcnzoo.utils.archive import ArchiveError, unpack
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        *(("../out.txt",), ("a/../../out.txt",), ("/tmp/out.txt",), ("..\\out.txt",), ("C:\\out.txt",)),
-        *(("\\\\host\\x",), ("p", "p/q"), ("p/q/r", "p/q"), ("p", "./p"), ("x" * 300,)),
-        *(("a/" + "é" * 130 + "/b",), ("nul#byte",)),
-    ],
+    "name", ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "..\\out.txt", "C:\\out.txt", "\\\\host\\x"]
 )
-def test_names_that_cannot_be_or_lead_out(make, tmp_path, names):
-    path = make({"good.txt": b"x", **dict.fromkeys(names, b"escaped")})
-    path.write_bytes(path.read_bytes().replace(b"nul#byte", b"nul\0byte"))
+def test_names_that_lead_out(make, tmp_path, name):
+    path = make({"good.txt": b"x", name: b"escaped"})
     with pytest.raises(ArchiveError, match=f"^{path}: .*no file was extracted$"):
         unpack(path, tmp_path / "out")
     assert files(tmp_path) == {"data.zip": path.read_bytes()}
@@ -67,11 +61,11 @@ def test_what_is_there_is_kept_or_mended(make, tmp_path):
     assert (out / "val2017/1.jpg").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("name", "there"), [("p", "p/q"), ("p/q", "p")])
+@pytest.mark.parametrize(("name", "there"), [("p", "p/q"), ("p/q", "p"), ("p" * 300, "q")])
 def test_something_else_is_there(make, tmp_path, name, there):
     (tmp_path / "out" / there).parent.mkdir(parents=True)
     (tmp_path / "out" / there).touch()
-    with pytest.raises(ArchiveError, match="out/p"):
+    with pytest.raises(ArchiveError, match=r"out/p.* cannot be written"):
         unpack(make({name: b"x"}), tmp_path / "out")
     assert files(tmp_path / "out") == {there: b""}
 

@@ -23,7 +23,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
 from dcnzoo.compat import patches
-from dcnzoo.data.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.conversion import few, short
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.garbage import collector_paused
@@ -53,7 +53,7 @@ class CheckedCOCO(COCO):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
         report = check_coco(annotation_file)
-        stops = [p for p in report.problems if p.stops and (masks or p.kind not in OF_MASKS)]
+        stops = [p for p in report.problems if p.stops and (masks or not KINDS[p.kind].of_masks)]
         if stops:
             raise as_error(report, stops)
         self.dataset = report.content
@@ -84,15 +84,15 @@ class CheckedCOCO(COCO):
     def _warn(self, problems: Sequence[Problem]) -> None:
         images = {image["id"]: image for image in self.dataset["images"]}
         annotations = self.dataset["annotations"]
-        passed_over: dict[str, list] = {}
+        skipped: dict[str, list] = {}
         for annotation in annotations:
-            if reason := _why_passed_over(annotation, images.get(annotation["image_id"])):
-                passed_over.setdefault(reason, []).append(annotation["id"])
+            if reason := _skip_reason(annotation, images.get(annotation["image_id"])):
+                skipped.setdefault(reason, []).append(annotation["id"])
         lines = [
             f"{self.file}: {len(ids)} of {len(annotations)} annotations are skipped: {reason}: ids {few(ids)}"
-            for reason, ids in passed_over.items()
+            for reason, ids in skipped.items()
         ]
-        gone = {f"annotation {number}" for ids in passed_over.values() for number in ids}
+        gone = {f"annotation {number}" for ids in skipped.values() for number in ids}
         others = [p for p in problems if p.where not in gone and p.kind != "empty"]
         if others:
             counts = Counter(problem.kind for problem in others)
@@ -208,7 +208,7 @@ class CocoDataset(coco.CocoDataset):
         return left
 
 
-def _why_passed_over(annotation: dict, image: dict | None) -> str | None:
+def _skip_reason(annotation: dict, image: dict | None) -> str | None:
     """Return why MMDetection skips an annotation; None if it is used, or marked as ``ignore``."""
     if image is None:
         return "their images are not in the file"
