@@ -382,7 +382,7 @@ def _sampling(title: str, prediction: Prediction, classes: Sequence[str]) -> Sec
         way = f" through {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
         text = (
             f"Sampling points of {chain[-1].name} for one output position (cross), traced back to the image"
-            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. Size and colour show the modulation, "
+            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. Size and colour: the modulation, "
             "relative to the largest in the panel."
         )
         figure = plot_panels(prediction.image, traced, columns=len(places))
