@@ -129,27 +129,6 @@ def test_every_kind_of_layer(tmp_path):
     }
 
 
-def test_attention(tmp_path):
-    class Attends(BaseModel):
-        def __init__(self):
-            super().__init__()
-            options = dict(embed_dims=8, num_heads=2, num_levels=1, num_points=2, batch_first=True)
-            self.attention = MODELS.build(dict(type="MultiScaleDeformableAttention", **options))
-
-        def forward(self, inputs, mode):
-            self.attention.sampling_offsets.bias.data[:] = torch.tensor([0, 0, 0, 0, 2.5, 0, 0, -0.5])
-            where = torch.full((1, 3, 1, 2), 0.5)  # (2.5, 1.5) in pixels; x leaves the map at 6
-            shapes = torch.tensor([[HEIGHT, WIDTH]])
-            args = dict(reference_points=where, spatial_shapes=shapes, level_start_index=torch.tensor([0]))
-            out = self.attention(torch.ones(1, 3, 8), value=torch.ones(1, HEIGHT * WIDTH, 8), **args)
-            return {"loss": out.sum() * 0}
-
-    train(tmp_path, Attends(), [0], interval=1)
-    (row,) = rows(tmp_path)
-    # (2.5 + 0.5) / 8; none is outside, because 5 < 6
-    assert [row[name] for name in COLUMNS] == ["1", "attention", "0.375", "2.5", "0", "0.5", "0", "0"]
-
-
 def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
     """Also checks that the visualizer gets the same figures."""
     seen = []
