@@ -215,15 +215,14 @@ def render_runs(
     single = len(by_label(runs)) == 1
     sections = [_curves(runs)]
     if not single:
-        sections.insert(
-            0, Section("Result", _result_text(runs), [page.table(summary(runs, detectors, head))])
-        )
+        text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
+        sections.insert(0, Section("Result", text, [page.table(summary(runs, detectors, head))]))
     sections += _pictures(detectors, images)
     sections += _offsets_over_time(runs)
     sections += [_validations(runs), _configuration(runs), _environment(runs)]
     return page.render_report(
         title or " and ".join(by_label(runs)),
-        lead if lead is not None else _lead(runs, bool(detectors and images)),
+        _lead(runs) if lead is None else lead,
         [section for section in sections if section.parts],
         _facts(runs, detectors) if single else None,
         footer,
@@ -237,27 +236,9 @@ def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]
     return facts
 
 
-def _lead(runs: Sequence[TrainedRun], pictures: bool) -> str:
-    """Describe the length of the training and the checkpoints of the pictures."""
-    labels = by_label(runs)
-    sentences = []
-    for label, seeds in labels.items():
-        run = seeds[0]
-        batch = run.cfg.train_dataloader.get("batch_size")
-        length = f"{run.history.iteration:,} iterations" + (f" of {batch} images" if batch else "")
-        name = f"{label}: " if len(labels) > 1 else ""
-        sentences.append(
-            f"{name}{length} in {run.folder}" if len(seeds) == 1 else f"{name}{length}, {len(seeds)} runs"
-        )
-    shown = [seeds[0].checkpoint.name for seeds in labels.values() if seeds[0].checkpoint]
-    if pictures:
-        sentences.append(f"The images show detections of {' and '.join(dict.fromkeys(shown))}")
-    return "".join(f"{sentence}. " for sentence in sentences).strip()
-
-
-def _result_text(runs: Sequence[TrainedRun]) -> str:
-    seeds = max(map(len, by_label(runs).values()))
-    return "Metrics of the last validation." + (" Mean ± standard deviation over runs." if seeds > 1 else "")
+def _lead(runs: Sequence[TrainedRun]) -> str:
+    lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
+    return " ".join(lengths)
 
 
 # Curves
@@ -270,10 +251,7 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
     for metric in main_metrics(runs):
         curves = {metric_name(metric): _series(runs, metric)}
         figures.append(plot_learning_curves(curves, counted))
-    several = len(runs) > len(by_label(runs))
-    text = "Training loss and validation metrics." + (
-        " Thin lines are single runs, thick lines are means." if several else ""
-    )
+    text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
     return Section("Learning curves", text, [page.charts(figures)])
 
 
@@ -480,15 +458,9 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
             if curves:
                 figures.append(plot_learning_curves({title: curves}))
         if figures:
-            of = (
-                ""
-                if len(layers) == len(last)
-                else f": the {len(layers)} of {len(last)} layers with the largest final offsets"
-            )
-            parts += [Markup("<h3>{}{}</h3>").format(_called(run, runs), of), page.charts(figures)]
-    yield Section(
-        "Offsets during training", "Offset statistics of each layer, from OffsetStatisticsHook.", parts
-    )
+            parts += [Markup("<h3>{}</h3>").format(_called(run, runs)), page.charts(figures)]
+    text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."
+    yield Section("Offsets during training", text, parts)
 
 
 def _configuration(runs: Sequence[TrainedRun]) -> Section:
