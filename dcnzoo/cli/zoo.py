@@ -45,10 +45,10 @@ def command() -> None:
 @AS_JSON
 def list_(dcn: bool, measured: bool, as_json: bool) -> None:
     """List all models."""
-    from dcnzoo.zoo import describe_all
+    from dcnzoo import zoo
 
-    described = describe_all().items()
-    _show({m: d for m, d in described if (m.measured or not measured) and (d.operators or not dcn)}, as_json)
+    described = {m: zoo.describe(m) for m in zoo.models() if m.measured or not measured}
+    _show({m: d for m, d in described.items() if d.operators or not dcn}, as_json)
 
 
 @command.command
