@@ -20,7 +20,6 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS
 from dcnzoo.report import Instances, trace_sampling
 from dcnzoo.report.detector import ValidationRunner
 from dcnzoo.report.history import History
@@ -68,10 +67,12 @@ def test_history_of_a_resumed_run(tmp_path):
     assert {step: entry["loss"] for step, entry in history.training.items()} == {2: 5.0, 4: 4.0, 6: 3.5}
     assert history.validation == {1: {"coco/bbox_mAP": 0.1, "coco/bbox_mAP_l": -1.0}}
     assert history.iteration == 6
-    log = tmp_path / "2026_1" / "vis_data" / "scalars.json"
-    log.write_text('{"offsets/mean_abs/a": 0.5, "step": 2}\n' + log.read_text())
-    assert History.read(tmp_path) == history, "figures of offsets are no validation"
-    assert History.read(tmp_path / "nowhere") == History({}, {})
+    for start, numbers in ((0, {2: 0.5, 6: 1.0, 8: 2.0}), (1, {6: 1.5})):
+        with (tmp_path / f"2026_{start}" / "vis_data" / "scalars.json").open("a") as file:
+            file.writelines(f'\n{{"offsets/mean_abs/a": {n}, "step": {i}}}' for i, n in numbers.items())
+    offsets = {2: {"mean_abs/a": 0.5}, 6: {"mean_abs/a": 1.5}}
+    assert History.read(tmp_path) == History(history.training, history.validation, offsets)
+    assert History.read(tmp_path / "nowhere") == History({}, {}, {})
 
 
 def test_metric_names():
@@ -121,8 +122,10 @@ def test_report_of_a_run(make_run, monkeypatch):
     folder = make_run()
     log = folder / "2026_0" / "2026_0.log"
     log.write_text("x\nSystem environment:\n    GCC: none <5>\n" + "-" * 60 + "\nConfig:\n")
-    rows = [f"{i},layer{n},{abs(n - 4) + i},9,0,0.5,0,0" for i in (2, 4) for n in range(9)]
-    (folder / "offset_statistics.csv").write_text("\n".join([",".join(COLUMNS), *rows, "6,layer4,99"]))
+    for i in (2, 4):
+        offsets = {f"offsets/mean_abs/layer{n}": abs(n - 4) + i for n in range(9)}
+        with log.with_name("vis_data").joinpath("scalars.json").open("a") as file:
+            file.write(f"\n{json.dumps({**offsets, 'step': i})}")
     out = write_report([folder])
     assert out == folder / "report.html" and not list(folder.glob(".*partial"))
     html = out.read_text(encoding="utf-8")

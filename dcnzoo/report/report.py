@@ -13,7 +13,6 @@ from markupsafe import Markup
 from mmengine.config import Config
 from torch import Tensor
 
-from dcnzoo.openmmlab.hooks.offset_statistics import FILE_NAME, read_statistics
 from dcnzoo.report import page
 from dcnzoo.report.detector import Prediction, ValidationRunner
 from dcnzoo.report.explain import Box, offset_table, points_of
@@ -443,18 +442,18 @@ def _innermost(mask: np.ndarray) -> tuple[float, float]:
 def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
     parts = []
     for run in runs:
-        rows = list(read_statistics(run.folder / FILE_NAME))
-        last = {row["layer"]: float(row["mean_abs"]) for row in rows}
-        largest = sorted(last, key=last.get, reverse=True)[: len(COLOURS)]
-        layers = [layer for layer in last if layer in largest]
+        offsets = run.history.offsets
+        last = offsets[max(offsets)] if offsets else {}
+        sizes = {name.removeprefix("mean_abs/"): last[name] for name in last if name.startswith("mean_abs/")}
+        layers = sorted(sizes, key=sizes.get, reverse=True)[: len(COLOURS)]
         figures = []
         for column, title in _OFFSETS.items():
             curves: Curves = {}
             for layer in layers:
-                own = [row for row in rows if row["layer"] == layer and row[column]]
-                if own:
-                    values = np.array([[float(row[column]) for row in own]])
-                    curves[layer] = (np.array([int(row["iter"]) for row in own]), values)
+                name = f"{column}/{layer}"
+                values = {step: entry[name] for step, entry in offsets.items() if name in entry}
+                if values:
+                    curves[layer] = (np.array([*values]), np.array([[*values.values()]]))
             if curves:
                 figures.append(plot_learning_curves({title: curves}))
         if figures:
