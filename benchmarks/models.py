@@ -353,13 +353,17 @@ def rows(comparison: str, found: dict[str, dict[str, list[tuple[float, int]]]]) 
     return table
 
 
+# entries of the metafiles, as in tools/model_zoo.py
+CPU_TIME = "CPU time (× Faster R-CNN R-50)"
+PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
+
+
 def measure_zoo(rounds: int, threads: int) -> None:
     """Measure the models of the zoo that lack entries, and write these to their metafiles."""
     from dcnzoo import zoo
     from dcnzoo.openmmlab.model_builder import build_model, count_operations, input_size, random_batch
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.files import write_text
-    from dcnzoo.zoo.page import CPU_TIME, FLOPS, PARAMETERS
 
     baseline = partial(of_zoo, "faster-rcnn_r50_fpn_1x_coco")
     for model in zoo.models():

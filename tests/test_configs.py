@@ -1,17 +1,13 @@
 """configs/dcn and configs/dcnv2 equal MMDetection's, and its published weights fit."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import mmdet
 import pytest
 import torch
 import yaml
 
-from dcnzoo.data.shapes import CLASSES, ShapesSpec, make_shapes
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
 from mmdet.registry import MODELS
@@ -19,12 +15,13 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 
+from dcnzoo.openmmlab.packages import mim_folder
+
 from .modules import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
-MIM = Path(mmdet.__file__).parent / ".mim"
-MMDETS = MIM / "configs"
+MMDETS = mim_folder("mmdet") / "configs"
 PAPERS = ("dcn", "dcnv2")
 FILES = sorted(path for paper in PAPERS for path in (CONFIGS / paper).glob("*.py"))
 
@@ -86,37 +83,3 @@ def test_index_has_the_published_figures(paper):
             assert model[key] == theirs[key]
         for key, value in theirs["Metadata"].items():
             assert model["Metadata"][key] == value
-
-
-@pytest.mark.slow
-def test_your_own_data_with_mmdetections_own_tool(tmp_path):
-    """The hand-written config of docs/train_your_data.md, in which only ``custom_imports`` names dcnzoo."""
-    page = (ROOT / "docs" / "train_your_data.md").read_text()
-    (recipe,) = (b for b in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M) if "hazelnut" in b)
-    assert '("date", "fig", "hazelnut")' in recipe and recipe.count("dcnzoo") == 1
-    (tmp_path / "fruits.py").write_text(recipe.replace('("date", "fig", "hazelnut")', repr(CLASSES)))
-
-    make_shapes(tmp_path / "shapes", ShapesSpec(train=2, val=1))
-    data = tmp_path / "data" / "fruits"
-    data.mkdir(parents=True)
-    (data / "images").symlink_to(tmp_path / "shapes" / "train")
-    for part in ("train.json", "val.json"):
-        (data / part).symlink_to(tmp_path / "shapes" / "annotations" / "train.json")
-
-    settings = ["train_cfg.max_epochs=1", "model.backbone.init_cfg=None"]
-    for loader, resize in (("train_dataloader", 2), ("val_dataloader", 1)):
-        settings += [f"{loader}.num_workers=0", f"{loader}.persistent_workers=False"]
-        settings += [f"{loader}.dataset.pipeline.{resize}.scale=(128,128)"]
-    result = subprocess.run(
-        [sys.executable, MIM / "tools" / "train.py", "fruits.py", "--cfg-options", *settings],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert "coco/segm_mAP" in result.stdout + result.stderr
-    checkpoint = torch.load(tmp_path / "work_dirs/fruits/epoch_1.pth", weights_only=False)
-    weights = checkpoint["state_dict"]
-    assert weights["backbone.layer2.0.conv2.conv_offset.weight"].shape == (27, 128, 3, 3)
-    assert weights["roi_head.mask_head.conv_logits.weight"].shape == (3, 256, 1, 1)

@@ -40,18 +40,12 @@ def test_config(path):
     assert list(cfg.model.neck.in_channels) == (widths[1:] if dino else widths)
     start = "flash_intern_image" if flash else "internimage"
     assert backbone.init_cfg.checkpoint.rsplit("/", 1)[1].startswith(f"{start}_{size_of(path)}_")
-    epochs = 36 if "_3x_" in path.stem else 12
-    assert cfg.train_cfg.max_epochs == epochs
-    assert cfg.param_scheduler[1].milestones == {36: [27, 33], 12: [11] if dino else [8, 11]}[epochs]
-    resizes = [step for step in cfg.train_dataloader.dataset.pipeline if step.type == "RandomChoice"]
-    assert bool(resizes) == (dino or epochs == 36)
     decay = cfg.optim_wrapper.paramwise_cfg
     if "constructor" in cfg.optim_wrapper:
         assert decay.depths == backbone.depths
         assert cfg.optim_wrapper.constructor == "CustomLayerDecayOptimizerConstructor"
     else:
         assert decay.custom_keys.backbone.lr_mult == 0.1 and dino
-    assert "_scope_" not in cfg.optim_wrapper and cfg.optim_wrapper.optimizer.type == "AdamW"
 
 
 ONCE = [path for path in FILES if "_1x_" in path.stem]
@@ -98,8 +92,6 @@ def test_index_is_complete():
         listed |= {Path(model["Config"]): model for model in content["Models"]}
     assert set(listed) == {path.relative_to(CONFIGS.parent) for path in FILES}
     for path, model in listed.items():
-        figures = [ap for result in model["Results"] for ap in result["Metrics"].values()]
-        assert len(figures) == (1 if path.stem.startswith("dino") else 2)
         assert model["Published"] == "OpenGVLab"
         # the weights are those of the same model and schedule
         name = Path(model["Weights"]).name.replace("_", "-")

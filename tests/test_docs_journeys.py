@@ -187,23 +187,3 @@ def test_first_steps(tmp_path):
     assert (folder / "work_dirs/infer/0001.png").stat().st_size
     assert "detections agree" in said["Export to ONNX"] and "torchvision" not in said["Export to ONNX"]
     assert (folder / "detections.png").stat().st_size
-    run_exported_model_without_torch(folder)
-
-
-def run_exported_model_without_torch(folder: Path) -> None:
-    python = folder.parent / "without_torch" / "bin" / "python"
-    program = """
-import importlib.util
-print([name for name in ("torch", "mmdet", "mmengine", "cv2") if importlib.util.find_spec(name)])
-from dcnzoo.export import Detector
-detector = Detector("fruits.onnx")
-found = detector("data/fruits/JPEGImages/0002.jpg")
-print(detector.classes, len(found.boxes) == len(found.scores) > 0, found.boxes.max() <= 128)
-"""
-    done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=folder)
-    assert done.stdout.splitlines() == ["[]", f"{CLASSES} True True"], done.stdout + done.stderr
-
-
-def test_every_box_of_the_page_is_run():
-    languages = [language for _, language, _ in steps()]
-    assert set(languages) == {"bash", "python"} and len(languages) == PAGE.read_text().count("\n```\n")

@@ -24,7 +24,6 @@ from dcnzoo.report.explain import (
     plot_explanation,
     points_of,
     receptive_field,
-    smooth,
     with_unique_names,
 )
 from dcnzoo.report.explain_page import render_explanation
@@ -111,12 +110,12 @@ def test_receptive_field_of_maps_with_channels_last(layer):
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (2, 4, 4, 6), "3×3 around (3, 5)"
 
 
-def test_smoothing_keeps_the_sum_and_reaches_three_sigma():
-    field = torch.zeros(31, 41)
-    field[10, 20] = 3
-    smoothed = smooth(field, 1.5)
-    assert smoothed.sum() == pytest.approx(3, rel=1e-5)
-    assert smoothed[15, 20] > 0 and smoothed[16:].eq(0).all() and smoothed[:, 26:].eq(0).all()
+def test_heat_map_of_one_pixel_and_of_none():
+    field = torch.zeros(31, 401)
+    field[10, 200] = 3
+    opacity = heat_map(field)[..., 3]
+    assert opacity.argmax() == 10 * 401 + 200 and opacity[10, 200] == 1
+    assert opacity[10, 204] > opacity[10, 208] > 0 == opacity[10, 230]  # smoothed by 4 pixels
     assert np.isfinite(heat_map(torch.zeros(5, 7))).all()
 
 
@@ -156,10 +155,16 @@ def test_table_and_figure_of_layers():
     assert rows[1] == ["1", "12×12", "0.250", "2.50", "12.5%"]
     assert rows[2][:2] == ["of mmcv", "12×12"] and rows[2][4] == "–"
     assert rows[3] == ["other", "not drawn", "1.000", "2.00", "0.0%"]
-    figure = plot_explanation(explained(names=("a", "b"), box=Box(3, 4, 9.2, 8)))
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert "b" in titles[0] and titles[1].startswith("a")
-    assert len(figure.axes[1].collections[0].get_offsets()) == 3 * 3 * 15
+    explanation = explained(names=("a", "b"), box=Box(3, 4, 9.2, 8))
+    explanation.fields[0].weight[0] = -0.5
+    figure = plot_explanation(explanation)
+    (drawn,) = figure.axes[1].collections
+    points, weight = points_of(explanation.fields[0], explanation.box, SIZE)
+    np.testing.assert_array_equal(drawn.get_offsets(), points.flip(1))
+    np.testing.assert_array_equal(drawn.get_array(), weight.abs())
+    assert len(points) == 3 * 3 * 15 and drawn.get_clim() == (0, 1)
+    assert drawn.get_sizes().min() < drawn.get_sizes().max(), "size shows the modulation, too"
+    assert figure.axes[2].lines[0].get_xydata().tolist() == [[3, 4], [9.2, 4], [9.2, 8], [3, 8], [3, 4]]
 
 
 def page_data(page):

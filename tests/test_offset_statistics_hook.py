@@ -1,7 +1,5 @@
 """OffsetStatisticsHook: figures worked out by hand, warnings, and the file after an interruption."""
 
-import csv
-import json
 import logging
 import math
 
@@ -20,7 +18,8 @@ from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
-from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, FILE_NAME, read_statistics
+from dcnzoo.openmmlab.hooks.offset_statistics import MODULATION, OFFSETS
+from dcnzoo.report.history import History
 
 from .test_engine import WITHOUT_VALIDATION, make_runner
 
@@ -77,8 +76,13 @@ def train(work_dir, model, shifts, epochs=1, hooks=(), resume=False, **arguments
 
 
 def rows(work_dir):
-    with (work_dir / FILE_NAME).open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Iteration → layer → figures, from the log."""
+    found = {}
+    for step, entry in History.read(work_dir).offsets.items():
+        for name, value in entry.items():
+            figure, layer = name.split("/")
+            found.setdefault(step, {}).setdefault(layer, {})[figure] = value
+    return found
 
 
 @pytest.fixture
@@ -98,73 +102,37 @@ def warned(monkeypatch):
 def test_known_offsets_every_second_iteration(tmp_path, warned):
     masks = (-10, 10, *[0] * 7)
     train(tmp_path, Model("DCNv2", masks=masks), [0, 3, 100, -1, 100], interval=2)
-    second, fourth = rows(tmp_path)
-    assert [second["iter"], fourth["iter"]] == ["2", "4"]
-    assert second["layer"] == fourth["layer"] == "layers.DCNv2"
-    figures = [float(second[name]) for name in COLUMNS[2:]]
+    found = rows(tmp_path)
+    assert list(found) == [2, 4] and list(found[2]) == list(found[4]) == ["layers.DCNv2"]
+    second, fourth = (found[i]["layers.DCNv2"] for i in (2, 4))
+    figures = [second[name] for name in (*OFFSETS, *MODULATION)]
     # tap 0 is at (i - 1, j - 1). Moved down by 3, it leaves the map of 4 rows in output rows 2 and 3, except
     # in column 0, where it was already in the padding: 2 · 5 of 9 · 24 samples.
     expected = [3 / 18, 3, 10 / 216, 0.5, 1 / 9, 1 / 9]
     assert figures == pytest.approx(expected, rel=1e-5)
     # moved up by 1, it leaves the map in row 1: 5 samples
-    assert [float(fourth[name]) for name in COLUMNS[2:5]] == pytest.approx([1 / 18, 1, 5 / 216], rel=1e-5)
+    assert [fourth[name] for name in OFFSETS] == pytest.approx([1 / 18, 1, 5 / 216], rel=1e-5)
     assert warned == []
 
 
 def test_every_kind_of_layer(tmp_path):
     train(tmp_path, Model("DCN", "DCNv2", DCNv3, DCNv4), [3], interval=1)
-    found = {row["layer"]: row for row in rows(tmp_path)}
+    found = rows(tmp_path)[1]
     assert list(found) == [f"layers.{name}" for name in ("DCN", "DCNv2", "DCNv3", "DCNv4")]
-    for row in found.values():
-        assert [float(row["mean_abs"]), float(row["max_abs"])] == pytest.approx([3 / 18, 3], rel=1e-5)
-        assert float(row["outside"]) == pytest.approx(10 / 216, rel=1e-5)
-    modulation = {
-        name.removeprefix("layers."): [row[column] for column in COLUMNS[5:]] for name, row in found.items()
-    }
-    assert modulation == {
-        "DCN": ["", "", ""],
-        "DCNv2": ["0.5", "0", "0"],
-        "DCNv3": ["0.111111", "0", "0"],  # softmax over 9 taps
-        "DCNv4": ["0", "1", "0"],
-    }
-
-
-def test_attention(tmp_path):
-    class Attends(BaseModel):
-        def __init__(self):
-            super().__init__()
-            options = dict(embed_dims=8, num_heads=2, num_levels=1, num_points=2, batch_first=True)
-            self.attention = MODELS.build(dict(type="MultiScaleDeformableAttention", **options))
-
-        def forward(self, inputs, mode):
-            self.attention.sampling_offsets.bias.data[:] = torch.tensor([0, 0, 0, 0, 2.5, 0, 0, -0.5])
-            where = torch.full((1, 3, 1, 2), 0.5)  # (2.5, 1.5) in pixels; x leaves the map at 6
-            shapes = torch.tensor([[HEIGHT, WIDTH]])
-            args = dict(reference_points=where, spatial_shapes=shapes, level_start_index=torch.tensor([0]))
-            out = self.attention(torch.ones(1, 3, 8), value=torch.ones(1, HEIGHT * WIDTH, 8), **args)
-            return {"loss": out.sum() * 0}
-
-    train(tmp_path, Attends(), [0], interval=1)
-    (row,) = rows(tmp_path)
-    # (2.5 + 0.5) / 8; none is outside, because 5 < 6
-    assert [row[name] for name in COLUMNS] == ["1", "attention", "0.375", "2.5", "0", "0.5", "0", "0"]
+    for figures in found.values():
+        assert [figures[name] for name in OFFSETS] == pytest.approx([3 / 18, 3, 10 / 216], rel=1e-5)
+    modulation = [[figures[name] for name in MODULATION if name in figures] for figures in found.values()]
+    # none; the sigmoid of 0; a softmax over 9 taps; DCNv4's start at zero
+    assert modulation == [[], [0.5, 0, 0], [pytest.approx(1 / 9), 0, 0], [0, 1, 0]]
 
 
 def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
-    """Also checks that the visualizer gets the same figures."""
     seen = []
     hook = Watching(lambda runner: seen.append(runner.model.layers["DCN"].track_offsets), "before")
     runner = train(tmp_path, Model("DCN"), [0, 0, 3, 0, 0, 0, 0], interval=3, hooks=[hook])
     assert seen == [False, False, True, False, False, True, False]
     assert not runner.model.layers["DCN"].track_offsets
-    (log,) = tmp_path.glob("*/vis_data/scalars.json")
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    assert next(entry for entry in entries if any("offsets/" in name for name in entry)) == {
-        "offsets/mean_abs/layers.DCN": pytest.approx(1 / 6),
-        "offsets/max_abs/layers.DCN": 3,
-        "offsets/outside/layers.DCN": pytest.approx(10 / 216),
-        "step": 3,
-    }
+    assert list(rows(tmp_path)) == [3, 6]
 
 
 def dim(runner):
@@ -208,9 +176,9 @@ def test_warnings(tmp_path, warned, model, shifts, options, expected):
     assert len(warned) == len(expected)
     for message, pattern in zip(warned, expected, strict=True):
         assert pattern in message or re.match(pattern, message)
-    assert (tmp_path / FILE_NAME).exists() == (model is not Model)
+    assert bool(rows(tmp_path)) == (model is not Model)
     if math.isnan(shifts[0]):
-        assert rows(tmp_path)[0]["mean_abs"] == "nan"
+        assert math.isnan(rows(tmp_path)[1]["layers.DCN"]["mean_abs"])
 
 
 # Warnings
@@ -231,10 +199,7 @@ def test_refuses_arguments(argument, value):
         OffsetStatisticsHook(**{argument: value})
 
 
-# The file
-
-
-def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
+def test_a_resumed_training(tmp_path):
     def die(runner):
         if runner.iter + 1 == 5:
             raise KeyboardInterrupt
@@ -242,20 +207,7 @@ def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
     shifts = [0, 9, 18]
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, hooks=[Watching(die)])
-    assert [row["iter"] for row in rows(tmp_path)] == list("12345")
-    file = tmp_path / FILE_NAME
-    file.write_text(file.read_text() + "6,layers.D")  # killed while writing
+    assert list(rows(tmp_path)) == [1, 2, 3, 4, 5]
     train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, resume=True)
-    found = rows(tmp_path)
-    assert [row["iter"] for row in found] == list("123456789")
-    assert [float(row["mean_abs"]) for row in found] == [0, 0.5, 1] * 3
-    assert list(read_statistics(file)) == found
-    train(tmp_path, Model("DCN"), [9], interval=1)  # a new training replaces the file
-    assert [(row["iter"], row["mean_abs"]) for row in rows(tmp_path)] == [("1", "0.5")]
-
-
-def test_a_file_of_something_else_has_no_rows(tmp_path):
-    assert list(read_statistics(tmp_path / "none.csv")) == []
-    for text in ("", "\n", "a,b\n1,2\n", f"{','.join(COLUMNS)}\n1,x,1,2,3,4,5\n1,x,1,2,3,4,5,6,7\n"):
-        (tmp_path / "file.csv").write_text(text)
-        assert list(read_statistics(tmp_path / "file.csv")) == []
+    means = [layers["layers.DCN"]["mean_abs"] for layers in rows(tmp_path).values()]
+    assert means == [0, 0.5, 1] * 3

@@ -161,15 +161,6 @@ def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, wor
     assert not list(tree.rglob("*.so"))
 
 
-def test_a_clone_without_write_permission(tmp_path):
-    """Like another user's: nothing can be written to this path."""
-    tree = copy_of_the_sources(tmp_path / "clone")
-    (tree / "dcnzoo" / "ops" / "schemas.txt").unlink(missing_ok=True)
-    (tree / "dcnzoo" / "ops" / "schemas.txt").mkdir()
-    result = setup(tree, "build_py")
-    assert result.returncode == 1 and "schemas.txt" in result.stderr and "Traceback" not in result.stderr
-
-
 def test_source_archive_can_be_built_from(tree, tmp_path):
     result = setup(tree, "sdist", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
@@ -209,6 +200,7 @@ def test_configs_and_tools_are_in_the_package(tree):
         for name, content in files(tree / folder).items()
         if folder == "configs" or name.endswith(".sh") or b"from dcnzoo.cli import main\n" in content
     }
+    del brought["tools/test_wheel.py"]  # only its examples import the commands
     weights = {name for name in brought if name.endswith(".safetensors")}
     for name in weights - {name for name in weights if "-mdconv_" in name}:  # those of `infer --demo`
         del brought[name]
@@ -231,80 +223,6 @@ def test_versions_agree():
     for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
         assert f'"{pin}"' in project
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
-
-
-def test_conda_recipe():
-    """It renders, with the package's version and requirements."""
-    rattler_build = pytest.importorskip("rattler_build")
-    recipe = rattler_build.Stage0Recipe.from_file(ROOT / "recipe/recipe.yaml")
-    compilers = {"cxx_compiler": ["gxx"], "c_stdlib": ["sysroot"], "c_stdlib_version": ["2.28"]}
-    (variant,) = recipe.render(rattler_build.VariantConfig(compilers))
-    rendered = variant.recipe.to_dict()
-    assert rendered["package"] == {"name": "dcnzoo", "version": __version__}
-    project = (ROOT / "pyproject.toml").read_text()
-    (line,) = re.findall(r"^dependencies = \[(.*)\]$", project, re.MULTILINE)
-    wanted = re.findall(r'"([\w-]+)>=(.*?)"', line)
-    conda_names = {"torch": "pytorch"}
-    expected = {f"{conda_names.get(name, name)} >={version}" for name, version in wanted}
-    assert set(rendered["requirements"]["run"]) == {"python >=3.10", *expected}
-
-
-@pytest.mark.slow
-def test_built_installed_and_taken_away(tmp_path):
-    """Install in an empty environment that sees this one's torch. Uninstalling removes every file again."""
-    tree = copy_of_the_sources(tmp_path / "clone")
-    result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
-    before = set(environment.rglob("*"))
-    hidden = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-
-    def run(*command: str | Path, **variables: str) -> str:
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env={**kept, **variables}
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def pip(*arguments: str | Path) -> None:
-        run(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python, *arguments)
-
-    packages = {"PYTHONPATH": str(Path(pytest.__file__).parents[1])}
-    pip("install", "--no-deps", "--no-index", wheel)
-    ops = "import dcnzoo.ops as o, torch; print(o.__file__, o.nms(torch.rand(1, 4), torch.rand(1), 0.5))"
-    assert run(python, "-c", ops, **packages).startswith(str(environment))
-    for command in (
-        [environment / "bin/dcnzoo", "train"],
-        [python, *environment.rglob(".mim/tools/train.py")],
-    ):
-        assert "--cfg-options" in run(*command, "--help", **packages)
-    find = """
-import dcnzoo.models
-from mmengine.hub import get_config, get_model
-name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).__name__)
-"""
-    config, layer = run(python, "-c", find, **packages).split()
-    assert Path(config).is_relative_to(environment) and layer == "DCNv2"
-    assert list(environment.rglob("dcnzoo/**/*.pyc"))
-    pip("uninstall", "-y", "dcnzoo")
-    assert set(environment.rglob("*")) == before
-
-
-def test_requirements_are_split():
-    """The demo installs no heavy package that only tests need. The tests' file includes the demo's file."""
-    names = {
-        part: set(re.findall(r"^[\w-]+", (ROOT / f"requirements{part}.txt").read_text(), re.MULTILINE))
-        for part in ("", "-export", "-dev")
-    }
-    assert not names[""] & {"triton", "openvino", "onnxruntime", "pytest", "ipykernel", "mypy", "ruff"}
-    assert not names[""] & names["-export"] and not (names[""] | names["-export"]) & names["-dev"]
-    included = re.findall(r"^-r (.*)$", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
-    assert included == ["requirements.txt", "requirements-export.txt"]
 
 
 # The compiled libraries of this working tree, as in a wheel

@@ -3,9 +3,7 @@
 import json
 import pickle
 import re
-import runpy
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -195,50 +193,6 @@ def test_browse_dataset(data, trained, tmp_path):
     assert len(images) == 3
     plain = cv2.imread(str(data / "train" / "00000.png"))
     assert images[0].shape[:2] >= plain.shape[:2]
-
-
-@pytest.fixture
-def demo(monkeypatch, capsys):
-    """Runs tools/demo.py, which starts the trainings."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
-        monkeypatch.syspath_prepend(ROOT / "tools")  # finds its modules as a script does
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "tools/demo.py"), run_name="__main__")
-        assert ended.value.code in (None, 0)
-        return capsys.readouterr().out
-
-    for name, value in environment(COLUMNS=120, SEEDS=1).items():
-        monkeypatch.setenv(name, value)
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.mark.slow
-def test_demo_trains_shows_and_does_not_train_twice(demo, tmp_path):
-    settings = ["--work-dir", tmp_path / "demo", *tiny(tmp_path / "data", epochs=1)]
-    first = demo(*settings)
-    assert "equal iterations: 2 × 4 images" in first and "s / iteration" in first
-    rows = re.findall(r"│ (off|v2) +│ +([\d.]+) │ +([\d.]+) │ +[\d.]+ │ +([\d,]+) │", first)
-    assert [row[0] for row in rows] == ["off", "v2"]
-    assert int(rows[1][3].replace(",", "")) > int(rows[0][3].replace(",", ""))
-    page = (tmp_path / "demo" / "index.html").read_text()
-    assert "Sampling positions, v2" in page and "+        dcn=True," in page, "what the arms differ in"
-    for _, box, mask, parameters in rows:
-        assert f"<td>{box}</td><td>{mask}</td>" in page and f"<td>{parameters}</td>" in page
-
-    checkpoint = tmp_path / "demo" / "v2-seed0" / "epoch_1.pth"
-    written = checkpoint.stat().st_mtime_ns
-    second = demo(*settings)
-    assert checkpoint.stat().st_mtime_ns == written
-    assert second.splitlines()[1:-1] == [line for line in first.splitlines()[1:-1] if " seed 0: " not in line]
-
-    output = commands.run(
-        "test", checkpoint.parent / "config.py", checkpoint, "--work-dir", tmp_path / "test"
-    )
-    assert [float(v) for v in average_precisions(output)] == [float(v) for v in rows[1][1:3]]
 
 
 def test_a_config_of_an_installed_package():

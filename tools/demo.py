@@ -34,8 +34,7 @@ from rich.table import Table
 from dcnzoo.cli import _options, one_line_errors
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.report.history import History
-from dcnzoo.report.report import TrainedRun, by_label, load_detectors, render_runs, summary
-from dcnzoo.report.write import footer
+from dcnzoo.report.report import TrainedRun, by_label, footer, load_detectors, render_runs, summary
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress

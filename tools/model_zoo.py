@@ -1,16 +1,152 @@
 """Write model_zoo.md and model-index.yml from the metafiles (``make zoo``)."""
 
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 from dcnzoo.cli import one_line_errors
-from dcnzoo.zoo.page import write
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.zoo.description import describe
+from dcnzoo.zoo.index import Model, models
+
+INTRODUCTION = """\
+# Model zoo
+
+This page lists the configs of dcnzoo and the deformable configs of MMDetection {mmdet}, with their results
+and weights. `make zoo` writes it from the metafiles of both packages; do not edit it.
+[The zoo](docs/zoo.md) explains how to use the models in a program, from a mirror and offline.
+
+```bash
+dcnzoo zoo list --dcn            # list the deformable models
+dcnzoo zoo download NAME         # download the weights and verify the checksum
+```
+
+**Source of the figures.** The column *figures* names the source of all figures in its row, including memory
+and speed:
+
+- `published (…)`: the figures of the named publisher. dcnzoo has not measured them again.
+  [`dcnzoo reproduce`](docs/reproduce.md) evaluates the weights and compares the result with the published
+  one.
+- `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement. `±`
+  is the standard deviation over seeds.
+
+**Columns**
+
+- *deformable*: the operator, and the part of the model that uses it.
+- *parameters*: in millions.
+- *FLOPs*: in billions of multiply–adds. For InternImage with Mask R-CNN and Cascade Mask R-CNN they are the
+  authors' figures. For all other models, `dcnzoo flops` counted them at the config's test size.
+- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
+  `python -m benchmarks.models --zoo`. The weights are random. They give few detections, so masks take less
+  time than with trained weights.
+- *memory*: of training, in GB per GPU.
+- *speed*: of inference, in images per second.
+- *box AP*, *mask AP*: in percent; for COCO on `val2017`.
+- *licence*: of the weights.
+"""
+COLUMNS = (
+    *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
+    *("data", "box AP", "mask AP", "figures", "weights", "licence"),
+)
+# metadata entries that python -m benchmarks.models --zoo writes
+MEASURED = ("Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)")
+MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
+
+
+def render() -> str:
+    """Render the page from the metafiles of dcnzoo and of the installed MMDetection."""
+    ours = [model for model in models() if model.package == "dcnzoo"]
+    theirs = [model for model in models() if model.package == "mmdet" and describe(model).operators]
+    sections = [INTRODUCTION.format(mmdet=mmdet_version())]
+    sections.append("## Configs of dcnzoo\n\nThese configs are in [`configs/`](configs).\n")
+    sections += tables(ours)
+    sections.append(
+        "## Configs of MMDetection\n\nThese configs of MMDetection contain deformable convolution or "
+        "deformable pooling.\n[DCN in a detector](docs/detectors.md) explains how dcnzoo runs them.\n"
+    )
+    sections += tables(theirs)
+    return "\n".join(sections)
+
+
+def tables(models: Iterable[Model]) -> Iterator[str]:
+    """Yield a heading and a table for each folder of configs."""
+    for folder, group in groupby(models, lambda model: model.config.parent.name):
+        group = list(group)
+        paper = next((model.paper for model in group if model.paper.get("URL")), {})
+        title = paper.get("Title", paper.get("URL"))
+        lines = [f"### {folder}", "", *([f"[{title}]({paper['URL']})", ""] if paper else [])]
+        lines += [row(COLUMNS), row(["---"] * len(COLUMNS))]
+        lines += [row(cells) for model in group for cells in rows_of(model)]
+        yield "\n".join(lines) + "\n"
+
+
+def row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def rows_of(model: Model) -> Iterator[list[str]]:
+    """Yield one row per source of results; memory and speed are the publisher's."""
+    described = describe(model)
+    weights = [weights_link(model, each) for each in model.weights]
+    if note := model.metadata.get("Weights Note"):
+        weights.append(note)
+    for source in model.sources() or ["–"]:
+        results = [result for result in model.results if result.source == source]
+        data = ", ".join(dict.fromkeys(r.dataset for r in results)) or "–"
+        figures = model.metrics(source) if results else {}
+        published = source.startswith("published")
+        yield [
+            link(model),
+            described.backbone,
+            described.operators_text() or "none",
+            *(model.metadata.get(name, "–") for name in MEASURED),
+            described.schedule,
+            model.metadata.get("Training Memory (GB)", "–") if published else "–",
+            speed(model) if published else "–",
+            data,
+            *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
+            source,
+            ", ".join(weights) or "–",
+            model.licence or "–",
+        ]
+
+
+def weights_link(model: Model, weights: str) -> str:
+    if "://" in weights:
+        return f"[download]({weights})"
+    return f"[in the repository]({Path(weights).relative_to(mim_folder(model.package)).as_posix()})"
+
+
+def link(model: Model) -> str:
+    folder = model.config.parent.name
+    place = "configs" if model.package == "dcnzoo" else MMDETECTION.format(version=mmdet_version())
+    return f"[{model.name}]({place}/{folder}/{model.config.name})"
+
+
+def speed(model: Model) -> str:
+    times = model.metadata.get("inference time (ms/im)")
+    if not times:
+        return "–"
+    first = times[0]  # with several resolutions, the first belongs to the results
+    return f"{1000 / first['value']:.1f} ({first['hardware']})"
+
+
+@functools.cache
+def mmdet_version() -> str:
+    return version("mmdet")
 
 
 @one_line_errors()
 def main() -> None:
     root = Path(__file__).resolve().parents[1]
-    for path in write(root):
-        print(f"written: {path.relative_to(root)}")
+    files = sorted(path.parent.name for path in root.glob("configs/*/metafile.yml"))
+    index = "".join(f"  - configs/{folder}/metafile.yml\n" for folder in files)
+    (root / "model-index.yml").write_text(f"Import:\n{index}", encoding="utf-8")
+    (root / "model_zoo.md").write_text(render(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ OLDEST_TORCH = (2, 10)
 OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 # modules that together import everything for training, its report and its downloads
-TRAINING = ("dcnzoo.models", "dcnzoo.report.write", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
+TRAINING = ("dcnzoo.models", "dcnzoo.report.report", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
 DISTRIBUTIONS = {  # module → distribution
     "cv2": "opencv-python-headless",
     "PIL": "pillow",

@@ -58,7 +58,7 @@ def command(
     if checkpoint is not None and len(work_dirs) > 1:
         raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
-    from dcnzoo.report.write import write_report
+    from dcnzoo.report.report import write_report
 
     page = write_report(
         work_dirs, out, labels, checkpoint, images=num_images, device=device, allow_partial=allow_partial

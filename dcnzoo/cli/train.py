@@ -59,7 +59,7 @@ def _report(work_dir: Path) -> None:
     import torch
     from mmengine.dist import is_main_process
 
-    from dcnzoo.report.write import write_report
+    from dcnzoo.report.report import write_report
 
     if is_main_process():
         device = "cuda" if torch.cuda.is_available() else "cpu"

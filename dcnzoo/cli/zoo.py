@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -44,10 +45,10 @@ def command() -> None:
 @AS_JSON
 def list_(dcn: bool, measured: bool, as_json: bool) -> None:
     """List all models."""
-    from dcnzoo.zoo import describe_all
+    from dcnzoo import zoo
 
-    described = describe_all().items()
-    _show({m: d for m, d in described if (m.measured or not measured) and (d.operators or not dcn)}, as_json)
+    described = {m: zoo.describe(m) for m in zoo.models() if m.measured or not measured}
+    _show({m: d for m, d in described.items() if d.operators or not dcn}, as_json)
 
 
 @command.command
@@ -75,10 +76,10 @@ def info(name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(known, indent=2))
         return
-    rows = [(key, value) for key, value in known.items() if value not in (None, "", [], {})]
+    rows = [(key, value) for key, value in known.items() if value]
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        lines = value if isinstance(value, list) else [value]
+        lines = value if isinstance(value, tuple) else [value]
         for number, line in enumerate(lines):
             print(f"{key if number == 0 else '':{width}}  {printable(_text(line))}")
 
@@ -186,25 +187,16 @@ def _show(models: dict[Model, Description], as_json: bool) -> None:
 
 def _known(model: Model, description: Description) -> dict:
     return {
-        "name": model.name,
         "id": model.id,
-        "aliases": list(model.aliases),
-        "collection": model.collection,
-        "paper": dict(model.paper),
+        **dataclasses.asdict(model),
+        "config": str(model.config),
         "deformable": dict(description.operators),
         "backbone": description.backbone,
         "schedule": description.schedule,
-        "config": str(model.config),
-        "results": [
-            {"task": r.task, "dataset": r.dataset, "metrics": dict(r.metrics), "source": r.source}
-            for r in model.results
-        ],
-        "metadata": dict(model.metadata),
-        "weights": list(model.weights),
     }
 
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
-    return "; ".join(map(_text, value)) if isinstance(value, list) else str(value)
+    return "; ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

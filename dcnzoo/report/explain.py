@@ -1,10 +1,10 @@
 """The part of an image that influences a deformable layer's output at one position: numbers and a plot."""
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import OffsetStatistics
-from dcnzoo.report.plots import show_image
+from dcnzoo.report.plots import Panel, plot_panels
 from dcnzoo.report.sampling import SamplingField, nearest_output
 
-# colours of weak and strong modulation
-RAMP = ("#fde047", "#dc2626")
-HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
-_COLUMNS = 4
+_HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
 _MOST_PER_AXIS = 8  # positions in a box for which points are drawn
 
 
@@ -189,54 +186,22 @@ def receptive_field(
     return gradient[0].float().norm(dim=0).cpu()
 
 
-def smooth(field: Tensor, sigma: float) -> Tensor:  # [H, W] -> [H, W]
-    """Smooth by a Gaussian of ``sigma`` pixels, truncated at 3 sigma; zero outside the map."""
-    reach = math.ceil(3 * sigma)
-    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-    bell = bell / bell.sum()
-    rows = nn.functional.conv2d(field[None, None].float(), bell[None, None, :, None], padding=(reach, 0))
-    return nn.functional.conv2d(rows, bell[None, None, None], padding=(0, reach))[0, 0]
-
-
 def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1
     """Colour a receptive field: smoothed by 1 % of the longer side, on a square-root scale."""
-    smoothed = smooth(field, max(1.0, max(field.shape) / 100))
-    return HEAT((smoothed / smoothed.max().clamp(min=1e-30)).sqrt().numpy())
+    sigma = max(1.0, max(field.shape) / 100)
+    smoothed = cv2.GaussianBlur(field.numpy(), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    return _HEAT(np.sqrt(smoothed / max(smoothed.max(), 1e-30)))
 
 
 def plot_explanation(explanation: Explanation) -> Figure:
     """Plot the receptive field, then one panel of sampling points per layer (size, colour: modulation)."""
-    panels = 1 + len(explanation.fields)
-    columns = min(_COLUMNS, panels)
-    rows = math.ceil(panels / columns)
-    height, width = explanation.image.shape[:2]
-    side = 3.0
-    figure = Figure(figsize=(side * columns, (side * height / width + 0.3) * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for unused in axes[panels:]:
-        unused.set_axis_off()
-    for panel in axes[:panels]:
-        show_image(panel, explanation.image)
-    axes[0].imshow(heat_map(explanation.receptive_field), interpolation="nearest")
-    axes[0].set_title(f"receptive field of\n{explanation.layer}", fontsize=8)
-    mean = {row[0]: row[2] for row in explanation.table()[1:]}
-    ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
-    for panel, field in zip(axes[1:], explanation.fields, strict=False):
-        points, weight = points_of(field, explanation.box, explanation.image_size)
-        weight = weight.abs().numpy()
-        strength = weight / explanation.largest_weight
-        y, x = points.numpy().T
-        drawn = panel.scatter(
-            x, y, s=4 + 32 * strength, c=weight, cmap=ramp, vmin=0, vmax=explanation.largest_weight,
-            edgecolors="black", linewidths=0.4,
-        )  # fmt: skip
-        panel.set_title(f"{field.name}\nmean |offset| {mean[field.name]}", fontsize=8)
     box = explanation.box
-    for panel in axes[:panels]:
-        if box.x1 == box.x2 and box.y1 == box.y2:
-            panel.plot(box.x1, box.y1, "+", color="#22d3ee", ms=11, mew=1.8)
-        else:
-            x, y = [box.x1, box.x2, box.x2, box.x1, box.x1], [box.y1, box.y1, box.y2, box.y2, box.y1]
-            panel.plot(x, y, color="#22d3ee", lw=1.4)
-    figure.colorbar(drawn, ax=axes.tolist(), label="modulation", shrink=0.6, aspect=30)
-    return figure
+    region = (box.x1, box.y1, box.x2, box.y2)
+    mean = {row[0]: row[2] for row in explanation.table()[1:]}
+    heat = heat_map(explanation.receptive_field)
+    panels = [Panel(f"receptive field of\n{explanation.layer}", region, heat)]
+    for field in explanation.fields:
+        points, weight = points_of(field, box, explanation.image_size)
+        title = f"{field.name}\nmean |offset| {mean[field.name]}"
+        panels.append(Panel(title, region, points=points.numpy(), weight=weight.numpy()))
+    return plot_panels(explanation.image, panels)

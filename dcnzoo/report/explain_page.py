@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from dcnzoo.report.explain import RAMP, Explanation, heat_map
+from dcnzoo.report.explain import Explanation, heat_map
 from dcnzoo.report.page import image_uri, render
+from dcnzoo.report.plots import RAMP
 from dcnzoo.report.sampling import SamplingField
 
 _MOST_PER_AXIS = 64  # maximum of rows and columns of a layer's output in the page

@@ -13,31 +13,38 @@ class History:
     Attributes:
         training: iteration → loss, time and other logged values.
         validation: epoch, or iteration if training does not count epochs → metrics.
+        offsets: iteration → the figures of OffsetStatisticsHook, as ``<figure>/<layer>``.
     """
 
     training: dict[int, dict[str, float]]
     validation: dict[int, dict[str, float]]
+    offsets: dict[int, dict[str, float]]
 
     @classmethod
     def read(cls, work_dir: Path) -> "History":
         """Read the logs of all starts. A later start replaces earlier entries from its first iteration on."""
         training: dict[int, dict[str, float]] = {}
         validation: dict[int, dict[str, float]] = {}
+        offsets: dict[int, dict[str, float]] = {}
         for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
             begun = False
-            for entry in read_entries(log):
-                if "loss" in entry:
+            for entry in _entries(log):
+                step = entry["step"]
+                figures = {
+                    k.removeprefix("offsets/"): v for k, v in entry.items() if k.startswith("offsets/")
+                }
+                if figures:
+                    _forget(offsets, step)
+                    offsets[step] = figures
+                elif "loss" in entry:
                     if not begun:
                         begun = True
-                        _forget(training, entry["step"])
-                        _forget(validation, entry.get("epoch", entry["step"]))
-                    training[entry["step"]] = entry
-                # skip the entries of OffsetStatisticsHook
-                elif not any(name.startswith("offsets/") for name in entry):
-                    metrics = {k: v for k, v in entry.items() if k not in ("step", "time", "data_time")}
-                    if metrics:
-                        validation[entry["step"]] = metrics
-        return cls(training, validation)
+                        _forget(training, step)
+                        _forget(validation, entry.get("epoch", step))
+                    training[step] = entry
+                elif metrics := {k: v for k, v in entry.items() if k not in ("step", "time", "data_time")}:
+                    validation[step] = metrics
+        return cls(training, validation, offsets)
 
     @property
     def iteration(self) -> int:
@@ -45,7 +52,7 @@ class History:
         return max(self.training, default=0)
 
 
-def read_entries(log: Path) -> Iterator[dict[str, float]]:
+def _entries(log: Path) -> Iterator[dict[str, float]]:
     """Yield the lines of a ``scalars.json``, which may still be written to."""
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
@@ -57,5 +64,5 @@ def read_entries(log: Path) -> Iterator[dict[str, float]]:
 
 
 def _forget(entries: dict[int, dict[str, float]], first: int) -> None:
-    for step in [step for step in entries if step >= first]:
-        del entries[step]
+    while entries and next(reversed(entries)) >= first:
+        entries.popitem()

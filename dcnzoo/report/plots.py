@@ -1,9 +1,10 @@
-"""Figures: learning curves, detections next to the ground truth, sampling points on the image.
+"""Figures: learning curves, detections next to the ground truth, sampling points on an image.
 
 Every function returns a matplotlib figure that is not attached to a GUI.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREY, _LINE = "#6b7280", "#e5e7eb"
-# their names in the pages' styles, which have other colours in dark mode
-THEME = {_GREY: "muted", _LINE: "line"} | {colour: f"series-{i}" for i, colour in enumerate(COLOURS)}
+RAMP = ("#fde047", "#dc2626")  # of weak and strong modulation
+_MARK = "#22d3ee"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ def plot_detections(
     columns: Mapping[str, Sequence[Instances]],
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
-    threshold: float = 0.5,
+    threshold: float = 0.3,
     size: tuple[float, float] | None = None,
 ) -> Figure:
     """Plot one row per image and one column per source: ground truth, one arm, another arm.
@@ -127,6 +129,59 @@ def plot_detections(
     for axes in figure.axes:
         if len(axes.texts) > 1:
             _separate_labels(axes)
+    return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """What :func:`plot_panels` draws on the image.
+
+    Attributes:
+        region: (x1, y1, x2, y2), the position of the output; a point is a region without extent.
+        heat: [H, W, 4], drawn over the image.
+        points: [M, 2], (y, x).
+        weight: [M], of the points; signs are ignored.
+    """
+
+    title: str
+    region: tuple[float, float, float, float]
+    heat: np.ndarray | None = None
+    points: np.ndarray | None = None
+    weight: np.ndarray | None = None
+
+
+def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) -> Figure:
+    """Plot one panel per layer or position: sampling points, with the modulation as size and colour.
+
+    All coordinates are pixels of ``image``.
+    """
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    height, width = image.shape[:2]
+    side = 3.0
+    figure = _figure(side * columns, (side * height / width + 0.3) * rows, columns, rows)
+    largest = max(np.abs(panel.weight).max() for panel in panels if panel.weight is not None) or 1.0
+    ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
+    for axes, panel in zip(figure.axes, panels, strict=False):
+        show_image(axes, image)
+        axes.set_title(panel.title, fontsize=8)
+        if panel.heat is not None:
+            axes.imshow(panel.heat, interpolation="nearest")
+        if panel.points is not None:
+            weight = np.abs(panel.weight)
+            area = 32 / max(1, len(weight) / 100)  # many points are drawn small
+            drawn = axes.scatter(
+                *panel.points.T[::-1], s=2 + area * weight / largest, c=weight, cmap=ramp,
+                vmin=0, vmax=largest, edgecolors="black", linewidths=0.4,
+            )  # fmt: skip
+        x1, y1, x2, y2 = panel.region
+        if (x1, y1) == (x2, y2):
+            axes.plot(x1, y1, "+", color=_MARK, ms=11, mew=1.8)
+        else:
+            axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=_MARK, lw=1.4)
+    for unused in figure.axes[len(panels) :]:
+        unused.set_axis_off()
+    figure.colorbar(drawn, ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
     return figure
 
 

@@ -11,18 +11,29 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 from mmengine.config import Config
+from torch import Tensor
 
-from dcnzoo.openmmlab.hooks.offset_statistics import FILE_NAME, read_statistics
 from dcnzoo.report import page
 from dcnzoo.report.detector import Prediction, ValidationRunner
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.history import History
-from dcnzoo.report.page import Picture, Section
-from dcnzoo.report.plots import COLOURS, Curves, Instances, plot_learning_curves
+from dcnzoo.report.page import Section
+from dcnzoo.report.plots import (
+    COLOURS,
+    Curves,
+    Instances,
+    Panel,
+    plot_detections,
+    plot_learning_curves,
+    plot_panels,
+)
 from dcnzoo.report.sampling import SamplingField, trace_sampling
-from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.errors import UserError, one_line, user_errors
+from dcnzoo.utils.files import write_text
+from dcnzoo.utils.jsonl import versions
 
-_LOWEST, _MOST = 0.05, 40  # lowest score and maximum number of detections per image
+_THRESHOLD = 0.3  # of the scores of detections
+_SIDE = 4.0  # width of an image with detections, in inches
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
 _MAIN_METRICS = 3
@@ -148,6 +159,42 @@ def load_detectors(
     return detectors
 
 
+def write_report(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    labels: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
+    images: int = 5,
+    device: str = "cpu",
+    allow_partial: bool = False,
+) -> Path:
+    """Write the page of :func:`render_runs` atomically; return its path.
+
+    Args:
+        folders: work directories.
+        out: the file (default: ``report.html`` in the first folder).
+        labels: of the folders (default: their names).
+        checkpoint: of the first folder (default: the last checkpoint).
+        device: on which the detectors run.
+        allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
+
+    Raises:
+        UserError: a folder contains no training, or a checkpoint does not fit.
+    """
+    names = labels or [None] * len(folders)
+    checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
+    with user_errors():
+        runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
+        detectors = load_detectors(runs, device, allow_partial)
+    out = out or folders[0] / "report.html"
+    write_text(out, render_runs(runs, detectors, images=images, footer=footer()))
+    return out
+
+
+def footer() -> str:
+    return "made with " + ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
 def render_runs(
     runs: Sequence[TrainedRun],
     detectors: Mapping[str, ValidationRunner],
@@ -167,15 +214,14 @@ def render_runs(
     single = len(by_label(runs)) == 1
     sections = [_curves(runs)]
     if not single:
-        sections.insert(
-            0, Section("Result", _result_text(runs), [page.table(summary(runs, detectors, head))])
-        )
+        text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
+        sections.insert(0, Section("Result", text, [page.table(summary(runs, detectors, head))]))
     sections += _pictures(detectors, images)
     sections += _offsets_over_time(runs)
     sections += [_validations(runs), _configuration(runs), _environment(runs)]
     return page.render_report(
         title or " and ".join(by_label(runs)),
-        lead if lead is not None else _lead(runs, bool(detectors and images)),
+        _lead(runs) if lead is None else lead,
         [section for section in sections if section.parts],
         _facts(runs, detectors) if single else None,
         footer,
@@ -189,27 +235,9 @@ def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]
     return facts
 
 
-def _lead(runs: Sequence[TrainedRun], pictures: bool) -> str:
-    """Describe the length of the training and the checkpoints of the pictures."""
-    labels = by_label(runs)
-    sentences = []
-    for label, seeds in labels.items():
-        run = seeds[0]
-        batch = run.cfg.train_dataloader.get("batch_size")
-        length = f"{run.history.iteration:,} iterations" + (f" of {batch} images" if batch else "")
-        name = f"{label}: " if len(labels) > 1 else ""
-        sentences.append(
-            f"{name}{length} in {run.folder}" if len(seeds) == 1 else f"{name}{length}, {len(seeds)} runs"
-        )
-    shown = [seeds[0].checkpoint.name for seeds in labels.values() if seeds[0].checkpoint]
-    if pictures:
-        sentences.append(f"The images show detections of {' and '.join(dict.fromkeys(shown))}")
-    return "".join(f"{sentence}. " for sentence in sentences).strip()
-
-
-def _result_text(runs: Sequence[TrainedRun]) -> str:
-    seeds = max(map(len, by_label(runs).values()))
-    return "Metrics of the last validation." + (" Mean ± standard deviation over runs." if seeds > 1 else "")
+def _lead(runs: Sequence[TrainedRun]) -> str:
+    lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
+    return " ".join(lengths)
 
 
 # Curves
@@ -222,10 +250,7 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
     for metric in main_metrics(runs):
         curves = {metric_name(metric): _series(runs, metric)}
         figures.append(plot_learning_curves(curves, counted))
-    several = len(runs) > len(by_label(runs))
-    text = "Training loss and validation metrics." + (
-        " Thin lines are single runs, thick lines are means." if several else ""
-    )
+    text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
     return Section("Learning curves", text, [page.charts(figures)])
 
 
@@ -280,12 +305,11 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int) -> Iterato
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
         return
-    pictures = [Picture(prediction.image) for prediction in next(iter(predictions.values()))]
-    yield _detections(predictions, pictures, first)
+    yield _detections(predictions, next(iter(predictions.values())), first)
     for label, predicted in predictions.items():
         if predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"
-            yield _sampling(title, predicted[0], pictures[0], first.classes)
+            yield _sampling(title, predicted[0], first.classes)
 
 
 def pick_images(detector: ValidationRunner, number: int) -> list[int]:
@@ -303,64 +327,64 @@ def pick_images(detector: ValidationRunner, number: int) -> list[int]:
 
 
 def _detections(
-    predictions: Mapping[str, Sequence[Prediction]], pictures: Sequence[Picture], detector: ValidationRunner
+    predictions: Mapping[str, Sequence[Prediction]], first: Sequence[Prediction], detector: ValidationRunner
 ) -> Section:
-    columns = {"ground truth": [prediction.truth for prediction in next(iter(predictions.values()))]}
-    columns |= {label if len(predictions) > 1 else "detections": [p.detections for p in predicted]
-                for label, predicted in predictions.items()}  # fmt: skip
-    cells = [("", Markup('<figcaption class="head">{}</figcaption>').format(name)) for name in columns]
-    for row, picture in enumerate(pictures):
-        for found in columns.values():
-            drawn = _best(found[row])
-            cells.append(("", page.instances(picture, drawn, detector.classes, detector.palette)))
+    columns = {"ground truth": [prediction.truth for prediction in first]}
+    for label, predicted in predictions.items():
+        heading = label if len(predictions) > 1 else "detections"
+        columns[heading] = [prediction.detections for prediction in predicted]
+    images = [prediction.image for prediction in first]
+    height = sum(_SIDE * image.shape[0] / image.shape[1] for image in images)
+    figure = plot_detections(
+        images, columns, detector.classes, detector.palette, _THRESHOLD, (_SIDE * len(columns), height)
+    )
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
-        "depend on the results."
+        f"depend on the results. Detections have a score of at least {_THRESHOLD}."
     )
-    parts = [page.slider(page.THRESHOLD), *map(page.image, pictures), page.grid(len(columns), cells)]
-    return Section("Detections", text, parts)
+    return Section("Detections", text, [page.picture(figure)])
 
 
-def _best(instances: Instances) -> Instances:
-    if instances.scores is None:
-        return instances
-    floor = np.sort(instances.scores)[-_MOST:][0] if len(instances.scores) else 0.0
-    return instances.above(max(_LOWEST, float(floor)))
-
-
-def _sampling(title: str, prediction: Prediction, picture: Picture, classes: Sequence[str]) -> Section:
+def _sampling(title: str, prediction: Prediction, classes: Sequence[str]) -> Section:
     parts = []
     chain = _chain(prediction.fields)
-    places = locations(prediction.truth, picture.image.shape[:2], classes)
+    places = locations(prediction.truth, prediction.image.shape[:2], classes)
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
-        cells = []
-        for kind, fields in kinds.items():
-            for name, place in places.items():
-                points, weight = trace_sampling(fields, place, prediction.image_size)
-                cells.append(
-                    (f"{name}: {kind}", page.sampling_points(picture, points.numpy(), weight.numpy(), place))
-                )
+        traced = [
+            _panel(f"{name}: {kind}", place, *trace_sampling(fields, place, prediction.image_size))
+            for kind, fields in kinds.items()
+            for name, place in places.items()
+        ]
         way = f" through {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
         text = (
             f"Sampling points of {chain[-1].name} for one output position (cross), traced back to the image"
-            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. More opaque points have more weight."
+            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. Size and colour: the modulation, "
+            "relative to the largest in the panel."
         )
-        parts += [Markup("<p>{}</p>").format(text), page.grid(len(places), cells)]
-    name, (y, x) = next(iter(places.items()))
-    cells = []
-    for field in prediction.fields[:_MOST_LAYERS]:
-        points, weight = points_of(field, Box(x, y, x, y), prediction.image_size)
-        cells.append((field.name, page.sampling_points(picture, points.numpy(), weight.numpy(), (y, x))))
-    left_out = len(prediction.fields) - len(cells)
+        figure = plot_panels(prediction.image, traced, columns=len(places))
+        parts += [Markup("<p>{}</p>").format(text), page.picture(figure)]
+    name, place = next(iter(places.items()))
+    y, x = place
+    panels = [
+        _panel(field.name, place, *points_of(field, Box(x, y, x, y), prediction.image_size))
+        for field in prediction.fields[:_MOST_LAYERS]
+    ]
+    left_out = len(prediction.fields) - len(panels)
     text = f"Sampling points of each layer at one position ({name})"
     text += f"; {left_out} more layers are not shown" if left_out else ""
-    parts += [Markup("<h3>{}</h3>").format(text), page.grid(min(max(len(cells), 2), 4), cells)]
+    parts += [Markup("<h3>{}</h3>").format(text), page.picture(plot_panels(prediction.image, panels))]
     parts += [
         Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
         page.table(offset_table(prediction.fields, prediction.statistics)),
     ]
     return Section(title, "", parts)
+
+
+def _panel(title: str, place: tuple[float, float], points: Tensor, weight: Tensor) -> Panel:
+    y, x = place
+    weight = weight.abs() / weight.abs().max().clamp(min=1e-12)
+    return Panel(title, (x, y, x, y), points=points.numpy(), weight=weight.numpy())
 
 
 def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
@@ -418,30 +442,24 @@ def _innermost(mask: np.ndarray) -> tuple[float, float]:
 def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
     parts = []
     for run in runs:
-        rows = list(read_statistics(run.folder / FILE_NAME))
-        last = {row["layer"]: float(row["mean_abs"]) for row in rows}
-        largest = sorted(last, key=last.get, reverse=True)[: len(COLOURS)]
-        layers = [layer for layer in last if layer in largest]
+        offsets = run.history.offsets
+        last = offsets[max(offsets)] if offsets else {}
+        sizes = {name.removeprefix("mean_abs/"): last[name] for name in last if name.startswith("mean_abs/")}
+        layers = sorted(sizes, key=sizes.get, reverse=True)[: len(COLOURS)]
         figures = []
         for column, title in _OFFSETS.items():
             curves: Curves = {}
             for layer in layers:
-                own = [row for row in rows if row["layer"] == layer and row[column]]
-                if own:
-                    values = np.array([[float(row[column]) for row in own]])
-                    curves[layer] = (np.array([int(row["iter"]) for row in own]), values)
+                name = f"{column}/{layer}"
+                values = {step: entry[name] for step, entry in offsets.items() if name in entry}
+                if values:
+                    curves[layer] = (np.array([*values]), np.array([[*values.values()]]))
             if curves:
                 figures.append(plot_learning_curves({title: curves}))
         if figures:
-            of = (
-                ""
-                if len(layers) == len(last)
-                else f": the {len(layers)} of {len(last)} layers with the largest final offsets"
-            )
-            parts += [Markup("<h3>{}{}</h3>").format(_called(run, runs), of), page.charts(figures)]
-    yield Section(
-        "Offsets during training", "Offset statistics of each layer, from OffsetStatisticsHook.", parts
-    )
+            parts += [Markup("<h3>{}</h3>").format(_called(run, runs)), page.charts(figures)]
+    text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."
+    yield Section("Offsets during training", text, parts)
 
 
 def _configuration(runs: Sequence[TrainedRun]) -> Section:

@@ -143,17 +143,6 @@ def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, 
     return index.clamp(torch.zeros_like(out), out - 1)
 
 
-def effective_dilation(field: SamplingField) -> Tensor:  # [oH, oW]
-    """Compute the mean distance between neighbouring taps for each output location.
-
-    The mean is over all pairs of neighbours in the kernel, in pixels of the layer's input. Without offsets,
-    it equals the dilation of the convolution. Dai et al., *Deformable Convolutional Networks* (2017), 4.1.
-    """
-    points = field.points.unflatten(0, field.kernel_size)  # [kH, kW, 2, oH, oW]
-    pairs = [points.diff(dim=axis).norm(dim=2).flatten(0, 1) for axis in (0, 1)]
-    return torch.cat(pairs).mean(0)
-
-
 def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
     @torch.no_grad()
     def record(hooked: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

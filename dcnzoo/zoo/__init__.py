@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
 from dcnzoo.utils.files import write_bytes
-from dcnzoo.zoo.description import Description, describe, describe_all
+from dcnzoo.zoo.description import Description, describe
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = [
     "cache_folder",
     "checksum_in_name",
     "describe",
-    "describe_all",
     "download",
     "find",
     "load",

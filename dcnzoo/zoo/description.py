@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +12,7 @@ from mmengine.config import Config
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.packages import inherit_from_packages, mim_folder
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_text
-from dcnzoo.zoo.index import Model, models
+from dcnzoo.zoo.index import Model
 
 # Class → its deformable operator, the argument that enables it (None: always) and that argument's default.
 _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
@@ -89,22 +84,6 @@ def describe(model: Model) -> Description:
         if any(where == part for where, _ in found)
     }
     return Description(operators, _backbone(cfg.model), _schedule(model, cfg))
-
-
-def describe_all() -> dict[Model, Description]:
-    """Describe all models. The result is stored until a config, a metafile or this file changes."""
-    listed = models()
-    folders = sorted({model.config.parents[1] for model in listed})
-    files = [Path(__file__), *(path for folder in folders for path in folder.glob("**/*.*"))]
-    key = str([*map(str, folders), len(files), max(path.stat().st_mtime_ns for path in files)])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dcnzoo" / "zoo.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        rows = json.loads(cache.read_bytes())[key]
-        return {model: Description(*row) for model, row in zip(listed, rows, strict=True)}
-    described = {model: describe(model) for model in listed}
-    with contextlib.suppress(UserError):
-        write_text(cache, json.dumps({key: [dataclasses.astuple(each) for each in described.values()]}))
-    return described
 
 
 def teacher_config(model: Model, written: str) -> Path:

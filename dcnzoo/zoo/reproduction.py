@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from dcnzoo import zoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
+from dcnzoo.openmmlab.config_check import datasets
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
@@ -34,15 +34,6 @@ def find_model(config: str) -> zoo.Model | None:
     return next((m for m in zoo.models() if m.name == path.stem and m.config.samefile(path)), None)
 
 
-def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = [dataset.dataset] if "dataset" in dataset else dataset.get("datasets", [])
-    if not inner:
-        yield dataset
-    for each in inner:
-        yield from _datasets(each)
-
-
 def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) -> int:
     """Set the data paths in the config; return the number of images to evaluate.
 
@@ -55,9 +46,9 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
     """
     loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
     if root is not None:
-        for dataset in (d for loader in loaders if cfg.get(loader) for d in _datasets(cfg[loader].dataset)):
+        for dataset in (d for loader in loaders if cfg.get(loader) for d in datasets(cfg[loader].dataset)):
             dataset.data_root = f"{root.rstrip('/')}/"
-    tested = list(_datasets(cfg.test_dataloader.dataset))
+    tested = list(datasets(cfg.test_dataloader.dataset))
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
     if tested[0].get("shapes"):

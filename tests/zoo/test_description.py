@@ -1,6 +1,5 @@
 """Descriptions read from configs."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.zoo import description, index
-
-from .conftest import entry
 
 MMDET = mim_folder("mmdet") / "configs"
 
@@ -53,25 +50,6 @@ def test_a_config_that_is_not_read_has_nothing_deformable():
         cfg = Config.fromfile(path, import_custom_modules=False)
         if dict(description._operators(cfg.model, "head")):
             assert description.may_be_deformable(path), path
-
-
-def test_descriptions_are_stored_until_a_config_changes(package, tmp_path, monkeypatch):
-    (model,) = package(entry(Published="a", text="model = dict(backbone=dict(type='ResNet', dcn=True))"))
-    monkeypatch.setattr(description, "models", lambda: (model,))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = description.describe_all()
-    assert first[model].operators_text() == "DCNv2 (backbone)"
-    with monkeypatch.context() as patch:
-        patch.setattr(description, "describe", None)
-        assert description.describe_all() == first
-    model.config.write_text("model = dict(backbone=dict(type='ResNet', dcn='v4'))")
-    os.utime(model.config, ns=(2**62, 2**62))
-    description._read.cache_clear()
-    assert description.describe_all()[model].operators_text() == "DCNv4 (backbone)"
-    (file,) = (tmp_path / "cache").rglob("*.json")
-    for damaged in ("", "[]", "{", '{"x": 1}'):
-        file.write_text(damaged)
-        assert description.describe_all()[model].operators_text() == "DCNv4 (backbone)"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ def test_every_entry_of_every_metafile_is_found():
     assert replaced >= 11 and len(index.models()) == entries - twice - replaced
     assert all(m.config.is_file() and m.config.stem == m.name for m in index.models())
     assert len({m.name for m in index.models()}) == len(index.models())
+    results = [(model, result) for model in index.models() for result in model.results]
+    assert all(r.source.startswith(("published (", "measured (")) for _, r in results)
+    assert {m.package for m, r in results if not r.published} == {"dcnzoo"}
+    ours = [value for m, r in results if m.package == "dcnzoo" for value in r.metrics.values()]
+    assert all(isinstance(value, int | float) for value in ours), "`mim search` compares numbers"
 
 
 def test_a_model():

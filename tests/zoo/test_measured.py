@@ -22,7 +22,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("measured")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("-mdconv_" not in n)) for n in SHIPPED]
+)
 def test_reproduces(name, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DCNZOO_OFFLINE", "1")
