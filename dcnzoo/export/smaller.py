@@ -1,4 +1,4 @@
-"""Smaller ONNX files and OpenVINO models: weights and layers in float16 or int8.
+"""Smaller ONNX files: weights and layers in float16 or int8.
 
 The network becomes smaller; what follows it stays in float32: positions of samples, boxes, scores, NMS and
 masks. So do the last layers before those in int8, whose results have too many different values for 8 bits,
@@ -17,7 +17,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-    from openvino import Model
 
 Feed = Mapping[str, np.ndarray]  # input → value
 
@@ -34,12 +33,6 @@ _EXACT = {
     "Sin": (0,),
     "Sqrt": (0,),  # of a sum of squares, which may exceed the range of float16
     "TopK": (0,),
-}
-_EXACT_OPENVINO = {
-    **{kind: places for kind, places in _EXACT.items() if kind not in ("DeformConv", "RoiAlign")},
-    "DeformableConvolution": (1, 3),
-    "ROIAlign": (1,),
-    "Result": (0,),
 }
 _INT8 = ("Conv", "Gemm", "MatMul")  # onnxruntime has int8 kernels for these
 _ACTIVATIONS = ("Clip", "Relu")  # become part of the rounding to int8
@@ -191,46 +184,6 @@ def to_int8(path: str | os.PathLike, samples: Sequence[Feed]) -> None:
     del quantised.metadata_props[:]
     quantised.metadata_props.extend(model.metadata_props)
     onnx.save(quantised, path)
-
-
-def to_int8_openvino(model: Model, samples: Sequence[Feed]) -> Model:
-    """Quantise the network of an OpenVINO model to int8 by NNCF.
-
-    Raises:
-        ModuleNotFoundError: nncf is not installed.
-    """
-    import nncf
-
-    operators = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
-    inputs = {
-        name: [value.get_node().get_friendly_name() for value in op.input_values()]
-        for name, op in operators.items()
-    }
-    kinds = {name: op.get_type_name() for name, op in operators.items()}
-    constants = {name for name, kind in kinds.items() if kind == "Constant"}
-    for name, kind in kinds.items():  # of weights in float16
-        if kind in ("Convert", "Reshape", "Transpose", "Unsqueeze") and inputs[name][0] in constants:
-            constants.add(name)
-    products = {name for name, kind in kinds.items() if kind == "MatMul"}
-    layers = {name for name in products if constants.intersection(inputs[name])}
-    convolutions = ("Convolution", "ConvolutionBackpropData")
-    layers |= {name for name, kind in kinds.items() if kind.endswith(convolutions)}
-    start = [
-        inputs[name][place]
-        for name, kind in kinds.items()
-        for place in _EXACT_OPENVINO.get(kind, ())
-        if place < len(inputs[name])
-    ]
-    exact, last = _upstream(start, inputs, layers)
-    ignored = sorted((exact | last | (products - layers)) - constants)
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf.quantize(
-        model,
-        nncf.Dataset(samples),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(samples),
-        ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
-    )
 
 
 def _int8_nodes(model: ModelProto) -> list[str]:
