@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import MultiScaleDeformableAttention
+from mmcv.ops import CornerPool, MultiScaleDeformableAttention
 from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import (
@@ -40,7 +40,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
-from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, keep_boxes, paste_masks, take
+from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, keep_boxes, paste_masks, running_max, take
 from dcnzoo.openmmlab.export.traced import TESTED, Traced, replace_everywhere
 from dcnzoo.openmmlab.export.wrapper import (
     ExportWrapper,
@@ -308,7 +308,9 @@ class Corners(ExportWrapper):
         head = self.detector.bbox_head
         cfg, count = head.test_cfg, head.test_cfg.corner_topk
         features = self.detector.extract_feat(images)[: head.num_feat_levels]
-        outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
+        with Changes() as changes:
+            changes.set(CornerPool, "forward", corner_pool)
+            outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
         heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
         size = image_size(heats[0])  # a tensor: the exporter cannot divide an integer by a symbolic size
         scale, (height, width) = image_size(images) / size, size.long()
@@ -338,6 +340,12 @@ class Corners(ExportWrapper):
         score, pair = best(score.flatten(1), self.candidates)
         boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
         return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count))[:2]
+
+
+def corner_pool(self: CornerPool, values: Tensor) -> Tensor:
+    """Replace ``CornerPool.forward``."""
+    axis, flip = self.cummax_dim_flip[self.mode]
+    return running_max(values.flip(axis), axis).flip(axis) if flip else running_max(values, axis)
 
 
 class TwoStage(ExportWrapper):
