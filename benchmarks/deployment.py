@@ -320,7 +320,7 @@ class Row:
         if path == whole or not whole.exists():
             export_detector(self.detector, torch.randn(1, 3, 128, 128), whole, dynamic=True)
         if path.suffix == ".xml":
-            save_ir(whole, path, samples=[] if form.float32 else self.samples)
+            save_ir(whole if form.float32 else self._export(FORMS["onnxruntime-int8"]), path)
         elif path != whole:
             with replacing(path) as partial:
                 shutil.copy(whole, partial)
@@ -396,7 +396,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
     return (
         f"{markdown(lines)}\n\nLargest spread of the times (half of the interquartile range): {spread:.0%}. "
-        f"{listed(versions('torch', 'onnxruntime', 'openvino', 'nncf'))}; {platform.machine()}, CPU."
+        f"{listed(versions('torch', 'onnxruntime', 'openvino'))}; {platform.machine()}, CPU."
     )
 
 

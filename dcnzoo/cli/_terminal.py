@@ -47,7 +47,7 @@ def one_line_errors() -> Iterator[None]:
 _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("mmcv", "mmdet", "mmengine", "adjustText", "cv2", "matplotlib", "safetensors"), "mmdet"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
-    **{name: name for name in ("nncf", "openvino")},
+    "openvino": "openvino",
 }
 _IN_SEVERAL_EXTRAS = ("PIL", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dcnzoo.export.runtime import Session
-    from dcnzoo.export.smaller import Feed
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}  # of the output file
 # With --dynamic-export: tracing would treat a map of one pixel, at stride 128, as a fixed size.
@@ -60,7 +58,7 @@ LEAST_TRACED = 256
 @option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
 @option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
-@option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
+@option("--fp16", is_flag=True, help="Store weights in float16.")
 @option(
     "--int8",
     type=click.Path(path_type=Path),
@@ -73,7 +71,7 @@ LEAST_TRACED = 256
 @option("--device", default="cpu", help="Device for --verify: cpu or cuda.")
 @option(
     "--deform-conv",
-    type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
+    type=click.Choice(["auto", "native", "gathernd", "gatherelements"]),
     help="Form of deformable convolution (default: DeformConv if the opset has it, else GatherND).",
 )
 @_options.allow_partial
@@ -146,7 +144,7 @@ def command(
     from dcnzoo.utils.files import replacing, require_file
 
     if to != "pt2":
-        more = {"onnxslim": simplify, "openvino": to == "openvino", "nncf": to == "openvino" and int8}
+        more = {"onnxslim": simplify, "openvino": to == "openvino"}
         _require_packages("onnx", "onnxscript", *(name for name, needed in more.items() if needed))
     require_file(config, "config")
     require_file(checkpoint, "checkpoint")
@@ -190,15 +188,14 @@ def command(
                     _simplify(partial)
                 shape = None if dynamic_export and found else tuple(images.shape[2:])
                 names = _input_names(partial)
-                samples = inputs.CalibrationInputs(detector, found, calibration, shape, names)
-                if to == "onnx" and int8:
-                    to_int8(partial, samples)
+                if int8:
+                    to_int8(partial, inputs.CalibrationInputs(detector, found, calibration, shape, names))
                 elif to == "onnx" and fp16:
                     to_float16(partial)
                 if show:
                     _print_graph(partial)
                 if to == "openvino":
-                    _write_ir(partial, out, fp16, samples)
+                    _write_ir(partial, out, fp16)
     written = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
     megabytes = sum(file.stat().st_size for file in written) / 2**20
     text = "dynamic height and width" if dynamic_export else f"input {size[0]} × {size[1]}"
@@ -224,7 +221,7 @@ def command(
         print(_compare_detections(detector, session, samples, backend, where, drawing))
 
 
-def _write_ir(path: Path, out: Path, float16: bool, samples: Sequence[Feed]) -> None:
+def _write_ir(path: Path, out: Path, float16: bool) -> None:
     """Convert an ONNX file to OpenVINO's IR; write the weights first."""
     from dcnzoo.export.openvino import save_ir
     from dcnzoo.utils.files import replacing
@@ -235,7 +232,7 @@ def _write_ir(path: Path, out: Path, float16: bool, samples: Sequence[Feed]) -> 
         TemporaryDirectory(dir=out.parent) as folder,
     ):
         whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
-        save_ir(path, whole, float16, samples)
+        save_ir(path, whole, float16)
         whole.with_suffix(".bin").replace(partial_weights)
         whole.replace(partial)
 

@@ -21,9 +21,7 @@ from dcnzoo.export.postprocess import (
     keep_boxes_graph,
     roi_align_pyramid,
     roi_align_pyramid_graph,
-    running_max_graph,
-    soft_keep_boxes,
-    soft_keep_boxes_graph,
+    sort_graph,
 )
 from dcnzoo.ops import _library
 from dcnzoo.utils.files import replacing
@@ -137,9 +135,8 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
         table[_overload(name)] = _refusing(_no_translation(name))
     for overload, translate in (
         (keep_boxes._opoverload, keep_boxes_graph),
-        (soft_keep_boxes._opoverload, soft_keep_boxes_graph),
         (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
-        (torch.ops.aten.cummax.default, running_max_graph),
+        (torch.ops.aten.sort.stable, sort_graph),
     ):
         table[overload] = _onnxscript_function(opset_version, deform_conv, translate)
     return table
@@ -252,8 +249,8 @@ def _overload(name: str) -> Callable | None:
 
 
 def _onnxscript_function(opset: int, deform_conv: str, translate: Callable) -> Callable:
-    def function(*arguments: Any) -> Value:
-        return translate(DynamoGraph(opset, deform_conv), *arguments)
+    def function(*arguments: Any, **options: Any) -> Value:
+        return translate(DynamoGraph(opset, deform_conv), *arguments, **options)
 
     return function
 

@@ -118,43 +118,11 @@ class DynamoGraph(Graph):
     def __getattr__(self, node: str):
         return getattr(self._nodes, node)
 
-    def repeat(self, turns: list[int], value: Value, step: Callable[[Graph, Value, Value], Value]) -> Value:
-        """Apply ``step(graph, value, turn)`` to ``value`` for each turn, by an ONNX ``Scan``."""
-        import onnx_ir as ir
-
-        body = _Body(self.opset)
-        before, turn = ir.Value(name="body_before"), ir.Value(name="body_turn")
-        after = step(body, before, turn)
-        for i, node in enumerate(body.nodes):
-            node.outputs[0].name = f"body_{i}"  # a name from the outer graph would refer to its value
-        graph = ir.Graph([before, turn], [after], nodes=body.nodes, name="body")
-        return self.Scan(value, self.ints(*turns), body=graph, num_scan_inputs=1)
-
     def type_of(self, value: Value) -> int:
         return int(value.dtype)
 
     def shape(self, value: Value) -> list:
         return list(value.shape)
-
-
-class _Body(Graph):
-    """The nodes inside :meth:`DynamoGraph.repeat`; they may use values of the outer graph."""
-
-    def __init__(self, opset: int) -> None:
-        super().__init__(opset)
-        from onnx_ir.tape import Tape
-
-        self._tape = Tape()
-
-    @property
-    def nodes(self) -> list:
-        return list(self._tape.nodes)
-
-    def __getattr__(self, node: str):
-        def add(*inputs: Value, **attributes: Any) -> Value:
-            return self._tape.op(node, inputs, attributes, version=self.opset)
-
-        return add
 
 
 class TorchScriptGraph(Graph):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcnzoo.export.smaller import Feed, to_int8_openvino
-
 if TYPE_CHECKING:
     from openvino import Core, Model, Output
     from openvino.frontend import NodeContext
+    from openvino.frontend.onnx import ConversionExtension
 
 
 def make_core() -> Core:
@@ -23,40 +21,36 @@ def make_core() -> Core:
         ModuleNotFoundError: OpenVINO is not installed.
     """
     import openvino
-    from openvino.frontend.onnx import ConversionExtension
 
     core = openvino.Core()
-    core.add_extension(ConversionExtension("DeformConv", _deform_conv))
+    core.add_extension(_extension())
     return core
 
 
-def save_ir(path: str | os.PathLike, out: Path, float16: bool = False, samples: Sequence[Feed] = ()) -> None:
+def save_ir(path: str | os.PathLike, out: Path, float16: bool = False) -> None:
     """Convert an ONNX file to OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights in ``.bin``.
 
-    OpenVINO reads the IR without dcnzoo. It contains the metadata of the ONNX file.
+    OpenVINO reads the IR without dcnzoo. It contains the metadata of the ONNX file. If the network of the
+    file is quantised to int8, so is that of the IR.
 
     Args:
         float16: store the weights in float16.
-        samples: inputs; if given, quantise to int8 by :func:`dcnzoo.export.smaller.to_int8_openvino`.
 
     Raises:
-        ModuleNotFoundError: OpenVINO is not installed, or nncf for int8.
+        ModuleNotFoundError: OpenVINO is not installed.
     """
     import openvino
-    from openvino.passes import ConstantFolding, Manager
 
-    model = make_core().read_model(path)
-    # The ONNX reader computes the shapes of biases in the graph. If that is not folded, OpenVINO 2026.4.1
-    # computes some int8 convolutions of models with dynamic sizes wrongly.
-    passes = Manager()
-    passes.register_pass(ConstantFolding())
-    passes.run_passes(model)
-    if samples:
-        framework = model.get_rt_info("framework") if model.has_rt_info("framework") else None
-        model = to_int8_openvino(model, samples)
-        if framework is not None:
-            model.set_rt_info(framework, "framework")
+    # convert_model, not Core.read_model, also folds the shapes of biases, which the ONNX reader computes in
+    # the graph, but not the weights in int8
+    model = openvino.convert_model(path, extension=_extension())
     openvino.save_model(model, out, compress_to_fp16=float16)
+
+
+def _extension() -> ConversionExtension:
+    from openvino.frontend.onnx import ConversionExtension
+
+    return ConversionExtension("DeformConv", _deform_conv)
 
 
 def texts(model: Model) -> dict[str, str]:

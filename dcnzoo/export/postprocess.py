@@ -29,13 +29,10 @@ def _keep_boxes(
     labels: Tensor,  # [N, M]
     iou_threshold: float,
     max_boxes: int,
-    classes: int,
-    max_per_class: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
     """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
 
-    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
-    limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
+    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1.
     """
     left = []
     for box, score, label in zip(boxes.unbind(), scores.unbind(), labels.unbind(), strict=True):
@@ -43,9 +40,6 @@ def _keep_boxes(
         box, label = box[present], label[present]
         distance = torch.cat([box.flatten(), box.new_zeros(1)]).amax() + 1
         index = dcnzoo.ops.nms(box + label[:, None].to(box.dtype) * distance, score[present], iou_threshold)
-        if max_per_class:
-            same = label[index][:, None] == label[index]
-            index = index[same.tril(-1).sum(1) < max_per_class]
         kept = torch.zeros_like(score, dtype=torch.bool).index_fill(0, present[index], True)
         left.append(torch.where(kept, score, ABSENT))
     return _first_boxes(boxes, torch.stack(left), labels, max_boxes)
@@ -55,12 +49,13 @@ def _first_boxes(
     boxes: Tensor, scores: Tensor, labels: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, count, 5], [N, count] twice
     """Return the ``count`` best boxes; missing ones are zeros with label -1 and any valid index."""
-    last, filler = boxes.shape[1] - 1, boxes.new_zeros(len(boxes), count, 4)
-    scores = torch.cat([scores, scores.new_full((len(scores), count), ABSENT)], 1)
-    labels = torch.cat([labels, labels.new_full((len(labels), count), -1)], 1)
+    batch, last = boxes.shape[0], boxes.shape[1] - 1
+    scores = torch.cat([scores, scores.new_full((batch, count), ABSENT)], 1)
+    labels = torch.cat([labels, labels.new_full((batch, count), -1)], 1)
     values, index = (part[:, :count] for part in scores.sort(stable=True, descending=True))
     there = values >= 0
-    kept = torch.cat([take(torch.cat([boxes, filler], 1), index), values[..., None]], -1)
+    boxes = torch.cat([boxes, boxes.new_zeros(batch, count, 4)], 1)
+    kept = torch.cat([take(boxes, index), values[..., None]], -1)
     labels = torch.where(there, labels.gather(1, index), -1)
     return torch.where(there[..., None], kept, 0), labels, index.clamp(max=last)
 
@@ -70,7 +65,7 @@ keep_boxes = torch.library.custom_op("dcnzoo::_keep_boxes", _keep_boxes, mutates
 
 
 @keep_boxes.register_fake
-def _(boxes, scores, labels, iou_threshold, max_boxes, classes, max_per_class):
+def _(boxes, scores, labels, iou_threshold, max_boxes):
     batch = boxes.shape[0]
     return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
 
@@ -82,28 +77,19 @@ def keep_boxes_graph(
     labels: Value,
     iou_threshold: float,
     max_boxes: int,
-    classes: int,
-    max_per_class: int,
 ) -> tuple[Value, Value, Value]:
     kind = g.type_of(boxes)
 
     constant = partial(g.number, kind=kind)
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
-    if max_per_class and max_per_class < max_boxes:
-        # [N, classes, M]: scores by class, so that the limit applies to each class
-        of_class = g.Equal(g.shaped(labels, 0, 1, -1), g.shaped(g.ints(*range(classes)), 1, -1, 1))
-        by_class = g.Where(of_class, g.shaped(scores, 0, 1, -1), constant(ABSENT))
-        apart, limit = boxes, max_per_class
-    else:
-        # shift the boxes of each class apart, so that one call treats classes separately
-        present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
-        distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
-        apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
-        by_class, limit = g.shaped(scores, 0, 1, -1), max_boxes
+    # shift the boxes of each class apart, so that one call treats classes separately
+    present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
+    distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
+    apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
     chosen = g.NonMaxSuppression(
         g.Cast(apart, to=1),
-        g.Cast(by_class, to=1),
-        g.ints(limit),
+        g.Cast(g.shaped(scores, 0, 1, -1), to=1),
+        g.ints(max_boxes),
         g.floats(iou_threshold),
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box
@@ -140,7 +126,7 @@ def _first(
     return kept, labels, g.Min(index, g.Sub(g.sizes(boxes, 1), g.ints(count + 1)))
 
 
-def _soft_keep_boxes(
+def soft_keep_boxes(
     boxes: Tensor,  # [N, M, 4]
     scores: Tensor,  # [N, M]
     labels: Tensor,  # [N, M]
@@ -156,11 +142,13 @@ def _soft_keep_boxes(
     ``"gaussian"`` all by ``exp(-iou² / sigma)``; with an overlap of at least ``iou_threshold``, by ``1 -
     iou`` for ``"linear"`` and to zero for ``"naive"``. Boxes with a score below ``min_score`` are dropped.
     """
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    left, taken = scores, torch.full_like(scores, ABSENT)
-    for _ in range(max_boxes):
+
+    # the loop's state: current scores, and scores at the time when a box was taken
+    def step(
+        left: Tensor, taken: Tensor, turn: Tensor, boxes: Tensor, area: Tensor, labels: Tensor
+    ) -> list[Tensor]:
         best, index = left.max(1, keepdim=True)
-        this = torch.arange(scores.shape[1], device=index.device) == index
+        this = torch.arange(left.shape[1], device=index.device) == index
         taken = torch.where(this, torch.maximum(best, taken), taken)  # keeps its score if no box is left
         box = take(boxes, index)  # [N, 1, 4]
         low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
@@ -171,94 +159,31 @@ def _soft_keep_boxes(
         else:
             factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
         left = torch.where(labels.gather(1, index) == labels, left * factor, left)
-        left = torch.where(this | (left < min_score), ABSENT, left)
+        return [torch.where(this | (left < min_score), ABSENT, left), taken]
+
+    scores = scores.contiguous()
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_zeros(max_boxes)]
+    _, taken = torch.ops.higher_order.scan(step, states, turns, (boxes, area, labels))
     return _first_boxes(boxes, taken, labels, max_boxes)
 
 
-soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
+def sort_graph(
+    g: Graph, values: Value, stable: bool, dim: int = -1, descending: bool = False
+) -> tuple[Value, Value]:
+    """``torch.sort(stable=True)``, which torch's exporter lacks: TopK ranks equal values by index."""
+    return g.TopK(values, g.sizes(values, dim), axis=dim, largest=int(descending))
 
 
-@soft_keep_boxes.register_fake
-def _(boxes, scores, labels, iou_threshold, max_boxes, method, sigma, min_score):
-    batch = boxes.shape[0]
-    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
+def running_max(values: Tensor, axis: int) -> Tensor:
+    """The values of ``torch.cummax``, for which torch's exporter has no translation."""
 
+    def step(largest: Tensor, row: Tensor) -> list[Tensor]:
+        largest = torch.maximum(largest, row)
+        return [largest, largest.clone()]
 
-def soft_keep_boxes_graph(
-    g: Graph,
-    boxes: Value,
-    scores: Value,
-    labels: Value,
-    iou_threshold: float,
-    max_boxes: int,
-    method: str,
-    sigma: float,
-    min_score: float,
-) -> tuple[Value, Value, Value]:
-    kind = g.type_of(boxes)
-    boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
-
-    def area_of(b: Graph, low: Value, high: Value) -> Value:  # [N, M, 2] each
-        side = b.Max(b.Sub(high, low), b.number(0, kind))
-        return b.ReduceProd(side, b.ints(2), keepdims=0)
-
-    low, high = g.Gather(boxes, g.ints(0, 1), axis=2), g.Gather(boxes, g.ints(2, 3), axis=2)
-    area = area_of(g, low, high)
-    places = g.shaped(g.range(scores, 1), 1, -1)
-    taken = g.Expand(g.number(ABSENT, kind), g.Shape(scores))
-    # the loop has one state: current scores [0], and scores at the time when a box was taken [1]
-    before = g.Concat(g.Unsqueeze(scores, g.ints(0)), g.Unsqueeze(taken, g.ints(0)), axis=0)
-
-    def step(b: Graph, state: Value, _: Value) -> Value:
-        constant = partial(b.number, kind=kind)
-        left, taken = b.Gather(state, b.int(0), axis=0), b.Gather(state, b.int(1), axis=0)
-        best = b.ReduceMax(left, b.ints(1), keepdims=1)
-        index = b.ArgMax(left, axis=1, keepdims=1)
-        this = b.Equal(places, index)
-        taken = b.Where(this, b.Max(best, taken), taken)
-        pair = b.Expand(b.Unsqueeze(index, b.ints(2)), b.ints(1, 1, 2))
-        box = [b.GatherElements(corner, pair, axis=1) for corner in (low, high)]
-        overlap = area_of(b, b.Max(box[0], low), b.Min(box[1], high))
-        union = b.Sub(b.Add(b.GatherElements(area, index, axis=1), area), overlap)
-        iou = b.Div(overlap, b.Max(union, constant(TINY)))
-        if method == "gaussian":
-            factor = b.Exp(b.Div(b.Mul(iou, iou), constant(-sigma)))
-        else:
-            less = constant(0) if method == "naive" else b.Sub(constant(1), iou)
-            factor = b.Where(b.GreaterOrEqual(iou, constant(iou_threshold)), less, constant(1))
-        same = b.Equal(b.GatherElements(labels, index, axis=1), labels)
-        left = b.Where(same, b.Mul(left, factor), left)
-        out = b.Or(this, b.Less(left, constant(min_score)))
-        left = b.Where(out, constant(ABSENT), left)
-        return b.Concat(b.Unsqueeze(left, b.ints(0)), b.Unsqueeze(taken, b.ints(0)), axis=0)
-
-    taken = g.Gather(g.repeat([0] * max_boxes, before, step), g.int(1), axis=0)
-    return _first(g, kind, boxes, taken, labels, max_boxes)
-
-
-def running_max_graph(g: Graph, values: Value, axis: int) -> tuple[Value, Value]:
-    """``torch.cummax``: the largest value so far and its position (the last among equals).
-
-    Doubles the distance in each step: compares each value with the one 1, 2, 4, … positions before.
-    """
-    length = g.shape(values)[axis]
-    steps = (length - 1).bit_length() if isinstance(length, int) else 16  # 65536 pixels: any map
-
-    def step(b: Graph, value: Value, distance: Value) -> Value:
-        distance, along = b.shaped(distance, 1), b.ints(axis)
-        start = b.Slice(value, b.ints(0), distance, along)
-        later = b.Slice(value, distance, b.ints(2**62), along)
-        earlier = b.Slice(value, b.ints(0), b.Neg(distance), along)
-        return b.Concat(start, b.Max(later, earlier), axis=axis)
-
-    def running(value: Value) -> Value:
-        return g.repeat([2**i for i in range(steps)], value, step) if steps else g.Identity(value)
-
-    largest = running(values)
-    # positions of new maxima; the exporter drops these nodes if the positions are not used
-    rank = len(g.shape(values))
-    places = g.shaped(g.range(values, axis), *(-1 if a == axis % rank else 1 for a in range(rank)))
-    return largest, running(g.Where(g.Equal(values, largest), places, g.int(0)))
+    rows = values.movedim(axis, 0).contiguous()
+    return torch.ops.higher_order.scan(step, [rows[0]], [rows], ())[1].movedim(0, axis)
 
 
 def _roi_align_pyramid(
@@ -294,7 +219,6 @@ def _(levels, rois, scales, output_size, finest_scale, sampling_ratio, pool_mode
 
 TRACEABLE = {
     keep_boxes._opoverload: _keep_boxes,
-    soft_keep_boxes._opoverload: _soft_keep_boxes,
     roi_align_pyramid._opoverload: _roi_align_pyramid,
 }
 

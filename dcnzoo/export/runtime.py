@@ -9,7 +9,6 @@ from typing import overload
 
 import numpy as np
 
-from dcnzoo.export.external import refuse_files_elsewhere
 from dcnzoo.export.picture import Detections, Preprocessing, read, rescale_detections
 
 Image = str | os.PathLike | np.ndarray
@@ -41,8 +40,7 @@ class Detector:
     Raises:
         FileNotFoundError: the file does not exist.
         ImportError: the runtime is not installed.
-        ValueError: the runtime cannot load the file, dcnzoo did not write it, or it refers to files outside
-            its folder; or the backend is unknown.
+        ValueError: the runtime cannot load the file, or dcnzoo did not write it; or the backend is unknown.
     """
 
     def __init__(
@@ -131,8 +129,7 @@ class Session:
     Raises:
         FileNotFoundError: the file does not exist.
         ImportError: the runtime is not installed.
-        ValueError: the runtime cannot load the file, or the file refers to files outside its folder; or the
-            device or backend is not available.
+        ValueError: the runtime cannot load the file; or the device or backend is not available.
     """
 
     def __init__(
@@ -149,8 +146,6 @@ class Session:
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         self.path = str(path)
-        if backend != "aotinductor" and (backend != "openvino" or Path(path).suffix != ".xml"):
-            refuse_files_elsewhere(path)
         try:
             opened = BACKENDS[backend](self.path, device, threads)
         except ModuleNotFoundError as error:

@@ -43,7 +43,10 @@ ONE_SIZE = {
 DEFORMABLE = ("Deformable DETR", "DINO", "DDQ")
 PADDING_MASKED = ("DETR", "Conditional DETR", "DAB-DETR", *DEFORMABLE)
 
-WITHOUT_RESNET = ("CornerNet", "YOLOX")  # have no variant with dcn=True
+
+def has_dcn(family: str) -> bool:
+    """CornerNet and YOLOX have no ResNet; the detectors of one size are built without."""
+    return family not in ("CornerNet", "YOLOX", *ONE_SIZE)
 
 
 def narrow(cfg):

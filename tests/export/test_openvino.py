@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.export import register_deform_conv2d_onnx_op, register_onnx_ops
+from dcnzoo.export import register_onnx_ops
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.detectors import export_detector
@@ -126,20 +126,6 @@ numpy.save({str(tmp_path / "out.npy")!r}, model(feed)[0])
     subprocess.run([sys.executable, "-c", program], check=True)
     assert_close(torch.from_numpy(np.load(tmp_path / "out.npy")), expected)
     assert Session(tmp_path / "model.xml", "openvino").metadata["dcnzoo"] == "kept"
-
-
-@pytest.mark.parametrize("use_gathernd", [True, False])
-def test_with_and_without_the_patch(use_gathernd, tmp_path):
-    """``enable_openvino_patch``, which the published package needs for OpenVINO, has no effect here."""
-    sample = cases.make("patch", offset_groups=2, padding=1).to(torch.float32)
-    graphs = []
-    for patch in (False, True):
-        register_deform_conv2d_onnx_op(use_gathernd, enable_openvino_patch=patch)
-        path = str(tmp_path / f"{patch}.onnx")
-        by_torchscript(Call(sample), inputs(sample), path, 12)
-        graphs.append([node.op_type for node in onnx.load(path).graph.node])
-        assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)))
-    assert graphs[0] == graphs[1]
 
 
 @pytest.mark.slow

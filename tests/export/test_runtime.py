@@ -11,6 +11,7 @@ from torch import nn
 
 from dcnzoo.export import Detector, export_onnx
 from dcnzoo.export.picture import Preprocessing, resized
+from dcnzoo.export.runtime import Session, release
 from tests.commands import error_of
 from tests.commands import run as command
 from tests.test_import import only, run
@@ -149,6 +150,30 @@ def test_files_that_are_no_detector(backend, folder, tmp_path):
             Detector(path, backend)
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         Detector(tmp_path / "none.onnx", backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_outside_the_folder(backend, folder, tmp_path):
+    """A model from others could name any file as its weights: both runtimes refuse that."""
+    module = pytest.importorskip(backend)
+    if backend == "onnxruntime" and release(module.__version__) < (1, 31):
+        pytest.skip("this version reads any file")
+    path = tmp_path / "model" / "x.onnx"
+    path.parent.mkdir()
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]> g (float[1, 3, 2, 4] input) => (float[1, 3, 2, 4] sum)'
+        "{ sum = Add(input, w) }"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "w"))
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    images = np.ones((1, 3, 2, 4), np.float32)
+    np.testing.assert_array_equal(Session(path, backend)(images)["sum"], images + np.arange(4))
+    path.with_name("weights.bin").rename(tmp_path / "weights.bin")
+    (entry,) = (e for e in model.graph.initializer[0].external_data if e.key == "location")
+    entry.value = "../weights.bin"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"x\.onnx: "):
+        Session(path, backend)
 
 
 def test_backends_that_are_not_there(folder, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import MultiScaleDeformableAttention
+from mmcv.ops import CornerPool, MultiScaleDeformableAttention
 from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import (
@@ -40,7 +40,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
-from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, keep_boxes, paste_masks, take
+from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, keep_boxes, paste_masks, running_max, take
 from dcnzoo.openmmlab.export.traced import TESTED, Traced, replace_everywhere
 from dcnzoo.openmmlab.export.wrapper import (
     ExportWrapper,
@@ -217,7 +217,7 @@ def predict_dense(
         boxes = clip(head.bbox_coder, decode(head.bbox_coder, prior[index], delta), size)
         candidates.append((boxes, score, torch.full_like(label, i) if rpn else label))
     together = (torch.cat(levels, 1) for levels in zip(*candidates, strict=True))
-    return suppress(head.test_cfg, head, *together, len(scores) if rpn else head.num_classes)[:2]
+    return suppress(head.test_cfg, head, *together)[:2]
 
 
 class Dense(ExportWrapper):
@@ -269,7 +269,7 @@ class Yolo(ExportWrapper):
             there = there & (objectness >= cfg.conf_thr)[..., None]
         scores, index, labels = best_pairs(torch.where(there, scores, ABSENT), cfg.get("nms_pre", -1))
         scores = torch.where(scores >= 0, scores * objectness.gather(1, index), ABSENT)
-        return suppress(cfg, head, take(boxes, index), scores, labels, there.shape[-1])[:2]
+        return suppress(cfg, head, take(boxes, index), scores, labels)[:2]
 
 
 class Yolox(ExportWrapper):
@@ -296,7 +296,7 @@ class Yolox(ExportWrapper):
         cfg.setdefault("max_per_img", self.most)
         score = torch.where(score >= cfg.score_thr, score, ABSENT)
         boxes = head._bbox_decode(torch.cat(priors), deltas)
-        return suppress(cfg, head, boxes, score, label, head.num_classes)[:2]
+        return suppress(cfg, head, boxes, score, label)[:2]
 
 
 class Corners(ExportWrapper):
@@ -308,7 +308,9 @@ class Corners(ExportWrapper):
         head = self.detector.bbox_head
         cfg, count = head.test_cfg, head.test_cfg.corner_topk
         features = self.detector.extract_feat(images)[: head.num_feat_levels]
-        outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
+        with Changes() as changes:
+            changes.set(CornerPool, "forward", corner_pool)
+            outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
         heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
         size = image_size(heats[0])  # a tensor: the exporter cannot divide an integer by a symbolic size
         scale, (height, width) = image_size(images) / size, size.long()
@@ -337,7 +339,13 @@ class Corners(ExportWrapper):
         score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
         score, pair = best(score.flatten(1), self.candidates)
         boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
-        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)[:2]
+        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count))[:2]
+
+
+def corner_pool(self: CornerPool, values: Tensor) -> Tensor:
+    """Replace ``CornerPool.forward``."""
+    axis, flip = self.cummax_dim_flip[self.mode]
+    return running_max(values.flip(axis), axis).flip(axis) if flip else running_max(values, axis)
 
 
 class TwoStage(ExportWrapper):
@@ -418,7 +426,7 @@ class TwoStage(ExportWrapper):
         boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
         cfg = ConfigDict(cfg, min_bbox_size=-1)  # it applies only to proposals
-        return suppress(cfg, bbox_head, boxes, scores, labels, classes)[:2]
+        return suppress(cfg, bbox_head, boxes, scores, labels)[:2]
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
         """Return mask probabilities [N·K, h, w] inside the boxes."""
@@ -657,7 +665,7 @@ class Ddq(DeformableDetr):
         corners = torch.cat([centre - extent / 2, centre + extent / 2], -1)
         threshold = self.detector.dqs_cfg["iou_threshold"]
         labels = torch.zeros_like(scores, dtype=torch.long)
-        _, labels, index = keep_boxes(corners, scores, labels, threshold, count, 1, 0)
+        _, labels, index = keep_boxes(corners, scores, labels, threshold, count)
         return index, labels >= 0
 
 
