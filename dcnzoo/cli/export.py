@@ -58,7 +58,7 @@ LEAST_TRACED = 256
 @option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
 @option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
-@option("--fp16", is_flag=True, help="Store weights in float16.")
+@option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
 @option(
     "--int8",
     type=click.Path(path_type=Path),

@@ -16,7 +16,8 @@ from dcnzoo.openmmlab.export.inputs import calibration_files
 from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
+from onnx import helper  # noqa: E402
 
 WIDTH, SIZE = 64, (96, 128)
 
@@ -98,10 +99,44 @@ def test_float16(path, original):
     assert {value.type.tensor_type.elem_type for value in model.graph.input} == {onnx.TensorProto.FLOAT}
     assert [entry.value for entry in model.metadata_props if entry.key == "key"] == ["value"]
     assert path.stat().st_size < 0.6 * original.stat().st_size
-    kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
-    assert kinds == {onnx.TensorProto.FLOAT16}
     # places in float16 would be off by up to 0.25
     compare(Session(path), original, within=(0.1, 5e-3))
+
+
+def test_float16_of_a_resized_region(tmp_path):
+    """``Resize`` reads its region and its scales as float32."""
+    generator = np.random.default_rng(0)
+    constants = dict(
+        weight=generator.normal(size=(4, 3, 1, 1)),
+        region=np.array([0, 0, 0.25, 0.25, 1, 1, 0.75, 0.75]),
+        scales=np.array([1, 1, 2, 1.5]),
+        last=generator.normal(size=(2, 4, 1, 1)),
+    )
+    nodes = [
+        helper.make_node("Conv", ["input", "weight"], ["maps"]),
+        helper.make_node("Resize", ["maps", "region", "scales"], ["large"], mode="linear",
+                         coordinate_transformation_mode="tf_crop_and_resize"),
+        helper.make_node("Conv", ["large", "last"], ["output"]),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+              for name, shape in (("input", [1, 3, 8, 8]), ("output", None))]  # fmt: skip
+    weights = [
+        onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()
+    ]
+    graph = helper.make_graph(nodes, "resize", values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    image = {"input": generator.normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    results = []
+    for convert in (lambda path: None, to_float16):
+        convert(tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        results += session.run(None, image)
+    saved = onnx.load(tmp_path / "model.onnx").graph
+    kinds = {tensor.name: tensor.data_type for tensor in saved.initializer}
+    assert kinds["scales"] == kinds["region"] == onnx.TensorProto.FLOAT and "weight" not in kinds
+    np.testing.assert_allclose(results[1], results[0], atol=2e-2)
+    assert np.abs(results[1] - results[0]).max() > 0
 
 
 def test_int8(path, original):
