@@ -71,7 +71,7 @@ LEAST_TRACED = 256
 @option("--device", default="cpu", help="Device for --verify: cpu or cuda.")
 @option(
     "--deform-conv",
-    type=click.Choice(["auto", "native", "gathernd", "gatherelements"]),
+    type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
     help="Form of deformable convolution (default: DeformConv if the opset has it, else GatherND).",
 )
 @_options.allow_partial

@@ -29,10 +29,13 @@ def _keep_boxes(
     labels: Tensor,  # [N, M]
     iou_threshold: float,
     max_boxes: int,
+    classes: int,
+    max_per_class: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
     """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
 
-    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1.
+    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
+    limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
     """
     left = []
     for box, score, label in zip(boxes.unbind(), scores.unbind(), labels.unbind(), strict=True):
@@ -40,6 +43,9 @@ def _keep_boxes(
         box, label = box[present], label[present]
         distance = torch.cat([box.flatten(), box.new_zeros(1)]).amax() + 1
         index = dcnzoo.ops.nms(box + label[:, None].to(box.dtype) * distance, score[present], iou_threshold)
+        if max_per_class:
+            same = label[index][:, None] == label[index]
+            index = index[same.tril(-1).sum(1) < max_per_class]
         kept = torch.zeros_like(score, dtype=torch.bool).index_fill(0, present[index], True)
         left.append(torch.where(kept, score, ABSENT))
     return _first_boxes(boxes, torch.stack(left), labels, max_boxes)
@@ -65,7 +71,7 @@ keep_boxes = torch.library.custom_op("dcnzoo::_keep_boxes", _keep_boxes, mutates
 
 
 @keep_boxes.register_fake
-def _(boxes, scores, labels, iou_threshold, max_boxes):
+def _(boxes, scores, labels, iou_threshold, max_boxes, classes, max_per_class):
     batch = boxes.shape[0]
     return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
 
@@ -77,19 +83,28 @@ def keep_boxes_graph(
     labels: Value,
     iou_threshold: float,
     max_boxes: int,
+    classes: int,
+    max_per_class: int,
 ) -> tuple[Value, Value, Value]:
     kind = g.type_of(boxes)
 
     constant = partial(g.number, kind=kind)
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
-    # shift the boxes of each class apart, so that one call treats classes separately
-    present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
-    distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
-    apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
+    if max_per_class and max_per_class < max_boxes:
+        # [N, classes, M]: scores by class, so that the limit applies to each class
+        of_class = g.Equal(g.shaped(labels, 0, 1, -1), g.shaped(g.ints(*range(classes)), 1, -1, 1))
+        by_class = g.Where(of_class, g.shaped(scores, 0, 1, -1), constant(ABSENT))
+        apart, limit = boxes, max_per_class
+    else:
+        # shift the boxes of each class apart, so that one call treats classes separately
+        present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
+        distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
+        apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
+        by_class, limit = g.shaped(scores, 0, 1, -1), max_boxes
     chosen = g.NonMaxSuppression(
         g.Cast(apart, to=1),
-        g.Cast(g.shaped(scores, 0, 1, -1), to=1),
-        g.ints(max_boxes),
+        g.Cast(by_class, to=1),
+        g.ints(limit),
         g.floats(iou_threshold),
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box

@@ -42,13 +42,13 @@ class Model(nn.Module):
         features = self.layer(images)
         scores = (self.boxes[..., 0] + 90 * features.mean()).sin()  # some are negative: no candidates
         labels = (torch.arange(60) % 2)[None]
-        proposals, labels, _ = keep_boxes(self.boxes, scores, labels, 0.5, 20)
+        proposals, labels, _ = keep_boxes(self.boxes, scores, labels, 0.5, 20, 2, 8)
         rois = torch.cat([torch.zeros(20, 1), proposals[0, :, :4]], 1)
         levels = [features, features[:, :, ::2, ::2]]
         pooled = roi_align_pyramid(levels, rois, [1 / 4, 1 / 8], [2, 2], 16.0, 2, "avg", True)
         scores = (pooled.mean((1, 2, 3)) - features.mean()).mul(9).sigmoid()[None]
         scores = torch.where((labels >= 0) & (scores > 0.5), scores, -1)
-        return keep_boxes(proposals[..., :4], scores, labels, 0.3, 30)[:2]
+        return keep_boxes(proposals[..., :4], scores, labels, 0.3, 30, 2, 0)[:2]
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,20 @@ def test_mask_rcnn_with_dcnv3_and_dcnv4(kind, tmp_path):
         assert boxes.found >= 100 and boxes.holds and with_masks.matched >= 0.9 * with_masks.found
 
 
+def test_settings_of_the_suppression():
+    """``deploy_nms_pre`` and ``max_output_boxes_per_class``, which MMDetection itself does not have."""
+    images = torch.randn(1, 3, *size("RetinaNet"))
+    plain = named(deployable(build("RetinaNet")), images)
+    limited = named(deployable(build("RetinaNet", max_output_boxes_per_class=3)), images)
+    counts = np.bincount(limited["labels"][limited["labels"] >= 0])
+    assert counts.max() == 3 and np.bincount(plain["labels"][plain["labels"] >= 0]).max() > 3
+    first = named(deployable(build("RetinaNet", deploy_nms_pre=7)), images)
+    assert 0 < (first["labels"] >= 0).sum() <= 7
+    np.testing.assert_allclose(first["dets"][0, 0], plain["dets"][0, 0])
+    fewer = named(deployable(build("RetinaNet", max_per_img=11)), images)
+    np.testing.assert_allclose(fewer["dets"], plain["dets"][:, :11])
+
+
 def candidates(count):
     generator = torch.Generator().manual_seed(4)
     corner = torch.rand(3, count, 2, generator=generator) * 40
@@ -199,27 +213,29 @@ def candidates(count):
     return boxes, scores, torch.randint(0, 3, (3, count), generator=generator)
 
 
-@pytest.mark.parametrize("count", [40, 1])
-def test_suppression_in_the_graph(count, tmp_path):
-    boxes, scores, labels = candidates(count)
+@pytest.mark.parametrize(("max_per_class", "boxes_given"), [(0, 40), (2, 40), (2, 1)])
+def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
+    boxes, scores, labels = candidates(boxes_given)
 
     class Model(nn.Module):
         def forward(self, boxes, scores, labels):
-            return keep_boxes(boxes, scores, labels, 0.4, 12)
+            return keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
     dets, kept, index = run(path, boxes, scores, labels)
-    expected, expected_labels, expected_index = keep_boxes(boxes, scores, labels, 0.4, 12)
+    expected, expected_labels, expected_index = keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
     np.testing.assert_allclose(dets, expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(kept, expected_labels)
     np.testing.assert_array_equal(index[kept >= 0], expected_index[kept >= 0])
-    assert index.min() >= 0 and index.max() < count
+    assert index.min() >= 0 and index.max() < boxes_given
     for n in range(3):
         there = kept[n] >= 0
         np.testing.assert_array_equal(boxes[n, index[n, there]], dets[n, there, :4])
         np.testing.assert_array_equal(labels[n, index[n, there]], kept[n, there])
     assert (kept[2] == -1).all() and (kept[1] >= 0).any()
+    if max_per_class and boxes_given > 1:
+        assert max(np.bincount(row[row >= 0]).max(initial=0) for row in kept) == 2
 
 
 def test_soft_suppression(tmp_path):
@@ -233,21 +249,20 @@ def test_soft_suppression(tmp_path):
 
     class Model(nn.Module):
         def forward(self, boxes, scores, labels):
-            return [part for cfg in methods for part in suppress(cfg, self, boxes, scores, labels)[:2]]
+            return suppress(settings, self, boxes, scores, labels, 3)[:2]
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
     assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
-    for outputs in (Model()(boxes, scores, labels), run(path, boxes, scores, labels)):
-        for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
-            assert (kept[2] == -1).all() and (dets[2] == 0).all()
-            for n in (0, 1):
-                there = scores[n] >= 0
-                expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], cfg.nms)
-                expected, count = expected[:30], min(len(expected), 30)
-                assert (kept[n] >= 0).sum() == count > 10
-                torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)
-                assert (kept[n, :count] == labels[n, there][index[:30]]).all()
+    for dets, kept in (Model()(boxes, scores, labels), run(path, boxes, scores, labels)):
+        assert (kept[2] == -1).all() and (dets[2] == 0).all()
+        for n in (0, 1):
+            there = scores[n] >= 0
+            expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], settings.nms)
+            expected, count = expected[:30], min(len(expected), 30)
+            assert (kept[n] >= 0).sum() == count > 10
+            torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)
+            assert (kept[n, :count] == labels[n, there][index[:30]]).all()
 
 
 @pytest.mark.parametrize(

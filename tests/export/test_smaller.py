@@ -45,7 +45,7 @@ class Model(nn.Module):
         boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1)
         boxes = boxes.repeat_interleave(2, 1)
         labels = torch.tensor([0, 1]).repeat(48)[None]
-        return keep_boxes(boxes, scores, labels, 0.6, 20)[:2]
+        return keep_boxes(boxes, scores, labels, 0.6, 20, 2, 0)[:2]
 
 
 def images(seed):

@@ -6,6 +6,7 @@ target              opset  axes
 ``native``          >= 19  1, 2  the operator ``DeformConv``: the fastest, if the runtime has it
 ``gathernd``        >= 12  1–3   gathers rows of channels; the graph that most runtimes support
 ``gatherelements``  >= 12  1–3   gathers single values; if ``GatherND`` is missing or slow
+``gridsample``      >= 16  1, 2  the fewest nodes; slightly less exact; not for TensorRT
 ``auto``            >= 12  1–3   ``native`` if possible, else ``gathernd``
 ==================  =====  ====  ==============================================================
 
@@ -16,6 +17,7 @@ are computed in float32 (float64 for float64 inputs), whatever the input's type.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -23,8 +25,8 @@ from itertools import product
 from dcnzoo.export.graph import Graph, Value, translates
 from dcnzoo.export.sampling import corners, neighbours, read_rows, wide
 
-FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "auto": 12}
-_MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "auto": 3}
+FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
+_MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
 
 
 def check_target(target: str, opset: int) -> None:
@@ -128,11 +130,13 @@ def deform_conv(
         conv_groups=groups,
         groups=common,
     )
-    if target != "native":
+    if target in ("gathernd", "gatherelements"):
         return _product(g, call, _gather(g, call, target))
+    as_2d = _with_two_axes(g, call) if rank == 1 else call
+    result = _native(g, as_2d) if target == "native" else _product(g, as_2d, _grid_sample(g, as_2d))
     if rank == 1:
-        return g.shaped(_native(g, _with_two_axes(g, call)), g.sizes(input, 0), call.out_channels, -1)
-    return _native(g, call)
+        result = g.shaped(result, g.sizes(input, 0), call.out_channels, -1)
+    return result
 
 
 def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) -> Value:
@@ -242,6 +246,41 @@ def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / gro
         values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, 1, -1))
         total = values if total is None else g.Add(total, values)
     return total
+
+
+def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
+    """Sample by ``GridSample``, with each channel group as a separate image."""
+    if g.opset >= 20:
+        warnings.warn(
+            "deform_conv: 'gridsample' at opset 20 and later: TensorRT's parser reads the mode 'linear' as "
+            "'nearest', without an error; for TensorRT, use 'gathernd'",
+            stacklevel=2,
+        )
+    real = wide(g, call.input)
+    one, two, outside = (g.number(value, real) for value in (1, 2, -2))
+    grid = []
+    for axis, coordinate in enumerate(_coordinates(g, call)):
+        size = g.Cast(_size(g, call, axis), to=real)
+        # runtimes disagree far outside and at NaN: move all such points to one position outside
+        near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
+        place = g.Where(near, coordinate, outside)
+        normalised = g.Sub(g.Div(g.Add(g.Mul(place, two), one), size), one)
+        grid.insert(0, g.shaped(normalised, 0, call.groups, -1, 1))  # x first
+    taps = g.Cast(g.Concat(*grid, axis=3), to=g.type_of(call.input))
+    images = g.Mul(g.sizes(call.input, 0), g.ints(call.groups))
+    samples = g.GridSample(
+        g.shaped(
+            call.input, images, call.channels // call.groups, g.sizes(call.input, *range(2, 2 + call.rank))
+        ),
+        g.shaped(taps, images, call.taps, -1, 2),
+        mode="bilinear" if g.opset < 20 else "linear",
+        padding_mode="zeros",
+        align_corners=0,
+    )
+    if call.mask is None:
+        return samples
+    mask = g.Cast(call.mask, to=g.type_of(call.input))
+    return g.Mul(samples, g.shaped(mask, images, 1, call.taps, -1))
 
 
 def _product(g: Graph, call: _Call, samples: Value) -> Value:  # [N, O, *out]

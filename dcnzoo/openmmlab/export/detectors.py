@@ -217,7 +217,7 @@ def predict_dense(
         boxes = clip(head.bbox_coder, decode(head.bbox_coder, prior[index], delta), size)
         candidates.append((boxes, score, torch.full_like(label, i) if rpn else label))
     together = (torch.cat(levels, 1) for levels in zip(*candidates, strict=True))
-    return suppress(head.test_cfg, head, *together)[:2]
+    return suppress(head.test_cfg, head, *together, len(scores) if rpn else head.num_classes)[:2]
 
 
 class Dense(ExportWrapper):
@@ -269,7 +269,7 @@ class Yolo(ExportWrapper):
             there = there & (objectness >= cfg.conf_thr)[..., None]
         scores, index, labels = best_pairs(torch.where(there, scores, ABSENT), cfg.get("nms_pre", -1))
         scores = torch.where(scores >= 0, scores * objectness.gather(1, index), ABSENT)
-        return suppress(cfg, head, take(boxes, index), scores, labels)[:2]
+        return suppress(cfg, head, take(boxes, index), scores, labels, there.shape[-1])[:2]
 
 
 class Yolox(ExportWrapper):
@@ -296,7 +296,7 @@ class Yolox(ExportWrapper):
         cfg.setdefault("max_per_img", self.most)
         score = torch.where(score >= cfg.score_thr, score, ABSENT)
         boxes = head._bbox_decode(torch.cat(priors), deltas)
-        return suppress(cfg, head, boxes, score, label)[:2]
+        return suppress(cfg, head, boxes, score, label, head.num_classes)[:2]
 
 
 class Corners(ExportWrapper):
@@ -339,7 +339,7 @@ class Corners(ExportWrapper):
         score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
         score, pair = best(score.flatten(1), self.candidates)
         boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
-        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count))[:2]
+        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)[:2]
 
 
 def corner_pool(self: CornerPool, values: Tensor) -> Tensor:
@@ -426,7 +426,7 @@ class TwoStage(ExportWrapper):
         boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
         cfg = ConfigDict(cfg, min_bbox_size=-1)  # it applies only to proposals
-        return suppress(cfg, bbox_head, boxes, scores, labels)[:2]
+        return suppress(cfg, bbox_head, boxes, scores, labels, classes)[:2]
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
         """Return mask probabilities [N·K, h, w] inside the boxes."""
@@ -665,7 +665,7 @@ class Ddq(DeformableDetr):
         corners = torch.cat([centre - extent / 2, centre + extent / 2], -1)
         threshold = self.detector.dqs_cfg["iou_threshold"]
         labels = torch.zeros_like(scores, dtype=torch.long)
-        _, labels, index = keep_boxes(corners, scores, labels, threshold, count)
+        _, labels, index = keep_boxes(corners, scores, labels, threshold, count, 1, 0)
         return index, labels >= 0
 
 

@@ -135,7 +135,7 @@ def keep(
     if nms.pop("class_agnostic", False):
         labels = torch.zeros_like(labels)
     cfg = ConfigDict(cfg, nms=nms, max_per_img=count)
-    return tuple(part[0] for part in suppress(cfg, "nms", boxes[None], scores[None], labels[None]))
+    return tuple(part[0] for part in suppress(cfg, "nms", boxes[None], scores[None], labels[None], 0))
 
 
 def keep_all(

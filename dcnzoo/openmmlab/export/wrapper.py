@@ -10,7 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from dcnzoo.export.postprocess import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes
+from dcnzoo.export.postprocess import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes, take
 from dcnzoo.ops import ms_deform_attn
 
 
@@ -61,16 +61,23 @@ def suppress(
     boxes: Tensor,  # [N, K, 4]
     scores: Tensor,  # [N, K], ABSENT for unused boxes
     labels: Tensor,  # [N, K]
+    classes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply the NMS of the config; return ``dets``, ``labels`` (see :class:`ExportWrapper`) and indices."""
     name, nms, count = type(owner).__name__, dict(cfg.nms), cfg.max_per_img
     if cfg.get("min_bbox_size", -1) >= 0:
         width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
         scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
+    if cfg.get("deploy_nms_pre", 0) > 0:
+        scores, index = best(scores, cfg.deploy_nms_pre)
+        boxes, labels = take(boxes, index), labels.gather(1, index)
+    per_class = cfg.get("max_output_boxes_per_class", 0)
     if "iou_thr" in nms:
         nms["iou_threshold"] = nms["iou_thr"]
     if check_nms(nms, name) == "nms":
-        return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count)
+        return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
+    if per_class:
+        raise ValueError(f"{name}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}")
     settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
     return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
 
