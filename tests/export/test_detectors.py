@@ -249,20 +249,21 @@ def test_soft_suppression(tmp_path):
 
     class Model(nn.Module):
         def forward(self, boxes, scores, labels):
-            return suppress(settings, self, boxes, scores, labels, 3)[:2]
+            return [part for cfg in methods for part in suppress(cfg, self, boxes, scores, labels, 3)[:2]]
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
     assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
-    for dets, kept in (Model()(boxes, scores, labels), run(path, boxes, scores, labels)):
-        assert (kept[2] == -1).all() and (dets[2] == 0).all()
-        for n in (0, 1):
-            there = scores[n] >= 0
-            expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], settings.nms)
-            expected, count = expected[:30], min(len(expected), 30)
-            assert (kept[n] >= 0).sum() == count > 10
-            torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)
-            assert (kept[n, :count] == labels[n, there][index[:30]]).all()
+    for outputs in (Model()(boxes, scores, labels), run(path, boxes, scores, labels)):
+        for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
+            assert (kept[2] == -1).all() and (dets[2] == 0).all()
+            for n in (0, 1):
+                there = scores[n] >= 0
+                expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], cfg.nms)
+                expected, count = expected[:30], min(len(expected), 30)
+                assert (kept[n] >= 0).sum() == count > 10
+                torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)
+                assert (kept[n, :count] == labels[n, there][index[:30]]).all()
 
 
 @pytest.mark.parametrize(
