@@ -38,7 +38,7 @@ def server(monkeypatch):
         yield served
 
 
-PARTS = ("--parts", "val2017", "annotations")
+PARTS = ("--parts", "val2017", "--parts", "annotations")
 
 
 def test_download_and_unpack(server, tmp_path):
