@@ -162,7 +162,7 @@ checkpoint = option(
     metavar="FILE",
     help="File with weights (default: those of the zoo, or the last in the work directory).",
 )
-checkpoint_argument = click.argument("weights", required=False, metavar="[CHECKPOINT]", callback=existing)
+checkpoint_argument = click.argument("weights", required=False, metavar="[CHECKPOINT]")
 
 # with `model`, the arguments of dcnzoo.openmmlab.runner.load_config
 runner = combined(

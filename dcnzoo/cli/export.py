@@ -94,8 +94,8 @@ def command(
     """
     pairs = [
         ("--int8", "--fp16"),
-        ("--fp16", "--verify"),
-        ("--int8", "--verify"),
+        ("--verify", "--fp16"),
+        ("--verify", "--int8"),
         ("--show", "--skip-postprocess"),
     ]
     _options.refuse_together(pairs)
