@@ -197,7 +197,7 @@ import importlib.util
 print([name for name in ("torch", "mmdet", "mmengine", "cv2") if importlib.util.find_spec(name)])
 from dcnzoo.export import Detector
 detector = Detector("fruits.onnx")
-found = detector("data/fruits/JPEGImages/0002.jpg")
+found = detector("data/fruits/JPEGImages/0002.jpg", score_threshold=0)
 print(detector.classes, len(found.boxes) == len(found.scores) > 0, found.boxes.max() <= 128)
 """
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=folder)
