@@ -38,7 +38,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import dcnzoo.openmmlab.datasets
-import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
+import dcnzoo.openmmlab.export.deployed
 from benchmarks.measure import ROOT, listed, markdown, replace_section, versions
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.export.openvino import save_ir
@@ -49,7 +49,6 @@ from dcnzoo.openmmlab.export.inputs import (
     CalibrationInputs,
     calibration_files,
     find_preprocessing,
-    load_detector,
 )
 from dcnzoo.openmmlab.export.wrapper import data_sample
 from dcnzoo.openmmlab.packages import mim_folder
@@ -282,7 +281,8 @@ class Row:
     @functools.cached_property
     def detector(self) -> torch.nn.Module:
         self.cfg.dump(self.folder / "config.py")
-        return load_detector(self.folder / "config.py", self.weights)[1]
+        config = self.folder / "config.py"
+        return dcnzoo.load(config, checkpoint=self.weights, device="cpu").model
 
     @functools.cached_property
     def samples(self) -> CalibrationInputs:

@@ -217,10 +217,11 @@ def imports(statement: str) -> Step:
 
 def of_zoo(name: str) -> Step:
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.model_builder import build_model, random_batch
+    from dcnzoo.openmmlab.detector import build
+    from dcnzoo.openmmlab.model_builder import random_batch
     from dcnzoo.openmmlab.runner import read_config_file
 
-    model = build_model(read_config_file(str(zoo.find(name).config), {}))
+    model = build(read_config_file(str(zoo.find(name).config), {}))
     return lambda mode: torch.no_grad()(model.test_step)(random_batch(800, 1333))
 
 
@@ -361,7 +362,8 @@ PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 def measure_zoo(rounds: int, threads: int) -> None:
     """Measure the models of the zoo that lack entries, and write these to their metafiles."""
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.model_builder import build_model, count_operations, input_size, random_batch
+    from dcnzoo.openmmlab.detector import build
+    from dcnzoo.openmmlab.model_builder import count_operations, input_size, random_batch
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.files import write_text
 
@@ -373,7 +375,7 @@ def measure_zoo(rounds: int, threads: int) -> None:
         pair = {"unit": baseline, "model": partial(of_zoo, model.name)}
         found = measure(pair, (INFERENCE,), rounds, threads)[INFERENCE]
         cfg = read_config_file(str(model.config), {})
-        built = build_model(cfg)
+        built = build(cfg)
         operations = count_operations(built, random_batch(*input_size(cfg, built)))[0]
         ratios = [own[0] / unit[0] for own, unit in zip(found["model"], found["unit"], strict=True)]
         entries = {

@@ -5,6 +5,8 @@
 ``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.extensions`).
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from dcnzoo.compat import extensions as _extensions
@@ -12,9 +14,12 @@ from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.version import __version__
 
 if TYPE_CHECKING:
+    import os
+
+    from dcnzoo.export.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
 
-__all__ = ["__version__", "from_deformable", "to_deformable"]
+__all__ = ["__version__", "from_deformable", "load", "to_deformable"]
 
 _mmcv.install()
 _extensions.provide_from_environment()
@@ -26,3 +31,53 @@ def __getattr__(name: str):
 
         return getattr(convert, name)
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
+
+
+def load(
+    model: str | os.PathLike,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    device: str = "auto",
+    score_threshold: float = 0.3,
+    cfg_options: dict | None = None,
+    unsafe_load: bool = False,
+    allow_partial: bool = False,
+) -> BaseDetector:
+    """Load a detector with its weights::
+
+        detector = dcnzoo.load("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
+        result = detector("street.jpg", score_threshold=0.5)
+        result.boxes, result.labels, result.scores, result.masks, result.names
+        result.save("out.jpg")
+
+    Args:
+        model: a name in the zoo (``dcnzoo zoo list``); a config file; a work directory of ``dcnzoo train``;
+            or a file of ``dcnzoo export``: ``.onnx``, ``.xml`` or ``.pt2``.
+        checkpoint: a file or an address with other weights; required for a config file.
+        device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
+        score_threshold: default of the detector's calls.
+        cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
+        unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
+        allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
+
+    Returns:
+        A detector; see :meth:`dcnzoo.export.detector.BaseDetector.__call__` for its calls. ``detector.model``
+        is the ``nn.Module``, with its config in ``detector.model.cfg``.
+
+    Raises:
+        UserError: the model is unknown or has no weights, the device cannot be used, the download failed, or
+            the checkpoint does not fit.
+    """
+    if not str(model).endswith((".onnx", ".xml", ".pt2")):
+        from dcnzoo.zoo import loading
+
+        return loading.load(
+            model, checkpoint, device, score_threshold, cfg_options, unsafe_load, allow_partial
+        )
+    from dcnzoo.export import Detector
+
+    options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{name}: expected none with an exported file, got {value}")
+    return Detector(model, device=device, score_threshold=score_threshold)

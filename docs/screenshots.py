@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "explain.html"
         subprocess.run(
-            [sys.executable, "tools/analysis/visualize_offsets.py", args.image, "--model", CONFIG,
+            [sys.executable, "tools/analysis/visualize_offsets.py", CONFIG, args.image,
              "--checkpoint", args.checkpoint, "--out", page],
             cwd=ROOT, check=True,
         )  # fmt: skip

@@ -57,7 +57,7 @@ def flops(text):
 
 def test_flops():
     """The figures by operator add up to the total; only the deformable model has deform_conv."""
-    shape = ("--shape", "128", "--by-operator")
+    shape = ("--shape", 128, 128, "--by-operator")
     plain = flops(run("flops", PLAIN, *shape))
     deformable = flops(run("flops", DEMO, *shape))
     assert "dcnzoo.deform_conv" in deformable and "dcnzoo.deform_conv" not in plain
@@ -126,7 +126,14 @@ def test_publish_model(tmp_path):
     found = read_checkpoint(path)
     assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}
     kept = run(
-        "zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "x", "--save-keys", "state_dict", "meta"
+        "zoo",
+        "publish",
+        tmp_path / "epoch_3.pth",
+        tmp_path / "x",
+        "--save-keys",
+        "state_dict",
+        "--save-keys",
+        "meta",
     )
     assert set(torch.load(kept.split()[-1])) == {"meta", "state_dict"}
     again = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "other")
@@ -137,14 +144,14 @@ def test_publish_model(tmp_path):
 
 
 MISTAKES = [
-    (2, ["flops", DEMO, "--shape", 1, 2, 3], "--shape"),
-    (2, ["flops", DEMO, "--shape", -1], "--shape"),
+    (2, ["flops", DEMO, "--shape", 1, "x"], "--shape"),
+    (2, ["flops", DEMO, "--shape", -1, 5], "--shape"),
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),
     (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
     (2, ["bench", "model.onnx", "--amp"], "--amp: .*model.onnx"),
     (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
-    (2, ["bench", DEMO, "image.png", "--shape", 64], "--shape: .*IMAGE"),
+    (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),
     (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),
     (1, ["bench", "no-such-detector"], "no-such-detector"),
     (1, ["zoo", "publish", "FILE", "out", "--save-keys", "meta"], "--save-keys"),

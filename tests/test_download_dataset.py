@@ -39,12 +39,12 @@ def server(monkeypatch):
         yield served
 
 
-PARTS = ("--parts", "val2017", "annotations")
+PARTS = ("--parts", "val2017", "--parts", "annotations")
 
 
 def test_download_and_unpack(server, tmp_path):
     server.cuts = [200_000]
-    arguments = (*PARTS, "--unzip", "--delete", "--save-dir", tmp_path / "coco")
+    arguments = (*PARTS, "--unzip", "--delete", "--out", tmp_path / "coco")
     lines = run("data", "download", *arguments).splitlines()
     assert lines[:2] == [f"{tmp_path}/coco/val2017.zip", f"{tmp_path}/coco: 1 files"]
     assert "no checksum" in lines[2]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcnzoo import zoo
+import dcnzoo
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
 
@@ -63,7 +63,7 @@ def run(folder, monkeypatch):
     def run(*arguments, model=CONFIG, checkpoint="weights.pth"):
         monkeypatch.chdir(folder)
         weights = ["--checkpoint", checkpoint] if checkpoint else []
-        return invoke(*arguments, "--model", model, *weights)
+        return invoke(arguments[0], model, *arguments[1:], *weights)
 
     return run
 
@@ -71,7 +71,7 @@ def run(folder, monkeypatch):
 def detections(folder, image):
     from mmdet.apis import inference_detector
 
-    detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
+    detector = dcnzoo.load(CONFIG, checkpoint=folder / "weights.pth").model
     with record_sampling(detector) as fields:
         found = inference_detector(detector, str(folder / image)).pred_instances
     return found, fields
@@ -122,11 +122,11 @@ def test_masks_can_be_read_back(run, folder, tmp_path):
 
 
 def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
-    import mmdet.apis
+    from mmdet.models import MaskRCNN
     from mmdet.structures import DetDataSample
     from mmengine.structures import PixelData
 
-    monkeypatch.setattr(mmdet.apis, "inference_detector", lambda *_: DetDataSample(pred_sem_seg=PixelData()))
+    monkeypatch.setattr(MaskRCNN, "test_step", lambda *_: [DetDataSample(pred_sem_seg=PixelData())])
     status, output = run("infer", "a.png", "--out", tmp_path)
     assert (status, output) == (
         1,
@@ -184,7 +184,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
         for command in ("infer", "explain")
         for arguments, changes, expected in (
             (["no.png"], {}, "image: .* no.png"),
-            (["b"], {}, "image: expected a file, got .*folder b"),
+            (["no.*"], {}, "image: .* no"),
             (["text.png"], {}, "image: .* text.png"),
             (["a.png"], {"checkpoint": "no.pth"}, "checkpoint: .* no.pth"),
             (["a.png"], {"checkpoint": None}, f"checkpoint: .*{CONFIG}"),
@@ -249,8 +249,8 @@ def test_layers_that_are_not_drawn_are_named(folder):
     from dcnzoo.report.detector import explain
     from dcnzoo.utils.errors import UserError
 
-    detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
-    for block in (getattr(detector.backbone, name)[0] for name in ("layer1", "layer2", "layer3")):
+    detector = dcnzoo.load(CONFIG, checkpoint=folder / "weights.pth")
+    for block in (getattr(detector.model.backbone, name)[0] for name in ("layer1", "layer2", "layer3")):
         conv = block.conv2
         block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1)
     with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):
@@ -267,6 +267,6 @@ def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
     _, truth = draw_image(ShapesSpec(), "val", 0)
     sure = [names[each["category_id"]] for each in content["annotations"] if each["score"] > 0.7]
     assert sure and not Counter(sure) - Counter(CLASSES[each["label"]] for each in truth)
-    for arguments, word in (([], "--demo"), ([tmp_path / "shapes.png"], "--model")):
+    for arguments in ([], [tmp_path / "shapes.png"]):
         status, output = invoke("infer", *arguments)
-        assert status == 2 and word in output.splitlines()[-1]
+        assert status == 2 and "MODEL" in output.splitlines()[-1]

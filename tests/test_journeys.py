@@ -112,7 +112,7 @@ from dcnzoo.export import Detector
 detector = Detector("fruits.onnx")
 found = []
 for image in sys.argv[1:]:
-    detections = detector(image)
+    detections = detector(image, score_threshold=0)
     for box, score, label in zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels):
         box = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
         found.append({"image": image, "class": detector.classes[label], "score": score, "bbox": box})
@@ -148,12 +148,12 @@ def journey(dcnzoo: Shell, heading: str, model: str, epochs: int, options: str =
     report = (folder / "work_dirs/fruits/report.html").read_text()
     assert "backbone.layer3.0.conv2" in report, "the deformable layers are in the report"
     trained = f"work_dirs/fruits/fruits.py work_dirs/fruits/epoch_{epochs}.pth"
-    model = "--model work_dirs/fruits/fruits.py --checkpoint {1}".format(*trained.split())
+    model = "work_dirs/fruits"
     tested = dcnzoo(f"dcnzoo test {trained}")
     val = json.loads((folder / "val.json").read_text())
     files = " ".join(f"{images}/{image['file_name']}" for image in val["images"])
     first, *_ = files.split()
-    dcnzoo(f"dcnzoo infer {files} {model} --score-threshold 0 --out found")
+    dcnzoo(f"dcnzoo infer {model} {files} --score-threshold 0 --out found")
     assert {path.name for path in (folder / "found").iterdir()} == {
         "detections.json", *(f"{Path(file).stem}.png" for file in files.split())
     }  # fmt: skip
@@ -165,9 +165,9 @@ def journey(dcnzoo: Shell, heading: str, model: str, epochs: int, options: str =
             assert again == pytest.approx(ap, abs=1e-3)
             print(f"        {kind} AP {ap}, by infer {again:.4f}")
     for page in ("explain.html", "explain.png"):
-        assert "backbone.layer3.0.conv2" in dcnzoo(f"dcnzoo explain {first} {model} --out {page}")
+        assert "backbone.layer3.0.conv2" in dcnzoo(f"dcnzoo explain {model} {first} --out {page}")
         assert (folder / page).stat().st_size > 10_000
-    output = f"--out fruits.onnx --input-img {first} --dynamic-export --verify"
+    output = f"--out fruits.onnx --test-img {first} --dynamic-export --verify"
     assert re.search(r"(\d+) of \1 detections agree", dcnzoo(f"dcnzoo export {trained} {output}"))
     done = dcnzoo.run("-c", DETECT, *files.split())
     assert done.returncode == 0, done.stdout

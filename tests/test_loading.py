@@ -178,10 +178,10 @@ def run(folder, monkeypatch):
     return run
 
 
-MODEL = ["--model", PLAIN, "--checkpoint", "weights.pth"]
+WEIGHTS = ["--checkpoint", "weights.pth"]
 COMMANDS = {  # (arguments, output)
-    "infer": (["a.png", *MODEL], "found"),
-    "explain": (["a.png", *MODEL], "x.html"),
+    "infer": ([PLAIN, "a.png", *WEIGHTS], "found"),
+    "explain": ([PLAIN, "a.png", *WEIGHTS], "x.html"),
     "export": ([PLAIN, "weights.pth", "--shape", 64, 64], "x.onnx"),
     "test": ([PLAIN, "weights.pth"], "work"),
 }
@@ -214,8 +214,7 @@ def test_training_does_not_start_from_a_part(run, tmp_path, resume):
 
 
 def test_classes_are_known_without_the_data(run, folder, tmp_path):
-    arguments = ["--model", DEFORMABLE, "--checkpoint", "weights.pth", "--out", tmp_path]
-    status, output = run("infer", "a.png", *arguments)
+    status, output = run("infer", DEFORMABLE, "a.png", *WEIGHTS, "--out", tmp_path)
     assert status == 0, output
     assert not (folder / "data").exists(), "nothing is generated"
     names = [c["name"] for c in json.loads((tmp_path / "detections.json").read_text())["categories"]]

@@ -146,7 +146,7 @@ def test_report_of_a_run(make_run, monkeypatch):
         (["nowhere"], 1, "nowhere"),
         (["."], 1, "config"),
         ([".", "--num-images", "-1"], 2, "--num-images"),
-        ([".", "--labels", "a", "b"], 2, "--labels"),
+        ([".", "--labels", "a", "--labels", "b"], 2, "--labels"),
         ([".", ".", "--checkpoint", "x"], 2, "--checkpoint"),
         (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
     ):

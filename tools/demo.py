@@ -62,8 +62,8 @@ SHOWN_IMAGES = 5
     show_default=True,
     help="Runs per arm; several give mean ± standard deviation.",
 )
-@_options.option(
-    "--arms", several=True, type=click.Choice(list(ARMS)), default=["off", "v2"], show_default=True
+@click.option(
+    "--arms", multiple=True, type=click.Choice(list(ARMS)), default=["off", "v2"], show_default=True
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Parallel runs (default: one per core).")
 @click.option("--force", is_flag=True, help="Repeat finished trainings.")

@@ -42,7 +42,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, package_name="dcnzoo")
 def commands() -> None:
     """Use deformable convolution for object detection.
@@ -51,7 +54,7 @@ def commands() -> None:
     examples:
       dcnzoo doctor
       dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --report
-      dcnzoo infer IMAGE --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
+      dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco IMAGE
       dcnzoo COMMAND --help
     """
 

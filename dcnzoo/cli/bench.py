@@ -5,23 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
+if TYPE_CHECKING:
+    import numpy as np
+
 POSITIVE = click.IntRange(min=1)
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=_options.ConfigFile())
+@_options.model
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
-@option("--checkpoint", metavar="FILE", help="Weights (default: the zoo's; for a config file random ones).")
+@_options.checkpoint
 @_options.shape(
-    "Height and width, or one size for both, of an image of noise (default: images of the test set; for an "
-    "exported file, 480 × 640)."
+    "Size of an image of noise (default: images of the test set; for an exported file, 480 × 640)."
 )
 @option("--max-iter", type=POSITIVE, default=200, help="Number of images.")
 @option(
@@ -32,11 +34,10 @@ POSITIVE = click.IntRange(min=1)
 @option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
 @option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into convolutions first.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
-@_options.backend("Runtime of an exported file: an .xml file needs openvino, a .pt2 file aotinductor.")
+@_options.backend
 @_options.device
 @_options.unsafe_load
 @_options.cfg_options
-@option("--task", type=click.Choice(["inference"]), default="inference", hidden=True)
 def command(
     model: str,
     images: tuple[str, ...],
@@ -46,16 +47,16 @@ def command(
     log_interval: int,
     repeat_num: int,
     threads: int | None,
-    backend: str,
+    backend: str | None,
     device: str,
-    task: str,
     **of_pytorch: Any,
 ) -> None:
     """Time a detector's inference.
 
-    MODEL is a name in the zoo, a config or an exported file. Runs one image at a time, from the image in
-    memory to the detections; only the time of an exported file includes resizing the image. With random
-    weights, NMS and other steps after the network receive other boxes than with trained weights.
+    MODEL is a name in the zoo, a config (without --checkpoint, its weights are random), a work directory or
+    an exported file. Runs one image at a time, from the image in memory to the detections; only the time of
+    an exported file includes resizing the image. With random weights, NMS and other steps after the network
+    receive other boxes than with trained weights.
 
     \b
     examples:
@@ -69,19 +70,19 @@ def command(
     from dcnzoo.export.runtime import Detector
     from dcnzoo.utils.errors import user_errors
 
-    exported = model.endswith((".onnx", ".xml", ".pt2"))
+    exported = model.endswith(_options.EXPORTED)
     given = [name.replace("_", "-") for name, value in of_pytorch.items() if value]
     if exported and given:
         raise click.UsageError(f"--{given[0]}: not allowed with an exported file, got {model}")
     if images and shape:
         raise click.UsageError("--shape: not allowed with IMAGE")
     with user_errors():
-        pictures = [read(image) for image in images]
+        samples: Sequence = [read(image) for image in images]
         if exported:
             noise = np.random.default_rng(0).integers(0, 256, (*(shape or (480, 640)), 3)).astype(np.uint8)
-            detect, samples = Detector(model, backend, device, threads), pictures or [noise]
+            detect, samples = Detector(model, backend, device, threads), samples or [noise]
         else:
-            detect, samples = _pytorch(model, images, shape, device, threads, max_iter, **of_pytorch)
+            detect, samples = _pytorch(model, samples, shape, device, threads, max_iter, **of_pytorch)
     for repetition in range(repeat_num):
         times: list[float] = []
         for index in range(num_warmup + max_iter):
@@ -101,7 +102,7 @@ def _images_per_second(times: list[float]) -> str:
 
 def _pytorch(
     model: str,
-    images: Sequence[str],
+    pictures: Sequence[np.ndarray],
     shape: tuple[int, int] | None,
     device: str,
     threads: int | None,
@@ -116,34 +117,34 @@ def _pytorch(
     import torch
 
     from dcnzoo.openmmlab import model_builder
+    from dcnzoo.openmmlab.detector import Detector, build
     from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.zoo.loading import is_config_file
+    from dcnzoo.zoo.loading import locate
 
     # isort: split
     from mmcv.cnn import fuse_conv_bn as fuse
+    from mmengine.dataset import pseudo_collate
 
-    if checkpoint is None and is_config_file(model):
-        cfg = read_config_file(model, cfg_options)
-        detector = model_builder.build_model(cfg).to(device)
-    else:
-        detector = _options.load_model(model, checkpoint, device, unsafe_load, False, cfg_options)
-        cfg = detector.cfg
+    config, weights = locate(model, checkpoint)
+    cfg = read_config_file(config, cfg_options)
+    detector = Detector(build(cfg, weights, device=device, unsafe_load=unsafe_load))
+    network = detector.model
     if fuse_conv_bn:
-        detector = fuse(detector)
+        network = fuse(network)
     if threads:
         torch.set_num_threads(threads)
-    if images:
-        samples = model_builder.image_batches(cfg, images)
+    if pictures:
+        samples = [pseudo_collate([detector.prepare(picture)]) for picture in pictures]
     elif shape:
         samples = [model_builder.random_batch(*shape)]
     else:
         samples = list(model_builder.test_batches(cfg, max_iter))
-    kind = torch.device(device).type
+    kind = torch.device(detector.device).type
     dtype = torch.float16 if kind == "cuda" else torch.bfloat16
 
     def detect(batch: dict) -> None:
         with torch.no_grad(), torch.autocast(kind, dtype, enabled=amp):
-            detector.test_step(batch)
+            network.test_step(batch)
         if kind == "cuda":
             torch.cuda.synchronize()
 

@@ -11,20 +11,20 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
-@_options.config
+@_options.model
 @option(
     "--out",
-    aliases=["--output-dir"],
     type=_options.FOLDER,
     help="Output folder (default: work_dirs/browse/<name of the config>).",
 )
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train")
 @_options.num_images(1, 20, "Number of images.")
 @_options.cfg_options
-def command(config: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
+def command(model: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
     """Draw a data set's annotations on its images.
 
-    Writes the images after the pipeline of the data set.
+    MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. Writes the images after
+    the pipeline of the data set.
 
     \b
     examples:
@@ -34,14 +34,14 @@ def command(config: str, out: Path | None, split: str, num_images: int, cfg_opti
 
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.files import require_file
+    from dcnzoo.zoo.loading import locate
 
     # isort: split
     from mmdet.registry import DATASETS, VISUALIZERS
     from mmengine.registry import init_default_scope
 
-    require_file(config, "config")
-    folder = out or Path("work_dirs") / "browse" / Path(config).stem
+    config = locate(model, weights=False)[0]
+    folder = out or Path("work_dirs") / "browse" / config.stem
     with user_errors():
         cfg = read_config_file(config, cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))

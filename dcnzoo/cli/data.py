@@ -51,7 +51,7 @@ conversion_options = _options.combined(
 )
 
 
-@click.group(cls=_options.Group)
+@click.group()
 def command() -> None:
     """Convert your own data to COCO's format, check it, split it.
 
@@ -191,7 +191,7 @@ def check(
 @click.argument("file", type=FILE)
 @click.argument("train", type=FILE)
 @click.argument("val", type=FILE)
-@option("--val-ratio", aliases=["--share"], type=float, default=0.2, help="Share of the images in VAL.")
+@option("--val-ratio", type=float, default=0.2, help="Share of the images in VAL.")
 @option("--seed", type=int, default=0)
 def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> None:
     """Split the COCO file FILE into TRAIN and VAL.
@@ -255,15 +255,14 @@ def config(
 @option("--dataset-name", type=click.Choice(["coco2017", *SMALL]), default="coco2017")
 @option(
     "--parts",
-    several=True,
-    metavar="PART...",
+    multiple=True,
+    metavar="PART",
     type=click.Choice(list(COCO)),
     show_default=" ".join(USUAL),
-    help=f"Parts of COCO: {', '.join(COCO)}.",
+    help=f"Part of COCO, several times for several: {', '.join(COCO)}.",
 )
 @option(
     "--out",
-    aliases=["--save-dir"],
     type=FOLDER,
     help="Output folder.",
     show_default="data/coco, data/bccd, data/fruits_nuts",

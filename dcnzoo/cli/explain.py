@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,8 +13,9 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
-@click.argument("image", callback=_options.existing)
 @_options.model
+@click.argument("image", callback=_options.existing)
+@_options.loading
 @option(
     "--at",
     type=_options.Numbers(2),
@@ -38,14 +40,17 @@ from dcnzoo.cli._options import option
     help="Output file: .html for a page that follows the pointer, .png for a figure.",
 )
 def command(
+    model: str,
     image: str,
     at: list[float] | None,
     box: list[float] | None,
     layer: str | None,
     out: Path,
-    **model: object,
+    **loading: Any,
 ) -> None:
     """Show the sampling points of a detector.
+
+    MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint or a work directory.
 
     For one position in an image, shows the sampling points of each deformable layer, the effective receptive
     field, and the size of each layer's offsets.
@@ -55,29 +60,30 @@ def command(
 
     \b
     examples:
-      dcnzoo explain street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
-      dcnzoo explain street.jpg --model CONFIG --checkpoint epoch_12.pth --at 120,80 --out points.png
+      dcnzoo explain faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
+      dcnzoo explain CONFIG street.jpg --checkpoint epoch_12.pth --at 120,80 --out points.png
     """
-    if at and box:
-        raise click.UsageError("--box: not allowed with --at")
+    _options.refuse_together([("--box", "--at")])
+    if model.endswith(_options.EXPORTED):
+        raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     from rich.console import Console
     from rich.table import Table
 
-    import dcnzoo.openmmlab  # before mmengine
-    from dcnzoo.report.detections import read_image
+    import dcnzoo
+    from dcnzoo.export.picture import read
     from dcnzoo.report.detector import explain
     from dcnzoo.report.explain import Box, plot_explanation
     from dcnzoo.report.explain_page import render_explanation
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_bytes, write_text
 
-    read_image(image)  # names it if it cannot be read
-    detector = _options.load_model(**model)
     corners = box or (at and [*at, *at])
     with user_errors():
+        read(image)  # names it if it cannot be read
+        detector = dcnzoo.load(model, **loading)
         explanation = explain(detector, image, Box(*corners) if corners else None, layer)
     if out.suffix == ".html":
-        title = f"{Path(image).name}: where {Path(model['model']).stem} samples"
+        title = f"{Path(image).name}: where {Path(model).stem} samples"
         write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))
     else:
         buffer = io.BytesIO()

@@ -11,17 +11,23 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
-@_options.config
-@_options.shape(
-    "Height and width, or one size for both, of an image of noise (default: the test pipeline's size)."
-)
+@_options.model
+@_options.shape("Size of an image of noise (default: the test pipeline's size).")
 @_options.num_images(1, None, "Take the mean over the first images of the test set instead.")
 @option("--by-operator", is_flag=True, help="Show the operations of each operator.")
+@_options.device
 @_options.cfg_options
 def command(
-    config: str, shape: tuple[int, int] | None, num_images: int | None, by_operator: bool, cfg_options: dict
+    model: str,
+    shape: tuple[int, int] | None,
+    num_images: int | None,
+    by_operator: bool,
+    device: str,
+    cfg_options: dict,
 ) -> None:
     """Count the operations and parameters of a detector.
+
+    MODEL is a name in the zoo (dcnzoo zoo list), a config or a work directory.
 
     A multiplication with its addition counts as one operation, as in MMDetection. Convolutions (deformable
     ones with their sampling) and matrix products are counted. Normalisation, activation, RoIAlign and NMS,
@@ -33,24 +39,24 @@ def command(
       dcnzoo flops CONFIG --shape 800 1280 --by-operator
     """
     from dcnzoo.openmmlab import model_builder
+    from dcnzoo.openmmlab.detector import build
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.files import require_file
+    from dcnzoo.zoo.loading import locate
 
-    require_file(config, "config")
     with user_errors():
-        cfg = read_config_file(config, cfg_options)
-        model = model_builder.build_model(cfg)
+        cfg = read_config_file(locate(model, weights=False)[0], cfg_options)
+        network = build(cfg, device=device)
         if num_images:
             batches = model_builder.test_batches(cfg, num_images)
         else:
-            batches = [model_builder.random_batch(*(shape or model_builder.input_size(cfg, model)))]
-        counts = [model_builder.count_operations(model, batch) for batch in batches]
+            batches = [model_builder.random_batch(*(shape or model_builder.input_size(cfg, network)))]
+        counts = [model_builder.count_operations(network, batch) for batch in batches]
     line = "=" * 30
     print(line)
     print(f"Input shape: {counts[0][1][2:]}" if len(counts) == 1 else f"Images: {len(counts)}")
     print(f"Flops: {_billions(mean(sum(flops.values()) for flops, _ in counts))}")
-    print(f"Params: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
+    print(f"Params: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M")
     if by_operator:
         for operator in sorted({name for flops, _ in counts for name in flops}):
             print(f"  {operator}: {_billions(mean(flops.get(operator, 0) for flops, _ in counts))}")

@@ -6,25 +6,39 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.utils.files import picture_files, require_file
 
 if TYPE_CHECKING:
-    from mmengine.structures import InstanceData
     from rich.console import Console
+
+    from dcnzoo.export.picture import Detections
 
 
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
+def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> list[str]:
+    """Callback: list the files of folders and patterns, before the imports of OpenMMLab."""
+    files: list[str] = []
+    for name in () if ctx.resilient_parsing else names:
+        several = picture_files(name)
+        if several is None:
+            require_file(name, "image")
+        files += [name] if several is None else several
+    return files
+
+
 @click.command(cls=_options.Command)
-@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_options.existing)
-@option("--demo", is_flag=True, help=f"Use a generated image and, without --model, {DEMO_MODEL}.")
-@_options.optional_model
+@click.argument("model", required=False)
+@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_files)
+@option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
+@_options.loading
 @option(
     "--out",
     type=_options.FOLDER,
@@ -37,8 +51,13 @@ DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
     default=0.3,
     help="Drop detections with a lower score.",
 )
-def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: float, **model: object) -> None:
+def command(
+    model: str | None, images: list[str], demo: bool, out: Path, score_threshold: float, **loading: Any
+) -> None:
     """Detect objects in images.
+
+    MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint, a work directory or an exported
+    file. IMAGE is a picture, a folder, a pattern or a video.
 
     Prints a table per image. Writes the images with drawn detections, and one detections.json in COCO's
     format, to one folder.
@@ -46,64 +65,48 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
     \b
     examples:
       dcnzoo infer --demo
-      dcnzoo infer street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
-      dcnzoo infer a.jpg b.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
+      dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
+      dcnzoo infer work_dirs/fruits photos --score-threshold 0.5 --out found
+      dcnzoo infer CONFIG a.jpg b.jpg --checkpoint epoch_12.pth
+      dcnzoo infer model.onnx a.jpg
     """
     if not images and not demo:
-        raise click.UsageError("expected IMAGE... or --demo")
-    if model["model"] is None and not demo:
-        raise click.UsageError("--model: expected the name of a model or a config file, got none")
-    model["model"] = model["model"] or DEMO_MODEL
+        raise click.UsageError("expected MODEL IMAGE... or --demo")
 
     from rich.console import Console
 
-    import dcnzoo.openmmlab  # noqa: F401  before mmengine
-    from dcnzoo.report import detections
+    import dcnzoo
+    from dcnzoo.export.picture import Detections
     from dcnzoo.utils.errors import UserError, one_line, user_errors
-    from dcnzoo.utils.files import write_bytes, write_text
+    from dcnzoo.utils.files import write_text
     from dcnzoo.utils.progress import make_progress
 
     if demo:
-        images = (*images, _demo_image(out / "input"))
-    detector = _options.load_model(**model)
-    import torch
-    from mmdet.apis import inference_detector
-    from mmdet.visualization.palette import get_palette
-
-    from dcnzoo.openmmlab.datasets.images import resizing
-
-    if next(detector.parameters()).device.type == "cpu":
-        detector.to(memory_format=torch.channels_last)  # faster there
-    classes = detector.dataset_meta["classes"]
-    palette = get_palette(detector.dataset_meta["palette"], len(classes))
-    console, file = Console(highlight=False, markup=False), detections.CocoDetections(classes)
-    pictures, problems = detections.picture_names(images), []
+        images = [*images, _demo_image(out / "input")]
+    with user_errors():
+        detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
+    console, content, problems = Console(highlight=False, markup=False), None, []
+    pictures: list[Path] = []
     hidden = not (console.is_terminal and len(images) > 1)
     with make_progress(console, disable=hidden, transient=True) as progress:
         bar = progress.add_task("detecting", total=len(images), note="")
-        for path, picture in progress.track(list(zip(images, pictures, strict=True)), task_id=bar):
+        for path in progress.track(images, task_id=bar):
             progress.update(bar, note=Path(path).name)
-            with user_errors():
-                try:
-                    image = detections.read_image(path)
-                    with resizing(path):
-                        sample = inference_detector(detector, path)
-                except UserError as error:  # this image cannot be read or resized
-                    problems.append(f"error: {one_line(error)}")
-                    continue
-            if "pred_instances" not in sample:
-                raise UserError(
-                    f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}"
-                )
-            found = sample.pred_instances.cpu()
-            found = found[found.scores >= score_threshold]
-            found = found[found.scores.argsort(descending=True)]
-            file.add(path, sample.ori_shape, found)
-            write_bytes(out / picture, detections.draw_detections(image, found, classes, palette))
-            _show(path, found, classes, console)
-    if number := len(images) - len(problems):
-        write_text(out / "detections.json", json.dumps(file.content))
-        written = out / pictures[0] if len(images) == 1 else f"{number} picture{'s' * (number > 1)} in {out}"
+            try:
+                with user_errors():
+                    results = detector(path)
+                    for result in [results] if isinstance(results, Detections) else results:
+                        pictures.append(_unused(out / f"{Path(path).stem}.png", pictures))
+                        result.save(pictures[-1])
+                        content = result.to_coco(content)
+                        _show(result, console)
+            except UserError as error:
+                if str(error).startswith("model: "):
+                    raise
+                problems.append(f"error: {one_line(error)}")  # this image cannot be read or resized
+    if pictures:
+        write_text(out / "detections.json", json.dumps(content))
+        written = pictures[0] if len(pictures) == 1 else f"{len(pictures)} pictures in {out}"
         console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
     if problems:
         sys.exit("\n".join(problems))
@@ -121,19 +124,25 @@ def _demo_image(folder: Path) -> str:
     return str(folder / "shapes.png")
 
 
-def _show(path: str, found: InstanceData, classes: Sequence[str], console: Console) -> None:
+def _unused(path: Path, used: Sequence[Path]) -> Path:
+    """Number a name that another image has: ``dog.png``, then ``dog_2.png``."""
+    number, name = 1, path
+    while name in used:
+        number += 1
+        name = path.with_stem(f"{path.stem}_{number}")
+    return name
+
+
+def _show(result: Detections, console: Console) -> None:
     from rich.table import Table
 
-    from dcnzoo.report.detections import rows
-
-    count = len(found) or "none"
-    console.print(f"{path}: {count} found", soft_wrap=True)
-    if not len(found):
+    console.print(f"{result.path}: {len(result) or 'none'} found", soft_wrap=True)
+    if not len(result):
         return
     table = Table(box=None, pad_edge=True)
     table.add_column("class")
     for head in ("score", "x1", "y1", "x2", "y2"):
         table.add_column(head, justify="right")
-    for label, score, box in rows(found):
-        table.add_row(classes[label], f"{score:.3f}", *(f"{value:.1f}" for value in box))
+    for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True):
+        table.add_row(name, f"{score:.3f}", *(f"{value:.1f}" for value in box))
     console.print(table)

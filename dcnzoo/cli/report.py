@@ -10,13 +10,14 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
 
-@click.command(cls=_options.Command)
+@click.command()
 @click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.FOLDER)
 @option(
     "--labels",
-    several=True,
-    metavar="LABEL...",
-    help="Label of each folder (default: its name). Folders with the same label are seeds of one setting.",
+    multiple=True,
+    metavar="LABEL",
+    help="Label of a folder, once per folder (default: its name). Folders with the same label are "
+    "seeds of one setting.",
 )
 @option(
     "--checkpoint",
@@ -51,7 +52,7 @@ def command(
     \b
     examples:
       dcnzoo report work_dirs/mask-rcnn
-      dcnzoo report work_dirs/off work_dirs/v2 --labels off v2 --out compared.html
+      dcnzoo report work_dirs/off work_dirs/v2 --labels off --labels v2 --out compared.html
     """
     if labels and len(labels) != len(work_dirs):
         raise click.UsageError(f"--labels: expected {len(work_dirs)}, one per WORK_DIR, got {len(labels)}")

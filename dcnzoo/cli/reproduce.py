@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,12 +17,9 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
+@_options.model
+@_options.checkpoint
 @_options.runner
-@option(
-    "--checkpoint",
-    metavar="FILE",
-    help="Weights: a file or an address (default: download the published weights).",
-)
 @option("--train", is_flag=True, help="Train the model first, or resume its training.")
 @option(
     "--data-root",
@@ -33,7 +31,7 @@ from dcnzoo.cli._options import option
 @_options.unsafe_load
 @_options.allow_partial
 def command(
-    config: str,
+    model: str,
     checkpoint: str | None,
     train: bool,
     data_root: str | None,
@@ -41,11 +39,11 @@ def command(
     out: str,
     unsafe_load: bool,
     allow_partial: bool,
-    **run: object,
+    **run: Any,
 ) -> None:
     """Evaluate a model and compare its AP with the one in the zoo.
 
-    CONFIG is a file, or a name in the zoo (dcnzoo zoo list).
+    MODEL is a name in the zoo (dcnzoo zoo list), a config or a work directory.
 
     \b
     examples:
@@ -53,30 +51,34 @@ def command(
       dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
       dcnzoo reproduce CONFIG --train
     """
-    if train and checkpoint:
-        raise click.UsageError("--train: not allowed with --checkpoint")
+    _options.refuse_together([("--train", "--checkpoint")])
 
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
+    from dcnzoo import zoo
     from dcnzoo.openmmlab.runner import build_runner, load_config
-    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.errors import UserError, user_errors
     from dcnzoo.utils.fetch import verify
     from dcnzoo.utils.jsonl import append_row, machine, versions
     from dcnzoo.utils.lock import lock_work_dir
     from dcnzoo.zoo import reproduction
+    from dcnzoo.zoo.loading import locate
 
     # isort: split
     from mmengine.dist import is_main_process
     from mmengine.model import revert_sync_batchnorm
 
-    model = reproduction.find_model(config)
     with contextlib.ExitStack() as training:
         with user_errors():
-            cfg = load_config(str(model.config) if model else config, **run)
+            config, weights = locate(model, checkpoint, weights=False)
+            listed = reproduction.find_model(model, config)
+            if not (train or weights or listed):
+                raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
+            cfg = load_config(str(config), **run)
             work_dir = Path(cfg.work_dir)
             if train:
                 training.enter_context(lock_work_dir(work_dir, cfg.launcher))
             images = reproduction.use_data(cfg, data_root, subset, work_dir)
-            weights = None if train else reproduction.find_checkpoint(checkpoint, model)
+            weights = None if train else weights or zoo.download(listed.id)
             cfg.load_from, cfg.resume = None, train
             runner = build_runner(cfg, training=train)
             if cfg.launcher == "none":
@@ -89,12 +91,12 @@ def command(
     measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():
         return
-    listed, source = reproduction.listed_figures(model)
+    figures, source = reproduction.listed_figures(listed)
     row = {
-        "model": model.id if model else config,
+        "model": listed.id if listed else model,
         "measured": measured,
-        "listed": listed,
-        "difference": {k: round(v - listed[k], 1) for k, v in measured.items() if k in listed},
+        "listed": figures,
+        "difference": {k: round(v - figures[k], 1) for k, v in measured.items() if k in figures},
         "source": source,
         "data": cfg.test_evaluator.ann_file if isinstance(cfg.test_evaluator, dict) else "",
         "images": images,

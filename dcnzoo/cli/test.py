@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,8 +12,10 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
+@_options.model
+@_options.checkpoint_argument
+@_options.checkpoint
 @_options.runner
-@click.argument("checkpoint", type=click.Path())
 @option(
     "--out",
     type=_options.FileName(".pkl", ".pickle", ".json"),
@@ -25,17 +28,19 @@ from dcnzoo.cli._options import option
 @option(
     "--eval",
     "metrics",
-    several=True,
-    metavar="METRIC...",
-    help="Metrics: bbox, segm or proposal (default: the config's).",
+    multiple=True,
+    metavar="METRIC",
+    help="Metric: bbox, segm or proposal; several times for several (default: the config's).",
 )
 @_options.settings("--eval-options", "Settings of the evaluator, such as classwise=True.")
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
-@_options.backend("Runtime for an exported model.")
-@option("--device", default="cpu", help="Device for an exported model: cpu or cuda.")
+@_options.backend
+@option("--device", default="auto", help="Device for an exported model: cpu, cuda or auto.")
 @_options.allow_partial
 def command(
-    checkpoint: str,
+    model: str,
+    weights: str | None,
+    checkpoint: str | None,
     out: Path | None,
     show_dir: str | None,
     show_score_thr: float | None,
@@ -43,43 +48,47 @@ def command(
     metrics: tuple[str, ...],
     eval_options: dict,
     format_only: bool,
-    backend: str,
+    backend: str | None,
     device: str,
     allow_partial: bool,
-    **run: object,
+    **run: Any,
 ) -> None:
     """Evaluate a detector.
 
-    CHECKPOINT is a file of weights or an exported model: .onnx, .xml with --backend openvino, or
-    .pt2 with --backend aotinductor.
+    MODEL is a name in the zoo (dcnzoo zoo list), a config or a work directory. CHECKPOINT is a file of
+    weights or an exported model: .onnx, .xml or .pt2 (default: the weights of the zoo, or the last in the
+    work directory).
 
     \b
     examples:
-      dcnzoo test work_dirs/dcn/config.py work_dirs/dcn/epoch_12.pth
+      dcnzoo test work_dirs/dcn
       dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
-      dcnzoo test CONFIG model.onnx --backend openvino --eval bbox segm
+      dcnzoo test CONFIG model.onnx --backend openvino --eval bbox --eval segm
     """
     as_json = out is not None and out.suffix == ".json"
     if format_only and (metrics or not as_json):
         raise click.UsageError("--format-only: expected --out FILE.json, and no --eval")
-    exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
+    checkpoint = checkpoint or weights
+    exported = checkpoint is not None and checkpoint.endswith(_options.EXPORTED)
     if exported and tta:
         raise click.UsageError("--tta: expected a file of weights, got an exported model")
 
     from dcnzoo.openmmlab import testing
     from dcnzoo.openmmlab.runner import build_runner, load_config
-    from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.files import require_file
+    from dcnzoo.utils.errors import UserError, user_errors
+    from dcnzoo.zoo.loading import locate
 
     with user_errors():
-        cfg = load_config(**run, required=("test_dataloader", "test_cfg", "test_evaluator"))
-        require_file(checkpoint, "model" if exported else "checkpoint")
-        cfg.load_from, cfg.resume = checkpoint, False  # the config of a resumed run has resume=True
+        config, file = locate(model, checkpoint)
+        if file is None:
+            raise UserError(f"checkpoint: expected a file with weights for {model}, got none")
+        cfg = load_config(str(config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
+        cfg.load_from, cfg.resume = str(file), False  # the config of a resumed run has resume=True
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
             testing.draw_detections(cfg, show_dir, show_score_thr)
         if exported:
-            testing.use_onnx_file(cfg, checkpoint, backend, device)
+            testing.use_onnx_file(cfg, str(file), backend, device)
         elif tta:
             testing.use_test_time_augmentation(cfg)
         runner = build_runner(cfg, allow_partial=allow_partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
+@_options.model
 @_options.runner
 @option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
 @option(
@@ -28,9 +30,17 @@ from dcnzoo.cli._options import option
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
 def command(
-    amp: bool, auto_scale_lr: bool, resume: str | None, report: bool, allow_partial: bool, **run: object
+    model: str,
+    amp: bool,
+    auto_scale_lr: bool,
+    resume: str | None,
+    report: bool,
+    allow_partial: bool,
+    **run: Any,
 ) -> None:
     """Train a detector.
+
+    MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory.
 
     \b
     examples:
@@ -40,27 +50,22 @@ def command(
     """
     from dcnzoo.openmmlab.runner import load_config
     from dcnzoo.openmmlab.training import set_up_training, train
+    from dcnzoo.report.report import write_report
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.lock import lock_work_dir
+    from dcnzoo.zoo.loading import locate
+
+    # isort: split
+    from mmengine.dist import is_main_process
 
     with user_errors():
-        cfg = load_config(**run, required=("train_dataloader", "train_cfg", "optim_wrapper"))
+        config = str(locate(model, weights=False)[0])
+        cfg = load_config(config, **run, required=("train_dataloader", "train_cfg", "optim_wrapper"))
         set_up_training(cfg, amp, auto_scale_lr, resume)
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         try:
             train(cfg, allow_partial)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
-        if report:
-            _report(Path(cfg.work_dir))
-
-
-def _report(work_dir: Path) -> None:
-    import torch
-    from mmengine.dist import is_main_process
-
-    from dcnzoo.report.report import write_report
-
-    if is_main_process():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        print(f"report: {write_report([work_dir], device=device)}")
+        if report and is_main_process():
+            print(f"report: {write_report([Path(cfg.work_dir)], device='auto')}")

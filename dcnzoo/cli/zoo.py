@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
 
 
-@click.group(cls=_options.Group)
+@click.group()
 def command() -> None:
     """List, search, download and verify published models.
 
@@ -122,10 +122,10 @@ def verify(files: tuple[Path, ...]) -> None:
 @click.argument("out_file", type=_options.FILE)
 @option(
     "--save-keys",
-    several=True,
+    multiple=True,
     default=["meta", "state_dict"],
-    metavar="KEY...",
-    help="Keys of the checkpoint to keep.",
+    metavar="KEY",
+    help="Key of the checkpoint to keep, several times for several.",
 )
 @_options.unsafe_load
 def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:

@@ -78,7 +78,7 @@ def open_package(path: str, device: str, threads: int | None) -> tuple[dict, lis
         metadata = dict(model.get_metadata())
         names = json.loads(metadata[NAMES])
     except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a package written by dcnzoo export --to pt2: {error}") from error
+        raise ValueError(f"{path}: expected a package of dcnzoo export --out x.pt2: {error}") from error
 
     def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():

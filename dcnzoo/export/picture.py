@@ -2,31 +2,120 @@
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dcnzoo.utils.files import replacing
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 # keys in the ONNX file's metadata
 KEY = "dcnzoo"
 CLIPS = "dcnzoo.clips"  # "False": boxes may extend beyond the image, as in YOLOv3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """The objects in a picture, best first; boxes and masks are in pixels of the picture."""
 
     boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
     scores: np.ndarray  # [K], float32
-    labels: np.ndarray  # [K], int64, indices into Detector.classes
-    masks: np.ndarray | None  # [K, H, W], bool; None if the model predicts no masks
+    labels: np.ndarray  # [K], int64, indices into classes
+    masks: np.ndarray | None = None  # [K, H, W], bool; None if the model predicts no masks
+    classes: tuple[str, ...] = ()  # all names that the detector has; empty if unknown
+    image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
+    path: str = ""  # of the picture, if it was read from a file
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        counts = Counter(self.names).most_common()
+        return f"Detections({', '.join(f'{count} {name}' for name, count in counts) or 'none'})"
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each object."""
+        known = dict(enumerate(self.classes))
+        return [known.get(label, str(label)) for label in self.labels.tolist()]
+
+    def select(self, index: np.ndarray | slice) -> Detections:
+        """Select objects by their numbers, by a mask [K], or by a slice."""
+        masks = None if self.masks is None else self.masks[index]
+        parts = {"boxes": self.boxes[index], "scores": self.scores[index], "labels": self.labels[index]}
+        return dataclasses.replace(self, **parts, masks=masks)
+
+    def draw(self) -> PIL.Image.Image:
+        """Draw the objects on the picture. Small pictures are enlarged to a width of 600 pixels."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        if self.image is None:
+            raise ValueError("image: expected the result of a detector, which has its picture, got none")
+        colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in self.labels.tolist()]
+        pixels = self.image.astype(np.float32)
+        for mask, colour in zip(() if self.masks is None else self.masks, colours, strict=False):
+            pixels[mask] = 0.55 * pixels[mask] + 0.45 * 255 * np.float32(colour)
+        height, width = pixels.shape[:2]
+        scale = max(1, 600 / width)
+        size = (round(width * scale), round(height * scale))
+        picture = Image.fromarray(np.rint(pixels).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, size[0] // 60))
+        for i in reversed(range(len(self))):  # the best on top
+            fill = tuple(round(255 * part) for part in colours[i])
+            x1, y1, x2, y2 = (self.boxes[i] * scale).tolist()
+            canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fill, max(2, size[0] // 400))
+            text = f"{self.names[i]} {self.scores[i]:.2f}"
+            corner = (max(x1, 0), max(y1 - 1.25 * font.size, 0))
+            canvas.rectangle(canvas.textbbox(corner, text, font), fill)
+            canvas.text(corner, text, "white", font)
+        return picture
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Draw the objects into a picture file; its ending determines the format."""
+        from PIL import Image
+
+        kind = Image.registered_extensions().get(Path(path).suffix.lower())
+        if kind is None:
+            raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
+        with replacing(path) as partial:
+            self.draw().save(partial, kind)
+
+    def to_coco(self, content: dict | None = None) -> dict:
+        """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
+
+        Category ids start at 1, in the order of the classes. Masks require pycocotools.
+        """
+        if content is None:
+            categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
+            content = {"images": [], "categories": categories, "annotations": []}
+        image = {"id": len(content["images"]) + 1, "file_name": self.path}
+        if self.image is not None:
+            image.update(width=self.image.shape[1], height=self.image.shape[0])
+        content["images"].append(image)
+        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+            annotation = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image["id"],
+                "category_id": int(self.labels[i]) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(self.scores[i]),
+            }
+            if self.masks is not None:
+                from pycocotools.mask import encode
+
+                mask = encode(np.asfortranarray(self.masks[i], dtype=np.uint8))
+                annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+            content["annotations"].append(annotation)
+        return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,48 +299,76 @@ def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) ->
     return whole
 
 
-def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
-    """Read a picture, [H, W, 3], uint8, BGR; return an array unchanged.
+def read(image: Any, bgr: bool = False) -> np.ndarray:
+    """Read a picture, [H, W, 3], uint8, BGR.
+
+    Args:
+        image: a file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or
+            between 0 and 1.
+        bgr: arrays and tensors are BGR.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ImportError: neither OpenCV nor Pillow is installed.
         ValueError: it is not a picture.
     """
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(f"image: expected [H, W, 3], uint8, BGR, got {list(image.shape)}, {image.dtype}")
-        return image
-    if not isinstance(image, (str, os.PathLike)):
-        raise ValueError(f"image: expected a path or a numpy array, got {type(image).__name__}")
-    if not Path(image).is_file():
-        raise FileNotFoundError(2, "No such file", str(image))
+    if isinstance(image, str | os.PathLike):
+        return _read_file(image)
+    if hasattr(image, "getexif"):
+        return _from_pillow(image)
+    if hasattr(image, "detach"):
+        image = image.detach().cpu()
+        if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
+            image = (255 * image).round().byte()
+        image = image.numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"image: expected [H, W, 3], uint8 (tensor: [3, H, W], uint8 or between 0 and 1), got "
+            f"{list(image.shape)}, {image.dtype}"
+        )
+    return image if bgr else np.ascontiguousarray(image[..., ::-1])
+
+
+def _read_file(path: str | os.PathLike) -> np.ndarray:
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "No such file", str(path))
     try:
         import cv2
     except ModuleNotFoundError:
-        return _read_with_pillow(image)
+        return _read_with_pillow(path)
     try:
-        content = np.fromfile(image, np.uint8)
+        content = np.fromfile(path, np.uint8)
         picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     except cv2.error:  # more than 2^30 pixels, which is more than Pillow accepts: its error has their number
-        return _read_with_pillow(image)
+        return _read_with_pillow(path)
     if picture is None:
-        raise ValueError(f"image: expected a picture that OpenCV can read, got {image}")
+        raise ValueError(f"image: expected a picture that OpenCV can read, got {path}")
     return picture
 
 
 def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ModuleNotFoundError as error:
         raise ImportError(
             "image: expected an array, or OpenCV or Pillow to read a file with: pip install pillow"
         ) from error
     try:
         with Image.open(path) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))[..., ::-1]
+            return _from_pillow(opened)
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"image: expected a picture that Pillow can read, got {path}: {error}") from None
+
+
+def _from_pillow(image: PIL.Image.Image) -> np.ndarray:
+    from PIL import ImageOps
+
+    return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
 
 
 def resized(

@@ -5,37 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
-from dcnzoo.export.picture import Detections, Preprocessing, read, rescale_detections
+from dcnzoo.export.detector import BaseDetector
+from dcnzoo.export.picture import Detections, Preprocessing, rescale_detections
 
-Image = str | os.PathLike | np.ndarray
 
-
-class Detector:
-    """An exported detector for pictures::
+class Detector(BaseDetector):
+    """An exported detector for pictures: :func:`dcnzoo.load` without torch::
 
         from dcnzoo.export import Detector
         detector = Detector("model.onnx")
-        found = detector("picture.jpg")  # found.boxes, found.scores, found.labels, found.masks
-        several = detector(["picture.jpg", "another.png"])  # a list of results, computed in batches
+        result = detector("picture.jpg")  # result.boxes, result.scores, result.labels, result.masks
 
     Requires numpy, the runtime and, to read files, OpenCV or Pillow. The file contains the image size,
-    normalisation and class names, which ``dcnzoo export`` wrote.
+    normalisation and class names, which ``dcnzoo export`` wrote. See
+    :meth:`dcnzoo.export.detector.BaseDetector.__call__` for its calls.
 
     Args:
-        path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file; with
-            AOTInductor the ``.pt2`` file, which contains compiled code: open only files that you trust.
-        backend: ``"onnxruntime"``, ``"openvino"`` or ``"aotinductor"``, which requires torch.
-        device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu.
-        threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
-            the whole process.
-        batch_size: maximum number of images per batch for lists.
-
-    Attributes:
-        classes: the names of the labels; empty if unknown.
+        path: the ONNX file; an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file; or a ``.pt2`` file,
+            which contains compiled code: open only files that you trust.
+        backend, device, threads: see :class:`Session`.
+        score_threshold: default of calls.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -46,66 +38,37 @@ class Detector:
     def __init__(
         self,
         path: str | os.PathLike,
-        backend: str = "onnxruntime",
-        device: str = "cpu",
+        backend: str | None = None,
+        device: str = "auto",
         threads: int | None = None,
-        batch_size: int = 8,
+        score_threshold: float = 0.3,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self.batch_size = batch_size
-        self._session = Session(path, backend, device, threads)
+        self.model = Session(path, backend, device, threads)
+        self.device, self.score_threshold = self.model.device, score_threshold
         try:
-            self._preprocessing = Preprocessing.from_metadata(self._session.metadata)
+            self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if not {"dets", "labels"} <= set(self._session.output_names):
+        if not {"dets", "labels"} <= set(self.model.output_names):
             raise ValueError(
-                f"{path}: expected outputs dets and labels, got {', '.join(self._session.output_names)}: "
+                f"{path}: expected outputs dets and labels, got {', '.join(self.model.output_names)}: "
                 "exported with --skip-postprocess?"
             )
         self.classes = self._preprocessing.classes
 
-    @overload
-    def __call__(self, image: Image, score_threshold: float = ...) -> Detections: ...
-
-    @overload
-    def __call__(self, image: Sequence[Image], score_threshold: float = ...) -> list[Detections]: ...
-
-    def __call__(
-        self, image: Image | Sequence[Image], score_threshold: float = 0.0
-    ) -> Detections | list[Detections]:
-        """Detect objects in one image or in a list of images.
-
-        The images of a batch are padded with zeros to a common size, as in MMDetection. This can change
-        detections near the right and lower border.
-
-        Args:
-            image: a file, or ``[H, W, 3]``, uint8, BGR; or a list or tuple of those.
-            score_threshold: drop detections with a lower score.
-
-        Raises:
-            FileNotFoundError: a file does not exist.
-            ValueError: an image cannot be read, or does not fit the model's input.
-        """
-        if not isinstance(image, list | tuple):
-            return self._detect([image], score_threshold)[0]
-        starts = range(0, len(image), self.batch_size)
-        parts = [self._detect(image[i : i + self.batch_size], score_threshold) for i in starts]
-        return [found for part in parts for found in part]
-
-    def _detect(self, images: Sequence[Image], score_threshold: float) -> list[Detections]:
-        limit = self._session.shape[2:]
-        pictures = [read(image) for image in images]
+    def _detect(
+        self, pictures: Sequence[np.ndarray], paths: Sequence[str], threshold: float
+    ) -> list[Detections]:
+        limit = self.model.shape[2:]
         inputs, sizes = zip(*(self._preprocessing(picture, limit) for picture in pictures), strict=True)
         borders = [self._preprocessing.padded(size, limit) for size in sizes]
-        outputs = self._session(_stack(inputs), np.array(borders))
-        found = []
+        outputs = self.model(_stack(inputs), np.array(borders))
+        results = []
         for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
-            kept = outputs["dets"][i, :, 4] >= score_threshold
+            kept = outputs["dets"][i, :, 4] >= threshold
             values = {name: value[i][kept] for name, value in outputs.items()}
-            found.append(rescale_detections(values, size, picture.shape[:2], self._session.metadata, border))
-        return found
+            results.append(rescale_detections(values, size, picture.shape[:2], self.model.metadata, border))
+        return results
 
 
 def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -121,7 +84,12 @@ class Session:
     """An exported file in a runtime: ``session(images)`` returns the outputs by name.
 
     Args:
-        path, backend, device, threads: see :class:`Detector`.
+        path: see :class:`Detector`.
+        backend: ``"onnxruntime"``, ``"openvino"`` or ``"aotinductor"``, which requires torch; None: the one
+            for the file's ending.
+        device: ``"cpu"``, ``"cuda"``, which requires onnxruntime-gpu, or ``"auto"``.
+        threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
+            the whole process.
 
     Attributes:
         metadata: the file's metadata.
@@ -135,10 +103,11 @@ class Session:
     def __init__(
         self,
         path: str | os.PathLike,
-        backend: str = "onnxruntime",
-        device: str = "cpu",
+        backend: str | None = None,
+        device: str = "auto",
         threads: int | None = None,
     ) -> None:
+        backend = backend or ENDINGS.get(Path(path).suffix, "onnxruntime")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         if backend not in BACKENDS:
@@ -146,8 +115,9 @@ class Session:
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         self.path = str(path)
+        self.device = _best_device(backend) if device == "auto" else device
         try:
-            opened = BACKENDS[backend](self.path, device, threads)
+            opened = BACKENDS[backend](self.path, self.device, threads)
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
@@ -272,3 +242,13 @@ BACKENDS = {
     "openvino": _openvino,
     "aotinductor": _aotinductor,
 }
+ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
+
+
+def _best_device(backend: str) -> str:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return "cpu"
+    has_gpu = backend == "onnxruntime" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "cuda" if has_gpu else "cpu"

@@ -1,62 +1,145 @@
-"""Build detectors and load their weights."""
+"""Build detectors, load their weights, and detect objects with them."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 import dcnzoo.openmmlab.models  # noqa: F401  registers classes; before mmdet, which needs mmcv.ops
 
 # isort: split
+from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
+from dcnzoo.export.detector import BaseDetector
+from dcnzoo.export.picture import Detections
 from dcnzoo.openmmlab.checkpoints import class_names
-from dcnzoo.openmmlab.config_check import datasets, declared_metainfo
-from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
+from dcnzoo.openmmlab.datasets.images import resizing
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable
 
 
 def require_device(name: str) -> torch.device:
-    """Raise UserError unless torch can use the device."""
+    """Return the device; for ``auto`` a GPU if torch detects one, else the CPU.
+
+    Raises:
+        UserError: torch cannot use the device.
+    """
     count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
     gpus = f"or a GPU from cuda:0 to cuda:{count - 1}" if count else "(torch detects no GPU)"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or (device.type == "cuda" and (device.index or 0) >= count):
-        raise UserError(f"--device: expected cpu {gpus}, got {name}")
+        raise UserError(f"--device: expected auto, cpu {gpus}, got {name}")
     return device
 
 
-def read_config(path: str | os.PathLike) -> Config:
-    """Read a config file and add dcnzoo to its ``custom_imports``."""
-    cfg = read_config_file(path)
-    imports = cfg.get("custom_imports") or {"imports": []}
-    if "dcnzoo.models" not in imports["imports"]:
-        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
-    return cfg
-
-
 def build(
-    cfg: Config, checkpoint: str | os.PathLike, unsafe_load: bool = False, allow_partial: bool = False
-) -> tuple[nn.Module, dict]:
-    """Build the config's model in evaluation mode with a checkpoint's weights; also return its ``meta``."""
-    cfg.model.pop("teacher_ckpt", None)  # the teacher is used only in training
+    cfg: Config,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    device: str = "cpu",
+    unsafe_load: bool = False,
+    allow_partial: bool = False,
+) -> nn.Module:
+    """Build the config's model in evaluation mode. Everything but MMEngine's runners uses this function.
+
+    Args:
+        checkpoint: a file with its weights; None: random weights.
+        device, unsafe_load, allow_partial: see :func:`dcnzoo.load`.
+
+    Returns:
+        The model, with the attributes ``cfg`` and, if it has weights, ``dataset_meta``: the names and colours
+        of its classes.
+    """
+    place = require_device(device)
+    if "model" not in cfg:
+        raise UserError(f"{cfg.filename}: expected a config with a model, found none")
+    for _, node in dicts(cfg.model):
+        node.pop("teacher_ckpt", None)  # the teacher is used only in training
+    imports = cfg.get("custom_imports") or {"imports": []}
+    if "dcnzoo.models" not in imports["imports"]:  # for programs that read a dump of the config
+        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
     init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
-    detector = revert_sync_batchnorm(MODELS.build(cfg.model))
-    meta, report = load_weights(detector, checkpoint, unsafe_load, allow_partial)
-    if report:
-        print_log(f"{checkpoint}: {report}", logger="current")
-    detector.cfg = cfg
-    return detector.eval(), meta
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    if checkpoint is not None:
+        meta, report = load_weights(model, checkpoint, unsafe_load, allow_partial)
+        if report:
+            print_log(f"{checkpoint}: {report}", logger="current")
+        model.dataset_meta = dataset_meta(cfg, meta)
+    model.cfg = cfg
+    return model.eval().to(place)
+
+
+class Detector(BaseDetector):
+    """A detector of MMDetection for pictures, which runs the config's test pipeline.
+
+    Args:
+        model: from :func:`build`.
+    """
+
+    def __init__(self, model: nn.Module, score_threshold: float = 0.3) -> None:
+        self.model, self.score_threshold = model, score_threshold
+        self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
+        self.device = str(next(model.parameters()).device)
+
+    @functools.cached_property
+    def _pipeline(self) -> Callable[[dict], dict]:
+        if self.device == "cpu":
+            self.model.to(memory_format=torch.channels_last)  # faster there
+        steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
+        steps[0].type = "mmdet.LoadImageFromNDArray"
+        return Compose(steps)
+
+    def prepare(self, picture: np.ndarray, path: str = "") -> dict:
+        """Run the test pipeline on a picture, [H, W, 3], uint8, BGR; ``path`` is for messages."""
+        with resizing(path or "image", picture):
+            return self._pipeline({"img": picture, "img_id": 0})
+
+    def _detect(
+        self, pictures: Sequence[np.ndarray], paths: Sequence[str], threshold: float
+    ) -> list[Detections]:
+        items = [self.prepare(picture, path) for picture, path in zip(pictures, paths, strict=True)]
+        with torch.no_grad():
+            samples = self.model.test_step(pseudo_collate(items))
+        return [to_detections(instances_of(sample), threshold) for sample in samples]
+
+
+def instances_of(sample: BaseDataElement) -> InstanceData:
+    """Return a sample's ``pred_instances``.
+
+    Raises:
+        UserError: the model detects no objects.
+    """
+    if "pred_instances" not in sample:
+        raise UserError(f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}")
+    return sample.pred_instances
+
+
+def to_detections(instances: InstanceData, threshold: float) -> Detections:
+    """Convert ``pred_instances`` with at least this score."""
+    instances = instances[instances.scores >= threshold].cpu()
+    boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
+    masks = instances.masks.numpy().astype(bool) if "masks" in instances else None
+    return Detections(boxes.numpy(), instances.scores.numpy(), instances.labels.numpy(), masks)
 
 
 def dataset_meta(cfg: Config, meta: dict) -> dict:

@@ -1,13 +1,10 @@
-"""Build a detector and example inputs, for tools that count operations or measure time."""
+"""Example inputs of detectors and their operations, for tools that count operations or measure time."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.models  # before mmdet, which needs mmcv.ops
@@ -15,24 +12,13 @@ import dcnzoo.ops.flops  # noqa: F401  registers the counts of dcnzoo's operator
 
 # isort: split
 from mmdet.models import CascadeRoIHead
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.export.picture import Preprocessing
-from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.utils.errors import UserError, one_line
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Build the config's model in evaluation mode with random weights."""
-    init_default_scope(cfg.get("default_scope", "mmdet"))
-    for _, node in dicts(cfg.model):  # no download: the weights do not change the result
-        node.pop("init_cfg", None)
-        node.pop("teacher_ckpt", None)
-    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
 def random_batch(height: int, width: int) -> dict:
@@ -50,12 +36,6 @@ def test_batches(cfg: Config, number: int) -> Iterator[dict]:
         if index == number:
             return
         yield batch
-
-
-def image_batches(cfg: Config, files: Sequence[str]) -> list[dict]:
-    """Read image files through the test pipeline, one image per batch."""
-    pipeline = Compose(get_test_pipeline_cfg(cfg))
-    return [pseudo_collate([pipeline({"img_path": file, "img_id": 0})]) for file in files]
 
 
 def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:

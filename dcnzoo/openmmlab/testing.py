@@ -37,7 +37,7 @@ def use_test_time_augmentation(cfg: Config) -> None:
     cfg.model = ConfigDict(**model, module=cfg.model)
 
 
-def use_onnx_file(cfg: Config, path: str, backend: str, device: str) -> None:
+def use_onnx_file(cfg: Config, path: str, backend: str | None, device: str) -> None:
     """Replace the model by an ONNX file that was exported from it."""
     cfg.load_from = None
     cfg.model = dict(

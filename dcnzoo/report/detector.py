@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.utils import get_test_pipeline_cfg
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers classes for configs
+from dcnzoo.export.picture import read
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
-from dcnzoo.openmmlab.datasets.images import resizing
-from dcnzoo.openmmlab.detector import build, require_device
+from dcnzoo.openmmlab.detector import Detector, build, instances_of
 from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.report.plots import Instances
 from dcnzoo.report.sampling import SamplingField, record_sampling
@@ -54,7 +52,7 @@ class ValidationRunner:
     def __init__(
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
-        self.model = build(cfg, checkpoint, allow_partial=allow_partial)[0].to(require_device(device))
+        self.model = build(cfg, checkpoint, device=device, allow_partial=allow_partial)
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
@@ -73,17 +71,13 @@ class ValidationRunner:
             statistics = offset_statistics(self.model)
         finally:
             track_offsets(self.model, enabled=False)
-        if "pred_instances" not in sample:
-            raise UserError(
-                f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}"
-            )
         meta = sample.metainfo
         across, down = meta.get("scale_factor", (1.0, 1.0))
         height, width = meta.get("batch_input_shape", meta["img_shape"])
         return Prediction(
             image,
             truth,
-            Instances.of(sample.pred_instances),
+            Instances.of(instances_of(sample)),
             with_unique_names(fields),
             (height / down, width / across),
             statistics,
@@ -103,12 +97,12 @@ class ValidationRunner:
 
 
 def explain(
-    detector: nn.Module, image: str | Path, box: Box | None = None, layer: str | None = None
+    detector: Detector, image: str | Path, box: Box | None = None, layer: str | None = None
 ) -> Explanation:
     """Determine which pixels of an image influence a deformable layer's output at one position.
 
     Args:
-        detector: from :func:`dcnzoo.zoo.load`.
+        detector: from :func:`dcnzoo.load`, not of an exported file.
         image: a file.
         box: in pixels of the file; may be a point. Default: the centre of the detection with the highest
             score, or of the image if nothing is detected.
@@ -119,10 +113,9 @@ def explain(
         UserError: resizing leaves no pixels of the image, the box is outside the image, the layer does not
             exist, or no layer can be drawn.
     """
-    with resizing(str(image)):
-        item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})
+    item, model = detector.prepare(read(image), str(image)), detector.model
     shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
-    data = detector.data_preprocessor(pseudo_collate([item]), False)
+    data = model.data_preprocessor(pseudo_collate([item]), False)
     samples = data["data_samples"]
     file_size = samples[0].ori_shape
     if box is not None and not (
@@ -130,15 +123,15 @@ def explain(
     ):
         given = f"{box.x1:g},{box.y1:g},{box.x2:g},{box.y2:g}"
         raise UserError(f"box: expected x1 ≤ x2 < {file_size[1]} and y1 ≤ y2 < {file_size[0]}, got {given}")
-    track_offsets(detector)
+    track_offsets(model)
     try:
-        with torch.no_grad(), record_sampling(detector) as recorded:
-            sample = detector(data["inputs"], copy.deepcopy(samples), mode="predict")[0]
+        with torch.no_grad(), record_sampling(model) as recorded:
+            sample = model(data["inputs"], copy.deepcopy(samples), mode="predict")[0]
         found = sample.get("pred_instances", ())
-        statistics = offset_statistics(detector)
+        statistics = offset_statistics(model)
     finally:
-        track_offsets(detector, enabled=False)
-    fields = _chosen(with_unique_names(recorded), layer, detector)
+        track_offsets(model, enabled=False)
+    fields = _chosen(with_unique_names(recorded), layer, model)
     if layer is not None:
         statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
     if box is None and len(found):
@@ -150,8 +143,8 @@ def explain(
     box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
     seen = tuple(data["inputs"].shape[-2:])
     gradient = receptive_field(
-        detector,
-        lambda inputs: detector(inputs, copy.deepcopy(samples), mode="predict"),
+        model,
+        lambda inputs: model(inputs, copy.deepcopy(samples), mode="predict"),
         data["inputs"],
         fields[-1].name,
         output_window(fields[-1], box, seen),
@@ -160,9 +153,9 @@ def explain(
     return Explanation(shown, seen, box, fields, fields[-1].name, gradient[:height, :width], statistics)
 
 
-def _chosen(fields: list[SamplingField], layer: str | None, detector: nn.Module) -> list[SamplingField]:
+def _chosen(fields: list[SamplingField], layer: str | None, model: nn.Module) -> list[SamplingField]:
     if not fields:
-        others = {type(module).__name__ for module in detector.modules() if isinstance(module, TracksOffsets)}
+        others = {type(module).__name__ for module in model.modules() if isinstance(module, TracksOffsets)}
         expected = "expected a layer of type DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
         found = f"found only {', '.join(sorted(others))}, which cannot be drawn" if others else "found none"
         raise UserError(f"model: {expected}, {found}")

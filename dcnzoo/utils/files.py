@@ -1,6 +1,7 @@
-"""Atomic writes: a file is written completely or not at all."""
+"""Atomic writes: a file is written completely or not at all. And checks of the names of files."""
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -76,3 +77,24 @@ def require_folder(path: str | os.PathLike, what: str) -> None:
     there = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
     if there is not None and not there.is_dir():
         raise UserError(f"{what}: expected a folder, got {path}: {there} is a file")
+
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def picture_files(name: str | os.PathLike) -> list[str] | None:
+    """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``; None for a file.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    elif any(letter in str(name) for letter in "*?[") and not path.exists():
+        files = sorted(glob.glob(str(name), recursive=True))
+    else:
+        return None
+    if not files:
+        raise UserError(f"image: expected pictures, found none in {name}")
+    return files

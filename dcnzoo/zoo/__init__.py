@@ -1,12 +1,4 @@
-"""Configs and checkpoints: a list with published results, downloads, and detectors that are ready to use.
-
-::
-
-    from dcnzoo import zoo
-    detector = zoo.load('faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco')
-
-    from mmdet.apis import inference_detector
-    inference_detector(detector, 'image.jpg')
+"""Configs and checkpoints: a list with published results, and downloads. :func:`dcnzoo.load` loads a model.
 
 On the command line: ``dcnzoo zoo --help``.
 """
@@ -15,16 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
 from dcnzoo.utils.files import write_bytes
 from dcnzoo.zoo.description import Description, describe
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
-
-if TYPE_CHECKING:
-    from torch import nn
 
 __all__ = [
     "ChecksumError",
@@ -38,7 +26,6 @@ __all__ = [
     "describe",
     "download",
     "find",
-    "load",
     "models",
     "search",
     "verify",
@@ -70,10 +57,3 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     copy = Path(folder) / file.name
     write_bytes(copy, file.read_bytes())
     return copy
-
-
-def load(name: str, **options: object) -> nn.Module:
-    """Build a detector with its published weights; see :func:`dcnzoo.zoo.loading.load`."""
-    from dcnzoo.zoo.loading import load  # imports MMDetection
-
-    return load(name, **options)

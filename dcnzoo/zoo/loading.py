@@ -5,52 +5,86 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torch import nn
-
-from dcnzoo.openmmlab.detector import build, dataset_meta, read_config, require_device
+from dcnzoo.openmmlab.detector import Detector, build, require_device
+from dcnzoo.openmmlab.runner import config_file, read_config_file
 from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.files import require_file
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
 
 def load(
-    name: str,
-    *,
+    model: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
-    device: str = "cpu",
-    unsafe_load: bool = False,
+    device: str = "auto",
+    score_threshold: float = 0.3,
     cfg_options: dict | None = None,
+    unsafe_load: bool = False,
     allow_partial: bool = False,
-) -> nn.Module:
-    """Load a detector with its published weights, ready for ``mmdet.apis.inference_detector``.
+) -> Detector:
+    """Load a detector of MMDetection; see :func:`dcnzoo.load`."""
+    require_device(device)  # before the download
+    config, weights = locate(model, checkpoint)
+    if weights is None:
+        raise UserError(f"checkpoint: expected a file with weights for {model}, got none")
+    with user_errors():
+        cfg = read_config_file(config, cfg_options)
+        options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
+        return Detector(build(cfg, weights, **options), score_threshold)
+
+
+def locate(
+    model: str | os.PathLike, checkpoint: str | os.PathLike | None = None, weights: bool = True
+) -> tuple[Path, Path | None]:
+    """Return the config and the weights that MODEL on the command line stands for.
 
     Args:
-        name: as for :func:`dcnzoo.zoo.find`, or a config file, ``configs/mine.py``.
-        checkpoint: a file with other weights; required for a config file.
-        unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
-        cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
-        allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
+        model: as for :func:`dcnzoo.load`.
+        checkpoint: a file or an address with other weights.
+        weights: download those of a model in the zoo.
+
+    Returns:
+        The path of the weights is None for a config file without ``checkpoint``, and for a work directory
+        without a checkpoint.
 
     Raises:
-        UserError: the model is unknown or has no weights, torch cannot use the device, the download failed,
-            or the checkpoint does not fit.
+        UserError: the model or the file is unknown, has no weights, or the download failed.
     """
-    place = require_device(device)
-    model = Path(name) if is_config_file(name) else find(name)
+    name = str(model)
+    if Path(name).is_dir():
+        config, last = work_directory(Path(name))
+    elif is_config_file(name):
+        config, last = Path(name), None
+    elif "::" in name and (checkpoint is not None or not weights):
+        config, last = Path(config_file(name)), None
+    else:
+        listed = find(name)
+        config, last = listed.config, None
+        if checkpoint is None and weights:
+            last = download(listed.id)
     if checkpoint is None:
-        if isinstance(model, Path):
-            raise UserError(f"checkpoint: expected a file with weights for {name}, got none")
-        checkpoint = download(model.id)
-    elif not Path(checkpoint).is_file():
-        raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
-    with user_errors():
-        cfg = read_config(model if isinstance(model, Path) else model.config)
-        cfg.merge_from_dict(cfg_options or {})
-        if "model" not in cfg:
-            raise UserError(f"{name}: expected a config with a model, found none")
-        detector, meta = build(cfg, checkpoint, unsafe_load, allow_partial)
-        detector.dataset_meta = dataset_meta(cfg, meta)
-    return detector.to(place)
+        return config, last
+    if "://" in str(checkpoint):
+        from dcnzoo.utils.fetch import fetch
+
+        return config, fetch(str(checkpoint))
+    require_file(str(checkpoint), "checkpoint")
+    return config, Path(checkpoint).expanduser()
+
+
+def work_directory(folder: Path) -> tuple[Path, Path | None]:
+    """Return the newest config and the last checkpoint of a folder that ``dcnzoo train`` wrote.
+
+    Raises:
+        UserError: the folder has no config.
+    """
+    configs = list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
+    if not configs:
+        raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {folder}")
+    last = folder / "last_checkpoint"
+    # the folder may have been moved after the path was written
+    checkpoint = folder / Path(last.read_text().strip()).name if last.is_file() else None
+    return max(configs, key=lambda path: path.stat().st_mtime), checkpoint
 
 
 def is_config_file(name: str) -> bool:

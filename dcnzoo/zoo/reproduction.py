@@ -15,23 +15,18 @@ from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab.config_check import datasets
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.fetch import fetch
-from dcnzoo.utils.files import require_file, write_text
+from dcnzoo.utils.files import write_text
 
 # name of a metric in CocoMetric → in metafiles
 FIGURES = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}
 
 
-def find_model(config: str) -> zoo.Model | None:
-    """Find the zoo's entry for a name or a config file; None for a file that is not in the zoo.
-
-    Raises:
-        UnknownModelError: no model has this name.
-    """
-    path = Path(config)
-    if not path.is_file():
-        return zoo.find(config)
-    return next((m for m in zoo.models() if m.name == path.stem and m.config.samefile(path)), None)
+def find_model(name: str, config: Path) -> zoo.Model | None:
+    """Find the zoo's entry for MODEL and its config; None if it is not in the zoo."""
+    models = [m for m in zoo.models() if m.name == config.stem and m.config.samefile(config)]
+    return next(
+        (model for model in models if name in (model.id, *model.aliases)), models[0] if models else None
+    )
 
 
 def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) -> int:
@@ -77,17 +72,6 @@ def _part_of(content: dict, number: int) -> dict:
     """Select the images with the lowest ids and their annotations: other objects would count as missed."""
     images = sorted(content["images"], key=lambda image: image["id"])[:number]
     return select_images({**content, "images": images}, {image["id"] for image in images})
-
-
-def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
-    if given is None and model is None:
-        raise UserError("expected --checkpoint FILE or --train: the zoo has no weights for your own config")
-    if given is None:
-        return zoo.download(model.id)
-    if "://" in given:
-        return fetch(given)
-    require_file(given, "checkpoint")
-    return Path(given)
 
 
 def evaluate(runner: Runner, checkpoint: Path, unsafe_load: bool, allow_partial: bool) -> dict[str, float]:

@@ -105,14 +105,14 @@ def expected_of(model, picture):
 @pytest.mark.slow
 def test_a_package_in_python(model, package, picture):
     dets, labels = expected_of(model, picture)
-    detector = Detector(package, "aotinductor")
-    found = detector(picture)
+    detector = Detector(package)
+    found = detector(picture, score_threshold=0, bgr=True)
     assert detector.classes == PREPROCESSING.classes
     np.testing.assert_array_equal(found.labels, labels)
     np.testing.assert_allclose(found.scores, dets[:, 4], atol=1e-5)
     limits = np.tile(SIZE[::-1], 2)
     np.testing.assert_allclose(found.boxes, dets[:, :4].numpy().clip(0, limits), atol=1e-3)
-    assert len(detector([picture] * 3)) == 3, "one image at a time"
+    assert len([*detector([picture] * 3, batch_size=3)]) == 3, "one image at a time"
 
 
 @pytest.mark.slow

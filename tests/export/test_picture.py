@@ -219,7 +219,9 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
         (picture[..., 0], r"\[97, 171\], uint8"),
         (picture.astype(float), r"\[97, 171, 3\], float64"),
         (picture[:0], r"\[0, 171, 3\], uint8"),
-        (torch.zeros(3), "Tensor"),
+        (torch.zeros(3), r"\[3\]"),
+        (torch.full((3, 4, 5), 1.5), r"\[4, 5, 3\], float32"),
+        (3, "int"),
     ):
         with pytest.raises(ValueError, match=rf"image: .*got {got}"):
             read(image)

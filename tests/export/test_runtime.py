@@ -64,11 +64,11 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", ["dynamic", "static"])
 def test_from_a_picture_to_boxes(name, backend, folder):
     pytest.importorskip(backend)
-    detector = Detector(folder / f"{name}.onnx", backend)
+    detector = Detector(folder / f"{name}.onnx", backend, score_threshold=0)
     assert detector.classes == CLASSES
     picture = cv2.imread(str(folder / "picture.png"))
     for image in (picture, picture.transpose(1, 0, 2).copy()):
-        found = detector(image)
+        found = detector(image, bgr=True)
         height, width = image.shape[:2]
         # the pipeline's result by hand: scaled to fit into 96 × 64 (static: 80 × 64)
         most = (64, 80) if name == "static" else (np.inf, np.inf)
@@ -86,7 +86,7 @@ def test_from_a_picture_to_boxes(name, backend, folder):
         columns = found.masks[1, : height // 2].mean(0)
         assert (columns[: width // 2 - 2] == 0).all() and (columns[width // 2 + 3 :] == 1).all()
     threshold = float(found.scores.mean())
-    assert len(detector(image, score_threshold=threshold)) == 1
+    assert len(detector(image, bgr=True, score_threshold=threshold)) == 1
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -96,17 +96,18 @@ def test_a_list_of_pictures(name, backend, folder):
     pytest.importorskip(backend)
     picture = cv2.imread(str(folder / "picture.png"))
     pictures = [picture, picture.transpose(1, 0, 2).copy(), str(folder / "picture.png"), picture[:50]] * 2
-    detector = Detector(folder / f"{name}.onnx", backend, threads=1, batch_size=3)
-    several = detector(pictures[:-1], score_threshold=-1)
-    assert len(several) == 7 and detector([]) == []
+    detector = Detector(folder / f"{name}.onnx", backend, threads=1, score_threshold=-1)
+    several = [*detector(pictures[:-1], batch_size=3)]
+    assert len(several) == 7 and [*detector([])] == []
     for found, one in zip(several, pictures, strict=False):
-        alone = detector(one, score_threshold=-1)
+        alone = detector(one)
         np.testing.assert_array_equal(found.boxes, alone.boxes)
         np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-5)
         np.testing.assert_array_equal(found.masks, alone.masks)
-    for name, value in (("threads", 0), ("batch_size", 0)):
-        with pytest.raises(ValueError, match=rf"^{name}: expected at least 1, got 0"):
-            Detector(folder / "dynamic.onnx", backend, **{name: value})
+    with pytest.raises(ValueError, match=r"^threads: expected at least 1, got 0"):
+        Detector(folder / "dynamic.onnx", backend, threads=0)
+    with pytest.raises(ValueError, match=r"^batch_size: expected at least 1, got 0"):
+        detector(pictures, batch_size=0)
 
 
 def test_bench(folder):
@@ -121,11 +122,11 @@ def test_with_numpy_pillow_and_the_runtime_only(folder):
 from dcnzoo.export import Detector
 detector = Detector({str(folder / "dynamic.onnx")!r})
 found = detector({str(folder / "picture.png")!r})
-print(found.boxes.tolist(), found.scores.tolist(), [detector.classes[i] for i in found.labels])
+print(found.boxes.tolist(), found.scores.tolist(), found.names)
 """
     # packaging is a dependency of onnxruntime
     output = run(only("numpy", "PIL", "onnxruntime", "packaging") + code)
-    found = Detector(str(folder / "dynamic.onnx"))(cv2.imread(str(folder / "picture.png")))
+    found = Detector(str(folder / "dynamic.onnx"))(folder / "picture.png")
     expected = f"{found.boxes.tolist()} {found.scores.tolist()} ['eel', 'cat']"
     assert output.strip() == expected
 

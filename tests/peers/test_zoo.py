@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from test_mmcv import InDouble, float64, mmcv_ops, running_on, stand_in  # noqa: F401  a fixture
 from torch import nn
 
-from dcnzoo import zoo
+import dcnzoo
 
 # config: (mmcv's layer, count). 13 layers in stages c3 to c5 of a ResNet-50, 4 levels for RoI pooling.
 CASES = {
@@ -102,7 +102,9 @@ def test_detections(name, float64, masks_in_float32, pools_of_mmcv, tmp_path):  
     assert sum(re.sub(r"roi_layers\.\d", "roi_layers.0", key).endswith(told) for key in legacy) == layers
     classes = tuple(map(str, range(80)))
     torch.save({"state_dict": legacy, "meta": {"CLASSES": classes}}, tmp_path / "legacy.pth")
-    ours = zoo.load(name.partition("/")[2], checkpoint=tmp_path / "legacy.pth").double()
+    ours = dcnzoo.load(
+        name.partition("/")[2], checkpoint=tmp_path / "legacy.pth", device="cpu"
+    ).model.double()
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert ours.dataset_meta["classes"] == classes
 

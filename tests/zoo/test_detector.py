@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+import dcnzoo.models  # first: mmdet needs mmcv._ext
 
 # isort: split
 from mmdet.apis import DetInferencer, inference_detector, init_detector
@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 
 from dcnzoo import zoo
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.detector import read_config
+from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
@@ -45,7 +45,7 @@ def published(package, tmp_path, monkeypatch):
     (model,) = package(entry("tiny", text=CONFIG, Published="a test"))
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        detector = MODELS.build(read_config(model.config).model)
+        detector = MODELS.build(read_config_file(model.config).model)
     old = {re.sub(r"\.conv_offset\.", "_offset.", k): v for k, v in detector.state_dict().items()}
     buffer = io.BytesIO()
     torch.save({"state_dict": old, "meta": META}, buffer)
@@ -59,11 +59,12 @@ def test_load_detects(published, tmp_path, monkeypatch):
     source, served, cached = published
     said = []
     monkeypatch.setattr("dcnzoo.openmmlab.detector.print_log", lambda text, **_: said.append(text))
-    detector = zoo.load("tiny", cfg_options={"model.test_cfg.rcnn.score_thr": 0.0})
+    loaded = dcnzoo.load("tiny", cfg_options={"model.test_cfg.rcnn.score_thr": 0.0}, device="cpu")
+    detector = loaded.model
     (line,) = said
     assert line.startswith(f"{cached}: 12 parameters renamed")
     assert cached.is_file() and len(served.requests) == 1
-    assert detector.dataset_meta["classes"] == META["CLASSES"]
+    assert loaded.classes == detector.dataset_meta["classes"] == META["CLASSES"]
     assert detector.dataset_meta["palette"] == META["PALETTE"]
     assert not detector.training and detector.cfg.custom_imports["imports"] == ["dcnzoo.models"]
     for key, value in source.state_dict().items():
@@ -79,8 +80,8 @@ def test_load_detects(published, tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "a.png"), image)
     assert torch.equal(inference_detector(detector, str(tmp_path / "a.png")).pred_instances.bboxes, boxes)
 
-    zoo.load("tiny", checkpoint=cached)
-    zoo.load("tiny")
+    dcnzoo.load("tiny", checkpoint=cached)
+    dcnzoo.load("tiny")
     assert zoo.download("tiny") == cached
     assert len(served.requests) == 1, "from the cache"
     assert zoo.download("tiny", tmp_path / "here") == tmp_path / "here" / cached.name
@@ -90,7 +91,7 @@ def test_load_detects(published, tmp_path, monkeypatch):
 def test_names_of_classes_are_in_the_published_file(published, tmp_path):
     """In safetensors too, from checkpoints of MMDetection 2 and 3, for MMDetection's own functions."""
     cached, config = published[2], str(zoo.find("tiny").config)
-    zoo.load("tiny")
+    dcnzoo.load("tiny")
     names = {"classes": ["a", "b"], "palette": np.uint8([[9, 8, 7], [6, 5, 4]])}
     torch.save({**torch.load(cached), "meta": {"dataset_meta": names}}, tmp_path / "new.pth")
     for source, classes, palette in (
@@ -98,7 +99,7 @@ def test_names_of_classes_are_in_the_published_file(published, tmp_path):
         (tmp_path / "new.pth", ("a", "b"), [(9, 8, 7), (6, 5, 4)]),
     ):
         file = run("zoo", "publish", source, tmp_path / "out.safetensors").splitlines()[-1]
-        assert zoo.load("tiny", checkpoint=file).dataset_meta["palette"] == palette
+        assert dcnzoo.load("tiny", checkpoint=file).model.dataset_meta["palette"] == palette
         assert init_detector(config, file, device="cpu").dataset_meta["classes"] == classes
 
 
@@ -113,15 +114,15 @@ def test_mmdet_reads_the_names_of_the_shipped_weights(tmp_path, monkeypatch):
 
 def test_mistakes(published, tmp_path, monkeypatch):
     with pytest.raises(zoo.UnknownModelError, match="tiny"):
-        zoo.load("tinny")
+        dcnzoo.load("tinny")
     for device in ("cuda:99", "tin"):
-        with pytest.raises(UserError, match=f"^--device: expected cpu .*{device}"):
-            zoo.load("tiny", device=device)
+        with pytest.raises(UserError, match=f"^--device: expected auto, cpu .*{device}"):
+            dcnzoo.load("tiny", device=device)
     with pytest.raises(UserError, match=r"checkpoint: .*nowhere\.pth"):
-        zoo.load("tiny", checkpoint="nowhere.pth")
+        dcnzoo.load("tiny", checkpoint="nowhere.pth")
     torch.save({"state_dict": {"x": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth"):
-        zoo.load("tiny", checkpoint=tmp_path / "other.pth")
+        dcnzoo.load("tiny", checkpoint=tmp_path / "other.pth")
     monkeypatch.setenv("DCNZOO_OFFLINE", "1")
     with pytest.raises(zoo.DownloadError, match="DCNZOO_OFFLINE"):
-        zoo.load("tiny")
+        dcnzoo.load("tiny")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import cv2
+import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
@@ -17,7 +18,6 @@ from mmengine.fileio import exists
 from mmengine.logging import print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.picture import read
 from dcnzoo.utils.errors import UserError, printable
 
 # If one side is this many times the other, the shorter can shrink to less than half a pixel in a resize.
@@ -98,11 +98,11 @@ def _resized_to_nothing(path: str, height: int, width: int, error: Exception) ->
 
 
 @contextmanager
-def resizing(path: str) -> Iterator[None]:
-    """Turn OpenCV's error about an image that shrinks to nothing into a UserError with its path."""
+def resizing(path: str, picture: np.ndarray) -> Iterator[None]:
+    """Turn OpenCV's error about a picture that shrinks to nothing into a UserError with its path."""
     try:
         yield
     except cv2.error as error:
-        if reason := _resized_to_nothing(path, *read(path).shape[:2], error):
+        if reason := _resized_to_nothing(path, *picture.shape[:2], error):
             raise UserError(reason) from error
         raise

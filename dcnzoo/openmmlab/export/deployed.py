@@ -24,7 +24,7 @@ class DeployedDetector(BaseModel):
         data_preprocessor: the config of the model's data preprocessor.
     """
 
-    def __init__(self, path: str, backend: str, device: str, data_preprocessor: dict) -> None:
+    def __init__(self, path: str, backend: str | None, device: str, data_preprocessor: dict) -> None:
         super().__init__(data_preprocessor)
         self.session = Session(path, backend, device)
         if not {"dets", "labels"} <= set(self.session.output_names):

@@ -1,9 +1,8 @@
-"""Load the detector to export, and the image for tracing and verification."""
+"""The part of a detector to export, and the images for tracing, calibration and verification."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,29 +16,8 @@ from torch import Tensor, nn
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.export.picture import Preprocessing, read
 from dcnzoo.openmmlab.config_check import datasets
-from dcnzoo.openmmlab.detector import build, dataset_meta
-from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError, user_errors
-from dcnzoo.utils.files import require_file
-
-
-def load_detector(
-    config: str | os.PathLike,
-    checkpoint: str | os.PathLike,
-    cfg_options: dict | None = None,
-    allow_partial: bool = False,
-) -> tuple[Config, nn.Module]:
-    """Load the config and the detector; its attribute ``classes`` is set to the names of the classes.
-
-    Of a semi-supervised detector, this is the part that predicts.
-    """
-    cfg = read_config_file(config, cfg_options)
-    if "backbone" in cfg.model:
-        cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
-    detector, meta = build(cfg, checkpoint, allow_partial=allow_partial)
-    detector = predicting_part(detector)
-    detector.classes = tuple(dataset_meta(cfg, meta).get("classes", ()))
-    return cfg, detector
+from dcnzoo.utils.files import PICTURES, require_file
 
 
 def predicting_part(detector: nn.Module) -> nn.Module:
@@ -49,15 +27,14 @@ def predicting_part(detector: nn.Module) -> nn.Module:
     return detector
 
 
-def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:
+def find_preprocessing(cfg: Config, detector: nn.Module, classes: Sequence[str] = ()) -> Preprocessing:
     """Read the preprocessing steps from the config's test pipeline.
 
     Raises:
         ValueError: the pipeline has a step that is not supported.
     """
     dataset = next(datasets(cfg.get("test_dataloader", {}).get("dataset", {})))
-    pipeline = dataset.get("pipeline", [])
-    return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes)
+    return Preprocessing.of(dataset.get("pipeline", []), detector.data_preprocessor, classes)
 
 
 def read_picture(
@@ -77,9 +54,6 @@ def read_picture(
     require_file(path, "image")
     with user_errors():
         return read(path)
-
-
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def calibration_files(data: Path, count: int) -> list[Path]:

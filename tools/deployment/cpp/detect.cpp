@@ -1,4 +1,4 @@
-// Run a package of `dcnzoo export --to pt2` in C++: detect MODEL.pt2 dcnzoo/ops/_C_cpu.so IMAGE.ppm
+// Run a package of `dcnzoo export --out MODEL.pt2` in C++: detect MODEL.pt2 dcnzoo/ops/_C_cpu.so IMAGE.ppm
 // Prints a line per object: label, score, x1 y1 x2 y2 in pixels of the image. Needs libtorch, but no Python.
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
