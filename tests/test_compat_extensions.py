@@ -842,7 +842,6 @@ def test_a_missing_function_is_named(provide, package, name):
     compiled = importlib.import_module(name)
     with pytest.raises(AttributeError, match=f"'{name}' has no attribute 'nms_rotated'.*dcnzoo"):
         compiled.nms_rotated  # noqa: B018
-    assert all(hasattr(compiled, each) for each in compiled.__all__)
 
 
 @pytest.mark.parametrize("names", [(), ("DCNv5",), ("DCNv3", "mmcv._ext")])
@@ -881,7 +880,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
 def test_the_environment_names_them():
     code = "import dcnzoo, sys; assert 'torch' not in sys.modules; import DCNv3, _ext; print(DCNv3.__file__)"
     result = run("-c", code, DCNZOO_PROVIDE="DCNv3, _ext")
-    assert "dcnv3.py" in result.stdout, result.stderr
+    assert "compiled.py" in result.stdout, result.stderr
     result = run("-c", "import dcnzoo", DCNZOO_PROVIDE="DCNv3,dcnv4")
     assert "DCNZOO_PROVIDE: expected one or more of these names, got 'dcnv4'" in result.stderr
 

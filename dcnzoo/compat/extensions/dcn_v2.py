@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.extensions.missing import missing
+from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward
 from dcnzoo.compat.mmcv.deform_conv import (
     ModulatedDeformConv2d,
@@ -20,16 +20,7 @@ from dcnzoo.compat.mmcv.deform_conv import (
 from dcnzoo.compat.mmcv.plain.sampling import at_least_float32, corners, rows_of, weighted_sums
 from dcnzoo.compat.signatures import takes
 
-__all__ = [
-    "DCN",
-    "DCNv2",
-    "dcn_v2_backward",
-    "dcn_v2_conv",
-    "dcn_v2_forward",
-    "dcn_v2_psroi_pooling_backward",
-    "dcn_v2_psroi_pooling_forward",
-]
-__getattr__ = missing(__name__, __all__)
+__getattr__ = missing(__name__)
 
 
 def dcn_v2_conv(

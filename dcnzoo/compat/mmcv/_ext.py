@@ -63,11 +63,10 @@ def __getattr__(name: str) -> Callable:
 
 
 def get_compiler_version() -> str:
-    return "none (mmcv._ext is dcnzoo's)"
+    return "none (dcnzoo's operators)"
 
 
-def get_compiling_cuda_version() -> str:
-    return "none (mmcv._ext is dcnzoo's)"
+get_compiling_cuda_version = get_compiler_version
 
 
 def _without_autocast(function: Callable) -> Callable:
