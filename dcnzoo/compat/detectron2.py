@@ -52,8 +52,8 @@ class _NormAndActivation:
     """Mixin with detectron2's arguments, a norm and an activation. It must precede a layer of mmcv."""
 
     @takes(
-        "in_channels out_channels kernel_size stride padding dilation groups deformable_groups bias norm "
-        "activation",
+        "self in_channels out_channels kernel_size stride padding dilation groups deformable_groups bias "
+        "norm activation",
         deformable_groups="deform_groups",
     )
     def __init__(

@@ -1,4 +1,4 @@
-"""Constructors with the arguments of another package."""
+"""Functions and constructors with the arguments of another package."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from inspect import Parameter, Signature
 
 
 def takes(names: str, **renamed: str) -> Callable[[Callable], Callable]:
-    """Decorator for a constructor with keyword arguments: accepts them by position too, in this order.
+    """Decorator for a function of keyword arguments: accepts them by position too, in this order.
 
     Args:
-        names: the names of the arguments, separated by spaces. The constructor gets only the given ones.
-        **renamed: names of the other package and the constructor's names for them.
+        names: the names of the arguments, separated by spaces.
+        **renamed: names of the other package, and the function's names for them.
     """
-    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names.split())]
-    signature = Signature(parameters)
+    order = names.split()
 
-    def decorate(init: Callable) -> Callable:
-        @functools.wraps(init)
-        def wrapper(*args: object, **kwargs: object) -> None:
-            given = signature.bind_partial(*args, **kwargs).arguments
-            init(**{renamed.get(name, name): value for name, value in given.items()})
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def wrapper(*args: object, **kwargs: object) -> object:
+            if len(args) > len(order):
+                raise TypeError(
+                    f"{function.__qualname__}: expected at most {len(order)} arguments, got {len(args)}"
+                )
+            kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
+            by_position = {renamed.get(n, n): value for n, value in zip(order, args, strict=False)}
+            return function(**by_position, **kwargs)
 
-        wrapper.__signature__ = signature
+        # for help(): the parameters of ``function`` have another order
+        kind = Parameter.POSITIONAL_OR_KEYWORD
+        wrapper.__signature__ = Signature([Parameter(name, kind) for name in order])
         return wrapper
 
     return decorate

@@ -38,7 +38,7 @@ def dcn_v2_conv(
     return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
 
 
-ARGUMENTS = "in_channels out_channels kernel_size stride padding dilation deformable_groups"
+ARGUMENTS = "self in_channels out_channels kernel_size stride padding dilation deformable_groups"
 
 
 class DCNv2(ModulatedDeformConv2d):

@@ -48,7 +48,7 @@ __all__ = [
     "mask_softmax3d",
 ]
 
-PLAIN = "in_channels out_channels kernel_size stride padding dilation groups"
+PLAIN = "self in_channels out_channels kernel_size stride padding dilation groups"
 TRANSPOSED = PLAIN.replace(" groups", " output_padding groups")
 PREDICTION = (
     "offset_groups mask_groups bias generator_bias deformable modulated offset_activation mask_activation "
