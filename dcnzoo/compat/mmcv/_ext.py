@@ -364,7 +364,7 @@ def nms_rotated(
     return order[dcnzoo.ops.nms_rotated(dets_sorted[:, :5], scores[order], threshold.item())]
 
 
-# Regions of interest
+# Regions of interest; mmcv passes the numbers by name, and dcnzoo's operators have most of its names
 
 
 @_without_autocast
@@ -376,15 +376,10 @@ def roi_align_forward(
     argmax_x: Tensor,
     aligned_height: int,
     aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,  # 0 max, 1 avg
-    aligned: bool,
+    **sampling: float,
 ) -> None:
-    size, sampling = (aligned_height, aligned_width), (spatial_scale, sampling_ratio)
-    results = torch.ops.dcnzoo.roi_align(input, rois, *size, *sampling, pool_mode, aligned)
-    targets = (output, argmax_y, argmax_x)
-    for target, result in zip(targets, results, strict=True):
+    results = torch.ops.dcnzoo.roi_align(input, rois, aligned_height, aligned_width, **sampling)
+    for target, result in zip((output, argmax_y, argmax_x), results, strict=True):
         target.copy_(result)
 
 
@@ -397,30 +392,17 @@ def roi_align_backward(
     grad_input: Tensor,
     aligned_height: int,
     aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **sampling: float,
 ) -> None:
-    sampling, argmax = (spatial_scale, sampling_ratio, pool_mode, aligned), (argmax_y, argmax_x)
-    backward = torch.ops.dcnzoo._roi_align_backward
-    grad_input.add_(backward(grad_output, rois, *argmax, grad_input.shape, *sampling))
+    tensors = (grad_output, rois, argmax_y, argmax_x)
+    grad_input.add_(torch.ops.dcnzoo._roi_align_backward(*tensors, grad_input.shape, **sampling))
 
 
 @_without_autocast
 def roi_align_rotated_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
+    input: Tensor, rois: Tensor, output: Tensor, pooled_height: int, pooled_width: int, **sampling: float
 ) -> None:
-    size, sampling = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
-    output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, size, *sampling))
+    output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, (pooled_height, pooled_width), **sampling))
 
 
 @_without_autocast
@@ -430,14 +412,10 @@ def roi_align_rotated_backward(
     grad_input: Tensor,
     pooled_height: int,
     pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
+    **sampling: float,
 ) -> None:
     backward = torch.ops.dcnzoo._roi_align_rotated_backward
-    sampling = (spatial_scale, sampling_ratio, aligned, clockwise)
-    grad_input.add_(backward(grad_output, rois, grad_input.shape, *sampling))
+    grad_input.add_(backward(grad_output, rois, grad_input.shape, **sampling))
 
 
 @_without_autocast
@@ -448,13 +426,10 @@ def deform_roi_pool_forward(
     output: Tensor,
     pooled_height: int,
     pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
+    **sampling: float,
 ) -> None:
     offset = offset if offset.numel() else None
-    size, sampling = (pooled_height, pooled_width), (spatial_scale, sampling_ratio)
-    output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, size, *sampling, gamma))
+    output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, (pooled_height, pooled_width), **sampling))
 
 
 @_without_autocast
@@ -467,17 +442,15 @@ def deform_roi_pool_backward(
     grad_offset: Tensor,
     pooled_height: int,
     pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
     gamma: float,
+    **sampling: float,
 ) -> None:
-    sampling = (spatial_scale, sampling_ratio)
     if offset.numel():
-        gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
-            grad_output, input, rois, offset, *sampling, gamma, [True, True]
-        )
+        tensors, options = (grad_output, input, rois, offset), dict(gamma=gamma, output_mask=[True, True])
+        gradients = torch.ops.dcnzoo._deform_roi_pool_backward(*tensors, **sampling, **options)
         grad_input.add_(gradients[0])
         grad_offset.add_(gradients[1])
     else:
-        size, nowhere = (pooled_height, pooled_width), grad_output.new_empty(0)
-        roi_align_backward(grad_output, rois, nowhere, nowhere, grad_input, *size, *sampling, 1, True)
+        empty, size = grad_output.new_empty(0), (pooled_height, pooled_width)
+        average = dict(pool_mode=1, aligned=True)
+        roi_align_backward(grad_output, rois, empty, empty, grad_input, *size, **sampling, **average)
