@@ -53,8 +53,7 @@ class _NormAndActivation:
 
     @takes(
         "self in_channels out_channels kernel_size stride padding dilation groups deformable_groups bias "
-        "norm activation",
-        deformable_groups="deform_groups",
+        "norm activation"
     )
     def __init__(
         self,

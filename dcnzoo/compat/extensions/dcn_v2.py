@@ -44,7 +44,7 @@ ARGUMENTS = "self in_channels out_channels kernel_size stride padding dilation d
 class DCNv2(ModulatedDeformConv2d):
     """Deformable convolution v2, with offset and mask as inputs: ``forward(x, offset, mask)``."""
 
-    @takes(ARGUMENTS, deformable_groups="deform_groups")
+    @takes(ARGUMENTS)
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
 
@@ -55,7 +55,7 @@ class DCN(ModulatedDeformConv2dPack):
     State dicts with the original name of the prediction, ``conv_offset_mask``, load.
     """
 
-    @takes(ARGUMENTS, deformable_groups="deform_groups")
+    @takes(ARGUMENTS)
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
 
