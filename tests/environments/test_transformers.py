@@ -195,11 +195,15 @@ def test_families_are_those_that_sample():
 
 
 def sampler(family):
-    """The part of a family that dcnzoo replaces: a function, or a layer without parameters."""
+    """The part of a family that dcnzoo replaces: a layer without parameters, or dcnzoo's function.
+
+    The original function would stay the original after ``enable()``. dcnzoo's calls it after ``disable()``.
+    """
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     if family == "deformable_detr":
         return module.MultiScaleDeformableAttention()
-    return getattr(module, "multi_scale_deformable_attention" + "_v2" * (family == "rt_detr_v2"))
+    with compat.enabled():
+        return getattr(module, "multi_scale_deformable_attention" + "_v2" * (family == "rt_detr_v2"))
 
 
 def sampler_inputs(family, dtype=torch.float32, batch=2, queries=7, points=(3, 3)):
