@@ -405,37 +405,7 @@ def test_deformable_groups_are_checked(provide):
         compiled.deform_conv_forward(*arguments)
 
 
-PROJECT = """
-from {0} import {1}
-
-def deform_conv(*args):
-    raise NotImplementedError
-
-def modulated_deform_conv(*args):
-    raise NotImplementedError
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "compiled"),
-    [
-        ("detectron2._C", "detectron2.layers.deform_conv", "_C"),
-        ("deform_conv_ext", "basicsr.ops.dcn.deform_conv", "deform_conv_ext"),
-    ],
-)
-def test_projects_without_a_cpu_function(provide, package, name, module, compiled):
-    """Their functions raise before they call the compiled module, so that dcnzoo replaces them."""
-    package(module, PROJECT.format("detectron2" if compiled == "_C" else ".", compiled))
-    provide(name)
-    project = importlib.import_module(module)
-    compare(lambda *t: project.deform_conv(*t, *V1), v1_reference, *v1_leaves())
-    compare(lambda *t: project.modulated_deform_conv(*t, *V2), v2_reference, *v2_leaves())
-    with patches.disabled(name), pytest.raises(NotImplementedError):
-        project.deform_conv()
-    assert type(project.__loader__).__name__ == "SourceFileLoader", "as without the watcher"
-
-
-# Copies of deform_conv.py in EDVR (two layouts), STDF, AlphaPose and SOLO: the name and the import
+# Copies of deform_conv.py in EDVR, STDF, SOLO and detectron2: the folder, the import, the name for provide()
 
 COPY = """
 from torch import nn, zeros
@@ -471,20 +441,21 @@ class ModulatedDeformConvPack(nn.Module):
         return modulated_deform_conv(x, offset, mask, self.weight, self.bias, 2, 1, 2, 2, 2)
 """
 LAYOUTS = [
-    ("basicsr.models.ops.dcn", "from . import deform_conv_ext"),
-    ("ops.dcn", "import deform_conv_cuda"),
-    ("mmdet.ops.dcn", "from . import deform_conv_cuda"),
+    ("basicsr.models.ops.dcn", "from . import deform_conv_ext", "deform_conv_ext"),
+    ("ops.dcn", "import deform_conv_cuda", "deform_conv_cuda"),
+    ("mmdet.ops.dcn", "from . import deform_conv_cuda", "deform_conv_cuda"),
+    ("detectron2.layers", "from detectron2 import _C", "detectron2._C"),
 ]
 
 
-@pytest.mark.parametrize(("folder", "statement"), LAYOUTS)
-def test_copies_of_deform_conv(provide, package, monkeypatch, folder, statement):
+@pytest.mark.parametrize(("folder", "statement", "compiled"), LAYOUTS)
+def test_copies_of_deform_conv(provide, package, monkeypatch, folder, statement, compiled):
+    """Their functions raise on the CPU before they call the compiled module, so that dcnzoo replaces them."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mmdet"]:
         monkeypatch.delitem(sys.modules, name)
     package(f"{folder}.deform_conv", COPY.replace("IMPORT", statement))
     package(f"{folder}.deform_pool", "from . import deform_pool_cuda")
     package(f"{folder}.__init__", "from .deform_conv import ModulatedDeformConvPack, deform_conv as v1")
-    compiled = statement.rpartition(" ")[2]
     provide(compiled)
     project = importlib.import_module(folder)
     compare(lambda *t: project.v1(*t, *V1), v1_reference, *v1_leaves())
@@ -718,9 +689,10 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 def test_the_environment_names_them():
-    code = "import dcnzoo, sys; assert 'torch' not in sys.modules; import DCNv3, _ext; print(DCNv3.__file__)"
+    code = "import dcnzoo, sys\nfrom importlib.util import find_spec\nassert 'torch' not in sys.modules\n"
+    code += "print(find_spec('DCNv3').origin, find_spec('_ext').origin)"
     result = run("-c", code, DCNZOO_PROVIDE="DCNv3, _ext")
-    assert "compiled.py" in result.stdout, result.stderr
+    assert "compiled.py" in result.stdout and "dcn_v2.py" in result.stdout, result.stderr
     result = run("-c", "import dcnzoo", DCNZOO_PROVIDE="DCNv3,dcnv4")
     assert "DCNZOO_PROVIDE: expected one or more of these names, got 'dcnv4'" in result.stderr
 
