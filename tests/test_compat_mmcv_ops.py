@@ -248,6 +248,13 @@ def test_chamfer_distance():
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
 
 
+def test_active_rotated_filter():
+    """Two rotations, by 0 and by 90 degrees."""
+    filters = wave(2, 5, 1, 3, 3, pace=1.1)
+    expected = torch.stack([filters, filters.rot90(1, (3, 4))], 1).flatten(0, 1)[:, :, 0]
+    torch.testing.assert_close(ops.active_rotated_filter(filters, ROTATIONS), expected)
+
+
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_masked_conv2d(count):
     """A convolution where the mask is set, zero elsewhere."""
