@@ -174,13 +174,11 @@ def fused_bias_leakyrelu(
     bias: Tensor,  # [C], or of no values: none
     refer: Tensor,  # as input: the output whose sign counts in a gradient
     act: int,  # 1 linear, 3 leaky ReLU
-    grad: int,  # which derivative
+    grad: int,  # 0 the function, 1 its derivative
     alpha: float,
     scale: float,
 ) -> Tensor:
     value = input + bias.view(-1, *(1,) * (input.dim() - 2)) if bias.numel() else input
-    if grad == 2:
-        return torch.zeros_like(value)
     if act == 3:
         value = torch.where((refer if grad else value) > 0, value, value * alpha)
     return value * scale
