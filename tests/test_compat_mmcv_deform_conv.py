@@ -86,8 +86,7 @@ def test_names_and_arguments():
 
 @pytest.mark.parametrize("layer", [*(getattr(compat, name) for name in LAYERS), DCN, DCNv2])
 def test_deformable_groups(layer):
-    with pytest.warns(DeprecationWarning, match="deformable_groups"):
-        assert layer(4, 6, 3, deformable_groups=2).deform_groups == 2
+    assert layer(4, 6, 3, deformable_groups=2).deform_groups == 2
     if layer not in (DCN, DCNv2):
         with pytest.raises(TypeError):
             layer(4, 6, 3, deformable_groups=2, deform_groups=2)

@@ -172,26 +172,6 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 # By hand
 
 
-@pytest.mark.parametrize(
-    ("pool", "rows", "columns"),
-    [
-        (lambda x: ops.roi_align(x, BOX, (3, 2), 1.0, 1, "avg", True), (4.5, 6.5, 8.5), (3.0, 6.0)),
-        (lambda x: ops.roi_align(x, BOX, (3, 2), 1.0, 1, "max", True), (4.5, 6.5, 8.5), (3.0, 6.0)),
-        (lambda x: ops.roi_align_rotated(x, TURN, (3, 2), 1.0, 1, True), (4.5, 6.5, 8.5), (3.0, 6.0)),
-    ],
-    ids=["roi_align avg", "roi_align max", "roi_align_rotated by nothing"],
-)
-def test_a_linear_map_is_read_at_the_centres_of_bins(pool, rows, columns):
-    y, x = torch.meshgrid(torch.arange(12.0).double(), torch.arange(10.0).double(), indexing="ij")
-    y_centre, x_centre = torch.meshgrid(torch.tensor(rows), torch.tensor(columns), indexing="ij")
-    expected = torch.stack([2 * y_centre + x_centre, -x_centre])[None].double()
-    torch.testing.assert_close(pool(torch.stack([2 * y + x, -x])[None]), expected)
-
-
-BOX = torch.tensor([[0, 2.0, 4.0, 8.0, 10.0]]).double()  # x 2–8, y 4–10
-TURN = torch.tensor([[0, 5.0, 7.0, 6.0, 6.0, 0.0]]).double()
-
-
 def test_bilinear_sampling_at_the_borders():
     """Up to one pixel outside the map, a point reads the border pixel; beyond, zero."""
     height, width = 3, 4
@@ -266,6 +246,13 @@ def test_chamfer_distance():
     expected = squares.amin(2).sum() + 2 * squares.amin(1).sum()
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
+
+
+def test_active_rotated_filter():
+    """Two rotations, by 0 and by 90 degrees."""
+    filters = wave(2, 5, 1, 3, 3, pace=1.1)
+    expected = torch.stack([filters, filters.rot90(1, (3, 4))], 1).flatten(0, 1)[:, :, 0]
+    torch.testing.assert_close(ops.active_rotated_filter(filters, ROTATIONS), expected)
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])

@@ -80,16 +80,21 @@ def definition(
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("groups, per_group", [(1, 1), (2, 3), (1, 6), (1, 4), (2, 2)])
+@pytest.mark.parametrize("groups, per_group", [(2, 3), (1, 6), (1, 4), (2, 2)])
 def test_definition(rank, groups, per_group):
     """(1, 4) and (2, 2) split 6 and 3 channels unequally."""
     arguments = call(rank, groups, per_group, batch=1, bias=per_group != 6)
     torch.testing.assert_close(FUNCTIONS[rank](*arguments), definition(*arguments))
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("groups, per_group", [(1, 1), (2, 3), (1, 4)])
-@pytest.mark.parametrize("name", ["deformable_groups_per_groups", "deformable_groups"])
+@pytest.mark.parametrize(
+    ("rank", "groups", "per_group", "name"),
+    [
+        (1, 1, 1, "deformable_groups"),
+        (2, 2, 3, "deformable_groups_per_groups"),
+        (3, 1, 4, "deformable_groups"),
+    ],
+)
 def test_layout_and_names_of_later_versions(rank, groups, per_group, name):
     """Offsets (N, G·K·rank, *out), with the axis last, and masks (N, G·K, *out)."""
     arguments = call(rank, groups, per_group)
@@ -117,27 +122,13 @@ def test_gradients(per_group):
     )
 
 
-def test_what_torch_does_with_functions():
-    arguments = call(2, 2, 3)
-    with torch.no_grad():
-        expected = ndconv.deform_conv2d(*arguments)
-    compiled = torch.compile(ndconv.deform_conv2d, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*arguments), expected)
-    # as for int[] arguments, one number applies to all axes
-    weight = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    fields = torch.zeros(2, 2, 24, 6, 5).double(), torch.ones(2, 1, 24, 6, 5).double()
+def test_one_number_for_all_axes():
+    """As for int[] arguments of operators."""
+    input, weight = torch.randn(2, 6, 5, 4), torch.randn(4, 3, 2, 2)
+    fields = torch.zeros(2, 2, 24, 6, 5), torch.ones(2, 1, 24, 6, 5)
     axes, numbers = ((2, 2), (1, 1), (1, 1), (1, 1)), (2, 1, [1], [1])
-    same = (ndconv.deform_conv2d(arguments[0], weight, *fields, *g, 2, 3, None) for g in (axes, numbers))
+    same = (ndconv.deform_conv2d(input, weight, *fields, *g, 2, 3, None) for g in (axes, numbers))
     torch.testing.assert_close(*same)
-    half = [t.float() for t in arguments[:4]]
-    with torch.amp.autocast("cpu", dtype=torch.bfloat16):
-        output = ndconv.deform_conv2d(*half, *arguments[4:10], arguments[10].float())
-    assert output.dtype == torch.bfloat16
-    assert (output - expected).abs().max() / expected.abs().max() < 0.02
-    arguments[2].requires_grad_()
-    output = torch.utils.checkpoint.checkpoint(ndconv.deform_conv2d, *arguments, use_reentrant=False)
-    torch.testing.assert_close(output, expected)
-    assert torch.autograd.grad(output.sum(), arguments[2])[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -148,11 +139,14 @@ def test_provided_operator(rank):
     arguments = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in call(rank, 2, 3)]
     leaves = [t for t in arguments if isinstance(t, torch.Tensor)]
     results = []
-    for function in (FUNCTIONS[rank], operator, torch.compile(operator, backend="aot_eager")):
+    for function in (FUNCTIONS[rank], operator):
         output = function(*arguments)
         results.append([output, *torch.autograd.grad(output.sin().sum(), leaves)])
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
-    torch.testing.assert_close(results[2], results[0])
+    if rank == 2:
+        for function in (FUNCTIONS[rank], operator):
+            compiled = torch.compile(function, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(*arguments), results[0][0])
     assert operator(*arguments[:-1], None).shape == results[0][0].shape
     with torch.amp.autocast("cpu", dtype=torch.bfloat16):
         half = [t.float() if isinstance(t, torch.Tensor) else t for t in arguments]

@@ -67,6 +67,9 @@ def test_options_and_initial_values_of_packs():
         torch.jit.script(module)
     with pytest.raises(ValueError, match=r"PackedDeformConv2d: mask_activation: .*'tanh'"):
         tvdcn.PackedDeformConv2d(4, 6, 3, modulated=True, mask_activation="tanh")
+    for arguments, twice in (((4, 6, 3, *[1] * 16), {}), ((4, 6, 3), {"kernel_size": 3})):
+        with pytest.raises(TypeError, match=r"arguments|multiple values"):
+            tvdcn.PackedDeformConv2d(*arguments, **twice)
     biased = tvdcn.PackedDeformConv2d(4, 6, 3, modulated=True, generator_bias=True)
     assert "conv_offset.bias" in biased.state_dict()
     pack = tvdcn.PackedDeformConv2d(4, 6, (3, 2), modulated=True, bias=False)

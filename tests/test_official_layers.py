@@ -90,10 +90,13 @@ def dcnv3(state, x, dilation, scale, remove_center, norm, activation):
     return apply_linear(state, "output_proj", blend_center(state, x, value, query))
 
 
-@pytest.mark.parametrize("center_feature_scale", [False, True])
-@pytest.mark.parametrize("remove_center", [False, True])
 @pytest.mark.parametrize(
-    ("norm", "act", "activation"), [("LN", "GELU", F.gelu), ("BN", "SiLU", F.silu), ("LN", "ReLU", F.relu)]
+    ("center_feature_scale", "remove_center", "norm", "act", "activation"),
+    [
+        (False, True, "LN", "GELU", F.gelu),
+        (True, False, "BN", "SiLU", F.silu),
+        (True, True, "LN", "ReLU", F.relu),
+    ],
 )
 def test_dcnv3(center_feature_scale, remove_center, norm, act, activation):
     taps = GROUPS * (KERNEL**2 - remove_center)
@@ -219,9 +222,9 @@ def ms_deform_attn(state, query, points, input_flatten, sizes, mask, heads, samp
     return apply_linear(state, "output_proj", output.reshape(batch, -1, queries).transpose(1, 2))
 
 
-@pytest.mark.parametrize("coordinates", [2, 4])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("coordinates", "masked", "ratio"), [(2, True, 1.0), (4, False, 0.5), (4, True, 1.0)]
+)
 def test_ms_deform_attn(coordinates, masked, ratio):
     """``FlashDeformAttn`` of DCNv4 has the same parameters and formula."""
     heads, samples, inner = 3, 4, int(C * ratio)

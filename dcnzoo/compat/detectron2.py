@@ -18,6 +18,7 @@ from dcnzoo.compat.mmcv.deform_conv import (
     deform_conv2d,
     modulated_deform_conv2d,
 )
+from dcnzoo.compat.signatures import takes
 
 __all__ = ["DeformConv", "ModulatedDeformConv", "deform_conv", "modulated_deform_conv"]
 
@@ -47,20 +48,26 @@ def deform_conv(
 modulated_deform_conv = modulated_deform_conv2d  # only positional arguments in detectron2, in this order
 
 
-class _NormAndActivation(nn.Module):
-    """Mixin that adds a norm and an activation after the convolution. It must precede the layer class."""
+class _NormAndActivation:
+    """Mixin with detectron2's arguments, a norm and an activation. It must precede a layer of mmcv."""
 
-    def _add(
-        self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None
+    @takes(
+        "self in_channels out_channels kernel_size stride padding dilation groups deformable_groups bias "
+        "norm activation"
+    )
+    def __init__(
+        self,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **options: object,
     ) -> None:
-        self.deformable_groups = deformable_groups
+        super().__init__(**options)
+        self.deformable_groups = self.deform_groups
         self.norm = norm
         self.activation = activation
 
-    def init_weights(self) -> None:
-        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+    def reset_parameters(self) -> None:
+        DeformConv2d.reset_parameters(self)
 
     def forward(self, x: Tensor, *offset_mask: Tensor) -> Tensor:
         empty = x.numel() == 0  # as in detectron2: batch norm raises an error for an empty map
@@ -90,24 +97,6 @@ class DeformConv(_NormAndActivation, DeformConv2d):
         RuntimeError: an input is invalid.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        deformable_groups: int = 1,
-        bias: bool = False,
-        norm: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups, deformable_groups)
-        super().__init__(in_channels, out_channels, *geometry, bias, im2col_step=64)
-        self._add(deformable_groups, norm, activation)
-
 
 class ModulatedDeformConv(_NormAndActivation, ModulatedDeformConv2d):
     """``detectron2.layers.ModulatedDeformConv``: deformable convolution v2, with offset and mask as inputs.
@@ -115,21 +104,3 @@ class ModulatedDeformConv(_NormAndActivation, ModulatedDeformConv2d):
     Like :class:`DeformConv`, but with a bias by default. ``forward(x, offset, mask)`` with ``mask``
     ``(N, deformable_groups · K, oH, oW)``.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        deformable_groups: int = 1,
-        bias: bool = True,
-        norm: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups, deformable_groups)
-        super().__init__(in_channels, out_channels, *geometry, bias)
-        self._add(deformable_groups, norm, activation)

@@ -29,7 +29,6 @@ Differences from the original:
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -37,31 +36,16 @@ import torch
 from torch import Tensor
 
 from dcnzoo import ops
+from dcnzoo.compat.signatures import renames
 
 __all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
-
-_LATER_NAMES = ("deformable_groups_per_groups", "deformable_groups")  # of offset_field_channels_per_groups
-
-
-def _takes_later_names(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(function)
-    def wrapper(*args: object, **kwargs: object) -> Tensor:
-        for name in _LATER_NAMES:
-            if name in kwargs:
-                if "offset_field_channels_per_groups" in kwargs:
-                    raise TypeError(
-                        f"{function.__name__}: {name}: expected offset_field_channels_per_groups or {name}, "
-                        "which are the same, got both"
-                    )
-                kwargs["offset_field_channels_per_groups"] = kwargs.pop(name)
-        return function(*args, **kwargs)
-
-    return wrapper
 
 
 def _of_rank(rank: int) -> Callable[..., Tensor]:
     operator = getattr(ops, f"deform_conv{rank}d")
+    name = "offset_field_channels_per_groups"
 
+    @renames(deformable_groups_per_groups=name, deformable_groups=name)  # of later versions
     def deform_conv(
         input: Tensor,  # [N, C, *size]
         weight: Tensor,  # [O, C / groups, *kernel]
@@ -142,7 +126,7 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
         )  # fmt: skip
 
     deform_conv.__name__ = deform_conv.__qualname__ = f"deform_conv{rank}d"
-    return _takes_later_names(deform_conv)
+    return deform_conv
 
 
 deform_conv1d, deform_conv2d, deform_conv3d = map(_of_rank, (1, 2, 3))

@@ -183,42 +183,34 @@ _PATCH = patches.Patch(
 # dtypes of torchvision's fake kernels, also under autocast.
 
 
-def _of_one_type(
-    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Convert the weight to the dtype of the input, and offset and mask to that dtype or a wider one.
-
-    Under autocast on the CPU, their dtypes differ.
-    """
-    offset, mask = (
-        field if field is None else field.to(torch.promote_types(field.dtype, input.dtype))
-        for field in (offset, mask)
-    )
-    return input, weight.to(input.dtype), offset, mask
-
-
-def _deform_conv2d(
+def _arguments(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, stride_h: int, stride_w: int,
     pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int, use_mask: bool,
-) -> Tensor:  # fmt: skip
-    tensors = (*_of_one_type(input, weight, offset, mask if use_mask else None), bias.to(input.dtype))
+) -> tuple[tuple, Tensor, tuple]:  # fmt: skip
+    """The arguments of dcnzoo's operator: input, weight, offset and mask; the bias; the geometry.
+
+    Under autocast on the CPU, the dtypes differ: convert the weight and the bias to the dtype of the input,
+    and offset and mask to that dtype or a wider one.
+    """
+    offset, mask = (t.to(torch.promote_types(t.dtype, input.dtype)) for t in (offset, mask))
+    tensors = (input, weight.to(input.dtype), offset, mask if use_mask else None)
     geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
+    return tensors, bias.to(input.dtype), geometry
+
+
+def _deform_conv2d(*arguments: Tensor | int) -> Tensor:
+    tensors, bias, geometry = _arguments(*arguments)
     with torch.autocast("cpu", enabled=False):
-        return torch.ops.dcnzoo.deform_conv(*tensors, *geometry).contiguous()
+        return torch.ops.dcnzoo.deform_conv(*tensors, bias, *geometry).contiguous()
 
 
-def _deform_conv2d_backward(
-    grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, stride_h: int,
-    stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int,
-    use_mask: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    tensors = _of_one_type(input, weight, offset, mask if use_mask else None)
-    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
+def _deform_conv2d_backward(grad: Tensor, *arguments: Tensor | int) -> tuple[Tensor, ...]:
+    given, use_mask = arguments[:5], arguments[-1]
+    tensors, _, geometry = _arguments(*arguments)
     wanted = [True, True, True, use_mask, True]
     gradients = list(torch.ops.dcnzoo._deform_conv_backward(grad, *tensors, *geometry, wanted))
     if not use_mask:
-        gradients[3] = torch.zeros_like(mask)
-    given = (input, weight, offset, mask, bias)
+        gradients[3] = torch.zeros_like(given[3])
     return tuple(g.to(tensor.dtype).contiguous() for g, tensor in zip(gradients, given, strict=True))
 
 

@@ -145,7 +145,8 @@ class _Pack(TracksOffsets, nn.Module):
 
     def _join_predictions(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Join the convolutions of other layouts, perhaps without bias or in groups, into ``conv_offset``."""
-        layouts = ("offset_generator", "conv_offset", "mask_generator", "conv_mask")  # offsets come first
+        # offsets come first
+        layouts = ("offset_generator", "conv_offset", "conv_offset_mask", "mask_generator", "conv_mask")
         names = [f"{prefix}{name}" for name in layouts if f"{prefix}{name}.weight" in state_dict]
         if self.conv_offset is None or not names:
             return

@@ -21,9 +21,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # n
 from .segmentation import DeformableASPP, Segmenter  # noqa: E402
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("offset_groups", [1, 2, 4])
-@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize(
+    ("groups", "offset_groups", "with_mask"), [(1, 1, True), (2, 4, False), (2, 2, True)]
+)
 def test_equals_torchvision(groups, offset_groups, with_mask):
     input, offset, weight, bias, mask = tensors(groups, offset_groups)
     leaves = [t.requires_grad_() for t in (input, offset, weight, bias, *([mask] if with_mask else []))]
@@ -52,8 +52,7 @@ def test_layer_equals_torchvision():
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("samples", [-1, 2])
+@pytest.mark.parametrize(("aligned", "samples"), [(False, -1), (True, 2)])
 def test_roi_align_equals_torchvision(aligned, samples):
     input, boxes = maps_and_boxes()
     arguments = (input.requires_grad_(), boxes, (2, 3), 0.8, samples, aligned)
@@ -121,10 +120,14 @@ def test_kernels_that_run():
         assert not dcnzoos_kernels(function, leaves)
 
 
-@pytest.mark.parametrize("groups, offset_groups", [(1, 1), (2, 4), (1, 2)])
-@pytest.mark.parametrize("with_mask", [True, False])
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("groups", "offset_groups", "with_mask", "with_bias", "dtype"),
+    [
+        (1, 1, True, False, torch.float64),
+        (2, 4, True, True, torch.float64),
+        (1, 2, False, True, torch.float32),
+    ],
+)
 def test_accelerated_deform_conv2d(groups, offset_groups, with_mask, with_bias, dtype):
     input, offset, weight, bias, mask = tensors(groups, offset_groups, dtype)
     mask, bias = mask if with_mask else None, bias if with_bias else None
@@ -155,9 +158,7 @@ def test_accelerated_without_images_or_boxes():
         assert not torch.autograd.grad(output.sum(), maps)[0].any()
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("samples", [-1, 0, 3])
-@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize(("aligned", "samples", "as_list"), [(False, -1, True), (True, 3, False)])
 def test_accelerated_roi_align(aligned, samples, as_list):
     maps, boxes = maps_and_boxes(torch.float32)
     maps.requires_grad_()
@@ -238,29 +239,13 @@ def test_accelerated_in_compiled_traced_and_scripted_functions():
     with_and_without(lambda: checkpoint(function, *leaves, use_reentrant=False), leaves)
 
 
-def test_backward_may_be_after_restore():
-    input, offset, weight, bias, mask = (t.requires_grad_() for t in tensors())
-    with accelerated():
-        output = ops.deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask)
-    got = torch.autograd.grad(output.sin().sum(), [input, offset])
-    expected = gradients_of(
-        lambda: ops.deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask), [input, offset]
-    )
-    torch.testing.assert_close(list(got), expected[1:])
-
-
-@pytest.mark.parametrize("dynamo", [True, False])
-def test_onnx_export_is_torchvisions(dynamo, tmp_path):
+def test_onnx_export_is_torchvisions(tmp_path):
     torch.manual_seed(0)
     model, x = DeformableASPP(8, 6).eval(), torch.randn(2, 8, 7, 9)
-    if not dynamo:
-        pytest.importorskip("dcnzoo.export.exporters").register_deform_conv2d_onnx_op()
     path = tmp_path / "model.onnx"
     with accelerated(), torch.no_grad():
         expected = model(x)
-        torch.onnx.export(
-            model, (x,), path, opset_version=19 if dynamo else 16, dynamo=dynamo, input_names=["x"]
-        )
+        torch.onnx.export(model, (x,), path, opset_version=19, input_names=["x"])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     torch.testing.assert_close(
         torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-5
@@ -268,25 +253,19 @@ def test_onnx_export_is_torchvisions(dynamo, tmp_path):
 
 
 def test_double_use_and_nesting():
-    assert "torchvision" not in patches.active()
     restore()  # no effect before accelerate()
-    with accelerated():
-        assert "torchvision" in patches.active()
+    with pytest.raises(ZeroDivisionError), accelerated():
         with accelerated():
             accelerate()
         assert "torchvision" in patches.active()  # nested calls have no effect
         with patches.disabled("torchvision"):
             assert "torchvision" not in patches.active()
         assert "torchvision" in patches.active()
-    assert "torchvision" not in patches.active()
-    with pytest.raises(ZeroDivisionError), accelerated():
         raise ZeroDivisionError
     assert "torchvision" not in patches.active()
     accelerate()
     restore()
-    restore()
     assert "torchvision" not in patches.active()
-    assert [patch.name for patch in patches.table()].count("torchvision") == 1
 
 
 def test_accelerate_says_what_is_missing(monkeypatch):
@@ -307,32 +286,11 @@ def small_segmenter():
     return model
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_accelerated_segmentation_network(training):
-    model, image = small_segmenter().train(training), torch.randn(2, 3, 64, 96)
-    tolerance = 1e-5
-    if training:  # batch norms over few pixels amplify rounding errors of float32
-        model, image, tolerance = model.double(), image.double(), 1e-8
-    leaves = list(model.parameters())
-    expected = gradients_of(lambda: model(image), leaves)
-    results = with_and_without(lambda: model(image), leaves, tolerance)
-    assert not torch.equal(results[0], expected[0])
-    if not training:
-        torch._dynamo.reset()
-        compiled = torch.compile(model, backend="aot_eager")
-        with accelerated():
-            results = gradients_of(lambda: compiled(image), leaves)
-        assert_near(results, expected, tolerance)
-
-
-@pytest.mark.slow
-def test_accelerated_segmentation_network_at_its_published_size():
-    torch.manual_seed(0)
-    model, image = Segmenter().eval(), torch.randn(1, 3, 1024, 1024)
-    with torch.no_grad():
-        expected = model(image)
-        with accelerated():
-            assert_near([model(image)], [expected], 1e-5)
+def test_accelerated_segmentation_network():
+    """In training: forward and backward."""
+    # in float32, batch norms over few pixels amplify rounding errors
+    model, image = small_segmenter().double(), torch.randn(2, 3, 64, 96).double()
+    with_and_without(lambda: model(image), list(model.parameters()), 1e-8)
 
 
 def test_accelerated_mask_rcnn():

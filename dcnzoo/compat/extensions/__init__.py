@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec
@@ -57,25 +58,25 @@ DCNV4 = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func"
 DCNV4 += ("modules", "modules.dcnv4", "modules.flash_deform_attn", "ext")
 EXTENSIONS = {
     "MultiScaleDeformableAttention": Extension(
-        "ms_deform_attn.py", "Deformable DETR, DINO, Mask2Former", ("MultiScaleDeformableAttention",)
+        "compiled.py", "Deformable DETR, DINO, Mask2Former", ("MultiScaleDeformableAttention",)
     ),
-    "groundingdino._C": Extension("ms_deform_attn.py", "Grounding DINO", ("groundingdino._C",), True),
-    "adet._C": Extension("ms_deform_attn.py", "AdelaiDet, DeepSolo, TESTR", ("adet._C",)),
-    "detrex._C": Extension("detrex.py", "detrex", ("detrex._C",), True),
-    "DCNv3": Extension("dcnv3.py", "InternImage", ("DCNv3",)),
+    "groundingdino._C": Extension("compiled.py", "Grounding DINO", ("groundingdino._C",), True),
+    "adet._C": Extension("compiled.py", "AdelaiDet, DeepSolo, TESTR", ("adet._C",)),
+    "detrex._C": Extension("compiled.py", "detrex", ("detrex._C",), True),
+    "DCNv3": Extension("compiled.py", "InternImage", ("DCNv3",)),
     "DCNv4": Extension("dcnv4.py", "FlashInternImage", ("DCNv4", *(f"DCNv4.{name}" for name in DCNV4))),
     "deform_conv_ext": Extension(
-        "deform_conv.py", "BasicSR, EDVR", ("deform_conv_ext", "*.deform_conv_ext"), True
+        "compiled.py", "BasicSR, EDVR", ("deform_conv_ext", "*.deform_conv_ext"), True
     ),
     "deform_conv_cuda": Extension(
-        "deform_conv.py",
+        "compiled.py",
         "EDVR, STDF, AlphaPose, SOLO",
         ("deform_conv_cuda", "*.deform_conv_cuda", "deform_pool_cuda", "*.deform_pool_cuda"),
         True,
     ),
     "_ext": Extension("dcn_v2.py", "DCNv2", EXT),
     "dcn_v2": Extension("dcn_v2.py", "CenterTrack, FairMOT", (*EXT, "dcn_v2", "*.DCNv2", "*.DCNv2.dcn_v2")),
-    "detectron2._C": Extension("detectron2.py", "detectron2", ("detectron2._C",), True),
+    "detectron2._C": Extension("compiled.py", "detectron2", ("detectron2._C",), True),
     "custom_op": Extension("custom_op.py", "the N-d op", ("custom_op",)),
 }
 
@@ -165,6 +166,19 @@ def status() -> dict[str, str]:
 def is_ours(spec: ModuleSpec) -> bool:
     """Whether a module is a file of this folder."""
     return spec.origin is not None and Path(spec.origin).parent == Path(__file__).parent
+
+
+def missing(module: str) -> Callable[[str], object]:
+    """The ``__getattr__`` of a replacement: an error for functions that only the original module has."""
+
+    def fail(name: str) -> object:
+        raise AttributeError(
+            f"module {module!r} has no attribute {name!r}: the module is dcnzoo's, because no compiled one "
+            "is installed",
+            name=name,
+        )
+
+    return fail
 
 
 # Patches

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from dcnzoo.compat.extensions.missing import missing
+from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.ndconv import deform_conv1d, deform_conv2d, deform_conv3d
 
-__all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
-__getattr__ = missing(__name__, __all__)
+__getattr__ = missing(__name__)
 
 _library = torch.library.Library("custom_op", "FRAGMENT")  # keeps the operators registered
 for _function in (deform_conv1d, deform_conv2d, deform_conv3d):

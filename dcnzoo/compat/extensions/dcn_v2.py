@@ -6,27 +6,21 @@ state dicts load. The layers of deformable PSRoI pooling are not provided: these
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.extensions.missing import missing
+from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward
-from dcnzoo.compat.mmcv.deform_conv import ModulatedDeformConv2d, Pair, modulated_deform_conv2d
+from dcnzoo.compat.mmcv.deform_conv import (
+    ModulatedDeformConv2d,
+    ModulatedDeformConv2dPack,
+    Pair,
+    modulated_deform_conv2d,
+)
 from dcnzoo.compat.mmcv.plain.sampling import at_least_float32, corners, rows_of, weighted_sums
-from dcnzoo.layers.offsets import OffsetConv2d
+from dcnzoo.compat.signatures import takes
 
-__all__ = [
-    "DCN",
-    "DCNv2",
-    "dcn_v2_backward",
-    "dcn_v2_conv",
-    "dcn_v2_forward",
-    "dcn_v2_psroi_pooling_backward",
-    "dcn_v2_psroi_pooling_forward",
-]
-__getattr__ = missing(__name__, __all__)
+__getattr__ = missing(__name__)
 
 
 def dcn_v2_conv(
@@ -44,37 +38,26 @@ def dcn_v2_conv(
     return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
 
 
+ARGUMENTS = "self in_channels out_channels kernel_size stride padding dilation deformable_groups"
+
+
 class DCNv2(ModulatedDeformConv2d):
     """Deformable convolution v2, with offset and mask as inputs: ``forward(x, offset, mask)``."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair = 1,
-        deformable_groups: int = 1,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, 1, deformable_groups)
-        super().__init__(in_channels, out_channels, *geometry)
-        self.deformable_groups = deformable_groups
+    @takes(ARGUMENTS)
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
 
 
-class DCN(DCNv2):
-    """Deformable convolution v2 that predicts its own offsets and mask, with ``conv_offset_mask``."""
+class DCN(ModulatedDeformConv2dPack):
+    """Deformable convolution v2 that predicts its own offsets and mask.
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        outputs = self.deformable_groups * 3 * math.prod(self.kernel_size)
-        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
-        self.conv_offset_mask = OffsetConv2d(self.in_channels, outputs, *geometry)
+    State dicts with the original name of the prediction, ``conv_offset_mask``, load.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv_offset_mask(x)
-        offset, mask = out.tensor_split([out.shape[1] * 2 // 3], 1)
-        return super().forward(x, offset, mask.sigmoid())
+    @takes(ARGUMENTS)
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
 
 
 def dcn_v2_forward(

@@ -12,21 +12,11 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.deformable_detr import MSDeformAttn
-from dcnzoo.compat.extensions.dcnv3 import geometry
-from dcnzoo.compat.extensions.missing import missing
-from dcnzoo.layers import DCNv4
+from dcnzoo.compat.extensions import missing
+from dcnzoo.compat.extensions.compiled import geometry
+from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
 
-__all__ = [
-    "DCNv4",
-    "DCNv4Function",
-    "FlashDeformAttn",
-    "FlashDeformAttnFunction",
-    "dcnv4_backward",
-    "dcnv4_forward",
-    "flash_deform_attn_backward",
-    "flash_deform_attn_forward",
-]
-__getattr__ = missing(__name__, __all__)
+__getattr__ = missing(__name__)
 
 FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only the kernels differ
 

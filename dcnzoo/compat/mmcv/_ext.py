@@ -21,6 +21,7 @@ import dcnzoo.ops
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.mmcv.plain import boxes, features, losses, polygons, text
+from dcnzoo.compat.signatures import takes
 
 PLAIN = (boxes, features, losses, polygons, text)
 
@@ -63,11 +64,10 @@ def __getattr__(name: str) -> Callable:
 
 
 def get_compiler_version() -> str:
-    return "none (mmcv._ext is dcnzoo's)"
+    return "none (dcnzoo's operators)"
 
 
-def get_compiling_cuda_version() -> str:
-    return "none (mmcv._ext is dcnzoo's)"
+get_compiling_cuda_version = get_compiler_version
 
 
 def _without_autocast(function: Callable) -> Callable:
@@ -92,23 +92,11 @@ def _backward(wanted: str, grad_output: Tensor, *arguments: object) -> tuple[Ten
     return tuple(g for g, c in zip(gradients, chosen, strict=True) if c)
 
 
+V1 = "kW kH dW dH padW padH dilationW dilationH group deformable_group"
+V2 = "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w group deformable_group with_bias"
+
+
 def _geometry(
-    dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int, group: int, im2col_step: int
-) -> tuple:
-    """The operator's geometry. The kernel size and the deformable groups follow from the tensors."""
-    return (dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step
-
-
-@_without_autocast
-def deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    kW: int,
-    kH: int,
     dW: int,
     dH: int,
     padW: int,
@@ -116,15 +104,24 @@ def deform_conv_forward(
     dilationW: int,
     dilationH: int,
     group: int,
-    deformable_group: int,
     im2col_step: int,
-) -> None:
-    check_groups("deform_conv_forward", deformable_group, input, weight, offset=offset)
-    geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *geometry))
+    **_: object,
+) -> tuple:
+    """The operator's geometry. The kernel size and the deformable groups follow from the tensors."""
+    return (dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step
 
 
 @_without_autocast
+@takes(f"input weight offset output columns ones {V1} im2col_step")
+def deform_conv_forward(
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, deformable_group: int, **options: int
+) -> None:
+    check_groups("deform_conv_forward", deformable_group, input, weight, offset=offset)
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *_geometry(**options)))
+
+
+@_without_autocast
+@takes(f"input offset grad_output grad_input grad_offset weight columns {V1} im2col_step")
 def deform_conv_backward_input(
     input: Tensor,
     offset: Tensor,
@@ -132,50 +129,21 @@ def deform_conv_backward_input(
     grad_input: Tensor,
     grad_offset: Tensor,
     weight: Tensor,
-    columns: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **options: int,
 ) -> None:
-    geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
-    gradients = _backward("input offset", grad_output, input, weight, offset, None, *geometry)
+    gradients = _backward("input offset", grad_output, input, weight, offset, None, *_geometry(**options))
     grad_input.add_(gradients[0])
     grad_offset.add_(gradients[1])
 
 
 @_without_autocast
+@takes(f"input offset grad_output grad_weight columns ones {V1} scale im2col_step")
 def deform_conv_backward_parameters(
-    input: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    grad_weight: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    scale: float,
-    im2col_step: int,
+    input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor, scale: float, **options: int
 ) -> None:
-    geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
     # mmcv does not pass the weight; its gradient does not depend on it, so any tensor of its shape works
-    (gradient,) = _backward("weight", grad_output, input, grad_weight, offset, None, *geometry)
-    grad_weight.add_(gradient, alpha=scale)
+    arguments = (grad_output, input, grad_weight, offset, None, *_geometry(**options))
+    grad_weight.add_(*_backward("weight", *arguments), alpha=scale)
 
 
 def _add_as_read(target: Tensor, gradient: Tensor) -> None:
@@ -201,6 +169,7 @@ def _modulated(
     dilation_w: int,
     group: int,
     deformable_group: int,
+    **_: object,
 ) -> tuple[tuple[Tensor, Tensor], tuple]:
     """Offset and mask as mmcv reads them, and the operator's geometry."""
     taps = deformable_group * kernel_h * kernel_w
@@ -209,62 +178,42 @@ def _modulated(
 
 
 @_without_autocast
+@takes(f"input weight bias ones offset mask output columns {V2}")
 def modulated_deform_conv_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor,
-    ones: Tensor,
     offset: Tensor,
     mask: Tensor,
     output: Tensor,
-    columns: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **options: int,
 ) -> None:
-    sides = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_mask, geometry = _modulated(offset, mask, output.shape[2:], *sides, group, deformable_group)
+    offset_mask, geometry = _modulated(offset, mask, output.shape[2:], **options)
     bias = bias if with_bias else None
     output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *offset_mask, bias, *geometry))
 
 
 @_without_autocast
+@takes(
+    "input weight bias ones offset mask columns grad_input grad_weight grad_bias grad_offset grad_mask "
+    f"grad_output {V2}"
+)
 def modulated_deform_conv_backward(
     input: Tensor,
     weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
     offset: Tensor,
     mask: Tensor,
-    columns: Tensor,
     grad_input: Tensor,
     grad_weight: Tensor,
     grad_bias: Tensor,
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **options: int,
 ) -> None:
-    sides = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_mask, geometry = _modulated(offset, mask, grad_output.shape[2:], *sides, group, deformable_group)
+    offset_mask, geometry = _modulated(offset, mask, grad_output.shape[2:], **options)
     wanted = "input weight offset mask" + " bias" * with_bias
     gradients = _backward(wanted, grad_output, input, weight, *offset_mask, *geometry)
     grad_input.add_(gradients[0])
@@ -415,7 +364,7 @@ def nms_rotated(
     return order[dcnzoo.ops.nms_rotated(dets_sorted[:, :5], scores[order], threshold.item())]
 
 
-# Regions of interest
+# Regions of interest; mmcv passes the numbers by name, and dcnzoo's operators have most of its names
 
 
 @_without_autocast
@@ -427,15 +376,10 @@ def roi_align_forward(
     argmax_x: Tensor,
     aligned_height: int,
     aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,  # 0 max, 1 avg
-    aligned: bool,
+    **sampling: float,
 ) -> None:
-    size, sampling = (aligned_height, aligned_width), (spatial_scale, sampling_ratio)
-    results = torch.ops.dcnzoo.roi_align(input, rois, *size, *sampling, pool_mode, aligned)
-    targets = (output, argmax_y, argmax_x)
-    for target, result in zip(targets, results, strict=True):
+    results = torch.ops.dcnzoo.roi_align(input, rois, aligned_height, aligned_width, **sampling)
+    for target, result in zip((output, argmax_y, argmax_x), results, strict=True):
         target.copy_(result)
 
 
@@ -448,30 +392,17 @@ def roi_align_backward(
     grad_input: Tensor,
     aligned_height: int,
     aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **sampling: float,
 ) -> None:
-    sampling, argmax = (spatial_scale, sampling_ratio, pool_mode, aligned), (argmax_y, argmax_x)
-    backward = torch.ops.dcnzoo._roi_align_backward
-    grad_input.add_(backward(grad_output, rois, *argmax, grad_input.shape, *sampling))
+    tensors = (grad_output, rois, argmax_y, argmax_x)
+    grad_input.add_(torch.ops.dcnzoo._roi_align_backward(*tensors, grad_input.shape, **sampling))
 
 
 @_without_autocast
 def roi_align_rotated_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
+    input: Tensor, rois: Tensor, output: Tensor, pooled_height: int, pooled_width: int, **sampling: float
 ) -> None:
-    size, sampling = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
-    output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, size, *sampling))
+    output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, (pooled_height, pooled_width), **sampling))
 
 
 @_without_autocast
@@ -481,14 +412,10 @@ def roi_align_rotated_backward(
     grad_input: Tensor,
     pooled_height: int,
     pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
+    **sampling: float,
 ) -> None:
     backward = torch.ops.dcnzoo._roi_align_rotated_backward
-    sampling = (spatial_scale, sampling_ratio, aligned, clockwise)
-    grad_input.add_(backward(grad_output, rois, grad_input.shape, *sampling))
+    grad_input.add_(backward(grad_output, rois, grad_input.shape, **sampling))
 
 
 @_without_autocast
@@ -499,13 +426,10 @@ def deform_roi_pool_forward(
     output: Tensor,
     pooled_height: int,
     pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
+    **sampling: float,
 ) -> None:
     offset = offset if offset.numel() else None
-    size, sampling = (pooled_height, pooled_width), (spatial_scale, sampling_ratio)
-    output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, size, *sampling, gamma))
+    output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, (pooled_height, pooled_width), **sampling))
 
 
 @_without_autocast
@@ -518,17 +442,15 @@ def deform_roi_pool_backward(
     grad_offset: Tensor,
     pooled_height: int,
     pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
     gamma: float,
+    **sampling: float,
 ) -> None:
-    sampling = (spatial_scale, sampling_ratio)
     if offset.numel():
-        gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
-            grad_output, input, rois, offset, *sampling, gamma, [True, True]
-        )
+        tensors, options = (grad_output, input, rois, offset), dict(gamma=gamma, output_mask=[True, True])
+        gradients = torch.ops.dcnzoo._deform_roi_pool_backward(*tensors, **sampling, **options)
         grad_input.add_(gradients[0])
         grad_offset.add_(gradients[1])
     else:
-        size, nowhere = (pooled_height, pooled_width), grad_output.new_empty(0)
-        roi_align_backward(grad_output, rois, nowhere, nowhere, grad_input, *size, *sampling, 1, True)
+        empty, size = grad_output.new_empty(0), (pooled_height, pooled_width)
+        average = dict(pool_mode=1, aligned=True)
+        roi_align_backward(grad_output, rois, empty, empty, grad_input, *size, **sampling, **average)

@@ -7,15 +7,13 @@ arguments, and constructors raise ``ValueError``.
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from dcnzoo import layers, ops
+from dcnzoo.compat.signatures import renames
 
 Pair = int | tuple[int, int]
 
@@ -151,20 +149,7 @@ def _pair(argument: str, value: Pair) -> tuple[int, int]:
     return pair
 
 
-def _takes_deformable_groups(init: Callable) -> Callable:
-    """Decorator: also accept ``deformable_groups``, the name of ``deform_groups`` before mmcv 1.0."""
-
-    @functools.wraps(init)
-    def wrapper(self, *args: object, **kwargs: object) -> None:
-        if "deformable_groups" in kwargs:
-            message = f"{type(self).__name__}: deformable_groups is deprecated, it is now deform_groups"
-            if "deform_groups" in kwargs:
-                raise TypeError(f"{message}; got both")
-            warnings.warn(message, DeprecationWarning, stacklevel=2)
-            kwargs["deform_groups"] = kwargs.pop("deformable_groups")
-        init(self, *args, **kwargs)
-
-    return wrapper
+_before_mmcv_1 = renames(deformable_groups="deform_groups")
 
 
 class DeformConv2d(layers.DeformConv2d):
@@ -174,7 +159,7 @@ class DeformConv2d(layers.DeformConv2d):
     ``forward(x, offset)``. An input smaller than the kernel, which mmcv pads first, gives the same result.
     """
 
-    @_takes_deformable_groups
+    @_before_mmcv_1
     def __init__(
         self,
         in_channels: int,
@@ -215,7 +200,7 @@ class ModulatedDeformConv2d(layers.DeformConv2d):
     Takes mmcv's arguments. The call is ``forward(x, offset, mask)``.
     """
 
-    @_takes_deformable_groups
+    @_before_mmcv_1
     def __init__(
         self,
         in_channels: int,
@@ -261,7 +246,7 @@ class DeformConv2dPack(layers.PackedDeformConv2d):
     _version = 2  # of mmcv's packs, in the metadata of state dicts
     modulated = False
 
-    @_takes_deformable_groups
+    @_before_mmcv_1
     def __init__(
         self,
         in_channels: int,
@@ -276,14 +261,11 @@ class DeformConv2dPack(layers.PackedDeformConv2d):
         im2col_step: int | None = 32,
         offset_limit: float | None = None,
     ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(
             in_channels,
             out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
+            *geometry,
             bias=bool(bias),
             modulated=self.modulated,
             offset_groups=deform_groups,
@@ -312,7 +294,7 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
 
     modulated = True
 
-    @_takes_deformable_groups
+    @_before_mmcv_1
     def __init__(
         self,
         in_channels: int,
@@ -327,19 +309,8 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
         im2col_step: int | None = None,
         offset_limit: float | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deform_groups,
-            bias,
-            im2col_step,
-            offset_limit,
-        )
+        geometry = (kernel_size, stride, padding, dilation, groups, deform_groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, im2col_step, offset_limit)
 
     def reset_parameters(self) -> None:
         ModulatedDeformConv2d.init_weights(self)

@@ -3,6 +3,7 @@
 from torch import nn
 
 from dcnzoo import layers
+from dcnzoo.compat.signatures import takes
 from dcnzoo.layers import (
     DeformConv1d,
     DeformConv2d,
@@ -47,93 +48,31 @@ __all__ = [
     "mask_softmax3d",
 ]
 
-Size = int | tuple[int, ...]
+PLAIN = "self in_channels out_channels kernel_size stride padding dilation groups"
+TRANSPOSED = PLAIN.replace(" groups", " output_padding groups")
+PREDICTION = (
+    "offset_groups mask_groups bias generator_bias deformable modulated offset_activation mask_activation "
+    "padding_mode device dtype"
+)
 
 
 class _Pack:
     """Mixin with tvdcn's arguments. It must precede a packed layer of :mod:`dcnzoo.layers`."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        offset_groups: int = 1,
-        mask_groups: int = 1,
-        bias: bool = True,
-        generator_bias: bool = False,
-        deformable: bool = True,
-        modulated: bool = False,
-        offset_activation: nn.Module | None = None,
-        mask_activation: str | nn.Module | None = "sigmoid",
-        padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+    def _construct(
+        self, mask_activation: str | nn.Module | None = "sigmoid", generator_bias: bool = False, **options
     ) -> None:
-        self._construct(
-            (in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
-            generator_bias,
-            mask_activation,
-            bias=bias,
-            deformable=deformable,
-            modulated=modulated,
-            offset_groups=offset_groups,
-            mask_groups=mask_groups,
-            offset_activation=offset_activation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-        )
-
-    def _construct(self, sizes: tuple, generator_bias: bool, mask_activation, **options) -> None:
         if isinstance(mask_activation, str) and mask_activation == "sigmoid":
             mask_activation = layers.MaskSigmoid(scale=2.0)  # as in tvdcn: 1 for a prediction of 0
-        super().__init__(*sizes, mask_activation=mask_activation, **options)
+        super().__init__(mask_activation=mask_activation, **options)
         if self.conv_offset is not None and not generator_bias:
             self.conv_offset.register_parameter("bias", None)
 
+    __init__ = takes(f"{PLAIN} {PREDICTION}")(_construct)
+
 
 class _TransposedPack(_Pack):
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        output_padding: Size = 0,
-        groups: int = 1,
-        offset_groups: int = 1,
-        mask_groups: int = 1,
-        bias: bool = True,
-        generator_bias: bool = False,
-        deformable: bool = True,
-        modulated: bool = False,
-        offset_activation: nn.Module | None = None,
-        mask_activation: str | nn.Module | None = "sigmoid",
-        padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
-    ) -> None:
-        self._construct(
-            (in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups),
-            generator_bias,
-            mask_activation,
-            bias=bias,
-            deformable=deformable,
-            modulated=modulated,
-            offset_groups=offset_groups,
-            mask_groups=mask_groups,
-            offset_activation=offset_activation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-        )
+    __init__ = takes(f"{TRANSPOSED} {PREDICTION}")(_Pack._construct)
 
 
 class PackedDeformConv1d(_Pack, layers.PackedDeformConv1d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -23,11 +24,14 @@ def _by_source(output: Tensor, groups: int, scale: int) -> Tensor:  # -> [N, G, 
     return output.unflatten(4, (-1, scale)).unflatten(3, (-1, scale))
 
 
-def _taps(kernel_size: int, height: int, width: int) -> list[tuple[slice, slice]]:
-    """For each tap, the slices of the padded map (by half a kernel) that it reads."""
-    return [
-        (slice(i, i + height), slice(j, j + width)) for i in range(kernel_size) for j in range(kernel_size)
-    ]
+def _carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
+    height, width = features.shape[2:]
+    padded = _by_group(F.pad(features, (kernel_size // 2,) * 4), group_size)
+    masks = _by_source(masks, group_size, scale_factor)  # [N, G, k·k, H, s, W, s]
+    result = 0
+    for tap, (y, x) in enumerate(itertools.product(range(kernel_size), repeat=2)):
+        result = result + padded[:, :, :, y : y + height, :, x : x + width] * masks[:, :, tap, None]
+    return result.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 def carafe_forward(
@@ -37,18 +41,10 @@ def carafe_forward(
     routput: Tensor,
     rmasks: Tensor,
     output: Tensor,  # [N, C, s·H, s·W], written
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    **options: int,
 ) -> None:
     rfeatures.copy_(features)
-    half = kernel_size // 2
-    padded = _by_group(F.pad(features, (half,) * 4), group_size)
-    masks = _by_source(masks, group_size, scale_factor)  # [N, G, k·k, H, s, W, s]
-    result = 0
-    for tap, (rows, columns) in enumerate(_taps(kernel_size, *features.shape[2:])):
-        result = result + padded[:, :, :, rows, :, columns] * masks[:, :, tap, None]
-    output.copy_(result.reshape(output.shape))
+    output.copy_(_carafe(features, masks, **options))
 
 
 def carafe_backward(
@@ -61,21 +57,14 @@ def carafe_backward(
     rgrad_masks: Tensor,
     grad_input: Tensor,
     grad_masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    **options: int,
 ) -> None:
-    half, (height, width) = kernel_size // 2, rfeatures.shape[2:]
-    padded = _by_group(F.pad(rfeatures, (half,) * 4), group_size)
-    gradient = _by_source(grad_output, group_size, scale_factor)
-    masks = _by_source(masks, group_size, scale_factor)
-    of_input, of_masks = torch.zeros_like(padded)[:, :, :, :, 0, :, 0], torch.zeros_like(masks)
-    for tap, (rows, columns) in enumerate(_taps(kernel_size, height, width)):
-        of_masks[:, :, tap] = (padded[:, :, :, rows, :, columns] * gradient).sum(2)
-        of_input[..., rows, columns] += (masks[:, :, tap, None] * gradient).sum((4, 6))
-    inner = of_input[..., half : half + height, half : half + width]
-    grad_input.add_(inner.reshape(grad_input.shape))
-    grad_masks.add_(of_masks.reshape(grad_masks.shape))
+    leaves = [at_least_float32(tensor).detach().requires_grad_() for tensor in (rfeatures, masks)]
+    with torch.enable_grad():
+        output = _carafe(*leaves, **options)
+    gradients = torch.autograd.grad(output, leaves, at_least_float32(grad_output))
+    grad_input.add_(gradients[0])
+    grad_masks.add_(gradients[1])
 
 
 # Alignment to refined anchors (Yang et al. 2021, R3Det): features of an anchor's centre and corners, added
@@ -185,13 +174,11 @@ def fused_bias_leakyrelu(
     bias: Tensor,  # [C], or of no values: none
     refer: Tensor,  # as input: the output whose sign counts in a gradient
     act: int,  # 1 linear, 3 leaky ReLU
-    grad: int,  # which derivative
+    grad: int,  # 0 the function, 1 its derivative
     alpha: float,
     scale: float,
 ) -> Tensor:
     value = input + bias.view(-1, *(1,) * (input.dim() - 2)) if bias.numel() else input
-    if grad == 2:
-        return torch.zeros_like(value)
     if act == 3:
         value = torch.where((refer if grad else value) > 0, value, value * alpha)
     return value * scale

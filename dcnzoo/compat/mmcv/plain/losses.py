@@ -82,10 +82,12 @@ def chamfer_distance_backward(
     gradxyz1: Tensor,
     gradxyz2: Tensor,
 ) -> None:
-    one, other = (xyz1, idx1, graddist1, gradxyz1), (xyz2, idx2, graddist2, gradxyz2)
-    for (points, index, gradient, of_points), (others, _, _, of_others) in ((one, other), (other, one)):
-        index = index.long()[..., None].expand_as(points)
-        pull = 2 * gradient[..., None] * (points - others.gather(1, index))
-        pull = pull.to(of_points.dtype)
-        of_points.add_(pull)
-        of_others.scatter_add_(1, index, -pull)
+    leaves = [points.detach().requires_grad_() for points in (xyz1, xyz2)]
+    with torch.enable_grad():
+        distances = [
+            (points - others.gather(1, index.long()[..., None].expand_as(points))).square().sum(-1)
+            for points, others, index in ((*leaves, idx1), (*leaves[::-1], idx2))
+        ]
+    gradients = torch.autograd.grad(distances, leaves, (graddist1, graddist2))
+    gradxyz1.add_(gradients[0])
+    gradxyz2.add_(gradients[1])

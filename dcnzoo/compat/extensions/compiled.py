@@ -1,0 +1,91 @@
+"""Functions of the compiled modules of Deformable DETR, InternImage, BasicSR, EDVR, detectron2 and detrex.
+
+The deformable convolutions are the functions of :mod:`dcnzoo.compat.mmcv._ext`, because mmcv's code has the
+same origin: tensors named ``output`` and ``grad_…`` are written in place; ``columns`` and ``ones`` are not
+used. The other backwards return their gradients. Any batch size works with any ``im2col_step``, and half
+precision too. detectron2's rotated boxes and fast COCO evaluation are not provided.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+from dcnzoo.compat.extensions import missing
+from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    get_compiler_version,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+    ms_deform_attn_forward,
+)
+
+__getattr__ = missing(__name__)
+
+# names in deform_conv_cuda
+deform_conv_forward_cuda = deform_conv_forward
+deform_conv_backward_input_cuda = deform_conv_backward_input
+deform_conv_backward_parameters_cuda = deform_conv_backward_parameters
+modulated_deform_conv_cuda_forward = modulated_deform_conv_forward
+modulated_deform_conv_cuda_backward = modulated_deform_conv_backward
+# names in detectron2._C
+deform_conv_backward_filter = deform_conv_backward_parameters
+get_cuda_version = get_compiler_version
+
+
+def ms_deform_attn_backward(
+    value: Tensor,  # [N, S, heads, D]
+    spatial_shapes: Tensor,  # [L, 2], (height, width)
+    level_start_index: Tensor,  # [L]
+    sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
+    attention_weights: Tensor,  # [N, Q, heads, L, P]
+    grad_output: Tensor,  # [N, Q, heads·D]
+    im2col_step: int,
+) -> list[Tensor]:
+    """The gradients of ``value``, ``sampling_locations`` and ``attention_weights``."""
+    inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    return list(torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3))
+
+
+# DCNv3. remove_center, the last argument, is new in version 1.1 of ops_dcnv3.
+
+
+def geometry(
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    *rest: float,
+) -> tuple:
+    """The arguments of a compiled function after its tensors, as those of dcnzoo's operators."""
+    return (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), *rest
+
+
+def dcnv3_forward(
+    input: Tensor,  # [N, H, W, C]
+    offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
+    mask: Tensor,  # [N, oH, oW, group·P]
+    *options: float,  # those of geometry(), group, group_channels, offset_scale, im2col_step, remove_center
+) -> Tensor:  # [N, oH, oW, C]
+    arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
+    with torch.autocast(input.device.type, enabled=False):
+        return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, any(remove_center))
+
+
+def dcnv3_backward(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    *options: float,  # as in the forward, with grad_output [N, oH, oW, C] before im2col_step
+) -> list[Tensor]:
+    """The gradients of ``input``, ``offset`` and ``mask``."""
+    arguments, (grad_output, _, *remove_center) = geometry(*options[:11]), options[11:]
+    backward = torch.ops.dcnzoo._dcnv3_backward
+    return list(backward(grad_output, input, offset, mask, *arguments, any(remove_center), [True] * 3))

@@ -1,0 +1,52 @@
+"""Functions and constructors with the arguments of another package."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from inspect import Parameter, Signature
+
+
+def takes(names: str) -> Callable[[Callable], Callable]:
+    """Decorator for a function of keyword arguments: accepts them by position too, in the order of ``names``.
+
+    Args:
+        names: the names of the arguments, separated by spaces.
+    """
+    order = names.split()
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def wrapper(*args: object, **kwargs: object) -> object:
+            if len(args) > len(order):
+                name = function.__qualname__
+                raise TypeError(f"{name}: expected at most {len(order)} arguments, got {len(args)}")
+            return function(**dict(zip(order, args, strict=False)), **kwargs)
+
+        # for help(): the parameters of ``function`` have another order
+        kind = Parameter.POSITIONAL_OR_KEYWORD
+        wrapper.__signature__ = Signature([Parameter(name, kind) for name in order])
+        return wrapper
+
+    return decorate
+
+
+def renames(**names: str) -> Callable[[Callable], Callable]:
+    """Decorator: accepts arguments under other names too, ``renames(other="name")``."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def wrapper(*args: object, **kwargs: object) -> object:
+            for other, name in names.items():
+                if other in kwargs:
+                    if name in kwargs:
+                        raise TypeError(
+                            f"{function.__name__}: {other}: expected {name} or {other}, "
+                            "which are the same, got both"
+                        )
+                    kwargs[name] = kwargs.pop(other)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
