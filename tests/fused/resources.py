@@ -60,11 +60,7 @@ class Variant:
         name = str(self.dtype).removeprefix("torch.")
         if self.dtype == torch.float32:
             return f"{name}, {'tf32' if self.tf32 else 'ieee'}"
-        return (
-            name
-            if self.fields == self.dtype
-            else f"{name}, {str(self.fields).removeprefix('torch.')} offsets"
-        )
+        return name if self.fields == self.dtype else f"{name}, float32 offsets"
 
 
 VARIANTS = (
@@ -88,7 +84,6 @@ class Usage:
     registers: int  # per thread
     spilled: int  # bytes per thread
     shared: int  # bytes per block
-    ptx: str
 
 
 @contextmanager
@@ -161,7 +156,7 @@ def compile_for(architecture: int, launch: Launch) -> Usage:
         file.flush()
         (used,) = usage_in(Path(file.name)).values()
     registers, spilled, _ = used
-    return Usage(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"])
+    return Usage(registers, spilled, compiled.metadata.shared)
 
 
 def dump(file: Path) -> str:
