@@ -234,32 +234,16 @@ def test_refuses_input(name, shape):
         alone()(*inputs(dtype=torch.float32)[:3], SIZES)
 
 
-# Agreement with the official layer
-
-
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
-def test_the_official_arguments(ratio):
-    """Deformable DETR's names and order, and ViT-Adapter's ratio."""
-    ours = alone(value_proj_ratio=ratio).double()
-    official = MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=ratio).double()
-    assert MSDeformAttn(12, 2, 3, 4, ratio).value_proj.out_features == 12 * ratio
-    assert alone(ratio=ratio).value_proj.out_features == 12 * ratio
-    official.load_state_dict(ours.state_dict())
-    query, points, value, shapes, starts, mask = inputs()
-    expected = ours(query, points, value, shapes, starts, mask)
-    by_name = dict(input_spatial_shapes=shapes, input_level_start_index=starts, input_padding_mask=mask)
-    for layer in (official, ours):
-        assert torch.equal(layer(query, points, value, shapes, starts, mask), expected)
-        assert torch.equal(layer(query, points, input_flatten=value, **by_name), expected)
-        with pytest.raises(TypeError, match="input_flaten"):
-            layer(query, points, input_flaten=value, **by_name)
+def test_the_official_arguments():
+    """Deformable DETR's names and order, and ViT-Adapter's ratio. See test_official_layers.py."""
+    official = MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=0.5)
+    assert official.value_proj.out_features == 6
     assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
-    with pytest.raises(TypeError, match="input_flatten"):
-        ours(query, points, value, shapes, input_flatten=value)
     with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: "):
         MSDeformAttn(12, n_heads=4, ratio=0.25)
-    with pytest.raises(ValueError, match=r"ratio: "):
-        alone(value_proj_ratio=0.25, ratio=0.5)
+
+
+# mmcv's function
 
 
 def test_mmcvs_function_runs_on_the_operator():

@@ -8,7 +8,7 @@ from torch.autograd.forward_ad import make_dual
 
 from . import _deterministic, reference
 from ._arguments import Int2, pair, shape_text
-from ._autograd import primal, register_autograd, tangent
+from ._autograd import linear_forward_mode, primal, register_autograd, tangent
 from ._vmap import fold, fold_pooling, fold_pooling_backward, unfold
 
 _MAX, _AVG = 0, 1
@@ -174,20 +174,11 @@ def _at_maxima(
     return values.to(maps.dtype)
 
 
-def _backward_forward_mode(grad_output, *arguments):
-    arguments = [primal(argument) for argument in arguments]
-    grad_input = torch.ops.dcnzoo._roi_align_backward(primal(grad_output), *arguments)
-    moving = tangent(grad_output)
-    if moving is not None:
-        grad_input = make_dual(grad_input, torch.ops.dcnzoo._roi_align_backward(moving, *arguments))
-    return grad_input
-
-
 register_autograd(
     "_roi_align_backward",
     _setup_backward_context,
     _second_backward,
-    forward_mode=_backward_forward_mode,
+    forward_mode=linear_forward_mode("_roi_align_backward"),
 )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import make_dual
 
 from . import _deterministic, reference
 from ._arguments import Int2
-from ._autograd import primal, register_autograd, tangent
+from ._autograd import linear_forward_mode, register_autograd
 from ._vmap import fold_pooling, fold_pooling_backward, unfold
 from .roi_align import bins
 
@@ -93,23 +92,12 @@ def _grad_input_in_order(grad_output, rois, input_size, *sampling):
     return pull(grad_output.to(wide))[0].to(grad_output.dtype)
 
 
-def _forward_mode_of(name):
-    operator = getattr(torch.ops.dcnzoo, name)
-
-    def forward_mode(linear, *arguments):
-        arguments = [primal(argument) for argument in arguments]
-        result, moving = operator(primal(linear), *arguments), tangent(linear)
-        return result if moving is None else make_dual(result, operator(moving, *arguments))
-
-    return forward_mode
-
-
 register_autograd(
     "roi_align_rotated",
     _setup_context,
     _autograd_backward,
     _reference,
-    forward_mode=_forward_mode_of("roi_align_rotated"),
+    forward_mode=linear_forward_mode("roi_align_rotated"),
 )
 
 
@@ -128,7 +116,7 @@ register_autograd(
     "_roi_align_rotated_backward",
     _setup_backward_context,
     _second_backward,
-    forward_mode=_forward_mode_of("_roi_align_rotated_backward"),
+    forward_mode=linear_forward_mode("_roi_align_rotated_backward"),
 )
 
 
