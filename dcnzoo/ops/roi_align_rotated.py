@@ -8,7 +8,6 @@ from torch import Tensor
 from . import _deterministic, reference
 from ._arguments import Int2
 from ._autograd import linear_forward_mode, register_autograd
-from ._vmap import fold_pooling, fold_pooling_backward, unfold
 from .roi_align import bins
 
 
@@ -118,18 +117,3 @@ register_autograd(
     _second_backward,
     forward_mode=linear_forward_mode("_roi_align_rotated_backward"),
 )
-
-
-@torch.library.register_vmap("dcnzoo::roi_align_rotated")
-def _(info, dims, input, rois, *arguments):
-    size = info.batch_size
-    input, rois, axis = fold_pooling(input, rois, dims, size)
-    return unfold(torch.ops.dcnzoo.roi_align_rotated(input, rois, *arguments), size, axis), 0
-
-
-@torch.library.register_vmap("dcnzoo::_roi_align_rotated_backward")
-def _(info, dims, grad_output, rois, input_size, *arguments):
-    size = info.batch_size
-    grad_output, rois, input_size, axis = fold_pooling_backward(grad_output, rois, input_size, dims, size)
-    grad_input = torch.ops.dcnzoo._roi_align_rotated_backward(grad_output, rois, input_size, *arguments)
-    return unfold(grad_input, size, axis), 0
