@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, jvp, vmap
 
 from . import op_cases
 from .op_cases import Sample
@@ -106,17 +106,6 @@ def test_second_derivatives(op, sample):
     torch.testing.assert_close(jvp(along, tensors, tangents)[1], inner_product(results[0], tangents))
 
 
-@every_op
-def test_jacobians(op):
-    sample = op.forms()[0]
-    *first, last = sample.given
-    mine, true = (lambda t, f=f: f(*first, t).flatten(2).sum(2) for f in functions(op, sample))
-    expected = torch.autograd.functional.jacobian(true, last)
-    torch.testing.assert_close(jacrev(mine)(last), expected)
-    if last.numel() < 500:  # one pass per element
-        torch.testing.assert_close(jacfwd(mine)(last), expected)
-
-
 # vmap
 
 
@@ -175,13 +164,3 @@ def test_vmap_nested_and_over_another_axis(op):
     output = vmap(vmap(call), in_dims=1, out_dims=1)(*many)
     for i, j in itertools.product(range(3), range(2)):
         torch.testing.assert_close(output[i, j], call(*(None if t is None else t[i, j] for t in many)))
-
-
-@every_op
-def test_vmap_of_forward_mode(op):
-    sample = op.forms()[0]
-    mine, _ = functions(op, sample)
-    along = lambda *tensors: jvp(mine, tensors, tangents_of(tensors))[1]  # noqa: E731
-    many = [torch.stack([t, 1.1 * t]) for t in sample.given]
-    expected = torch.stack([along(*(t[i] for t in many)) for i in range(2)])
-    torch.testing.assert_close(vmap(along)(*many), expected)

@@ -7,7 +7,6 @@ import io
 import pytest
 import torch
 import torch._dynamo.testing
-from torch import Tensor
 from torch.func import grad, vmap
 
 import dcnzoo.ops
@@ -137,31 +136,6 @@ def test_export(op):
     for sample in samples:
         expected = op.reference(sample).relu()
         torch.testing.assert_close(module(*sample.tensors), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_ahead_of_time_package(tmp_path):
-    """A small model with both operators is compiled to a library, loaded, and run with other sizes."""
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.offset, self.weight = torch.nn.Conv2d(3, 12, (3, 2)), torch.randn(4, 3, 3, 2)
-            self.mask, self.back = torch.nn.Conv2d(4, 4, 1), torch.randn(4, 3, 2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = dcnzoo.ops.deform_conv2d(x, self.weight, self.offset(x)).relu()
-            return dcnzoo.ops.deform_conv_transpose2d(y, self.back, None, self.mask(y), stride=2)
-
-    model = Model().eval().requires_grad_(False)
-    dims = {0: torch.export.Dim("n", max=64)}
-    dims |= {axis: torch.export.Dim(f"size{axis}", min=4, max=64) for axis in (2, 3)}
-    program = torch.export.export(model, (torch.rand(2, 3, 9, 11),), dynamic_shapes=(dims,))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-    loaded = torch._inductor.aoti_load_package(path)
-    for size in ((1, 3, 9, 11), (3, 3, 12, 7)):
-        x = torch.rand(size)
-        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @every_op

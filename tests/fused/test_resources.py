@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 from dcnzoo.ops.fused.configs import Config
@@ -29,18 +28,6 @@ def check(architecture: int, kernel: str, variant: Variant, config: Config) -> N
         assert usage.shared <= MOST_SHARED[architecture], what
         if not is_points(launch):
             assert usage.shared > 0
-
-
-def test_launches_are_those_of_a_call():
-    """The types, the block sizes and the precision reach the kernel as the call sets them."""
-    variant = Variant(torch.float16, torch.float32, tf32=False)
-    config = resources.configurations(90, "forward", variant)[0]
-    points, launch = resources.launches_of("forward", config, variant)
-    assert is_points(points) and not is_points(launch)
-    assert launch.arguments["input"].dtype == launch.arguments["output"].dtype == torch.float16
-    assert points.arguments["offset"].dtype == torch.float32
-    assert launch.options["num_warps"] == config.warps and launch.options["num_stages"] == config.stages
-    assert "ieee" in launch.arguments.values()
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
