@@ -337,6 +337,7 @@ def changed(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
         (changed(offset_bias=0.25), "has offsets, up to 0.25 pixels"),
         (changed(weight=0.25), "has learnt offsets or a mask"),
         (changed(mask_bias=1), "has a mask of 1.46, not 1"),
+        (changed(mask_bias=torch.tensor([0.0] * 8 + [1])), "has a mask of 1.46, not 1"),
         (changed(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
         (changed(pack=with_hook(PackedDeformConv2d(3, 3, 3), "register_forward_hook")), "has forward hooks"),
     ],

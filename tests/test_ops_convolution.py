@@ -31,12 +31,6 @@ def test_geometry_of_another_type(op, value):
 
 
 @every_op
-def test_geometry_that_is_a_tensor_is_not_printed(op):
-    with pytest.raises(TypeError, match=r"^dilation: .*got Tensor$"):
-        op.call(Sample("", op.forms()[0].tensors, {"dilation": torch.ones(2)}))
-
-
-@every_op
 def test_what_is_no_tensor_is_named(op):
     tensors = op.forms()[0].tensors
     for index, name in enumerate(("input", "weight", "offset", "mask", "bias")):
@@ -110,32 +104,6 @@ def test_script(op):
     with pytest.raises(torch.jit.Error, match=f"{op.name}: weight: expected {rank + 2} dimensions"):
         broken = samples[0].tensors[1][0]
         loaded(samples[0].tensors[0], broken, *samples[0].tensors[2:], **{**given, **samples[0].kwargs})
-
-
-@every_op
-def test_export(op):
-    """With dynamic batch and sizes; the graph keeps the operator."""
-
-    class Model(torch.nn.Module):
-        def forward(self, *tensors):
-            return op.call(Sample("", tensors, samples[0].kwargs)).relu()
-
-    samples = [sample.to(torch.float32) for sample in op.resized_samples()]
-    rank = samples[0].tensors[0].dim() - 2
-    auto = torch.export.Dim.AUTO
-    maps = dict.fromkeys((0, *range(2, rank + 2)), auto)
-    program = torch.export.export(
-        Model(), samples[0].tensors, dynamic_shapes=((maps, None, maps, maps, None),)
-    )
-    names = [node.target._opname for node in program.graph.nodes if hasattr(node.target, "_opname")]
-    assert op.name[:-2] in names
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    module = torch.export.load(buffer).module()
-    for sample in samples:
-        expected = op.reference(sample).relu()
-        torch.testing.assert_close(module(*sample.tensors), expected, rtol=1e-4, atol=1e-4)
 
 
 @every_op
