@@ -44,10 +44,6 @@ def test_suite_passes_under_every_capability(capability):
     assert " passed" in done.stdout and "failed" not in done.stdout
 
 
-def test_capability_is_the_one_asked_for():
-    assert run("default", "-c", PRINT).stdout.strip() == "default"
-
-
 def test_unknown_capability_lists_the_valid_ones():
     done = run("sse9", "-c", PRINT)
     assert done.returncode != 0
