@@ -72,9 +72,9 @@ def one_call(rng: random.Random) -> str:
     # in half precision, the gradients' rounding errors scale with the terms, not with their sum
     with_gradients = op.differentiable and dtype in (torch.float32, torch.float64)
     mine = results(op.call, sample, with_gradients)
-    exact = results(op.any_reference, sample.to(torch.float64), with_gradients)
+    exact = results(op.reference, sample.to(torch.float64), with_gradients)
     for actual, true in zip(mine, exact, strict=True):
-        scale = max(1.0, true.abs().max().item()) if true.numel() else 1.0
+        scale = true.abs().max().item() if true.numel() else 0.0
         torch.testing.assert_close(
             actual.double(),
             true.double(),

@@ -86,13 +86,6 @@ def test_offset_scale_stretches_the_kernel_about_its_middle(scale):
     torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize("step", [1, 2, 256])
-def test_any_im2col_step_with_any_batch(step):
-    sample = cases.make("step", batch=5)
-    kwargs = {**sample.kwargs, "im2col_step": step}
-    assert torch.equal(dcnv3(*sample.tensors, **kwargs), cases.call(sample))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_offsets_stay_exact_beside_half_input(dtype):
     """Near x = 300, the steps of float16 are 0.25 pixels and those of bfloat16 2 pixels."""

@@ -141,3 +141,9 @@ def test_refuses_arguments(layer, arguments):
 def test_dcnv4_refuses_a_shape_that_is_not_its_lengths(input, shape, message):
     with pytest.raises(RuntimeError, match=f"DCNv4: {message}"):
         DCNv4(12, group=3)(torch.randn(input), *shape)
+
+
+@both
+def test_defaults_are_the_official_ones(layer):
+    names = ("channels", "kernel_size", "stride", "pad", "dilation", "group", "offset_scale")
+    assert [getattr(layer(), name) for name in names] == [64, 3, 1, 1, 1, 4, 1.0]

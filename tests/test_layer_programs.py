@@ -171,24 +171,8 @@ def test_fx_traces_a_network_with_the_layer_as_a_leaf(name):
         torch.testing.assert_close(fx.symbolic_trace(layer, concrete_args=concrete)(*given), layer(*given))
 
 
-def padded(name):
-    function = getattr(dcnzoo.ops, name)
-    return lambda x, w, o, m: function(x, w, o, m, padding=1)
-
-
+# the other functions are traced with their layers
 FUNCTIONS = {
-    **{
-        f"deform_conv{kind}{rank}d": (
-            padded(f"deform_conv{kind}{rank}d"),
-            lambda rank=rank: (maps(rank), torch.randn(4, 4, *[3] * rank), *fields(rank)),
-        )
-        for kind, rank in (("", 1), ("", 2), ("", 3), ("_transpose", 2))
-    },
-    "roi_align": (lambda x, r: dcnzoo.ops.roi_align(x, r, (3, 2), 0.5, 2, "max"), lambda: (maps(2), BOXES)),
-    "deform_roi_pool": (
-        lambda x, r, o: dcnzoo.ops.deform_roi_pool(x, r, o, (3, 2), 0.5, 2),
-        lambda: (maps(2), BOXES, torch.randn(3, 2, 3, 2)),
-    ),
     "mask_softmax2d": (lambda m: dcnzoo.ops.mask_softmax2d(m, 3), lambda: (torch.randn(2, 18, 4, 5),)),
     "nms": (lambda b, s: dcnzoo.ops.nms(b, s, 0.3), lambda: (BOXES[:, 1:], torch.rand(3))),
     "flash_deform_attn": (

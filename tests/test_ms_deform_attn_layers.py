@@ -1,6 +1,5 @@
-"""``MultiScaleDeformableAttention``: mmcv's results, gradients and initial values, also in a DETR."""
+"""``MultiScaleDeformableAttention``: mmcv's results, gradients and initial values."""
 
-import copy
 import functools
 import importlib
 import math
@@ -8,13 +7,8 @@ import math
 import mmcv.ops
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
-from mmengine.hub import get_config
 from mmengine.model import BaseModule
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import InstanceData
+from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -240,105 +234,16 @@ def test_refuses_input(name, shape):
         alone()(*inputs(dtype=torch.float32)[:3], SIZES)
 
 
-# Official arguments; the results are compared in test_official_layers.py
-
-
 def test_the_official_arguments():
-    """Deformable DETR's names, and ViT-Adapter's ratio."""
-    layer = alone(ratio=0.5).double()
-    assert layer.value_proj.out_features == 6
-    official = MSDeformAttn(12, 2, 3, 4, 0.5)
+    """Deformable DETR's names and order, and ViT-Adapter's ratio. See test_official_layers.py."""
+    official = MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=0.5)
+    assert official.value_proj.out_features == 6
     assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
-    query, points, value, shapes, starts, mask = inputs()
-    expected = layer(query, points, value, shapes, starts, mask)
-    by_name = dict(input_spatial_shapes=shapes, input_level_start_index=starts, input_padding_mask=mask)
-    assert torch.equal(layer(query, points, input_flatten=value, **by_name), expected)
-    with pytest.raises(TypeError, match="input_flaten"):
-        layer(query, points, input_flaten=value, **by_name)
-    with pytest.raises(TypeError, match="input_flatten"):
-        layer(query, points, value, shapes, input_flatten=value)
     with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: "):
         MSDeformAttn(12, n_heads=4, ratio=0.25)
-    with pytest.raises(ValueError, match=r"ratio: "):
-        alone(value_proj_ratio=0.25, ratio=0.5)
 
 
-# In detectors
-
-
-def tiny_detr():
-    """MMDetection's Deformable DETR with its initialisation, one layer each and 16 channels."""
-    attention = dict(embed_dims=16, num_heads=2)
-    layer = dict(self_attn_cfg=attention, ffn_cfg=dict(embed_dims=16, feedforward_channels=32))
-    small = dict(
-        num_queries=9,
-        backbone=dict(depth=18, base_channels=8, frozen_stages=-1, init_cfg=None),
-        neck=dict(in_channels=[16, 32, 64], out_channels=16, norm_cfg=dict(num_groups=4)),
-        encoder=dict(num_layers=1, layer_cfg=layer),
-        decoder=dict(num_layers=1, layer_cfg=dict(layer, cross_attn_cfg=attention)),
-        positional_encoding=dict(num_feats=8),
-        bbox_head=dict(num_classes=3, embed_dims=16),
-    )
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        cfg = get_config("mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
-        cfg.merge_from_dict(dict(model=small))
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-    return model
-
-
-def loss(model):
-    """The loss for an image of noise with two objects, with seeded dropout."""
-    metainfo = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (64, 96))
-    sample = DetDataSample(metainfo=metainfo)
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[5.0, 8, 40, 50], [30, 10, 90, 60]]), labels=torch.tensor([0, 2])
-    )
-    torch.manual_seed(0)
-    losses = model.loss(torch.randn(1, 3, 64, 96), [sample])
-    return sum(value for name, value in losses.items() if "loss" in name)
-
-
-def test_a_deformable_detr(monkeypatch):
-    """Built by MMDetection and from the registry: mmcv's names, losses and gradients, and a training step."""
-    torch.manual_seed(0)
-    model = tiny_detr()
-    attention = [n for n, m in model.named_modules() if isinstance(m, MmcvAttention)]
-    assert attention == ["encoder.layers.0.self_attn", "decoder.layers.0.cross_attn"]
-    registered = copy.deepcopy(model)
-    for name in attention:
-        theirs = model.get_submodule(name)
-        # keep points off the pixels' centres, where the interpolation has no derivative
-        nn.init.normal_(theirs.sampling_offsets.bias)
-        cfg = dict(type="MultiScaleDeformableAttention", embed_dims=16, num_heads=2, batch_first=True)
-        layer = MODELS.build(cfg)
-        layer.load_state_dict(theirs.state_dict())
-        registered.set_submodule(name, layer)
-    assert list(registered.state_dict()) == list(model.state_dict())
-
-    def step(model):
-        total = loss(model)
-        total.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        assert f"{attention[0]}.sampling_offsets.weight" in gradients
-        return total, gradients
-
-    plain = copy.deepcopy(model)
-    track_offsets(registered)
-    ours, from_registry = step(model), step(registered)
-    with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
-        theirs = step(plain)
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(from_registry, theirs, rtol=1e-3, atol=1e-4)
-    assert list(offset_statistics(registered)) == attention
-
-    before = copy.deepcopy(registered.state_dict())
-    cfg = dict(optimizer=dict(type="AdamW", lr=1e-2), paramwise_cfg=dict(dcn_offset_lr_mult=0.1))
-    build_optim_wrapper(registered, ConfigDict(cfg)).step()
-    moved = {name: (value - before[name]).abs().max() for name, value in registered.state_dict().items()}
-    assert moved[f"{attention[0]}.sampling_offsets.weight"] == pytest.approx(1e-3, rel=0.05)
-    assert moved[f"{attention[0]}.value_proj.weight"] == pytest.approx(1e-2, rel=0.05)
+# mmcv's function
 
 
 def test_mmcvs_function_runs_on_the_operator():

@@ -137,22 +137,6 @@ def test_statistics_in_a_compiled_a_scripted_and_an_exported_pack():
         torch.testing.assert_close(program(input), pack(input))
 
 
-def test_statistics_under_ddp():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), PackedDeformConv2d(3, 4, 3))
-    track_offsets(model)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        for _ in range(3):
-            wrapped(torch.randn(2, 3, 6, 6)).square().sum().backward()
-            nn.init.normal_(model[1].conv_offset.bias)
-    finally:
-        torch.distributed.destroy_process_group()
-    (statistics,) = offset_statistics(wrapped).values()
-    assert statistics.max > 0
-
-
 # Learning rate and start
 
 

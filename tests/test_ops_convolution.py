@@ -7,7 +7,6 @@ import io
 import pytest
 import torch
 import torch._dynamo.testing
-from torch import Tensor
 from torch.func import grad, vmap
 
 import dcnzoo.ops
@@ -29,12 +28,6 @@ def test_geometry_of_another_type(op, value):
     for name in ("stride", "dilation"):
         with pytest.raises(TypeError, match=f"^{name}: .*got {value!r}$"):
             op.call(Sample("", op.forms()[0].tensors, {name: value}))
-
-
-@every_op
-def test_geometry_that_is_a_tensor_is_not_printed(op):
-    with pytest.raises(TypeError, match=r"^dilation: .*got Tensor$"):
-        op.call(Sample("", op.forms()[0].tensors, {"dilation": torch.ones(2)}))
 
 
 @every_op
@@ -111,57 +104,6 @@ def test_script(op):
     with pytest.raises(torch.jit.Error, match=f"{op.name}: weight: expected {rank + 2} dimensions"):
         broken = samples[0].tensors[1][0]
         loaded(samples[0].tensors[0], broken, *samples[0].tensors[2:], **{**given, **samples[0].kwargs})
-
-
-@every_op
-def test_export(op):
-    """With dynamic batch and sizes; the graph keeps the operator."""
-
-    class Model(torch.nn.Module):
-        def forward(self, *tensors):
-            return op.call(Sample("", tensors, samples[0].kwargs)).relu()
-
-    samples = [sample.to(torch.float32) for sample in op.resized_samples()]
-    rank = samples[0].tensors[0].dim() - 2
-    auto = torch.export.Dim.AUTO
-    maps = dict.fromkeys((0, *range(2, rank + 2)), auto)
-    program = torch.export.export(
-        Model(), samples[0].tensors, dynamic_shapes=((maps, None, maps, maps, None),)
-    )
-    names = [node.target._opname for node in program.graph.nodes if hasattr(node.target, "_opname")]
-    assert op.name[:-2] in names
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    module = torch.export.load(buffer).module()
-    for sample in samples:
-        expected = op.reference(sample).relu()
-        torch.testing.assert_close(module(*sample.tensors), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_ahead_of_time_package(tmp_path):
-    """A small model with both operators is compiled to a library, loaded, and run with other sizes."""
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.offset, self.weight = torch.nn.Conv2d(3, 12, (3, 2)), torch.randn(4, 3, 3, 2)
-            self.mask, self.back = torch.nn.Conv2d(4, 4, 1), torch.randn(4, 3, 2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = dcnzoo.ops.deform_conv2d(x, self.weight, self.offset(x)).relu()
-            return dcnzoo.ops.deform_conv_transpose2d(y, self.back, None, self.mask(y), stride=2)
-
-    model = Model().eval().requires_grad_(False)
-    dims = {0: torch.export.Dim("n", max=64)}
-    dims |= {axis: torch.export.Dim(f"size{axis}", min=4, max=64) for axis in (2, 3)}
-    program = torch.export.export(model, (torch.rand(2, 3, 9, 11),), dynamic_shapes=(dims,))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-    loaded = torch._inductor.aoti_load_package(path)
-    for size in ((1, 3, 9, 11), (3, 3, 12, 7)):
-        x = torch.rand(size)
-        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @every_op

@@ -1,4 +1,4 @@
-"""RoI pooling: reference against a loop, results by hand, edge cases. More cases in tests/op_cases."""
+"""RoI pooling: results by hand and edge cases. More cases in tests/op_cases."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import torch
 
 from dcnzoo.ops import deform_roi_pool, reference, roi_align
 
-from . import oracles
-
-RATIOS = [0, 1, 3]
-every_ratio = pytest.mark.parametrize("ratio", RATIOS)
 INF, NAN = float("inf"), float("nan")
 
 
@@ -32,22 +28,7 @@ def outputs_and_gradients(function, maps, rois, offset, *arguments):
     return output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))
 
 
-def assert_near(actual, expected, tolerance):
-    largest = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance * largest)
-
-
-@every_ratio
-def test_reference_matches_loop(ratio):
-    arguments = ((3, 2), 0.5, ratio, 0.3)
-    got = outputs_and_gradients(reference.deform_roi_pool, *example(), *arguments)
-    want = outputs_and_gradients(oracles.deform_roi_pool, *example(), *arguments)
-    assert want[2].count_nonzero() > want[2].numel() / 4, "offsets matter"
-    for g, w in zip(got, want, strict=True):
-        assert_near(g, w, 1e-12)
-
-
-@every_ratio
+@pytest.mark.parametrize("ratio", [0, 1, 3])
 def test_without_offset_is_roi_align(ratio):
     maps, rois, offset = example()
     expected = roi_align(maps, rois, (3, 2), 0.5, ratio)
@@ -121,26 +102,11 @@ def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
     with torch.autocast("cpu", dtype):  # has no effect
         got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
     exact = [t.double() for t in (maps, rois, offset)]
-    want = outputs_and_gradients(oracles.deform_roi_pool, *exact, (3, 2), 0.5)
+    want = outputs_and_gradients(reference.deform_roi_pool, *exact, (3, 2), 0.5)
     assert [g.dtype for g in got] == [dtype, dtype, offset.dtype]
+    tolerance = 2 * torch.finfo(dtype).eps  # the output's gradient is rounded too
     for g, w in zip(got, want, strict=True):
-        assert_near(g, w, 2 * torch.finfo(dtype).eps)  # the output's gradient is rounded too
-
-
-def test_empty():
-    maps, rois, offset = example()
-    for tensors, shape in (
-        ((maps, rois[:0], offset[:0]), (0, 3, 3, 2)),
-        ((maps[:0], rois[:0], offset[:0]), (0, 3, 3, 2)),
-        ((maps[:, :0], rois, offset), (7, 0, 3, 2)),
-    ):
-        leaves = [t.clone().requires_grad_() for t in tensors]
-        output = deform_roi_pool(*leaves, (3, 2))
-        gradients = torch.autograd.grad(output.sum(), (leaves[0], leaves[2]), create_graph=True)
-        assert output.shape == shape
-        assert [g.shape for g in gradients] == [tensors[0].shape, tensors[2].shape]
-        assert not any(g.any() for g in gradients)
-        assert not torch.autograd.grad(gradients[0].sum(), leaves[0])[0].any()
+        torch.testing.assert_close(g.double(), w.double(), rtol=tolerance, atol=tolerance)
 
 
 NOWHERE = [[0, NAN, 0, 3, 3], [0, 0, 0, INF, 3], [0, -INF, 0, INF, 3], [0, 40, 40, 50, 50]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from shapely.geometry import Polygon
 from dcnzoo.ops import box_iou_rotated, nms_rotated, reference_boxes
 
 from .op_cases.rotated_boxes import overlapping_boxes as random_boxes
-from .op_cases.rotated_boxes import random_rotated_boxes
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BOX = torch.tensor([[3.0, 4, 6, 2, 0.7]], dtype=torch.float64)
@@ -201,15 +199,3 @@ def test_opcheck_compile_and_script():
     torch.testing.assert_close(compiled(boxes, scores), function(boxes, scores))
     scripted = torch.jit.script(box_iou_rotated)
     assert torch.equal(scripted(boxes, boxes, "iof"), box_iou_rotated(boxes, boxes, "iof"))
-
-
-@pytest.mark.slow
-def test_many_random_boxes():
-    """Includes integer coordinates, equal boxes and boxes of size 0."""
-    for seed in range(100):
-        rng = random.Random(seed)
-        boxes, others = random_rotated_boxes(rng, 60), random_rotated_boxes(rng, 60)
-        others[::7] = boxes[::7]
-        for mode in ("iou", "iof"):
-            expected = reference_boxes.box_iou_rotated(boxes, others, mode)
-            torch.testing.assert_close(box_iou_rotated(boxes, others, mode), expected, rtol=1e-9, atol=1e-10)

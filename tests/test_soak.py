@@ -73,7 +73,7 @@ class Outputs(Dataset):
         return torch.cat([output.detach().flatten(), sample.tensors[0].grad.flatten()])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_a_data_loader(context):
     items = Outputs()
     threads = torch.get_num_threads()

@@ -7,71 +7,67 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import dcnzoo.ops
 from dcnzoo.ops import _torch_private as private
 
-SOURCES = [
-    source
-    for folder in ("ops", "layers")
-    for source in (Path(dcnzoo.ops.__file__).parents[1] / folder).rglob("*.py")
-    if source.name != "_torch_private.py"
-]
 
-
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: "-".join(path.parts[-2:]))
-def test_no_other_module_uses_private_symbols(source):
-    used = re.findall(r"\btorch(?:\.\w+)*\._\w+", code := source.read_text())
-    assert [name for name in used if not name.startswith("torch.ops.dcnzoo.")] == []
-    assert re.findall(r"^from torch\S* import .*\b_\w+", code, re.MULTILINE) == []
+def test_no_other_module_uses_private_symbols():
+    package = Path(dcnzoo.ops.__file__).parents[1]
+    for source in (*(package / "ops").rglob("*.py"), *(package / "layers").rglob("*.py")):
+        if source.name != "_torch_private.py":
+            used = re.findall(r"\btorch(?:\.\w+)*\._\w+", code := source.read_text())
+            assert [name for name in used if not name.startswith("torch.ops.dcnzoo.")] == [], source
+            assert re.findall(r"^from torch\S* import .*\b_\w+", code, re.MULTILINE) == [], source
 
 
 def test_nothing_is_missing():
     assert not private.missing
 
 
+FEATURES = {
+    private.TRANSFORMS: [
+        "torch._functorch.autograd_function.enable_single_level_autograd_function",
+        "torch._C._any_requires_grad",
+        "torch._C._after_autograd_keyset",
+    ],
+    private.FORWARD_MODE: ["torch.autograd.forward_ad._set_fwd_grad_enabled"],
+    private.AUTOCAST: ["torch._C._ExcludeDispatchKeyGuard"],
+}
 WITHOUT = """
-import sys, torch
+import os, sys, torch
 from importlib import import_module
-removed = []
-for path in sys.argv[2:]:
-    module, _, name = path.rpartition(".")
-    removed.append((import_module(module), name, getattr(import_module(module), name)))
-    delattr(*removed[-1][:2])
-from dcnzoo.ops import deform_conv2d, has_ops, reference
-for symbol in removed:
-    setattr(*symbol)  # torch itself uses it
-from dcnzoo.ops._torch_private import missing
-assert has_ops() and list(missing) == [sys.argv[1]], missing
-assert torch.__version__ in missing[sys.argv[1]]
-torch.manual_seed(0)
-x, weight = torch.randn(2, 4, 7, 9, requires_grad=True), torch.randn(6, 4, 3, 2, requires_grad=True)
-offset = torch.randn(2, 12, 5, 8, requires_grad=True)
-results = []
-geometry = (None, None, (1, 1), (0, 0), (1, 1), 1)
-for function, arguments in ((deform_conv2d, ()), (reference.deform_conv, geometry)):
-    output = function(x, weight, offset, *arguments)
-    results.append([output, *torch.autograd.grad(output.sin().sum(), (x, weight, offset))])
-torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+def run(feature, symbols):
+    removed = []
+    for path in symbols:
+        module, _, name = path.rpartition(".")
+        removed.append((import_module(module), name, getattr(import_module(module), name)))
+        delattr(*removed[-1][:2])
+    from dcnzoo.ops import deform_conv2d, has_ops, reference
+    for symbol in removed:
+        setattr(*symbol)  # torch itself uses it
+    from dcnzoo.ops._torch_private import missing
+    assert has_ops() and list(missing) == [feature], missing
+    assert torch.__version__ in missing[feature]
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 7, 9, requires_grad=True), torch.randn(6, 4, 3, 2, requires_grad=True)
+    offset = torch.randn(2, 12, 5, 8, requires_grad=True)
+    results = []
+    geometry = (None, None, (1, 1), (0, 0), (1, 1), 1)
+    for function, arguments in ((deform_conv2d, ()), (reference.deform_conv, geometry)):
+        output = function(x, weight, offset, *arguments)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), (x, weight, offset))])
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+for feature, symbols in eval(sys.argv[1]).items():
+    if not os.fork():  # a process each, without importing torch again
+        run(feature, symbols)
+        sys.exit()
+    assert os.wait()[1] == 0, feature
 """
 
 
-@pytest.mark.parametrize(
-    ("feature", "symbols"),
-    [
-        (
-            private.TRANSFORMS,
-            [
-                "torch._functorch.autograd_function.enable_single_level_autograd_function",
-                "torch._C._any_requires_grad",
-                "torch._C._after_autograd_keyset",
-            ],
-        ),
-        (private.FORWARD_MODE, ["torch.autograd.forward_ad._set_fwd_grad_enabled"]),
-        (private.AUTOCAST, ["torch._C._ExcludeDispatchKeyGuard"]),
-    ],
-)
-def test_only_the_feature_of_an_absent_symbol_is_missing(feature, symbols):
-    child = subprocess.run([sys.executable, "-c", WITHOUT, feature, *symbols], capture_output=True, text=True)
+def test_only_the_feature_of_an_absent_symbol_is_missing():
+    command = [sys.executable, "-c", WITHOUT, repr(FEATURES)]
+    child = subprocess.run(command, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr

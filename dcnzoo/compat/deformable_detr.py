@@ -5,6 +5,8 @@ It also has the argument ``ratio`` of ViT-Adapter. The parameters have the same 
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from dcnzoo.layers import MultiScaleDeformableAttention
 
 __all__ = ["MSDeformAttn"]
@@ -34,3 +36,21 @@ class MSDeformAttn(MultiScaleDeformableAttention):
 
     def _reset_parameters(self) -> None:  # the official name, which networks call
         self.reset_parameters()
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        input_flatten: Tensor,
+        input_spatial_shapes: Tensor,
+        input_level_start_index: Tensor | None = None,
+        input_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        return super().forward(
+            query,
+            reference_points,
+            value=input_flatten,
+            spatial_shapes=input_spatial_shapes,
+            level_start_index=input_level_start_index,
+            key_padding_mask=input_padding_mask,
+        )

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS
+from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
 
 _PACKS = {
@@ -269,6 +270,23 @@ def _padding(convolution: ConvNd) -> tuple[int, ...]:
     return tuple(sides // 2 for sides in both)
 
 
+def _like(layer: Any, kind: type[nn.Module], **options: Any) -> Any:
+    """A layer of another class with the geometry of ``layer``, on the meta device."""
+    if layer.transposed:
+        options["output_padding"] = layer.output_padding
+    return kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        stride=layer.stride,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=layer.bias is not None,
+        device="meta",
+        **options,
+    )
+
+
 def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if math.prod(convolution.kernel_size) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
@@ -277,63 +295,47 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     weight = convolution.weight
     if weight.dtype not in _DTYPES:
         raise _Refused(f"has dtype {weight.dtype}, which is not supported")
-    if convolution.transposed:
-        options["output_padding"] = convolution.output_padding
-    pack = _PACKS[type(convolution)](
-        convolution.in_channels,
-        convolution.out_channels,
-        convolution.kernel_size,
-        convolution.stride,
-        _padding(convolution),
-        convolution.dilation,
-        groups=convolution.groups,
-        bias=convolution.bias is not None,
-        device="meta",
-        dtype=weight.dtype,
-        **options,
-    )
+    options |= dict(padding=_padding(convolution), dtype=weight.dtype)
+    pack = _like(convolution, _PACKS[type(convolution)], **options)
     pack.weight, pack.bias = convolution.weight, convolution.bias
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(weight.dim())
-    is_last = last and weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
     pack.conv_offset.to_empty(device=weight.device).reset_parameters()
-    if is_last:
-        pack.conv_offset.to(memory_format=last)
+    if (layout := memory_format(weight)) != torch.contiguous_format:
+        pack.conv_offset.to(memory_format=layout)
     for activation in filter(None, (pack.offset_activation, pack.mask_activation)):
         activation.to(weight.device, weight.dtype)
     if weight.device.type != "meta":
-        offset, mask = _predicted_from_zero(pack)
-        if offset is not None and offset.any():
+        offset, factor = _prediction(pack)
+        if offset:
             raise _Refused("offset_activation: expected an output of 0 for an input of 0")
-        if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
+        if factor != 1:
             raise _Refused(
-                "mask_activation: expected an output of 1 for an input of 0, "
-                f"got {mask.flatten()[0]:.3g}; scale it"
+                f"mask_activation: expected an output of 1 for an input of 0, got {factor:.3g}; scale it"
             )
     return pack.train(convolution.training)
 
 
 @torch.no_grad()
-def _predicted_from_zero(pack: packed._Pack) -> tuple[Tensor | None, Tensor | None]:
+def _prediction(pack: packed._Pack) -> tuple[float, float]:
+    """For an input of zeros, the largest absolute offset and the factor of the mask that is furthest from 1.
+
+    The factor is exactly 1 without a mask, or if rounding explains the difference.
+    """
     size = [d * (k - 1) + 1 for d, k in zip(pack.dilation, pack.kernel_size, strict=True)]
-    return pack.predict(pack.weight.new_zeros(1, pack.in_channels, *size))
+    offset, mask = pack.predict(pack.weight.new_zeros(1, pack.in_channels, *size))
+    factor = 1.0
+    if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
+        factor = mask.flatten()[(mask - 1).abs().argmax()].item()
+    return 0.0 if offset is None else offset.abs().max().item(), factor
 
 
 def _folded(pack: packed._Pack) -> nn.Module:
     if pack.conv_offset is not None and pack.conv_offset.weight.any():
         raise _Refused("has learnt offsets or a mask: the weight of conv_offset is not zero")
-    offset, mask = _predicted_from_zero(pack)
-    if offset is not None and offset.any():
-        raise _Refused(f"has offsets, up to {offset.abs().max():.3g} pixels")
-    if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
-        raise _Refused(f"has a mask of {mask.flatten()[0]:.3g}, not 1")
-    geometry = dict(
-        stride=pack.stride, padding=pack.padding, dilation=pack.dilation, groups=pack.groups, device="meta"
-    )
-    if pack.transposed:
-        geometry["output_padding"] = pack.output_padding
-    convolution = _CONVOLUTIONS[type(pack)](
-        pack.in_channels, pack.out_channels, pack.kernel_size, bias=pack.bias is not None, **geometry
-    )
+    offset, factor = _prediction(pack)
+    if offset:
+        raise _Refused(f"has offsets, up to {offset:.3g} pixels")
+    if factor != 1:
+        raise _Refused(f"has a mask of {factor:.3g}, not 1")
+    convolution = _like(pack, _CONVOLUTIONS[type(pack)], padding=pack.padding)
     convolution.weight, convolution.bias = pack.weight, pack.bias
     return convolution.train(pack.training)

@@ -26,8 +26,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         num_heads: number of heads, a divisor of the projected channels.
         num_levels: number of levels of the pyramid.
         num_points: number of points per head and level.
-        value_proj_ratio: ratio of the projected channels to ``embed_dims``. ViT-Adapter's name ``ratio`` is
-            accepted too.
+        value_proj_ratio: ratio of the projected channels to ``embed_dims``.
 
     The initial offsets are the official ones and do not depend on the query: each head has its own direction,
     along which its points are one pixel apart. All points start with the same weight.
@@ -44,8 +43,6 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         num_levels: int = 4,
         num_points: int = 4,
         value_proj_ratio: float = 1.0,
-        *,
-        ratio: float | None = None,
     ) -> None:
         nn.Module.__init__(self)  # not super(): the layer registered in OpenMMLab also derives from mmcv's
         numbers = dict(
@@ -54,9 +51,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         for name, number in numbers.items():
             if number < 1:
                 self._refuse(name, "at least 1", number)
-        if ratio is not None and value_proj_ratio not in (1.0, ratio):
-            self._refuse("ratio", f"{value_proj_ratio}, the value_proj_ratio given, or none", ratio)
-        channels = int(embed_dims * (value_proj_ratio if ratio is None else ratio))
+        channels = int(embed_dims * value_proj_ratio)
         if channels < 1 or channels % num_heads:
             self._refuse("num_heads", f"a divisor of the {channels} channels of value_proj", num_heads)
         self.embed_dims = embed_dims
@@ -97,21 +92,12 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         self,
         query: Tensor,  # [N, Q, C]
         reference_points: Tensor,  # [N, Q, L, 2], (x, y), or [N, Q, L, 4], with (width, height)
-        value: Tensor | None = None,  # [N, S, C]
-        spatial_shapes: Tensor | None = None,  # [L, 2], (height, width)
+        value: Tensor,  # [N, S, C]
+        spatial_shapes: Tensor,  # [L, 2], (height, width)
         level_start_index: Tensor | None = None,  # [L]
         key_padding_mask: Tensor | None = None,  # [N, S], True: reads as zero
-        *,
-        input_flatten: Tensor | None = None,
-        input_spatial_shapes: Tensor | None = None,
-        input_level_start_index: Tensor | None = None,
-        input_padding_mask: Tensor | None = None,
     ) -> Tensor:  # [N, Q, C]
         """Same computation and order of arguments as the official layer.
-
-        ``value``, ``spatial_shapes``, ``level_start_index`` and ``key_padding_mask`` can also be passed by
-        their official names: ``input_flatten``, ``input_spatial_shapes``, ``input_level_start_index`` and
-        ``input_padding_mask``.
 
         Args:
             query: ``(N, Q, embed_dims)``, including the positional encoding.
@@ -123,20 +109,6 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             level_start_index: index in S of each level's first pixel. Default: the levels are adjacent.
             key_padding_mask: bool; pixels that are True read as zero.
         """
-        value = self._either("value", value, "input_flatten", input_flatten)
-        spatial_shapes = self._either(
-            "spatial_shapes", spatial_shapes, "input_spatial_shapes", input_spatial_shapes
-        )
-        level_start_index = self._either(
-            "level_start_index", level_start_index, "input_level_start_index", input_level_start_index
-        )
-        key_padding_mask = self._either(
-            "key_padding_mask", key_padding_mask, "input_padding_mask", input_padding_mask
-        )
-        if value is None:
-            self._refuse("value", "a tensor", None, RuntimeError)
-        if spatial_shapes is None:
-            self._refuse("spatial_shapes", "a tensor", None, RuntimeError)
         arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
         leaf = as_leaf(self, *arguments)
         if leaf is not None:
@@ -171,12 +143,6 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             weights.unflatten(-1, points[1:]),
         )
         return self.output_proj(x)
-
-    def _either(self, name: str, value: Tensor | None, official: str, other: Tensor | None) -> Tensor | None:
-        """The value of an argument that has two names. Both at once are a TypeError."""
-        if value is not None and other is not None:
-            raise TypeError(f"{type(self).__name__}: {name}: expected one of {name} and {official}, got both")
-        return other if value is None else value
 
     def _attend(
         self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor

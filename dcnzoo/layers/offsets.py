@@ -3,7 +3,6 @@
 No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
 """
 
-import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,21 +66,6 @@ OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
     3: OffsetConv3d,
 }
 OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
-
-
-def check_offset_limit(owner: str, limit: float | None) -> float | None:
-    """``limit`` as a float, or None.
-
-    Raises:
-        ValueError: it is not a positive, finite number. The message names the layer ``owner``.
-    """
-    if limit is None:
-        return None
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < math.inf:
-        raise ValueError(
-            f"{owner}: offset_limit: expected a positive number of pixels or None, got {limit!r}"
-        )
-    return float(limit)
 
 
 def limit_offset(offset: Tensor, limit: float) -> Tensor:

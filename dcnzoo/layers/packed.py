@@ -19,7 +19,7 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvNd,
     _DeformConvTransposeNd,
 )
-from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limit, limit_offset
+from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, limit_offset
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
 
@@ -100,6 +100,11 @@ class _Pack(TracksOffsets, nn.Module):
             raise ValueError(
                 f"{owner}: offset_activation: expected an nn.Module or None, got {offset_activation!r}"
             )
+        is_number = isinstance(offset_limit, (int, float)) and not isinstance(offset_limit, bool)
+        if offset_limit is not None and not (is_number and 0 < offset_limit < math.inf):
+            raise ValueError(
+                f"{owner}: offset_limit: expected a positive number of pixels or None, got {offset_limit!r}"
+            )
         if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
             mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
         elif mask_activation is not None and not isinstance(mask_activation, nn.Module):
@@ -109,7 +114,7 @@ class _Pack(TracksOffsets, nn.Module):
             )
 
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
-        self.offset_limit = check_offset_limit(owner, offset_limit)
+        self.offset_limit = None if offset_limit is None else float(offset_limit)
         self.offset_channels = offset_groups * taps * self.rank if deformable else 0
         self.mask_channels = mask_groups * taps if modulated else 0
         self.conv_offset = None

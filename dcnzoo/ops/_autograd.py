@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd.forward_ad import make_dual, unpack_dual
 
 from . import _backend, _deterministic, _plain, _torch_private
 from ._arguments import memory_format
@@ -110,6 +110,18 @@ def tangent(argument: object) -> Tensor | None:
 def primal(argument: object) -> object:
     """An argument without its forward-mode tangent."""
     return unpack_dual(argument).primal if isinstance(argument, Tensor) else argument
+
+
+def linear_forward_mode(name: str) -> Callable:
+    """``forward_mode`` of an operator that is linear in its first argument, in the others constant."""
+    operator = getattr(torch.ops.dcnzoo, name)
+
+    def forward_mode(linear, *arguments):
+        arguments = [primal(argument) for argument in arguments]
+        result, moving = operator(primal(linear), *arguments), tangent(linear)
+        return result if moving is None else make_dual(result, operator(moving, *arguments))
+
+    return forward_mode
 
 
 def in_forward_mode(*tensors: Tensor | None) -> bool:

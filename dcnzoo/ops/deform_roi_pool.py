@@ -8,7 +8,6 @@ from torch import Tensor
 from . import _deterministic, reference
 from ._arguments import Int2
 from ._autograd import register_derivatives
-from ._vmap import fold, fold_rois, unfold
 from .roi_align import bins, roi_align
 
 
@@ -86,34 +85,3 @@ register_derivatives(
     restore=_with_output_size,
     grad_input_in_order=_grad_input_in_order,
 )
-
-
-@torch.library.register_vmap("dcnzoo::deform_roi_pool")
-def _(info, dims, input, rois, offset, *arguments):
-    size = info.batch_size
-    if dims[1] is None and dims[2] is None:  # the vmap axis becomes part of the channels
-        output = torch.ops.dcnzoo.deform_roi_pool(fold(input, dims[0], size, 1), rois, offset, *arguments)
-        return unfold(output, size, 1), 0
-    images = None
-    if dims[0] is not None:
-        input = fold(input, dims[0], size, 0)
-        images = input.shape[0] // size
-    rois, offset = fold_rois(rois, dims[1], size, images), fold(offset, dims[2], size, 0)
-    return unfold(torch.ops.dcnzoo.deform_roi_pool(input, rois, offset, *arguments), size, 0), 0
-
-
-@torch.library.register_vmap("dcnzoo::_deform_roi_pool_backward")
-def _(info, dims, grad_output, input, rois, offset, *arguments):
-    size, wanted = info.batch_size, arguments[-1]
-    input = fold(input, dims[1], size, 0)
-    gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
-        fold(grad_output, dims[0], size, 0),
-        input,
-        fold_rois(rois, dims[2], size, input.shape[0] // size),
-        fold(offset, dims[3], size, 0),
-        *arguments,
-    )
-    return (
-        tuple(unfold(g, size, 0) if w else g for g, w in zip(gradients, wanted, strict=True)),
-        tuple(0 if w else None for w in wanted),
-    )

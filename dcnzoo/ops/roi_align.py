@@ -8,8 +8,7 @@ from torch.autograd.forward_ad import make_dual
 
 from . import _deterministic, reference
 from ._arguments import Int2, pair, shape_text
-from ._autograd import primal, register_autograd, tangent
-from ._vmap import fold, fold_pooling, fold_pooling_backward, unfold
+from ._autograd import linear_forward_mode, primal, register_autograd, tangent
 
 _MAX, _AVG = 0, 1
 
@@ -174,42 +173,9 @@ def _at_maxima(
     return values.to(maps.dtype)
 
 
-def _backward_forward_mode(grad_output, *arguments):
-    arguments = [primal(argument) for argument in arguments]
-    grad_input = torch.ops.dcnzoo._roi_align_backward(primal(grad_output), *arguments)
-    moving = tangent(grad_output)
-    if moving is not None:
-        grad_input = make_dual(grad_input, torch.ops.dcnzoo._roi_align_backward(moving, *arguments))
-    return grad_input
-
-
 register_autograd(
     "_roi_align_backward",
     _setup_backward_context,
     _second_backward,
-    forward_mode=_backward_forward_mode,
+    forward_mode=linear_forward_mode("_roi_align_backward"),
 )
-
-
-@torch.library.register_vmap("dcnzoo::roi_align")
-def _(info, dims, input, rois, *arguments):
-    size, pool_mode = info.batch_size, arguments[4]
-    input, rois, axis = fold_pooling(input, rois, dims, size)
-    output, *argmax = torch.ops.dcnzoo.roi_align(input, rois, *arguments)
-    if pool_mode != _MAX:
-        return (unfold(output, size, axis), *argmax), (0, None, None)
-    return tuple(unfold(result, size, axis) for result in (output, *argmax)), (0, 0, 0)
-
-
-@torch.library.register_vmap("dcnzoo::_roi_align_backward")
-def _(info, dims, grad_output, rois, argmax_y, argmax_x, input_size, *arguments):
-    size = info.batch_size
-    grad_output, rois, input_size, axis = fold_pooling_backward(grad_output, rois, input_size, dims, size)
-    if arguments[2] == _MAX:
-        argmax_y, argmax_x = (
-            fold(tensor, dim, size, axis) for tensor, dim in ((argmax_y, dims[2]), (argmax_x, dims[3]))
-        )
-    grad_input = torch.ops.dcnzoo._roi_align_backward(
-        grad_output, rois, argmax_y, argmax_x, input_size, *arguments
-    )
-    return unfold(grad_input, size, axis), 0

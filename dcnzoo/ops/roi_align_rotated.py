@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import make_dual
 
 from . import _deterministic, reference
 from ._arguments import Int2
-from ._autograd import primal, register_autograd, tangent
-from ._vmap import fold_pooling, fold_pooling_backward, unfold
+from ._autograd import linear_forward_mode, register_autograd
 from .roi_align import bins
 
 
@@ -93,23 +91,12 @@ def _grad_input_in_order(grad_output, rois, input_size, *sampling):
     return pull(grad_output.to(wide))[0].to(grad_output.dtype)
 
 
-def _forward_mode_of(name):
-    operator = getattr(torch.ops.dcnzoo, name)
-
-    def forward_mode(linear, *arguments):
-        arguments = [primal(argument) for argument in arguments]
-        result, moving = operator(primal(linear), *arguments), tangent(linear)
-        return result if moving is None else make_dual(result, operator(moving, *arguments))
-
-    return forward_mode
-
-
 register_autograd(
     "roi_align_rotated",
     _setup_context,
     _autograd_backward,
     _reference,
-    forward_mode=_forward_mode_of("roi_align_rotated"),
+    forward_mode=linear_forward_mode("roi_align_rotated"),
 )
 
 
@@ -128,20 +115,5 @@ register_autograd(
     "_roi_align_rotated_backward",
     _setup_backward_context,
     _second_backward,
-    forward_mode=_forward_mode_of("_roi_align_rotated_backward"),
+    forward_mode=linear_forward_mode("_roi_align_rotated_backward"),
 )
-
-
-@torch.library.register_vmap("dcnzoo::roi_align_rotated")
-def _(info, dims, input, rois, *arguments):
-    size = info.batch_size
-    input, rois, axis = fold_pooling(input, rois, dims, size)
-    return unfold(torch.ops.dcnzoo.roi_align_rotated(input, rois, *arguments), size, axis), 0
-
-
-@torch.library.register_vmap("dcnzoo::_roi_align_rotated_backward")
-def _(info, dims, grad_output, rois, input_size, *arguments):
-    size = info.batch_size
-    grad_output, rois, input_size, axis = fold_pooling_backward(grad_output, rois, input_size, dims, size)
-    grad_input = torch.ops.dcnzoo._roi_align_rotated_backward(grad_output, rois, input_size, *arguments)
-    return unfold(grad_input, size, axis), 0

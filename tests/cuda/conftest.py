@@ -40,18 +40,8 @@ def run_program(text: str, folder: Path, *options: str) -> str:
         pytest.skip("needs the sources and a C++ compiler")
     source, program = folder / "main.cpp", folder / "main"
     source.write_text(text)
-    command = [
-        compiler,
-        "-std=c++17",
-        "-Wall",
-        "-Werror",
-        *options,
-        f"-I{ROOT / 'ops'}",
-        source,
-        "-o",
-        program,
-    ]
-    subprocess.run(command, check=True)
+    flags = ["-std=c++17", "-Wall", "-Werror", *options, f"-I{ROOT / 'ops'}"]
+    subprocess.run([compiler, *flags, source, "-o", program], check=True)
     return subprocess.run([program], capture_output=True, text=True, check=True).stdout
 
 
@@ -76,42 +66,46 @@ def kernels(request) -> Kernels:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None or not (ROOT / "ops").exists():
         pytest.skip("emulation needs the sources and a C++ compiler")
-    folders = (ROOT / "ops", ROOT / "tests/cuda/emulation")
-    sources = [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
-    texts = b"".join(path.read_bytes() for path in (*sources, Path(__file__)))
-    version = hashlib.sha256(texts + f"{torch.__version__} {compiler}".encode()).hexdigest()
-    library = ROOT / "build/emulation" / f"{version[:16]}.so"  # shared by all workers and later runs
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(library.with_suffix(".lock")):
-        if not library.exists():
-            for stale in library.parent.glob("*.so"):
-                stale.unlink()
-            build(compiler, library)
+    folder = ROOT / "build/emulation"  # shared by all workers and later runs
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        library = build(compiler, folder)
     torch.ops.load_library(library)
     return Kernels("cpu", emulated=True)
 
 
-def build(compiler: str, library: Path) -> None:
+def build(compiler: str, folder: Path) -> Path:
+    """Compile each ``.cu`` that has changed, or all if a header has, and link them."""
     torch_folder = Path(torch.__file__).parent
     flags = [
         *("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         *("-I", ROOT / "tests/cuda/emulation", "-I", torch_folder / "include"),
     ]
-    sources = sorted((ROOT / "ops").rglob("*_cuda.cu"))
-    objects = [library.with_name(f"{library.stem}-{source.stem}.o") for source in sources]
+    headers = [p for name in ("ops", "tests/cuda/emulation") for p in sorted((ROOT / name).rglob("*.*h"))]
+    common = b"".join(path.read_bytes() for path in (*headers, Path(__file__)))
+    common += f"{torch.__version__} {compiler}".encode()
 
-    def compile(source: Path, target: Path) -> None:
-        subprocess.run([compiler, *flags, "-c", source, "-o", target], check=True)
+    def path_for(name: str, text: bytes) -> Path:
+        return folder / f"{name}-{hashlib.sha256(common + text).hexdigest()[:16]}"
+
+    def compile(source: Path) -> Path:
+        target = path_for(source.stem, source.read_bytes()).with_suffix(".o")
+        if not target.exists():
+            unfinished = target.with_suffix(".unfinished")
+            subprocess.run([compiler, *flags, "-c", source, "-o", unfinished], check=True)
+            unfinished.replace(target)
+        return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile, sources, objects))
-    link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-    linked = library.with_suffix(".linked")
-    subprocess.run([compiler, "-shared", *objects, "-o", linked, *link], check=True)
-    linked.replace(library)
-    for path in objects:
-        path.unlink()
+        objects = list(pool.map(compile, sorted((ROOT / "ops").rglob("*_cuda.cu"))))
+    library = path_for("library", "".join(path.name for path in objects).encode()).with_suffix(".so")
+    if not library.exists():
+        link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+        subprocess.run([compiler, "-shared", *objects, "-o", library, *link], check=True)
+    for stale in {*folder.glob("*.o"), *folder.glob("*.so")} - {*objects, library}:
+        stale.unlink()
+    return library
 
 
 def pytest_collection_modifyitems(items):

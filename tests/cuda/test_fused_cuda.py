@@ -11,7 +11,6 @@ from dcnzoo.ops import _backend, deform_conv2d, with_cuda
 from ..fused import interpreter
 from ..fused.test_fused import SAMPLES, assert_near, exact, gradient_for
 from ..op_cases import deform_conv
-from .test_ops_cuda import replayed
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
@@ -67,12 +66,6 @@ def test_every_configuration_of_the_table(kernel, dtype):
         assert_near(on_cpu(results), expected, dtype)
 
 
-def test_operator_and_opcheck(fused):
-    sample = on_gpu(deform_conv.make("operator", channels=32, out_channels=32, padding=1))
-    for overload, arguments in deform_conv.overload_calls(sample):
-        torch.library.opcheck(overload, arguments)
-
-
 def test_tf32_where_it_is_allowed(fused):
     sample = deform_conv.make("tf32", channels=64, out_channels=64, padding=1).to(torch.float32)
     expected = exact(sample)["output"]
@@ -101,14 +94,6 @@ def test_same_bits_where_order_is_asked_for(fused):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_cuda_graph(fused):
-    sample = on_gpu(deform_conv.make("graph", channels=32, out_channels=32, padding=1), torch.float16)
-    with torch.no_grad():
-        expected = deform_conv.call(sample)  # compiles the kernel
-        output = replayed(lambda: deform_conv.call(sample))
-    torch.testing.assert_close(output, expected)
-
-
 def test_current_stream_and_device(fused):
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     sample = deform_conv.make("stream", channels=32, out_channels=32, padding=1).to(torch.float32)
@@ -133,11 +118,3 @@ def test_more_than_two_to_the_31_elements(fused):
     offset = torch.zeros(1, 2, size, size, device="cuda", dtype=torch.float16)
     output = deform_conv2d(input, weight, offset)
     torch.testing.assert_close(output, F.conv2d(input, weight), rtol=1e-2, atol=1e-2)
-
-
-def test_compiled_with_inductor(fused):
-    torch._dynamo.reset()
-    sample = on_gpu(deform_conv.make("inductor", channels=32, out_channels=32, padding=1))
-    compiled = torch.compile(lambda *t: deform_conv2d(*t, padding=1).relu(), fullgraph=True)
-    expected = deform_conv.reference(sample).relu()
-    torch.testing.assert_close(compiled(*sample.tensors), expected, rtol=1e-4, atol=1e-4)

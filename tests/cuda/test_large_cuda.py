@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from dcnzoo import ops
-from dcnzoo.ops import with_cuda
+from dcnzoo.ops import reference, with_cuda
 
-from .. import op_cases, oracles
+from .. import op_cases
 from ..test_large import ELEMENTS, MANY, REGION, far_rois, normal
 from ..test_nms import random_boxes
 from ..test_ops import assert_same, moved
@@ -84,7 +84,7 @@ def test_pooling_of_a_map():
     corner = corner.double().requires_grad_()
     far, near = far_rois(side)
     pooled = ops.roi_align(map, far.cuda(), (2, 4), sampling_ratio=2)
-    expected = oracles.roi_align(corner, near, (2, 4), sampling_ratio=2)
+    expected = reference.roi_align(corner, near, (2, 4), sampling_ratio=2)
     torch.testing.assert_close(pooled.cpu().double(), expected, rtol=1e-4, atol=1e-4)
     grad = torch.autograd.grad(pooled.sum(), map)[0][:, :, -REGION:, -REGION:]
     true = torch.autograd.grad(expected.sum(), corner)[0]

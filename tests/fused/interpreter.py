@@ -132,11 +132,3 @@ def nodes_when_compiled(sample: Sample) -> list[str]:
     compiled(sample)
     (graph,) = graphs.graphs
     return [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
-
-
-def error_of(function: str, sample: Sample) -> str:
-    try:
-        deform_conv.call_by_name(function, sample)
-    except RuntimeError as error:
-        return str(error)
-    return "none"

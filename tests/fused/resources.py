@@ -26,8 +26,7 @@ from triton.runtime.jit import JITFunction
 from dcnzoo.ops import fused
 from dcnzoo.ops.fused.configs import TABLE, Config
 
-LIBRARY = Path(fused.__file__).parents[1] / "_C_cuda.so"
-USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+USAGE = re.compile(r"Function \S+:\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 BESIDE_TRITON = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(str(BESIDE_TRITON))
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
@@ -60,11 +59,7 @@ class Variant:
         name = str(self.dtype).removeprefix("torch.")
         if self.dtype == torch.float32:
             return f"{name}, {'tf32' if self.tf32 else 'ieee'}"
-        return (
-            name
-            if self.fields == self.dtype
-            else f"{name}, {str(self.fields).removeprefix('torch.')} offsets"
-        )
+        return name if self.fields == self.dtype else f"{name}, float32 offsets"
 
 
 VARIANTS = (
@@ -88,7 +83,6 @@ class Usage:
     registers: int  # per thread
     spilled: int  # bytes per thread
     shared: int  # bytes per block
-    ptx: str
 
 
 @contextmanager
@@ -159,33 +153,11 @@ def compile_for(architecture: int, launch: Launch) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        (used,) = usage_in(Path(file.name)).values()
-    registers, spilled, _ = used
-    return Usage(registers, spilled, compiled.metadata.shared, compiled.asm["ptx"])
-
-
-def dump(file: Path) -> str:
-    command = [CUOBJDUMP, "--dump-resource-usage", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def usage_in(file: Path, text: str | None = None) -> dict[str, tuple[int, int, int]]:
-    """Return, by mangled name, registers, bytes of registers in memory, and bytes of shared memory."""
-    found = {}
-    for name, *numbers in USAGE.findall(dump(file) if text is None else text):
-        registers, stack, shared, local = map(int, numbers)
-        found[name] = registers, stack + local, shared
-    return found
-
-
-def library_usage(file: Path = LIBRARY) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Return :func:`usage_in` by architecture; the CUDA runtime has code without kernels for others."""
-    parts = re.findall(r"arch = (sm_\w+)\n(.*?)(?=\nFatbin|\Z)", dump(file), re.DOTALL)
-    found: dict[str, dict[str, tuple[int, int, int]]] = {}
-    for architecture, part in parts:
-        if kernels := usage_in(file, part):
-            found.setdefault(architecture, {}).update(kernels)
-    return found
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (numbers,) = USAGE.findall(dump)
+    registers, stack, local = map(int, numbers)
+    return Usage(registers, stack + local, compiled.metadata.shared)
 
 
 def configurations(architecture: int, kernel: str, variant: Variant) -> list[Config]:

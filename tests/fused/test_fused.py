@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 from ..op_cases import Sample, deform_conv
+from ..test_ops import largest
 from . import interpreter
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -64,8 +64,7 @@ def exact(sample: Sample, grad: torch.Tensor | None = None) -> dict[str, torch.T
 def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], dtype) -> None:
     assert actual
     for name, result in actual.items():
-        largest = expected[name].abs().max().item() if result.numel() else 0.0
-        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * max(1.0, largest)}
+        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(expected[name])}
         torch.testing.assert_close(result.double(), expected[name], **close, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
@@ -125,16 +124,6 @@ def test_float32_fields_with_half_maps(interpret):
     results = interpret(interpreter.run_kernels, sample, grad)
     assert results["offset"].dtype == results["mask"].dtype == torch.float32
     assert_near(results, expected, torch.bfloat16)
-
-
-@pytest.mark.parametrize("value", [float("nan"), -float("inf"), 1e30])
-def test_points_that_are_nowhere_contribute_nothing(interpret, value):
-    input, weight, offset, mask, _ = SMALL.to(torch.float32).tensors
-    infinite = torch.full_like(input, float("inf"))
-    sample = Sample("", (infinite, weight, torch.full_like(offset, value), mask, None), SMALL.kwargs)
-    grad = torch.ones_like(deform_conv.reference(sample))
-    for name, result in interpret(interpreter.run_kernels, sample, grad).items():
-        assert (result == 0).all(), name
 
 
 def test_border(interpret):
@@ -221,10 +210,3 @@ def test_opcheck(interpret):
 def test_torch_compile_sees_one_node(interpret):
     nodes = interpret(interpreter.nodes_when_compiled, SAMPLES["one output pixel"].to(torch.float32))
     assert nodes == ["dcnzoo.deform_conv"]
-
-
-def test_errors_are_those_of_the_compiled_kernels(interpret):
-    rows = deform_conv.invalid(2)
-    for row, message in rows[:: len(rows) // 8]:
-        error = interpret(interpreter.error_of, "deform_conv2d", row)
-        assert re.search(message, error) and len(error.splitlines()) == 1

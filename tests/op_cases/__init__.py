@@ -77,7 +77,6 @@ class Operator:
         autocasts: whether it computes in autocast's dtype; otherwise autocast has no effect.
         differentiable: whether it has gradients.
         continuous: whether a small change of a coordinate changes the result only slightly.
-        any_reference: an oracle for any sample, if ``reference`` accepts only ``samples``.
     """
 
     name: str
@@ -93,11 +92,6 @@ class Operator:
     autocasts: bool = True
     differentiable: bool = True
     continuous: bool = True
-    any_reference: Callable[[Sample], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if self.any_reference is None:
-            object.__setattr__(self, "any_reference", self.reference)
 
     def forms(self) -> list[Sample]:
         return list(self.samples())[:4]

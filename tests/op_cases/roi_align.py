@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
+from dcnzoo.ops import reference as oracle
 
-from .. import oracles
 from . import CHANNELS, Sample, absolute_at, emptied, normal, per_axis, random_name, wrong_calls
 
 NAME = "roi_align"
@@ -25,42 +25,8 @@ def call(sample: Sample) -> Tensor:
     return dcnzoo.ops.roi_align(*sample.tensors, **sample.kwargs)
 
 
-def interpolation(positions: Tensor, size: int) -> Tensor:  # [P] -> [P, size]
-    """Linear weights of the pixels at each position; zero beyond one pixel outside the map."""
-    inside = (positions >= -1) & (positions <= size)
-    distances = positions.clamp(0, size - 1)[:, None] - torch.arange(size)
-    return (1 - distances.abs()).clamp(min=0) * inside[:, None]
-
-
 def reference(sample: Sample) -> Tensor:
-    return formula(*sample.tensors, **sample.kwargs)
-
-
-def formula(
-    input: Tensor,  # [N, C, H, W]
-    rois: Tensor,  # [K, 5]
-    output_size: tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    pool_mode: str = "avg",
-    aligned: bool = True,
-) -> Tensor:  # [K, C, oH, oW]
-    """Bilinear interpolation as a product with one matrix per axis."""
-    outputs = [input.new_zeros(0, input.shape[1], *output_size)]
-    for image, *corners in rois.tolist():
-        x1, y1, x2, y2 = (c * spatial_scale - 0.5 * aligned for c in corners)
-        weights, counts = [], []
-        for axis, (start, end) in enumerate(((y1, y2), (x1, x2))):
-            bins = output_size[axis]
-            length = end - start if aligned else max(end - start, 1)
-            counts.append(sampling_ratio or math.ceil(length / bins))
-            steps = torch.arange(bins * counts[axis], dtype=torch.float64) + 0.5
-            positions = start + steps * length / (bins * counts[axis])
-            weights.append(interpolation(positions, input.shape[2 + axis]).to(input.dtype))
-        samples = weights[0] @ input[int(image)] @ weights[1].T
-        samples = samples.unflatten(2, (-1, counts[1])).unflatten(1, (-1, counts[0]))
-        outputs.append((samples.mean((2, 4)) if pool_mode == "avg" else samples.amax((2, 4)))[None])
-    return torch.cat(outputs)
+    return oracle.roi_align(*sample.tensors, **sample.kwargs)
 
 
 def make(
@@ -106,10 +72,6 @@ def random_sample(rng: Random, nothing: str) -> Sample:
     sample = random_regions(rng, nothing)
     sample.kwargs.update(pool_mode=rng.choice(("avg", "max")), aligned=rng.randint(0, 1) == 1)
     return sample
-
-
-def any_reference(sample: Sample) -> Tensor:
-    return oracles.roi_align(*sample.tensors, **sample.kwargs)
 
 
 def samples() -> Iterator[Sample]:
