@@ -31,15 +31,18 @@ DCNZOO_INLINE void multiply_add(Vector<T>& sum, const T* a, Vector<T> b) {
   sum += *a * b;
 }
 
-#if defined(__AVX512BF16__)
+#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
 DCNZOO_INLINE void multiply_add(Vector<float>& sum, const uint16_t* a, Vector<float> b) {
   int32_t pair;
   __builtin_memcpy(&pair, a, sizeof pair);
-#if defined(__clang__) && __clang_major__ == 16
+#if defined(__AVX512BF16__) && defined(__clang__) && __clang_major__ == 16
   // Clang 16 crashes when it compiles the intrinsic with a broadcast operand.
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(pair)));
-#else
+#elif defined(__AVX512BF16__)
   sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+#else
+  sum = (Vector<float>)vbfdotq_lane_f32((float32x4_t)sum, vreinterpretq_bf16_f32((float32x4_t)b),
+                                        vreinterpret_bf16_s32(int32x2_t{pair, 0}), 0);
 #endif
 }
 #endif
@@ -85,59 +88,6 @@ DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead&
   }
 }
 
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-// bfloat16 on Arm: BFMMLA multiplies [2 rows][4 k] by [2 columns][4 k] and adds to [2 rows][2 columns].
-template <int Rows, typename Left>
-DCNZOO_INLINE void add_products_bfmmla(const Left& a, const uint16_t* b, int64_t depth,
-                                       Vector<float> (&sum)[Rows][2]) {
-  constexpr int row_pairs = (Rows + 1) / 2;
-  int64_t row_stride = a.row_stride;
-  asm(""
-      : "+r"(row_stride));  // With a known distance, GCC would load all rows first and run out of registers.
-  float32x4_t square[row_pairs][4] = {};
-  const uint16_t* a_k = a.data;
-  // the next four k, or the next two and zeros
-  const auto step = [&](auto whole) {
-    const auto load_pairs = [](const uint16_t* from) { return vreinterpretq_u32_u16(vld1q_u16(from)); };
-    const auto load_row = [&](int m) -> uint64_t {
-      std::conditional_t<whole(), uint64_t, uint32_t> values;
-      __builtin_memcpy(&values, a_k + (m < Rows ? m : m - 1) * row_stride, sizeof values);
-      return values;
-    };
-    bfloat16x8_t right[4];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const uint32x4_t low = load_pairs(b + 8 * i),
-                       high = whole() ? load_pairs(b + 16 + 8 * i) : uint32x4_t{};
-      right[2 * i] = vreinterpretq_bf16_u32(vzip1q_u32(low, high));
-      right[2 * i + 1] = vreinterpretq_bf16_u32(vzip2q_u32(low, high));
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < row_pairs; ++i) {
-      const bfloat16x8_t left = vreinterpretq_bf16_u64(uint64x2_t{load_row(2 * i), load_row(2 * i + 1)});
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) square[i][j] = vbfmmlaq_f32(square[i][j], left, right[j]);
-    }
-    a_k += whole() ? 4 : 2;
-    b += whole() ? 32 : 16;
-  };
-  const uint16_t* a_block = a.data;
-  for (int64_t left = depth; left > 0; left -= a.block, a_block += a.block_stride) {
-    int64_t count = left < a.block ? left : a.block;
-    for (a_k = a_block; count >= 4; count -= 4) step(std::true_type{});
-    if (count > 0) step(std::false_type{});
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < Rows; ++m)
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const uint64x2_t x = vreinterpretq_u64_f32(square[m / 2][2 * i]);
-      const uint64x2_t y = vreinterpretq_u64_f32(square[m / 2][2 * i + 1]);
-      sum[m][i] += (Vector<float>)(m % 2 ? vzip2q_u64(x, y) : vzip1q_u64(x, y));
-    }
-}
-#endif
-
 // GEMM micro-kernel: C[m][0..kNR) (+)= sum_k A(m, k) · B[k][0..kNR) for Rows <= kMR rows.
 // bfloat16 is multiplied in pairs of k: A(m, k) and A(m, k + 1) are adjacent (k_stride 1, even block and depth), and b
 // is [depth / 2][kNR][2].
@@ -148,12 +98,7 @@ void micro_kernel(const Left& a, const S* b, int64_t depth, T* c, int64_t c_stri
   Vector<T> sum[Rows][2];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) sum[m][0] = sum[m][1] = Vector<T>{};
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  if constexpr (sizeof(S) == 2)
-    add_products_bfmmla<Rows>(a, b, depth, sum);  // without fetching ahead
-  else
-#endif
-    add_products<T, S, Rows>(a, b, depth, ahead, other, sum);
+  add_products<T, S, Rows>(a, b, depth, ahead, other, sum);
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     T* row = c + m * c_stride;
