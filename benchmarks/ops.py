@@ -9,7 +9,8 @@
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
 and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds a git revision's deform_conv
-and compares CPU times, which other programs disturb less; it writes a page only with ``--page``.
+and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts);
+it writes a page only with ``--page``.
 """
 
 from __future__ import annotations
