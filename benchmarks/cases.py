@@ -88,6 +88,13 @@ def _convolutions() -> Iterator[Case]:
     yield two("demo-c3-s2", "demo", 4, 32, (32, 32), stride=2)
     yield two("demo-c4-s2", "demo", 4, 64, (16, 16), stride=2)
     yield two("many-step8", "many small images", 64, 32, (16, 16), im2col_step=8)
+    for channels, size in (
+        (8, 64),
+        (16, 64),
+        (32, 64),
+        (64, 32),
+    ):  # as in the demo and in networks for key points
+        yield two(f"few-{channels}", "few channels", 16 if channels == 64 else 8, channels, (size, size))
     yield two("tiny-64", "tiny maps", 1, 64, (8, 8))  # overhead of a call, packing of the weight
     yield two("tiny-512", "tiny maps", 1, 512, (8, 8))
     yield case("deform_conv1d", "frames", "sequences", 2, 256, (2000,))

@@ -6,6 +6,7 @@ import os
 import platform
 import random
 import re
+import timeit
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,14 +21,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def take_turns(
-    functions: Mapping[Hashable, tuple[Callable[[], object], int]], seconds: float, rounds: int = 5
+    functions: Mapping[Hashable, tuple[Callable[[], object], int]],
+    seconds: float,
+    timer: Callable[[], float] = timeit.default_timer,
+    rounds: int = 5,
 ) -> dict[Hashable, Measurement]:
     """Time functions, each with a number of threads, for about ``seconds`` each.
 
     They take turns in random order, so that other work on the machine affects all of them equally.
     """
     timers = {
-        key: Timer("run()", globals={"run": run}, num_threads=threads)
+        key: Timer("run()", globals={"run": run}, num_threads=threads, timer=timer)
         for key, (run, threads) in functions.items()
     }
     found: dict[Hashable, list[Measurement]] = {key: [] for key in timers}

@@ -4,10 +4,13 @@
 
     make bench                                                     # all: docs/benchmarks, about 25 minutes
     python -m benchmarks.ops deform_conv2d --cases 'c3*' --dtypes float32 --threads 1
+    taskset -c 0,1 python -m benchmarks.ops deform_conv2d --against main    # next to another revision
 
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
-and versions; all measurements go to work_dirs/benchmarks/.
+and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds a git revision's deform_conv
+and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts);
+it writes a page only with ``--page``.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import multiprocessing
 import shlex
 import statistics
 import sys
+import time
+import timeit
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +34,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import revision
 from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
 from benchmarks.measure import ROOT, describe, listed, markdown, slug, take_turns
 from dcnzoo.utils.files import write_text
@@ -69,7 +75,11 @@ def measure(
     """Yield a row for each measurement, and why others are missing."""
     sample = case.sample(getattr(torch, dtype))
     calls, expected = {}, None
-    for name, prepare in contestants(case.operator).items():
+    competitors = contestants(case.operator)
+    if args.namespace:
+        floors = {name: prepare for name, prepare in competitors.items() if is_floor(name)}
+        competitors = revision.contestants(args.namespace) | floors
+    for name, prepare in competitors.items():
         if not chosen(name, args.contestants) and name != OURS:
             continue
         try:
@@ -93,7 +103,7 @@ def measure(
             with contextlib.suppress(NotImplementedError):  # no gradients
                 for threads, (forward, given) in by_threads.items():
                     functions[name, threads] = passes(forward, given, mode), threads
-        for (name, threads), found in take_turns(functions, args.seconds).items():
+        for (name, threads), found in take_turns(functions, args.seconds, args.timer).items():
             row = Row(
                 case.operator, case.name, case.main, dtype, mode, threads, name, found.median, found.iqr
             )
@@ -214,6 +224,26 @@ def all_cases(rows: list[Row]) -> list[list[str]]:
     return table
 
 
+def against(rows: list[Row], namespace: str) -> list[list[str]]:
+    """Return a table of this tree's times, relative to a revision's and to the faster floor."""
+    pairs = (f"{namespace} / F.conv2d", f"{OURS} / F.conv2d", f"{OURS} / {namespace}", "both channels_last")
+    table = [["operator", "case", "type", "pass", "threads", *pairs]]
+    settings: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        settings[row.setting][row.contestant] = row.seconds
+    for setting, times in settings.items():
+        plain = min(seconds for name, seconds in times.items() if is_floor(name))
+        now, before = times[OURS], times[namespace]
+        last = times[f"{OURS} channels_last"] / times[f"{namespace} channels_last"]
+        figures = (before / plain, now / plain, now / before, last)
+        table.append([*map(str, setting), *(f"{figure:.2f}×" for figure in figures)])
+    for column, name in ((-2, "contiguous"), (-1, "channels_last")):
+        changes = sorted(float(line[column][:-1]) for line in table[1:])
+        print(f"{name}: {OURS} / {namespace}: median {statistics.median(changes):.2f}×,", end=" ")
+        print(f"from {changes[0]:.2f}× to {changes[-1]:.2f}×")
+    return table
+
+
 def main() -> None:
     names = list(dict.fromkeys(case.operator for case in CASES))
     parser = argparse.ArgumentParser(
@@ -235,8 +265,14 @@ def main() -> None:
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
+    add("--against", metavar="REVISION", help="build deform_conv of this git revision and compare with it")
+    add("--page", type=Path, metavar="FILE", help="with --against: write the table to this file")
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
+    args.timer, args.namespace = timeit.default_timer, None
+    if args.against:
+        args.timer, args.no_memory, args.operators = time.process_time, True, ["deform_conv2d"]
+        args.namespace = revision.load(args.against, args.out)
     cases = [
         case
         for case in CASES
@@ -263,6 +299,13 @@ def main() -> None:
                         problems[found] = None
     noise = statistics.median(row.iqr / row.seconds for row in rows)
     command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
+    if args.against:
+        text = f"{listed(facts)}.\n\n`{command}`\n\nRatios of CPU times, medians. "
+        text += f"Interquartile range: {noise:.1%}.\n\n{markdown(against(rows, args.namespace))}\n"
+        print(text)
+        if args.page:
+            write_text(args.page, f"# Operators next to {args.against}\n\n{text}")
+        return
     text = f"""# Operators: {facts["cpu"]}
 
 {listed(facts)}.

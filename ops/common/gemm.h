@@ -31,15 +31,18 @@ DCNZOO_INLINE void multiply_add(Vector<T>& sum, const T* a, Vector<T> b) {
   sum += *a * b;
 }
 
-#if defined(__AVX512BF16__)
+#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
 DCNZOO_INLINE void multiply_add(Vector<float>& sum, const uint16_t* a, Vector<float> b) {
   int32_t pair;
   __builtin_memcpy(&pair, a, sizeof pair);
-#if defined(__clang__) && __clang_major__ == 16
+#if defined(__AVX512BF16__) && defined(__clang__) && __clang_major__ == 16
   // Clang 16 crashes when it compiles the intrinsic with a broadcast operand.
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(pair)));
-#else
+#elif defined(__AVX512BF16__)
   sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+#else
+  sum = (Vector<float>)vbfdotq_lane_f32((float32x4_t)sum, vreinterpretq_bf16_f32((float32x4_t)b),
+                                        vreinterpret_bf16_s32(int32x2_t{pair, 0}), 0);
 #endif
 }
 #endif
@@ -50,150 +53,82 @@ struct Ahead {
   int64_t bytes;
 };
 
-// In place of a Sampler, where nothing is sampled during the product.
-struct NoWork {
-  static DCNZOO_INLINE void step() {}
-};
-
-// sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel. Calls other.step() after every four k.
-template <typename T, typename S, int Rows, typename Left, typename Other>
-DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead& ahead, Other& other,
-                                Vector<T> (&sum)[Rows][2]) {
+// sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel.
+template <typename T, typename S, int Rows, int Vectors, typename Left>
+DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead& ahead,
+                                Vector<T> (&sum)[Rows][Vectors]) {
   constexpr int lanes = kLanes<T>, step = sizeof(T) / sizeof(S);
   const auto* a_block = a.data;
   for (int64_t left = depth; left > 0; left -= a.block, a_block += a.block_stride) {
     const int64_t count = (left < a.block ? left : a.block) / step;
     const S* a_k = a_block;
-    const auto multiply = [&] {
-      const T* const pairs = reinterpret_cast<const T*>(b);
-      const Vector<T> b0 = load(pairs), b1 = load(pairs + lanes);
-#pragma GCC unroll 16
-      for (int m = 0; m < Rows; ++m) {
-        multiply_add(sum[m][0], a_k + m * a.row_stride, b0);
-        multiply_add(sum[m][1], a_k + m * a.row_stride, b1);
-      }
-      a_k += step * a.k_stride, b += step * kNR<S>;
-    };
     for (int64_t i = 0; i < ahead.bytes; i += 64) __builtin_prefetch(ahead.data + i, 0, 2);
     ahead.data += ahead.bytes;
-    for (int64_t k = 0; k < count / 4; ++k) {
 #pragma GCC unroll 2  // more would not leave the sums in registers
-      for (int i = 0; i < 4; ++i) multiply();
-      other.step();
+    for (int64_t k = 0; k < count; ++k) {
+      Vector<T> b_k[Vectors];
+#pragma GCC unroll 2
+      for (int i = 0; i < Vectors; ++i) b_k[i] = load(reinterpret_cast<const T*>(b) + i * lanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 2
+        for (int i = 0; i < Vectors; ++i) multiply_add(sum[m][i], a_k + m * a.row_stride, b_k[i]);
+      a_k += step * a.k_stride, b += step * kNR<S>;
     }
-    for (int64_t k = 0; k < count % 4; ++k) multiply();
   }
 }
 
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-// bfloat16 on Arm: BFMMLA multiplies [2 rows][4 k] by [2 columns][4 k] and adds to [2 rows][2 columns].
-template <int Rows, typename Left>
-DCNZOO_INLINE void add_products_bfmmla(const Left& a, const uint16_t* b, int64_t depth,
-                                       Vector<float> (&sum)[Rows][2]) {
-  constexpr int row_pairs = (Rows + 1) / 2;
-  int64_t row_stride = a.row_stride;
-  asm(""
-      : "+r"(row_stride));  // With a known distance, GCC would load all rows first and run out of registers.
-  float32x4_t square[row_pairs][4] = {};
-  const uint16_t* a_k = a.data;
-  // the next four k, or the next two and zeros
-  const auto step = [&](auto whole) {
-    const auto load_pairs = [](const uint16_t* from) { return vreinterpretq_u32_u16(vld1q_u16(from)); };
-    const auto load_row = [&](int m) -> uint64_t {
-      std::conditional_t<whole(), uint64_t, uint32_t> values;
-      __builtin_memcpy(&values, a_k + (m < Rows ? m : m - 1) * row_stride, sizeof values);
-      return values;
-    };
-    bfloat16x8_t right[4];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const uint32x4_t low = load_pairs(b + 8 * i),
-                       high = whole() ? load_pairs(b + 16 + 8 * i) : uint32x4_t{};
-      right[2 * i] = vreinterpretq_bf16_u32(vzip1q_u32(low, high));
-      right[2 * i + 1] = vreinterpretq_bf16_u32(vzip2q_u32(low, high));
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < row_pairs; ++i) {
-      const bfloat16x8_t left = vreinterpretq_bf16_u64(uint64x2_t{load_row(2 * i), load_row(2 * i + 1)});
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) square[i][j] = vbfmmlaq_f32(square[i][j], left, right[j]);
-    }
-    a_k += whole() ? 4 : 2;
-    b += whole() ? 32 : 16;
-  };
-  const uint16_t* a_block = a.data;
-  for (int64_t left = depth; left > 0; left -= a.block, a_block += a.block_stride) {
-    int64_t count = left < a.block ? left : a.block;
-    for (a_k = a_block; count >= 4; count -= 4) step(std::true_type{});
-    if (count > 0) step(std::false_type{});
-  }
+// GEMM micro-kernel: C[m][0..Vectors · kLanes) (+)= sum_k A(m, k) · B[k] for Rows <= kMR rows.
+// bfloat16 is multiplied in pairs of k: A(m, k) and A(m, k + 1) are adjacent (k_stride 1, even block and depth), and b
+// is [depth / 2][kNR][2].
+template <typename T, typename S, int Rows, int Vectors, typename Left>
+void micro_kernel(const Left& a, const S* b, int64_t depth, T* c, int64_t c_stride, bool accumulate,
+                  Ahead& ahead) {
+  Vector<T> sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const uint64x2_t x = vreinterpretq_u64_f32(square[m / 2][2 * i]);
-      const uint64x2_t y = vreinterpretq_u64_f32(square[m / 2][2 * i + 1]);
-      sum[m][i] += (Vector<float>)(m % 2 ? vzip2q_u64(x, y) : vzip1q_u64(x, y));
+    for (int i = 0; i < Vectors; ++i) sum[m][i] = Vector<T>{};
+  add_products<T, S>(a, b, depth, ahead, sum);
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < Vectors; ++i) {
+      T* const to = c + m * c_stride + i * kLanes<T>;
+      store(to, accumulate ? sum[m][i] + load(to) : sum[m][i]);
     }
 }
-#endif
 
-// GEMM micro-kernel: C[m][0..kNR) (+)= sum_k A(m, k) · B[k][0..kNR) for Rows <= kMR rows.
-// bfloat16 is multiplied in pairs of k: A(m, k) and A(m, k + 1) are adjacent (k_stride 1, even block and depth), and b
-// is [depth / 2][kNR][2].
-template <typename T, typename S, int Rows, typename Left, typename Other>
-void micro_kernel(const Left& a, const S* b, int64_t depth, T* c, int64_t c_stride, bool accumulate,
-                  Ahead& ahead, Other& other) {
-  constexpr int lanes = kLanes<T>;
-  Vector<T> sum[Rows][2];
-#pragma GCC unroll 16
-  for (int m = 0; m < Rows; ++m) sum[m][0] = sum[m][1] = Vector<T>{};
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  if constexpr (sizeof(S) == 2)
-    add_products_bfmmla<Rows>(a, b, depth, sum);  // without fetching ahead
-  else
-#endif
-    add_products<T, S, Rows>(a, b, depth, ahead, other, sum);
-#pragma GCC unroll 16
-  for (int m = 0; m < Rows; ++m) {
-    T* row = c + m * c_stride;
-    if (accumulate) {
-      sum[m][0] += load(row);
-      sum[m][1] += load(row + lanes);
-    }
-    store(row, sum[m][0]);
-    store(row + lanes, sum[m][1]);
-  }
-}
-
-template <typename T, typename S, typename Left, typename Other, int... I>
+template <typename T, typename S, int Vectors, typename Left, int... I>
 DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...>) {
-  static constexpr decltype(&micro_kernel<T, S, 1, Left, Other>) kernels[] = {
-      micro_kernel<T, S, I + 1, Left, Other>...};
+  static constexpr decltype(&micro_kernel<T, S, 1, Vectors, Left>) kernels[] = {
+      micro_kernel<T, S, I + 1, Vectors, Left>...};
   return kernels[rows - 1];
 }
 
-// C (+)= A · B for `rows` rows and `panels` panels of columns.
+// C (+)= A · B for `rows` rows and `columns` columns, which are computed in whole vectors.
 // b: panels of [depth][kNR]; c: panel j, row m at c + j * c_panel_stride + m * c_row_stride.
 // Panels are the outer loop: a panel of B stays in the L2 cache while all rows of A are multiplied by it, and the next
 // panel is fetched meanwhile. (This saves time with weights that exceed the L2 cache.)
-template <typename T, typename S, typename Left, typename Other>
-void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c, int64_t c_row_stride,
-          int64_t c_panel_stride, bool accumulate, Other&& other) {
+template <typename T, typename S, typename Left>
+void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t columns, T* c, int64_t c_row_stride,
+          int64_t c_panel_stride, bool accumulate) {
+  using Sequence = std::make_integer_sequence<int, kMR>;
   const S* const first = a.data;
+  const int64_t panels = ceil_div(columns, kNR<S>);
   const int64_t blocks = ceil_div(rows, kMR), panel_bytes = depth * kNR<S> * int64_t(sizeof(S));
   const int64_t fetched =
       panels > 1 ? round_up(ceil_div(panel_bytes, blocks * ceil_div(depth, a.block)), 64) : 0;
   for (int64_t j = 0; j < panels; ++j) {
     a.data = first;
     const S* const panel = b + j * depth * kNR<S>;
+    const bool half = columns - j * kNR<S> <= kLanes<S>;
     Ahead ahead{reinterpret_cast<const char*>(panel) + panel_bytes, j + 1 < panels ? fetched : 0};
     for (int64_t block = 0, done = 0; block < blocks; ++block) {
       const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
-      micro_kernel_of<T, S, Left, std::remove_reference_t<Other>>(
-          count, std::make_integer_sequence<int, kMR>())(a, panel, depth,
-                                                         c + j * c_panel_stride + done * c_row_stride,
-                                                         c_row_stride, accumulate, ahead, other);
+      const auto run = half ? micro_kernel_of<T, S, 1, Left>(count, Sequence())
+                            : micro_kernel_of<T, S, 2, Left>(count, Sequence());
+      run(a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate, ahead);
       a.data += count * a.row_stride;
       done += count;
     }

@@ -105,9 +105,6 @@ class TaskQueue {
     return take(task, sequence);
   }
 
-  // For a single sequence: fewer tasks than threads are left.
-  bool scarce() const { return next_[0].load(std::memory_order_relaxed) + num_threads() > tasks_; }
-
   // Runs step `index` of a task, after the same step of the task before it in its sequence.
   template <typename Step>
   void run_in_turn(int64_t task, int64_t index, const Step& step) {

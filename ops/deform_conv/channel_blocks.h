@@ -9,30 +9,32 @@
 
 namespace dcnzoo {
 
-// The limit on the bytes of input that are copied to channels last at a time, whatever im2col_step is. Above it, a pass
-// takes fewer images, then fewer channels of one image. Exception: bfloat16 is copied as whole images, because the
-// output would round the partial sums between passes.
+// The limit on the bytes of input that are copied to channels last at a time, whatever im2col_step is: the input of a
+// ResNet's layer at 800×1344, with strides of 1, fits. Above it, a pass takes fewer images, then fewer channels of one
+// image. Exception: bfloat16 is copied as whole images, because the output would round the partial sums between passes.
 constexpr int64_t kStagingBytes = int64_t(20) << 20;
-constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
-// The backward takes as many images at a time as have copies of a block, and of its gradient, that an L2 cache can hold.
+// As many images are processed at a time as an L2 cache of 2 MiB can hold. The backward counts the copies of a block and of
+// its gradient, the forward those of all channels, and leaves half of the cache to the columns and the packed weight.
 constexpr int64_t kImagesBytes = int64_t(2) << 20;
 
 // Tasks per thread that keep all threads busy.
 constexpr int64_t kThreadTasks = 4;
 
-// The same limit for the backward, which also counts the gradient of the input and those of points that blocks share.
+// The limit of the backward on its copies of blocks and of their gradients, and on the gradients of points that blocks
+// share. All blocks of a ResNet's c3 fit.
 inline int64_t backward_staging_bytes(int64_t threads) { return (24 + threads) << 20; }
 
-// On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have kEnoughTiles.
+// On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have kEnoughTiles:
+// kThreadTasks for each of 64 threads.
 constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;
 
-// The fewest outputs of one of the backward's weight_parts
+// The fewest outputs of one of the backward's weight_parts: three times the rows of the micro-kernel.
 constexpr int64_t kLeastOutputs = 32;
 
-// The most channels of a block, in bytes, and the rows of a tile: 9 taps · 64 channels · 96 rows of float are 216 KiB, a
-// quarter of a typical L2 cache. The backward has narrower blocks, because its copies of a block then need less memory, and
-// more rows.
+// The most channels of a block, in bytes, and the rows of a tile: 9 taps · 64 channels · 96 rows of float are 216 KiB,
+// less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has narrower blocks, because its
+// copies of a block then need less memory, and more rows.
 struct TileLimits {
   int64_t block_bytes, rows;
 };
@@ -123,10 +125,5 @@ class ChannelBlocking {
   bool depthwise_;
   int64_t panel_;
 };
-
-// The number of images of `image_bytes` each that are processed at a time.
-inline int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) {
-  return std::clamp<int64_t>(kStagingBytes / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
-}
 
 }  // namespace dcnzoo

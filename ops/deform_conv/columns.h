@@ -19,10 +19,20 @@ DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
   return tile.depth / kNR<T> * panel_stride<T>(tile);
 }
 
+// Calls run(channels), with a constant if the channels are those of one vector: then the loops of few channels have no
+// branches.
+template <typename T, typename Run>
+DCNZOO_INLINE void with_channels(int64_t channels, const Run& run) {
+  if (channels == kLanes<T>)
+    run(std::integral_constant<int64_t, kLanes<T>>{});
+  else
+    run(channels);
+}
+
 // Visits the columns of one (row, tap): whole vectors if the channel count allows, else single elements.
 // visit(zero, channel, column): `zero` has the type of the vector or element, `column` is its offset within the panels.
-template <typename T, typename Visit>
-DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride, Visit visit) {
+template <typename T, typename Channels, typename Visit>
+DCNZOO_INLINE void each_column(int64_t tap, Channels channels, int64_t row, int64_t stride, Visit visit) {
   constexpr int lanes = kLanes<T>, panel = kNR<T>;
   int64_t column = tap * channels;
   if (channels % panel == 0) {
@@ -37,15 +47,6 @@ DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64
   } else {
     for (int64_t c = 0; c < channels; ++c, ++column)
       visit(T(0), c, column / panel * stride + row * panel + column % panel);
-  }
-}
-
-template <typename S>
-void zero_padding_columns(const TileSizes& tile, int64_t taps, const ChannelBlock& block, int64_t rows,
-                          S* columns) {
-  for (int64_t column = taps * block.count; column < block.depth; ++column) {
-    S* at = columns + column / kNR<S> * panel_stride<S>(tile) + column % kNR<S>;
-    for (int64_t r = 0; r < rows; ++r) at[r * kNR<S>] = 0;
   }
 }
 

@@ -19,11 +19,12 @@ constexpr int64_t kPair = sizeof(T) / sizeof(S);
 
 // One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
 // gradient of the input, the gradients of offset and mask, and the columns.
-template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
+template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns, typename Channels>
 struct PointBackward {
   static constexpr int corners = kCorners<Rank>;
   static constexpr bool reads_input = Points || Columns;
-  int64_t tap, row, channels;
+  int64_t tap, row;
+  Channels channels;
   int64_t stride;          // of the columns' panels
   T rest;                  // the mask if it is not finite, else 1
   const S* from[corners];  // the corners' pixels in the input
@@ -42,9 +43,8 @@ struct PointBackward {
       return dot;
   }
 
-  // Points corner i to pixel `index` of the map that starts at `map`.
-  DCNZOO_INLINE void locate(const Params<T, S>& p, int i, int64_t map, int64_t index) {
-    const int64_t place = map + index * p.input.channels;
+  // Points corner i to the pixel at `place` in the input and its gradient.
+  DCNZOO_INLINE void locate(const Params<T, S>& p, int i, int64_t place) {
     if (reads_input) from[i] = p.input.data + place;
     if (Input) to[i] = p.grad_input + place;
   }
@@ -137,35 +137,39 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
     }
   };
   const int64_t place = p.input.place_of(block, p.shape.in_pixels);
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t map = rows.map[r] + place;
-    for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
-      PointBackward<T, S, Rank, Input, Points, Columns> point;
-      point.tap = tap, point.row = r, point.channels = block.count, point.stride = stride;
-      const T factor = table.factor[tap * rows.stride + r];
-      const int64_t first = tap * corners * rows.stride + r;
-      point.rest = table.rest[tap * rows.stride + r];
-      if (table.index[first] >= 0) {
-        for (int corner = 0; corner < corners; ++corner) {
-          point.locate(p, corner, map, table.index[first + corner * rows.stride]);
-          point.modulated[corner] = factor * table.weight[first + corner * rows.stride];
+  const CornerDistances<Rank> distance(p.shape, p.input.channels);
+  with_channels<T>(block.count, [&](auto channels) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t map = rows.map[r] + place;
+      for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
+        PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
+        point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
+        const T factor = table.factor[tap * rows.stride + r];
+        const int64_t first = tap * corners * rows.stride + r;
+        point.rest = table.rest[tap * rows.stride + r];
+        if (table.index[first] >= 0) {
+          const int64_t at = map + table.index[first] * p.input.channels;
+          for (int corner = 0; corner < corners; ++corner) {
+            point.locate(p, corner, at + distance.of[corner]);
+            point.modulated[corner] = factor * table.weight[first + corner * rows.stride];
+          }
+          point.run_whole(tile.gradients, tile.columns);
+        } else {
+          const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
+          for (int i = 0; i < found.count; ++i) {
+            point.locate(p, i, map + found.index[i] * p.input.channels);
+            point.modulated[i] = factor * table.weight[first + found.corner[i] * rows.stride];
+          }
+          point.run_partial(found, tile.gradients, tile.columns);
         }
-        point.run_whole(tile.gradients, tile.columns);
-      } else {
-        const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
-        for (int i = 0; i < found.count; ++i) {
-          point.locate(p, i, map, found.index[i]);
-          point.modulated[i] = factor * table.weight[first + found.corner[i] * rows.stride];
+        if (Points) {
+          const int64_t at = tap % together;
+          point.store_dots(dots + at * corners * lanes);
+          if (at + 1 == together || tap + 1 == p.shape.taps) store_sums(r, tap - at, at + 1);
         }
-        point.run_partial(found, tile.gradients, tile.columns);
-      }
-      if (Points) {
-        const int64_t at = tap % together;
-        point.store_dots(dots + at * corners * lanes);
-        if (at + 1 == together || tap + 1 == p.shape.taps) store_sums(r, tap - at, at + 1);
       }
     }
-  }
+  });
 }
 
 // The gradients of offset and mask from the dots: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
@@ -285,20 +289,23 @@ int64_t first_output_of(const ChannelBlock& block, int64_t panel) {
   return block.groups == 1 ? 0 : panel % (block.count / kNR<T>)*block.panel_outputs;
 }
 
+// The columns of a panel without the padding at the end of the last panel.
+template <typename T, typename Params>
+int64_t columns_of(const Params& p, const ChannelBlock& block, int64_t panel) {
+  const int64_t left = p.shape.taps * block.count - panel * kNR<T>;
+  return left < kNR<T> ? left : kNR<T>;
+}
+
 // Whether a tile of gradients, [output][row], has no Inf and no NaN.
-template <typename T, typename S>
-bool all_finite(const S* gradient, int64_t outputs, int64_t rows, int64_t stride) {
-  Vector<T> sums{};  // x - x is zero, or NaN
-  T rest = 0;
-  for (int64_t o = 0; o < outputs; ++o, gradient += stride) {
-    int64_t r = 0;
-    for (; r + kLanes<T> <= rows; r += kLanes<T>) {
-      const Vector<T> values = from_stored(load(gradient + r));
-      sums += values - values;
+template <typename S>
+bool all_finite(const S* gradient, int64_t outputs, int64_t rows) {
+  int bad = 0;  // not bool: this loop becomes vectors
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto value = from_stored(gradient[o * kBackwardRows + r]);
+      bad |= value - value != 0;
     }
-    for (; r < rows; ++r) rest += from_stored(gradient[r]) - from_stored(gradient[r]);
-  }
-  return sum_lanes(sums) + rest == T(0);
+  return bad == 0;
 }
 
 // The gradient of a panel of columns of several groups, computed group by group: in a single product, in which the
@@ -331,7 +338,7 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
   constexpr int64_t pair = kPair<T, S>;
   const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
   const int64_t outputs = round_up(block.panel_outputs, pair);
-  const bool together = block.groups == 1 || all_finite<T>(tile.gradient, block.outputs, rows, kBackwardRows);
+  const bool together = block.groups == 1 || all_finite(tile.gradient, block.outputs, rows);
   const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
   if constexpr (pair > 1) {
     transpose(tile.gradient, kBackwardRows, tile.pairs, stride, block.outputs, rows);
@@ -341,8 +348,9 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
     const int64_t first = first_output_of<T>(block, panel);
     const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
     T* const to = tile.gradients + panel * panel_stride<T>(p.tile);
+    const int64_t columns = columns_of<T>(p, block, panel);
     const auto multiply = [&](const auto& left) {
-      gemm<T, S>(left, rows, weight, outputs, 1, to, kNR<T>, 0, false, NoWork{});
+      gemm<T, S>(left, rows, weight, outputs, columns, to, kNR<T>, 0, false);
     };
     if (!together)
       multiply_panel_by_groups<T>(block, rows, tile.gradient + first * kBackwardRows, weight, to);
@@ -394,8 +402,8 @@ void add_weight_gradient(const Params<T, S>& p, const ChannelBlock& block, const
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
     const S* const from = tile.gradient + (first_output_of<T>(block, panel) + first) * kBackwardRows;
     gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0}, outputs,
-               tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
-               to + (panel * block.panel_outputs + first) * kNR<T>, kNR<T>, 0, true, NoWork{});
+               tile.columns + panel * panel_stride<S>(p.tile), rows, columns_of<T>(p, block, panel),
+               to + (panel * block.panel_outputs + first) * kNR<T>, kNR<T>, 0, true);
   }
 }
 
@@ -433,7 +441,6 @@ void run_of(const Params<T, S>& p, const BackwardTile& of, const RunInTurn& run_
     store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
   }
   if (!columns) return;
-  if (!is_depthwise) zero_padding_columns(p.tile, p.shape.taps, block, of.rows, tile.columns);
   if constexpr (!std::is_same_v<T, S>) pair_columns(p, block, tile);
   for (int64_t part = 0; part < p.weight_parts; ++part)
     run_in_turn(1 + part, [&] { add_weight_gradient(p, block, tile, part); });

@@ -103,8 +103,6 @@ struct DeformConvForwardParams : DeformConvParams<T, S> {
   const S* weight;  // packed
   const T* bias;    // [out_channels], or null
   OutputMaps<S> output;
-  int64_t
-      output_parts;  // a tile is computed once for each part of the outputs; 1 if there are several groups
 };
 
 template <typename T, typename S = T>
@@ -133,18 +131,14 @@ struct BackwardTile {
 // adds to the input's gradient, step 1 + i to part i of the weight's.
 using RunInTurn = std::function<void(int64_t step, const std::function<void()>& run)>;
 
-// Sets the index of the next task, or returns false if none is left. early: the caller is still busy with another task;
-// false also if the tasks that are left are fewer than the threads, which could begin them at once.
-using TakeTask = std::function<bool(int64_t& index, bool early)>;
-
 template <typename T, typename S = T>
 struct DeformConvForward {
   int64_t panel;                                                   // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
-  // Takes tasks until none are left. Task `index` is part `index % output_parts` of tile `index / output_parts`.
-  void (*run)(const DeformConvForwardParams<T, S>&, const TakeTask& take, char* scratch);
+  // Computes output pixels [first, first + rows), counted over the images.
+  void (*run)(const DeformConvForwardParams<T, S>&, int64_t first, int64_t rows, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);

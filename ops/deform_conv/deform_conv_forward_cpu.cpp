@@ -4,21 +4,23 @@
 namespace dcnzoo {
 namespace {
 
-// Sets the rows of a tile and the parts of the outputs: large tiles that divide evenly among threads. No result depends
-// on them: every output has its own sums.
-template <typename T, typename S>
-void divide_output(DeformConvForwardParams<T, S>& p) {
-  const int64_t threads = num_threads(), pixels = p.images * p.shape.out_pixels;
+// The images that are copied at a time: as many as an L2 cache can hold, but enough to keep all threads busy.
+inline int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) {
+  const int64_t busy = ceil_div(kThreadTasks * num_threads() * kForwardTile.rows, s.out_pixels);
+  const auto fitting = [&](int64_t bytes) { return bytes / std::max<int64_t>(image_bytes, 1); };
+  return std::clamp<int64_t>(std::max(fitting(kImagesBytes / 2), busy), 1,
+                             std::min(s.im2col_step, std::max<int64_t>(fitting(kStagingBytes), 1)));
+}
+
+// The output pixels of a tile: large tiles that divide evenly among threads. No result depends on them: every output
+// has its own sums.
+inline int64_t tile_rows(int64_t pixels) {
   // More tasks balance the load; smaller tiles would read the weight too often.
-  constexpr int64_t least_rows = 48;
+  constexpr int64_t least_rows = kForwardTile.rows / 2;
+  const int64_t threads = num_threads();
   const int64_t more = std::min(kThreadTasks * threads, pixels / least_rows / threads * threads);
   const int64_t tiles = std::max(ceil_div(pixels, kForwardTile.rows * threads) * threads, more);
-  p.tile.rows = std::max<int64_t>(ceil_div(pixels, tiles), 1);
-  // Few pixels and many outputs: twice the rows with half of the weight, although the columns are sampled twice.
-  constexpr int64_t few_rows = kForwardTile.rows / 4, many_outputs = 512;
-  p.output_parts =
-      p.tile.rows <= few_rows && p.shape.groups == 1 && p.shape.out_channels >= many_outputs ? 2 : 1;
-  p.tile.rows *= p.output_parts;
+  return std::max<int64_t>(ceil_div(pixels, tiles), 1);
 }
 
 // Channels per block. If the input is copied in several passes: at most the channels that a pass may copy, in whole
@@ -53,13 +55,10 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
 template <typename T, typename S>
 void run_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
-  const int64_t scratch = kernels.scratch_bytes(p);
-  TaskQueue queue(ceil_div(p.images * p.shape.out_pixels, p.tile.rows) * p.output_parts);
-  queue.run([&](int64_t) {
-    const auto take = [&](int64_t& index, bool early) {
-      return !(early && queue.scarce()) && queue.take(index);
-    };
-    kernels.run(p, take, thread_scratch<char>(scratch));
+  const int64_t scratch = kernels.scratch_bytes(p), rows = p.tile.rows,
+                pixels = p.images * p.shape.out_pixels;
+  run_tasks(ceil_div(pixels, rows), [&](int64_t tile) {
+    kernels.run(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(scratch));
   });
 }
 
@@ -91,19 +90,17 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
   const int64_t image_bytes = s.in_pixels * int64_t(sizeof(S)), image_size = s.channels * s.in_pixels;
   const int64_t chunk = images_at_a_time(s, s.channels * image_bytes);
-  // The packed weight and the copies share one memory limit.
-  const int64_t staging = std::max(kStagingBytes - packed_size * int64_t(sizeof(S)), kLeastStagingBytes);
   Buffer<S> staged;
   for (int64_t first = 0; first < s.batch; first += chunk) {
     const S* const images = static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size;
     p.images = std::min(chunk, s.batch - first);
-    divide_output(p);
+    p.tile.rows = tile_rows(p.images * s.out_pixels);
     p.offset_mask = from_image(s, offset_mask, first);
     p.output.data = static_cast<S*>(output.mutable_data_ptr()) + first * s.out_channels * s.out_pixels;
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
-      p.blocks.end =
-          one_pass ? blocking.count() : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, staging);
+      p.blocks.end = one_pass ? blocking.count()
+                              : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, kStagingBytes);
       p.input = {images, 0, s.channels, false};
       if (!map.channels_last) stage_input(p, images, staged);
       run_tiles(p);

@@ -30,6 +30,20 @@ int64_t bytes_of(const Params& p) {
 template <int Rank>
 constexpr int kCorners = 1 << Rank;
 
+// The distances of a whole point's corners from its first corner.
+template <int Rank>
+struct CornerDistances {
+  int64_t of[kCorners<Rank>] = {};
+
+  CornerDistances(const DeformConvShapes& s, int64_t pixel_stride) {
+    for (int corner = 0; corner < kCorners<Rank>; ++corner) {
+      for (int axis = 0; axis < Rank; ++axis)
+        of[corner] = of[corner] * s.in[axis] + ((corner >> (Rank - 1 - axis)) & 1);
+      of[corner] *= pixel_stride;
+    }
+  }
+};
+
 // The points of a tile's taps. Every array is [tap][…][row], row being an output pixel of the tile.
 template <typename T, int Rank, bool Backward>
 struct SamplingTable {

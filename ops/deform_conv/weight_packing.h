@@ -8,6 +8,12 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
+// The rows of a panel of a group's packed weight: even for bfloat16.
+template <typename T, typename S>
+int64_t packed_depth(const DeformConvShapes& s, const ChannelBlock& block) {
+  return round_up(s.taps * (block.count / block.groups), int64_t(sizeof(T) / sizeof(S)));
+}
+
 // weight -> panels of outputs, each [tap · channel of the block][kNR], bfloat16 in pairs of rows
 template <typename T, typename S>
 void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
@@ -21,7 +27,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
   S turned[stretch * panel];
   const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
   const int64_t inner = block.first - block.group * group_channels;
-  const int64_t channels = block.count / block.groups, depth = block.depth / block.groups;
+  const int64_t channels = block.count / block.groups, depth = packed_depth<T, S>(s, block);
   const int64_t panels = ceil_div(outputs, panel), all_panels = block.groups * panels;
   for (int64_t i = piece.begin_of(all_panels); i < piece.end_of(all_panels); ++i) {
     const int64_t group = block.group + i / panels, o0 = i % panels * panel;
