@@ -260,7 +260,7 @@ def test_wheel(tmp_path):
 
 
 def make_wheel(source: Path) -> Path:
-    """A wheel of the sources and the loaded libraries. `make test-packaging` compiles them instead."""
+    """A wheel of the sources and the loaded libraries. `nox -s packaging` compiles them instead."""
     copy_sources(source)
     environment = {**os.environ, "PYTHONPATH": str(source)}
 

@@ -223,13 +223,15 @@ def test_versions_agree():
     major, minor = re.search(r"MIN_TORCH = \((\d+), (\d+)\)", setup_py).groups()
     assert f'dependencies = ["torch>={major}.{minor}", ' in project
     assert f'TORCH_TARGET = "0x{int(major):02x}{int(minor):02x}000000000000"' in setup_py
-    (pin,) = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert f'"{pin}"' in project, "an isolated build is the build that is tested"
+    (pin,) = re.findall(r'^torch = \["(torch==.*)"\]$', project, re.MULTILINE)
+    (build,) = re.findall(r"^requires = (.*)$", project, re.MULTILINE)
+    assert f'"{pin}"' in build, "an isolated build is the build that is tested"
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
-    (opencv,) = re.findall(r"^opencv-python-headless==(.*)$", (ROOT / "requirements.txt").read_text(), re.M)
+    (opencv,) = re.findall(r'"opencv-python-headless==(.*)"', project)
     assert (ROOT / ".ci/opencv-python/pyproject.toml").read_text().count(opencv) == 2
-    for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
-        assert f'"{pin}"' in project
+    (openmmlab,) = re.findall(r"^openmmlab = \[(.*)\]$", project, re.MULTILINE)
+    (extra,) = re.findall(r"^mmdet = \[(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
+    assert all(pin in extra for pin in openmmlab.split(", "))
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
@@ -293,18 +295,6 @@ print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).
     assert list(environment.rglob("dcnzoo/**/*.pyc"))
     pip("uninstall", "-y", "dcnzoo")
     assert set(environment.rglob("*")) == before
-
-
-def test_requirements_are_split():
-    """The demo installs no heavy package that only tests need. The tests' file includes the demo's file."""
-    names = {
-        part: set(re.findall(r"^[\w-]+", (ROOT / f"requirements{part}.txt").read_text(), re.MULTILINE))
-        for part in ("", "-export", "-dev")
-    }
-    assert not names[""] & {"triton", "openvino", "onnxruntime", "pytest", "ipykernel", "mypy", "ruff"}
-    assert not names[""] & names["-export"] and not (names[""] | names["-export"]) & names["-dev"]
-    included = re.findall(r"^-r (.*)$", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
-    assert included == ["requirements.txt", "requirements-export.txt"]
 
 
 # The compiled libraries of this working tree, as in a wheel

@@ -16,7 +16,7 @@ _INTRODUCTION = """\
 # Model zoo
 
 This page lists the configs of dcnzoo and the deformable configs of MMDetection {mmdet}, with their results
-and weights. `make zoo` writes it from the metafiles of both packages; do not edit it.
+and weights. `nox -s zoo` writes it from the metafiles of both packages; do not edit it.
 [The zoo](docs/zoo.md) explains how to use the models in a program, from a mirror and offline.
 
 ```bash

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
     [("model_zoo.md", page.render), ("model-index.yml", lambda: page.render_index(ROOT / "configs"))],
 )
 def test_is_up_to_date(name, text):
-    assert (ROOT / name).read_text("utf-8") == text(), "make zoo"
+    assert (ROOT / name).read_text("utf-8") == text(), "nox -s zoo"
     for model in index.models():
         for result in model.results:
             assert result.source.startswith(("published (", "measured ("))
