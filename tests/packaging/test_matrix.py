@@ -67,7 +67,9 @@ def environment(python: str, version: str, torch: str) -> Path:
             [*pip, f"torch=={torch}", "--group", "packages", "--group", "test"],
             [*pip, "--no-deps", "--group", "openmmlab"],
         ):
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.run(
+                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         (folder / ".installed").touch()
     return folder / "bin/python"
 
