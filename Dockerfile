@@ -17,12 +17,12 @@ ENV UV_TORCH_BACKEND=cpu UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 VIRTUAL_ENV=/opt/dc
 RUN uv venv --python "$(command -v python)" "$VIRTUAL_ENV"
 WORKDIR /build
 # The packages before the sources, so that a change of the sources does not install them again.
-COPY requirements.txt requirements-openmmlab.txt ./
+COPY pyproject.toml ./
 COPY .ci/opencv-python .ci/opencv-python
-RUN uv pip install -r requirements.txt \
-    && uv pip install --no-deps -r requirements-openmmlab.txt \
+RUN uv pip install --group train \
+    && uv pip install --no-deps --group openmmlab \
     && uv pip install --no-deps --no-build-isolation ./.ci/opencv-python
-COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE model-index.yml ./
+COPY setup.py MANIFEST.in README.md LICENSE model-index.yml ./
 COPY ops ops
 COPY configs configs
 COPY tools tools

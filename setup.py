@@ -41,21 +41,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+OPS = ROOT / "ops"
 # Oldest supported torch: a call that newer versions added to the stable ABI is a compile error.
 TORCH_TARGET = "0x020a000000000000"
 MIN_TORCH = (2, 10)
 GLIBC_OF_TORCH = (2, 28)  # of its wheels
 # sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
-# Names allowed in TORCH_CUDA_ARCH_LIST, as in torch.utils.cpp_extension.
-CUDA_ARCH_NAMES = {
-    "Volta": "7.0+PTX",
-    "Turing": "7.5+PTX",
-    "Ampere": "8.0;8.6+PTX",
-    "Ada": "8.9+PTX",
-    "Hopper": "9.0+PTX",
-    "Blackwell": "10.0;12.0+PTX",
-}
 
 # Instruction sets; the best one of the machine is selected at run time (ops/common/cpu_capability.h).
 CPU_CAPABILITIES = {"DEFAULT": []}
@@ -70,6 +62,15 @@ if platform.machine() in ("aarch64", "arm64"):
     CPU_CAPABILITIES["DEFAULT"] = ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]
     CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], "-march=armv8.2-a+bf16"]
 
+# Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
+FOLDER_FLAGS = {
+    "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
+    "rotated_boxes": ["-ffp-contract=off"],  # bit-identical results on all instruction sets
+}
+if "AVX2" in CPU_CAPABILITIES:
+    # CPUs without AVX2 are rare: compile for them in half the time; kernels take up to 1.11 times as long.
+    FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
+
 
 def stop(problem: str, remedy: str) -> None:
     """Stop the build with two lines instead of a traceback; never build a package without operators."""
@@ -80,15 +81,10 @@ def import_torch():
     try:
         import torch
     except ImportError:
-        stop(
-            "torch is not installed in the build environment.",
-            "Install torch >= 2.10 first, or build without --no-build-isolation.",
-        )
+        problem = "torch is not installed in the build environment."
+        stop(problem, "Install torch >= 2.10 first, or build without --no-build-isolation.")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
-        stop(
-            f"torch {torch.__version__} is too old; 2.10 or newer is needed.",
-            'pip install "torch>=2.10"',
-        )
+        stop(f"torch {torch.__version__} is too old; 2.10 or newer is needed.", 'pip install "torch>=2.10"')
     return torch
 
 
@@ -139,49 +135,34 @@ def find_nvcc() -> str | None:
     return found
 
 
-def archs_of_nvcc(nvcc: str) -> set[str]:
-    """Return the architectures that this nvcc supports: ``{"75", "80", …}``."""
+def cuda_targets(nvcc: str) -> list[str]:
+    """Return nvcc's options for the selected architectures, by default those that it supports."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
-    known = set(re.findall(r"compute_(\d+)", listed.stdout))
+    known = re.findall(r"compute_(\d+)", listed.stdout)
     if not known:
         stop(f"{nvcc} --list-gpu-arch lists no architecture.", "CUDA 12.0 or newer is needed.")
-    return known
-
-
-def chosen_archs() -> tuple[str, list[str], list[str]]:
-    """Return the variable that selects them ('' by default), the architectures, and those to add PTX for."""
-    if name := next((n for n in ("DCNZOO_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST") if os.environ.get(n)), None):
-        given = os.environ[name]
-        for known, versions in CUDA_ARCH_NAMES.items() if name == "TORCH_CUDA_ARCH_LIST" else ():
-            given = re.sub(rf"\b{known}\b", versions, given)
-        form = r"(\d+)\.(\d)([af]?)(\+PTX)?" if name == "TORCH_CUDA_ARCH_LIST" else r"(\d+?)(\d)([af]?)()"
-        found = [re.fullmatch(form, arch) for arch in re.split("[;, ]+", given.strip("; ,"))]
-        if None in found:
+    archs = [arch for arch in CUDA_ARCHS if arch in known]
+    ptx = archs[-1:]
+    for name, form in (
+        ("TORCH_CUDA_ARCH_LIST", r"(\d+)\.(\d)([af]?)(\+PTX)?"),
+        ("DCNZOO_CUDA_ARCHS", r"(\d+)(\d)([af]?)()"),  # the stronger one
+    ):
+        if not os.environ.get(name):
+            continue
+        matches = [re.fullmatch(form, arch) for arch in re.split("[;, ]+", os.environ[name].strip("; ,"))]
+        if not all(match and match[1] + match[2] in known for match in matches):
             example = "8.0;9.0+PTX" if name == "TORCH_CUDA_ARCH_LIST" else "80;90"
-            problem = f"{name}: expected architectures such as {example}, got {os.environ[name]!r}."
-            stop(problem, f"Change {name}.")
-        archs = ["".join(match.group(1, 2, 3)) for match in found]
-        ptx = [arch for arch, match in zip(archs, found, strict=True) if match[4]]
-        return name, archs, ptx if name == "TORCH_CUDA_ARCH_LIST" else archs[-1:]
-    return "", list(CUDA_ARCHS), []
-
-
-def cuda_targets(nvcc: str) -> list[str]:
-    """Return nvcc's options for the selected architectures that it supports."""
-    name, archs, ptx = chosen_archs()
-    known = archs_of_nvcc(nvcc)
-    unknown = [arch for arch in archs if arch.rstrip("af") not in known]
-    if name and unknown:
-        stop(
-            f"{name}: expected architectures that {nvcc} supports ({', '.join(sorted(known, key=int))}), "
-            f"got {', '.join(unknown)}.",
-            f"Change {name}, or set CUDA_HOME to a newer toolkit.",
-        )
-    archs = [arch for arch in archs if arch not in unknown]
-    if not archs:
-        stop(f"{nvcc} supports none of the architectures {', '.join(CUDA_ARCHS)}.", "Set DCNZOO_CUDA_ARCHS.")
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return targets + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in (ptx if name else archs[-1:])]
+            supported = f"those that {nvcc} supports ({', '.join(known)})"
+            problem = (
+                f"{name}: expected architectures such as {example}, of {supported}, got {os.environ[name]!r}."
+            )
+            stop(problem, f"Change {name}, or set CUDA_HOME to a newer toolkit.")
+        archs = ["".join(match.group(1, 2, 3)) for match in matches]
+        ptx = [arch for arch, match in zip(archs, matches, strict=True) if match[4]]
+        if name == "DCNZOO_CUDA_ARCHS":
+            ptx = archs[-1:]
+    machine_code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return machine_code + [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ptx]
 
 
 def quote(arguments: list[str]) -> str:
@@ -194,27 +175,96 @@ def escape(path: Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
-def ninja_rules(compiler: str, link: str) -> list[str]:
-    return [
+def ninja_file(command: str, link: str, objects: dict[str, tuple[Path, list[str]]], target: Path) -> str:
+    """Return the text of build.ninja. ``objects``: source and its own options, by the name of the object."""
+    lines = [
         "rule compile",
         "  description = compile $out",
-        f"  command = {compiler} -MF $out.d -c $in -o $out",
+        f"  command = {command} $options -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         "  description = link $out",
         f"  command = {link}",
     ]
+    for name, (source, options) in objects.items():
+        lines += [f"build {name}: compile {escape(source)}", f"  options = {quote(options)}"]
+    return "\n".join([*lines, f"build {escape(target)}: link {' '.join(objects)}", ""])
 
 
-# Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
-FOLDER_FLAGS = {
-    "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
-    "rotated_boxes": ["-ffp-contract=off"],  # bit-identical results on all instruction sets
-}
-if "AVX2" in CPU_CAPABILITIES:
-    # CPUs without AVX2 are rare: compile for them in half the time; kernels take up to 1.11 times as long.
-    FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
+def common_flags(library: Path, device: str) -> list[str]:
+    include = library / "include"
+    # replaces the build machine's paths, which error messages of torch's headers would contain
+    renamed = [f"-ffile-prefix-map={include}/=", f"-ffile-prefix-map={ROOT}/="]
+    return [
+        *("-O3", "-std=c++17", "-DNDEBUG", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"),
+        *("-isystem", str(include), f"-I{OPS}"),
+        *(("-Xcompiler", ",".join(map(shlex.quote, renamed))) if device == "cuda" else renamed),
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
+    ]
+
+
+def cpu_build(library: Path, folder: Path, target: Path) -> str:
+    command = [
+        *shlex.split(find_compiler()),
+        *common_flags(library, "cpu"),
+        *("-MMD", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+        "-Wno-unknown-warning-option",  # Clang does not have the next one
+        *("-Wno-maybe-uninitialized", "-Wno-ignored-attributes"),
+        # lets floor and selects vectorise; NaN and Inf stay defined
+        *("-fno-math-errno", "-fno-trapping-math"),
+    ]
+    libraries = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    libraries += shlex.split(os.environ.get("LDFLAGS", ""))
+    link = f"{find_compiler()} -shared $in -o $out {quote(libraries)}"
+    objects = {}
+    for source in sorted(OPS.rglob("*.cpp")):
+        name = source.relative_to(OPS).with_suffix("")
+        shared = FOLDER_FLAGS.get(name.parts[0], [])
+        if not source.stem.endswith("_cpu_kernel"):
+            objects[f"{name}.o"] = source, shared
+            continue
+        for capability, options in CPU_CAPABILITIES.items():
+            further = FOLDER_FLAGS.get(f"{name.parts[0]}.{capability}", [])
+            options = [*options, *shared, *further, f"-DDCNZOO_CAPABILITY={capability}"]
+            objects[f"{name}.{capability.lower()}.o"] = source, options
+    return ninja_file(quote(command), link, objects, target)
+
+
+def cuda_build(library: Path, folder: Path, target: Path) -> str:
+    nvcc = find_nvcc()
+    command = [
+        *(nvcc, *common_flags(library, "cuda"), *cuda_targets(nvcc)),
+        *("-MD", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda"),
+        # only in our own builds: other toolkits may have other warnings
+        *(("--Werror", "all-warnings") if os.environ.get("DCNZOO_STRICT") == "1" else ()),
+        *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+    ]
+    # by a link, because nvcc stores the linker's arguments in the library
+    torch_lib = folder / "torch_lib"
+    torch_lib.unlink(missing_ok=True)
+    torch_lib.symlink_to(library / "lib")
+    libraries = [f"-L{torch_lib.name}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
+    if not (library / "lib" / "libtorch_cuda.so").exists():
+        libraries.insert(0, f"-L{stand_in_for_libtorch_cuda(folder).name}")
+    link = f"{quote([nvcc])} --cudart static -shared $in -o $out {quote(libraries)}"
+    sources = sorted(OPS.rglob("*.cu"))
+    objects = {f"{source.relative_to(OPS).with_suffix('')}.o": (source, []) for source in sources}
+    return ninja_file(quote(command), link, objects, target)
+
+
+def stand_in_for_libtorch_cuda(folder: Path) -> Path:
+    """Build an empty library named libtorch_cuda for linking, if torch is a CPU build.
+
+    At run time, the loader uses the real one, which a CUDA build of torch has loaded.
+    """
+    stub = folder / "stub"
+    stub.mkdir(exist_ok=True)
+    source = stub / "stub.cpp"
+    source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
+    options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
+    subprocess.run([find_compiler(), *options, source, "-o", stub / "libtorch_cuda.so"], check=True)
+    return stub
 
 
 class BuildPy(build_py):
@@ -239,115 +289,22 @@ class BuildOps(build_ext):
         return fullname.replace(".", os.sep) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        torch = import_torch()
         device = ext.name.rsplit("_", 1)[1]
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
         folder = ROOT / "build" / "ops" / device
-        folder.mkdir(parents=True, exist_ok=True)
-        library = Path(torch.__file__).parent
-        rules = self.cpu_rules if device == "cpu" else self.cuda_rules
-        lines = rules(library, folder, target)
-        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-        command = [find_ninja(), "-C", str(folder)]
-        if os.environ.get("MAX_JOBS"):
-            command += ["-j", os.environ["MAX_JOBS"]]
-        if subprocess.run(command).returncode != 0:
-            compiler = find_nvcc() if device == "cuda" else find_compiler()
-            stop(
-                f"compiling {target.name} with {compiler} failed; see the compiler's message above.",
-                "DCNZOO_CUDA=0 skips the CUDA library."
-                if device == "cuda"
-                else "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler.",
+        for path in (target.parent, folder):
+            path.mkdir(parents=True, exist_ok=True)
+        build = {"cpu": cpu_build, "cuda": cuda_build}[device]
+        (folder / "build.ninja").write_text(build(Path(import_torch().__file__).parent, folder, target))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([find_ninja(), "-C", str(folder), *jobs]).returncode != 0:
+            compiler, remedy = (
+                find_compiler(),
+                "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler.",
             )
-
-    def common_flags(self, library: Path, device: str) -> list[str]:
-        include = library / "include"
-        # replaces the build machine's paths, which error messages of torch's headers would contain
-        renamed = [f"-ffile-prefix-map={include}/=", f"-ffile-prefix-map={ROOT}/="]
-        return [
-            "-O3",
-            "-std=c++17",
-            "-DNDEBUG",
-            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-            *("-isystem", str(include)),
-            f"-I{ROOT / 'ops'}",
-            *(("-Xcompiler", ",".join(map(shlex.quote, renamed))) if device == "cuda" else renamed),
-            *shlex.split(os.environ.get("CXXFLAGS", "")),
-        ]
-
-    def cpu_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
-        # -fno-math-errno, -fno-trapping-math: lets floor and selects vectorise; NaN and Inf stay defined.
-        flags = [
-            *self.common_flags(library, "cpu"),
-            *("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
-            "-Wno-unknown-warning-option",  # Clang does not have the next one
-            *("-Wno-maybe-uninitialized", "-Wno-ignored-attributes", "-fno-math-errno", "-fno-trapping-math"),
-        ]
-        link = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-        link += shlex.split(os.environ.get("LDFLAGS", ""))
-        lines = [
-            f"cxx = {find_compiler()}",
-            f"flags = {quote(flags)}",
-            *ninja_rules("$cxx $flags $options -MMD", f"$cxx -shared $in -o $out {quote(link)}"),
-        ]
-        objects = []
-        for source in sorted((ROOT / "ops").rglob("*.cpp")):
-            kernel = source.stem.endswith("_cpu_kernel")
-            for name, options in CPU_CAPABILITIES.items() if kernel else [("", [])]:
-                suffix = f".{name.lower()}" if name else ""
-                out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}{suffix}.o"
-                lines.append(f"build {out}: compile {escape(source)}")
-                operator = source.relative_to(ROOT / "ops").parts[0]
-                for key in (operator, f"{operator}.{name}"):
-                    options = [*options, *FOLDER_FLAGS.get(key, [])]
-                if name:
-                    options.append(f"-DDCNZOO_CAPABILITY={name}")
-                lines.append(f"  options = {quote(options)}")
-                objects.append(out)
-        return [*lines, f"build {escape(target)}: link {' '.join(objects)}"]
-
-    def cuda_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
-        targets = cuda_targets(find_nvcc())
-        flags = [
-            *self.common_flags(library, "cuda"),
-            *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),
-            # only in our own builds: other toolkits may have other warnings
-            *(("--Werror", "all-warnings") if os.environ.get("DCNZOO_STRICT") == "1" else ()),
-            *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
-        ]
-        # by a link, because nvcc stores the linker's arguments in the library
-        torch_lib = folder / "torch_lib"
-        torch_lib.unlink(missing_ok=True)
-        torch_lib.symlink_to(library / "lib")
-        link = [f"-L{torch_lib.name}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
-        if not (library / "lib" / "libtorch_cuda.so").exists():
-            link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder).name}")
-        lines = [
-            f"nvcc = {quote([find_nvcc()])}",
-            f"flags = {quote(flags)}",
-            *ninja_rules("$nvcc $flags -MD", f"$nvcc --cudart static -shared $in -o $out {quote(link)}"),
-        ]
-        objects = []
-        for source in sorted((ROOT / "ops").rglob("*.cu")):
-            out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}.o"
-            lines.append(f"build {out}: compile {escape(source)}")
-            objects.append(out)
-        return [*lines, f"build {escape(target)}: link {' '.join(objects)}"]
-
-    def stand_in_for_libtorch_cuda(self, folder: Path) -> Path:
-        """Build an empty library named libtorch_cuda for linking, if torch is a CPU build.
-
-        At run time, the loader uses the real one, which a CUDA build of torch has loaded.
-        """
-        stub = folder / "stub"
-        stub.mkdir(exist_ok=True)
-        source = stub / "stub.cpp"
-        source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
-        out = stub / "libtorch_cuda.so"
-        options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
-        subprocess.run([find_compiler(), *options, source, "-o", out], check=True)
-        return stub
+            if device == "cuda":
+                compiler, remedy = find_nvcc(), "DCNZOO_CUDA=0 skips the CUDA library."
+            stop(f"compiling {target.name} with {compiler} failed; see the compiler's message above.", remedy)
 
 
 class PlatformWheel(bdist_wheel):
@@ -374,7 +331,7 @@ def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
 def write_schemas() -> None:
     """Write the schemas in the sources to a file, which dcnzoo/ops/_plain.py uses if nothing is compiled."""
     schemas = []
-    for source in sorted((ROOT / "ops").rglob("*.cpp")):
+    for source in sorted(OPS.rglob("*.cpp")):
         for literals in re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)', source.read_text(encoding="utf-8")):
             schemas.append("".join(re.findall(r'"([^"]*)"', literals)) + "\n")
     try:

@@ -286,7 +286,7 @@ def compiled_mmcv():
     from dcnzoo.compat.mmcv import STAND_IN
 
     if mmcv._ext.__file__ == str(STAND_IN):
-        raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators: make peers")
+        raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators: nox -s peers")
     return mmcv.ops
 
 

@@ -3,8 +3,8 @@ exported files; the demo's training; imports; the zoo.
 
 ::
 
-    .venv-peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
-    .venv-transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
+    .nox/peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
+    .nox/transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
     python -m benchmarks.models --zoo        # writes the entries that models of the zoo lack
 
 Each contestant is a process with random weights, batch size 1 and float32; the processes take turns. A
@@ -55,7 +55,7 @@ def detector(config: str, size: tuple[int, int], plugin: bool = True, channels_l
         import mmcv._ext
 
         if "dcnzoo" in mmcv._ext.__file__:
-            raise ImportError("expected mmcv with compiled operators, got mmcv-lite: make peers")
+            raise ImportError("expected mmcv with compiled operators, got mmcv-lite: nox -s peers")
     init_default_scope("mmdet")
     cfg = get_config(config) if "::" in config else Config.fromfile(ROOT / config)
     cfg.model.backbone.init_cfg = None

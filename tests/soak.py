@@ -1,4 +1,4 @@
-"""Call the operators from several threads for some time and report whether memory grew: ``make soak``.
+"""Call the operators from several threads for some time and report whether memory grew: ``nox -s soak``.
 
 Runs in a separate process, whose memory nothing else uses. Its last output line is a JSON object.
 """

@@ -29,7 +29,7 @@ def tensors(groups=2, offset_groups=2, dtype=torch.float64):
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_deform_conv2d(groups, with_mask, with_bias):
-    """``make test-others`` compares with torchvision itself, signatures included."""
+    """``nox -s others`` compares with torchvision itself, signatures included."""
     input, offset, weight, bias, mask = tensors(groups)
     weight, bias = weight[:4], bias[:4] if with_bias else None
     mask = mask if with_mask else None
@@ -144,7 +144,7 @@ def test_roi_align_scripted_and_traced():
 
 
 def test_accelerate_without_torchvision(monkeypatch):
-    """With torchvision: ``make test-others``."""
+    """With torchvision: ``nox -s others``."""
     restore()  # nothing to undo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"accelerate: torchvision: .*pip install"):

@@ -99,7 +99,6 @@ TARGETS = [  # (nvcc's architectures, environment, machine code, PTX)
     (CUDA_13_0, {ARCHS: "80 100"}, ["80", "100"], ["100"]),
     (CUDA_13_0, {LIST: "8.0;9.0"}, ["80", "90"], []),
     (CUDA_13_0, {LIST: "8.0 9.0a 12.0+PTX"}, ["80", "90a", "120"], ["120"]),
-    (CUDA_13_0, {LIST: "Ampere;10.0"}, ["80", "86", "100"], ["86"]),
     (CUDA_13_0, {LIST: ""}, ALL, ["120"]),
     (CUDA_13_0, {ARCHS: "75", LIST: "9.0"}, ["75"], ["75"]),
 ]
@@ -111,10 +110,9 @@ def test_targets(setup_py, nvcc, environment, code, ptx):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "got"),
-    [(ARCHS, "100", "100"), (LIST, "9.0;12.0", "120"), (LIST, "newest", "newest"), (ARCHS, "8.0", "8.0")],
+    ("name", "value"), [(ARCHS, "100"), (LIST, "9.0;12.0"), (LIST, "newest"), (ARCHS, "8.0")]
 )
-def test_what_cannot_be_built_is_refused(setup_py, name, value, got):
+def test_what_cannot_be_built_is_refused(setup_py, name, value):
     run = setup_py(TARGETS_OF_NVCC, CUDA_12_0, DCNZOO_CUDA="1", **{name: value})
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert name in run.stderr and got in run.stderr
+    assert name in run.stderr and f"got '{value}'" in run.stderr

@@ -136,7 +136,7 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
     (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
     # skip clone and install: both are done already
     git = 'git() { test "$1" = clone && test -d "$3"; }\n'
-    pip = 'pip() { test "$1 $2" = "install --requirement" && test -f "$3"; }\n'
+    pip = 'pip() { test "$*" = "install --group export"; }\n'
     others = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES")  # of this process
     kept = {name: value for name, value in os.environ.items() if name not in others}
     environment = {

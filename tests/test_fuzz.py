@@ -1,4 +1,4 @@
-"""Random calls equal the reference or raise a documented error. `make fuzz` runs many more."""
+"""Random calls equal the reference or raise a documented error. `nox -s fuzz` runs many more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ every_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
 
 
 def examples(test):
-    """The same examples in every run of the suite, and new ones in every `make fuzz`."""
+    """The same examples in every run of the suite, and new ones in every `nox -s fuzz`."""
     fixed = "DCNZOO_FUZZ_EXAMPLES" not in os.environ
     health = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors)
     return settings(

@@ -1,6 +1,6 @@
 """Configs of MMDetection build, predict and train: two families, and three deformable configs.
 
-``make coverage`` tries all of them.
+``nox -s coverage`` tries all of them.
 """
 
 import pytest

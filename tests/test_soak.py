@@ -1,4 +1,4 @@
-"""Memory stays constant and nothing fails with several threads and processes. `make soak`: half an hour."""
+"""Memory stays constant and nothing fails with several threads and processes. `nox -s soak`: half an hour."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def soak(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_memory_is_flat():
     done = soak(f"--seconds={SECONDS}", f"--most={MOST}")
-    print(done.stdout)  # `make soak` shows it
+    print(done.stdout)  # `nox -s soak` shows it
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["threads"] == 4 and report["fewest_calls_of_an_operator"] >= 10

@@ -1,4 +1,4 @@
-"""Write model_zoo.md and model-index.yml from the metafiles (``make zoo``)."""
+"""Write model_zoo.md and model-index.yml from the metafiles (``nox -s zoo``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTRODUCTION = """\
 # Model zoo
 
 This page lists the configs of dcnzoo and the deformable configs of MMDetection {mmdet}, with their results
-and weights. `make zoo` writes it from the metafiles of both packages; do not edit it.
+and weights. `nox -s zoo` writes it from the metafiles of both packages; do not edit it.
 [The zoo](docs/zoo.md) explains how to use the models in a program, from a mirror and offline.
 
 ```bash

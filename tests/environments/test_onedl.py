@@ -1,4 +1,4 @@
-"""The maintained forks of OpenMMLab's packages: ``make test-onedl``."""
+"""The maintained forks of OpenMMLab's packages: ``nox -s onedl``."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""OpenMMLab's packages other than MMDetection, without a compiled mmcv: ``make test-others``."""
+"""OpenMMLab's packages other than MMDetection, without a compiled mmcv: ``nox -s openmmlab``."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 if find_spec("mmseg") is None:
-    pytest.skip("requirements-openmmlab-others.txt is not installed here", allow_module_level=True)
+    pytest.skip("the group openmmlab-others is not installed here", allow_module_level=True)
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger

@@ -1,4 +1,4 @@
-"""OpenMMLab's other packages share the registry of dcnzoo.models: ``make test-others``."""
+"""OpenMMLab's other packages share the registry of dcnzoo.models: ``nox -s others``."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""timm: ``dcnzoo.to_deformable`` on its models, and ``dcnzoo.compat.timm``: ``make test-others``."""
+"""timm: ``dcnzoo.to_deformable`` on its models, and ``dcnzoo.compat.timm``: ``nox -s others``."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.torchvision`` against torchvision's compiled operators: ``make test-others``."""
+"""``dcnzoo.compat.torchvision`` against torchvision's compiled operators: ``nox -s others``."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.transformers`` against Transformers' own functions: ``make test-others``."""
+"""``dcnzoo.compat.transformers`` against Transformers' own functions: ``nox -s transformers``."""
 
 import importlib
 import pickle

@@ -2,10 +2,10 @@
 
 ::
 
-    make test-compilers                          # every GCC from 11 and Clang from 14 on the PATH
-    make test-compilers ARGS="g++-11 clang++-19"
-    make test-compilers ARGS=--build             # compile only
-    make test-arm                                # the cross-compiler for Arm, tests under QEMU
+    nox -s compilers                         # every GCC from 11 and Clang from 14 on the PATH
+    nox -s compilers -- g++-11 clang++-19
+    nox -s compilers -- --build              # compile only
+    nox -s arm                               # the cross-compiler for Arm, tests under QEMU
 
 Each compiler has a copy of the sources and its logs in ``build/compilers``. ``tested.py`` stores the results.
 """
@@ -29,7 +29,7 @@ FOLDER = ROOT / "build" / "compilers"
 COMPILERS = [*(f"g++-{version}" for version in range(11, 17)), *(f"clang++-{v}" for v in range(14, 23))]
 COPIED = ("README.md", "LICENSE", "pyproject.toml", "setup.py", "dcnzoo", "ops", "tests")
 SUITE = [f"tests/test_{name}.py" for name in ("ops", "deform_conv", "cpu_capability")]
-ARM = ROOT / ".venv-arm"
+ARM = ROOT / ".nox" / "arm"
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Trial:
     """How to compile and test with a compiler.
 
     Attributes:
-        command: the target of the Makefile.
+        command: the session of noxfile.py.
         python: the command that compiles.
         tests: for each run of the tests, all at once, the command of Python and the options of pytest.
         variables: of the environment; a ``PYTHONPATH`` follows the folder of the sources.
@@ -52,7 +52,7 @@ class Trial:
 def native() -> Trial:
     chosen = "hand_worked or registers or matches_reference or half_precision or every_capability"
     options = ["-n", "2", "--dist", "worksteal", "-k", chosen]
-    return Trial("make test-compilers", [sys.executable], [([sys.executable], options)])
+    return Trial("nox -s compilers", [sys.executable], [([sys.executable], options)])
 
 
 def emulated() -> Trial:
@@ -70,7 +70,7 @@ def emulated() -> Trial:
     # for ninja
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return Trial(
-        "make test-arm",
+        "nox -s arm",
         python("max"),
         tests,
         {"PATH": path, "PYTHONPATH": str(ARM / "site"), "OMP_NUM_THREADS": "1"},

@@ -2,11 +2,11 @@
 
 ::
 
-    make test-matrix                        # every pair whose Python this machine has
-    make test-matrix ARGS="3.13"            # one Python
-    make test-matrix ARGS="3.12:2.14.1"     # a Python and a torch of your choice
+    nox -s matrix                       # every pair whose Python this machine has
+    nox -s matrix -- 3.13               # one Python
+    nox -s matrix -- 3.12:2.14.1        # a Python and a torch of your choice
 
-Each pair has an environment in ``.venv-matrix``, created once (5 GB: pip's torch for Linux is a CUDA build).
+Each pair has an environment in ``.nox/matrix``, created once (5 GB: pip's torch for Linux is a CUDA build).
 Pythons are searched on the ``PATH`` and in pyenv's versions; missing ones are skipped and listed.
 ``tested.py`` stores the results.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from tested import ROOT, record
 
-FOLDER = ROOT / ".venv-matrix"
+FOLDER = ROOT / ".nox" / "matrix"
 # from the oldest supported torch to the newest
 PAIRS = ("3.10:2.10.0", "3.11:2.11.0", "3.12:2.13.0", "3.13:2.15.0", "3.14:2.15.0")
 PINNED = "2.13.0"
@@ -52,15 +51,6 @@ def copy_to(folder: Path, names: Sequence[str]) -> None:
         copy(ROOT / name, folder / name)
 
 
-def requirements(torch: str) -> str:
-    """Return the requirements of training and of the test with another torch."""
-    test = re.findall(
-        r"^(?:hypothesis|pytest)==.*\n", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE
-    )
-    text = (ROOT / "requirements.txt").read_text() + "".join(test)
-    return text.replace(f"torch=={PINNED}\n", f"torch=={torch}\n")
-
-
 def environment(python: str, version: str, torch: str) -> Path:
     """Return the environment's interpreter; create it if it is missing or incomplete.
 
@@ -71,15 +61,15 @@ def environment(python: str, version: str, torch: str) -> Path:
     if not (folder / ".installed").exists():
         shutil.rmtree(folder, ignore_errors=True)
         pip = [folder / "bin/python", *PIP, "install", "--no-compile"]
-        folder.mkdir(parents=True)
-        pinned = folder / "requirements.txt"
-        pinned.write_text(requirements(torch))
         for command in (
             [python, "-m", "venv", folder],
-            [*pip, "-r", pinned],
-            [*pip, "--no-deps", "-r", ROOT / "requirements-openmmlab.txt"],
+            [*pip, "pip>=25.1"],  # --group
+            [*pip, f"torch=={torch}", "--group", "packages", "--group", "test"],
+            [*pip, "--no-deps", "--group", "openmmlab"],
         ):
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.run(
+                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         (folder / ".installed").touch()
     return folder / "bin/python"
 
@@ -92,13 +82,13 @@ def smoke(wheel: Path, python: Path) -> str:
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with TemporaryDirectory() as folder:
         copy_to(Path(folder), COPIED)
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "environments", SMOKE]
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", SMOKE]
         done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
         last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]
         if done.returncode:
             print(done.stdout, done.stderr, file=sys.stderr)
         result = f"ok: {last}" if done.returncode == 0 else f"FAILED: {last}"
-        record("make test-matrix", result, start, [python], Path(folder), variables)
+        record("nox -s matrix", result, start, [python], Path(folder), variables)
     return result
 
 

@@ -4,7 +4,7 @@
 
     PYTHONPATH=. python tests/packaging/tested.py
 
-``make test-compilers``, ``test-arm``, ``test-matrix`` and ``test-packaging`` store their results in
+The sessions compilers, arm, matrix and packaging of ``noxfile.py`` store their results in
 ``docs/tested.json``, a line for each combination that they tried. A new result replaces the previous one of
 the same combination.
 """

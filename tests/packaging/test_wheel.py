@@ -2,11 +2,10 @@
 
 ::
 
-    make test-packaging                             # the wheel of an sdist that is built in isolation
-    python tools/test_wheel.py dist/dcnzoo-….whl    # with every installed Python from 3.10 to 3.13
-    python tools/test_wheel.py dist/dcnzoo-….whl 3.11 3.12:2.14.1    # with two, one with another torch
+    nox -s packaging                      # with every installed Python from 3.10 to 3.13
+    nox -s packaging -- 3.11 3.12:2.14.1  # with two, one with another torch
 
-Each environment, in ``.venv-wheel``, contains torch and the wheel's requirements, nothing else (up to 5 GB:
+Each environment, in ``.nox/wheel``, contains torch and the wheel's requirements, nothing else (up to 5 GB:
 pip's torch for Linux is a CUDA build). The test compares every operator with its reference, forward and
 backward, runs ``pip check``, and verifies that ``pip uninstall`` leaves no files. Then it installs the wheel
 with each extra alone, in another environment that sees this one's packages, and runs what the documentation
@@ -28,7 +27,7 @@ from rich.console import Console
 from test_matrix import PINNED, PIP, interpreter
 from tested import ROOT, record
 
-FOLDER = ROOT / ".venv-wheel"
+FOLDER = ROOT / ".nox" / "wheel"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TRY = """
 import torch, dcnzoo
@@ -117,7 +116,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
             tried = run(executable, "-c", TRY, cwd=Path(elsewhere))
             run(executable, "-m", "dcnzoo", "doctor", cwd=Path(elsewhere))
             run(*pip, "check")
-            record("make test-packaging", f"ok: {tried}", start, [executable], Path(elsewhere), environment)
+            record("nox -s packaging", f"ok: {tried}", start, [executable], Path(elsewhere), environment)
         run(*pip, "uninstall", "-y", "dcnzoo")
         if left := sorted(files(folder) - before):
             return f"FAILED: files left after uninstall: {', '.join(left[:5])}"

@@ -1,0 +1,336 @@
+"""Long checks, other environments and maintenance, which the Makefile leaves out.
+
+::
+
+    .venv/bin/nox -l                            # list the sessions (`make test` installs nox)
+    .venv/bin/nox -s fuzz -- -k deform_conv     # run one, with options for its command
+    .venv/bin/nox -s others --install-only      # only create its environment
+
+A session runs in ``.venv``, or in an environment in ``.nox`` that sees the packages of ``.venv``: its own
+packages would overwrite others there, or need another torch. ``.github/workflows/nightly.yml`` runs those
+with the tag *nightly*; the others write pages of the documentation or packages.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+from nox import Session
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = str(VENV / "bin/python")
+NIGHTLY = ["nightly"]
+
+nox.options.sessions = []  # none without -s
+nox.options.reuse_venv = "yes"
+
+
+def update_venv(session: Session) -> None:
+    """Install what changed into .venv, and compile what changed in ops/."""
+    if (
+        Path(sys.prefix).resolve() != VENV.resolve()
+    ):  # environments with another Python cannot use its packages
+        session.error("expected the nox of .venv: run `make test`, then .venv/bin/nox")
+    session.run_install("make", "setup", ".venv/.dev", external=True)
+
+
+def site_packages(environment: Path) -> Path:
+    (folder,) = environment.glob("lib/python*/site-packages")
+    return folder
+
+
+def see(session: Session, environment: Path) -> None:
+    """Make the packages of another environment visible in the session's."""
+    line = f"import site; site.addsitedir({str(site_packages(environment))!r})\n"
+    (site_packages(Path(session.virtualenv.location)) / "seen.pth").write_text(line)
+
+
+def environment(session: Session, name: str) -> Path:
+    """Create the environment of another session."""
+    session.run_install(PYTHON, "-m", "nox", "-s", name, "--install-only", external=True)
+    return ROOT / ".nox" / name
+
+
+def test(session: Session, *arguments: str, python: str = "python", **options) -> None:
+    session.run(python, "-m", "pytest", *arguments, *session.posargs, **options)
+
+
+# Other packages
+
+
+@nox.session(tags=NIGHTLY)
+def onedl(session: Session) -> None:
+    """Test with the maintained forks of OpenMMLab's packages."""
+    update_venv(session)
+    # mmcv is built before torch is visible, so that it is built without its operators
+    session.install("--no-deps", "--group", "onedl")
+    see(session, VENV)
+    test(session, "tests/environments/test_smoke.py", "tests/environments/test_onedl.py")
+
+
+@nox.session(tags=NIGHTLY)
+def others(session: Session) -> None:
+    """Test with torchvision, timm, mmpretrain, YOLO and more of MMDetection: 6 GB."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--group", "others")
+    names = ("smoke", "others", "torchvision", "timm", "hub", "yolo")
+    test(session, *(f"tests/environments/test_{name}.py" for name in names))
+
+
+@nox.session(tags=NIGHTLY)
+def transformers(session: Session) -> None:
+    """Test with Transformers 5."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--group", "transformers")
+    test(session, "tests/environments/test_transformers.py")
+
+
+@nox.session(tags=NIGHTLY)
+def openmmlab(session: Session) -> None:
+    """Test with OpenMMLab's other packages: MMSegmentation, MMPose, MMOCR, MMagic, MMYOLO, MMRotate."""
+    see(session, environment(session, "others"))
+    session.install("--no-deps", "--group", "openmmlab-others")
+    test(session, "tests/environments/test_openmmlab.py")
+
+
+@nox.session(tags=NIGHTLY)
+def peers(session: Session) -> None:
+    """Compare with mmcv's compiled operators; compiling takes 6 to 15 minutes."""
+    update_venv(session)
+    see(session, VENV)
+    # a wheel of this mmcv in a folder: PIP_FIND_LINKS=FOLDER
+    build = ("--no-deps", "--no-build-isolation")
+    session.install(*build, "mmcv==2.1.0", env={"MMCV_WITH_OPS": "1"})
+    session.install(*build, "torch-ms-deform-attn==0.1.1")
+    test(session, "tests/peers")
+
+
+@nox.session(tags=NIGHTLY)
+def gpu_resources(session: Session) -> None:
+    """Compile the fused kernels for GPUs with the Triton of torch 2.11 and check their resources."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--no-deps", "triton==3.6.0")  # .venv has the one of torch 2.13
+    test(session, "tests/fused/test_resources.py")
+
+
+@nox.session(tags=NIGHTLY)
+def audit(session: Session) -> None:
+    """Check the sources (bandit) and the packages of .venv (pip-audit, online) for vulnerabilities."""
+    update_venv(session)
+    session.install("--group", "audit")  # requires other versions of packages in .venv
+    checked = ("dcnzoo", "tools", "docs", "setup.py")
+    session.run("bandit", "--quiet", "--configfile", "pyproject.toml", "--recursive", *checked)
+    session.run("pip-audit", "--strict", "--skip-editable", "--path", site_packages(VENV), *session.posargs)
+
+
+# Other Pythons, torches and compilers; their results are in docs/tested.json
+
+
+def run_with_wheel(session: Session, program: str, source: str | Path, *options: str) -> None:
+    """Build a wheel of ``source`` and run a program of tests/packaging with it."""
+    folder = ROOT / "build" / session.name
+    session.run(PYTHON, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    session.run(PYTHON, f"tests/packaging/{program}.py", wheel, *session.posargs, env={"PYTHONPATH": "."})
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def packaging(session: Session) -> None:
+    """Build an sdist and its wheel, and test the wheel in bare environments (5 GB each)."""
+    update_venv(session)
+    folder = ROOT / "build" / "packaging"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", folder)
+    (source,) = folder.glob("*.tar.gz")
+    run_with_wheel(session, "test_wheel", source)
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def matrix(session: Session) -> None:
+    """Train and test with a wheel under other Pythons and other torches (5 GB each)."""
+    update_venv(session)
+    shutil.rmtree(ROOT / "build" / "matrix", ignore_errors=True)
+    run_with_wheel(session, "test_matrix", ".", "--no-build-isolation")
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def compilers(session: Session) -> None:
+    """Compile with every installed GCC and Clang without warnings, and test the operators."""
+    update_venv(session)
+    session.run(PYTHON, "tests/packaging/test_compilers.py", *session.posargs, env={"PYTHONPATH": "."})
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def arm(session: Session) -> None:
+    """Cross-compile for Linux on Arm and test some cases of the operators, emulated."""
+    update_venv(session)
+    folder = ROOT / ".nox" / "arm"
+    if not (folder / ".installed").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        session.run_install(
+            *("mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64"),
+            *("--include=python3,libstdc++6", "bookworm", folder / "root"),
+        )
+        install = ("-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--group", "arm")
+        session.run_install(
+            *(PYTHON, *install, "--target", folder / "site", "--only-binary", ":all:"),
+            *("--implementation", "cp", "--python-version", "3.11"),
+            *("--platform", "manylinux_2_28_aarch64", "--platform", "manylinux2014_aarch64"),
+        )
+        (folder / ".installed").touch()
+    command = ("tests/packaging/test_compilers.py", "--arm", *session.posargs)
+    session.run(PYTHON, *command, env={"PYTHONPATH": "."})
+
+
+# Long tests
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def fuzz(session: Session) -> None:
+    """Compare 23,500 random calls of the operators with the reference (in `make test`: 2,350)."""
+    update_venv(session)
+    workers = ("-n", "2", "--dist", "worksteal")
+    test(session, "tests/test_fuzz.py", *workers, python=PYTHON, env={"DCNZOO_FUZZ_EXAMPLES": "250"})
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def crash(session: Session) -> None:
+    """Kill and resume a training 50 times; compare it with an uninterrupted one bit by bit."""
+    update_venv(session)
+    command = ("tests/crash.py", "work_dirs/crash", "--kills", "50", *session.posargs)
+    session.run(PYTHON, *command, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def soak(session: Session) -> None:
+    """Check that memory does not grow in half an hour of random calls from four threads."""
+    update_venv(session)
+    test(session, "-s", "tests/test_soak.py", python=PYTHON, env={"DCNZOO_SOAK_SECONDS": "1800"})
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def distributed(session: Session) -> None:
+    """Test distributed training: results, launchers, killed processes, resuming (10 minutes)."""
+    update_venv(session)
+    test(session, "tests/distributed", python=PYTHON)
+
+
+def build_sanitized(session: Session, compiled: str, linked: str) -> None:
+    """Compile a copy of the sources in build/NAME and make it the working directory."""
+    folder = ROOT / "build" / session.name
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("dcnzoo", "ops", "tests"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
+    for name in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, folder)
+    session.chdir(folder)
+    variables = {"DCNZOO_CUDA": "0", "CXXFLAGS": compiled, "LDFLAGS": linked}
+    session.run(PYTHON, "setup.py", "-q", "build_ext", "--inplace", env=variables)
+
+
+def preload(session: Session, *names: str) -> str:
+    """Return the value of LD_PRELOAD for libraries of GCC."""
+    options = [f"-print-file-name=lib{name}.so" for name in names]
+    return " ".join(session.run("g++", option, silent=True).strip() for option in options)
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def sanitize(session: Session) -> None:
+    """Run the operators' tests with checks of all memory accesses and arithmetic."""
+    update_venv(session)
+    checks = "-fsanitize=address,undefined,float-cast-overflow"
+    # Stack variables are not checked: GCC's instrumentation misaligns vectors of 32 bytes and more there.
+    further = "-g1 -O1 -fno-sanitize-recover=all -fno-sanitize=vptr --param=asan-stack=0"
+    build_sanitized(session, f"{checks} {further}", checks)
+    variables = {
+        "LD_PRELOAD": preload(session, "asan", "ubsan", "stdc++"),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "2",
+    }
+    suite = [f"tests/test_{name}.py" for name in ("ops", "fuzz", "deform_conv", "roi_pooling", "nms")]
+    options = ("-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not export")
+    test(session, *suite, *options, python=PYTHON, env=variables)
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def sanitize_threads(session: Session) -> None:
+    """Check random calls from four threads, with four threads each, for data races (-- --seconds=600)."""
+    update_venv(session)
+    # The sanitizer cannot see the barriers of torch's threads, so parallel_for uses its own threads here, and
+    # only races in our library are reported.
+    check = ("-g1", "-O1", "-fsanitize=thread", "-Wno-tsan", "-DDCNZOO_STD_THREADS=4")
+    build_sanitized(session, " ".join(check), "-fsanitize=thread")
+    torch = site_packages(VENV) / "torch"
+    library = ("tests/race.cpp", "-o", "race.so", "-Iops", "-isystem", torch / "include")
+    session.run("g++", "-std=c++17", "-fPIC", "-shared", *check, *library)
+    variables = {
+        "LD_PRELOAD": preload(session, "tsan", "stdc++"),
+        "TSAN_OPTIONS": "halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1 report_mutex_bugs=0",
+        "OMP_NUM_THREADS": "1",
+    }
+    race = "import ctypes, torch; ctypes.CDLL('./race.so').race({})"
+    session.run(PYTHON, "-c", race.format(0), env=variables)
+    # a race that the sanitizer must find
+    output = session.run(PYTHON, "-c", race.format(1), env=variables, silent=True, success_codes=[66])
+    if "data race" not in output:
+        session.error(f"expected the report of a data race, got {output}")
+    options = session.posargs or ["--seconds=120"]
+    session.run(PYTHON, "-m", "tests.soak", "--most=9", *options, env=variables)
+
+
+# Pages and packages
+
+COVERAGE = {  # the test in benchmarks/coverage, its page in docs/, the environments
+    "mmdet": ("mmdet_coverage.md", ("", "others")),
+    "deformable": ("deformable_configs.md", ("",)),
+    "export": ("export_coverage.md", ("", "others")),
+    "openmmlab": ("openmmlab_coverage.md", ("openmmlab",)),
+}
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("name", [nox.param(name, id=name) for name in COVERAGE])
+def coverage(session: Session, name: str) -> None:
+    """Try a config of each family and write docs/*_coverage.md (-- -k atss: some families, no page)."""
+    update_venv(session)
+    page, environments = COVERAGE[name]
+    results = []
+    for other in environments:
+        python = environment(session, other) / "bin/python" if other else PYTHON
+        results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
+        command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
+        session.run(python, *command, *session.posargs, success_codes=[0, 1])
+    if not session.posargs:
+        session.run(PYTHON, "-m", "benchmarks.coverage.table", f"docs/{page}", *results)
+
+
+@nox.session(venv_backend="none")
+def study(session: Session) -> None:
+    """Test the papers' claims with 85 trainings: docs/study.md (about 3 hours; resumable)."""
+    update_venv(session)
+    session.run(PYTHON, "-m", "benchmarks.study", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def zoo(session: Session) -> None:
+    """Write model_zoo.md and model-index.yml from the metafiles."""
+    update_venv(session)
+    session.run(PYTHON, "tools/model_zoo.py")
+
+
+@nox.session(venv_backend="none")
+def wheelhouse(session: Session) -> None:
+    """Collect the packages of `make demo` and `make test` in wheelhouse/, for machines without network."""
+    update_venv(session)
+    wheel = (PYTHON, "-m", "pip", "wheel", "--quiet", "--wheel-dir", "wheelhouse")
+    session.run(*wheel, "--group", "dev", "pip")
+    session.run(*wheel, "--no-deps", "--group", "openmmlab")
