@@ -633,6 +633,29 @@ def test_psroi_pooling(provide, no_trans):
     )
 
 
+@pytest.mark.parametrize("no_trans", [False, True])
+def test_layers_of_psroi_pooling(provide, no_trans):
+    provide("dcn_v2")
+    dcn_v2 = importlib.import_module("dcn_v2")
+    rois = torch.tensor([[1, 2.3, 1, 9, 12.6], [0, -6, -4, 5, 3]], dtype=torch.float64)
+    input, options = random(2, 16, 7, 6), (0.5, 3, 4, no_trans, 2, None, 2, 0.3)
+    layer = dcn_v2.DCNPooling(*options, deform_fc_dim=8).double()
+    names = () if no_trans else ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias")
+    assert list(layer.state_dict()) == [f"offset_mask_fc.{name}" for name in names]
+    numbers = (0.5, 4, 2, 3, 3, 2, 0.3)  # a part for each bin
+    expected = psroi_pooling_by_loops(input, rois, random(2, 2, 3, 3) * 0, no_trans, *numbers)
+    torch.testing.assert_close(layer(input, rois), expected * (1 if no_trans else 0.5))
+    if no_trans:
+        return
+    torch.nn.init.normal_(layer.offset_mask_fc[4].weight)
+    regular = psroi_pooling_by_loops(input, rois, random(2, 2, 3, 3), True, *numbers)
+    offset, mask = layer.offset_mask_fc(regular.flatten(1)).view(2, 3, 3, 3).split([2, 1], 1)
+    expected = psroi_pooling_by_loops(input, rois, offset, False, *numbers) * mask.sigmoid()
+    torch.testing.assert_close(layer(input, rois), expected)
+    pooling = dcn_v2.DCNv2Pooling(*options)
+    torch.testing.assert_close(pooling(input, rois, offset) * mask.sigmoid(), expected)
+
+
 def test_other_packages_keep_their_missing_ext(provide, package):
     package("network.layers")
     provide("_ext")

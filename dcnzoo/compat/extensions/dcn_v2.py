@@ -1,13 +1,13 @@
 """The module ``dcn_v2`` of DCNv2 and its forks, and the functions of its compiled module ``_ext``.
 
 CenterTrack and FairMOT import ``DCN`` from it. The layers have the original arguments and parameters, so
-state dicts load. The layers of deformable PSRoI pooling are not provided: these networks do not use them.
+state dicts load.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward
@@ -149,3 +149,77 @@ def dcn_v2_psroi_pooling_backward(
     with torch.enable_grad():
         output, _ = dcn_v2_psroi_pooling_forward(leaves[0], rois, leaves[1], *options)
     return torch.autograd.grad(output, leaves, grad_output, materialize_grads=True)
+
+
+def dcn_v2_pooling(
+    input: Tensor,  # [N, C, H, W], C = output_dim · group_size²
+    rois: Tensor,  # [R, 5]
+    offset: Tensor,  # [R, 2, part_size, part_size]; not used if no_trans
+    spatial_scale: float,
+    pooled_size: int,
+    output_dim: int,
+    no_trans: bool,
+    group_size: int = 1,
+    part_size: int | None = None,
+    sample_per_part: int = 4,
+    trans_std: float = 0.0,
+) -> Tensor:  # [R, output_dim, pooled_size, pooled_size]
+    numbers = (group_size, pooled_size, part_size or pooled_size, sample_per_part, trans_std)
+    return dcn_v2_psroi_pooling_forward(input, rois, offset, no_trans, spatial_scale, output_dim, *numbers)[0]
+
+
+class DCNv2Pooling(nn.Module):
+    """Deformable PSRoI pooling with the offset as an input: ``forward(input, rois, offset)``.
+
+    Args: those of :func:`dcn_v2_pooling` from ``spatial_scale`` on.
+    """
+
+    def __init__(
+        self,
+        spatial_scale: float,
+        pooled_size: int,
+        output_dim: int,
+        no_trans: bool,
+        group_size: int = 1,
+        part_size: int | None = None,
+        sample_per_part: int = 4,
+        trans_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.no_trans = no_trans
+        self.sizes = (spatial_scale, pooled_size, output_dim)
+        self.options = (group_size, part_size, sample_per_part, trans_std)
+
+    def forward(self, input: Tensor, rois: Tensor, offset: Tensor) -> Tensor:
+        return dcn_v2_pooling(input, rois, offset, *self.sizes, self.no_trans, *self.options)
+
+
+class DCNPooling(DCNv2Pooling):
+    """Deformable PSRoI pooling that predicts offset and mask from the RoIs: ``forward(input, rois)``.
+
+    Parameters: ``offset_mask_fc``, three linear layers of width ``deform_fc_dim``, whose last starts at zero.
+    """
+
+    def __init__(self, *arguments: object, deform_fc_dim: int = 1024, **options: object) -> None:
+        super().__init__(*arguments, **options)
+        if self.no_trans:
+            return
+        _, pooled_size, output_dim = self.sizes
+        bins = pooled_size**2
+        self.offset_mask_fc = nn.Sequential(
+            nn.Linear(bins * output_dim, deform_fc_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(deform_fc_dim, deform_fc_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(deform_fc_dim, bins * 3),
+        )
+        for parameter in self.offset_mask_fc[4].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        pooled = dcn_v2_pooling(input, rois, input.new_empty(0), *self.sizes, True, *self.options)
+        if self.no_trans:
+            return pooled
+        bins = pooled.shape[2:]
+        prediction = self.offset_mask_fc(pooled.flatten(1)).unflatten(1, (3, *bins))
+        return super().forward(input, rois, prediction[:, :2]) * prediction[:, 2:].sigmoid()
