@@ -92,9 +92,11 @@ RUN |= {page: {} for page in map(name_of, PAGES) if page.startswith("docs/ops/")
 
 
 @pytest.mark.parametrize("page", RUN)
-def test_code_runs(page, monkeypatch):
+def test_code_runs(page, tmp_path, monkeypatch):
     # inductor takes a minute; test_ops.py tests it
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     namespace = dict(RUN[page])
     for block in blocks(ROOT / page, "python"):
         if not is_config(block) and not block.startswith("# before\n"):
