@@ -234,7 +234,7 @@ def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
 def reference(operator: str, sample: Sample) -> Forward:
     if sample.tensors[0].numel() > REFERENCE_SIZE:
         raise NotImplementedError(f"not run above {REFERENCE_SIZE / 1e3:.0f} k elements, because it is slow")
-    return lambda: operators()[operator].any_reference(sample)
+    return lambda: operators()[operator].reference(sample)
 
 
 def plain(operator: str, sample: Sample) -> Forward:

@@ -51,7 +51,9 @@ def keys_of(cfg):
     ],
 )
 def test_number_of_classes(tmp_path, command, config, key, expected, number):
-    arguments = ["checkpoint.pth"] if command == "test" else []
+    checkpoint = tmp_path / "checkpoint.pth"
+    checkpoint.touch()
+    arguments = [checkpoint] if command == "test" else []
     work = tmp_path / "work"
     options = ["--work-dir", work, "--cfg-options", f"{key}={number}"]
     (line,) = run(command, config, *arguments, *options, status=1).splitlines()

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from mmcv.cnn import build_conv_layer
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
@@ -71,7 +72,8 @@ def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kw
             plain.pop(name, None)
         raise ValueError(_without_dcn(cfg.get("dcn"), build(registry, plain, *args, **kwargs))) from None
     if layer := parse_dcn(dcn, owner=type(module).__name__):
-        _replace(module, layer, _with_stages(module, patterns, stage_with_dcn))
+        with torch.random.fork_rng(devices=[]):  # later layers start as if there were only the new ones
+            _replace(module, layer, _with_stages(module, patterns, stage_with_dcn))
     if options is not None:
         _convert(module, options)
     if isinstance(module, nn.Module) and any(isinstance(m, PackedDeformConv2d) for m in module.modules()):
