@@ -66,6 +66,7 @@ class Found:
     torch_sees_gpu: bool
     nvidia_driver: bool  # installed on the machine, even if torch finds no GPU
     libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
+    features: dict[str, str] = field(default_factory=dict)  # feature without its symbols in torch -> reason
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     opencv: tuple[str, ...] = ()  # distributions that contain cv2
     extension_error: str | None = None  # why a compiled mmcv._ext does not load
@@ -78,7 +79,7 @@ class Found:
     def here(cls) -> Found:
         import torch
 
-        from dcnzoo.ops import _library
+        from dcnzoo.ops import _library, _torch_private
 
         packages = dict(installed(ORIGINALS + FORKS))
         reasons = {device: why for device, why in _library.problems.items() if device not in _library.loaded}
@@ -88,6 +89,7 @@ class Found:
             torch_sees_gpu=torch.cuda.is_available(),
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
             libraries=reasons,
+            features=_torch_private.missing,
             packages=packages,
             opencv=_opencv(),
             extension_error=_extension_error(),
@@ -154,6 +156,8 @@ def problems(found: Found) -> Iterator[tuple[str, str]]:
 
 
 def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
+    for feature, reason in found.features.items():
+        yield f"dcnzoo has no {feature}: {reason}", 'pip install "torch==2.13.0"'
     if _release(found.torch) < OLDEST_TORCH:
         yield (
             f"torch {found.torch} is too old: dcnzoo needs 2.10 or later",

@@ -25,7 +25,7 @@ def _find(feature: str, path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         missing[feature] = (
-            f"torch {torch.__version__} has no {path}: install torch 2.13, which is tested, or a newer dcnzoo"
+            f"torch {torch.__version__} has no {path}; torch 2.13, which is tested, or a newer dcnzoo has it"
         )
         return None
 
