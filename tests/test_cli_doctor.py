@@ -115,7 +115,11 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
         "libGL.so.1",
         "pip uninstall -y opencv-python && ",
     ),
-    (replace(CPU, features={"autocast": "torch 9.9 has no X"}), "autocast: torch 9.9", "torch==2.13.0"),
+    (
+        replace(CPU, features={"autocast": "torch 9.9 has no X"}),
+        "autocast: torch 9.9",
+        'pip install "torch==2',
+    ),
     (replace(CPU, cache_problem="/x is not writable"), "/x is not writable", "export TORCH_HOME="),
 ]
 
