@@ -115,7 +115,7 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
         "libGL.so.1",
         "pip uninstall -y opencv-python && ",
     ),
-    (replace(CPU, features={"autocast": "torch 9 has no X"}), "autocast: torch 9", 'pip install "torch==2'),
+    (
         replace(CPU, features={"autocast": "torch 9.9 has no X"}),
         "autocast: torch 9.9",
         'pip install "torch==2',
