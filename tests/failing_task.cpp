@@ -7,7 +7,7 @@
 
 extern "C" int failing_task(int failing_task, int failing_step) {
   constexpr int64_t tasks = 200, sequences = 2, steps = 3;
-  dcnzoo::TaskQueue queue(tasks, 0, sequences, steps);
+  dcnzoo::TaskQueue queue(tasks, sequences, steps);
   try {
     queue.run([&](int64_t sequence) {
       for (int64_t task; queue.take(task, sequence);) {

@@ -79,7 +79,7 @@ def one_call(rng: random.Random) -> str:
             actual.double(),
             true.double(),
             rtol=0,
-            atol=TOLERANCE[dtype] * scale,
+            atol=TOLERANCE[dtype] * scale + 1e-12,  # the overlap of boxes apart is not exactly zero
             msg=lambda text: f"{op.name}, {dtype}, {sample.kwargs}: {text}",
         )
     return op.name

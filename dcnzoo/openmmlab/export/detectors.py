@@ -605,7 +605,19 @@ class DeformableDetr(Detr):
         with Changes() as changes:  # MMDetection's loop over the sizes turns them into constants
             changes.set(detector, "gen_encoder_output_proposals", proposals)
             decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
-        return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
+        if type(detector) is not DINO:
+            return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
+        # not forward_decoder, whose len(query) turns the batch size into a constant
+        hidden, references = detector.decoder(
+            query=decoder_inputs["query"],
+            value=decoder_inputs["memory"],
+            key_padding_mask=mask,
+            self_attn_mask=decoder_inputs["dn_mask"],
+            reference_points=decoder_inputs["reference_points"],
+            reg_branches=detector.bbox_head.reg_branches,
+            **geometry,
+        )
+        return dict(hidden_states=hidden, references=list(references))
 
 
 class Ddq(DeformableDetr):
