@@ -61,7 +61,7 @@ def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kw
     plain = cfg.copy()
     options = plain.pop("to_deformable", None)
     dcn = stage_with_dcn = None
-    if patterns := _patterns(cfg, registry):
+    if cfg.keys() & {"dcn", "stage_with_dcn"} and (patterns := _patterns(cfg, registry)):
         dcn, stage_with_dcn = plain.pop("dcn", None), plain.pop("stage_with_dcn", None)
     try:
         module = build(registry, plain, *args, **kwargs)
