@@ -1,4 +1,4 @@
-"""Measure AP, time and size of exported detectors of each family, beside PyTorch's: docs/deployment.md.
+"""Measure AP, time and size of exported detectors of each family, beside PyTorch's: docs/deploy.md.
 
 ::
 
@@ -383,21 +383,28 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Render the table, without what was not measured."""
+    """Render the tables of AP, time and size, without what was not measured."""
     titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
-    lines = [["", "", "box AP", "mask AP", "time", "MiB"]]
-    for family, found in results.items():
-        for name in [name for name in titles if name in found]:
-            row = found[name]
-            values = [row["bbox"], row.get("segm"), row.get("time"), row["size"] / 2**20]
-            cells = ("–" if value is None else f"{value:.2f}" for value in values)
-            lines.append([family if name == "pytorch" else "", titles[name], *cells])
+    columns: dict[str, Callable[[dict[str, float]], str]] = {
+        "box AP / mask AP": lambda row: " / ".join(f"{row[kind]:.2f}" for kind in KINDS if kind in row),
+        "time": lambda row: f"{row['time']:.2f}" if "time" in row else "–",
+        "MiB": lambda row: f"{row['size'] / 2**20:.2f}",
+    }
+    tables = []
+    for title, cell in columns.items():
+        lines = [[title, *titles.values()]]
+        for family, by_form in results.items():
+            if by_form:
+                cells = (cell(by_form[name]) if name in by_form else "–" for name in titles)
+                lines.append([family, *cells])
+        tables.append(markdown(lines))
     rows = [row for found in results.values() for row in found.values() if "time" in row]
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
-    return (
-        f"{markdown(lines)}\n\nLargest spread of the times (half of the interquartile range): {spread:.0%}. "
+    tables.append(
+        f"Largest spread of the times (half of the interquartile range): {spread:.0%}. "
         f"{listed(versions('torch', 'onnxruntime', 'openvino'))}; {platform.machine()}, CPU."
     )
+    return "\n\n".join(tables)
 
 
 def too_much(rows: list[Row]) -> list[str]:
@@ -423,7 +430,7 @@ def main() -> None:
     add("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
     add("--report", action="store_true", help="show the existing results without measuring")
-    add("--write", action="store_true", help="write the table to docs/deployment.md")
+    add("--write", action="store_true", help="write the tables to docs/deploy.md")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = [Row(name, args.work_dir) for name in FAMILIES]
@@ -437,7 +444,7 @@ def main() -> None:
     text = table({row.name: row.results for row in rows})
     print(text)
     if args.write:
-        replace_section(ROOT / "docs/deployment.md", "table", text)
+        replace_section(ROOT / "docs/deploy.md", "deployment", text)
     if wrong := wrong + too_much(rows):
         raise SystemExit("error: " + "; ".join(wrong))
 
