@@ -1,4 +1,4 @@
-"""Measure AP, time and size of exported detectors of each family, beside PyTorch's: docs/deploy.md.
+"""Measure AP and time of exported detectors of each family, beside PyTorch's: docs/deploy.md.
 
 ::
 
@@ -383,12 +383,11 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Render the tables of AP, time and size, without what was not measured."""
+    """Render the tables of AP and time, without what was not measured."""
     titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
     columns: dict[str, Callable[[dict[str, float]], str]] = {
         "box AP / mask AP": lambda row: " / ".join(f"{row[kind]:.2f}" for kind in KINDS if kind in row),
         "time": lambda row: f"{row['time']:.2f}" if "time" in row else "–",
-        "MiB": lambda row: f"{row['size'] / 2**20:.2f}",
     }
     tables = []
     for title, cell in columns.items():
