@@ -270,7 +270,7 @@ class Row:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """The results of PyTorch and each form: AP in points by kind, size in bytes, time of a call."""
+        """The results of PyTorch and each form: AP in points by kind, time of a call."""
         return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def keep(self, name: str, found: dict[str, float]) -> None:
@@ -300,8 +300,7 @@ class Row:
             cfg.resume = True
             Runner.from_cfg(cfg).train()
         if "pytorch" not in self.results:
-            size = sum(value.nbytes for value in self.detector.state_dict().values())
-            self.keep("pytorch", {**self._evaluate(self.cfg.model, "pytorch", self.weights), "size": size})
+            self.keep("pytorch", self._evaluate(self.cfg.model, "pytorch", self.weights))
         for name in forms:
             if name not in self.results:
                 path = self._export(FORMS[name])
@@ -309,9 +308,7 @@ class Row:
                     type="DeployedDetector", path=str(path), backend=FORMS[name].backend, device="cpu",
                     data_preprocessor=self.cfg.model.data_preprocessor,
                 )  # fmt: skip
-                parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
-                size = sum(part.stat().st_size for part in parts)
-                self.keep(name, {**self._evaluate(model, name), "size": size})
+                self.keep(name, self._evaluate(model, name))
         if any("time" not in self.results[name] for name in ("pytorch", *forms)):
             self._time(forms)
 
