@@ -1,7 +1,8 @@
 """A new user's first steps: types the boxes of ``README.md`` and ``docs/first_steps.md`` into a shell.
 
-Each page runs in order, in a copy of the sources. This file adds only what the page cannot contain: a tiny data
-set, and settings that turn hours into seconds. The results of ``make setup`` (downloads, compiled libraries) come from the environment that runs the tests.
+Each page runs in order, in a copy of the sources. This file adds only what the page cannot contain: a tiny
+data set, and settings that turn hours into seconds. The results of ``make setup`` (downloads, compiled
+libraries) come from the environment that runs the tests.
 """
 
 from __future__ import annotations
