@@ -142,7 +142,7 @@ def test_no_use_in_asking(server, tmp_path, monkeypatch):
 def test_nobody_there(tmp_path, retries):
     """If nothing ever answers, it gives up after two attempts, whatever ``retries`` is."""
     url = "http://127.0.0.1:9/net.pth"
-    with pytest.raises(DownloadError, match=f"^{url}: .*2 times in a row.*{tmp_path / 'net.pth'}$"):
+    with pytest.raises(DownloadError, match=f"^{url}: .*after 2 attempts.*{tmp_path / 'net.pth'}$"):
         fetch(url, tmp_path, retries=retries)
 
 
