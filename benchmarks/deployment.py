@@ -329,7 +329,7 @@ class Row:
 
     @torch.no_grad()
     def _time(self, forms: Sequence[str]) -> None:
-        """Measure the CPU time of a call relative to PyTorch's, interleaved, on the same images, on one thread.
+        """Measure the CPU time of a call relative to PyTorch's, interleaved, on the same images.
 
         Keeps the median of the ratios as ``time``, and half of their interquartile range as ``spread``.
         """

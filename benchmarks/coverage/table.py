@@ -49,13 +49,15 @@ def text(files: list[Path]) -> str:
 
 
 def by_result(results: dict[str, str]) -> str:
-    """List the families of each result, those that are ok first."""
+    """List the families of each result, except of *ok*, to which a config may add its layers (*ok: …*)."""
+    plain = {family for family, result in results.items() if result.split(":")[0] == "ok"}
 
-    def key(family: str) -> tuple[bool, str]:
-        return not is_ok(results[family]), results[family]
+    def key(family: str) -> tuple[bool, str, str]:
+        return not is_ok(results[family]), results[family], family
 
-    groups = groupby(sorted(sorted(results), key=key), key=results.__getitem__)
-    return "\n".join(f"- **{result}**: {', '.join(families)}" for result, families in groups)
+    groups = groupby(sorted(results.keys() - plain, key=key), key=results.__getitem__)
+    lines = (f"- **{result}**: {', '.join(families)}" for result, families in groups)
+    return "\n".join([*lines, f"- **ok**: all others ({len(plain)})"])
 
 
 def main() -> None:
