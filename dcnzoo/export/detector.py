@@ -197,7 +197,7 @@ def _several(images: Any) -> Iterable[Any] | None:
 
 
 def _named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:
-    """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or an empty one."""
+    """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none."""
     for image in images:
         if not isinstance(image, str | os.PathLike):
             yield "", image

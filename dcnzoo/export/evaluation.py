@@ -32,9 +32,8 @@ def read_coco(file: str | Path, classes: Iterable[str]) -> COCO:
         raise ValueError(f"annotations: expected a COCO file, got {file}: {error!r}") from error
     if unknown := sorted(set(names) - set(classes)):
         known = ", ".join(classes) or "none (the detector has no names)"
-        raise ValueError(
-            f"annotations: expected categories among {known}; got {', '.join(unknown)} in {file}"
-        )
+        names = f"expected categories among {known}; got {', '.join(unknown)}"
+        raise ValueError(f"annotations: {file}: {names}")
     return truth
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,14 +42,14 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
 
     from dcnzoo.ops import nms
 
-    boxes = np.concatenate(
-        [tile.boxes + np.float32([x.start, y.start] * 2) for tile, (y, x) in zip(tiles, places, strict=True)]
-    )
-    scores, labels = (
-        np.concatenate([getattr(tile, name) for tile in tiles]) for name in ("scores", "labels")
-    )
+    owners = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])  # the tile of each object
+    numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # of the object in its tile
+    corners = np.float32([[column.start, row.start] * 2 for row, column in places])
+    boxes = np.concatenate([tile.boxes for tile in tiles]) + corners[owners]
+    scores = np.concatenate([tile.scores for tile in tiles])
+    labels = np.concatenate([tile.labels for tile in tiles])
     cut = np.concatenate(
-        [_touches_cut(tile.boxes, place, size) for tile, place in zip(tiles, places, strict=True)]
+        [_is_cut(tile.boxes, place, size) for tile, place in zip(tiles, places, strict=True)]
     )
     # far from each other, objects of different classes do not overlap
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
@@ -60,25 +59,20 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     masks = None
     if any(tile.masks is not None for tile in tiles):
         masks = np.zeros((len(kept), *size), bool)
-        origin = [
-            (tile, i, place) for tile, place in zip(tiles, places, strict=True) for i in range(len(tile))
-        ]
-        for mask, (tile, i, place) in zip(masks, (origin[k] for k in kept), strict=True):
-            mask[place] = tile.masks[i]
-    return dataclasses.replace(
-        tiles[0], boxes=boxes[kept], scores=scores[kept], labels=labels[kept], masks=masks
-    )
+        for mask, owner, number in zip(masks, owners[kept], numbers[kept], strict=True):
+            mask[places[owner]] = tiles[owner].masks[number]
+    return Detections(boxes[kept], scores[kept], labels[kept], masks)
 
 
-def _touches_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:
+def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:
     """Whether a box ends at an edge of its tile that is not an edge of the picture, [K]."""
-    touches = np.zeros(len(boxes), bool)
+    cut = np.zeros(len(boxes), bool)
     for axis, (part, extent) in enumerate(zip(place, size, strict=True)):
         if part.start > 0:
-            touches |= boxes[:, 1 - axis] < 2
+            cut |= boxes[:, 1 - axis] < 2
         if part.stop < extent:
-            touches |= boxes[:, 3 - axis] > part.stop - part.start - 2
-    return touches
+            cut |= boxes[:, 3 - axis] > part.stop - part.start - 2
+    return cut
 
 
 def _is_piece(boxes: np.ndarray) -> np.ndarray:
