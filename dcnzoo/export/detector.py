@@ -154,7 +154,7 @@ class BaseDetector:
                     result.select(order), classes=tuple(self.classes), image=image, path=path
                 )
         if skipped:
-            print(f"skipped {len(skipped)} images:", *skipped, sep="\n  ", file=sys.stderr)
+            print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)
 
     def _detect_in_tiles(
         self, picture: np.ndarray, path: str, threshold: float, batch_size: int, tile: int
