@@ -11,6 +11,7 @@ compute-sanitizer; without them, these steps are skipped. Requires no network.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -196,7 +197,9 @@ def main() -> None:
     session = Session(out.resolve(), args.rehearse, args.data and args.data.resolve())
     session.out.mkdir(parents=True, exist_ok=True)
     report = session.out / "report.json"
-    words: dict[str, object] = {"machine": describe("triton", gpu=not args.rehearse)}
+    words: dict[str, object] = json.loads(report.read_text()) if report.exists() else {}
+    words["machine"] = describe("triton", gpu=not args.rehearse)
+    words["day"] = datetime.date.today().isoformat()
     for part in args.parts or PARTS:
         limit, function = PARTS[part]
         for file in session.out.glob(f"{'operators' if part == 'benchmark' else part}.*"):

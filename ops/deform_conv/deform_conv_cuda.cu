@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../common/atomics.cuh"
 #include "../common/corners.h"
 #include "../common/dispatch.cuh"
 #include "../common/integers.h"
@@ -21,6 +22,10 @@ constexpr int kColumnThreads = 128;
 constexpr int64_t kRowMultiple = 8;
 // Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
+
+// Channels that one instruction adds, where the GPU can.
+template <typename A>
+constexpr int kVector = std::is_same_v<A, float> ? 4 : 1;
 
 // The work of a thread: a position of a row, one kernel tap, and one part of the channels.
 struct Place {
@@ -154,11 +159,13 @@ __global__ void im2col_kernel(Sampling<A, F, Rank> s, const T* __restrict__ inpu
   }
 }
 
-// The adjoint of im2col_kernel with respect to the input.
-template <typename T, typename A, typename F, int Rank>
+// The adjoint of im2col_kernel with respect to the input. With V > 1, grad_input is channels last and one instruction adds
+// V channels: random positions of a map cost an access each, however many bytes it adds.
+template <typename T, typename A, typename F, int Rank, int V>
 __global__ void col2im_kernel(Sampling<A, F, Rank> s, const T* __restrict__ grad_columns,
                               A* __restrict__ grad_input) {
   constexpr int corner_count = 1 << Rank;
+  const int64_t pixel_stride = V > 1 ? s.channels : 1, channel_stride = V > 1 ? 1 : s.in_pixels;
   for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
     const Place at = s.place(tile);
     if (at.position >= s.positions) continue;
@@ -172,14 +179,21 @@ __global__ void col2im_kernel(Sampling<A, F, Rank> s, const T* __restrict__ grad
     for (int corner = 0; corner < corner_count; ++corner)
       weight[corner] = corner_weight<A, Rank>(corner, corners.fraction) * factor;
     const T* column = grad_columns + s.column(begin, at);
-    A* map = grad_input + s.map(begin, at);
+    A* map = grad_input + at.image * s.channels * s.in_pixels + begin * channel_stride;
 #pragma unroll 4
-    for (int channel = 0; channel < channels; ++channel, map += s.in_pixels, column += step) {
-      const A gradient = A(*column);
+    for (int channel = 0; channel < channels; channel += V, map += V * channel_stride) {
+      A gradient[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v, column += step) gradient[v] = A(*column);
       // Atomics: neighbouring taps and pixels read the same input.
 #pragma unroll
-      for (int corner = 0; corner < corner_count; ++corner)
-        if (corners.valid[corner] != A(0)) atomicAdd(map + corners.index[corner], weight[corner] * gradient);
+      for (int corner = 0; corner < corner_count; ++corner) {
+        if (corners.valid[corner] == A(0)) continue;
+        A shares[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) shares[v] = weight[corner] * gradient[v];
+        atomic_add(map + corners.index[corner] * pixel_stride, shares);
+      }
     }
   }
 }
@@ -289,6 +303,15 @@ Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(part, type));
 }
 
+int64_t channels_of(const DeformConvShapes& s, int64_t groups) {
+  return groups ? s.channels / groups : s.channels;
+}
+
+// Number of channels of one offset group and one mask group.
+int64_t block_channels(const DeformConvShapes& s) {
+  return std::gcd(channels_of(s, s.offset_groups), channels_of(s, s.mask_groups));
+}
+
 // A chunk of images, contiguous. F: the type of its offset and mask.
 template <typename T, typename F, int Rank>
 struct Chunk {
@@ -307,7 +330,6 @@ struct Chunk {
         input(images_of(input, first, images, input.scalar_type())) {
     if (offset) this->offset = images_of(*offset, first, images, field_type);
     if (mask) this->mask = images_of(*mask, first, images, field_type);
-    const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
     sampling.geometry = s.geometry<Rank>();
     sampling.channels = s.channels, sampling.taps = s.taps;
     sampling.in_pixels = s.in_pixels, sampling.out_pixels = s.out_pixels;
@@ -315,13 +337,13 @@ struct Chunk {
     sampling.offset_groups = s.offset_groups, sampling.mask_groups = s.mask_groups;
     sampling.offset = offset ? data_of<F>(*this->offset) : nullptr;
     sampling.mask = mask ? data_of<F>(*this->mask) : nullptr;
-    sampling.offset_channels = channels_of(s.offset_groups);
-    sampling.mask_channels = channels_of(s.mask_groups);
+    sampling.offset_channels = channels_of(s, s.offset_groups);
+    sampling.mask_channels = channels_of(s, s.mask_groups);
     sampling.pixels = int(s.out_pixels);
     for (int axis = 0; axis < Rank; ++axis)
       sampling.out[axis] = int(s.out[axis]), sampling.kernel[axis] = int(s.kernel[axis]);
     ChannelPieces& pieces = sampling.pieces;
-    pieces.block = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
+    pieces.block = block_channels(s);
     const int64_t per_block = ceil_div(pieces.block, ChannelPieces::kMost);
     pieces.per_block = per_block, pieces.count = s.channels / pieces.block * per_block;
   }
@@ -336,10 +358,12 @@ struct Chunk {
            input, tiled, data_of<T>(input), mutable_data_of<T>(columns));
   }
 
-  void col2im(const Tensor& grad_columns, A* grad_input) const {
+  void col2im(const Tensor& grad_columns, A* grad_input, bool channels_last) const {
     const auto tiled = sampling.in_tiles(kColumnThreads, sampling.pieces.count);
-    launch("col2im_kernel", col2im_kernel<T, A, F, Rank>, blocks_for_tiles(tiled.tiles), kColumnThreads,
-           input, tiled, data_of<T>(grad_columns), grad_input);
+    const auto kernel =
+        channels_last ? col2im_kernel<T, A, F, Rank, kVector<A>> : col2im_kernel<T, A, F, Rank, 1>;
+    launch("col2im_kernel", kernel, blocks_for_tiles(tiled.tiles), kColumnThreads, input, tiled,
+           data_of<T>(grad_columns), grad_input);
   }
 
   void grad_offset_mask(int64_t owners, const Tensor& grad_columns, F* grad_offset, F* grad_mask) const {
@@ -398,10 +422,17 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
                              ScalarType field_type) {
   using A = Accumulate<T>;
   const ScalarType wide = accumulate_type(input.scalar_type());
+  const bool by_vectors =
+      wanted[0] && kVector<A> > 1 && adds_vectors(input) && block_channels(s) % kVector<A> == 0;
   // Sums of several chunks or threads in the accumulation type: half gradients are rounded only once.
-  DeformConvGradients sums{
-      new_gradient(input, wanted[0], input, wide), new_gradient(input, wanted[1], weight, wide),
-      new_gradient(input, wanted[2], offset, field_type), new_gradient(input, wanted[3], mask, field_type)};
+  DeformConvGradients sums{new_gradient(input, wanted[0] && !by_vectors, input, wide),
+                           new_gradient(input, wanted[1], weight, wide),
+                           new_gradient(input, wanted[2], offset, field_type),
+                           new_gradient(input, wanted[3], mask, field_type)};
+  if (by_vectors) {
+    sums.input = new_channels_last(input, sizes_of(input), wide);
+    torch::stable::zero_(sums.input);
+  }
   if (grad_output.numel() == 0) return sums;
 
   const Tensor matrices = weight_matrices(s, weight);
@@ -423,7 +454,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     }
     if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
     multiply(transposed(matrices), grad_chunk, columns);  // replaces the columns by their gradient
-    if (wanted[0]) chunk.col2im(columns, mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
+    if (wanted[0])
+      chunk.col2im(columns, mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels, by_vectors);
     const int64_t points = first * s.taps * s.out_pixels;
     F* grad_offset = wanted[2] ? mutable_data_of<F>(sums.offset) + points * s.offset_groups * Rank : nullptr;
     F* grad_mask = wanted[3] ? mutable_data_of<F>(sums.mask) + points * s.mask_groups : nullptr;
@@ -479,12 +511,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
           s, grad_output, input, weight, offset, mask, output_mask, fields);
     });
   });
-  Tensor grad_input;
-  if (output_mask[0] && wants_channels_last(input)) {
-    grad_input = new_channels_last(input, sizes_of(input));
-    torch::stable::copy_(grad_input, sums.input);
-  } else {
-    grad_input = to_type_of(input, sums.input);
+  Tensor grad_input = sums.input;
+  if (output_mask[0]) {
+    const bool channels_last = wants_channels_last(input);
+    if (channels_last ? is_channels_last(grad_input) : grad_input.is_contiguous()) {
+      grad_input = to_type_of(input, sums.input);
+    } else {
+      grad_input = channels_last ? new_channels_last(input, sizes_of(input))
+                                 : torch::stable::new_empty(input, sizes_of(input));
+      torch::stable::copy_(grad_input, sums.input);
+    }
   }
   Tensor grad_bias = torch::stable::new_empty(input, {0});
   if (output_mask[4]) {

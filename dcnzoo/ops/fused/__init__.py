@@ -30,6 +30,7 @@ MOST_SPLITS = 32  # of the pixels in grad_weight
 PROGRAMS_PER_STEP = 12
 POINTS = Config(BLOCK_M=256, BLOCK_N=1, BLOCK_K=1, warps=4, stages=1)
 TRANSPOSE = Config(BLOCK_M=64, BLOCK_N=64, BLOCK_K=1, warps=4, stages=1)
+TRANSPOSE_NARROW = Config(BLOCK_M=256, BLOCK_N=16, BLOCK_K=1, warps=4, stages=1)  # weights: 9 columns of taps
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -180,13 +181,12 @@ class Problem:
         return result
 
     def _transpose(self, source: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
-        tiles = _cdiv(rows, TRANSPOSE.BLOCK_M) * _cdiv(columns, TRANSPOSE.BLOCK_N)
         if source.numel() == 0:
             return
-        tensors = {"source": source, "result": result}
-        _launch(
-            kernels.transpose_kernel, batch * tiles, TRANSPOSE, self, **tensors, rows=rows, columns=columns
-        )
+        config = TRANSPOSE if columns > TRANSPOSE_NARROW.BLOCK_N else TRANSPOSE_NARROW
+        tiles = _cdiv(rows, config.BLOCK_M) * _cdiv(columns, config.BLOCK_N)
+        sizes = {"rows": rows, "columns": columns}
+        _launch(kernels.transpose_kernel, batch * tiles, config, self, source=source, result=result, **sizes)
 
 
 def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
