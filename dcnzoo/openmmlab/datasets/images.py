@@ -99,10 +99,10 @@ def _resized_to_nothing(path: str, height: int, width: int, error: Exception) ->
 
 @contextmanager
 def resizing(path: str, picture: np.ndarray) -> Iterator[None]:
-    """Turn OpenCV's error about a picture that shrinks to nothing into a UserError with its path."""
+    """Turn OpenCV's error about a picture that shrinks to nothing into a ValueError with its path."""
     try:
         yield
     except cv2.error as error:
         if reason := _resized_to_nothing(path, *picture.shape[:2], error):
-            raise UserError(reason) from error
+            raise ValueError(reason) from error
         raise
