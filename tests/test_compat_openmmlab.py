@@ -335,7 +335,5 @@ def test_an_error_comes_back_without_its_patch(tmp_path):
         build("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py")
     with patches.disabled("deformable_configs"), pytest.raises(TypeError, match="to_deformable"):
         csp_darknet(to_deformable=CONV2)
-    with patches.disabled("hub_packages"), pytest.raises(Exception, match="dcnzoo"):
-        get_config("dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py")
     assert torch.load(tmp_path / "log.pth")["log"].mean() == 1.0
     assert csp_darknet(to_deformable=CONV2)

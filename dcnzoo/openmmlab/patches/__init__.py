@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from dcnzoo.compat import patches
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.packages import config_text, hub_packages, inherit_from_packages
+from dcnzoo.openmmlab.packages import config_text, inherit_from_packages
 from dcnzoo.openmmlab.patches import distributed, models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
 from dcnzoo.openmmlab.pretrained import weights_by_name
@@ -88,12 +88,6 @@ TABLE = (
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
-        versions=MMENGINE,
-    ),
-    fix(
-        hub_packages,
-        target="mmengine.hub",
-        reason="get_config and get_model find neither dcnzoo nor packages installed with `pip install -e`",
         versions=MMENGINE,
     ),
     fix(
