@@ -70,10 +70,11 @@ def _with_output_size(grad_output, input, rois, offset, *sampling):
     return input, rois, offset, *grad_output.shape[2:], *sampling
 
 
-def _grad_input_in_order(grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma):
-    return _deterministic.pooling_grad_input_in_order(
-        grad_output, input.shape, rois, offset, spatial_scale, sampling_ratio, True, gamma
-    )
+def _grad_input_in_order(grad_output, input, rois, offset, *sampling):
+    def pool(maps, rois, offset):
+        return reference.deform_roi_pool(maps, rois, offset, grad_output.shape[2:], *sampling)
+
+    return _deterministic.pooling_grad_input_in_order(pool, grad_output, input.shape, rois, offset)
 
 
 register_derivatives(

@@ -84,11 +84,10 @@ def _autograd_backward(ctx, grad_output):
 
 
 def _grad_input_in_order(grad_output, rois, input_size, *sampling):
-    """Differentiates the reference: its derivative is torch's ``index_put_``, which is deterministic."""
-    wide = torch.promote_types(grad_output.dtype, torch.float32)
-    maps = grad_output.new_zeros(input_size, dtype=wide)
-    _, pull = torch.func.vjp(lambda maps: _reference(maps, rois, *grad_output.shape[2:], *sampling), maps)
-    return pull(grad_output.to(wide))[0].to(grad_output.dtype)
+    def pool(maps, rois):
+        return reference.roi_align_rotated(maps, rois, grad_output.shape[2:], *sampling)
+
+    return _deterministic.pooling_grad_input_in_order(pool, grad_output, input_size, rois)
 
 
 register_autograd(
