@@ -140,8 +140,8 @@ def reference_gradients(
 
     They are deterministic and support forward mode. The gradient of an argument that is None is None.
     """
-    forward, given, inputs = _of_tensors(reference_impl, arguments, places)
-    gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+    forward, present, inputs = _of_tensors(reference_impl, arguments, places)
+    gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
     return [gradients.get(place) for place in places]
 
 
@@ -153,13 +153,13 @@ def _of_tensors(
     Returns:
         the function, the positions, and the tensors at these positions.
     """
-    given = [place for place in places if arguments[place] is not None]
+    present = [place for place in places if arguments[place] is not None]
 
     def forward(*tensors: Tensor) -> Tensor:
-        changed = dict(zip(given, tensors, strict=True))
+        changed = dict(zip(present, tensors, strict=True))
         return reference_impl(*(changed.get(i, argument) for i, argument in enumerate(arguments)))
 
-    return forward, given, [arguments[place] for place in given]
+    return forward, present, [arguments[place] for place in present]
 
 
 def register_derivatives(
@@ -198,16 +198,16 @@ def register_derivatives(
 
     @torch.library.register_fake(f"dcnzoo::_{name}_backward")
     def _(grad_output, *arguments):
-        *saved, wanted = arguments
-        given = restore(grad_output, *saved)
+        *saved, needed = arguments
+        inputs = restore(grad_output, *saved)
         gradients = [
-            torch.empty_like(given[place], memory_format=torch.contiguous_format)
-            if is_wanted and given[place] is not None
-            else given[0].new_empty(0)
-            for place, is_wanted in zip(differentiable, wanted, strict=True)
+            torch.empty_like(inputs[place], memory_format=torch.contiguous_format)
+            if is_needed and inputs[place] is not None
+            else inputs[0].new_empty(0)
+            for place, is_needed in zip(differentiable, needed, strict=True)
         ]
-        if keeps_format and wanted[0]:
-            gradients[0] = gradients[0].to(memory_format=memory_format(given[differentiable[0]]))
+        if keeps_format and needed[0]:
+            gradients[0] = gradients[0].to(memory_format=memory_format(inputs[differentiable[0]]))
         return tuple(gradients)
 
     def setup_context(ctx, inputs, output):
@@ -216,40 +216,40 @@ def register_derivatives(
         ctx.arguments = saved[tensors:]
 
     def first_backward(ctx, grad_output):
-        wanted = [ctx.needs_input_grad[place] for place in differentiable]
+        needed = [ctx.needs_input_grad[place] for place in differentiable]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        in_order = wanted[0] and not has_order and _deterministic.deterministic(grad_output)
+        in_order = needed[0] and not has_order and _deterministic.deterministic(grad_output)
         if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
             arguments = restore(grad_output, *saved, *ctx.arguments)
             gradients = reference_gradients(reference_impl, grad_output, arguments, differentiable)
         else:
             arguments = (grad_output, *saved, *ctx.arguments)
-            gradients = backward_operator(*arguments, [wanted[0] and not in_order, *wanted[1:]])
+            gradients = backward_operator(*arguments, [needed[0] and not in_order, *needed[1:]])
             if in_order:
                 gradients = (grad_input_in_order(*arguments), *gradients[1:])
         results = [None] * number
-        for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
-            results[place] = gradient if is_wanted else None
+        for place, gradient, is_needed in zip(differentiable, gradients, needed, strict=True):
+            results[place] = gradient if is_needed else None
         return tuple(results)
 
     def setup_backward_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[: tensors + 1])
-        *ctx.arguments, ctx.wanted = inputs[tensors + 1 :]
+        *ctx.arguments, ctx.needed = inputs[tensors + 1 :]
 
     def second_backward(ctx, *grads):
         grad_output, *saved = ctx.saved_tensors
         arguments = restore(grad_output, *saved, *ctx.arguments)
-        forward, given, inputs = _of_tensors(reference_impl, arguments, differentiable)
-        chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.wanted, strict=True) if w}
+        forward, present, inputs = _of_tensors(reference_impl, arguments, differentiable)
+        chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.needed, strict=True) if w}
 
         def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+            gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
             return tuple(gradients[place] for place in chosen)
 
         pull = torch.func.vjp(backward, grad_output, *inputs)[1]
         of_grad_output, *of_inputs = pull(tuple(chosen.values()))
         results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
-        for place, gradient in zip(given, of_inputs, strict=True):
+        for place, gradient in zip(present, of_inputs, strict=True):
             if place < tensors:  # otherwise the backward operator does not take this argument
                 results[place + 1] = gradient
         return tuple(results)

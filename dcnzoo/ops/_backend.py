@@ -104,23 +104,23 @@ def _forward(fallback: Callable, *arguments) -> Tensor:
 
 
 def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    *inputs, wanted = arguments
-    if wanted[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
+    *inputs, needed = arguments
+    if needed[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
         torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
-        _, *others = _backward(fallback, grad_output, *inputs, [False, *wanted[1:]])
+        _, *others = _backward(fallback, grad_output, *inputs, [False, *needed[1:]])
         return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
     problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
     if problem is None:
         return fallback(grad_output, *arguments)
     fused, none = _fused(), grad_output.new_empty(0)
     results = [none] * 5
-    if wanted[1]:
+    if needed[1]:
         results[1] = fused.grad_weight(problem, grad_output)
-    if wanted[0] or wanted[2] or wanted[3]:
-        gradients = fused.grad_samples(problem, grad_output, wanted[0], wanted[2], wanted[3])
+    if needed[0] or needed[2] or needed[3]:
+        gradients = fused.grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
         for place, gradient in zip((0, 2, 3), gradients, strict=True):
             results[place] = none if gradient is None else gradient
-    if wanted[4]:
+    if needed[4]:
         results[4] = grad_output.sum((0, 2, 3))
     return tuple(results)
 

@@ -56,8 +56,7 @@ def dcnv3(
     with zeros, as in :func:`deform_conv2d`.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the expected
-            value and the given value.
+        RuntimeError: a shape, dtype, device or value is invalid.
         TypeError: an argument is not a tensor, or not a number.
     """
     if not torch.jit.is_scripting():

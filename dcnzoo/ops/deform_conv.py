@@ -77,8 +77,7 @@ def deform_conv2d(
     with zeros.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
-            expected value and the given value.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     check_arguments("deform_conv2d", "out, in / groups", input, weight, offset, mask, bias, 4, im2col_step)
     geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))

@@ -171,7 +171,7 @@ TABLE = (
         target="mmdet.models.SSDHead.loss_cls",
         reason="prediction reads loss_cls of every dense head, but SSDHead has none",
         versions=MMDET,
-        needed=lambda: with_mmdet() and models.ssd_head_has_no_loss_cls(),
+        needed=with_mmdet,
     ),
     fix(
         models.cascade_rpn_head,
@@ -192,7 +192,7 @@ TABLE = (
         target="mmdet's fcn_mask_head._do_paste_mask",
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
         versions=MMDET,
-        needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
+        needed=with_mmdet,
     ),
     fix(
         models.test_pipeline_stays,
