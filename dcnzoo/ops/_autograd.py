@@ -54,6 +54,7 @@ def register_autograd(
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
+        # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
         with AutoDispatchBelowAutograd():
             try:
                 return operator.redispatch(keys & after_autograd_keyset, *arguments)
@@ -80,6 +81,7 @@ def register_autograd(
         (SingleLevelFunction,),
         {
             "forward": staticmethod(forward),
+            # the last input is the dispatch keys, which have no gradient
             "setup_context": staticmethod(
                 lambda ctx, inputs, output: setup_context(ctx, inputs[:-1], output)
             ),
@@ -242,6 +244,8 @@ def register_derivatives(
         forward, present, inputs = _of_tensors(reference_impl, arguments, differentiable)
         chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.needed, strict=True) if w}
 
+        # The first derivative of the reference as a function of all its inputs, so that it can be
+        # differentiated again: the gradients depend on the inputs and on grad_output.
         def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
             return tuple(gradients[place] for place in chosen)

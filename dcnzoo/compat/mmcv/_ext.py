@@ -286,8 +286,8 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    levels, points = (spatial_shapes, level_start_index), (sampling_locations, attention_weights)
-    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, value, *levels, *points, [True] * 3)
+    inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3)
     targets = (grad_value, grad_sampling_loc, grad_attn_weight)
     for target, gradient in zip(targets, gradients, strict=True):
         target.add_(gradient)
