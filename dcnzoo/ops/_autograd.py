@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
-from . import _backend, _deterministic, _plain, _torch_private
+from . import _deterministic, _plain, _torch_private
 from ._arguments import memory_format
 from ._errors import raise_out_of_memory
 from ._torch_private import (
@@ -39,8 +39,8 @@ def register_autograd(
     """Register the derivatives of ``dcnzoo::name``, in the form of ``torch.autograd.Function``.
 
     Args:
-        reference_impl: the operator in plain PyTorch, with the same arguments. Runs with
-            ``DCNZOO_BACKEND=reference``, on devices without compiled kernels, and in forward mode.
+        reference_impl: the operator in plain PyTorch, with the same arguments. Runs on the devices of
+            :mod:`_plain`, and in forward mode.
         forward_mode: takes the operator's arguments with their tangents and returns its results with their
             tangents. Default: ``reference_impl``. Without either, forward mode raises an error.
     """
@@ -61,10 +61,6 @@ def register_autograd(
             except RuntimeError as error:
                 raise_out_of_memory(error)
                 raise
-
-    if _backend.backend == "reference" and reference_impl is not None:
-        _backend.use_reference(name, reference_impl, below_autograd)
-        return
 
     def forward(*arguments):
         if not transforms_active():

@@ -150,36 +150,16 @@ def _fused_may_run() -> bool:
 @cache
 def _replace(name: str, key: str) -> None:
     """Replace an operator's kernel with one that chooses the backend."""
-    kernel = _kernel(_CHOOSERS[name], _compiled(name, key))
+    kernel = _kernel(_CHOOSERS[name], compiled_kernel(name, key))
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
 
 
-def _compiled(name: str, key: str):
+def compiled_kernel(name: str, key: str):
+    """The compiled kernel of an operator, or None."""
     try:
         return torch.library.get_kernel(name, key)
     except RuntimeError:  # the operator has no kernel for this device
         return None
-
-
-def use_reference(name: str, reference_impl: Callable, below_autograd: Callable) -> None:
-    """Run the reference instead of the kernels. Existing kernels still run first, to check the arguments."""
-
-    def autograd(keys, *arguments):
-        below_autograd(*arguments, keys)
-        return reference_impl(*arguments)
-
-    def below(compiled):
-        def kernel(keys, *arguments):
-            if compiled is not None:
-                compiled.call_boxed(keys, *arguments)
-            return reference_impl(*arguments)
-
-        return kernel
-
-    override(name, autograd, "Autograd", with_keyset=True)
-    for key in DEVICES:  # for inference mode, which skips the Autograd key
-        compiled = _compiled(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
-        override(name, below(compiled), key, with_keyset=True)
 
 
 def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _backend, _library, reference
+from . import _library, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
@@ -144,7 +144,7 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
 
 def _unchecked(device: str) -> bool:
     """Whether no kernel has checked the arguments, but the library is loaded and can check them."""
-    return _library.has_ops() and (_backend.backend == "reference" or device not in _library.loaded)
+    return _library.has_ops() and device not in _library.loaded
 
 
 def _reference(*arguments):
