@@ -63,6 +63,18 @@ def _fused():
     return fused
 
 
+@cache
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton can compile here. It needs a C compiler; an image for deployment may have none."""
+    try:
+        _fused().target(device)
+    except Exception as error:  # of any type: Triton runs the compiler and loads what it built
+        text = " ".join(str(error).split())
+        warnings.warn(f"dcnzoo: Triton does not work, so the compiled kernels run: {text}", stacklevel=2)
+        return False
+    return True
+
+
 def _tf32() -> bool:
     # The compiled kernels multiply with torch's matmul, so the fused ones follow the same setting.
     return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -89,11 +101,16 @@ def _problem(arguments: tuple):
     input, weight, offset, mask, _bias, *geometry = arguments[:9]
     if input.device.type == "cpu" and not fused.INTERPRETED:
         return None
-    problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
-    if backend == "auto" and not problem.is_faster():
+    if backend == "auto" and not _triton_works(input.device):
         return None
+    problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
+    least_pixels: int | None = 0
+    if backend == "auto":
+        least_pixels = problem.least_pixels(arguments[-1] is not None)
+        if least_pixels is None:
+            return None
     torch.ops.dcnzoo._check_deform_conv(*arguments)
-    return problem if problem.fits() else None
+    return problem if problem.fits() and problem.pixels >= least_pixels else None
 
 
 def _forward(fallback: Callable, *arguments) -> Tensor:
