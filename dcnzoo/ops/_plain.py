@@ -43,7 +43,9 @@ def register(name: str, function: Callable, *, autograd: bool = True) -> None:
         autograd: whether autograd differentiates ``function``.
     """
     for key in keys():
-        compiled = _backend.compiled_kernel(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
+        compiled = (
+            _backend.compiled_kernel(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
+        )
 
         def kernel(
             keyset: object, *arguments: object, key: str = key, compiled: Any = compiled

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +10,6 @@ from . import _library, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
 
 
@@ -172,19 +169,3 @@ register_derivatives(
 register_vmap("deform_conv", "mwmmw", "m", groups=8)
 register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", groups=8)
 register_autocast("deform_conv")
-
-
-@count_flops("deform_conv")
-def _(
-    input: list[int],  # [N, C, *size]
-    weight: list[int],  # [O, C / groups, *kernel]
-    offset: list[int] | None,
-    *args: object,
-    out_shape: list[int],  # [N, O, *out]
-    **kwargs: object,
-) -> int:
-    """FLOPs of an ordinary convolution, plus those of the samples if ``offset`` is given."""
-    positions = out_shape[0] * prod(out_shape[2:])
-    convolution = 2 * positions * prod(weight)
-    samples = positions * input[1] * prod(weight[2:]) if offset is not None else 0
-    return convolution + PER_SAMPLE * samples
