@@ -26,6 +26,14 @@ from dcnzoo.cli._options import option
     help="Checkpoint of a single WORK_DIR (default: the last).",
 )
 @_options.num_images(0, 5, "Number of images with detections.")
+@option(
+    "--evaluate",
+    "evaluated",
+    type=click.IntRange(min=0),
+    default=200,
+    metavar="N",
+    help="Number of validation images for the confusion matrix and the curves of precision and recall.",
+)
 @_options.device
 @option(
     "--out",
@@ -39,14 +47,16 @@ def command(
     labels: tuple[str, ...],
     checkpoint: Path | None,
     num_images: int,
+    evaluated: int,
     device: str,
     out: Path | None,
     allow_partial: bool,
 ) -> None:
     """Write an HTML report of one or several trainings.
 
-    The self-contained file shows results, learning curves, detections next to the ground truth, sampling
-    points of the deformable layers, the configuration and the environment. dcnzoo train --report writes it
+    The self-contained file shows results, learning curves, precision and recall, a confusion matrix,
+    detections next to the ground truth, sampling points of the deformable layers, the configuration and the
+    environment. dcnzoo train --report writes it
     after a training.
 
     \b
@@ -62,6 +72,13 @@ def command(
     from dcnzoo.report.report import write_report
 
     page = write_report(
-        work_dirs, out, labels, checkpoint, images=num_images, device=device, allow_partial=allow_partial
+        work_dirs,
+        out,
+        labels,
+        checkpoint,
+        images=num_images,
+        evaluated=evaluated,
+        device=device,
+        allow_partial=allow_partial,
     )
     print(f"report: {page}")

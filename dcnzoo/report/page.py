@@ -74,6 +74,11 @@ def picture(figure: Figure) -> Markup:
     return _PARTS.picture(image_uri(np.asarray(canvas.buffer_rgba())[..., :3]))
 
 
+def pictures(images: Mapping[str, Image.Image]) -> Markup:
+    """Place images with captions side by side if there is room."""
+    return _PARTS.pictures({caption: image_uri(np.asarray(image)) for caption, image in images.items()})
+
+
 def _svg_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
