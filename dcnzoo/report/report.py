@@ -37,7 +37,7 @@ from dcnzoo.utils.jsonl import versions
 
 _THRESHOLD = 0.3  # of the scores of detections
 _LOW_AP = 0.1
-_EARLY = 2000  # iterations after which a detector usually exceeds that AP
+_EARLY = 2000  # iterations
 _MOST_CLASSES = 12  # in a confusion matrix
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
@@ -51,7 +51,7 @@ _KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedRun:
     """A work directory of ``dcnzoo train``.
 
@@ -220,33 +220,26 @@ def render_runs(
         images: number of images with detections; images with three or more objects come first.
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    single = len(by_label(runs)) == 1
-    sections = [_curves(runs)]
-    if not single:
+    sections, table = [_curves(runs)], summary(runs, detectors, head)
+    facts = None
+    if len(table) == 2:  # a single label
+        iterations = f"{max(run.history.iteration for run in runs):,}"
+        facts = {**dict(zip(table[0][1:], table[1][1:], strict=True)), "iterations": iterations}
+    else:
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
-        sections.insert(0, Section("Result", text, [page.table(summary(runs, detectors, head))]))
+        sections.insert(0, Section("Result", text, [page.table(table)]))
     sections += _pictures(detectors, images, evaluated)
     sections += _offsets_over_time(runs)
     sections += [_validations(runs), _configuration(runs), _environment(runs)]
-    return page.render_report(
-        title or " and ".join(by_label(runs)),
-        _lead(runs) if lead is None else lead,
-        [section for section in sections if section.parts],
-        _facts(runs, detectors) if single else None,
-        footer,
-    )
-
-
-def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]) -> dict[str, str]:
-    head, row = summary(runs, detectors)
-    facts = dict(zip(head[1:], row[1:], strict=True))
-    facts["iterations"] = f"{max(run.history.iteration for run in runs):,}"
-    return facts
-
-
-def _lead(runs: Sequence[TrainedRun]) -> str:
     lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
-    return " ".join(lengths)
+    return page.render(
+        "report.html",
+        title=title or " and ".join(by_label(runs)),
+        lead=" ".join(lengths) if lead is None else lead,
+        sections=[section for section in sections if section.parts],
+        facts=facts,
+        footer=footer,
+    )
 
 
 # Curves
@@ -263,23 +256,14 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
 
 def _low_ap(runs: Sequence[TrainedRun]) -> str:
     """Say whether a low AP is normal; empty if no run has one."""
-    low = [
-        run
-        for run in runs
-        if (values := [v for name, v in run.last_validation.items() if name.endswith("mAP")])
-        and max(values) < _LOW_AP
-    ]
+    means = {run: [v for name, v in run.last_validation.items() if name.endswith("mAP")] for run in runs}
+    low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
     if not low:
         return ""
-    if (last := max(run.history.iteration for run in low)) <= _EARLY:
-        return (
-            f" An AP below {_LOW_AP} after {last:,} iterations is normal: few detectors exceed it in the "
-            "first few hundred iterations. Train longer while the loss falls."
-        )
-    return (
-        f" An AP below {_LOW_AP} after {last:,} iterations is unusual. Check the annotations "
-        "(dcnzoo data check), the order of the classes and the learning rate."
-    )
+    text = f" An AP below {_LOW_AP} after {max(low):,} iterations is "
+    if max(low) <= _EARLY:
+        return f"{text}normal: AP rises after the loss has fallen. Train longer."
+    return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
 
 
 def _series(runs: Sequence[TrainedRun], name: str, training: bool = False) -> Curves:
