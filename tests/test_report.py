@@ -147,12 +147,12 @@ def test_report_of_a_run(make_run, monkeypatch):
         write_report([folder])
     monkeypatch.chdir(folder / "2026_0")
     for arguments, status, named in (
-        (["nowhere"], 1, "nowhere"),
+        (["nowhere"], 2, "nowhere"),
         (["."], 1, "config"),
         ([".", "--num-images", "-1"], 2, "--num-images"),
         ([".", "--labels", "a", "--labels", "b"], 2, "--labels"),
-        ([".", ".", "--checkpoint", "x"], 2, "--checkpoint"),
-        (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
+        ([".", ".", "--checkpoint", log.name], 2, "--checkpoint"),
+        (["..", "--checkpoint", "x.pth"], 2, "x.pth"),
     ):
         assert named in error_of("report", *arguments, status=status)
 

@@ -11,7 +11,7 @@ from dcnzoo.cli._options import option
 
 
 @click.command()
-@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.FOLDER)
+@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.EXISTING_FOLDER)
 @option(
     "--labels",
     multiple=True,
@@ -21,7 +21,7 @@ from dcnzoo.cli._options import option
 )
 @option(
     "--checkpoint",
-    type=_options.FILE,
+    type=_options.EXISTING_FILE,
     metavar="FILE",
     help="Checkpoint of a single WORK_DIR (default: the last).",
 )

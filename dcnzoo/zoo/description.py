@@ -113,7 +113,7 @@ def _named(config: Path, text: str) -> Iterator[Path]:
             yield path
 
 
-# The configs share their bases. With the cache, a value can only lack the key _scope_, which is not read here.
+# Configs share their bases. With the cache, a value can only lack the key _scope_, which is not read here.
 _file2dict = functools.cache(Config._file2dict)
 
 
