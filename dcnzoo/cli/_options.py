@@ -14,6 +14,8 @@ from dcnzoo.utils.files import require_file
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXPORTED = (".onnx", ".xml", ".pt2")  # endings of exported files
 SETTINGS = "--cfg-options"
 
@@ -54,6 +56,18 @@ def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Callback: require a file, before the imports of OpenMMLab, which take seconds."""
     if value and not ctx.resilient_parsing:
         require_file(value, param.name)
+    return value
+
+
+def existing_model(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback: require a file, a folder or the name of a model, before most imports of OpenMMLab."""
+    if not value or ctx.resilient_parsing or "::" in value or Path(value).exists():
+        return value
+    if len(Path(value).parts) > 1 or value.endswith(EXPORTED):
+        require_file(value, param.name)
+    from dcnzoo.zoo.index import find
+
+    find(value)
     return value
 
 
@@ -174,7 +188,7 @@ backend = option(
 )
 
 # MODEL and --checkpoint, for dcnzoo.zoo.loading.locate
-model = click.argument("model")
+model = click.argument("model", callback=existing_model)
 checkpoint = option(
     "--checkpoint",
     callback=existing,

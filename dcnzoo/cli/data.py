@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import FILE, FOLDER, option
+from dcnzoo.cli._options import EXISTING_FILE, EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
@@ -192,11 +192,11 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
 
 
 @command.command
-@click.argument("train", type=FILE)
-@click.argument("val", type=FILE)
+@click.argument("train", type=EXISTING_FILE)
+@click.argument("val", type=EXISTING_FILE)
 @click.argument("out", type=FILE)
-@option("--images", type=FOLDER, required=True, help="Folder of the images.")
-@option("--val-images", type=FOLDER, help="Folder of VAL's images (default: the same).")
+@option("--images", type=EXISTING_FOLDER, required=True, help="Folder of the images.")
+@option("--val-images", type=EXISTING_FOLDER, help="Folder of VAL's images (default: the same).")
 @option(
     "--model",
     metavar="NAME",

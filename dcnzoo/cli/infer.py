@@ -34,8 +34,8 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", required=False)
-@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_files)
+@click.argument("model", required=False, callback=_options.existing_model)
+@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading
 @_options.channels_last
