@@ -63,6 +63,19 @@ def _fused():
     return fused
 
 
+def _table() -> dict:
+    return json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
+
+
+@cache
+def _listed(device: torch.device) -> bool:
+    """Whether the table lists fused kernels as faster on this device. On other GPUs, Triton is not imported."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True  # the module of fused kernels decides
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return bool(_table().get(architecture, {}).get("auto"))
+
+
 @cache
 def _triton_works(device: torch.device) -> bool:
     """Whether Triton can compile here. It needs a C compiler; an image for deployment may have none."""
@@ -89,7 +102,7 @@ def _problem(arguments: tuple):
     Raises:
         RuntimeError: the backend is ``fused`` and Triton is not installed, or an argument is invalid.
     """
-    if backend not in ("auto", "fused"):
+    if backend not in ("auto", "fused") or (backend == "auto" and not _listed(arguments[0].device)):
         return None
     fused = _fused()
     if fused is None:
@@ -160,8 +173,7 @@ def register(key: str) -> None:
 
 def _fused_may_run() -> bool:
     """Whether the backend is ``fused`` or the table lists fused kernels as faster. Does not import Triton."""
-    table = json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
-    return backend == "fused" or any(entry["auto"] for entry in table.values())
+    return backend == "fused" or any(entry["auto"] for entry in _table().values())
 
 
 @cache
