@@ -69,7 +69,7 @@ def _table() -> dict:
 
 @cache
 def _listed(device: torch.device) -> bool:
-    """Whether the table lists fused kernels as faster on this device. On other GPUs, Triton is not imported."""
+    """Whether the table lists fused kernels as faster here. On other GPUs, Triton is not imported."""
     if device.type != "cuda" or torch.version.hip is not None:
         return True  # the module of fused kernels decides
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
