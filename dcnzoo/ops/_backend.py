@@ -63,6 +63,19 @@ def _fused():
     return fused
 
 
+def _table() -> dict:
+    return json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
+
+
+@cache
+def _listed(device: torch.device) -> bool:
+    """Whether the table lists fused kernels as faster here. On other GPUs, Triton is not imported."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True  # the module of fused kernels decides
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return bool(_table().get(architecture, {}).get("auto"))
+
+
 @cache
 def _triton_works(device: torch.device) -> bool:
     """Whether Triton can compile here. It needs a C compiler; an image for deployment may have none."""
@@ -89,7 +102,7 @@ def _problem(arguments: tuple):
     Raises:
         RuntimeError: the backend is ``fused`` and Triton is not installed, or an argument is invalid.
     """
-    if backend not in ("auto", "fused"):
+    if backend not in ("auto", "fused") or (backend == "auto" and not _listed(arguments[0].device)):
         return None
     fused = _fused()
     if fused is None:
@@ -121,23 +134,23 @@ def _forward(fallback: Callable, *arguments) -> Tensor:
 
 
 def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    *inputs, wanted = arguments
-    if wanted[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
+    *inputs, needed = arguments
+    if needed[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
         torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
-        _, *others = _backward(fallback, grad_output, *inputs, [False, *wanted[1:]])
+        _, *others = _backward(fallback, grad_output, *inputs, [False, *needed[1:]])
         return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
     problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
     if problem is None:
         return fallback(grad_output, *arguments)
     fused, none = _fused(), grad_output.new_empty(0)
     results = [none] * 5
-    if wanted[1]:
+    if needed[1]:
         results[1] = fused.grad_weight(problem, grad_output)
-    if wanted[0] or wanted[2] or wanted[3]:
-        gradients = fused.grad_samples(problem, grad_output, wanted[0], wanted[2], wanted[3])
+    if needed[0] or needed[2] or needed[3]:
+        gradients = fused.grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
         for place, gradient in zip((0, 2, 3), gradients, strict=True):
             results[place] = none if gradient is None else gradient
-    if wanted[4]:
+    if needed[4]:
         results[4] = grad_output.sum((0, 2, 3))
     return tuple(results)
 
@@ -160,43 +173,22 @@ def register(key: str) -> None:
 
 def _fused_may_run() -> bool:
     """Whether the backend is ``fused`` or the table lists fused kernels as faster. Does not import Triton."""
-    table = json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
-    return backend == "fused" or any(entry["auto"] for entry in table.values())
+    return backend == "fused" or any(entry["auto"] for entry in _table().values())
 
 
 @cache
 def _replace(name: str, key: str) -> None:
     """Replace an operator's kernel with one that chooses the backend."""
-    kernel = _kernel(_CHOOSERS[name], _compiled(name, key))
+    kernel = _kernel(_CHOOSERS[name], compiled_kernel(name, key))
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
 
 
-def _compiled(name: str, key: str):
+def compiled_kernel(name: str, key: str):
+    """The compiled kernel of an operator, or None."""
     try:
         return torch.library.get_kernel(name, key)
     except RuntimeError:  # the operator has no kernel for this device
         return None
-
-
-def use_reference(name: str, reference_impl: Callable, below_autograd: Callable) -> None:
-    """Run the reference instead of the kernels. Existing kernels still run first, to check the arguments."""
-
-    def autograd(keys, *arguments):
-        below_autograd(*arguments, keys)
-        return reference_impl(*arguments)
-
-    def below(compiled):
-        def kernel(keys, *arguments):
-            if compiled is not None:
-                compiled.call_boxed(keys, *arguments)
-            return reference_impl(*arguments)
-
-        return kernel
-
-    override(name, autograd, "Autograd", with_keyset=True)
-    for key in DEVICES:  # for inference mode, which skips the Autograd key
-        compiled = _compiled(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
-        override(name, below(compiled), key, with_keyset=True)
 
 
 def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:

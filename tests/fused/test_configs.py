@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from dcnzoo.ops import fused
+from dcnzoo.ops import _backend, fused
 from dcnzoo.ops.fused import configs
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
@@ -64,3 +64,10 @@ def test_few_partial_sums(launched, channels, size):
     splits = programs // tiles
     assert programs == splits * tiles <= 3 * 132
     assert splits * 9 * channels**2 * 4 <= 32 * 2**20
+
+
+@pytest.mark.parametrize(("capability", "listed"), [((9, 0), True), ((8, 0), False), ((7, 5), False)])
+def test_architectures_without_measurements_do_not_import_triton(monkeypatch, capability, listed):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert _backend._listed.__wrapped__(torch.device("cuda", 0)) is listed
