@@ -18,7 +18,8 @@ INTRODUCTION = """\
 
 This page lists the configs of dcnzoo and the deformable configs of MMDetection {mmdet}, with their results
 and weights. `nox -s zoo` writes it from the metafiles of both packages; do not edit it.
-[The zoo](docs/zoo.md) explains how to use the models in a program, from a mirror and offline.
+[Use and reproduce published models](docs/zoo.md) explains how to load them in a program, from a mirror and
+offline.
 
 ```bash
 dcnzoo zoo list --dcn            # list the deformable models
