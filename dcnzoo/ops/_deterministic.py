@@ -78,6 +78,6 @@ def pooling_grad_input_in_order(
     total = grad_output.new_zeros(input_size, dtype=wide)
     for roi in range(len(rois)):
         one = [tensor[roi : roi + 1] for tensor in (rois, *per_roi)]
-        _, pull = torch.func.vjp(lambda maps, one=one: pool(maps, *one), torch.zeros_like(total))
+        pull = torch.func.vjp(lambda maps, one=one: pool(maps, *one), torch.zeros_like(total))[1]
         total = total + pull(grad_output[roi : roi + 1].to(wide))[0]
     return total.to(grad_output.dtype)

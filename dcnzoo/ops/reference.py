@@ -326,7 +326,7 @@ def interpolate_clamped(
         fraction = torch.where(between, point - low, torch.zeros_like(point))
         high = (low + 1).clamp(max=extent - 1)
         axes.append([(low.long(), 1 - fraction, on_axis), (high.long(), fraction, between)])
-    values: Tensor | float = 0.0
+    values = y.new_zeros(())
     for row, row_weight, row_read in axes[0]:
         for column, column_weight, column_read in axes[1]:
             value, weight = pixels(row, column), row_weight * column_weight
