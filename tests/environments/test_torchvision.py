@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from dcnzoo.compat import patches
-from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore, roi_align
+from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore
 from dcnzoo.ops import _library
 
 from ..test_compat_torchvision import GEOMETRY, maps_and_boxes, tensors
@@ -19,20 +19,6 @@ from torchvision.models.detection import MaskRCNN  # noqa: E402
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: E402
 
 from .segmentation import DeformableASPP, Segmenter  # noqa: E402
-
-
-@pytest.mark.parametrize(
-    ("groups", "offset_groups", "with_mask"), [(1, 1, True), (2, 4, False), (2, 2, True)]
-)
-def test_equals_torchvision(groups, offset_groups, with_mask):
-    input, offset, weight, bias, mask = tensors(groups, offset_groups)
-    leaves = [t.requires_grad_() for t in (input, offset, weight, bias, *([mask] if with_mask else []))]
-    results = []
-    for function in (deform_conv2d, ops.deform_conv2d):
-        output = function(input, offset, weight, bias, **GEOMETRY, mask=mask if with_mask else None)
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
 def test_layer_equals_torchvision():
@@ -50,17 +36,6 @@ def test_layer_equals_torchvision():
         parameters = inspect.signature(function).parameters.values()
         results.append([(p.name, p.default) for p in parameters])
     assert results[0] == results[1]
-
-
-@pytest.mark.parametrize(("aligned", "samples"), [(False, -1), (True, 2)])
-def test_roi_align_equals_torchvision(aligned, samples):
-    input, boxes = maps_and_boxes()
-    arguments = (input.requires_grad_(), boxes, (2, 3), 0.8, samples, aligned)
-    results = []
-    for function in (roi_align, ops.roi_align):
-        output = function(*arguments)
-        results.append([output, *torch.autograd.grad(output.square().sum(), input)])
-    torch.testing.assert_close(*results)
 
 
 # accelerate() and restore()
@@ -141,21 +116,6 @@ def test_accelerated_deform_conv2d(groups, offset_groups, with_mask, with_bias, 
             leaves,
             tolerance,
         )
-
-
-def test_accelerated_without_images_or_boxes():
-    input, offset, weight, bias, mask = (t.requires_grad_() for t in tensors())
-    nothing = [t[:0] for t in (input, offset, mask)]
-    with accelerated():
-        output = ops.deform_conv2d(nothing[0], nothing[1], weight, bias, **GEOMETRY, mask=nothing[2])
-        assert output.shape == (0, 6, 5, 9)
-        gradient = torch.autograd.grad(output.sum(), weight)[0]
-        assert gradient.shape == weight.shape and not gradient.any()
-        maps, boxes = maps_and_boxes()
-        maps.requires_grad_()
-        output = ops.roi_align(maps, [each[:0] for each in boxes], (2, 3))
-        assert output.shape == (0, 2, 2, 3)
-        assert not torch.autograd.grad(output.sum(), maps)[0].any()
 
 
 @pytest.mark.parametrize(("aligned", "samples", "as_list"), [(False, -1, True), (True, 3, False)])
