@@ -64,14 +64,6 @@ def test_models():
     assert "import dcnzoo.ops" in output and "demo: training iteration" in output
 
 
-def test_study_page_is_made_from_its_tables():
-    """After new results: python -m benchmarks.study --page-only"""
-    from benchmarks.study import __main__ as study
-
-    rows = study.read(ROOT / "docs/study.csv")
-    assert study.pair_table(rows) in (ROOT / "docs/study.md").read_text()
-
-
 def test_gpu_journal_survives_a_crash(tmp_path):
     """The harness of `make gpu` continues after a crash and stops at its limit."""
     from benchmarks.gpu.__main__ import Session
@@ -92,11 +84,3 @@ def test_gpu_journal_survives_a_crash(tmp_path):
     journal.run({"n": 3}, lambda: 1 / 0)
     found = {job["n"]: result for job, result in results(file)}
     assert found[1] == {"value": 1} and "problem" in found[2] and "division" in found[3]["problem"]
-
-
-@pytest.mark.slow
-def test_gpu_rehearsal(tmp_path):
-    pytest.importorskip("triton")
-    run("benchmarks.gpu", "benchmark", "--rehearse", "--out", tmp_path, "--limit", 300)
-    lines = (tmp_path / "operators.jsonl").read_text().splitlines()
-    assert any("us" in json.loads(line).get("result", {}) for line in lines)
