@@ -198,15 +198,6 @@ def test_bilinear_sampling_at_the_borders():
     torch.testing.assert_close((maps[index] * weights).sum(-1), expected)
 
 
-def test_rotated_boxes_that_touch():
-    """Equal boxes, rotated by quarter turns; a box and half of it; adjacent boxes."""
-    others = [[3, 4, 2, 6, 0.7 + math.pi / 2], [3, 4, 6, 2, 0.7 + math.pi], [3, 4, 3, 2, 0.7]]
-    others.append([3 + 6 * math.cos(0.7), 4 + 6 * math.sin(0.7), 6, 2, 0.7])
-    box, others = torch.tensor([[3.0, 4, 6, 2, 0.7]]), torch.tensor(others)
-    for overlap in (ops.box_iou_rotated(box, others), ops.box_iou_quadri(quads(box), quads(others))):
-        torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
-
-
 def test_overlap_of_detections():
     """mmrotate's evaluation passes boxes with their scores in a sixth column."""
     for overlap, boxes in ((ops.box_iou_rotated, TURNED), (ops.box_iou_quadri, quads(TURNED))):
@@ -255,13 +246,6 @@ def test_chamfer_distance():
     expected = squares.amin(2).sum() + 2 * squares.amin(1).sum()
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
-
-
-def test_active_rotated_filter():
-    """Two rotations, by 0 and by 90 degrees."""
-    filters = wave(2, 5, 1, 3, 3, pace=1.1)
-    expected = torch.stack([filters, filters.rot90(1, (3, 4))], 1).flatten(0, 1)[:, :, 0]
-    torch.testing.assert_close(ops.active_rotated_filter(filters, ROTATIONS), expected)
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])

@@ -17,12 +17,7 @@ from dcnzoo import layers
 from .modules import randomise, shapes
 
 SIZE = (7, 9, 5)
-GEOMETRY = {
-    "kernel_size": (3, 2, 1),
-    "stride": (2, 1, 2),
-    "padding": (1, 2, 0),
-    "dilation": (1, 2, 1),
-}
+GEOMETRY = {"kernel_size": (3, 2, 1), "stride": (2, 1, 2), "padding": (1, 2, 0), "dilation": (1, 2, 1)}
 OUTPUT_PADDING = (1, 0, 1)
 PREDICTED = ("conv_offset.weight", "conv_offset.bias")
 

@@ -117,10 +117,7 @@ def compare(layer, state, x, formula, *arguments):
     leaves = [state[name].requires_grad_() for name in names]
     x.requires_grad_()
     results = []
-    for output, parameters in (
-        (layer(x), list(layer.parameters())),
-        (formula(state, x, *arguments), leaves),
-    ):
+    for output, parameters in ((layer(x), list(layer.parameters())), (formula(state, x, *arguments), leaves)):
         results.append([output, *torch.autograd.grad(output.sin().sum(), [x, *parameters])])
     torch.testing.assert_close(*results, **TOLERANCE)
 
