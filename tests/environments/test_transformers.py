@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from dcnzoo.compat import transformers as compat
 
@@ -155,80 +154,6 @@ def test_families_are_those_that_sample():
     assert compat.families() == []
 
 
-def sampler(family):
-    """The part of a family that dcnzoo replaces: a layer without parameters, or dcnzoo's function.
-
-    The original function would stay the original after ``enable()``. dcnzoo's calls it after ``disable()``.
-    """
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    if family == "deformable_detr":
-        return module.MultiScaleDeformableAttention()
-    with compat.enabled():
-        return getattr(module, "multi_scale_deformable_attention" + "_v2" * (family == "rt_detr_v2"))
-
-
-def sampler_inputs(family, dtype=torch.float32, batch=2, queries=7, points=(3, 3)):
-    torch.manual_seed(0)
-    sizes = [(5, 4), (2, 3)]
-    value = torch.randn(batch, 26, 3, 4, dtype=dtype, requires_grad=True)
-    locations = torch.rand(batch, queries, 3, sum(points), 2, dtype=dtype) * 1.4 - 0.2
-    weights = torch.rand(batch, queries, 3, sum(points), dtype=dtype)
-    if family != "rt_detr_v2":
-        locations, weights = locations.unflatten(3, (2, -1)), weights.unflatten(3, (2, -1))
-    locations.requires_grad_()
-    weights.requires_grad_()
-    match family:
-        case "deformable_detr":
-            levels = {"value_spatial_shapes": torch.tensor(sizes), "value_spatial_shapes_list": sizes}
-            levels |= {"level_start_index": torch.tensor([0, 20]), "im2col_step": 64}
-        case "rt_detr_v2":
-            levels = {"value_spatial_shapes": sizes, "num_points_list": list(points)}
-        case _:
-            levels = {"value_spatial_shapes": sizes}
-    return {"value": value, "sampling_locations": locations, "attention_weights": weights} | levels
-
-
-def sampled(function, arguments):
-    output = function(**arguments)
-    leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
-    torch.manual_seed(1)
-    return [output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), leaves)]
-
-
-SAMPLERS = ["deformable_detr", "mask2former", "rt_detr_v2"]  # one family per function
-
-
-@pytest.mark.parametrize("family", SAMPLERS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_has_the_original_dtype(family, dtype):
-    function, arguments = sampler(family), sampler_inputs(family)
-    arguments["value"] = arguments["value"].detach().to(dtype).requires_grad_()  # as from a linear layer
-    with torch.autocast("cpu", dtype=dtype):
-        want = sampled(function, arguments)
-        with compat.enabled():
-            got = sampled(function, arguments)
-    for ours, theirs in zip(got, want, strict=True):  # compares the dtypes, too
-        torch.testing.assert_close(
-            ours, theirs, atol=1e-5 if ours.dtype == torch.float32 else 0.02, rtol=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    ("family", "points"),
-    [("deformable_detr", (3, 3)), ("mask2former", (3, 3)), ("rt_detr_v2", (3, 6)), ("rt_detr_v2", (6, 4))],
-)
-def test_samplers_in_float64(family, points, attended):
-    """RT-DETRv2's levels may have different numbers of points."""
-    function, arguments = sampler(family), sampler_inputs(family, torch.float64, points=points)
-    want = sampled(function, arguments)
-    with compat.enabled():
-        attended.clear()
-        got = sampled(function, arguments)
-    assert len(attended) == 1
-    for ours, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-
-
 def test_discrete_sampling_is_the_original(attended):
     model = build("rt_detr_v2", decoder_method="discrete")
     with torch.no_grad():
@@ -238,29 +163,6 @@ def test_discrete_sampling_is_the_original(attended):
         got = model(**images()).pred_boxes
     assert torch.equal(got, want)
     assert not attended
-
-
-@pytest.mark.parametrize("family", SAMPLERS)
-def test_exports_are_the_original(family):
-    function, arguments = sampler(family), sampler_inputs(family)
-    levels = {k: arguments[k] for k in arguments if not getattr(arguments[k], "requires_grad", False)}
-
-    class Layer(nn.Module):
-        def forward(self, value, sampling_locations, attention_weights):
-            return function(
-                value=value,
-                sampling_locations=sampling_locations,
-                attention_weights=attention_weights,
-                **levels,
-            )
-
-    tensors = tuple(arguments[k].detach() for k in ("value", "sampling_locations", "attention_weights"))
-    with compat.enabled():
-        exported = torch.export.export(Layer(), tensors)
-        traced = torch.jit.trace(Layer(), tensors)
-    for graph in (exported.graph, traced.inlined_graph):
-        assert "grid_sampler" in str(graph)
-        assert "dcnzoo" not in str(graph)
 
 
 def test_models_built_while_enabled_follow_disable(attended):
