@@ -11,7 +11,6 @@ from dcnzoo.report import (
     Instances,
     SamplingField,
     plot_detections,
-    plot_learning_curves,
     record_sampling,
     trace_sampling,
 )
@@ -179,15 +178,3 @@ def test_detections_above_a_score_and_their_names():
     height, width = tint.get_array().shape[:2]
     assert set(left + (x + 0.5) * (right - left) / width) == {*range(3, 9)}, "on the mask's pixels"
     assert set(top + (y + 0.5) * (bottom - top) / height) == {*range(2, 8)}
-
-
-def test_learning_curves_draw_seeds_and_mean():
-    steps = np.arange(1, 6)
-    two, one = np.array([[1.0] * 5, [3.0] * 5]), np.array([[4.0] * 5])
-    curves = {"off": (steps, two), "v2": (steps, one)}
-    figure = plot_learning_curves({"loss": curves, "AP": {"off": (steps, two)}})
-    loss = figure.axes[0]
-    assert len(figure.axes) == 2 and len(loss.lines) == (2 + 1) + (1 + 1)
-    assert loss.lines[2].get_ydata().tolist() == [2.0] * 5
-    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["off", "v2"]
-    assert figure.axes[1].get_legend() is None, "one arm needs none"
