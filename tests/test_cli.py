@@ -5,7 +5,6 @@ import os
 import pkgutil
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,27 +204,3 @@ def test_other_broken_pipes_are_errors():
         raise BrokenPipeError(32, "Broken pipe")
     with pytest.raises(SystemExit, match=r"^error: server: gone$"), dcnzoo.cli.one_line_errors():
         raise UserError("server: gone") from BrokenPipeError(32, "Broken pipe")
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completes(tmp_path):
-    program = tmp_path / "dcnzoo"
-    program.write_text(f"#!{sys.executable}\nfrom dcnzoo.cli import main\nmain()\n")
-    program.chmod(0o755)
-    lines = {
-        "tr": "train",
-        "zoo list --d": "--dcn",
-        "train mine.py --re": "--resume --report",
-        "test mine.py --cfg-options a=1 b=2 --back": "--backend",
-    }
-    typed = [
-        f"COMPREPLY=(); COMP_WORDS=(dcnzoo {words}); COMP_CWORD={len(words.split())}; "
-        '_dcnzoo_completion dcnzoo; echo "${COMPREPLY[@]}"'
-        for words in lines
-    ]
-    script = "\n".join(['eval "$(_DCNZOO_COMPLETE=bash_source dcnzoo)"', *typed])
-    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, **paths}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == list(lines.values())
