@@ -49,7 +49,8 @@ assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["infer x none.png", "explain x none.png",
-                                     "infer x pyproject.toml --checkpoint none.png"])  # fmt: skip
+                                     "infer x pyproject.toml --checkpoint none.png",
+                                     "train folder/none.png"])  # fmt: skip
 def test_missing_files_are_found_before_slow_imports(command):
     code = f"""
 import sys
@@ -60,7 +61,7 @@ from click.testing import CliRunner
 result = CliRunner().invoke(commands, {command.split()})
 print(result.exit_code, result.output)
 """
-    assert re.match("1 error: .* none.png", run_code(code))
+    assert re.match("1 error: .*none.png", run_code(code))
 
 
 def test_interrupted_before_click_is_imported():

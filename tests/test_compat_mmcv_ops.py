@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 import dcnzoo.models  # noqa: F401  mmcv.ops needs the compiled module
 from dcnzoo.compat.mmcv import _ext
-from dcnzoo.compat.mmcv.plain.sampling import corners
 
 ops = importlib.import_module("mmcv.ops")
 RECORDED = Path(__file__).parent / "data/mmcv_ops.json"
@@ -181,21 +180,13 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 # By hand
 
 
-def test_bilinear_sampling_at_the_borders():
-    """Up to one pixel outside the map, a point reads the border pixel; beyond, zero."""
-    height, width = 3, 4
-    maps = torch.arange(1.0, 13.0)  # pixel (y, x) is 1 + 4y + x
-    x = torch.tensor([-1.1, -1.0, 0.25, 2.5, 3.0, 3.5, 4.0, 4.1])
-    for y, left in ((0.0, 1.0), (2.0, 9.0), (2.5, 9.0)):
-        index, weights = corners(torch.full_like(x, y), x, height, width)
-        values = (maps[index] * weights).sum(-1)
-        expected = left + torch.tensor([0, 0, 0.25, 2.5, 3, 3, 3, 0])
-        expected[[0, -1]] = 0
-        torch.testing.assert_close(values, expected)
-    y = torch.tensor([-1.1, -1.0, 0.5, 1.75, 3.0, 3.1])
-    index, weights = corners(y, torch.full_like(y, 3.0), height, width)
-    expected = torch.tensor([0, 4, 6, 11, 12, 0.0])
-    torch.testing.assert_close((maps[index] * weights).sum(-1), expected)
+def test_rotated_boxes_that_touch():
+    """Equal boxes, rotated by quarter turns; a box and half of it; adjacent boxes."""
+    others = [[3, 4, 2, 6, 0.7 + math.pi / 2], [3, 4, 6, 2, 0.7 + math.pi], [3, 4, 3, 2, 0.7]]
+    others.append([3 + 6 * math.cos(0.7), 4 + 6 * math.sin(0.7), 6, 2, 0.7])
+    box, others = torch.tensor([[3.0, 4, 6, 2, 0.7]]), torch.tensor(others)
+    for overlap in (ops.box_iou_rotated(box, others), ops.box_iou_quadri(quads(box), quads(others))):
+        torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
 
 
 def test_overlap_of_detections():

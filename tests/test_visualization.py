@@ -7,13 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
-from dcnzoo.report import (
-    Instances,
-    SamplingField,
-    plot_detections,
-    record_sampling,
-    trace_sampling,
-)
+from dcnzoo.report import SamplingField, record_sampling, trace_sampling
+from dcnzoo.report.plots import plot_confusion, plot_curves, plot_precision_recall
 
 KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 3)
 INPUT = (9, 11)
@@ -157,24 +152,22 @@ def test_tracing_two_layers_follows_each_point():
         trace_sampling([], (0, 0), (8, 8))
 
 
-def instances(scores=None):
-    masks = np.zeros((2, 20, 30), bool)
-    masks[0, 2:8, 3:9] = True
-    boxes = np.array([[3.0, 2, 9, 8], [10, 5, 25, 18]])
-    return Instances(boxes, np.array([0, 1]), masks, scores)
+def test_learning_curves_draw_seeds_and_mean():
+    steps = np.arange(1, 6)
+    two, one = np.array([[1.0] * 5, [3.0] * 5]), np.array([[4.0] * 5])
+    figure = plot_curves("loss", {"off": (steps, two), "v2": (steps, one)})
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert len(axes.lines) == (2 + 1) + (1 + 1) and axes.lines[2].get_ydata().tolist() == [2.0] * 5
+    assert [t.get_text() for t in legend.get_texts()] == ["off", "v2"]
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1, "beside the curves"
+    assert not plot_curves("AP", {"off": (steps, two)}).legends, "one arm needs none"
 
 
-def test_detections_above_a_score_and_their_names():
-    kept = instances(np.array([0.4, 0.6])).above(0.5)
-    assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 30)
-    columns = {"truth": [instances()], "found": [instances(np.array([0.9, 0.2]))]}
-    image = np.zeros((20, 30, 3), np.uint8)
-    figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
-    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert texts == [["a", "b"], ["a 0.90"]]
-    _, tint = figure.axes[0].images
-    left, right, bottom, top = tint.get_extent()
-    y, x = tint.get_array()[..., 3].nonzero()
-    height, width = tint.get_array().shape[:2]
-    assert set(left + (x + 0.5) * (right - left) / width) == {*range(3, 9)}, "on the mask's pixels"
-    assert set(top + (y + 0.5) * (bottom - top) / height) == {*range(2, 8)}
+def test_curves_of_classes_and_confusion():
+    figure = plot_precision_recall("", {"a": np.full(101, 0.5), "b": np.zeros(101)})
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a  0.50", "b  0.00"]
+    figure = plot_confusion("", np.array([[3, 1], [0, 0]]), ["a", "none"])
+    (image,) = figure.axes[0].images
+    assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]], "shares of a row"
+    assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]
