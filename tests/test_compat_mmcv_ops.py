@@ -242,10 +242,10 @@ def test_chamfer_distance():
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_masked_conv2d(count):
     """A convolution where the mask is set, zero elsewhere."""
-    layer, input, mask = ops.MaskedConv2d(4, 6, (3, 1), padding=(1, 0)).double(), MAPS[:1], torch.zeros(63)
+    layer, input, mask = ops.MaskedConv2d(4, 6, 3, padding=1).double(), MAPS[:1], torch.zeros(63)
     mask[torch.randperm(63)[:count]] = 1
     mask = mask.view(1, 7, 9)
-    expected = F.conv2d(input, layer.weight, layer.bias, padding=(1, 0)) * mask
+    expected = F.conv2d(input, layer.weight, layer.bias, padding=1) * mask
     torch.testing.assert_close(layer(input, mask), expected)
 
 

@@ -166,6 +166,7 @@ def test_dcnv4(dw_kernel_size, center_feature_scale, remove_center, output_bias,
     state, x = official(shapes), normal(2, 7, 9, C)
     compare(layer, state, x, dcnv4, 2, 0.5, remove_center)
     with torch.no_grad():  # the official input format
+        assert torch.equal(layer(x, (7, 9)), layer(x))
         torch.testing.assert_close(layer(x.flatten(1, 2), (7, 9)), layer(x).flatten(1, 2), **TOLERANCE)
         torch.testing.assert_close(layer(x[:, :, :7].flatten(1, 2)), layer(x[:, :, :7]).flatten(1, 2))
     with pytest.raises(TypeError, match="kernel_sise"):

@@ -125,6 +125,7 @@ def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     # the taps have the order of a convolution: first the upper left one, then the one on its right
     ends = field.without_offset().points
     assert ends[1, :, 0, 0].tolist() == [-2, 0] and (field.weight[4] == 0).all() == remove_center
+    assert torch.equal(field.points[4], ends[4]) == remove_center
     moved = field.points - ends
     assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
 
