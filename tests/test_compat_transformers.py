@@ -264,7 +264,7 @@ def test_a_changed_family_stays_and_is_named(package, change, first):
     with pytest.warns(UserWarning, match=r"dcnzoo.compat.transformers: new_detr: expected .*, got") as caught:
         compat.enable()
         modules = [importlib.import_module(name) for name in (good, changed)]
-    assert len(caught) == 1
+    assert sum("new_detr" in str(warning.message) for warning in caught) == 1
     assert compat.families() == ["old_detr"]
     assert not any(hasattr(function, "_is_dcnzoo") for function in functions(modules[1]))
     if originals:
