@@ -136,7 +136,7 @@ MISTAKES = [
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),
     (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
-    (2, ["bench", "model.onnx", "--amp"], "--amp: .*model.onnx"),
+    (2, ["bench", "ONNX", "--amp"], "--amp: .*model.onnx"),
     (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
     (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),
     (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),
@@ -148,6 +148,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("status", "arguments", "named"), MISTAKES)
 def test_mistakes(tmp_path, status, arguments, named):
     torch.save({"state_dict": {}, "meta": {}}, tmp_path / "in.pth")
-    places = {"FILE": tmp_path / "in.pth"}
+    (tmp_path / "model.onnx").touch()
+    places = {"FILE": tmp_path / "in.pth", "ONNX": tmp_path / "model.onnx"}
     message = error_of(*(places.get(word, word) for word in arguments), status=status)
     assert re.search(named, message), message
