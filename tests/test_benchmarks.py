@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -110,33 +109,3 @@ def test_study_verdict_is_of_the_simultaneous_interval():
         assert page.verdict(differences) == expected
     assert page.verdict([-0.02, -0.021, -0.019]) == "loss"
     assert page.verdict([0.001, -0.001, 0.0005]) == "no difference"
-
-
-def test_gpu_journal_survives_a_crash(tmp_path):
-    """The harness of `make gpu` continues after a crash and stops at its limit."""
-    from benchmarks.gpu.__main__ import Session
-    from benchmarks.gpu.journal import Journal, results
-
-    file = tmp_path / "jobs.jsonl"
-    code = (
-        "import os, sys; from pathlib import Path; from benchmarks.gpu.journal import Journal\n"
-        f"journal = Journal(Path({str(file)!r}), 60)\n"
-        "journal.run({'n': 1}, lambda: {'value': 1})\n"
-        "journal.run({'n': 2}, lambda: os._exit(9))\n"
-    )
-    session = Session(tmp_path)
-    session.end = time.monotonic() + 60
-    assert session.run(["-c", code]) == [9]
-    assert session.run(["-c", code]) == [0], "the crashed job does not run again"
-    journal = Journal(file, 60)
-    journal.run({"n": 3}, lambda: 1 / 0)
-    found = {job["n"]: result for job, result in results(file)}
-    assert found[1] == {"value": 1} and "problem" in found[2] and "division" in found[3]["problem"]
-
-
-@pytest.mark.slow
-def test_gpu_rehearsal(tmp_path):
-    pytest.importorskip("triton")
-    run("benchmarks.gpu", "benchmark", "--rehearse", "--out", tmp_path, "--limit", 300)
-    lines = (tmp_path / "operators.jsonl").read_text().splitlines()
-    assert any("us" in json.loads(line).get("result", {}) for line in lines)

@@ -1,6 +1,6 @@
 """``dcnzoo.compat.provide``: replacements for other projects' compiled modules, called as in those projects.
 
-The oracle is plain PyTorch.
+The oracle is dcnzoo.ops.reference.
 """
 
 import importlib
@@ -98,18 +98,8 @@ SHAPES = torch.tensor([[5, 8], [3, 2]])
 STARTS = torch.tensor([0, 40])
 
 
-def attention_by_grid_sample(
-    value: torch.Tensor, shapes: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    batch, _, heads, channels = value.shape
-    levels = value.split([height * width for height, width in shapes.tolist()], 1)
-    output = 0
-    for level, (height, width) in enumerate(shapes.tolist()):
-        maps = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
-        samples = F.grid_sample(maps, grid, align_corners=False).unflatten(0, (batch, heads))
-        output = output + (samples * weights[:, :, :, level].transpose(1, 2)[:, :, None]).sum(-1)
-    return output.permute(0, 3, 1, 2).flatten(2)
+def attention(value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return reference.ms_deform_attn(value, SHAPES, STARTS, locations, weights)
 
 
 def attention_leaves() -> tuple[torch.Tensor, ...]:
@@ -127,7 +117,7 @@ def test_ms_deform_attn(provide, package, name, dtype):
     compiled = importlib.import_module(name)
     compare(  # 2, the im2col_step, does not divide the batch of 3
         lambda v, at, w: compiled.ms_deform_attn_forward(v, SHAPES, STARTS, at, w, 2),
-        lambda v, at, w: attention_by_grid_sample(v, SHAPES, at, w),
+        attention,
         *attention_leaves(),
         dtype=dtype,
         backward=lambda g, v, at, w: compiled.ms_deform_attn_backward(v, SHAPES, STARTS, at, w, g, 2),
@@ -147,7 +137,7 @@ def test_grounding_dino_on_the_cpu(provide, package):
     project = importlib.import_module(module)
     compare(
         lambda v, at, w: project.multi_scale_deformable_attn_pytorch(v, SHAPES, at, w),
-        lambda v, at, w: attention_by_grid_sample(v, SHAPES, at, w),
+        attention,
         *attention_leaves(),
     )
     assert "groundingdino._C" in patches.active()
@@ -265,7 +255,7 @@ def test_flash_deform_attn(provide, dtype):
     def expected(value, fields):
         locations, logits = fields.split([2 * 3 * 2, 2 * 3], -1)
         weights = logits.softmax(-1).unflatten(-1, (2, 3))
-        return attention_by_grid_sample(value, SHAPES, locations.unflatten(-1, (2, 3, 2)), weights)
+        return attention(value, locations.unflatten(-1, (2, 3, 2)), weights)
 
     levels, kernel = (SHAPES, STARTS), (2, 3, 8, 64)
     compare(

@@ -126,9 +126,3 @@ def test_tutorial(monkeypatch):
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     rows = dict(re.findall(r"^(plain|deformable|plain, as long) +\d+ .* ([\d.]+)$", text, re.MULTILINE))
     assert float(rows["deformable"]) > float(rows["plain"]) + 0.05 and "Warning" not in text
-
-
-def test_model_zoo_lists_every_config():
-    text = (ROOT / "model_zoo.md").read_text()
-    for config in ROOT.glob("configs/[!_]*/*.py"):
-        assert f"]({config.relative_to(ROOT)})" in text, config

@@ -125,6 +125,7 @@ def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     # the taps have the order of a convolution: first the upper left one, then the one on its right
     ends = field.without_offset().points
     assert ends[1, :, 0, 0].tolist() == [-2, 0] and (field.weight[4] == 0).all() == remove_center
+    assert torch.equal(field.points[4], ends[4]) == remove_center
     moved = field.points - ends
     assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
 
@@ -134,16 +135,6 @@ PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 
 def plain_field(height, width, offset=None):
     return make_field(offset, (3, 3), (height, width), input_size=(height, width), **PLAIN)
-
-
-def test_tracing_one_layer():
-    offset = torch.zeros(9, 2, 4, 8)
-    offset[5, :, 2, 3] = torch.tensor([0.5, -0.25])
-    # image of 16 × 16: a pixel of the map is 4 high and 2 wide
-    points, weight = trace_sampling([plain_field(4, 8, offset)], (2 * 4 + 1.5, 3 * 2 - 0.5), (16, 16))
-    assert points.shape == (9, 2) and torch.equal(weight, torch.ones(9))
-    torch.testing.assert_close(points[4], torch.tensor([8.0, 6.0]))  # the centre tap
-    torch.testing.assert_close(points[5], torch.tensor([8 + 0.5 * 4, 6 + 2 - 0.25 * 2]))
 
 
 def test_tracing_two_layers_follows_each_point():
