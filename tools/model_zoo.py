@@ -36,21 +36,21 @@ and speed:
 
 **Columns**
 
+- *box AP*, *mask AP*: in percent; for COCO on `val2017`.
+- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
+  `python -m benchmarks.models --zoo`. The weights are random. They give few detections, so masks take less
+  time than with trained weights.
+- *speed*: of inference, in images per second.
 - *deformable*: the operator, and the part of the model that uses it.
 - *parameters*: in millions.
 - *FLOPs*: in billions of multiply–adds. For InternImage with Mask R-CNN and Cascade Mask R-CNN they are the
   authors' figures. For all other models, `dcnzoo flops` counted them at the config's test size.
-- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
-  `python -m benchmarks.models --zoo`. The weights are random. They give few detections, so masks take less
-  time than with trained weights.
 - *memory*: of training, in GB per GPU.
-- *speed*: of inference, in images per second.
-- *box AP*, *mask AP*: in percent; for COCO on `val2017`.
 - *licence*: of the weights.
 """
 COLUMNS = (
-    *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
-    *("data", "box AP", "mask AP", "figures", "weights", "licence"),
+    *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "backbone", "parameters"),
+    *("FLOPs", "schedule", "memory", "data", "figures", "licence"),
 )
 # metadata entries that python -m benchmarks.models --zoo writes
 MEASURED = ("Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)")
@@ -99,18 +99,21 @@ def rows_of(model: Model) -> Iterator[list[str]]:
         data = ", ".join(dict.fromkeys(r.dataset for r in results)) or "–"
         figures = model.metrics(source) if results else {}
         published = source.startswith("published")
+        parameters, flops, cpu_time = (model.metadata.get(name, "–") for name in MEASURED)
         yield [
             link(model),
-            described.backbone,
+            *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
+            cpu_time,
+            speed(model) if published else "–",
+            ", ".join(weights) or "–",
             described.operators_text() or "none",
-            *(model.metadata.get(name, "–") for name in MEASURED),
+            described.backbone,
+            parameters,
+            flops,
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
-            speed(model) if published else "–",
             data,
-            *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
             source,
-            ", ".join(weights) or "–",
             model.licence or "–",
         ]
 
