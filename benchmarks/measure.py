@@ -59,7 +59,8 @@ def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
         "load_average_before": round(os.getloadavg()[0], 1),
     }
     if gpu:
-        facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        target = "sm_" + "".join(map(str, torch.cuda.get_device_capability()))
+        facts |= {"gpu": torch.cuda.get_device_name(), "target": target, "cuda": torch.version.cuda}
     return facts | versions("torch", *packages)
 
 

@@ -78,10 +78,13 @@ def test_names_and_arguments():
     for name in LAYERS:
         ours, theirs = getattr(compat, name), getattr(mmcv_ops, name)
         expected = arguments_of(getattr(mmcv_ops, name.removesuffix("Pack")))  # mmcv's packs: *args
-        assert arguments_of(ours)[: len(expected)] == expected
+        assert [name for name, _ in arguments_of(ours)][: len(expected)] == [name for name, _ in expected]
         assert len(arguments_of(ours.forward)) == len(arguments_of(theirs.forward))
-        for attribute in names.split() + ["im2col_step"] * name.startswith("Deform"):
+        layer, mmcvs = ours(*ARGUMENTS[:2], 3), theirs(*ARGUMENTS[:2], 3)  # the defaults
+        for attribute in names.split():
             assert getattr(ours(*ARGUMENTS), attribute) == getattr(theirs(*ARGUMENTS), attribute)
+            assert getattr(layer, attribute) == getattr(mmcvs, attribute)
+        assert (layer.bias is None) == (getattr(mmcvs, "bias", None) is None)
 
 
 @pytest.mark.parametrize("layer", [*(getattr(compat, name) for name in LAYERS), DCN, DCNv2])

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 import dcnzoo.models  # noqa: F401  mmcv.ops needs the compiled module
 from dcnzoo.compat.mmcv import _ext
-from dcnzoo.compat.mmcv.plain.sampling import corners
 
 from .recorded_tvdcn import fingerprint, wave
 
@@ -170,23 +169,6 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 
 
 # By hand
-
-
-def test_bilinear_sampling_at_the_borders():
-    """Up to one pixel outside the map, a point reads the border pixel; beyond, zero."""
-    height, width = 3, 4
-    maps = torch.arange(1.0, 13.0)  # pixel (y, x) is 1 + 4y + x
-    x = torch.tensor([-1.1, -1.0, 0.25, 2.5, 3.0, 3.5, 4.0, 4.1])
-    for y, left in ((0.0, 1.0), (2.0, 9.0), (2.5, 9.0)):
-        index, weights = corners(torch.full_like(x, y), x, height, width)
-        values = (maps[index] * weights).sum(-1)
-        expected = left + torch.tensor([0, 0, 0.25, 2.5, 3, 3, 3, 0])
-        expected[[0, -1]] = 0
-        torch.testing.assert_close(values, expected)
-    y = torch.tensor([-1.1, -1.0, 0.5, 1.75, 3.0, 3.1])
-    index, weights = corners(y, torch.full_like(y, 3.0), height, width)
-    expected = torch.tensor([0, 4, 6, 11, 12, 0.0])
-    torch.testing.assert_close((maps[index] * weights).sum(-1), expected)
 
 
 def test_rotated_boxes_that_touch():

@@ -206,7 +206,6 @@ CHANGES = {
     "shape": ("function", ".flatten(2)", ""),
     "error": ("layer", "output = 0", "raise NotImplementedError"),
     "state": ("layer", "return sample(", "return self.factor * sample("),
-    "name": ("function", "def multi_scale_deformable_attention", "def deformable_attention"),
     "decorator": ("function", "def multi", "@(lambda function: lambda *args: function(*args))\ndef multi"),
 }
 

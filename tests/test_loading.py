@@ -38,7 +38,7 @@ from .zoo.test_weights import assert_same, build, version_1
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 DEFORMABLE = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
-OPTION = "model.backbone.dcn=True"
+OPTION = "model.backbone.dcn=v2"
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -80,6 +82,23 @@ class FileName(click.Path):
         if not str(value).endswith(self.endings):
             self.fail(f"expected a name that ends in {' or '.join(self.endings)}, got {value}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Names(click.ParamType):
+    """``a,b,c``, or a file with one name per line."""
+
+    name = "NAMES"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        from dcnzoo.data.conversion import InvalidAnnotation, read_text
+
+        try:  # os.path.isfile: Path.is_file raises if 80 names are too long for a file name
+            names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
+        except InvalidAnnotation as error:
+            raise UserError(f"--classes: {value}: {error}") from None
+        return [name.strip() for name in names if name.strip()]
 
 
 class Numbers(click.ParamType):
@@ -178,6 +197,16 @@ checkpoint = option(
 )
 checkpoint_argument = click.argument("weights", required=False, metavar="[CHECKPOINT]")
 
+channels_last = option(
+    "--no-channels-last",
+    "channels_last",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="On a CPU, do not compute in channels-last order, which is faster and differs by rounding.",
+)
+
 # with `model`, the arguments of dcnzoo.openmmlab.runner.load_config
 runner = combined(
     option(
@@ -192,6 +221,7 @@ runner = combined(
         default="none",
         help="Launcher of a distributed run.",
     ),
+    channels_last,
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
     option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
 )

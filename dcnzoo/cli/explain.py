@@ -16,6 +16,7 @@ from dcnzoo.cli._options import option
 @_options.model
 @click.argument("image", callback=_options.existing, is_eager=True)
 @_options.loading
+@_options.channels_last
 @option(
     "--at",
     type=_options.Numbers(2),

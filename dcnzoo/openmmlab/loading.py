@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
+from dcnzoo.utils.errors import UserError
 
 
 class LoadCheckpointHook(Hook):
@@ -36,6 +37,11 @@ class LoadCheckpointHook(Hook):
             model = model.module
         source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
         meta = checkpoint.get("meta") or {}
+        if resume and not {"epoch", "iter"} <= set(meta):
+            raise UserError(
+                f"--resume: expected a checkpoint of an interrupted training, got {source}, which has only "
+                f"weights: --cfg-options load_from={source} starts a training from them"
+            )
         report = load_state(
             model,
             find_weights(checkpoint, source),

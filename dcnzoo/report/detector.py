@@ -116,8 +116,8 @@ def explain(
             layers are drawn.
 
     Raises:
-        UserError: resizing leaves no pixels of the image, the box is outside the image, the layer does not
-            exist, or no layer can be drawn.
+        UserError: the box is outside the image, the layer does not exist, or no layer can be drawn.
+        ValueError: resizing leaves no pixels of the image.
     """
     item, model = detector.prepare(read(image), str(image)), detector.model
     shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()

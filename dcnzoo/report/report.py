@@ -34,6 +34,7 @@ from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.jsonl import versions
+from dcnzoo.zoo.loading import work_directory
 
 _THRESHOLD = 0.3  # of the scores of detections
 _LOW_AP = 0.1
@@ -73,21 +74,16 @@ class TrainedRun:
         Raises:
             UserError: the folder or the checkpoint does not exist, or the folder contains no training.
         """
-        if not folder.is_dir():
-            raise UserError(f"work directory: expected a folder, found none at {folder}")
-        configs = list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
+        config, last = work_directory(folder)
         history = History.read(folder)
-        if not configs or not history.training:
-            missing = "config" if not configs else "losses in */vis_data/scalars.json"
+        if not history.training:
             raise UserError(
-                f"work directory: expected a folder of dcnzoo train, found no {missing} in {folder}"
+                f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
-        cfg = Config.fromfile(max(configs, key=lambda path: path.stat().st_mtime))
-        if checkpoint is None and (folder / "last_checkpoint").is_file():
-            # the folder may have been moved after the path was written
-            checkpoint = folder / Path((folder / "last_checkpoint").read_text().strip()).name
+        checkpoint = checkpoint or last
         if checkpoint is not None and not checkpoint.is_file():
             raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
+        cfg = Config.fromfile(config)
         return cls(label or folder.resolve().name, folder, cfg, history, checkpoint)
 
     @property
