@@ -26,7 +26,12 @@ def execute() -> nbformat.NotebookNode:
         coalesce_streams=True,
         resources={"metadata": {"path": str(NOTEBOOK.parent)}},
     )
-    return client.execute()
+    notebook = client.execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/jpeg" in output.get("data", {}):  # of the two formats of a picture, the smaller one
+                output.data.pop("image/png", None)
+    return notebook
 
 
 if __name__ == "__main__":
