@@ -289,28 +289,27 @@ def sanitize_threads(session: Session) -> None:
 
 # Pages and packages
 
-COVERAGE = {  # the test in benchmarks/coverage, its page in docs/, the environments
-    "mmdet": ("mmdet_coverage.md", ("", "others")),
-    "deformable": ("deformable_configs.md", ("",)),
-    "export": ("export_coverage.md", ("", "others")),
-    "openmmlab": ("openmmlab_coverage.md", ("openmmlab",)),
+COVERAGE = {  # the test in benchmarks/coverage and section of docs/coverage.md: the environments
+    "mmdet": ("", "others"),
+    "deformable": ("",),
+    "export": ("", "others"),
+    "openmmlab": ("openmmlab",),
 }
 
 
 @nox.session(venv_backend="none")
 @nox.parametrize("name", [nox.param(name, id=name) for name in COVERAGE])
 def coverage(session: Session, name: str) -> None:
-    """Try a config of each family and write docs/*_coverage.md (-- -k atss: some families, no page)."""
+    """Try a config of each family and write docs/coverage.md (-- -k atss: some families, no page)."""
     update_venv(session)
-    page, environments = COVERAGE[name]
     results = []
-    for other in environments:
+    for other in COVERAGE[name]:
         python = environment(session, other) / "bin/python" if other else PYTHON
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
         session.run(python, *command, *session.posargs, success_codes=[0, 1])
     if not session.posargs:
-        session.run(PYTHON, "-m", "benchmarks.coverage.table", f"docs/{page}", *results)
+        session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
 
 
 @nox.session(venv_backend="none")

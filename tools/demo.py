@@ -310,7 +310,7 @@ def among_others(runs: Sequence[TrainedRun]) -> list[str]:
     return [
         f"In docs/study.md, v2 − off is {statistics.mean(committed):+.3f} mask AP on average over "
         f"{len(committed)} seeds ({min(committed):+.3f} to {max(committed):+.3f}); {smaller} of these "
-        "differences are smaller than the one of this run."
+        "differences are smaller than this run's."
     ]
 
 

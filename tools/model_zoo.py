@@ -29,8 +29,8 @@ dcnzoo zoo download NAME         # download the weights and verify the checksum
 and speed:
 
 - `published (…)`: the figures of the named publisher. dcnzoo has not measured them again.
-  [`dcnzoo reproduce`](docs/reproduce.md) evaluates the weights and compares the result with the published
-  one.
+  [`dcnzoo reproduce`](docs/zoo.md#reproduce-a-paper) evaluates the weights and compares the result with the
+  published one.
 - `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement. `±`
   is the standard deviation over seeds.
 
@@ -53,7 +53,7 @@ COLUMNS = (
     *("FLOPs", "schedule", "memory", "data", "figures", "licence"),
 )
 # metadata entries that python -m benchmarks.models --zoo writes
-MEASURED = ("Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)")
+PARAMETERS, FLOPS, CPU_TIME = "Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)"
 MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
 
@@ -99,17 +99,15 @@ def rows_of(model: Model) -> Iterator[list[str]]:
         data = ", ".join(dict.fromkeys(r.dataset for r in results)) or "–"
         figures = model.metrics(source) if results else {}
         published = source.startswith("published")
-        parameters, flops, cpu_time = (model.metadata.get(name, "–") for name in MEASURED)
         yield [
             link(model),
             *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
-            cpu_time,
+            model.metadata.get(CPU_TIME, "–"),
             speed(model) if published else "–",
             ", ".join(weights) or "–",
             described.operators_text() or "none",
             described.backbone,
-            parameters,
-            flops,
+            *(model.metadata.get(name, "–") for name in (PARAMETERS, FLOPS)),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             data,

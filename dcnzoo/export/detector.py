@@ -134,7 +134,7 @@ class BaseDetector:
         tile: int | None,
         skipped: list[str] | None,  # None: errors are raised
     ) -> Iterator[Detections]:
-        named = _named(_with_progress(images), bgr, skipped)
+        named = _with_progress(_named(images, bgr, skipped), _count(images))
         while batch := list(itertools.islice(named, 1 if tile else batch_size)):
             pictures, inputs, results = [], [], []
             for path, image in batch:
@@ -187,7 +187,7 @@ class BaseDetector:
 def _several(images: Any) -> Iterable[Any] | None:
     """Return the images of a list, folder or pattern, or a list of a video; None for a single image."""
     if isinstance(images, str | os.PathLike):
-        if Path(images).suffix.lower() not in VIDEOS:
+        if not _is_video(images):
             return picture_files(images)
         if not Path(images).is_file():
             raise FileNotFoundError(2, "No such file", str(images))
@@ -199,14 +199,12 @@ def _several(images: Any) -> Iterable[Any] | None:
 def _named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none."""
     for image in images:
-        if not isinstance(image, str | os.PathLike):
-            yield "", image
-        elif Path(image).suffix.lower() not in VIDEOS:
-            yield str(image), image
-        else:
+        if _is_video(image):
             with _skipping(skipped):
                 for number, frame in enumerate(_frames(image), 1):
                     yield f"{image}#{number}", frame if bgr else frame[..., ::-1]
+        else:
+            yield str(image) if isinstance(image, str | os.PathLike) else "", image
 
 
 def _frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
@@ -235,23 +233,35 @@ def _skipping(skipped: list[str] | None) -> Iterator[None]:
         print(f"skipped: {skipped[-1]}", file=sys.stderr)
 
 
-def _with_progress(images: Iterable[Any]) -> Iterator[Any]:
+def _count(images: Iterable[Any]) -> int | None:
+    """Return the number of images; None if it is unknown, as with a video."""
+    if not isinstance(images, Sized) or any(map(_is_video, images)):
+        return None
+    return len(images)
+
+
+def _is_video(image: Any) -> bool:
+    return isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in VIDEOS
+
+
+def _with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:
     """Yield the images; if there are several and standard error is a terminal, show a progress bar."""
-    if not sys.stderr.isatty() or (isinstance(images, Sized) and len(images) < 2):
-        yield from images
-        return
+    if total == 1 or not sys.stderr.isatty():
+        return images
     try:
         from rich.console import Console
 
         from dcnzoo.utils.progress import make_progress
     except ModuleNotFoundError:  # an exported detector does not require rich
-        yield from images
-        return
-    options = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
-    with make_progress(Console(stderr=True), **options) as progress:
-        total = len(images) if isinstance(images, Sized) else None
-        bar = progress.add_task("detecting", total=total, note="")
-        yield from progress.track(images, task_id=bar)
+        return images
+
+    def tracked() -> Iterator[Any]:
+        options = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+        with make_progress(Console(stderr=True), **options) as progress:
+            bar = progress.add_task("detecting", total=total, note="")
+            yield from progress.track(images, task_id=bar)
+
+    return tracked()
 
 
 def _filtered(result: Detections, classes: Sequence[str] | None, max_detections: int | None) -> Detections:

@@ -37,11 +37,6 @@ class LoadCheckpointHook(Hook):
             model = model.module
         source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
         meta = checkpoint.get("meta") or {}
-        if resume and not {"epoch", "iter"} <= set(meta):
-            raise UserError(
-                f"--resume: expected a checkpoint of an interrupted training, got {source}, which has only "
-                f"weights: --cfg-options load_from={source} starts a training from them"
-            )
         report = load_state(
             model,
             find_weights(checkpoint, source),
@@ -53,6 +48,11 @@ class LoadCheckpointHook(Hook):
         )
         if report:
             runner.logger.info(f"{source}: {report}")
+        if resume and not {"epoch", "iter"} <= set(meta):
+            raise UserError(
+                f"--resume: expected a checkpoint of an interrupted training, got {source}, which has only "
+                f"weights: --cfg-options load_from={source} starts a training from them"
+            )
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()
             checkpoint["meta"] = meta

@@ -1,4 +1,4 @@
-"""Write the table of tested platforms in docs/get_started.md.
+"""Write the table of tested platforms in CONTRIBUTING.md.
 
 ::
 
@@ -83,7 +83,7 @@ def rows() -> list[list[object]]:
 def main() -> None:
     from benchmarks.measure import markdown, replace_section
 
-    replace_section(ROOT / "docs" / "get_started.md", "tested", markdown(rows()))
+    replace_section(ROOT / "CONTRIBUTING.md", "tested", markdown(rows()))
 
 
 if __name__ == "__main__":
