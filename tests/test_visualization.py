@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dcnzoo.export import Detections
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
 from dcnzoo.report import SamplingField, record_sampling, trace_sampling
 from dcnzoo.report.plots import plot_confusion, plot_curves, plot_precision_recall
@@ -172,3 +173,19 @@ def test_curves_of_classes_and_confusion():
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]], "shares of a row"
     assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]
+
+
+def test_drawn_labels_do_not_cover_each_other_and_masks_show_the_object():
+    masks = np.zeros((2, 60, 60), bool)
+    masks[0, 10:50, 10:50] = True
+    boxes = np.array([[10.0, 10, 50, 50]] * 2)
+    image = np.full((60, 60, 3), 128, np.uint8)
+    result = Detections(boxes, np.array([0.9, 0.8]), np.array([0, 1]), masks, ("a", "b"), image)
+    pixels = np.asarray(result.draw()).astype(int)
+    assert pixels.shape == (600, 600, 3)
+    assert np.abs(pixels[350, 300] - 128).max() <= 20, "a tint"
+    alone = [np.asarray(result.select(slice(i, i + 1)).draw()).astype(int) for i in (0, 1)]
+    labels = [(each[70:100, 100:130] == each[75, 102]).all(-1).sum() for each in alone]
+    both = [(pixels == each[75, 102]).all(-1).sum() for each in alone]
+    assert min(labels) > 100 and all(whole > label for whole, label in zip(both, labels, strict=True))
+    assert not np.array_equal(pixels, np.asarray(result.draw(with_scores=False)))

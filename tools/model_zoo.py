@@ -37,21 +37,21 @@ and speed:
 
 **Columns**
 
+- *box AP*, *mask AP*: in percent; for COCO on `val2017`.
+- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
+  `python -m benchmarks.models --zoo`. The weights are random. They give few detections, so masks take less
+  time than with trained weights.
+- *speed*: of inference, in images per second.
 - *deformable*: the operator, and the part of the model that uses it.
 - *parameters*: in millions.
 - *FLOPs*: in billions of multiply–adds. For InternImage with Mask R-CNN and Cascade Mask R-CNN they are the
   authors' figures. For all other models, `dcnzoo flops` counted them at the config's test size.
-- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
-  `python -m benchmarks.models --zoo`. The weights are random. They give few detections, so masks take less
-  time than with trained weights.
 - *memory*: of training, in GB per GPU.
-- *speed*: of inference, in images per second.
-- *box AP*, *mask AP*: in percent; for COCO on `val2017`.
 - *licence*: of the weights.
 """
 COLUMNS = (
-    *("config", "box AP", "mask AP", "CPU time", "deformable", "backbone", "parameters", "FLOPs", "schedule"),
-    *("memory", "speed", "data", "figures", "weights", "licence"),
+    *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "backbone", "parameters"),
+    *("FLOPs", "schedule", "memory", "data", "figures", "licence"),
 )
 # metadata entries that python -m benchmarks.models --zoo writes
 PARAMETERS, FLOPS, CPU_TIME = "Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)"
@@ -104,15 +104,15 @@ def rows_of(model: Model) -> Iterator[list[str]]:
             link(model),
             *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
             model.metadata.get(CPU_TIME, "–"),
+            speed(model) if published else "–",
+            ", ".join(weights) or "–",
             described.operators_text() or "none",
             described.backbone,
             *(model.metadata.get(name, "–") for name in (PARAMETERS, FLOPS)),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
-            speed(model) if published else "–",
             data,
             source,
-            ", ".join(weights) or "–",
             model.licence or "–",
         ]
 

@@ -30,7 +30,7 @@ from dcnzoo.cli._options import option
     "--evaluate",
     "evaluated",
     type=click.IntRange(min=0),
-    default=200,
+    default=100,
     metavar="N",
     help="Number of validation images for the confusion matrix and the curves of precision and recall.",
 )

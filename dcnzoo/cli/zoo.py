@@ -168,14 +168,14 @@ def _show(models: dict[Model, Description], as_json: bool) -> None:
     if as_json:
         print(json.dumps([_known(*each) for each in models.items()], indent=2))
         return
-    rows = [("name", "deformable", "box AP", "mask AP", "figures")]
+    rows = [("name", "box AP", "mask AP", "deformable", "figures")]
     for model, description in models.items():
         for source in model.sources() or [""]:
             figures = model.metrics(source)
             cells = (
-                description.operators_text(),
                 figures.get("box AP", "–"),
                 figures.get("mask AP", "–"),
+                description.operators_text(),
                 source,
             )
             rows.append((model.name, *(printable(str(cell)) for cell in cells)))

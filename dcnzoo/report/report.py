@@ -166,7 +166,7 @@ def write_report(
     labels: Sequence[str] | None = None,
     checkpoint: Path | None = None,
     images: int = 5,
-    evaluated: int = 200,
+    evaluated: int = 100,
     device: str = "cpu",
     allow_partial: bool = False,
 ) -> Path:
@@ -206,7 +206,7 @@ def render_runs(
     head: str = "run",
     images: int = 5,
     footer: str = "",
-    evaluated: int = 200,
+    evaluated: int = 100,
 ) -> str:
     """Render the report as HTML.
 

@@ -31,7 +31,7 @@ def test_list():
     lines = run("list").splitlines()
     assert lines[0].split("  ")[0] == "name" and len(lines) - 1 >= len(zoo.models()) > 580
     (row,) = [line for line in lines if line.startswith(NAME + " ")]
-    assert re.split(r"  +", row) == [NAME, "DCNv2 (backbone)", "41.4", "–", "published (MMDetection)"]
+    assert re.split(r"  +", row) == [NAME, "41.4", "–", "DCNv2 (backbone)", "published (MMDetection)"]
 
 
 def test_list_dcn():
