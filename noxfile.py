@@ -287,6 +287,21 @@ def sanitize_threads(session: Session) -> None:
     session.run(PYTHON, "-m", "tests.soak", "--most=9", *options, env=variables)
 
 
+@nox.session(tags=NIGHTLY)
+def conformance(session: Session) -> None:
+    """Compare every exported form of the operators in each runtime: docs/conformance.md (20 minutes)."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--no-deps", "--group", "conformance")
+    python = environment(session, "others") / "bin/python"  # has torchvision
+    command = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance")
+    results = [f"work_dirs/conformance_{name}.xml" for name in ("venv", "others")]
+    options = {"success_codes": [0, 1], "external": True}  # the page is written in any case
+    session.run("python", *command, f"--junitxml={results[0]}", *session.posargs, **options)
+    session.run(python, *command, "-k", "torchvision", f"--junitxml={results[1]}", **options)
+    session.run(PYTHON, "-m", "benchmarks.conformance.page", "docs/conformance.md", *results)
+
+
 # Pages and packages
 
 COVERAGE = {  # the test in benchmarks/coverage, its page in docs/, the environments

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import describe, listed, versions
 from dcnzoo.export import export_pt2
 from dcnzoo.export.aotinductor import open_package
 from dcnzoo.export.openvino import make_core, save_ir
@@ -23,11 +24,27 @@ PACKAGES = {  # that a runtime needs beside those of .venv
 }
 
 
+VERSIONS = {
+    "onnx reference": "onnx",
+    "OpenVINO": "openvino",
+    "OpenVINO IR": "openvino",
+    "AOTInductor": "torch",
+}
+
+
+def environment(runtime: str) -> str:
+    """Describe the machine and the versions of a runtime and of its exporter."""
+    facts = describe("onnx", "onnxscript", "torchvision")
+    of_runtime = versions(VERSIONS.get(runtime, runtime.lower()))
+    exporter = {name: facts[name] for name in ("torch", "onnxscript", "torchvision") if name in facts}
+    return f"{listed(of_runtime | exporter)}; {facts['cpu']}, {facts['cores']} cores"
+
+
 def message(problem: Exception) -> str:
     """Return the informative line of an exception, without names of files."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [repr(problem)]
     telling = [line for line in lines if re.search(r"implement|support|rule|expected|[Mm]issing|type", line)]
-    return re.sub(r"/\S+/", "", (telling or lines)[0])[:200]
+    return re.sub(r"/\S+/|::\w+", "", (telling or lines)[0])[:200]
 
 
 def run_reference(path: Path, feed: Sequence[np.ndarray]) -> np.ndarray:
@@ -54,8 +71,7 @@ def _core(extended: bool):
 
 def run_openvino(path: Path, feed: Sequence[np.ndarray], extended: bool = True) -> np.ndarray:
     core = _core(extended)
-    precision = "f16" if any(array.dtype == np.float16 for array in feed) else "f32"
-    model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return model(list(feed))[0]
 
 
@@ -98,11 +114,10 @@ def run_ncnn(model: nn.Module, args: Sequence[Tensor]) -> np.ndarray:
     import ncnn
     import pnnx
 
-    program = Path(pnnx.__file__).parent / "bin" / "pnnx"
     with tempfile.TemporaryDirectory() as folder:
         torch.jit.trace(model, tuple(args), check_trace=False).save(f"{folder}/model.pt")
         shapes = ",".join(str(list(tensor.shape)).replace(" ", "") + "f32" for tensor in args)
-        command = [program, "model.pt", f"inputshape={shapes}"]
+        command = [pnnx.EXEC_PATH, "model.pt", f"inputshape={shapes}", "fp16=0"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if not Path(folder, "model.ncnn.param").exists():
             raise RuntimeError(f"pnnx: {(done.stderr or done.stdout).strip()[-200:]}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml")
 STANDARD = ("", "ai.onnx")
-FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType
+INT64, DOUBLE = 7, 11  # onnx.TensorProto.DataType
 
 
 class Node:
@@ -91,8 +91,8 @@ RULES = (
          "the CPU kernel is of opset 16, and not used from 22 on; use --opset-version 19",
          f"{GITHUB}microsoft/onnxruntime/issues/27731"),
     Rule(("onnxruntime",), "GridSample",
-         lambda node: bool(set(node.types) - {0, FLOAT, *([DOUBLE] if node.opset >= 20 else [])}),
-         "only float32 is supported (float64 from opset 20 on); use --deform-conv gathernd",
+         lambda node: node.opset < 20 and DOUBLE in node.types,
+         "float64 is supported from opset 20 on; use --deform-conv gathernd",
          f"{GITHUB}microsoft/onnxruntime/issues/20191"),
     Rule(("coreml",), "Gather", lambda node: 0 in node.ranks[1:2],
          "a scalar index is not supported: the node runs on the CPU",
