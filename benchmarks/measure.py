@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import random
@@ -72,6 +73,14 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def code_version(paths: Iterable[str]) -> str:
+    """Return a hash of the Python files in these folders of the repository."""
+    digest = hashlib.sha256()
+    for file in sorted(file for path in paths for file in (ROOT / path).rglob("*.py")):
+        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def listed(facts: Mapping[str, object]) -> str:
