@@ -289,7 +289,7 @@ def sanitize_threads(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def conformance(session: Session) -> None:
-    """Compare every exported form of the operators in each runtime: docs/conformance.md (20 minutes)."""
+    """Compare every exported form of the operators in each runtime: docs/conformance.md."""
     update_venv(session)
     see(session, VENV)
     session.install("--no-deps", "--group", "conformance")
