@@ -13,8 +13,10 @@ with the tag *nightly*; the others write pages of the documentation or packages.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -27,6 +29,7 @@ NIGHTLY = ["nightly"]
 
 nox.options.sessions = []  # none without -s
 nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False  # skips them
 
 
 def update_venv(session: Session) -> None:
@@ -130,41 +133,101 @@ def audit(session: Session) -> None:
     session.run("pip-audit", "--strict", "--skip-editable", "--path", site_packages(VENV), *session.posargs)
 
 
-# Other Pythons, torches and compilers; their results are in docs/tested.json
+# Other Pythons, torches and compilers; CONTRIBUTING.md lists the results
 
 
-def run_with_wheel(session: Session, program: str, source: str | Path, *options: str) -> None:
-    """Build a wheel of ``source`` and run a program of tests/packaging with it."""
-    folder = ROOT / "build" / session.name
-    session.run(PYTHON, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", folder, source)
-    (wheel,) = folder.glob("*.whl")
-    session.run(PYTHON, f"tests/packaging/{program}.py", wheel, *session.posargs, env={"PYTHONPATH": "."})
+def build_copy(session: Session, name: str, python: Sequence[str] = (PYTHON,), **variables: str) -> None:
+    """Compile a copy of the sources in build/NAME and make it the working directory."""
+    folder = ROOT / "build" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("dcnzoo", "ops", "tests"):
+        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
+    for part in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / part, folder)
+    session.chdir(folder)
+    session.run(*python, "setup.py", "-q", "build_ext", "--inplace", env={"DCNZOO_CUDA": "0", **variables})
 
 
-@nox.session(venv_backend="none", tags=NIGHTLY)
+wheels: dict[str, Path] = {}  # of the sessions in this process
+
+
+def build_wheel(session: Session, source: str | Path, *options: str) -> Path:
+    """Build a wheel in build/NAME, once for all Pythons."""
+    name = session.name.partition("-")[0]
+    if name not in wheels:
+        folder = ROOT / "build" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        if source == "sdist":
+            session.run(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", folder, external=True)
+            (source,) = folder.glob("*.tar.gz")
+        command = ("-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", folder, source)
+        session.run(PYTHON, *command, external=True)
+        (wheels[name],) = folder.glob("*.whl")
+    return wheels[name]
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"], tags=NIGHTLY)
 def packaging(session: Session) -> None:
     """Build an sdist and its wheel, and test the wheel in bare environments (5 GB each)."""
     update_venv(session)
-    folder = ROOT / "build" / "packaging"
-    shutil.rmtree(folder, ignore_errors=True)
-    session.run(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", folder)
-    (source,) = folder.glob("*.tar.gz")
-    run_with_wheel(session, "test_wheel", source)
+    wheel = build_wheel(session, "sdist")
+    session.install("torch==2.13.0", "click>=8.1", "filelock>=3.12", "packaging")
+    session.install("--no-deps", "--force-reinstall", wheel)
+    programs, folder = ROOT / "tests/packaging", Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
+    session.chdir(folder)
+    session.run("python", programs / "operators.py", env={"PYTHONPATH": "."})
+    session.run("python", "-m", "dcnzoo", "doctor")
+    session.run("python", "-m", "pip", "check")
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo")
+    here = site_packages(Path(session.virtualenv.location))
+    if left := [path.name for path in here.glob("*dcnzoo*")]:
+        session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
+    # each extra alone: an environment that sees only torch. timm brings torchvision, and that its own torch
+    for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
+        session.run("python", "-m", "venv", "--clear", "alone")
+        (site_packages(folder / "alone") / "torch.pth").write_text(f"{here}\n")
+        python = folder / "alone/bin/python"
+        session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
+        session.run(python, programs / "extras.py", extra, external=True)
 
 
-@nox.session(venv_backend="none", tags=NIGHTLY)
+# from the oldest supported torch to the newest
+TORCHES = {"3.10": "2.10.0", "3.11": "2.11.0", "3.12": "2.13.0", "3.13": "2.15.0", "3.14": "2.15.0"}
+
+
+@nox.session(python=list(TORCHES), tags=NIGHTLY)
 def matrix(session: Session) -> None:
     """Train and test with a wheel under other Pythons and other torches (5 GB each)."""
     update_venv(session)
-    shutil.rmtree(ROOT / "build" / "matrix", ignore_errors=True)
-    run_with_wheel(session, "test_matrix", ".", "--no-build-isolation")
+    wheel = build_wheel(session, ".", "--no-build-isolation")
+    session.install("pip>=25.1")  # --group
+    session.install(f"torch=={TORCHES[session.python]}", "--group", "packages", "--group", "test")
+    session.install("--no-deps", "--group", "openmmlab")
+    session.install("--no-deps", "--force-reinstall", wheel)
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    for name in ("configs", "tests", "tools"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    session.chdir(folder)
+    test(session, "tests/environments/test_smoke.py")
+
+
+OPERATORS = [f"tests/test_{name}.py" for name in ("ops", "deform_conv", "cpu_capability")]
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def compilers(session: Session) -> None:
-    """Compile with every installed GCC and Clang without warnings, and test the operators."""
+    """Compile with every installed GCC and Clang without warnings, and test the operators (-- g++-11)."""
     update_venv(session)
-    session.run(PYTHON, "tests/packaging/test_compilers.py", *session.posargs, env={"PYTHONPATH": "."})
+    known = [*(f"g++-{version}" for version in range(11, 17)), *(f"clang++-{v}" for v in range(14, 23))]
+    chosen = "hand_worked or matches_reference or half_precision or every_capability"
+    for compiler in session.posargs or filter(shutil.which, known):
+        build_copy(session, compiler, CXX=compiler, CXXFLAGS="-Werror")
+        workers = ("-q", "-n", "2", "--dist", "worksteal")
+        session.run(PYTHON, "-m", "pytest", *workers, "-k", chosen, *OPERATORS)
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -186,8 +249,22 @@ def arm(session: Session) -> None:
             *("--platform", "manylinux_2_28_aarch64", "--platform", "manylinux2014_aarch64"),
         )
         (folder / ".installed").touch()
-    command = ("tests/packaging/test_compilers.py", "--arm", *session.posargs)
-    session.run(PYTHON, *command, env={"PYTHONPATH": "."})
+
+    def python(cpu: str) -> list[str]:
+        """Python runs emulated and starts the cross-compiler, which does not."""
+        root = folder / "root"
+        return ["qemu-aarch64-static", "-L", str(root), "-cpu", cpu, str(root / "usr/bin/python3.11")]
+
+    variables = {"PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+    variables["PATH"] = f"{VENV / 'bin'}:{os.environ['PATH']}"  # ninja
+    compiler = "aarch64-linux-gnu-g++"
+    build_copy(session, compiler, python("max"), CXX=compiler, CXXFLAGS="-Werror", **variables)
+    for cpu, chosen in (  # without bfloat16 instructions, and with them
+        ("neoverse-n1", "hand_worked or (matches_reference and not slow)"),
+        ("max", "hand_worked or half_precision"),
+    ):
+        options = ("-q", "-p", "no:cacheprovider", "-k", chosen)
+        session.run(*python(cpu), "-m", "pytest", *options, *OPERATORS, *session.posargs, env=variables)
 
 
 # Long tests
@@ -223,19 +300,6 @@ def distributed(session: Session) -> None:
     test(session, "tests/distributed", python=PYTHON)
 
 
-def build_sanitized(session: Session, compiled: str, linked: str) -> None:
-    """Compile a copy of the sources in build/NAME and make it the working directory."""
-    folder = ROOT / "build" / session.name
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in ("dcnzoo", "ops", "tests"):
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
-    for name in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, folder)
-    session.chdir(folder)
-    variables = {"DCNZOO_CUDA": "0", "CXXFLAGS": compiled, "LDFLAGS": linked}
-    session.run(PYTHON, "setup.py", "-q", "build_ext", "--inplace", env=variables)
-
-
 def preload(session: Session, *names: str) -> str:
     """Return the value of LD_PRELOAD for libraries of GCC."""
     options = [f"-print-file-name=lib{name}.so" for name in names]
@@ -249,7 +313,7 @@ def sanitize(session: Session) -> None:
     checks = "-fsanitize=address,undefined,float-cast-overflow"
     # Stack variables are not checked: GCC's instrumentation misaligns vectors of 32 bytes and more there.
     further = "-g1 -O1 -fno-sanitize-recover=all -fno-sanitize=vptr --param=asan-stack=0"
-    build_sanitized(session, f"{checks} {further}", checks)
+    build_copy(session, "sanitize", CXXFLAGS=f"{checks} {further}", LDFLAGS=checks)
     variables = {
         "LD_PRELOAD": preload(session, "asan", "ubsan", "stdc++"),
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -268,7 +332,7 @@ def sanitize_threads(session: Session) -> None:
     # The sanitizer cannot see the barriers of torch's threads, so parallel_for uses its own threads here, and
     # only races in our library are reported.
     check = ("-g1", "-O1", "-fsanitize=thread", "-Wno-tsan", "-DDCNZOO_STD_THREADS=4")
-    build_sanitized(session, " ".join(check), "-fsanitize=thread")
+    build_copy(session, "sanitize_threads", CXXFLAGS=" ".join(check), LDFLAGS="-fsanitize=thread")
     torch = site_packages(VENV) / "torch"
     library = ("tests/race.cpp", "-o", "race.so", "-Iops", "-isystem", torch / "include")
     session.run("g++", "-std=c++17", "-fPIC", "-shared", *check, *library)
@@ -304,36 +368,36 @@ def conformance(session: Session) -> None:
 
 # Pages and packages
 
-COVERAGE = {  # the test in benchmarks/coverage, its page in docs/, the environments
-    "mmdet": ("mmdet_coverage.md", ("", "others")),
-    "deformable": ("deformable_configs.md", ("",)),
-    "export": ("export_coverage.md", ("", "others")),
-    "openmmlab": ("openmmlab_coverage.md", ("openmmlab",)),
+COVERAGE = {  # the test in benchmarks/coverage and section of docs/coverage.md: the environments
+    "mmdet": ("", "others"),
+    "deformable": ("",),
+    "export": ("", "others"),
+    "openmmlab": ("openmmlab",),
 }
 
 
 @nox.session(venv_backend="none")
 @nox.parametrize("name", [nox.param(name, id=name) for name in COVERAGE])
 def coverage(session: Session, name: str) -> None:
-    """Try a config of each family and write docs/*_coverage.md (-- --group 3/12: a part of the families)."""
+    """Try a config of each family and write docs/coverage.md (-- --group 3/12: a part of the families)."""
     update_venv(session)
-    page, environments = COVERAGE[name]
     results = []
-    for other in environments:
+    for other in COVERAGE[name]:
         python = environment(session, other) / "bin/python" if other else PYTHON
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
         session.run(python, *command, *session.posargs, success_codes=[0, 1])
-    kept = (ROOT / "docs" / page).with_suffix(".json").exists()  # else the page would lose the other families
+    kept = (ROOT / f"benchmarks/coverage/{name}.json").exists()  # else the others would be lost
     if kept or not session.posargs:
-        session.run(PYTHON, "-m", "benchmarks.coverage.table", f"docs/{page}", *results)
+        session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
 
 
 @nox.session(venv_backend="none")
 def study(session: Session) -> None:
-    """Test the papers' claims with 85 trainings: docs/study.md (about 3 hours; resumable)."""
+    """Run the trainings of benchmarks/study/plan.md (12 core-hours; resumable), and write docs/study.md."""
     update_venv(session)
-    session.run(PYTHON, "-m", "benchmarks.study", *session.posargs)
+    session.run(PYTHON, "-m", "benchmarks.study", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(PYTHON, "-m", "benchmarks.study", "page")
 
 
 @nox.session(venv_backend="none")

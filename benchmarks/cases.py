@@ -43,7 +43,9 @@ class Case:
         return self.operator != "deform_conv2d" or self.group in ("ResNet-50", "FPN")
 
     def sample(self, dtype: torch.dtype, device: str = "cpu") -> Sample:
-        return self.make().to(dtype).map(lambda tensor: tensor.to(device))
+        sample = self.make().to(dtype).map(lambda tensor: tensor.to(device))
+        kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()}
+        return replace(sample, kwargs=kwargs)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Measure AP, time and size of exported detectors of each family, beside PyTorch's: docs/deployment.md.
+"""Measure AP and time of exported detectors of each family, beside PyTorch's: docs/deploy.md.
 
 ::
 
@@ -270,7 +270,7 @@ class Row:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """The results of PyTorch and each form: AP in points by kind, size in bytes, time of a call."""
+        """The results of PyTorch and each form: AP in points by kind, time of a call."""
         return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def keep(self, name: str, found: dict[str, float]) -> None:
@@ -300,8 +300,7 @@ class Row:
             cfg.resume = True
             Runner.from_cfg(cfg).train()
         if "pytorch" not in self.results:
-            size = sum(value.nbytes for value in self.detector.state_dict().values())
-            self.keep("pytorch", {**self._evaluate(self.cfg.model, "pytorch", self.weights), "size": size})
+            self.keep("pytorch", self._evaluate(self.cfg.model, "pytorch", self.weights))
         for name in forms:
             if name not in self.results:
                 path = self._export(FORMS[name])
@@ -309,9 +308,7 @@ class Row:
                     type="DeployedDetector", path=str(path), backend=FORMS[name].backend, device="cpu",
                     data_preprocessor=self.cfg.model.data_preprocessor,
                 )  # fmt: skip
-                parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
-                size = sum(part.stat().st_size for part in parts)
-                self.keep(name, {**self._evaluate(model, name), "size": size})
+                self.keep(name, self._evaluate(model, name))
         if any("time" not in self.results[name] for name in ("pytorch", *forms)):
             self._time(forms)
 
@@ -332,7 +329,7 @@ class Row:
 
     @torch.no_grad()
     def _time(self, forms: Sequence[str]) -> None:
-        """Measure the CPU time of a call relative to PyTorch's, by turns on the same images with one thread.
+        """Measure the CPU time of a call relative to PyTorch's, interleaved, on the same images.
 
         Keeps the median of the ratios as ``time``, and half of their interquartile range as ``spread``.
         """
@@ -383,21 +380,27 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Render the table, without what was not measured."""
+    """Render the tables of AP and time, without what was not measured."""
     titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
-    lines = [["", "", "box AP", "mask AP", "time", "MiB"]]
-    for family, found in results.items():
-        for name in [name for name in titles if name in found]:
-            row = found[name]
-            values = [row["bbox"], row.get("segm"), row.get("time"), row["size"] / 2**20]
-            cells = ("–" if value is None else f"{value:.2f}" for value in values)
-            lines.append([family if name == "pytorch" else "", titles[name], *cells])
+    columns: dict[str, Callable[[dict[str, float]], str]] = {
+        "box AP / mask AP": lambda row: " / ".join(f"{row[kind]:.2f}" for kind in KINDS if kind in row),
+        "time": lambda row: f"{row['time']:.2f}" if "time" in row else "–",
+    }
+    tables = []
+    for title, cell in columns.items():
+        lines = [[title, *titles.values()]]
+        for family, by_form in results.items():
+            if by_form:
+                cells = (cell(by_form[name]) if name in by_form else "–" for name in titles)
+                lines.append([family, *cells])
+        tables.append(markdown(lines))
     rows = [row for found in results.values() for row in found.values() if "time" in row]
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
-    return (
-        f"{markdown(lines)}\n\nLargest spread of the times (half of the interquartile range): {spread:.0%}. "
+    tables.append(
+        f"Largest spread of the times (half of the interquartile range): {spread:.0%}. "
         f"{listed(versions('torch', 'onnxruntime', 'openvino'))}; {platform.machine()}, CPU."
     )
+    return "\n\n".join(tables)
 
 
 def too_much(rows: list[Row]) -> list[str]:
@@ -423,7 +426,7 @@ def main() -> None:
     add("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
     add("--report", action="store_true", help="show the existing results without measuring")
-    add("--write", action="store_true", help="write the table to docs/deployment.md")
+    add("--write", action="store_true", help="write the tables to docs/deploy.md")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = [Row(name, args.work_dir) for name in FAMILIES]
@@ -437,7 +440,7 @@ def main() -> None:
     text = table({row.name: row.results for row in rows})
     print(text)
     if args.write:
-        replace_section(ROOT / "docs/deployment.md", "table", text)
+        replace_section(ROOT / "docs/deploy.md", "deployment", text)
     if wrong := wrong + too_much(rows):
         raise SystemExit("error: " + "; ".join(wrong))
 

@@ -60,7 +60,8 @@ def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
         "load_average_before": round(os.getloadavg()[0], 1),
     }
     if gpu:
-        facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        target = "sm_" + "".join(map(str, torch.cuda.get_device_capability()))
+        facts |= {"gpu": torch.cuda.get_device_name(), "target": target, "cuda": torch.version.cuda}
     return facts | versions("torch", *packages)
 
 
@@ -76,9 +77,10 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def code_version(paths: Iterable[str]) -> str:
-    """Return a hash of the Python files in these folders of the repository."""
+    """Return a hash of these Python files and folders of the repository."""
     digest = hashlib.sha256()
-    for file in sorted(file for path in paths for file in (ROOT / path).rglob("*.py")):
+    found = ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py") for path in paths)
+    for file in sorted(file for files in found for file in files):
         digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -39,6 +39,7 @@ def load(
     checkpoint: str | os.PathLike | None = None,
     device: str = "auto",
     score_threshold: float = 0.3,
+    channels_last: bool = True,
     cfg_options: dict | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
@@ -56,6 +57,7 @@ def load(
         checkpoint: a file or an address with other weights; required for a config file.
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         score_threshold: default of the detector's calls.
+        channels_last: on a CPU, compute in channels-last order, which is faster. Results differ by rounding.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
@@ -68,16 +70,23 @@ def load(
         UserError: the model is unknown or has no weights, the device cannot be used, the download failed, or
             the checkpoint does not fit.
     """
-    if not str(model).endswith((".onnx", ".xml", ".pt2")):
-        from dcnzoo.zoo import loading
+    if str(model).endswith((".onnx", ".xml", ".pt2")):
+        from dcnzoo.export import Detector as ExportedDetector
 
-        return loading.load(
-            model, checkpoint, device, score_threshold, cfg_options, unsafe_load, allow_partial
-        )
-    from dcnzoo.export import Detector
+        options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
+        for name, value in options.items():
+            if value:
+                raise ValueError(f"{name}: expected none with an exported file, got {value}")
+        return ExportedDetector(model, device=device, score_threshold=score_threshold)
 
-    options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
-    for name, value in options.items():
-        if value:
-            raise ValueError(f"{name}: expected none with an exported file, got {value}")
-    return Detector(model, device=device, score_threshold=score_threshold)
+    from dcnzoo.openmmlab.detector import Detector, build, require_device
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.zoo.loading import locate
+
+    require_device(device)  # before the download
+    config, weights = locate(model, checkpoint, required=True)
+    with user_errors():
+        cfg = read_config_file(config, cfg_options)
+        options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
+        return Detector(build(cfg, weights, **options), score_threshold, channels_last)

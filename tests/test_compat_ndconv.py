@@ -113,24 +113,6 @@ def test_layout_and_names_of_later_versions(rank, groups, per_group, name):
         FUNCTIONS[rank](**given, offset_field_channels_per_groups=1)
 
 
-@pytest.mark.parametrize("per_group", [3, 2])
-def test_gradients(per_group):
-    input, weight, offset_field, attn_mask, *rest, bias = call(2, 2, per_group, batch=1)
-    leaves = [t.requires_grad_() for t in (input, weight, offset_field, attn_mask, bias)]
-    assert torch.autograd.gradcheck(
-        lambda x, w, o, m, b: ndconv.deform_conv2d(x, w, o, m, *rest, b), leaves, fast_mode=True
-    )
-
-
-def test_one_number_for_all_axes():
-    """As for int[] arguments of operators."""
-    input, weight = torch.randn(2, 6, 5, 4), torch.randn(4, 3, 2, 2)
-    fields = torch.zeros(2, 2, 24, 6, 5), torch.ones(2, 1, 24, 6, 5)
-    axes, numbers = ((2, 2), (1, 1), (1, 1), (1, 1)), (2, 1, [1], [1])
-    same = (ndconv.deform_conv2d(input, weight, *fields, *g, 2, 3, None) for g in (axes, numbers))
-    torch.testing.assert_close(*same)
-
-
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_provided_operator(rank):
     """The module's layers call ``torch.ops.custom_op`` with positional arguments and tuples of sizes."""
@@ -159,24 +141,17 @@ def test_provided_operator(rank):
     ("position", "value", "message"),
     [
         (0, (6, 5, 4), "input: "),
-        (1, (4, 3, 3), "weight: "),
         (1, (4, 2, 3, 2), "weight: .*got 2"),
         (2, (2, 73, 3, 6), "offset_field: "),
-        (2, (2, 72, 3, 5), r"offset: .*got \(3, 5\)"),
         (2, (2, 2, 35, 3, 6), r"offset_field: .*got \(2, 2, 35, 3, 6\)"),
         (2, (2, 3, 36, 3, 6), "offset_field: "),
         (2, (2, 2, 36, 3, 5), r"offset: .*got \(3, 5\)"),
         (3, (2, 72, 3, 6), "attn_mask: "),
         (3, (2, 2, 36, 3, 6), "attn_mask: "),
-        (4, (2, 3), r"kernel_size: .*got \(2, 3\)"),
         (4, 3, r"kernel_size: .*got \(3, 3\)"),
         (5, (1, 1, 1), "stride: "),
-        (5, 0, "stride: "),
         (8, 4, "groups: .*got 4"),
-        (8, 0, "groups: .*got 0"),
         (9, 4, "offset_field_channels_per_groups: .*got 4"),
-        (9, 0, "offset_field_channels_per_groups: "),
-        (10, (3,), r"bias: .*got \(3,\)"),
     ],
 )
 def test_bad_input(position, value, message):

@@ -1,4 +1,4 @@
-"""Configs by package: ``_base_ = 'dcnzoo::…'`` and ``mmengine.hub``, without pkg_resources."""
+"""Configs by package: ``_base_ = 'dcnzoo::…'``, without pkg_resources."""
 
 import subprocess
 import sys
@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
-import dcnzoo.models
 from dcnzoo.openmmlab.packages import mim_folder
-
-# isort: split
-from mmengine.hub import get_config, get_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -50,14 +45,6 @@ def test_inherits(config):
     ):
         with pytest.raises(error, match=text):
             config(f"_base_ = '{base}'")
-
-
-def test_hub():
-    cfg = get_config(f"dcnzoo::{NAME}", pretrained=True)
-    assert cfg.model.backbone.dcn is True and cfg.model_path.endswith("-ad97591f.pth")
-    model = get_model("dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
-    assert type(model.backbone.layer2[0].conv2) is dcnzoo.models.DCNv2
-    assert DefaultScope.get_current_instance() is None, "the scope is as it was"
 
 
 @pytest.mark.slow

@@ -262,13 +262,7 @@ ATTENTION = dict(
     ("options", "given", "operator", "module", "function"),
     [
         *(
-            (
-                dict(type=name, **LAYER, bias=bias, im2col_step=2),
-                {},
-                operator,
-                "mmcv.ops",
-                function,
-            )
+            (dict(type=name, **LAYER, bias=bias, im2col_step=2), {}, operator, "mmcv.ops", function)
             for name, operator, function in (
                 ("DCN", "deform_conv", "deform_conv2d"),
                 ("DCNv2", "modulated_deform_conv", "modulated_deform_conv2d"),

@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.tvdcn``: tvdcn's names, the examples of its README, and recorded results of tvdcn.
+"""``dcnzoo.compat.tvdcn``: tvdcn's names, the arguments and the state dicts of its packed layers.
 
 test_layer_programs.py tests that its layers script.
 """
@@ -8,63 +8,89 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dcnzoo.compat.tvdcn as tvdcn
+import dcnzoo.ops
+from dcnzoo import layers
+from dcnzoo.ops import reference
 
-from . import recorded_tvdcn as recorded
+from .modules import randomise
 
-RANKS = ("1d", "2d", "3d")
-FUNCTION = "input weight offset mask bias stride padding dilation groups"
-PLAIN = "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode device dtype"
+KERNEL = {1: (3,), 2: (3, 2), 3: (3, 1, 2)}
+GEOMETRY = {"stride": (2, 1, 1), "padding": (1, 2, 1), "dilation": (1, 2, 1)}
+SIZE = (7, 6, 5)
 PACKED = (
     "in_channels out_channels kernel_size stride padding dilation groups offset_groups mask_groups bias "
     "generator_bias deformable modulated offset_activation mask_activation padding_mode device dtype"
 )
-
-
-def transposed(names):
-    """output_padding comes before dilation in functions and after it in layers."""
-    if names is FUNCTION:
-        return names.replace(" dilation", " output_padding dilation")
-    return names.replace(" dilation", " dilation output_padding")
-
-
-# Its names and arguments
-
-
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize(
-    ("name", "names"),
-    [
-        ("deform_conv", FUNCTION),
-        ("deform_conv_transpose", transposed(FUNCTION)),
-        ("mask_softmax", "mask kernel_size"),
-        ("DeformConv", PLAIN),
-        ("DeformConvTranspose", transposed(PLAIN)),
-        ("PackedDeformConv", PACKED),
-        ("PackedDeformConvTranspose", transposed(PACKED)),
-    ],
+packs = pytest.mark.parametrize(
+    ("rank", "transposed"), [(rank, transposed) for rank in (1, 2, 3) for transposed in (False, True)]
 )
-def test_names_and_arguments(name, names, rank):
-    """tvdcn's arguments in order, then dcnzoo's additional im2col_step."""
-    found = getattr(tvdcn, name + rank)
-    assert getattr(tvdcn.ops, name + rank) is found and name + rank in tvdcn.__all__
-    given = list(inspect.signature(found).parameters)
-    assert given in (names.split(), [*names.split(), "im2col_step"])
 
 
-def test_options_and_initial_values_of_packs():
+def pack_of(rank, transposed):
+    return getattr(tvdcn, f"PackedDeformConv{'Transpose' * transposed}{rank}d")
+
+
+def test_names():
+    """Functions and plain layers are dcnzoo's own."""
     assert tvdcn.has_ops() and tvdcn.with_cuda() in (False, True)
-    for rank, transposed in recorded.CASES:
-        pack = getattr(tvdcn, f"PackedDeformConv{'Transpose' * transposed}{rank}d")
-        sizes = (4, 6, recorded.KERNEL[rank], 2, 1, 1, *((1,) if transposed else ()))
-        # groups, offset_groups, mask_groups, bias, generator_bias, deformable, modulated, activations, …
-        module = pack(*sizes, 2, 1, 2, False, True, False, True, None, None, "zeros", "cpu", torch.float64)
-        assert (module.groups, module.offset_groups, module.mask_groups, module.bias) == (2, 1, 2, None)
-        assert (module.offset_activation, module.mask_activation) == (None, None)
-        assert module.conv_offset.out_channels == 2 * math.prod(module.kernel_size)  # masks alone
-        assert module.conv_offset.bias.dtype == torch.float64
-        torch.jit.script(module)
+    for name in tvdcn.ops.__all__:
+        assert getattr(tvdcn, name) is getattr(tvdcn.ops, name) and name in tvdcn.__all__
+        if not name.startswith("Packed"):
+            assert getattr(tvdcn, name) is getattr(layers if name[0] == "D" else dcnzoo.ops, name)
+    assert len(tvdcn.ops.__all__) == 21
+
+
+@packs
+def test_arguments_of_packs(rank, transposed):
+    """tvdcn's, in order; each reaches its place."""
+    names = PACKED.replace(" dilation", " dilation output_padding") if transposed else PACKED
+    given = list(inspect.signature(pack_of(rank, transposed)).parameters)
+    assert given == names.split()
+    sizes = (4, 6, KERNEL[rank], 2, 1, 1, *((1,) if transposed else ()))
+    # groups, offset_groups, mask_groups, bias, generator_bias, deformable, modulated, activations, …
+    options = (2, 1, 2, False, True, False, True, None, None, "zeros", "cpu", torch.float64)
+    module = pack_of(rank, transposed)(*sizes, *options)
+    assert (module.groups, module.offset_groups, module.mask_groups, module.bias) == (2, 1, 2, None)
+    assert (module.offset_activation, module.mask_activation) == (None, None)
+    assert module.conv_offset.out_channels == 2 * math.prod(module.kernel_size)  # masks alone
+    assert module.conv_offset.bias.dtype == torch.float64
+    torch.jit.script(module)
+
+
+@packs
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_state_dicts_of_tvdcn(rank, transposed, activation):
+    """``offset_generator`` and ``mask_generator``, each a convolution in as many groups as it has."""
+    kernel, taps = KERNEL[rank], math.prod(KERNEL[rank])
+    options = {name: values[:rank] for name, values in GEOMETRY.items()}
+    given = dict(options, groups=2, offset_groups=2, modulated=True, dtype=torch.float64)
+    pack = pack_of(rank, transposed)(4, 6, kernel, **given, mask_activation=activation)
+    point = (1,) * rank if transposed else kernel
+    state = randomise(pack).state_dict()
+    shapes = {
+        "offset_generator.weight": (2 * taps * rank, 2, *point),
+        "mask_generator.weight": (taps, 4, *point),
+    }
+    generators = {name: torch.randn(shape, dtype=torch.float64) / 3 for name, shape in shapes.items()}
+    pack.load_state_dict({"weight": state["weight"], "bias": state["bias"], **generators})
+    input = torch.randn(2, 4, *SIZE[:rank], dtype=torch.float64)
+    convolve = getattr(F, f"conv{rank}d")
+    where = {} if transposed else options
+    offset = convolve(input, generators["offset_generator.weight"], **where, groups=2)
+    mask = convolve(input, generators["mask_generator.weight"], **where)
+    mask = mask.softmax(1) if activation == "softmax" else 2 * mask.sigmoid()
+    lists = [options["stride"], options["padding"], options["dilation"]]
+    if transposed:
+        lists.insert(2, (0,) * rank)
+    function = reference.deform_conv_transpose if transposed else reference.deform_conv
+    expected = function(input, pack.weight, offset, mask, pack.bias, *lists, 2)
+    torch.testing.assert_close(pack(input), expected)
+
+
+def test_initial_values_and_errors():
     with pytest.raises(ValueError, match=r"PackedDeformConv2d: mask_activation: .*'tanh'"):
         tvdcn.PackedDeformConv2d(4, 6, 3, modulated=True, mask_activation="tanh")
     for arguments, twice in (((4, 6, 3, *[1] * 16), {}), ((4, 6, 3), {"kernel_size": 3})):
@@ -84,16 +110,3 @@ def test_options_and_initial_values_of_packs():
         pack.load_state_dict(state)
         torch.testing.assert_close(pack.conv_offset.weight, torch.cat([offset, mask]))
         assert list(state) == before, "the caller's is left alone"
-
-
-# Recorded results of tvdcn 1.1.0
-
-
-@pytest.mark.parametrize("case", recorded.CASES)
-def test_equals_tvdcn(case):
-    """Packs load a state dict with ``offset_generator`` and weights in groups."""
-    rank, _ = case
-    figures = [*recorded.function_figures(tvdcn, *case), *recorded.pack_figures(tvdcn, *case)]
-    figures.append(recorded.softmax_figure(tvdcn, rank))
-    expected = [*recorded.FUNCTIONS[case], *recorded.PACKS[case], recorded.SOFTMAX[rank]]
-    assert figures == pytest.approx(expected, rel=1e-8, abs=1e-8)  # ten digits are recorded

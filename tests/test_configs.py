@@ -43,8 +43,7 @@ LARGE = re.compile("x101|r101")  # they use the same code as the others; `make t
 
 
 @pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * bool(LARGE.search(p.stem))) for p in FILES],
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * bool(LARGE.search(p.stem))) for p in FILES]
 )
 def test_is_mmdetections(path):
     """The config equals MMDetection's config of that name, which writes ``dcn`` in full."""

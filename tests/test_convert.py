@@ -239,7 +239,6 @@ def mistakes():
         yield resnet(), ("layer4.*.conv2",), option, f"{next(iter(option))}: "
     yield nn.Conv2d(3, 3, 3), ("*",), {}, "the root module"
     yield nn.Linear(3, 3), ("*",), {}, "model: .*a convolution"
-    yield torch.compile(resnet(), backend="eager"), ("*",), {}, "OptimizedModule"
 
 
 @pytest.mark.parametrize(("model", "arguments", "options", "named"), mistakes())
@@ -248,6 +247,11 @@ def test_where_nothing_is_replaced(model, arguments, options, named):
     with pytest.raises(ValueError, match=rf"^to_deformable: .*{named}"):
         dcnzoo.to_deformable(model, *arguments, **options)
     assert repr(model) == before
+
+
+def test_a_compiled_model_is_refused():
+    with pytest.raises(ValueError, match=r"^to_deformable: .*OptimizedModule"):
+        dcnzoo.to_deformable(torch.compile(resnet(), backend="eager"), "*")
 
 
 class Standardised(nn.Conv2d):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcnzoo.layers import DCNv3, DCNv4, offset_statistics, track_offsets
+from dcnzoo.layers import DCNv3, DCNv4
 
 from . import modules
 
@@ -63,42 +63,6 @@ def test_center_feature_scale_goes_to_what_lies_in_the_middle(layer):
     torch.testing.assert_close(blended[..., :4], (plain + value)[..., :4] / 2, **TOLERANCE)
     torch.testing.assert_close(blended[..., 4:8], value[..., 4:8], **TOLERANCE)
     torch.testing.assert_close(blended[..., 8:], plain[..., 8:], **TOLERANCE)
-
-
-@both
-@pytest.mark.parametrize("remove_center", [False, True])
-def test_statistics_of_offsets_by_hand(layer, remove_center):
-    torch.manual_seed(0)
-    kind, scale = layer, 1.5
-    layer = layer(6, stride=2, dilation=2, pad=2, group=2, offset_scale=scale, remove_center=remove_center)
-    predictor = layer.offset if kind is DCNv3 else layer.offset_mask
-    nn.init.normal_(predictor.weight)
-    nn.init.normal_(predictor.bias, std=2)
-    predicted = []
-    predictor.register_forward_hook(lambda *args: predicted.append(args[2].detach()))
-    model, x = nn.ModuleDict({"dcn": layer}), torch.randn(2, 7, 10, 6)
-    layer(x)
-    assert offset_statistics(model) == {}  # off by default
-    track_offsets(model)
-    predicted.clear()
-    layer(x)
-    ((name, statistics),) = offset_statistics(model).items()
-    assert name == "dcn" and layer._last_offsets.grad_fn is None
-
-    taps = [(i, j) for i in range(3) for j in range(3) if not (remove_center and i == j == 1)]  # x-major
-    absolute, driven_out = [], []
-    for n, row, column, g, p in torch.ones(2, 4, 5, 2, len(taps)).nonzero().tolist():
-        at = (g * len(taps) + p) * 2 if kind is DCNv3 else g * len(taps) * 3 + p * 2
-        dx, dy = (predicted[0][n, row, column, at : at + 2] * scale).tolist()
-        x0 = 2 * column + 2 * (taps[p][0] - 1) * scale
-        y0 = 2 * row + 2 * (taps[p][1] - 1) * scale
-        inside = [-1 < a < 10 and -1 < b < 7 for a, b in ((x0, y0), (x0 + dx, y0 + dy))]
-        absolute += [abs(dx), abs(dy)]
-        driven_out.append(inside == [True, False])
-    assert 0 < sum(driven_out) < len(driven_out)
-    assert statistics.outside == pytest.approx(sum(driven_out) / len(driven_out))
-    assert statistics.mean == pytest.approx(sum(absolute) / len(absolute), rel=1e-5)
-    assert statistics.max == pytest.approx(max(absolute), rel=1e-5)
 
 
 @both

@@ -1,5 +1,8 @@
 """``dcnzoo.load``: one interface for the zoo, for configs, for work directories and for exported files."""
 
+import itertools
+import json
+import re
 import shutil
 
 import cv2
@@ -9,12 +12,15 @@ import torch
 from PIL import Image
 
 import dcnzoo
-from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
+from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.picture import Detections
+from dcnzoo.export.tiles import merge, windows
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import download, find
 
 from .commands import error_of, run
+from .distributed.launching import settings
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 THRESHOLD = 0.5
@@ -139,21 +145,192 @@ def test_unknown_labels_are_numbers():
     assert result.names == ["b", "7"] and repr(result) == "Detections(1 b, 1 7)"
 
 
-@pytest.mark.slow
-def test_exported_file(detector, folder, tmp_path):
-    """PyTorch and onnxruntime detect the same in the same picture, from the same command line and calls."""
+# Exported files
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    path = tmp_path / "model.onnx"
-    run("export", MODEL, "--out", path, "--dynamic-export")
-    exported = dcnzoo.load(path, device="cpu")
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    run("export", MODEL, "--out", path)
+    return path
+
+
+@pytest.fixture
+def exported_file(request, onnx_file):
+    path = onnx_file.with_suffix(request.param)
+    if request.param == ".xml":
+        pytest.importorskip("openvino")
+        save_ir(onnx_file, path)
+    elif request.param == ".pt2":
+        run("export", MODEL, "--out", path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "exported_file", [".onnx", ".xml", pytest.param(".pt2", marks=pytest.mark.slow)], indirect=True
+)
+def test_every_backend_detects_the_same(detector, exported_file, folder, coco):
+    exported = dcnzoo.load(exported_file, device="cpu")
     assert exported.classes == detector.classes and exported.device == "cpu"
     for name in ("0.png", "1.png"):
         one, other = (each(folder / name, score_threshold=THRESHOLD) for each in (detector, exported))
         assert_equal(one, other, rtol=1e-3, atol=1e-2)
-    printed = [run("infer", each, folder / "1.png", "--out", tmp_path / "out") for each in (MODEL, path)]
+    files = coco / "annotations/val.json", coco / "val"
+    ours, theirs = (each.evaluate(files[0], images=files[1]) for each in (detector, exported))
+    assert theirs == pytest.approx(ours, abs=2e-3)
+
+
+def test_exported_file_on_the_command_line(onnx_file, folder, tmp_path):
+    printed = [run("infer", each, folder / "1.png", "--out", tmp_path) for each in (MODEL, onnx_file)]
     rows = [[line.split()[0] for line in text.splitlines()[2:-1]] for text in printed]
     assert rows[0] == rows[1] and rows[0]
     for option in ({"checkpoint": "x.pth"}, {"cfg_options": {"a": 1}}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: expected none with an exported file"):
-            dcnzoo.load(path, **option)
-    assert str(path) in error_of("explain", path, folder / "0.png", status=2)
+            dcnzoo.load(onnx_file, **option)
+    assert str(onnx_file) in error_of("explain", onnx_file, folder / "0.png", status=2)
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """The demo's data set with 12 validation images."""
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(path, ShapesSpec(train=1, val=12))
+    return path
+
+
+def test_evaluation_equals_that_of_the_test_command(detector, coco, tmp_path):
+    output = run("test", MODEL, *settings(coco, train=1, val=12), "--work-dir", tmp_path)
+    metrics = detector.evaluate(coco / "annotations/val.json", images=coco / "val", batch_size=2)
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        for suffix, metric in (("", "AP"), ("_50", "AP50"), ("_75", "AP75"), ("_s", "AP, small")):
+            printed = re.findall(rf"coco/{kind}_mAP{suffix}: +(-?[\d.]+)", output)[-1]
+            assert round(metrics[f"{name} {metric}"], 3) == float(printed) > 0.5
+    assert "box AP, large" not in metrics, "no object is large"
+
+
+def test_evaluation_maps_categories_by_name(detector, coco, tmp_path):
+    content = json.loads((coco / "annotations/val.json").read_text())
+    expected = detector.evaluate(coco / "annotations/val.json", images=coco / "val")
+    for category in content["categories"]:
+        category["id"] = 90 - category["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 90 - annotation["category_id"]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert detector.evaluate(tmp_path / "other.json", images=coco / "val") == pytest.approx(expected)
+    content["categories"][0]["name"] = "zebra"
+    (tmp_path / "zebra.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"annotations: .*zebra.json: expected .*; got zebra"):
+        detector.evaluate(tmp_path / "zebra.json", images=coco / "val")
+    with pytest.raises(FileNotFoundError, match=r"00000\.png"):
+        detector.evaluate(coco / "annotations/val.json", images=tmp_path)
+
+
+def test_evaluation_without_detections(detector, coco, monkeypatch):
+    none = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), classes=CLASSES)
+    monkeypatch.setattr(detector, "_results", lambda images, *_: [none] * len(images))
+    metrics = detector.evaluate(coco / "annotations/val.json", images=coco / "val")
+    assert metrics["box AP"] == 0 and "mask AP" not in metrics
+
+
+# Several images
+
+
+def test_bad_images_are_skipped_and_listed(detector, folder, tmp_path, capsys):
+    names = [folder / "0.png", tmp_path / "text.png", tmp_path / "missing.png", folder / "1.png"]
+    names.append(tmp_path / "x.avi")
+    for name in (names[1], names[-1]):
+        name.write_text("no picture")
+    for batch_size in (1, 3):
+        results = detector(names, batch_size=batch_size)
+        assert [result.path for result in results] == [str(folder / "0.png"), str(folder / "1.png")]
+        assert len(results.skipped) == 3
+        lines = capsys.readouterr().err.splitlines()
+        for name, line, listed in zip((*names[1:3], names[4]), lines[:3], lines[4:], strict=True):
+            assert line.startswith("skipped: ") and str(name) in line and str(name) in listed
+    with pytest.raises(ValueError, match=r"text\.png"):
+        detector(names[1])
+    with pytest.raises(FileNotFoundError):
+        detector(tmp_path / "missing.avi")
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("size", [(200, 12_000), (199, 200), (1000, 700)])
+def test_tiles_cover_the_picture(size):
+    count = np.zeros(size, int)
+    places = windows(size, 200)
+    for place in places:
+        count[place] += 1
+        assert count[place].shape == (min(200, size[0]), 200)
+    assert count.min() == 1
+    for axis in (0, 1):
+        parts = sorted({(place[axis].start, place[axis].stop) for place in places})
+        assert all(one[1] - other[0] >= 50 for one, other in itertools.pairwise(parts))
+
+
+def test_merging_tiles():
+    """Equal objects become one, also if one tile cuts them; other classes and other objects stay."""
+
+    def found(*objects):
+        boxes, labels, scores = zip(*objects, strict=True)
+        masks = np.zeros((len(boxes), 100, 100), bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+            mask[y1:y2, x1:x2] = True
+        return Detections(np.float32(boxes), np.float32(scores), np.array(labels), masks)
+
+    left = found(((70, 10, 100, 40), 0, 0.9), ((5, 5, 20, 20), 0, 0.5), ((92, 60, 100, 90), 1, 0.8))
+    right = found(((10, 10, 45, 40), 0, 0.6), ((12, 11, 44, 40), 1, 0.7), ((32, 60, 70, 90), 1, 0.4))
+    places = [(slice(0, 100), slice(0, 100)), (slice(0, 100), slice(60, 160))]
+    merged = merge([left, right], places, (100, 160))
+    objects = {
+        (*box, label) for box, label in zip(merged.boxes.tolist(), merged.labels.tolist(), strict=True)
+    }
+    assert objects == {(70, 10, 105, 40, 0), (5, 5, 20, 20, 0), (72, 11, 104, 40, 1), (92, 60, 130, 90, 1)}
+    for (x1, y1, x2, y2), mask in zip(merged.boxes.astype(int), merged.masks, strict=True):
+        assert mask.shape == (100, 160) and mask[y1:y2, x1:x2].all() and mask.sum() == (y2 - y1) * (x2 - x1)
+
+
+def test_a_strip_in_tiles(detector, tmp_path):
+    """12,000 × 200 pixels: as one image, nothing is left after resizing."""
+    pictures = [draw_image(ShapesSpec(), "val", number) for number in range(60)]
+    strip = np.concatenate([cv2.resize(image, (200, 200)) for image, _ in pictures], 1)
+    truth = [
+        (np.reshape(each["polygon"], (-1, 2)) * 200 / 128 + (200 * number, 0), each["label"])
+        for number, (_, objects) in enumerate(pictures)
+        for each in objects
+    ]
+    cv2.imwrite(str(tmp_path / "strip.png"), strip)
+    assert len(detector(tmp_path / "strip.png")) == 0
+    result = detector(tmp_path / "strip.png", tile=200, batch_size=8, score_threshold=THRESHOLD)
+    assert result.masks.shape == (len(result), 200, 12_000)
+    matches, masks = [], []
+    for polygon, label in truth:
+        (x1, y1), (x2, y2) = polygon.min(0), polygon.max(0)
+        if x2 - x1 > 50:  # larger than the overlap
+            continue
+        low, high = np.maximum(result.boxes[:, :2], (x1, y1)), np.minimum(result.boxes[:, 2:], (x2, y2))
+        shared = (high - low).clip(0).prod(1)
+        union = (x2 - x1) * (y2 - y1) + (result.boxes[:, 2:] - result.boxes[:, :2]).prod(1) - shared
+        same = (shared / union > 0.5) & (result.labels == label)
+        matches.append(same.sum())
+        centre = polygon.mean(0).astype(int)
+        masks += [mask[centre[1], centre[0]] for mask in result.masks[same]]
+    # the same share as in the 60 pictures
+    assert max(matches) == 1 and np.mean(matches) > 0.75, "each object once"
+    assert np.mean(masks) > 0.9
+    with pytest.raises(ValueError, match="tile: expected at least 16, got 8"):
+        detector(strip, tile=8)
+
+
+def test_channels_last(detector, folder):
+    plain = dcnzoo.load(MODEL, device="cpu", channels_last=False)
+    assert_equal(detector(folder / "0.png"), plain(folder / "0.png"), rtol=1e-4, atol=1e-3)
+    for each, expected in ((detector, True), (plain, False)):
+        weight = each.model.backbone.conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == expected

@@ -1,7 +1,8 @@
-"""A new user's first steps: runs every box of ``docs/first_steps.md`` in order, in a copy of the sources.
+"""A new user's first steps: types the boxes of ``README.md`` and ``docs/first_steps.md`` into a shell.
 
-This file adds only what the page cannot contain: a tiny data set, and settings that turn hours into seconds.
-The results of ``make setup`` (downloads, compiled libraries) come from the environment that runs the tests.
+Each page runs in order, in a copy of the sources. This file adds only what the page cannot contain: a tiny
+data set, and settings that turn hours into seconds. The results of ``make setup`` (downloads, compiled
+libraries) come from the environment that runs the tests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "first_steps.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "first_steps.md"
 CLASSES = ("apple", "fig")
 # packages that the exported model needs
 WITHOUT_TORCH = ("numpy", "onnxruntime", "PIL", "pillow", "flatbuffers", "google", "protobuf", "packaging")
@@ -50,33 +51,33 @@ pytest.importorskip("mmdet")
 from .formats import fruits, write_voc  # noqa: E402
 
 
-def steps() -> list[tuple[str, str, str]]:
-    found, heading = [], ""
+def steps(page: Path) -> list[tuple[str, str, str]]:
+    """List heading, language and content of each box."""
+    boxes, heading = [], ""
     pattern = r"^## (?P<heading>[^\n]*)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$"
-    for match in re.finditer(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for match in re.finditer(pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if match["heading"]:
             heading = match["heading"]
         else:
-            found.append((heading, match["language"], match["content"]))
-    return found
+            boxes.append((heading, match["language"], match["content"]))
+    return boxes
 
 
-def as_script() -> str:
-    """The page as a bash script. The first line of a Python box may name its file."""
+def as_script(page: Path) -> str:
+    """The page as a bash script. The first line of a Python box may name its file; configs are not run."""
     lines = ["set -eo pipefail"]
-    for heading, language, content in steps():
+    for heading, language, content in steps(page):
         lines.append(f'echo "## {heading}"')
         name = re.match(r"# (\w+\.py)\n", content)
         if language == "bash":
-            lines.append(content.replace("REPOSITORY", '"$REPOSITORY"'))
+            lines.append(content)
             if "dcnzoo data config" in content:
                 lines.append(f"cat >> fruits.py <<'END'{TINY['fruits.py']}END")
-            continue
-        assert language == "python", language
-        file = name[1] if name else "plain.py"
-        lines.append(f"cat > {file} <<'END'\n{content}END")
-        python = '"$WITHOUT_TORCH"' if file == "run.py" else "python"
-        lines.append(f"{python} {file}")
+        elif language == "python" and not content.startswith("_base_"):
+            file = name[1] if name else "plain.py"
+            lines.append(f"cat > {file} <<'END'\n{content}END")
+            python = '"$WITHOUT_TORCH"' if file == "run.py" else "python"
+            lines.append(f"{python} {file}")
     return "\n".join(lines)
 
 
@@ -121,58 +122,66 @@ def set_up(clone: Path) -> None:
         (folder / stamp).touch()
 
 
-def journey(here: Path) -> tuple[Path, dict[str, str]]:
-    """Run the page. Returns the final folder and the output of each chapter."""
+def make_clone(here: Path) -> Path:
     clone = here / "dcnzoo"
     copy_sources(clone)
     set_up(clone)
-    names = [f"{number:04}.jpg" for number in range(1, 7)]
-    write_voc(clone / "data" / "fruits", fruits(here / "drawn", names, CLASSES))
-    bare = here / "bare"
-    bare.mkdir()
-    for entry in (entry for folder in site.getsitepackages() for entry in Path(folder).iterdir()):
-        if re.split(r"[.-]", entry.name)[0] in WITHOUT_TORCH:
-            (bare / entry.name).symlink_to(entry)
-    (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
-    # skip clone and install: both are done already
-    git = 'git() { test "$1" = clone && test -d "$3"; }\n'
-    pip = 'pip() { test "$*" = "install --group export"; }\n'
+    return clone
+
+
+def run_page(page: Path, clone: Path, functions: str = "", **variables: str) -> dict[str, str]:
+    """Type the page into a new shell in the clone. Returns the output of each chapter."""
     others = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES")  # of this process
     kept = {name: value for name, value in os.environ.items() if name not in others}
-    environment = {
-        **kept,
-        "ARGS": TINY["ARGS"],
-        "REPOSITORY": str(ROOT),
-        "WITHOUT_TORCH": str(make_environment(here / "without_torch", str(bare))),
-        "OMP_NUM_THREADS": "1",
-        "HOME": str(here),
-        "COLUMNS": "120",
-    }
+    environment = {**kept, **variables, "OMP_NUM_THREADS": "1", "HOME": str(clone.parent), "COLUMNS": "120"}
     done = subprocess.run(
-        ["bash"], input=git + pip + as_script(),
-        cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ["bash"], input=functions + as_script(page),
+        cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     chapters = re.split(r"^## (.*)\n", done.stdout, flags=re.MULTILINE)
     said: dict[str, str] = {}
     for heading, text in zip(chapters[1::2], chapters[2::2], strict=True):
         said[heading] = said.get(heading, "") + text
-    return clone, said
+    return said
+
+
+@pytest.mark.slow
+def test_readme(tmp_path):
+    clone = make_clone(tmp_path)
+    # the targets exist; running them takes minutes
+    make = 'make() { command make --dry-run "$@" > make.log; }\nsource .venv/bin/activate\n'
+    said = run_page(README, clone, make)
+    assert "no problems found" in said["Two commands"]
+    assert "Detections(" in said[""], "the five lines of Python"
+    assert (clone / "work_dirs/detections.png").stat().st_size
+    assert (clone / "work_dirs/explain.html").stat().st_size
 
 
 @pytest.mark.slow
 def test_first_steps(tmp_path):
     if not all(map(shutil.which, ("bash", "make", "git"))):
         pytest.skip("needs bash, make and git")
-    folder, said = journey(tmp_path)
+    folder = make_clone(tmp_path)
+    names = [f"{number:04}.jpg" for number in range(1, 7)]
+    write_voc(folder / "data" / "fruits", fruits(tmp_path / "drawn", names, CLASSES))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for entry in (entry for packages in site.getsitepackages() for entry in Path(packages).iterdir()):
+        if re.split(r"[.-]", entry.name)[0] in WITHOUT_TORCH:
+            (bare / entry.name).symlink_to(entry)
+    (bare / "dcnzoo").symlink_to(folder / "dcnzoo")
+    without_torch = str(make_environment(tmp_path / "without_torch", str(bare)))
+    pip = 'pip() { test "$*" = "install --group export"; }\n'  # installed already
+    said = run_page(PAGE, folder, pip, ARGS=TINY["ARGS"], WITHOUT_TORCH=without_torch)
     assert "no problems found" in said["Installation"]
     assert "-m pip" not in said["Installation"], "make setup found everything done"
 
     output = said["Run the demo"]
     assert re.search(r"│ v2 +│", output) and "page: work_dirs/demo/index.html" in output
     assert "Sampling positions, v2" in (folder / "work_dirs/demo/index.html").read_text()
-    assert (folder / "found/00000.png").stat().st_size and (folder / "explain.html").stat().st_size
-    assert json.loads((folder / "found/detections.json").read_text())["categories"]
+    assert (folder / "detections/00000.png").stat().st_size and (folder / "explain.html").stat().st_size
+    assert json.loads((folder / "detections/detections.json").read_text())["categories"]
     assert said["Use a deformable layer in your network"] == "(2, 32, 32, 48)\n"
 
     train = json.loads((folder / "data/fruits/train.json").read_text())

@@ -23,6 +23,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_flip
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
@@ -34,11 +35,18 @@ from torch.utils.data import Dataset
 
 from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab import training
 from dcnzoo.openmmlab.checkpoints import CheckpointError, damage, load_file, seal
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ProgressHook
+from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
+from dcnzoo.openmmlab.runner import config_file, load_config, read_config_file
+from dcnzoo.openmmlab.training import set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
+from dcnzoo.utils.progress import TimeLeft, make_progress
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_damage_is_noticed(tmp_path):
@@ -429,6 +437,14 @@ def test_channels_last(tmp_path):
         assert not plain["layers.1.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_channels_last_is_the_default_on_a_cpu():
+    config = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
+    expected = "ChannelsLastHook" if get_device() == "cpu" else None
+    for options, kind in (({}, expected), ({"channels_last": False}, None), ({"launcher": "pytorch"}, None)):
+        hook = load_config(config, work_dir="unused", **options).default_hooks.channels_last
+        assert (hook and hook.type) == kind
+
+
 # Losses
 
 
@@ -482,6 +498,104 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
     make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
     assert file.getvalue() == ""
+
+
+def test_a_line_every_half_minute_where_there_is_no_terminal(tmp_path, monkeypatch):
+    runner = make_runner(tmp_path, "lines", custom_hooks=[ProgressHook(Console(file=io.StringIO()))])
+    clock = itertools.count(step=20)
+    monkeypatch.setattr(
+        "dcnzoo.openmmlab.hooks.progress.time", SimpleNamespace(monotonic=lambda: next(clock))
+    )
+    runner.train()
+    log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
+    lines = re.findall(r"INFO - (train|validate) (\d+)/\d+(?:, loss [\d.]+)?, (\d:\d\d:\d\d) left", log)
+    assert [step for name, step, _ in lines if name == "train"] == ["1", "3", "5", "8", "10", "12"]
+    assert {name for name, *_ in lines} == {"train", "validate"}
+    assert lines[:2] == [("train", "1", "0:03:40"), ("train", "3", "0:03:00")], "20 s per step"
+
+
+def test_remaining_time_from_the_first_step_on():
+    """Also for a resumed training, and for steps of more than half a minute."""
+    seconds = 0.0
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = make_progress(console, auto_refresh=False, get_time=lambda: seconds)
+    bar = progress.add_task("train", total=20, completed=10, first=10, note="")
+    task = progress.tasks[0]
+    assert TimeLeft().render(task).plain == "-:--:-- left"
+    seconds = 40.0
+    progress.update(bar, completed=11)
+    assert TimeLeft().render(task).plain == "0:06:00 left"
+
+
+# Options of dcnzoo train
+
+
+def schedule(**changes):
+    cfg = read_config_file(ROOT / "configs/dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", changes)
+    return cfg, cfg.param_scheduler
+
+
+def test_epochs_scale_the_schedule():
+    cfg, (warm_up, steps) = schedule(**{"train_cfg.val_begin": 8})
+    text = set_up_training(cfg, epochs=3)
+    assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_begin) == (3, 2)
+    assert (warm_up.begin, warm_up.end, steps.end, steps.milestones) == (0, 125, 3, [2, 3])
+    assert "max_epochs 12 → 3" in text and "LinearLR.end 500 → 125" in text and "\n" not in text
+    cfg, (warm_up, steps) = schedule()
+    set_up_training(cfg, epochs=36)
+    assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])
+    config = config_file("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py")
+    for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
+        cfg = read_config_file(config)
+        set_up_training(cfg, epochs=epochs)
+        cosine = cfg.param_scheduler[1]
+        assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
+    cfg, _ = schedule(train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9})
+    with pytest.raises(UserError, match=r"^--epochs: expected .*max_epochs.*'max_iters': 9"):
+        set_up_training(cfg, epochs=3)
+
+
+def test_batch_size_and_learning_rate():
+    cfg = read_config_file(config_file("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"))
+    text = set_up_training(cfg, batch_size=5, lr=0.001)
+    assert cfg.train_dataloader.batch_size == 5 and cfg.optim_wrapper.optimizer.lr == 0.001
+    assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"
+    assert text.startswith("batch_size 32 → 5, lr 0.004 → 0.001")
+    del cfg.optim_wrapper.optimizer["lr"]
+    with pytest.raises(UserError, match=r"^--lr: "):
+        set_up_training(cfg, lr=0.1)
+
+
+def test_patience_and_loggers(monkeypatch):
+    cfg, _ = schedule()
+    for patience in (3, 4):  # the config of a work directory already has the hook
+        set_up_training(cfg, patience=patience)
+    (hook,) = cfg.custom_hooks
+    assert (hook.type, hook.monitor, hook.patience) == ("EarlyStoppingHook", "coco/bbox_mAP", 4)
+    cfg.default_hooks.checkpoint.save_best = "other/metric"
+    set_up_training(cfg, patience=4)
+    assert cfg.custom_hooks[0].monitor == "other/metric"
+    cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
+    with pytest.raises(UserError, match=r"^--patience: .*CocoMetric"):
+        set_up_training(cfg, patience=4)
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^--logger: .*pip install wandb"):
+        set_up_training(cfg, logger="wandb")
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    for _ in range(2):
+        set_up_training(cfg, logger="tensorboard")
+    assert [b["type"] for b in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
+
+
+def test_resuming_from_weights_alone(tmp_path):
+    train(tmp_path / "first", "first", epochs=1)
+    checkpoint = torch.load(tmp_path / "first/epoch_1.pth", weights_only=False)
+    torch.save({"state_dict": checkpoint["state_dict"], "meta": {}}, tmp_path / "published.pth")
+    file = str(tmp_path / "published.pth")
+    runner = make_runner(tmp_path / "second", "second", load_from=file, resume=True)
+    runner.register_hook(LoadCheckpointHook(fine_tune=True))
+    with pytest.raises(UserError, match=rf"^--resume: expected .*{file}, which has only weights: "):
+        runner.train()
 
 
 def test_user_errors_become_one_line(tmp_path):

@@ -31,11 +31,7 @@ def examples(test):
     fixed = "DCNZOO_FUZZ_EXAMPLES" not in os.environ
     health = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors)
     return settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=fixed,
-        database=None,
-        suppress_health_check=health,
+        max_examples=EXAMPLES, deadline=None, derandomize=fixed, database=None, suppress_health_check=health
     )(test)
 
 

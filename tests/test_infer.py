@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import dcnzoo
+from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
 
@@ -103,6 +104,44 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
         assert re.search(line, output) and f"{image['file_name']}: {len(found)} found" in output
 
 
+def test_options_of_the_output(tmp_path):
+    """--json and --txt write only their files; they contain what the other options keep."""
+    cv2.imwrite(str(tmp_path / "a.png"), draw_image(ShapesSpec(), "val", 0)[0])
+    whole = dcnzoo.load(DEMO_MODEL)(tmp_path / "a.png")
+    name = whole.names[1]
+    chosen = ["--classes", name, "--max-detections", 1, "--tile", 128]
+    out = tmp_path / "out"
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", "--out", out, "--json", "--txt", *chosen)
+    assert status == 0 and sorted(file.name for file in out.iterdir()) == ["a.txt", "detections.json"]
+    (annotation,) = json.loads((out / "detections.json").read_text())["annotations"]
+    best = whole.select(np.array(whole.names) == name).select(slice(1))
+    assert annotation["category_id"] == best.labels[0] + 1
+    label, *values = (out / "a.txt").read_text().split()
+    x1, y1, x2, y2 = best.boxes[0] / 128
+    expected = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, best.scores[0]]
+    assert int(label) == best.labels[0]
+    np.testing.assert_allclose([*map(float, values)], expected, atol=1e-5)
+    assert f"written: {out}/a.txt and {out}/detections.json" in output
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", "--out", out, "--classes", "zebra")
+    assert status == 1 and "zebra" in output.splitlines()[-1] and len(output.splitlines()) == 1
+
+
+def test_a_video_of_ten_frames(tmp_path):
+    video = cv2.VideoWriter(str(tmp_path / "x.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
+    assert video.isOpened()
+    for number in range(10):
+        video.write(draw_image(ShapesSpec(), "val", number)[0])
+    video.release()
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "x.avi", "--out", tmp_path / "out")
+    assert status == 0 and f"written: 10 pictures in {tmp_path}/out" in output
+    assert len([*(tmp_path / "out").glob("x*.png")]) == 10
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [
+        f"{tmp_path}/x.avi#{i}" for i in range(1, 11)
+    ]
+    assert len(content["annotations"]) > 10
+
+
 @pytest.mark.parametrize("command", ["infer", "explain"])
 def test_an_image_of_which_nothing_is_left(run, folder, tmp_path, command):
     cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 4000, 3), np.uint8))
@@ -149,11 +188,11 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     wrong = [tmp_path / "cut.jpg", tmp_path / "huge.png", folder / "text.png"]
     status, output = run("infer", "a.png", *wrong, "b/a.png", "--out", tmp_path / "out")
     assert status == 1
-    lines = output.splitlines()[-3:]
-    assert all(line.startswith("error: image: ") for line in lines)
-    assert (
-        all(str(file) in line for line, file in zip(lines, wrong, strict=True)) and "3600000000" in lines[1]
-    )
+    skipped = [line for line in output.splitlines() if line.startswith("skipped: image: ")]
+    listed = output.partition("skipped images:\n")[2].splitlines()[:3]
+    for lines in (skipped, listed):
+        assert all(str(file) in line for line, file in zip(lines, wrong, strict=True))
+    assert "3600000000" in skipped[1]
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
     assert "2 pictures" in output

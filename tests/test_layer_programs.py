@@ -171,24 +171,6 @@ def test_fx_traces_a_network_with_the_layer_as_a_leaf(name):
         torch.testing.assert_close(fx.symbolic_trace(layer, concrete_args=concrete)(*given), layer(*given))
 
 
-# the other functions are traced with their layers
-FUNCTIONS = {
-    "mask_softmax2d": (lambda m: dcnzoo.ops.mask_softmax2d(m, 3), lambda: (torch.randn(2, 18, 4, 5),)),
-    "nms": (lambda b, s: dcnzoo.ops.nms(b, s, 0.3), lambda: (BOXES[:, 1:], torch.rand(3))),
-    "flash_deform_attn": (
-        lambda v, sh, st, a: dcnzoo.ops.flash_deform_attn(v, sh, st, a),
-        lambda: (torch.randn(2, 26, 2, 4), SHAPES, STARTS, torch.rand(2, 6, 2, 18)),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_fx_traces_functions(name):
-    function, inputs = FUNCTIONS[name]
-    given = inputs()
-    torch.testing.assert_close(fx.symbolic_trace(function)(*given), function(*given))
-
-
 # torch.jit.script
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -17,12 +16,7 @@ from dcnzoo import layers
 from .modules import randomise, shapes
 
 SIZE = (7, 9, 5)
-GEOMETRY = {
-    "kernel_size": (3, 2, 1),
-    "stride": (2, 1, 2),
-    "padding": (1, 2, 0),
-    "dilation": (1, 2, 1),
-}
+GEOMETRY = {"kernel_size": (3, 2, 1), "stride": (2, 1, 2), "padding": (1, 2, 0), "dilation": (1, 2, 1)}
 OUTPUT_PADDING = (1, 0, 1)
 PREDICTED = ("conv_offset.weight", "conv_offset.bias")
 
@@ -123,25 +117,6 @@ def test_shapes_and_repr(rank, transposed):
     }
     assert f"kernel_size={kernel}" in repr(pack)
     assert all(f"{name}={value}" in repr(pack) for name, value in options.items())
-
-
-@pytest.mark.parametrize(("rank", "transposed"), [(1, False), (2, False), (2, True)])
-def test_compiles_and_exports_with_dynamic_sizes(rank, transposed):
-    pack = randomise(make_pack(rank, transposed, **OPTIONS["v2 softmax"]), 0.1)
-    torch._dynamo.reset()
-    frames = CompileCounterWithBackend("eager")
-    programs = [torch.compile(pack, fullgraph=True, dynamic=True, backend=frames)]
-    if rank == 2:
-        batch, height = torch.export.Dim("batch", min=2), torch.export.Dim("height", min=4)
-        exported = torch.export.export(
-            pack, (torch.randn(3, 4, 9, 5),), dynamic_shapes=({0: batch, 2: height},)
-        )
-        programs.append(exported.module())
-    for batch, size in ((3, 9), (2, 7), (4, 8)):
-        input = torch.randn(batch, 4, size, 5) if rank == 2 else torch.randn(batch, 4, size)
-        for program in programs:
-            torch.testing.assert_close(program(input), pack(input))
-    assert frames.frame_count == 1
 
 
 def test_from_the_meta_device_and_by_torchs_utilities():
@@ -287,13 +262,3 @@ def test_memory_format_dtype_and_autocast():
     for other in (half, automatic):
         assert other.dtype == torch.bfloat16
         torch.testing.assert_close(other.float(), output, atol=0.02 * output.abs().max().item(), rtol=0)
-
-
-@pytest.mark.parametrize("scale", [1, 2])
-def test_mask_activations(scale):
-    mask = torch.randn(2, 12, 3)
-    torch.testing.assert_close(layers.MaskSigmoid(scale)(mask), scale * mask.sigmoid())
-    softmax = layers.MaskSoftmax(4, scale)(mask)
-    sums = softmax.view(2, 3, 4, 3).sum(2)
-    torch.testing.assert_close(sums, torch.full_like(sums, scale))
-    torch.testing.assert_close(softmax[1, 5, 2], scale * mask[1, 4:8, 2].softmax(0)[1])

@@ -38,7 +38,7 @@ from .zoo.test_weights import assert_same, build, version_1
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 DEFORMABLE = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
-OPTION = "model.backbone.dcn=True"
+OPTION = "model.backbone.dcn=v2"
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_moving_averages_of_a_resumed_run(tmp_path):
     average.before_run(runner)
     runner._resume = True
     state = {f"module.{key}": value for key, value in weights.items()} | {"steps": torch.tensor(3)}
-    content = {"state_dict": averages, "ema_state_dict": state, "meta": {}}
+    content = {"state_dict": averages, "ema_state_dict": state, "meta": {"epoch": 1, "iter": 3}}
     torch.save(content, tmp_path / "x.pth")
     runner.load_checkpoint(str(tmp_path / "x.pth"))
     assert_same(target.state_dict(), weights)

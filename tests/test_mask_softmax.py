@@ -29,9 +29,6 @@ def test_softmax_over_the_taps_of_each_group(rank, groups):
         part = slice(group * taps, (group + 1) * taps)
         exponentials = mask[:, part].exp()
         torch.testing.assert_close(result[:, part], exponentials / exponentials.sum(1, keepdim=True))
-    torch.testing.assert_close(torch.jit.script(function_of(rank))(mask, KERNEL[rank]), result)
-    leaf = mask.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda m: function_of(rank)(m, KERNEL[rank]), leaf, fast_mode=True)
 
 
 def test_one_number_is_every_axis_also_compiled():

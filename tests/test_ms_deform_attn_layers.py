@@ -234,11 +234,20 @@ def test_refuses_input(name, shape):
         alone()(*inputs(dtype=torch.float32)[:3], SIZES)
 
 
-def test_the_official_arguments():
-    """Deformable DETR's names and order, and ViT-Adapter's ratio. See test_official_layers.py."""
-    official = MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=0.5)
-    assert official.value_proj.out_features == 6
+@pytest.mark.parametrize(("reference", "ratio"), [(2, 1.0), (4, 0.5)])
+def test_the_official_arguments(reference, ratio):
+    """Deformable DETR's names and order, and ViT-Adapter's ratio."""
+    official = randomise(MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=ratio)).double()
+    assert official.value_proj.out_features == 12 * ratio
     assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
+    layer = alone(value_proj_ratio=ratio).double()
+    layer.load_state_dict(official.state_dict())
+    given = inputs(reference=reference)
+    names = ("query", "reference_points", "input_flatten", "input_spatial_shapes", "input_level_start_index")
+    expected = layer(*given)
+    named = dict(zip((*names, "input_padding_mask"), given, strict=True))
+    torch.testing.assert_close(official(*given), expected, rtol=0, atol=0)
+    torch.testing.assert_close(official(**named), expected, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: "):
         MSDeformAttn(12, n_heads=4, ratio=0.25)
 

@@ -1,7 +1,7 @@
 """Layers of the official releases: names and shapes of their state dicts, and their results.
 
-The formulas follow the papers and the official layers' documented arguments. They are plain PyTorch
-(``F.grid_sample``) and functions of a state dict.
+The formulas follow the papers and the official layers' documented arguments. They are functions of a state
+dict. ``test_ms_deform_attn_layers.py`` tests ``MSDeformAttn``.
 """
 
 import math
@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.ops import reference
 
 C, GROUPS, KERNEL = 12, 3, 3
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
@@ -42,27 +42,11 @@ def depthwise(state, name, x):  # [N, H, W, C] -> [N, C, H, W]
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[2] // 2, groups=C)
 
 
-def sample(maps, x, y):
-    """Sample [B, c, H, W] at x and y [B, Q, P], in pixels. Returns [B, c, Q, P], zero outside."""
-    height, width = maps.shape[2:]
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
 def aggregate(value, offset, mask, dilation, scale, remove_center):
     """DCNv3's sum: value [N, H, W, C], offset [N, H, W, G, P, 2] as (x, y), mask [N, H, W, G, P]."""
-    batch, height, width, channels = value.shape
-    per_axis = (torch.arange(KERNEL) - KERNEL // 2) * dilation
-    grid_x, grid_y = (axis.flatten() for axis in torch.meshgrid(per_axis, per_axis, indexing="ij"))
-    if remove_center:
-        keep = torch.arange(KERNEL**2) != KERNEL**2 // 2
-        grid_x, grid_y = grid_x[keep], grid_y[keep]
-    x = torch.arange(width)[:, None, None] + (grid_x + offset[..., 0]) * scale
-    y = torch.arange(height)[:, None, None, None] + (grid_y + offset[..., 1]) * scale
-    maps = value.permute(0, 3, 1, 2).unflatten(1, (GROUPS, -1)).flatten(0, 1)  # [N·G, c, H, W]
-    x, y, mask = (t.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1) for t in (x, y, mask))
-    summed = (sample(maps, x, y) * mask[:, None]).sum(-1)  # [N·G, c, H·W]
-    return summed.reshape(batch, channels, height, width).permute(0, 2, 3, 1)
+    geometry = [(number, number) for number in (KERNEL, 1, dilation * (KERNEL // 2), dilation)]
+    fields = offset.flatten(3), mask.flatten(3)
+    return reference.dcnv3(value, *fields, *geometry, GROUPS, C // GROUPS, scale, remove_center)
 
 
 def blend_center(state, x, value, query):
@@ -122,9 +106,8 @@ def test_dcnv3(center_feature_scale, remove_center, norm, act, activation):
     compare(layer, state, normal(2, 7, 9, C), dcnv3, 2, 1.5, remove_center, norm, activation)
 
 
-def compare(layer, state, x, formula, *arguments, call=None):
+def compare(layer, state, x, formula, *arguments):
     """Compare outputs and gradients of a layer with the weights ``state`` with those of the formula."""
-    call = call or layer
     layer.load_state_dict(state)  # strict
     assert {name: value.shape for name, value in layer.state_dict().items()} == {
         name: value.shape for name, value in state.items()
@@ -134,10 +117,7 @@ def compare(layer, state, x, formula, *arguments, call=None):
     leaves = [state[name].requires_grad_() for name in names]
     x.requires_grad_()
     results = []
-    for output, parameters in (
-        (call(x), list(layer.parameters())),
-        (formula(state, x, *arguments), leaves),
-    ):
+    for output, parameters in ((layer(x), list(layer.parameters())), (formula(state, x, *arguments), leaves)):
         results.append([output, *torch.autograd.grad(output.sin().sum(), [x, *parameters])])
     torch.testing.assert_close(*results, **TOLERANCE)
 
@@ -186,77 +166,8 @@ def test_dcnv4(dw_kernel_size, center_feature_scale, remove_center, output_bias,
     state, x = official(shapes), normal(2, 7, 9, C)
     compare(layer, state, x, dcnv4, 2, 0.5, remove_center)
     with torch.no_grad():  # the official input format
+        assert torch.equal(layer(x, (7, 9)), layer(x))
         torch.testing.assert_close(layer(x.flatten(1, 2), (7, 9)), layer(x).flatten(1, 2), **TOLERANCE)
         torch.testing.assert_close(layer(x[:, :, :7].flatten(1, 2)), layer(x[:, :, :7]).flatten(1, 2))
     with pytest.raises(TypeError, match="kernel_sise"):
         DCNv4(C, kernel_sise=3)
-
-
-SIZES = ((6, 9), (3, 5))
-
-
-def ms_deform_attn(state, query, points, input_flatten, sizes, mask, heads, samples):
-    batch, queries, _ = query.shape
-    value = apply_linear(state, "value_proj", input_flatten)
-    if mask is not None:
-        value = value.masked_fill(mask[..., None], 0)
-    counts = (heads, len(sizes), samples)
-    offsets = apply_linear(state, "sampling_offsets", query).unflatten(-1, (*counts, 2))
-    weights = apply_linear(state, "attention_weights", query).unflatten(-1, (heads, -1)).softmax(-1)
-    weights = weights.unflatten(-1, counts[1:])
-    output, start = 0, 0
-    for level, (height, width) in enumerate(sizes):
-        extent = torch.tensor([width, height])
-        point = points[:, :, None, level, None]  # [N, Q, 1, 1, 2 or 4]
-        shift = offsets[:, :, :, level]  # [N, Q, heads, samples, 2]
-        if point.shape[-1] == 2:
-            place = point + shift / extent
-        else:
-            place = point[..., :2] + shift / samples * point[..., 2:] * 0.5
-        maps = value[:, start : start + height * width].transpose(1, 2).unflatten(1, (heads, -1))
-        maps = maps.flatten(0, 1).unflatten(-1, (height, width))
-        x, y = (place * extent - 0.5).permute(0, 2, 1, 3, 4).flatten(0, 1).unbind(-1)  # [N·heads, Q, samples]
-        weight = weights[:, :, :, level].permute(0, 2, 1, 3).flatten(0, 1)
-        output = output + (sample(maps, x, y) * weight[:, None]).sum(-1)
-        start += height * width
-    return apply_linear(state, "output_proj", output.reshape(batch, -1, queries).transpose(1, 2))
-
-
-@pytest.mark.parametrize(
-    ("coordinates", "masked", "ratio"), [(2, True, 1.0), (4, False, 0.5), (4, True, 1.0)]
-)
-def test_ms_deform_attn(coordinates, masked, ratio):
-    """``FlashDeformAttn`` of DCNv4 has the same parameters and formula."""
-    heads, samples, inner = 3, 4, int(C * ratio)
-    rows = heads * len(SIZES) * samples
-    state = official(
-        linear(
-            sampling_offsets=(rows * 2, C),
-            attention_weights=(rows, C),
-            value_proj=(inner, C),
-            output_proj=(C, inner),
-        )
-    )
-    query, input_flatten = normal(2, 7, C), normal(2, 69, C)
-    points = torch.rand(2, 7, len(SIZES), coordinates, dtype=torch.float64) * 1.4 - 0.2
-    mask = torch.rand(2, 69) < 0.3 if masked else None
-    layer = MSDeformAttn(C, len(SIZES), heads, samples, ratio=ratio).double()
-    shapes, starts = torch.tensor(SIZES), torch.tensor([0, 54])
-
-    def formula(state, query):
-        return ms_deform_attn(state, query, points, input_flatten, SIZES, mask, heads, samples)
-
-    def call(query):
-        by_position = layer(query, points, input_flatten, shapes, starts, mask)
-        by_name = layer(
-            query=query,
-            reference_points=points,
-            input_flatten=input_flatten,
-            input_spatial_shapes=shapes,
-            input_level_start_index=starts,
-            input_padding_mask=mask,
-        )
-        assert torch.equal(by_position, by_name)
-        return by_name
-
-    compare(layer, state, query, formula, call=call)

@@ -126,15 +126,6 @@ def test_every_kind_of_layer(tmp_path):
     assert modulation == [[], [0.5, 0, 0], [pytest.approx(1 / 9), 0, 0], [0, 1, 0]]
 
 
-def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
-    seen = []
-    hook = Watching(lambda runner: seen.append(runner.model.layers["DCN"].track_offsets), "before")
-    runner = train(tmp_path, Model("DCN"), [0, 0, 3, 0, 0, 0, 0], interval=3, hooks=[hook])
-    assert seen == [False, False, True, False, False, True, False]
-    assert not runner.model.layers["DCN"].track_offsets
-    assert list(rows(tmp_path)) == [3, 6]
-
-
 def dim(runner):
     if runner.iter + 1 == 3:
         runner.model.masks = (-10.0,) * 9

@@ -1,12 +1,10 @@
 """Control of predicted offsets: their limit, statistics and learning rate."""
 
-import copy
 import math
 
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from dcnzoo.layers import (
     DCNv3,
@@ -14,7 +12,6 @@ from dcnzoo.layers import (
     OffsetConv1d,
     OffsetConv2d,
     OffsetConv3d,
-    PackedDeformConv1d,
     PackedDeformConv2d,
     PackedDeformConv3d,
     PackedDeformConvTranspose2d,
@@ -98,43 +95,6 @@ def test_statistics_by_hand():
     track_offsets(model, False)
     pack(input)
     assert offset_statistics(model) == {}
-
-
-def test_statistics_keep_no_graph_and_change_nothing():
-    torch.manual_seed(0)
-    pack = PackedDeformConv1d(3, 4, 3)
-    nn.init.normal_(pack.conv_offset.weight)
-    tracked = copy.deepcopy(pack)
-    track_offsets(tracked)
-    input = torch.randn(2, 3, 9)
-    gradients = []
-    for layer in (pack, tracked):
-        output = layer(input)
-        output.sum().backward()
-        gradients.append([parameter.grad for parameter in layer.parameters()])
-    assert tracked._last_offsets.grad_fn is None and tracked._last_offsets.shape == (3,)
-    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-    assert list(tracked.state_dict()) == list(pack.state_dict())
-    assert not list(tracked.buffers())
-
-
-def test_statistics_in_a_compiled_a_scripted_and_an_exported_pack():
-    pack = PackedDeformConv2d(3, 4, 3, modulated=True)
-    nn.init.normal_(pack.conv_offset.weight)
-    track_offsets(pack)
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(pack, fullgraph=True, dynamic=True, backend=counter)
-    for size in (8, 9, 11):
-        input = torch.randn(2, 3, size, size + 1)
-        pack(input)
-        expected = offset_statistics(pack)[""]
-        pack._last_offsets = None
-        compiled(input)
-        assert offset_statistics(pack)[""] == pytest.approx(expected)
-    assert counter.frame_count <= 2  # a second compilation once statistics exist
-    for program in (torch.jit.script(pack), torch.export.export(pack, (input,)).module()):
-        torch.testing.assert_close(program(input), pack(input))
 
 
 # Learning rate and start

@@ -6,7 +6,6 @@ import io
 
 import pytest
 import torch
-import torch._dynamo.testing
 from torch.func import grad, vmap
 
 import dcnzoo.ops

@@ -209,23 +209,6 @@ def test_configs_and_tools_are_in_the_package(tree):
     assert os.access(mim / "tools/dist_train.sh", os.X_OK)
 
 
-def test_versions_agree():
-    setup_py, project = (ROOT / "setup.py").read_text(), (ROOT / "pyproject.toml").read_text()
-    major, minor = re.search(r"MIN_TORCH = \((\d+), (\d+)\)", setup_py).groups()
-    assert f'dependencies = ["torch>={major}.{minor}", ' in project
-    assert f'TORCH_TARGET = "0x{int(major):02x}{int(minor):02x}000000000000"' in setup_py
-    (pin,) = re.findall(r'^torch = \["(torch==.*)"\]$', project, re.MULTILINE)
-    (build,) = re.findall(r"^requires = (.*)$", project, re.MULTILINE)
-    assert f'"{pin}"' in build, "an isolated build is the build that is tested"
-    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
-    (opencv,) = re.findall(r'"opencv-python-headless==(.*)"', project)
-    assert (ROOT / ".ci/opencv-python/pyproject.toml").read_text().count(opencv) == 2
-    (openmmlab,) = re.findall(r"^openmmlab = \[(.*)\]$", project, re.MULTILINE)
-    (extra,) = re.findall(r"^mmdet = \[(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
-    assert all(pin in extra for pin in openmmlab.split(", "))
-    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
-
-
 # The compiled libraries of this working tree, as in a wheel
 
 LIBRARIES = sorted((ROOT / "dcnzoo" / "ops").glob("_C_*.so"))
@@ -310,5 +293,3 @@ def test_what_a_wheel_has(wheel):
     package = ROOT / "dcnzoo"
     templates = {f"dcnzoo/{path.relative_to(package)}" for path in package.rglob("*.html")}
     assert templates | {"dcnzoo/py.typed", "dcnzoo/ops/fused/configs.json"} <= set(contents)
-    here = [os.fsencode(path) for path in (ROOT, wheel.parent, sys.prefix)]
-    assert [name for name, content in contents.items() if any(path in content for path in here)] == []

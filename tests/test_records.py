@@ -1,7 +1,6 @@
 """Rows of results are written completely or not at all, and none is lost."""
 
 import json
-import multiprocessing
 
 import pytest
 import torch
@@ -24,22 +23,6 @@ def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
     append_row(path, {"a": 3})
     assert rows(path) == [{"a": 1, "text": "zwei\nZeilen – ±"}, {"a": 3}]
     assert not list(path.parent.glob(".*partial"))
-
-
-def _append(path, first):
-    for number in range(first, first + 20):
-        append_row(path, {"number": number})
-
-
-def test_processes_lose_nothing(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_append, args=(path, 20 * i)) for i in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert sorted(row["number"] for row in rows(path)) == list(range(80))
 
 
 def test_what_a_row_says():

@@ -20,8 +20,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.report import Instances, trace_sampling
+from dcnzoo.export import Detections
+from dcnzoo.report import trace_sampling
 from dcnzoo.report.detector import ValidationRunner
+from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.history import History
 from dcnzoo.report.report import (
     TrainedRun,
@@ -134,7 +136,9 @@ def test_report_of_a_run(make_run, monkeypatch):
     for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>585,806"):
         assert figure in html
     assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
-    assert html.count('class="picture"') == 3, "detections, traced points, points of each layer"
+    assert html.count('class="picture"') == 2, "traced points, points of each layer"
+    assert html.count("<figcaption>ground truth</figcaption>") == 5 and "AP below 0.1" not in html
+    assert [part in html for part in ("<h2>Errors by class</h2>", "first 6 validation")] == [True, True]
     drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
 
@@ -143,12 +147,12 @@ def test_report_of_a_run(make_run, monkeypatch):
         write_report([folder])
     monkeypatch.chdir(folder / "2026_0")
     for arguments, status, named in (
-        (["nowhere"], 1, "nowhere"),
+        (["nowhere"], 2, "nowhere"),
         (["."], 1, "config"),
         ([".", "--num-images", "-1"], 2, "--num-images"),
         ([".", "--labels", "a", "--labels", "b"], 2, "--labels"),
-        ([".", ".", "--checkpoint", "x"], 2, "--checkpoint"),
-        (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
+        ([".", ".", "--checkpoint", log.name], 2, "--checkpoint"),
+        (["..", "--checkpoint", "x.pth"], 2, "x.pth"),
     ):
         assert named in error_of("report", *arguments, status=status)
 
@@ -192,7 +196,8 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     detector = ValidationRunner(cfg, folder / "epoch_2.pth")
     small, large = plain.predict(1), detector.predict(1)
     assert small.image_size == (128, 128) and large.image_size == pytest.approx((448 / 2.5, 224 / 1.5))
-    assert np.array_equal(small.image, large.image) and np.array_equal(small.truth.boxes, large.truth.boxes)
+    for part in ("image", "boxes"):
+        assert np.array_equal(getattr(small.truth, part), getattr(large.truth, part))
     assert small.truth.masks.shape == large.truth.masks.shape == (len(small.truth.labels), 128, 128)
     file = json.loads((data / "annotations" / "val.json").read_text())
     boxes = [a["bbox"] for a in file["annotations"] if a["image_id"] == file["images"][1]["id"]]
@@ -209,13 +214,45 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     assert (points.mean(0) - torch.tensor([64.0, 32.0])).abs().max() <= max(apart)
 
 
+def made(boxes, labels, scores=None, size=(20, 60)):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    scores = np.ones(len(boxes)) if scores is None else np.array(scores)
+    return Detections(boxes, scores, np.array(labels, int), None, ("a", "b"), np.zeros((*size, 3), np.uint8))
+
+
 def test_places_of_boxes():
-    boxes = np.array([[0.0, 0, 20, 10], [30, 12, 34, 16], [50, 0, 50, 9]])
-    places = locations(Instances(boxes, np.array([1, 0, 0])), (20, 60), ("a", "b"))
+    places = locations(made([[0.0, 0, 20, 10], [30, 12, 34, 16], [50, 0, 50, 9]], [1, 0, 0]))
     assert list(places) == ["b, the largest", "a, the smallest", "background"]
     y, x = places["b, the largest"]
     assert 4 <= y <= 5 and 4 <= x <= 15
     y, x = places["a, the smallest"]
     assert 12 < y < 16 and 30 < x < 34
-    assert locations(Instances(np.zeros((0, 4)), np.zeros(0, int)), (5, 8), ()).keys() == {"background"}
-    assert "background" not in locations(Instances(np.array([[0, 0, 8, 5]]), np.array([0])), (5, 8), ("a",))
+    assert locations(made([], [], size=(5, 8))).keys() == {"background"}
+    assert "background" not in locations(made([[0, 0, 8, 5]], [0], size=(5, 8)))
+
+
+def test_precision_and_confusion():
+    """Worked by hand: a wrong class, a missed object, a detection of nothing, and an ignored object."""
+    box, far, crowd = [0, 0, 10, 10], [30, 0, 40, 10], [0, 12, 60, 20]
+    first = [dict(bbox=box, bbox_label=0, ignore_flag=0), dict(bbox=far, bbox_label=1, ignore_flag=0)]
+    second = [dict(bbox=box, bbox_label=0, ignore_flag=0), dict(bbox=crowd, bbox_label=0, ignore_flag=1)]
+    found = [
+        made([box, [30, 0, 40, 9], [50, 0, 60, 9]], [0, 0, 1], [0.9, 0.8, 0.7]),
+        made([[1, 13, 9, 19], box], [0, 0], [0.6, 0.2]),
+    ]
+    result = evaluate([first, second], found, 3, threshold=0.3)
+    assert result.confusion.tolist() == [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
+    assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
+    assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
+    assert result.images == 2
+    empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
+    assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()
+
+
+@pytest.mark.parametrize(
+    ("step", "ap", "said"), [(40, 0.05, "is normal"), (9000, 0.05, "is unusual"), (9000, 0.2, None)]
+)
+def test_whether_a_low_ap_is_normal(make_run, step, ap, said):
+    html = render_runs([TrainedRun.read(make_run(logs=[[(step, 1, 5.0), (1, ap)]]))], {})
+    assert (f"{step:,} iterations {said}" in html) if said else ("AP below" not in html)

@@ -155,10 +155,3 @@ def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
     assert output.isfinite().all() and not output[0, :, 1, 1].any()
     assert output.any() and grad_maps.isfinite().all() and grad_offset.isfinite().all()
     assert not grad_offset[0, :, 1, 1].any() and grad_offset.any()
-
-
-def test_each_roi_reads_its_own_image():
-    maps = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4)
-    rois = torch.tensor([[2, 0, 0, 4, 4], [0, 0, 0, 4, 4], [1, 0, 0, 4, 4.0]])
-    assert roi_align(maps, rois, 1).flatten().tolist() == [3, 1, 2]
-    assert deform_roi_pool(maps, rois, torch.zeros(3, 2, 1, 1), 1).flatten().tolist() == [3, 1, 2]

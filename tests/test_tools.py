@@ -115,8 +115,9 @@ def test_test_time_augmentation(trained, tmp_path):
 
 
 def test_mixed_precision_on_the_cpu(data, tmp_path):
-    options = tiny(data, epochs=1)
-    output = commands.run("train", CONFIG, "--work-dir", tmp_path, "--amp", "--auto-scale-lr", *options)
+    options = ["--amp", "--auto-scale-lr", "--epochs", 1, "--lr", 0.003, "--patience", 1, *tiny(data)]
+    output = commands.run("train", CONFIG, "--work-dir", tmp_path, *options)
+    assert "changed: max_epochs 2 → 1, " in output and "lr 0.0015 → 0.003" in output
     losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
     assert losses and all(0 < float(loss) < 20 for loss in losses)
     weights = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]

@@ -1,23 +1,11 @@
-"""The private torch symbols that the operators use exist and work as expected. Only one module uses them."""
+"""The private torch symbols that the operators use exist, and each degrades alone."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
-import dcnzoo.ops
 from dcnzoo.ops import _torch_private as private
-
-
-def test_no_other_module_uses_private_symbols():
-    package = Path(dcnzoo.ops.__file__).parents[1]
-    for source in (*(package / "ops").rglob("*.py"), *(package / "layers").rglob("*.py")):
-        if source.name != "_torch_private.py":
-            used = re.findall(r"\btorch(?:\.\w+)*\._\w+", code := source.read_text())
-            assert [name for name in used if not name.startswith("torch.ops.dcnzoo.")] == [], source
-            assert re.findall(r"^from torch\S* import .*\b_\w+", code, re.MULTILINE) == [], source
 
 
 def test_nothing_is_missing():

@@ -63,6 +63,7 @@ def test_every_format_gives_the_same_objects(tmp_path, heading):
     config = Config.fromfile("fruits.py")
     masks = heading == "LabelMe"
     assert config.model.type == ("MaskRCNN" if masks else "FasterRCNN")
+    assert config.default_hooks.checkpoint.save_best == f"coco/{'segm' if masks else 'bbox'}_mAP"
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(config.train_dataloader.dataset)
     assert tuple(data.metainfo["classes"]) == CLASSES

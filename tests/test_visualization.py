@@ -7,14 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
-from dcnzoo.report import (
-    Instances,
-    SamplingField,
-    plot_detections,
-    plot_learning_curves,
-    record_sampling,
-    trace_sampling,
-)
+from dcnzoo.report import SamplingField, record_sampling, trace_sampling
+from dcnzoo.report.plots import plot_confusion, plot_curves, plot_precision_recall
 
 KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 3)
 INPUT = (9, 11)
@@ -131,6 +125,7 @@ def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     # the taps have the order of a convolution: first the upper left one, then the one on its right
     ends = field.without_offset().points
     assert ends[1, :, 0, 0].tolist() == [-2, 0] and (field.weight[4] == 0).all() == remove_center
+    assert torch.equal(field.points[4], ends[4]) == remove_center
     moved = field.points - ends
     assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
 
@@ -140,16 +135,6 @@ PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 
 def plain_field(height, width, offset=None):
     return make_field(offset, (3, 3), (height, width), input_size=(height, width), **PLAIN)
-
-
-def test_tracing_one_layer():
-    offset = torch.zeros(9, 2, 4, 8)
-    offset[5, :, 2, 3] = torch.tensor([0.5, -0.25])
-    # image of 16 × 16: a pixel of the map is 4 high and 2 wide
-    points, weight = trace_sampling([plain_field(4, 8, offset)], (2 * 4 + 1.5, 3 * 2 - 0.5), (16, 16))
-    assert points.shape == (9, 2) and torch.equal(weight, torch.ones(9))
-    torch.testing.assert_close(points[4], torch.tensor([8.0, 6.0]))  # the centre tap
-    torch.testing.assert_close(points[5], torch.tensor([8 + 0.5 * 4, 6 + 2 - 0.25 * 2]))
 
 
 def test_tracing_two_layers_follows_each_point():
@@ -168,36 +153,22 @@ def test_tracing_two_layers_follows_each_point():
         trace_sampling([], (0, 0), (8, 8))
 
 
-def instances(scores=None):
-    masks = np.zeros((2, 20, 30), bool)
-    masks[0, 2:8, 3:9] = True
-    boxes = np.array([[3.0, 2, 9, 8], [10, 5, 25, 18]])
-    return Instances(boxes, np.array([0, 1]), masks, scores)
-
-
-def test_detections_above_a_score_and_their_names():
-    kept = instances(np.array([0.4, 0.6])).above(0.5)
-    assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 30)
-    columns = {"truth": [instances()], "found": [instances(np.array([0.9, 0.2]))]}
-    image = np.zeros((20, 30, 3), np.uint8)
-    figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
-    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert texts == [["a", "b"], ["a 0.90"]]
-    _, tint = figure.axes[0].images
-    left, right, bottom, top = tint.get_extent()
-    y, x = tint.get_array()[..., 3].nonzero()
-    height, width = tint.get_array().shape[:2]
-    assert set(left + (x + 0.5) * (right - left) / width) == {*range(3, 9)}, "on the mask's pixels"
-    assert set(top + (y + 0.5) * (bottom - top) / height) == {*range(2, 8)}
-
-
 def test_learning_curves_draw_seeds_and_mean():
     steps = np.arange(1, 6)
     two, one = np.array([[1.0] * 5, [3.0] * 5]), np.array([[4.0] * 5])
-    curves = {"off": (steps, two), "v2": (steps, one)}
-    figure = plot_learning_curves({"loss": curves, "AP": {"off": (steps, two)}})
-    loss = figure.axes[0]
-    assert len(figure.axes) == 2 and len(loss.lines) == (2 + 1) + (1 + 1)
-    assert loss.lines[2].get_ydata().tolist() == [2.0] * 5
-    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["off", "v2"]
-    assert figure.axes[1].get_legend() is None, "one arm needs none"
+    figure = plot_curves("loss", {"off": (steps, two), "v2": (steps, one)})
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert len(axes.lines) == (2 + 1) + (1 + 1) and axes.lines[2].get_ydata().tolist() == [2.0] * 5
+    assert [t.get_text() for t in legend.get_texts()] == ["off", "v2"]
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1, "beside the curves"
+    assert not plot_curves("AP", {"off": (steps, two)}).legends, "one arm needs none"
+
+
+def test_curves_of_classes_and_confusion():
+    figure = plot_precision_recall("", {"a": np.full(101, 0.5), "b": np.zeros(101)})
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a  0.50", "b  0.00"]
+    figure = plot_confusion("", np.array([[3, 1], [0, 0]]), ["a", "none"])
+    (image,) = figure.axes[0].images
+    assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]], "shares of a row"
+    assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]

@@ -200,15 +200,14 @@ def train(runs: Sequence[Run], jobs: int, threads: int, console: Console) -> Non
     """Train the unfinished runs, ``jobs`` at a time with ``threads`` each, and show their progress."""
     waiting = [run for run in runs if not run.is_finished()]
     running: list[_Training] = []
-    # long period: progress is read from logs, which are written in steps
-    with make_progress(console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
+    with make_progress(console, disable=not console.is_terminal) as progress:
         bars = [progress.add_task(run.name, total=run.iterations, note="") for run in waiting]
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
                     running.append(_Training(run, _start(run, threads), bars.pop(0)))
-                    progress.reset(running[-1].bar)
+                    progress.reset(running[-1].bar, first=History.read(run.folder).iteration)
                 time.sleep(0.5)
                 for training in list(running):
                     ended = training.process.poll() is not None
@@ -311,7 +310,7 @@ def among_others(runs: Sequence[TrainedRun]) -> list[str]:
     return [
         f"In docs/study.md, v2 − off is {statistics.mean(committed):+.3f} mask AP on average over "
         f"{len(committed)} seeds ({min(committed):+.3f} to {max(committed):+.3f}); {smaller} of these "
-        "differences are smaller than the one of this run."
+        "differences are smaller than this run's."
     ]
 
 

@@ -18,7 +18,8 @@ INTRODUCTION = """\
 
 This page lists the configs of dcnzoo and the deformable configs of MMDetection {mmdet}, with their results
 and weights. `nox -s zoo` writes it from the metafiles of both packages; do not edit it.
-[The zoo](docs/zoo.md) explains how to use the models in a program, from a mirror and offline.
+[Use and reproduce published models](docs/zoo.md) explains how to load them in a program, from a mirror and
+offline.
 
 ```bash
 dcnzoo zoo list --dcn            # list the deformable models
@@ -29,8 +30,8 @@ dcnzoo zoo download NAME         # download the weights and verify the checksum
 and speed:
 
 - `published (…)`: the figures of the named publisher. dcnzoo has not measured them again.
-  [`dcnzoo reproduce`](docs/reproduce.md) evaluates the weights and compares the result with the published
-  one.
+  [`dcnzoo reproduce`](docs/zoo.md#reproduce-a-paper) evaluates the weights and compares the result with the
+  published one.
 - `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement. `±`
   is the standard deviation over seeds.
 
@@ -49,11 +50,11 @@ and speed:
 - *licence*: of the weights.
 """
 COLUMNS = (
-    *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
-    *("data", "box AP", "mask AP", "figures", "weights", "licence"),
+    *("config", "box AP", "mask AP", "CPU time", "deformable", "backbone", "parameters", "FLOPs", "schedule"),
+    *("memory", "speed", "data", "figures", "weights", "licence"),
 )
 # metadata entries that python -m benchmarks.models --zoo writes
-MEASURED = ("Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)")
+PARAMETERS, FLOPS, CPU_TIME = "Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)"
 MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
 
@@ -101,14 +102,15 @@ def rows_of(model: Model) -> Iterator[list[str]]:
         published = source.startswith("published")
         yield [
             link(model),
-            described.backbone,
+            *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
+            model.metadata.get(CPU_TIME, "–"),
             described.operators_text() or "none",
-            *(model.metadata.get(name, "–") for name in MEASURED),
+            described.backbone,
+            *(model.metadata.get(name, "–") for name in (PARAMETERS, FLOPS)),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             speed(model) if published else "–",
             data,
-            *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
             source,
             ", ".join(weights) or "–",
             model.licence or "–",

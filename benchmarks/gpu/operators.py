@@ -34,17 +34,21 @@ CONVOLUTIONS = [
 ATTENTIONS = [c for c in CASES if c.operator != "deform_conv2d" and c.name.endswith("-n2")]
 
 
-def contestants(operator: str) -> dict[str, Contestant]:
+def contestants(operator: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
+    """Return name -> (memory format of the input, contestant)."""
+    nchw = torch.contiguous_format
     if operator != "deform_conv2d":
-        found = {"compiled": lambda s, _: ours(operator, s, "compiled")}
         slow = RIVALS[operator].get("grid_sample")
-        return found | ({"torch": slow} if slow else {})
-    found = {"torchvision NCHW": RIVALS[operator]["torchvision"]}
+        rivals = {"torch": (nchw, slow)} if slow else {}
+        return {"compiled": (nchw, lambda s, _: ours(operator, s, "compiled")), **rivals}
+    listed: dict[str, tuple[torch.memory_format, Contestant]] = {
+        "torchvision NCHW": (nchw, RIVALS[operator]["torchvision"])
+    }
     for name, form in FORMATS.items():
         for backend in ("fused", "compiled"):
-            found[f"{backend} {name}"] = lambda s, _, f=form, b=backend: ours(operator, in_format(s, f), b)
-        found[f"cuDNN {name}"] = lambda s, _, f=form: plain(operator, in_format(s, f))
-    return found
+            listed[f"{backend} {name}"] = form, lambda s, _, b=backend: ours(operator, s, b)
+        listed[f"cuDNN {name}"] = form, lambda s, _: plain(operator, s)
+    return listed
 
 
 @cache
@@ -66,8 +70,16 @@ def expected(case: Case, dtype: torch.dtype, device: str) -> Tensor:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def measure(case: Case, prepare: Contestant, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:
-    own = sample(case, dtype, device).leaves()
+def measure(
+    case: Case,
+    form: torch.memory_format,
+    prepare: Contestant,
+    name: str,
+    dtype: torch.dtype,
+    mode: str,
+    device: str,
+) -> dict:
+    own = in_format(sample(case, dtype, device), form).leaves()
     forward = prepare(own, torch.get_num_threads())
     result: dict[str, object] = {}
     with torch.no_grad(), mock.patch.object(fused, "forward", wraps=fused.forward) as ran:
@@ -78,7 +90,7 @@ def measure(case: Case, prepare: Contestant, name: str, dtype: torch.dtype, mode
         exact = expected(case, dtype, device).double()
         result["error"] = ((output - exact).norm() / exact.norm()).item()
     run = passes(forward, own.given, mode)
-    result["us"] = microseconds(run, device)
+    result["us"] = microseconds(run, device, captured=not name.startswith("torchvision"))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -87,44 +99,82 @@ def measure(case: Case, prepare: Contestant, name: str, dtype: torch.dtype, mode
     return result
 
 
-def microseconds(run: Callable[[], object], device: str) -> float:
-    """Return the median time of a call, on a GPU from a CUDA graph."""
+def microseconds(run: Callable[[], object], device: str, captured: bool) -> float:
+    """Return the median time of a call, on a GPU from a CUDA graph.
+
+    Args:
+        captured: False for torchvision, whose kernels use the default stream: a graph would not contain them.
+            Its calls follow each other without a pause, so that the CPU's work overlaps with the GPU's.
+    """
     if device == "cpu":
         start = time.perf_counter()
         run()
         return 1e6 * (time.perf_counter() - start)
-    return 1e3 * triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median")
+    if captured:
+        return 1e3 * triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median")
+    times = []
+    for _ in range(10):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(10_000_000)  # the CPU gets ahead
+        start.record()
+        for _ in range(5):
+            run()
+        end.record()
+        end.synchronize()
+        times.append(1e3 * start.elapsed_time(end) / 5)
+    return statistics.median(times)
 
 
 def set_auto(journal: Path, table: dict) -> None:
-    """List the types for which the fused kernels are faster in both passes and formats."""
+    """List, for each type, the output pixels from which the fused kernels are faster in both formats."""
     entry = dict(table.get(tuning.target(), table["default"]))
-    reasons = []
+    auto = dict(entry["auto"])
+    measured = []
     for dtype in DTYPES:
-        ratios = {}
+        times: dict[str, dict[tuple[str, str], float]] = {}
         for mode in PASSES:
-            times = {
-                (job["contestant"], job["case"]): result.get("us")
+            times[mode] = {
+                (job["contestant"], job["case"]): result["us"]
                 for job, result in results(journal, operator="deform_conv2d", dtype=dtype, mode=mode)
+                if "us" in result
             }
-            for form in FORMATS:
-                pairs = [
-                    (times.get((f"compiled {form}", case.name)), times.get((f"fused {form}", case.name)))
-                    for case in CONVOLUTIONS
-                ]
-                if all(None not in pair for pair in pairs):
-                    ratios[f"{mode} {form}"] = statistics.median(a / b for a, b in pairs)
-        if len(ratios) < len(PASSES) * len(FORMATS):
+        pairs = [
+            (f"{backend} {form}", case.name)
+            for backend in ("fused", "compiled")
+            for form in FORMATS
+            for case in CONVOLUTIONS
+        ]
+        if any(pair not in times[mode] for mode in PASSES for pair in pairs):
             continue  # not measured completely: keep what the table says
-        entry["auto"] = [name for name in entry["auto"] if name != dtype]
-        if min(ratios.values()) > 1:
-            entry["auto"].append(dtype)
-        reasons.append(f"{dtype} " + ", ".join(f"{value:.2f}× {name}" for name, value in ratios.items()))
-    if reasons:
+        forward, both = (times[mode] for mode in PASSES)
+        backward = {pair: both[pair] - forward[pair] for pair in pairs}
+        least = {"forward": least_pixels(forward), "backward": least_pixels(backward)}
+        auto[dtype] = {name: pixels for name, pixels in least.items() if pixels is not None}
+        measured.append(dtype)
+    if measured:
         where = torch.cuda.get_device_name() if torch.cuda.is_available() else "the interpreter"
-        day = datetime.date.today().isoformat()
-        entry["auto_reason"] = f"how many times faster than compiled, {where}, {day}: {'; '.join(reasons)}"
+        entry["auto"] = {dtype: least for dtype, least in auto.items() if least}
+        entry["auto_reason"] = (
+            f"output pixels from which fused is faster than compiled in both memory formats: "
+            f"{', '.join(measured)} measured on {where}, {datetime.date.today().isoformat()}"
+        )
         table[tuning.target()] = entry
+
+
+def least_pixels(times: dict[tuple[str, str], float]) -> int | None:
+    """Return the size of the smallest case from which fused is faster in all larger ones; None: in none."""
+    least = None
+    for case in sorted(CONVOLUTIONS, key=output_pixels, reverse=True):
+        if any(times[f"fused {form}", case.name] > times[f"compiled {form}", case.name] for form in FORMATS):
+            break
+        least = output_pixels(case)
+    return least
+
+
+@cache
+def output_pixels(case: Case) -> int:
+    offset = case.make().tensors[2]
+    return offset.shape[0] * offset.shape[2:].numel()
 
 
 def main() -> None:
@@ -135,13 +185,13 @@ def main() -> None:
     for dtype in DTYPES[: 1 if args.rehearse else None]:
         for case in cases:
             for mode in PASSES:
-                for name, prepare in contestants(case.operator).items():
+                for name, (form, prepare) in contestants(case.operator).items():
                     if name.startswith("torchvision") and dtype == "bfloat16":
                         continue  # it has no kernel
                     job = {"operator": case.operator, "case": case.name, "dtype": dtype}
                     job |= {"contestant": name, "mode": mode}
                     kind = getattr(torch, dtype)
-                    journal.run(job, partial(measure, case, prepare, name, kind, mode, args.device))
+                    journal.run(job, partial(measure, case, form, prepare, name, kind, mode, args.device))
             sample.cache_clear()
             expected.cache_clear()
     table = json.loads(configs.TABLE.read_text())

@@ -92,9 +92,9 @@ class Classifier(nn.Module):
         self.reset_classifier(num_classes)
 
     def _refuse(
-        self, argument: str, expected: str, given: object, error: type[Exception] = ValueError
+        self, argument: str, expected: str, value: object, error: type[Exception] = ValueError
     ) -> NoReturn:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the last layer with a new one for ``num_classes`` classes; 0 removes it.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXPORTED = (".onnx", ".xml", ".pt2")  # endings of exported files
 SETTINGS = "--cfg-options"
 
@@ -55,6 +59,18 @@ def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return value
 
 
+def existing_model(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback: require a file, a folder or the name of a model, before most imports of OpenMMLab."""
+    if not value or ctx.resilient_parsing or "::" in value or Path(value).exists():
+        return value
+    if len(Path(value).parts) > 1 or value.endswith(EXPORTED):
+        require_file(value, param.name)
+    from dcnzoo.zoo.index import find
+
+    find(value)
+    return value
+
+
 class FileName(click.Path):
     """The name of an output file, which must end in one of ``endings``."""
 
@@ -66,6 +82,23 @@ class FileName(click.Path):
         if not str(value).endswith(self.endings):
             self.fail(f"expected a name that ends in {' or '.join(self.endings)}, got {value}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Names(click.ParamType):
+    """``a,b,c``, or a file with one name per line."""
+
+    name = "NAMES"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        from dcnzoo.data.conversion import InvalidAnnotation, read_text
+
+        try:  # os.path.isfile: Path.is_file raises if 80 names are too long for a file name
+            names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
+        except InvalidAnnotation as error:
+            raise UserError(f"--classes: {value}: {error}") from None
+        return [name.strip() for name in names if name.strip()]
 
 
 class Numbers(click.ParamType):
@@ -155,7 +188,7 @@ backend = option(
 )
 
 # MODEL and --checkpoint, for dcnzoo.zoo.loading.locate
-model = click.argument("model")
+model = click.argument("model", callback=existing_model)
 checkpoint = option(
     "--checkpoint",
     callback=existing,
@@ -163,6 +196,16 @@ checkpoint = option(
     help="File with weights (default: those of the zoo, or the last in the work directory).",
 )
 checkpoint_argument = click.argument("weights", required=False, metavar="[CHECKPOINT]")
+
+channels_last = option(
+    "--no-channels-last",
+    "channels_last",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="On a CPU, do not compute in channels-last order, which is faster and differs by rounding.",
+)
 
 # with `model`, the arguments of dcnzoo.openmmlab.runner.load_config
 runner = combined(
@@ -178,6 +221,7 @@ runner = combined(
         default="none",
         help="Launcher of a distributed run.",
     ),
+    channels_last,
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
     option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
 )

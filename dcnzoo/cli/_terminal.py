@@ -45,7 +45,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 _EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "adjustText", "cv2", "matplotlib", "safetensors"), "mmdet"),
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "cv2", "matplotlib", "safetensors"), "mmdet"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
     "openvino": "openvino",
 }

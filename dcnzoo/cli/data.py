@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import FILE, FOLDER, option
+from dcnzoo.cli._options import EXISTING_FILE, EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
@@ -23,27 +23,10 @@ if TYPE_CHECKING:
     from dcnzoo.data.conversion import CocoBuilder
 
 
-class Names(click.ParamType):
-    """``a,b,c``, or a file with one name per line."""
-
-    name = "NAMES"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
-        if not isinstance(value, str):
-            return value
-        from dcnzoo.data.conversion import InvalidAnnotation, read_text
-
-        try:  # os.path.isfile: Path.is_file raises if 80 names are too long for a file name
-            names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
-        except InvalidAnnotation as error:
-            raise UserError(f"--classes: {value}: {error}") from None
-        return [name.strip() for name in names if name.strip()]
-
-
 conversion_options = _options.combined(
     option(
         "--classes",
-        type=Names(),
+        type=_options.Names(),
         help="Class names in the order of their labels: a,b,c or a file with one name per line.",
     ),
     option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them."),
@@ -143,7 +126,7 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
 @command.command
 @click.argument("file", type=FILE)
 @option("--images", type=FOLDER, help="Folder of the images; also check them and their sizes.")
-@option("--classes", type=Names(), help="Classes in a config's metainfo: a,b,c or a file.")
+@option("--classes", type=_options.Names(), help="Classes in a config's metainfo: a,b,c or a file.")
 @option("--config", type=FILE, help="Config with the expected classes, those of its training data.")
 @option("--json", "as_json", is_flag=True, help="Print the complete report as JSON.")
 @option("--fix", type=FILE, metavar="OUT", help="Write a copy without the problems.")
@@ -209,11 +192,11 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
 
 
 @command.command
-@click.argument("train", type=FILE)
-@click.argument("val", type=FILE)
+@click.argument("train", type=EXISTING_FILE)
+@click.argument("val", type=EXISTING_FILE)
 @click.argument("out", type=FILE)
-@option("--images", type=FOLDER, required=True, help="Folder of the images.")
-@option("--val-images", type=FOLDER, help="Folder of VAL's images (default: the same).")
+@option("--images", type=EXISTING_FOLDER, required=True, help="Folder of the images.")
+@option("--val-images", type=EXISTING_FOLDER, help="Folder of VAL's images (default: the same).")
 @option(
     "--model",
     metavar="NAME",

@@ -14,8 +14,9 @@ from dcnzoo.cli._options import option
 
 @click.command(cls=_options.Command)
 @_options.model
-@click.argument("image", callback=_options.existing)
+@click.argument("image", callback=_options.existing, is_eager=True)
 @_options.loading
+@_options.channels_last
 @option(
     "--at",
     type=_options.Numbers(2),

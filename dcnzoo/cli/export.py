@@ -133,7 +133,8 @@ def command(
     loading = {key: options.pop(key) for key in ("cfg_options", "unsafe_load", "allow_partial")}
     dynamic, skip_postprocess = options["dynamic_export"], options["skip_postprocess"]
     with user_errors():
-        loaded = dcnzoo.load(model, checkpoint=checkpoint or weights, device="cpu", **loading)
+        weights = checkpoint or weights
+        loaded = dcnzoo.load(model, checkpoint=weights, device="cpu", channels_last=False, **loading)
         detector = inputs.predicting_part(loaded.model)
         try:
             found = inputs.find_preprocessing(loaded.model.cfg, detector, loaded.classes)

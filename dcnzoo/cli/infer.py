@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,6 @@ from dcnzoo.cli._options import option
 from dcnzoo.utils.files import picture_files, require_file
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dcnzoo.export.picture import Detections
 
 
@@ -35,15 +34,23 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", required=False)
-@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_files)
+@click.argument("model", required=False, callback=_options.existing_model)
+@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading
+@_options.channels_last
 @option(
     "--out",
     type=_options.FOLDER,
     default="work_dirs/infer",
-    help="Output folder for images with drawn detections, and detections.json.",
+    help="Output folder.",
+)
+@option("--json", "as_json", is_flag=True, help="Write only detections.json.")
+@option(
+    "--txt",
+    "as_txt",
+    is_flag=True,
+    help="Write only a text file per image, in YOLO's format: class x y width height score.",
 )
 @option(
     "--score-threshold",
@@ -51,8 +58,28 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     default=0.3,
     help="Drop detections with a lower score.",
 )
+@option(
+    "--classes", type=_options.Names(), help="Keep only these classes: a,b,c or a file with one per line."
+)
+@option("--max-detections", type=click.IntRange(min=1), help="Maximum number per image.")
+@option(
+    "--tile",
+    type=click.IntRange(min=16),
+    help="Detect in overlapping tiles of this side in pixels, for pictures that are much larger than those "
+    "of the training.",
+)
 def command(
-    model: str | None, images: list[str], demo: bool, out: Path, score_threshold: float, **loading: Any
+    model: str | None,
+    images: list[str],
+    demo: bool,
+    out: Path,
+    as_json: bool,
+    as_txt: bool,
+    score_threshold: float,
+    classes: list[str] | None,
+    max_detections: int | None,
+    tile: int | None,
+    **loading: Any,
 ) -> None:
     """Detect objects in images.
 
@@ -60,56 +87,58 @@ def command(
     file. IMAGE is a picture, a folder, a pattern or a video.
 
     Prints a table per image. Writes the images with drawn detections, and one detections.json in COCO's
-    format, to one folder.
+    format, to one folder; with --json or --txt, only the files of these options. If an image cannot be read,
+    skips it, and ends with status 1.
 
     \b
     examples:
       dcnzoo infer --demo
       dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
       dcnzoo infer work_dirs/fruits photos --score-threshold 0.5 --out found
-      dcnzoo infer CONFIG a.jpg b.jpg --checkpoint epoch_12.pth
+      dcnzoo infer work_dirs/fruits field.tif --tile 1024 --json
       dcnzoo infer model.onnx a.jpg
     """
     if not images and not demo:
         raise click.UsageError("expected MODEL IMAGE... or --demo")
 
-    from rich.console import Console
-
     import dcnzoo
-    from dcnzoo.export.picture import Detections
-    from dcnzoo.utils.errors import UserError, one_line, user_errors
+    from dcnzoo.export.detector import Results
+    from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_text
-    from dcnzoo.utils.progress import make_progress
 
+    draw = not (as_json or as_txt)
     if demo:
         images = [*images, _demo_image(out / "input")]
+    names = _Names()
+    content, count = None, 0
     with user_errors():
         detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
-    console, content, problems = Console(highlight=False, markup=False), None, []
-    pictures: list[Path] = []
-    hidden = not (console.is_terminal and len(images) > 1)
-    with make_progress(console, disable=hidden, transient=True) as progress:
-        bar = progress.add_task("detecting", total=len(images), note="")
-        for path in progress.track(images, task_id=bar):
-            progress.update(bar, note=Path(path).name)
-            try:
-                with user_errors():
-                    results = detector(path)
-                    for result in [results] if isinstance(results, Detections) else results:
-                        pictures.append(_unused(out / f"{Path(path).stem}.png", pictures))
-                        result.save(pictures[-1])
-                        content = result.to_coco(content)
-                        _show(result, console)
-            except UserError as error:
-                if str(error).startswith("model: "):
-                    raise
-                problems.append(f"error: {one_line(error)}")  # this image cannot be read or resized
-    if pictures:
+        options = {"classes": classes, "max_detections": max_detections, "tile": tile}
+        results = detector(images[0] if len(images) == 1 else images, **options)
+        several = isinstance(results, Results)
+        for result in results if several else [results]:
+            count += 1
+            _show(result)
+            target = out / names.unused(Path(result.path).stem)
+            if draw:
+                last = target.with_name(f"{target.name}.png")
+                result.save(last)
+            if as_txt:
+                last = target.with_name(f"{target.name}.txt")
+                write_text(last, _yolo(result))
+            if draw or as_json:
+                content = result.to_coco(content)
+    files = []
+    if count and (draw or as_txt):
+        what = "pictures" if draw else "text files"
+        files.append(str(last) if count == 1 else f"{count} {what} in {out}")
+    if content is not None:
+        files.append(str(out / "detections.json"))
         write_text(out / "detections.json", json.dumps(content))
-        written = pictures[0] if len(pictures) == 1 else f"{len(pictures)} pictures in {out}"
-        console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
-    if problems:
-        sys.exit("\n".join(problems))
+    if files:
+        print(f"written: {' and '.join(files)}")
+    if several and results.skipped:
+        sys.exit(1)
 
 
 def _demo_image(folder: Path) -> str:
@@ -124,25 +153,45 @@ def _demo_image(folder: Path) -> str:
     return str(folder / "shapes.png")
 
 
-def _unused(path: Path, used: Sequence[Path]) -> Path:
-    """Number a name that another image has: ``dog.png``, then ``dog_2.png``."""
-    number, name = 1, path
-    while name in used:
-        number += 1
-        name = path.with_stem(f"{path.stem}_{number}")
-    return name
+class _Names:
+    """Names of output files. Those that another image has are numbered: ``dog``, then ``dog_2``."""
+
+    def __init__(self) -> None:
+        self._numbers: Counter[str] = Counter()
+
+    def unused(self, stem: str) -> str:
+        name = stem
+        while self._numbers[name]:
+            self._numbers[stem] += 1
+            name = f"{stem}_{self._numbers[stem]}"
+        self._numbers[name] += 1
+        return name
 
 
-def _show(result: Detections, console: Console) -> None:
+def _yolo(result: Detections) -> str:
+    """Return a line per object: its label, its centre, width and height between 0 and 1, and its score."""
+    height, width = result.image.shape[:2]
+    lines = []
+    for label, score, (x1, y1, x2, y2) in zip(result.labels, result.scores, result.boxes, strict=True):
+        values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
+        lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n")
+    return "".join(lines)
+
+
+def _show(result: Detections) -> None:
+    """Print a table. ``print`` writes above the progress bar."""
+    from rich.console import Console
     from rich.table import Table
 
-    console.print(f"{result.path}: {len(result) or 'none'} found", soft_wrap=True)
-    if not len(result):
-        return
-    table = Table(box=None, pad_edge=True)
-    table.add_column("class")
-    for head in ("score", "x1", "y1", "x2", "y2"):
-        table.add_column(head, justify="right")
-    for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True):
-        table.add_row(name, f"{score:.3f}", *(f"{value:.1f}" for value in box))
-    console.print(table)
+    console = Console(highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(f"{result.path}: {len(result) or 'none'} found", soft_wrap=True)
+        if len(result):
+            table = Table(box=None, pad_edge=True)
+            table.add_column("class")
+            for head in ("score", "x1", "y1", "x2", "y2"):
+                table.add_column(head, justify="right")
+            for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True):
+                table.add_row(name, f"{score:.3f}", *(f"{value:.1f}" for value in box))
+            console.print(table)
+    print(capture.get(), end="")

@@ -11,7 +11,7 @@ from dcnzoo.cli._options import option
 
 
 @click.command()
-@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.FOLDER)
+@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.EXISTING_FOLDER)
 @option(
     "--labels",
     multiple=True,
@@ -21,11 +21,19 @@ from dcnzoo.cli._options import option
 )
 @option(
     "--checkpoint",
-    type=_options.FILE,
+    type=_options.EXISTING_FILE,
     metavar="FILE",
     help="Checkpoint of a single WORK_DIR (default: the last).",
 )
 @_options.num_images(0, 5, "Number of images with detections.")
+@option(
+    "--evaluate",
+    "evaluated",
+    type=click.IntRange(min=0),
+    default=200,
+    metavar="N",
+    help="Number of validation images for the confusion matrix and the curves of precision and recall.",
+)
 @_options.device
 @option(
     "--out",
@@ -39,14 +47,16 @@ def command(
     labels: tuple[str, ...],
     checkpoint: Path | None,
     num_images: int,
+    evaluated: int,
     device: str,
     out: Path | None,
     allow_partial: bool,
 ) -> None:
     """Write an HTML report of one or several trainings.
 
-    The self-contained file shows results, learning curves, detections next to the ground truth, sampling
-    points of the deformable layers, the configuration and the environment. dcnzoo train --report writes it
+    The self-contained file shows results, learning curves, precision and recall, a confusion matrix,
+    detections next to the ground truth, sampling points of the deformable layers, the configuration and the
+    environment. dcnzoo train --report writes it
     after a training.
 
     \b
@@ -62,6 +72,13 @@ def command(
     from dcnzoo.report.report import write_report
 
     page = write_report(
-        work_dirs, out, labels, checkpoint, images=num_images, device=device, allow_partial=allow_partial
+        work_dirs,
+        out,
+        labels,
+        checkpoint,
+        images=num_images,
+        evaluated=evaluated,
+        device=device,
+        allow_partial=allow_partial,
     )
     print(f"report: {page}")

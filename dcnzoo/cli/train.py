@@ -10,10 +10,19 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
+POSITIVE = click.IntRange(min=1)
+# the options of dcnzoo.openmmlab.training.set_up_training
+SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "patience", "logger")
+
 
 @click.command(cls=_options.Command)
 @_options.model
 @_options.runner
+@option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
+@option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
+@option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
+@option("--patience", type=POSITIVE, help="Stop after this number of validations without a better AP.")
+@option("--logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log to this program.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
 @option(
     "--auto-scale-lr",
@@ -29,15 +38,7 @@ from dcnzoo.cli._options import option
 )
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
-def command(
-    model: str,
-    amp: bool,
-    auto_scale_lr: bool,
-    resume: str | None,
-    report: bool,
-    allow_partial: bool,
-    **run: Any,
-) -> None:
+def command(model: str, report: bool, allow_partial: bool, **run: Any) -> None:
     """Train a detector.
 
     MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory.
@@ -47,6 +48,7 @@ def command(
       dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_shapes.py
       dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
       dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
+      dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
     from dcnzoo.openmmlab.runner import load_config
     from dcnzoo.openmmlab.training import set_up_training, train
@@ -59,12 +61,13 @@ def command(
     from mmengine.dist import is_main_process
 
     with user_errors():
+        settings = {name: run.pop(name) for name in SETTINGS}
         config = str(locate(model, weights=False)[0])
         cfg = load_config(config, **run, required=("train_dataloader", "train_cfg", "optim_wrapper"))
-        set_up_training(cfg, amp, auto_scale_lr, resume)
+        changes = set_up_training(cfg, **settings)
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         try:
-            train(cfg, allow_partial)
+            train(cfg, allow_partial, changes)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
         if report and is_main_process():

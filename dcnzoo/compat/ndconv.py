@@ -67,9 +67,9 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
                 :func:`dcnzoo.ops.deform_conv2d`.
         """
 
-        def check(holds: bool, argument: str, expected: str, given: object) -> None:
+        def check(holds: bool, argument: str, expected: str, value: object) -> None:
             if not holds:
-                raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
+                raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {value}")
 
         def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
             values = (values,) if isinstance(values, int) else tuple(values)

@@ -215,14 +215,14 @@ def add(*new: Patch, complete: bool = False) -> None:
         RuntimeError: with ``complete``, if DCNZOO_PATCHES or an earlier call has a name without a patch.
     """
     global _complete
-    there = {(patch.name, patch.target): patch for patch in _patches}
-    _patches.extend(patch for patch in new if (patch.name, patch.target) not in there)
+    known = {(patch.name, patch.target): patch for patch in _patches}
+    _patches.extend(patch for patch in new if (patch.name, patch.target) not in known)
     _complete = _complete or complete
     if _complete:
         _check(VARIABLE, *_switches.named)
     for patch in new:
         if enabled(patch.name):
-            there.get((patch.name, patch.target), patch).apply()
+            known.get((patch.name, patch.target), patch).apply()
 
 
 def require(owner: str, package: str) -> None:

@@ -66,8 +66,8 @@ class _TimmModel:
             self._refuse("output_fmt", "'NCHW'", repr(output_fmt))
         chosen = self._chosen(indices)
         maps = self._maps(x, max(chosen) + 1 if stop_early and intermediates_only else None)
-        found = [maps[i].permute(0, 3, 1, 2).contiguous() for i in chosen]
-        return found if intermediates_only else (self._merge_levels(maps), found)
+        levels = [maps[i].permute(0, 3, 1, 2).contiguous() for i in chosen]
+        return levels if intermediates_only else (self._merge_levels(maps), levels)
 
     def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
         levels = list(range(len(self.levels)))

@@ -205,13 +205,13 @@ def _deform_conv2d(*arguments: Tensor | int) -> Tensor:
 
 
 def _deform_conv2d_backward(grad: Tensor, *arguments: Tensor | int) -> tuple[Tensor, ...]:
-    given, use_mask = arguments[:5], arguments[-1]
+    inputs, use_mask = arguments[:5], arguments[-1]
     tensors, _, geometry = _arguments(*arguments)
-    wanted = [True, True, True, use_mask, True]
-    gradients = list(torch.ops.dcnzoo._deform_conv_backward(grad, *tensors, *geometry, wanted))
+    output_mask = [True, True, True, use_mask, True]
+    gradients = list(torch.ops.dcnzoo._deform_conv_backward(grad, *tensors, *geometry, output_mask))
     if not use_mask:
-        gradients[3] = torch.zeros_like(given[3])
-    return tuple(g.to(tensor.dtype).contiguous() for g, tensor in zip(gradients, given, strict=True))
+        gradients[3] = torch.zeros_like(inputs[3])
+    return tuple(g.to(tensor.dtype).contiguous() for g, tensor in zip(gradients, inputs, strict=True))
 
 
 def _roi_align(

@@ -255,46 +255,32 @@ def _small_input(name: str) -> dict[str, object]:
 
 
 def _replace(module: ModuleType, changes: patches.Changes) -> None:
-    """Replace all functions that are found in a module, or warn and replace none."""
+    """Replace all functions of :data:`_REPLACEMENTS` in a module, or warn and replace none."""
     family = _MODELING.fullmatch(module.__name__)[1]
-    found = [(name, owner, attribute, getattr(owner, attribute)) for name, owner, attribute in _find(module)]
+    functions = [(name, owner, attr, getattr(owner, attr)) for name, owner, attr in _find(module)]
     # a class may be imported from a module handled before
-    new = [entry for entry in found if not hasattr(entry[3], "_is_dcnzoo")]
-    problems = [_difference(name, function) for name, _, _, function in new]
-    if not found:
-        if not _has_deformable_attention(module):
-            return
-        problems = [f"expected {_LAYER} or a function multi_scale_deformable_attention, got neither"]
-    if any(problems):
-        problem = next(filter(None, problems))
+    new = [entry for entry in functions if not hasattr(entry[3], "_is_dcnzoo")]
+    if problem := next(filter(None, (_difference(name, function) for name, _, _, function in new)), None):
         warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It is not patched", stacklevel=2)
         return
-    for name, owner, attribute, function in found:
+    for name, owner, attribute, function in functions:
         if hasattr(function, "_is_dcnzoo"):  # imported by name from a module handled before
             changes.callback(setattr, owner, attribute, function.__wrapped__)
         else:
             changes.set(owner, attribute, _with_kernels(name, function))
-    _families.add(family)
-    changes.callback(_families.discard, family)
-
-
-def _has_deformable_attention(module: ModuleType) -> bool:
-    """Whether the module has a deformable attention of its own, neither imported nor inherited."""
-    return any(
-        "deformableattention" in name.lower() and "forward" in vars(member)
-        for name, member in vars(module).items()
-        if isinstance(member, type) and member.__module__ == module.__name__
-    )
+    if functions:
+        _families.add(family)
+        changes.callback(_families.discard, family)
 
 
 def _change(changes: patches.Changes) -> None:
-    mine = patches.Changes()  # open as long as the patch is applied: later imports add to it
+    replaced = patches.Changes()  # open as long as the patch is applied: later imports add to it
     changes.callback(_forget_compiled)
-    changes.callback(mine.close)
-    mine.callback(watch("transformers.models.*.modeling_*", lambda module: _replace(module, mine)))
+    changes.callback(replaced.close)
+    replaced.callback(watch("transformers.models.*.modeling_*", lambda module: _replace(module, replaced)))
     for name, module in list(sys.modules.items()):
         if _MODELING.fullmatch(name):
-            _replace(module, mine)
+            _replace(module, replaced)
     _forget_compiled()
 
 

@@ -54,29 +54,44 @@ class Detections:
         parts = {"boxes": self.boxes[index], "scores": self.scores[index], "labels": self.labels[index]}
         return dataclasses.replace(self, **parts, masks=masks)
 
-    def draw(self) -> PIL.Image.Image:
-        """Draw the objects on the picture. Small pictures are enlarged to a width of 600 pixels."""
-        from PIL import Image, ImageDraw, ImageFont
+    def draw(self, with_scores: bool = True) -> PIL.Image.Image:
+        """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
+        from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
         if self.image is None:
             raise ValueError("image: expected the result of a detector, which has its picture, got none")
-        colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in self.labels.tolist()]
-        pixels = self.image.astype(np.float32)
-        for mask, colour in zip(() if self.masks is None else self.masks, colours, strict=False):
-            pixels[mask] = 0.55 * pixels[mask] + 0.45 * 255 * np.float32(colour)
-        height, width = pixels.shape[:2]
+        height, width = self.image.shape[:2]
         scale = max(1, 600 / width)
         size = (round(width * scale), round(height * scale))
-        picture = Image.fromarray(np.rint(pixels).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, size[0] // 60))
+        picture = Image.fromarray(self.image).resize(size, Image.Resampling.NEAREST)
+        canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(max(14, size[0] // 42))
+        line = max(2, size[0] // 300)
+        colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in self.labels.tolist()]
+        fills = [tuple(round(255 * part) for part in colour) for colour in colours]
+        boxes = (self.boxes * scale).tolist()
         for i in reversed(range(len(self))):  # the best on top
-            fill = tuple(round(255 * part) for part in colours[i])
-            x1, y1, x2, y2 = (self.boxes[i] * scale).tolist()
-            canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fill, max(2, size[0] // 400))
-            text = f"{self.names[i]} {self.scores[i]:.2f}"
-            corner = (max(x1, 0), max(y1 - 1.25 * font.size, 0))
-            canvas.rectangle(canvas.textbbox(corner, text, font), fill)
-            canvas.text(corner, text, "white", font)
+            mask = Image.fromarray(255 * self.masks[i].astype(np.uint8)) if self.masks is not None else None
+            if mask and mask.getbbox():
+                mask = mask.resize(size, Image.Resampling.NEAREST)
+                x1, y1, x2, y2 = mask.getbbox()
+                place = (x1 - line, y1 - line, x2 + line, y2 + line)
+                part = mask.crop(place)  # a thin tint and an outline: the object's own colour stays visible
+                outline = ImageChops.subtract(part, part.filter(ImageFilter.MinFilter(2 * line - 1)))
+                picture.paste(fills[i], place, ImageChops.lighter(outline, part.point(lambda v: v // 7)))
+            x1, y1, x2, y2 = boxes[i]
+            canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fills[i], line)
+        labels: list[tuple[float, ...]] = []  # what is covered by the labels that are drawn
+        for (x, y, _, _), name, score, fill in zip(boxes, self.names, self.scores, fills, strict=True):
+            text = f"{name} {score:.2f}" if with_scores else name
+            left = max(min(x, size[0] - font.getlength(text)), 0)
+            step = 1.25 * font.size
+            tops = [max(y - step, 0) + step * n for n in range(round(size[1] / step))] or [0]
+            areas = [canvas.textbbox((left, top), text, font) for top in tops]
+            free = (n for n, area in enumerate(areas) if not any(_overlap(area, each) for each in labels))
+            n = next(free, 0)
+            labels.append(areas[n])
+            canvas.rectangle(areas[n], fill)
+            canvas.text((left, tops[n]), text, "white", font)
         return picture
 
     def save(self, path: str | os.PathLike) -> None:
@@ -116,6 +131,10 @@ class Detections:
                 annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
             content["annotations"].append(annotation)
         return content
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:  # each (x1, y1, x2, y2)
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 @dataclasses.dataclass(frozen=True)

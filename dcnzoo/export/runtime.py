@@ -56,13 +56,16 @@ class Detector(BaseDetector):
             )
         self.classes = self._preprocessing.classes
 
+    def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+        """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""
+        return *self._preprocessing(picture, self.model.shape[2:]), picture
+
     def _detect(
-        self, pictures: Sequence[np.ndarray], paths: Sequence[str], threshold: float
+        self, inputs: Sequence[tuple[np.ndarray, tuple[int, int], np.ndarray]], threshold: float
     ) -> list[Detections]:
-        limit = self.model.shape[2:]
-        inputs, sizes = zip(*(self._preprocessing(picture, limit) for picture in pictures), strict=True)
-        borders = [self._preprocessing.padded(size, limit) for size in sizes]
-        outputs = self.model(_stack(inputs), np.array(borders))
+        images, sizes, pictures = zip(*inputs, strict=True)
+        borders = [self._preprocessing.padded(size, self.model.shape[2:]) for size in sizes]
+        outputs = self.model(_stack(images), np.array(borders))
         results = []
         for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
             kept = outputs["dets"][i, :, 4] >= threshold

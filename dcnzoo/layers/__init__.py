@@ -1,4 +1,4 @@
-"""Layers: ``nn.Module``s on the functions of :mod:`dcnzoo.ops`. They need only torch."""
+"""Layers: modules on the functions of :mod:`dcnzoo.ops`. They need only torch."""
 
 from dcnzoo.layers.deform_attn import DCNv3, DCNv4
 from dcnzoo.layers.deform_conv import (

@@ -193,7 +193,7 @@ def _replace(
     if not replaced:
         reasons = {why: [name for name in refused if refused[name] == why] for why in refused.values()}
         text = "; ".join(f"{_few(names)}: {why}" for why, names in reasons.items())
-        raise ValueError(f"{caller}: where: expected a replaceable match, got none: {text}")
+        raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {text}")
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if id(child) in replacements:

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
-from dcnzoo.layers.tracing import as_leaf
+from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops.geometry import deform_attn_points
 
 
-class _ChannelsLast(TracksOffsets, nn.Module):
+class _ChannelsLast(TracksOffsets, Leaf):
     """Base of DCNv3 and DCNv4: geometry, checks and the blend with the centre."""
 
     # TorchScript compiles only the branches that these constants select
@@ -70,8 +70,8 @@ class _ChannelsLast(TracksOffsets, nn.Module):
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
-    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> None:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def reset_parameters(self) -> None:
         raise NotImplementedError
@@ -185,9 +185,6 @@ class DCNv3(_ChannelsLast):
 
     def forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
         if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input)
-            if leaf is not None:
-                return leaf
             self._check(input)
         query = self.dw_conv(input.permute(0, 3, 1, 2))
         mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
@@ -274,9 +271,6 @@ class DCNv4(_ChannelsLast):
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, shape)
-            if leaf is not None:
-                return leaf
             if is_traced(input):  # as the root module; a proxy has no dim(), so assume (N, H, W, C)
                 return self._forward(input)
             self._check_shape(input, shape)

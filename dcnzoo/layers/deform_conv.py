@@ -6,10 +6,9 @@ No ``from __future__ import annotations`` here: TorchScript needs the evaluated 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcnzoo.layers.tracing import as_leaf
+from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import (
     deform_conv1d,
     deform_conv2d,
@@ -21,7 +20,7 @@ from dcnzoo.ops import (
 from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
-class _Deformable(nn.Module):
+class _Deformable(Leaf):
     """Base of the plain and transposed layers. A subclass sets ``rank`` and the ``function`` to call."""
 
     rank: ClassVar[int]
@@ -77,10 +76,6 @@ class _DeformConvNd(_Deformable, ConvNd):
         self.im2col_step = im2col_step
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, offset, mask)
-            if leaf is not None:
-                return leaf
         return self._convolve(input, offset, mask)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -118,10 +113,6 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         mask: Tensor | None = None,
         output_size: list[int] | None = None,
     ) -> Tensor:
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, offset, mask, output_size)
-            if leaf is not None:
-                return leaf
         return self._convolve(input, offset, mask, output_size)
 
     def _convolve(

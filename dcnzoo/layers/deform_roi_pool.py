@@ -8,12 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.tracing import as_leaf
+from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import deform_roi_pool
 from dcnzoo.ops._arguments import is_traced
 
 
-class DeformRoIPool(nn.Module):
+class DeformRoIPool(Leaf):
     """Deformable RoI pooling that takes offsets as an input.
 
     ``forward(input, rois, offset=None)`` with ``input`` ``(N, C, H, W)``, ``rois`` ``(K, 5)`` and
@@ -36,10 +36,6 @@ class DeformRoIPool(nn.Module):
         self.gamma = float(gamma)
 
     def forward(self, input: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, rois, offset)
-            if leaf is not None:
-                return leaf
         return self._pool(input, rois, offset)
 
     def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
@@ -81,21 +77,20 @@ class DeformRoIPoolPack(DeformRoIPool):
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
         self.output_channels = output_channels
         self.deform_fc_channels = deform_fc_channels
-        bins = self.output_size[0] * self.output_size[1]
+        self.bins = self.output_size[0] * self.output_size[1]
+        self._add_branches()
+
+    def _add_branches(self) -> None:
         self.offset_fc = nn.Sequential(
-            nn.Linear(bins * output_channels, deform_fc_channels),
+            nn.Linear(self.bins * self.output_channels, self.deform_fc_channels),
             nn.ReLU(inplace=True),
-            nn.Linear(deform_fc_channels, deform_fc_channels),
+            nn.Linear(self.deform_fc_channels, self.deform_fc_channels),
             nn.ReLU(inplace=True),
-            _starting_at_zero(nn.Linear(deform_fc_channels, bins * 2)),
+            _starting_at_zero(nn.Linear(self.deform_fc_channels, self.bins * 2)),
         )
 
     # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, rois)
-            if leaf is not None:
-                return leaf
         return self._pool_moved(input, rois, self._pool_in_place(input, rois))
 
     def _pool_in_place(self, input: Tensor, rois: Tensor) -> Tensor:  # [K, output_channels · oH · oW]
@@ -121,32 +116,17 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     A second branch, ``mask_fc``, predicts a factor between 0 and 1 for each bin. All factors start at 0.5.
     """
 
-    def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        output_channels: int,
-        deform_fc_channels: int = 1024,
-        spatial_scale: float = 1.0,
-        sampling_ratio: int = 0,
-        gamma: float = 0.1,
-    ) -> None:
-        super().__init__(
-            output_size, output_channels, deform_fc_channels, spatial_scale, sampling_ratio, gamma
-        )
-        bins = self.output_size[0] * self.output_size[1]
+    def _add_branches(self) -> None:
+        super()._add_branches()
         self.mask_fc = nn.Sequential(
-            nn.Linear(bins * output_channels, deform_fc_channels),
+            nn.Linear(self.bins * self.output_channels, self.deform_fc_channels),
             nn.ReLU(inplace=True),
-            _starting_at_zero(nn.Linear(deform_fc_channels, bins)),
+            _starting_at_zero(nn.Linear(self.deform_fc_channels, self.bins)),
             nn.Sigmoid(),
         )
 
     # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, rois)
-            if leaf is not None:
-                return leaf
         pooled = self._pool_in_place(input, rois)
         mask = self.mask_fc(pooled).unflatten(1, (1, self.output_size[0], self.output_size[1]))
         return self._pool_moved(input, rois, pooled) * mask

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
-from dcnzoo.layers.tracing import as_leaf
+from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
 
 
-class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
+class MultiScaleDeformableAttention(TracksOffsets, Leaf):
     """Multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, eq. 3).
 
     Each query predicts, per head and level, offsets from its reference point (``sampling_offsets``) and
@@ -65,8 +65,8 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         self.output_proj = nn.Linear(channels, embed_dims)
         self.reset_parameters()
 
-    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> NoReturn:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> NoReturn:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -109,10 +109,6 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             level_start_index: index in S of each level's first pixel. Default: the levels are adjacent.
             key_padding_mask: bool; pixels that are True read as zero.
         """
-        arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
-        leaf = as_leaf(self, *arguments)
-        if leaf is not None:
-            return leaf
         self._check(query, reference_points, value, spatial_shapes, key_padding_mask)
         if level_start_index is None:
             areas = spatial_shapes.prod(1)
@@ -160,14 +156,14 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         if value.shape[0] != batch:
             self._refuse("value", f"batch {batch} like query", value.shape[0], RuntimeError)
         sizes = (batch, queries, self.num_levels)
-        given = tuple(reference_points.shape)
+        shape = tuple(reference_points.shape)
         if (
-            len(given) != 4
-            or given[3] not in (2, 4)
-            or any(n not in (1, size) for n, size in zip(given, sizes, strict=False))
+            len(shape) != 4
+            or shape[3] not in (2, 4)
+            or any(n not in (1, size) for n, size in zip(shape, sizes, strict=False))
         ):
             expected = f"({batch}, {queries}, {self.num_levels}, 2 or 4), N, Q and L like query and levels"
-            self._refuse("reference_points", expected, given, RuntimeError)
+            self._refuse("reference_points", expected, shape, RuntimeError)
         if not isinstance(shapes, Tensor):
             self._refuse("spatial_shapes", "a tensor", type(shapes).__name__, RuntimeError)
         if tuple(shapes.shape) != (self.num_levels, 2):

@@ -20,7 +20,6 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvTransposeNd,
 )
 from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, limit_offset
-from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
 
 
@@ -220,10 +219,6 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
 
     # no offset and mask arguments: the layer predicts them itself
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input)
-            if leaf is not None:
-                return leaf
         offset, mask = self.predict(input)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[2:])
@@ -266,10 +261,6 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
     def forward(  # type: ignore[override]
         self, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
-        if not torch.jit.is_scripting():
-            leaf = as_leaf(self, input, output_size)
-            if leaf is not None:
-                return leaf
         offset, mask = self.predict(input)
         output = self._convolve(input, offset, mask, output_size)
         if not torch.jit.is_scripting():

@@ -8,14 +8,16 @@ from torch import nn
 from torch.fx import Proxy, Tracer
 
 
-def as_leaf(module: nn.Module, *arguments: object) -> Any:
-    """During ``torch.fx.symbolic_trace``, a Proxy of one node that calls ``module``. Otherwise None.
+class Leaf(nn.Module):
+    """Mixin: during ``torch.fx.symbolic_trace``, a call of the layer is one node of the graph.
 
-    Also None if ``module`` is the traced root module: its operators become nodes.
+    fx treats only the layers of ``torch.nn`` so. It calls ``forward`` of the traced root module, so the
+    operators of a layer that is the root become nodes.
     """
-    for argument in arguments:
-        if isinstance(argument, Proxy):
-            tracer = cast(Tracer, argument.tracer)
-            path = tracer.path_of_module(module)
-            return tracer.create_proxy("call_module", path, arguments, {}) if path else None
-    return None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, Proxy):
+                tracer = cast(Tracer, argument.tracer)
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return super().__call__(*args, **kwargs)

@@ -129,10 +129,10 @@ def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLo
             # opt-in
             checkpoint = torch.load(path, map_location=map_location, weights_only=not unsafe_load)  # nosec B614
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
             raise CheckpointError(
-                f"{name}: contains {found[1]}, which is neither weights nor plain data. Only if you trust "
+                f"{name}: contains {refused[1]}, which is neither weights nor plain data. Only if you trust "
                 "its author: --unsafe-load (unsafe_load=True) loads the file and runs the code in it; "
                 "dcnzoo zoo publish FILE OUT --unsafe-load --save-keys state_dict writes only weights to OUT"
             ) from None

@@ -94,17 +94,18 @@ class Detector(BaseDetector):
 
     Args:
         model: from :func:`build`.
+        channels_last: see :func:`dcnzoo.load`.
     """
 
-    def __init__(self, model: nn.Module, score_threshold: float = 0.3) -> None:
+    def __init__(self, model: nn.Module, score_threshold: float = 0.3, channels_last: bool = True) -> None:
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
         self.device = str(next(model.parameters()).device)
+        if channels_last and self.device == "cpu":
+            model.to(memory_format=torch.channels_last)
 
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict], dict]:
-        if self.device == "cpu":
-            self.model.to(memory_format=torch.channels_last)  # faster there
         steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
         steps[0].type = "mmdet.LoadImageFromNDArray"
         return Compose(steps)
@@ -114,12 +115,9 @@ class Detector(BaseDetector):
         with resizing(path or "image", picture):
             return self._pipeline({"img": picture, "img_id": 0})
 
-    def _detect(
-        self, pictures: Sequence[np.ndarray], paths: Sequence[str], threshold: float
-    ) -> list[Detections]:
-        items = [self.prepare(picture, path) for picture, path in zip(pictures, paths, strict=True)]
+    def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         with torch.no_grad():
-            samples = self.model.test_step(pseudo_collate(items))
+            samples = self.model.test_step(pseudo_collate(inputs))
         return [to_detections(instances_of(sample), threshold) for sample in samples]
 
 

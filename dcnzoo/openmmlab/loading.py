@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
+from dcnzoo.utils.errors import UserError
 
 
 class LoadCheckpointHook(Hook):
@@ -47,6 +48,11 @@ class LoadCheckpointHook(Hook):
         )
         if report:
             runner.logger.info(f"{source}: {report}")
+        if resume and not {"epoch", "iter"} <= set(meta):
+            raise UserError(
+                f"--resume: expected a checkpoint of an interrupted training, got {source}, which has only "
+                f"weights: --cfg-options load_from={source} starts a training from them"
+            )
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()
             checkpoint["meta"] = meta

@@ -45,12 +45,12 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
         UserError: the pipeline does not resize images, or has a step that is not supported.
     """
     try:
-        found = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
+        steps = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
     except (AttributeError, KeyError, ValueError) as error:
         raise UserError(f"--shape: expected height and width with this config: {one_line(error)}") from error
-    if found.scale is None:
+    if steps.scale is None:
         raise UserError("--shape: expected height and width: the test pipeline does not resize images")
-    return found.padded(found.scale[::-1])
+    return steps.padded(steps.scale[::-1])
 
 
 MASKS = 100  # per image; MMDetection's convention for the operations of a mask head

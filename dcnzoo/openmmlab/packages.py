@@ -7,16 +7,12 @@ for every base config, which takes longer than reading the config.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import DefaultScope
 
-import dcnzoo.utils
 from dcnzoo.compat.patches import Changes
 
 
@@ -72,30 +68,3 @@ def config_text(changes: Changes) -> None:
         return last[content]
 
     changes.set(Config, "pretty_text", property(pretty_text))
-
-
-def hub_packages(changes: Changes) -> None:
-    """Make ``mmengine.hub.get_config`` and ``get_model`` accept ``'dcnzoo::…'``, editable or not."""
-    from mmengine.hub import hub  # imports all of mmengine: slow
-
-    def install_package(install: Callable, package: str) -> None:
-        if find_spec(package) is None:
-            install(package)
-
-    # get_model calls this function of the package
-    changes.set(dcnzoo.utils, "register_all_modules", register_all_modules)
-    changes.wrap(hub, "install_package", install_package)
-    changes.set(hub, "get_installed_path", lambda package: str(package_folder(package)))
-
-
-def register_all_modules(init_default_scope: bool = True) -> None:
-    """Register all classes that configs use.
-
-    Args:
-        init_default_scope: resolve names without a scope in MMDetection's registries, which include dcnzoo's.
-    """
-    from mmdet.utils import register_all_modules as register_mmdet  # mmdet is optional
-
-    register_mmdet(init_default_scope=False)
-    if init_default_scope:
-        DefaultScope.get_instance(f"dcnzoo-{time.time()}", scope_name="mmdet")

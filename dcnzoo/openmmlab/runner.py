@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -68,11 +69,13 @@ def load_config(
     cfg_options: dict | None = None,
     launcher: str = "none",
     local_rank: int = 0,
+    channels_last: bool = True,
     required: Sequence[str] = (),
 ) -> Config:
     """Read a config, merge the settings of the command line, check them and add dcnzoo's hooks.
 
     Args:
+        channels_last: on a CPU, compute in channels-last order.
         required: top-level keys that the command uses, beside ``model``.
 
     Raises:
@@ -99,6 +102,8 @@ def load_config(
     hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
+    faster = channels_last and launcher == "none" and get_device() == "cpu"
+    hooks.channels_last = {"type": "ChannelsLastHook"} if faster else None  # None disables it
     checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
     if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None disables it
         checkpoint.type = "AtomicCheckpointHook"

@@ -1,26 +1,57 @@
 """Training from the command line."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import Runner
 
+from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_file
 
+LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
+# the settings that count epochs or iterations, by part of the config
+STEPS = {
+    "param_scheduler": ("begin", "end", "T_max", "milestones", "step_size", "total_steps", "periods"),
+    "train_cfg": ("val_begin",),
+    "custom_hooks": ("switch_epoch", "num_last_epochs"),
+}
 
-def set_up_training(cfg: Config, amp: bool, auto_scale_lr: bool, resume: str | None) -> None:
+
+def set_up_training(
+    cfg: Config,
+    *,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    patience: int | None = None,
+    logger: str | None = None,
+) -> str:
     """Write the options of a training into its config.
 
     Args:
         amp: use mixed precision.
         auto_scale_lr: scale the learning rate by the batch size.
         resume: a checkpoint to resume from, or ``auto`` for the latest one in the work directory.
+        epochs: number of epochs; the schedule is scaled with it.
+        batch_size: images per iteration and process.
+        lr: learning rate of the optimizer.
+        patience: stop after this number of validations without a better result.
+        logger: ``tensorboard`` or ``wandb``.
+
+    Returns:
+        What ``epochs``, ``batch_size`` and ``lr`` have changed, on one line.
 
     Raises:
-        UserError: ``auto_scale_lr`` without a base batch size, or the checkpoint does not exist.
+        UserError: ``auto_scale_lr`` without a base batch size, the checkpoint does not exist, the config has
+            not the setting of an option, or the package of ``logger`` is not installed.
     """
     if amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
@@ -28,6 +59,17 @@ def set_up_training(cfg: Config, amp: bool, auto_scale_lr: bool, resume: str | N
     if auto_scale_lr:
         cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
     _check_base_batch_size(cfg)
+    changes = []
+    if epochs is not None:
+        changes += _set_epochs(cfg, epochs)
+    if batch_size is not None:
+        changes.append(_set(cfg.train_dataloader, "batch_size", batch_size))
+    if lr is not None:
+        changes += _set_learning_rate(cfg, lr)
+    if patience is not None:
+        _stop_early(cfg, patience)
+    if logger is not None:
+        _add_logger(cfg, logger)
     if resume == "auto":
         cfg.resume = not cfg.get("load_from") or _has_checkpoint(cfg)
         cfg.load_from = None if cfg.resume else cfg.load_from
@@ -35,10 +77,11 @@ def set_up_training(cfg: Config, amp: bool, auto_scale_lr: bool, resume: str | N
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):
         require_file(cfg.load_from, "checkpoint")
+    return ", ".join(changes)
 
 
-def train(cfg: Config, allow_partial: bool = False) -> None:
-    """Train a detector as configured.
+def train(cfg: Config, allow_partial: bool = False, changes: str = "") -> None:
+    """Train a detector as configured; log ``changes`` first.
 
     Raises:
         UserError: a mistake in the config, or weights that cannot be downloaded or do not fit.
@@ -46,12 +89,89 @@ def train(cfg: Config, allow_partial: bool = False) -> None:
     with user_errors():
         runner = build_runner(cfg, training=True, allow_partial=allow_partial)
         _count_accumulated_batches(runner)
+    if changes:
+        runner.logger.info(f"changed: {changes}")
     try:
         runner.train()
     except DownloadError as error:
         raise UserError(
             f"{error}; to train without them, write the config with dcnzoo data config --no-weights"
         ) from error
+
+
+def main_metric(cfg: Config) -> str | None:
+    """Return the metric that selects the best checkpoint: the mask AP if it is measured, else the box AP."""
+    evaluator = cfg.get("val_evaluator") or {}
+    if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":
+        return None
+    return "coco/segm_mAP" if "segm" in evaluator.get("metric", "bbox") else "coco/bbox_mAP"
+
+
+def _set(node: dict, key: str, value: object, owner: str = "") -> str:
+    """Set ``node[key]``; return a description of the change."""
+    text = f"{owner}{key} {node.get(key)} → {value}"
+    node[key] = value
+    return text
+
+
+def _set_epochs(cfg: Config, epochs: int) -> list[str]:
+    """Set the number of epochs, and scale all settings that count epochs or iterations."""
+    before = cfg.train_cfg.get("max_epochs")
+    if not before:
+        raise UserError(f"--epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
+    factor = epochs / before
+
+    def scaled(steps: int) -> int:
+        return max(1, round(steps * factor)) if 0 < steps < INF else steps
+
+    changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
+    for part, keys in STEPS.items() if factor != 1 else ():
+        for _, node in dicts(cfg.get(part)):
+            kind = node.get("type", "")
+            owner = f"{getattr(kind, '__name__', kind)}."
+            for key in (key for key in keys if node.get(key)):
+                steps = node[key]
+                new = scaled(steps) if isinstance(steps, int) else [*map(scaled, steps)]
+                if key == "end":
+                    new = max(new, node.get("begin", 0) + 1)
+                if new != steps:
+                    changes.append(_set(node, key, new, owner))
+    return changes
+
+
+def _set_learning_rate(cfg: Config, lr: float) -> list[str]:
+    """Set the learning rate, and scale the lowest one of the schedules with it."""
+    optimizer = cfg.optim_wrapper.get("optimizer") or {}
+    before = optimizer.get("lr")
+    if not before:
+        raise UserError("--lr: expected a config with optim_wrapper.optimizer.lr, found none")
+    schedules = [node for _, node in dicts(cfg.get("param_scheduler")) if node.get("eta_min")]
+    return [
+        _set(optimizer, "lr", lr),
+        *(_set(node, "eta_min", float(f"{node.eta_min * lr / before:.6g}")) for node in schedules),
+    ]
+
+
+def _stop_early(cfg: Config, patience: int) -> None:
+    best = (cfg.default_hooks.get("checkpoint") or {}).get("save_best")
+    monitor = best if isinstance(best, str) and best != "auto" else main_metric(cfg)
+    if monitor is None:
+        raise UserError(
+            "--patience: expected a val_evaluator of type CocoMetric, found none; "
+            "default_hooks.checkpoint.save_best names another metric"
+        )
+    others = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != "EarlyStoppingHook"]
+    hook = {"type": "EarlyStoppingHook", "monitor": monitor, "min_delta": 0.0, "patience": patience}
+    cfg.custom_hooks = [*others, hook]
+
+
+def _add_logger(cfg: Config, name: str) -> None:
+    if find_spec(name) is None:
+        raise UserError(f"--logger: expected the package {name} to be installed: pip install {name}")
+    visualizer = cfg.get("visualizer") or {"type": "DetLocalVisualizer", "name": "visualizer"}
+    backends = visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}]
+    others = [backend for backend in backends if backend["type"] != LOGGERS[name]]
+    cfg.visualizer = {**visualizer, "vis_backends": [*others, {"type": LOGGERS[name]}]}
 
 
 def _check_base_batch_size(cfg: Config) -> None:

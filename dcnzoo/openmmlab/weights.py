@@ -281,60 +281,33 @@ def _class_hint(
 
 
 def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Suggest options with which the checkpoint fits, if its deformable layers differ from the model's."""
+    """Suggest ``dcn`` for the parts of the model whose deformable layers differ from the checkpoint's."""
     in_file, in_model = _deformable_layers(weights), _deformable_layers(expected)
-    if not in_file and in_model:
-        parts = sorted({name.split(".")[0] for name in in_model})
-        options = " ".join(f"model.{part}.dcn=False" for part in parts if _takes_dcn(model, part))
-        return options and f"the checkpoint has no deformable convolution: --cfg-options {options}"
-    if not in_file or in_file == in_model:
-        return ""
+    differing = {name.partition(".")[0] for name, _ in in_file.items() ^ in_model.items()}
     options = []
-    for part in sorted({name.split(".")[0] for name in in_file}):
-        layers = {name: layer for name, layer in in_file.items() if name.split(".")[0] == part}
-        if layers == {name: layer for name, layer in in_model.items() if name.split(".")[0] == part}:
-            continue
-        if not _takes_dcn(model, part) or len(set(layers.values())) > 1:
-            return "the checkpoint belongs to a model with other deformable layers"
-        options += _dcn_options(part, layers, weights)
-    return (
-        f"the checkpoint belongs to a deformable model: --cfg-options {' '.join(options)}" if options else ""
-    )
+    for part in sorted(differing):
+        versions = {version for name, version in in_file.items() if name.startswith(f"{part}.")}
+        if _takes_dcn(model, part):
+            options.append(f"model.{part}.dcn={'False' if not versions else max(versions)}")
+    counts = f"the checkpoint has {len(in_file)} deformable layers, the model {len(in_model)}"
+    return f"{counts}: --cfg-options {' '.join(options)}" if options else ""
 
 
-def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
-    """Find the deformable convolutions in a state dict: name → version and number of groups."""
-    found = {}
+def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Find the deformable convolutions in a state dict: name → version."""
+    versions = {}
     for key, value in weights.items():
         match = re.fullmatch(r"(.+?)(?:\.conv_offset(?:_mask)?|_offset)\.weight", key)
         convolution = weights.get(f"{match[1]}.weight") if match else None
-        if convolution is None or convolution.dim() != 4:
-            continue
-        per_tap = value.shape[0] // convolution.shape[-2:].numel()
-        modulated = per_tap % 3 == 0
-        found[match[1]] = ("v2" if modulated else "v1", per_tap // (3 if modulated else 2))
-    return found
+        if convolution is not None and convolution.dim() == 4:
+            modulated = value.shape[0] // convolution.shape[-2:].numel() % 3 == 0
+            versions[match[1]] = "v2" if modulated else "v1"
+    return versions
 
 
 def _takes_dcn(model: nn.Module, part: str) -> bool:
     module = getattr(model, part, None)
     return module is not None and "dcn" in inspect.signature(type(module).__init__).parameters
-
-
-def _dcn_options(
-    part: str, layers: Mapping[str, tuple[str, int]], weights: Mapping[str, Tensor]
-) -> list[str]:
-    ((version, groups),) = set(layers.values())
-    options = [f"model.{part}.dcn={'True' if version == 'v2' else version}"]
-    if groups != 1:
-        kind = "DCNv2" if version == "v2" else "DCN"
-        options = [f"model.{part}.dcn.type={kind}", f"model.{part}.dcn.deform_groups={groups}"]
-    stage = re.compile(rf"{part}\.layer(\d+)\.")
-    stages = sorted({int(match[1]) for key in weights if (match := stage.match(key))})
-    deformable = [any(f"{part}.layer{number}." in name for name in layers) for number in stages]
-    if stages and deformable != [False, *[True] * (len(stages) - 1)]:
-        options.append(f'"model.{part}.stage_with_dcn=({",".join(map(str, deformable))})"')
-    return options
 
 
 def _config_hint(source: str | os.PathLike) -> str:

@@ -48,8 +48,8 @@ def triple(value: Int3, name: str) -> list[int]:
 
 def _check_list(value: object, name: str, count: int) -> None:
     if not isinstance(value, list):
-        given = repr(value) if value is None or isinstance(value, str | float) else type(value).__name__
-        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {given}")
+        text = repr(value) if value is None or isinstance(value, str | float) else type(value).__name__
+        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {text}")
 
 
 def is_traced(value: object) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
-from . import _backend, _deterministic, _plain, _torch_private
+from . import _deterministic, _plain, _torch_private
 from ._arguments import memory_format
 from ._errors import raise_out_of_memory
 from ._torch_private import (
@@ -39,8 +39,8 @@ def register_autograd(
     """Register the derivatives of ``dcnzoo::name``, in the form of ``torch.autograd.Function``.
 
     Args:
-        reference_impl: the operator in plain PyTorch, with the same arguments. Runs with
-            ``DCNZOO_BACKEND=reference``, on devices without compiled kernels, and in forward mode.
+        reference_impl: the operator in plain PyTorch, with the same arguments. Runs on the devices of
+            :mod:`_plain`, and in forward mode.
         forward_mode: takes the operator's arguments with their tangents and returns its results with their
             tangents. Default: ``reference_impl``. Without either, forward mode raises an error.
     """
@@ -54,16 +54,13 @@ def register_autograd(
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
+        # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
         with AutoDispatchBelowAutograd():
             try:
                 return operator.redispatch(keys & after_autograd_keyset, *arguments)
             except RuntimeError as error:
                 raise_out_of_memory(error)
                 raise
-
-    if _backend.backend == "reference" and reference_impl is not None:
-        _backend.use_reference(name, reference_impl, below_autograd)
-        return
 
     def forward(*arguments):
         if not transforms_active():
@@ -80,6 +77,7 @@ def register_autograd(
         (SingleLevelFunction,),
         {
             "forward": staticmethod(forward),
+            # the last input is the dispatch keys, which have no gradient
             "setup_context": staticmethod(
                 lambda ctx, inputs, output: setup_context(ctx, inputs[:-1], output)
             ),
@@ -140,8 +138,8 @@ def reference_gradients(
 
     They are deterministic and support forward mode. The gradient of an argument that is None is None.
     """
-    forward, given, inputs = _of_tensors(reference_impl, arguments, places)
-    gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+    forward, present, inputs = _of_tensors(reference_impl, arguments, places)
+    gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
     return [gradients.get(place) for place in places]
 
 
@@ -153,13 +151,13 @@ def _of_tensors(
     Returns:
         the function, the positions, and the tensors at these positions.
     """
-    given = [place for place in places if arguments[place] is not None]
+    present = [place for place in places if arguments[place] is not None]
 
     def forward(*tensors: Tensor) -> Tensor:
-        changed = dict(zip(given, tensors, strict=True))
+        changed = dict(zip(present, tensors, strict=True))
         return reference_impl(*(changed.get(i, argument) for i, argument in enumerate(arguments)))
 
-    return forward, given, [arguments[place] for place in given]
+    return forward, present, [arguments[place] for place in present]
 
 
 def register_derivatives(
@@ -198,16 +196,16 @@ def register_derivatives(
 
     @torch.library.register_fake(f"dcnzoo::_{name}_backward")
     def _(grad_output, *arguments):
-        *saved, wanted = arguments
-        given = restore(grad_output, *saved)
+        *saved, needed = arguments
+        inputs = restore(grad_output, *saved)
         gradients = [
-            torch.empty_like(given[place], memory_format=torch.contiguous_format)
-            if is_wanted and given[place] is not None
-            else given[0].new_empty(0)
-            for place, is_wanted in zip(differentiable, wanted, strict=True)
+            torch.empty_like(inputs[place], memory_format=torch.contiguous_format)
+            if is_needed and inputs[place] is not None
+            else inputs[0].new_empty(0)
+            for place, is_needed in zip(differentiable, needed, strict=True)
         ]
-        if keeps_format and wanted[0]:
-            gradients[0] = gradients[0].to(memory_format=memory_format(given[differentiable[0]]))
+        if keeps_format and needed[0]:
+            gradients[0] = gradients[0].to(memory_format=memory_format(inputs[differentiable[0]]))
         return tuple(gradients)
 
     def setup_context(ctx, inputs, output):
@@ -216,40 +214,42 @@ def register_derivatives(
         ctx.arguments = saved[tensors:]
 
     def first_backward(ctx, grad_output):
-        wanted = [ctx.needs_input_grad[place] for place in differentiable]
+        needed = [ctx.needs_input_grad[place] for place in differentiable]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        in_order = wanted[0] and not has_order and _deterministic.deterministic(grad_output)
+        in_order = needed[0] and not has_order and _deterministic.deterministic(grad_output)
         if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
             arguments = restore(grad_output, *saved, *ctx.arguments)
             gradients = reference_gradients(reference_impl, grad_output, arguments, differentiable)
         else:
             arguments = (grad_output, *saved, *ctx.arguments)
-            gradients = backward_operator(*arguments, [wanted[0] and not in_order, *wanted[1:]])
+            gradients = backward_operator(*arguments, [needed[0] and not in_order, *needed[1:]])
             if in_order:
                 gradients = (grad_input_in_order(*arguments), *gradients[1:])
         results = [None] * number
-        for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
-            results[place] = gradient if is_wanted else None
+        for place, gradient, is_needed in zip(differentiable, gradients, needed, strict=True):
+            results[place] = gradient if is_needed else None
         return tuple(results)
 
     def setup_backward_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[: tensors + 1])
-        *ctx.arguments, ctx.wanted = inputs[tensors + 1 :]
+        *ctx.arguments, ctx.needed = inputs[tensors + 1 :]
 
     def second_backward(ctx, *grads):
         grad_output, *saved = ctx.saved_tensors
         arguments = restore(grad_output, *saved, *ctx.arguments)
-        forward, given, inputs = _of_tensors(reference_impl, arguments, differentiable)
-        chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.wanted, strict=True) if w}
+        forward, present, inputs = _of_tensors(reference_impl, arguments, differentiable)
+        chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.needed, strict=True) if w}
 
+        # The first derivative of the reference as a function of all its inputs, so that it can be
+        # differentiated again: the gradients depend on the inputs and on grad_output.
         def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+            gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
             return tuple(gradients[place] for place in chosen)
 
         pull = torch.func.vjp(backward, grad_output, *inputs)[1]
         of_grad_output, *of_inputs = pull(tuple(chosen.values()))
         results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
-        for place, gradient in zip(given, of_inputs, strict=True):
+        for place, gradient in zip(present, of_inputs, strict=True):
             if place < tensors:  # otherwise the backward operator does not take this argument
                 results[place + 1] = gradient
         return tuple(results)

@@ -63,6 +63,31 @@ def _fused():
     return fused
 
 
+def _table() -> dict:
+    return json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
+
+
+@cache
+def _listed(device: torch.device) -> bool:
+    """Whether the table lists fused kernels as faster here. On other GPUs, Triton is not imported."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True  # the module of fused kernels decides
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return bool(_table().get(architecture, {}).get("auto"))
+
+
+@cache
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton can compile here. It needs a C compiler; an image for deployment may have none."""
+    try:
+        _fused().target(device)
+    except Exception as error:  # of any type: Triton runs the compiler and loads what it built
+        text = " ".join(str(error).split())
+        warnings.warn(f"dcnzoo: Triton does not work, so the compiled kernels run: {text}", stacklevel=2)
+        return False
+    return True
+
+
 def _tf32() -> bool:
     # The compiled kernels multiply with torch's matmul, so the fused ones follow the same setting.
     return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -77,7 +102,7 @@ def _problem(arguments: tuple):
     Raises:
         RuntimeError: the backend is ``fused`` and Triton is not installed, or an argument is invalid.
     """
-    if backend not in ("auto", "fused"):
+    if backend not in ("auto", "fused") or (backend == "auto" and not _listed(arguments[0].device)):
         return None
     fused = _fused()
     if fused is None:
@@ -89,11 +114,16 @@ def _problem(arguments: tuple):
     input, weight, offset, mask, _bias, *geometry = arguments[:9]
     if input.device.type == "cpu" and not fused.INTERPRETED:
         return None
-    problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
-    if backend == "auto" and not problem.is_faster():
+    if backend == "auto" and not _triton_works(input.device):
         return None
+    problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
+    least_pixels: int | None = 0
+    if backend == "auto":
+        least_pixels = problem.least_pixels(arguments[-1] is not None)
+        if least_pixels is None:
+            return None
     torch.ops.dcnzoo._check_deform_conv(*arguments)
-    return problem if problem.fits() else None
+    return problem if problem.fits() and problem.pixels >= least_pixels else None
 
 
 def _forward(fallback: Callable, *arguments) -> Tensor:
@@ -104,23 +134,23 @@ def _forward(fallback: Callable, *arguments) -> Tensor:
 
 
 def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    *inputs, wanted = arguments
-    if wanted[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
+    *inputs, needed = arguments
+    if needed[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
         torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
-        _, *others = _backward(fallback, grad_output, *inputs, [False, *wanted[1:]])
+        _, *others = _backward(fallback, grad_output, *inputs, [False, *needed[1:]])
         return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
     problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
     if problem is None:
         return fallback(grad_output, *arguments)
     fused, none = _fused(), grad_output.new_empty(0)
     results = [none] * 5
-    if wanted[1]:
+    if needed[1]:
         results[1] = fused.grad_weight(problem, grad_output)
-    if wanted[0] or wanted[2] or wanted[3]:
-        gradients = fused.grad_samples(problem, grad_output, wanted[0], wanted[2], wanted[3])
+    if needed[0] or needed[2] or needed[3]:
+        gradients = fused.grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
         for place, gradient in zip((0, 2, 3), gradients, strict=True):
             results[place] = none if gradient is None else gradient
-    if wanted[4]:
+    if needed[4]:
         results[4] = grad_output.sum((0, 2, 3))
     return tuple(results)
 
@@ -143,43 +173,22 @@ def register(key: str) -> None:
 
 def _fused_may_run() -> bool:
     """Whether the backend is ``fused`` or the table lists fused kernels as faster. Does not import Triton."""
-    table = json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
-    return backend == "fused" or any(entry["auto"] for entry in table.values())
+    return backend == "fused" or any(entry["auto"] for entry in _table().values())
 
 
 @cache
 def _replace(name: str, key: str) -> None:
     """Replace an operator's kernel with one that chooses the backend."""
-    kernel = _kernel(_CHOOSERS[name], _compiled(name, key))
+    kernel = _kernel(_CHOOSERS[name], compiled_kernel(name, key))
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
 
 
-def _compiled(name: str, key: str):
+def compiled_kernel(name: str, key: str):
+    """The compiled kernel of an operator, or None."""
     try:
         return torch.library.get_kernel(name, key)
     except RuntimeError:  # the operator has no kernel for this device
         return None
-
-
-def use_reference(name: str, reference_impl: Callable, below_autograd: Callable) -> None:
-    """Run the reference instead of the kernels. Existing kernels still run first, to check the arguments."""
-
-    def autograd(keys, *arguments):
-        below_autograd(*arguments, keys)
-        return reference_impl(*arguments)
-
-    def below(compiled):
-        def kernel(keys, *arguments):
-            if compiled is not None:
-                compiled.call_boxed(keys, *arguments)
-            return reference_impl(*arguments)
-
-        return kernel
-
-    override(name, autograd, "Autograd", with_keyset=True)
-    for key in DEVICES:  # for inference mode, which skips the Autograd key
-        compiled = _compiled(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
-        override(name, below(compiled), key, with_keyset=True)
 
 
 def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,89 +63,21 @@ def grad_input_in_order(
 
 
 def pooling_grad_input_in_order(
+    pool: Callable,  # of (maps, rois, *per_roi), linear in the maps, in plain PyTorch
     grad_output: Tensor,  # [K, C, oH, oW]
     input_size: Sequence[int],  # (N, C, H, W)
-    rois: Tensor,  # [K, 5]
-    offset: Tensor | None,  # [K, 2, oH, oW], x and y
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    gamma: float = 0.0,
+    rois: Tensor,  # [K, 5 or 6]
+    *per_roi: Tensor,  # [K, …]
 ) -> Tensor:  # [N, C, H, W]
-    """The gradient of the input of average RoI pooling, bitwise identical at every call.
+    """The gradient of the input of a RoI pooling, bitwise identical at every call.
 
-    The weight of a pixel in a bin is the product of a weight per row and a weight per column. A chunk of bins
-    at a time, these weights form a matrix (bins, pixels), and a matrix product adds up the gradient. A
-    gradient that is not finite therefore spreads to the whole map.
+    Differentiates ``pool``, whose derivative is torch's ``index_put_``, one RoI at a time, which bounds the
+    memory.
     """
-    batch, channels, *size = input_size
     wide = torch.promote_types(grad_output.dtype, torch.float32)
-    number, rois = rois[:, 0], rois.to(wide)
-    bins = grad_output.shape[2:]
-    shift = 0.5 if aligned else 0.0
-    axes = []  # of y and x: a bin's origin, length and samples, each [K, oH, oW]
-    for axis in range(2):
-        start = rois[:, 2 - axis] * spatial_scale - shift
-        length = rois[:, 4 - axis] * spatial_scale - shift - start
-        if not aligned:
-            length = torch.where(length < 1, torch.ones_like(length), length)
-        one = (length / bins[axis]).view(-1, 1, 1)
-        samples = one.ceil() if sampling_ratio <= 0 else torch.full_like(one, sampling_ratio)
-        origin = start.view(-1, 1, 1).expand(-1, *bins)
-        if offset is not None:
-            reach = gamma * torch.where(length.isfinite(), length, torch.zeros_like(length))
-            origin = origin + reach.view(-1, 1, 1) * offset[:, 1 - axis].to(wide)
-        valid = origin.isfinite() & one.isfinite() & (samples > 0) & (samples <= reference.MOST_SAMPLES)
-        place = torch.arange(bins[axis], device=rois.device, dtype=wide)
-        origin = origin + place.view((-1, 1) if axis == 0 else (1, -1)) * one
-        values = (origin, one.expand_as(origin), samples.expand_as(origin))
-        axes.append([torch.where(valid, value, torch.zeros_like(value)) for value in values])
-    count = (axes[0][2] * axes[1][2]).clamp(min=1)
-    scaled = (grad_output.to(wide) / count[:, None]).permute(0, 2, 3, 1)  # [K, oH, oW, C]
-
-    images = []
-    together = max(_MOST_PLACES // max(math.prod(size), 1), 1)
-    for image in range(batch):
-        chosen = ((number >= image) & (number < image + 1)).nonzero().flatten()
-        gradients = scaled[chosen].flatten(0, 2)  # [bins, C]
-        fields = [[value[chosen].flatten() for value in axis] for axis in axes]
-        total = scaled.new_zeros(channels, math.prod(size))
-        for first in range(0, len(gradients), together):
-            part = slice(first, first + together)
-            rows, columns = (
-                _shares(origin[part], length[part], samples[part], size[i])
-                for i, (origin, length, samples) in enumerate(fields)
-            )
-            places = (rows[:, :, None] * columns[:, None]).flatten(1)  # [bins, H · W]
-            total = total + gradients[part].T @ places
-        images.append(total.view(channels, *size))
-    grad_input = torch.stack(images) if images else scaled.new_zeros(input_size)
-    return grad_input.to(grad_output.dtype)
-
-
-_MOST_PLACES = 1 << 24  # bins · pixels per chunk: 64 MiB of float32
-
-
-def _shares(origin: Tensor, length: Tensor, samples: Tensor, size: int) -> Tensor:
-    """The weight of each pixel along an axis, summed over the samples of each bin: ``(B, size)``.
-
-    Args:
-        origin, length: start and length of each bin in pixels, ``(B,)``.
-        samples: number of samples of each bin, ``(B,)``.
-        size: pixels of the map along the axis.
-    """
-    pixels = torch.arange(size, device=origin.device, dtype=origin.dtype)
-    shares = origin.new_zeros(len(origin), size)
-    with torch.no_grad():  # the range of samples that may lie on the map: a bin may have far more
-        step = length / samples
-        begin = torch.where(step > 0, ((-1 - origin) / step - 0.5).floor() - 1, torch.zeros_like(step))
-        end = torch.where(step > 0, ((size - origin) / step - 0.5).ceil() + 2, samples)
-        begin = torch.minimum(begin.clamp(min=0), samples)
-        most = int((torch.minimum(end, samples) - begin).max()) if len(origin) else 0
-    for number in range(most):
-        sample = begin + number
-        point = origin + (sample + 0.5) * length / samples
-        inside = (sample < samples) & (point >= -1) & (point <= size)
-        nearby = (1 - (point.clamp(0, size - 1)[:, None] - pixels).abs()).clamp(min=0)
-        shares = shares + torch.where(inside[:, None], nearby, torch.zeros_like(nearby))
-    return shares
+    total = grad_output.new_zeros(input_size, dtype=wide)
+    for roi in range(len(rois)):
+        one = [tensor[roi : roi + 1] for tensor in (rois, *per_roi)]
+        pull = torch.func.vjp(lambda maps, one=one: pool(maps, *one), torch.zeros_like(total))[1]
+        total = total + pull(grad_output[roi : roi + 1].to(wide))[0]
+    return total.to(grad_output.dtype)

@@ -1,4 +1,4 @@
-"""The operators in plain PyTorch, for systems and devices without compiled kernels.
+"""The operators in plain PyTorch: without compiled kernels, and with ``DCNZOO_BACKEND=reference``.
 
 They are much slower, autograd differentiates them, and most invalid arguments raise torch's own messages.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _backend, _library
 
 
 def keys() -> list[str]:
-    """The dispatch keys of the devices that have no compiled kernels."""
+    """The dispatch keys of the devices on which plain PyTorch runs."""
+    if _backend.backend == "reference":
+        return list(_backend.DEVICES)
     without = [key for key in _backend.DEVICES if key.lower() not in _library.loaded]
     # with DCNZOO_BACKEND=fused, CUDA runs the Triton kernels
     return [key for key in without if key != "CUDA" or _backend.backend != "fused"]
@@ -33,17 +37,26 @@ def _warn(key: str) -> None:
 
 
 def register(name: str, function: Callable, *, autograd: bool = True) -> None:
-    """Run ``function`` as the operator ``dcnzoo::name`` on the devices that have no compiled kernels.
+    """Run ``function`` as the operator ``dcnzoo::name`` on the devices of :func:`keys`.
 
     Args:
         autograd: whether autograd differentiates ``function``.
     """
     for key in keys():
+        compiled = (
+            _backend.compiled_kernel(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
+        )
 
-        def kernel(*arguments: object, key: str = key) -> Tensor | tuple[Tensor, ...]:
-            _warn(key)
+        def kernel(
+            keyset: object, *arguments: object, key: str = key, compiled: Any = compiled
+        ) -> Tensor | tuple[Tensor, ...]:
+            if compiled is None:
+                _warn(key)
+            else:  # DCNZOO_BACKEND=reference: the compiled kernel checks the arguments
+                with torch.no_grad():
+                    compiled.call_boxed(keyset, *arguments)
             return function(*arguments)
 
-        _backend.override(name, kernel, key)
+        _backend.override(name, kernel, key, with_keyset=True)
         if autograd:
-            _backend.override(name, kernel, f"Autograd{key}")
+            _backend.override(name, kernel, f"Autograd{key}", with_keyset=True)

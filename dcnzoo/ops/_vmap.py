@@ -28,9 +28,9 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
             raise RuntimeError(
                 f"{name}: spatial_shapes, level_start_index: expected tensors without a vmap axis"
             )
-        wanted = [True] if len(outputs) == 1 else arguments[-1]
+        needed = [True] if len(outputs) == 1 else arguments[-1]
         apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
-        apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, wanted, strict=True) if kind == "w")
+        apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, needed, strict=True) if kind == "w")
         axis = {"m": 1 if apart else 0, "w": 0}
         for i, kind in enumerate(inputs):
             if arguments[i] is not None and (apart or kind == "m"):
@@ -43,9 +43,9 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
         return (
             tuple(
                 unfold(result, size, axis[kind]) if w else result
-                for result, kind, w in zip(results, outputs, wanted, strict=True)
+                for result, kind, w in zip(results, outputs, needed, strict=True)
             ),
-            tuple(0 if w else None for w in wanted),
+            tuple(0 if w else None for w in needed),
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from . import reference
 from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
 
 
@@ -56,8 +53,7 @@ def dcnv3(
     with zeros, as in :func:`deform_conv2d`.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the expected
-            value and the given value.
+        RuntimeError: a shape, dtype, device or value is invalid.
         TypeError: an argument is not a tensor, or not a number.
     """
     if not torch.jit.is_scripting():
@@ -88,21 +84,3 @@ register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
 register_vmap("dcnv3", "mmm", "m")
 register_vmap("_dcnv3_backward", "mmmm", "mmm")
 register_autocast("dcnv3", float32_arguments=(1, 2))
-
-
-@count_flops("dcnv3")
-def _(
-    input: list[int],  # [N, H, W, C]
-    offset: list[int],
-    mask: list[int],
-    kernel_size: list[int],
-    *args: object,
-    out_shape: list[int],  # [N, oH, oW, C]
-    **kwargs: object,
-) -> int:
-    return deform_attn_flops(out_shape, kernel_size, remove_center=bool(args[-1]))
-
-
-def deform_attn_flops(out_shape: list[int], kernel_size: list[int], remove_center: bool) -> int:
-    """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
-    return (PER_SAMPLE + 2) * prod(out_shape) * (prod(kernel_size) - remove_center)

@@ -9,9 +9,7 @@ from . import reference
 from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._flops import count_flops
 from ._vmap import register_vmap
-from .dcnv3 import deform_attn_flops
 
 
 def dcnv4(
@@ -70,15 +68,3 @@ register_derivatives("dcnv4", 2, (0, 1), reference.dcnv4)
 register_vmap("dcnv4", "mm", "m")
 register_vmap("_dcnv4_backward", "mmm", "mm")
 register_autocast("dcnv4", float32_arguments=(1,))
-
-
-@count_flops("dcnv4")
-def _(
-    input: list[int],  # [N, H, W, C]
-    offset_mask: list[int],
-    kernel_size: list[int],
-    *args: object,
-    out_shape: list[int],  # [N, oH, oW, C]
-    **kwargs: object,
-) -> int:
-    return deform_attn_flops(out_shape, kernel_size, remove_center=bool(args[-1]))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _backend, _library, reference
+from . import _library, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
 
 
@@ -77,8 +74,7 @@ def deform_conv2d(
     with zeros.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
-            expected value and the given value.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     check_arguments("deform_conv2d", "out, in / groups", input, weight, offset, mask, bias, 4, im2col_step)
     geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
@@ -145,7 +141,7 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
 
 def _unchecked(device: str) -> bool:
     """Whether no kernel has checked the arguments, but the library is loaded and can check them."""
-    return _library.has_ops() and (_backend.backend == "reference" or device not in _library.loaded)
+    return _library.has_ops() and device not in _library.loaded
 
 
 def _reference(*arguments):
@@ -173,19 +169,3 @@ register_derivatives(
 register_vmap("deform_conv", "mwmmw", "m", groups=8)
 register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", groups=8)
 register_autocast("deform_conv")
-
-
-@count_flops("deform_conv")
-def _(
-    input: list[int],  # [N, C, *size]
-    weight: list[int],  # [O, C / groups, *kernel]
-    offset: list[int] | None,
-    *args: object,
-    out_shape: list[int],  # [N, O, *out]
-    **kwargs: object,
-) -> int:
-    """FLOPs of an ordinary convolution, plus those of the samples if ``offset`` is given."""
-    positions = out_shape[0] * prod(out_shape[2:])
-    convolution = 2 * positions * prod(weight)
-    samples = positions * input[1] * prod(weight[2:]) if offset is not None else 0
-    return convolution + PER_SAMPLE * samples

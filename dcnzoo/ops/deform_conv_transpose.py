@@ -92,8 +92,7 @@ def deform_conv_transpose2d(
     pixels around it that lie on the output.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
-            expected value and the given value.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     check_arguments(
         "deform_conv_transpose2d", "in, out / groups", input, weight, offset, mask, bias, 4, im2col_step
@@ -202,22 +201,22 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_output):
     """The first derivative, composed of differentiable operators, so that autograd can differentiate it."""
     input, weight, offset, mask = ctx.saved_tensors  # torch.utils.checkpoint allows to read it only once
-    wanted = ctx.needs_input_grad
+    needed = ctx.needs_input_grad
     grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None
-    if wanted[0]:
+    if needed[0]:
         grad_input = _deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
-    if any(wanted[1:4]):
+    if any(needed[1:4]):
         if in_forward_mode(grad_output, input, weight, offset, mask):
             arguments = (grad_output, weight, offset, mask, None, *ctx.arguments[:-1])
             gradients = [None, *reference_gradients(reference.deform_conv, input, arguments, (1, 2, 3))]
         else:
             gradients = _deform_conv_backward(
-                input, grad_output, weight, offset, mask, *ctx.arguments, [False, *wanted[1:4], False]
+                input, grad_output, weight, offset, mask, *ctx.arguments, [False, *needed[1:4], False]
             )
         grad_weight, grad_offset, grad_mask = (
-            g if w else None for g, w in zip(gradients[1:4], wanted[1:4], strict=True)
+            g if w else None for g, w in zip(gradients[1:4], needed[1:4], strict=True)
         )
-    if wanted[4]:
+    if needed[4]:
         # torch splits a sum with a single result among threads, so its rounding depends on their number:
         # with one channel, sum two copies instead
         channels = grad_output.shape[1]

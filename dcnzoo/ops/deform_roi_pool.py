@@ -27,15 +27,9 @@ def deform_roi_pool(
     result by a mask ``(K, 1, oH, oW)``.
 
     Args:
-        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
-        rois: ``(K, 5)``: the image number, then ``(x1, y1, x2, y2)``. ``spatial_scale`` converts the
-            coordinates to pixels of ``input``. Any floating type; gets no gradient.
+        input, rois, output_size, spatial_scale, sampling_ratio: as in :func:`roi_align`.
         offset: ``(K, 2, oH, oW)``: displacement of each bin, x first. An offset of 1 is ``gamma`` times the
-            RoI's width or height. Any floating type. ``None``: no displacement, as in
-            :func:`~dcnzoo.ops.roi_align`.
-        output_size: number of bins, ``(oH, oW)`` or one number for both.
-        spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
-        sampling_ratio: samples per bin along each axis. 0 or less: the bin's length in pixels, rounded up.
+            RoI's width or height. Any floating type. ``None``: no displacement.
         gamma: scale of the offsets.
 
     Returns:
@@ -46,8 +40,7 @@ def deform_roi_pool(
         ``sampling_ratio`` is 0.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. On the CPU this includes an image number
-            outside ``[0, N)``. On CUDA, where this check would stall the device, such a RoI gives zeros.
+        RuntimeError: as in :func:`roi_align`.
     """
     height, width = bins(output_size)
     if offset is None:
@@ -70,10 +63,11 @@ def _with_output_size(grad_output, input, rois, offset, *sampling):
     return input, rois, offset, *grad_output.shape[2:], *sampling
 
 
-def _grad_input_in_order(grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma):
-    return _deterministic.pooling_grad_input_in_order(
-        grad_output, input.shape, rois, offset, spatial_scale, sampling_ratio, True, gamma
-    )
+def _grad_input_in_order(grad_output, input, rois, offset, *sampling):
+    def pool(maps, rois, offset):
+        return reference.deform_roi_pool(maps, rois, offset, grad_output.shape[2:], *sampling)
+
+    return _deterministic.pooling_grad_input_in_order(pool, grad_output, input.shape, rois, offset)
 
 
 register_derivatives(

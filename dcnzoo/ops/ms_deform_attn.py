@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from . import reference
 from ._arguments import check_tensors, is_traced
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
 
 
@@ -112,16 +109,3 @@ register_derivatives("ms_deform_attn", 5, (0, 3, 4), reference.ms_deform_attn)
 register_vmap("ms_deform_attn", "mssmm", "m")
 register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
 register_autocast("ms_deform_attn", float32_arguments=(3, 4))
-
-
-@count_flops("ms_deform_attn")
-def _(
-    value: list[int],  # [N, S, heads, D]
-    spatial_shapes: list[int],
-    level_start_index: list[int],
-    sampling_locations: list[int],
-    attention_weights: list[int],  # [N, Q, heads, L, P]
-    *args: object,
-    **kwargs: object,
-) -> int:
-    return (PER_SAMPLE + 2) * prod(attention_weights) * value[3]

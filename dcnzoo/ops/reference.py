@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -298,32 +298,42 @@ def bin_samples(
 
 
 def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Reads ``feature`` bilinearly, with RoIAlign's border rule.
+    """Reads ``feature`` bilinearly, with the border rule of :func:`interpolate_clamped`.
 
     Args:
         feature: ``(C, H, W)``.
         y, x: coordinates in pixels, of shapes that broadcast.
 
     Returns:
-        ``(C, *shape)``. A point up to one pixel outside the map reads only the border pixel. A point further
-        out, or NaN, gives zero and passes no gradient.
+        ``(C, *shape)``.
+    """
+    return interpolate_clamped(lambda row, column: feature[:, row, column], feature.shape[1:], y, x)
+
+
+def interpolate_clamped(
+    pixels: Callable[[Tensor, Tensor], Tensor], size: Sequence[int], y: Tensor, x: Tensor
+) -> Tensor:
+    """The bilinear mean of ``pixels(row, column)`` around ``(y, x)``, with RoIAlign's border rule.
+
+    A point up to one pixel outside a map of ``size`` reads only the border pixel. A point further out, or
+    NaN, gives zero and passes no gradient.
     """
     axes = []
-    for point, size in ((y, feature.shape[1]), (x, feature.shape[2])):
-        on_axis = (point >= -1) & (point <= size)  # NaN compares false
-        between = (point >= 0) & (point < size - 1)  # between two pixel centres
-        low = torch.where(on_axis, point.detach(), torch.zeros_like(point)).clamp(0, size - 1).floor()
+    for point, extent in zip((y, x), size, strict=True):
+        on_axis = (point >= -1) & (point <= extent)  # NaN compares false
+        between = (point >= 0) & (point < extent - 1)  # between two pixel centres
+        low = torch.where(on_axis, point.detach(), torch.zeros_like(point)).clamp(0, extent - 1).floor()
         fraction = torch.where(between, point - low, torch.zeros_like(point))
-        high = (low + 1).clamp(max=size - 1)
+        high = (low + 1).clamp(max=extent - 1)
         axes.append([(low.long(), 1 - fraction, on_axis), (high.long(), fraction, between)])
-    values = feature.new_zeros(feature.shape[0], *(y + x).shape)
+    values = y.new_zeros(())
     for row, row_weight, row_read in axes[0]:
         for column, column_weight, column_read in axes[1]:
-            pixels, weight = feature[:, row, column], row_weight * column_weight
+            value, weight = pixels(row, column), row_weight * column_weight
             # a pixel that is not read, and its weight, get no gradient, even if they are Inf
             read = row_read & column_read
-            pixels = torch.where(read, pixels, torch.zeros_like(pixels))
-            values = values + pixels * torch.where(read, weight, torch.zeros_like(weight))
+            value = torch.where(read, value, torch.zeros_like(value))
+            values = values + value * torch.where(read, weight, torch.zeros_like(weight))
     return values
 
 

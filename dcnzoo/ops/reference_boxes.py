@@ -46,15 +46,23 @@ def nms(
 ) -> Tensor:  # (kept,)
     """Greedy NMS (Ren et al. 2015, sec. 3.3): indices of the kept boxes, best first."""
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(1)
     left, kept = scores.sort(stable=True, descending=True).indices, []
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
-        low, high = torch.max(boxes[best, :2], boxes[left, :2]), torch.min(boxes[best, 2:], boxes[left, 2:])
-        shared = (high - low + offset).clamp(min=0).prod(1)
-        left = left[~(shared / (areas[best] + areas[left] - shared) > iou_threshold)]
+        left = left[~(iou_with(boxes[best], boxes[left], offset) > iou_threshold)]
     return torch.stack(kept) if kept else left
+
+
+def iou_with(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
+    """Intersection over union of a box with each of the others, all (x1, y1, x2, y2)."""
+
+    def area(boxes: Tensor) -> Tensor:
+        return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
+
+    low, high = torch.max(box[:2], boxes[:, :2]), torch.min(box[2:], boxes[:, 2:])
+    shared = (high - low + offset).clamp(min=0).prod(-1)
+    return shared / (area(box) + area(boxes) - shared)
 
 
 def nms_rotated(

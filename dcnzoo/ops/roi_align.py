@@ -96,16 +96,16 @@ def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
     return backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments), *[None] * 7
 
 
-def _grad_input_in_order(
-    grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
-):
-    if pool_mode != _MAX:
-        return _deterministic.pooling_grad_input_in_order(
-            grad_output, input_size, rois, None, spatial_scale, sampling_ratio, aligned
-        )
-    maps = argmax_y.new_zeros(input_size)  # the derivative of indexing is index_put_: deterministic
-    _, pull = torch.func.vjp(lambda maps: _at_maxima(maps, rois, argmax_y, argmax_x), maps)
-    return pull(grad_output.to(maps.dtype))[0].to(grad_output.dtype)
+def _grad_input_in_order(grad_output, rois, argmax_y, argmax_x, input_size, *sampling):
+    *sampling, pool_mode, aligned = sampling
+
+    def average(maps, rois):
+        return reference.roi_align(maps, rois, grad_output.shape[2:], *sampling, aligned=aligned)
+
+    in_order = _deterministic.pooling_grad_input_in_order
+    if pool_mode == _MAX:
+        return in_order(_at_maxima, grad_output, input_size, rois, argmax_y, argmax_x)
+    return in_order(average, grad_output, input_size, rois)
 
 
 def _forward_mode(input, rois, *arguments):
@@ -154,22 +154,11 @@ def _at_maxima(
     x: Tensor,
 ) -> Tensor:  # [K, C, oH, oW]
     """Sample each RoI's image bilinearly at the positions of its maxima; zero outside the map."""
-    batch, channels, height, width = maps.shape
-    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    image = rois[:, 0].long().clamp(0, batch - 1).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=maps.device).view(-1, 1, 1)
-    axes = []
-    for point, size in ((y, height), (x, width)):
-        between = (point >= 0) & (point < size - 1)  # between two pixel centres
-        low = point.clamp(0, size - 1).floor()
-        high, fraction = (low + 1).clamp(max=size - 1), torch.where(between, point - low, 0.0)
-        axes.append([(low.long(), 1 - fraction, inside), (high.long(), fraction, inside & between)])
-    values = torch.zeros_like(y)
-    for row, row_weight, row_read in axes[0]:
-        for column, column_weight, column_read in axes[1]:
-            pixels = maps[image, channel, row, column]
-            pixels = torch.where(row_read & column_read, pixels, torch.zeros_like(pixels))
-            values = values + pixels * (row_weight * column_weight)
+    image = rois[:, 0].long().clamp(0, len(maps) - 1).view(-1, 1, 1, 1)
+    channel = torch.arange(maps.shape[1], device=maps.device).view(-1, 1, 1)
+    values = reference.interpolate_clamped(
+        lambda row, column: maps[image, channel, row, column], maps.shape[2:], y, x
+    )
     return values.to(maps.dtype)
 
 

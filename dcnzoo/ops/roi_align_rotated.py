@@ -25,26 +25,19 @@ def roi_align_rotated(
     Same arguments and results as ``mmcv.ops.roi_align_rotated``.
 
     Args:
-        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
+        input, spatial_scale, sampling_ratio, aligned: as in :func:`roi_align`.
         rois: ``(K, 6)``: the image number, then ``(x, y, width, height, angle)``. ``spatial_scale`` converts
             centre and size to pixels of ``input``; the angle is in radians. Any floating type; gets no
             gradient.
         output_size: number of bins along the region's height and width, ``(oH, oW)`` or one number for both.
-        spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
-        sampling_ratio: samples per bin along each axis. 0 or less: the bin's length in pixels, rounded up.
-        aligned: shift the regions by half a pixel, so that pixel i has its centre at i + 0.5 (correct).
-            ``False``: no shift, and sides shorter than a pixel count as one pixel (the original RoIAlign).
         clockwise: whether a positive angle rotates the x axis towards the y axis, which points down. The
             default, False, is mmcv's; :func:`box_iou_rotated` defaults to True.
 
     Returns:
-        ``(K, C, oH, oW)``. A sample more than one pixel outside the map counts as zero in the average; up to
-        one pixel outside, it reads the border pixel. A region without samples gives zeros: it is not finite,
-        or its size is not positive while ``sampling_ratio`` is 0.
+        ``(K, C, oH, oW)``, with the border rule of :func:`roi_align`.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value is invalid. On the CPU this includes an image number
-            outside ``[0, N)``. On CUDA, where this check would stall the device, such a region gives zeros.
+        RuntimeError: as in :func:`roi_align`.
     """
     height, width = bins(output_size)
     return torch.ops.dcnzoo.roi_align_rotated(
@@ -84,11 +77,10 @@ def _autograd_backward(ctx, grad_output):
 
 
 def _grad_input_in_order(grad_output, rois, input_size, *sampling):
-    """Differentiates the reference: its derivative is torch's ``index_put_``, which is deterministic."""
-    wide = torch.promote_types(grad_output.dtype, torch.float32)
-    maps = grad_output.new_zeros(input_size, dtype=wide)
-    _, pull = torch.func.vjp(lambda maps: _reference(maps, rois, *grad_output.shape[2:], *sampling), maps)
-    return pull(grad_output.to(wide))[0].to(grad_output.dtype)
+    def pool(maps, rois):
+        return reference.roi_align_rotated(maps, rois, grad_output.shape[2:], *sampling)
+
+    return _deterministic.pooling_grad_input_in_order(pool, grad_output, input_size, rois)
 
 
 register_autograd(

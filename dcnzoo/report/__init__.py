@@ -1,19 +1,9 @@
-"""Plots of learning curves and detections, and sampling points."""
+"""Sampling points of deformable layers. ``dcnzoo report`` and ``dcnzoo explain`` show them in pages."""
 
-from dcnzoo.report.plots import (
-    Curves,
-    Instances,
-    plot_detections,
-    plot_learning_curves,
-)
 from dcnzoo.report.sampling import SamplingField, record_sampling, trace_sampling
 
 __all__ = [
-    "Curves",
-    "Instances",
     "SamplingField",
-    "plot_detections",
-    "plot_learning_curves",
     "record_sampling",
     "trace_sampling",
 ]

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers classes for configs
-from dcnzoo.export.picture import read
+from dcnzoo.export.picture import Detections, read
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
-from dcnzoo.openmmlab.detector import Detector, build, instances_of
+from dcnzoo.openmmlab.detector import Detector, build, instances_of, to_detections
+from dcnzoo.report.evaluation import Evaluation, evaluate
 from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
-from dcnzoo.report.plots import Instances
 from dcnzoo.report.sampling import SamplingField, record_sampling
 from dcnzoo.utils.errors import UserError
 
@@ -29,8 +28,7 @@ class Prediction:
     """The result for one image of a data set, in pixels of its file.
 
     Attributes:
-        image: [H, W, 3], uint8, RGB.
-        truth: the annotated objects.
+        truth: the image and the annotated objects, with a score of 1.
         detections: the detected objects.
         fields: sampling positions of the deformable layers, in forward order, with unique names.
         image_size: (H, W) of the model's input, padding included, in pixels of the file, as
@@ -38,9 +36,8 @@ class Prediction:
         statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """
 
-    image: np.ndarray
-    truth: Instances
-    detections: Instances
+    truth: Detections
+    detections: Detections
     fields: list[SamplingField]
     image_size: tuple[float, float]
     statistics: dict[str, OffsetStatistics]
@@ -57,12 +54,21 @@ class ValidationRunner:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
-        palette = self.dataset.metainfo.get("palette") or "random"
-        self.palette = get_palette(palette, len(self.classes))
 
-    def predict(self, index: int) -> Prediction:
-        """Run the model on image ``index``."""
-        image, truth = self._annotated(index)
+    def evaluate(self, number: int, threshold: float) -> Evaluation:
+        """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
+        indices = range(min(number, len(self.dataset)))
+        detections = []
+        for index in indices:
+            with torch.no_grad():
+                (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
+            detections.append(to_detections(instances_of(sample), 0))
+        truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
+        return evaluate(truth, detections, len(self.classes), threshold)
+
+    def predict(self, index: int, threshold: float = 0) -> Prediction:
+        """Run the model on image ``index``; select detections with at least this score."""
+        truth = self._annotated(index)
         item = self.dataset[index]
         track_offsets(self.model)
         try:
@@ -74,16 +80,16 @@ class ValidationRunner:
         meta = sample.metainfo
         across, down = meta.get("scale_factor", (1.0, 1.0))
         height, width = meta.get("batch_input_shape", meta["img_shape"])
+        detections = to_detections(instances_of(sample), threshold)
         return Prediction(
-            image,
             truth,
-            Instances.of(instances_of(sample)),
+            dataclasses.replace(detections, classes=self.classes, image=truth.image),
             with_unique_names(fields),
             (height / down, width / across),
             statistics,
         )
 
-    def _annotated(self, index: int) -> tuple[np.ndarray, Instances]:
+    def _annotated(self, index: int) -> Detections:
         """Return the original image and its annotations; the test pipeline may not load annotations."""
         info = self.dataset.get_data_info(index)
         with_mask = any(instance.get("mask") for instance in info["instances"])
@@ -92,8 +98,8 @@ class ValidationRunner:
         results = TRANSFORMS.build(annotations)(load(info))
         masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
         boxes = results["gt_bboxes"].tensor.numpy()
-        truth = Instances(boxes, results["gt_bboxes_labels"], masks)
-        return results["img"][..., ::-1].copy(), truth
+        scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
+        return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
 
 
 def explain(
@@ -110,8 +116,8 @@ def explain(
             layers are drawn.
 
     Raises:
-        UserError: resizing leaves no pixels of the image, the box is outside the image, the layer does not
-            exist, or no layer can be drawn.
+        UserError: the box is outside the image, the layer does not exist, or no layer can be drawn.
+        ValueError: resizing leaves no pixels of the image.
     """
     item, model = detector.prepare(read(image), str(image)), detector.model
     shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()

@@ -63,7 +63,6 @@ class Explanation:
         return max(float(field.weight.abs().max()) for field in self.fields) or 1.0
 
     def table(self) -> list[list[str]]:
-        """Return :func:`offset_table` of the layers."""
         return offset_table(self.fields, self.statistics)
 
 

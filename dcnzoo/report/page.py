@@ -13,7 +13,6 @@ import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,7 +23,7 @@ _ENVIRONMENT = Environment(
 )
 _PARTS = _ENVIRONMENT.get_template("parts.html").module
 
-table, fold = _PARTS.table, _PARTS.fold
+table, fold, text = _PARTS.table, _PARTS.fold, _PARTS.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,29 +35,9 @@ class Section:
     parts: Sequence[Markup]
 
 
-def render_report(
-    title: str,
-    lead: str,
-    sections: Sequence[Section],
-    facts: Mapping[str, str] | None = None,
-    footer: str = "",
-) -> str:
-    """Render a report as HTML; all text is escaped.
-
-    Args:
-        facts: name → value, shown in large type at the top.
-    """
-    return render("report.html", title=title, lead=lead, sections=sections, facts=facts, footer=footer)
-
-
 def render(template: str, **values: object) -> str:
-    """Render a template of ``templates/``."""
+    """Render a template of ``templates/``; all text is escaped."""
     return _ENVIRONMENT.get_template(template).render(**values)
-
-
-def text(content: str) -> Markup:
-    """Format text and keep its line breaks."""
-    return _PARTS.text(content)
 
 
 def charts(figures: Sequence[Figure]) -> Markup:
@@ -68,10 +47,14 @@ def charts(figures: Sequence[Figure]) -> Markup:
 
 def picture(figure: Figure) -> Markup:
     """Show a figure that contains photos, as one image in the page's width."""
-    figure.set_dpi(_DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return _PARTS.picture(image_uri(np.asarray(canvas.buffer_rgba())[..., :3]))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return _PARTS.picture(image_uri(np.asarray(Image.open(buffer).convert("RGB"))))
+
+
+def pictures(images: Mapping[str, Image.Image]) -> Markup:
+    """Place images with captions side by side if there is room."""
+    return _PARTS.pictures({caption: image_uri(np.asarray(image)) for caption, image in images.items()})
 
 
 def _svg_uri(figure: Figure) -> str:

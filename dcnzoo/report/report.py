@@ -13,27 +13,33 @@ from markupsafe import Markup
 from mmengine.config import Config
 from torch import Tensor
 
+from dcnzoo.data.conversion import cut
+from dcnzoo.export.picture import Detections
 from dcnzoo.report import page
 from dcnzoo.report.detector import Prediction, ValidationRunner
+from dcnzoo.report.evaluation import IOU
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.history import History
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import (
     COLOURS,
     Curves,
-    Instances,
     Panel,
-    plot_detections,
-    plot_learning_curves,
+    plot_confusion,
+    plot_curves,
     plot_panels,
+    plot_precision_recall,
 )
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.jsonl import versions
+from dcnzoo.zoo.loading import work_directory
 
 _THRESHOLD = 0.3  # of the scores of detections
-_SIDE = 4.0  # width of an image with detections, in inches
+_LOW_AP = 0.1
+_EARLY = 2000  # iterations
+_MOST_CLASSES = 12  # in a confusion matrix
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
 _MAIN_METRICS = 3
@@ -46,7 +52,7 @@ _KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedRun:
     """A work directory of ``dcnzoo train``.
 
@@ -68,21 +74,16 @@ class TrainedRun:
         Raises:
             UserError: the folder or the checkpoint does not exist, or the folder contains no training.
         """
-        if not folder.is_dir():
-            raise UserError(f"work directory: expected a folder, found none at {folder}")
-        configs = list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
+        config, last = work_directory(folder)
         history = History.read(folder)
-        if not configs or not history.training:
-            missing = "config" if not configs else "losses in */vis_data/scalars.json"
+        if not history.training:
             raise UserError(
-                f"work directory: expected a folder of dcnzoo train, found no {missing} in {folder}"
+                f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
-        cfg = Config.fromfile(max(configs, key=lambda path: path.stat().st_mtime))
-        if checkpoint is None and (folder / "last_checkpoint").is_file():
-            # the folder may have been moved after the path was written
-            checkpoint = folder / Path((folder / "last_checkpoint").read_text().strip()).name
+        checkpoint = checkpoint or last
         if checkpoint is not None and not checkpoint.is_file():
             raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
+        cfg = Config.fromfile(config)
         return cls(label or folder.resolve().name, folder, cfg, history, checkpoint)
 
     @property
@@ -165,6 +166,7 @@ def write_report(
     labels: Sequence[str] | None = None,
     checkpoint: Path | None = None,
     images: int = 5,
+    evaluated: int = 200,
     device: str = "cpu",
     allow_partial: bool = False,
 ) -> Path:
@@ -175,6 +177,7 @@ def write_report(
         out: the file (default: ``report.html`` in the first folder).
         labels: of the folders (default: their names).
         checkpoint: of the first folder (default: the last checkpoint).
+        images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
 
@@ -187,7 +190,7 @@ def write_report(
         runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     out = out or folders[0] / "report.html"
-    write_text(out, render_runs(runs, detectors, images=images, footer=footer()))
+    write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
     return out
 
 
@@ -203,6 +206,7 @@ def render_runs(
     head: str = "run",
     images: int = 5,
     footer: str = "",
+    evaluated: int = 200,
 ) -> str:
     """Render the report as HTML.
 
@@ -210,34 +214,28 @@ def render_runs(
         detectors: from :func:`load_detectors`; a label without a detector has no pictures.
         head: heading of the column of labels.
         images: number of images with detections; images with three or more objects come first.
+        evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    single = len(by_label(runs)) == 1
-    sections = [_curves(runs)]
-    if not single:
+    sections, table = [_curves(runs)], summary(runs, detectors, head)
+    facts = None
+    if len(table) == 2:  # a single label
+        iterations = f"{max(run.history.iteration for run in runs):,}"
+        facts = {**dict(zip(table[0][1:], table[1][1:], strict=True)), "iterations": iterations}
+    else:
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
-        sections.insert(0, Section("Result", text, [page.table(summary(runs, detectors, head))]))
-    sections += _pictures(detectors, images)
+        sections.insert(0, Section("Result", text, [page.table(table)]))
+    sections += _pictures(detectors, images, evaluated)
     sections += _offsets_over_time(runs)
     sections += [_validations(runs), _configuration(runs), _environment(runs)]
-    return page.render_report(
-        title or " and ".join(by_label(runs)),
-        _lead(runs) if lead is None else lead,
-        [section for section in sections if section.parts],
-        _facts(runs, detectors) if single else None,
-        footer,
-    )
-
-
-def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]) -> dict[str, str]:
-    head, row = summary(runs, detectors)
-    facts = dict(zip(head[1:], row[1:], strict=True))
-    facts["iterations"] = f"{max(run.history.iteration for run in runs):,}"
-    return facts
-
-
-def _lead(runs: Sequence[TrainedRun]) -> str:
     lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
-    return " ".join(lengths)
+    return page.render(
+        "report.html",
+        title=title or " and ".join(by_label(runs)),
+        lead=" ".join(lengths) if lead is None else lead,
+        sections=[section for section in sections if section.parts],
+        facts=facts,
+        footer=footer,
+    )
 
 
 # Curves
@@ -245,13 +243,23 @@ def _lead(runs: Sequence[TrainedRun]) -> str:
 
 def _curves(runs: Sequence[TrainedRun]) -> Section:
     counted = "epoch" if runs[0].counts_epochs else "iteration"
-    losses = {"training loss": _series(runs, "loss", training=True)}
-    figures = [plot_learning_curves(losses)]
-    for metric in main_metrics(runs):
-        curves = {metric_name(metric): _series(runs, metric)}
-        figures.append(plot_learning_curves(curves, counted))
+    losses = _series(runs, "loss", training=True)
+    figures = [plot_curves("training loss", losses)]
+    figures += [plot_curves(metric_name(m), _series(runs, m), counted) for m in main_metrics(runs)]
     text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
-    return Section("Learning curves", text, [page.charts(figures)])
+    return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
+
+
+def _low_ap(runs: Sequence[TrainedRun]) -> str:
+    """Say whether a low AP is normal; empty if no run has one."""
+    means = {run: [v for name, v in run.last_validation.items() if name.endswith("mAP")] for run in runs}
+    low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
+    if not low:
+        return ""
+    text = f" An AP below {_LOW_AP} after {max(low):,} iterations is "
+    if max(low) <= _EARLY:
+        return f"{text}normal: AP rises after the loss has fallen. Train longer."
+    return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
 
 
 def _series(runs: Sequence[TrainedRun], name: str, training: bool = False) -> Curves:
@@ -288,8 +296,8 @@ def _called(run: TrainedRun, runs: Sequence[TrainedRun]) -> str:
 # Pictures
 
 
-def _pictures(detectors: Mapping[str, ValidationRunner], images: int) -> Iterator[Section]:
-    if not detectors or images == 0:
+def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated: int) -> Iterator[Section]:
+    if not detectors:
         return
     first = next(iter(detectors.values()))
     for label, detector in detectors.items():
@@ -300,16 +308,22 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int) -> Iterato
             )
     try:
         chosen = pick_images(first, images)
-        predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
+        predictions = {
+            label: [each.predict(i, _THRESHOLD) for i in chosen] for label, each in detectors.items()
+        }
+        if evaluated:
+            yield _errors(detectors, evaluated)
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
         return
-    yield _detections(predictions, next(iter(predictions.values())), first)
+    if not chosen:
+        return
+    yield _detections(predictions)
     for label, predicted in predictions.items():
         if predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"
-            yield _sampling(title, predicted[0], first.classes)
+            yield _sampling(title, predicted[0])
 
 
 def pick_images(detector: ValidationRunner, number: int) -> list[int]:
@@ -320,35 +334,54 @@ def pick_images(detector: ValidationRunner, number: int) -> list[int]:
     counts = (len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset)))
     enough, others = [], []
     for index, count in enumerate(counts):
-        (enough if count >= 3 else others).append(index)
         if len(enough) == number:
             break
+        (enough if count >= 3 else others).append(index)
     return (enough + others)[:number]
 
 
-def _detections(
-    predictions: Mapping[str, Sequence[Prediction]], first: Sequence[Prediction], detector: ValidationRunner
-) -> Section:
-    columns = {"ground truth": [prediction.truth for prediction in first]}
-    for label, predicted in predictions.items():
-        heading = label if len(predictions) > 1 else "detections"
-        columns[heading] = [prediction.detections for prediction in predicted]
-    images = [prediction.image for prediction in first]
-    height = sum(_SIDE * image.shape[0] / image.shape[1] for image in images)
-    figure = plot_detections(
-        images, columns, detector.classes, detector.palette, _THRESHOLD, (_SIDE * len(columns), height)
+def _errors(detectors: Mapping[str, ValidationRunner], evaluated: int) -> Section:
+    figures = []
+    for label, detector in detectors.items():
+        result = detector.evaluate(evaluated, _THRESHOLD)
+        numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
+        chosen = sorted(number for number in numbers if result.precision[number, 0] >= 0)
+        names = [cut(detector.classes[number], 24) for number in chosen]
+        suffix = f", {label}" if len(detectors) > 1 else ""
+        if chosen:
+            curves = dict(zip(names, result.precision[chosen], strict=True))
+            figures.append(plot_precision_recall(f"precision and recall{suffix}", curves))
+        counts = result.confusion[np.ix_([*chosen, -1], [*chosen, -1])]
+        figures.append(plot_confusion(f"confusion{suffix}", counts, [*names, "none"]))
+    text = (
+        f"Boxes in the first {result.images} validation images; they match from IoU {IOU} on. The legend "
+        f"shows AP50. The confusion matrix counts detections with a score of at least {_THRESHOLD}. Column "
+        "'none': objects that were missed; row 'none': detections without an object."
     )
+    if len(detector.classes) > _MOST_CLASSES:
+        text += f" Of {len(detector.classes)} classes, the {_MOST_CLASSES} with the most objects."
+    return Section("Errors by class", text, [page.charts(figures)])
+
+
+def _detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
+    rows = []
+    for row in zip(*predictions.values(), strict=True):
+        images = {"ground truth": row[0].truth.draw(with_scores=False)}
+        for label, prediction in zip(predictions, row, strict=True):
+            images[label if len(predictions) > 1 else "detections"] = prediction.detections.draw()
+        rows.append(page.pictures(images))
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
         f"depend on the results. Detections have a score of at least {_THRESHOLD}."
     )
-    return Section("Detections", text, [page.picture(figure)])
+    return Section("Detections", text, rows)
 
 
-def _sampling(title: str, prediction: Prediction, classes: Sequence[str]) -> Section:
+def _sampling(title: str, prediction: Prediction) -> Section:
     parts = []
     chain = _chain(prediction.fields)
-    places = locations(prediction.truth, prediction.image.shape[:2], classes)
+    image = prediction.truth.image
+    places = locations(prediction.truth)
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
         traced = [
@@ -362,7 +395,7 @@ def _sampling(title: str, prediction: Prediction, classes: Sequence[str]) -> Sec
             f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. Size and colour: the modulation, "
             "relative to the largest in the panel."
         )
-        figure = plot_panels(prediction.image, traced, columns=len(places))
+        figure = plot_panels(image, traced, columns=len(places))
         parts += [Markup("<p>{}</p>").format(text), page.picture(figure)]
     name, place = next(iter(places.items()))
     y, x = place
@@ -373,7 +406,7 @@ def _sampling(title: str, prediction: Prediction, classes: Sequence[str]) -> Sec
     left_out = len(prediction.fields) - len(panels)
     text = f"Sampling points of each layer at one position ({name})"
     text += f"; {left_out} more layers are not shown" if left_out else ""
-    parts += [Markup("<h3>{}</h3>").format(text), page.picture(plot_panels(prediction.image, panels))]
+    parts += [Markup("<h3>{}</h3>").format(text), page.picture(plot_panels(image, panels))]
     parts += [
         Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
         page.table(offset_table(prediction.fields, prediction.statistics)),
@@ -405,19 +438,18 @@ def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
     return chain
 
 
-def locations(
-    truth: Instances, size: tuple[int, int], classes: Sequence[str]
-) -> dict[str, tuple[float, float]]:
+def locations(truth: Detections) -> dict[str, tuple[float, float]]:
     """Return the centre, (y, x), of the largest and smallest object, and a point far from all objects."""
+    size = truth.image.shape[:2]
     masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
     areas = masks.sum((1, 2))
     order = [i for i in np.argsort(areas, kind="stable") if areas[i]]
     background = ~masks.any(0) if len(masks) else np.ones(size, bool)
     places = {}
     if order:
-        places[f"{classes[truth.labels[order[-1]]]}, the largest"] = masks[order[-1]]
+        places[f"{truth.names[order[-1]]}, the largest"] = masks[order[-1]]
     if len(order) > 1:
-        places[f"{classes[truth.labels[order[0]]]}, the smallest"] = masks[order[0]]
+        places[f"{truth.names[order[0]]}, the smallest"] = masks[order[0]]
     if background.any():
         places["background"] = background
     return {title: _innermost(mask) for title, mask in places.items()}
@@ -455,7 +487,7 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
                 if values:
                     curves[layer] = (np.array([*values]), np.array([[*values.values()]]))
             if curves:
-                figures.append(plot_learning_curves({title: curves}))
+                figures.append(plot_curves(title, curves))
         if figures:
             parts += [Markup("<h3>{}</h3>").format(_called(run, runs)), page.charts(figures)]
     text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."

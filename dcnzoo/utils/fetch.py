@@ -256,7 +256,7 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
             if failures > (retries if reached else min(retries, 1)):
                 size = _size(part)
                 kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
-                times = f", {failures} times in a row" if failures > 1 else ""
+                times = f", after {failures} attempts" if failures > 1 else ""
                 raise DownloadError(f"{url}: {problem}{times}{kept}")
             time.sleep(_BACKOFF * 2 ** (failures - 1))
 

@@ -13,6 +13,7 @@ from yapf.yapflib.yapf_api import FormatCode
 from dcnzoo.data.check import Report, checked_coco
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
 from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.training import main_metric
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 
@@ -100,6 +101,8 @@ def write_config(
         f"classes = {classes!r}",
         *(f"{key} = {_source(value)}" for key, value in settings.items()),
     ]
+    best = {"save_best": main_metric(config), "rule": "greater"}
+    lines.append(f"default_hooks = {_source({'checkpoint': best})}")
     if address or (not weights and config.get("load_from")):
         lines.append(f"load_from = {address!r}")
     code, _ = FormatCode(

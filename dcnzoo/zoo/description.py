@@ -113,10 +113,15 @@ def _named(config: Path, text: str) -> Iterator[Path]:
             yield path
 
 
+# Configs share their bases. With the cache, a value can only lack the key _scope_, which is not read here.
+_file2dict = functools.cache(Config._file2dict)
+
+
 @functools.cache
 def _read(path: Path) -> Config:
     with Changes() as changes:
         inherit_from_packages(changes)
+        changes.set(Config, "_file2dict", staticmethod(_file2dict))
         return Config.fromfile(path, import_custom_modules=False)
 
 

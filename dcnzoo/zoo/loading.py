@@ -1,40 +1,22 @@
-"""Load a detector with weights by name."""
+"""Find the config and the weights of a model by its name."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from dcnzoo.openmmlab.detector import Detector, build, require_device
-from dcnzoo.openmmlab.runner import config_file, read_config_file
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.openmmlab.runner import config_file
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
 
-def load(
+def locate(
     model: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
-    device: str = "auto",
-    score_threshold: float = 0.3,
-    cfg_options: dict | None = None,
-    unsafe_load: bool = False,
-    allow_partial: bool = False,
-) -> Detector:
-    """Load a detector of MMDetection; see :func:`dcnzoo.load`."""
-    require_device(device)  # before the download
-    config, weights = locate(model, checkpoint)
-    if weights is None:
-        raise UserError(f"checkpoint: expected a file with weights for {model}, got none")
-    with user_errors():
-        cfg = read_config_file(config, cfg_options)
-        options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-        return Detector(build(cfg, weights, **options), score_threshold)
-
-
-def locate(
-    model: str | os.PathLike, checkpoint: str | os.PathLike | None = None, weights: bool = True
+    weights: bool = True,
+    required: bool = False,
 ) -> tuple[Path, Path | None]:
     """Return the config and the weights that MODEL on the command line stands for.
 
@@ -42,6 +24,7 @@ def locate(
         model: as for :func:`dcnzoo.load`.
         checkpoint: a file or an address with other weights.
         weights: download those of a model in the zoo.
+        required: a model without weights is an error.
 
     Returns:
         The path of the weights is None for a config file without ``checkpoint``, and for a work directory
@@ -63,6 +46,8 @@ def locate(
         if checkpoint is None and weights:
             last = download(listed.id)
     if checkpoint is None:
+        if required and last is None:
+            raise UserError(f"checkpoint: expected a file with weights for {model}, got none")
         return config, last
     if "://" in str(checkpoint):
         from dcnzoo.utils.fetch import fetch

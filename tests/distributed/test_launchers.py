@@ -106,10 +106,7 @@ def launch(script, *arguments, **extra):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [
-        {},
-        dict(runner_type="FlexibleRunner", strategy=dict(type="DDPStrategy")),
-    ],
+    [{}, dict(runner_type="FlexibleRunner", strategy=dict(type="DDPStrategy"))],
     ids=["DDP", "DDPStrategy"],
 )
 def test_two_processes_train(data, tmp_path, port, more):

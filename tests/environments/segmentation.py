@@ -48,11 +48,7 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self,
-        embed_dim: int = 96,
-        depths: tuple[int, ...] = (2, 2, 6, 2),
-        inner: int = 64,
-        width: int = 256,
+        self, embed_dim: int = 96, depths: tuple[int, ...] = (2, 2, 6, 2), inner: int = 64, width: int = 256
     ) -> None:
         super().__init__()
         heads = [3 * 2**stage for stage in range(4)]

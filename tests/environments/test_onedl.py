@@ -14,19 +14,10 @@ except PackageNotFoundError:
 
 from benchmarks.coverage import test_mmdet
 
-FAMILIES = [
-    "atss",
-    "carafe",
-    "crowddet",
-    "dcn",
-    "deformable_detr",
-    "dyhead",
-    "mask_rcnn",
-    "rtmdet",
-    "solo",
-    "ssd",
+FAMILIES = (
+    *("atss", "carafe", "crowddet", "dcn", "deformable_detr", "dyhead", "mask_rcnn", "rtmdet", "solo", "ssd"),
     "yolo",
-]
+)
 
 
 def test_these_are_the_forks():

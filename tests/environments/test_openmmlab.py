@@ -62,6 +62,7 @@ def offsets(model):
     [
         ("mmseg", "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py", dict(dcn=True, type="ResNetV1d")),
         ("mmpose", f"{TOP_DOWN}/coco/td-hm_seresnet50_8xb64-210e_coco-256x192.py", dict(dcn=True)),
+        ("mmpretrain", "resnet/resnet18_8xb32_in1k.py", dict(dcn=True)),
     ],
 )
 def test_a_resnet_learns_deformably(package, name, backbone):

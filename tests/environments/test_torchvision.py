@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 from dcnzoo.compat import patches
-from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore, roi_align
+from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore
 from dcnzoo.export import export_onnx
 from dcnzoo.export.openvino import make_core
 from dcnzoo.ops import _library
@@ -21,24 +21,7 @@ from ..test_compat_torchvision import GEOMETRY, maps_and_boxes, tensors
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
 
-from torchvision.models.detection import MaskRCNN  # noqa: E402
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: E402
-
-from .segmentation import DeformableASPP, Segmenter  # noqa: E402
-
-
-@pytest.mark.parametrize(
-    ("groups", "offset_groups", "with_mask"), [(1, 1, True), (2, 4, False), (2, 2, True)]
-)
-def test_equals_torchvision(groups, offset_groups, with_mask):
-    input, offset, weight, bias, mask = tensors(groups, offset_groups)
-    leaves = [t.requires_grad_() for t in (input, offset, weight, bias, *([mask] if with_mask else []))]
-    results = []
-    for function in (deform_conv2d, ops.deform_conv2d):
-        output = function(input, offset, weight, bias, **GEOMETRY, mask=mask if with_mask else None)
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
+from .segmentation import DeformableASPP  # noqa: E402
 
 
 def test_layer_equals_torchvision():
@@ -56,17 +39,6 @@ def test_layer_equals_torchvision():
         parameters = inspect.signature(function).parameters.values()
         results.append([(p.name, p.default) for p in parameters])
     assert results[0] == results[1]
-
-
-@pytest.mark.parametrize(("aligned", "samples"), [(False, -1), (True, 2)])
-def test_roi_align_equals_torchvision(aligned, samples):
-    input, boxes = maps_and_boxes()
-    arguments = (input.requires_grad_(), boxes, (2, 3), 0.8, samples, aligned)
-    results = []
-    for function in (roi_align, ops.roi_align):
-        output = function(*arguments)
-        results.append([output, *torch.autograd.grad(output.square().sum(), input)])
-    torch.testing.assert_close(*results)
 
 
 # accelerate() and restore()
@@ -89,8 +61,7 @@ def assert_near(results, expected, tolerance):
     """Compare tensors relative to their largest value: large terms may cancel to small values."""
     for got, want in zip(results, expected, strict=True):
         assert got.dtype == want.dtype and got.shape == want.shape
-        largest = max(want.abs().max().item(), 1e-3)
-        assert (got - want).abs().max().item() <= tolerance * largest
+        assert (got - want).abs().max() <= tolerance * want.abs().max()
 
 
 def with_and_without(function, leaves, tolerance=1e-5):
@@ -147,21 +118,6 @@ def test_accelerated_deform_conv2d(groups, offset_groups, with_mask, with_bias, 
             leaves,
             tolerance,
         )
-
-
-def test_accelerated_without_images_or_boxes():
-    input, offset, weight, bias, mask = (t.requires_grad_() for t in tensors())
-    nothing = [t[:0] for t in (input, offset, mask)]
-    with accelerated():
-        output = ops.deform_conv2d(nothing[0], nothing[1], weight, bias, **GEOMETRY, mask=nothing[2])
-        assert output.shape == (0, 6, 5, 9)
-        gradient = torch.autograd.grad(output.sum(), weight)[0]
-        assert gradient.shape == weight.shape and not gradient.any()
-        maps, boxes = maps_and_boxes()
-        maps.requires_grad_()
-        output = ops.roi_align(maps, [each[:0] for each in boxes], (2, 3))
-        assert output.shape == (0, 2, 2, 3)
-        assert not torch.autograd.grad(output.sum(), maps)[0].any()
 
 
 @pytest.mark.parametrize(("aligned", "samples", "as_list"), [(False, -1, True), (True, 3, False)])
@@ -245,19 +201,6 @@ def test_accelerated_in_compiled_traced_and_scripted_functions():
     with_and_without(lambda: checkpoint(function, *leaves, use_reentrant=False), leaves)
 
 
-def test_onnx_export_is_torchvisions(tmp_path):
-    torch.manual_seed(0)
-    model, x = DeformableASPP(8, 6).eval(), torch.randn(2, 8, 7, 9)
-    path = tmp_path / "model.onnx"
-    with accelerated(), torch.no_grad():
-        expected = model(x)
-        torch.onnx.export(model, (x,), path, opset_version=19, input_names=["x"])
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    torch.testing.assert_close(
-        torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-5
-    )
-
-
 @pytest.mark.parametrize("form", ["native", "gathernd"])
 def test_onnx_files_of_dcnzoo(form, tmp_path):
     """A model with torchvision's layer agrees in onnxruntime and OpenVINO on a picture."""
@@ -300,47 +243,3 @@ def test_accelerate_says_what_is_missing(monkeypatch):
     with pytest.raises(ImportError, match=r"^accelerate: _C_cpu\.so is not here"):
         accelerate()
     assert "torchvision" not in patches.active()
-
-
-def small_segmenter():
-    """A segmenter with random offsets: the initial zeros would not test sampling."""
-    torch.manual_seed(0)
-    model = Segmenter(embed_dim=12, depths=(1, 1, 1, 1), inner=8, width=6)
-    for name, parameter in model.named_parameters():
-        if ".offset." in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def test_accelerated_segmentation_network():
-    """In training: forward and backward."""
-    # in float32, batch norms over few pixels amplify rounding errors
-    model, image = small_segmenter().double(), torch.randn(2, 3, 64, 96).double()
-    with_and_without(lambda: model(image), list(model.parameters()), 1e-8)
-
-
-def test_accelerated_mask_rcnn():
-    """torchvision's detector uses roi_align on boxes of several levels."""
-    torch.manual_seed(0)
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
-    few = dict(rpn_post_nms_top_n_train=16, rpn_post_nms_top_n_test=16, box_batch_size_per_image=8)
-    model = MaskRCNN(backbone, num_classes=4, min_size=96, max_size=128, **few)
-    model.double()  # float32 is too inaccurate for small gradients
-    images = [torch.rand(3, *size, dtype=torch.float64) for size in ((96, 120), (80, 100))]
-    boxes = torch.tensor([[5.0, 8, 60, 70], [30, 10, 90, 60]], dtype=torch.float64)
-    masks = torch.zeros(2, 96, 120, dtype=torch.uint8)
-    masks[:, 20:50, 35:55] = 1
-    target = {"boxes": boxes, "labels": torch.tensor([1, 3])}
-    targets = [{**target, "masks": masks[:, : i.shape[1], : i.shape[2]]} for i in images]
-
-    def loss():
-        torch.manual_seed(1)  # the model samples its training boxes at random
-        return torch.stack(list(model(images, targets).values())).sum()
-
-    with_and_without(loss, [p for p in model.parameters() if p.requires_grad], 1e-8)
-    model.float().eval()
-    images = [image.float() for image in images]
-    with torch.no_grad():
-        expected = model(images)
-        with accelerated():
-            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)

@@ -17,59 +17,20 @@ from dcnzoo.export import export_onnx
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
 RESNET = dict(
-    model_type="resnet",
-    embedding_size=8,
-    hidden_sizes=[8, 12, 16, 20],
-    depths=[1, 1, 1, 1],
-    layer_type="basic",
-    out_features=["stage2", "stage3", "stage4"],
+    **dict(model_type="resnet", embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1]),
+    **dict(layer_type="basic", out_features=["stage2", "stage3", "stage4"]),
 )
-DETR = dict(
-    backbone_config=RESNET,
-    d_model=32,
-    encoder_layers=2,
-    decoder_layers=2,
-    encoder_attention_heads=2,
-    decoder_attention_heads=4,
-    encoder_ffn_dim=16,
-    decoder_ffn_dim=16,
-    num_queries=9,
-    encoder_n_points=2,
-    decoder_n_points=3,
-)
-RT_DETR = dict(
-    backbone_config=RESNET,
-    encoder_hidden_dim=16,
-    encoder_in_channels=[12, 16, 20],
-    d_model=16,
-    decoder_in_channels=[16, 16, 16],
-    decoder_layers=2,
-    decoder_attention_heads=2,
-    encoder_attention_heads=2,
-    encoder_ffn_dim=16,
-    decoder_ffn_dim=16,
-    num_queries=9,
-    decoder_n_points=2,
-    num_denoising=0,
-)
+COMMON = dict(encoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=9)
+COMMON |= dict(backbone_config=RESNET, decoder_layers=2)
+DETR = COMMON | dict(d_model=32, encoder_layers=2, decoder_attention_heads=4, encoder_n_points=2)
+DETR |= dict(decoder_n_points=3)
+RT_DETR = COMMON | dict(encoder_hidden_dim=16, encoder_in_channels=[12, 16, 20], d_model=16)
+RT_DETR |= dict(decoder_in_channels=[16] * 3, decoder_attention_heads=2, decoder_n_points=2, num_denoising=0)
+SWIN = dict(model_type="swin", embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4)
+SWIN |= dict(image_size=64, out_features=["stage1", "stage2", "stage3", "stage4"])
 MASK2FORMER = dict(
-    backbone_config=dict(
-        model_type="swin",
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        image_size=64,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    ),
-    hidden_dim=32,
-    feature_size=32,
-    mask_feature_size=32,
-    encoder_feedforward_dim=16,
-    dim_feedforward=16,
-    encoder_layers=2,
-    decoder_layers=3,
-    num_attention_heads=2,
+    **dict(backbone_config=SWIN, hidden_dim=32, feature_size=32, mask_feature_size=32, encoder_layers=2),
+    **dict(encoder_feedforward_dim=16, dim_feedforward=16, decoder_layers=3, num_attention_heads=2),
     num_queries=7,
 )
 # One family for each function that dcnzoo replaces; D-FINE's layers keep a reference to it. When a family is
@@ -197,111 +158,6 @@ def test_families_are_those_that_sample():
     assert compat.families() == []
 
 
-def sampler(family):
-    """The part of a family that dcnzoo replaces: a layer without parameters, or dcnzoo's function.
-
-    The original function would stay the original after ``enable()``. dcnzoo's calls it after ``disable()``.
-    """
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    if family == "deformable_detr":
-        return module.MultiScaleDeformableAttention()
-    with compat.enabled():
-        return getattr(module, "multi_scale_deformable_attention" + "_v2" * (family == "rt_detr_v2"))
-
-
-def sampler_inputs(family, dtype=torch.float32, batch=2, queries=7, points=(3, 3)):
-    torch.manual_seed(0)
-    sizes = [(5, 4), (2, 3)]
-    value = torch.randn(batch, 26, 3, 4, dtype=dtype, requires_grad=True)
-    locations = torch.rand(batch, queries, 3, sum(points), 2, dtype=dtype) * 1.4 - 0.2
-    weights = torch.rand(batch, queries, 3, sum(points), dtype=dtype)
-    if family != "rt_detr_v2":
-        locations, weights = locations.unflatten(3, (2, -1)), weights.unflatten(3, (2, -1))
-    locations.requires_grad_()
-    weights.requires_grad_()
-    match family:
-        case "deformable_detr":
-            levels = {"value_spatial_shapes": torch.tensor(sizes), "value_spatial_shapes_list": sizes}
-            levels |= {"level_start_index": torch.tensor([0, 20]), "im2col_step": 64}
-        case "rt_detr_v2":
-            levels = {"value_spatial_shapes": sizes, "num_points_list": list(points)}
-        case _:
-            levels = {"value_spatial_shapes": sizes}
-    return {"value": value, "sampling_locations": locations, "attention_weights": weights} | levels
-
-
-def sampled(function, arguments):
-    output = function(**arguments)
-    leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
-    torch.manual_seed(1)
-    return [output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), leaves)]
-
-
-SAMPLERS = ["deformable_detr", "mask2former", "rt_detr_v2"]  # one family per function
-
-
-@pytest.mark.parametrize("family", SAMPLERS)
-@pytest.mark.parametrize(
-    "dtype, tolerance",
-    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)],
-)
-def test_dtypes(family, dtype, tolerance):
-    function, arguments = sampler(family), sampler_inputs(family, dtype)
-    want = sampled(function, arguments)
-    with compat.enabled():
-        got = sampled(function, arguments)
-    for ours, theirs in zip(got, want, strict=True):  # bfloat16 rounds both locations, and theirs once more
-        scale = theirs.abs().max().item()
-        torch.testing.assert_close(ours, theirs, atol=tolerance * scale, rtol=0)
-
-
-@pytest.mark.parametrize("family", SAMPLERS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_has_the_original_dtype(family, dtype):
-    function, arguments = sampler(family), sampler_inputs(family)
-    arguments["value"] = arguments["value"].detach().to(dtype).requires_grad_()  # as from a linear layer
-    with torch.autocast("cpu", dtype=dtype):
-        want = sampled(function, arguments)
-        with compat.enabled():
-            got = sampled(function, arguments)
-    for ours, theirs in zip(got, want, strict=True):  # compares the dtypes, too
-        torch.testing.assert_close(
-            ours, theirs, atol=1e-5 if ours.dtype == torch.float32 else 0.02, rtol=1e-5
-        )
-
-
-@pytest.mark.parametrize("family", SAMPLERS)
-def test_compiled_functions_follow(family):
-    function, arguments = sampler(family), sampler_inputs(family)
-    want = sampled(function, arguments)
-    recorder = Recorder()
-    compiled = torch.compile(function, backend=recorder)
-    for switch, name in (
-        (compat.disable, "grid_sample"),
-        (compat.enable, "ms_deform_attn"),
-        (compat.disable, "grid_sample"),
-    ):
-        switch()
-        recorder.calls.clear()
-        got = sampled(compiled, arguments)
-        assert recorder.count(name) > 0
-        exact = name == "grid_sample"
-        for ours, theirs in zip(got, want, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=0 if exact else 1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("points", [(3, 6), (6, 4)])
-def test_levels_with_different_numbers_of_points(points, attended):
-    function, arguments = sampler("rt_detr_v2"), sampler_inputs("rt_detr_v2", torch.float64, points=points)
-    want = sampled(function, arguments)
-    with compat.enabled():
-        attended.clear()
-        got = sampled(function, arguments)
-    assert len(attended) == 1
-    for ours, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-
-
 def test_discrete_sampling_is_the_original(attended):
     model = build("rt_detr_v2", decoder_method="discrete")
     with torch.no_grad():
@@ -311,29 +167,6 @@ def test_discrete_sampling_is_the_original(attended):
         got = model(**images()).pred_boxes
     assert torch.equal(got, want)
     assert not attended
-
-
-@pytest.mark.parametrize("family", SAMPLERS)
-def test_exports_are_the_original(family):
-    function, arguments = sampler(family), sampler_inputs(family)
-    levels = {k: arguments[k] for k in arguments if not getattr(arguments[k], "requires_grad", False)}
-
-    class Layer(nn.Module):
-        def forward(self, value, sampling_locations, attention_weights):
-            return function(
-                value=value,
-                sampling_locations=sampling_locations,
-                attention_weights=attention_weights,
-                **levels,
-            )
-
-    tensors = tuple(arguments[k].detach() for k in ("value", "sampling_locations", "attention_weights"))
-    with compat.enabled():
-        exported = torch.export.export(Layer(), tensors)
-        traced = torch.jit.trace(Layer(), tensors)
-    for graph in (exported.graph, traced.inlined_graph):
-        assert "grid_sampler" in str(graph)
-        assert "dcnzoo" not in str(graph)
 
 
 @pytest.mark.parametrize("family", ["deformable_detr", "mask2former"])  # the others' boxes differ

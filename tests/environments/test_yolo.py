@@ -12,6 +12,8 @@ from PIL import Image
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.layers import PackedDeformConv2d
 
+from ..formats import write_yolo
+
 pytest.importorskip("ultralytics", exc_type=ImportError)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
@@ -25,27 +27,15 @@ OPTIONS = dict(
 
 def draw_shapes(folder: Path) -> None:
     """Write images, their boxes in YOLO's format, and data.yaml."""
-    make_shapes(folder, ShapesSpec(train=32, val=8, seed=0))
+    make_shapes(folder / "coco", ShapesSpec(train=32, val=8, seed=0))
+    parts = {}
     for split in ("train", "val"):
-        coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
-        names = [category["name"] for category in coco["categories"]]
-        classes = {category["id"]: i for i, category in enumerate(coco["categories"])}
-        images, labels = folder / "images" / split, folder / "labels" / split
-        labels.mkdir(parents=True)
-        images.parent.mkdir(exist_ok=True)
-        (folder / split).rename(images)
-        for image in coco["images"]:
-            size = np.array([image["width"], image["height"]])
-            lines = []
-            for annotation in coco["annotations"]:
-                if annotation["image_id"] == image["id"]:
-                    corner, extent = np.split(np.array(annotation["bbox"]), 2)
-                    box = np.concatenate([(corner + extent / 2) / size, extent / size])
-                    lines.append(" ".join(map(str, [classes[annotation["category_id"]], *box])))
-            (labels / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
-    Path("data.yaml").write_text(
-        f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames: {names}\n"
-    )
+        parts[split] = json.loads((folder / "coco/annotations" / f"{split}.json").read_text())
+        for image in parts[split]["images"]:
+            image["path"] = folder / "coco" / split / image["file_name"]
+    write_yolo(folder, parts)
+    data = (folder / "data.yaml").read_text()
+    Path("data.yaml").write_text(f"path: {folder.resolve()}\n{data}")
 
 
 def packs(model: torch.nn.Module) -> dict[str, PackedDeformConv2d]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from unittest import mock
@@ -108,14 +109,30 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
     return ran, {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
 
 
-def chosen_by_auto(sample: Sample, grad: Tensor, listed: list[str]) -> list[str]:
-    """The kernels that run if the table lists these types as faster."""
+def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
+    """The kernels that run if the table lists these types as faster, from so many output pixels on."""
     from dcnzoo.ops import _backend
     from dcnzoo.ops.fused import configs
 
     entry = mock.patch.dict(configs.table()["interpreter"], auto=listed)
     with entry, _backend.using("auto"):
         return call_operator(sample, grad)[0]
+
+
+def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
+    """The kernels that run if Triton cannot compile, and the warnings."""
+    from dcnzoo.ops import _backend, fused
+
+    _backend._triton_works.cache_clear()
+    failing = mock.patch.object(fused, "target", side_effect=RuntimeError("no C compiler"))
+    try:
+        with failing, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            listed = {"bfloat16": {"forward": 0, "backward": 0}}
+            ran = [*chosen_by_auto(sample, grad, listed), *chosen_by_auto(sample, grad, listed)]
+    finally:
+        _backend._triton_works.cache_clear()
+    return ran, [str(warning.message) for warning in caught]
 
 
 def opcheck(sample: Sample) -> None:

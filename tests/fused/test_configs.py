@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from dcnzoo.ops import fused
+from dcnzoo.ops import _backend, fused
 from dcnzoo.ops.fused import configs
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
@@ -33,7 +33,7 @@ def test_the_cheapest_and_of_equals_the_first(monkeypatch):
 def launched(monkeypatch):
     """Number of programs and configuration of each launch, which does nothing, on 132 multiprocessors."""
     launches = []
-    monkeypatch.setattr(fused, "_target", lambda device: "sm_90")
+    monkeypatch.setattr(fused, "target", lambda device: "sm_90")
     monkeypatch.setattr(fused, "_multiprocessors", lambda device: 132)
     monkeypatch.setattr(fused, "_launch", lambda kernel, *launch, **arguments: launches.append(launch[:2]))
     return launches
@@ -51,7 +51,7 @@ def problem(channels: int, outputs: int, size: tuple[int, int]) -> fused.Problem
 def test_one_program_per_multiprocessor(launched):
     """16800 pixels are 131.25 blocks of 128: with 256 outputs each, all 132 programs run at once."""
     fused.forward(problem(256, 256, (100, 168)), None)
-    (_points, (programs, config)) = launched
+    programs, config = launched[-1]  # after the points and the copies to channels-last order
     assert (programs, config.BLOCK_M, config.BLOCK_N) == (132, 128, 256)
 
 
@@ -59,8 +59,15 @@ def test_one_program_per_multiprocessor(launched):
 def test_few_partial_sums(launched, channels, size):
     p = problem(channels, channels, size)
     fused.grad_weight(p, torch.empty(1, channels, *size, dtype=torch.bfloat16, device="meta"))
-    (_points, (programs, config)) = launched
+    programs, config = launched[-1]  # after the points and the copies to channels-last order
     tiles = 9 * -(-channels // config.BLOCK_N) * -(-channels // config.BLOCK_K)
     splits = programs // tiles
     assert programs == splits * tiles <= 3 * 132
     assert splits * 9 * channels**2 * 4 <= 32 * 2**20
+
+
+@pytest.mark.parametrize(("capability", "listed"), [((9, 0), True), ((8, 0), False), ((7, 5), False)])
+def test_architectures_without_measurements_do_not_import_triton(monkeypatch, capability, listed):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert _backend._listed.__wrapped__(torch.device("cuda", 0)) is listed

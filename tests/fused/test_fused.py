@@ -191,16 +191,27 @@ def test_operator_runs_fused_kernels_where_they_fit(interpret, sample, ordered, 
 @pytest.mark.parametrize(
     ("dtype", "listed", "kernels"),
     [
-        (torch.bfloat16, ["bfloat16"], ALL),
-        (torch.bfloat16, ["float16"], []),
-        (torch.float32, ["float32"], []),  # TF32 is not allowed
+        (torch.bfloat16, {"bfloat16": {"forward": 0, "backward": 0}}, ALL),
+        (torch.bfloat16, {"bfloat16": {"forward": 100, "backward": 0}}, ALL[1:]),
+        (torch.bfloat16, {"bfloat16": {"forward": 0, "backward": 100}}, ALL[:1]),
+        (torch.bfloat16, {"bfloat16": {"forward": 0}}, ALL[:1]),
+        (torch.bfloat16, {"float16": {"forward": 0, "backward": 0}}, []),
+        (torch.float32, {"float32": {"forward": 0, "backward": 0}}, []),
     ],
-    ids=["listed", "not listed", "float32 without TF32"],
+    ids=["listed", "small forward", "small backward", "forward", "not listed", "float32 without TF32"],
 )
 def test_auto_takes_what_the_table_lists_as_faster(interpret, dtype, listed, kernels):
     sample = SAMPLES["one output pixel"].to(dtype)
     grad = gradient_for(exact(sample)["output"]).to(dtype)
     assert interpret(interpreter.chosen_by_auto, sample, grad, listed) == kernels
+
+
+def test_auto_without_a_c_compiler_runs_the_compiled_kernels(interpret):
+    sample = SAMPLES["one output pixel"].to(torch.bfloat16)
+    grad = gradient_for(exact(sample)["output"]).bfloat16()
+    ran, messages = interpret(interpreter.chosen_without_compiler, sample, grad)
+    assert ran == []
+    assert len(messages) == 1 and "no C compiler" in messages[0]
 
 
 def test_opcheck(interpret):

@@ -51,25 +51,20 @@ def geometry(sample: Sample) -> list[Any]:
     return [*lists, k["group"], k["group_channels"], float(k["offset_scale"]), k.get("remove_center", False)]
 
 
+GEOMETRY = {"kernel_size": (3, 2), "stride": 1, "padding": 1, "dilation": 1, "group": 2, "group_channels": 3}
+GEOMETRY |= {"offset_scale": 1.0, "remove_center": False}
+
+
 def make(
-    name: str,
-    batch: int = 2,
-    size: tuple[int, int] = (7, 10),
-    spread: float = 2.0,
-    *,
-    kernel_size: int | tuple[int, int] = (3, 2),
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 1,
-    dilation: int | tuple[int, int] = 1,
-    group: int = 2,
-    group_channels: int = 3,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-    **kwargs,
+    name: str, batch: int = 2, size: tuple[int, int] = (7, 10), spread: float = 2.0, **changed: Any
 ) -> Sample:
     """Random tensors of valid shapes; ``spread`` is the standard deviation of displacements in pixels."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    kernel, steps, pads, dilations = map(pair, (kernel_size, stride, padding, dilation))
+    kwargs = GEOMETRY | changed
+    kernel, steps, pads, dilations = (
+        pair(kwargs[n]) for n in ("kernel_size", "stride", "padding", "dilation")
+    )
+    group, remove_center = kwargs["group"], kwargs["remove_center"]
     out = [
         max((size[a] + 2 * pads[a] - dilations[a] * (kernel[a] - 1) - 1) // steps[a] + 1, 0)
         for a in range(len(size))
@@ -96,23 +91,13 @@ def make(
     )  # (taps, 2), x-major, (x, y)
     if remove_center:
         tap = torch.cat([tap[: len(tap) // 2], tap[len(tap) // 2 + 1 :]])
-    offset = (tap + moved) / offset_scale - tap
-    geometry = {
-        "kernel_size": kernel_size,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "group": group,
-        "group_channels": group_channels,
-        "offset_scale": offset_scale,
-        "remove_center": remove_center,
-    }
+    offset = (tap + moved) / kwargs["offset_scale"] - tap
     tensors = (
-        normal(batch, *size, group * group_channels),
+        normal(batch, *size, group * kwargs["group_channels"]),
         offset.flatten(3),
         normal(batch, *out, group * points).sigmoid(),
     )
-    return Sample(name, tensors, {**geometry, **kwargs})
+    return Sample(name, tensors, kwargs)
 
 
 def random_sample(rng: Random, nothing: str) -> Sample:

@@ -106,11 +106,7 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
         ("weight", f"got shape {tuple(nothing.shape)}", {"weight": nothing}),
         ("bias", "shape (12,), got (6,)", {"groups": 2}),
         ("input", f"got {size}, which gives {size - 1 - 18 + kernel}", {"padding": 9}),
-        (
-            "input",
-            f"got 0, which gives {kernel - 3}",
-            {"input": input[:, :, :0], "offset": offset[:, :, :0]},
-        ),
+        ("input", f"got 0, which gives {kernel - 3}", {"input": input[:, :, :0], "offset": offset[:, :, :0]}),
     ]
     if rank > 1:
         rows.append(

@@ -76,7 +76,7 @@ def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tupl
         kwargs.get("clockwise", False),
     )
     yield torch.ops.dcnzoo.roi_align_rotated.default, (input, rois, 3, 2, *arguments)
-    grad = torch.ones(len(rois), input.shape[1], 3, 2, dtype=input.dtype)
+    grad = input.new_ones(len(rois), input.shape[1], 3, 2)
     backward = torch.ops.dcnzoo._roi_align_rotated_backward.default
     yield backward, (grad, rois, list(input.shape), *arguments)
 

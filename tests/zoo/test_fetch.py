@@ -117,12 +117,12 @@ def test_server_that_errs_for_a_while(server, tmp_path):
     server.statuses = [503, 500, 429]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
     server.statuses = [503] * 3
-    with pytest.raises(DownloadError, match=r"net\.pth: .*503 .*3 times"):
+    with pytest.raises(DownloadError, match=r"net\.pth: .*503 .*after 3 attempts"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, retries=2)
     server.stalls = [0, 1_500_000]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path / "new", timeout=0.5).read_bytes() == CONTENT
     server.stalls = [0, 0]
-    with pytest.raises(DownloadError, match=r"net\.pth: .*0\.2 s, 2 times"):
+    with pytest.raises(DownloadError, match=r"net\.pth: .*0\.2 s, after 2 attempts"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, timeout=0.2, retries=1)
 
 
@@ -142,7 +142,7 @@ def test_no_use_in_asking(server, tmp_path, monkeypatch):
 def test_nobody_there(tmp_path, retries):
     """If nothing ever answers, it gives up after two attempts, whatever ``retries`` is."""
     url = "http://127.0.0.1:9/net.pth"
-    with pytest.raises(DownloadError, match=f"^{url}: .*2 times in a row.*{tmp_path / 'net.pth'}$"):
+    with pytest.raises(DownloadError, match=f"^{url}: .*after 2 attempts.*{tmp_path / 'net.pth'}$"):
         fetch(url, tmp_path, retries=retries)
 
 

@@ -99,7 +99,7 @@ _finder = Finder()
 _provided: list[str] = []
 
 
-def answer(name: str, file: Path) -> None:
+def fall_back(name: str, file: Path) -> None:
     """Make imports of ``name``, a module's name or a pattern of names, fall back to ``file``."""
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
@@ -124,15 +124,15 @@ def _provide(argument: str, names: tuple[str, ...]) -> None:
     unknown = [name for name in names if name not in EXTENSIONS]
     if unknown or not names:
         known = "".join(f"\n  {name}  ({extension.projects})" for name, extension in EXTENSIONS.items())
-        given = ", ".join(map(repr, unknown)) or "none"
-        raise RuntimeError(f"{argument}: expected one or more of these names, got {given}:{known}")
+        text = ", ".join(map(repr, unknown)) or "none"
+        raise RuntimeError(f"{argument}: expected one or more of these names, got {text}:{known}")
     for name in names:
         if name in _provided:
             continue
         _provided.append(name)
         file = Path(__file__).with_name(EXTENSIONS[name].file)
         for pattern in EXTENSIONS[name].modules:
-            answer(pattern, file)
+            fall_back(pattern, file)
         if EXTENSIONS[name].cpu_functions:
             patches.add(_patch_importers(name))
         if name == "DCNv3":
@@ -152,15 +152,15 @@ def status() -> dict[str, str]:
 
     Imports the packages that contain these modules.
     """
-    found = {}
+    modules = {}
     for name in _provided:
         try:
             spec = find_spec(name)
         except Exception as error:  # raised by the parent package, which find_spec imports
-            found[name] = f"not found: {error}"
+            modules[name] = f"not found: {error}"
         else:
-            found[name] = "dcnzoo's" if spec is None or is_ours(spec) else f"installed, {spec.origin}"
-    return found
+            modules[name] = "dcnzoo's" if spec is None or is_ours(spec) else f"installed, {spec.origin}"
+    return modules
 
 
 def is_ours(spec: ModuleSpec) -> bool:

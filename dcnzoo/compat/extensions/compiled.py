@@ -36,17 +36,12 @@ deform_conv_backward_filter = deform_conv_backward_parameters
 get_cuda_version = get_compiler_version
 
 
-def ms_deform_attn_backward(
-    value: Tensor,  # [N, S, heads, D]
-    spatial_shapes: Tensor,  # [L, 2], (height, width)
-    level_start_index: Tensor,  # [L]
-    sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
-    attention_weights: Tensor,  # [N, Q, heads, L, P]
-    grad_output: Tensor,  # [N, Q, heads·D]
-    im2col_step: int,
-) -> list[Tensor]:
-    """The gradients of ``value``, ``sampling_locations`` and ``attention_weights``."""
-    inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+def ms_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:
+    """The gradients of ``value``, ``sampling_locations`` and ``attention_weights``.
+
+    Args: those of :func:`dcnzoo.ops.ms_deform_attn`, ``grad_output`` ``(N, Q, heads · D)``, ``im2col_step``.
+    """
+    *inputs, grad_output, _im2col_step = arguments
     return list(torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3))
 
 

@@ -47,7 +47,7 @@ def __getattr__(name: str) -> object:
 
 def install() -> None:
     """Make ``import mmcv._ext`` fall back to dcnzoo's operators. This imports nothing yet."""
-    extensions.answer(EXTENSION, STAND_IN)
+    extensions.fall_back(EXTENSION, STAND_IN)
 
 
 def compiled_extension() -> ModuleType | None:
@@ -87,13 +87,13 @@ def largest_step(batch: int, most: int | None) -> int:
 class _ByDevice:
     """Replacement of ``ext_module`` in a module of mmcv: dcnzoo's functions or mmcv's, by device."""
 
-    def __init__(self, operator: str, ours: ModuleType, theirs: ModuleType) -> None:
-        self.operator, self.ours, self.theirs = operator, ours, theirs
+    def __init__(self, operator: str, dcnzoos: ModuleType, mmcvs: ModuleType) -> None:
+        self.operator, self.dcnzoos, self.mmcvs = operator, dcnzoos, mmcvs
 
     def __getattr__(self, name: str) -> Callable:
         def call(first: torch.Tensor, *args: object, **kwargs: object) -> object:
-            chosen = self.ours if runs_on_dcnzoo(self.operator, first.device) else self.theirs
-            return getattr(chosen, name)(first, *args, **kwargs)
+            module = self.dcnzoos if runs_on_dcnzoo(self.operator, first.device) else self.mmcvs
+            return getattr(module, name)(first, *args, **kwargs)
 
         return call
 

@@ -50,8 +50,8 @@ def __getattr__(name: str) -> Callable:
         if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
             return getattr(module, name)
 
-    found = (text for start, text in INSTEAD.items() if name.startswith(start))
-    instead = next(found, "mmcv with compiled operators instead of mmcv-lite")
+    alternatives = (text for start, text in INSTEAD.items() if name.startswith(start))
+    instead = next(alternatives, "mmcv with compiled operators instead of mmcv-lite")
 
     def missing(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
@@ -84,10 +84,10 @@ def _without_autocast(function: Callable) -> Callable:
 # Deformable convolution
 
 
-def _backward(wanted: str, grad_output: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    """Gradients of the inputs named in ``wanted``, in the operator's order of arguments."""
+def _backward(of: str, grad_output: Tensor, *arguments: object) -> tuple[Tensor, ...]:
+    """Gradients of the inputs named in ``of``, in the operator's order of arguments."""
     names = ("input", "weight", "offset", "mask", "bias")
-    chosen = [name in wanted.split() for name in names]
+    chosen = [name in of.split() for name in names]
     gradients = torch.ops.dcnzoo._deform_conv_backward(grad_output, *arguments, chosen)
     return tuple(g for g, c in zip(gradients, chosen, strict=True) if c)
 
@@ -214,8 +214,8 @@ def modulated_deform_conv_backward(
     **options: int,
 ) -> None:
     offset_mask, geometry = _modulated(offset, mask, grad_output.shape[2:], **options)
-    wanted = "input weight offset mask" + " bias" * with_bias
-    gradients = _backward(wanted, grad_output, input, weight, *offset_mask, *geometry)
+    inputs = "input weight offset mask" + " bias" * with_bias
+    gradients = _backward(inputs, grad_output, input, weight, *offset_mask, *geometry)
     grad_input.add_(gradients[0])
     grad_weight.add_(gradients[1])
     _add_as_read(grad_offset, gradients[2])
@@ -286,8 +286,8 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    levels, points = (spatial_shapes, level_start_index), (sampling_locations, attention_weights)
-    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, value, *levels, *points, [True] * 3)
+    inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3)
     targets = (grad_value, grad_sampling_loc, grad_attn_weight)
     for target, gradient in zip(targets, gradients, strict=True):
         target.add_(gradient)

@@ -8,6 +8,7 @@ arguments, and constructors raise ``ValueError``.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ def deform_conv2d(
             or an argument of :func:`dcnzoo.ops.deform_conv2d` is invalid.
     """
     if bias is not False:
-        given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
-        raise RuntimeError(f"deform_conv2d: bias: expected False (v1 has no bias), got {given}")
+        value = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
+        raise RuntimeError(f"deform_conv2d: bias: expected False (v1 has no bias), got {value}")
     check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
@@ -102,9 +103,9 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
         )
     needed = channels * size[0] * size[1]
     if math.prod(values.shape[1:]) < needed:
-        expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
+        expected, shape = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
         raise RuntimeError(
-            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
+            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {shape}"
         )
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
@@ -152,70 +153,66 @@ def _pair(argument: str, value: Pair) -> tuple[int, int]:
 _before_mmcv_1 = renames(deformable_groups="deform_groups")
 
 
-class DeformConv2d(layers.DeformConv2d):
+class _Layer(layers.DeformConv2d):
+    """Base of mmcv's layers that take the offset, and with ``modulated`` the mask, as inputs."""
+
+    modulated: ClassVar[bool]
+
+    @_before_mmcv_1
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool | str | None = None,  # None: as in mmcv, True only for v2
+        im2col_step: int | None = None,
+    ) -> None:
+        if bias and not self.modulated:
+            raise ValueError(
+                f"{type(self).__name__}: bias: expected False (mmcv's v1 layers have no bias), got {bias!r}"
+            )
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        bias = self.modulated if bias is None else bool(bias)
+        super().__init__(in_channels, out_channels, *geometry, bias=bias, im2col_step=im2col_step)
+        self.deform_groups = deform_groups
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
+
+    def _geometry(self) -> tuple:
+        return self.stride, self.padding, self.dilation, self.groups, self.deform_groups
+
+
+class DeformConv2d(_Layer):
     """``mmcv.ops.DeformConv2d``: deformable convolution v1, with the offset as an input.
 
     Takes mmcv's arguments, and any batch size works with any ``im2col_step``. It has no bias. The call is
     ``forward(x, offset)``. An input smaller than the kernel, which mmcv pads first, gives the same result.
     """
 
-    @_before_mmcv_1
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = False,
-        im2col_step: int = 32,
-    ) -> None:
-        if bias:
-            raise ValueError(
-                f"{type(self).__name__}: bias: expected False (mmcv's v1 layers have no bias), got {bias!r}"
-            )
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        super().__init__(in_channels, out_channels, *geometry, bias=False, im2col_step=im2col_step)
-        self.deform_groups = deform_groups
+    modulated = False
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
-
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
-        return deform_conv2d(x, offset, self.weight, *geometry, False, self.im2col_step)
+        return deform_conv2d(x, offset, self.weight, *self._geometry(), False, self.im2col_step)
 
 
-class ModulatedDeformConv2d(layers.DeformConv2d):
+class ModulatedDeformConv2d(_Layer):
     """``mmcv.ops.ModulatedDeformConv2d``: deformable convolution v2, with offset and mask as inputs.
 
     Takes mmcv's arguments. The call is ``forward(x, offset, mask)``.
     """
 
-    @_before_mmcv_1
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool | str = True,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        super().__init__(in_channels, out_channels, *geometry, bias=bool(bias))
-        self.deform_groups = deform_groups
+    modulated = True
 
     def init_weights(self) -> None:
         """Set the weight uniformly within ±1/√(in_channels · taps), and the bias to zero."""
@@ -227,12 +224,8 @@ class ModulatedDeformConv2d(layers.DeformConv2d):
     def reset_parameters(self) -> None:
         self.init_weights()
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
-
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
-        return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *geometry)
+        return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *self._geometry())
 
 
 class DeformConv2dPack(layers.PackedDeformConv2d):
@@ -257,16 +250,15 @@ class DeformConv2dPack(layers.PackedDeformConv2d):
         dilation: Pair = 1,
         groups: int = 1,
         deform_groups: int = 1,
-        bias: bool = False,
-        im2col_step: int | None = 32,
+        bias: bool | str | None = None,  # None: as in mmcv, True only for v2
+        im2col_step: int | None = None,
         offset_limit: float | None = None,
     ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(
             in_channels,
             out_channels,
-            *geometry,
-            bias=bool(bias),
+            *(kernel_size, stride, padding, dilation, groups),
+            bias=self.modulated if bias is None else bool(bias),
             modulated=self.modulated,
             offset_groups=deform_groups,
             mask_groups=deform_groups,
@@ -293,24 +285,6 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
     """
 
     modulated = True
-
-    @_before_mmcv_1
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool | str = True,
-        im2col_step: int | None = None,
-        offset_limit: float | None = None,
-    ) -> None:
-        geometry = (kernel_size, stride, padding, dilation, groups, deform_groups)
-        super().__init__(in_channels, out_channels, *geometry, bias, im2col_step, offset_limit)
 
     def reset_parameters(self) -> None:
         ModulatedDeformConv2d.init_weights(self)

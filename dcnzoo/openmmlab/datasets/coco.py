@@ -119,9 +119,9 @@ class CocoMetric(coco_metric.CocoMetric):
     """
 
     def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
-        ours = ann_file is not None and not kwargs.get("sort_categories")
-        super().__init__(None if ours else ann_file, *args, **kwargs)
-        if ours:
+        checked = ann_file is not None and not kwargs.get("sort_categories")
+        super().__init__(None if checked else ann_file, *args, **kwargs)
+        if checked:
             masks = "segm" in self.metrics
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
                 # quiet: the data set has already warned about this file

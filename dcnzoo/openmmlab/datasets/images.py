@@ -54,12 +54,12 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     if self.unreadable[idx]:
         return None
     self.unreadable[idx] = 1
-    found, total = int(self.unreadable.sum()), len(self)
+    failed, total = int(self.unreadable.sum()), len(self)
     allowed = max(1, min(100, total // 20))
-    if found > allowed:
-        raise UserError(f"{reason}; expected at most {allowed} unreadable images of {total}, got {found}")
+    if failed > allowed:
+        raise UserError(f"{reason}; expected at most {allowed} unreadable images of {total}, got {failed}")
     print_log(
-        f"{reason}; skipped; {found} of {total} images so far (limit {allowed})",
+        f"{reason}; skipped; {failed} of {total} images so far (limit {allowed})",
         logger="current",
         level=logging.WARNING,
     )
@@ -76,9 +76,8 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str 
     try:
         height, width = loader(dict(sample))["img"].shape[:2]
     except Exception:
-        there = exists(path, backend_args=loader.backend_args)
-        found = "an unreadable file" if there else "no file"
-        return printable(f"{path}: expected a picture, found {found}")
+        content = "an unreadable file" if exists(path, backend_args=loader.backend_args) else "no file"
+        return printable(f"{path}: expected a picture, found {content}")
     stated = (sample.get("width"), sample.get("height"))
     if None not in stated and stated != (width, height):  # the masks would not fit
         return printable(
@@ -99,10 +98,10 @@ def _resized_to_nothing(path: str, height: int, width: int, error: Exception) ->
 
 @contextmanager
 def resizing(path: str, picture: np.ndarray) -> Iterator[None]:
-    """Turn OpenCV's error about a picture that shrinks to nothing into a UserError with its path."""
+    """Turn OpenCV's error about a picture that shrinks to nothing into a ValueError with its path."""
     try:
         yield
     except cv2.error as error:
         if reason := _resized_to_nothing(path, *picture.shape[:2], error):
-            raise UserError(reason) from error
+            raise ValueError(reason) from error
         raise

@@ -22,18 +22,14 @@ Requires mmengine and mmcv or mmcv-lite. Without mmdet, the parts that need it a
 packages are not imported.
 """
 
-import mmcv.ops  # noqa: F401  first: registers DCN and DCNv2, which ours replace
+import mmcv.ops  # noqa: F401  first: registers DCN and DCNv2, which dcnzoo's replace
 
 from dcnzoo.compat import patches
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
+from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 from dcnzoo.openmmlab.models.deform_attn import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
-from dcnzoo.openmmlab.models.deform_roi_pool import (
-    DeformRoIPool,
-    DeformRoIPoolPack,
-    ModulatedDeformRoIPoolPack,
-)
 from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention

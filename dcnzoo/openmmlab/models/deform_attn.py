@@ -1,6 +1,6 @@
 """DCNv3 and DCNv4 in OpenMMLab's registry: as layers, and as replacements for a convolution.
 
-Also ``LN2d``, the norm in FlashInternImage's FPN.
+Also deformable RoI pooling, and ``LN2d``, the norm in FlashInternImage's FPN.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers import DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.layers.channels_last import LayerNorm2d
 
-for layer in (DCNv3, DCNv4):
+# mmcv registers no RoI pooling
+for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack):
     MODELS.register_module(module=layer, force=True)
 MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
 
@@ -50,8 +51,8 @@ class _Conv(nn.Module):
             **options,
         )
 
-    def _refuse(self, argument: str, expected: str, given: object) -> None:
-        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+    def _refuse(self, argument: str, expected: str, value: object) -> None:
+        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def _number(self, argument: str, value: int | tuple[int, int]) -> int:
         values = {value} if isinstance(value, int) else set(value)

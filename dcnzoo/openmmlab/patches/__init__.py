@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from dcnzoo.compat import patches
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.packages import config_text, hub_packages, inherit_from_packages
+from dcnzoo.openmmlab.packages import config_text, inherit_from_packages
 from dcnzoo.openmmlab.patches import distributed, models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
 from dcnzoo.openmmlab.pretrained import weights_by_name
@@ -88,12 +88,6 @@ TABLE = (
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
-        versions=MMENGINE,
-    ),
-    fix(
-        hub_packages,
-        target="mmengine.hub",
-        reason="get_config and get_model find neither dcnzoo nor packages installed with `pip install -e`",
         versions=MMENGINE,
     ),
     fix(
@@ -177,7 +171,7 @@ TABLE = (
         target="mmdet.models.SSDHead.loss_cls",
         reason="prediction reads loss_cls of every dense head, but SSDHead has none",
         versions=MMDET,
-        needed=lambda: with_mmdet() and models.ssd_head_has_no_loss_cls(),
+        needed=with_mmdet,
     ),
     fix(
         models.cascade_rpn_head,
@@ -198,7 +192,7 @@ TABLE = (
         target="mmdet's fcn_mask_head._do_paste_mask",
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
         versions=MMDET,
-        needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
+        needed=with_mmdet,
     ),
     fix(
         models.test_pipeline_stays,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from mmengine.dist import utils as dist_utils
@@ -35,8 +37,9 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
 
 
 def amp_needs_a_gpu() -> bool:
+    optimizer: Any = SimpleNamespace(param_groups=[])  # one of torch would import torch._dynamo: seconds
     try:
-        AmpOptimWrapper(optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.0))
+        AmpOptimWrapper(optimizer=optimizer)
     except AssertionError:
         return True
     return False

@@ -29,6 +29,7 @@ MOST_SPLITS = 32  # of the pixels in grad_weight
 # counted instructions; 3.1 MB at 3 TB/s).
 PROGRAMS_PER_STEP = 12
 POINTS = Config(BLOCK_M=256, BLOCK_N=1, BLOCK_K=1, warps=4, stages=1)
+TRANSPOSE = Config(BLOCK_M=64, BLOCK_N=64, BLOCK_K=1, warps=4, stages=1)
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -93,11 +94,17 @@ class Problem:
         one_group = self.blocks == self.groups == 1  # few channels are padded then, as in a first layer
         return one_group or not narrow
 
-    def is_faster(self) -> bool:
-        """Whether the table lists the fused kernels as measured to be faster on this architecture."""
+    def least_pixels(self, backward: bool) -> int | None:
+        """Output pixels from which the fused kernels were measured to be faster on this architecture.
+
+        None: they were not for this type.
+        """
         if self.input.dtype == torch.float32 and not self.allow_tf32:
-            return False  # tensor cores compute float32 only as TF32
-        return str(self.input.dtype).removeprefix("torch.") in entry_of(_target(self.input.device))["auto"]
+            return None  # tensor cores compute float32 only as TF32
+        listed = entry_of(target(self.input.device))["auto"]
+        return listed.get(str(self.input.dtype).removeprefix("torch."), {}).get(
+            "backward" if backward else "forward"
+        )
 
     @cached_property
     def points(self) -> tuple[Tensor, Tensor]:
@@ -152,7 +159,34 @@ class Problem:
     def sampled(self) -> dict[str, Tensor]:
         """The input and its sampling points, arguments of every kernel that samples."""
         corners, factors = self.points
-        return {"input": _channels_last(self.input), "corners": corners, "factors": factors}
+        return {"input": self.channels_last(self.input), "corners": corners, "factors": factors}
+
+    def channels_last(self, tensor: Tensor) -> Tensor:
+        """Return a map or weight in channels-last order."""
+        if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_contiguous():
+            return tensor.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = tensor.shape
+        result = torch.empty_like(tensor, memory_format=torch.channels_last)
+        self._transpose(tensor, result, batch, channels, height * width)
+        return result
+
+    def from_channels_last(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Return a channels-last map in the type and memory format of ``like``."""
+        if memory_format(like) == torch.channels_last:
+            return tensor.to(like.dtype)
+        batch, channels, height, width = tensor.shape
+        result = torch.empty(tensor.shape, dtype=like.dtype, device=tensor.device)
+        self._transpose(tensor, result, batch, height * width, channels)
+        return result
+
+    def _transpose(self, source: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
+        if source.numel() == 0:
+            return
+        tiles = _cdiv(rows, TRANSPOSE.BLOCK_M) * _cdiv(columns, TRANSPOSE.BLOCK_N)
+        sizes = {"rows": rows, "columns": columns}
+        _launch(
+            kernels.transpose_kernel, batch * tiles, TRANSPOSE, self, source=source, result=result, **sizes
+        )
 
 
 def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
@@ -182,7 +216,7 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
         p,
         **p.sampled(),
         EVEN=p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0,
-        weight=_channels_last(p.weight),
+        weight=p.channels_last(p.weight),
         bias=None if bias is None else bias.contiguous(),
         output=output,
         **_places("output", output),
@@ -232,7 +266,7 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         p,
         **p.sampled(),
         EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
-        grad_output=_channels_last(grad_output),
+        grad_output=p.channels_last(grad_output),
         partial=partial,
         tiles=_cdiv(p.group_outputs, config.BLOCK_K),
         steps=steps_of(config, splits),
@@ -288,8 +322,8 @@ def grad_samples(
             **p.sampled(),
             EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
             READ_ONCE=p.group_outputs <= config.BLOCK_K,
-            weight=_channels_last(p.weight),
-            grad_output=_channels_last(grad_output),
+            weight=p.channels_last(p.weight),
+            grad_output=p.channels_last(grad_output),
             grad_input=grad_input,
             grad_offset=grad_offset,
             grad_mask=grad_mask,
@@ -298,7 +332,7 @@ def grad_samples(
             WANT_MASK=want_mask,
         )
     if grad_input is not None:
-        grad_input = grad_input.to(p.input.dtype).contiguous(memory_format=memory_format(p.input))
+        grad_input = p.from_channels_last(grad_input, p.input)
     return (
         grad_input,
         _per_group(grad_offset, p.offset, p.offset_groups),
@@ -317,10 +351,6 @@ def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tenso
 
 def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _strided(tensor: Tensor | None) -> Tensor | None:
@@ -344,7 +374,7 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> Config:
-    return choose(_target(problem.input.device), kernel, problem.input.dtype, cost)
+    return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
 
 
 def _rounds(problem: Problem, programs: int) -> int:
@@ -363,7 +393,12 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @cache
-def _target(device: torch.device) -> str:
+def target(device: torch.device) -> str:
+    """The architecture of a device as a key of the table.
+
+    Raises:
+        RuntimeError: Triton finds no driver or no C compiler.
+    """
     with _current(device):
         return target_of(INTERPRETED)
 

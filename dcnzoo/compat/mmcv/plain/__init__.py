@@ -4,3 +4,22 @@ As in mmcv, tensors named ``output``, ``ious`` and ``argmax``, and ``grad_…`` 
 and are written in place. Half precision is computed in float32. mmcv passes all arguments except tensors by
 keyword: the ``**options`` of a function are the arguments of the private function that it calls.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def add_gradient(grad_input: Tensor, function: Callable[[Tensor], Tensor], grad_output: Tensor) -> None:
+    """Add the gradient of the input of ``function``, which must be linear: zeros serve as the input."""
+    with torch.enable_grad():
+        zeros = at_least_float32(torch.zeros_like(grad_input)).requires_grad_()
+        (gradient,) = torch.autograd.grad(function(zeros), zeros, at_least_float32(grad_output))
+    grad_input.add_(gradient)

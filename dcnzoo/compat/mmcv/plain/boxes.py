@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def _iou(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
-    def area(boxes: Tensor) -> Tensor:
-        return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
-
-    low, high = torch.max(box[:2], boxes[:, :2]), torch.min(box[2:], boxes[:, 2:])
-    overlap = (high - low + offset).clamp(min=0).prod(-1)
-    return overlap / (area(box) + area(boxes) - overlap)
+from dcnzoo.ops.reference_boxes import iou_with
 
 
 def softnms(
@@ -40,7 +33,7 @@ def softnms(
         kept.append(index)
         left[best], scores[best] = left[0].clone(), scores[0].clone()
         left, scores = left[1:], scores[1:]
-        iou = _iou(boxes[index], boxes[left], offset)
+        iou = iou_with(boxes[index], boxes[left], offset)
         if method == 2:
             scores = scores * torch.exp(-iou.square() / sigma)
         else:
@@ -59,7 +52,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     left = dets[:, 4].sort(descending=True).indices  # mmcv's order of equal scores
     groups = []
     while len(left):
-        match = _iou(dets[left[0], :4], dets[left, :4]) >= iou_threshold
+        match = iou_with(dets[left[0], :4], dets[left, :4]) >= iou_threshold
         match[0] = True
         groups.append(left[match].tolist())
         left = left[~match]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv.plain.sampling import add_gradient, at_least_float32, corners, rows_of, weighted_sums
+from dcnzoo.compat.mmcv.plain import add_gradient, at_least_float32
+from dcnzoo.ops import reference
 
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
 
@@ -71,19 +72,15 @@ def carafe_backward(
 
 
 def _aligned(input: Tensor, boxes: Tensor, spatial_scale: float, points: int) -> Tensor:
-    images, channels, height, width = input.shape
-    scaled = at_least_float32(boxes).reshape(-1, 5)
-    y, x, across, down = (scaled[:, :4] * spatial_scale).unbind(1)  # mmcv reads y first
-    cos, sin = scaled[:, 4].cos(), scaled[:, 4].sin()
+    images, _, height, width = input.shape
+    maps, scaled = at_least_float32(input), at_least_float32(boxes).reshape(images, height, width, 5, 1)
+    y, x, across, down = (scaled[..., :4, :] * spatial_scale).unbind(3)  # mmcv reads y first
+    cos, sin = scaled[..., 4, :].cos(), scaled[..., 4, :].sin()
     half = x.new_tensor([[0, 0], [1, 1], [-1, 1], [-1, -1], [1, -1]])[:points] / 2
-    u, v = half[:, 0] * across[:, None], half[:, 1] * down[:, None]
-    y, x = y[:, None] + sin[:, None] * u + cos[:, None] * v, x[:, None] + cos[:, None] * u - sin[:, None] * v
-    index, weights = corners(y, x, height, width)  # [N·H·W, points, 4]
-    image = torch.arange(images, device=input.device).repeat_interleave(height * width)
-    index = index + (image * (height * width))[:, None, None]
-    rows = rows_of(input)
-    sums = rows + weighted_sums(rows, index.flatten(1), weights.flatten(1))
-    return sums.view(images, height, width, channels).permute(0, 3, 1, 2)
+    u, v = half[:, 0] * across, half[:, 1] * down  # [N, H, W, points]
+    y, x = y + sin * u + cos * v, x + cos * u - sin * v
+    sums = [reference.sample_clamped(*image).sum(-1) for image in zip(maps, y, x, strict=True)]
+    return maps + torch.stack(sums)
 
 
 def rotated_feature_align_forward(

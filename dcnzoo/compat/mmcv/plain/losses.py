@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv.plain.sampling import at_least_float32
+from dcnzoo.compat.mmcv.plain import at_least_float32
 
 
 def _log(probability: Tensor) -> Tensor:

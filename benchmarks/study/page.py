@@ -1,0 +1,148 @@
+"""The page of the study: statistics, tables and pictures, all from the CSV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp
+
+from benchmarks.measure import markdown
+from benchmarks.study.training import ARMS, PLAN, Row, average, best_rate, pending, result, select
+from dcnzoo.report.plots import COLOURS
+from dcnzoo.report.report import mean_and_spread
+from dcnzoo.utils.files import write_bytes, write_text
+
+MARGIN = 0.01  # the smallest difference of interest
+FAMILY = len(ARMS) - 1  # v2 is compared with each other arm
+Results = dict[str, list[Row]]  # arm → final rows, in the order of the seeds
+
+
+def interval(values: Sequence[float], family: int = 1) -> tuple[float, float]:
+    """Return Student's 95% interval of the mean; of several, all are covered with 95% (Bonferroni)."""
+    return tuple(map(float, ttest_1samp(values, 0).confidence_interval(1 - 0.05 / family)))
+
+
+def with_interval(values: Sequence[float], family: int = 1) -> str:
+    low, high = interval(values, family)
+    return f"{np.mean(values):+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def verdict(values: Sequence[float]) -> str:
+    low, high = interval(values, FAMILY)
+    if low > 0 or high < 0:
+        return "gain" if low > 0 else "loss"
+    return "no difference" if low > -MARGIN and high < MARGIN else "undecided"
+
+
+def complete(rows: list[Row], setting: str, arms: Sequence[str]) -> Results:
+    """Return the results of the seeds that all arms have completed."""
+    runs = [run for run in PLAN if run.stage != "search" and run.setting == setting]
+    results = {(run.seed, run.arm): result(rows, run) for run in runs}
+    seeds = [seed for seed in range(10) if all(results.get((seed, arm)) for arm in arms)]
+    return {arm: [results[seed, arm] for seed in seeds] for arm in arms}
+
+
+def values(rows: list[Row], column: str = "") -> np.ndarray:
+    """Return the values of a column, or the primary endpoint."""
+    return np.array([float(row[column]) if column else average(row) for row in rows])
+
+
+def gains(main: Results) -> dict[str, np.ndarray]:
+    """Return the differences of the primary endpoint between v2 and each other arm, by seed."""
+    return {arm: values(main["v2"]) - values(results) for arm, results in main.items() if arm != "v2"}
+
+
+def curve(rows: list[Row], last: Row) -> np.ndarray:
+    """Return CPU seconds and AP at the validations of a training with the result ``last``.  # [2, N]"""
+    training = {name: last[name] for name in ("stage", "setting", "arm", "model_seed")}
+    # an interrupted training has older rows of the same epochs
+    epochs = list({row["epoch"]: row for row in select(rows, **training, split="val")}.values())
+    return np.stack([values(epochs, "cpu_seconds"), values(epochs)])
+
+
+def at_equal_time(rows: list[Row], one: Row, other: Row) -> float:
+    """Return the difference of validation AP at the end of the shorter training, in CPU seconds."""
+    curves = curve(rows, one), curve(rows, other)
+    end = min(seconds[-1] for seconds, _ in curves)
+    return float(np.interp(end, *curves[0]) - np.interp(end, *curves[1]))
+
+
+def arms_table(rows: list[Row], main: Results) -> str:
+    lines = [("arm", "parameters", "learning rate", "CPU time", "box AP", "mask AP")]
+    for arm, results in main.items():
+        time = np.median(values(results, "cpu_seconds") / values(main["plain"], "cpu_seconds"))
+        aps = (mean_and_spread(values(results, name).tolist()) for name in ("box_ap", "mask_ap"))
+        lines.append((arm, results[0]["parameters"], best_rate(rows, arm), f"{time:.2f}×", *aps))
+    return markdown(lines)
+
+
+def comparisons_table(rows: list[Row], main: Results) -> str:
+    lines = [("v2 −", "AP (99%)", "verdict", "box AP (95%)", "mask AP (95%)", "AP at equal time (95%)")]
+    for arm, gain in gains(main).items():
+        parts = [values(main["v2"], name) - values(main[arm], name) for name in ("box_ap", "mask_ap")]
+        parts.append([at_equal_time(rows, *pair) for pair in zip(main["v2"], main[arm], strict=True)])
+        lines.append((arm, with_interval(gain, FAMILY), verdict(gain), *map(with_interval, parts)))
+    return markdown(lines)
+
+
+def settings_table(rows: list[Row]) -> str:
+    lines = [("data", "pairs", "plain", "v2", "v2 − plain (95%)", "share of 1 − AP removed (95%)")]
+    for setting in dict.fromkeys(run.setting for run in PLAN):
+        plain, v2 = map(values, complete(rows, setting, ("plain", "v2")).values())
+        if len(v2) > 1:
+            aps = (mean_and_spread(each.tolist()) for each in (plain, v2))
+            parts = map(with_interval, (v2 - plain, (v2 - plain) / (1 - plain)))
+            lines.append((setting, len(v2), *aps, *parts))
+    return markdown(lines)
+
+
+def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
+    """Draw the learning curves with 95% intervals, and the differences with the intervals of the family."""
+    figures = {name: Figure(figsize=(6, 3.6), layout="constrained") for name in ("curves", "differences")}
+    curves, differences = (figure.subplots() for figure in figures.values())
+    for (arm, results), colour in zip(main.items(), COLOURS, strict=True):
+        seconds, aps = np.stack([curve(rows, last) for last in results], 1)  # each [seeds, epochs]
+        time, band = seconds.mean(0), np.transpose([interval(each) for each in aps.T])
+        curves.plot(time, aps.mean(0), color=colour, label=arm)
+        curves.fill_between(time, *band, color=colour, alpha=0.12)
+    curves.set(xlabel="CPU seconds of training", ylabel="validation AP")
+    curves.legend()
+    for place, gain in enumerate(gains(main).values()):
+        differences.plot([place] * len(gain), gain, "o", color=COLOURS[0], alpha=0.3, ms=4)
+        differences.errorbar(place, gain.mean(), np.ptp(interval(gain, FAMILY)) / 2, fmt="o", capsize=4)
+    differences.axhspan(-MARGIN, MARGIN, color="#6b7280", alpha=0.12)
+    differences.set_xticks(range(FAMILY), gains(main))
+    differences.set(xlabel="v2 minus", ylabel="test AP")
+    return figures
+
+
+def write_page(rows: list[Row], docs: Path) -> None:
+    """Write study.md from the template, and its pictures."""
+    main = complete(rows, "shapes", tuple(ARMS))
+    if len(main["v2"]) < 2:
+        raise SystemExit("error: expected at least two seeds that all arms have completed")
+    for name, figure in plot(rows, main).items():
+        buffer = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible ids
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
+        write_bytes(docs / f"images/study-{name}.svg", buffer.getvalue().encode())
+    late = [np.diff(curve(rows, last)[1])[-1] for last in main["plain"]]
+    template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
+    text = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
+        seeds=len(main["v2"]),
+        verdicts={arm: verdict(gain) for arm, gain in gains(main).items()},
+        gain=with_interval(gains(main)["plain"], FAMILY),
+        late=with_interval(late),
+        converged=np.mean(late) < 0.005,
+        tables=(arms_table(rows, main), comparisons_table(rows, main), settings_table(rows)),
+        hours=sum(float(row["cpu_seconds"]) for run in PLAN if (row := result(rows, run))) / 3600,
+        left=len(pending(PLAN, rows)),
+        facts={name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")},
+    )
+    write_text(docs / "study.md", text)

@@ -1,0 +1,223 @@
+"""The trainings of plan.md in the order of execution, their configs, and the table of results."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import dcnzoo.models
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.hooks  # noqa: F401
+
+# isort: split
+import torch
+from filelock import FileLock
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from benchmarks.measure import ROOT
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.models import DCNv2
+from dcnzoo.openmmlab.runner import build_runner
+from dcnzoo.utils.errors import UserError
+
+Row = dict[str, str]  # of the CSV
+Write = Callable[[dict[str, object]], None]
+COLUMNS = (
+    *("stage", "setting", "arm", "data_seed", "model_seed", "rate", "epoch", "split", "box_ap", "mask_ap"),
+    *("cpu_seconds", "parameters", "commit", "machine", "torch"),
+)
+# arm → changes to the backbone
+ARMS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "dilated": {"dilations": (2, 2, 2)},
+    "wider": {"base_channels": 24, "stem_channels": 24},
+    "modulation": {"dcn": {"type": "OnlyModulation", "deform_groups": 1}},
+    "v1": {"dcn": {"type": "OnlyOffsets", "deform_groups": 1}},
+    "v2": {"dcn": {"type": "DCNv2", "deform_groups": 1}},
+}
+RATES = (0.75e-3, 1.5e-3, 3e-3)
+SIZE = 96  # pixels, of the generated images
+DEFORMATION = {
+    "shapes-0": {"bend": 0.0, "stretch": 1.0},
+    "shapes": {"bend": 0.2, "stretch": 4.0},
+    "shapes-1.5": {"bend": 0.3, "stretch": 5.5},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        stage: ``search`` of the learning rate, ``main`` or ``secondary``.
+        setting: a key of ``DEFORMATION``, or ``bccd``.
+        seed: of the model and, except with ``bccd``, of the data.
+        rate: learning rate; None for the best one of the search.
+    """
+
+    stage: str
+    setting: str
+    arm: str
+    seed: int
+    rate: float | None = None
+
+    @property
+    def epochs(self) -> int:
+        return 8 if self.stage == "search" else 16 if self.setting == "bccd" else 32
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.setting}-{self.arm}-{self.seed}" + (f"-{self.rate}" if self.rate else "")
+
+    @property
+    def columns(self) -> dict[str, object]:
+        seeds = {"data_seed": 0 if self.setting == "bccd" else self.seed, "model_seed": self.seed}
+        return {"stage": self.stage, "setting": self.setting, "arm": self.arm, **seeds}
+
+
+PAIR, OTHERS = ("v2", "plain"), ("shapes-0", "shapes-1.5")
+PLAN = (
+    *(Run("search", "shapes", arm, 9100, rate) for arm in reversed(ARMS) for rate in RATES),
+    *(Run("main", "shapes", arm, seed) for seed in range(10) for arm in reversed(ARMS)),
+    *(Run("secondary", name, arm, seed) for seed in range(5) for name in OTHERS for arm in PAIR),
+    *(Run("secondary", "bccd", arm, seed) for seed in range(10) for arm in PAIR),
+)
+
+
+def read(file: Path) -> list[Row]:
+    """Read the CSV without a line that is still being written."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [row for row in csv.DictReader(lines) if row["torch"]]
+
+
+def average(row: Row) -> float:
+    """The primary endpoint, the mean of box AP and mask AP; box AP alone on data without masks."""
+    return statistics.mean(float(row[name]) for name in ("box_ap", "mask_ap") if row[name])
+
+
+def select(rows: Iterable[Row], **columns: object) -> list[Row]:
+    return [row for row in rows if all(row[name] == str(value) for name, value in columns.items())]
+
+
+def result(rows: list[Row], run: Run) -> Row | None:
+    """Return the last row of a complete training; None if it has not been completed."""
+    fixed = {"split": "val", "rate": run.rate} if run.stage == "search" else {"split": "test"}
+    final = select(rows, **run.columns, **fixed, epoch=run.epochs)
+    return final[-1] if final else None
+
+
+def pending(runs: Iterable[Run], rows: list[Row]) -> list[Run]:
+    return [run for run in runs if result(rows, run) is None]
+
+
+def best_rate(rows: list[Row], arm: str) -> float | None:
+    """Return the rate with the best endpoint in the search; None before all rates have been tried."""
+    trials = {run.rate: result(rows, run) for run in PLAN if (run.stage, run.arm) == ("search", arm)}
+    return max(trials, key=lambda rate: average(trials[rate])) if all(trials.values()) else None
+
+
+@MODELS.register_module()
+class OnlyModulation(DCNv2):
+    """DCNv2 with offsets held at zero, with the same parameters and operations."""
+
+    def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        offset, mask = super().predict(input)
+        return torch.zeros_like(offset), mask
+
+
+@MODELS.register_module()
+class OnlyOffsets(DCNv2):
+    """DCNv2 without modulation, that is, DCN v1 from the same initial weights."""
+
+    def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return super().predict(input)[0], None
+
+
+class RecordHook(Hook):
+    """Sum up the CPU seconds of the training epochs; write a row after each validation."""
+
+    priority = "VERY_LOW"  # after the hooks of the training
+
+    def __init__(self, write: Write) -> None:
+        self._write, self._seconds = write, 0.0
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._start = time.process_time()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._seconds += time.process_time() - self._start
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.record(runner, runner.epoch, "val", metrics or {})
+
+    def record(self, runner: Runner, epoch: int, split: str, metrics: dict[str, float]) -> None:
+        row: dict[str, object] = {
+            "epoch": epoch,
+            "split": split,
+            "box_ap": metrics["coco/bbox_mAP"],
+            "mask_ap": metrics.get("coco/segm_mAP"),
+            "cpu_seconds": round(self._seconds, 2),
+            "parameters": sum(each.numel() for each in runner.model.parameters()),
+        }
+        self._write(row)
+
+
+def make_data(run: Run, folder: Path) -> None:
+    """Generate the images, unless they exist. A test set has a seed of its own and shares no image."""
+    shapes = {"size": SIZE, "max_radius": 40.0, "max_instances": 3, **DEFORMATION[run.setting]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the arms of a seed start together
+        make_shapes(folder / "train", ShapesSpec(**shapes, train=640, val=128, seed=run.seed))
+        make_shapes(folder / "test", ShapesSpec(**shapes, train=1, val=384, seed=100_000 + run.seed))
+
+
+def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
+    name = "faster-rcnn_r14_fpn_8e_bccd.py" if run.setting == "bccd" else "mask-rcnn_r14_fpn_8e_shapes.py"
+    cfg = Config.fromfile(ROOT / "configs/demo" / name, import_custom_modules=False)
+    cfg.randomness, cfg.work_dir = {"seed": run.seed}, str(work_dir / run.name)
+    cfg.model.backbone.update(ARMS[run.arm])
+    cfg.model.neck.in_channels = [channels * cfg.model.backbone.base_channels for channels in (8, 16)]
+    cfg.model.test_cfg.rcnn.max_per_img = 20
+    cfg.optim_wrapper.optimizer.lr = rate
+    cfg.train_cfg.update(max_epochs=run.epochs, val_interval=4)
+    # after the warm-up, a constant rate; the average of the last weights is evaluated
+    cfg.param_scheduler = [dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100)]
+    cfg.custom_hooks[0].update(ema_type="MomentumAnnealingEMA", momentum=0.005, gamma=10)  # EMAHook
+    cfg.default_hooks.checkpoint.update(interval=10_000, save_last=False)
+    cfg.default_hooks.pop("progress")
+    cfg.log_level = "ERROR"
+    for split in ("train", "val", "test"):
+        dataset = cfg[f"{split}_dataloader"].dataset
+        if run.setting != "bccd":
+            data = work_dir / "data" / f"{run.setting}-{run.seed}" / ("test" if split == "test" else "train")
+            make_data(run, data.parent)
+            del dataset.shapes
+            next(step for step in dataset.pipeline if step.type == "Resize").scale = (SIZE, SIZE)
+        dataset.data_root = f"{data}/"
+        if split != "train":
+            cfg[f"{split}_evaluator"].ann_file = f"{data}/{dataset.ann_file}"
+    return cfg
+
+
+def train(run: Run, rate: float, work_dir: Path, data: Path | None, write: Write) -> None:
+    """Train and, except in the search, evaluate on the test set once. A diverged training has AP 0."""
+    torch.set_num_threads(1)
+    split = "val" if run.stage == "search" else "test"
+    runner = build_runner(config(run, rate, work_dir, data), training=True)
+    hook = RecordHook(write)
+    runner.register_hook(hook)
+    try:
+        runner.train()
+        if split == "test":
+            hook.record(runner, run.epochs, "test", runner.test())
+    except UserError as error:  # FiniteLossHook
+        print(f"{run.name}: {error}", flush=True)
+        hook.record(runner, run.epochs, split, {"coco/bbox_mAP": 0.0, "coco/segm_mAP": 0.0})

@@ -1,0 +1,84 @@
+"""Tiles of a large picture, and the detections in all of them. Merging requires torch, for dcnzoo's NMS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dcnzoo.export.picture import Detections
+
+Window = tuple[slice, slice]  # rows, columns
+IOU = 0.5  # objects of a class whose boxes overlap more are the same
+SHARE = 0.7  # a piece of an object has at least this share of its area in the box of the whole object
+
+
+def windows(size: tuple[int, int], tile: int) -> list[Window]:
+    """Cover a picture of this height and width with tiles that overlap by at least a quarter of a side."""
+    rows, columns = (_parts(extent, tile) for extent in size)
+    return [(row, column) for row in rows for column in columns]
+
+
+def _parts(extent: int, tile: int) -> list[slice]:
+    if extent <= tile:
+        return [slice(0, extent)]
+    overlap = tile // 4
+    number = -(-(extent - overlap) // (tile - overlap))
+    starts = np.linspace(0, extent - tile, number).astype(int)
+    return [slice(start, start + tile) for start in starts.tolist()]
+
+
+def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int, int]) -> Detections:
+    """Merge the detections of a picture's tiles.
+
+    Non-maximum suppression by class, in which objects that a tile cuts come last. Then, of an object that is
+    complete in another tile, the pieces are dropped.
+
+    Args:
+        places: of the tiles in the picture.
+        size: height and width of the picture.
+    """
+    import torch
+
+    from dcnzoo.ops import nms
+
+    owners = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])  # the tile of each object
+    numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # of the object in its tile
+    corners = np.float32([[column.start, row.start] * 2 for row, column in places])
+    boxes = np.concatenate([tile.boxes for tile in tiles]) + corners[owners]
+    scores = np.concatenate([tile.scores for tile in tiles])
+    labels = np.concatenate([tile.labels for tile in tiles])
+    cut = np.concatenate(
+        [_is_cut(tile.boxes, place, size) for tile, place in zip(tiles, places, strict=True)]
+    )
+    # far from each other, objects of different classes do not overlap
+    apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
+    ranks = torch.from_numpy(scores.astype(np.float64) - cut)
+    kept = nms(torch.from_numpy(apart), ranks, IOU).numpy()
+    kept = kept[~(cut[kept] & _is_piece(apart[kept]))]
+    masks = None
+    if any(tile.masks is not None for tile in tiles):
+        masks = np.zeros((len(kept), *size), bool)
+        for mask, owner, number in zip(masks, owners[kept], numbers[kept], strict=True):
+            mask[places[owner]] = tiles[owner].masks[number]
+    return Detections(boxes[kept], scores[kept], labels[kept], masks)
+
+
+def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:
+    """Whether a box ends at an edge of its tile that is not an edge of the picture, [K]."""
+    cut = np.zeros(len(boxes), bool)
+    for axis, (part, extent) in enumerate(zip(place, size, strict=True)):
+        if part.start > 0:
+            cut |= boxes[:, 1 - axis] < 2
+        if part.stop < extent:
+            cut |= boxes[:, 3 - axis] > part.stop - part.start - 2
+    return cut
+
+
+def _is_piece(boxes: np.ndarray) -> np.ndarray:
+    """Whether most of a box is inside another, larger box, [K]."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clip(0).prod(-1)  # [K, K]
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return ((shared > SHARE * area[:, None]) & (area[None] > area[:, None])).any(1)

@@ -1,0 +1,57 @@
+"""What the documentation shows for an extra: ``python extras.py EXTRA``, in this order, in one folder."""
+
+import sys
+from pathlib import Path
+
+
+def mmdet() -> None:
+    from dcnzoo.cli import main
+
+    main("infer", "--demo")
+
+
+def data() -> None:
+    from PIL import Image
+
+    import dcnzoo.utils.fetch  # noqa: F401  of `data download`
+    from dcnzoo.cli import main
+
+    Path("images").mkdir()
+    Path("labels").mkdir()
+    Image.new("RGB", (64, 48)).save("images/a.png")
+    Path("labels/a.txt").write_text("0 0.5 0.5 0.25 0.5")
+    Path("data.yaml").write_text("train: images\nnames: [apple]\n")
+    main("data", "convert", "yolo", ".", "train.json", "--split", "train")
+
+
+def onnx() -> None:
+    import onnxruntime
+    import torch
+
+    from dcnzoo.export import export_onnx
+    from dcnzoo.layers import PackedDeformConv2d
+
+    layer = PackedDeformConv2d(4, 4, 3, padding=1, modulated=True).eval()
+    export_onnx(layer, (torch.randn(1, 4, 9, 9),), "layer.onnx", opset_version=19, deform_conv="gathernd")
+    onnxruntime.InferenceSession("layer.onnx")
+
+
+def openvino() -> None:
+    from dcnzoo.export.openvino import make_core, save_ir
+
+    make_core().compile_model("layer.onnx", "CPU")
+    save_ir("layer.onnx", Path("layer.xml"))
+
+
+def timm() -> None:
+    import timm
+
+    import dcnzoo.compat.timm  # noqa: F401  registers the models
+
+    timm.create_model("resnet18_dcnv2", num_classes=10)
+
+
+EXTRAS = {function.__name__: function for function in (mmdet, data, onnx, openvino, timm)}
+
+if __name__ == "__main__":
+    EXTRAS[sys.argv.pop()]()  # main() reads the remaining arguments
