@@ -351,6 +351,21 @@ def sanitize_threads(session: Session) -> None:
     session.run(PYTHON, "-m", "tests.soak", "--most=9", *options, env=variables)
 
 
+@nox.session(tags=NIGHTLY)
+def conformance(session: Session) -> None:
+    """Compare every exported form of the operators in each runtime: docs/conformance.md."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--no-deps", "--group", "conformance")
+    python = environment(session, "others") / "bin/python"  # has torchvision
+    command = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance")
+    results = [f"work_dirs/conformance_{name}.xml" for name in ("venv", "others")]
+    options = {"success_codes": [0, 1], "external": True}  # the page is written in any case
+    session.run("python", *command, f"--junitxml={results[0]}", *session.posargs, **options)
+    session.run(python, *command, "-k", "torchvision", f"--junitxml={results[1]}", **options)
+    session.run(PYTHON, "-m", "benchmarks.conformance.page", "docs/conformance.md", *results)
+
+
 # Pages and packages
 
 COVERAGE = {  # the test in benchmarks/coverage and section of docs/coverage.md: the environments
@@ -364,7 +379,7 @@ COVERAGE = {  # the test in benchmarks/coverage and section of docs/coverage.md:
 @nox.session(venv_backend="none")
 @nox.parametrize("name", [nox.param(name, id=name) for name in COVERAGE])
 def coverage(session: Session, name: str) -> None:
-    """Try a config of each family and write docs/coverage.md (-- -k atss: some families, no page)."""
+    """Try a config of each family and write docs/coverage.md (-- --group 3/12: a part of the families)."""
     update_venv(session)
     results = []
     for other in COVERAGE[name]:
@@ -372,7 +387,8 @@ def coverage(session: Session, name: str) -> None:
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
         session.run(python, *command, *session.posargs, success_codes=[0, 1])
-    if not session.posargs:
+    kept = (ROOT / f"benchmarks/coverage/{name}.json").exists()  # else the others would be lost
+    if kept or not session.posargs:
         session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import random
@@ -73,6 +74,15 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def code_version(paths: Iterable[str]) -> str:
+    """Return a hash of these Python files and folders of the repository."""
+    digest = hashlib.sha256()
+    found = ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py") for path in paths)
+    for file in sorted(file for files in found for file in files):
+        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def listed(facts: Mapping[str, object]) -> str:

@@ -1,4 +1,7 @@
-"""``record(family, config, result)`` stores a row of the table in the junit file."""
+"""``record(family, config, result)`` stores a row of the table in the junit file.
+
+``--group 2/12`` runs the second twelfth of the families.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import listed, versions
+from benchmarks.measure import code_version, listed, versions
 
 PACKAGES = ("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
 PACKAGES += ("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy")
@@ -24,13 +27,29 @@ PACKAGES += (
 PACKAGES += ("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn")  # required by some families
 
 
+DEPENDS = ("dcnzoo/openmmlab", "dcnzoo/compat", "dcnzoo/layers")  # code of a test without DEPENDS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--group", default="1/1", metavar="NUMBER/COUNT")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, count = map(int, config.getoption("group").split("/"))
+    items[:] = items[number - 1 :: count]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def installed(record_testsuite_property: Callable) -> None:
     record_testsuite_property("versions", listed(versions("torch", *PACKAGES)))
 
 
 @pytest.fixture
-def record(record_property: Callable) -> Callable[[str, str, str], None]:
+def record(request: pytest.FixtureRequest, record_property: Callable) -> Callable[[str, str, str], None]:
+    depends = getattr(request.module, "DEPENDS", DEPENDS)
+    record_property("depends", " ".join(depends))
+    record_property("code", code_version(depends))
+
     def record(*row: str) -> None:
         for name, value in zip(("family", "config", "result"), row, strict=True):
             record_property(name, value)

@@ -6,45 +6,70 @@
     python -m benchmarks.coverage.table mmdet work_dirs/coverage.xml [FURTHER.xml]
 
 FURTHER.xml: the results of an environment with further packages, for families that are not ok without them.
+
+Results are kept in SECTION.json, with the version (a hash) of the code that they depend on. The page shows a
+result as current only if this code has not changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import functools
+import json
 import time
 import xml.etree.ElementTree as ElementTree
 from itertools import groupby
 from pathlib import Path
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import ROOT, replace_section
+from benchmarks.measure import ROOT, code_version, replace_section
+from dcnzoo.utils.files import write_text
+
+Rows = dict[str, dict[str, str]]  # family → config, result, code, depends, versions, date
 
 
-def read(file: Path) -> tuple[str, dict[str, str]]:
-    """Return the versions, and the result by family."""
-    results, installed = {}, ""
+def read(file: Path) -> Rows:
+    rows, installed = {}, ""
     for node in ElementTree.parse(file).iter():
         values = {each.get("name"): each.get("value") for each in node.findall("properties/property")}
         installed = values.get("versions", installed)
         if "result" in values:
-            results[values["family"]] = values["result"]
-    return installed, results
+            date = time.strftime("%Y-%m-%d")
+            rows[values.pop("family")] = {**values, "versions": installed, "date": date}
+    return rows
 
 
-def text(files: list[Path]) -> str:
-    (installed, results), *further = map(read, files)
-    lines = [f"Tested with {installed}."]
-    for more, others in further:
-        lines.append(f"*With further packages* means: {more}.")
-        for family, result in others.items():
-            before = results.get(family, "")
-            if is_ok(result) and not is_ok(before):
-                results[family] = f"{result} with further packages; without: {before}"
-    revision = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    revision = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+def merged(files: list[Path]) -> Rows:
+    """Return the results of the first file, and of the others for families that are not ok there."""
+    first, *further = map(read, files)
+    for rows in further:
+        for family, row in rows.items():
+            before = first.get(family, {}).get("result", "")
+            if is_ok(row["result"]) and not is_ok(before):
+                result = f"{row['result']} with further packages; without: {before}"
+                first[family] = {**row, "result": result}
+    return first
+
+
+@functools.cache
+def _current(depends: str) -> str:
+    return code_version(depends.split())
+
+
+def text(rows: Rows) -> str:
+    results, tested = {}, {}
+    for family, row in rows.items():
+        results[family] = row["result"]
+        if row["result"].startswith("out of scope"):
+            continue
+        if row["code"] == _current(row["depends"]):
+            tested[row["versions"]] = max(tested.get(row["versions"], ""), row["date"])
+        else:
+            results[family] = f"not measured with this version; {row['date']}: {row['result']}"
     count = sum(map(is_ok, results.values()))
-    head = f"**{count} of {len(results)} are ok**, {time.strftime('%Y-%m-%d')}, revision {revision}."
+    stale = sum(result.startswith("not measured") for result in results.values())
+    head = f"**{count} of {len(results)} are ok**; {stale} were not measured with this version of the code."
+    lines = (f"Tested until {date} with {installed}." for installed, date in tested.items())
     return "\n\n".join([head, *lines, by_result(results)])
 
 
@@ -65,9 +90,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("section", help="mmdet, deformable, export or openmmlab")
-    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("files", type=Path, nargs="*")
     args = parser.parse_args()
-    replace_section(ROOT / "docs/coverage.md", args.section, text(args.files))
+    kept = ROOT / f"benchmarks/coverage/{args.section}.json"
+    rows = json.loads(kept.read_text()) if kept.exists() else {}
+    if args.files:
+        rows |= merged(args.files)
+        write_text(kept, json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    replace_section(ROOT / "docs/coverage.md", args.section, text(rows))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ from dcnzoo.openmmlab.export.detectors import deployable, export_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.verify import compare, predict
 
+_MODULES = ("exporters", "graph", "openvino", "postprocess", "runtime", "sampling")
+DEPENDS = ("dcnzoo/export/operators", "dcnzoo/openmmlab/export", "benchmarks/coverage/test_export.py")
+DEPENDS += tuple(f"dcnzoo/export/{name}.py" for name in _MODULES)
 SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
 IMAGES, ROUNDING = 5, 1e-6  # images to try, and a relative change like that of another order of sums
 BACKENDS = ("onnxruntime", "openvino")

@@ -64,6 +64,16 @@ ONLY_ONNX = ("--dynamic-export", "--simplify", "--skip-postprocess", "--deform-c
     type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
     help="Form of deformable convolution (default: DeformConv if the opset has it, else GatherND).",
 )
+@option(
+    "--for",
+    "runtime",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"]),
+    help="Runtime to check an ONNX file for (default: onnxruntime; --check: all). For tensorrt, deformable "
+    "convolution becomes GatherND by default.",
+)
+@option(
+    "--check", is_flag=True, help="Only list the known problems of MODEL, an ONNX file, and their sources."
+)
 @_options.loading
 def command(
     model: str,
@@ -76,6 +86,8 @@ def command(
     show: bool,
     int8: Path | None,
     num_images: int,
+    runtime: str | None,
+    check: bool,
     device: str,
     **options: Any,
 ) -> None:
@@ -90,7 +102,11 @@ def command(
       dcnzoo export faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --out model.xml
       dcnzoo export work_dirs/fruits --out model.onnx --int8 data/coco/val2017
       dcnzoo export work_dirs/fruits --out model.pt2 --shape 800 1216
+      dcnzoo export --check model.onnx --for tensorrt
     """
+    if check:
+        _print_problems(Path(model), *[runtime] * bool(runtime))
+        return
     pairs = [
         ("--int8", "--fp16"),
         ("--verify", "--fp16"),
@@ -102,6 +118,8 @@ def command(
         if click.get_current_context().params[name[2:].replace("-", "_")]:
             raise click.UsageError(f"{name}: not allowed with --out {out}")
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
+    if runtime == "tensorrt":
+        options["deform_conv"] = options["deform_conv"] or "gathernd"
 
     import dcnzoo
     from dcnzoo.export.runtime import ENDINGS, Session
@@ -146,6 +164,8 @@ def command(
     megabytes = sum(file.stat().st_size for file in written) / 2**20
     text = "dynamic height and width" if dynamic else f"input {size[0]} × {size[1]}"
     print(f"written: {', '.join(map(str, written))} ({megabytes:.1f} MiB), {text}")
+    if out.suffix == ".onnx":
+        _print_problems(out, runtime or "onnxruntime")
     if not verify:
         return
     backend = ENDINGS[out.suffix]
@@ -163,6 +183,17 @@ def command(
         drawing = out.with_suffix(".png") if show else None
         where = test_img or "the generated image"
         print(_compare_detections(detector, session, samples, backend, where, drawing, loaded.classes))
+
+
+def _print_problems(path: Path, *runtimes: str) -> None:
+    """Print the known problems of an ONNX file."""
+    from dcnzoo.export.check import check
+    from dcnzoo.utils.errors import user_errors
+
+    _require_packages("onnx")
+    with user_errors():
+        problems = check(path, *runtimes)
+    print("\n".join(problems) or f"{path}: no known problems in {', '.join(runtimes) or 'any runtime'}")
 
 
 def _write(

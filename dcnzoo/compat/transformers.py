@@ -17,8 +17,10 @@ each family of ``transformers.models`` that has one of these:
 Before dcnzoo replaces a function, it compares the function's arguments, and its result for a small input,
 with its own. If they differ, the family keeps its function and a warning names the family.
 
-The original still runs in exports (``torch.onnx.export``, ``torch.export.export``, ``torch.jit.trace``: their
-graphs do not need dcnzoo), for RT-DETRv2's discrete sampling, and on devices other than the CPU. On a GPU,
+In exports to ONNX by :func:`dcnzoo.export.export_onnx`, or after :func:`dcnzoo.export.register_onnx_ops`, the
+graph has dcnzoo's translation: gathers instead of ``GridSample``. The original still runs in other exports
+(``torch.export.export``, ``torch.jit.trace``: their graphs do not need dcnzoo), for RT-DETRv2's discrete
+sampling, and on devices other than the CPU. On a GPU,
 ``dcnzoo.compat.patches.enable("cuda")`` switches to dcnzoo's kernels, as for mmcv.
 This module does not import transformers.
 """
@@ -32,7 +34,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -135,9 +138,23 @@ _REPLACEMENTS = {
 _LAYER = "MultiScaleDeformableAttention"  # the class of "forward"
 
 
+_translated = ContextVar("translated", default=False)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """A context of exports that translate dcnzoo's operators."""
+    token = _translated.set(True)
+    try:
+        yield
+    finally:
+        _translated.reset(token)
+
+
 def _has_kernels(device: torch.device) -> bool:
-    """Whether to use dcnzoo's operator: on devices that have it, except in an export."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or device.type not in _library.loaded:
+    """Whether to use dcnzoo's operator: on devices that have it, in exports only if they translate it."""
+    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if (exporting and not _translated.get()) or device.type not in _library.loaded:
         return False
     return device.type in PROVEN or patches.enabled(patches.CUDA)
 

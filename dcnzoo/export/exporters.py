@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dcnzoo.compat import patches
+from dcnzoo.compat import patches, transformers
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.export.postprocess import (
@@ -70,6 +70,7 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
 _registered_form = "auto"  # of the last call of register_onnx_ops
 
 
+@transformers.translated()
 def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     """``torch.onnx.export``; with ``dynamo=True``, translate dcnzoo's operators or explain why not."""
     if not kwargs.get("dynamo", inspect.signature(export).parameters["dynamo"].default):
@@ -167,7 +168,7 @@ def export_onnx(
         ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
     table = translation_table(opset_version, deform_conv)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), transformers.translated():
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
@@ -211,7 +212,8 @@ def _quiet() -> Iterator[None]:
 def _check_ranges(program: torch.export.ExportedProgram) -> None:
     """Refuse a graph for a limited range of sizes: tracing treats an axis of length 1 as constant."""
     for symbol, sizes in program.range_constraints.items():
-        if sizes.upper.is_finite and sizes.upper < 2**31:
+        computed = str(symbol).startswith("u")  # a number in the graph, not the size of an input
+        if not computed and sizes.upper.is_finite and sizes.upper < 2**31:
             raise ValueError(
                 "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
                 f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"

@@ -15,9 +15,9 @@ from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, Value
 Neighbours = list[tuple[Value, Value]]  # (index, weight) of the pixels before and after a coordinate
 
 
-def wide(g: Graph, value: Value) -> int:
-    """Return the type for coordinates."""
-    return DOUBLE if g.type_of(value) == DOUBLE else FLOAT
+def wide(kind: int) -> int:
+    """Return the type for coordinates in maps of a type."""
+    return DOUBLE if kind == DOUBLE else FLOAT
 
 
 def neighbours(g: Graph, kind: int, coordinate: Value, size: Value) -> Neighbours:

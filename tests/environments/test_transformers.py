@@ -5,10 +5,14 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from dcnzoo.compat import transformers as compat
+from dcnzoo.export import export_onnx
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
@@ -163,6 +167,49 @@ def test_discrete_sampling_is_the_original(attended):
         got = model(**images()).pred_boxes
     assert torch.equal(got, want)
     assert not attended
+
+
+@pytest.mark.parametrize("family", ["deformable_detr", "mask2former"])  # the others' boxes differ
+def test_onnx_files_have_gathers(family, tmp_path):
+    """Whole models agree in onnxruntime and OpenVINO on a picture, without GridSample.
+
+    OpenVINO 2026.4 compiles no file of Mask2Former, with or without dcnzoo's functions.
+    """
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    openvino = pytest.importorskip("openvino")
+    picture = Image.open(Path(__file__).parents[1] / "data/color.jpg").resize((96, 64))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 64 - 2
+    with compat.enabled():
+        model = build(family)
+
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            outputs = self.model(pixel_values=pixel_values)
+            names = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+            return tuple(outputs[name] for name in names if name in outputs)
+
+    with torch.no_grad():
+        expected = Outputs()(pixels)
+    path = str(tmp_path / "model.onnx")
+    with compat.enabled():
+        export_onnx(Outputs().eval(), (pixels,), path)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert "GatherND" in operators and "GridSample" not in operators
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = pixels.numpy()
+    results = {"onnxruntime": session.run(None, {session.get_inputs()[0].name: feed})}
+    if family != "mask2former":
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        results["OpenVINO"] = list(compiled(feed).values())
+    for runtime, outputs in results.items():
+        assert len(outputs) == len(expected) == 2
+        for got, want in zip(outputs, expected, strict=True):
+            message = lambda text, runtime=runtime: f"{runtime}: {text}"  # noqa: E731
+            torch.testing.assert_close(torch.from_numpy(got), want, atol=1e-3, rtol=1e-3, msg=message)
 
 
 def test_models_built_while_enabled_follow_disable(attended):

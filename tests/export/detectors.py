@@ -37,6 +37,8 @@ ONE_SIZE = {
     "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
     "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
     "Mask Scoring R-CNN": "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py",
+    "Mask2Former": "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",
+    "RTMDet-Ins": "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
     "SOLO": "solo/solo_r50_fpn_1x_coco.py",
     "SOLOv2": "solov2/solov2_r50_fpn_1x_coco.py",
 }
@@ -111,6 +113,27 @@ def config(family: str, dcn: bool = False) -> dict:
             part.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=WIDTH)
         cfg.positional_encoding.num_feats = width // 2
         cfg.bbox_head.embed_dims = width
+    elif family == "Mask2Former":
+        head, attentions = cfg.panoptic_head, ("self_attn_cfg", "cross_attn_cfg")
+        decoder, fusion = head.pixel_decoder, cfg.panoptic_fusion_head
+        head.update(in_channels=widths, strides=[4, 8, 16], num_transformer_feat_level=2, num_queries=50)
+        head.update(num_things_classes=CLASSES, loss_cls=dict(head.loss_cls, class_weight=[1.0] * 6))
+        fusion.num_things_classes = CLASSES
+        decoder.update(num_outs=2, norm_cfg=dict(type="GN", num_groups=4))
+        decoder.encoder.layer_cfg.self_attn_cfg.num_levels = 2
+        for part in (decoder.encoder, head.transformer_decoder):
+            part.num_layers = 2
+            for name in attentions:
+                if name in part.layer_cfg:
+                    part.layer_cfg[name].update(embed_dims=WIDTH, num_heads=4)
+            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
+        for part in (head, decoder):
+            part.positional_encoding.num_feats = WIDTH // 2
+    elif family == "RTMDet-Ins":
+        norm = dict(type="BN")
+        cfg.neck.update(in_channels=widths, out_channels=WIDTH, norm_cfg=norm)
+        cfg.bbox_head.update(in_channels=WIDTH, feat_channels=WIDTH, norm_cfg=norm)
+        cfg.bbox_head.anchor_generator.strides = [4, 8, 16]
     elif family == "YOLOv3":
         cfg.neck.update(in_channels=widths[::-1], out_channels=[WIDTH] * 3)
         cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])

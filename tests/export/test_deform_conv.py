@@ -101,6 +101,16 @@ def test_torchscript_exporter(sample, target, path):
     assert ("DeformConv" in nodes(path)) == (target == "native" and deformed)
 
 
+RANKS = {  # axes
+    1: dict(size=(13,), kernel=(3,), stride=2, padding=1, dilation=2),
+    3: dict(size=(5, 6, 7), kernel=(3, 1, 2), stride=(1, 2, 1), padding=(1, 0, 1), dilation=(1, 1, 2)),
+}
+
+
+def of_rank(rank):
+    return cases.make("rank", offset_groups=3, mask_groups=2, groups=2, **RANKS[rank]).to(torch.float32)
+
+
 def daily(*targets):
     """Mark the other targets as slow (``make test-all``): the exporter takes seconds."""
     return [t if t in targets else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS]
@@ -109,7 +119,8 @@ def daily(*targets):
 @pytest.mark.parametrize("target", daily("native", "gatherelements"))
 def test_dynamo_exporter(target, path):
     singles = [s.to(torch.float32) for s in SAMPLES if s.name in FEW]
-    assert len(singles) == len(FEW)
+    singles += [of_rank(rank) for rank in ((1, 3) if target.startswith("gather") else (1,))]
+    assert len(singles) > len(FEW)
 
     class All(nn.Module):
         def __init__(self):
@@ -192,16 +203,10 @@ def test_other_types(target, dtype, path):
     compare(sample, target, path)
 
 
-RANKS = {
-    1: dict(size=(13,), kernel=(3,), stride=2, padding=1, dilation=2),
-    3: dict(size=(5, 6, 7), kernel=(3, 1, 2), stride=(1, 2, 1), padding=(1, 0, 1), dilation=(1, 1, 2)),
-}
-
-
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("target", [*TARGETS, "auto"])
 def test_one_and_three_axes(rank, target, path):
-    sample = cases.make("rank", offset_groups=3, mask_groups=2, groups=2, **RANKS[rank]).to(torch.float32)
+    sample = of_rank(rank)
     if rank == 3 and target in ("native", "gridsample"):
         with pytest.raises(Exception, match=rf"axes .*{target}.* 3"):
             compare(sample, target, path)

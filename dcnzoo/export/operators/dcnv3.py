@@ -45,7 +45,8 @@ def deform_attn(
     offset_scale: float,
     remove_center: bool,
 ) -> Value:
-    kind, real = g.type_of(input), wide(g, input)
+    kind = g.type_of(input)
+    real = wide(kind)
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
     taps = [(y, x) for x in range(kernel_size[1]) for y in range(kernel_size[0])]  # x-major
     if remove_center:

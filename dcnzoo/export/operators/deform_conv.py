@@ -63,6 +63,7 @@ class _Call:
     out_channels: int
     conv_groups: int
     groups: int
+    kind: int  # type of the input's elements: reshaped values have none in torch's default exporter
 
     @property
     def rank(self) -> int:
@@ -129,6 +130,7 @@ def deform_conv(
         out_channels=g.size(weight, 0),
         conv_groups=groups,
         groups=common,
+        kind=g.type_of(input),
     )
     if target in ("gathernd", "gatherelements"):
         return _product(g, call, _gather(g, call, target))
@@ -151,9 +153,9 @@ def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) 
 
 
 def _with_two_axes(g: Graph, call: _Call) -> _Call:
-    """Convert a 1-D call to a 2-D call on maps of height 1, with offsets of zero along y."""
+    """Convert a 1-D call to a 2-D call on maps of height 1, with offsets of zero along y, NaN where x is."""
     x = g.shaped(call.offset, 0, call.groups * call.taps, 1, -1)
-    pairs = g.Concat(g.Mul(x, g.number(0, g.type_of(call.offset))), x, axis=2)
+    pairs = g.Concat(g.Sub(x, x), x, axis=2)
 
     def flat(value: Value) -> Value:  # [N, C, L] -> [N, C, 1, L]
         return g.shaped(value, 0, 0, 1, -1)
@@ -172,13 +174,12 @@ def _with_two_axes(g: Graph, call: _Call) -> _Call:
 
 
 def _native(g: Graph, call: _Call) -> Value:
-    kind = g.type_of(call.input)
     bias = call.bias
     if bias is None:  # always given: TensorRT's parser requires it
-        bias = g.Cast(g.floats(*[0] * call.out_channels), to=kind)
+        bias = g.Cast(g.floats(*[0] * call.out_channels), to=call.kind)
 
     def same_type(value: Value) -> Value:  # offset and mask may be float32 with a half input
-        return g.Cast(value, to=kind)
+        return g.Cast(value, to=call.kind)
 
     return g.DeformConv(
         call.input,
@@ -197,7 +198,7 @@ def _native(g: Graph, call: _Call) -> Value:
 
 def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, K, P]
     """Compute the sampling position of each tap for each output pixel, in input pixels."""
-    real = wide(g, call.input)
+    real = wide(call.kind)
     rank = call.rank
     out = g.sizes(call.offset, *range(2, 2 + rank))
     offset = g.shaped(call.offset, 0, call.groups, call.taps, rank, -1)
@@ -224,7 +225,7 @@ def _size(g: Graph, call: _Call, axis: int) -> Value:
 
 def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
     """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
-    real, kind = wide(g, call.input), g.type_of(call.input)
+    real, kind = wide(call.kind), call.kind
     sizes = [_size(g, call, axis) for axis in range(call.rank)]
     axes = [
         neighbours(g, real, coordinate, size)
@@ -256,7 +257,7 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
             "'nearest', without an error; for TensorRT, use 'gathernd'",
             stacklevel=2,
         )
-    real = wide(g, call.input)
+    real = wide(call.kind)
     one, two, outside = (g.number(value, real) for value in (1, 2, -2))
     grid = []
     for axis, coordinate in enumerate(_coordinates(g, call)):
@@ -266,7 +267,7 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
         place = g.Where(near, coordinate, outside)
         normalised = g.Sub(g.Div(g.Add(g.Mul(place, two), one), size), one)
         grid.insert(0, g.shaped(normalised, 0, call.groups, -1, 1))  # x first
-    taps = g.Cast(g.Concat(*grid, axis=3), to=g.type_of(call.input))
+    taps = g.Cast(g.Concat(*grid, axis=3), to=call.kind)
     images = g.Mul(g.sizes(call.input, 0), g.ints(call.groups))
     samples = g.GridSample(
         g.shaped(
@@ -279,7 +280,7 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
     )
     if call.mask is None:
         return samples
-    mask = g.Cast(call.mask, to=g.type_of(call.input))
+    mask = g.Cast(call.mask, to=call.kind)
     return g.Mul(samples, g.shaped(mask, images, 1, call.taps, -1))
 
 

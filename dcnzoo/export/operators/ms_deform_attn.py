@@ -15,7 +15,8 @@ def ms_deform_attn(
     sampling_locations: Value,  # [N, Q, heads, L, P, 2], (x, y) in units of the level's size
     attention_weights: Value,  # [N, Q, heads, L, P]
 ) -> Value:  # [N, Q, heads·D]
-    kind, real = g.type_of(value), wide(g, value)
+    kind = g.type_of(value)
+    real = wide(kind)
     heads, channels = g.size(value, 2), g.size(value, 3)
     samples_each = g.size(sampling_locations, 3) * g.size(sampling_locations, 4)
 

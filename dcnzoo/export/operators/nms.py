@@ -15,6 +15,6 @@ def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int
         g.shaped(corners, 1, -1, 4),
         g.shaped(g.Cast(scores, to=FLOAT), 1, 1, -1),
         g.sizes(boxes, 0),
-        g.floats(iou_threshold),
+        g.floats(max(iou_threshold, 1e-30)),  # at 0, OpenVINO also drops boxes that do not overlap
     )  # [kept, 3]: image, class, box
     return g.shaped(g.Gather(chosen, g.ints(2), axis=1), -1)

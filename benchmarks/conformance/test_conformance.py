@@ -1,0 +1,275 @@
+"""The samples of ``tests/op_cases`` in every form that ``dcnzoo.export`` writes and every installed runtime.
+
+A test records the largest error of an operator's samples, relative to the largest value (at least 1), or the
+runtime's message. It fails if results are wrong, or if a runtime refuses what it is not known to refuse
+(``REFUSED``). ``page.py`` writes docs/conformance.md from the junit file.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from benchmarks.conformance import runtimes
+from dcnzoo.export import export_onnx
+from tests.op_cases import Operator, Sample, is_plain_convolution, operators
+
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2}
+FORMS = {  # of deformable convolution: the number of axes it supports
+    "native": 2,
+    "gathernd": 3,
+    "gatherelements": 3,
+    "gridsample": 2,
+}
+ONNX = ("onnx reference", "onnxruntime", "OpenVINO")
+REFUSED = re.compile(  # operator, form, runtime: what runtimes are known not to run
+    r"deform_conv1d native onnx reference|(gridsample|gatherelements) onnx reference|operator ExecuTorch"
+    r"|(roi|nms|box)\w* plain PyTorch ExecuTorch|ncnn"  # ncnn has no groups
+)
+OPERATORS = {op.name: op for op in operators(differentiable=False)}
+UNTRANSLATED = [name for name in OPERATORS if "transpose" in name or "rotated" in name]
+
+
+def samples_of(op: Operator, dynamic: bool) -> list[Sample]:
+    """Return the samples without empty tensors, which no runtime accepts, and without plain convolutions."""
+    samples = op.resized_samples() if dynamic else list(op.samples()) or random_samples(op)
+    full = (s for s in samples if all(t is None or t.numel() for t in s.tensors))
+    # ONNX's max pooling takes the maximum of weighted neighbours, not of samples
+    return [s for s in full if not is_plain_convolution(s) and s.kwargs.get("pool_mode") != "max"]
+
+
+def random_samples(op: Operator) -> list[Sample]:
+    """Return calls of an operator of boxes. Their corners are in order: ONNX's NMS accepts any order."""
+    samples = [op.random_sample(Random(seed), "") for seed in range(8)]
+    if op.name == "nms":
+        for boxes, _ in (sample.tensors for sample in samples):
+            boxes.copy_(torch.cat(torch.stack(boxes.split(2, 1)).sort(0).values.unbind(), 1))
+    return samples
+
+
+class Calls(nn.Module):
+    """Calls of an operator. Weight and bias of a convolution are parameters; other tensors are inputs."""
+
+    def __init__(self, calls: Sequence[tuple[Callable[[Sample], Tensor], Sample]]) -> None:
+        super().__init__()
+        self.calls, self.samples = calls, [sample for _, sample in calls]
+        self.constants = nn.ParameterDict()
+        for i, sample in enumerate(self.samples):
+            for place in set(range(len(sample.tensors))) - set(inputs_of(sample)):
+                if sample.tensors[place] is not None:
+                    self.constants[f"{i}_{place}"] = nn.Parameter(sample.tensors[place])
+
+    def forward(self, *args: Tensor) -> list[Tensor]:
+        remaining, results = iter(args), []
+        for i, (call, sample) in enumerate(self.calls):
+            tensors = [self.constants.get(f"{i}_{place}") for place in range(len(sample.tensors))]
+            for place in inputs_of(sample):
+                tensors[place] = next(remaining)
+            results.append(call(Sample(sample.name, tuple(tensors), sample.kwargs)))
+        return results
+
+
+def inputs_of(sample: Sample) -> list[int]:
+    """Return the positions of a call's tensors that are inputs of the graph."""
+    convolution = len(sample.tensors) == 5  # input, weight, offset, mask, bias
+    return [i for i, t in enumerate(sample.tensors) if t is not None and not (convolution and i in (1, 4))]
+
+
+def arrays(*samples: Sample) -> tuple[Tensor, ...]:
+    return tuple(sample.tensors[i] for sample in samples for i in inputs_of(sample))
+
+
+# not imported in the call, which is traced
+torchvision = importlib.import_module("torchvision.ops") if find_spec("torchvision") else None
+
+
+def torchvision_call(sample: Sample) -> Tensor:
+    input, weight, offset, mask, bias = sample.tensors
+    geometry = {k: v for k, v in sample.kwargs.items() if k in ("stride", "padding", "dilation")}
+    return torchvision.deform_conv2d(input, offset, weight, bias, mask=mask, **geometry)
+
+
+class TorchvisionLayer(nn.Module):
+    """A call as a layer inside a module: pnnx converts neither the function nor a layer alone."""
+
+    def __init__(self, sample: Sample) -> None:
+        super().__init__()
+        _, weight, _, _, bias = sample.tensors
+        geometry = {k: v for k, v in sample.kwargs.items() if k != "im2col_step"}
+        channels = weight.shape[1] * sample.kwargs.get("groups", 1)
+        self.layer = torchvision.DeformConv2d(
+            channels, len(weight), weight.shape[2:], bias=bias is not None, **geometry
+        )
+        self.layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.layer(*args)
+
+
+def for_torchvision(sample: Sample) -> bool:
+    """Whether torchvision has this call: an offset, and as many groups of offset and mask."""
+    _, weight, offset, mask, _ = sample.tensors
+    taps = weight[0, 0].numel()
+    return offset is not None and (mask is None or offset.shape[1] // (2 * taps) == mask.shape[1] // taps)
+
+
+@functools.cache
+def exported(name: str, form: str, dtype: torch.dtype, dynamic: bool) -> list[tuple[Sample, Path]]:
+    """Export all samples of an operator to one graph; return each with its part of the graph."""
+    samples = [sample.to(dtype) for sample in samples_of(OPERATORS[name], dynamic)]
+    if form == "torchvision":
+        samples = list(filter(for_torchvision, samples))
+    if dynamic and len(samples[0].tensors) == 5:  # the weights are constants of the graph
+        _, weight, _, _, bias = samples[0].tensors
+        samples = [replace(s, tensors=(s.tensors[0], weight, *s.tensors[2:4], bias)) for s in samples]
+    call = torchvision_call if form == "torchvision" else OPERATORS[name].call
+    model = Calls([(call, sample) for sample in samples[: 1 if dynamic else None]]).eval()
+    args = arrays(*model.samples)
+    folder = Path(tempfile.mkdtemp(prefix="dcnzoo-conformance-"))
+    path = folder / "model.onnx"
+    names = [f"in{i}" for i in range(len(args))], [f"out{i}" for i in range(len(model.samples))]
+    shapes = tuple(dynamic_axes(samples)) if dynamic else None
+    if form == "torchvision":
+        torch.onnx.export(
+            model, args, path, dynamo=True, opset_version=19, input_names=names[0], output_names=names[1],
+            dynamic_shapes=(shapes,) if dynamic else None, verbose=False,
+        )  # fmt: skip
+    else:
+        export_onnx(
+            model, args, path, deform_conv=form if form in FORMS else "auto",
+            input_names=names[0], output_names=names[1], dynamic_shapes=(shapes,) if dynamic else None,
+        )  # fmt: skip
+    if dynamic:
+        return [(sample, path) for sample in samples]
+    extractor = onnx.utils.Extractor(onnx.load(path))
+    remaining, parts = iter(names[0]), []
+    for sample, output in zip(samples, names[1], strict=True):
+        inputs = [next(remaining) for _ in arrays(sample)]
+        parts.append((sample, folder / f"{output}.onnx"))
+        onnx.save(extractor.extract_model(inputs, [output]), parts[-1][1])
+    return parts
+
+
+@functools.cache
+def packaged(dtype: torch.dtype) -> dict[str, list[tuple[Sample, np.ndarray]]]:
+    """Run the samples of all operators in one package of AOTInductor: compiling takes a minute."""
+    names = [(name, s.to(dtype)) for name, op in OPERATORS.items() for s in samples_of(op, False)]
+    model = Calls([(OPERATORS[name].call, sample) for name, sample in names]).eval()
+    results: dict[str, list[tuple[Sample, np.ndarray]]] = {}
+    outputs = runtimes.run_pt2(model, arrays(*model.samples))
+    for (name, sample), output in zip(names, outputs, strict=True):
+        results.setdefault(name, []).append((sample, output))
+    return results
+
+
+def dynamic_axes(samples: Sequence[Sample]) -> Iterator[dict[int, object]]:
+    """Yield, for each input, the axes whose size differs between the samples."""
+    for tensors in zip(*map(arrays, samples), strict=True):
+        sizes = zip(*(tensor.shape for tensor in tensors), strict=True)
+        yield {axis: Dim.DYNAMIC for axis, each in enumerate(sizes) if len(set(each)) > 1}
+
+
+def error(op: Operator, sample: Sample, result: np.ndarray) -> float:
+    expected = op.reference(sample.to(torch.float64)).numpy()
+    assert result.shape == expected.shape, f"expected shape {expected.shape}, got {result.shape}"
+    return float(np.abs(result.astype(np.float64) - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def cases() -> Iterator[tuple[str, str, str, torch.dtype, bool]]:
+    """Yield operator, form, runtime, type, and whether sizes are dynamic."""
+    for name, op in OPERATORS.items():
+        rank = int(name[-2]) if name.startswith("deform_conv") else 0
+        forms = [form for form, most in FORMS.items() if rank <= most] if rank else ["graph"]
+        forms += ["torchvision"] * (name == "deform_conv2d")
+        for dtype in TOLERANCES:
+            for form in () if name in UNTRANSLATED else forms:
+                for dynamic in (False, True)[: 1 + (dtype == torch.float32 and bool(samples_of(op, True)))]:
+                    for runtime in (*ONNX, *["OpenVINO IR"] * (form == "native" and not dynamic)):
+                        # its DeformConv is a loop over pixels and channels: many minutes for all samples
+                        slow = runtime == "onnx reference" and form in ("native", "torchvision") and rank == 2
+                        if dynamic or not slow:
+                            yield name, form, runtime, dtype, dynamic
+            yield name, "pt2", "AOTInductor", dtype, False
+        for form in ("operator", "plain PyTorch"):
+            yield name, form, "ExecuTorch", torch.float32, False
+    yield "deform_conv2d", "torchvision", "ncnn", torch.float32, False
+
+
+def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -> Iterator[tuple]:
+    """Yield each sample's name, and its error or the message of the runtime."""
+    op = OPERATORS[name]
+    if form == "pt2":
+        yield from ((sample.name, error(op, sample, result)) for sample, result in packaged(dtype)[name])
+    elif runtime == "ExecuTorch":
+        sample = samples_of(op, False)[0].to(dtype)
+        model = Calls([(op.reference if form == "plain PyTorch" else op.call, sample)]).eval()
+        yield attempt(op, sample, lambda: runtimes.run_executorch(model, arrays(sample)))
+    elif runtime == "ncnn":
+        for sample in samples_of(op, False):
+            single = sample.to(torch.float32)
+            single = replace(single, tensors=tuple(  # ncnn has no batches
+                t if t is None or i in (1, 4) else t[:1] for i, t in enumerate(single.tensors)
+            ))  # fmt: skip
+            if for_torchvision(single):
+                layer = TorchvisionLayer(single).eval()
+                yield attempt(op, single, lambda m=layer, s=single: runtimes.run_ncnn(m, arrays(s)))
+    else:
+        for sample, path in exported(name, form, dtype, dynamic):
+            feed = [tensor.numpy() for tensor in arrays(sample)]
+            yield attempt(op, sample, lambda p=path, f=feed: runtimes.ONNX[runtime](p, f))
+
+
+def attempt(op: Operator, sample: Sample, call: Callable[[], np.ndarray]) -> tuple[str, float | str]:
+    try:
+        result = call()
+    except Exception as problem:  # runtimes have no common base class of exceptions
+        return sample.name, runtimes.message(problem)
+    return sample.name, error(op, sample, result)
+
+
+@pytest.mark.parametrize(("name", "form", "runtime", "dtype", "dynamic"), [
+    pytest.param(
+        *case, id=" ".join([*case[:3], str(case[3])[6:], "dynamic" * case[4]]).strip(),
+        marks=pytest.mark.xdist_group(str(case[3]) if case[1] == "pt2" else f"{case[:2]} {case[3:]}"),
+    )
+    for case in cases()
+])  # fmt: skip
+def test_conformance(name, form, runtime, dtype, dynamic, record_property):
+    for package in runtimes.PACKAGES.get(runtime, ()) + ("torchvision",) * (form == "torchvision"):
+        if find_spec(package) is None:
+            pytest.skip(f"not run: {package} is not installed")
+    size = "dynamic" if dynamic else "fixed"
+    record_property("case", "|".join([name, form, runtime, str(dtype)[6:], size]))
+    record_property("environment", runtimes.environment(runtime))
+    try:
+        results = list(run(name, form, runtime, dtype, dynamic))
+    except Exception as problem:
+        results = [("", runtimes.message(problem))]
+    errors = [value for _, value in results if isinstance(value, float)]
+    messages = {sample: value for sample, value in results if isinstance(value, str)}
+    largest = max(errors, default=math.nan)
+    parts = [f"{largest:.0e}"] * bool(errors)
+    if messages:
+        sample, message = next(iter(messages.items()))
+        count = f"{len(messages)} of {len(results)} calls: " if sample else ""
+        parts.append(count + message)
+    record_property("result", "; ".join(parts))
+    assert not errors or largest <= TOLERANCES[dtype], f"error {largest:.1e}: {results}"
+    assert REFUSED.search(f"{name} {form} {runtime}") or not messages, messages
+    if messages:
+        pytest.skip(f"known: {messages}")

@@ -1,0 +1,150 @@
+"""Check an ONNX file for what is known to go wrong in a runtime: ``dcnzoo export --check FILE``.
+
+``RULES`` is the table: each rule cites the report, change or page that it comes from. Requires onnx.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from dcnzoo.export.runtime import FIRST_DEFORM_CONV, release
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml")
+STANDARD = ("", "ai.onnx")
+INT64, DOUBLE = 7, 11  # onnx.TensorProto.DataType
+
+
+class Node:
+    """A node with the types and ranks of its inputs and outputs; 0 and -1 if unknown."""
+
+    def __init__(self, proto: NodeProto, opsets: dict[str, int], values: dict[str, tuple[int, int]]) -> None:
+        self.operator, self.domain, self._proto = proto.op_type, proto.domain, proto
+        self.opset = opsets.get(proto.domain, 0)
+        known = [values.get(name, (0, -1)) for name in (*proto.input, *proto.output)]
+        self.types, self.ranks = [kind for kind, _ in known], [rank for _, rank in known]
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        from onnx.helper import get_attribute_value
+
+        return {each.name: get_attribute_value(each) for each in self._proto.attribute}
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a ``GridSample`` has opset 20's name of the bilinear mode, which is also its default."""
+        return self.opset >= 20 and self.attributes.get("mode", b"linear") in (b"linear", b"cubic")
+
+
+def _older(package: str, first: tuple[int, ...]) -> bool:
+    """Whether an older release of a package than ``first`` is installed."""
+    return find_spec(package) is not None and release(version(package)) < first
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What goes wrong with a node, or with any node if ``operator`` is None."""
+
+    runtimes: tuple[str, ...]
+    operator: str | None
+    applies: Callable[[Node], bool]
+    problem: str
+    source: str
+
+
+GITHUB = "https://github.com/"
+RULES = (
+    Rule(("tensorrt",), "GridSample", lambda node: node.is_linear,
+         "the parser runs the mode 'linear' of opset 20 as 'nearest', without an error; use --deform-conv "
+         "gathernd or opset 19", f"{GITHUB}onnx/onnx-tensorrt/pull/1060"),
+    Rule(("tensorrt",), "GridSample", lambda node: True,
+         "engines of TensorRT 10.14 and 11.1 are reported to give wrong results; use --deform-conv gathernd",
+         f"{GITHUB}NVIDIA/TensorRT/issues/4813"),
+    Rule(("tensorrt",), "DeformConv", lambda node: True,
+         "supported from TensorRT 10.1 on; for older ones, use --deform-conv gathernd",
+         f"{GITHUB}onnx/onnx-tensorrt/pull/975"),
+    Rule(("tensorrt",), None, lambda node: node.domain in STANDARD and node.opset > 25,
+         "TensorRT 11 supports opset 9 to 25; use --opset-version 19",
+         "https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html"),
+    Rule(("tensorrt",), None, lambda node: node.operator.startswith("Gather") and INT64 in node.types[1:2],
+         "releases before 10 cast int64 indices to int32", f"{GITHUB}onnx/onnx-tensorrt/issues/432"),
+    Rule(("openvino",), "DeformConv", lambda node: True,
+         "its ONNX reader has no DeformConv; read the file through dcnzoo, export to .xml, or use "
+         "--deform-conv gathernd", f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
+    Rule(("openvino",), "GridSample", lambda node: node.opset >= 20,
+         "releases before 2026 have no GridSample of opset 20; use opset 19 or --deform-conv gathernd",
+         f"{GITHUB}openvinotoolkit/openvino/issues/37770"),
+    Rule(("openvino",), "GridSample", lambda node: 5 in node.ranks,
+         "only maps of 2 axes are supported", f"{GITHUB}openvinotoolkit/openvino/issues/37770"),
+    Rule(("onnxruntime",), "DeformConv", lambda node: _older("onnxruntime", FIRST_DEFORM_CONV),
+         "releases before 1.25 have no DeformConv; update it, or use --deform-conv gathernd",
+         f"{GITHUB}microsoft/onnxruntime/issues/20810"),
+    Rule(("onnxruntime",), "RoiAlign", lambda node: node.opset >= 22,
+         "the CPU kernel is of opset 16, and not used from 22 on; use --opset-version 19",
+         f"{GITHUB}microsoft/onnxruntime/issues/27731"),
+    Rule(("onnxruntime",), "GridSample",
+         lambda node: node.opset < 20 and DOUBLE in node.types,
+         "float64 is supported from opset 20 on; use --deform-conv gathernd",
+         f"{GITHUB}microsoft/onnxruntime/issues/20191"),
+    Rule(("coreml",), "Gather", lambda node: 0 in node.ranks[1:2],
+         "a scalar index is not supported: the node runs on the CPU",
+         f"{GITHUB}microsoft/onnxruntime/issues/28180"),
+    Rule(("coreml",), None, lambda node: max(node.ranks, default=0) > 5,
+         "Core ML supports tensors of at most 5 axes", f"{GITHUB}apple/coremltools/issues/1723"),
+    Rule(("openvino", "tensorrt", "coreml"), None, lambda node: node.domain not in STANDARD,
+         "the operator is not a standard one: only a plugin runs it",
+         f"{GITHUB}NVIDIA/TensorRT-RTX/issues/21"),
+    Rule(("onnxruntime",), None, lambda node: node.domain not in (*STANDARD, "com.microsoft"),
+         "the operator is not a standard one: only a library of custom operators runs it",
+         f"{GITHUB}open-mmlab/mmdeploy/issues/139"),
+)  # fmt: skip
+
+
+def check(path: str | os.PathLike, *runtimes: str) -> list[str]:
+    """Return a line for each problem of an ONNX file that is known in these runtimes (default: all).
+
+    Raises:
+        ValueError: it is not an ONNX file, or a runtime is unknown.
+    """
+    import onnx
+
+    for runtime in set(runtimes) - set(RUNTIMES):
+        raise ValueError(f"check: runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # protobuf's errors have no common base class
+        raise ValueError(f"{path}: expected an ONNX file: {error}") from error
+    nodes = list(_nodes(model, model.graph))
+    lines = []
+    for rule in RULES:
+        concerned = [name for name in rule.runtimes if not runtimes or name in runtimes]
+        if count := sum(rule.operator in (None, node.operator) and rule.applies(node) for node in nodes):
+            for runtime in concerned:
+                nodes_of = f"{count} × {rule.operator}" if rule.operator else f"{count} nodes"
+                lines.append(f"{runtime}: {nodes_of}: {rule.problem} ({rule.source})")
+    return lines
+
+
+def _nodes(model: ModelProto, graph: GraphProto) -> Iterator[Node]:
+    """Yield the nodes of a graph, also those inside its loops."""
+    opsets = {each.domain: each.version for each in model.opset_import}
+    values = {tensor.name: (tensor.data_type, len(tensor.dims)) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape"):
+            values[value.name] = tensor.elem_type, len(tensor.shape.dim)
+    for proto in graph.node:
+        yield Node(proto, opsets, values)
+        for attribute in proto.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(model, attribute.g)
