@@ -37,10 +37,10 @@ from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import training
 from dcnzoo.openmmlab.checkpoints import CheckpointError, damage, load_file, seal
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ProgressHook
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
-from dcnzoo.openmmlab.runner import config_file, load_config, read_config_file
+from dcnzoo.openmmlab.runner import build_runner, config_file, load_config, read_config_file
 from dcnzoo.openmmlab.training import set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
@@ -437,12 +437,12 @@ def test_channels_last(tmp_path):
         assert not plain["layers.1.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_channels_last_is_the_default_on_a_cpu():
+@pytest.mark.parametrize(("channels_last", "used"), [(True, get_device() == "cpu"), (False, False)])
+def test_channels_last_is_the_default_on_a_cpu(tmp_path, channels_last, used):
     config = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
-    expected = "ChannelsLastHook" if get_device() == "cpu" else None
-    for options, kind in (({}, expected), ({"channels_last": False}, None), ({"launcher": "pytorch"}, None)):
-        hook = load_config(config, work_dir="unused", **options).default_hooks.channels_last
-        assert (hook and hook.type) == kind
+    cfg = load_config(config, work_dir=str(tmp_path), channels_last=channels_last)
+    assert any(isinstance(hook, ChannelsLastHook) for hook in build_runner(cfg).hooks) == used
+    assert "channels_last" not in load_config(config, work_dir="unused", launcher="pytorch").default_hooks
 
 
 # Losses

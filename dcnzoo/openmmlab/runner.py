@@ -102,8 +102,9 @@ def load_config(
     hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
-    faster = channels_last and launcher == "none" and get_device() == "cpu"
-    hooks.channels_last = {"type": "ChannelsLastHook"} if faster else None  # None disables it
+    hooks.pop("channels_last", None)  # of an earlier training in the same work directory
+    if channels_last and launcher == "none" and get_device() == "cpu":
+        hooks.channels_last = {"type": "ChannelsLastHook"}
     checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
     if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None disables it
         checkpoint.type = "AtomicCheckpointHook"
