@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import CornerPool, MultiScaleDeformableAttention
+from mmcv.ops import CornerPool, MultiScaleDeformableAttention, point_sample
+from mmcv.ops.point_sample import generate_grid
 from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import (
@@ -32,6 +33,7 @@ from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoI
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
+from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.export import Dim
@@ -300,46 +302,38 @@ class Yolox(ExportWrapper):
 
 
 class Corners(ExportWrapper):
-    """CornerNet (Law and Deng 2018): boxes are pairs of corners. See ``CornerHead._decode_heatmap``."""
-
-    candidates = 1000  # pairs that go into the NMS, as in MMDetection
+    """CornerNet (Law and Deng 2018): boxes are pairs of corners."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
-        cfg, count = head.test_cfg, head.test_cfg.corner_topk
+        cfg = head.test_cfg
         features = self.detector.extract_feat(images)[: head.num_feat_levels]
         with Changes() as changes:
             changes.set(CornerPool, "forward", corner_pool)
+            changes.set(torch.onnx, "is_in_onnx_export", lambda: False)  # it would need another entry
+            replace_everywhere(changes, get_topk_from_heatmap, best_corners)
             outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
-        heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
-        size = image_size(heats[0])  # a tensor: the exporter cannot divide an integer by a symbolic size
-        scale, (height, width) = image_size(images) / size, size.long()
+            heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
+            heats = [heat.sigmoid() for heat in heats]
+            boxes, scores, labels = head._decode_heatmap(
+                *heats,
+                *offsets,
+                *embeddings,
+                img_meta=dict(batch_input_shape=heats[0].shape[-2:]),
+                k=cfg.corner_topk,
+                kernel=cfg.local_maximum_kernel,
+                distance_threshold=cfg.distance_threshold,
+            )
+        boxes = boxes * (image_size(images) / image_size(heats[0])).flip(0).repeat(2)
+        return suppress(cfg, head, boxes, scores[..., 0], labels[..., 0], head.num_classes)[:2]
 
-        points, scores, labels, tags = [], [], [], []  # top left, bottom right
-        for heat, embedding, offset in zip(heats, embeddings, offsets, strict=True):
-            heat = heat.sigmoid()
-            around = F.max_pool2d(heat, cfg.local_maximum_kernel, 1, (cfg.local_maximum_kernel - 1) // 2)
-            score, index = best(torch.where(around == heat, heat, 0).flatten(1), count)
-            label, index = index // (height * width), index % (height * width)
-            place = torch.stack([index % width, index // width], -1) + take(per_prior(offset, 2), index)
-            points.append((place * scale.flip(0)).clamp(min=0))
-            scores.append(score)
-            labels.append(label)
-            tags.append(take(per_prior(embedding, 1), index)[..., 0])
 
-        def pairs(corners: list[Tensor]) -> tuple[Tensor, Tensor]:  # [N, k, 1, …], [N, 1, k, …]
-            return corners[0][:, :, None], corners[1][:, None]
-
-        top_left, bottom_right = pairs(points)
-        first, second = pairs(labels)
-        there = (first == second) & (bottom_right > top_left).all(-1)
-        first, second = pairs(tags)
-        there = there & ((first - second).abs() <= cfg.distance_threshold)
-        first, second = pairs(scores)
-        score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
-        score, pair = best(score.flatten(1), self.candidates)
-        boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
-        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)[:2]
+def best_corners(heat: Tensor, k: int) -> tuple[Tensor, ...]:
+    """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
+    height, width = image_size(heat).long()
+    scores, index = best(heat.flatten(1), k)
+    label, index = index // (height * width), index % (height * width)
+    return scores, index, label, index // width, (index % width).float()
 
 
 def corner_pool(self: CornerPool, values: Tensor) -> Tensor:
@@ -467,26 +461,22 @@ class PointRend(TwoStage):
             raise ValueError(f"PointRend: mask_roi_extractor: expected one level, got {levels}")
 
         rows, columns = extractor.roi_layers[0].output_size
-        y, x = torch.meshgrid(
-            (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
-        )
-        grid = torch.stack([x, y], -1).reshape(1, -1, 2).to(boxes)
-        pooled = self._sample(level, stride, boxes, grid.expand(labels.numel(), -1, -1))
+        grid = generate_grid(labels.numel(), (rows, columns), boxes.device)
+        pooled = self._sample(level, stride, boxes, grid)
         coarse = head.mask_head(pooled.reshape(*pooled.shape[:2], rows, columns))
 
         masks = of_class(coarse, labels)  # [N·K, 1, h, w]
         for step in range(cfg.subdivision_steps):
             masks = F.interpolate(masks, scale_factor=cfg.scale_factor, mode="bilinear", align_corners=False)
-            height, width = masks.shape[-2:]
-            points = cfg.subdivision_num_points
-            if points >= cfg.scale_factor**2 * height * width and step < cfg.subdivision_steps - 1:
+            size = masks[0].numel()
+            if cfg.subdivision_num_points >= cfg.scale_factor**2 * size and step < cfg.subdivision_steps - 1:
                 continue
-            flat = masks.flatten(2)
-            _, index = (-flat.abs()).topk(min(points, height * width), dim=2)
-            place = torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], -1)[:, 0]
-            around = F.grid_sample(coarse, (place * 2 - 1)[:, :, None], align_corners=False)[..., 0]
-            refined = head.point_head(self._sample(level, stride, boxes, place), around)
-            masks = flat.scatter(2, index, of_class(refined, labels)).reshape(masks.shape)
+            index, points = head.point_head.get_roi_rel_points_test(masks, labels, cfg)
+            refined = head.point_head(
+                self._sample(level, stride, boxes, points), point_sample(coarse, points)
+            )
+            refined = of_class(refined, labels)
+            masks = masks.flatten(2).scatter(2, index[:, None], refined).reshape(masks.shape)
         return masks[:, 0].sigmoid()
 
     @staticmethod
@@ -500,8 +490,7 @@ class PointRend(TwoStage):
         points = points.reshape(batch, count, -1, 2)
         low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
         absolute = points * (high - low) + low
-        grid = absolute / (stride * image_size(features).flip(0)) * 2 - 1
-        sampled = F.grid_sample(features, grid, align_corners=False)  # [N, C, K, P]
+        sampled = point_sample(features, absolute / (stride * image_size(features).flip(0)))  # [N, C, K, P]
         return sampled.transpose(1, 2).flatten(0, 1)
 
 
