@@ -86,12 +86,14 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
         return export(*args, **kwargs)
     except RuntimeError as error:  # torch wraps it in a long report
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, _NotTranslated):
-            cause = cause.__cause__
-        if cause is None:
+        cause = _first_cause(error)
+        if not isinstance(cause, _NotTranslated):
             raise
         raise ValueError(str(cause)) from None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 _PATCH = patches.Patch(
@@ -185,10 +187,7 @@ def export_onnx(
                 verbose=False,
             )
         except RuntimeError as error:  # torch wraps it in a long report
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise ValueError(str(cause)) from error
+            raise ValueError(str(_first_cause(error))) from error
     model_proto = onnx_program.model_proto
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)

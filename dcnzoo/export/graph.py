@@ -81,10 +81,13 @@ class Graph:
         """Return the sizes of some axes as a 1-D value."""
         return self.Gather(self.Shape(value), self.ints(*axes), axis=0)
 
+    def length(self, value: Value, axis: int) -> Value:
+        """Return the size of an axis as a scalar."""
+        return self.Gather(self.Shape(value), self.int(axis), axis=0)
+
     def range(self, value: Value, axis: int) -> Value:
         """Return 0, 1, 2, … along an axis as a 1-D value."""
-        length = self.Gather(self.Shape(value), self.int(axis), axis=0)
-        return self.Range(self.int(0), length, self.int(1))
+        return self.Range(self.int(0), self.length(value, axis), self.int(1))
 
     def sum(self, value: Value, axis: int) -> Value:
         """Sum over an axis and remove it."""

@@ -49,11 +49,7 @@ class Detector(BaseDetector):
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if not {"dets", "labels"} <= set(self.model.output_names):
-            raise ValueError(
-                f"{path}: expected outputs dets and labels, got {', '.join(self.model.output_names)}: "
-                "exported with --skip-postprocess?"
-            )
+        self.model.require_detections()
         self.classes = self._preprocessing.classes
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
@@ -127,6 +123,13 @@ class Session:
             ) from error
         self.inputs, self.output_names, self.metadata, self._run = opened
         self.shape = next(iter(self.inputs.values()))
+
+    def require_detections(self) -> None:
+        """Raise ValueError if the outputs are a head's raw outputs."""
+        if not {"dets", "labels"} <= set(self.output_names):
+            names = ", ".join(self.output_names)
+            hint = "exported with --skip-postprocess?"
+            raise ValueError(f"{self.path}: expected outputs dets and labels, got {names}: {hint}")
 
     def __call__(
         self,

@@ -145,7 +145,7 @@ class _Float16:
         return self.arrays.from_array(clipped.astype(np.float16), name)
 
 
-def to_int8(path: str | os.PathLike, samples: Sequence[Feed]) -> None:
+def to_int8(path: str | os.PathLike, samples: Iterable[Feed]) -> None:
     """Quantise the network of an ONNX file to int8, in place, by onnxruntime's static quantisation (QDQ).
 
     Args:
@@ -159,10 +159,10 @@ def to_int8(path: str | os.PathLike, samples: Sequence[Feed]) -> None:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(samples)
+            self.remaining = iter(samples)
 
         def get_next(self) -> Feed | None:
-            return next(self.left, None)
+            return next(self.remaining, None)
 
     model = _named(onnx.load(path))
     chosen = _int8_nodes(model)

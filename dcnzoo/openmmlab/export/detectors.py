@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -112,17 +111,19 @@ def export_detector(
     metadata: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
-    """Write a detector to an ONNX file.
+    """Write a detector to an ONNX file or, if ``path`` ends in ``.pt2``, to an AOTInductor package.
 
     Args:
         images: an example, [N, 3, H, W].
-        dynamic: batch size, height and width of the graph are dynamic; otherwise they are the example's.
+        dynamic: batch size, height and width of the ONNX graph are dynamic; otherwise, and in a package,
+            they are the example's.
         skip_postprocess: see :func:`deployable`.
         metadata: additional entries for the metadata of the file.
         options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
 
     Raises:
-        ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
+        ValueError: see :func:`deployable`, :func:`dcnzoo.export.export_onnx` and
+            :func:`dcnzoo.export.export_pt2`.
     """
     model = deployable(detector, skip_postprocess)
     if dynamic and model.one_size:
@@ -130,49 +131,21 @@ def export_detector(
         raise ValueError(f"dynamic: expected False for {name}, whose export supports one size only, got True")
     if dynamic and len(images) == 1:
         images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
-    args = _arguments(model, images)
-    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-    export_onnx(
+    sizes = torch.tensor([images.shape[-2:]] * len(images))  # of images that are not padded
+    args = (images, sizes)[: len(model.input_names)]
+    if dynamic:
+        shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+        options["dynamic_shapes"] = shapes[: len(args)]
+    export = export_pt2 if os.fspath(path).endswith(".pt2") else export_onnx
+    export(
         model,
         args,
         path,
-        dynamic_shapes=shapes[: len(args)] if dynamic else None,
         input_names=list(model.input_names),
         output_names=list(model.output_names) if model.output_names else None,
         metadata={CLIPS: str(model.clips), **(metadata or {})},
         **options,
     )
-
-
-def compile_detector(
-    detector: nn.Module,
-    images: Tensor,
-    path: str | os.PathLike,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Compile a detector for the shape of ``images`` and write it to an AOTInductor package.
-
-    Args:
-        metadata: additional entries for the metadata of the package.
-
-    Raises:
-        ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_pt2`.
-    """
-    model = deployable(detector)
-    export_pt2(
-        model,
-        _arguments(model, images),
-        path,
-        input_names=list(model.input_names),
-        output_names=list(model.output_names),
-        metadata={CLIPS: str(model.clips), **(metadata or {})},
-    )
-
-
-def _arguments(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Return the inputs of an exported graph for images that are not padded."""
-    sizes = torch.tensor([images.shape[-2:]] * len(images))
-    return (images, sizes) if "img_shape" in model.input_names else (images,)
 
 
 def image_size(images: Tensor) -> Tensor:  # (height, width)
@@ -310,7 +283,6 @@ class Corners(ExportWrapper):
         features = self.detector.extract_feat(images)[: head.num_feat_levels]
         with Changes() as changes:
             changes.set(CornerPool, "forward", corner_pool)
-            changes.set(torch.onnx, "is_in_onnx_export", lambda: False)  # it would need another entry
             replace_everywhere(changes, get_topk_from_heatmap, best_corners)
             outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
             heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
@@ -472,10 +444,8 @@ class PointRend(TwoStage):
             if cfg.subdivision_num_points >= cfg.scale_factor**2 * size and step < cfg.subdivision_steps - 1:
                 continue
             index, points = head.point_head.get_roi_rel_points_test(masks, labels, cfg)
-            refined = head.point_head(
-                self._sample(level, stride, boxes, points), point_sample(coarse, points)
-            )
-            refined = of_class(refined, labels)
+            fine = self._sample(level, stride, boxes, points)
+            refined = of_class(head.point_head(fine, point_sample(coarse, points)), labels)
             masks = masks.flatten(2).scatter(2, index[:, None], refined).reshape(masks.shape)
         return masks[:, 0].sigmoid()
 
@@ -619,17 +589,19 @@ class Ddq(DeformableDetr):
         check_nms(detector.dqs_cfg, type(detector).__name__)
 
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
-        masks: list[Tensor] = []
         with Changes() as changes:
             changes.set(self.detector, "pre_decoder", self.first_queries)
-            changes.set(self.detector.decoder, "select_distinct_queries", partial(self.select, masks))
-            hidden = super().transformed(features, images, img_shape)
-        return {**hidden, "mask": masks[-1]}
+            changes.set(self.detector.decoder, "select_distinct_queries", self.select)
+            return super().transformed(features, images, img_shape)
 
     def outputs(self, hidden: dict) -> tuple[Tensor, Tensor]:
-        mask = hidden.pop("mask")[:: self.heads, 0]
         scores, boxes = super().outputs(hidden)
+        mask = self.masks.pop()[:: self.heads, 0]
         return torch.where(mask[..., None], -torch.inf, scores), boxes
+
+    @property
+    def masks(self) -> list[Tensor]:  # of each decoder layer, [N·heads, Q, Q]
+        return self.detector.cache_dict["distinct_query_mask"]
 
     @property
     def heads(self) -> int:
@@ -646,10 +618,8 @@ class Ddq(DeformableDetr):
         places = torch.where(there[..., None], take(boxes, index), 0).sigmoid()
         return dict(query=query, memory=memory, reference_points=places, dn_mask=None), {}
 
-    def select(
-        self, masks: list[Tensor], places: Tensor, query: Tensor, mask: Tensor, layer_index: int
-    ) -> Tensor:
-        """Replace ``DDQTransformerDecoder.select_distinct_queries``; append the result to ``masks``."""
+    def select(self, places: Tensor, query: Tensor, mask: Tensor, layer_index: int) -> Tensor:
+        """Replace ``DDQTransformerDecoder.select_distinct_queries``."""
         scores = self.detector.cache_dict["cls_branches"][layer_index](query).sigmoid().max(-1).values
         scores = torch.where(mask[:: self.heads, 0], ABSENT, scores)
         count = query.shape[1]
@@ -657,7 +627,7 @@ class Ddq(DeformableDetr):
         kept = ((index[..., None] == torch.arange(count, device=index.device)) & there[..., None]).any(1)
         mask = ~(kept[:, :, None] | kept[:, None])
         mask = mask[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
-        masks.append(mask)
+        self.masks[:] = [mask]
         return mask
 
     def distinct(self, boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

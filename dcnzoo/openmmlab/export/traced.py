@@ -99,7 +99,6 @@ def is_panoptic(detector: nn.Module) -> bool:
 
 
 def replace_functions(changes: Changes) -> None:
-    changes.set(torch.onnx, "is_in_onnx_export", lambda: False)  # MMDetection's branches for it fail
     for original, replacement in REPLACED.items():
         replace_everywhere(changes, original, replacement)
     for (owner, name), replacement in METHODS.items():
