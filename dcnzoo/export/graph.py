@@ -14,7 +14,6 @@ import torch
 Value = Any  # a value of the graph; its class depends on the exporter
 FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
-
 translations: dict[str, Callable] = {}  # functions of (graph, *arguments of the operator)
 
 
@@ -61,12 +60,9 @@ class Graph:
     def floats(self, *values: float) -> Value:
         return self.Constant(value_floats=[float(value) for value in values])
 
-    def float(self, value: float) -> Value:
-        return self.Constant(value_float=float(value))
-
     def number(self, value: float, kind: int) -> Value:
         """Return a scalar of the type ``kind``."""
-        return self.Cast(self.float(value), to=kind)
+        return self.Cast(self.Constant(value_float=float(value)), to=kind)
 
     # Uses Reshape: Squeeze and Unsqueeze take their axes differently in different opsets.
 

@@ -176,7 +176,6 @@ _Opened = tuple[
     dict[str, _Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 ]
 
-
 FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
 
 

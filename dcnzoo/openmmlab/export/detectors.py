@@ -215,9 +215,7 @@ class Dense(ExportWrapper):
 class RawHead(ExportWrapper):
     """The head's outputs, level by level, without post-processing."""
 
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__(detector)
-        self.output_names = None  # they depend on the head
+    output_names = None  # they depend on the head
 
     def forward(self, images: Tensor):
         return self.detector.bbox_head(self.detector.extract_feat(images))
@@ -337,7 +335,8 @@ class TwoStage(ExportWrapper):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
         head = detector.roi_head
-        self.cascade = type(head) is CascadeRoIHead
+        cascade = type(head) is CascadeRoIHead
+        self.stages = [(i,) for i in range(head.num_stages)] if cascade else [()]
         check_nms(head.test_cfg.nms, type(head).__name__)
         if head.with_mask:
             self.output_names = ("dets", "labels", "masks")
@@ -348,10 +347,12 @@ class TwoStage(ExportWrapper):
         size = image_size(images)
         rpn = detector.rpn_head
         proposals = predict_dense(rpn, rpn(features), size, rpn=True)
-        dets, labels = self._boxes(features, *proposals, size)
-        if not head.with_mask:
-            return dets, labels
-        probabilities = self._masks(features, dets, labels)
+        with Changes() as changes:
+            changes.set(SingleRoIExtractor, "forward", pool)
+            dets, labels = self._boxes(features, *proposals, size)
+            if not head.with_mask:
+                return dets, labels
+            probabilities = self._masks(features, dets, labels)
         masks = paste_masks(probabilities, dets[..., :4].flatten(0, 1), *images.shape[-2:])
         masks = (masks * 255).round().to(torch.uint8)
         return dets, labels, masks.reshape(*labels.shape, *images.shape[-2:])
@@ -360,14 +361,13 @@ class TwoStage(ExportWrapper):
         self, features: tuple[Tensor, ...], proposals: Tensor, levels: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor]:
         head = self.detector.roi_head
-        stages = [(head.bbox_head, head.bbox_roi_extractor)]
-        if self.cascade:
-            stages = list(zip(*stages[0], strict=True))
         boxes, total = proposals[..., :4], 0.0
-        for stage, (bbox_head, extractor) in enumerate(stages, 1):
-            scores, deltas = bbox_head(self._pool(extractor, features, boxes))
+        for stage in self.stages:
+            bbox_head = head.bbox_head[stage[0]] if stage else head.bbox_head
+            result = head._bbox_forward(*stage, features, rois_of(boxes))
+            scores, deltas = result["cls_score"], result["bbox_pred"]
             total = total + scores
-            if stage < len(stages):
+            if stage != self.stages[-1]:
                 deltas = deltas.reshape(scores.shape[0], -1, 4)
                 if bbox_head.reg_class_agnostic:
                     deltas = deltas[:, 0]
@@ -375,7 +375,7 @@ class TwoStage(ExportWrapper):
                     deltas = take(deltas, scores[:, :-1].argmax(1, keepdim=True))[:, 0]
                 boxes = decode(bbox_head.bbox_coder, boxes, deltas.reshape(boxes.shape))
                 boxes = clip(bbox_head.bbox_coder, boxes, size)
-        return self._classify(bbox_head, boxes, levels >= 0, total / len(stages), deltas, size)
+        return self._classify(bbox_head, boxes, levels >= 0, total / len(self.stages), deltas, size)
 
     def _classify(
         self, bbox_head: nn.Module, rois: Tensor, there: Tensor, scores: Tensor, deltas: Tensor, size: Tensor
@@ -396,23 +396,15 @@ class TwoStage(ExportWrapper):
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
         """Return mask probabilities [N·K, h, w] inside the boxes."""
-        head = self.detector.roi_head
-        if self.cascade:
-            stages = list(zip(head.mask_head, head.mask_roi_extractor, strict=True))
-        else:
-            extractor = head.bbox_roi_extractor if head.share_roi_extractor else head.mask_roi_extractor
-            stages = [(head.mask_head, extractor)]
-        total = 0.0
-        for mask_head, extractor in stages:
-            total = total + mask_head(self._pool(extractor, features, dets[..., :4])).sigmoid()
-        masks = total / len(stages)
-        return of_class(masks, labels)[:, 0]
+        head, rois, total = self.detector.roi_head, rois_of(dets[..., :4]), 0.0
+        for stage in self.stages:
+            total = total + head._mask_forward(*stage, features, rois)["mask_preds"].sigmoid()
+        return of_class(total / len(self.stages), labels)[:, 0]
 
-    @staticmethod
-    def _pool(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-        rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
-        return pool(extractor, features[: extractor.num_inputs], rois)
+
+def rois_of(boxes: Tensor) -> Tensor:  # [N, K, 4] -> [N·K, 5], (image, x1, y1, x2, y2)
+    images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+    return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
 
 
 class PointRend(TwoStage):

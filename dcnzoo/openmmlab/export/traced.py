@@ -117,12 +117,8 @@ def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None
     """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
     scores = torch.where(scores > score_thr, scores, ABSENT)
     scores, index, labels = (part[0] for part in best_pairs(scores[None], topk))
-    if isinstance(results, dict):
-        results = {name: value[index] for name, value in results.items()}
-    elif isinstance(results, list):
-        results = [value[index] for value in results]
-    elif results is not None:
-        results = results[index]
+    if results is not None:
+        results = torch.utils._pytree.tree_map(lambda value: value[index], results)
     return scores, labels, index, results
 
 
