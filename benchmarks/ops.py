@@ -4,13 +4,12 @@
 
     make bench                                                     # all: docs/benchmarks, about 25 minutes
     python -m benchmarks.ops deform_conv2d --cases 'c3*' --dtypes float32 --threads 1
-    taskset -c 0,1 python -m benchmarks.ops deform_conv2d --against main    # next to another revision
+    taskset -c 0,1 python -m benchmarks.ops --against main 7429618 --threads 1  # next to other revisions
 
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
-and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds a git revision's deform_conv
-and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts);
-it writes a page only with ``--page``.
+and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds deform_conv2d of revisions
+and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts).
 """
 
 from __future__ import annotations
@@ -76,9 +75,9 @@ def measure(
     sample = case.sample(getattr(torch, dtype))
     calls, expected = {}, None
     competitors = contestants(case.operator)
-    if args.namespace:
+    if args.against:
         floors = {name: prepare for name, prepare in competitors.items() if is_floor(name)}
-        competitors = revision.contestants(args.namespace) | floors
+        competitors = revision.contestants(args.against) | floors
     for name, prepare in competitors.items():
         if not chosen(name, args.contestants) and name != OURS:
             continue
@@ -224,24 +223,33 @@ def all_cases(rows: list[Row]) -> list[list[str]]:
     return table
 
 
-def against(rows: list[Row], namespace: str) -> list[list[str]]:
-    """Return a table of this tree's times, relative to a revision's and to the faster floor."""
-    pairs = (f"{namespace} / F.conv2d", f"{OURS} / F.conv2d", f"{OURS} / {namespace}", "both channels_last")
-    table = [["operator", "case", "type", "pass", "threads", *pairs]]
+def against(rows: list[Row], revisions: list[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return a summary and a table of all cases: times relative to the faster floor and to the revisions."""
+    floor = [f"{name} / F.conv2d" for name in (*revisions, OURS)]
+    change = [f"{OURS} / {name}{form}" for name in revisions for form in ("", ", channels_last")]
+    head = ["type", "pass", "threads", *floor, *change]
+    table = [["case", *head]]
+    groups: dict[tuple, list[list[float]]] = defaultdict(list)
     settings: dict[tuple, dict[str, float]] = defaultdict(dict)
     for row in rows:
         settings[row.setting][row.contestant] = row.seconds
+    main = {row.setting for row in rows if row.main}
     for setting, times in settings.items():
         plain = min(seconds for name, seconds in times.items() if is_floor(name))
-        now, before = times[OURS], times[namespace]
-        last = times[f"{OURS} channels_last"] / times[f"{namespace} channels_last"]
-        figures = (before / plain, now / plain, now / before, last)
-        table.append([*map(str, setting), *(f"{figure:.2f}×" for figure in figures)])
-    for column, name in ((-2, "contiguous"), (-1, "channels_last")):
-        changes = sorted(float(line[column][:-1]) for line in table[1:])
-        print(f"{name}: {OURS} / {namespace}: median {statistics.median(changes):.2f}×,", end=" ")
-        print(f"from {changes[0]:.2f}× to {changes[-1]:.2f}×")
-    return table
+        figures = [times[name] / plain for name in (*revisions, OURS)]
+        for name in revisions:
+            last = " channels_last"
+            figures += [times[OURS] / times[name], times[OURS + last] / times[name + last]]
+        _, case, *others = setting
+        table.append([case, *map(str, others), *(f"{figure:.2f}×" for figure in figures)])
+        if setting in main:
+            groups[tuple(others)].append(figures)
+    medians = [["", *head]]
+    for group, lines in groups.items():
+        for name, of in (("median", statistics.median), ("worst", max)):
+            values = [f"{of(column):.2f}×" for column in zip(*lines, strict=True)]
+            medians.append([name, *map(str, group), *values])
+    return medians, table
 
 
 def main() -> None:
@@ -265,14 +273,18 @@ def main() -> None:
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
-    add("--against", metavar="REVISION", help="build deform_conv of this git revision and compare with it")
-    add("--page", type=Path, metavar="FILE", help="with --against: write the table to this file")
+    add(
+        "--against",
+        nargs="+",
+        metavar="REVISION",
+        help="compare deform_conv2d with that of these git revisions",
+    )
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
-    args.timer, args.namespace = timeit.default_timer, None
+    args.timer = time.process_time if args.against else timeit.default_timer
     if args.against:
-        args.timer, args.no_memory, args.operators = time.process_time, True, ["deform_conv2d"]
-        args.namespace = revision.load(args.against, args.out)
+        args.no_memory, args.operators = True, ["deform_conv2d"]
+        args.against = [revision.load(each) for each in args.against]
     cases = [
         case
         for case in CASES
@@ -299,12 +311,29 @@ def main() -> None:
                         problems[found] = None
     noise = statistics.median(row.iqr / row.seconds for row in rows)
     command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
+    name = slug(facts)
     if args.against:
-        text = f"{listed(facts)}.\n\n`{command}`\n\nRatios of CPU times, medians. "
-        text += f"Interquartile range: {noise:.1%}.\n\n{markdown(against(rows, args.namespace))}\n"
+        medians, table = against(rows, args.against)
+        text = f"""# Operators next to earlier revisions: {facts["cpu"]}
+
+{listed(facts)}.
+
+`{command}`
+
+Ratios of CPU times. Inputs are contiguous unless a column names channels_last. `F.conv2d` is the faster of
+both memory formats. Interquartile range, median over all timings: {noise:.1%}.
+
+Over the ResNet-50 and FPN cases:
+
+{markdown(medians)}
+
+All cases:
+
+{markdown(table)}
+""".replace("dcnzoo_", "")
         print(text)
-        if args.page:
-            write_text(args.page, f"# Operators next to {args.against}\n\n{text}")
+        folder = args.out if args.cases != ["*"] else ROOT / "docs/benchmarks"
+        write_text(folder / f"revisions-{name}.md", text)
         return
     text = f"""# Operators: {facts["cpu"]}
 
@@ -319,7 +348,6 @@ range, median over all timings: {noise:.1%}{", a noisy machine: run again" if no
 """
     print(text)
     missing = "".join(f"- {line}\n" for line in problems)
-    name = slug(facts)
     complete = not sys.argv[1:]
     write_text((ROOT / "docs/benchmarks" if complete else args.out) / f"{name}.md", text)
     write_text(args.out / f"{name}-cases.md", f"{markdown(all_cases(rows))}\n\nNot measured:\n\n{missing}")

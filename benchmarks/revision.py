@@ -1,4 +1,4 @@
-"""The CPU operators of another revision, built and loaded beside the present ones."""
+"""The CPU operators of other revisions, built and loaded beside the present ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -18,16 +18,16 @@ from tests.op_cases import Sample
 from tests.op_cases.deform_conv import geometry
 
 
-def load(revision: str, folder: Path) -> str:
-    """Build a revision's deform_conv in ``folder``, unless it is there, and return its name in torch.ops.
+def load(revision: str) -> str:
+    """Build a revision's deform_conv in build/revisions unless it is there; return its name in torch.ops.
 
-    Its namespaces are renamed, so that one process can load both libraries.
+    Its namespaces are renamed, so that one process can load several libraries.
     """
     git = ("git", "-C", str(ROOT))
     commit = subprocess.check_output(
-        (*git, "rev-parse", "--short", f"{revision}^{{commit}}"), text=True
+        (*git, "rev-parse", "--short=7", f"{revision}^{{commit}}"), text=True
     ).strip()
-    name, tree = f"dcnzoo_{commit}", folder / commit
+    name, tree = f"dcnzoo_{commit}", ROOT / "build/revisions" / commit
     library = tree / "dcnzoo/ops/_C_cpu.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors, needed = ctx.saved_tensors, list(ctx.needs_input_grad[2:])
-        found = ctx.ops._deform_conv_backward(grad, *tensors[:4], *ctx.arguments, needed)
-        return None, None, *(g if need else None for g, need in zip(found, needed, strict=True))
+        gradients = ctx.ops._deform_conv_backward(grad, *tensors[:4], *ctx.arguments, needed)
+        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
 
 
 def _convolution(namespace: str, sample: Sample) -> Forward:
@@ -68,10 +68,10 @@ def _convolution(namespace: str, sample: Sample) -> Forward:
     return lambda: _Convolution.apply(namespace, arguments, *sample.tensors)
 
 
-def contestants(namespace: str) -> dict[str, Contestant]:
-    """Return the present operators and those of the revision, each in both memory formats."""
-    found: dict[str, Contestant] = {}
-    for name, each in ((OURS, "dcnzoo"), (namespace, namespace)):
-        found[name] = lambda s, _, each=each: _convolution(each, s)
-        found[f"{name} channels_last"] = lambda s, _, each=each: _convolution(each, in_format(s, last(s)))
-    return found
+def contestants(namespaces: Iterable[str]) -> dict[str, Contestant]:
+    """Return the present operators and those of the revisions, each in both memory formats."""
+    result: dict[str, Contestant] = {}
+    for name in (OURS, *namespaces):
+        result[name] = lambda s, _, name=name: _convolution(name, s)
+        result[f"{name} channels_last"] = lambda s, _, name=name: _convolution(name, in_format(s, last(s)))
+    return result

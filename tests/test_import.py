@@ -79,6 +79,7 @@ print([list(level.shape) for level in network(torch.zeros(1, 3, 64, 64))])
 )
 def test_commands_without_their_extra_name_it(line, extra, tmp_path):
     """They need no torch to say so. numpy, requests and rich come with several extras."""
+    (tmp_path / "model.onnx").touch()
     command = f"import os, runpy\nos.chdir({str(tmp_path)!r})\nsys.argv = ['dcnzoo', *{line.split()}]\n"
     code = f"{only('click', 'filelock')}{command}runpy.run_module('dcnzoo', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -32,9 +32,9 @@ constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;
 // The fewest outputs of one of the backward's weight_parts: three times the rows of the micro-kernel.
 constexpr int64_t kLeastOutputs = 32;
 
-// The most channels of a block, in bytes, and the rows of a tile: 9 taps · 64 channels · 96 rows of float are 216 KiB,
-// less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has narrower blocks, because its
-// copies of a block then need less memory, and more rows.
+// The most channels of a block, in bytes, and the rows of a tile: 9 taps · 96 rows of 64 channels of float, or of 128 of
+// bfloat16, are 216 KiB, less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has narrower
+// blocks, because its copies of a block then need less memory, and more rows.
 struct TileLimits {
   int64_t block_bytes, rows;
 };

@@ -29,21 +29,67 @@ DCNZOO_INLINE void with_channels(int64_t channels, const Run& run) {
     run(channels);
 }
 
-// Visits the columns of one (row, tap): whole vectors if the channel count allows, else single elements.
+// A panel's channels of bfloat16, converted without a shuffle: the even ones are the lower halves of 32-bit lanes, the
+// odd ones the upper halves. In a column, the even ones are stored first.
+struct EvenOdd {
+  static constexpr int channels = kNR<uint16_t>;
+  Vector<float> even, odd;
+
+  DCNZOO_INLINE void operator+=(const EvenOdd& other) { even += other.even, odd += other.odd; }
+  DCNZOO_INLINE friend EvenOdd operator*(float factor, const EvenOdd& value) {
+    return {factor * value.even, factor * value.odd};
+  }
+  DCNZOO_INLINE friend EvenOdd operator*(const EvenOdd& value, float factor) { return factor * value; }
+
+  // The column of a channel of a block.
+  static int64_t column_of(int64_t channel) {
+    return channel / channels * channels + channel % 2 * (channels / 2) + channel % channels / 2;
+  }
+};
+
+template <typename Value, std::enable_if_t<std::is_same_v<Value, EvenOdd>, int> = 0>
+DCNZOO_INLINE EvenOdd load_lanes(const uint16_t* from) {
+  typedef uint32_t Pairs __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+  const Pairs pairs = *reinterpret_cast<const Pairs*>(from);
+  return {(Vector<float>)(pairs << 16), (Vector<float>)(pairs & 0xffff0000u)};
+}
+
+DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
+  store_lanes(to, value.even);
+  store_lanes(to + kLanes<uint16_t>, value.odd);
+}
+
+// The constant for half a vector of channels. Only the forward uses it: the compiler rounds such loops differently in each
+// version of the backward's sampler, and results would depend on the number of threads.
+template <typename T>
+using HalfVector = std::integral_constant<int64_t, kLanes<T> / 2>;
+
+// What a loop over whole panels of channels visits, in the forward. Groups of a joined block use parts of panels.
+template <typename S>
+using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
+inline bool has_whole_panels(const DeformConvShapes& s, const ChannelBlock& block, int64_t panel) {
+  return block.count % panel == 0 && block.groups == 1 && !s.is_depthwise();
+}
+
+// Visits the columns of one (row, tap): whole panels or vectors if the channel count allows, else single elements.
 // visit(zero, channel, column): `zero` has the type of the vector or element, `column` is its offset within the panels.
-template <typename T, typename Channels, typename Visit>
-DCNZOO_INLINE void each_column(int64_t tap, Channels channels, int64_t row, int64_t stride, Visit visit) {
+template <typename T, typename Channels, typename Visit, typename Panel = Vector<T>>
+DCNZOO_INLINE void each_column(int64_t tap, Channels channels, int64_t row, int64_t stride, Visit visit,
+                               Panel = Panel()) {
   constexpr int lanes = kLanes<T>, panel = kNR<T>;
   int64_t column = tap * channels;
   if (channels % panel == 0) {
     int64_t at = column / panel * stride + row * panel;
     for (int64_t c = 0; c < channels; c += panel, at += stride) {
-      visit(Vector<T>{}, c, at);
-      visit(Vector<T>{}, c + lanes, at + lanes);
+      visit(Panel{}, c, at);
+      if constexpr (std::is_same_v<Panel, Vector<T>>) visit(Vector<T>{}, c + lanes, at + lanes);
     }
   } else if (channels % lanes == 0) {
     for (int64_t c = 0; c < channels; c += lanes, column += lanes)
       visit(Vector<T>{}, c, column / panel * stride + row * panel + column % panel);
+  } else if (std::is_same_v<Channels, HalfVector<T>>) {  // the compiler makes a vector of this loop
+    const int64_t at = column / panel * stride + row * panel + column % panel;
+    for (int64_t c = 0; c < lanes / 2; ++c) visit(T(0), c, at + c);
   } else {
     for (int64_t c = 0; c < channels; ++c, ++column)
       visit(T(0), c, column / panel * stride + row * panel + column % panel);

@@ -27,7 +27,7 @@ inline int64_t tile_rows(int64_t pixels) {
 // vectors (half panels).
 template <typename T, typename S>
 int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
-  const int64_t widest = kForwardTile.block_bytes / int64_t(sizeof(T)),
+  const int64_t widest = kForwardTile.block_bytes / int64_t(sizeof(S)),
                 lanes = forward_kernels<T, S>().panel / 2;
   const int64_t stageable = kStagingBytes / (s.in_pixels * int64_t(sizeof(S))) / lanes * lanes;
   return one_pass ? widest : std::clamp(stageable, lanes, widest);

@@ -16,16 +16,16 @@ template <typename T, typename S>
 using Params = DeformConvForwardParams<T, S>;
 
 // Computes the columns of a tile for a block of channels.
-template <typename T, typename S, int Rank>
+template <typename T, typename S, int Rank, typename Panel>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-            const SamplingTable<T, Rank, false>& table, S* columns) {
+            const SamplingTable<T, Rank, false>& table, S* __restrict columns) {
   constexpr int corners = kCorners<Rank>;
   constexpr int64_t pixels_ahead = 8;  // that are fetched into the L2 cache
   const int64_t stride = panel_stride<S>(p.tile), pixel_stride = p.input.pixel_stride(block);
   const int64_t ahead = pixels_ahead * p.shape.stride[Rank - 1] * pixel_stride;
   const S* const maps = p.input.data + p.input.place_of(block, p.shape.in_pixels);
   const CornerDistances<Rank> distance(p.shape, pixel_stride);
-  with_channels<T>(block.count, [&](auto channels) {
+  const auto run = [&](auto channels) {
     for (int64_t r = 0; r < rows.count; ++r)
       for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
         const S* const map = maps + rows.map[r];
@@ -35,12 +35,16 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
           T weight[corners];
           for (int corner = 0; corner < corners; ++corner)
             weight[corner] = table.weight[first + corner * rows.stride];
-          each_column<T>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
-            for (int corner = 0; corner < corners; ++corner)
-              value += weight[corner] * load_lanes<decltype(value)>(from + distance.of[corner] + c);
-            store_lanes(columns + at, value);
-            if (sizeof(S) > 2) __builtin_prefetch(from + distance.of[corners - 1] + c + ahead, 0, 2);
-          });
+          each_column<T>(
+              tap, channels, r, stride,
+              [&](auto value, int64_t c, int64_t at) {
+                for (int corner = 0; corner < corners; ++corner)
+                  value += weight[corner] * load_lanes<decltype(value)>(from + distance.of[corner] + c);
+                store_lanes(columns + at, value);
+                if constexpr (!std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
+                  __builtin_prefetch(from + distance.of[corners - 1] + c + ahead, 0, 2);
+              },
+              Panel{});
         } else {
           const InsideCorners<corners> inside([&](int c) { return table.index[first + c * rows.stride]; });
           const T rest = table.rest[tap * rows.stride + r];
@@ -50,14 +54,21 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
             from[i] = map + inside.index[i] * pixel_stride;
             weight[i] = table.weight[first + inside.corner[i] * rows.stride];
           }
-          each_column<T>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
-            for (int i = 0; i < inside.count; ++i)
-              value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
-            store_lanes(columns + at, value * rest);
-          });
+          each_column<T>(
+              tap, channels, r, stride,
+              [&](auto value, int64_t c, int64_t at) {
+                for (int i = 0; i < inside.count; ++i)
+                  value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
+                store_lanes(columns + at, value * rest);
+              },
+              Panel{});
         }
       }
-  });
+  };
+  if (block.count == HalfVector<T>())
+    run(HalfVector<T>());
+  else
+    with_channels<T>(block.count, run);
 }
 
 // Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
@@ -155,7 +166,9 @@ void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
     const ChannelBlock* const before = i > p.blocks.begin ? &block - 1 : nullptr;
     if (!before || block.offset_group != before->offset_group || block.mask_group != before->mask_group)
       compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
-    sample<T, S, Rank>(p, block, tile.rows, tile.table, tile.columns);
+    const auto sampler = has_whole_panels(p.shape, block, kNR<S>) ? sample<T, S, Rank, Whole<S>>
+                                                                  : sample<T, S, Rank, Vector<T>>;
+    sampler(p, block, tile.rows, tile.table, tile.columns);
     if (!before && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
     if (p.shape.is_depthwise()) {
       const DepthwiseTile depthwise{p.shape.taps, block.count, rows, panel_stride<S>(p.tile), p.tile.outputs};

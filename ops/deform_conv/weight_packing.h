@@ -29,6 +29,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
   const int64_t inner = block.first - block.group * group_channels;
   const int64_t channels = block.count / block.groups, depth = packed_depth<T, S>(s, block);
   const int64_t panels = ceil_div(outputs, panel), all_panels = block.groups * panels;
+  const bool sorts = pair > 1 && has_whole_panels(s, block, panel);
   for (int64_t i = piece.begin_of(all_panels); i < piece.end_of(all_panels); ++i) {
     const int64_t group = block.group + i / panels, o0 = i % panels * panel;
     S* const to = packed + block.weight_at + i * depth * panel;
@@ -46,7 +47,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
       transpose(from + channel * weight.channel_stride + tap * weight.tap_stride, from_stride, turned, panel,
                 width, count);
       for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = tap * channels + channel;
+        const int64_t row = tap * channels + (sorts ? EvenOdd::column_of(channel) : channel);
         S* const row_to = to + row / pair * panel * pair + row % pair;
         const S* const row_from = turned + r * panel;
         if (pair == 1 && width == panel) {  // a fixed size, which is copied in vectors

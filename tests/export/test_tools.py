@@ -50,10 +50,13 @@ def work(tmp_path_factory):
     return work
 
 
-def test_export_names_the_packages_it_needs(monkeypatch):
+def test_export_names_the_packages_it_needs(monkeypatch, tmp_path):
     """After `make setup`, onnx is not installed: only exports need it."""
     monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnx") else True)
-    message = error_of("export", "config.py", "weights.pth", "--simplify")
+    files = tmp_path / "config.py", tmp_path / "weights.pth"
+    for file in files:
+        file.touch()
+    message = error_of("export", *map(str, files), "--simplify")
     assert "'onnx'" in message and 'pip install "dcnzoo[onnx]"' in message
 
 

@@ -7,7 +7,7 @@ state dicts load.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward
@@ -17,7 +17,9 @@ from dcnzoo.compat.mmcv.deform_conv import (
     Pair,
     modulated_deform_conv2d,
 )
+from dcnzoo.compat.mmcv.plain import at_least_float32
 from dcnzoo.compat.signatures import takes
+from dcnzoo.ops.reference import interpolate_clamped
 
 __getattr__ = missing(__name__)
 
@@ -90,3 +92,135 @@ def dcn_v2_backward(
     *sides, deformable_group = geometry
     modulated_deform_conv_backward(*tensors, *sides, 1, deformable_group, True)
     return gradients
+
+
+def dcn_v2_psroi_pooling_forward(
+    input: Tensor,  # [N, C, H, W], C = output_dim · group_size²
+    rois: Tensor,  # [R, 5]: image, x1, y1, x2, y2, rounded to whole pixels
+    trans: Tensor,  # [R, 2·classes, part_size, part_size], (x, y), in sizes of the RoI; not used if no_trans
+    no_trans: int,
+    spatial_scale: float,
+    output_dim: int,
+    group_size: int,
+    pooled_size: int,
+    part_size: int,
+    sample_per_part: int,
+    trans_std: float,
+) -> tuple[Tensor, Tensor]:  # both [R, output_dim, pooled_size, pooled_size]
+    """Deformable position-sensitive RoI pooling (Dai et al. 2017), in plain PyTorch.
+
+    Each bin is the mean of its samples inside the map. The second result is their number.
+    """
+    height, width = input.shape[2:]
+    rois = at_least_float32(rois)
+    start = (rois[:, 1:3] + 0.5).floor() * spatial_scale - 0.5  # [R, 2], (x, y)
+    size = (((rois[:, 3:5] + 0.5).floor() + 1) * spatial_scale - 0.5 - start).clamp(min=0.1)
+    bins = torch.arange(pooled_size, device=input.device)
+    samples = torch.arange(sample_per_part, device=input.device, dtype=rois.dtype) / sample_per_part
+    share = (bins[:, None] + samples) / pooled_size  # [bin, sample]
+    points = (start[..., None, None] + size[..., None, None] * share)[:, None]  # [R, 1, 2, bin, sample]
+    x, y = points[:, :, 0, None, :, None], points[:, :, 1, :, None, :, None]  # [R, class, bin, bin, y, x]
+    classes = 1
+    if not no_trans:
+        classes = trans.shape[1] // 2
+        part = bins * part_size // pooled_size
+        shift = trans[:, :, part][..., part].unflatten(1, (classes, 2)) * trans_std
+        shift = (shift * size[:, None, :, None, None])[..., None, None]  # [R, class, 2, bin, bin, 1, 1]
+        x, y = x + shift[:, :, 0], y + shift[:, :, 1]
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    count = inside.sum((-1, -2))  # [R, class, bin, bin]
+
+    group = bins * group_size // pooled_size
+    plane = rois[:, 0].long()[:, None, None] * group_size**2 + group[:, None] * group_size + group
+    plane = plane[:, None] * classes + torch.arange(classes, device=input.device)[:, None, None]
+    plane = plane[..., None, None]
+    maps = at_least_float32(input).unflatten(1, (classes, -1, group_size**2))
+    maps = maps.permute(2, 0, 3, 1, 4, 5).flatten(1, 3)  # [C / classes / group_size², N · …, H, W]
+    samples = interpolate_clamped(lambda row, column: maps[:, plane, row, column], (height, width), y, x)
+    means = (samples * inside).sum((-1, -2)) / count.clamp(min=1)
+    output = means.permute(1, 2, 0, 3, 4).flatten(1, 2).to(input.dtype)
+    return output, count.repeat_interleave(output_dim // classes, 1).to(input.dtype)
+
+
+def dcn_v2_psroi_pooling_backward(
+    grad_output: Tensor, input: Tensor, rois: Tensor, trans: Tensor, count: Tensor, *options: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ``input`` and ``trans``. ``options`` are the forward's, from ``no_trans`` on."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (input, trans)]
+    with torch.enable_grad():
+        output, _ = dcn_v2_psroi_pooling_forward(leaves[0], rois, leaves[1], *options)
+    return torch.autograd.grad(output, leaves, grad_output, materialize_grads=True)
+
+
+def dcn_v2_pooling(
+    input: Tensor,  # [N, C, H, W], C = output_dim · group_size²
+    rois: Tensor,  # [R, 5]
+    offset: Tensor,  # [R, 2, part_size, part_size]; not used if no_trans
+    spatial_scale: float,
+    pooled_size: int,
+    output_dim: int,
+    no_trans: bool,
+    group_size: int = 1,
+    part_size: int | None = None,
+    sample_per_part: int = 4,
+    trans_std: float = 0.0,
+) -> Tensor:  # [R, output_dim, pooled_size, pooled_size]
+    numbers = (group_size, pooled_size, part_size or pooled_size, sample_per_part, trans_std)
+    return dcn_v2_psroi_pooling_forward(input, rois, offset, no_trans, spatial_scale, output_dim, *numbers)[0]
+
+
+class DCNv2Pooling(nn.Module):
+    """Deformable PSRoI pooling with the offset as an input: ``forward(input, rois, offset)``.
+
+    Args: those of :func:`dcn_v2_pooling` from ``spatial_scale`` on.
+    """
+
+    def __init__(
+        self,
+        spatial_scale: float,
+        pooled_size: int,
+        output_dim: int,
+        no_trans: bool,
+        group_size: int = 1,
+        part_size: int | None = None,
+        sample_per_part: int = 4,
+        trans_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.no_trans = no_trans
+        self.sizes = (spatial_scale, pooled_size, output_dim)
+        self.options = (group_size, part_size, sample_per_part, trans_std)
+
+    def forward(self, input: Tensor, rois: Tensor, offset: Tensor) -> Tensor:
+        return dcn_v2_pooling(input, rois, offset, *self.sizes, self.no_trans, *self.options)
+
+
+class DCNPooling(DCNv2Pooling):
+    """Deformable PSRoI pooling that predicts offset and mask from the RoIs: ``forward(input, rois)``.
+
+    Parameters: ``offset_mask_fc``, three linear layers of width ``deform_fc_dim``, whose last starts at zero.
+    """
+
+    def __init__(self, *arguments: object, deform_fc_dim: int = 1024, **options: object) -> None:
+        super().__init__(*arguments, **options)
+        if self.no_trans:
+            return
+        _, pooled_size, output_dim = self.sizes
+        bins = pooled_size**2
+        self.offset_mask_fc = nn.Sequential(
+            nn.Linear(bins * output_dim, deform_fc_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(deform_fc_dim, deform_fc_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(deform_fc_dim, bins * 3),
+        )
+        for parameter in self.offset_mask_fc[4].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        pooled = dcn_v2_pooling(input, rois, input.new_empty(0), *self.sizes, True, *self.options)
+        if self.no_trans:
+            return pooled
+        bins = pooled.shape[2:]
+        prediction = self.offset_mask_fc(pooled.flatten(1)).unflatten(1, (3, *bins))
+        return super().forward(input, rois, prediction[:, :2]) * prediction[:, 2:].sigmoid()
