@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,7 +156,7 @@ def command(
             images,
             out,
             metadata=found.to_metadata() if found else None,
-            calibration=lambda names: inputs.CalibrationInputs(detector, found, calibration, fixed, names),
+            calibration=lambda names: inputs.calibration_inputs(detector, found, calibration, fixed, names),
             int8=bool(int8),
             **options,
         )
@@ -202,7 +202,7 @@ def _write(
     out: Path,
     *,
     metadata: dict[str, str] | None,
-    calibration: Callable[[list[str]], Sequence[dict[str, np.ndarray]]],
+    calibration: Callable[[list[str]], Iterable[dict[str, np.ndarray]]],
     int8: bool,
     fp16: bool,
     simplify: bool,
@@ -217,11 +217,11 @@ def _write(
         calibration: returns the samples for int8 by the names of the inputs.
     """
     from dcnzoo.export.smaller import to_float16, to_int8
-    from dcnzoo.openmmlab.export.detectors import compile_detector, export_detector
+    from dcnzoo.openmmlab.export.detectors import export_detector
     from dcnzoo.utils.files import replacing
 
     if out.suffix == ".pt2":
-        compile_detector(detector, images, out, metadata)
+        export_detector(detector, images, out, metadata=metadata)
         return
     with ExitStack() as stack:
         if out.suffix == ".onnx":

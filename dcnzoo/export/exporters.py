@@ -86,12 +86,14 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
         return export(*args, **kwargs)
     except RuntimeError as error:  # torch wraps it in a long report
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, _NotTranslated):
-            cause = cause.__cause__
-        if cause is None:
+        cause = _first_cause(error)
+        if not isinstance(cause, _NotTranslated):
             raise
         raise ValueError(str(cause)) from None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 _PATCH = patches.Patch(
@@ -167,8 +169,10 @@ def export_onnx(
     Raises:
         ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
+    import onnx
+
     table = translation_table(opset_version, deform_conv)
-    with torch.no_grad(), _quiet(), transformers.translated():
+    with torch.no_grad(), quiet(), transformers.translated():
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
@@ -185,28 +189,25 @@ def export_onnx(
                 verbose=False,
             )
         except RuntimeError as error:  # torch wraps it in a long report
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise ValueError(str(cause)) from error
+            raise ValueError(str(_first_cause(error))) from error
     model_proto = onnx_program.model_proto
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
-    save(model_proto, path)
+    with replacing(path) as partial:
+        onnx.save(model_proto, partial)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress messages of torch's exporter that do not concern the user, such as a missing torchvision."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Suppress messages that do not concern the user, such as that torchvision is missing."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _check_ranges(program: torch.export.ExportedProgram) -> None:
@@ -224,14 +225,6 @@ def _set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
     """Set ``dtype`` of each ``arange``: without it, torch's exporter gives ``arange(0, 8.0)`` two types."""
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.start):
         node.update_kwarg("dtype", node.meta["val"].dtype)
-
-
-def save(model: Any, path: str | os.PathLike) -> None:
-    """Write an ``onnx.ModelProto`` atomically."""
-    import onnx
-
-    with replacing(path) as partial:
-        onnx.save(model, partial)
 
 
 def _untranslated() -> list[str]:

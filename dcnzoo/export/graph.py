@@ -14,7 +14,6 @@ import torch
 Value = Any  # a value of the graph; its class depends on the exporter
 FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
-
 translations: dict[str, Callable] = {}  # functions of (graph, *arguments of the operator)
 
 
@@ -61,12 +60,9 @@ class Graph:
     def floats(self, *values: float) -> Value:
         return self.Constant(value_floats=[float(value) for value in values])
 
-    def float(self, value: float) -> Value:
-        return self.Constant(value_float=float(value))
-
     def number(self, value: float, kind: int) -> Value:
         """Return a scalar of the type ``kind``."""
-        return self.Cast(self.float(value), to=kind)
+        return self.Cast(self.Constant(value_float=float(value)), to=kind)
 
     # Uses Reshape: Squeeze and Unsqueeze take their axes differently in different opsets.
 
@@ -81,10 +77,13 @@ class Graph:
         """Return the sizes of some axes as a 1-D value."""
         return self.Gather(self.Shape(value), self.ints(*axes), axis=0)
 
+    def length(self, value: Value, axis: int) -> Value:
+        """Return the size of an axis as a scalar."""
+        return self.Gather(self.Shape(value), self.int(axis), axis=0)
+
     def range(self, value: Value, axis: int) -> Value:
         """Return 0, 1, 2, … along an axis as a 1-D value."""
-        length = self.Gather(self.Shape(value), self.int(axis), axis=0)
-        return self.Range(self.int(0), length, self.int(1))
+        return self.Range(self.int(0), self.length(value, axis), self.int(1))
 
     def sum(self, value: Value, axis: int) -> Value:
         """Sum over an axis and remove it."""

@@ -87,7 +87,6 @@ def keep_boxes_graph(
     max_per_class: int,
 ) -> tuple[Value, Value, Value]:
     kind = g.type_of(boxes)
-
     constant = partial(g.number, kind=kind)
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
     if max_per_class and max_per_class < max_boxes:
@@ -250,7 +249,6 @@ def roi_align_pyramid_graph(
     aligned: bool,
 ) -> Value:
     kind = g.type_of(rois)
-
     constant = partial(g.number, kind=kind)
 
     def at(features: Value, rois: Value, scale: float) -> Value:

@@ -49,11 +49,7 @@ class Detector(BaseDetector):
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if not {"dets", "labels"} <= set(self.model.output_names):
-            raise ValueError(
-                f"{path}: expected outputs dets and labels, got {', '.join(self.model.output_names)}: "
-                "exported with --skip-postprocess?"
-            )
+        self.model.require_detections()
         self.classes = self._preprocessing.classes
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
@@ -128,6 +124,13 @@ class Session:
         self.inputs, self.output_names, self.metadata, self._run = opened
         self.shape = next(iter(self.inputs.values()))
 
+    def require_detections(self) -> None:
+        """Raise ValueError if the outputs are a head's raw outputs."""
+        if not {"dets", "labels"} <= set(self.output_names):
+            names = ", ".join(self.output_names)
+            hint = "exported with --skip-postprocess?"
+            raise ValueError(f"{self.path}: expected outputs dets and labels, got {names}: {hint}")
+
     def __call__(
         self,
         images: np.ndarray,  # [N, 3, H, W], float32
@@ -172,7 +175,6 @@ _Shape = tuple[int | None, ...]  # None: any size
 _Opened = tuple[
     dict[str, _Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 ]
-
 
 FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
 

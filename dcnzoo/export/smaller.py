@@ -7,13 +7,13 @@ and deformable convolutions, which no runtime computes in int8.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dcnzoo.export.exporters import quiet
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -145,7 +145,7 @@ class _Float16:
         return self.arrays.from_array(clipped.astype(np.float16), name)
 
 
-def to_int8(path: str | os.PathLike, samples: Sequence[Feed]) -> None:
+def to_int8(path: str | os.PathLike, samples: Iterable[Feed]) -> None:
     """Quantise the network of an ONNX file to int8, in place, by onnxruntime's static quantisation (QDQ).
 
     Args:
@@ -159,16 +159,16 @@ def to_int8(path: str | os.PathLike, samples: Sequence[Feed]) -> None:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(samples)
+            self.remaining = iter(samples)
 
         def get_next(self) -> Feed | None:
-            return next(self.left, None)
+            return next(self.remaining, None)
 
     model = _named(onnx.load(path))
     chosen = _int8_nodes(model)
     if not chosen:
         raise ValueError("int8: expected a model with convolutions or linear layers, got none")
-    with _quiet():
+    with quiet():  # it advises to simplify the graph first: the exporter has done that
         quantize_static(
             model,
             path,
@@ -214,15 +214,8 @@ def _exact_nodes(model: ModelProto) -> tuple[set[str], set[str]]:
     start = [value.name for value in graph.output]
     for node in graph.node:
         start += [node.input[i] for i in _EXACT.get(node.op_type, ()) if i < len(node.input)]
-    return _upstream([maker[value] for value in start if value in maker], inputs, layers)
-
-
-def _upstream(
-    start: Iterable[str], inputs: Mapping[str, Sequence[str]], layers: set[str]
-) -> tuple[set[str], set[str]]:
-    """Go from ``start`` to the inputs up to the first layers. Return the nodes on the way, and the layers."""
+    waiting = [maker[value] for value in start if value in maker]
     seen: set[str] = set()
-    waiting = list(start)
     while waiting:
         name = waiting.pop()
         if name not in seen:
@@ -245,14 +238,3 @@ def _named(model: ModelProto) -> ModelProto:
     for i, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{i}"
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress onnxruntime's advice to simplify the graph first: the exporter has done that."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)

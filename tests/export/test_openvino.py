@@ -1,4 +1,4 @@
-"""OpenVINO runs exported graphs: the operator's cases and whole detectors with DCNv2."""
+"""OpenVINO: DeformConv of any exporter, the IR, and whole detectors with DCNv2."""
 
 import subprocess
 import sys
@@ -8,16 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.export import register_onnx_ops
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.detectors import export_detector
 from dcnzoo.openmmlab.export.verify import compare, predict
 from dcnzoo.ops import reference
-from tests.op_cases import deform_conv as cases
 
 from .detectors import build, size
-from .test_deform_conv import FEW, SAMPLES, TARGETS, Call, assert_close, by_torchscript, inputs
+from .test_deform_conv import assert_close
 
 onnx = pytest.importorskip("onnx")
 openvino = pytest.importorskip("openvino")
@@ -27,23 +25,6 @@ def run(path, *args):
     session = Session(path, "openvino")
     feed = {name: arg.numpy() for name, arg in zip(session.inputs, args, strict=True)}
     return [torch.from_numpy(output) for output in session._run(feed)]
-
-
-@pytest.mark.parametrize(
-    ("target", "sample"),
-    [
-        pytest.param(t, s, id=f"{t} {s.name}", marks=[] if s.name in FEW else pytest.mark.slow)
-        for t in TARGETS
-        for s in SAMPLES
-    ],
-)
-def test_operator(target, sample, tmp_path):
-    register_onnx_ops(target)
-    single = sample.to(torch.float32)
-    path = str(tmp_path / "model.onnx")
-    by_torchscript(Call(single), inputs(single), path, 19)
-    (actual,) = run(path, *inputs(single))
-    assert_close(actual, cases.reference(single.to(torch.float64)))
 
 
 GEOMETRIES = [  # (stride, dilation, pads at both ends, groups, offset groups)

@@ -202,7 +202,7 @@ def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
 
     from dcnzoo.openmmlab.export import deployed
 
-    class Fixed:
+    class Fixed(deployed.Session):
         output_names, metadata = ("dets", "labels"), {}
 
         def __init__(self, *args):

@@ -23,48 +23,28 @@ def dcnv3(
     offset_scale: float,
     remove_center: bool,
 ) -> Value:  # [N, oH, oW, C]
-    points = kernel_size[0] * kernel_size[1] - bool(remove_center)
-    pairs = g.shaped(offset, 0, -1, group, points, 2)
-    factors = g.shaped(mask, 0, -1, group, points)
-    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return deform_attn(g, input, offset, pairs, factors, *geometry)
-
-
-def deform_attn(
-    g: Graph,
-    input: Value,
-    like: Value,  # [N, oH, oW, any]
-    pairs: Value,  # [N, oH·oW, group, P, 2]
-    factors: Value,  # [N, oH·oW, group, P]
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    remove_center: bool,
-) -> Value:
     kind = g.type_of(input)
     real = wide(kind)
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
     taps = [(y, x) for x in range(kernel_size[1]) for y in range(kernel_size[0])]  # x-major
     if remove_center:
         del taps[len(taps) // 2]
+    pairs = g.shaped(offset, 0, -1, group, len(taps), 2)
+    factors = g.shaped(mask, 0, -1, group, len(taps))
     axes, sizes = [], []
     for axis in (0, 1):
-        steps = g.Mul(g.range(like, 1 + axis), g.int(stride[axis]))
+        steps = g.Mul(g.range(offset, 1 + axis), g.int(stride[axis]))
         steps = g.Add(steps, g.int(middle[axis] - padding[axis]))
-        base = g.Expand(g.shaped(steps, *((-1, 1), (1, -1))[axis]), g.sizes(like, 1, 2))
+        base = g.Expand(g.shaped(steps, *((-1, 1), (1, -1))[axis]), g.sizes(offset, 1, 2))
         tap = g.Cast(g.floats(*(t[axis] * dilation[axis] - middle[axis] for t in taps)), to=real)
         moved = g.Transpose(g.Cast(g.Gather(pairs, g.int(1 - axis), axis=4), to=real), perm=[0, 2, 1, 3])
         stretched = g.Mul(g.Add(tap, moved), g.number(offset_scale, real))
         coordinate = g.Add(g.Cast(g.shaped(base, 1, 1, -1, 1), to=real), stretched)  # [N, group, oH·oW, P]
-        sizes.append(g.Gather(g.Shape(input), g.int(1 + axis), axis=0))
+        sizes.append(g.length(input, 1 + axis))
         axes.append(neighbours(g, real, coordinate, sizes[axis]))
     factors = g.Transpose(g.Cast(factors, to=real), perm=[0, 2, 1, 3])
     axes[0] = [(index, g.Mul(weight, factors)) for index, weight in axes[0]]
     maps = g.Transpose(g.shaped(input, 0, -1, group, group_channels), perm=[0, 2, 1, 3])
     samples = g.shaped(read_rows(g, kind, maps, axes, sizes), 0, 0, -1, len(taps), group_channels)
     result = g.Transpose(g.sum(samples, 3), perm=[0, 2, 1, 3])
-    return g.shaped(result, g.sizes(like, 0, 1, 2), group * group_channels)
+    return g.shaped(result, g.sizes(offset, 0, 1, 2), group * group_channels)

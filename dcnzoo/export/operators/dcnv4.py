@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcnzoo.export.graph import Graph, Value, translates
-from dcnzoo.export.operators.dcnv3 import deform_attn
+from dcnzoo.export.operators.dcnv3 import dcnv3
 
 
 @translates("dcnzoo::dcnv4")
@@ -28,7 +28,11 @@ def dcnv4(
         return g.Slice(value, g.ints(start), g.ints(end), g.ints(3))
 
     grouped = g.shaped(part(offset_mask, 0, group * 3 * points), 0, -1, group, 3 * points)
-    pairs = g.shaped(part(grouped, 0, 2 * points), 0, -1, group, points, 2)
-    factors = part(grouped, 2 * points, 3 * points)
+
+    def flat(value: Value, width: int) -> Value:  # [N, oH, oW, group·width]
+        return g.shaped(value, g.sizes(offset_mask, 0, 1, 2), group * width)
+
+    offset = flat(part(grouped, 0, 2 * points), 2 * points)
+    mask = flat(part(grouped, 2 * points, 3 * points), points)
     geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return deform_attn(g, input, offset_mask, pairs, factors, *geometry)
+    return dcnv3(g, input, offset, mask, *geometry)

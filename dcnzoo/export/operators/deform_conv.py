@@ -205,11 +205,8 @@ def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, 
     taps = list(product(*map(range, call.kernel)))
     coordinates = []
     for axis in range(rank):
-        length = g.shaped(g.sizes(call.offset, 2 + axis), 1)
-        steps = g.Range(g.int(0), g.Gather(length, g.int(0), axis=0), g.int(1))
-        grid = g.shaped(
-            g.Mul(steps, g.int(call.stride[axis])), *(-1 if a == axis else 1 for a in range(rank))
-        )
+        steps = g.Mul(g.range(call.offset, 2 + axis), g.int(call.stride[axis]))
+        grid = g.shaped(steps, *(-1 if a == axis else 1 for a in range(rank)))
         pixels = g.Cast(g.shaped(g.Expand(grid, out), 1, 1, 1, -1), to=real)
         start = [tap[axis] * call.dilation[axis] - call.padding[axis] for tap in taps]
         regular = g.Add(pixels, g.shaped(g.Cast(g.floats(*start), to=real), 1, 1, -1, 1))
@@ -218,15 +215,10 @@ def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, 
     return coordinates
 
 
-def _size(g: Graph, call: _Call, axis: int) -> Value:
-    """Return the size of a spatial axis as an int64 scalar."""
-    return g.Gather(g.Shape(call.input), g.int(2 + axis), axis=0)
-
-
 def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
     """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
     real, kind = wide(call.kind), call.kind
-    sizes = [_size(g, call, axis) for axis in range(call.rank)]
+    sizes = [g.length(call.input, 2 + axis) for axis in range(call.rank)]
     axes = [
         neighbours(g, real, coordinate, size)
         for coordinate, size in zip(_coordinates(g, call), sizes, strict=True)
@@ -261,7 +253,7 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
     one, two, outside = (g.number(value, real) for value in (1, 2, -2))
     grid = []
     for axis, coordinate in enumerate(_coordinates(g, call)):
-        size = g.Cast(_size(g, call, axis), to=real)
+        size = g.Cast(g.length(call.input, 2 + axis), to=real)
         # runtimes disagree far outside and at NaN: move all such points to one position outside
         near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
         place = g.Where(near, coordinate, outside)

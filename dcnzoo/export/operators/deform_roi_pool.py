@@ -23,7 +23,6 @@ def deform_roi_pool(
     """Treat every bin as a separate RoI, shifted by its offset, and pool it to one pixel by RoIAlign."""
     kind = g.type_of(input)
     rois = g.Cast(rois, to=kind)
-
     constant = partial(g.number, kind=kind)
     bins, finite = [], None
     for axis, count in ((0, output_w), (1, output_h)):  # x, y

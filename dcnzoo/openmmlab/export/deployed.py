@@ -27,11 +27,7 @@ class DeployedDetector(BaseModel):
     def __init__(self, path: str, backend: str | None, device: str, data_preprocessor: dict) -> None:
         super().__init__(data_preprocessor)
         self.session = Session(path, backend, device)
-        if not {"dets", "labels"} <= set(self.session.output_names):
-            given = ", ".join(self.session.output_names)
-            raise ValueError(
-                f"{path}: expected outputs dets and labels, got {given}: exported with --skip-postprocess?"
-            )
+        self.session.require_detections()
 
     def forward(
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"
@@ -46,15 +42,10 @@ class DeployedDetector(BaseModel):
             if "border" in sample.metainfo:
                 found = without_border(of_image, sample.border)
             else:
-                border, picture_size = sample.img_shape[:2], sample.ori_shape[:2]
-                across, down = sample.get(
-                    "scale_factor", (border[1] / picture_size[1], border[0] / picture_size[0])
-                )
-                size = (
-                    round(picture_size[0] * down),
-                    round(picture_size[1] * across),
-                )  # without the pipeline's Pad
-                found = rescale_detections(of_image, size, picture_size, self.session.metadata, border)
+                border, (height, width) = sample.img_shape[:2], sample.ori_shape[:2]
+                across, down = sample.get("scale_factor", (border[1] / width, border[0] / height))
+                size = (round(height * down), round(width * across))  # without the pipeline's Pad
+                found = rescale_detections(of_image, size, (height, width), self.session.metadata, border)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(found.boxes),
                 scores=torch.from_numpy(found.scores),

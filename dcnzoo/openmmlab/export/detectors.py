@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import CornerPool, MultiScaleDeformableAttention
+from mmcv.ops import CornerPool, MultiScaleDeformableAttention, point_sample
+from mmcv.ops.point_sample import generate_grid
 from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import (
@@ -32,6 +32,7 @@ from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoI
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
+from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.export import Dim
@@ -110,17 +111,19 @@ def export_detector(
     metadata: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
-    """Write a detector to an ONNX file.
+    """Write a detector to an ONNX file or, if ``path`` ends in ``.pt2``, to an AOTInductor package.
 
     Args:
         images: an example, [N, 3, H, W].
-        dynamic: batch size, height and width of the graph are dynamic; otherwise they are the example's.
+        dynamic: batch size, height and width of the ONNX graph are dynamic; otherwise, and in a package,
+            they are the example's.
         skip_postprocess: see :func:`deployable`.
         metadata: additional entries for the metadata of the file.
         options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
 
     Raises:
-        ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
+        ValueError: see :func:`deployable`, :func:`dcnzoo.export.export_onnx` and
+            :func:`dcnzoo.export.export_pt2`.
     """
     model = deployable(detector, skip_postprocess)
     if dynamic and model.one_size:
@@ -128,49 +131,21 @@ def export_detector(
         raise ValueError(f"dynamic: expected False for {name}, whose export supports one size only, got True")
     if dynamic and len(images) == 1:
         images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
-    args = _arguments(model, images)
-    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-    export_onnx(
+    sizes = torch.tensor([images.shape[-2:]] * len(images))  # of images that are not padded
+    args = (images, sizes)[: len(model.input_names)]
+    if dynamic:
+        shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+        options["dynamic_shapes"] = shapes[: len(args)]
+    export = export_pt2 if os.fspath(path).endswith(".pt2") else export_onnx
+    export(
         model,
         args,
         path,
-        dynamic_shapes=shapes[: len(args)] if dynamic else None,
         input_names=list(model.input_names),
         output_names=list(model.output_names) if model.output_names else None,
         metadata={CLIPS: str(model.clips), **(metadata or {})},
         **options,
     )
-
-
-def compile_detector(
-    detector: nn.Module,
-    images: Tensor,
-    path: str | os.PathLike,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Compile a detector for the shape of ``images`` and write it to an AOTInductor package.
-
-    Args:
-        metadata: additional entries for the metadata of the package.
-
-    Raises:
-        ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_pt2`.
-    """
-    model = deployable(detector)
-    export_pt2(
-        model,
-        _arguments(model, images),
-        path,
-        input_names=list(model.input_names),
-        output_names=list(model.output_names),
-        metadata={CLIPS: str(model.clips), **(metadata or {})},
-    )
-
-
-def _arguments(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Return the inputs of an exported graph for images that are not padded."""
-    sizes = torch.tensor([images.shape[-2:]] * len(images))
-    return (images, sizes) if "img_shape" in model.input_names else (images,)
 
 
 def image_size(images: Tensor) -> Tensor:  # (height, width)
@@ -240,9 +215,7 @@ class Dense(ExportWrapper):
 class RawHead(ExportWrapper):
     """The head's outputs, level by level, without post-processing."""
 
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__(detector)
-        self.output_names = None  # they depend on the head
+    output_names = None  # they depend on the head
 
     def forward(self, images: Tensor):
         return self.detector.bbox_head(self.detector.extract_feat(images))
@@ -300,46 +273,37 @@ class Yolox(ExportWrapper):
 
 
 class Corners(ExportWrapper):
-    """CornerNet (Law and Deng 2018): boxes are pairs of corners. See ``CornerHead._decode_heatmap``."""
-
-    candidates = 1000  # pairs that go into the NMS, as in MMDetection
+    """CornerNet (Law and Deng 2018): boxes are pairs of corners."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
-        cfg, count = head.test_cfg, head.test_cfg.corner_topk
+        cfg = head.test_cfg
         features = self.detector.extract_feat(images)[: head.num_feat_levels]
         with Changes() as changes:
             changes.set(CornerPool, "forward", corner_pool)
+            replace_everywhere(changes, get_topk_from_heatmap, best_corners)
             outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
-        heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
-        size = image_size(heats[0])  # a tensor: the exporter cannot divide an integer by a symbolic size
-        scale, (height, width) = image_size(images) / size, size.long()
+            heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
+            heats = [heat.sigmoid() for heat in heats]
+            boxes, scores, labels = head._decode_heatmap(
+                *heats,
+                *offsets,
+                *embeddings,
+                img_meta=dict(batch_input_shape=heats[0].shape[-2:]),
+                k=cfg.corner_topk,
+                kernel=cfg.local_maximum_kernel,
+                distance_threshold=cfg.distance_threshold,
+            )
+        boxes = boxes * (image_size(images) / image_size(heats[0])).flip(0).repeat(2)
+        return suppress(cfg, head, boxes, scores[..., 0], labels[..., 0], head.num_classes)[:2]
 
-        points, scores, labels, tags = [], [], [], []  # top left, bottom right
-        for heat, embedding, offset in zip(heats, embeddings, offsets, strict=True):
-            heat = heat.sigmoid()
-            around = F.max_pool2d(heat, cfg.local_maximum_kernel, 1, (cfg.local_maximum_kernel - 1) // 2)
-            score, index = best(torch.where(around == heat, heat, 0).flatten(1), count)
-            label, index = index // (height * width), index % (height * width)
-            place = torch.stack([index % width, index // width], -1) + take(per_prior(offset, 2), index)
-            points.append((place * scale.flip(0)).clamp(min=0))
-            scores.append(score)
-            labels.append(label)
-            tags.append(take(per_prior(embedding, 1), index)[..., 0])
 
-        def pairs(corners: list[Tensor]) -> tuple[Tensor, Tensor]:  # [N, k, 1, …], [N, 1, k, …]
-            return corners[0][:, :, None], corners[1][:, None]
-
-        top_left, bottom_right = pairs(points)
-        first, second = pairs(labels)
-        there = (first == second) & (bottom_right > top_left).all(-1)
-        first, second = pairs(tags)
-        there = there & ((first - second).abs() <= cfg.distance_threshold)
-        first, second = pairs(scores)
-        score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
-        score, pair = best(score.flatten(1), self.candidates)
-        boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
-        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)[:2]
+def best_corners(heat: Tensor, k: int) -> tuple[Tensor, ...]:
+    """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
+    height, width = image_size(heat).long()
+    scores, index = best(heat.flatten(1), k)
+    label, index = index // (height * width), index % (height * width)
+    return scores, index, label, index // width, (index % width).float()
 
 
 def corner_pool(self: CornerPool, values: Tensor) -> Tensor:
@@ -371,7 +335,8 @@ class TwoStage(ExportWrapper):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
         head = detector.roi_head
-        self.cascade = type(head) is CascadeRoIHead
+        cascade = type(head) is CascadeRoIHead
+        self.stages = [(i,) for i in range(head.num_stages)] if cascade else [()]
         check_nms(head.test_cfg.nms, type(head).__name__)
         if head.with_mask:
             self.output_names = ("dets", "labels", "masks")
@@ -382,10 +347,12 @@ class TwoStage(ExportWrapper):
         size = image_size(images)
         rpn = detector.rpn_head
         proposals = predict_dense(rpn, rpn(features), size, rpn=True)
-        dets, labels = self._boxes(features, *proposals, size)
-        if not head.with_mask:
-            return dets, labels
-        probabilities = self._masks(features, dets, labels)
+        with Changes() as changes:
+            changes.set(SingleRoIExtractor, "forward", pool)
+            dets, labels = self._boxes(features, *proposals, size)
+            if not head.with_mask:
+                return dets, labels
+            probabilities = self._masks(features, dets, labels)
         masks = paste_masks(probabilities, dets[..., :4].flatten(0, 1), *images.shape[-2:])
         masks = (masks * 255).round().to(torch.uint8)
         return dets, labels, masks.reshape(*labels.shape, *images.shape[-2:])
@@ -394,14 +361,13 @@ class TwoStage(ExportWrapper):
         self, features: tuple[Tensor, ...], proposals: Tensor, levels: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor]:
         head = self.detector.roi_head
-        stages = [(head.bbox_head, head.bbox_roi_extractor)]
-        if self.cascade:
-            stages = list(zip(*stages[0], strict=True))
         boxes, total = proposals[..., :4], 0.0
-        for stage, (bbox_head, extractor) in enumerate(stages, 1):
-            scores, deltas = bbox_head(self._pool(extractor, features, boxes))
+        for stage in self.stages:
+            bbox_head = head.bbox_head[stage[0]] if stage else head.bbox_head
+            result = head._bbox_forward(*stage, features, rois_of(boxes))
+            scores, deltas = result["cls_score"], result["bbox_pred"]
             total = total + scores
-            if stage < len(stages):
+            if stage != self.stages[-1]:
                 deltas = deltas.reshape(scores.shape[0], -1, 4)
                 if bbox_head.reg_class_agnostic:
                     deltas = deltas[:, 0]
@@ -409,7 +375,7 @@ class TwoStage(ExportWrapper):
                     deltas = take(deltas, scores[:, :-1].argmax(1, keepdim=True))[:, 0]
                 boxes = decode(bbox_head.bbox_coder, boxes, deltas.reshape(boxes.shape))
                 boxes = clip(bbox_head.bbox_coder, boxes, size)
-        return self._classify(bbox_head, boxes, levels >= 0, total / len(stages), deltas, size)
+        return self._classify(bbox_head, boxes, levels >= 0, total / len(self.stages), deltas, size)
 
     def _classify(
         self, bbox_head: nn.Module, rois: Tensor, there: Tensor, scores: Tensor, deltas: Tensor, size: Tensor
@@ -430,23 +396,15 @@ class TwoStage(ExportWrapper):
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
         """Return mask probabilities [N·K, h, w] inside the boxes."""
-        head = self.detector.roi_head
-        if self.cascade:
-            stages = list(zip(head.mask_head, head.mask_roi_extractor, strict=True))
-        else:
-            extractor = head.bbox_roi_extractor if head.share_roi_extractor else head.mask_roi_extractor
-            stages = [(head.mask_head, extractor)]
-        total = 0.0
-        for mask_head, extractor in stages:
-            total = total + mask_head(self._pool(extractor, features, dets[..., :4])).sigmoid()
-        masks = total / len(stages)
-        return of_class(masks, labels)[:, 0]
+        head, rois, total = self.detector.roi_head, rois_of(dets[..., :4]), 0.0
+        for stage in self.stages:
+            total = total + head._mask_forward(*stage, features, rois)["mask_preds"].sigmoid()
+        return of_class(total / len(self.stages), labels)[:, 0]
 
-    @staticmethod
-    def _pool(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-        rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
-        return pool(extractor, features[: extractor.num_inputs], rois)
+
+def rois_of(boxes: Tensor) -> Tensor:  # [N, K, 4] -> [N·K, 5], (image, x1, y1, x2, y2)
+    images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+    return torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
 
 
 class PointRend(TwoStage):
@@ -467,26 +425,20 @@ class PointRend(TwoStage):
             raise ValueError(f"PointRend: mask_roi_extractor: expected one level, got {levels}")
 
         rows, columns = extractor.roi_layers[0].output_size
-        y, x = torch.meshgrid(
-            (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
-        )
-        grid = torch.stack([x, y], -1).reshape(1, -1, 2).to(boxes)
-        pooled = self._sample(level, stride, boxes, grid.expand(labels.numel(), -1, -1))
+        grid = generate_grid(labels.numel(), (rows, columns), boxes.device)
+        pooled = self._sample(level, stride, boxes, grid)
         coarse = head.mask_head(pooled.reshape(*pooled.shape[:2], rows, columns))
 
         masks = of_class(coarse, labels)  # [N·K, 1, h, w]
         for step in range(cfg.subdivision_steps):
             masks = F.interpolate(masks, scale_factor=cfg.scale_factor, mode="bilinear", align_corners=False)
-            height, width = masks.shape[-2:]
-            points = cfg.subdivision_num_points
-            if points >= cfg.scale_factor**2 * height * width and step < cfg.subdivision_steps - 1:
+            size = masks[0].numel()
+            if cfg.subdivision_num_points >= cfg.scale_factor**2 * size and step < cfg.subdivision_steps - 1:
                 continue
-            flat = masks.flatten(2)
-            _, index = (-flat.abs()).topk(min(points, height * width), dim=2)
-            place = torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], -1)[:, 0]
-            around = F.grid_sample(coarse, (place * 2 - 1)[:, :, None], align_corners=False)[..., 0]
-            refined = head.point_head(self._sample(level, stride, boxes, place), around)
-            masks = flat.scatter(2, index, of_class(refined, labels)).reshape(masks.shape)
+            index, points = head.point_head.get_roi_rel_points_test(masks, labels, cfg)
+            fine = self._sample(level, stride, boxes, points)
+            refined = of_class(head.point_head(fine, point_sample(coarse, points)), labels)
+            masks = masks.flatten(2).scatter(2, index[:, None], refined).reshape(masks.shape)
         return masks[:, 0].sigmoid()
 
     @staticmethod
@@ -500,8 +452,7 @@ class PointRend(TwoStage):
         points = points.reshape(batch, count, -1, 2)
         low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
         absolute = points * (high - low) + low
-        grid = absolute / (stride * image_size(features).flip(0)) * 2 - 1
-        sampled = F.grid_sample(features, grid, align_corners=False)  # [N, C, K, P]
+        sampled = point_sample(features, absolute / (stride * image_size(features).flip(0)))  # [N, C, K, P]
         return sampled.transpose(1, 2).flatten(0, 1)
 
 
@@ -630,17 +581,19 @@ class Ddq(DeformableDetr):
         check_nms(detector.dqs_cfg, type(detector).__name__)
 
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
-        masks: list[Tensor] = []
         with Changes() as changes:
             changes.set(self.detector, "pre_decoder", self.first_queries)
-            changes.set(self.detector.decoder, "select_distinct_queries", partial(self.select, masks))
-            hidden = super().transformed(features, images, img_shape)
-        return {**hidden, "mask": masks[-1]}
+            changes.set(self.detector.decoder, "select_distinct_queries", self.select)
+            return super().transformed(features, images, img_shape)
 
     def outputs(self, hidden: dict) -> tuple[Tensor, Tensor]:
-        mask = hidden.pop("mask")[:: self.heads, 0]
         scores, boxes = super().outputs(hidden)
+        mask = self.masks.pop()[:: self.heads, 0]
         return torch.where(mask[..., None], -torch.inf, scores), boxes
+
+    @property
+    def masks(self) -> list[Tensor]:  # of each decoder layer, [N·heads, Q, Q]
+        return self.detector.cache_dict["distinct_query_mask"]
 
     @property
     def heads(self) -> int:
@@ -657,10 +610,8 @@ class Ddq(DeformableDetr):
         places = torch.where(there[..., None], take(boxes, index), 0).sigmoid()
         return dict(query=query, memory=memory, reference_points=places, dn_mask=None), {}
 
-    def select(
-        self, masks: list[Tensor], places: Tensor, query: Tensor, mask: Tensor, layer_index: int
-    ) -> Tensor:
-        """Replace ``DDQTransformerDecoder.select_distinct_queries``; append the result to ``masks``."""
+    def select(self, places: Tensor, query: Tensor, mask: Tensor, layer_index: int) -> Tensor:
+        """Replace ``DDQTransformerDecoder.select_distinct_queries``."""
         scores = self.detector.cache_dict["cls_branches"][layer_index](query).sigmoid().max(-1).values
         scores = torch.where(mask[:: self.heads, 0], ABSENT, scores)
         count = query.shape[1]
@@ -668,7 +619,7 @@ class Ddq(DeformableDetr):
         kept = ((index[..., None] == torch.arange(count, device=index.device)) & there[..., None]).any(1)
         mask = ~(kept[:, :, None] | kept[:, None])
         mask = mask[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
-        masks.append(mask)
+        self.masks[:] = [mask]
         return mask
 
     def distinct(self, boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

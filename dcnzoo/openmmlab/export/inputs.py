@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -85,32 +85,23 @@ def calibration_files(data: Path, count: int) -> list[Path]:
     return [files[i * len(files) // count] for i in range(count)]
 
 
-class CalibrationInputs(Sequence):
-    """The inputs of a model by name for image files, after the config's test pipeline.
+def calibration_inputs(
+    detector: nn.Module,
+    found: Preprocessing | None,
+    files: Sequence[Path],
+    shape: tuple[int, int] | None,
+    names: Sequence[str],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the inputs of a model by name for image files, after the config's test pipeline.
 
     Args:
         shape: the size of the graph; None: that of each image, for a dynamic graph.
         names: the inputs of the graph.
     """
-
-    def __init__(
-        self,
-        detector: nn.Module,
-        found: Preprocessing | None,
-        files: Sequence[Path],
-        shape: tuple[int, int] | None,
-        names: Sequence[str],
-    ) -> None:
-        self.detector, self.found, self.files, self.shape, self.names = detector, found, files, shape, names
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        picture = read_picture(str(self.files[index]), self.found, self.shape)
-        shape = self.shape or input_shape(self.found, picture, None)
-        _, images, size = model_input(self.detector, self.found, picture, shape)
-        return dict(zip(self.names, (images.numpy(), np.array([size])), strict=False))
+    for file in files:
+        picture = read_picture(str(file), found, shape)
+        _, images, size = model_input(detector, found, picture, shape or input_shape(found, picture, None))
+        yield dict(zip(names, (images.numpy(), np.array([size])), strict=False))
 
 
 def input_shape(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention, batched_nms
 from mmdet.models.dense_heads import RPNHead, RTMDetInsHead, SOLOHead, SOLOV2Head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.layers import MSDeformAttnPixelDecoder, multiclass_nms
+from mmdet.models.layers import MSDeformAttnPixelDecoder, mask_matrix_nms, multiclass_nms
 from mmdet.models.roi_heads import SCNetRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
@@ -99,7 +99,6 @@ def is_panoptic(detector: nn.Module) -> bool:
 
 
 def replace_functions(changes: Changes) -> None:
-    changes.set(torch.onnx, "is_in_onnx_export", lambda: False)  # MMDetection's branches for it fail
     for original, replacement in REPLACED.items():
         replace_everywhere(changes, original, replacement)
     for (owner, name), replacement in METHODS.items():
@@ -118,12 +117,8 @@ def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None
     """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
     scores = torch.where(scores > score_thr, scores, ABSENT)
     scores, index, labels = (part[0] for part in best_pairs(scores[None], topk))
-    if isinstance(results, dict):
-        results = {name: value[index] for name, value in results.items()}
-    elif isinstance(results, list):
-        results = [value[index] for value in results]
-    elif results is not None:
-        results = results[index]
+    if results is not None:
+        results = torch.utils._pytree.tree_map(lambda value: value[index], results)
     return scores, labels, index, results
 
 
@@ -328,17 +323,23 @@ def segment_by_place(
     there = (scores > cfg.score_thr) & (area > least)[:, None]
     scores = torch.where(there, scores * certainty[:, None], ABSENT)
     scores, index, labels = (part[0] for part in best_pairs(scores[None], cfg.nms_pre))
-    faded = matrix_nms(inside[index], labels, scores, cfg)
-    scores, order = torch.where((scores >= 0) & (faded >= cfg.filter_thr), faded, ABSENT).topk(
-        min(cfg.max_per_img, len(scores))
+    faded, labels, _, order = mask_matrix_nms(
+        inside[index],
+        labels,
+        scores,
+        max_num=cfg.max_per_img,
+        kernel=cfg.kernel,
+        sigma=cfg.sigma,
+        mask_area=area[index].clamp(min=1),
     )
+    scores = torch.where((faded >= 0) & (faded >= cfg.filter_thr), faded, ABSENT)
     height, width = img_meta["img_shape"]
     masks = F.interpolate(
         mask_preds[index[order]][None], scale_factor=stride, mode="bilinear", align_corners=False
     )[0, :, :height, :width]
     return InstanceData(
         bboxes=scores.new_zeros(len(scores), 4),
-        labels=torch.where(scores >= 0, labels[order], -1),
+        labels=torch.where(scores >= 0, labels, -1),
         scores=scores,
         masks=masks > cfg.mask_thr,
     )
@@ -356,20 +357,6 @@ def segment_by_kernel(
     kernels = kernels.reshape(len(kernels), -1, self.dynamic_conv_size, self.dynamic_conv_size)
     masks = F.conv2d(mask_feats, kernels)[0].sigmoid()
     return segment_by_place(self, scores, masks, img_meta, cfg, self.mask_stride)
-
-
-def matrix_nms(masks: Tensor, labels: Tensor, scores: Tensor, cfg: ConfigDict) -> Tensor:
-    """Return lower scores for masks that overlap a better one (Wang et al. 2020, sec. 3.3)."""
-    flat = masks.flatten(1).to(scores.dtype)
-    area, overlap = flat.sum(1), flat @ flat.T
-    iou = overlap / (area[:, None] + area - overlap).clamp(min=1)  # areas are numbers of pixels
-    iou = torch.where(labels[:, None] == labels, iou, 0).triu(1)  # row: the better mask
-    worst = iou.amax(0)[:, None]
-    if cfg.kernel == "gaussian":
-        factor = torch.exp(-cfg.sigma * iou**2) / torch.exp(-cfg.sigma * worst**2)
-    else:
-        factor = (1 - iou) / (1 - worst)
-    return scores * factor.amin(0)
 
 
 def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
