@@ -1,7 +1,7 @@
 """Time the operators on a GPU next to cuDNN, torchvision and plain PyTorch, in CUDA graphs (``make gpu``).
 
 Every contestant runs in both memory formats where it has both. The error of each is measured against the
-compiled kernels in float32; it excludes nobody. The field "auto" of the fused kernels' table is then updated.
+compiled kernels in float32. The field "auto" of the fused kernels' table is then updated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train Faster R-CNN (ResNet-50, bfloat16) on a COCO data set, with DCNv2 in c3–c5 and without.
 
-Times a training step of both, on the same images and in turns; then trains the one with DCNv2 from scratch
+Times a training step of both, interleaved, on the same images; then trains the one with DCNv2 from scratch
 for the rest of the time, and evaluates it. Without ``--data``, the data are generated.
 """
 
@@ -66,7 +66,7 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
 
 
 def time_steps(cfg: Config, device: str, steps: int) -> dict:
-    """Return the milliseconds of a training step without loading data, with dcn on and off in turns."""
+    """Return the milliseconds of a training step without loading data, with dcn on and off, interleaved."""
     functions = {}
     for arm in ("off", "on"):
         changed = Config(cfg.to_dict())
