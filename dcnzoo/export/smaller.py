@@ -16,7 +16,7 @@ import numpy as np
 from dcnzoo.export.exporters import quiet
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
 Feed = Mapping[str, np.ndarray]  # input → value
 
@@ -48,108 +48,70 @@ def to_float16(path: str | os.PathLike) -> None:
     """Convert the network of an ONNX file to float16, in place; inputs and outputs stay float32.
 
     Weights of deformable convolutions are stored in float16, too, but used in float32: positions in a map of
-    more than 256 pixels are not exact in float16.
+    more than 256 pixels are not exact in float16. The converter of onnxruntime rounds the results of every
+    node to float16, also between those that stay in float32.
     """
     import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
     model = _named(onnx.shape_inference.infer_shapes(onnx.load(path)))
-    exact, _ = _exact_nodes(model)
-    half = {node.name for node in model.graph.node if node.name not in exact and node.op_type not in _FLOAT32}
-    _Float16(model.graph, half).convert()
-    onnx.save(model, path)
+    graph, (exact, _) = model.graph, _exact_nodes(model)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    typed = (*graph.input, *graph.output, *graph.value_info)
+    floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats |= {name for name, tensor in weights.items() if tensor.data_type == TensorProto.FLOAT}
+    nodes: list[NodeProto] = []
+    halves: dict[str, str] = {}  # float32 value → its float16 version
 
+    def cast(name: str, result: str, kind: int) -> None:
+        nodes.append(helper.make_node("Cast", [name], [result], f"{result}_cast", to=kind))
 
-class _Float16:
-    """Converts nodes of a graph to float16, with casts where float32 values enter and leave.
-
-    The converter of onnxruntime rounds the results of every node to float16, also between those that stay
-    in float32.
-    """
-
-    def __init__(self, graph: GraphProto, half: set[str]) -> None:
-        from onnx import TensorProto, helper, numpy_helper
-
-        self.graph, self.half = graph, half
-        self.kinds, self.helper, self.arrays = TensorProto, helper, numpy_helper
-        self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        values = (*graph.input, *graph.output, *graph.value_info)
-        self.floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-        self.floats |= {name for name, w in self.weights.items() if w.data_type == TensorProto.FLOAT}
-        self.nodes: list[NodeProto] = []
-        self.made: set[str] = set()  # values in either type that exist already
-
-    def convert(self) -> None:
-        nodes = list(self.graph.node)
-        self.made = {*self.weights, *(value.name for value in self.graph.input)}
-        for node in nodes:
-            convert = self._convert if node.name in self.half else self._keep
-            convert(node)
-        for value in self.graph.output:
-            self._float32(value.name)
-        used = {name for node in self.nodes for name in _values(node)}
-        weights = [tensor for name, tensor in self.weights.items() if name in used]
-        for field, items in (("node", self.nodes), ("initializer", weights), ("value_info", [])):
-            del getattr(self.graph, field)[:]
-            getattr(self.graph, field).extend(items)
-
-    def _convert(self, node: NodeProto) -> None:
-        for i, name in enumerate(node.input):
-            if name in self.floats and i not in _ALWAYS_FLOAT32.get(node.op_type, ()):
-                node.input[i] = self._float16(name)
-            elif name:
-                self._float32(name)
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == self.kinds.FLOAT:
-                attribute.i = self.kinds.FLOAT16
-        for i, name in enumerate(node.output):
-            if name in self.floats:
-                node.output[i] = f"{name}_float16"
-        self.nodes.append(node)
-        self.made.update(node.output)
-
-    def _keep(self, node: NodeProto) -> None:
-        if node.op_type == "DeformConv":
-            name = node.input[1]
-            if name in self.weights and name in self.floats:
-                self._float16(name)
-                del self.weights[name]
-                self.made.remove(name)
-        for name in _values(node):
-            self._float32(name)
-        self.nodes.append(node)
-        self.made.update(node.output)
-
-    def _float16(self, name: str) -> str:
-        """Return the name of a value's float16 version; add what computes it, if it is new."""
-        short = f"{name}_float16"
-        if short not in self.made:
-            if name in self.weights:
-                self.weights[short] = self._rounded(self.weights[name], short)
+    def half(name: str) -> str:
+        if name not in halves:
+            halves[name] = short = f"{name}_float16"
+            if name in weights:
+                values, limit = numpy_helper.to_array(weights[name]), np.finfo(np.float16).max
+                values = np.where(np.isfinite(values), values.clip(-limit, limit), values)
+                weights[short] = numpy_helper.from_array(values.astype(np.float16), short)
             else:
-                self._cast(name, short, self.kinds.FLOAT16)
-            self.made.add(short)
-        return short
+                cast(name, short, TensorProto.FLOAT16)
+        return halves[name]
 
-    def _float32(self, name: str) -> None:
-        if name not in self.made and f"{name}_float16" in self.made:
-            self._cast(f"{name}_float16", name, self.kinds.FLOAT)
-            self.made.add(name)
-
-    def _cast(self, name: str, result: str, kind: int) -> None:
-        self.nodes.append(self.helper.make_node("Cast", [name], [result], f"{result}_cast", to=kind))
-
-    def _rounded(self, tensor: TensorProto, name: str) -> TensorProto:
-        values = self.arrays.to_array(tensor)
-        limit = np.finfo(np.float16).max
-        clipped = np.where(np.isfinite(values), values.clip(-limit, limit), values)
-        return self.arrays.from_array(clipped.astype(np.float16), name)
+    for node in graph.node:
+        if node.name in exact or node.op_type in _FLOAT32:
+            if node.op_type == "DeformConv" and (name := node.input[1]) in weights.keys() & floats:
+                cast(half(name), name, TensorProto.FLOAT)
+                del weights[name]
+            nodes.append(node)
+            continue
+        for i, name in enumerate(node.input):
+            if name in floats and i not in _ALWAYS_FLOAT32.get(node.op_type, ()):
+                node.input[i] = half(name)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name in floats:
+                halves[name] = node.output[i] = f"{name}_float16"
+                cast(halves[name], name, TensorProto.FLOAT)
+    used = {value.name for value in graph.output} | {name for node in nodes for name in _values(node)}
+    parts = {
+        "node": [node for node in nodes if used.intersection(node.output)],
+        "initializer": [tensor for name, tensor in weights.items() if name in used],
+        "value_info": [],
+    }
+    for field, items in parts.items():
+        del getattr(graph, field)[:]
+        getattr(graph, field).extend(items)
+    onnx.save(model, path)
 
 
 def to_int8(path: str | os.PathLike, samples: Iterable[Feed]) -> None:
     """Quantise the network of an ONNX file to int8, in place, by onnxruntime's static quantisation (QDQ).
 
     Args:
-        samples: inputs, whose mean ranges of values become those of int8.
+        samples: values of at least the inputs of the model. Their mean ranges become those of int8.
 
     Raises:
         ValueError: the model has no layer for int8.
@@ -162,9 +124,11 @@ def to_int8(path: str | os.PathLike, samples: Iterable[Feed]) -> None:
             self.remaining = iter(samples)
 
         def get_next(self) -> Feed | None:
-            return next(self.remaining, None)
+            sample = next(self.remaining, None)
+            return sample and {name: sample[name] for name in names}
 
     model = _named(onnx.load(path))
+    names = [value.name for value in model.graph.input]
     chosen = _int8_nodes(model)
     if not chosen:
         raise ValueError("int8: expected a model with convolutions or linear layers, got none")
