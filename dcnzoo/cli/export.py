@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,9 +129,13 @@ def command(
     if out.suffix != ".pt2":
         more = {"onnxslim": options["simplify"], "openvino": out.suffix == ".xml"}
         _require_packages("onnx", "onnxscript", *(name for name, needed in more.items() if needed))
-    calibration = inputs.calibration_files(int8, num_images) if int8 else []
+    files = inputs.calibration_files(int8, num_images) if int8 else []
     loading = {key: options.pop(key) for key in ("cfg_options", "unsafe_load", "allow_partial")}
-    dynamic, skip_postprocess = options["dynamic_export"], options["skip_postprocess"]
+    dynamic = options["dynamic"] = options.pop("dynamic_export")
+    if out.suffix == ".pt2":
+        options = {"fp16": options["fp16"], "simplify": False}
+    else:
+        options["deform_conv"] = options["deform_conv"] or "auto"
     with user_errors():
         weights = checkpoint or weights
         loaded = dcnzoo.load(model, checkpoint=weights, device="cpu", channels_last=False, **loading)
@@ -151,15 +155,9 @@ def command(
             traced = tuple(length * factor for length in size)
         _, images, _ = inputs.model_input(detector, found, picture, traced)
         fixed = None if dynamic and found else tuple(images.shape[2:])
-        _write(
-            detector,
-            images,
-            out,
-            metadata=found.to_metadata() if found else None,
-            calibration=lambda names: inputs.calibration_inputs(detector, found, calibration, fixed, names),
-            int8=bool(int8),
-            **options,
-        )
+        calibration = inputs.calibration_inputs(detector, found, files, fixed) if int8 else None
+        metadata = found.to_metadata() if found else None
+        _write(detector, images, out, calibration, metadata=metadata, **options)
     written = [out, out.with_suffix(".bin")] if out.suffix == ".xml" else [out]
     megabytes = sum(file.stat().st_size for file in written) / 2**20
     text = "dynamic height and width" if dynamic else f"input {size[0]} × {size[1]}"
@@ -177,7 +175,7 @@ def command(
     filled = "img_shape" not in session.inputs
     samples = [inputs.model_input(detector, found, picture, size)]
     samples += [inputs.model_input(detector, found, picture, other, filled) for other in others]
-    if skip_postprocess:
+    if options.get("skip_postprocess"):
         print(_compare_raw_outputs(detector, session, [images for _, images, _ in samples], backend))
     else:
         drawing = out.with_suffix(".png") if show else None
@@ -200,87 +198,46 @@ def _write(
     detector: nn.Module,
     images: Tensor,
     out: Path,
+    calibration: Iterable[dict[str, np.ndarray]] | None,
     *,
-    metadata: dict[str, str] | None,
-    calibration: Callable[[list[str]], Iterable[dict[str, np.ndarray]]],
-    int8: bool,
     fp16: bool,
     simplify: bool,
-    dynamic_export: bool,
-    skip_postprocess: bool,
-    opset_version: int,
-    deform_conv: str | None,
+    **options: Any,
 ) -> None:
     """Write the file in the format of its ending.
 
     Args:
-        calibration: returns the samples for int8 by the names of the inputs.
+        calibration: samples for int8.
+        options: those of :func:`dcnzoo.openmmlab.export.detectors.export_detector`.
     """
+    from dcnzoo.export.openvino import save_ir
     from dcnzoo.export.smaller import to_float16, to_int8
     from dcnzoo.openmmlab.export.detectors import export_detector
     from dcnzoo.utils.files import replacing
 
-    if out.suffix == ".pt2":
-        export_detector(detector, images, out, metadata=metadata)
-        return
-    with ExitStack() as stack:
-        if out.suffix == ".onnx":
-            partial = stack.enter_context(replacing(out))
-        else:
-            partial = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
-        export_detector(
-            detector,
-            images,
-            partial,
-            dynamic=dynamic_export,
-            skip_postprocess=skip_postprocess,
-            opset_version=opset_version,
-            deform_conv=deform_conv or "auto",
-            metadata=metadata,
-        )
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / ("model.pt2" if out.suffix == ".pt2" else "model.onnx")
+        export_detector(detector, images, whole, **options)
         if simplify:
-            _simplify(partial)
-        if int8:
-            to_int8(partial, calibration(_input_names(partial)))
+            import onnx
+            import onnxslim
+
+            onnx.save(onnxslim.slim(str(whole)), str(whole))
+        if calibration is not None:
+            to_int8(whole, calibration)
         elif out.suffix == ".onnx" and fp16:
-            to_float16(partial)
+            to_float16(whole)
         if out.suffix == ".xml":
-            _write_ir(partial, out, fp16)
-
-
-def _write_ir(path: Path, out: Path, float16: bool) -> None:
-    """Convert an ONNX file to OpenVINO's IR; write the weights first."""
-    from dcnzoo.export.openvino import save_ir
-    from dcnzoo.utils.files import replacing
-
-    with (
-        replacing(out) as partial,
-        replacing(out.with_suffix(".bin")) as partial_weights,
-        TemporaryDirectory(dir=out.parent) as folder,
-    ):
-        whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
-        save_ir(path, whole, float16)
-        whole.with_suffix(".bin").replace(partial_weights)
-        whole.replace(partial)
+            save_ir(whole, out, fp16)
+        else:
+            with replacing(out) as partial:
+                shutil.copyfile(whole, partial)
 
 
 def _require_packages(*names: str) -> None:
     for name in names:
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def _input_names(path: Path) -> list[str]:
-    import onnx
-
-    return [value.name for value in onnx.load(str(path), load_external_data=False).graph.input]
-
-
-def _simplify(path: Path) -> None:
-    import onnx
-    import onnxslim
-
-    onnx.save(onnxslim.slim(str(path)), str(path))
 
 
 def _compare_raw_outputs(detector: nn.Module, session: Session, batches: list[Tensor], backend: str) -> str:
@@ -352,6 +309,7 @@ def _draw(
     outputs: dict[str, np.ndarray],
 ) -> None:
     """Draw the detections of PyTorch, at the left, and of the graph, at the right."""
+    import numpy as np
     from PIL import Image
 
     from dcnzoo.export.picture import rescale_detections
@@ -360,14 +318,11 @@ def _draw(
 
     size = picture.shape[:2]
     of_graph = rescale_detections({name: value[0] for name, value in outputs.items()}, size, size, {})
-    drawings = []
+    sides = []
     for result in (to_detections(expected, 0.3), of_graph.select(of_graph.scores >= 0.3)):
         masks = None if result.masks is None else result.masks[:, : size[0], : size[1]]
-        image = picture[..., ::-1]
-        drawings.append(dataclasses.replace(result, masks=masks, classes=classes, image=image).draw())
-    both = Image.new("RGB", (2 * drawings[0].width, drawings[0].height))
-    for index, drawn in enumerate(drawings):
-        both.paste(drawn, (index * drawn.width, 0))
+        shown = dataclasses.replace(result, masks=masks, classes=classes, image=picture[..., ::-1])
+        sides.append(np.asarray(shown.draw()))
     with replacing(path) as partial:
-        both.save(partial, "PNG")
+        Image.fromarray(np.hstack(sides)).save(partial, "PNG")
     print(f"drawn: {path}")

@@ -90,18 +90,16 @@ def calibration_inputs(
     found: Preprocessing | None,
     files: Sequence[Path],
     shape: tuple[int, int] | None,
-    names: Sequence[str],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the inputs of a model by name for image files, after the config's test pipeline.
 
     Args:
         shape: the size of the graph; None: that of each image, for a dynamic graph.
-        names: the inputs of the graph.
     """
     for file in files:
         picture = read_picture(str(file), found, shape)
         _, images, size = model_input(detector, found, picture, shape or input_shape(found, picture, None))
-        yield dict(zip(names, (images.numpy(), np.array([size])), strict=False))
+        yield {"input": images.numpy(), "img_shape": np.array([size])}
 
 
 def input_shape(
