@@ -3,7 +3,8 @@
 The configs are those of ``test_mmdet.py``, with complete architectures and random weights whose layers have
 outputs of unit variance, so that they detect objects. A family is ok if ``dcnzoo export`` supports it and the
 runtimes find the same objects as ``model.predict``: at least 99 % of them, on images on which rounding does
-not change PyTorch's own detections. Three hours.
+not change PyTorch's own detections. A dynamic file is compared for two sizes and
+two batch sizes. Three hours.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from mmengine.structures import InstanceData
 
 from benchmarks.coverage.test_mmdet import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
+from dcnzoo.cli.export import LEAST_TRACED
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.detectors import deployable, export_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.verify import compare, predict
 
-_MODULES = ("exporters", "graph", "openvino", "postprocess", "runtime", "sampling")
+_MODULES = ("batching", "exporters", "graph", "openvino", "postprocess", "runtime", "sampling")
 DEPENDS = ("dcnzoo/export/operators", "dcnzoo/openmmlab/export", "benchmarks/coverage/test_export.py")
 DEPENDS += tuple(f"dcnzoo/export/{name}.py" for name in _MODULES)
 SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
@@ -91,8 +93,8 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
         handle.remove()
 
 
-def stable_images(detector: nn.Module, size: int) -> tuple[torch.Tensor, list[InstanceData]]:
-    """Calibrate the detector; return images and the detections in them that rounding does not change.
+def stable_images(detector: nn.Module, *shape: int) -> tuple[torch.Tensor, list[InstanceData]]:
+    """Return images [N, 3, height, width] and the detections in them that rounding does not change.
 
     Where scores are equal, or boxes overlap by exactly NMS's threshold, rounding decides what PyTorch itself
     detects. A comparison on such images shows no fault of an export.
@@ -100,16 +102,18 @@ def stable_images(detector: nn.Module, size: int) -> tuple[torch.Tensor, list[In
     Raises:
         AssertionError: there are no such images, or no detections.
     """
-    for seed in range(IMAGES):
-        torch.manual_seed(seed)
-        images = torch.randn(1, 3, size, size)
-        if seed == 0:
-            calibrate(detector, images)
-        expected = predict(detector, images)
-        rounded = predict(detector, images * (1 + ROUNDING * torch.randn_like(images)))
+    count, height, width = shape
+    chosen = []
+    for seed in range(IMAGES * count):
+        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+        expected = predict(detector, image)
+        rounded = predict(detector, image * (1 + ROUNDING * torch.randn_like(image)))
         agreement = compare(outputs_of(rounded), expected)
         if agreement.matched == agreement.found > 0:
-            return images, expected
+            chosen.append((image, *expected))
+        if len(chosen) == count:
+            images, expected = zip(*chosen, strict=True)
+            return torch.cat(images), list(expected)
     raise AssertionError(
         f"rounding changes PyTorch's own detections: {agreement.matched} of {agreement.found}"
     )
@@ -143,16 +147,24 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
         if type(detector) is SOLO:  # the initial probability of its masks is 0.01
             for layer in detector.mask_head.conv_mask_list:
                 nn.init.zeros_(layer.bias)
-        images, expected = stable_images(detector, size)
+        torch.manual_seed(0)
+        calibrate(detector, torch.randn(1, 3, size, size))
+        shapes = [(1, size, size)] if one_size else [(1, size, size), (2, size + 64, size)]
+        samples = [stable_images(detector, *shape) for shape in shapes]
         path = Path(folder) / "model.onnx"
         try:
-            export_detector(detector, images, path)
+            # for a dynamic file, no map of the example may have a size of 1
+            example = samples[0][0] if one_size else torch.zeros(1, 3, *[max(size, LEAST_TRACED)] * 2)
+            export_detector(detector, example, path, dynamic=not one_size)
         except ValueError as error:  # names the file in a temporary folder
             raise ValueError(str(error).replace(str(path), path.name)) from error
         scans = any(node.op_type == "Scan" for node in onnx.load(path).graph.node)  # not in OpenVINO
         for backend in backends[:1] if scans else backends:
-            agreement = compare(Session(path, backend)(images.numpy()), expected)
-            expect(agreement.holds, f"{agreement.matched} of {agreement.found} detections agree in {backend}")
+            session = Session(path, backend)
+            for images, expected in samples:
+                agreement = compare(session(images.numpy()), expected)
+                agreed = f"{agreement.matched} of {agreement.found} detections agree"
+                expect(agreement.holds, f"{agreed} in {backend}, {list(images.shape)}")
     limits = ", fixed size" * one_size + ", not in OpenVINO" * (scans and "openvino" in backends)
     return f"ok{limits}"
 

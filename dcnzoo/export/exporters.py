@@ -17,11 +17,14 @@ from dcnzoo.compat import patches, transformers
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.export.postprocess import (
-    keep_boxes,
-    keep_boxes_graph,
+    TRACEABLE,
     roi_align_pyramid,
     roi_align_pyramid_graph,
+    select_boxes,
+    select_boxes_graph,
+    soft_keep_boxes,
     sort_graph,
+    transpose_graph,
 )
 from dcnzoo.ops import _library
 from dcnzoo.utils.files import replacing
@@ -137,9 +140,10 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     for name in _untranslated():
         table[_overload(name)] = _refusing(_no_translation(name))
     for overload, translate in (
-        (keep_boxes._opoverload, keep_boxes_graph),
+        (select_boxes._opoverload, select_boxes_graph),
         (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
         (torch.ops.aten.sort.stable, sort_graph),
+        (torch.ops.aten.t.default, transpose_graph),
     ):
         table[overload] = _onnxscript_function(opset_version, deform_conv, translate)
     return table
@@ -176,6 +180,10 @@ def export_onnx(
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+        _remove_assertions(program)
+        soft = soft_keep_boxes._opoverload  # becomes a loop
+        if any(node.target is soft for node in program.graph.nodes):
+            program = program.run_decompositions({soft: TRACEABLE[soft]})
         _check_ranges(program)
         _set_types_of_ranges(program)
         try:
@@ -219,6 +227,14 @@ def _check_ranges(program: torch.export.ExportedProgram) -> None:
                 "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
                 f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
             )
+
+
+def _remove_assertions(program: torch.export.ExportedProgram) -> None:
+    """Remove the checks of types that ``.to`` adds: in ``torch.vmap``, they fail with symbolic sizes."""
+    for node in program.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+    ):
+        program.graph.erase_node(node)
 
 
 def _set_types_of_ranges(program: torch.export.ExportedProgram) -> None:

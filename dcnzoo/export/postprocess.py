@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.graph import INT64, Graph, Value
+from dcnzoo.export.batching import row_by_row
+from dcnzoo.export.graph import FLOAT, Graph, Value
 from dcnzoo.export.operators.roi_align import align
+from dcnzoo.ops._vmap import fold, unfold
 
 TINY = 1e-12  # avoids division by zero; smaller than the area of any box
 ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
 
-def _keep_boxes(
+def keep_boxes(
     boxes: Tensor,  # [N, M, 4]
     scores: Tensor,  # [N, M]
     labels: Tensor,  # [N, M]
@@ -37,18 +39,35 @@ def _keep_boxes(
     If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
     limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
     """
-    left = []
-    for box, score, label in zip(boxes.unbind(), scores.unbind(), labels.unbind(), strict=True):
-        present = (score >= 0).nonzero()[:, 0]
-        box, label = box[present], label[present]
-        distance = torch.cat([box.flatten(), box.new_zeros(1)]).amax() + 1
-        index = dcnzoo.ops.nms(box + label[:, None].to(box.dtype) * distance, score[present], iou_threshold)
-        if max_per_class:
-            same = label[index][:, None] == label[index]
-            index = index[same.tril(-1).sum(1) < max_per_class]
-        kept = torch.zeros_like(score, dtype=torch.bool).index_fill(0, present[index], True)
-        left.append(torch.where(kept, score, ABSENT))
-    return _first_boxes(boxes, torch.stack(left), labels, max_boxes)
+    present = torch.where(scores[..., None] >= 0, boxes, 0)
+    if max_per_class and max_per_class < max_boxes:  # scores by class, so that the limit applies to each
+        of_class = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
+        by_class, limit = torch.where(of_class, scores[:, None], ABSENT), max_per_class
+    else:  # shift the boxes of each class apart, so that one call treats classes separately
+        distance = present.amax((1, 2), keepdim=True) + 1
+        present = present + labels[..., None].to(boxes.dtype) * distance
+        by_class, limit = scores[:, None], max_boxes
+    kept = select_boxes(present, by_class, iou_threshold, limit)
+    return _first_boxes(boxes, torch.where(kept, scores, ABSENT), labels, max_boxes)
+
+
+def _select_boxes(
+    boxes: Tensor,  # [N, M, 4]
+    scores: Tensor,  # [N, classes, M], negative for boxes that are not of the class
+    iou_threshold: float,
+    max_per_class: int,
+) -> Tensor:  # [N, M], bool
+    """Non-maximum suppression for each row of scores; return which boxes remain."""
+    masks = []
+    for box, rows in zip(boxes.unbind(), scores.unbind(), strict=True):
+        mask = torch.zeros_like(rows[0], dtype=torch.bool)
+        for row in rows.unbind():
+            there = (row >= 0).nonzero()[:, 0]
+            index = there[dcnzoo.ops.nms(box[there], row[there], iou_threshold)]
+            first = torch.arange(index.shape[0], device=index.device) < max_per_class
+            mask = mask.index_fill(0, index[first], True)
+        masks.append(mask)
+    return torch.stack(masks)
 
 
 def _first_boxes(
@@ -58,7 +77,7 @@ def _first_boxes(
     batch, last = boxes.shape[0], boxes.shape[1] - 1
     scores = torch.cat([scores, scores.new_full((batch, count), ABSENT)], 1)
     labels = torch.cat([labels, labels.new_full((batch, count), -1)], 1)
-    values, index = (part[:, :count] for part in scores.sort(stable=True, descending=True))
+    values, index = scores.topk(count)
     there = values >= 0
     boxes = torch.cat([boxes, boxes.new_zeros(batch, count, 4)], 1)
     kept = torch.cat([take(boxes, index), values[..., None]], -1)
@@ -67,80 +86,34 @@ def _first_boxes(
 
 
 # An operator, so that the exporter to ONNX can replace it; export_pt2 traces the function instead.
-keep_boxes = torch.library.custom_op("dcnzoo::_keep_boxes", _keep_boxes, mutates_args=())
+select_boxes = torch.library.custom_op("dcnzoo::_select_boxes", _select_boxes, mutates_args=())
 
 
-@keep_boxes.register_fake
-def _(boxes, scores, labels, iou_threshold, max_boxes, classes, max_per_class):
-    batch = boxes.shape[0]
-    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
+@select_boxes.register_fake
+def _(boxes, scores, iou_threshold, max_per_class):
+    return torch.empty_like(scores[:, 0], dtype=torch.bool)
 
 
-def keep_boxes_graph(
-    g: Graph,
-    boxes: Value,
-    scores: Value,
-    labels: Value,
-    iou_threshold: float,
-    max_boxes: int,
-    classes: int,
-    max_per_class: int,
-) -> tuple[Value, Value, Value]:
-    kind = g.type_of(boxes)
-    constant = partial(g.number, kind=kind)
-    boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
-    if max_per_class and max_per_class < max_boxes:
-        # [N, classes, M]: scores by class, so that the limit applies to each class
-        of_class = g.Equal(g.shaped(labels, 0, 1, -1), g.shaped(g.ints(*range(classes)), 1, -1, 1))
-        by_class = g.Where(of_class, g.shaped(scores, 0, 1, -1), constant(ABSENT))
-        apart, limit = boxes, max_per_class
-    else:
-        # shift the boxes of each class apart, so that one call treats classes separately
-        present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
-        distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
-        apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
-        by_class, limit = g.shaped(scores, 0, 1, -1), max_boxes
+select_boxes.register_vmap(row_by_row(select_boxes, 2))
+
+
+def select_boxes_graph(
+    g: Graph, boxes: Value, scores: Value, iou_threshold: float, max_per_class: int
+) -> Value:
     chosen = g.NonMaxSuppression(
-        g.Cast(apart, to=1),
-        g.Cast(by_class, to=1),
-        g.ints(limit),
+        g.Cast(boxes, to=FLOAT),
+        g.Cast(scores, to=FLOAT),
+        g.ints(max_per_class),
         g.floats(iou_threshold),
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box
     places = g.Gather(chosen, g.ints(0, 2), axis=1)
-    marks = g.Expand(g.int(1), g.sizes(chosen, 0))
-    marked = g.ScatterND(g.Mul(g.Cast(scores, to=INT64), g.int(0)), places, marks)
-    left = g.Where(g.Equal(marked, g.int(1)), scores, constant(ABSENT))
-    return _first(g, kind, boxes, left, labels, max_boxes)
+    none = g.Expand(g.int(0), g.sizes(boxes, 0, 1))
+    marked = g.ScatterND(none, places, g.Expand(g.int(1), g.sizes(chosen, 0)))
+    return g.Equal(marked, g.int(1))
 
 
-def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) -> tuple[Value, ...]:
-    """Append ``count`` unused boxes, so that TopK always has enough to return."""
-    kind = g.type_of(boxes)
-
-    def padded(value: Value, filler: Value, *rest: int) -> Value:
-        shape = g.Concat(g.sizes(boxes, 0), g.ints(count, *rest), axis=0)
-        return g.Concat(value, g.Expand(filler, shape), axis=1)
-
-    absent = g.number(ABSENT, kind)
-    return padded(boxes, g.number(0, kind), 4), padded(scores, absent), padded(labels, g.int(-1))
-
-
-def _first(
-    g: Graph, kind: int, boxes: Value, scores: Value, labels: Value, count: int
-) -> tuple[Value, Value, Value]:
-    """Return the ``count`` best boxes. The last ``count`` boxes are padding (see ``_first_boxes``)."""
-    zero = g.number(0, kind)
-    best, index = g.TopK(scores, g.ints(count), axis=1)
-    there = g.GreaterOrEqual(best, zero)
-    columns = g.Expand(g.shaped(index, 0, 0, 1), g.ints(1, 1, 4))
-    kept = g.Concat(g.GatherElements(boxes, columns, axis=1), g.shaped(best, 0, 0, 1), axis=2)
-    kept = g.Where(g.shaped(there, 0, 0, 1), kept, zero)
-    labels = g.Where(there, g.GatherElements(labels, index, axis=1), g.int(-1))
-    return kept, labels, g.Min(index, g.Sub(g.sizes(boxes, 1), g.ints(count + 1)))
-
-
-def soft_keep_boxes(
+def _soft_keep_boxes(
     boxes: Tensor,  # [N, M, 4]
     scores: Tensor,  # [N, M]
     labels: Tensor,  # [N, M]
@@ -182,11 +155,27 @@ def soft_keep_boxes(
     return _first_boxes(boxes, taken, labels, max_boxes)
 
 
+# An operator for its rule of torch.vmap: that of scan turns the number of images into a constant.
+soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
+soft_keep_boxes.register_vmap(row_by_row(soft_keep_boxes, 3))
+
+
+@soft_keep_boxes.register_fake
+def _(boxes, scores, labels, iou_threshold, max_boxes, *settings):
+    batch = boxes.shape[0]
+    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
+
+
 def sort_graph(
     g: Graph, values: Value, stable: bool, dim: int = -1, descending: bool = False
 ) -> tuple[Value, Value]:
     """``torch.sort(stable=True)``, which torch's exporter lacks: TopK ranks equal values by index."""
     return g.TopK(values, g.sizes(values, dim), axis=dim, largest=int(descending))
+
+
+def transpose_graph(g: Graph, value: Value) -> Value:
+    """``torch.t``. For a vector, torch's exporter renames the value, and fails if it is a buffer."""
+    return g.Transpose(value, perm=[1, 0]) if len(g.shape(value)) == 2 else g.Identity(value)
 
 
 def running_max(values: Tensor, axis: int) -> Tensor:
@@ -231,8 +220,20 @@ def _(levels, rois, scales, output_size, finest_scale, sampling_ratio, pool_mode
     return levels[0].new_empty(rois.shape[0], levels[0].shape[1], *output_size)
 
 
+@roi_align_pyramid.register_vmap
+def _(info, dims, levels, rois, *settings):
+    size = info.batch_size
+    levels = [fold(level, dim, size, 0) for level, dim in zip(levels, dims[0], strict=True)]
+    images = levels[0].shape[0] // size
+    rois = fold(rois, dims[1], size, 0).unflatten(0, (size, -1))
+    image = rois[..., :1] + images * torch.arange(size, device=rois.device)[:, None, None]
+    rois = torch.cat([image, rois[..., 1:]], -1).flatten(0, 1)
+    return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
+
+
 TRACEABLE = {
-    keep_boxes._opoverload: _keep_boxes,
+    select_boxes._opoverload: _select_boxes,
+    soft_keep_boxes._opoverload: _soft_keep_boxes,
     roi_align_pyramid._opoverload: _roi_align_pyramid,
 }
 
@@ -287,11 +288,6 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Return ``values[n, index[n]]`` for values ``[N, M, D]`` and an index ``[N, K]``."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def clip_boxes(boxes: Tensor, size: Tensor) -> Tensor:  # [..., 4], [2] (height, width)
-    limit = torch.stack([size[1], size[0], size[1], size[0]])
-    return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def paste_masks(

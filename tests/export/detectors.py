@@ -30,9 +30,6 @@ CONFIGS = {
     "Conditional DETR": "conditional_detr/conditional-detr_r50_8xb2-50e_coco.py",
     "DAB-DETR": "dab_detr/dab-detr_r50_8xb2-50e_coco.py",
     "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
-}
-ONE_SIZE = {
-    "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
     "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
     "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
     "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
@@ -41,14 +38,16 @@ ONE_SIZE = {
     "RTMDet-Ins": "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
     "SOLO": "solo/solo_r50_fpn_1x_coco.py",
     "SOLOv2": "solov2/solov2_r50_fpn_1x_coco.py",
+    "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
 }
+PLAIN = ("CornerNet", "YOLOX", "DDQ", "GFL", "RepPoints", "Double-Head", "Mask Scoring R-CNN", "Mask2Former",
+         "RTMDet-Ins", "SOLO", "SOLOv2")  # without deformable convolution in the backbone  # fmt: skip
 DEFORMABLE = ("Deformable DETR", "DINO", "DDQ")
 PADDING_MASKED = ("DETR", "Conditional DETR", "DAB-DETR", *DEFORMABLE)
 
 
 def has_dcn(family: str) -> bool:
-    """CornerNet and YOLOX have no ResNet; the detectors of one size are built without."""
-    return family not in ("CornerNet", "YOLOX", *ONE_SIZE)
+    return family not in PLAIN
 
 
 def narrow(cfg):
@@ -71,7 +70,7 @@ def narrow(cfg):
 
 def config(family: str, dcn: bool = False) -> dict:
     register_all_modules()
-    cfg = Config.fromfile(f"{mmdet_configs()}/{ {**CONFIGS, **ONE_SIZE}[family] }").model
+    cfg = Config.fromfile(f"{mmdet_configs()}/{CONFIGS[family]}").model
     narrow(cfg)
     if family == "CornerNet":
         assert not dcn

@@ -1,97 +1,167 @@
-"""Export of MMDetection's own ``predict``, for detectors without a wrapper in ``detectors.py``.
+"""Export of MMDetection's own ``predict``.
 
 The functions in it whose results have a size that depends on the data (selection by score, NMS, RoIAlign of
 a pyramid) are replaced by functions with results of a fixed size, in which a negative score marks unused
-boxes. The rest is traced as it is, for images of one number and size, which fill the input.
+boxes. MMDetection loops over the images of a batch after the network. Here, ``torch.vmap`` calls it for one
+image, so that the number of images stays dynamic. Images fill the input.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import MultiScaleDeformableAttention, batched_nms
-from mmdet.models.dense_heads import RPNHead, RTMDetInsHead, SOLOHead, SOLOV2Head
+from mmcv.ops import (
+    CornerPool,
+    MultiScaleDeformableAttention,
+    RoIAlign,
+    SimpleRoIAlign,
+    batched_nms,
+    point_sample,
+    rel_roi_point_to_rel_img_point,
+)
+from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+from mmcv.ops.point_sample import generate_grid
+from mmdet.models.dense_heads import (
+    CornerHead,
+    RPNHead,
+    RTMDetInsHead,
+    SOLOHead,
+    SOLOV2Head,
+    YOLOV3Head,
+    YOLOXHead,
+)
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors import TwoStagePanopticSegmentor
 from mmdet.models.layers import MSDeformAttnPixelDecoder, mask_matrix_nms, multiclass_nms
-from mmdet.models.roi_heads import SCNetRoIHead
+from mmdet.models.roi_heads import PointRendRoIHead, SCNetRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
+from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor, get_box_wh
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.postprocess import ABSENT, paste_masks
+from dcnzoo.export.postprocess import ABSENT, best, paste_masks, running_max
 from dcnzoo.openmmlab.export.wrapper import (
     ExportWrapper,
+    SymbolicSizes,
+    align,
     attend,
     best_pairs,
     data_sample,
+    image_size,
     of_class,
     pool,
+    replace_everywhere,
     suppress,
 )
+from dcnzoo.ops import deform_conv2d
 
 
 class Traced(ExportWrapper):
     """Any detector whose ``predict`` consists of the functions in ``REPLACED`` and of traceable ones."""
 
-    one_size = True
-
-    @staticmethod
-    def supports(detector: nn.Module) -> bool:
-        """Return whether all parts of the detector with their own prediction were tested."""
-        parts = parts_of(detector)
-        needs_proposals = hasattr(detector, "roi_head") and not detector.with_rpn  # Fast R-CNN
-        return bool(parts) and parts <= TESTED and not needs_proposals and not is_panoptic(detector)
-
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
-        roi, mask_head = (getattr(detector, part, None) for part in ("roi_head", "mask_head"))
-        if (roi is not None and roi.with_mask) or mask_head is not None or parts_of(detector) & WITH_MASKS:
+        kinds = {type(part).__name__ for part in parts_of(detector).values()}
+        roi_head = getattr(detector, "roi_head", None)
+        if (roi_head is not None and roi_head.with_mask) or kinds & WITH_MASKS:
             self.output_names = ("dets", "labels", "masks")
+        self.clips = not kinds & UNCLIPPED
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        size = tuple(images.shape[-2:])
-        samples = [data_sample(size, size) for _ in range(len(images))]
-        found = [torch.tensor(True)] * len(images)
-        with Changes() as changes:
+        size = images.shape[-2:]
+        sample = data_sample(size, size)
+        heads = [head for head in parts_of(self.detector).values() if inputs_of(head)]
+        with Changes() as changes, SymbolicSizes():
             replace_functions(changes)
-            if getattr(self.detector, "with_rpn", False):
-                changes.wrap(self.detector.rpn_head, "predict", partial(fill_proposals, found))
-            samples = self.detector.predict(images, samples, rescale=False)
-        outputs = (self.of_image(s.pred_instances, any_) for s, any_ in zip(samples, found, strict=True))
-        return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
+            features = self.detector.extract_feat(images)
+            outputs = [head(*(features, [sample])[: inputs_of(head)]) for head in heads]
+            leaves, structure = tree_flatten((features, outputs))
 
-    def of_image(self, found: InstanceData, any_proposal: Tensor) -> tuple[Tensor, ...]:
+            def predict(*tensors: Tensor) -> tuple[Tensor, ...]:
+                parts = iter(tensors)  # of one image; some outputs of heads are None
+                image = [next(parts)[None] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+                features, outputs = tree_unflatten(image, structure)
+                return self.predict_image(features, dict(zip(heads, outputs, strict=True)), sample)
+
+            return torch.vmap(predict)(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+
+    def predict_image(
+        self, features: tuple[Tensor, ...], outputs: dict[nn.Module, Any], sample: DetDataSample
+    ) -> tuple[Tensor, ...]:
+        """Call the detector's ``predict`` with the features and outputs of heads of one image."""
+        detector, proposed = self.detector, []
+        with Changes() as changes:
+            changes.set(detector, "extract_feat", lambda _: features)
+            for head, output in outputs.items():
+                changes.set(head, "forward", lambda *_, output=output: output)
+            if hasattr(detector, "roi_head"):
+                changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
+                limits = {name: detector.roi_head.test_cfg.get(name, 0) for name in LIMITS}
+                best_boxes = partial(keep_best, proposed=proposed, limits=limits)
+                replace_everywhere(changes, multiclass_nms, best_boxes)
+            changes.wrap(F, "conv2d", convolve)
+            (sample,) = detector.predict(None, [sample], rescale=False)
+        found = sample.pred_instances
         # not scores >= 0: the IoU that scores a mask may be negative
-        there = (found.scores != ABSENT) & (found.labels >= 0) & any_proposal
+        there = (found.scores != ABSENT) & (found.labels >= 0)
         _, index = torch.where(there, found.scores, -torch.inf).topk(len(there))
         there = there[index]
         dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)[index]
-        outputs = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels[index], -1)]
+        results = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels[index], -1)]
         if len(self.output_names) > 2:
             masks = (found.masks[index].to(dets.dtype) * 255).round().to(torch.uint8)
-            outputs.append(torch.where(there[:, None, None], masks, 0))
-        return tuple(outputs)
+            results.append(torch.where(there[:, None, None], masks, 0))
+        return tuple(results)
 
 
-def parts_of(detector: nn.Module) -> set[str]:
-    parts = (getattr(detector, name, None) for name in PARTS)
-    return {type(part).__name__ for part in parts if part is not None}
+def parts_of(detector: nn.Module) -> dict[str, nn.Module]:
+    parts = {name: getattr(detector, name, None) for name in PARTS}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def inputs_of(head: nn.Module) -> int:
+    """Return how many of (features, data samples) a head has as inputs; 0 if it has others or none."""
+    if type(head).forward is nn.Module.forward:
+        return 0
+    _, *others = inspect.signature(head.forward).parameters
+    return {(): 1, ("batch_data_samples",): 2}.get(tuple(others), 0)
+
+
+def not_traceable(detector: nn.Module) -> str | None:
+    """Return the part of a detector whose prediction was not tested, or None."""
+    name, parts = type(detector).__name__, parts_of(detector)
+    if is_panoptic(detector):
+        return f"{name}, whose results are panoptic"
+    if hasattr(detector, "roi_head") and not detector.with_rpn:
+        return f"{name}, whose proposals are an input"
+    for part in parts.values():
+        kind = type(part)
+        own = [each for each in PREDICTIONS if getattr(kind, each, None) is not getattr(BaseDenseHead, each)]
+        if kind.__name__ not in TESTED and own:
+            reason = f", which overrides {own[0]}" if issubclass(kind, BaseDenseHead) else ""
+            return f"{name} with a {kind.__name__}{reason}"
+    return None if parts else name
 
 
 def is_panoptic(detector: nn.Module) -> bool:
-    """Return whether a MaskFormer predicts more than instances."""
+    """Return whether a detector predicts more than instances."""
+    if isinstance(detector, TwoStagePanopticSegmentor):
+        return True
     fusion = getattr(detector, "panoptic_fusion_head", None)
     return fusion is not None and (
         fusion.test_cfg.get("panoptic_on", True) or fusion.test_cfg.get("semantic_on", False)
@@ -103,34 +173,16 @@ def replace_functions(changes: Changes) -> None:
         replace_everywhere(changes, original, replacement)
     for (owner, name), replacement in METHODS.items():
         changes.set(owner, name, replacement)
-    changes.wrap(RTMDetInsHead, "_bbox_mask_post_process", mark_small)
-
-
-def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
-    """Replace a function in all of MMDetection's modules that import it."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("mmdet.") and vars(module).get(original.__name__) is original:
-            changes.set(module, original.__name__, replacement)
+    for (owner, name), wrapper in WRAPPED.items():
+        changes.wrap(owner, name, wrapper)
 
 
 def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
     """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
-    scores = torch.where(scores > score_thr, scores, ABSENT)
-    scores, index, labels = (part[0] for part in best_pairs(scores[None], topk))
+    scores, index, labels = best_pairs(torch.where(scores > score_thr, scores, ABSENT), topk)
     if results is not None:
-        results = torch.utils._pytree.tree_map(lambda value: value[index], results)
+        results = tree_map(lambda value: value[index], results)
     return scores, labels, index, results
-
-
-def keep(
-    nms: dict, boxes: Tensor, scores: Tensor, labels: Tensor, count: int, **cfg: Any
-) -> tuple[Tensor, Tensor, Tensor]:  # [count, 5], [count], [count]
-    """Apply NMS to the boxes of one image; return :func:`suppress`'s results."""
-    nms = dict(nms)
-    if nms.pop("class_agnostic", False):
-        labels = torch.zeros_like(labels)
-    cfg = ConfigDict(cfg, nms=nms, max_per_img=count)
-    return tuple(part[0] for part in suppress(cfg, "nms", boxes[None], scores[None], labels[None], 0))
 
 
 def keep_all(
@@ -141,7 +193,8 @@ def keep_all(
         scores, index = scores.topk(len(scores))
         return torch.cat([boxes[index], scores[:, None]], 1), index
     nms = dict(nms_cfg, class_agnostic=class_agnostic or nms_cfg.get("class_agnostic", False))
-    dets, labels, index = keep(nms, boxes, scores, idxs.long(), len(boxes))
+    cfg = ConfigDict(nms=nms, max_per_img=len(boxes))
+    dets, labels, index = suppress(cfg, "batched_nms", boxes, scores, idxs.long())
     return torch.where(labels[:, None] >= 0, dets, ABSENT), index
 
 
@@ -154,55 +207,153 @@ def keep_best(
     score_factors: Tensor | None = None,
     return_inds: bool = False,
     box_dim: int = 4,
+    *,
+    proposed: Sequence[Tensor] = (),  # [M], whether a row is a proposal
+    limits: Mapping[str, int] | None = None,
 ) -> tuple[Tensor, ...]:
     """Replace ``multiclass_nms``."""
     count, classes = len(multi_scores), multi_scores.shape[1] - 1
     boxes = multi_bboxes.reshape(count, -1, 4).expand(-1, classes, -1).reshape(-1, 4)
     scores = multi_scores[:, :-1]
     there = scores > score_thr
+    for rows in proposed:
+        there = there & rows[:, None]
     if score_factors is not None:
         scores = scores * score_factors[:, None]
     scores = torch.where(there, scores, ABSENT).flatten()
     labels = torch.arange(classes, device=scores.device).repeat(count)
-    dets, kept, index = keep(nms_cfg, boxes, scores, labels, max_num if max_num > 0 else len(boxes))
-    kept = torch.where(kept >= 0, labels[index], -1)
-    return (dets, kept, index) if return_inds else (dets, kept)
+    cfg = ConfigDict(limits or {}, nms=nms_cfg, max_per_img=max_num if max_num > 0 else len(boxes))
+    dets, labels, index = suppress(cfg, "multiclass_nms", boxes, scores, labels, classes)
+    return (dets, labels, index) if return_inds else (dets, labels)
+
+
+def note_proposals(
+    proposed: list[Tensor], predict: Callable, *args: Any, **kwargs: Any
+) -> list[InstanceData]:
+    """Call ``rpn_head.predict``. Append which rows are proposals: MMDetection returns only these."""
+    (found,) = predict(*args, **kwargs)
+    if "scores" in found:
+        proposed.append(found.scores >= 0)
+    return [found]
+
+
+def found_by(dets: Tensor, labels: Tensor, **others: Tensor) -> InstanceData:
+    """Return the results of :func:`suppress` as MMDetection does."""
+    scores = torch.where(labels >= 0, dets[:, 4], ABSENT)
+    return InstanceData(bboxes=dets[:, :4], scores=scores, labels=labels, **others)
 
 
 def post_process(
-    self: BaseDenseHead, results: InstanceData, cfg: ConfigDict, **_: Any
-) -> InstanceData:  # also of RPNHead
-    scores = results.scores
+    self: BaseDenseHead, results: InstanceData, cfg: ConfigDict, with_nms: bool = True, **_: Any
+) -> InstanceData:
+    """Replace ``_bbox_post_process``, also of RPNHead, whose boxes compete within their level."""
+    if not with_nms:
+        return results
+    scores, boxes = results.scores, get_box_tensor(results.bboxes)
     if "score_factors" in results:
-        scores = torch.where(scores >= 0, scores * results.pop("score_factors"), ABSENT)
-    labels = results.level_ids if "level_ids" in results else results.labels
-    boxes = get_box_tensor(results.bboxes)
-    small = cfg.get("min_bbox_size", -1)
-    dets, kept, index = keep(cfg.nms, boxes, scores, labels, cfg.max_per_img, min_bbox_size=small)
-    there = kept >= 0
-    rest = {
-        name: value[index]
-        for name, value in results.items()
-        if name not in ("bboxes", "scores", "labels", "level_ids")
-    }
-    kept = torch.zeros_like(index) if "level_ids" in results else labels[index]
-    return InstanceData(
-        bboxes=dets[:, :4],
-        scores=torch.where(there, dets[:, 4], ABSENT),
-        labels=torch.where(there, kept, -1),
-        **rest,
+        scores = torch.where(scores >= 0, scores * results.score_factors, ABSENT)
+    is_rpn = "level_ids" in results
+    groups = results.level_ids if is_rpn else results.labels
+    dets, labels, index = suppress(cfg, type(self).__name__, boxes, scores, groups, self.num_classes)
+    own = ("bboxes", "scores", "labels", "score_factors", "level_ids")
+    others = {name: value[index] for name, value in results.items() if name not in own}
+    return found_by(dets, torch.where(labels >= 0, 0, -1) if is_rpn else labels, **others)
+
+
+def propose(
+    self: RPNHead, img_meta: dict, cfg: ConfigDict, rescale: bool, with_nms: bool, **parts: list
+) -> InstanceData:
+    """Replace ``RPNHead._predict_by_feat_single``, which compares ``nms_pre`` with the size of a level."""
+    cfg = ConfigDict(self.test_cfg if cfg is None else cfg, score_thr=0)
+    levels = []
+    for i, values in enumerate(zip(*parts.values(), strict=True)):
+        level = {name: [value] for name, value in zip(parts, values, strict=True)}
+        found = BaseDenseHead._predict_by_feat_single(
+            self, img_meta=img_meta, cfg=cfg, with_nms=False, **level
+        )
+        found.level_ids = torch.full_like(found.labels, i)
+        levels.append(found)
+    return post_process(self, InstanceData.cat(levels), cfg)
+
+
+def drop_uncertain(
+    predict: Callable,
+    self: YOLOV3Head,
+    pred_maps: Sequence[Tensor],
+    *args: Any,
+    cfg: Any = None,
+    **kwargs: Any,
+) -> list[InstanceData]:
+    """Call ``YOLOV3Head.predict_by_feat``. Set scores to zero where it would drop boxes by ``conf_thr``."""
+    cfg = ConfigDict(self.test_cfg if cfg is None else cfg)
+    least = cfg.pop("conf_thr", -1)
+    maps = []
+    for level in pred_maps:
+        values = level.unflatten(1, (-1, self.num_attrib))
+        certain = values[:, :, 4:5].sigmoid() >= least
+        logits = torch.where(certain, values[:, :, 5:], -torch.inf)
+        maps.append(torch.cat([values[:, :, :5], logits], 2).flatten(1, 2))
+    return predict(self, maps, *args, cfg=cfg, **kwargs)
+
+
+def keep_best_classes(
+    self: YOLOXHead, *outputs: list[Tensor], cfg: ConfigDict | None = None, **_: Any
+) -> list[InstanceData]:
+    """Replace ``YOLOXHead.predict_by_feat``, which keeps the best class of each location."""
+    cfg = ConfigDict(self.test_cfg if cfg is None else cfg)
+    cfg.setdefault("max_per_img", MOST)
+    sizes, device = [level.shape[2:] for level in outputs[0]], outputs[0][0].device
+    priors = self.prior_generator.grid_priors(sizes, device=device, with_stride=True)
+    scores, deltas, objectness = (
+        torch.cat([level[0].flatten(1) for level in levels], 1).t() for levels in outputs
     )
+    scores, labels = scores.sigmoid().max(1)
+    scores = scores * objectness[:, 0].sigmoid()
+    scores = torch.where(scores >= cfg.score_thr, scores, ABSENT)
+    boxes = self._bbox_decode(torch.cat(priors), deltas)
+    return [found_by(*suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)[:2])]
 
 
-def fill_proposals(any_of_image: list[Tensor], predict: Any, *args: Any, **kwargs: Any) -> list[InstanceData]:
-    """Call ``rpn_head.predict``. Fill unused rows with the first proposal: NMS removes these copies later."""
-    proposals = predict(*args, **kwargs)
-    for i, found in enumerate(proposals):
-        if "scores" in found:
-            there, boxes = found.scores >= 0, get_box_tensor(found.bboxes)
-            found.bboxes = torch.where(there[:, None], boxes, boxes[:1])
-            any_of_image[i] = there.any()
-    return proposals
+def pair_corners(
+    self: CornerHead,
+    tl_heat: Tensor,
+    br_heat: Tensor,
+    tl_off: Tensor,
+    br_off: Tensor,
+    img_meta: dict,
+    rescale: bool = False,
+    with_nms: bool = True,
+    **embeddings: Tensor,
+) -> InstanceData:
+    """Replace ``CornerHead._predict_by_feat_single``. Pairs that are no box have a negative score."""
+    cfg = self.test_cfg
+    boxes, scores, labels = self._decode_heatmap(
+        tl_heat.sigmoid(),
+        br_heat.sigmoid(),
+        tl_off,
+        br_off,
+        img_meta=img_meta,
+        k=cfg.corner_topk,
+        kernel=cfg.local_maximum_kernel,
+        distance_threshold=cfg.distance_threshold,
+        **embeddings,
+    )
+    found = suppress(cfg, type(self).__name__, boxes[0], scores[0, :, 0], labels[0, :, 0], self.num_classes)
+    return found_by(*found[:2])
+
+
+def best_corners(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
+    """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
+    height, width = image_size(scores).long()
+    values, index = best(scores.flatten(1), k)
+    label, index = index // (height * width), index % (height * width)
+    return values, index, label, index // width, (index % width).float()
+
+
+def corner_pool(self: CornerPool, x: Tensor) -> Tensor:
+    """Replace ``CornerPool.forward``."""
+    axis, flip = self.cummax_dim_flip[self.mode]
+    return running_max(x.flip(axis), axis).flip(axis) if flip else running_max(x, axis)
 
 
 def mark_small(
@@ -238,6 +389,40 @@ def add_context(self: SCNetRoIHead, roi_feats: Tensor, glbctx_feat: Tensor, rois
     return roi_feats + glbctx_feat[rois[:, 0].long()]
 
 
+def sample_rois(self: SimpleRoIAlign, features: Tensor, rois: Tensor) -> Tensor:  # [K, C, h, w]
+    """Replace ``SimpleRoIAlign.forward``, which loops over the images that have RoIs."""
+    grid = generate_grid(len(rois), self.output_size, rois.device)
+    points = rel_roi_point_to_rel_img_point(rois, grid, features, self.spatial_scale)
+    sampled = point_sample(features, points[None], align_corners=not self.aligned)[0]  # [C, K, h·w]
+    return sampled.transpose(0, 1).unflatten(2, self.output_size)
+
+
+def refine_masks(
+    self: PointRendRoIHead,
+    x: list[Tensor],
+    rois: Tensor,
+    label_preds: Tensor,
+    mask_preds: Tensor,  # [K, classes, h, w]
+) -> Tensor:  # [K, 1, H, W]
+    """Replace ``PointRendRoIHead._mask_point_forward_test``. Refine only the mask of each box's class."""
+    cfg, extractor = self.test_cfg, self.mask_roi_extractor
+    masks = of_class(mask_preds, label_preds)
+    for step in range(cfg.subdivision_steps):
+        masks = F.interpolate(masks, scale_factor=cfg.scale_factor, mode="bilinear", align_corners=False)
+        size = masks[0].numel()
+        if cfg.subdivision_num_points >= cfg.scale_factor**2 * size and step < cfg.subdivision_steps - 1:
+            continue
+        index, points = self.point_head.get_roi_rel_points_test(masks, label_preds, cfg)
+        fine = []
+        for level, stride in zip(x, extractor.featmap_strides, strict=False):
+            places = rel_roi_point_to_rel_img_point(rois, points, level, 1 / stride)
+            fine.append(point_sample(level, places[None])[0].transpose(0, 1))
+        refined = self.point_head(torch.cat(fine, 1), point_sample(mask_preds, points))
+        refined = of_class(refined, label_preds)
+        masks = masks.flatten(2).scatter(2, index[:, None], refined).reshape(masks.shape)
+    return masks
+
+
 def paste(
     self: FCNMaskHead,
     mask_preds: Tensor,  # [K, classes, h, w]
@@ -260,12 +445,12 @@ def decode_pixels(self: MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[
         level = self.num_input_levels - i - 1
         feature = feats[level]
         height, width = feature.shape[-2:]
-        padding = feature.new_zeros((len(feature), height, width), dtype=torch.bool)
+        padding = torch.zeros_like(feature[:, 0], dtype=torch.bool)
         position = self.postional_encoding(padding) + self.level_encoding.weight[i].view(1, -1, 1, 1)
         place = self.point_generator.single_level_grid_priors((height, width), level, device=feature.device)
         place = place / (place.new_tensor([width, height]) * self.strides[level])
         tokens = (part.flatten(2).transpose(1, 2) for part in (self.input_convs[i](feature), position))
-        levels.append((*tokens, padding.flatten(1), place.expand(len(feature), -1, -1)))
+        levels.append((*tokens, padding.flatten(1), place.expand(feature.shape[0], -1, -1)))
         sizes.append((height, width))
     query, position, padding, place = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
     counts = [height * width for height, width in sizes]
@@ -276,7 +461,7 @@ def decode_pixels(self: MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[
         spatial_shapes=torch.tensor(sizes, device=query.device),
         reference_points=place[:, :, None].expand(-1, -1, len(sizes), -1),
         level_start_index=torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=query.device),
-        valid_ratios=query.new_ones(len(query), len(sizes), 2),
+        valid_ratios=query.new_ones(query.shape[0], len(sizes), 2),
     )
     parts = memory.transpose(1, 2).split(counts, -1)
     outputs = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
@@ -292,8 +477,8 @@ def instances(
     mask_pred: Tensor,  # [queries, H, W], logits
 ) -> InstanceData:
     """Replace ``MaskFormerFusionHead.instance_postprocess``."""
-    scores = mask_cls.softmax(-1)[None, :, :-1]
-    scores, index, labels = (part[0] for part in best_pairs(scores, self.test_cfg.get("max_per_image", 100)))
+    count = self.test_cfg.get("max_per_image", 100)
+    scores, index, labels = best_pairs(mask_cls.softmax(-1)[:, :-1], count)
     masks = mask_pred[index]
     inside = masks > 0
     certainty = (masks.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
@@ -322,7 +507,7 @@ def segment_by_place(
     certainty = (mask_preds * inside).sum((1, 2)) / area.clamp(min=1)
     there = (scores > cfg.score_thr) & (area > least)[:, None]
     scores = torch.where(there, scores * certainty[:, None], ABSENT)
-    scores, index, labels = (part[0] for part in best_pairs(scores[None], cfg.nms_pre))
+    scores, index, labels = best_pairs(scores, cfg.nms_pre)
     faded, labels, _, order = mask_matrix_nms(
         inside[index],
         labels,
@@ -354,9 +539,8 @@ def segment_by_kernel(
     cfg: ConfigDict | None = None,
 ) -> InstanceData:
     """Replace ``SOLOV2Head._predict_by_feat_single``."""
-    kernels = kernels.reshape(len(kernels), -1, self.dynamic_conv_size, self.dynamic_conv_size)
-    masks = F.conv2d(mask_feats, kernels)[0].sigmoid()
-    return segment_by_place(self, scores, masks, img_meta, cfg, self.mask_stride)
+    masks = (kernels @ mask_feats[0].flatten(1)).unflatten(1, mask_feats.shape[2:])
+    return segment_by_place(self, scores, masks.sigmoid(), img_meta, cfg, self.mask_stride)
 
 
 def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
@@ -371,29 +555,86 @@ def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
     return torch.where(boxes[:, 2:3] > 0, boxes, 0)
 
 
-REPLACED = {filter_scores_and_topk: first_pairs, multiclass_nms: keep_best, batched_nms: keep_all}
+def deform(ctx: Any, input: Tensor, offset: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    """Replace the forward of mmcv's ``deform_conv2d``, whose output size is constant."""
+    return deform_conv2d(input, weight, offset, None, None, *geometry[:4])
+
+
+def modulated_deform(
+    ctx: Any, input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
+) -> Tensor:
+    """Replace the forward of mmcv's ``modulated_deform_conv2d``, whose output size is constant."""
+    return deform_conv2d(input, weight, offset, mask, bias, *geometry[:4])
+
+
+def convolve(
+    conv2d: Callable,
+    input: Tensor,  # [N, groups·c, H, W]
+    weight: Tensor,  # [groups·C, c, 1, 1]
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Call ``F.conv2d``, or compute grouped 1 × 1 convolutions as products of matrices.
+
+    With weights that are computed for each image, ``torch.vmap`` multiplies ``groups`` by the number of
+    images, but ONNX stores it as a constant.
+    """
+    if groups == 1 or weight.shape[2:] != (1, 1):
+        return conv2d(input, weight, bias, stride, padding, dilation, groups)
+    rows = input.unflatten(1, (groups, -1)).flatten(3)
+    output = (weight.flatten(1).unflatten(0, (groups, -1)) @ rows).flatten(1, 2)
+    output = output.unflatten(2, input.shape[2:])
+    return output if bias is None else output + bias[:, None, None]
+
+
+REPLACED = {
+    filter_scores_and_topk: first_pairs,
+    batched_nms: keep_all,
+    get_topk_from_heatmap: best_corners,
+}
 METHODS = {
     (BaseDenseHead, "_bbox_post_process"): post_process,
     (RPNHead, "_bbox_post_process"): post_process,
+    (RPNHead, "_predict_by_feat_single"): propose,
+    (YOLOXHead, "predict_by_feat"): keep_best_classes,
+    (CornerHead, "_predict_by_feat_single"): pair_corners,
+    (CornerPool, "forward"): corner_pool,
     (BBoxHead, "refine_bboxes"): refine,
     (SCNetRoIHead, "_fuse_glbctx"): add_context,
     (FCNMaskHead, "_predict_by_feat_single"): paste,
     (SingleRoIExtractor, "forward"): pool,
+    (RoIAlign, "forward"): align,
+    (DeformConv2dFunction, "forward"): staticmethod(deform),
+    (ModulatedDeformConv2dFunction, "forward"): staticmethod(modulated_deform),
+    (SimpleRoIAlign, "forward"): sample_rois,
+    (PointRendRoIHead, "_mask_point_forward_test"): refine_masks,
     (MultiScaleDeformableAttention, "forward"): attend,
     (MSDeformAttnPixelDecoder, "forward"): decode_pixels,
     (MaskFormerFusionHead, "instance_postprocess"): instances,
     (SOLOHead, "_predict_by_feat_single"): segment_by_place,
     (SOLOV2Head, "_predict_by_feat_single"): segment_by_kernel,
 }
+WRAPPED = {
+    (RTMDetInsHead, "_bbox_mask_post_process"): mark_small,
+    (YOLOV3Head, "predict_by_feat"): drop_uncertain,
+}
 
+MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a graph needs one
+LIMITS = ("deploy_nms_pre", "max_output_boxes_per_class")
 PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
-WITH_MASKS = {"RTMDetInsSepBNHead", "Mask2FormerHead"}
+PREDICTIONS = ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
+SOLO = {"SOLOHead", "SOLOV2Head"}
+UNCLIPPED = {"YOLOV3Head", "YOLOXHead"}  # MMDetection does not clip their boxes to the image
+WITH_MASKS = {"RTMDetInsSepBNHead", "Mask2FormerHead", "CondInstMaskHead", "BoxInstMaskHead", *SOLO}
 TESTED = {
-    "RPNHead",
+    *("RPNHead", "EmbeddingRPNHead"),
     *("StandardRoIHead", "CascadeRoIHead", "DoubleHeadRoIHead", "DynamicRoIHead", "PISARoIHead"),
-    *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "EmbeddingRPNHead", "SparseRoIHead"),
+    *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SparseRoIHead", "SCNetRoIHead", "GridRoIHead"),
+    *("PointRendRoIHead",),
     *("GFLHead", "LDHead", "TOODHead", "RepPointsHead", "FoveaHead", "SABLRetinaHead", "CenterNetHead"),
-    *("RTMDetInsSepBNHead", "CondInstBboxHead", "CondInstMaskHead"),
-    *("Mask2FormerHead", "SOLOHead", "SOLOV2Head", "SCNetRoIHead", "GridRoIHead"),
-    *("BoxInstBboxHead", "BoxInstMaskHead"),
+    *("YOLOV3Head", "YOLOXHead", "CornerHead", "CondInstBboxHead", "BoxInstBboxHead"),
+    *WITH_MASKS,
 }

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmcv.ops import MultiScaleDeformableAttention
+from mmcv.ops import MultiScaleDeformableAttention, RoIAlign
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from dcnzoo.export.postprocess import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes, take
+from dcnzoo.compat.patches import Changes
+from dcnzoo.export.postprocess import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes
 from dcnzoo.ops import ms_deform_attn
 
 
@@ -32,63 +36,112 @@ class ExportWrapper(nn.Module):
         self.detector = detector
 
 
+class SymbolicSizes(TorchFunctionMode):
+    """Keep sizes symbolic in functions that would turn them into constants."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.tensor, Tensor.new_tensor) and has_symbols(args[-1]):
+            like = {} if function is torch.tensor else dict(dtype=args[0].dtype, device=args[0].device)
+            return tensor_of(args[-1], **{**like, **kwargs})
+        if function is torch.linspace and has_symbols(args):
+            start, end, steps = args
+            return start + torch.arange(steps, **kwargs) * (end - start) / tensor_of(steps - 1, **kwargs)
+        if function is Tensor.clamp_:  # torch.vmap would call it for each image
+            return args[0].copy_(args[0].clamp(*args[1:], **kwargs))
+        return function(*args, **kwargs)
+
+
+def has_symbols(values: Any) -> bool:
+    if isinstance(values, list | tuple):
+        return any(map(has_symbols, values))
+    return isinstance(values, torch.SymInt)
+
+
+def tensor_of(values: Any, **options: Any) -> Tensor:
+    """Return ``torch.tensor(values, **options)`` for nested lists of numbers, which may be symbolic."""
+    if isinstance(values, list | tuple):
+        return torch.stack([tensor_of(value, **options) for value in values])
+    return torch.full((), values, **options)
+
+
+def image_size(images: Tensor) -> Tensor:  # (height, width)
+    return tensor_of(images.shape[-2:], dtype=images.dtype)
+
+
 def data_sample(size: tuple[int, int], padded: tuple[int, int]) -> DetDataSample:
     """Describe an image of a batch, which is neither resized nor in a border, to ``detector.predict``."""
-    border = (0.0, 0.0, 0.0, 0.0)  # read by CenterNet
-    shapes = dict(img_shape=size, ori_shape=size, pad_shape=padded, batch_input_shape=padded)
-    return DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), border=border))
+    size, padded = tuple(size), tuple(padded)
+    values = dict(img_shape=size, ori_shape=size, pad_shape=padded, batch_input_shape=padded)
+    values |= dict(scale_factor=(1.0, 1.0), border=(0.0,) * 4)  # CenterNet reads border
+    sample = DetDataSample()
+    for name, value in values.items():  # set_metainfo copies values, which symbolic sizes do not support
+        sample.set_field(value, name, field_type="metainfo")
+    return sample
+
+
+def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
+    """Replace a function in all of MMDetection's modules that import it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mmdet.") and vars(module).get(original.__name__) is original:
+            changes.set(module, original.__name__, replacement)
 
 
 SOFT_NMS = dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")  # mmcv's defaults
 
 
-def check_nms(nms: dict, owner: str) -> str:
-    """Return the type of NMS.
-
-    Raises:
-        ValueError: it cannot be exported.
-    """
-    kind = nms.get("type", "nms")
-    if kind not in ("nms", "soft_nms") or nms.get("class_agnostic", False):
-        kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
-        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', per class, got {kind!r}")
-    return kind
-
-
 def suppress(
     cfg: ConfigDict,  # the head's test_cfg
-    owner: nn.Module,
-    boxes: Tensor,  # [N, K, 4]
-    scores: Tensor,  # [N, K], ABSENT for unused boxes
-    labels: Tensor,  # [N, K]
-    classes: int,
+    owner: str,
+    boxes: Tensor,  # [K, 4]
+    scores: Tensor,  # [K], ABSENT for unused boxes
+    labels: Tensor,  # [K]
+    classes: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply the NMS of the config; return ``dets``, ``labels`` (see :class:`ExportWrapper`) and indices."""
-    name, nms, count = type(owner).__name__, dict(cfg.nms), cfg.max_per_img
-    if cfg.get("min_bbox_size", -1) >= 0:
-        width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
-        scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
-    if cfg.get("deploy_nms_pre", 0) > 0:
-        scores, index = best(scores, cfg.deploy_nms_pre)
-        boxes, labels = take(boxes, index), labels.gather(1, index)
+    """Apply the NMS of the config to one image.
+
+    Returns:
+        ``dets`` [K, 5] and ``labels`` [K] of :class:`ExportWrapper`, and the indices of the boxes.
+
+    Raises:
+        ValueError: this NMS cannot be exported.
+    """
+    nms, count, order = dict(cfg.nms), cfg.max_per_img, None
+    kind, agnostic = nms.get("type", "nms"), nms.get("class_agnostic", False)
     per_class = cfg.get("max_output_boxes_per_class", 0)
-    if "iou_thr" in nms:
+    if "iou_thr" in nms:  # its earlier name
         nms["iou_threshold"] = nms["iou_thr"]
-    if check_nms(nms, name) == "nms":
-        return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
-    if per_class:
-        raise ValueError(f"{name}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}")
-    settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
-    return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
-
-
-def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [N, K, classes] -> [N, k] each
-    """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
-    classes, scores = scores.shape[-1], scores.flatten(1)
-    if count > 0:
-        scores, pair = best(scores, count)
+    if kind not in ("nms", "soft_nms"):
+        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', got {kind!r}")
+    if per_class and (kind == "soft_nms" or agnostic):
+        kind = f"class_agnostic {kind}" if agnostic else kind
+        raise ValueError(f"{owner}: max_output_boxes_per_class: expected 0 with {kind}, got {per_class}")
+    if cfg.get("min_bbox_size", -1) >= 0:
+        width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
+        scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
+    groups = torch.zeros_like(labels) if agnostic else labels
+    if cfg.get("deploy_nms_pre", 0) > 0:
+        scores, order = best(scores[None], cfg.deploy_nms_pre)
+        scores, order = scores[0], order[0]
+        boxes, groups = boxes[order], groups[order]
+    batch = boxes[None], scores[None], groups[None]
+    if kind == "nms":
+        results = keep_boxes(*batch, nms["iou_threshold"], count, classes, per_class)
     else:
-        pair = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
+        settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
+        results = soft_keep_boxes(*batch, max_boxes=count, **settings)
+    dets, groups, index = (part[0] for part in results)
+    index = index if order is None else order[index]
+    return dets, torch.where(groups >= 0, labels[index], -1), index
+
+
+def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [K, classes] -> [k] each
+    """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
+    classes, scores = scores.shape[-1], scores.flatten()
+    if count > 0:
+        scores, pair = (part[0] for part in best(scores[None], count))
+    else:
+        pair = torch.arange(len(scores), device=scores.device)
     return scores, pair // classes, pair % classes
 
 
@@ -115,6 +168,12 @@ def pool(
     scales, size = [each.spatial_scale for each in extractor.roi_layers], list(layer.output_size)
     sampling = (layer.sampling_ratio, layer.pool_mode, layer.aligned)
     return roi_align_pyramid(list(features), rois, scales[: len(features)], size, finest, *sampling)
+
+
+def align(self: RoIAlign, input: Tensor, rois: Tensor) -> Tensor:
+    """Replace ``RoIAlign.forward``."""
+    sampling = (self.sampling_ratio, self.pool_mode, self.aligned)
+    return roi_align_pyramid([input], rois, [self.spatial_scale], list(self.output_size), 1.0, *sampling)
 
 
 def attend(

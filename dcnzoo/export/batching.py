@@ -1,0 +1,90 @@
+"""Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcnzoo.ops._vmap import fold, unfold
+
+# operators that treat the rows of their first axis separately, and the number of inputs with this axis
+ROW_BY_ROW = {
+    "aten::_adaptive_avg_pool2d": 1,
+    "aten::_native_batch_norm_legit_no_training": 1,
+    "aten::avg_pool2d": 1,
+    "aten::convolution": 1,
+    "aten::grid_sampler_2d": 2,
+    "aten::max_pool2d_with_indices": 1,
+    "aten::native_batch_norm": 1,
+    "aten::native_group_norm": 1,
+    "aten::native_layer_norm": 1,
+    "aten::replication_pad2d": 1,
+    "aten::upsample_bilinear2d": 1,
+    "aten::upsample_bilinear2d.vec": 1,
+    "aten::upsample_nearest2d": 1,
+    "aten::upsample_nearest2d.vec": 1,
+}
+# operators along an axis, which is their second argument
+ALONG_AXIS = ("aten::cat", "aten::gather", "aten::scatter.src", "aten::scatter.value")
+
+
+@contextmanager
+def symbolic_batches() -> Iterator[None]:
+    """Context with these rules for ``torch.vmap``, in which a traced number of images stays symbolic."""
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        for name, inputs in ROW_BY_ROW.items():
+            operator = _operator(name)
+            # the number of rows is also an argument of group norm
+            counts = 3 if operator is torch.ops.aten.native_group_norm.default else None
+            torch.library.register_vmap(name, row_by_row(operator, inputs, counts), lib=library)
+        for name in ALONG_AXIS:
+            torch.library.register_vmap(name, _along_axis(_operator(name)), lib=library)
+        yield
+    finally:
+        library._destroy()
+
+
+def _operator(name: str) -> Callable:
+    name, _, overload = name.removeprefix("aten::").partition(".")
+    return getattr(getattr(torch.ops.aten, name), overload or "default")
+
+
+def row_by_row(operator: Callable, inputs: int, counts: int | None = None) -> Callable:
+    """Return a rule that makes the vmap axis a part of the first axis of the first ``inputs`` arguments.
+
+    Args:
+        counts: position of an argument that is the number of rows.
+    """
+
+    def rule(info: Any, dims: tuple, *arguments: Any) -> tuple:
+        size, others = info.batch_size, list(arguments)
+        for i in range(inputs):
+            others[i] = fold(others[i], dims[i], size, 0)
+        if counts is not None:
+            others[counts] *= size
+        results = operator(*others)
+        if isinstance(results, Tensor):
+            return unfold(results, size, 0), 0
+        return tuple(unfold(result, size, 0) for result in results), (0,) * len(results)
+
+    return rule
+
+
+def _along_axis(operator: Callable) -> Callable:
+    def rule(info: Any, dims: tuple, values: Any, axis: int = 0, *others: Any) -> tuple:
+        def first(value: Any, dim: Any) -> Any:  # with the vmap axis as the first
+            if isinstance(value, list):
+                return [first(*pair) for pair in zip(value, dim, strict=True)]
+            if not isinstance(value, Tensor):
+                return value
+            return value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+        others = (first(value, dim) for value, dim in zip(others, dims[2:], strict=True))
+        return operator(first(values, dims[0]), axis + 1 if axis >= 0 else axis, *others), 0
+
+    return rule
