@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from dcnzoo.export.runtime import Session
 
-# With --dynamic-export: tracing would treat a map of one pixel, at stride 128, as a fixed size.
-LEAST_TRACED = 256
+# With --dynamic-export: tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
+# maps of two for a deformable convolution.
+LEAST_TRACED = 512
 ONLY_ONNX = ("--dynamic-export", "--simplify", "--skip-postprocess", "--deform-conv", "--fp16", "--int8")
 
 

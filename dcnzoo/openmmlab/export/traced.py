@@ -81,6 +81,7 @@ class Traced(ExportWrapper):
         if (roi_head is not None and roi_head.with_mask) or kinds & WITH_MASKS:
             self.output_names = ("dets", "labels", "masks")
         self.clips = not kinds & UNCLIPPED
+        self.one_size = "TOODHead" in kinds  # its forward loops over the images
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = images.shape[-2:]

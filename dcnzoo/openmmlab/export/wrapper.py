@@ -47,6 +47,8 @@ class SymbolicSizes(TorchFunctionMode):
         if function is torch.linspace and has_symbols(args):
             start, end, steps = args
             return start + torch.arange(steps, **kwargs) * (end - start) / tensor_of(steps - 1, **kwargs)
+        if function in (Tensor.add_, Tensor.__iadd__):  # x += y: y may differ between images, but x not
+            return torch.add(*args, **kwargs)
         if function is Tensor.clamp_:  # torch.vmap would call it for each image
             return args[0].copy_(args[0].clamp(*args[1:], **kwargs))
         return function(*args, **kwargs)
