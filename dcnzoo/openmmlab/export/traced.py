@@ -9,8 +9,10 @@ image, so that the number of images stays dynamic. Images fill the input.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from mmcv.ops import (
     point_sample,
     rel_roi_point_to_rel_img_point,
 )
+from mmcv.ops.carafe import CARAFEFunction
 from mmcv.ops.deform_conv import DeformConv2dFunction
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmcv.ops.point_sample import generate_grid
@@ -53,6 +56,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from dcnzoo.compat.mmcv.deform_conv import deform_conv2d, modulated_deform_conv2d
 from dcnzoo.compat.patches import Changes
 from dcnzoo.export.postprocess import ABSENT, best, paste_masks, running_max
 from dcnzoo.openmmlab.export.wrapper import (
@@ -68,7 +72,6 @@ from dcnzoo.openmmlab.export.wrapper import (
     replace_everywhere,
     suppress,
 )
-from dcnzoo.ops import deform_conv2d
 
 
 class Traced(ExportWrapper):
@@ -556,16 +559,9 @@ def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
     return torch.where(boxes[:, 2:3] > 0, boxes, 0)
 
 
-def deform(ctx: Any, input: Tensor, offset: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
-    """Replace the forward of mmcv's ``deform_conv2d``, whose output size is constant."""
-    return deform_conv2d(input, weight, offset, None, None, *geometry[:4])
-
-
-def modulated_deform(
-    ctx: Any, input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
-) -> Tensor:
-    """Replace the forward of mmcv's ``modulated_deform_conv2d``, whose output size is constant."""
-    return deform_conv2d(input, weight, offset, mask, bias, *geometry[:4])
+def without_autograd(function: Callable) -> staticmethod:
+    """Return a replacement for the ``forward`` of a function of mmcv, whose output size is constant."""
+    return staticmethod(lambda ctx, *arguments: function(*arguments))
 
 
 def convolve(
@@ -608,8 +604,10 @@ METHODS = {
     (FCNMaskHead, "_predict_by_feat_single"): paste,
     (SingleRoIExtractor, "forward"): pool,
     (RoIAlign, "forward"): align,
-    (DeformConv2dFunction, "forward"): staticmethod(deform),
-    (ModulatedDeformConv2dFunction, "forward"): staticmethod(modulated_deform),
+    (DeformConv2dFunction, "forward"): without_autograd(deform_conv2d),
+    (ModulatedDeformConv2dFunction, "forward"): without_autograd(modulated_deform_conv2d),
+    # torch.vmap does not accept mmcv's autograd.Function
+    (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
     (SimpleRoIAlign, "forward"): sample_rois,
     (PointRendRoIHead, "_mask_point_forward_test"): refine_masks,
     (MultiScaleDeformableAttention, "forward"): attend,
