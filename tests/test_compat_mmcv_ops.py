@@ -227,18 +227,6 @@ def test_focal_loss_of_certain_logits_are_finite():
         assert value.isfinite() and torch.autograd.grad(value, logits)[0].isfinite().all()
 
 
-def test_chamfer_distance():
-    leaves = [
-        wave(2, 3, 2, pace=1.1).float().requires_grad_(),
-        wave(2, 4, 2, pace=0.7).float().requires_grad_(),
-    ]
-    one, other, *_ = ops.chamfer_distance(*leaves)
-    squares, got = torch.cdist(*leaves).square(), one.sum() + 2 * other.sum()
-    expected = squares.amin(2).sum() + 2 * squares.amin(1).sum()
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
-
-
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_masked_conv2d(count):
     """A convolution where the mask is set, zero elsewhere."""

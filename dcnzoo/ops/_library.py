@@ -3,8 +3,6 @@
 If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyTorch runs them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -111,10 +111,9 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
     """The kernels that run if the table lists these types as faster, from so many output pixels on."""
-    from dcnzoo.ops import _backend
-    from dcnzoo.ops.fused import configs
+    from dcnzoo.ops import _backend, fused
 
-    entry = mock.patch.dict(configs.table()["interpreter"], auto=listed)
+    entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
     with entry, _backend.using("auto"):
         return call_operator(sample, grad)[0]
 
