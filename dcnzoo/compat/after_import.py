@@ -1,7 +1,5 @@
 """Call functions after imports of certain modules. This module imports none of them."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable
@@ -68,10 +66,7 @@ _finder = _Finder()
 
 
 def watch(
-    pattern: str,
-    call: Call = lambda module: None,
-    around: Around = contextlib.nullcontext,
-    text: str = "",
+    pattern: str, call: Call = lambda module: None, around: Around = contextlib.nullcontext, text: str = ""
 ) -> Callable[[], None]:
     """Call ``call(module)`` after each import of a module whose name matches.
 
