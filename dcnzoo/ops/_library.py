@@ -16,10 +16,6 @@ problems: dict[str, str] = {}  # device -> why its library was not loaded
 _definitions: torch.library.Library | None = None  # of the operators, where the library does not load
 
 
-def _missing(path: Path) -> str:
-    return f"{path.name} is not in {path.parent}. {_BUILD}"
-
-
 def _schemas() -> list[str]:
     return _SCHEMAS.read_text().splitlines() if _SCHEMAS.exists() else []
 
@@ -32,7 +28,7 @@ def names() -> list[str]:
 def _load(device: str) -> None:
     path = _FOLDER / f"_C_{device}.so"
     if not path.exists():
-        problems[device] = _missing(path)
+        problems[device] = f"{path.name} is not in {path.parent}. {_BUILD}"
         return
     try:
         torch.ops.load_library(path)

@@ -136,13 +136,8 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
     return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
-def _unchecked(device: str) -> bool:
-    """Whether no kernel has checked the arguments, but the library is loaded and can check them."""
-    return _library.has_ops() and device not in _library.loaded
-
-
 def _reference(*arguments):
-    if _unchecked(arguments[0].device.type):
+    if _library.has_ops() and arguments[0].device.type not in _library.loaded:  # no kernel has checked them
         torch.ops.dcnzoo._check_deform_conv(*arguments, None)
     *arguments, _im2col_step = arguments
     return reference.deform_conv(*arguments)

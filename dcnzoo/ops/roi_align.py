@@ -139,9 +139,12 @@ def register_pooling(
         tensors, size = ctx.saved_tensors, grad_output.shape[2:]
         # the kernel adds atomically, and has no forward mode
         if _deterministic.deterministic(grad_output) or in_forward_mode(grad_output):
+
+            def pool_one(maps, *per_roi):
+                return plain(maps, *per_roi, *size, *ctx.options)
+
             in_order = _deterministic.pooling_grad_input_in_order
-            per_roi = lambda maps, *rois: plain(maps, *rois, *size, *ctx.options)  # noqa: E731
-            gradient = in_order(per_roi, grad_output, ctx.input_size, *tensors)
+            gradient = in_order(pool_one, grad_output, ctx.input_size, *tensors)
         else:
             gradient = backward(grad_output, *tensors, ctx.input_size, *ctx.options)
         return gradient, *[None] * (3 + len(ctx.options))
