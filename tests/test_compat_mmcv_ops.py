@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from shapely import MultiPoint, Point
 
 import dcnzoo.models  # noqa: F401  mmcv.ops needs the compiled module
 from dcnzoo.compat.mmcv import _ext
@@ -187,6 +188,19 @@ def test_rotated_boxes_that_touch():
     box, others = torch.tensor([[3.0, 4, 6, 2, 0.7]]), torch.tensor(others)
     for overlap in (ops.box_iou_rotated(box, others), ops.box_iou_quadri(quads(box), quads(others))):
         torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
+
+
+def test_quadrilaterals_that_are_not_rectangles():
+    """Overlaps of their convex hulls, and points inside them, against shapely."""
+    quads = 10 * torch.rand(12, 8, generator=torch.Generator().manual_seed(0))
+    hulls = [MultiPoint(quad.view(4, 2).tolist()).convex_hull for quad in quads]
+    expected = [[a.intersection(b).area / a.union(b).area for b in hulls] for a in hulls]
+    torch.testing.assert_close(ops.box_iou_quadri(quads, quads), torch.tensor(expected))
+    corners = torch.stack([torch.tensor(h.exterior.coords[:4]) for h in hulls]).flatten(1).float()
+    inside = [[hull.contains(Point(point)) for hull in hulls] for point in CORNERS.tolist()]
+    triangles = torch.tensor([len(h.exterior.coords) == 4 for h in hulls])  # their fourth corner is the first
+    assert 0 < triangles.sum() < 12
+    assert torch.equal(ops.points_in_polygons(CORNERS.float(), corners), torch.tensor(inside).float())
 
 
 def test_overlap_of_detections():

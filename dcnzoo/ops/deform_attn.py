@@ -164,7 +164,10 @@ def flash_deform_attn(
         RuntimeError: as in :func:`ms_deform_attn`, or the last axis is not a multiple of 3·L.
     """
     levels = spatial_shapes.shape[0]
+    traced = False
     if not torch.jit.is_scripting():
+        traced = is_traced(sampling_loc_attn)
+    if not traced:
         _check_flash(sampling_loc_attn, levels)
     points = sampling_loc_attn.shape[3] // (3 * levels)
     locations, logits = sampling_loc_attn.split([levels * points * 2, levels * points], dim=3)
@@ -178,8 +181,6 @@ def flash_deform_attn(
 
 
 def _check_flash(sampling_loc_attn: Tensor, levels: int) -> None:
-    if is_traced(sampling_loc_attn):
-        return
     if sampling_loc_attn.dim() != 4 or levels < 1 or sampling_loc_attn.shape[3] % (3 * levels) != 0:
         raise RuntimeError(
             "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of "

@@ -43,15 +43,16 @@ def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) ->
         taps *= size
         if size < 1:
             raise RuntimeError(f"{name}: kernel_size: expected at least 1, got {shape_text(kernel_size)}")
+    traced = False
     if not torch.jit.is_scripting():
+        traced = is_traced(mask)
+    if not traced:
         _check_mask(name, mask, kernel_size, taps)
     return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)
 
 
 def _check_mask(name: str, mask: Tensor, kernel_size: list[int], taps: int) -> None:
     rank = len(kernel_size)
-    if is_traced(mask):
-        return
     if mask.dim() != rank + 2:
         raise RuntimeError(
             f"{name}: mask: expected {rank + 2} dimensions, got shape {shape_text(list(mask.shape))}"
