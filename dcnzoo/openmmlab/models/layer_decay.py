@@ -46,26 +46,13 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     """
 
     def _validate_cfg(self) -> None:
-        cfg, name = self.paramwise_cfg, type(self).__name__
-        known = {
-            "depths",
-            "num_layers",
-            "layer_decay_rate",
-            "backbone_small_lr",
-            "dino_head",
-            "offset_lr_scale",
-        }
-        for key in ("depths", "layer_decay_rate"):
-            if key not in cfg:
-                raise ValueError(f"{name}: paramwise_cfg: expected {key}, got {', '.join(cfg) or 'nothing'}")
-        if unknown := set(cfg) - known:
+        cfg = set(self.paramwise_cfg)
+        required = {"depths", "layer_decay_rate"}
+        known = {*required, "num_layers", "backbone_small_lr", "dino_head", "offset_lr_scale"}
+        if not required <= cfg <= known:
             raise ValueError(
-                f"{name}: paramwise_cfg: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}"
-            )
-        blocks = sum(cfg["depths"])
-        if cfg.get("num_layers", blocks) != blocks:
-            raise ValueError(
-                f"{name}: num_layers: expected {blocks}, the sum of the depths, got {cfg['num_layers']}"
+                f"{type(self).__name__}: paramwise_cfg: expected {', '.join(sorted(required))}, optionally "
+                f"{', '.join(sorted(known - required))}, got {', '.join(sorted(cfg)) or 'nothing'}"
             )
 
     def add_params(
