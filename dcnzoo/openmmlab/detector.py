@@ -167,9 +167,6 @@ def metainfo(dataset: dict) -> dict:
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
 
 
-# Example inputs and operations
-
-
 def random_batch(height: int, width: int) -> dict:
     """Return a batch of one image of noise, [3, height, width], in the format of a data loader."""
     generator = torch.Generator().manual_seed(0)

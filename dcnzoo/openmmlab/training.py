@@ -58,7 +58,13 @@ def set_up_training(
         cfg.optim_wrapper.loss_scale = "dynamic"
     if auto_scale_lr:
         cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
-    _check_base_batch_size(cfg)
+    scaling = cfg.get("auto_scale_lr") or {}
+    base = scaling.get("base_batch_size")
+    if scaling.get("enable") and (type(base) is not int or base < 1):
+        raise UserError(
+            "auto_scale_lr.base_batch_size: expected the batch size for the config's learning rate, ≥ 1, "
+            f"got {base}"
+        )
     changes = []
     if epochs is not None:
         changes += _set_epochs(cfg, epochs)
@@ -173,16 +179,6 @@ def _add_logger(cfg: Config, name: str) -> None:
     backends = visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}]
     others = [backend for backend in backends if backend["type"] != LOGGERS[name]]
     cfg.visualizer = {**visualizer, "vis_backends": [*others, {"type": LOGGERS[name]}]}
-
-
-def _check_base_batch_size(cfg: Config) -> None:
-    scaling = cfg.get("auto_scale_lr") or {}
-    base = scaling.get("base_batch_size")
-    if scaling.get("enable") and (type(base) is not int or base < 1):
-        raise UserError(
-            "auto_scale_lr.base_batch_size: expected the batch size for the config's learning rate, ≥ 1, "
-            f"got {base}"
-        )
 
 
 def _count_accumulated_batches(runner: Runner) -> None:

@@ -98,7 +98,7 @@ def write_config(
     for evaluator in ("val_evaluator", "test_evaluator"):
         if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
             raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": _path(val)}
+        settings[evaluator] = {"ann_file": Path(val).as_posix()}
     for val, test in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
         settings[val] = _Name(test) if settings[val] == settings[test] else settings[val]
     settings |= {
@@ -136,8 +136,8 @@ def _with_data(config: Config, loader: str, file: str | Path, images: str | Path
     inner = {
         **EXTRA[dataset.type],
         "data_root": "",
-        "ann_file": _path(file),
-        "data_prefix": {"img": f"{_path(images)}/"},
+        "ann_file": Path(file).as_posix(),
+        "data_prefix": {"img": f"{Path(images).as_posix()}/"},
         "metainfo": {"classes": _Name("classes")},
     }
     for key in reversed(keys):
@@ -213,7 +213,3 @@ class _Name(str):
     """A variable of the config."""
 
     __repr__ = str.__str__
-
-
-def _path(path: str | Path) -> str:
-    return Path(path).as_posix()

@@ -190,9 +190,6 @@ def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Se
     )
 
 
-# Finding
-
-
 def find(name: str) -> Model:
     """Find a model by its config's name, an alias, or ``mmdet::folder/config.py``.
 

@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from mmcv.cnn import build_conv_layer
-from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
 from torch import nn
 
@@ -66,7 +64,7 @@ def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kw
         with torch.random.fork_rng(devices=[]):  # later layers start as if there were only the new ones
             _replace(module, layer, _with_stages(module, patterns, stage_with_dcn))
     if options is not None:
-        _convert(module, options)
+        to_deformable(module, **(options if isinstance(options, dict) else {"where": options}))
     if isinstance(module, nn.Module) and any(isinstance(m, PackedDeformConv2d) for m in module.modules()):
         accept_legacy_offsets(module)
     return module
@@ -135,14 +133,3 @@ def _replace(module: nn.Module, layer: dict, patterns: Sequence[str]) -> None:
         module.set_submodule(name, deformable)
     if hasattr(module, "_freeze_stages"):
         module._freeze_stages()  # again, to freeze the new layers too
-
-
-def _convert(module: nn.Module, options: object) -> None:
-    if not isinstance(options, dict):
-        options = {"where": options}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "to_deformable: .* not replaced")
-        report = to_deformable(module, **options)
-    refused = "".join(f"; {name} not converted: {why}" for name, why in report.refused.items())
-    replaced = f"{len(report.replaced)} convolutions replaced{refused}"
-    print_log(f"{type(module).__name__}: to_deformable: {replaced}", "current")
