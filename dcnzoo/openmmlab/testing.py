@@ -22,10 +22,7 @@ TTA_MODEL = {
     "type": "InstanceTTAModel",
     "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
 }
-TTA_META_KEYS = (
-    *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-    *("flip", "flip_direction"),
-)
+TTA_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 
 _AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
 

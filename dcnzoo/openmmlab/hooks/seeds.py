@@ -62,10 +62,9 @@ class EpochSeedHook(Hook):
         set_random_seed(_mix(*numbers, get_rank()))
 
     def after_train_iter(self, *args: object, **kwargs: object) -> None:
-        of_python, of_numpy, of_torch = self._states
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        torch.set_rng_state(of_torch)
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])  # noqa: NPY002
+        torch.set_rng_state(self._states[2])
 
     after_val = after_train_iter
 
