@@ -228,8 +228,7 @@ def imports(statement: str) -> Step:
 
 def of_zoo(name: str) -> Step:
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import build
-    from dcnzoo.openmmlab.model_builder import random_batch
+    from dcnzoo.openmmlab.detector import build, random_batch
     from dcnzoo.openmmlab.runner import read_config_file
 
     model = build(read_config_file(str(zoo.find(name).config), {}))
@@ -374,8 +373,7 @@ PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 def measure_zoo(rounds: int, threads: int) -> None:
     """Measure the models of the zoo that lack entries, and write these to their metafiles."""
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import build
-    from dcnzoo.openmmlab.model_builder import count_operations, input_size, random_batch
+    from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.files import write_text
 
