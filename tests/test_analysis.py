@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.ops.flops  # noqa: F401
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
-from dcnzoo.openmmlab.weights import read_checkpoint
+from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.zoo import verify
 
 from .commands import error_of, run
@@ -110,7 +110,7 @@ def test_publish_model(tmp_path):
     assert path == f"{tmp_path}/out/net-{digits[:8]}.pth" and verify(path) == f"sha256:{digits}"
     assert [p.name for p in (tmp_path / "out").iterdir()] == [Path(path).name]
     assert set(torch.load(path)) == {"meta", "state_dict"}
-    found = read_checkpoint(path)
+    found = load_file(path)
     assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}
     kept = run(
         "zoo",
@@ -127,7 +127,7 @@ def test_publish_model(tmp_path):
     assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"
     said, path = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "net.safetensors").splitlines()
     assert said == "removed: message_hub, meta, optimizer" and path.endswith(".safetensors") and verify(path)
-    assert torch.equal(read_checkpoint(path)["state_dict"]["w"], weights["w"])
+    assert torch.equal(load_file(path)["state_dict"]["w"], weights["w"])
 
 
 MISTAKES = [

@@ -3,7 +3,6 @@
 import math
 import os
 import pickle
-import re
 import sys
 from fnmatch import fnmatch
 
@@ -12,8 +11,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.config import config as config_module
+from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import AmpOptimWrapper
@@ -241,47 +239,17 @@ def test_to_deformable_in_a_backbone_without_dcn(options, kind):
 
 
 @pytest.mark.parametrize(
-    ("options", "names"),
+    ("options", "error", "message"),
     [
-        (dict(dcn="v1", stage_with_dcn=(True,) * 4), ["CSPDarknet", "to_deformable", "dcn='v1'"]),
-        (dict(to_deformable=dict(kind="v2")), ["CSPDarknet", "to_deformable", "where"]),
-        (dict(to_deformable=dict(where="stage4.*", kinds="v2")), ["CSPDarknet", "to_deformable", "kinds"]),
-        (dict(to_deformable=dict(where="layer4.*")), ["where", "layer4"]),
+        (dict(dcn=True), TypeError, "CSPDarknet.*unexpected keyword argument 'dcn'"),
+        (dict(to_deformable=dict(kind="v2")), TypeError, "where"),
+        (dict(to_deformable=dict(where="stage4.*", kinds="v2")), TypeError, "kinds"),
+        (dict(to_deformable=dict(where="layer4.*")), ValueError, "where: .*layer4"),
     ],
 )
-def test_bad_to_deformable(options, names):
-    with pytest.raises(ValueError) as error:
+def test_bad_to_deformable(options, error, message):
+    with pytest.raises(error, match=message):
         csp_darknet(**options)
-    assert all(name in str(error.value) for name in names)
-
-
-def test_a_backbone_without_dcn_says_what_to_write():
-    with pytest.raises(ValueError, match=r"CSPDarknet: .*to_deformable.*dcn=True") as error:
-        csp_darknet(dcn=True)
-    where = re.search(r"where='(.+?)'", str(error.value))[1]
-    model = csp_darknet(to_deformable=dict(where=where))  # except its 1×1 convolutions
-    assert any(isinstance(m, PackedDeformConv2d) for m in model.modules())
-    with pytest.raises(TypeError, match="depth"):
-        csp_darknet(depth=50)
-
-
-def test_text_of_a_config(monkeypatch):
-    cfg = Config(dict(a=1))
-    written = []
-    format_code = config_module.FormatCode
-    monkeypatch.setattr(
-        config_module, "FormatCode", lambda *a, **k: written.append(a) or format_code(*a, **k)
-    )
-    assert cfg.pretty_text == cfg.pretty_text == "a = 1\n" and len(written) == 1
-    cfg.a = 2
-    assert cfg.pretty_text == "a = 2\n"
-
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(config_module, "FormatCode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _ = Config(dict(a=3)).pretty_text
 
 
 @pytest.mark.parametrize("hue", [-0.5, -0.055, 0.0, 0.2])
@@ -303,9 +271,8 @@ OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
 @pytest.mark.parametrize(
     ("name", "owner", "attribute", "value"),
     [
-        ("amp_on_cpu", AmpOptimWrapper, "__init__", lambda self, **arguments: None),
         *((name, fixes, "get_device", lambda: "cuda") for name in ("amp_on_cpu", "distributed_without_cuda")),
-        ("roi_align_without_torchvision", fixes, "find_spec", lambda name: name == "torchvision"),
+        ("roi_align_without_torchvision", fixes, "find_spec", lambda name: True),
         *((patch.name, fixes, "find_spec", lambda name: None) for patch in OF_MMDET),
     ],
 )

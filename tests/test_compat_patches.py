@@ -53,7 +53,7 @@ OTHERWISE = {
     **dict.fromkeys(
         (
             *("mmocr_versions", "mmrotate_sequence", "mmrotate_versions", "mmyolo_versions"),
-            *("numpy_1_names", "text_center_lines", "xtcocotools_mask"),
+            *("text_center_lines", "xtcocotools_mask"),
         ),
         lambda: list(after_import._watched),
     ),

@@ -24,7 +24,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.loading import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.openmmlab.weights import CheckpointError
 from dcnzoo.utils.errors import UserError

@@ -12,7 +12,7 @@ import cv2
 import pytest
 import torch
 
-from dcnzoo.openmmlab.runner import config_file
+from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
 
 from . import commands
@@ -198,13 +198,14 @@ def test_browse_dataset(data, trained, tmp_path):
 
 def test_a_config_of_an_installed_package():
     name = "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
-    assert Path(config_file(name)).samefile(ROOT / "configs" / name.partition("::")[2])
-    assert Path(config_file("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py")).is_file()
-    assert config_file("configs/mine.py") == "configs/mine.py"
+    path, scope = base_path(name, "configs/mine.py")
+    assert Path(path).samefile(ROOT / "configs" / name.partition("::")[2]) and scope == "mmdet"
+    assert Path(base_path("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py", "")[0]).is_file()
+    assert base_path("base.py", "configs/mine.py") == ("configs/base.py", None)
     for name, reason in (
-        ("dcnzoo::dcnv2/none.py", "file not found: "),
+        ("dcnzoo::dcnv2/none.py", "found no file "),
         ("nothing::x.py", "nothing is not installed or has no configs"),
     ):
         expected = f"config: expected a config of an installed package, got {name}: .*{reason}"
         with pytest.raises(UserError, match=expected):
-            config_file(name)
+            base_path(name, "")

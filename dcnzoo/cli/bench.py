@@ -116,8 +116,7 @@ def _pytorch(
     """Return a function that detects objects, and its inputs, which the test pipeline has resized."""
     import torch
 
-    from dcnzoo.openmmlab import model_builder
-    from dcnzoo.openmmlab.detector import Detector, build
+    from dcnzoo.openmmlab.detector import Detector, build, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.zoo.loading import locate
 
@@ -136,9 +135,9 @@ def _pytorch(
     if pictures:
         samples = [pseudo_collate([detector.prepare(picture)]) for picture in pictures]
     elif shape:
-        samples = [model_builder.random_batch(*shape)]
+        samples = [random_batch(*shape)]
     else:
-        samples = list(model_builder.test_batches(cfg, max_iter))
+        samples = list(test_batches(cfg, max_iter))
     kind = torch.device(detector.device).type
     dtype = torch.float16 if kind == "cuda" else torch.bfloat16
 

@@ -137,7 +137,7 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     """
     import torch
 
-    from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata, seal
+    from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata
     from dcnzoo.utils.files import require_file, write_bytes
 
     require_file(in_file, "checkpoint")
@@ -155,7 +155,7 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     else:
         buffer = io.BytesIO()  # not a file: torch.save would store its name
         torch.save(kept, buffer)
-        content = seal(buffer.getvalue())  # sealed like every checkpoint
+        content = buffer.getvalue()
     removed = sorted(set(map(str, checkpoint)) - set(kept))
     digits = hashlib.sha256(content).hexdigest()[:8]
     out_file = out_file.with_name(f"{out_file.name.removesuffix(ending)}-{digits}{ending}")
