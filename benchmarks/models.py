@@ -42,8 +42,17 @@ Step = Callable[[str], object]  # takes INFERENCE or TRAINING
 # Contestants: functions that a new process calls once; they return what is timed
 
 
-def detector(config: str, size: tuple[int, int], plugin: bool = True, channels_last: bool = False) -> Step:
-    """Return a detector of MMDetection; without the ``plugin``, it uses mmcv's operators."""
+def detector(
+    config: str,
+    size: tuple[int, int],
+    plugin: bool = True,
+    channels_last: bool = False,
+    mixed_precision: bool = False,
+) -> Step:
+    """Return a detector of MMDetection; without the ``plugin``, it uses mmcv's operators.
+
+    With ``mixed_precision``, it runs as in ``train --amp``.
+    """
     if plugin:
         import dcnzoo.models  # noqa: F401
     from mmdet.registry import MODELS
@@ -67,13 +76,15 @@ def detector(config: str, size: tuple[int, int], plugin: bool = True, channels_l
         model.to(memory_format=torch.channels_last)
 
     def step(mode: str) -> None:
-        if mode == INFERENCE:
-            with torch.no_grad():
-                model.eval().test_step(batch(size))
-            return
-        data = model.train().data_preprocessor(batch(size), training=True)
-        model.zero_grad()
-        model.parse_losses(model(**data, mode="loss"))[0].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+            if mode == INFERENCE:
+                with torch.no_grad():
+                    model.eval().test_step(batch(size))
+                return
+            data = model.train().data_preprocessor(batch(size), training=True)
+            model.zero_grad()
+            loss = model.parse_losses(model(**data, mode="loss"))[0]
+        loss.backward()
 
     return step
 
@@ -235,6 +246,7 @@ def _with_dcn(deformable: str, plain: str) -> dict[str, Callable[[], Step]]:
         "without DCN": off,
         "dcnzoo, channels last": partial(on, channels_last=True),
         "without DCN, channels last": partial(off, channels_last=True),
+        "dcnzoo, channels last, bfloat16": partial(on, channels_last=True, mixed_precision=True),
     }
 
 

@@ -3,8 +3,10 @@ import errno
 import io
 import itertools
 import json
+import logging
 import os
 import random
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -35,7 +37,7 @@ from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import training
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
@@ -480,6 +482,23 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
     assert log.count("the scaler skips this step") == (scaled or 0)
     saved = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["state_dict"]["weight"]
     assert saved.isfinite().all()
+
+
+def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
+    screen, file = io.StringIO(), io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    runner = make_runner(tmp_path, "bar", custom_hooks=[ProgressHook(console)])
+    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    streams = [h.stream for h in handlers]
+    runner.train()
+    shown = screen.getvalue()
+    assert all(text in shown for text in ("train", "12/12", "loss", "left", "val"))
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
+    assert [h.stream for h in handlers] == streams
+    make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()
+    assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
+    make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
+    assert file.getvalue() == ""
 
 
 def test_remaining_time_from_the_first_step_on():

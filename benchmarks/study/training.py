@@ -192,6 +192,7 @@ def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
     cfg.param_scheduler = [dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100)]
     cfg.custom_hooks[0].update(ema_type="MomentumAnnealingEMA", momentum=0.005, gamma=10)  # EMAHook
     cfg.default_hooks.checkpoint.update(interval=10_000, save_last=False)
+    cfg.default_hooks.pop("progress")
     cfg.log_level = "ERROR"
     for split in ("train", "val", "test"):
         dataset = cfg[f"{split}_dataloader"].dataset

@@ -5,4 +5,5 @@ custom_imports = dict(
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2),
     epoch_seed=dict(type='EpochSeedHook'),
-    finite_loss=dict(type='FiniteLossHook'))
+    finite_loss=dict(type='FiniteLossHook'),
+    progress=dict(type='ProgressHook'))

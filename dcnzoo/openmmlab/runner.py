@@ -84,8 +84,8 @@ def load_config(
     hooks = cfg.default_hooks
     hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
-    for name in ("channels_last", "progress"):  # of an earlier training or version
-        hooks.pop(name, None)
+    hooks.setdefault("progress", {"type": "ProgressHook"})
+    hooks.pop("channels_last", None)  # of an earlier training in the same work directory
     if channels_last and launcher == "none" and get_device() == "cpu":
         hooks.channels_last = {"type": "ChannelsLastHook"}
     checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})

@@ -85,13 +85,13 @@ def auditing_config(folder, **more):
 
     known = [getattr(dcnzoo.openmmlab.hooks, name) for name in dcnzoo.openmmlab.hooks.__all__]
     hooks = [cls.__name__ for cls in known if inspect.isclass(cls) and issubclass(cls, Hook)]
-    default = "AtomicCheckpointHook"  # in the base config
-    assert default in hooks
+    assert {"AtomicCheckpointHook", "ProgressHook"} <= set(hooks)
+    default = ("AtomicCheckpointHook", "ProgressHook")  # in the base config
     ours = [f"dcnzoo.{name}" for name in ("models", "openmmlab.hooks", "openmmlab.datasets")]
     lines = {
         "_base_": [str(ROOT / CONFIG)],
         "custom_imports": dict(imports=[*ours, "tests.distributed.audit"], allow_failed_imports=False),
-        "custom_hooks": [dict(type=name) for name in hooks if name != default],
+        "custom_hooks": [dict(type=name) for name in hooks if name not in default],
         **more,
     }
     path = folder / "audited.py"

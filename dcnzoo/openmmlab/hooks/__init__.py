@@ -4,6 +4,7 @@ from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
 from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
+from dcnzoo.openmmlab.hooks.progress import ProgressHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "EpochSeedHook",
     "FiniteLossHook",
     "OffsetStatisticsHook",
+    "ProgressHook",
 ]
