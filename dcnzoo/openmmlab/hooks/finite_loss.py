@@ -1,7 +1,7 @@
 """Stop training if the loss is not finite."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from mmengine.hooks import Hook
@@ -58,7 +58,5 @@ class FiniteLossHook(Hook):
 
 def _image_paths(data_batch: object) -> list[str]:
     samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
-    if not isinstance(samples, Sequence):
-        return []
-    paths = [path for sample in samples if (path := getattr(sample, "img_path", None))]
+    paths = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
     return paths if len(paths) <= 4 else [*paths[:4], f"{len(paths) - 4} more"]

@@ -90,6 +90,9 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
             key_padding_mask, reference_points, spatial_shapes, level_start_index: see
                 :meth:`dcnzoo.layers.MultiScaleDeformableAttention.forward`.
         """
+        for name, tensor in dict(reference_points=reference_points, spatial_shapes=spatial_shapes).items():
+            if tensor is None:
+                self._refuse(name, "a tensor", None, RuntimeError)
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos
