@@ -30,6 +30,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from rich.console import Console
+from rich.progress import TimeRemainingColumn
 from safetensors.torch import save_file as save_safetensors
 from torch.utils.data import Dataset
 
@@ -44,7 +45,7 @@ from dcnzoo.openmmlab.runner import build_runner, config_file, load_config, read
 from dcnzoo.openmmlab.training import set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
-from dcnzoo.utils.progress import TimeLeft, make_progress
+from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -514,17 +515,20 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(tmp_path, monkeypat
     assert lines[:2] == [("train", "1", "0:03:40"), ("train", "3", "0:03:00")], "20 s per step"
 
 
-def test_remaining_time_from_the_first_step_on():
+def test_remaining_time_from_the_second_step_on():
     """Also for a resumed training, and for steps of more than half a minute."""
     seconds = 0.0
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     progress = make_progress(console, auto_refresh=False, get_time=lambda: seconds)
     bar = progress.add_task("train", total=20, completed=10, first=10, note="")
     task = progress.tasks[0]
-    assert TimeLeft().render(task).plain == "-:--:-- left"
+    column = TimeRemainingColumn()
     seconds = 40.0
     progress.update(bar, completed=11)
-    assert TimeLeft().render(task).plain == "0:06:00 left"
+    assert column.render(task).plain == "-:--:--"
+    seconds = 80.0
+    progress.update(bar, completed=12)
+    assert column.render(task).plain == "0:05:20"
 
 
 # Options of dcnzoo train

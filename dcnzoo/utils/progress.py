@@ -1,5 +1,6 @@
 """The progress bar of the command line."""
 
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -9,28 +10,15 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
-from rich.text import Text
 
 
 def time_left(elapsed: float, done: int, left: int) -> str:
     """Return the time for the steps that are left as ``0:01:30``; empty before the first step."""
     return str(timedelta(seconds=round(elapsed / done * left))) if done > 0 else ""
-
-
-class TimeLeft(ProgressColumn):
-    """The time left, from the first step on; rich's own column needs several steps in half a minute.
-
-    The field ``first`` of a task is the number of steps of an earlier process.
-    """
-
-    def render(self, task: Task) -> Text:
-        done = int(task.completed) - task.fields.get("first", 0)
-        left = int(task.remaining or 0)
-        return Text(f"{time_left(task.elapsed or 0, done, left) or '-:--:--'} left", "progress.remaining")
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:
@@ -42,8 +30,9 @@ def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Pro
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
-        TimeLeft(),
-        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        TextColumn("left {task.fields[note]}"),
         console=console,
+        speed_estimate_period=math.inf,  # rich's default, half a minute, is too short for slow steps
         **kwargs,
     )
