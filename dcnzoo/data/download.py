@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +74,31 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 }
 
 
+def unpack(archive: Path, folder: str | Path) -> int:
+    """Extract a zip file; return the number of its files. ``zipfile`` keeps all names inside ``folder``.
+
+    Raises:
+        UserError: the file is damaged or not a zip file, or a file cannot be written.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            for member in track(
+                members, f"unpacking {archive.name}", console=console, disable=not console.is_terminal
+            ):
+                opened.extract(member, folder)
+    # the last two: a password, an unknown compression method
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"{archive}: expected a zip file that can be unpacked to {folder}: {error}"
+        ) from error
+    return len(members)
+
+
 def is_prepared(out: Path) -> bool:
     """Whether ``out`` contains a prepared data set.
 
@@ -93,7 +120,6 @@ def prepare(name: str, archive: Path, out: Path) -> None:
     Raises:
         UserError: the archive does not have the expected content.
     """
-    from dcnzoo.utils.archive import unpack
     from dcnzoo.utils.files import replacing
 
     with tempfile.TemporaryDirectory() as folder, replacing(out) as partial:

@@ -25,7 +25,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, target)
-        _sync_folder(target.parent)
     except OSError as error:
         hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
         raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
@@ -53,22 +52,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename survive a power failure. Windows cannot open folders."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def require_file(path: str, what: str) -> None:
     """Raise UserError unless ``path`` is a local file. Addresses with a scheme are not checked."""
     file = Path(path).expanduser()
-    if "://" not in path and not file.is_file():
-        problem = "got the folder" if file.is_dir() else "found none at"
+    if "://" not in path and not os.path.isfile(file):  # Path.is_file raises if the name is too long
+        problem = "got the folder" if os.path.isdir(file) else "found none at"
         raise UserError(f"{what}: expected a file, {problem} {path}")
 
 
