@@ -151,10 +151,8 @@ def fetch(
             except requests.RequestException as error:
                 size = _size(part)
                 kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
-                reason = f"{source}: {_reason(error)}{kept}"
-                raise DownloadError(
-                    f"{reason}; you can download it elsewhere and put it at {target}"
-                ) from error
+                hint = f"you can download it elsewhere and put it at {target}"
+                raise DownloadError(f"{source}: {_reason(error)}{kept}; {hint}") from error
             _tag_of(part).unlink(missing_ok=True)
             try:
                 if checksum is not None:
@@ -240,8 +238,12 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
             return  # the part is complete
         response.raise_for_status()
         if response.status_code != HTTPStatus.PARTIAL_CONTENT:  # no range support, or the file has changed
-            have = 0
-            tag.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
+            have, etag = 0, response.headers.get("ETag", "W/")
+            # If-Range does not allow a weak ETag
+            tag.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            part.unlink()
+            raise requests.ConnectionError("the server cannot resume the download")
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
         bar.update(task, total=total, completed=have)
