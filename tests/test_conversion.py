@@ -422,6 +422,7 @@ LABELME_SHAPES = [
     (("rectangle", [[1, 10**400], [5, 1]]), "fig: points: "),
     (("rectangle", [[1, 2], [1, 9]]), "fig: expected a polygon with an area"),
     (("circle", [[35, 10], [45, 10]]), "expected coordinates inside of the image"),
+    (("circle", [[5, 10], [5, 10]]), "fig: expected a polygon with an area"),
     (("mask", BOX, None, "?"), "fig: mask: "),
     (("mask", [[0, 0], [39, 29]], None, CUT), "fig: mask: "),
     (("mask", BOX, None, encoded(np.ones((7, 4)))), "fig: mask: expected 5 × 8 pixels"),

@@ -259,7 +259,7 @@ def download(
       dcnzoo data download --unzip --delete
       dcnzoo data download --dataset-name bccd
     """
-    from dcnzoo.data.download import is_prepared, prepare, unpack
+    from dcnzoo.data.download import prepare, unpack
     from dcnzoo.utils.fetch import fetch
 
     if dataset_name in SMALL:
@@ -268,7 +268,7 @@ def download(
         out = out or Path("data") / dataset_name
         if only_list:
             print(SMALL[dataset_name][0])
-        elif is_prepared(out):
+        elif (out / "train.json").is_file() and (out / "val.json").is_file():
             print(f"{out}: already has {dataset_name}")
         else:
             archive = fetch(SMALL[dataset_name][0], out.parent)

@@ -35,7 +35,7 @@ from dcnzoo.data.conversion import (
     wrong_size,
 )
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.garbage import collector_paused
+from dcnzoo.utils.files import collector_paused
 
 
 class Kind(NamedTuple):
@@ -258,16 +258,14 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
         mask = annotation["segmentation"] = [flat for part in parts if (flat := flattened(part))]
         if not mask:
             return False
-    encoded = _encoded(mask, size) if mask else None
-    if "recomputed" in remedy and isinstance(mask, list):
-        annotation["bbox"] = box_of_polygons(mask)
-    elif "recomputed" in remedy:
-        annotation["bbox"] = coco_mask.toBbox(encoded).tolist()
+    box, area = _box_and_area(mask) if mask else (annotation["bbox"], None)
+    if "recomputed" in remedy:
+        annotation["bbox"] = box
     if "clipped" in remedy:
         x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
         annotation["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
     width, height = annotation["bbox"][2:]
-    annotation["area"] = float(coco_mask.area(encoded)) if mask else round(float(width * height), 2)
+    annotation["area"] = round(float(width * height if area is None else area), 2)
     return min(width, height, annotation["area"]) > 0
 
 
@@ -543,13 +541,14 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     return float(sum(counts[1::2]))
 
 
-def _encoded(mask: list | dict, size: tuple[int, int]) -> dict:
-    """Return a valid mask as RLE in pycocotools' form."""
-    extent = [int(size[1]), int(size[0])]  # a file may have 30.0
+def _box_and_area(mask: list | dict) -> tuple[list[float], float]:
+    """Return the box and the area of a valid mask; overlapping polygons are added up."""
     if isinstance(mask, list):
-        return coco_mask.merge(coco_mask.frPyObjects(mask, *extent))
+        return box_of_polygons(mask), sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
+    extent = [int(side) for side in mask["size"]]  # a file may have 30.0
     mask = {**mask, "size": extent}
-    return mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *extent)
+    rle = mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *extent)
+    return coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
 
 
 def _corners(box: Sequence[float]) -> Corners:

@@ -87,38 +87,20 @@ def unpack(archive: Path, folder: str | Path) -> int:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
-            for member in track(
-                members, f"unpacking {archive.name}", console=console, disable=not console.is_terminal
-            ):
+            title, quiet = f"unpacking {archive.name}", not console.is_terminal
+            for member in track(members, title, console=console, disable=quiet):
                 opened.extract(member, folder)
     # the last two: a password, an unknown compression method
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"{archive}: expected a zip file that can be unpacked to {folder}: {error}"
-        ) from error
+        raise UserError(f"{archive}: expected a zip file to unpack to {folder}: {error}") from error
     return len(members)
-
-
-def is_prepared(out: Path) -> bool:
-    """Whether ``out`` contains a prepared data set.
-
-    Raises:
-        UserError: it contains something else.
-    """
-    if (out / "train.json").is_file() and (out / "val.json").is_file():
-        return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out}: expected train.json and val.json or no folder, found other files; move them away"
-        )
-    return False
 
 
 def prepare(name: str, archive: Path, out: Path) -> None:
     """Unpack the archive of a small data set and write train.json, val.json and images/ to ``out``.
 
     Raises:
-        UserError: the archive does not have the expected content.
+        UserError: the archive does not have the expected content, or ``out`` contains other files.
     """
     from dcnzoo.utils.files import replacing
 

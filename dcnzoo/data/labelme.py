@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import shapely
 from PIL import Image
 
 from dcnzoo.data.conversion import (
@@ -162,7 +161,8 @@ def _outline(shape: dict) -> Polygon:
     if kind == "rectangle":
         return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
     radius = math.hypot(x2 - x1, y2 - y1)  # a circle is given by its centre and a point on it
-    return list(shapely.Point(x1, y1).buffer(radius, quad_segs=_CIRCLE // 4).exterior.coords)[:-1]
+    angles = (2 * math.pi * step / _CIRCLE for step in range(_CIRCLE))
+    return [(x1 + radius * math.cos(angle), y1 + radius * math.sin(angle)) for angle in angles]
 
 
 def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder  # nosec B405  # _parse refuses entities
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from dcnzoo.data.conversion import (
