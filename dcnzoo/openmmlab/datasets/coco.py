@@ -26,7 +26,7 @@ from dcnzoo.compat import patches
 from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.conversion import few, short
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.garbage import collector_paused
+from dcnzoo.utils.files import collector_paused
 
 
 class CheckedCOCO(COCO):
