@@ -172,7 +172,7 @@ def test_errors_on_terminals_without_unicode():
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(r"\udcff...Fr\xfcchte-\U0001f347-\x1b[31mred\x07.json")
+    assert done.stderr.strip().endswith(r"\udcff\u2026Fr\xfcchte-\U0001f347-\x1b[31mred\x07.json")
 
 
 PRINTS = {

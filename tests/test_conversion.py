@@ -20,7 +20,6 @@ import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.cli import commands
 from dcnzoo.data.check import check_coco, decode_counts
 from dcnzoo.data.conversion import (
-    SUFFIXES,
     InvalidAnnotation,
     clip_box,
     clip_polygon,
@@ -31,6 +30,7 @@ from dcnzoo.data.labelme import convert_labelme
 from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import PICTURES
 
 WIDTH, HEIGHT = 40, 30
 
@@ -68,11 +68,11 @@ def file_names(conversion):
 # Images
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", PICTURES)
 @pytest.mark.parametrize("orientation", [None, 3, 6])
 def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orientation):
     file = tmp_path / f"image{suffix}"
-    write_image(file, orientation=None if suffix == ".bmp" else orientation)
+    write_image(file, orientation=None if suffix in (".bmp", ".ppm") else orientation)
     width, height = image_size(file)
     assert mmcv.imread(str(file)).shape == (height, width, 3)
     file.unlink()
@@ -205,12 +205,11 @@ def test_voc_split_mistakes(voc):
     conversion, _ = convert_voc(voc, "train")
     missing, twice = problems(conversion, voc)
     assert missing.startswith("ImageSets/Main/train.txt:2: ") and "Annotations/none.xml" in missing
-    assert twice.startswith("ImageSets/Main/train.txt:4: ")
+    assert twice.startswith("Annotations/a.xml: expected each image once")
     write(voc / "ImageSets/Main/empty.txt", "\n")
     for arguments, message in (
         ((voc, "empty"), "empty.txt"),
         ((voc, "val"), "split: .*/Main/val.txt"),
-        ((voc / "nowhere",), "folder: .*/nowhere"),
         ((voc / "JPEGImages",), "annotations: "),
         ((voc, None, ["fig", "date", "fig"]), "classes: .*fig"),
     ):
@@ -303,7 +302,7 @@ def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
     with pytest.raises(UserError, match=place) as error:
         convert_yolo(yolo)
     assert "\n" not in str(error.value) and not (yolo / "hacked").exists()
-    with pytest.raises(UserError, match=r"data.yaml: .*none.yaml"):
+    with pytest.raises(UserError, match=r"none.yaml: expected a readable file"):
         convert_yolo(yolo / "none.yaml")
 
 
@@ -413,7 +412,7 @@ def test_labelme_embedded_images(tmp_path):
 
 
 LABELME_SHAPES = [
-    (("line", BOX), "fig: expected a shape with an area"),
+    (("line", BOX), "fig: shape_type: "),
     (("star", BOX), "fig: shape_type: "),
     ((["polygon"], BOX), "fig: shape_type: "),
     (("polygon", BOX), "fig: points: "),
@@ -423,6 +422,7 @@ LABELME_SHAPES = [
     (("rectangle", [[1, 10**400], [5, 1]]), "fig: points: "),
     (("rectangle", [[1, 2], [1, 9]]), "fig: expected a polygon with an area"),
     (("circle", [[35, 10], [45, 10]]), "expected coordinates inside of the image"),
+    (("circle", [[5, 10], [5, 10]]), "fig: expected a polygon with an area"),
     (("mask", BOX, None, "?"), "fig: mask: "),
     (("mask", [[0, 0], [39, 29]], None, CUT), "fig: mask: "),
     (("mask", BOX, None, encoded(np.ones((7, 4)))), "fig: mask: expected 5 × 8 pixels"),
@@ -463,7 +463,7 @@ MISTAKES = {
         ("fig 0.5 0.5 0.1 0.1", "1: class: "),
         ("1 0,5 0.5 0.1 0.1", "1: x: "),
         ("1 20 15 10 12", "1: x: "),
-        (b"# \xf6\n", " expected text in UTF-8, got byte 0xf6"),
+        (b"# \xf6\n", " expected text in UTF-8, got invalid start byte at 2"),
         ("1 0.5 0.5 0.1 1.2", "1: height: "),
         ("1 0.5 nan 0.1 0.1", "1: y: "),
         ("1 0.5 0.5 0.1 0", "1: fig: expected a box with an area"),
@@ -603,9 +603,8 @@ def test_written_whole_or_not_at_all(voc, monkeypatch):
         write(xml, voc_file(name=f"{xml.stem}.jpg"))
     with pytest.raises(UserError, match=r"^annotations: "):
         convert_voc(voc)[0].write(out)
-    for folder in (voc / "ImageSets", voc / "nowhere"):
-        with pytest.raises(UserError, match=f"folder: .*{folder.name}"):
-            convert_labelme(folder)
+    with pytest.raises(UserError, match=r"folder: .*ImageSets"):
+        convert_labelme(voc / "ImageSets")
 
 
 def damaged(text, generator):

@@ -492,13 +492,27 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     streams = [h.stream for h in handlers]
     runner.train()
     shown = screen.getvalue()
-    assert all(text in shown for text in ("train", "12/12", "loss", "left", "val"))
+    assert all(text in shown for text in ("train", "12/12", "loss", "left", "validate"))
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
     assert [h.stream for h in handlers] == streams
     make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()
     assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
     make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
     assert file.getvalue() == ""
+
+
+def test_a_line_every_half_minute_where_there_is_no_terminal(tmp_path, monkeypatch):
+    runner = make_runner(tmp_path, "lines", custom_hooks=[ProgressHook(Console(file=io.StringIO()))])
+    clock = itertools.count(step=20)
+    monkeypatch.setattr(
+        "dcnzoo.openmmlab.hooks.progress.time", SimpleNamespace(monotonic=lambda: next(clock))
+    )
+    runner.train()
+    log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
+    lines = re.findall(r"INFO - (train|validate) (\d+)/\d+(?:, loss [\d.]+)?, (\d:\d\d:\d\d) left", log)
+    assert [step for name, step, _ in lines if name == "train"] == ["1", "3", "5", "8", "10", "12"]
+    assert {name for name, *_ in lines} == {"train", "validate"}
+    assert lines[:2] == [("train", "1", "0:03:40"), ("train", "3", "0:03:00")], "20 s per step"
 
 
 def test_remaining_time_from_the_first_step_on():

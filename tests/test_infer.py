@@ -133,7 +133,7 @@ def test_a_video_of_ten_frames(tmp_path):
         video.write(draw_image(ShapesSpec(), "val", number)[0])
     video.release()
     status, output = invoke("infer", DEMO_MODEL, tmp_path / "x.avi", "--out", tmp_path / "out")
-    assert status == 0 and f"written: 10 pictures in {tmp_path}/out" in output
+    assert status == 0 and f"written: 11 files in {tmp_path}/out" in output
     assert len([*(tmp_path / "out").glob("x*.png")]) == 10
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == [

@@ -28,7 +28,7 @@ from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_c
 from dcnzoo.data.conversion import few, short
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.garbage import collector_paused
+from dcnzoo.utils.files import collector_paused
 
 
 class CheckedCOCO(COCO):

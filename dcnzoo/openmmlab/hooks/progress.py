@@ -3,6 +3,7 @@
 import atexit
 import logging
 import sys
+import time
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -11,12 +12,14 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from dcnzoo.utils.progress import make_progress
+from dcnzoo.utils.progress import make_progress, time_left
+
+PERIOD = 30.0  # seconds between two lines where there is no terminal
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show a progress bar below the log lines if the output is a terminal."""
+    """Show a progress bar below the log lines; if the output is no terminal, log a line every half minute."""
 
     priority = "VERY_LOW"  # after the logger hook, which updates the current loss
 
@@ -25,44 +28,71 @@ class ProgressHook(Hook):
         self._progress: Progress | None = None
         self._streams: list[tuple[logging.StreamHandler, object]] = []
         self._bars: dict[str, TaskID] = {}
+        self._began: dict[str, tuple[float, int]] = {}  # time and number of steps at the start
+        self._last_line = 0.0
 
-    def before_run(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        self._start(runner)
+        self._begin("train", runner.max_iters, runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        loss = runner.message_hub.log_scalars.get("train/loss")
+        note = "" if loss is None else f"loss {loss.current():.3f}"
+        self._step(runner, "train", runner.iter + 1, runner.max_iters, note)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._begin("validate", len(runner.val_dataloader))
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        self._step(runner, "validate", batch_idx + 1, len(runner.val_dataloader))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        if self._progress is not None:
+            self._progress.remove_task(self._bars["validate"])
+
+    def before_test(self, runner: Runner) -> None:
+        self._start(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._begin("test", len(runner.test_dataloader))
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
+        self._step(runner, "test", batch_idx + 1, len(runner.test_dataloader))
+
+    def after_train(self, runner: Runner, metrics: dict | None = None) -> None:
+        self._stop()
+
+    after_test_epoch = after_train
+
+    def _begin(self, name: str, total: int, first: int = 0) -> None:
+        self._began[name] = (time.monotonic(), first)
+        if self._progress is not None:
+            fields = {"first": first, "note": ""}
+            self._bars[name] = self._progress.add_task(name, total=total, completed=first, **fields)
+
+    def _step(self, runner: Runner, name: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self._progress is not None:
+            self._progress.update(self._bars[name], completed=done, note=note)
+        elif now - self._last_line >= PERIOD:
+            self._last_line = now
+            start, first = self._began[name]
+            left = time_left(now - start, done - first, total - done)
+            runner.logger.info(", ".join(filter(None, [f"{name} {done}/{total}", note, f"{left} left"])))
+
+    def _start(self, runner: Runner) -> None:
+        self._last_line = time.monotonic()
         if not (is_main_process() and self.console.is_terminal):
             return
         self._progress = make_progress(self.console)
         self._progress.start()
-        atexit.register(self.after_run, runner)  # after an error no hook runs, but the cursor must be shown
+        atexit.register(self._stop)  # after an error no hook runs, but the cursor must be shown again
         # rich replaces sys.stdout by a stream that writes above the bar; loggers still have the old one
         for handler in runner.logger.handlers:
             if type(handler) is logging.StreamHandler:
                 self._streams.append((handler, handler.setStream(sys.stdout)))
 
-    def before_train(self, runner: Runner) -> None:
-        self._begin("train", runner.max_iters, runner.iter)
-
-    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
-        if mode != "train":
-            self._begin(mode, len(getattr(runner, f"{mode}_dataloader")))
-
-    def _begin(self, mode: str, total: int, first: int = 0) -> None:
-        if self._progress is not None:
-            fields = {"first": first, "note": ""}
-            self._bars[mode] = self._progress.add_task(mode, total=total, completed=first, **fields)
-
-    def _after_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None, mode="train") -> None:
-        if self._progress is None:
-            return
-        done, note = batch_idx + 1, ""
-        if mode == "train":
-            loss = runner.message_hub.log_scalars.get("train/loss")
-            done, note = runner.iter + 1, "" if loss is None else f"loss {loss.current():.3f}"
-        self._progress.update(self._bars[mode], completed=done, note=note)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        if self._progress is not None:
-            self._progress.remove_task(self._bars["val"])
-
-    def after_run(self, runner: Runner) -> None:
+    def _stop(self) -> None:
         if self._progress is None:
             return
         for handler, stream in self._streams:
