@@ -182,7 +182,7 @@ def test_training_on_bad_data(data, trained, tmp_path):
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
-    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.* 1e\+30.*"
+    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.*"
     assert re.fullmatch(expected, output.splitlines()[-1])
     assert not list(tmp_path.glob("*.pth"))
 

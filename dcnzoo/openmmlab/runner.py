@@ -109,5 +109,7 @@ def build_runner(cfg: Config, training: bool = False, allow_partial: bool = Fals
     if not training:
         kind = type(kind.__name__, (kind,), {"dump_config": lambda self: None})
     runner = kind.from_cfg(cfg)
+    # warnings about deprecated names that mmengine's own hooks use
+    runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
     runner.register_hook(LoadCheckpointHook(fine_tune=training, allow_partial=allow_partial))
     return runner
