@@ -195,7 +195,7 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     assert "3600000000" in skipped[1]
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
-    assert "2 pictures" in output
+    assert "3 files" in output
     status, output = run("explain", tmp_path / "huge.png", "--out", tmp_path / "out.png")
     assert status == 1 and "huge.png" in output and len(output.splitlines()) == 1
 
