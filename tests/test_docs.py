@@ -1,14 +1,18 @@
-"""The documentation: links resolve and code runs."""
+"""The documentation: links resolve, code runs and commands exist."""
 
 from __future__ import annotations
 
 import functools
 import re
 import runpy
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 import torch
+
+from dcnzoo.cli import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -78,6 +82,19 @@ def test_links_lead_somewhere_and_code_compiles(path):
         place = path.parent / file if file else path
         assert place.exists(), f"{target}: no such file"
         assert not anchor or anchor in anchors(place), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_exist_and_have_these_options(path):
+    text = "\n".join(blocks(path, "bash")).replace("\\\n", " ")
+    for line in re.findall(r"^(?:\w+=\S* )*dcnzoo ([^#|>\n]+)", text, re.MULTILINE):
+        command, words = commands, shlex.split(line)
+        while isinstance(command, click.Group) and not words[0].startswith("-"):
+            command = command.get_command(click.Context(command), words.pop(0))
+            assert command, f"dcnzoo {line}: no such command"
+        options = {name for parameter in command.params for name in (*parameter.opts, "--help")}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= options or command.name == "run", f"dcnzoo {line}: no such option"
 
 
 @pytest.mark.parametrize("page", RUN)
