@@ -1,12 +1,12 @@
 """Imports: each part of dcnzoo runs if only the packages that it needs are installed."""
 
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from .formats import FORMATS, fruits, objects, page_commands
+from .processes import python
+from .processes import run_code as run
 
 OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 
@@ -32,12 +32,6 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent)
 """
-
-
-def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def run_command(packages: set[str], *arguments: object) -> str:
@@ -82,9 +76,8 @@ def test_commands_without_their_extra_name_it(line, extra, tmp_path):
     (tmp_path / "model.onnx").touch()
     command = f"import os, runpy\nos.chdir({str(tmp_path)!r})\nsys.argv = ['dcnzoo', *{line.split()}]\n"
     code = f"{only('click', 'filelock')}{command}runpy.run_module('dcnzoo', run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    (message,) = result.stderr.splitlines()
-    assert result.returncode == 1 and f"[{extra}]" in message
+    (message,) = python("-c", code, status=1).stderr.splitlines()
+    assert f"[{extra}]" in message
 
 
 def test_imports_no_openmmlab_though_it_is_there():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from dcnzoo.ops import _torch_private as private
+
+from .processes import run_code
 
 
 def test_nothing_is_missing():
@@ -56,6 +55,4 @@ for feature, symbols in eval(sys.argv[1]).items():
 
 
 def test_only_the_feature_of_an_absent_symbol_is_missing():
-    command = [sys.executable, "-c", WITHOUT, repr(FEATURES)]
-    child = subprocess.run(command, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
+    run_code(WITHOUT, repr(FEATURES))
