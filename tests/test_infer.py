@@ -5,7 +5,6 @@ import re
 import struct
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,27 +18,18 @@ from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
 
 from .commands import invoke
+from .demo import DEFORMABLE as CONFIG
+from .demo import build_demo
 from .test_explain import decoded, page_data
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
 HEIGHT, WIDTH = 96, 150  # of the files; the detector's input is 82 × 128, padded to 96 × 128
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two images, and the weights of an untrained detector with random offsets."""
-    import dcnzoo.models  # noqa: F401
-
-    # isort: split
-    from mmdet.registry import MODELS
-    from mmengine.config import Config
-    from mmengine.registry import DefaultScope
-
     folder = tmp_path_factory.mktemp("infer")
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        detector = MODELS.build(Config.fromfile(CONFIG).model)
+    detector = build_demo()
     for name, parameter in detector.named_parameters():
         if "conv_offset" in name:
             nn.init.normal_(parameter, std=0.1)
