@@ -472,14 +472,8 @@ MISTAKES = {
     ],
     "a.json": [
         ('{\n"shapes": [\n', "3: "),
-        ("[" * 100_000, " expected JSON, got lists or objects that are nested too deeply"),
         ('{"shapes": {}}', " "),
         (labelme_file(path="b.jpg"), " expected an image at imagePath"),
-        (
-            labelme_file(shape("fig", "line", BOX)).replace('"label"', '"label": "a", "label"'),
-            " expected each key",
-        ),
-        (b'{"a": "\xf6"}', " expected text in UTF-8"),
         (labelme_file(path=None, data="?"), " imageData: "),
         (labelme_file(path="", data=CUT), " imageData: "),
         (labelme_file(size=(30, 40)), " imageWidth, imageHeight: "),

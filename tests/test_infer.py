@@ -140,16 +140,6 @@ def test_an_image_of_which_nothing_is_left(run, folder, tmp_path, command):
     assert f"{tmp_path}/line.png: " in output.splitlines()[-1] and "4000 × 1" in output.splitlines()[-1]
 
 
-def test_masks_can_be_read_back(run, folder, tmp_path):
-    from pycocotools.mask import decode
-
-    assert run("infer", "a.png", "--out", tmp_path, "--score-threshold", 0)[0] == 0
-    annotations = json.loads((tmp_path / "detections.json").read_text())["annotations"]
-    expected, _ = detections(folder, "a.png")
-    for annotation, mask in zip(annotations, expected.masks.numpy(), strict=True):
-        assert np.array_equal(decode(annotation["segmentation"]).astype(bool), mask)
-
-
 def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
     from mmdet.models import MaskRCNN
     from mmdet.structures import DetDataSample

@@ -358,9 +358,8 @@ def test_names_of_classes(folder):
     names = [f"class {i}" for i in range(80)]
     file = write_coco(folder, top(categories=[{"id": 3 + 6 * i, "name": n} for i, n in enumerate(names)]))
     assert invoke("check", file, "--classes", ",".join(names)).exit_code == 0
-    for encoding in ENCODINGS:
-        (folder / "names.txt").write_bytes("\r\n".join(names).encode(encoding))
-        assert invoke("check", file, "--classes", folder / "names.txt").exit_code == 0
+    (folder / "names.txt").write_bytes("\r\n".join(names).encode("utf-16"))
+    assert invoke("check", file, "--classes", folder / "names.txt").exit_code == 0
     (folder / "names.txt").write_bytes(b"gr\xf6\xdfer")
     result = invoke("check", file, "--classes", folder / "names.txt")
     assert result.exit_code == 1 and "names.txt" in result.output and "--classes" in result.output
