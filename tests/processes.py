@@ -1,8 +1,10 @@
 """Start Python in a new process."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,3 +23,29 @@ def python(
 def run_code(code: str, *arguments: object, **variables: str) -> str:
     """What the code prints."""
     return python("-c", code, *arguments, **variables).stdout
+
+
+# a process that has imported torch, which takes seconds, and forks
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch"])
+
+
+def _execute(code: str, arguments: list[str], variables: dict[str, str], folder: str) -> None:
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(variables)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def python_with_torch(
+    code: str, *arguments: object, status: int = 0, **variables: str
+) -> subprocess.CompletedProcess:
+    """``python -c CODE ARGUMENTS``, in which only torch is imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = SERVER.Process(target=_execute, args=(code, [*map(str, arguments)], variables, folder))
+        child.start()
+        child.join()
+        output, errors = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
+    assert child.exitcode == status, f"{output[-2000:]}\n{errors[-4000:]}"
+    return subprocess.CompletedProcess(code, status, output, errors)
