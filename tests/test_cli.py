@@ -16,7 +16,7 @@ import dcnzoo.cli
 from dcnzoo.cli import _options
 from dcnzoo.utils.errors import UserError
 
-from .commands import invoke, run
+from .commands import run
 from .processes import python, run_code
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,11 +75,6 @@ sys.meta_path.insert(0, Interrupt)
 import dcnzoo.cli
 """
     assert len(python("-c", code, status=130).stderr.splitlines()) == 1
-
-
-def test_unknown_command():
-    status, output = invoke("nope")
-    assert status == 2 and "No such command 'nope'" in output
 
 
 SHELLS = [

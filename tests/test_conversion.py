@@ -7,7 +7,6 @@ import math
 import os
 import random
 
-import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -120,24 +119,6 @@ def test_voc_beside_its_images(tmp_path):
     conversion, prefix = convert_voc(tmp_path, zero_based=True, clip=True)
     assert conversion.problems == [] and prefix == tmp_path and conversion.clipped == 2
     assert boxes(conversion)[0] == ("a.PNG", "fig", [0, 4, 12, 21])
-
-
-def test_clipping_against_a_raster():
-    """Clipped or not, a polygon covers the same pixels of the image, even if its sides cross."""
-    generator = np.random.default_rng(0)
-    border = 50
-    for _ in range(60):
-        polygon = generator.uniform((-40, -30), (80, 60), (generator.integers(3, 9), 2))
-        whole, clipped = np.zeros((2, HEIGHT + 2 * border, WIDTH + 2 * border), np.uint8)
-        parts = clip_polygon([tuple(p) for p in polygon.tolist()], (WIDTH, HEIGHT))
-        for canvas, outlines in ((whole, [polygon]), (clipped, map(np.array, parts))):
-            for outline in outlines:  # with subpixels, because fillPoly rounds
-                at = np.round((outline + border - 0.5) * 256).astype(np.int32)
-                cv2.fillPoly(canvas, [at], 1, shift=8)
-        inside = (slice(border + 1, border + HEIGHT - 1), slice(border + 1, border + WIDTH - 1))
-        differing = (whole[inside] != clipped[inside]).astype(np.uint8)
-        # only on outlines, which are too thin for a square of 3 × 3 pixels
-        assert not cv2.erode(differing, np.ones((3, 3), np.uint8)).any()
 
 
 # Pascal VOC
@@ -522,19 +503,6 @@ def test_encodings(tmp_path, encoding):
     # XML allows UTF-16 with a byte order mark, but not UTF-32
     for convert in (convert_yolo, convert_labelme, *([convert_voc] if encoding in ENCODINGS[:3] else [])):
         assert boxes(convert(tmp_path)[0]) == [("a.jpg", "Feige ü", [15, 9, 10, 12])]
-
-
-def test_swapped_sizes_are_explained(tmp_path):
-    for width, swapped in ((HEIGHT, True), (HEIGHT + 1, False)):
-        write_image(tmp_path / "a.jpg")
-        write(tmp_path / "a.xml", voc_file(size=(width, WIDTH)))
-        write(tmp_path / "a.json", labelme_file(size=(width, WIDTH)))
-        image = {"id": 1, "file_name": "a.jpg", "width": width, "height": WIDTH}
-        write(tmp_path / "coco/c.json", json.dumps({"images": [image], "annotations": [], "categories": []}))
-        texts = [problems(convert(tmp_path)[0], tmp_path)[0] for convert in (convert_voc, convert_labelme)]
-        report = check_coco(tmp_path / "coco/c.json", tmp_path)
-        texts += [problem.text for problem in report.problems if problem.kind == "image-size"]
-        assert ["are swapped" in text for text in texts] == [swapped] * 3
 
 
 def test_pipes_are_not_read(tmp_path, yolo):

@@ -239,11 +239,3 @@ def test_precision_and_confusion():
     assert result.images == 2
     empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
     assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()
-
-
-@pytest.mark.parametrize(
-    ("step", "ap", "said"), [(40, 0.05, "is normal"), (9000, 0.05, "is unusual"), (9000, 0.2, None)]
-)
-def test_whether_a_low_ap_is_normal(make_run, step, ap, said):
-    html = render_runs([TrainedRun.read(make_run(logs=[[(step, 1, 5.0), (1, ap)]]))], {})
-    assert (f"{step:,} iterations {said}" in html) if said else ("AP below" not in html)
