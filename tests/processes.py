@@ -30,10 +30,14 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch"])
 
 
+def set_variables(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
 def _execute(code: str, arguments: list[str], variables: dict[str, str], folder: str) -> None:
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
-    os.environ.update(variables)
+    set_variables(variables)
     sys.argv = ["-c", *arguments]
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from .formats import FORMATS, fruits, objects, page_commands
-from .processes import python
+from .processes import python, python_with_torch
 from .processes import run_code as run
 
 OPENMMLAB = ("mmengine", "mmcv", "mmdet")
@@ -58,7 +58,7 @@ network = InternImage(channels=16, depths=[1, 1, 1, 1], groups=[1, 2, 4, 8])
 print([list(level.shape) for level in network(torch.zeros(1, 3, 64, 64))])
 """
     shapes = [[1, 16, 16, 16], [1, 32, 8, 8], [1, 64, 4, 4], [1, 128, 2, 2]]
-    assert run(f"{only(*TORCH)}{NEED_TORCH_ONLY}{code}").strip() == str(shapes)
+    assert python_with_torch(f"{only(*TORCH)}{NEED_TORCH_ONLY}{code}").stdout.strip() == str(shapes)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_commands_without_their_extra_name_it(line, extra, tmp_path):
 
 def test_imports_no_openmmlab_though_it_is_there():
     imported = f"[name for name in {OPENMMLAB} if name in sys.modules]"
-    assert run(f"import sys{NEED_TORCH_ONLY}print({imported})").strip() == "[]"
+    assert python_with_torch(f"import sys{NEED_TORCH_ONLY}print({imported})").stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("heading", FORMATS)
@@ -115,6 +115,6 @@ import dcnzoo.models
 from mmengine.registry import MODELS
 print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
 """
-    where, names = run(code).split("\n")[0].split(" ", 1)
+    where, names = python_with_torch(code).stdout.split("\n")[0].split(" ", 1)
     assert where == "dcnzoo.openmmlab.models.dcn"
     assert "'DCNv2'" in names and "'InternImage'" in names and "'ResNet'" not in names

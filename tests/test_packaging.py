@@ -81,14 +81,17 @@ def setup(tree: Path, *command: str, **variables: str) -> subprocess.CompletedPr
 
 
 def small_clone(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Sources with one function instead of the operators, and an empty torch: they compile in a second.
-
-    Returns the clone, and the variables with which setup.py finds that torch.
-    """
-    tree, torch = copy_of_the_sources(folder / "clone"), folder / "modules" / "torch"
+    """Sources with one function instead of the operators, and an empty torch: they compile in a second."""
+    tree = copy_of_the_sources(folder / "clone")
     shutil.rmtree(tree / "ops")
     (tree / "ops" / "x").mkdir(parents=True)
     (tree / "ops" / "x" / "x_cpu.cpp").write_text("#include <header.h>\nint two() { return TWO; }\n")
+    return tree, empty_torch(folder)
+
+
+def empty_torch(folder: Path) -> dict[str, str]:
+    """Write a torch without content, and return the variables with which setup.py finds it."""
+    torch = folder / "modules" / "torch"
     for part in ("include", "lib"):
         (torch / part).mkdir(parents=True)
     version = "class version:\n    cuda = None\n"
@@ -96,7 +99,7 @@ def small_clone(folder: Path) -> tuple[Path, dict[str, str]]:
     (torch / "include" / "header.h").write_text("#define TWO 2\n")
     for name in ("torch_cpu", "torch", "c10"):
         (torch / "lib" / f"lib{name}.a").write_text("!<arch>\n")
-    return tree, {"PYTHONPATH": str(torch.parent)}
+    return {"PYTHONPATH": str(torch.parent)}
 
 
 def test_paths_with_special_characters(tmp_path):
@@ -161,10 +164,10 @@ def test_one_build_in_a_clone_at_a_time(tmp_path):
     ids=["compiler", "ninja", "torch", "old torch", "old setuptools", "failing compiler"],
 )
 def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, words):
+    variables = {**variables, **empty_torch(tmp_path)}
     if module:
-        (tmp_path / "modules" / module).mkdir(parents=True)
+        (tmp_path / "modules" / module).mkdir(exist_ok=True)
         (tmp_path / "modules" / module / "__init__.py").write_text(content)
-        variables = {**variables, "PYTHONPATH": str(tmp_path / "modules")}
     if module == "ninja":
         (tmp_path / "bin").mkdir()
         (tmp_path / "bin/g++").symlink_to(shutil.which("g++") or pytest.skip("g++ is not installed"))
