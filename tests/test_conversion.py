@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import random
 
 import mmcv
 import numpy as np
@@ -535,18 +534,6 @@ def test_sources_are_not_overwritten(voc, yolo, tmp_path):
             assert (folder / out).read_bytes() == before
 
 
-def test_names_are_cut_and_escaped(voc):
-    for name in ("a", "b", "c"):
-        write(
-            voc / f"Annotations/{name}.xml",
-            voc_file(voc_object("\u202e" + "x" * 10_000, (3, 5, 12, 25)), name=f"{name}.jpg"),
-        )
-    arguments = ["data", "convert", "voc", str(voc), str(voc / "out.json")]
-    for more in ([], ["--classes", "fig"]):
-        result = CliRunner().invoke(commands, [*arguments, *more])
-        assert r"\u202exxx" in result.output and len(result.output) < 3000
-
-
 def test_written_whole_or_not_at_all(voc, monkeypatch):
     out = voc / "new/out.json"
     conversion, _ = convert_voc(voc)
@@ -568,52 +555,6 @@ def test_written_whole_or_not_at_all(voc, monkeypatch):
     for folder in (voc / "ImageSets", voc / "nowhere"):
         with pytest.raises(UserError, match=f"folder: .*{folder.name}"):
             convert_labelme(folder)
-
-
-def damaged(text, generator):
-    """Replace, remove and repeat bytes."""
-    content = bytearray(text.encode())
-    for _ in range(generator.randint(0, 3)):
-        at, most = generator.randrange(len(content)), generator.randint(1, 9)
-        change = generator.randrange(3)
-        content[at : at + (1, most, 0)[change]] = (
-            bytes([generator.randrange(256)]),
-            b"",
-            content[at : at + most],
-        )[change]
-    return bytes(content)
-
-
-def test_damaged_files_are_problems_never_tracebacks(tmp_path):
-    """Readable parts are converted, and the rest is listed."""
-    generator = random.Random(0)
-    write_image(tmp_path / "images/a.jpg")
-    polygon = shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]])
-    texts = {
-        "voc/a.xml": voc_file(voc_object("fig", (3, 5, 12, 25), "<difficult>1</difficult>")),
-        "labels/a.txt": "1 0.5 0.5 0.25 0.4\n0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.3\n",
-        "labelme/a.json": labelme_file(polygon, path="../images/a.jpg"),
-        "data.yaml": "train: images\nnames: [date, fig]\nnc: 2\n",
-    }
-    for name in texts:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-    for _ in range(80):
-        for name, text in texts.items():
-            (tmp_path / name).write_bytes(damaged(text, generator))
-        for convert in (
-            lambda: convert_voc(tmp_path / "voc", images=tmp_path / "images"),
-            lambda: convert_yolo(tmp_path),
-            lambda: convert_labelme(tmp_path / "labelme"),
-        ):
-            try:
-                conversion, _ = convert()
-                content = conversion.write(tmp_path / "out.json", skip_invalid=True)
-            except UserError as error:
-                assert str(error)
-                continue
-            assert all(str(problem).startswith(str(tmp_path)) for problem in conversion.problems)
-            assert len(content["annotations"]) <= 4
-            assert check_coco(tmp_path / "out.json").problems == []
 
 
 # The commands
