@@ -149,9 +149,10 @@ def transformer(
 
 
 def segmenter(plugin: bool) -> Step:
-    """Return the network of the tests that resembles BiRefNet, which calls torchvision."""
+    """Return the network that resembles BiRefNet, which calls torchvision."""
     from dcnzoo.compat.torchvision import accelerate
-    from tests.environments.segmentation import Segmenter
+
+    from .segmentation import Segmenter
 
     if plugin:
         accelerate()

@@ -14,11 +14,9 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.zoo import verify
 
 from .commands import error_of, run
-
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-PLAIN = ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
-
+from .demo import DEFORMABLE as DEMO
+from .demo import PLAIN
+from .processes import ROOT
 
 # Operations
 
@@ -112,16 +110,8 @@ def test_publish_model(tmp_path):
     assert set(torch.load(path)) == {"meta", "state_dict"}
     found = load_file(path)
     assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}
-    kept = run(
-        "zoo",
-        "publish",
-        tmp_path / "epoch_3.pth",
-        tmp_path / "x",
-        "--save-keys",
-        "state_dict",
-        "--save-keys",
-        "meta",
-    )
+    options = "--save-keys state_dict --save-keys meta"
+    kept = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "x", *options.split())
     assert set(torch.load(kept.split()[-1])) == {"meta", "state_dict"}
     again = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "other")
     assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"

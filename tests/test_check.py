@@ -8,7 +8,6 @@ import pytest
 from pycocotools.coco import COCO
 
 from dcnzoo.data.check import check_coco, fix
-from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import split_coco
 from dcnzoo.utils.errors import UserError
 
@@ -22,13 +21,6 @@ def root(tmp_path):
 
 def check(root, change=lambda content: None, **arguments):
     return check_coco(write_coco(root, change), root, **arguments)
-
-
-def test_generated_data_has_no_problems(tmp_path):
-    make_shapes(tmp_path / "shapes", ShapesSpec(train=4, val=2, size=96, max_radius=40))
-    file = tmp_path / "shapes/annotations/train.json"
-    report = check_coco(file, tmp_path / "shapes/train", ("oval", "trefoil", "cross"))
-    assert report.problems == [] and report.counts["annotations"] > 4
 
 
 def test_classes(root):

@@ -12,6 +12,7 @@ from dcnzoo.cli.doctor import Found, problems
 from dcnzoo.ops import _library
 
 from . import commands
+from .processes import python_with_torch
 from .test_import import OPENMMLAB, run
 
 ORIGINALS = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmdet": "3.3.0"}
@@ -180,10 +181,10 @@ def test_healthy():
 
 def test_torch_alone():
     absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
-    output = run(
+    output = python_with_torch(
         f"import sys\n{absent}\nfrom dcnzoo.cli import doctor, main\n"
         "doctor.installed = lambda packages: []\nmain('doctor')"
-    )
+    ).stdout
     assert "no problems found" in output and "patch " not in output
     assert "cpu operators" in output and "none: mmcv is not installed" in output
 

@@ -1,15 +1,12 @@
 """Configs by package: ``_base_ = 'dcnzoo::…'``, without pkg_resources."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.packages import mim_folder
 
-ROOT = Path(__file__).resolve().parents[1]
+from .processes import ROOT, run_code
+
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 
 
@@ -60,5 +57,4 @@ from mmengine.config import Config
 inherit_from_packages(Changes())
 print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.stdout.strip(), result.returncode) == ("50", 0), result.stderr
+    assert run_code(code).strip() == "50"

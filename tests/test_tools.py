@@ -1,9 +1,7 @@
 """The train, test and browse commands, with a configuration that trains in seconds."""
 
-import json
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,36 +145,6 @@ def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path):
     work = [] if command == "browse" else ["--work-dir", tmp_path]
     message = error_of(command, CONFIG, *work, *arguments, status=status)
     assert re.search(expected, message), message
-
-
-def test_training_on_bad_data(data, trained, tmp_path):
-    """A truncated image, an image without objects alone in its batch, and an object without width."""
-    bad = tmp_path / "bad"
-    shutil.copytree(data, bad)
-    file = json.loads((bad / "annotations" / "train.json").read_text())
-    total, empty = len(file["annotations"]), file["images"][2]["id"]
-    file["annotations"] = [a for a in file["annotations"] if a["image_id"] != empty]
-    file["annotations"][0]["bbox"][2] = 0.2
-    (bad / "annotations" / "train.json").write_text(json.dumps(file))
-    for broken in (bad / "train" / "00003.png", bad / "val" / "00001.png"):
-        broken.write_bytes(broken.read_bytes()[:500])
-    settings = {
-        "train_dataloader.dataset.shapes": "None",
-        "val_dataloader.dataset.shapes": "None",
-        "train_dataloader.dataset.filter_cfg.filter_empty_gt": False,
-        "train_dataloader.batch_size": 1,
-        "train_dataloader.num_workers": 0,  # warnings of workers are not in the output
-        "train_dataloader.persistent_workers": False,
-    }
-    options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
-    output = commands.run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
-    assert f"1 of {len(file['annotations'])} annotations are skipped" in output
-    assert len(file["annotations"]) < total
-    assert f"WARNING - {bad}/train/00003.png: " in output and "1 of 8 images so far" in output
-    losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
-    assert len(losses) == 8 and all(0 < float(loss) < 20 for loss in losses)
-    assert (tmp_path / "epoch_1.pth").is_file(), "written before the validation"
-    assert output.splitlines()[-1].startswith(f"error: {bad}/val/00001.png: ")
 
 
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):

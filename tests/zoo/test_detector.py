@@ -12,8 +12,6 @@ import dcnzoo.models  # first: mmdet needs mmcv._ext
 
 # isort: split
 from mmdet.apis import DetInferencer, inference_detector, init_detector
-from mmdet.registry import MODELS
-from mmengine.registry import DefaultScope
 
 from dcnzoo import zoo
 from dcnzoo.data.shapes import CLASSES
@@ -21,6 +19,7 @@ from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
+from ..demo import build
 from .conftest import entry
 from .server import Served, serving
 
@@ -43,8 +42,7 @@ def published(package, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     (model,) = package(entry("tiny", text=CONFIG, Published="a test"))
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        detector = MODELS.build(read_config_file(model.config).model)
+    detector = build(read_config_file(model.config).model)
     old = {re.sub(r"\.conv_offset\.", "_offset.", k): v for k, v in detector.state_dict().items()}
     buffer = io.BytesIO()
     torch.save({"state_dict": old, "meta": META}, buffer)

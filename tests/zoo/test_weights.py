@@ -5,36 +5,28 @@ import os
 import re
 import shlex
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file as save_safetensors
-from torch import nn
-
-import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
-
-# isort: split
-from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import DefaultScope
+from safetensors.torch import save_file as save_safetensors
+from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
 
-DEMO = Path(__file__).parents[2] / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+from .. import demo
 
 
 def build(classes=None, **backbone):
-    cfg = Config.fromfile(DEMO)
+    cfg = Config.fromfile(demo.DEFORMABLE)
     cfg.model.backbone.update(backbone)
     if classes:
         for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
             head.num_classes = classes
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(cfg.model)
+    return demo.build(cfg.model)
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +255,13 @@ def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, backbone, wr
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "config.py"))):
         load_weights(build(**other), path)
 
-    cfg = Config.fromfile(DEMO)
+    cfg = Config.fromfile(demo.DEFORMABLE)
     cfg.model.backbone.update(other)
     del cfg.model.backbone["stage_with_dcn"]
     if backbone["dcn"]:
         del cfg.model.backbone["dcn"]  # a config without it
     cfg.merge_from_dict(options_in(error.value))
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        fitting = MODELS.build(cfg.model)
+    fitting = demo.build(cfg.model)
     load_weights(fitting, path)
     assert_same(fitting.state_dict(), trained.state_dict())
 
