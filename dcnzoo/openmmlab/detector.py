@@ -121,7 +121,8 @@ class Detector(BaseDetector):
         try:
             return self._pipeline({"img": picture, "img_id": 0})
         except cv2.error as error:  # one side shrinks to nothing
-            raise ValueError(f"{path or 'image'}: {one_line(error)}") from error
+            size = f"{picture.shape[1]} × {picture.shape[0]}"
+            raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         with torch.no_grad():
