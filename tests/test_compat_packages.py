@@ -4,6 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
 
 from .processes import ROOT, run_code
 
@@ -36,9 +37,9 @@ def test_inherits(config):
     cfg = config("_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'\nx = {{_base_.model}}")
     assert cfg.model._scope_ == "mmdet" and cfg.x._scope_ == "mmdet"
     for base, error, text in (
-        ("nowhere::a/b.py", ModuleNotFoundError, "nowhere"),
-        ("torch::a/b.py", ModuleNotFoundError, "torch"),
-        ("dcnzoo::dcn/nothing.py", FileNotFoundError, "configs/dcn/nothing.py"),
+        ("nowhere::a/b.py", UserError, "nowhere"),
+        ("torch::a/b.py", UserError, "torch"),
+        ("dcnzoo::dcn/nothing.py", UserError, "configs/dcn/nothing.py"),
     ):
         with pytest.raises(error, match=text):
             config(f"_base_ = '{base}'")
