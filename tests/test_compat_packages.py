@@ -3,6 +3,7 @@
 import pytest
 from mmengine.config import Config
 
+import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 
