@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import re
 import sys
 from fnmatch import fnmatch
 
@@ -239,17 +240,28 @@ def test_to_deformable_in_a_backbone_without_dcn(options, kind):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "names"),
     [
-        (dict(dcn=True), TypeError, "CSPDarknet.*unexpected keyword argument 'dcn'"),
-        (dict(to_deformable=dict(kind="v2")), TypeError, "where"),
-        (dict(to_deformable=dict(where="stage4.*", kinds="v2")), TypeError, "kinds"),
-        (dict(to_deformable=dict(where="layer4.*")), ValueError, "where: .*layer4"),
+        (dict(dcn="v1", stage_with_dcn=(True,) * 4), ["CSPDarknet", "to_deformable", "dcn='v1'"]),
+        (dict(to_deformable=dict(kind="v2")), ["CSPDarknet", "to_deformable", "where"]),
+        (dict(to_deformable=dict(where="stage4.*", kinds="v2")), ["CSPDarknet", "to_deformable", "kinds"]),
+        (dict(to_deformable=dict(where="layer4.*")), ["where", "layer4"]),
     ],
 )
-def test_bad_to_deformable(options, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_to_deformable(options, names):
+    with pytest.raises(ValueError) as error:
         csp_darknet(**options)
+    assert all(name in str(error.value) for name in names)
+
+
+def test_a_backbone_without_dcn_says_what_to_write():
+    with pytest.raises(ValueError, match=r"CSPDarknet: .*to_deformable.*dcn=True") as error:
+        csp_darknet(dcn=True)
+    where = re.search(r"where='(.+?)'", str(error.value))[1]
+    model = csp_darknet(to_deformable=dict(where=where))  # except its 1×1 convolutions
+    assert any(isinstance(m, PackedDeformConv2d) for m in model.modules())
+    with pytest.raises(TypeError, match="depth"):
+        csp_darknet(depth=50)
 
 
 @pytest.mark.parametrize("hue", [-0.5, -0.055, 0.0, 0.2])

@@ -1,5 +1,6 @@
 """Mistakes in configs are found before the first iteration; published configs have none."""
 
+import json
 from pathlib import Path
 
 import mmdet
@@ -58,6 +59,22 @@ def test_number_of_classes(tmp_path, command, config, key, expected, number):
     (line,) = run(command, config, *arguments, *options, status=1).splitlines()
     assert f"{key}: expected {expected}, " in line and line.endswith(f"got {number}")
     assert not work.exists()
+
+
+def test_file_of_the_evaluator(tmp_path):
+    """The file may have another name, but not other images."""
+    images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
+    files = {"val": images, "copy": images[::-1], "more": [*images, dict(id=3, file_name="3.png")]}
+    for name, part in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(dict(images=part)))
+
+    def keys(name, **data):
+        data = dict(type="CocoDataset", data_root=f"{tmp_path}/", ann_file="val.json", **data)
+        metric = dict(type="CocoMetric", ann_file=f"{tmp_path}/{name}.json")
+        return keys_of(dict(test_dataloader=dict(dataset=data), test_evaluator=[metric]))
+
+    assert keys("more") == ["test_evaluator.ann_file"]
+    assert keys("val") == keys("copy") == keys("does_not_exist") == []
 
 
 def test_all_problems_are_listed(tmp_path):

@@ -77,19 +77,28 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 def unpack(archive: Path, folder: str | Path) -> int:
     """Extract a zip file; return the number of its files. ``zipfile`` keeps all names inside ``folder``.
 
+    Each file is complete or absent: it is renamed to its name when it is complete.
+
     Raises:
         UserError: the file is damaged or not a zip file, or a file cannot be written.
     """
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console, folder = Console(stderr=True), Path(folder)
     try:
-        with zipfile.ZipFile(archive) as opened:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            zipfile.ZipFile(archive) as opened,
+            tempfile.TemporaryDirectory(None, "partial-", folder) as partial,
+        ):
             members = [member for member in opened.infolist() if not member.is_dir()]
             title, quiet = f"unpacking {archive.name}", not console.is_terminal
             for member in track(members, title, console=console, disable=quiet):
-                opened.extract(member, folder)
+                extracted = Path(opened.extract(member, partial))
+                target = folder / extracted.relative_to(partial)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                extracted.replace(target)
     # the last two: a password, an unknown compression method
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{archive}: expected a zip file to unpack to {folder}: {error}") from error

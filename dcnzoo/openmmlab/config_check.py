@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from pathlib import Path
 
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
-from dcnzoo.data.conversion import few
+from dcnzoo.data.conversion import InvalidAnnotation, few, read_json
 from dcnzoo.utils.errors import UserError, printable
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -45,7 +46,13 @@ def check_config(cfg: Config, name: str | os.PathLike, required: Sequence[str] =
         raise UserError(f"{name}: expected a config, got an empty file")
     problems = [f"{key}: expected its settings, got {cfg.get(key)}" for key in required if not cfg.get(key)]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for check in (wrong_runner_keys, wrong_model_keys, wrong_class_names, wrong_class_numbers):
+        for check in (
+            wrong_runner_keys,
+            wrong_model_keys,
+            wrong_class_names,
+            wrong_class_numbers,
+            wrong_evaluator_files,
+        ):
             problems += check(cfg)
     if problems:
         raise UserError(*(printable(f"{name}: {problem}") for problem in problems))
@@ -124,6 +131,34 @@ def declared_metainfo(dataset: Mapping) -> dict:
     """Return the metainfo of a data set's class and config, without building the data set."""
     load = getattr(_class_of(dataset, DATASETS), "_load_metainfo", dict)
     return load(dataset.get("metainfo") or {})
+
+
+def wrong_evaluator_files(cfg: Config) -> Iterator[str]:
+    """Yield annotation files of evaluators whose images are not those of the data set."""
+    data = list(_data(cfg))
+    loaders = [loader for loader, _, _ in data]
+    for loader, dataset, _ in data:
+        if loaders.count(loader) > 1:
+            continue
+        key = loader.replace("dataloader", "evaluator")
+        expected = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+        metrics = cfg.get(key) or []
+        for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
+            file = metric.get("ann_file") if isinstance(metric, Mapping) else None
+            if file and not _same_images(file, expected):
+                yield f"{key}.ann_file: expected {expected}, as in {loader}, got {file}"
+
+
+def _same_images(*files: str) -> bool:
+    """Whether COCO files have the same images. A file that cannot be read is reported when it is loaded."""
+    if len(set(map(os.path.realpath, files))) == 1:
+        return True
+    try:
+        contents = [read_json(Path(file)) for file in files]
+        images = [{(image["id"], image["file_name"]) for image in content["images"]} for content in contents]
+    except (InvalidAnnotation, LookupError, TypeError):
+        return True
+    return images[0] == images[1]
 
 
 def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:

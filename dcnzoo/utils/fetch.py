@@ -117,7 +117,8 @@ def fetch(
     Args:
         folder: Default: :func:`cache_folder`.
         checksum: as in :func:`verify`. A file with another checksum is rejected.
-        retries: number of attempts after one that received no data. Each attempt continues the download.
+        retries: number of attempts after one that received no data. Each attempt continues the download. At
+            most one if no connection was established yet, because there may be no network.
         timeout: seconds without data after which an attempt fails.
         console: terminal for the progress bar. Default: stderr.
 
@@ -206,7 +207,7 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
         checked: a checksum is known; without one, a part is continued only if the server names its version.
     """
     bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
-    failures = 0
+    failures, reached = 0, False
     with requests.Session() as session, bar:
         task = bar.add_task(part.stem, total=None, note="")
         while True:
@@ -216,8 +217,13 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
                 return
             except requests.RequestException as error:
                 status = None if error.response is None else error.response.status_code
-                failures = 1 if _size(part) > before else failures + 1
-                if failures > retries or not (isinstance(error, _LOST) or status in _TRY_AGAIN):
+                received = _size(part) > before
+                failures = 1 if received else failures + 1
+                reached = reached or received or not isinstance(error, requests.ConnectionError)
+                # without any connection there may be no network
+                if failures > (retries if reached else min(retries, 1)) or not (
+                    isinstance(error, _LOST) or status in _TRY_AGAIN
+                ):
                     raise
             time.sleep(_BACKOFF * 2 ** (failures - 1))
 
@@ -234,16 +240,18 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
     with session.get(
         url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout)
     ) as response:
-        if have and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        status, found = response.status_code, response.headers.get("Content-Range", "")
+        beyond = status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        if have and beyond and found == f"bytes */{have}":
             return  # the part is complete
+        if beyond or (status == HTTPStatus.PARTIAL_CONTENT and not found.startswith(f"bytes {have}-")):
+            part.unlink(missing_ok=True)
+            raise requests.ConnectionError("the server cannot resume the download")
         response.raise_for_status()
-        if response.status_code != HTTPStatus.PARTIAL_CONTENT:  # no range support, or the file has changed
+        if status != HTTPStatus.PARTIAL_CONTENT:  # no range support, or the file has changed
             have, etag = 0, response.headers.get("ETag", "W/")
             # If-Range does not allow a weak ETag
             tag.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            part.unlink()
-            raise requests.ConnectionError("the server cannot resume the download")
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
         bar.update(task, total=total, completed=have)

@@ -74,3 +74,4 @@ def test_damaged(make, tmp_path):
         path.write_bytes(written)
         with pytest.raises(UserError, match=f"^{path}: expected a zip file"):
             unpack(path, tmp_path / f"{number}")
+        assert set(files(tmp_path / f"{number}")) <= {"a"}, "no half file, nothing left lying about"

@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -39,8 +40,8 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
     The parent class removes the oldest checkpoint before it writes the new one. This class first completes
-    the new file, then updates ``last_checkpoint``, then removes the oldest file. With ``max_keep_ckpts=1``,
-    no older checkpoint is left if the file is damaged later.
+    the new file, then updates ``last_checkpoint``, then removes the oldest file; the best checkpoint
+    likewise. With ``max_keep_ckpts=1``, no older checkpoint is left if the file is damaged later.
 
     Resuming loads the last undamaged checkpoint and names the damaged ones. If the process ended during a
     validation, that validation runs first, so that its effects (best score, learning rate on plateaus) are
@@ -138,8 +139,34 @@ class AtomicCheckpointHook(CheckpointHook):
         super().after_val_epoch(runner, metrics)
         # not with FlexibleRunner, whose epoch counter would be one too high
         if self._unvalidated_step == self._step(runner) and isinstance(runner, Runner):
-            meta = {"epoch": runner.epoch, "iter": runner.iter}
-            self._save_checkpoint_with_step(runner, self._step(runner), meta)
+            self._save_validated(runner)
+
+    def _save_validated(self, runner: Runner) -> None:
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        self._save_checkpoint_with_step(runner, self._step(runner), meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """Save the new best checkpoint, then remove the previous best, then save the last checkpoint again.
+
+        The parent class removes first. The last checkpoint is saved at the end because only then a resumed
+        run skips the validation.
+        """
+        if not self.save_best:
+            return
+        before, last, outdated = self._best_paths(), self.last_ckpt, []
+        self.last_ckpt = None  # keeps the parent from writing it
+        with Changes() as changes:
+            changes.set(self.file_backend, "remove", outdated.append)
+            super()._save_best_checkpoint(runner, metrics)
+        self.last_ckpt = last
+        for path in set(outdated) - self._best_paths():
+            self.file_backend.remove(path)
+        if last is not None and self._best_paths() != before:
+            self._save_validated(runner)
+
+    def _best_paths(self) -> set[str | None]:
+        several = getattr(self, "best_ckpt_path_dict", {})
+        return {getattr(self, "best_ckpt_path", None), *several.values()}
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         super()._save_checkpoint_with_step(runner, step, {**meta, "validated": self._validated})

@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from mmcv.cnn import build_conv_layer
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
 from torch import nn
 
@@ -59,12 +63,19 @@ def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kw
     dcn = stage_with_dcn = None
     if cfg.keys() & {"dcn", "stage_with_dcn"} and (patterns := _patterns(cfg, registry)):
         dcn, stage_with_dcn = plain.pop("dcn", None), plain.pop("stage_with_dcn", None)
-    module = build(registry, plain, *args, **kwargs)
-    if layer := _layer(dcn, type(module).__name__):
+    try:
+        module = build(registry, plain, *args, **kwargs)
+    except TypeError as error:
+        if not re.search(r"unexpected keyword argument '(stage_with_)?dcn'", str(error)):
+            raise
+        for name in ("dcn", "stage_with_dcn"):
+            plain.pop(name, None)
+        raise ValueError(_without_dcn(cfg.get("dcn"), build(registry, plain, *args, **kwargs))) from None
+    if layer := parse_dcn(dcn, owner=type(module).__name__):
         with torch.random.fork_rng(devices=[]):  # later layers start as if there were only the new ones
             _replace(module, layer, _with_stages(module, patterns, stage_with_dcn))
     if options is not None:
-        to_deformable(module, **(options if isinstance(options, dict) else {"where": options}))
+        _convert(module, options)
     if isinstance(module, nn.Module) and any(isinstance(m, PackedDeformConv2d) for m in module.modules()):
         accept_legacy_offsets(module)
     return module
@@ -82,8 +93,19 @@ def _patterns(cfg: dict, registry: Registry) -> tuple[str, ...]:
     return next((patterns for name, patterns in CONVOLUTIONS.items() if name in bases), ())
 
 
-def _layer(dcn: bool | str | dict | None, owner: str) -> dict | None:
-    """The config of the convolution layer that the option ``dcn`` of the class ``owner`` selects, or None."""
+def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
+    """Convert the option ``dcn`` to the config of a convolution layer, or None.
+
+    ``True`` and ``'v2'`` select DCNv2, ``'v1'`` DCN, ``'v3'`` and ``'v4'`` DCNv3 and DCNv4 as replacements
+    for a convolution. ``None`` and ``False`` select none. A dict is the config of a registered layer;
+    ``fallback_on_stride=True`` in it leaves strided convolutions as they are.
+
+    Args:
+        owner: class name for the error message.
+
+    Raises:
+        ValueError: any other value, or a dict whose ``type`` is not registered.
+    """
     if dcn is None or dcn is False:
         return None
     if dcn is True or (isinstance(dcn, str) and dcn in LAYERS):
@@ -93,6 +115,12 @@ def _layer(dcn: bool | str | dict | None, owner: str) -> dict | None:
             f"{owner}: dcn: expected True, 'v1', 'v2', 'v3', 'v4', a dict with a type such as "
             f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}"
         )
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(dcn["type"], str) and registry.get(dcn["type"]) is None:
+            raise ValueError(
+                f"{owner}: dcn: type: expected the name of a registered convolution, 'DCN', 'DCNv2', "
+                f"'DCNv3Conv', 'DCNv4Conv' or your own, got {dcn['type']!r}"
+            )
     return dict(dcn)
 
 
@@ -100,12 +128,20 @@ def _with_stages(module: nn.Module, patterns: Sequence[str], chosen: Sequence[bo
     """The patterns with the names of the stages in ``chosen``; by default all but the first."""
     if "{stage}" not in patterns[0]:
         return list(patterns)
+    owner = type(module).__name__
     stages = getattr(module, "res_layers", ["layer1", "stage2", "stage3", "stage4"])  # HRNet's
+    # the 3×3 convolutions of a trident block share one weight in three dilations
+    trident = any(base.__name__ == "TridentResNet" for base in type(module).__mro__)
     if chosen is None:
         chosen = [False, *[True] * (len(stages) - 1)]
+        chosen[-1] = not trident
     if len(chosen) != len(stages):
         raise ValueError(
-            f"{type(module).__name__}: stage_with_dcn: expected {len(stages)} values, one for each stage, "
+            f"{owner}: stage_with_dcn: expected {len(stages)} values, one for each stage, got {chosen}"
+        )
+    if trident and chosen[-1]:
+        raise ValueError(
+            f"{owner}: stage_with_dcn: expected False for the last stage, which has trident convolutions, "
             f"got {chosen}"
         )
     names = [stage for stage, deformable in zip(stages, chosen, strict=True) if deformable]
@@ -113,7 +149,7 @@ def _with_stages(module: nn.Module, patterns: Sequence[str], chosen: Sequence[bo
 
 
 def _replace(module: nn.Module, layer: dict, patterns: Sequence[str]) -> None:
-    fallback_on_stride = layer.pop("fallback_on_stride", False)  # leaves strided convolutions as they are
+    fallback_on_stride = layer.pop("fallback_on_stride", False)
     for name, conv in list(module.named_modules()):
         if not any(fnmatchcase(name, pattern) for pattern in patterns) or not isinstance(conv, nn.Conv2d):
             continue
@@ -133,3 +169,35 @@ def _replace(module: nn.Module, layer: dict, patterns: Sequence[str]) -> None:
         module.set_submodule(name, deformable)
     if hasattr(module, "_freeze_stages"):
         module._freeze_stages()  # again, to freeze the new layers too
+
+
+def _convert(module: nn.Module, options: object) -> None:
+    if not isinstance(options, dict):
+        options = {"where": options}
+    try:
+        inspect.signature(to_deformable).bind(module, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(module).__name__}: to_deformable: expected a pattern or the arguments of "
+            f"dcnzoo.to_deformable, such as dict(where='*.conv2', kind='v2'), got {options}: {error}"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "to_deformable: .* not replaced")
+        report = to_deformable(module, **options)
+    refused = "".join(f"; {name} not converted: {why}" for name, why in report.refused.items())
+    replaced = f"{len(report.replaced)} convolutions replaced{refused}"
+    print_log(f"{type(module).__name__}: to_deformable: {replaced}", "current")
+
+
+def _without_dcn(dcn: object, module: nn.Module) -> str:
+    spatial = [
+        name
+        for name, child in module.named_modules()
+        if type(child) is nn.Conv2d and max(child.kernel_size) > 1
+    ]
+    where = f"{spatial[-1].partition('.')[0]}.*" if spatial else "*"
+    return (
+        f"{type(module).__name__}: dcn: expected a module with this argument, got one without; write "
+        f"to_deformable=dict(where='{where}', kind='v2') instead of dcn={dcn!r}. where is a pattern "
+        f"for the names of convolutions, here {spatial[-1] if spatial else 'none'} and others"
+    )
