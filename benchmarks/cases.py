@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -318,9 +319,8 @@ def _tvdcn(operator: str, sample: Sample) -> Forward:
     return lambda: getattr(ops, operator)(*sample.tensors, **geometry)
 
 
-def _onnxruntime_convolution(sample: Sample, threads: int) -> Forward:
-    """Run a model of one node, with a constant weight as in a deployed model; no gradients."""
-    import onnxruntime
+def _onnx_convolution(sample: Sample) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Return a model of one node, with a constant weight as in a deployed model, and its inputs."""
     from onnx import helper, numpy_helper
 
     if sample.tensors[0].dtype == torch.bfloat16:
@@ -341,10 +341,28 @@ def _onnxruntime_convolution(sample: Sample, threads: int) -> Forward:
     output = helper.make_tensor_value_info("output", kind, None)
     graph = helper.make_graph([node], "deform_conv", inputs, [output], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return model.SerializeToString(), arrays
+
+
+def _onnxruntime_convolution(sample: Sample, threads: int) -> Forward:
+    import onnxruntime
+
+    model, arrays = _onnx_convolution(sample)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
     return lambda: torch.from_numpy(session.run(None, arrays)[0])
+
+
+def _openvino_convolution(sample: Sample, threads: int) -> Forward:
+    """Run OpenVINO's own operator, to which ``dcnzoo.export`` converts the node."""
+    from dcnzoo.export.openvino import make_core
+
+    model, arrays = _onnx_convolution(sample)
+    core = make_core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    return lambda: torch.from_numpy(compiled(arrays, share_inputs=True, share_outputs=True)[0])
 
 
 def _mmcv_regions(operator: str, sample: Sample) -> Forward:
@@ -407,6 +425,7 @@ RIVALS: dict[str, dict[str, Contestant]] = {
         "mmcv": lambda s, _: _mmcv_convolution(s),
         "torchvision": lambda s, _: _torchvision_convolution(s),
         "onnxruntime": _onnxruntime_convolution,
+        "openvino": _openvino_convolution,
     },
     "dcnv3": {
         "F.conv2d depthwise": lambda s, _: depthwise(s),

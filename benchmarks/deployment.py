@@ -13,18 +13,14 @@ family's own neck, head, losses and post-processing; it learns in a minute on on
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import dataclasses
-import functools
-import io
+import datetime
 import json
-import os
-import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import cv2
 
 import dcnzoo.models
 
@@ -34,75 +30,64 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+import dcnzoo.export
 import dcnzoo.openmmlab.datasets
-import dcnzoo.openmmlab.export.deployed
-from benchmarks.measure import ROOT, listed, markdown, replace_section, versions
+from benchmarks.measure import ROOT, describe, listed, markdown, replace_section
+from dcnzoo.cli import commands
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.export.openvino import save_ir
-from dcnzoo.export.runtime import Session
-from dcnzoo.export.smaller import to_float16, to_int8
-from dcnzoo.openmmlab.export.detectors import deployable, export_detector
-from dcnzoo.openmmlab.export.inputs import (
-    CalibrationInputs,
-    calibration_files,
-    find_preprocessing,
-)
-from dcnzoo.openmmlab.export.wrapper import data_sample
+from dcnzoo.export.detector import BaseDetector
 from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.utils.files import replacing, write_text
+from dcnzoo.utils.files import write_text
 
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 MMDET = mim_folder("mmdet") / "configs"
-CALIBRATION, CALLS = 100, 100  # images for int8, and calls whose time is measured
-LIMITS = {"bbox": 0.1, "segm": 0.3}  # largest difference in AP points in float32
-KINDS = {"bbox": "box", "segm": "mask"}
+CALLS = 100  # whose time is measured
+LIMITS = {"box": 0.1, "mask": 0.3}  # largest difference in AP points in float32
 WIDTH = 48  # of necks and heads
 C2, C3, C4 = 64, 128, 256  # channels of the backbone's stages, at strides 4, 8 and 16
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Form:
-    """An exported file, and the runtime that runs it."""
+    """A file of ``dcnzoo export``; ``int8``: quantised with 100 of the training images."""
 
     title: str
     file: str
-    backend: str
     float32: bool = False
+    int8: bool = False
+    options: tuple[str, ...] = ()
 
 
 FORMS = {
-    "onnxruntime": Form("ONNX Runtime", "model.onnx", "onnxruntime", float32=True),
-    "onnxruntime-fp16": Form("ONNX Runtime, `--fp16`", "fp16.onnx", "onnxruntime"),
-    "onnxruntime-int8": Form("ONNX Runtime, `--int8`", "int8.onnx", "onnxruntime"),
-    "openvino": Form("OpenVINO", "model.xml", "openvino", float32=True),
-    "openvino-int8": Form("OpenVINO, `--int8`", "int8.xml", "openvino"),
+    "onnxruntime": Form("ONNX Runtime", "model.onnx", float32=True),
+    "onnxruntime-fp16": Form("ONNX Runtime, `--fp16`", "fp16.onnx", options=("--fp16",)),
+    "onnxruntime-int8": Form("ONNX Runtime, `--int8`", "int8.onnx", int8=True),
+    "openvino": Form("OpenVINO", "model.xml", float32=True),
+    "openvino-int8": Form("OpenVINO, `--int8`", "int8.xml", int8=True),
 }
 
 
 # Small detectors
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Family:
     """A family of detectors.
 
     Attributes:
         config: of MMDetection 3, the counterpart of the one in the table.
-        kinds: of AP: of boxes, and of masks if it predicts those.
+        masks: whether it predicts masks.
         epochs: of 640 images, for the small version.
         openvino: whether OpenVINO supports all operators of the graph (it lacks ``Scan``).
     """
 
     config: str
-    kinds: tuple[str, ...] = ("bbox",)
+    masks: bool = False
     epochs: int = 4
     openvino: bool = True
 
 
-MASKS = ("bbox", "segm")
 FAMILIES = {
     "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"),
     "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py"),
@@ -111,13 +96,12 @@ FAMILIES = {
     "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py"),
     "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
     "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"),
-    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MASKS),
-    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", MASKS),
+    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", masks=True),
+    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", masks=True),
     "CornerNet": Family(
         "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", epochs=8, openvino=False
     ),
-    "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", epochs=30),
-    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", MASKS),
+    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", masks=True),
 }
 
 
@@ -129,17 +113,15 @@ def small(name: str) -> Config:
     cfg.model = Config.fromfile(MMDET / family.config).model
     _narrow(cfg.model)
     cfg.model.backbone = backbone
-    mask = "segm" in family.kinds
-    cfg.model.data_preprocessor = dict(preprocessor, pad_mask=mask)
+    cfg.model.data_preprocessor = dict(preprocessor, pad_mask=family.masks)
     ADJUST.get(name, _one_stage if "bbox_head" in cfg.model else _two_stage)(cfg.model)
     cfg.train_cfg.max_epochs = family.epochs
     cfg.param_scheduler[1].update(T_max=family.epochs, end=family.epochs)
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # the table evaluates
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # the detectors evaluate
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         for step in loader.dataset.pipeline:
             if step.type == "LoadAnnotations":
-                step.with_mask = mask
-    cfg.test_evaluator.metric = list(family.kinds)
+                step.with_mask = family.masks
     cfg.randomness = dict(seed=0)
     return cfg
 
@@ -234,21 +216,7 @@ def _cornernet(model: dict) -> None:
     model.bbox_head.num_feat_levels = 1
 
 
-def _detr(model: dict) -> None:
-    model.backbone.out_indices = (2,)
-    model.num_queries = 20
-    model.neck.update(in_channels=[C4])
-    for part, attentions in ((model.encoder, ["self_attn"]), (model.decoder, ["self_attn", "cross_attn"])):
-        part.num_layers = 2
-        for attention in attentions:
-            part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4, dropout=0.0)
-        part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=2 * WIDTH, ffn_drop=0.0)
-    model.positional_encoding.num_feats = WIDTH // 2
-    model.bbox_head.embed_dims = WIDTH
-    model.test_cfg.max_per_img = 20
-
-
-ADJUST = {"CornerNet": _cornernet, "SSD": _ssd, "YOLOv3": _yolov3, "DETR": _detr, "PointRend": _pointrend}
+ADJUST = {"CornerNet": _cornernet, "SSD": _ssd, "YOLOv3": _yolov3, "PointRend": _pointrend}
 
 
 # Measurement
@@ -258,15 +226,14 @@ class Row:
     """One family: its config, its folder and its results."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.family, self.images = name, FAMILIES[name], folder / "data/train"
-        self.folder = folder / "shapes" / name.lower().replace(" ", "-")
-        self.file = self.folder / "table.json"
+        self.name, self.family, self.data = name, FAMILIES[name], folder / "data"
+        self.folder = folder / name.lower().replace(" ", "-")
+        self.file, self.config = self.folder / "table.json", self.folder / "config.py"
         self.cfg = small(name)
         self.cfg.work_dir, self.cfg.log_level = str(self.folder / "logs"), "ERROR"
         for loader in (self.cfg.train_dataloader, self.cfg.test_dataloader):
-            loader.dataset.update(data_root=f"{folder}/data/", shapes=dict(train=640, val=256, seed=0))
-        self.cfg.test_evaluator.ann_file = str(folder / "data/annotations/val.json")
-        self.weights = self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
+            loader.dataset.update(data_root=f"{self.data}/", shapes=dict(train=640, val=256, seed=0))
+        self.weights = self.folder / "logs" / f"epoch_{self.family.epochs}.pth"
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
@@ -278,112 +245,62 @@ class Row:
         write_text(self.file, json.dumps({**results, name: {**results.get(name, {}), **found}}))
         print(f"{self.name}, {name}: {found}", flush=True)
 
-    @functools.cached_property
-    def detector(self) -> torch.nn.Module:
-        self.cfg.dump(self.folder / "config.py")
-        config = self.folder / "config.py"
-        return dcnzoo.load(config, checkpoint=self.weights, device="cpu").model
-
-    @functools.cached_property
-    def samples(self) -> CalibrationInputs:
-        """Inputs of the training images."""
-        files = calibration_files(self.images, CALIBRATION)
-        found, names = find_preprocessing(self.cfg, self.detector), deployable(self.detector).input_names
-        return CalibrationInputs(self.detector, found, files, None, names)
-
     def run(self, forms: Sequence[str]) -> None:
         """Run the missing steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        forms = [name for name in forms if self.family.openvino or FORMS[name].backend != "openvino"]
+        self.cfg.dump(self.config)
+        names = ["pytorch", *(name for name in forms if self.family.openvino or "openvino" not in name)]
         if not self.weights.exists():
             cfg = Config(self.cfg.to_dict())
-            cfg.resume = True
+            cfg.resume, cfg.test_cfg, cfg.test_dataloader, cfg.test_evaluator = True, None, None, None
             Runner.from_cfg(cfg).train()
-        if "pytorch" not in self.results:
-            self.keep("pytorch", self._evaluate(self.cfg.model, "pytorch", self.weights))
-        for name in forms:
+        for name in names:
             if name not in self.results:
-                path = self._export(FORMS[name])
-                model = dict(
-                    type="DeployedDetector", path=str(path), backend=FORMS[name].backend, device="cpu",
-                    data_preprocessor=self.cfg.model.data_preprocessor,
-                )  # fmt: skip
-                self.keep(name, self._evaluate(model, name))
-        if any("time" not in self.results[name] for name in ("pytorch", *forms)):
-            self._time(forms)
+                found = self.load(name).evaluate(self.data / "annotations/val.json", images=self.data / "val")
+                self.keep(name, {kind: 100 * found[f"{kind} AP"] for kind in LIMITS if f"{kind} AP" in found})
+        if any("time" not in self.results[name] for name in names):
+            self.measure(names)
 
-    def _export(self, form: Form) -> Path:
-        path, whole = self.folder / form.file, self.folder / "model.onnx"
-        if path == whole or not whole.exists():
-            export_detector(self.detector, torch.randn(1, 3, 128, 128), whole, dynamic=True)
-        if path.suffix == ".xml":
-            save_ir(whole if form.float32 else self._export(FORMS["onnxruntime-int8"]), path)
-        elif path != whole:
-            with replacing(path) as partial:
-                shutil.copy(whole, partial)
-                if "fp16" in form.file:
-                    to_float16(partial)
-                else:
-                    to_int8(partial, self.samples)
-        return path
+    def load(self, name: str) -> BaseDetector:
+        """Return the detector in PyTorch or, after the export, in a runtime; both with one thread."""
+        if name == "pytorch":
+            return dcnzoo.load(self.config, checkpoint=self.weights, device="cpu")
+        form = FORMS[name]
+        path = self.folder / form.file
+        if not path.exists():
+            options = [*form.options, *(("--int8", str(self.data / "train")) if form.int8 else ())]
+            command = ["export", str(self.config), str(self.weights), "--out", str(path), "--device", "cpu"]
+            commands.main([*command, "--dynamic-export", *options], standalone_mode=False)
+        return dcnzoo.export.Detector(path, threads=1)
 
-    @torch.no_grad()
-    def _time(self, forms: Sequence[str]) -> None:
-        """Measure the CPU time of a call relative to PyTorch's, interleaved, on the same images.
+    def measure(self, names: Sequence[str]) -> None:
+        """Measure the CPU time of a picture relative to PyTorch's, interleaved.
 
         Keeps the median of the ratios as ``time``, and half of their interquartile range as ``spread``.
         """
-
-        def predict(images: np.ndarray, *_: np.ndarray) -> None:
-            sizes = tuple(images.shape[2:])
-            self.detector.predict(torch.from_numpy(images), [data_sample(sizes, sizes)], rescale=False)
-
-        torch.set_num_threads(1)
-        paths = {name: self.folder / FORMS[name].file for name in forms}
-        runs = {name: Session(path, FORMS[name].backend, threads=1) for name, path in paths.items()}
+        detectors = [self.load(name) for name in names]
+        files = sorted((self.data / "train").iterdir())
         times = []
         for call in range(-5, CALLS):  # the first are warm-up
-            feed = self.samples[call % len(self.samples)].values()
-            times.append([cpu_seconds(run, *feed) for run in (predict, *runs.values())])
+            picture = cv2.imread(str(files[call % len(files)]))
+            times.append([cpu_seconds(detector, picture) for detector in detectors])
         ratios = np.array(times[5:])
         low, median, high = np.quantile(ratios / ratios[:, :1], (0.25, 0.5, 0.75), axis=0)
-        for i, name in enumerate(("pytorch", *runs)):
+        for i, name in enumerate(names):
             self.keep(name, {"time": median[i], "spread": (high[i] - low[i]) / 2})
 
-    def _evaluate(self, model: dict, what: str, weights: Path | None = None) -> dict[str, float]:
-        cfg = Config(self.cfg.to_dict())
-        cfg.model, cfg.load_from = copy.deepcopy(model), weights and str(weights)
-        prefix = self.folder / what
-        cfg.test_evaluator.update(format_only=True, outfile_prefix=str(prefix))
-        Runner.from_cfg(cfg).test()
-        annotations = cfg.test_evaluator.ann_file
-        return {k: average_precision(annotations, f"{prefix}.{k}.json", k) for k in self.family.kinds}
 
-
-def cpu_seconds(run: Callable[..., object], *args: np.ndarray) -> float:
+def cpu_seconds(detector: BaseDetector, picture: np.ndarray) -> float:
     start = time.process_time()
-    run(*args)
+    detector(picture, score_threshold=0.0)
     return time.process_time() - start
-
-
-def average_precision(annotations: str, results: str, kind: str) -> float:
-    """Compute COCO's AP in points, unrounded: MMDetection's metric rounds by as much as the limit."""
-    if not json.loads(Path(results).read_text()):
-        return 0.0  # no detections, for which pycocotools fails
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(annotations)
-        evaluation = COCOeval(truth, truth.loadRes(results), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return 100 * float(evaluation.stats[0])
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Render the tables of AP and time, without what was not measured."""
     titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
     columns: dict[str, Callable[[dict[str, float]], str]] = {
-        "box AP / mask AP": lambda row: " / ".join(f"{row[kind]:.2f}" for kind in KINDS if kind in row),
+        "box AP / mask AP": lambda row: " / ".join(f"{row[kind]:.2f}" for kind in LIMITS if kind in row),
         "time": lambda row: f"{row['time']:.2f}" if "time" in row else "–",
     }
     tables = []
@@ -396,9 +313,10 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         tables.append(markdown(lines))
     rows = [row for found in results.values() for row in found.values() if "time" in row]
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
+    facts = {name: value for name, value in describe("onnxruntime", "openvino").items() if "load" not in name}
     tables.append(
         f"Largest spread of the times (half of the interquartile range): {spread:.0%}. "
-        f"{listed(versions('torch', 'onnxruntime', 'openvino'))}; {platform.machine()}, CPU."
+        f"{datetime.date.today()}; {listed(facts)}."
     )
     return "\n\n".join(tables)
 
@@ -407,13 +325,12 @@ def too_much(rows: list[Row]) -> list[str]:
     """List the cases in which a runtime changes AP in float32 by more than the limit."""
     wrong = []
     for row in rows:
-        for name in row.results.keys() & {name for name, form in FORMS.items() if form.float32}:
-            for kind in row.family.kinds:
-                found, expected = row.results[name][kind], row.results["pytorch"][kind]
-                if abs(found - expected) > LIMITS[kind]:
-                    wrong.append(
-                        f"{row.name}, {name}: {KINDS[kind]} AP {found:.2f}, {expected:.2f} in PyTorch"
-                    )
+        results = row.results
+        for name in results.keys() & {name for name, form in FORMS.items() if form.float32}:
+            for kind, limit in LIMITS.items():
+                found, expected = results[name].get(kind, 0), results["pytorch"].get(kind, 0)
+                if abs(found - expected) > limit:
+                    wrong.append(f"{row.name}, {name}: {kind} AP {found:.2f}, {expected:.2f} in PyTorch")
     return wrong
 
 
@@ -428,7 +345,7 @@ def main() -> None:
     add("--report", action="store_true", help="show the existing results without measuring")
     add("--write", action="store_true", help="write the tables to docs/deploy.md")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
     rows = [Row(name, args.work_dir) for name in FAMILIES]
     wrong = []
     for row in rows if not args.report else ():

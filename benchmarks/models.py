@@ -42,8 +42,17 @@ Step = Callable[[str], object]  # takes INFERENCE or TRAINING
 # Contestants: functions that a new process calls once; they return what is timed
 
 
-def detector(config: str, size: tuple[int, int], plugin: bool = True, channels_last: bool = False) -> Step:
-    """Return a detector of MMDetection; without the ``plugin``, it uses mmcv's operators."""
+def detector(
+    config: str,
+    size: tuple[int, int],
+    plugin: bool = True,
+    channels_last: bool = False,
+    mixed_precision: bool = False,
+) -> Step:
+    """Return a detector of MMDetection; without the ``plugin``, it uses mmcv's operators.
+
+    With ``mixed_precision``, it runs as in ``train --amp``.
+    """
     if plugin:
         import dcnzoo.models  # noqa: F401
     from mmdet.registry import MODELS
@@ -67,13 +76,15 @@ def detector(config: str, size: tuple[int, int], plugin: bool = True, channels_l
         model.to(memory_format=torch.channels_last)
 
     def step(mode: str) -> None:
-        if mode == INFERENCE:
-            with torch.no_grad():
-                model.eval().test_step(batch(size))
-            return
-        data = model.train().data_preprocessor(batch(size), training=True)
-        model.zero_grad()
-        model.parse_losses(model(**data, mode="loss"))[0].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+            if mode == INFERENCE:
+                with torch.no_grad():
+                    model.eval().test_step(batch(size))
+                return
+            data = model.train().data_preprocessor(batch(size), training=True)
+            model.zero_grad()
+            loss = model.parse_losses(model(**data, mode="loss"))[0]
+        loss.backward()
 
     return step
 
@@ -138,9 +149,10 @@ def transformer(
 
 
 def segmenter(plugin: bool) -> Step:
-    """Return the network of the tests that resembles BiRefNet, which calls torchvision."""
+    """Return the network that resembles BiRefNet, which calls torchvision."""
     from dcnzoo.compat.torchvision import accelerate
-    from tests.environments.segmentation import Segmenter
+
+    from .segmentation import Segmenter
 
     if plugin:
         accelerate()
@@ -217,8 +229,7 @@ def imports(statement: str) -> Step:
 
 def of_zoo(name: str) -> Step:
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import build
-    from dcnzoo.openmmlab.model_builder import random_batch
+    from dcnzoo.openmmlab.detector import build, random_batch
     from dcnzoo.openmmlab.runner import read_config_file
 
     model = build(read_config_file(str(zoo.find(name).config), {}))
@@ -236,6 +247,7 @@ def _with_dcn(deformable: str, plain: str) -> dict[str, Callable[[], Step]]:
         "without DCN": off,
         "dcnzoo, channels last": partial(on, channels_last=True),
         "without DCN, channels last": partial(off, channels_last=True),
+        "dcnzoo, channels last, bfloat16": partial(on, channels_last=True, mixed_precision=True),
     }
 
 
@@ -362,8 +374,7 @@ PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 def measure_zoo(rounds: int, threads: int) -> None:
     """Measure the models of the zoo that lack entries, and write these to their metafiles."""
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import build
-    from dcnzoo.openmmlab.model_builder import count_operations, input_size, random_batch
+    from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.files import write_text
 

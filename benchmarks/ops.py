@@ -40,7 +40,7 @@ from dcnzoo.utils.files import write_text
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-PACKAGES = ("mmcv", "onnxruntime", "torchvision", "tvdcn", "torch-ms-deform-attn")
+PACKAGES = ("mmcv", "onnxruntime", "openvino", "torchvision", "tvdcn", "torch-ms-deform-attn")
 
 
 @dataclass

@@ -36,7 +36,7 @@ import dcnzoo.openmmlab.hooks  # noqa: E402, F401
 from mmdet.evaluation import CocoMetric  # noqa: E402, F401
 from mmengine.fileio import LocalBackend  # noqa: E402
 
-from dcnzoo.openmmlab.hooks import checkpoint  # noqa: E402
+from dcnzoo.openmmlab.checkpoints import load_file  # noqa: E402
 
 EPOCHS = 4
 CONFIG = """
@@ -149,8 +149,8 @@ def epochs(work: Path) -> list[int]:
 
 def result(work: Path) -> dict:
     """The results of a finished training that must not depend on interruptions."""
-    assert epochs(work)[-1] == EPOCHS and checkpoint.damage(work / f"epoch_{EPOCHS}.pth") is None
-    last = torch.load(work / f"epoch_{EPOCHS}.pth", weights_only=True)
+    assert epochs(work)[-1] == EPOCHS
+    last = load_file(work / f"epoch_{EPOCHS}.pth")
     (best,) = work.glob("best_*.pth")
     return {
         **{key: last[key] for key in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")},

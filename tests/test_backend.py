@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from dcnzoo.ops import _backend
 
-
-def run(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+from .processes import python_with_torch
 
 
 def test_backends_that_are_not_installed_or_unknown():
@@ -26,7 +19,7 @@ importlib.util.find_spec = lambda *_: None
 from dcnzoo.ops import deform_conv2d
 deform_conv2d(torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7), padding=1)
 """
-    last = run(code, DCNZOO_BACKEND="fused").stderr.splitlines()[-1]
+    last = python_with_torch(code, status=1, DCNZOO_BACKEND="fused").stderr.splitlines()[-1]
     assert re.match("RuntimeError: DCNZOO_BACKEND=fused: .*pip install triton", last), last
     with pytest.raises(RuntimeError, match="'slow'"):
         _backend.using("slow").__enter__()
@@ -68,8 +61,7 @@ for operator in op_cases.operators():
             else:
                 raise AssertionError(f"{operator.name}: {sample.name}")
 """
-    child = run(code, DCNZOO_BACKEND="reference")
-    assert child.returncode == 0, child.stderr
+    python_with_torch(code, DCNZOO_BACKEND="reference")
 
 
 def test_tf32_only_where_torch_allows_it():

@@ -1,38 +1,17 @@
 """The programs of benchmarks/ run. Their results are not tested here."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
+from .processes import ROOT, python
 
 
 @pytest.mark.slow
 def test_operators(tmp_path):
-    options = [
-        "--cases",
-        "tiny-64",
-        "--threads",
-        1,
-        "--dtypes",
-        "float32",
-        "--seconds",
-        0.01,
-        "--out",
-        tmp_path,
-    ]
-    run("benchmarks.ops", "deform_conv2d", *options)
+    options = f"--cases tiny-64 --threads 1 --dtypes float32 --seconds 0.01 --out {tmp_path}"
+    python("-m", "benchmarks.ops", "deform_conv2d", *options.split(), cwd=ROOT)
     (file,) = tmp_path.glob("*.json")
     rows = json.loads(file.read_text())["rows"]
     ours = [row for row in rows if row["contestant"] == "dcnzoo"]
@@ -59,7 +38,8 @@ def test_every_contestant_of_a_convolution_computes_the_same():
 
 @pytest.mark.slow
 def test_models():
-    output = run("benchmarks.models", "startup", "demo*", "--rounds", 1, "--threads", 1)
+    options = "startup demo* --rounds 1 --threads 1"
+    output = python("-m", "benchmarks.models", *options.split(), cwd=ROOT).stdout
     assert "import dcnzoo.ops" in output and "demo: training iteration" in output
 
 

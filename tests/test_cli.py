@@ -16,8 +16,8 @@ import dcnzoo.cli
 from dcnzoo.cli import _options
 from dcnzoo.utils.errors import UserError
 
-from .commands import invoke, run
-from .test_import import run as run_code
+from .commands import run
+from .processes import python, run_code
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.name[0] != "_")
@@ -74,13 +74,7 @@ class Interrupt:
 sys.meta_path.insert(0, Interrupt)
 import dcnzoo.cli
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 130 and len(done.stderr.splitlines()) == 1, done.stderr
-
-
-def test_unknown_command():
-    status, output = invoke("nope")
-    assert status == 2 and "No such command 'nope'" in output
+    assert len(python("-c", code, status=130).stderr.splitlines()) == 1
 
 
 SHELLS = [
@@ -167,12 +161,8 @@ def test_terminals_without_unicode(arguments, encoding, monkeypatch):
 def test_errors_on_terminals_without_unicode():
     """Escape sequences from a file name do not reach the terminal."""
     name = "\udcff…Früchte-\N{GRAPES}-\x1b[31mred\x07.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "dcnzoo", "data", "check", name],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith(r"\udcff...Fr\xfcchte-\U0001f347-\x1b[31mred\x07.json")
+    done = python("-m", "dcnzoo", "data", "check", name, status=1, PYTHONIOENCODING="ascii")
+    assert done.stderr.strip().endswith(r"\udcff\u2026Fr\xfcchte-\U0001f347-\x1b[31mred\x07.json")
 
 
 PRINTS = {

@@ -7,7 +7,6 @@ import importlib
 import itertools
 import os
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -21,6 +20,8 @@ from dcnzoo.compat.cpu import on_cpu
 from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.ops import reference
+
+from .processes import python
 
 
 @pytest.fixture
@@ -696,17 +697,12 @@ def test_status(provide):
     }
 
 
-def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **variables}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
-
-
 def test_the_environment_names_them():
     code = "import dcnzoo, sys\nfrom importlib.util import find_spec\nassert 'torch' not in sys.modules\n"
     code += "print(find_spec('DCNv3').origin, find_spec('_ext').origin)"
-    result = run("-c", code, DCNZOO_PROVIDE="DCNv3, _ext")
-    assert "compiled.py" in result.stdout and "dcn_v2.py" in result.stdout, result.stderr
-    result = run("-c", "import dcnzoo", DCNZOO_PROVIDE="DCNv3,dcnv4")
+    output = python("-c", code, DCNZOO_PROVIDE="DCNv3, _ext").stdout
+    assert "compiled.py" in output and "dcn_v2.py" in output
+    result = python("-c", "import dcnzoo", status=1, DCNZOO_PROVIDE="DCNv3,dcnv4")
     assert "DCNZOO_PROVIDE: expected one or more of these names, got 'dcnv4'" in result.stderr
 
 
@@ -724,11 +720,11 @@ def test_run(tmp_path):
     )
     command = ("-m", "dcnzoo", "run", "--provide", "MultiScaleDeformableAttention")
     command += ("--cpu", "--import", "colorsys", str(script))
-    result = run(*command, "--provide", "mine", "-m", "x")
+    result = python(*command, "--provide", "mine", "-m", "x", status=1)
     lines = ["['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward True", "cpu"]
     assert result.stdout.splitlines() == lines, result.stderr
     assert "CUDA calls" in result.stderr
-    assert result.returncode == 1 and "Traceback" in result.stderr and "main.py" in result.stderr
+    assert "Traceback" in result.stderr and "main.py" in result.stderr
 
 
 CUDA_CALLS = {

@@ -1,7 +1,12 @@
 """``mmcv.ops`` on dcnzoo's operators: every name exists. For the operators, see test_compat_mmcv_*.py."""
 
 import importlib
+import re
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 
 import dcnzoo.compat.mmcv
 import dcnzoo.models
@@ -15,6 +20,19 @@ def test_every_name_of_mmcv_ops_imports():
     missing = [name for name in mmcv_ops.__all__ if not hasattr(mmcv_ops, name)]
     assert not missing
     assert len(mmcv_ops.__all__) > 90
+
+
+def test_every_function_of_mmcv_exists_or_names_a_replacement():
+    missing = []
+    for path in (Path(find_spec("mmcv").origin).parent / "ops").glob("*.py"):
+        for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
+            functions = {name: getattr(_ext, name) for name in re.findall(r"'(\w+)'", names)}
+            missing += [(name, f) for name, f in functions.items() if hasattr(f, "instead")]
+    assert missing
+    for name, function in missing:
+        expected = re.escape(function.instead)
+        with pytest.raises(NotImplementedError, match=rf"^mmcv\.ops: {name}: .*{expected}"):
+            function()
 
 
 def test_finder_is_last_and_knows_one_name():

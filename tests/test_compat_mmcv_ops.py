@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from shapely import MultiPoint, Point
 
 import dcnzoo.models  # noqa: F401  mmcv.ops needs the compiled module
 from dcnzoo.compat.mmcv import _ext
@@ -189,6 +190,19 @@ def test_rotated_boxes_that_touch():
         torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
 
 
+def test_quadrilaterals_that_are_not_rectangles():
+    """Overlaps of their convex hulls, and points inside them, against shapely."""
+    quads = 10 * torch.rand(12, 8, generator=torch.Generator().manual_seed(0))
+    hulls = [MultiPoint(quad.view(4, 2).tolist()).convex_hull for quad in quads]
+    expected = [[a.intersection(b).area / a.union(b).area for b in hulls] for a in hulls]
+    torch.testing.assert_close(ops.box_iou_quadri(quads, quads), torch.tensor(expected))
+    corners = torch.stack([torch.tensor(h.exterior.coords[:4]) for h in hulls]).flatten(1).float()
+    inside = [[hull.contains(Point(point)) for hull in hulls] for point in CORNERS.tolist()]
+    triangles = torch.tensor([len(h.exterior.coords) == 4 for h in hulls])  # their fourth corner is the first
+    assert 0 < triangles.sum() < 12
+    assert torch.equal(ops.points_in_polygons(CORNERS.float(), corners), torch.tensor(inside).float())
+
+
 def test_overlap_of_detections():
     """mmrotate's evaluation passes boxes with their scores in a sixth column."""
     for overlap, boxes in ((ops.box_iou_rotated, TURNED), (ops.box_iou_quadri, quads(TURNED))):
@@ -225,18 +239,6 @@ def test_focal_loss_of_certain_logits_are_finite():
     for target in (0, 1, 2):
         value = ops.sigmoid_focal_loss(logits, torch.tensor([target]), 2.0)
         assert value.isfinite() and torch.autograd.grad(value, logits)[0].isfinite().all()
-
-
-def test_chamfer_distance():
-    leaves = [
-        wave(2, 3, 2, pace=1.1).float().requires_grad_(),
-        wave(2, 4, 2, pace=0.7).float().requires_grad_(),
-    ]
-    one, other, *_ = ops.chamfer_distance(*leaves)
-    squares, got = torch.cdist(*leaves).square(), one.sum() + 2 * other.sum()
-    expected = squares.amin(2).sum() + 2 * squares.amin(1).sum()
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
 
 
 @pytest.mark.parametrize("count", [0, 1, 20])

@@ -12,8 +12,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.config import config as config_module
+from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import AmpOptimWrapper
@@ -265,25 +264,6 @@ def test_a_backbone_without_dcn_says_what_to_write():
         csp_darknet(depth=50)
 
 
-def test_text_of_a_config(monkeypatch):
-    cfg = Config(dict(a=1))
-    written = []
-    format_code = config_module.FormatCode
-    monkeypatch.setattr(
-        config_module, "FormatCode", lambda *a, **k: written.append(a) or format_code(*a, **k)
-    )
-    assert cfg.pretty_text == cfg.pretty_text == "a = 1\n" and len(written) == 1
-    cfg.a = 2
-    assert cfg.pretty_text == "a = 2\n"
-
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(config_module, "FormatCode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _ = Config(dict(a=3)).pretty_text
-
-
 @pytest.mark.parametrize("hue", [-0.5, -0.055, 0.0, 0.2])
 def test_hue_with_numpy_2(hue):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -303,9 +283,8 @@ OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
 @pytest.mark.parametrize(
     ("name", "owner", "attribute", "value"),
     [
-        ("amp_on_cpu", AmpOptimWrapper, "__init__", lambda self, **arguments: None),
         *((name, fixes, "get_device", lambda: "cuda") for name in ("amp_on_cpu", "distributed_without_cuda")),
-        ("roi_align_without_torchvision", fixes, "find_spec", lambda name: name == "torchvision"),
+        ("roi_align_without_torchvision", fixes, "find_spec", lambda name: True),
         *((patch.name, fixes, "find_spec", lambda name: None) for patch in OF_MMDET),
     ],
 )

@@ -202,17 +202,6 @@ def test_disable_ends_the_watch_for_imports(package, runs_ours):
     assert not ran
 
 
-def test_a_family_with_another_one_s_layer(package, runs_ours):
-    package("old_detr", LAYER)
-    source = "from ..old_detr.modeling_old_detr import MultiScaleDeformableAttention"
-    module = importlib.import_module(package("new_detr", source))
-    compat.enable()
-    assert compat.families() == ["new_detr", "old_detr"]
-    assert runs_ours("layer", module)[1]
-    compat.disable()
-    assert not runs_ours("layer", module)[1]
-
-
 @pytest.mark.parametrize("first", ["enable", "import"])
 def test_a_family_with_another_one_s_function(package, runs_ours, first):
     package("old_detr", FUNCTION)

@@ -1,14 +1,18 @@
-"""The documentation: links resolve and code runs."""
+"""The documentation: links resolve, code runs and commands exist."""
 
 from __future__ import annotations
 
 import functools
 import re
 import runpy
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 import torch
+
+from dcnzoo.cli import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -80,6 +84,19 @@ def test_links_lead_somewhere_and_code_compiles(path):
         assert not anchor or anchor in anchors(place), f"{target}: no such heading"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_exist_and_have_these_options(path):
+    text = "\n".join(blocks(path, "bash")).replace("\\\n", " ")
+    for line in re.findall(r"^(?:\w+=\S* )*dcnzoo ([^#|>\n]+)", text, re.MULTILINE):
+        command, words = commands, shlex.split(line)
+        while isinstance(command, click.Group) and not words[0].startswith("-"):
+            command = command.get_command(click.Context(command), words.pop(0))
+            assert command, f"dcnzoo {line}: no such command"
+        options = {name for parameter in command.params for name in (*parameter.opts, "--help")}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= options or command.name == "run", f"dcnzoo {line}: no such option"
+
+
 @pytest.mark.parametrize("page", RUN)
 def test_code_runs(page, tmp_path, monkeypatch):
     # inductor takes a minute; test_ops.py tests it
@@ -94,12 +111,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 def test_configs_turn_dcn_on(tmp_path):
     pytest.importorskip("mmdet")
-    import dcnzoo.models  # noqa: F401
-
-    # isort: split
-    from mmdet.registry import MODELS
-    from mmengine.config import Config
-    from mmengine.registry import DefaultScope
+    from .demo import Config, build
 
     configs = [
         block for path in PAGES for block in blocks(path, "python") if block.startswith("_base_ = 'mmdet::")
@@ -110,9 +122,7 @@ def test_configs_turn_dcn_on(tmp_path):
         file.write_text(text)
         cfg = Config.fromfile(file)
         cfg.model.backbone.init_cfg = None
-        with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-            parameters = MODELS.build(cfg.model).state_dict()
-        assert any("conv_offset" in name for name in parameters), text
+        assert any("conv_offset" in name for name in build(cfg.model, "meta").state_dict()), text
 
 
 @pytest.mark.slow

@@ -126,6 +126,9 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
         message = error_of("data", "download", "--dataset-name", name, "--out", out)
         assert f"expected {name} in it" in message
         assert not out.exists()
+        server.files["/x.zip"] = archive
+        next(out.parent.glob("*.zip")).unlink()
         out.mkdir()
         (out / "mine").touch()
-        assert "move them away" in error_of("data", "download", "--dataset-name", name, "--out", out)
+        assert "not empty" in error_of("data", "download", "--dataset-name", name, "--out", out)
+        assert [path.name for path in out.iterdir()] == ["mine"]

@@ -36,11 +36,12 @@ from torch.utils.data import Dataset
 from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import training
-from dcnzoo.openmmlab.checkpoints import CheckpointError, damage, load_file, seal
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook
-from dcnzoo.openmmlab.loading import LoadCheckpointHook
-from dcnzoo.openmmlab.models.tta import InstanceTTAModel
-from dcnzoo.openmmlab.runner import build_runner, config_file, load_config, read_config_file
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
+from dcnzoo.openmmlab.testing import InstanceTTAModel
 from dcnzoo.openmmlab.training import set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
@@ -50,33 +51,37 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_damage_is_noticed(tmp_path):
-    """Detects every changed bit of a sealed archive, and every truncated archive."""
+    """Detects every changed bit that changes the content, and every truncated archive."""
     path, file, legacy = tmp_path / "x.pth", io.BytesIO(), io.BytesIO()
-    state = {"weight": torch.arange(300.0), "meta": {"epoch": 3}}
+    weight = torch.arange(300.0)
+    state = {"weight": weight, "meta": {"epoch": 3}}
     torch.save(state, file)
     torch.save(state, legacy, _use_new_zipfile_serialization=False)  # the format of torch 1.5
     plain, legacy = file.getvalue(), legacy.getvalue()
-    sealed = seal(plain)
-    assert seal(sealed) == sealed and seal(legacy) == legacy and seal(b"text") == b"text"
-    for whole in (plain, legacy, sealed):
-        path.write_bytes(whole)
-        assert damage(path) is None
-    for options in ({}, {"mmap": True}):
-        assert torch.equal(torch.load(path, weights_only=True, **options)["weight"], torch.arange(300.0))
+
+    def is_accepted(content, **options):
+        path.write_bytes(content)
+        try:
+            found = load_file(path, **options)
+        except CheckpointError:
+            return False
+        assert found["meta"] == {"epoch": 3} and (
+            found["weight"].is_meta or torch.equal(found["weight"], weight)
+        )
+        return True
+
+    assert is_accepted(plain) and is_accepted(legacy)
     changed = bytearray(plain)
-    changed[plain.index(torch.arange(300.0)[100].numpy().tobytes())] ^= 4
-    path.write_bytes(changed)
-    assert "data/0" in damage(path)
-    for whole in (plain, sealed):
-        for position in [*range(0, len(whole) - 200, 41), *range(len(whole) - 200, len(whole), 3)]:
-            path.write_bytes(whole[:position])
-            assert damage(path), position
-            changed = bytearray(sealed)
-            changed[position] ^= 1 << position % 8
-            path.write_bytes(changed)
-            assert damage(path), position
-        path.write_bytes(bytes(len(whole)))  # zeros, as some file systems leave after a power loss
-        assert damage(path)
+    changed[plain.index(weight[100].numpy().tobytes())] ^= 4
+    assert not is_accepted(changed) and not is_accepted(changed, map_location="meta")
+    unnoticed = 0
+    for position in [*range(0, len(plain) - 200, 41), *range(len(plain) - 200, len(plain), 3)]:
+        assert not is_accepted(plain[:position]), position
+        changed = bytearray(plain)
+        changed[position] ^= 1 << position % 8
+        unnoticed += is_accepted(changed)  # padding, dates and the like
+    assert unnoticed < 60
+    assert not is_accepted(bytes(len(plain)))  # zeros, as some file systems leave after a power loss
 
 
 def test_truncated_safetensors_are_noticed(tmp_path):
@@ -178,7 +183,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     log = (Path(resumed.log_dir) / f"{resumed.timestamp}.log").read_text()
     assert f"WARNING - checkpoint: {tmp_path}/epoch_4.pth" in log
     assert "resumed epoch: 3, iter: 9" in log
-    assert damage(tmp_path / "epoch_4.pth") is None, "written anew"
+    load_file(tmp_path / "epoch_4.pth")  # written anew
     assert torch.equal(resumed.model.weight, whole.model.weight)
 
     for path in tmp_path.glob("*.pth"):
@@ -186,7 +191,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     with pytest.raises(UserError, match=r"^--resume: .* 2 damaged"):
         train(tmp_path, "nothing left", resume=True)
     for resume in (True, False):
-        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*(truncated|checksum)"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*damaged"):
             train(tmp_path, f"asked {resume}", resume=resume, load_from=str(tmp_path / "epoch_3.pth"))
 
 
@@ -236,10 +241,10 @@ class Death(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("operation", "number"), [*[("put", n) for n in range(1, 6)], ("remove", 1), ("remove", 2)]
+    ("operation", "number"), [*[("put", n) for n in range(1, 4)], ("remove", 1), ("remove", 2)]
 )
 def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
-    """Dies before each write of the hook (last, pointer, best, last, pointer) and before each removal."""
+    """Dies before each file that the hook writes (last, best, last) and before each removal."""
     monkeypatch.setattr(Score, "calls", 0)
     train(tmp_path, "begin", epochs=3, best=True)
     function, left = getattr(AtomicLocalBackend, operation), number
@@ -297,8 +302,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
-    AtomicLocalBackend().put_text("größer", tmp_path / "deep" / "text")
-    assert (tmp_path / "deep" / "text").read_bytes() == "größer".encode()
     with (
         open("/dev/full", "wb", buffering=0) as full,
         pytest.raises(SystemExit, match="No space left"),
@@ -306,13 +309,11 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     ):
         full.write(b"log")
     with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not because the disk is full
-        AtomicLocalBackend().put_text("x", tmp_path / "x.pth" / "y.pth")
+        AtomicLocalBackend().put(b"x", tmp_path / "x.pth" / "y.pth")
     assert "--resume" not in str(error.value)
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
-    for name, resumes in (("epoch_1.pth", True), ("train.json", False)):
-        with pytest.raises(UserError, match="space") as error:
-            AtomicLocalBackend().put(b"x", tmp_path / name)
-        assert ("--resume" in str(error.value)) == resumes
+    with pytest.raises(UserError, match=r"no space.*--resume$"):
+        AtomicLocalBackend().put(b"x", tmp_path / "epoch_1.pth")
 
 
 # Random numbers
@@ -474,7 +475,7 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
             return wrapper
 
         monkeypatch.setattr(runner, "build_optim_wrapper", with_scaler)
-    with pytest.raises(UserError, match=rf"^loss: .*loss_b nan in iteration {iterations}, .*rate is 0\.1.*"):
+    with pytest.raises(UserError, match=rf"^loss: .*loss_b nan in iteration {iterations}, "):
         runner.train()
     assert len(seen) == iterations
     log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
@@ -544,7 +545,7 @@ def test_epochs_scale_the_schedule():
     cfg, (warm_up, steps) = schedule()
     set_up_training(cfg, epochs=36)
     assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])
-    config = config_file("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py")
+    config, _ = base_path("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py", "")
     for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
         cfg = read_config_file(config)
         set_up_training(cfg, epochs=epochs)
@@ -556,7 +557,7 @@ def test_epochs_scale_the_schedule():
 
 
 def test_batch_size_and_learning_rate():
-    cfg = read_config_file(config_file("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"))
+    cfg = read_config_file(base_path("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py", "")[0])
     text = set_up_training(cfg, batch_size=5, lr=0.001)
     assert cfg.train_dataloader.batch_size == 5 and cfg.optim_wrapper.optimizer.lr == 0.001
     assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"

@@ -24,9 +24,9 @@ from dcnzoo.report.explain import (
     plot_explanation,
     points_of,
     receptive_field,
+    render_explanation,
     with_unique_names,
 )
-from dcnzoo.report.explain_page import render_explanation
 
 SIZE = (24, 36)
 STRIDE = (2, 3)

@@ -1,12 +1,12 @@
 """Imports: each part of dcnzoo runs if only the packages that it needs are installed."""
 
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from .formats import FORMATS, fruits, objects, page_commands
+from .processes import python, python_with_torch
+from .processes import run_code as run
 
 OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 
@@ -34,12 +34,6 @@ sys.meta_path.insert(0, Absent)
 """
 
 
-def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def run_command(packages: set[str], *arguments: object) -> str:
     command = f"import runpy\nsys.argv = {['dcnzoo', *map(str, arguments)]}\n"
     return run(f"{only(*packages)}{command}runpy.run_module('dcnzoo', run_name='__main__')")
@@ -64,7 +58,7 @@ network = InternImage(channels=16, depths=[1, 1, 1, 1], groups=[1, 2, 4, 8])
 print([list(level.shape) for level in network(torch.zeros(1, 3, 64, 64))])
 """
     shapes = [[1, 16, 16, 16], [1, 32, 8, 8], [1, 64, 4, 4], [1, 128, 2, 2]]
-    assert run(f"{only(*TORCH)}{NEED_TORCH_ONLY}{code}").strip() == str(shapes)
+    assert python_with_torch(f"{only(*TORCH)}{NEED_TORCH_ONLY}{code}").stdout.strip() == str(shapes)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +76,13 @@ def test_commands_without_their_extra_name_it(line, extra, tmp_path):
     (tmp_path / "model.onnx").touch()
     command = f"import os, runpy\nos.chdir({str(tmp_path)!r})\nsys.argv = ['dcnzoo', *{line.split()}]\n"
     code = f"{only('click', 'filelock')}{command}runpy.run_module('dcnzoo', run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    (message,) = result.stderr.splitlines()
-    assert result.returncode == 1 and f"[{extra}]" in message
+    (message,) = python("-c", code, status=1).stderr.splitlines()
+    assert f"[{extra}]" in message
 
 
 def test_imports_no_openmmlab_though_it_is_there():
     imported = f"[name for name in {OPENMMLAB} if name in sys.modules]"
-    assert run(f"import sys{NEED_TORCH_ONLY}print({imported})").strip() == "[]"
+    assert python_with_torch(f"import sys{NEED_TORCH_ONLY}print({imported})").stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("heading", FORMATS)
@@ -122,6 +115,6 @@ import dcnzoo.models
 from mmengine.registry import MODELS
 print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
 """
-    where, names = run(code).split("\n")[0].split(" ", 1)
+    where, names = python_with_torch(code).stdout.split("\n")[0].split(" ", 1)
     assert where == "dcnzoo.openmmlab.models.dcn"
     assert "'DCNv2'" in names and "'InternImage'" in names and "'ResNet'" not in names

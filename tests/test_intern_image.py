@@ -221,9 +221,8 @@ def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_
         assert found[id(parameter)] == pytest.approx((lr, 0.05 if decays else 0.0)), name
 
     for paramwise, message in (
-        (dict(num_layers=30, layer_decay_rate=1.0), "num_layers: expected 7.* got 30"),
         ({}, "layer_decay_rate"),
-        (dict(layer_decay_rate=1.0, decay=1), "got decay"),
+        (dict(layer_decay_rate=1.0, decay=1), "expected .*, got decay, "),
     ):
         with pytest.raises(ValueError, match=message):
             wrapper(**paramwise)

@@ -24,20 +24,19 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.loading import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.openmmlab.weights import CheckpointError
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
 from .commands import invoke
+from .demo import DEFORMABLE, PLAIN
 from .distributed.launching import environment, settings
+from .processes import ROOT
 from .test_engine import make_runner
 from .zoo.test_weights import assert_same, build, version_1
 
-ROOT = Path(__file__).resolve().parents[1]
-PLAIN = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
-DEFORMABLE = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
 OPTION = "model.backbone.dcn=v2"
 
 

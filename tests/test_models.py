@@ -15,7 +15,6 @@ from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS as ROOT
-from mmengine.registry import DefaultScope
 from torch import nn
 
 import dcnzoo.layers
@@ -23,6 +22,7 @@ import dcnzoo.models
 from dcnzoo.layers import OffsetConv2d, PackedDeformConv2d
 from dcnzoo.models import DCN, DCNv2
 
+from . import demo
 from .modules import shapes
 
 
@@ -52,8 +52,7 @@ def shrunken(config, neck_dcn=None, **backbone):
     cfg.train_cfg.rcnn.sampler.num = 32
     cfg.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
     cfg.test_cfg.rcnn.score_thr = 0.0
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(cfg)
+    return demo.build(cfg)
 
 
 @pytest.mark.parametrize(

@@ -175,19 +175,9 @@ def test_warnings(tmp_path, warned, model, shifts, options, expected):
 # Warnings
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("interval", 0),
-        ("interval", 2.5),
-        ("max_mean", -1),
-        ("max_outside", "a"),
-        ("min_modulation", math.nan),
-    ],
-)
-def test_refuses_arguments(argument, value):
-    with pytest.raises(ValueError, match=f"^OffsetStatisticsHook: {argument}: "):
-        OffsetStatisticsHook(**{argument: value})
+def test_refuses_an_interval_of_zero():
+    with pytest.raises(ValueError, match=r"^OffsetStatisticsHook: interval: expected .* got 0"):
+        OffsetStatisticsHook(interval=0)
 
 
 def test_a_resumed_training(tmp_path):

@@ -32,6 +32,21 @@ def tree(tmp_path_factory) -> Path:
     return copy_of_the_sources(tmp_path_factory.mktemp("sources") / "clone")
 
 
+@pytest.fixture(scope="module")
+def built(tree) -> Path:
+    """The package without compiled libraries, as setup.py builds it."""
+    (tree / "tools" / "__pycache__").mkdir()
+    (tree / "tools" / "__pycache__" / "x.pyc").touch()
+    return build_py(tree)
+
+
+def build_py(tree: Path) -> Path:
+    result = setup(tree, "build_py")
+    assert result.returncode == 0, result.stderr
+    (built,) = tree.glob("build/lib*")
+    return built
+
+
 def copy_of_the_sources(tree: Path) -> Path:
     """Only the sources, as in a fresh clone."""
     tree.mkdir()
@@ -66,14 +81,17 @@ def setup(tree: Path, *command: str, **variables: str) -> subprocess.CompletedPr
 
 
 def small_clone(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Sources with one function instead of the operators, and an empty torch: they compile in a second.
-
-    Returns the clone, and the variables with which setup.py finds that torch.
-    """
-    tree, torch = copy_of_the_sources(folder / "clone"), folder / "modules" / "torch"
+    """Sources with one function instead of the operators, and an empty torch: they compile in a second."""
+    tree = copy_of_the_sources(folder / "clone")
     shutil.rmtree(tree / "ops")
     (tree / "ops" / "x").mkdir(parents=True)
     (tree / "ops" / "x" / "x_cpu.cpp").write_text("#include <header.h>\nint two() { return TWO; }\n")
+    return tree, empty_torch(folder)
+
+
+def empty_torch(folder: Path) -> dict[str, str]:
+    """Write a torch without content, and return the variables with which setup.py finds it."""
+    torch = folder / "modules" / "torch"
     for part in ("include", "lib"):
         (torch / part).mkdir(parents=True)
     version = "class version:\n    cuda = None\n"
@@ -81,7 +99,7 @@ def small_clone(folder: Path) -> tuple[Path, dict[str, str]]:
     (torch / "include" / "header.h").write_text("#define TWO 2\n")
     for name in ("torch_cpu", "torch", "c10"):
         (torch / "lib" / f"lib{name}.a").write_text("!<arch>\n")
-    return tree, {"PYTHONPATH": str(torch.parent)}
+    return {"PYTHONPATH": str(torch.parent)}
 
 
 def test_paths_with_special_characters(tmp_path):
@@ -146,10 +164,10 @@ def test_one_build_in_a_clone_at_a_time(tmp_path):
     ids=["compiler", "ninja", "torch", "old torch", "old setuptools", "failing compiler"],
 )
 def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, words):
+    variables = {**variables, **empty_torch(tmp_path)}
     if module:
-        (tmp_path / "modules" / module).mkdir(parents=True)
+        (tmp_path / "modules" / module).mkdir(exist_ok=True)
         (tmp_path / "modules" / module / "__init__.py").write_text(content)
-        variables = {**variables, "PYTHONPATH": str(tmp_path / "modules")}
     if module == "ninja":
         (tmp_path / "bin").mkdir()
         (tmp_path / "bin/g++").symlink_to(shutil.which("g++") or pytest.skip("g++ is not installed"))
@@ -161,7 +179,7 @@ def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, wor
     assert not list(tree.rglob("*.so"))
 
 
-def test_source_archive_can_be_built_from(tree, tmp_path):
+def test_source_archive_can_be_built_from(tree, built, tmp_path):
     result = setup(tree, "sdist", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
     (archive,) = tmp_path.glob("dcnzoo-*.tar.gz")
@@ -173,27 +191,19 @@ def test_source_archive_can_be_built_from(tree, tmp_path):
     assert not any(name.startswith("tests") or name.endswith(".so") for name in names)
     weights = {Path(name).name for name in names if name.endswith(".safetensors")}
     assert len(weights) == 1, "those that a wheel has, too"
-    assert files(build_py(source)) == files(build_py(tree)), "the archive has everything"
+    assert files(build_py(source)) == files(built), "the archive has everything"
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def build_py(tree: Path) -> Path:
-    result = setup(tree, "build_py", "--build-lib", "built")
-    assert result.returncode == 0, result.stderr
-    return tree / "built"
-
-
-def test_configs_and_tools_are_in_the_package(tree):
+def test_configs_and_tools_are_in_the_package(tree, built):
     """At the paths that OpenMMLab's programs use, as files: links would point outside the package.
 
     Of the tools, those that run a command of dcnzoo.
     """
-    (tree / "tools" / "__pycache__").mkdir()
-    (tree / "tools" / "__pycache__" / "x.pyc").touch()
-    mim = build_py(tree) / "dcnzoo" / ".mim"
+    mim = built / "dcnzoo" / ".mim"
     brought = {
         f"{folder}/{name}": content
         for folder in ("configs", "tools")
@@ -258,23 +268,14 @@ def test_library_of_a_wheel(library):
 # A wheel of these libraries
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build a wheel without compiling."""
-    folder = tmp_path_factory.mktemp("wheel")
-    tree = copy_of_the_sources(folder / "clone")
-    assert setup(tree, "build_py").returncode == 0
-    (built,) = tree.glob("build/lib*")
-    for library in LIBRARIES:
-        shutil.copy(library, built / "dcnzoo" / "ops")
-    result = setup(tree, "bdist_wheel", "--skip-build", "--dist-dir", str(folder))
-    assert result.returncode == 0, result.stderr
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 @on_linux
-def test_what_a_wheel_has(wheel):
+def test_what_a_wheel_has(tree, built, tmp_path):
+    tree = shutil.copytree(tree, tmp_path / "clone", symlinks=True)
+    for library in LIBRARIES:
+        shutil.copy(library, tree / built.relative_to(built.parents[1]) / "dcnzoo" / "ops")
+    result = setup(tree, "bdist_wheel", "--skip-build", "--dist-dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
     glibc = max((2, 28), *(symbol_versions(library)["GLIBC"] for library in LIBRARIES))
     system = f"manylinux_{glibc[0]}_{glibc[1]}_{platform.machine()}"  # the wheel's platform
     assert wheel.name == f"dcnzoo-{__version__}-py3-none-{system}.whl"
@@ -283,11 +284,8 @@ def test_what_a_wheel_has(wheel):
     (info,) = {name.partition("/")[0] for name in contents if ".dist-info/" in name}
     assert contents[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     metadata = contents[f"{info}/METADATA"].decode()
-    for line in (
-        *("Author: The dcnzoo authors", "License-Expression: Apache-2.0"),
-        *("Requires-Python: >=3.10", "Requires-Dist: torch>=2.10"),
-    ):
-        assert line in metadata.splitlines()
+    lines = ("License-Expression: Apache-2.0", "Requires-Python: >=3.10", "Requires-Dist: torch>=2.10")
+    assert set(lines) <= set(metadata.splitlines())
     assert "dcnzoo = dcnzoo.cli:main" in contents[f"{info}/entry_points.txt"].decode()
     assert {name.partition("/")[0] for name in contents} == {"dcnzoo", info}
     package = ROOT / "dcnzoo"

@@ -9,34 +9,27 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 import dcnzoo.models
-
-# isort: split
-from mmdet.registry import MODELS
-
 from dcnzoo import zoo
 from dcnzoo.openmmlab.checkpoints import CheckpointError
 from dcnzoo.zoo import index
 
 from .commands import invoke
+from .demo import DEFORMABLE as CONFIG
+from .demo import build_demo
+from .processes import ROOT
 from .test_compat_checkpoints import Harmful
 from .test_tools import tiny
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
 MARK = "made by a checkpoint"
 
 
 @pytest.fixture(scope="module")
 def weights():
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(Config.fromfile(CONFIG).model).state_dict()
+    return build_demo().state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,22 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 from dcnzoo.ops import deform_conv2d
 
 from .op_cases import deform_conv
+from .processes import ROOT, python
 
 SECONDS = float(os.environ.get("DCNZOO_SOAK_SECONDS", "20"))
 # Threads keep memory for their largest call, which a short warm-up may not include.
 MOST = 0.02 if SECONDS >= 1800 else 0.12
 
 
-def soak(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tests.soak", *arguments]
-    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_memory_is_flat():
-    done = soak(f"--seconds={SECONDS}", f"--most={MOST}")
+    done = python("-m", "tests.soak", f"--seconds={SECONDS}", f"--most={MOST}", cwd=ROOT)
     print(done.stdout)  # `nox -s soak` shows it
-    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["threads"] == 4 and report["fewest_calls_of_an_operator"] >= 10
 

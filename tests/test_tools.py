@@ -1,9 +1,7 @@
 """The train, test and browse commands, with a configuration that trains in seconds."""
 
-import json
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ import cv2
 import pytest
 import torch
 
-from dcnzoo.openmmlab.runner import config_file
+from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
 
 from . import commands
@@ -149,40 +147,10 @@ def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path):
     assert re.search(expected, message), message
 
 
-def test_training_on_bad_data(data, trained, tmp_path):
-    """A truncated image, an image without objects alone in its batch, and an object without width."""
-    bad = tmp_path / "bad"
-    shutil.copytree(data, bad)
-    file = json.loads((bad / "annotations" / "train.json").read_text())
-    total, empty = len(file["annotations"]), file["images"][2]["id"]
-    file["annotations"] = [a for a in file["annotations"] if a["image_id"] != empty]
-    file["annotations"][0]["bbox"][2] = 0.2
-    (bad / "annotations" / "train.json").write_text(json.dumps(file))
-    for broken in (bad / "train" / "00003.png", bad / "val" / "00001.png"):
-        broken.write_bytes(broken.read_bytes()[:500])
-    settings = {
-        "train_dataloader.dataset.shapes": "None",
-        "val_dataloader.dataset.shapes": "None",
-        "train_dataloader.dataset.filter_cfg.filter_empty_gt": False,
-        "train_dataloader.batch_size": 1,
-        "train_dataloader.num_workers": 0,  # warnings of workers are not in the output
-        "train_dataloader.persistent_workers": False,
-    }
-    options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
-    output = commands.run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
-    assert f"1 of {len(file['annotations'])} annotations are skipped" in output
-    assert len(file["annotations"]) < total
-    assert f"WARNING - {bad}/train/00003.png: " in output and "1 of 8 images so far" in output
-    losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
-    assert len(losses) == 8 and all(0 < float(loss) < 20 for loss in losses)
-    assert (tmp_path / "epoch_1.pth").is_file(), "written before the validation"
-    assert output.splitlines()[-1].startswith(f"error: {bad}/val/00001.png: ")
-
-
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
-    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.* 1e\+30.*"
+    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.*"
     assert re.fullmatch(expected, output.splitlines()[-1])
     assert not list(tmp_path.glob("*.pth"))
 
@@ -198,13 +166,14 @@ def test_browse_dataset(data, trained, tmp_path):
 
 def test_a_config_of_an_installed_package():
     name = "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
-    assert Path(config_file(name)).samefile(ROOT / "configs" / name.partition("::")[2])
-    assert Path(config_file("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py")).is_file()
-    assert config_file("configs/mine.py") == "configs/mine.py"
+    path, scope = base_path(name, "configs/mine.py")
+    assert Path(path).samefile(ROOT / "configs" / name.partition("::")[2]) and scope == "mmdet"
+    assert Path(base_path("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py", "")[0]).is_file()
+    assert base_path("base.py", "configs/mine.py") == ("configs/base.py", None)
     for name, reason in (
-        ("dcnzoo::dcnv2/none.py", "file not found: "),
+        ("dcnzoo::dcnv2/none.py", "found no file "),
         ("nothing::x.py", "nothing is not installed or has no configs"),
     ):
         expected = f"config: expected a config of an installed package, got {name}: .*{reason}"
         with pytest.raises(UserError, match=expected):
-            config_file(name)
+            base_path(name, "")

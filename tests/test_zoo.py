@@ -7,18 +7,15 @@ import dcnzoo.models  # noqa: F401  before mmcv.ops, which needs the compiled mo
 
 # isort: split
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from dcnzoo.zoo import description, index
 
+from . import demo
+
 
 def build(model: index.Model) -> torch.nn.Module:
-    """Build the model without memory for its parameters."""
-    cfg = Config.fromfile(model.config)
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        return MODELS.build(cfg.model)
+    return demo.build(Config.fromfile(model.config).model, "meta")
 
 
 def deformable_layers(detector: torch.nn.Module) -> list[str]:

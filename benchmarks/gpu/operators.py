@@ -23,7 +23,6 @@ from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format,
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
 from dcnzoo.ops import fused
-from dcnzoo.ops.fused import configs
 from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -194,9 +193,9 @@ def main() -> None:
                     journal.run(job, partial(measure, case, form, prepare, name, kind, mode, args.device))
             sample.cache_clear()
             expected.cache_clear()
-    table = json.loads(configs.TABLE.read_text())
+    table = json.loads(fused.TABLE.read_text())
     set_auto(args.file, table)
-    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else configs.TABLE)
+    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else fused.TABLE)
     journal.exit()
 
 

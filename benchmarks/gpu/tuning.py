@@ -24,8 +24,7 @@ from torch import Tensor
 from benchmarks.cases import CASES, in_format
 from benchmarks.gpu.journal import Journal, results
 from dcnzoo.ops import fused, reference
-from dcnzoo.ops.fused import configs
-from dcnzoo.ops.fused.configs import Config
+from dcnzoo.ops.fused import Config
 from dcnzoo.utils.files import write_text
 from tests.op_cases import Sample, deform_conv
 
@@ -62,7 +61,7 @@ def candidates(table: dict, kernel: str, kind: str, rehearse: bool) -> list[Conf
 
 
 def target() -> str:
-    return configs.target_of(fused.INTERPRETED)
+    return fused.target_of(fused.INTERPRETED)
 
 
 def call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config) -> tuple[Tensor | None, ...]:
@@ -199,12 +198,12 @@ def save(table: dict, path: Path) -> None:
 
 def main() -> None:
     journal, args = Journal.of_command_line()
-    table = json.loads(configs.TABLE.read_text())
+    table = json.loads(fused.TABLE.read_text())
     if args.step == "write":
         out = args.file.with_name("configs.json")
         write_table(args.file, table, out, args.rehearse)
         if not args.rehearse:
-            shutil.copy(out, configs.TABLE)
+            shutil.copy(out, fused.TABLE)
         return
     every = [
         (kernel, kind, config)

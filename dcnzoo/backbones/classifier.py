@@ -1,7 +1,5 @@
 """InternImage's classification heads, with the parameter names of the official ImageNet checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NoReturn
 

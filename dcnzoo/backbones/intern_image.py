@@ -4,8 +4,6 @@ Both have the same structure. InternImage (Wang et al. 2023) uses DCNv3, FlashIn
 uses DCNv4. Parameter names are those of the official releases, so their checkpoints load unchanged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -291,7 +289,7 @@ class InternImage(Classifier):
             module.eval()
             module.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> InternImage:
+    def train(self, mode: bool = True) -> "InternImage":
         super().train(mode)
         self._freeze()
         return self

@@ -42,10 +42,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
 
 
-@click.command(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-)
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, package_name="dcnzoo")
 def commands() -> None:
     """Use deformable convolution for object detection.

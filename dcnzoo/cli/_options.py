@@ -55,7 +55,7 @@ def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
 def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Callback: require a file, before the imports of OpenMMLab, which take seconds."""
     if value and not ctx.resilient_parsing:
-        require_file(value, param.name)
+        require_file(str(value), param.name)
     return value
 
 

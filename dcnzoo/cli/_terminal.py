@@ -1,15 +1,20 @@
-"""Terminal behaviour of all commands: one-line errors, substitute characters, closed pipes."""
+"""Terminal behaviour of all commands: one-line errors, terminals without Unicode, closed pipes, tables."""
 
-import codecs
+from __future__ import annotations
+
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=_SUBSTITUTE)
+            stream.reconfigure(errors="backslashreplace")
     with _quiet_broken_pipe():
         try:
             yield
@@ -92,18 +97,20 @@ def _reader_is_gone() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-_SUBSTITUTE = "dcnzoo.substitute"
-_SUBSTITUTES = str.maketrans(
-    {"–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "→": "->"}
-)
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table with text in its first column and numbers, aligned at the right, in the others."""
+    from rich.table import Table
+
+    made = Table(box=None)
+    for index, name in enumerate(head):
+        made.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
-def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that the terminal lacks by similar ASCII characters, or else by escapes."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end].translate(_SUBSTITUTES)
-    return text.encode("ascii", "backslashreplace").decode(), error.end
-
-
-codecs.register_error(_SUBSTITUTE, _substitute)
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns. Unlike a table of rich, they are not cut to the width of the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

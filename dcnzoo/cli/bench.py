@@ -29,8 +29,6 @@ POSITIVE = click.IntRange(min=1)
 @option(
     "--num-warmup", type=click.IntRange(min=0), default=5, help="Number of images before the measurement."
 )
-@option("--log-interval", type=POSITIVE, default=50, help="Print a line after this number of images.")
-@option("--repeat-num", type=POSITIVE, default=1, help="Number of repetitions.")
 @option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
 @option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into convolutions first.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
@@ -44,8 +42,6 @@ def command(
     shape: tuple[int, int] | None,
     max_iter: int,
     num_warmup: int,
-    log_interval: int,
-    repeat_num: int,
     threads: int | None,
     backend: str | None,
     device: str,
@@ -83,21 +79,14 @@ def command(
             detect, samples = Detector(model, backend, device, threads), samples or [noise]
         else:
             detect, samples = _pytorch(model, samples, shape, device, threads, max_iter, **of_pytorch)
-    for repetition in range(repeat_num):
-        times: list[float] = []
-        for index in range(num_warmup + max_iter):
-            start = time.perf_counter()
-            detect(samples[index % len(samples)])
-            if index >= num_warmup:
-                times.append(time.perf_counter() - start)
-                if len(times) % log_interval == 0:
-                    print(f"{len(times)} of {max_iter}: {_images_per_second(times)}", flush=True)
-        print(f"run {repetition + 1} of {repeat_num}: {_images_per_second(times)}", flush=True)
-
-
-def _images_per_second(times: list[float]) -> str:
-    median = statistics.median(times)
-    return f"{1 / statistics.mean(times):.2f} images/s, median {1000 * median:.1f} ms/image"
+    times: list[float] = []
+    for index in range(num_warmup + max_iter):
+        start = time.perf_counter()
+        detect(samples[index % len(samples)])
+        if index >= num_warmup:
+            times.append(time.perf_counter() - start)
+    rate, median = 1 / statistics.mean(times), 1000 * statistics.median(times)
+    print(f"{max_iter} images: {rate:.2f} images/s, median {median:.1f} ms/image")
 
 
 def _pytorch(
@@ -116,8 +105,7 @@ def _pytorch(
     """Return a function that detects objects, and its inputs, which the test pipeline has resized."""
     import torch
 
-    from dcnzoo.openmmlab import model_builder
-    from dcnzoo.openmmlab.detector import Detector, build
+    from dcnzoo.openmmlab.detector import Detector, build, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.zoo.loading import locate
 
@@ -136,9 +124,9 @@ def _pytorch(
     if pictures:
         samples = [pseudo_collate([detector.prepare(picture)]) for picture in pictures]
     elif shape:
-        samples = [model_builder.random_batch(*shape)]
+        samples = [random_batch(*shape)]
     else:
-        samples = list(model_builder.test_batches(cfg, max_iter))
+        samples = list(test_batches(cfg, max_iter))
     kind = torch.device(detector.device).type
     dtype = torch.float16 if kind == "cuda" else torch.bfloat16
 

@@ -12,11 +12,7 @@ from dcnzoo.cli._options import option
 
 @click.command(cls=_options.Command)
 @_options.model
-@option(
-    "--out",
-    type=_options.FOLDER,
-    help="Output folder (default: work_dirs/browse/<name of the config>).",
-)
+@option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/browse/<name of the config>).")
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train")
 @_options.num_images(1, 20, "Number of images.")
 @_options.cfg_options

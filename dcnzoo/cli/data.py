@@ -6,8 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import EXISTING_FILE, EXISTING_FOLDER, FILE, FOLDER, option
+from dcnzoo.cli._terminal import table
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
@@ -54,11 +54,11 @@ def convert() -> None:
 
 
 @convert.command
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=EXISTING_FOLDER)
 @click.argument("out", type=FILE)
 @option("--split", metavar="NAME", help="Read only the images in ImageSets/Main/NAME.txt.")
-@option("--annotations", type=FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
-@option("--images", type=FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
+@option("--annotations", type=EXISTING_FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
+@option("--images", type=EXISTING_FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
 @option(
     "--difficult",
     type=click.Choice(["ignore", "keep", "drop"]),
@@ -77,9 +77,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """
     from dcnzoo.data.voc import convert_voc
 
-    with _steps() as step:
-        conversion, prefix = convert_voc(folder, step=step, **options)
-    _finish(conversion, out, prefix, skip_invalid)
+    _finish(*convert_voc(folder, track=_track, **options), out, skip_invalid)
 
 
 @convert.command
@@ -99,13 +97,11 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
     """
     from dcnzoo.data.yolo import convert_yolo
 
-    with _steps() as step:
-        conversion, prefix = convert_yolo(source, step=step, **options)
-    _finish(conversion, out, prefix, skip_invalid)
+    _finish(*convert_yolo(source, track=_track, **options), out, skip_invalid)
 
 
 @convert.command
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=EXISTING_FOLDER)
 @click.argument("out", type=FILE)
 @option("--extract", type=FOLDER, help="Write images that exist only inside JSON files to this folder.")
 @conversion_options
@@ -118,16 +114,19 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
     """
     from dcnzoo.data.labelme import convert_labelme
 
-    with _steps() as step:
-        conversion, prefix = convert_labelme(folder, step=step, **options)
-    _finish(conversion, out, prefix, skip_invalid)
+    _finish(*convert_labelme(folder, track=_track, **options), out, skip_invalid)
 
 
 @command.command
-@click.argument("file", type=FILE)
-@option("--images", type=FOLDER, help="Folder of the images; also check them and their sizes.")
+@click.argument("file", type=FILE, callback=_options.existing)
+@option("--images", type=EXISTING_FOLDER, help="Folder of the images; also check them and their sizes.")
 @option("--classes", type=_options.Names(), help="Classes in a config's metainfo: a,b,c or a file.")
-@option("--config", type=FILE, help="Config with the expected classes, those of its training data.")
+@option(
+    "--config",
+    type=FILE,
+    callback=_options.existing,
+    help="Config with the expected classes, those of its training data.",
+)
 @option("--json", "as_json", is_flag=True, help="Print the complete report as JSON.")
 @option("--fix", type=FILE, metavar="OUT", help="Write a copy without the problems.")
 @option("--force", is_flag=True, help="Let --fix replace FILE itself.")
@@ -156,8 +155,7 @@ def check(
         if classes is not None:
             raise UserError("--config: not allowed with --classes")
         classes = _classes_of(config)
-    with _steps() as step:
-        report = checking.check_coco(file, images, classes, step)
+    report = checking.check_coco(file, images, classes, _track)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
     else:
@@ -171,7 +169,7 @@ def check(
 
 
 @command.command
-@click.argument("file", type=FILE)
+@click.argument("file", type=FILE, callback=_options.existing)
 @click.argument("train", type=FILE)
 @click.argument("val", type=FILE)
 @option("--val-ratio", type=float, default=0.2, help="Share of the images in VAL.")
@@ -244,12 +242,7 @@ def config(
     show_default=" ".join(USUAL),
     help=f"Part of COCO, several times for several: {', '.join(COCO)}.",
 )
-@option(
-    "--out",
-    type=FOLDER,
-    help="Output folder.",
-    show_default="data/coco, data/bccd, data/fruits_nuts",
-)
+@option("--out", type=FOLDER, help="Output folder.", show_default="data/coco, data/bccd, data/fruits_nuts")
 @option("--unzip", is_flag=True, help="Unpack COCO's archives (the small data sets are always unpacked).")
 @option("--delete", is_flag=True, help="Delete each archive after unpacking.")
 @option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")
@@ -266,8 +259,7 @@ def download(
       dcnzoo data download --unzip --delete
       dcnzoo data download --dataset-name bccd
     """
-    from dcnzoo.data.download import is_prepared, prepare
-    from dcnzoo.utils.archive import unpack
+    from dcnzoo.data.download import prepare, unpack
     from dcnzoo.utils.fetch import fetch
 
     if dataset_name in SMALL:
@@ -276,7 +268,7 @@ def download(
         out = out or Path("data") / dataset_name
         if only_list:
             print(SMALL[dataset_name][0])
-        elif is_prepared(out):
+        elif (out / "train.json").is_file() and (out / "val.json").is_file():
             print(f"{out}: already has {dataset_name}")
         else:
             archive = fetch(SMALL[dataset_name][0], out.parent)
@@ -305,22 +297,13 @@ def download(
             archive.unlink()
 
 
-@contextmanager
-def _steps() -> Iterator[Callable[[int, int], None]]:
+def _track(items: Sequence) -> Iterable:
     """Show a progress bar on a terminal."""
     from rich.console import Console
-
-    from dcnzoo.utils.progress import make_progress
+    from rich.progress import track
 
     console = Console(stderr=True)
-    with make_progress(console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("reading", total=None, note="")
-
-        def step(done: int, total: int) -> None:
-            if done % 64 == 0 or done == total:
-                progress.update(bar, completed=done, total=total)
-
-        yield step
+    return track(items, "reading", console=console, disable=not console.is_terminal, transient=True)
 
 
 def _show_written(out: Path, content: dict) -> None:
@@ -330,7 +313,7 @@ def _show_written(out: Path, content: dict) -> None:
     print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
 
 
-def _finish(conversion: CocoBuilder, out: Path, prefix: Path, skip_invalid: bool) -> None:
+def _finish(conversion: CocoBuilder, prefix: Path, out: Path, skip_invalid: bool) -> None:
     from dcnzoo.data.conversion import cut, shown
 
     for line in shown(conversion.problems):
@@ -351,9 +334,7 @@ def _finish(conversion: CocoBuilder, out: Path, prefix: Path, skip_invalid: bool
 
 def _classes_of(config: Path) -> list[str]:
     from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.files import require_file
 
-    require_file(str(config), "--config")
     with user_errors():
         from dcnzoo.openmmlab.detector import metainfo
         from dcnzoo.openmmlab.runner import read_config_file
@@ -366,7 +347,6 @@ def _classes_of(config: Path) -> list[str]:
 
 def _show(report: Report) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from dcnzoo.data.check import KINDS
     from dcnzoo.data.conversion import counted, cut, shown
@@ -375,24 +355,16 @@ def _show(report: Report) -> None:
     counts = ", ".join(counted(number, key) for key, number in report.counts.items())
     console.print(printable(f"{report.file}: {counts}"), soft_wrap=True)
     if report.per_class:
-        table = Table(box=None)
-        table.add_column("class")
-        table.add_column("annotations", justify="right")
-        for name, number in report.per_class.items():
-            table.add_row(cut(printable(name)), str(number))
-        console.print(table)
+        rows = [(cut(printable(name)), str(number)) for name, number in report.per_class.items()]
+        console.print(table(("class", "annotations"), rows))
     if report.empty_images:
         console.print(f"{counted(report.empty_images, 'images')} without an annotation")
     if not report.problems:
         console.print("no problems")
         return
-    table = Table(box=None)
-    table.add_column("problem", style="bold")
-    table.add_column("number", justify="right")
-    table.add_column("--fix")
-    for kind, number in Counter(problem.kind for problem in report.problems).items():
-        table.add_row(KINDS[kind].text, str(number), KINDS[kind].remedy or "–")
-    console.print(table)
+    numbers = Counter(problem.kind for problem in report.problems)
+    rows = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
+    console.print(table(("problem", "number", "--fix"), rows))
     for line in shown([f"{report.file}: {problem.where}: {problem.text}" for problem in report.problems]):
         console.print(line, soft_wrap=True)
     console.print(counted(len(report.problems), "problems"), style="bold red")

@@ -4,57 +4,106 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distribution, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 from packaging.version import Version
 
-from dcnzoo.cli._environment import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
+from dcnzoo.cli._terminal import print_columns
 from dcnzoo.compat import extensions
+from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import one_line
+from dcnzoo.version import __version__
 
+# distribution → module; the forks are listed only if they are installed
+ORIGINALS = {"mmengine": "mmengine", "mmcv": "mmcv", "mmcv-lite": "mmcv", "mmdet": "mmdet"}
+FORKS = {"onedl-mmengine": "mmengine", "onedl-mmcv": "mmcv", "onedl-mmdetection": "mmdet"}
+MODULES = {**ORIGINALS, **FORKS}
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
 REINSTALL = "pip uninstall -y dcnzoo && pip install --no-deps .  # in dcnzoo's repository"
-OLDEST_TORCH = (2, 10)
-OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
-OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 # modules that together import everything for training, its report and its downloads
 TRAINING = ("dcnzoo.models", "dcnzoo.report.report", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
 DISTRIBUTIONS = {  # module → distribution
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
+    "pkg_resources": '"setuptools<81"',
     "skimage": "scikit-image",
     "yaml": "pyyaml",
 }
 
 
-@dataclass(frozen=True)
-class Package:
-    """One of OpenMMLab's other packages: the tested version, and the modules that its import requires."""
-
-    requirement: str
-    needs: tuple[str, ...] = ()
-
-
+# OpenMMLab's other packages: module → the tested version, and the modules that its import requires
 PACKAGES = {
-    "mmseg": Package("mmsegmentation==1.2.2", ("ftfy", "prettytable", "regex")),
-    "mmpose": Package("mmpose==1.3.2", ("json_tricks", "munkres", "torchvision", "xtcocotools")),
-    "mmpretrain": Package("mmpretrain==1.2.0", ("einops", "mat4py", "modelindex", "rich", "torchvision")),
-    "mmocr": Package("mmocr==1.0.1", ("imgaug", "lmdb", "pyclipper", "rapidfuzz", "skimage")),
-    "mmyolo": Package("mmyolo==0.6.0", ("prettytable",)),
-    "mmrotate": Package("mmrotate==1.0.0rc1", ("e2cnn",)),
-    "mmagic": Package(
+    "mmseg": ("mmsegmentation==1.2.2", ("ftfy", "prettytable", "regex")),
+    "mmpose": ("mmpose==1.3.2", ("json_tricks", "munkres", "torchvision", "xtcocotools")),
+    "mmpretrain": ("mmpretrain==1.2.0", ("einops", "mat4py", "modelindex", "rich", "torchvision")),
+    "mmocr": ("mmocr==1.0.1", ("imgaug", "lmdb", "pyclipper", "rapidfuzz", "skimage")),
+    "mmyolo": ("mmyolo==0.6.0", ("prettytable",)),
+    "mmrotate": ("mmrotate==1.0.0rc1", ("e2cnn",)),
+    "mmagic": (
         "mmagic==1.2.0",
         ("albumentations", "diffusers", "einops", "lmdb", "lpips", "resize_right", "transformers"),
     ),
 }
+
+
+def environment() -> Iterator[tuple[str, str]]:
+    """Yield name and value of everything that affects how dcnzoo runs."""
+    import torch
+
+    from dcnzoo import ops
+    from dcnzoo.ops import _library
+
+    yield "dcnzoo", __version__
+    yield "python", f"{platform.python_version()} on {platform.machine()}"
+    yield "torch", torch.__version__
+    present = dict(installed(("numpy", "triton", *MODULES)))
+    for package in ("numpy", "triton", *(ORIGINALS if present.keys().isdisjoint(FORKS) else ())):
+        present.setdefault(package, "not installed")
+    yield from present.items()
+    for device in ("cpu", "cuda"):
+        reason = _library.problems.get(device, "they need the CPU operators")
+        yield f"{device} operators", str(_library.loaded.get(device) or f"not loaded: {reason}")
+    if ops.has_ops():
+        from dcnzoo.ops import _backend
+
+        yield "cpu capability", ops.cpu_capability()
+        yield "DCNZOO_BACKEND", _backend.backend
+    if ops.with_cuda():
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"
+    else:
+        yield "cuda", f"no ({'a GPU' if torch.cuda.is_available() else 'no GPU'} found by torch)"
+    extension = find_spec(EXTENSION) if find_spec("mmcv") else None
+    if extension is None:
+        yield EXTENSION, "none: mmcv is not installed"
+    else:
+        whose = "dcnzoo's" if extension.origin == str(STAND_IN) else "mmcv's"
+        yield EXTENSION, f"{whose}, {extension.origin}"
+
+
+def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and version of the packages that Python imports; others may be further back on its path."""
+    folders = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            folders[package] = Path(distribution(package).locate_file("")).resolve()
+    for package, folder in folders.items():
+        module = MODULES.get(package, package)
+        spec = find_spec(module)
+        rivals = {folders[other] for other in folders if MODULES.get(other, other) == module}
+        imported = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
+        if len(rivals) == 1 or imported not in rivals or folder == imported:
+            yield package, version(package)
 
 
 @dataclass
@@ -69,8 +118,6 @@ class Found:
     features: dict[str, str] = field(default_factory=dict)  # feature without its symbols in torch -> reason
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     opencv: tuple[str, ...] = ()  # distributions that contain cv2
-    extension_error: str | None = None  # why a compiled mmcv._ext does not load
-    pkg_resources: bool = True
     numpy: str = "2.0"
     import_error: Exception | None = None  # why the modules for training cannot be imported
     cache_problem: str | None = None  # why downloaded weights cannot be stored
@@ -81,7 +128,7 @@ class Found:
 
         from dcnzoo.ops import _library, _torch_private
 
-        packages = dict(installed(ORIGINALS + FORKS))
+        packages = dict(installed(MODULES))
         reasons = {device: why for device, why in _library.problems.items() if device not in _library.loaded}
         found = cls(
             torch=torch.__version__,
@@ -92,25 +139,12 @@ class Found:
             features=_torch_private.missing,
             packages=packages,
             opencv=_opencv(),
-            extension_error=_extension_error(),
-            pkg_resources=find_spec("pkg_resources") is not None,
             numpy=version("numpy") if find_spec("numpy") else "0",
             cache_problem=_cache_problem(),
         )
         if {"mmdet", "onedl-mmdetection"} & packages.keys() and not list(_set_up_problems(found)):
             found.import_error = _import_error()
         return found
-
-
-def _extension_error() -> str | None:
-    """Try to import a compiled ``mmcv._ext``; this fails with a torch other than the one it was built for."""
-    if mmcv_extension() is None:
-        return None
-    try:
-        importlib.import_module("mmcv._ext")
-    except (ImportError, OSError) as error:
-        return str(error).splitlines()[0]
-    return None
 
 
 def _opencv() -> tuple[str, ...]:
@@ -143,11 +177,6 @@ def _cache_problem() -> str | None:
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
-def _release(text: str) -> tuple[int, ...]:
-    """Return the release of a version: (0, 10, 12) for ``0.10.12.post1``, (2, 10, 0) for ``2.10.0a0+cpu``."""
-    return Version(text).release
-
-
 def problems(found: Found) -> Iterator[tuple[str, str]]:
     """Yield each problem and the command that fixes it; causes come before their consequences."""
     yield from _set_up_problems(found)
@@ -158,107 +187,58 @@ def problems(found: Found) -> Iterator[tuple[str, str]]:
 def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
     for feature, reason in found.features.items():
         yield f"dcnzoo has no {feature}: {reason}", 'pip install "torch==2.13.0"'
-    if _release(found.torch) < OLDEST_TORCH:
-        yield (
-            f"torch {found.torch} is too old: dcnzoo needs 2.10 or later",
-            'pip install --upgrade "torch>=2.10"',
-        )
+    if Version(found.torch).release < (2, 10):
+        yield f"torch {found.torch}: dcnzoo needs 2.10 or later", 'pip install --upgrade "torch>=2.10"'
     elif "cpu" in found.libraries:
         yield f"no compiled operators: {found.libraries['cpu']}", BUILD
     elif found.torch_cuda and found.torch_sees_gpu and "cuda" in found.libraries:
-        yield (
-            f"torch finds a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}",
-            f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH",
-        )
+        problem = f"torch finds a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}"
+        yield problem, f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH"
     if found.nvidia_driver and not found.torch_cuda:
+        problem = f"this machine has an NVIDIA GPU, but torch {found.torch} is a CPU build"
         yield (
-            f"this machine has an NVIDIA GPU, but torch {found.torch} is a CPU build",
-            "pip uninstall -y torch && pip install torch  # a build for CUDA: https://pytorch.org/get-started/locally",
+            problem,
+            "pip uninstall -y torch && pip install torch  # for CUDA: https://pytorch.org/get-started",
         )
     if len(found.opencv) > 1:
         yield (
             f"{' and '.join(found.opencv)} are installed: they overwrite each other's files",
             f"pip uninstall -y {' '.join(found.opencv)} && pip install opencv-python-headless",
         )
-    yield from _openmmlab_problems(found)
-
-
-def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
     originals = [name for name in ORIGINALS if name in found.packages]
     forks = [name for name in FORKS if name in found.packages]
+    names = ", ".join(originals + forks)
     if originals and forks:
-        twice = {MODULES[name] for name in originals} & {MODULES[name] for name in forks}
-        yield (
-            f"{', '.join(originals)} and {', '.join(forks)} are installed: "
-            + (
-                "they overwrite each other's files" if twice else "onedl-… packages work only with each other"
-            ),
-            f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}",
-        )
-        return
-    for name in forks:
-        if _release(found.packages[name]) < _release(OLDEST_FORKS[name]):
-            yield (
-                f"{name} {found.packages[name]} is too old: dcnzoo needs {OLDEST_FORKS[name]} or later",
-                f'pip install --no-deps --upgrade "{name}>={OLDEST_FORKS[name]}"',
-            )
-    if not originals and not forks:
-        return  # operators and layers need only torch
-    if {"mmcv", "mmcv-lite"} <= found.packages.keys():
-        yield (
-            f"mmcv {found.packages['mmcv']} and mmcv-lite {found.packages['mmcv-lite']} are both installed: "
-            "they overwrite each other's files",
-            "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0",
-        )
-    elif not {"mmcv", "mmcv-lite", "onedl-mmcv"} & found.packages.keys():
-        others = originals + forks
-        fork = "pip install --no-deps onedl-mmcv"
-        yield (
-            f"{', '.join(others)} installed, but no mmcv, which they import",
-            fork if forks else "pip install mmcv-lite==2.1.0",
-        )
-    mmcv = found.packages.get("mmcv-lite") or found.packages.get("mmcv")
-    if mmcv and "mmdet" in found.packages and not (2, 0) <= _release(mmcv) < (2, 2):
-        name = "mmcv-lite" if "mmcv-lite" in found.packages else "mmcv"
-        yield (
-            f"{name} {mmcv}: mmdet {found.packages['mmdet']} supports only 2.0 and 2.1",
-            f"pip uninstall -y {name} && pip install mmcv-lite==2.1.0",
-        )
-    if found.extension_error:
-        name = "onedl-mmcv" if forks else "mmcv"
-        yield (
-            f"{name}'s compiled operators are for another torch and do not load: {found.extension_error}",
-            "pip uninstall -y onedl-mmcv && pip install --no-deps --no-binary onedl-mmcv onedl-mmcv"
-            if forks
-            else "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
-        )
-    if originals and not found.pkg_resources:
-        yield "no pkg_resources, which mmengine and mmcv import", 'pip install "setuptools<81"'
+        remedy = f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}"
+        yield f"{names} are installed: onedl-… packages work only with each other", remedy
+    elif {"mmcv", "mmcv-lite"} <= found.packages.keys():
+        problem = f"mmcv {found.packages['mmcv']} and mmcv-lite {found.packages['mmcv-lite']} are installed"
+        remedy = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
+        yield f"{problem}: they overwrite each other's files", remedy
+    elif names and not {"mmcv", "mmcv-lite", "onedl-mmcv"} & found.packages.keys():
+        remedy = "pip install --no-deps onedl-mmcv" if forks else "pip install mmcv-lite==2.1.0"
+        yield f"{names} installed, but no mmcv, which they import", remedy
 
 
 def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
-    if _release(found.numpy) < OLDEST_NUMPY:
-        yield (
-            f"numpy {found.numpy} is too old: with OpenMMLab's packages, dcnzoo needs 2 or later",
-            'pip install --upgrade "numpy>=2"',
-        )
+    if Version(found.numpy).release < (2,):
+        problem = f"numpy {found.numpy}: with OpenMMLab's packages, dcnzoo needs 2 or later"
+        yield problem, 'pip install --upgrade "numpy>=2"'
     elif found.import_error:
         error = found.import_error
         yield f"training cannot start: {one_line(error)}", _import_fix(error) or TESTED
     if found.cache_problem:
-        yield (
-            f"downloaded weights cannot be stored: {found.cache_problem}",
-            'export TORCH_HOME="$HOME/torch"  # or another writable folder',
-        )
+        problem = f"downloaded weights cannot be stored: {found.cache_problem}"
+        yield problem, 'export TORCH_HOME="$HOME/torch"  # or another writable folder'
 
 
 def package_problems(module: str) -> Iterator[tuple[str, str]]:
     """Yield the problems of one of :data:`PACKAGES` and the commands that fix them."""
-    package = PACKAGES[module]
+    requirement, needs = PACKAGES[module]
     absent = find_spec(module) is None
     if absent:  # --no-deps: with its requirements, pip would replace mmcv-lite or compile
-        yield f"{module} is not installed", f"pip install --no-deps {package.requirement}"
-    missing = [name for name in package.needs if find_spec(name) is None]
+        yield f"{module} is not installed", f"pip install --no-deps {requirement}"
+    missing = [name for name in needs if find_spec(name) is None]
     if missing:
         distributions = [DISTRIBUTIONS.get(name, name) for name in missing]
         yield f"{module} needs {', '.join(missing)}: not installed", f"pip install {' '.join(distributions)}"
@@ -268,7 +248,7 @@ def package_problems(module: str) -> Iterator[tuple[str, str]]:
         for name in ("dcnzoo.models", f"{module}.models", f"{module}.datasets"):
             importlib.import_module(name)
     except Exception as error:  # a name that numpy has removed raises AttributeError
-        remedy = _import_fix(error) or f"pip install --no-deps {package.requirement}"
+        remedy = _import_fix(error) or f"pip install --no-deps {requirement}"
         yield f"{module} cannot be imported: {one_line(error)}", remedy
 
 
@@ -276,6 +256,8 @@ def _import_fix(error: Exception) -> str | None:
     """Return a command that may fix a failed import, if the error identifies one."""
     if re.search(r"\bdcnzoo\.\w", str(error)):  # files of two versions
         return REINSTALL
+    if "undefined symbol" in str(error):  # mmcv, compiled for another torch
+        return f"pip uninstall -y mmcv && {TESTED}"
     if "libGL" in str(error):
         return "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -318,9 +300,7 @@ def command(package: str | None) -> None:
         wrong += package_problems(package)
     if find_spec("mmengine") and not wrong:
         lines += [("patch", f"{name}: {text}") for name, text in patch_lines()]
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:{width}}  {value}")
+    print_columns(lines)
     if found.torch_cuda and "cuda" in found.libraries and not found.torch_sees_gpu:
         print(f"\nnote: torch is a CUDA build, dcnzoo is not. To use a GPU: DCNZOO_CUDA=1 {BUILD}")
     for what, remedy in wrong:

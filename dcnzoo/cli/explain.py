@@ -10,6 +10,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.cli._terminal import table
 
 
 @click.command(cls=_options.Command)
@@ -68,13 +69,11 @@ def command(
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     from rich.console import Console
-    from rich.table import Table
 
     import dcnzoo
     from dcnzoo.export.picture import read
     from dcnzoo.report.detector import explain
-    from dcnzoo.report.explain import Box, plot_explanation
-    from dcnzoo.report.explain_page import render_explanation
+    from dcnzoo.report.explain import Box, plot_explanation, render_explanation
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_bytes, write_text
 
@@ -91,10 +90,5 @@ def command(
         plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
         write_bytes(out, buffer.getvalue())
     head, *rows = explanation.table()
-    table = Table(*head, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(table(head, rows))
     print(f"written: {out}")

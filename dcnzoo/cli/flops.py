@@ -38,8 +38,7 @@ def command(
     examples:
       dcnzoo flops CONFIG --shape 800 1280 --by-operator
     """
-    from dcnzoo.openmmlab import model_builder
-    from dcnzoo.openmmlab.detector import build
+    from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.zoo.loading import locate
@@ -48,10 +47,10 @@ def command(
         cfg = read_config_file(locate(model, weights=False)[0], cfg_options)
         network = build(cfg, device=device)
         if num_images:
-            batches = model_builder.test_batches(cfg, num_images)
+            batches = test_batches(cfg, num_images)
         else:
-            batches = [model_builder.random_batch(*(shape or model_builder.input_size(cfg, network)))]
-        counts = [model_builder.count_operations(network, batch) for batch in batches]
+            batches = [random_batch(*(shape or input_size(cfg, network)))]
+        counts = [count_operations(network, batch) for batch in batches]
     line = "=" * 30
     print(line)
     print(f"Input shape: {counts[0][1][2:]}" if len(counts) == 1 else f"Images: {len(counts)}")

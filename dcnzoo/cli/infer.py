@@ -13,6 +13,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.cli._terminal import table
 from dcnzoo.utils.files import picture_files, require_file
 
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading
 @_options.channels_last
-@option(
-    "--out",
-    type=_options.FOLDER,
-    default="work_dirs/infer",
-    help="Output folder.",
-)
+@option("--out", type=_options.FOLDER, default="work_dirs/infer", help="Output folder.")
 @option("--json", "as_json", is_flag=True, help="Write only detections.json.")
 @option(
     "--txt",
@@ -53,10 +49,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     help="Write only a text file per image, in YOLO's format: class x y width height score.",
 )
 @option(
-    "--score-threshold",
-    type=click.FloatRange(0, 1),
-    default=0.3,
-    help="Drop detections with a lower score.",
+    "--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop detections with a lower score."
 )
 @option(
     "--classes", type=_options.Names(), help="Keep only these classes: a,b,c or a file with one per line."
@@ -109,34 +102,29 @@ def command(
     draw = not (as_json or as_txt)
     if demo:
         images = [*images, _demo_image(out / "input")]
-    names = _Names()
-    content, count = None, 0
+    names, content, written = _Names(), None, []
     with user_errors():
         detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
         options = {"classes": classes, "max_detections": max_detections, "tile": tile}
         results = detector(images[0] if len(images) == 1 else images, **options)
         several = isinstance(results, Results)
         for result in results if several else [results]:
-            count += 1
             _show(result)
-            target = out / names.unused(Path(result.path).stem)
+            name = names.unused(Path(result.path).stem)
             if draw:
-                last = target.with_name(f"{target.name}.png")
-                result.save(last)
+                written.append(out / f"{name}.png")
+                result.save(written[-1])
             if as_txt:
-                last = target.with_name(f"{target.name}.txt")
-                write_text(last, _yolo(result))
+                written.append(out / f"{name}.txt")
+                write_text(written[-1], _yolo(result))
             if draw or as_json:
                 content = result.to_coco(content)
-    files = []
-    if count and (draw or as_txt):
-        what = "pictures" if draw else "text files"
-        files.append(str(last) if count == 1 else f"{count} {what} in {out}")
     if content is not None:
-        files.append(str(out / "detections.json"))
-        write_text(out / "detections.json", json.dumps(content))
-    if files:
-        print(f"written: {' and '.join(files)}")
+        written.append(out / "detections.json")
+        write_text(written[-1], json.dumps(content))
+    if written:
+        many = f"{len(written)} files in {out}"
+        print(f"written: {' and '.join(map(str, written)) if len(written) < 3 else many}")
     if several and results.skipped:
         sys.exit(1)
 
@@ -181,17 +169,14 @@ def _yolo(result: Detections) -> str:
 def _show(result: Detections) -> None:
     """Print a table. ``print`` writes above the progress bar."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     with console.capture() as capture:
         console.print(f"{result.path}: {len(result) or 'none'} found", soft_wrap=True)
-        if len(result):
-            table = Table(box=None, pad_edge=True)
-            table.add_column("class")
-            for head in ("score", "x1", "y1", "x2", "y2"):
-                table.add_column(head, justify="right")
-            for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True):
-                table.add_row(name, f"{score:.3f}", *(f"{value:.1f}" for value in box))
-            console.print(table)
+        rows = [
+            (name, f"{score:.3f}", *(f"{value:.1f}" for value in box))
+            for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True)
+        ]
+        if rows:
+            console.print(table(("class", "score", "x1", "y1", "x2", "y2"), rows))
     print(capture.get(), end="")

@@ -14,6 +14,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.cli._terminal import print_columns
 
 
 @click.command(cls=_options.Command)
@@ -117,12 +118,12 @@ def command(
 
 def _show(row: dict) -> None:
     print(f"\n{row['model']} on {row['images']} images of {row['data']}")
-    print(f"{'':10}{'measured':>10}{'listed':>10}{'difference':>12}")
+    lines = [("", "measured", "listed", "difference")]
     for name, value in row["measured"].items():
-        listed = row["listed"].get(name)
         difference = row["difference"].get(name)
-        cells = "–" if listed is None else listed, "–" if difference is None else f"{difference:+.1f}"
-        print(f"{name:10}{value:>10}{cells[0]:>10}{cells[1]:>12}")
+        signed = "–" if difference is None else f"{difference:+.1f}"
+        lines.append((name, str(value), str(row["listed"].get(name, "–")), signed))
+    print_columns(lines)
     if row["listed"]:
         print(f"listed: {row['source']}")
     if row["subset"] is not None and row["listed"]:

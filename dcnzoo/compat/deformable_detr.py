@@ -3,8 +3,6 @@
 It also has the argument ``ratio`` of ViT-Adapter. The parameters have the same names, so state dicts load.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from dcnzoo.layers import MultiScaleDeformableAttention

@@ -5,8 +5,6 @@ load. detectron2 is not required. Unlike detectron2's layers, they also run on t
 ``deformable_groups``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor, nn

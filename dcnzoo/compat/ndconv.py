@@ -20,14 +20,8 @@ The layout is that of the original's CUDA kernels, in the version whose README h
   Its names in later versions, ``deformable_groups_per_groups`` and ``deformable_groups``, are accepted too.
 - A corner outside the map counts as zero: the border rule of :mod:`dcnzoo.ops`.
 
-Differences from the original:
-
-- Under autocast, float32 offsets stay float32. The original rounds them to autocast's dtype.
-- At a coordinate of exactly -1 the gradient of the offset is zero. In the original it is not.
-- The original's 3-D CPU kernel mixes up the offsets of several groups. dcnzoo follows its other kernels.
+``docs/migration.md`` lists the differences from the original.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -71,41 +65,23 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
             if not holds:
                 raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {value}")
 
-        def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
-            values = (values,) if isinstance(values, int) else tuple(values)
-            check(len(values) in (1, rank), name, f"an integer or {rank} integers", values)
-            return values * rank if len(values) == 1 else values
-
-        for name, tensor in (("input", input), ("weight", weight)):
-            check(tensor.dim() == rank + 2, name, f"{rank + 2} dimensions", f"shape {tuple(tensor.shape)}")
+        for tensor, value in (("input", input), ("weight", weight)):
+            check(value.dim() == rank + 2, tensor, f"{rank + 2} dimensions", f"shape {tuple(value.shape)}")
         channels, kernel = input.shape[1], tuple(weight.shape[2:])
-        kernel_size = per_axis("kernel_size", kernel_size)
+        kernel_size = (kernel_size,) * rank if isinstance(kernel_size, int) else tuple(kernel_size)
         check(kernel_size == kernel, "kernel_size", f"{kernel}, that of weight", kernel_size)
-        check(
-            groups >= 1 and channels % groups == 0,
-            "groups",
-            f"a divisor of the {channels} input channels",
-            groups,
-        )
+        divides = groups >= 1 and channels % groups == 0
+        check(divides, "groups", f"a divisor of the {channels} input channels", groups)
         in_group, taps = channels // groups, math.prod(kernel)
         per_group = offset_field_channels_per_groups
-        check(
-            1 <= per_group <= in_group,
-            "offset_field_channels_per_groups",
-            f"1 to {in_group}, the channels of a group",
-            per_group,
-        )
+        check(1 <= per_group <= in_group, name, f"1 to {in_group}, the channels of a group", per_group)
         total = groups * per_group * taps
         meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
-        for name, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
+        for field, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
             apart = tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total)
             flat = tensor.dim() == rank + 2 and tensor.shape[1] == total * axes
-            check(
-                apart or flat,
-                name,
-                f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})",
-                tuple(tensor.shape),
-            )
+            shapes = f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})"
+            check(apart or flat, field, shapes, tuple(tensor.shape))
         if offset_field.dim() == rank + 2:
             offset_field = offset_field.unflatten(1, (total, rank)).transpose(1, 2)
         if attn_mask.dim() == rank + 2:
@@ -113,17 +89,12 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
         if in_group % per_group:  # the operator needs equal groups: make each channel its own group
             member = torch.arange(in_group, device=input.device) * per_group // in_group
             offset_field, attn_mask = (
-                field.unflatten(2, (groups, per_group, taps)).index_select(3, member).flatten(2, 4)
-                for field in (offset_field, attn_mask)
+                tensor.unflatten(2, (groups, per_group, taps)).index_select(3, member).flatten(2, 4)
+                for tensor in (offset_field, attn_mask)
             )
         offset = offset_field.transpose(1, 2).flatten(1, 2)  # [N, G·K·rank, *out]
-        return operator(
-            input, weight, offset, attn_mask[:, 0], bias,
-            stride=per_axis("stride", stride),
-            padding=per_axis("padding", padding),
-            dilation=per_axis("dilation", dilation),
-            groups=groups,
-        )  # fmt: skip
+        geometry = (stride, padding, dilation, groups)
+        return operator(input, weight, offset, attn_mask[:, 0], bias, *geometry)
 
     deform_conv.__name__ = deform_conv.__qualname__ = f"deform_conv{rank}d"
     return deform_conv

@@ -7,15 +7,9 @@ Each replacement is a :class:`Patch` with a name. ``import dcnzoo.models`` appli
 - :data:`REGISTERED`: entries of OpenMMLab's registries, by their registered names.
 - fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches`.
 
-The environment variable ``DCNZOO_PATCHES`` selects patches. Separate names by commas:
-
-========================  ==========================================================================
-not set                   all patches
-``off``                   none
-``-deform_conv,-DCN``     all except these
-``deform_conv,DCN``       only these
-``cuda``                  all, and dcnzoo's CUDA kernels also with a compiled mmcv
-========================  ==========================================================================
+The environment variable ``DCNZOO_PATCHES`` selects patches by their names, separated by commas: ``off`` is
+none, ``-deform_conv,-DCN`` all except these, ``deform_conv,DCN`` only these, and ``cuda`` all, with dcnzoo's
+CUDA kernels also beside a compiled mmcv.
 
 In a program, you can call :func:`disable`, :func:`enable` and :func:`disabled` at any time. :func:`active`
 lists the applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions. Two more patches
@@ -26,14 +20,10 @@ apply only if a program calls :func:`dcnzoo.compat.transformers.enable` or
 OpenMMLab.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import functools
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 
@@ -223,18 +213,6 @@ def add(*new: Patch, complete: bool = False) -> None:
     for patch in new:
         if enabled(patch.name):
             known.get((patch.name, patch.target), patch).apply()
-
-
-def require(owner: str, package: str) -> None:
-    """Check that a package is installed, without importing it.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    if package not in sys.modules and importlib.util.find_spec(package) is None:
-        raise ImportError(
-            f"{owner}: {package}: expected an installed package, got none; pip install {package}"
-        )
 
 
 def switch_on(patch: Patch) -> None:

@@ -1,7 +1,5 @@
 """Functions and constructors with the arguments of another package."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from inspect import Parameter, Signature

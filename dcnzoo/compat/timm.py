@@ -9,8 +9,6 @@
 ImageNet weights: the authors' for InternImage and FlashInternImage, timm's for the ResNets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ from timm.models import resnet as timm_resnet
 from torch import Tensor, nn
 
 from dcnzoo import backbones
-from dcnzoo.backbones.sizes import SIZES
+from dcnzoo.backbones import SIZES
 from dcnzoo.layers.convert import to_deformable
 
 __all__ = ["DeformableResNet", "FlashInternImage", "InternImage"]
@@ -47,17 +45,9 @@ class _TimmModel:
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Compute maps ``(N, C, H, W)`` of levels and, unless ``intermediates_only``, the head's input.
+        """timm's method: maps ``(N, C, H, W)`` of levels, or ``(the head's input, maps)``.
 
-        Args:
-            indices: indices of levels; negative ones count from the last level. An integer n: the last n
-                levels. None: all.
-            norm: no effect, because the norm is part of a level.
-            stop_early: with ``intermediates_only``, do not compute levels after the last of ``indices``.
-            output_fmt: must be ``'NCHW'``.
-
-        Returns:
-            the maps, or with the head's input ``(head's input, maps)``.
+        ``norm`` has no effect, because the norm is part of a level. ``output_fmt`` must be ``'NCHW'``.
 
         Raises:
             ValueError: a level does not exist, or ``output_fmt`` has another value.

@@ -19,15 +19,7 @@ from dcnzoo.layers import DeformConv2d
 from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import shape_text
 
-__all__ = [
-    "DeformConv2d",
-    "RoIAlign",
-    "accelerate",
-    "accelerated",
-    "deform_conv2d",
-    "restore",
-    "roi_align",
-]
+__all__ = ["DeformConv2d", "RoIAlign", "accelerate", "accelerated", "deform_conv2d", "restore", "roi_align"]
 
 
 def deform_conv2d(
@@ -139,7 +131,6 @@ def accelerate() -> None:
     Raises:
         ImportError: torchvision, its compiled operators or dcnzoo's are missing.
     """
-    patches.require("accelerate", "torchvision")
     import torchvision
 
     if not hasattr(torch.ops.torchvision, "deform_conv2d"):

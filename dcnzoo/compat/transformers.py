@@ -25,9 +25,8 @@ sampling, and on devices other than the CPU. On a GPU,
 This module does not import transformers.
 """
 
-from __future__ import annotations
-
 import functools
+import importlib.util
 import inspect
 import math
 import re
@@ -64,7 +63,8 @@ def enable() -> None:
     Raises:
         ImportError: transformers is not installed.
     """
-    patches.require("enable", "transformers")
+    if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
+        raise ImportError("enable: transformers: expected an installed package; pip install transformers")
     patches.switch_on(PATCH)
 
 

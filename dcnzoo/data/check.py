@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -18,8 +18,10 @@ from pycocotools import mask as coco_mask
 from dcnzoo.data.conversion import (
     FAR,
     TOLERANCE,
+    Corners,
     InvalidAnnotation,
-    Step,
+    Track,
+    box_of_polygons,
     clip_box,
     clip_polygon,
     few,
@@ -33,7 +35,7 @@ from dcnzoo.data.conversion import (
     wrong_size,
 )
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.garbage import collector_paused
+from dcnzoo.utils.files import collector_paused
 
 
 class Kind(NamedTuple):
@@ -77,8 +79,8 @@ KINDS = {
 }
 PLURALS = {"image": "images", "category": "categories"}
 
-_Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
-_Mask = tuple[list[float], list[_Corners]]  # area and corners of each part
+_KEYS = ("images", "annotations", "categories")
+_Mask = tuple[list[float], Corners | None]  # the area of each part; the box of polygons
 
 
 class Problem(NamedTuple):
@@ -112,14 +114,14 @@ class Report:
 
     def __init__(self, file: Path, content: dict, problems: list[Problem]) -> None:
         self.file, self.content, self.problems = file, content, problems
-        self.counts = {key: len(content.get(key, ())) for key in ("images", "annotations", "categories")}
-        entries = {key: [e for e in content.get(key, ()) if isinstance(e, dict)] for key in self.counts}
-        numbers = Counter(_key(entry.get("category_id")) for entry in entries["annotations"])
-        self.per_class = {
-            str(entry.get("name")): numbers[_key(entry.get("id"))] for entry in entries["categories"]
-        }
-        annotated = {_key(entry.get("image_id")) for entry in entries["annotations"]}
-        self.empty_images = sum(_key(entry.get("id")) not in annotated for entry in entries["images"])
+        self.counts = {key: len(content.get(key, ())) for key in _KEYS}
+        images, annotations, categories = (
+            [entry for entry in content.get(key, ()) if isinstance(entry, dict)] for key in _KEYS
+        )
+        numbers = Counter(_key(entry.get("category_id")) for entry in annotations)
+        self.per_class = {str(entry.get("name")): numbers[_key(entry.get("id"))] for entry in categories}
+        annotated = {_key(entry.get("image_id")) for entry in annotations}
+        self.empty_images = sum(_key(entry.get("id")) not in annotated for entry in images)
 
     def as_dict(self) -> dict:
         """Return the report for ``--json``."""
@@ -137,7 +139,7 @@ def check_coco(
     file: str | Path,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    step: Step = lambda done, total: None,
+    track: Track = iter,
 ) -> Report:
     """Check a COCO file for training a detector.
 
@@ -148,31 +150,21 @@ def check_coco(
         file: with ``images``, ``annotations`` and ``categories``.
         images: folder of the images, whose sizes are compared; None: do not check image files.
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
-        step: called after each image and after each annotation.
-
-    Raises:
-        UserError: the file or the folder does not exist.
+        track: wraps the images and the annotations, to show the progress.
     """
     file = Path(file)
-    if not os.path.isfile(file):
-        raise UserError(f"file: expected a COCO file, found none at {file}")
-    if images is not None and not os.path.isdir(images):
-        raise UserError(f"images: expected a folder, found none at {images}")
-    keys = ("images", "annotations", "categories")
     try:
         content = read_json(file)
         if not isinstance(content, dict):
-            raise InvalidAnnotation(
-                f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
-            )
-        for key in keys:
+            raise InvalidAnnotation(f"expected an object with images and annotations, got {short(content)}")
+        for key in _KEYS:
             if not isinstance(content.get(key, []), list):
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
-    checker = _Checker(content, step)
-    for key in keys:
+    checker = _Checker(content, track)
+    for key in _KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
@@ -228,47 +220,53 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     for problem in report.problems:
         kind = KINDS[problem.kind]
         if kind.remedy is None:
-            raise UserError(
-                f"{report.file}: {problem.where}: {problem.text}; --fix cannot fix this kind of "
-                f"problem: {kind.text}"
-            )
+            where = f"{report.file}: {problem.where}: {problem.text}"
+            raise UserError(f"{where}; --fix cannot fix this kind of problem: {kind.text}")
         remedies[problem.place].add(kind.remedy)
     content = copy.deepcopy(report.content)
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
-    kept_images = []
-    for index, image in enumerate(content["images"]):
-        if "dropped" in remedies["images", index]:
-            done["images"]["dropped"] += 1
-        else:
-            done["images"].update(remedies["images", index])
-            kept_images.append(image)
-    sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
-    kept = []
-    for index, annotation in enumerate(content["annotations"]):
-        wanted = remedies["annotations", index]
-        gone = "dropped" in wanted or annotation["image_id"] not in sizes
-        if not gone and "recomputed" in wanted:
-            annotation["bbox"] = _box_of_mask(annotation["segmentation"])
-        if not gone and "clipped" in wanted:
-            gone = not _clip(annotation, sizes[annotation["image_id"]])
-        if gone:
-            done["annotations"]["dropped"] += 1
-            continue
-        if wanted & {"clipped", "computed", "recomputed"}:
-            annotation["area"] = round(_area(annotation), 2)
-        done["annotations"].update(wanted)
-        kept.append(annotation)
-    if any("renumbered" in wanted for wanted in remedies.values()):
-        for number, annotation in enumerate(kept, 1):
+    sizes: dict[int, tuple[int, int]] = {}  # of the images that are kept
+    for key in done:
+        kept = []
+        for index, entry in enumerate(content[key]):
+            remedy = remedies[key, index]
+            if "dropped" in remedy or (key == "annotations" and not _repair(entry, remedy, sizes)):
+                done[key]["dropped"] += 1
+                continue
+            done[key].update(remedy)
+            kept.append(entry)
+            if key == "images":
+                sizes[entry["id"]] = (entry["width"], entry["height"])
+        if not kept:
+            raise UserError(f"{report.file}: {key}: expected at least 1 valid entry; nothing is written")
+        content[key] = kept
+    if done["annotations"]["renumbered"]:
+        for number, annotation in enumerate(content["annotations"], 1):
             annotation["id"] = number
-    content.update(images=kept_images, annotations=kept)
-    for key in ("images", "annotations"):
-        if not content[key]:
-            raise UserError(
-                f"{report.file}: {key}: expected at least 1 valid entry, got 0; nothing is written"
-            )
     write_json(content, out)
     return done
+
+
+def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, int]]) -> bool:
+    """Clip an annotation and compute its box and area again; return False if nothing is left of it."""
+    size = sizes.get(annotation["image_id"])
+    if size is None or not remedy & {"clipped", "computed", "recomputed"}:
+        return size is not None
+    mask = annotation.get("segmentation")
+    if "clipped" in remedy and mask and isinstance(mask, list):
+        parts = [part for polygon in mask for part in clip_polygon(np.reshape(polygon, (-1, 2)), size)]
+        mask = annotation["segmentation"] = [flat for part in parts if (flat := flattened(part))]
+        if not mask:
+            return False
+    box, area = _box_and_area(mask) if mask else (annotation["bbox"], None)
+    if "recomputed" in remedy:
+        annotation["bbox"] = box
+    if "clipped" in remedy:
+        x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
+        annotation["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+    width, height = annotation["bbox"][2:]
+    annotation["area"] = round(float(width * height if area is None else area), 2)
+    return min(width, height, annotation["area"]) > 0
 
 
 def _convert_texts(content: dict) -> Iterator[Problem]:
@@ -289,10 +287,9 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
 class _Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
-    def __init__(self, content: dict, step: Step = lambda done, total: None) -> None:
+    def __init__(self, content: dict, track: Track) -> None:
         self.content = content
-        self.step = step
-        self.total = sum(len(content.get(key, ())) for key in ("images", "annotations"))
+        self.track = track
         self.problems = list(_convert_texts(content))
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
@@ -310,39 +307,43 @@ class _Checker:
     def add(self, kind: str, field: str, expected: str, got: object, stops: bool | None = None) -> None:
         self.add_text(kind, f"{field}: expected {expected}, got {short(got)}", stops)
 
+    def entries(self, key: str, singular: str) -> Iterator[dict]:
+        """Yield the entries of a list that are objects, and set their position."""
+        for index, entry in enumerate(self.track(self.content.get(key, []))):
+            self.at(f"{key}[{index}]", None if key == "categories" else (key, index))
+            if isinstance(entry, dict):
+                yield entry
+            else:
+                self.add_text(f"{singular}-entry", f"expected an object, got {short(entry)}")
+
     def check_categories(self, classes: Sequence[str] | None) -> None:
         names: list[Any] = []  # strings, unless the file has a problem
-        for index, entry in enumerate(self.content.get("categories", ())):
-            self.at(f"categories[{index}]")
-            if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("category-entry", "id", "an integer", _id_of(entry))
+        for entry in self.entries("categories", "category"):
+            number, name = entry.get("id"), entry.get("name")
+            if not _is_id(number):
+                self.add("category-entry", "id", "an integer", number)
                 continue
-            name = entry.get("name")
             if not isinstance(name, str) or not name:
                 self.add("category-entry", "name", "a string", name)
-            if entry["id"] in self.categories:
-                self.add("duplicate-category-id", "id", "a unique value", entry["id"])
+            if number in self.categories:
+                self.add("duplicate-category-id", "id", "a unique value", number)
             if name in names:
                 self.add("duplicate-category", "name", "a unique value", name)
-            self.categories.add(entry["id"])
+            self.categories.add(number)
             names.append(name)
         if classes is not None and (problem := wrong_with_classes(names, classes)):
             self.at("categories").add_text("classes", problem)
 
     def check_images(self, folder: Path | None) -> None:
         file_names: set[str] = set()
-        for index, entry in enumerate(self.content.get("images", ())):
-            self.step(index + 1, self.total)
-            place = ("images", index)
-            self.at(f"images[{index}]", place)
-            if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("image-entry", "id", "an integer", _id_of(entry))
+        for entry in self.entries("images", "image"):
+            number, name, width, height = (entry.get(key) for key in ("id", "file_name", "width", "height"))
+            if not _is_id(number):
+                self.add("image-entry", "id", "an integer", number)
                 continue
-            number = entry["id"]
-            self.at(f"image {number}", place)
+            self.where = f"image {number}"
             if number in self.sizes:
                 self.add("duplicate-image-id", "id", "a unique value", number)
-            name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
             size = (width, height) if _is_side(width) and _is_side(height) else None
             self.sizes[number] = size
             for key, side in (("width", width), ("height", height)):
@@ -371,20 +372,13 @@ class _Checker:
 
     def check_annotations(self) -> None:
         ids: set[object] = set()
-        images = len(self.content.get("images", ()))
-        for index, entry in enumerate(self.content.get("annotations", ())):
-            self.step(images + index + 1, self.total)
-            place = ("annotations", index)
-            self.at(f"annotations[{index}]", place)
-            if not isinstance(entry, dict):
-                self.add_text("annotation-entry", f"expected an object, got {short(entry)}")
-                continue
+        for entry in self.entries("annotations", "annotation"):
             number = entry.get("id")
             if not _is_id(number):
                 # new ids fix this; dropping the annotation is not necessary
                 self.add("duplicate-annotation-id", "id", "an integer", number)
             else:
-                self.at(f"annotation {number}", place)
+                self.where = f"annotation {number}"
                 if number in ids:
                     self.add("duplicate-annotation-id", "id", "a unique value", number)
                 if number == 0:
@@ -442,17 +436,21 @@ class _Checker:
         """Return the areas and corners of the parts, empty without a mask; None if there is a problem."""
         mask = entry.get("segmentation")
         if mask is None or mask == []:
-            return [], []  # valid: a detector may need only the box
+            return [], None  # valid: a detector may need only the box
         if isinstance(mask, dict):
-            problem, area = _read_rle(mask, size)
-            if problem or area is None:
-                self.add_text("rle", f"segmentation: {problem}", stops=area is None)
+            try:
+                area = _rle_area(mask, size)
+            except InvalidAnnotation as error:
+                self.add_text("rle", f"segmentation: {error}")
                 return None
-            return [area], []
+            if not area:
+                self.add_text("rle", "segmentation: expected RLE of at least 1 pixel, got 0", stops=False)
+                return None
+            return [area], None
         if not isinstance(mask, list):
             self.add("segmentation", "segmentation", "polygons or RLE", mask)
             return None
-        areas, corners = [], []
+        areas = []
         for polygon in mask:
             if not isinstance(polygon, list) or not _are_numbers(polygon, FAR):
                 self.add("segmentation", "segmentation", f"polygons of numbers of at most {FAR:,}", polygon)
@@ -465,22 +463,21 @@ class _Checker:
                 self.add("polygon", "segmentation", "polygons with an area", polygon)
                 return None
             areas.append(area)
-            x, y = polygon[::2], polygon[1::2]
-            corners.append((min(x), min(y), max(x), max(y)))
-        if size is not None and not all(_within(box, size) for box in corners):
+        xs, ys = ([value for polygon in mask for value in polygon[axis::2]] for axis in (0, 1))
+        corners = (min(xs), min(ys), max(xs), max(ys))
+        if size is not None and not _within(corners, size):
             text = f"expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
             self.add_text("polygon-outside", f"segmentation: {text}")
         return areas, corners
 
     def _check_agreement(
-        self, entry: dict, areas: list[float], corners: list[_Corners], area: float | None
+        self, entry: dict, areas: list[float], corners: Corners | None, area: float | None
     ) -> None:
         """Check that box, mask and area agree."""
         box = entry["bbox"]
         if corners and entry.get("iscrowd", 0) == 0:
-            left, top, right, bottom = zip(*corners, strict=True)
-            x1, y1, x2, y2 = min(left), min(top), max(right), max(bottom)
-            off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
+            x1, y1, x2, y2 = corners
+            off = max(abs(a - b) for a, b in zip(corners, _corners(box), strict=True))
             if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
                 self.add("box-of-mask", "bbox", f"the mask's box, {[x1, y1, x2 - x1, y2 - y1]}", box)
         if area is None:
@@ -504,12 +501,12 @@ def decode_counts(text: str) -> list[int]:
     on, a number is the difference to the second last.
 
     Raises:
-        ValueError: the text ends within a number, has invalid characters, or a number is too long.
+        InvalidAnnotation: the text ends within a number, has invalid characters, or a number is too long.
     """
     if not text:
         return []
     if not re.fullmatch("(?:[P-o]{0,6}[0-O])*", text):  # P to o: the number continues
-        raise ValueError("invalid characters, or a number that ends too early or too late")
+        raise InvalidAnnotation(f"expected RLE's compressed counts, got {short(text)}")
     bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(bits < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -521,72 +518,44 @@ def decode_counts(text: str) -> list[int]:
     return counts.tolist()
 
 
-def _read_rle(mask: dict, size: tuple[int, int] | None) -> tuple[str | None, float | None]:
-    """Return the problem with an RLE, and its area; the area is None if it cannot be decoded to a mask."""
+def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
+    """Return the area of an RLE.
+
+    Raises:
+        InvalidAnnotation: it cannot be decoded to a mask of this size.
+    """
     extent, counts = mask.get("size"), mask.get("counts")
     if not isinstance(extent, list) or len(extent) != 2 or not all(map(_is_side, extent)):
-        return f"expected RLE with size [height, width], got {short(extent)}", None
+        raise InvalidAnnotation(f"expected RLE with size [height, width], got {short(extent)}")
     if size is not None and extent != [size[1], size[0]]:
-        return f"expected RLE of the image's size [{size[1]}, {size[0]}], got {short(extent)}", None
+        raise InvalidAnnotation(f"expected RLE of the image's size, {list(size[::-1])}, got {short(extent)}")
     pixels = extent[0] * extent[1]
     if pixels >= 2**31:
-        return f"expected RLE of fewer than 2³¹ pixels, got size {short(extent)}", None
+        raise InvalidAnnotation(f"expected RLE of fewer than 2³¹ pixels, got size {short(extent)}")
     if isinstance(counts, str):
-        try:
-            counts = decode_counts(counts)
-        except ValueError as error:
-            return f"expected RLE's compressed counts, got invalid text: {error}", None
+        counts = decode_counts(counts)
     if not isinstance(counts, list) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
-        return f"expected RLE with counts, integers ≥ 0, got {short(counts)}", None
+        raise InvalidAnnotation(f"expected RLE with counts, integers ≥ 0, got {short(counts)}")
     if sum(counts) != pixels:
-        return f"expected RLE with counts of {pixels} pixels in all, got {short(sum(counts))}", None
-    area = float(sum(counts[1::2]))
-    return (None if area else "expected RLE that covers at least 1 pixel, got 0"), area
+        raise InvalidAnnotation(f"expected RLE with counts of {pixels} pixels, got {short(sum(counts))}")
+    return float(sum(counts[1::2]))
 
 
-def _area(annotation: dict) -> float:
-    """Return the area of a valid annotation; overlapping polygons are added up."""
-    mask = annotation.get("segmentation")
-    if isinstance(mask, dict):
-        return float(coco_mask.area(_encoded(mask)))
-    if mask:
-        return sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+def _box_and_area(mask: list | dict) -> tuple[list[float], float]:
+    """Return the box and the area of a valid mask; overlapping polygons are added up."""
+    if isinstance(mask, list):
+        return box_of_polygons(mask), sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
+    extent = [int(side) for side in mask["size"]]  # a file may have 30.0
+    mask = {**mask, "size": extent}
+    rle = mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *extent)
+    return coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
 
 
-def _box_of_mask(mask: list | dict) -> list[float]:
-    if isinstance(mask, dict):
-        return coco_mask.toBbox(_encoded(mask)).tolist()
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
-    return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
-
-
-def _encoded(mask: dict) -> dict:
-    """Return an RLE in pycocotools' form."""
-    size = [int(side) for side in mask["size"]]
-    mask = {**mask, "size": size}
-    return mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *size)
-
-
-def _clip(annotation: dict, size: tuple[int, int]) -> bool:
-    """Clip an annotation to the image; return False if nothing is left."""
-    x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
-    mask = annotation.get("segmentation")
-    if isinstance(mask, list) and mask:
-        parts = [part for polygon in mask for part in clip_polygon(np.reshape(polygon, (-1, 2)), size)]
-        kept = [flat for part in parts if (flat := flattened(part))]
-        if not kept:
-            return False
-        annotation["segmentation"] = kept
-    annotation["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-    return min(annotation["bbox"][2:]) > 0
-
-
-def _corners(box: Sequence[float]) -> _Corners:
+def _corners(box: Sequence[float]) -> Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
-def _within(corners: _Corners, size: tuple[int, int]) -> bool:
+def _within(corners: Corners, size: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = corners  # not a loop: a file can have a million boxes
     return min(x1, y1) >= -TOLERANCE and x2 <= size[0] + TOLERANCE and y2 <= size[1] + TOLERANCE
 
@@ -614,7 +583,3 @@ def _are_numbers(values: list, most: float = math.inf) -> bool:
 def _key(value: object) -> object:
     """Return a value that can be counted: an id, or None for invalid ids such as lists and dicts."""
     return value if _is_id(value) else None
-
-
-def _id_of(entry: object) -> object:
-    return entry.get("id") if isinstance(entry, dict) else entry

@@ -1,6 +1,10 @@
 """Shared code of the converters to COCO's format: image sizes, geometry, categories, problems.
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
+
+The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBuilder`) and ``track``, which
+wraps the files to show the progress. They return the conversion with its problems, and the folder to which
+the images' names are relative.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
@@ -21,11 +25,9 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import write_bytes
+from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.version import __version__
 
-# the formats that mmcv reads; files with other suffixes are ignored
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # An edge may lie this far outside the image because of rounding; it is moved to the border.
 TOLERANCE = 1.0  # pixels
 # Larger than any image. pycocotools crashes at much larger coordinates.
@@ -33,8 +35,9 @@ FAR = 1_000_000  # pixels
 _ORIENTATION = 0x0112
 _SHOWN = 20
 
+Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
-Step = Callable[[int, int], None]  # (done, total)
+Track = Callable[[Sequence], Iterable]  # yields the items of a list, and may show the progress
 
 
 class Problem(NamedTuple):
@@ -91,10 +94,14 @@ def polygon_area(polygon: Polygon) -> float:
     return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
 
 
-def clip_box(
-    corners: tuple[float, float, float, float], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Return the part of a box inside the image; x1, y1, x2, y2."""
+def box_of_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
+    """Return the box, [x, y, width, height], of polygons [x, y, x, y, …]."""
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
+def clip_box(corners: Corners, size: tuple[int, int]) -> Corners:
+    """Return the part of a box inside the image."""
     (x1, y1, x2, y2), (width, height) = corners, size
     return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
 
@@ -129,9 +136,18 @@ def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -
 class CocoBuilder:
     """Collects images, objects and problems, and writes the COCO file.
 
+    Objects belong to the image that was added last. ``add_box``, ``add_polygons`` and ``add_mask`` raise
+    InvalidAnnotation if the object has no area, extends beyond the image or has an unknown class.
+
     Args:
         classes: names in the order of their labels; None: the names that occur, sorted.
         clip: clip objects to the image; otherwise, more than a pixel outside is a problem.
+
+    Attributes:
+        problems: of the files that were read.
+        sources: the files that were read.
+        clipped: number of objects that were clipped.
+        extracted: images to write with the COCO file: path, and a function that returns the content.
     """
 
     def __init__(self, classes: Sequence[str] | None = None, clip: bool = False) -> None:
@@ -143,15 +159,15 @@ class CocoBuilder:
         self.classes = None if classes is None else tuple(classes)
         self.tolerance = math.inf if clip else TOLERANCE
         self.problems: list[Problem] = []
-        self.sources: list[Path] = []  # files that are read
-        self.clipped = 0  # number of objects that were clipped
+        self.sources: list[Path] = []
+        self.clipped = 0
+        self.extracted: list[tuple[Path, Callable[[], bytes]]] = []
+        self.size = (0, 0)  # (width, height) of the last image
         self._images: dict[str, dict] = {}  # by file name
-        # images that are written with the COCO file
-        self._extracted: list[tuple[Path, Callable[[], bytes]]] = []
         self._objects: list[tuple[str, dict]] = []  # class name, entry
 
-    def add_image(self, file_name: str, size: tuple[int, int]) -> int:
-        """Add an image and return its id.
+    def add_image(self, file_name: str, size: tuple[int, int]) -> None:
+        """Add an image.
 
         Args:
             file_name: relative to the future ``data_prefix``.
@@ -162,116 +178,65 @@ class CocoBuilder:
         """
         if file_name in self._images:
             raise InvalidAnnotation(f"expected each image once, got {file_name} again")
-        width, height = size
-        number = len(self._images) + 1
-        self._images[file_name] = {"id": number, "file_name": file_name, "width": width, "height": height}
-        return number
+        self.size = size
+        entry = {"id": len(self._images) + 1, "file_name": file_name, "width": size[0], "height": size[1]}
+        self._images[file_name] = entry
 
-    def add_extracted(self, target: Path, read: Callable[[], bytes]) -> None:
-        """Write the bytes that ``read`` returns to ``target`` when the COCO file is written."""
-        self._extracted.append((target, read))
-
-    def add_box(
-        self,
-        image: int,
-        size: tuple[int, int],
-        name: str,
-        corners: tuple[float, float, float, float],  # x1, y1, x2, y2
-        iscrowd: int = 0,
-        **extra: object,
-    ) -> None:
-        """Add an object without an outline.
-
-        Raises:
-            InvalidAnnotation: it extends beyond the image or has no area, or its class is unknown.
-        """
-        self._check_inside([corners[:2], corners[2:]], size)
-        (x1, y1, x2, y2), kept = corners, clip_box(corners, size)
+    def add_box(self, name: str, corners: Corners, iscrowd: int = 0, **extra: object) -> None:
+        """Add an object without an outline."""
+        self._check_inside([corners[:2], corners[2:]])
+        (x1, y1, x2, y2), kept = corners, clip_box(corners, self.size)
         # test before clipping: an inverted box is not clipped
         if x1 < x2 and y1 < y2:
             self.clipped += kept != corners
             x1, y1, x2, y2 = kept
         if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # rounded as in the file
-            raise InvalidAnnotation(
-                f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g} pixels"
-            )
-        self._add(image, name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd, extra)
+            raise InvalidAnnotation(f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g}")
+        self._add(name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd=iscrowd, **extra)
 
-    def add_polygons(
-        self, image: int, size: tuple[int, int], name: str, polygons: Sequence[Polygon], **extra: object
-    ) -> None:
-        """Add an object whose parts have these outlines.
-
-        Raises:
-            InvalidAnnotation: as :meth:`add_box`; or an outline has fewer than three points.
-        """
+    def add_polygons(self, name: str, polygons: Sequence[Polygon]) -> None:
+        """Add an object whose parts have these outlines, of at least three points each."""
         for polygon in polygons:
-            if len(polygon) < 3:
-                raise InvalidAnnotation(
-                    f"{name}: expected a polygon of at least 3 points, got {len(polygon)}"
-                )
-            self._check_inside(polygon, size)
+            self._check_inside(polygon)
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
-        self.clipped += any(not _is_inside(polygon, size) for polygon in polygons)
-        parts = [clip_polygon(polygon, size) for polygon in polygons]
-        flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
+        self.clipped += any(not _is_inside(polygon, self.size) for polygon in polygons)
+        parts = [part for polygon in polygons for part in clip_polygon(polygon, self.size)]
+        flat = [kept for part in parts if (kept := flattened(part))]
         if not flat:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
         corners = [np.reshape(part, (-1, 2)) for part in flat]
         area = sum(polygon_area(polygon) for polygon in corners)
-        if len(parts) > 1:  # the parts may overlap
-            area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, size[1], size[0]))))
-        points = np.concatenate(corners)
-        (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
-        self._add(image, name, [x1, y1, x2 - x1, y2 - y1], area, 0, extra, flat)
+        if len(polygons) > 1:  # they may overlap
+            rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.size[1], self.size[0]))
+            area = float(coco_mask.area(rle))
+        self._add(name, box_of_polygons(flat), area, iscrowd=0, segmentation=flat)
 
-    def add_mask(self, image: int, name: str, mask: np.ndarray, **extra: object) -> None:
-        """Add an object that covers the pixels of a mask.  # mask: [H, W] of the image, bool
-
-        Raises:
-            InvalidAnnotation: the mask is empty, or its class is unknown.
-        """
+    def add_mask(self, name: str, mask: np.ndarray) -> None:
+        """Add an object that covers the pixels of a mask.  # mask: [H, W] of the image, bool"""
         if not mask.any():
             raise InvalidAnnotation(f"{name}: expected a mask that covers at least 1 pixel, got 0")
         encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         rle = {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
-        box = [float(value) for value in coco_mask.toBbox(encoded)]
-        self._add(image, name, box, float(mask.sum()), 0, extra, rle)
+        self._add(name, coco_mask.toBbox(encoded).tolist(), float(mask.sum()), iscrowd=0, segmentation=rle)
 
-    def _check_inside(self, points: Polygon, size: tuple[int, int]) -> None:
-        if not all(math.isfinite(value) for point in points for value in point):
-            raise InvalidAnnotation(f"expected finite coordinates, got {_text(points)}")
-        if not all(abs(value) <= FAR for point in points for value in point):
-            raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
-        if not _is_inside(points, size, self.tolerance):
+    def _check_inside(self, points: Polygon) -> None:
+        if not all(abs(value) <= FAR for point in points for value in point):  # nor NaN
+            raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {short([*points])}")
+        if not _is_inside(points, self.size, self.tolerance):
+            size = f"{self.size[0]} × {self.size[1]}"
             raise InvalidAnnotation(
-                f"expected coordinates inside of the image, {size[0]} × {size[1]} pixels, got {_text(points)}"
+                f"expected coordinates inside of the image, {size}, got {short([*points])}"
             )
 
-    def _add(
-        self,
-        image: int,
-        name: str,
-        box: Sequence[float],
-        area: float,
-        iscrowd: int,
-        extra: dict,
-        segmentation: list | dict | None = None,
-    ) -> None:
+    def _add(self, name: str, box: Sequence[float], area: float, **more: object) -> None:
         if self.classes is not None and name not in self.classes:
             raise InvalidAnnotation(f"expected one of the classes {few(self.classes)}, got {short(name)}")
-        entry = {
-            "image_id": image,
-            "bbox": [round(value, 2) for value in box],
-            "area": round(area, 2),
-            "iscrowd": iscrowd,
-            **extra,
-        }
-        if segmentation is not None:
-            entry["segmentation"] = segmentation
-        self._objects.append((name, entry))
+        box = [round(value, 2) for value in box]
+        self._objects.append(
+            (name, {"image_id": len(self._images), "bbox": box, "area": round(area, 2), **more})
+        )
 
     @contextmanager
     def refusing(self, file: Path, line: int | None = None, what: str = "") -> Iterator[None]:
@@ -281,15 +246,14 @@ class CocoBuilder:
         except InvalidAnnotation as error:
             self.problems.append(Problem(file, error.line or line, f"{what}{error}"))
 
-    def convert(self, files: Sequence[Path], read: Callable[[Path], None], step: Step) -> None:
-        """Call ``read`` with each file, and ``step`` after it."""
+    def convert(self, files: Sequence[Path], read: Callable[[Path], None], track: Track) -> None:
+        """Call ``read`` with each file."""
         self.sources += files
-        for done, file in enumerate(files, 1):
+        for file in track(files):
             with self.refusing(file):
                 if file.is_fifo():  # reading would wait for the other end
                     raise InvalidAnnotation("expected a file, got a pipe")
                 read(file)
-            step(done, len(files))
 
     def content(self) -> dict:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
@@ -323,12 +287,8 @@ class CocoBuilder:
         for key in ("images", "annotations"):
             if not content[key]:
                 raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
-        for target, read in self._extracted:
-            try:
-                pixels = read()
-            except InvalidAnnotation as error:
-                raise UserError(f"{target}: {error}; the file changed during the conversion") from None
-            write_bytes(target, pixels)
+        for target, read in self.extracted:
+            write_bytes(target, read())
         write_json(content, out)
         return content
 
@@ -353,18 +313,13 @@ def read_text(file: Path) -> str:
     """
     try:
         content = file.read_bytes()
+        # the encoding by the byte order mark, or by the position of zero bytes
+        return content.decode(json.detect_encoding(content))
     except OSError as error:
         raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
-    encoding = json.detect_encoding(content)  # by the byte order mark, or by the position of zero bytes
-    try:
-        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        name = encoding.removesuffix("-sig").upper()
-        got = f"byte {error.object[error.start]:#04x}" if error.start < len(error.object) else error.reason
-        raise InvalidAnnotation(f"expected text in {name}, got {got}") from None
-    if "\0" in text:
-        raise InvalidAnnotation("expected text in UTF-8, got the character NUL")
-    return text
+        name = error.encoding.upper()
+        raise InvalidAnnotation(f"expected text in {name}, got {error.reason} at {error.start}") from None
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -402,30 +357,27 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 def write_json(content: dict, out: str | Path) -> None:
     """Write a JSON file atomically."""
-    try:
-        text = json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is not valid UTF-8: escape it
-        text = json.dumps(content).encode()
-    write_bytes(out, text + b"\n")
+    write_text(out, json.dumps(content) + "\n")
 
 
-def number(text: str) -> float:
-    """Convert text to a finite number. Unlike Python's ``float``, reject underscores as in ``1_000``.
+def finite(text: str, field: str, line: int | None = None) -> float:
+    """Convert the text of a field to a finite number.
 
     Raises:
-        ValueError: it is not a finite number.
+        InvalidAnnotation: it is not a finite number.
     """
-    value = float(text)
-    if "_" in text or not math.isfinite(value):
-        raise ValueError(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidAnnotation(f"{field}: expected a finite number, got {short(text)}", line)
     return value
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number below 2^63."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 2**63 and math.isfinite(value)  # isfinite raises OverflowError for larger integers
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 # shortens long and deeply nested values
@@ -459,8 +411,3 @@ def flattened(polygon: Polygon) -> list[float] | None:
     """Return ``[x, y, x, y, …]``, rounded as in the file; None if rounding leaves no area."""
     flat = [round(float(value), 2) for point in polygon for value in point]
     return flat if polygon_area(list(zip(flat[::2], flat[1::2], strict=True))) > 0 else None
-
-
-def _text(points: Polygon) -> str:
-    text = ", ".join(f"({x:g}, {y:g})" for x, y in points[:4])
-    return text + (", …" if len(points) > 4 else "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,28 +74,43 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 }
 
 
-def is_prepared(out: Path) -> bool:
-    """Whether ``out`` contains a prepared data set.
+def unpack(archive: Path, folder: str | Path) -> int:
+    """Extract a zip file; return the number of its files. ``zipfile`` keeps all names inside ``folder``.
+
+    Each file is complete or absent: it is renamed to its name when it is complete.
 
     Raises:
-        UserError: it contains something else.
+        UserError: the file is damaged or not a zip file, or a file cannot be written.
     """
-    if (out / "train.json").is_file() and (out / "val.json").is_file():
-        return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out}: expected train.json and val.json or no folder, found other files; move them away"
-        )
-    return False
+    from rich.console import Console
+    from rich.progress import track
+
+    console, folder = Console(stderr=True), Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            zipfile.ZipFile(archive) as opened,
+            tempfile.TemporaryDirectory(None, "partial-", folder) as partial,
+        ):
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            title, quiet = f"unpacking {archive.name}", not console.is_terminal
+            for member in track(members, title, console=console, disable=quiet):
+                extracted = Path(opened.extract(member, partial))
+                target = folder / extracted.relative_to(partial)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                extracted.replace(target)
+    # the last two: a password, an unknown compression method
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{archive}: expected a zip file to unpack to {folder}: {error}") from error
+    return len(members)
 
 
 def prepare(name: str, archive: Path, out: Path) -> None:
     """Unpack the archive of a small data set and write train.json, val.json and images/ to ``out``.
 
     Raises:
-        UserError: the archive does not have the expected content.
+        UserError: the archive does not have the expected content, or ``out`` contains other files.
     """
-    from dcnzoo.utils.archive import unpack
     from dcnzoo.utils.files import replacing
 
     with tempfile.TemporaryDirectory() as folder, replacing(out) as partial:

@@ -58,20 +58,14 @@ class ShapesSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("train", "val"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ShapesSpec: {name}: expected ≥ 1, got {getattr(self, name)}")
-        if self.max_instances < 1:
-            raise ValueError(f"ShapesSpec: max_instances: expected ≥ 1, got {self.max_instances}")
+        for name, least in {"train": 1, "val": 1, "max_instances": 1, "stretch": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"ShapesSpec: {name}: expected ≥ {least}, got {getattr(self, name)}")
         if not 0 < self.min_radius <= self.max_radius <= self.size / 2:
             raise ValueError(
                 "ShapesSpec: expected 0 < min_radius ≤ max_radius ≤ size / 2, "
                 f"got {self.min_radius}, {self.max_radius}, {self.size} / 2"
             )
-        if self.stretch < 1:
-            raise ValueError(f"ShapesSpec: stretch: expected ≥ 1, got {self.stretch}")
-        if self.seed < 0:
-            raise ValueError(f"ShapesSpec: seed: expected ≥ 0, got {self.seed}")
 
 
 def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool:
@@ -158,9 +152,9 @@ def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
         name = f"{index:05d}.png"
         if not cv2.imwrite(str(root / split / name), pixels):
             raise OSError(f"{root / split / name}: cannot write the image")
-        image = coco.add_image(name, size)
+        coco.add_image(name, size)
         for instance in instances:
-            coco.add_polygons(image, size, CLASSES[instance["label"]], [instance["polygon"]])
+            coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"]])
     coco.write(root / "annotations" / f"{split}.json")
 
 

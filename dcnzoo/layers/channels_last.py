@@ -1,7 +1,5 @@
 """Norms and activations of networks with maps ``(N, H, W, C)``, with the official parameter names."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 
@@ -22,9 +20,7 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
-def build_norm(
-    kind: str, channels: int, first_in: bool = False, first_out: bool = False, eps: float = 1e-6
-) -> nn.Sequential:
+def build_norm(kind: str, channels: int, first_in: bool = False, first_out: bool = False) -> nn.Sequential:
     """A norm over channels, with the permutations that its input and output need.
 
     Parameter names of the official checkpoints contain the norm's index in the ``nn.Sequential``, after the
@@ -33,7 +29,6 @@ def build_norm(
     Args:
         kind: ``'LN'`` or ``'BN'``.
         first_in, first_out: whether the input and the output have their channels first.
-        eps: of LayerNorm.
 
     Raises:
         ValueError: ``kind`` has another value.
@@ -43,7 +38,7 @@ def build_norm(
     if kind == "LN":
         before = [ToChannelsLast()] if first_in else []
         after = [ToChannelsFirst()] if first_out else []
-        return nn.Sequential(*before, nn.LayerNorm(channels, eps=eps), *after)
+        return nn.Sequential(*before, nn.LayerNorm(channels, eps=1e-6), *after)
     if kind == "BN":
         before = [] if first_in else [ToChannelsFirst()]
         after = [] if first_out else [ToChannelsLast()]
@@ -53,10 +48,7 @@ def build_norm(
 
 def build_activation(kind: str) -> nn.Module:
     """An activation by its name: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``. Any other name is a ValueError."""
-    if kind == "GELU":
-        return nn.GELU()
-    if kind == "ReLU":
-        return nn.ReLU(inplace=True)
-    if kind == "SiLU":
-        return nn.SiLU(inplace=True)
-    raise ValueError(f"act_layer: expected 'GELU', 'ReLU' or 'SiLU', got {kind!r}")
+    activations = {"GELU": nn.GELU(), "ReLU": nn.ReLU(inplace=True), "SiLU": nn.SiLU(inplace=True)}
+    if kind not in activations:
+        raise ValueError(f"act_layer: expected 'GELU', 'ReLU' or 'SiLU', got {kind!r}")
+    return activations[kind]

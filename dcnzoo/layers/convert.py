@@ -1,7 +1,5 @@
 """Conversion of the convolutions of any network to deformable ones, and back."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import difflib
@@ -107,18 +105,17 @@ def to_deformable(
 
     def convert(convolution: ConvNd) -> nn.Module:
         taps = math.prod(convolution.kernel_size)
-        from_one = {
+        from_one: dict[Any, nn.Module] = {
             "sigmoid": packed.MaskSigmoid(scale=2),
             "softmax": packed.MaskSoftmax(taps, scale=taps),
         }
-        activation = from_one.get(mask_activation) if isinstance(mask_activation, str) else mask_activation
         options = dict(
             modulated=kind == "v2",
             offset_groups=offset_groups,
             mask_groups=mask_groups,
             offset_limit=offset_limit,
             offset_activation=copy.deepcopy(offset_activation),
-            mask_activation=mask_activation if activation is None else copy.deepcopy(activation),
+            mask_activation=from_one.get(mask_activation) or copy.deepcopy(mask_activation),
             im2col_step=im2col_step,
         )
         try:
@@ -149,11 +146,7 @@ def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
 
 
 def _replace(
-    caller: str,
-    model: nn.Module,
-    where: Where,
-    convert: Callable[[Any], nn.Module],
-    deformable: bool,
+    caller: str, model: nn.Module, where: Where, convert: Callable[[Any], nn.Module], deformable: bool
 ) -> ConversionReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: model: expected an nn.Module, got {type(model).__name__}")

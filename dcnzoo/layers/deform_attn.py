@@ -1,7 +1,5 @@
 """DCNv3 and DCNv4 as layers: channels last, with the official parameter names and initial values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -69,9 +67,6 @@ class _ChannelsLast(TracksOffsets, Leaf):
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
-
-    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> None:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def reset_parameters(self) -> None:
         raise NotImplementedError

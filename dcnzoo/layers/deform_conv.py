@@ -1,7 +1,4 @@
-"""Layers of deformable convolution, plain and transposed, that take offsets as an input.
-
-No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
-"""
+"""Layers of deformable convolution, plain and transposed, that take offsets as an input."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -32,20 +29,17 @@ class _Deformable(Leaf):
         Raises:
             ValueError: an argument is invalid.
         """
-        owner = type(self).__name__
         if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
-            raise ValueError(f"{owner}: in_channels: expected at least 1, got {in_channels}")
+            self._refuse("in_channels", "at least 1", in_channels)
         if padding_mode != "zeros":
-            raise ValueError(
-                f"{owner}: padding_mode: expected 'zeros', the only supported mode, got {padding_mode!r}"
-            )
+            self._refuse("padding_mode", "'zeros', the only supported mode", repr(padding_mode))
         options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
             options[name] = values = (value,) * self.rank if isinstance(value, int) else tuple(value)
             least = 0 if "padding" in name else 1
             if len(values) != self.rank or not all(isinstance(v, int) and v >= least for v in values):
                 expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
-                raise ValueError(f"{owner}: {name}: expected {expected} of at least {least}, got {value!r}")
+                self._refuse(name, f"{expected} of at least {least}", repr(value))
         return options
 
     def extra_repr(self) -> str:

@@ -1,7 +1,4 @@
-"""Layers of deformable RoI pooling, with mmcv's arguments, parameters and initial values.
-
-No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
-"""
+"""Layers of deformable RoI pooling, with mmcv's arguments, parameters and initial values."""
 
 from typing import cast
 
@@ -100,10 +97,8 @@ class DeformRoIPoolPack(DeformRoIPool):
 
     def _check(self, input: Tensor) -> None:
         if not is_traced(input) and (input.dim() != 4 or input.shape[1] != self.output_channels):
-            raise RuntimeError(
-                f"{type(self).__name__}: input: expected {self.output_channels} channels (output_channels), "
-                f"got shape {tuple(input.shape)}"
-            )
+            expected = f"{self.output_channels} channels (output_channels)"
+            self._refuse("input", expected, f"shape {tuple(input.shape)}", RuntimeError)
 
     def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:
         offset = self.offset_fc(pooled).unflatten(1, (2, self.output_size[0], self.output_size[1]))

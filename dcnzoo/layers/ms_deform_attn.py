@@ -1,9 +1,6 @@
 """Multi-scale deformable attention as a layer, with the official parameter names and initial values."""
 
-from __future__ import annotations
-
 import math
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +61,6 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         self.value_proj = nn.Linear(embed_dims, channels)
         self.output_proj = nn.Linear(channels, embed_dims)
         self.reset_parameters()
-
-    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> NoReturn:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

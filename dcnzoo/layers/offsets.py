@@ -1,7 +1,4 @@
-"""Prediction of offsets: convolutions, limit, statistics and learning rate.
-
-No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
-"""
+"""Prediction of offsets: convolutions, limit, statistics and learning rate."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -261,8 +258,5 @@ def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float =
         for parameter in module.parameters()
     }
     others = [parameter for parameter in model.parameters() if id(parameter) not in offsets]
-    groups = [
-        {"params": others, "lr": lr},
-        {"params": list(offsets.values()), "lr": lr * offset_lr_mult},
-    ]
+    groups = [{"params": others, "lr": lr}, {"params": list(offsets.values()), "lr": lr * offset_lr_mult}]
     return [group for group in groups if group["params"]]

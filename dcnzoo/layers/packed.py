@@ -1,10 +1,8 @@
-"""Deformable convolutions that predict their own offsets and masks.
-
-No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
-"""
+"""Deformable convolutions that predict their own offsets and masks."""
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +61,7 @@ class _Pack(TracksOffsets, nn.Module):
     if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
         rank: ClassVar[int]
         in_channels: int
+        _refuse: Callable[..., NoReturn]
         weight: Tensor
         bias: Tensor | None
 
@@ -89,28 +88,20 @@ class _Pack(TracksOffsets, nn.Module):
         Raises:
             ValueError: an argument is invalid.
         """
-        owner, channels, taps = type(self).__name__, getattr(self, grouped), math.prod(self.kernel_size)
+        channels, taps = getattr(self, grouped), math.prod(self.kernel_size)
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
             if groups < 1 or channels % groups:
-                raise ValueError(
-                    f"{owner}: {name}: expected a divisor of {grouped} ({channels}), got {groups}"
-                )
+                self._refuse(name, f"a divisor of {grouped} ({channels})", groups)
         if offset_activation is not None and not isinstance(offset_activation, nn.Module):
-            raise ValueError(
-                f"{owner}: offset_activation: expected an nn.Module or None, got {offset_activation!r}"
-            )
+            self._refuse("offset_activation", "an nn.Module or None", repr(offset_activation))
         is_number = isinstance(offset_limit, (int, float)) and not isinstance(offset_limit, bool)
         if offset_limit is not None and not (is_number and 0 < offset_limit < math.inf):
-            raise ValueError(
-                f"{owner}: offset_limit: expected a positive number of pixels or None, got {offset_limit!r}"
-            )
+            self._refuse("offset_limit", "a positive number of pixels or None", repr(offset_limit))
         if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
             mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
         elif mask_activation is not None and not isinstance(mask_activation, nn.Module):
-            raise ValueError(
-                f"{owner}: mask_activation: expected 'sigmoid', 'softmax', an nn.Module or None, "
-                f"got {mask_activation!r}"
-            )
+            expected = "'sigmoid', 'softmax', an nn.Module or None"
+            self._refuse("mask_activation", expected, repr(mask_activation))
 
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
         self.offset_limit = None if offset_limit is None else float(offset_limit)

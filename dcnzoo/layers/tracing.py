@@ -1,15 +1,13 @@
-"""Support for ``torch.fx.symbolic_trace``: layers are leaves of the graph, like those of ``torch.nn``."""
+"""The base of layers: leaves of the graph in ``torch.fx.symbolic_trace``, like the layers of ``torch.nn``."""
 
-from __future__ import annotations
-
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from torch import nn
 from torch.fx import Proxy, Tracer
 
 
 class Leaf(nn.Module):
-    """Mixin: during ``torch.fx.symbolic_trace``, a call of the layer is one node of the graph.
+    """During ``torch.fx.symbolic_trace``, a call of the layer is one node of the graph.
 
     fx treats only the layers of ``torch.nn`` so. It calls ``forward`` of the traced root module, so the
     operators of a layer that is the root become nodes.
@@ -21,3 +19,6 @@ class Leaf(nn.Module):
                 tracer = cast(Tracer, argument.tracer)
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         return super().__call__(*args, **kwargs)
+
+    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> NoReturn:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")

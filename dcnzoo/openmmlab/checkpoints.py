@@ -11,10 +11,8 @@ import json
 import os
 import pickle
 import re
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
@@ -33,64 +31,28 @@ Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
 
 _NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
-_MARK = b"sha256:"
-_DIGEST = 64  # hexadecimal digits
-_END = b"PK\x05\x06"  # end record of a zip archive: 22 bytes; the last two are the length of the comment
-_BLOCK = 1 << 20
 
 
 class CheckpointError(UserError):
     """The file is not a checkpoint, contains objects that are not allowed, or does not fit the model."""
 
 
-def seal(archive: bytes) -> bytes:
-    """Add the SHA-256 of an archive that ``torch.save`` wrote as the archive's comment.
-
-    Readers of zip archives, torch included, ignore comments. Bytes that are not an archive, or an archive
-    that already has a comment, are returned unchanged.
-    """
-    if archive[-22:-18] != _END or archive[-2:] != b"\0\0":
-        return archive
-    sealed = bytearray(archive)
-    sealed[-2:] = struct.pack("<H", len(_MARK) + _DIGEST)
-    sealed += _MARK
-    sealed += sha256(sealed).hexdigest().encode()
-    return bytes(sealed)
-
-
 def damage(path: str | os.PathLike) -> str | None:
     """Describe what is wrong with the file of a checkpoint; None if nothing is found.
 
-    In a sealed file, every changed bit is detected. In other files of torch ≥ 1.6, the CRC-32 of each tensor
-    is verified. In files of older versions of torch, only the first byte is checked.
+    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. In files of older versions of
+    torch, only the first byte is checked.
     """
-    size = Path(path).stat().st_size
     with open(path, "rb") as file:
         first = file.read(2)
-        file.seek(max(0, size - len(_MARK) - _DIGEST))
-        tail = file.read()
-        if tail.startswith(_MARK):
-            file.seek(0)
-            same = _digest(file, size - _DIGEST) == tail[len(_MARK) :]
-            return None if same else "does not match its checksum"
     if first != b"PK":
         return None if first.startswith(b"\x80") else "is not a checkpoint" if first else "is empty"
-    if tail[-22:-18] != _END or tail[-2:] != b"\0\0":
-        return "is truncated or damaged"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except Exception as error:  # besides BadZipFile, those of five compression methods and of encryption
-        return f"is damaged ({one_line(error)})"
+        return f"is truncated or damaged ({one_line(error)})"
     return f"is damaged ({printable(broken)})" if broken else None
-
-
-def _digest(file, length: int) -> bytes:
-    digest = sha256()
-    while block := file.read(min(_BLOCK, length)):
-        digest.update(block)
-        length -= len(block)
-    return digest.hexdigest().encode()
 
 
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
@@ -198,16 +160,9 @@ LOG_TYPES = [
 
 def load_own_checkpoints(changes: Changes) -> None:
     """Allow the types in mmengine's log in ``torch.load(weights_only=True)``; all other checks stay."""
-    allowed = torch.serialization.get_safe_globals()
+    allowed = torch.serialization.get_safe_globals()  # undoing the change must not remove these
     added = [each for each in LOG_TYPES if each not in allowed]
-
-    def remove() -> None:
-        others = [each for each in torch.serialization.get_safe_globals() if each not in added]
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
-
-    torch.serialization.add_safe_globals(added)
-    changes.callback(remove)
+    changes.enter_context(torch.serialization.safe_globals(added))
 
 
 def enforce_weights_only(changes: Changes) -> None:
@@ -220,12 +175,17 @@ def enforce_weights_only(changes: Changes) -> None:
     - onedl-mmengine falls back to ``weights_only=False`` if torch refuses a file.
     - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, often set because of a single file, applies to all files.
     - ``--resume`` executes ``meta['config']``, a text from MMDetection 2.x, to compare numbers of GPUs.
+
+    An unknown name, such as ``torchvision://resnet5O``, becomes a :class:`UserError`.
     """
     load = CheckpointLoader.load_checkpoint.__func__
 
     @functools.wraps(load)
-    def load_checkpoint(cls, *args: object, **kwargs: object) -> Mapping:
-        checkpoint = load(cls, *args, **kwargs)
+    def load_checkpoint(cls, filename: str, *args: object, **kwargs: object) -> Mapping:
+        try:
+            checkpoint = load(cls, filename, *args, **kwargs)
+        except KeyError as error:  # of mmengine's tables of names
+            raise UserError(f"{filename}: expected the name of published weights, found none") from error
         if isinstance(checkpoint.get("meta"), dict):
             checkpoint["meta"].pop("config", None)
         return checkpoint

@@ -24,9 +24,6 @@ RUNNER_KEYS = {
     *inspect.signature(FlexibleRunner).parameters,
     *("custom_imports", "runner_type", "tta_model"),
 }
-COUNTS = ("batch_size", "max_epochs", "max_iters", "accumulative_counts", "num_workers")
-NUMBERS = ("val_interval", "lr", "momentum", "weight_decay")
-MAY_BE_0 = ("num_workers", "lr", "momentum", "weight_decay")
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
 ANY_MODULE = {"type", "_scope_", "init_cfg", "to_deformable", "dcn", "stage_with_dcn", "bg_cls_weight"}
 # settings of layers, from which mmcv removes some before it builds the layer
@@ -49,7 +46,14 @@ def check_config(cfg: Config, name: str | os.PathLike, required: Sequence[str] =
         raise UserError(f"{name}: expected a config, got an empty file")
     problems = [f"{key}: expected its settings, got {cfg.get(key)}" for key in required if not cfg.get(key)]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        problems += [problem for check in CHECKS for problem in check(cfg)]
+        for check in (
+            wrong_runner_keys,
+            wrong_model_keys,
+            wrong_class_names,
+            wrong_class_numbers,
+            wrong_evaluator_files,
+        ):
+            problems += check(cfg)
     if problems:
         raise UserError(*(printable(f"{name}: {problem}") for problem in problems))
 
@@ -61,19 +65,6 @@ def wrong_runner_keys(cfg: Config) -> Iterator[str]:
         similar = [known for known in RUNNER_KEYS if known[0] == key[0] and not key.startswith(f"{known}_")]
         if key not in RUNNER_KEYS and (close := get_close_matches(key, similar, 1, 0.8)):
             yield f"{key}: expected {close[0]}, got an unknown key"
-
-
-def wrong_numbers(cfg: Config) -> Iterator[str]:
-    for part in (*LOADERS, "train_cfg", "optim_wrapper"):
-        for path, node in dicts(cfg.get(part), part):
-            for key in (key for key in (*COUNTS, *NUMBERS) if node.get(key) is not None):
-                types, text = (int, "an integer") if key in COUNTS else (int | float, "a number")
-                value, lowest = node[key], 0 if key in MAY_BE_0 else 1
-                # the comparison is False for NaN
-                if isinstance(value, bool) or not isinstance(value, types) or not value >= lowest:
-                    yield f"{path}.{key}: expected {text} ≥ {lowest}, got {value!r}"
-            if node.get("num_workers") == 0 and node.get("persistent_workers"):
-                yield f"{path}.persistent_workers: expected False with num_workers=0, got True"
 
 
 def wrong_model_keys(cfg: Config) -> Iterator[str]:
@@ -116,32 +107,6 @@ def wrong_class_numbers(cfg: Config) -> Iterator[str]:
                 yield f"{path}.{key}: expected {count}, the number of classes in {where}, got {number}"
 
 
-def wrong_evaluator_files(cfg: Config) -> Iterator[str]:
-    """Yield annotation files of evaluators whose images are not those of the data set."""
-    data = list(_data(cfg))
-    loaders = [loader for loader, _, _ in data]
-    for loader, dataset, _ in data:
-        if loaders.count(loader) > 1:
-            continue
-        key = loader.replace("dataloader", "evaluator")
-        expected = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
-        metrics = cfg.get(key) or []
-        for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
-            file = metric.get("ann_file") if isinstance(metric, Mapping) else None
-            if file and not _same_images(file, expected):
-                yield f"{key}.ann_file: expected {expected}, as in {loader}, got {file}"
-
-
-CHECKS = (
-    wrong_runner_keys,
-    wrong_numbers,
-    wrong_model_keys,
-    wrong_class_names,
-    wrong_class_numbers,
-    wrong_evaluator_files,
-)
-
-
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
     """Yield every dict in a part of a config, with its path."""
     if isinstance(node, dict):
@@ -168,11 +133,20 @@ def declared_metainfo(dataset: Mapping) -> dict:
     return load(dataset.get("metainfo") or {})
 
 
-def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
-    """Yield every data set's loader, config and metainfo."""
-    for loader in LOADERS:
-        for dataset in datasets((cfg.get(loader) or {}).get("dataset") or {}):
-            yield loader, dataset, declared_metainfo(dataset)
+def wrong_evaluator_files(cfg: Config) -> Iterator[str]:
+    """Yield annotation files of evaluators whose images are not those of the data set."""
+    data = list(_data(cfg))
+    loaders = [loader for loader, _, _ in data]
+    for loader, dataset, _ in data:
+        if loaders.count(loader) > 1:
+            continue
+        key = loader.replace("dataloader", "evaluator")
+        expected = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+        metrics = cfg.get(key) or []
+        for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
+            file = metric.get("ann_file") if isinstance(metric, Mapping) else None
+            if file and not _same_images(file, expected):
+                yield f"{key}.ann_file: expected {expected}, as in {loader}, got {file}"
 
 
 def _same_images(*files: str) -> bool:
@@ -185,6 +159,13 @@ def _same_images(*files: str) -> bool:
     except (InvalidAnnotation, LookupError, TypeError):
         return True
     return images[0] == images[1]
+
+
+def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
+    """Yield every data set's loader, config and metainfo."""
+    for loader in LOADERS:
+        for dataset in datasets((cfg.get(loader) or {}).get("dataset") or {}):
+            yield loader, dataset, declared_metainfo(dataset)
 
 
 def _class_of(node: Mapping, *registries: Registry) -> type | None:

@@ -1,12 +1,15 @@
-"""Build detectors, load their weights, and detect objects with them."""
+"""Build detectors, load their weights, detect objects with them, and count their operations."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import numpy as np
 import torch
 
@@ -14,23 +17,26 @@ import dcnzoo.openmmlab.models  # noqa: F401  registers classes; before mmdet, w
 
 # isort: split
 from mmcv.transforms import Compose
+from mmdet.models import CascadeRoIHead
 from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.export.detector import BaseDetector
-from dcnzoo.export.picture import Detections
+from dcnzoo.export.picture import Detections, Preprocessing
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
-from dcnzoo.openmmlab.datasets.images import resizing
 from dcnzoo.openmmlab.weights import load_weights
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, one_line, printable
 
 
 def require_device(name: str) -> torch.device:
@@ -112,8 +118,11 @@ class Detector(BaseDetector):
 
     def prepare(self, picture: np.ndarray, path: str = "") -> dict:
         """Run the test pipeline on a picture, [H, W, 3], uint8, BGR; ``path`` is for messages."""
-        with resizing(path or "image", picture):
+        try:
             return self._pipeline({"img": picture, "img_id": 0})
+        except cv2.error as error:  # one side shrinks to nothing
+            size = f"{picture.shape[1]} × {picture.shape[0]}"
+            raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         with torch.no_grad():
@@ -157,3 +166,69 @@ def metainfo(dataset: dict) -> dict:
     if found.get("classes") or DATASETS.get(dataset.get("type", "")) is None:
         return found
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
+
+
+def random_batch(height: int, width: int) -> dict:
+    """Return a batch of one image of noise, [3, height, width], in the format of a data loader."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (height, width))
+    return {"inputs": [image], "data_samples": [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})]}
+
+
+def test_batches(cfg: Config, number: int) -> Iterator[dict]:
+    """Yield the first ``number`` images of the config's test set, one at a time."""
+    yield from itertools.islice(Runner.build_dataloader(dict(cfg.test_dataloader, batch_size=1)), number)
+
+
+def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
+    """Return the height and width of an image after the test pipeline.
+
+    Raises:
+        UserError: the pipeline does not resize images, or has a step that is not supported.
+    """
+    try:
+        steps = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
+    except (AttributeError, KeyError, ValueError) as error:
+        raise UserError(f"--shape: expected height and width with this config: {one_line(error)}") from error
+    if steps.scale is None:
+        raise UserError("--shape: expected height and width: the test pipeline does not resize images")
+    return steps.padded(steps.scale[::-1])
+
+
+MASKS = 100  # per image; MMDetection's convention for the operations of a mask head
+
+
+def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input.
+
+    Mask heads are counted for the first 100 proposals, also those of Cascade Mask R-CNN, where MMDetection's
+    ``forward`` would run them on all.
+    """
+    import dcnzoo.ops.flops  # noqa: F401  registers the counts of dcnzoo's operators
+
+    data = model.data_preprocessor(batch)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, _first_masks(getattr(model, "roi_head", None)):
+        model(data["inputs"], data["data_samples"], mode="tensor")
+    counts = counter.get_flop_counts()["Global"]
+    return {str(operator): flops // 2 for operator, flops in counts.items()}, tuple(data["inputs"].shape)
+
+
+@contextlib.contextmanager
+def _first_masks(roi_head: nn.Module | None) -> Iterator[None]:
+    """Restrict the mask heads of Cascade Mask R-CNN to the first proposals; the other masks are zero."""
+    if type(roi_head) is not CascadeRoIHead or not roi_head.with_mask:
+        yield
+        return
+    forward = roi_head._mask_forward
+
+    def of_first(stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
+        masks = forward(stage, x, rois[:MASKS])["mask_preds"]
+        return {"mask_preds": masks.new_zeros(len(rois), *masks.shape[1:])}
+
+    roi_head._mask_forward = of_first  # hides the method of the class
+    try:
+        yield
+    finally:
+        del roi_head._mask_forward

@@ -14,35 +14,30 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 from dcnzoo.compat.patches import Changes
-
-
-def package_folder(package: str) -> Path | None:
-    spec = find_spec(package)
-    return Path(spec.origin).parent if spec and spec.origin else None
+from dcnzoo.utils.errors import UserError
 
 
 def mim_folder(package: str) -> Path | None:
     """Return the folder in which OpenMMLab's packages install their configs, tools and metafiles."""
-    folder = package_folder(package)
-    return folder / ".mim" if folder and (folder / ".mim").is_dir() else None
+    spec = find_spec(package)
+    folder = Path(spec.origin).parent / ".mim" if spec and spec.origin else None
+    return folder if folder and folder.is_dir() else None
 
 
 def base_path(path: str, filename: str) -> tuple[str, str | None]:
     """Return the path of the base config ``path`` of the config ``filename``, and its registry scope.
 
     Raises:
-        ModuleNotFoundError: the package is not installed or has no configs.
-        FileNotFoundError: the package has no such config.
+        UserError: the package is not installed or has no such config.
     """
     package, colons, name = path.partition("::")
     if not colons:
         return str(Path(filename).parent / path), None
     folder = mim_folder(package)
-    if folder is None:
-        raise ModuleNotFoundError(f"_base_ = {path!r}: {package} is not installed or has no configs")
-    file = folder / "configs" / name
-    if not file.is_file():
-        raise FileNotFoundError(2, "no such config", str(file))
+    file = folder / "configs" / name if folder else None
+    if file is None or not file.is_file():
+        reason = f"found no file {file}" if file else f"{package} is not installed or has no configs"
+        raise UserError(f"config: expected a config of an installed package, got {path}: {reason}")
     # dcnzoo registers its classes in MMDetection's registries
     return str(file), "mmdet" if package == "dcnzoo" else package
 
@@ -51,20 +46,3 @@ def inherit_from_packages(changes: Changes) -> None:
     """Let ``mmengine.config`` find dcnzoo's configs, and MMDetection's without reading metafiles."""
     changes.set_item(MODULE2PACKAGE, "dcnzoo", "dcnzoo")
     changes.set(Config, "_get_cfg_path", staticmethod(base_path))
-
-
-def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint; mmengine turns a Ctrl-C meanwhile into SyntaxError."""
-    original, last = Config.pretty_text.fget, {}
-
-    def pretty_text(self: Config) -> str:
-        if (content := repr(self._cfg_dict)) not in last:
-            last.clear()
-            try:
-                last[content] = original(self)
-            except SyntaxError as error:
-                interrupted = isinstance(error.__context__, KeyboardInterrupt)
-                raise (error.__context__ if interrupted else error) from None
-        return last[content]
-
-    changes.set(Config, "pretty_text", property(pretty_text))

@@ -1,7 +1,7 @@
 """Configs and runners for the commands."""
 
-import logging
 import os
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,26 +14,9 @@ import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks
 import dcnzoo.openmmlab.models  # noqa: F401  so that any config may use dcn=True
 from dcnzoo.openmmlab.config_check import check_config
-from dcnzoo.openmmlab.loading import LoadCheckpointHook
-from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import require_file, require_folder
-
-
-def config_file(name: str) -> str:
-    """Resolve ``package::name`` to the path of an installed config; return other names unchanged.
-
-    Raises:
-        UserError: the package or the config does not exist.
-    """
-    if "::" not in name:
-        return name
-    try:
-        return base_path(name, "")[0]
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UserError(
-            f"config: expected a config of an installed package, got {name}: {one_line(error)}"
-        ) from None
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:
@@ -48,14 +31,14 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:
-        name, line, frame = str(path), getattr(error, "lineno", None), error.__traceback__
-        while frame is not None:  # mmengine executes the text without a file name; its frames have it
-            code, filename = frame.tb_frame.f_code, frame.tb_frame.f_locals.get("filename")
+        name, line = str(path), getattr(error, "lineno", None)
+        # mmengine executes the text without a file name; mmengine's own frames have it
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            code, filename = frame.f_code, frame.f_locals.get("filename")
             if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
                 name = str(filename)
             elif code.co_filename in ("", name):
-                line = frame.tb_lineno
-            frame = frame.tb_next
+                line = number
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
@@ -126,13 +109,7 @@ def build_runner(cfg: Config, training: bool = False, allow_partial: bool = Fals
     if not training:
         kind = type(kind.__name__, (kind,), {"dump_config": lambda self: None})
     runner = kind.from_cfg(cfg)
-    runner.logger.addFilter(_is_news)
+    # warnings about deprecated names that mmengine's own hooks use
+    runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
     runner.register_hook(LoadCheckpointHook(fine_tune=training, allow_partial=allow_partial))
     return runner
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Filter mmengine's warnings about deprecated names that its own hooks use."""
-    return not str(record.msg).startswith(
-        ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
-    )

@@ -4,21 +4,62 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.structures import InstanceData
 
-# these imports register InstanceTTAModel and DeployedDetector
-import dcnzoo.openmmlab.export.deployed
-import dcnzoo.openmmlab.models.tta  # noqa: F401
+# registers DeployedDetector; before mmdet, which needs mmcv.ops
+import dcnzoo.openmmlab.export.deployed  # noqa: F401
 from dcnzoo.openmmlab.config_check import datasets
+
+# isort: split
+from mmcv.ops import batched_nms
+from mmdet.models import DetTTAModel
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",
     "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
 }
-TTA_META_KEYS = (
-    *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-    *("flip", "flip_direction"),
-)
+TTA_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+
+_AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
+
+
+@MODELS.register_module()
+class InstanceTTAModel(DetTTAModel):
+    """MMDetection's ``DetTTAModel``, which supports only boxes, extended to masks.
+
+    The boxes of all views are mapped back to the image and go through one NMS. Each remaining box keeps the
+    mask of its view.
+    """
+
+    def _merge_single_sample(self, data_samples: Sequence[DetDataSample]) -> DetDataSample:
+        views = [sample.pred_instances for sample in data_samples]
+        if "masks" not in views[0]:
+            return super()._merge_single_sample(data_samples)
+        metas = [sample.metainfo for sample in data_samples]
+        boxes, scores = self.merge_aug_bboxes(
+            [view.bboxes for view in views], [view.scores for view in views], metas
+        )
+        merged = data_samples[0]
+        if len(boxes) == 0:
+            return merged
+        labels = torch.cat([view.labels for view in views])
+        masks = torch.cat(
+            [
+                view.masks.flip(_AXES[meta["flip_direction"]]) if meta["flip"] else view.masks
+                for view, meta in zip(views, metas, strict=True)
+            ]
+        )
+        detections, keep = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
+        detections = detections[: self.tta_cfg.max_per_img]
+        keep = keep[: self.tta_cfg.max_per_img]
+        merged.pred_instances = InstanceData(
+            bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[keep], masks=masks[keep]
+        )
+        return merged
 
 
 def use_test_time_augmentation(cfg: Config) -> None:

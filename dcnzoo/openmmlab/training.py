@@ -58,7 +58,13 @@ def set_up_training(
         cfg.optim_wrapper.loss_scale = "dynamic"
     if auto_scale_lr:
         cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
-    _check_base_batch_size(cfg)
+    scaling = cfg.get("auto_scale_lr") or {}
+    base = scaling.get("base_batch_size")
+    if scaling.get("enable") and (type(base) is not int or base < 1):
+        raise UserError(
+            "auto_scale_lr.base_batch_size: expected the batch size for the config's learning rate, ≥ 1, "
+            f"got {base}"
+        )
     changes = []
     if epochs is not None:
         changes += _set_epochs(cfg, epochs)
@@ -71,7 +77,8 @@ def set_up_training(
     if logger is not None:
         _add_logger(cfg, logger)
     if resume == "auto":
-        cfg.resume = not cfg.get("load_from") or _has_checkpoint(cfg)
+        # without a checkpoint to resume from, training starts from load_from
+        cfg.resume = not cfg.get("load_from") or Path(cfg.work_dir, "last_checkpoint").is_file()
         cfg.load_from = None if cfg.resume else cfg.load_from
     elif resume is not None:
         cfg.resume, cfg.load_from = True, resume
@@ -174,16 +181,6 @@ def _add_logger(cfg: Config, name: str) -> None:
     cfg.visualizer = {**visualizer, "vis_backends": [*others, {"type": LOGGERS[name]}]}
 
 
-def _check_base_batch_size(cfg: Config) -> None:
-    scaling = cfg.get("auto_scale_lr") or {}
-    base = scaling.get("base_batch_size")
-    if scaling.get("enable") and (type(base) is not int or base < 1):
-        raise UserError(
-            "auto_scale_lr.base_batch_size: expected the batch size for the config's learning rate, ≥ 1, "
-            f"got {base}"
-        )
-
-
 def _count_accumulated_batches(runner: Runner) -> None:
     """Scale the learning rate by the images per optimizer step, not per iteration as mmengine does.
 
@@ -193,24 +190,9 @@ def _count_accumulated_batches(runner: Runner) -> None:
     scaling = runner.cfg.get("auto_scale_lr") or {}
     if count == 1 or not scaling.get("enable"):
         return
-    runner.logger.info(
-        f"Each optimizer step has {count} iterations (accumulative_counts): the base batch size of "
-        f"{scaling.base_batch_size} images is {scaling.base_batch_size / count:g} images per iteration."
-    )
-    owner, name = (
-        (runner, "auto_scale_lr") if isinstance(runner, Runner) else (runner.strategy, "_auto_scale_lr")
-    )
-    setattr(owner, name, {"enable": True, "base_batch_size": scaling.base_batch_size / count})
-
-
-def _has_checkpoint(cfg: Config) -> bool:
-    """Whether a checkpoint to resume from exists. If not, training starts from ``load_from``."""
-    work_dir, hook = Path(cfg.work_dir), cfg.default_hooks.get("checkpoint") or {}
-    folders = [work_dir]
-    if hook.get("out_dir"):
-        if "://" in str(hook.out_dir):
-            return (work_dir / "last_checkpoint").is_file()
-        folders.append(Path(hook.out_dir) / work_dir.name)
-    return (work_dir / "last_checkpoint").is_file() or any(
-        folder.is_dir() and any(folder.glob("*.pth")) for folder in folders
-    )
+    scaled = {"enable": True, "base_batch_size": scaling.base_batch_size / count}
+    runner.logger.info(f"Each optimizer step has {count} iterations (accumulative_counts): {scaled}")
+    if isinstance(runner, Runner):
+        runner.auto_scale_lr = scaled
+    else:
+        runner.strategy._auto_scale_lr = scaled

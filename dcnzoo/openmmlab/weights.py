@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import re
@@ -14,16 +13,6 @@ from torch import Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.utils.errors import one_line
-
-
-def read_checkpoint(path: str | os.PathLike, unsafe_load: bool = False) -> dict:
-    """Read a file's weights, as ``state_dict``, and its metadata, as ``meta``.
-
-    Raises:
-        CheckpointError: see :func:`load_file`; or the file contains no weights.
-    """
-    checkpoint = load_file(path, unsafe_load)
-    return {"meta": checkpoint.get("meta") or {}, "state_dict": find_weights(checkpoint, path)}
 
 
 def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str, Tensor]:
@@ -38,35 +27,9 @@ def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str,
     return state_dict
 
 
-@dataclasses.dataclass(frozen=True)
-class StateDictConversion:
-    """The result of :func:`convert`.
-
-    Attributes:
-        state_dict: with current names.
-        renamed: old name → new name.
-        reordered: names of the parameters whose class order has changed.
-    """
-
-    state_dict: dict[str, Tensor]
-    renamed: Mapping[str, str]
-    reordered: tuple[str, ...]
-
-    def report(self) -> str:
-        """Summarise the changes in one line, empty if there are none."""
-        parts = []
-        if self.renamed:
-            old, new = next(iter(self.renamed.items()))
-            parts.append(f"{_parameters(self.renamed)} renamed, such as {old} to {new}")
-        if self.reordered:
-            parts.append(
-                f"{len(self.reordered)} changed to the class order of MMDetection 2 and later; version 1 "
-                "measured boxes one pixel larger, which configs in mmdet::legacy_1.x correct"
-            )
-        return "; ".join(parts)
-
-
-def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDictConversion:
+def convert(
+    state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str]:
     """Convert the parameter names and class order of older checkpoints to those of a model.
 
     Recognises ``module.…`` (parallel wrappers); ``conv2_offset.…`` (MMDetection 1.x and early 2.x) and
@@ -76,8 +39,11 @@ def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
     Args:
         expected: the model's own state dict.
+
+    Returns:
+        The converted state dict, and a summary in one line (empty if nothing has changed).
     """
-    converted, renamed = OrderedDict(), {}
+    converted, renamed, summary = OrderedDict(), {}, []
     if hasattr(state_dict, "_metadata"):  # module versions, which some modules check when they load
         converted._metadata = state_dict._metadata
     for key, value in state_dict.items():
@@ -88,14 +54,21 @@ def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         converted[new] = value
         if new != key:
             renamed[key] = new
-    reordered = []
+    if renamed:
+        old, new = next(iter(renamed.items()))
+        summary.append(f"{_parameters(renamed)} renamed, such as {old} to {new}")
     if any(new == f"roi_head.{old.removeprefix('module.')}" for old, new in renamed.items()):
-        for key, value in converted.items():
-            background_last = _without_background_first(key, value, expected.get(key))
-            if background_last is not value:
-                converted[key] = background_last
-                reordered.append(key)
-    return StateDictConversion(converted, renamed, tuple(reordered))
+        reordered = {
+            key: background_last
+            for key, value in converted.items()
+            if (background_last := _without_background_first(key, value, expected.get(key))) is not value
+        }
+        converted.update(reordered)
+        summary.append(
+            f"{len(reordered)} changed to the class order of MMDetection 2 and later; version 1 "
+            "measured boxes one pixel larger, which configs in mmdet::legacy_1.x correct"
+        )
+    return converted, "; ".join(summary)
 
 
 def _names(key: str) -> Iterator[str]:
@@ -130,11 +103,10 @@ def load_weights(
     Raises:
         CheckpointError: the file is not a checkpoint or does not fit the model.
     """
-    checkpoint = read_checkpoint(path, unsafe_load)
-    report = load_state(
-        model, checkpoint["state_dict"], path, meta=checkpoint["meta"], allow_partial=allow_partial
-    )
-    return checkpoint["meta"], report
+    checkpoint = load_file(path, unsafe_load)
+    meta = checkpoint.get("meta") or {}
+    weights = find_weights(checkpoint, path)
+    return meta, load_state(model, weights, path, meta=meta, allow_partial=allow_partial)
 
 
 PARTIAL_HINT = "--allow-partial (allow_partial=True) loads the parameters that fit"
@@ -170,14 +142,13 @@ def load_state(
         CheckpointError: the weights do not fit. The model's parameters may have changed.
     """
     expected = model.state_dict()
-    conversion = convert(state_dict, expected)
-    weights = conversion.state_dict
+    weights, conversion = convert(state_dict, expected)
     reshaped = [
         key
         for key, value in weights.items()
         if key in expected and value.shape != expected[key].shape and expected[key].dim() > 0
     ]
-    by_class = _sized_by_classes(model, reshaped, weights, expected, _number_of_classes(meta))
+    by_class = _sized_by_classes(model, reshaped, weights, expected, class_names(meta).get("classes"))
     left_out = set(reshaped) if allow_partial else set(by_class) if fine_tune else set()
     reshaped = [key for key in reshaped if key not in left_out]
     fitting = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
@@ -202,39 +173,25 @@ def load_state(
         ]
         if len(missing) + len(left_out) >= sum(value.is_floating_point() for value in expected.values()):
             allow_partial, hint = False, "no parameter fits"
-    problems = [
-        f"{_few(names)} {what}"
-        for names, what in (
-            (reshaped, "with another shape"),
-            (missing, "missing"),
-            (unused, "not used"),
-        )
-        if names
-    ]
+    groups = {"with another shape": reshaped, "missing": missing, "not used": unused}
+    problems = [f"{_few(names)} {what}" for what, names in groups.items() if names]
     if problems and not allow_partial:
-        hints = [
-            _class_hint(by_class, weights, expected, meta) if set(by_class) & set(reshaped) else "",
-            _deformable_hint(model, weights, expected),
-            _config_hint(source),
-            hint,
-        ]
+        hints = [_deformable_hint(model, weights, expected), _config_hint(source), hint]
+        if name := next((name for name in by_class if name in reshaped), None):
+            shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
+            hints.insert(0, f"num_classes differs ({shapes})")
         raise CheckpointError(
             f"{source}: expected the weights of this model, found {', '.join(problems)}: "
             + "; ".join(filter(None, hints))
         )
-    lines = [conversion.report()]
-    if left_out and len(by_class) == len(left_out):
-        before = _number_of_classes(meta)
-        differ = f"the classes differ (the file has {before})" if before else "the classes differ"
-        lines.append(f"{differ}: {_few(sorted(left_out))} not loaded")
-    elif left_out:
-        lines.append(f"{_few(sorted(left_out))} with another shape not loaded")
+    lines = [conversion]
+    if left_out:
+        reason = "the classes differ" if left_out == set(by_class) else "another shape"
+        lines.append(f"{reason}: {_few(sorted(left_out))} not loaded")
     return "; ".join(filter(None, [*lines, *problems]))
 
 
-def _number_of_classes(meta: Mapping) -> int | None:
-    classes = class_names(meta).get("classes")
-    return len(classes) if isinstance(classes, list | tuple) else None
+_WITHOUT_CLASSES = ("backbone", "neck", "rpn_head")
 
 
 def _sized_by_classes(
@@ -242,42 +199,39 @@ def _sized_by_classes(
     reshaped: Sequence[str],
     weights: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    before: int | None,
+    classes: object,
 ) -> list[str]:
-    """Select the parameters whose shape differs because the number of classes differs."""
+    """Select the parameters whose shape differs because the number of classes differs.
+
+    Args:
+        classes: names of the file's classes, or None.
+    """
+    before = len(classes) if isinstance(classes, list | tuple) else None
     after = {
         number
         for name, module in model.named_modules()
         if not name.startswith(_WITHOUT_CLASSES)
         and type(number := getattr(module, "num_classes", None)) is int
     }
-    return [key for key in reshaped if _differs_by_classes(key, weights[key], expected[key], before, after)]
 
+    def differs_by_classes(name: str) -> bool:
+        old, new = weights[name].shape, expected[name].shape
+        differing = [(d, a, b) for d, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
+        if name.startswith(_WITHOUT_CLASSES) or len(old) != len(new) or len(differing) != 1:
+            return False
+        ((dim, a, b),) = differing
+        for now in after - {before} if before else ():
+            per_class, rest = divmod(b - a, now - before)
+            if rest == 0 and per_class > 0 and a >= per_class * before:
+                return True
+        # the file does not list its classes: one output per class, perhaps plus background (YOLO: box, score)
+        return dim == 0 and any(
+            b % (now + others) == 0 and a % (b // (now + others)) == 0
+            for now in after
+            for others in (0, 1, 5)
+        )
 
-_WITHOUT_CLASSES = ("backbone", "neck", "rpn_head")
-
-
-def _differs_by_classes(name: str, old: Tensor, new: Tensor, before: int | None, after: set[int]) -> bool:
-    differing = [(d, a, b) for d, (a, b) in enumerate(zip(old.shape, new.shape, strict=False)) if a != b]
-    if name.startswith(_WITHOUT_CLASSES) or old.dim() != new.dim() or len(differing) != 1:
-        return False
-    ((dim, a, b),) = differing
-    for now in after - {before} if before else ():
-        per_class, rest = divmod(b - a, now - before)
-        if rest == 0 and per_class > 0 and a >= per_class * before:
-            return True
-    # the file does not list its classes: one output per class, perhaps plus background (YOLO: box and score)
-    return dim == 0 and any(
-        b % (now + others) == 0 and a % (b // (now + others)) == 0 for now in after for others in (0, 1, 5)
-    )
-
-
-def _class_hint(
-    names: Sequence[str], weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], meta: Mapping
-) -> str:
-    before, name = _number_of_classes(meta), names[0]
-    shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
-    return f"num_classes differs ({f'the file has {before} classes; ' if before else ''}{shapes})"
+    return list(filter(differs_by_classes, reshaped))
 
 
 def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -287,7 +241,7 @@ def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: 
     options = []
     for part in sorted(differing):
         versions = {version for name, version in in_file.items() if name.startswith(f"{part}.")}
-        if _takes_dcn(model, part):
+        if "dcn" in inspect.signature(type(getattr(model, part, None)).__init__).parameters:
             options.append(f"model.{part}.dcn={'False' if not versions else max(versions)}")
     counts = f"the checkpoint has {len(in_file)} deformable layers, the model {len(in_model)}"
     return f"{counts}: --cfg-options {' '.join(options)}" if options else ""
@@ -303,11 +257,6 @@ def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
             modulated = value.shape[0] // convolution.shape[-2:].numel() % 3 == 0
             versions[match[1]] = "v2" if modulated else "v1"
     return versions
-
-
-def _takes_dcn(model: nn.Module, part: str) -> bool:
-    module = getattr(model, part, None)
-    return module is not None and "dcn" in inspect.signature(type(module).__init__).parameters
 
 
 def _config_hint(source: str | os.PathLike) -> str:

@@ -3,9 +3,7 @@
 from ._library import cpu_capability, has_ops, is_defined, problems, with_cuda
 
 if is_defined():
-    from .box_iou_rotated import box_iou_rotated
-    from .dcnv3 import dcnv3
-    from .dcnv4 import dcnv4
+    from .deform_attn import dcnv3, dcnv4, flash_deform_attn, ms_deform_attn
     from .deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
     from .deform_conv_transpose import (
         deform_conv_transpose1d,
@@ -14,11 +12,9 @@ if is_defined():
     )
     from .deform_roi_pool import deform_roi_pool
     from .mask_softmax import mask_softmax1d, mask_softmax2d, mask_softmax3d
-    from .ms_deform_attn import flash_deform_attn, ms_deform_attn
     from .nms import nms
-    from .nms_rotated import nms_rotated
-    from .roi_align import roi_align
-    from .roi_align_rotated import roi_align_rotated
+    from .roi_align import roi_align, roi_align_rotated
+    from .rotated_boxes import box_iou_rotated, nms_rotated
 else:
     # On a broken installation has_ops() must still work; importing an operator raises the reason.
     def __getattr__(name: str):

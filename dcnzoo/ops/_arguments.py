@@ -4,8 +4,6 @@ Operators must stay scriptable: code that ``torch.jit.script`` cannot compile is
 ``torch.jit.is_scripting()``.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.fx import Proxy
@@ -80,7 +78,7 @@ def check_arguments(
     offset: Tensor | None,
     mask: Tensor | None,
     bias: Tensor | None,
-    dimensions: int,
+    rank: int,
     im2col_step: int | None,
 ) -> None:
     """Check the types of the tensors, the rank of ``weight``, and ``im2col_step``.
@@ -91,9 +89,9 @@ def check_arguments(
     if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
         if _check_kinds(name, input, weight, offset, mask, bias):
             return
-    if weight.dim() != dimensions:
+    if weight.dim() != rank + 2:
         raise RuntimeError(
-            f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), "
+            f"{name}: weight: expected {rank + 2} dimensions ({layout}, *kernel), "
             f"got shape {shape_text(list(weight.shape))}"
         )
     if im2col_step is not None and im2col_step < 1:

@@ -1,7 +1,5 @@
 """The autocast rule of the deformable operators."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -4,17 +4,15 @@
 forward-mode tangents silently.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import make_dual, unpack_dual
+from torch.autograd.forward_ad import unpack_dual
 
 from . import _deterministic, _plain, _torch_private
 from ._arguments import memory_format
-from ._errors import raise_out_of_memory
+from ._backend import raise_out_of_memory
 from ._torch_private import (
     AutoDispatchBelowAutograd,
     SingleLevelFunction,
@@ -40,9 +38,9 @@ def register_autograd(
 
     Args:
         reference_impl: the operator in plain PyTorch, with the same arguments. Runs on the devices of
-            :mod:`_plain`, and in forward mode.
-        forward_mode: takes the operator's arguments with their tangents and returns its results with their
-            tangents. Default: ``reference_impl``. Without either, forward mode raises an error.
+            :mod:`_plain`.
+        forward_mode: likewise, in forward mode. Default: ``reference_impl``. Without either, forward mode
+            raises an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
     forward_mode = forward_mode or reference_impl
@@ -103,23 +101,6 @@ def register_autograd(
 def tangent(argument: object) -> Tensor | None:
     """The forward-mode tangent of an argument that is a tensor and has one."""
     return unpack_dual(argument).tangent if isinstance(argument, Tensor) else None
-
-
-def primal(argument: object) -> object:
-    """An argument without its forward-mode tangent."""
-    return unpack_dual(argument).primal if isinstance(argument, Tensor) else argument
-
-
-def linear_forward_mode(name: str) -> Callable:
-    """``forward_mode`` of an operator that is linear in its first argument, in the others constant."""
-    operator = getattr(torch.ops.dcnzoo, name)
-
-    def forward_mode(linear, *arguments):
-        arguments = [primal(argument) for argument in arguments]
-        result, moving = operator(primal(linear), *arguments), tangent(linear)
-        return result if moving is None else make_dual(result, operator(moving, *arguments))
-
-    return forward_mode
 
 
 def in_forward_mode(*tensors: Tensor | None) -> bool:

@@ -3,11 +3,10 @@
 The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,10 +17,17 @@ import torch
 from torch import Tensor
 
 from . import _deterministic, _library
-from ._errors import raise_out_of_memory
 
 DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
 BACKENDS = ("auto", "fused", "compiled", "reference")
+
+
+def raise_out_of_memory(error: RuntimeError) -> None:
+    """Raise ``torch.OutOfMemoryError`` if ``error`` reports that; C++ code on the stable ABI cannot."""
+    if re.search(r"(CUDA|HIP|XPU) out of memory", str(error)) and not isinstance(
+        error, torch.OutOfMemoryError
+    ):
+        raise torch.OutOfMemoryError(str(error)) from None
 
 
 def _valid(name: str) -> str:

@@ -1,8 +1,5 @@
 """Deterministic gradients for ``torch.use_deterministic_algorithms``, where the kernels add atomically."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,36 +27,23 @@ def grad_input_in_order(
 ) -> Tensor:  # [N, C, *in]
     """The gradient of deformable convolution's input, bitwise identical at every call.
 
-    torch's accumulating ``index_put_`` sorts the target pixels, once for all channels of an offset group, and
-    adds the contributions to each pixel in this order. It processes one image at a time, which needs twice
-    the memory of the image's columns: 2 · C · taps · pixels values.
+    It is the transposed convolution of ``grad_output``, one image at a time, which needs twice the memory of
+    the image's columns: 2 · C · taps · pixels values.
     """
-    wide = torch.promote_types(input.dtype, torch.float32)
-    channels, in_size = input.shape[1], input.shape[2:]
-    taps, outputs = math.prod(weight.shape[2:]), weight.shape[0]
-    matrices = weight.to(wide).reshape(groups, outputs // groups, channels // groups * taps)
-    gradients = torch.empty(
-        input.shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input)
-    )
+    kernel = weight.shape[2:]
+    output_padding = [
+        size - (out - 1) * s + 2 * p - d * (k - 1) - 1
+        for size, out, s, p, d, k in zip(
+            input.shape[2:], grad_output.shape[2:], stride, padding, dilation, kernel, strict=True
+        )
+    ]
+    gradient = torch.empty_like(input, memory_format=memory_format(input))
     for image in range(input.shape[0]):
-        grad = grad_output[image].to(wide).reshape(groups, outputs // groups, -1)
-        columns = (matrices.transpose(1, 2) @ grad).reshape(channels, -1)  # [C, taps · pixels]
-        if mask is not None:
-            factors = mask[image].to(wide).reshape(mask.shape[1] // taps, 1, columns.shape[1])
-            columns = (columns.unflatten(0, (len(factors), -1)) * factors).flatten(0, 1)
-        shifts = None if offset is None else offset[image : image + 1]
-        points = reference.sampling_points(
-            shifts, weight.shape[2:], grad_output.shape[2:], stride, padding, dilation, columns
-        )[0]  # [G, taps, rank, *out]
-        points = points.transpose(1, 2).flatten(3).flatten(2)  # [G, rank, taps · pixels]
-        rows = columns.unflatten(0, (len(points), -1)).transpose(1, 2)  # [G, taps · pixels, C / G]
-        sums = rows.new_zeros(len(points) * math.prod(in_size), rows.shape[2])
-        first = torch.arange(len(points), device=input.device)[:, None] * math.prod(in_size)
-        for place, share, valid in reference.corners(points, in_size):
-            parts = torch.where(valid[..., None], rows * share[..., None], rows.new_zeros(()))
-            sums.index_put_(((first + place).flatten(),), parts.flatten(0, 1), accumulate=True)
-        gradients[image] = sums.unflatten(0, (len(points), -1)).transpose(1, 2).reshape(input.shape[1:])
-    return gradients
+        shift, factor = (None if t is None else t[image : image + 1] for t in (offset, mask))
+        tensors = (grad_output[image : image + 1], weight, shift, factor, None)
+        geometry = (stride, padding, output_padding, dilation, groups)
+        gradient[image] = reference.deform_conv_transpose(*tensors, *geometry)[0]
+    return gradient
 
 
 def pooling_grad_input_in_order(

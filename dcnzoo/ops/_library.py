@@ -3,8 +3,6 @@
 If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyTorch runs them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -16,10 +14,6 @@ _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setu
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not loaded
 _definitions: torch.library.Library | None = None  # of the operators, where the library does not load
-
-
-def _missing(path: Path) -> str:
-    return f"{path.name} is not in {path.parent}. {_BUILD}"
 
 
 def _schemas() -> list[str]:
@@ -34,7 +28,7 @@ def names() -> list[str]:
 def _load(device: str) -> None:
     path = _FOLDER / f"_C_{device}.so"
     if not path.exists():
-        problems[device] = _missing(path)
+        problems[device] = f"{path.name} is not in {path.parent}. {_BUILD}"
         return
     try:
         torch.ops.load_library(path)

@@ -3,8 +3,6 @@
 They are much slower, autograd differentiates them, and most invalid arguments raise torch's own messages.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from functools import cache

@@ -4,8 +4,6 @@ torch may rename or remove them in any release. Then only that feature is missin
 reason, which ``dcnzoo doctor`` prints. ``tests/test_torch_private.py`` removes the symbols of each feature.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """Batching rules of the deformable operators: ``torch.vmap`` runs many calls as one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Deformable convolution v1 and v2, 1-D to 3-D: functions, fake kernel, autograd (twice), autocast, vmap."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +28,6 @@ def deform_conv1d(
     ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` is ``(N, mask_groups · k, oL)``. If both are
     ``None``, the function is ``F.conv1d``.
     """
-    check_arguments("deform_conv1d", "out, in / groups", input, weight, offset, mask, bias, 3, im2col_step)
     geometry = (single(stride, "stride"), single(padding, "padding"), single(dilation, "dilation"))
     return _deform_conv(1, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -76,7 +73,6 @@ def deform_conv2d(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
-    check_arguments("deform_conv2d", "out, in / groups", input, weight, offset, mask, bias, 4, im2col_step)
     geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
     return _deform_conv(2, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -98,7 +94,6 @@ def deform_conv3d(
     ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples; ``mask`` is
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. If both are ``None``, the function is ``F.conv3d``.
     """
-    check_arguments("deform_conv3d", "out, in / groups", input, weight, offset, mask, bias, 5, im2col_step)
     geometry = (triple(stride, "stride"), triple(padding, "padding"), triple(dilation, "dilation"))
     return _deform_conv(3, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -116,6 +111,8 @@ def _deform_conv(
     groups: int,
     im2col_step: int | None,
 ) -> Tensor:
+    name = f"deform_conv{rank}d"
+    check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, rank, im2col_step)
     if offset is not None or mask is not None:
         return torch.ops.dcnzoo.deform_conv(
             input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
@@ -139,13 +136,8 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
     return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
-def _unchecked(device: str) -> bool:
-    """Whether no kernel has checked the arguments, but the library is loaded and can check them."""
-    return _library.has_ops() and device not in _library.loaded
-
-
 def _reference(*arguments):
-    if _unchecked(arguments[0].device.type):
+    if _library.has_ops() and arguments[0].device.type not in _library.loaded:  # no kernel has checked them
         torch.ops.dcnzoo._check_deform_conv(*arguments, None)
     *arguments, _im2col_step = arguments
     return reference.deform_conv(*arguments)

@@ -4,8 +4,6 @@ It is the adjoint of :mod:`deform_conv` with respect to its input. The operator 
 therefore use ``deform_conv`` and its backward, with input and output exchanged.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,16 +36,9 @@ def deform_conv_transpose1d(
     ``offset`` is ``(N, offset_groups · k, L)``, ``mask`` is ``(N, mask_groups · k, L)``. If both are
     ``None``, the function is ``F.conv_transpose1d``.
     """
-    check_arguments(
-        "deform_conv_transpose1d", "in, out / groups", input, weight, offset, mask, bias, 3, im2col_step
-    )
-    geometry = (
-        single(stride, "stride"),
-        single(padding, "padding"),
-        single(output_padding, "output_padding"),
-        single(dilation, "dilation"),
-    )
-    return _deform_conv_transpose(1, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
+    paddings = (single(padding, "padding"), single(output_padding, "output_padding"))
+    geometry = (single(stride, "stride"), *paddings, single(dilation, "dilation"), groups, im2col_step)
+    return _deform_conv_transpose(1, input, weight, offset, mask, bias, *geometry)
 
 
 def deform_conv_transpose2d(
@@ -94,16 +85,9 @@ def deform_conv_transpose2d(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
-    check_arguments(
-        "deform_conv_transpose2d", "in, out / groups", input, weight, offset, mask, bias, 4, im2col_step
-    )
-    geometry = (
-        pair(stride, "stride"),
-        pair(padding, "padding"),
-        pair(output_padding, "output_padding"),
-        pair(dilation, "dilation"),
-    )
-    return _deform_conv_transpose(2, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
+    paddings = (pair(padding, "padding"), pair(output_padding, "output_padding"))
+    geometry = (pair(stride, "stride"), *paddings, pair(dilation, "dilation"), groups, im2col_step)
+    return _deform_conv_transpose(2, input, weight, offset, mask, bias, *geometry)
 
 
 def deform_conv_transpose3d(
@@ -125,16 +109,9 @@ def deform_conv_transpose3d(
     ``(N, mask_groups · kD · kH · kW, D, H, W)``. If both are ``None``, the function is
     ``F.conv_transpose3d``.
     """
-    check_arguments(
-        "deform_conv_transpose3d", "in, out / groups", input, weight, offset, mask, bias, 5, im2col_step
-    )
-    geometry = (
-        triple(stride, "stride"),
-        triple(padding, "padding"),
-        triple(output_padding, "output_padding"),
-        triple(dilation, "dilation"),
-    )
-    return _deform_conv_transpose(3, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
+    paddings = (triple(padding, "padding"), triple(output_padding, "output_padding"))
+    geometry = (triple(stride, "stride"), *paddings, triple(dilation, "dilation"), groups, im2col_step)
+    return _deform_conv_transpose(3, input, weight, offset, mask, bias, *geometry)
 
 
 def _deform_conv_transpose(
@@ -151,6 +128,8 @@ def _deform_conv_transpose(
     groups: int,
     im2col_step: int | None,
 ) -> Tensor:
+    name = f"deform_conv_transpose{rank}d"
+    check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, rank, im2col_step)
     if offset is None and mask is None:
         if rank == 1:
             return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)

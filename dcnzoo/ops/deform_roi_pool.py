@@ -1,7 +1,5 @@
 """Deformable RoI pooling: RoIAlign with an offset for each bin."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

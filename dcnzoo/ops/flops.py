@@ -3,8 +3,6 @@
 It is not part of ``dcnzoo.ops``, because torch's counter imports Triton.
 """
 
-from __future__ import annotations
-
 from math import prod
 
 import torch

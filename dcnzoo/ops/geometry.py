@@ -1,7 +1,5 @@
 """Sampling points of deformable operators, in pixels: for layers, plots and the reference."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Softmax over the taps of a modulation mask, in plain PyTorch: a kernel would not be faster."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

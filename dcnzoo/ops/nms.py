@@ -1,7 +1,5 @@
 """Non-maximum suppression of boxes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Written for readability, not for speed: explicit corners, no ``grid_sample``. Au
 everything twice, and everything runs on any device and in any floating dtype.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -64,15 +62,17 @@ def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
 def spread_multilinear(values: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
     """Adds ``values`` ``(B, C, P)`` to a map ``(B, C, *size)`` of zeros at ``points`` ``(B, rank, P)``.
 
-    Each value is distributed among the pixels around its point; see :func:`corners`.
+    Each value is distributed among the pixels around its point; see :func:`corners`. With deterministic
+    algorithms, torch's ``index_put`` adds in a fixed order: it sorts the pixels, once for all channels.
     """
-    batch, channels = values.shape[:2]
-    out = values.new_zeros(batch, channels, math.prod(size))
+    batch, pixels = len(values), math.prod(size)
+    rows = values.transpose(1, 2)  # (B, P, C)
+    out = rows.new_zeros(batch * pixels, rows.shape[2])
+    first = torch.arange(batch, device=values.device)[:, None] * pixels
     for index, weight, valid in corners(points, size):
-        part = torch.where(valid[:, None], values, torch.zeros_like(values))
-        part = part * weight[:, None].to(values.dtype)
-        out = out.scatter_add(2, index[:, None].expand(-1, channels, -1), part)
-    return out.unflatten(2, tuple(size))
+        part = torch.where(valid[..., None], rows * weight[..., None].to(rows.dtype), rows.new_zeros(()))
+        out = out.index_put(((first + index).flatten(),), part.flatten(0, 1), accumulate=True)
+    return out.unflatten(0, (batch, pixels)).transpose(1, 2).unflatten(2, tuple(size))
 
 
 def deform_conv(

@@ -1,15 +1,13 @@
 """NMS and overlaps of boxes in plain PyTorch: the oracle that the compiled kernels are tested against.
 
-For rotated boxes its algorithm differs from the kernels': it collects the intersections of the sides, and
-the corners of each box inside the other.
+For rotated boxes its algorithm differs from the kernels': it clips the sides of each box to the inside of the
+other one. The functions of convex polygons serve :mod:`dcnzoo.compat.mmcv` too.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-SLACK = 1e-9  # relative to a side, in float64: tolerance for vertices on the sides of the other box
+SLACK = 1e-12  # an angle with a smaller sine counts as zero
 LEAST_AREA = 1e-14  # a smaller box overlaps nothing
 
 
@@ -25,13 +23,11 @@ def box_iou_rotated(
     area, areas = boxes[:, 2] * boxes[:, 3], others[:, 2] * others[:, 3]
     # skip pairs whose circumscribed circles do not touch: these are most pairs
     reach = (boxes[:, 2:4].norm(dim=1) + others[:, 2:4].norm(dim=1)) / 2
-    near = (boxes[:, :2] - others[:, :2]).norm(dim=1) <= reach * (1 + SLACK)
+    near = (boxes[:, :2] - others[:, :2]).norm(dim=1) <= reach * (1 + 1e-9)
     near = (near & (area >= LEAST_AREA) & (areas >= LEAST_AREA)).nonzero()[:, 0]
     shared = boxes.new_zeros(len(boxes))
     for pairs in near.split(1 << 16):
-        shift = (boxes[pairs, :2] + others[pairs, :2])[:, None] / 2  # for precision
-        corners = (_vertices(each[pairs], clockwise) - shift for each in (boxes, others))
-        shared[pairs] = _shared_area(*corners)
+        shared[pairs] = shared_area(*(_vertices(each[pairs], clockwise) for each in (boxes, others)))
     small = (area < LEAST_AREA) | (areas < LEAST_AREA)
     ratios = shared / (area + areas - shared if mode == "iou" else area)
     ratios = torch.where(small, 0.0, ratios).to(boxes1.dtype)
@@ -96,40 +92,46 @@ def _vertices(boxes: Tensor, clockwise: bool) -> Tensor:  # (N, 5) -> (N, 4, 2),
     return centre + torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
 
 
-def _inside(points: Tensor, box: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N, 4)
-    sides = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 0]], 1)  # (N, 2, 2)
-    along = ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1)
-    length = sides.square().sum(-1)[:, None]
-    return ((along >= -SLACK * length) & (along <= (1 + SLACK) * length)).all(-1)
+def polygon_area(polygons: Tensor) -> Tensor:  # (N, P, 2) -> (N,), positive if counter-clockwise
+    polygons = polygons - polygons[:, :1]
+    return cross(polygons, polygons.roll(-1, 1)).sum(1) / 2
 
 
-def claimed_points(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:  # (N, 4, 2), (N, 4, 2) -> (N, 24, 2), (N,)
-    """Corners of the intersection of each pair of rectangles, and their number.
+def clip(polygons: Tensor, others: Tensor, closed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of each side of ``polygons`` inside ``others``: first t, last t, and whether it exists.
 
-    These are the intersections of the sides and the vertices of each rectangle inside the other. Unused
-    entries repeat a valid point. All points are relative to the mean of the valid ones.
+    Both must be convex and counter-clockwise. A side that lies on a side of the other polygon, in the same
+    direction, counts as inside only if ``closed``. Set ``closed`` for one of two polygons, so that such a
+    side counts once.
     """
-    side_a, side_b = a.roll(-1, 1) - a, b.roll(-1, 1) - b
-    determinant = cross(side_a[:, :, None], side_b[:, None])  # (N, 4, 4)
-    between = b[:, None] - a[:, :, None]
-    on_a = cross(between, side_b[:, None]) / determinant
-    on_b = cross(between, side_a[:, :, None]) / determinant
-    meet = (on_a >= 0) & (on_a <= 1) & (on_b >= 0) & (on_b <= 1) & (determinant.abs() > 1e-14)
-    crossings = a[:, :, None] + side_a[:, :, None] * on_a[..., None]
+    side, line = polygons.roll(-1, 1) - polygons, others.roll(-1, 1) - others
+    # a point at t of a side is left of a line where height + t · slope > 0: [N, sides, lines]
+    height = cross(line[:, None], polygons[:, :, None] - others[:, None])
+    slope = cross(line[:, None], side[:, :, None])
+    lengths = line.norm(dim=-1)[:, None] * side.norm(dim=-1)[:, :, None]
+    parallel = slope.abs() <= SLACK * lengths
+    where = -height / torch.where(parallel, 1.0, slope)
+    enters, leaves = torch.where(slope > 0, where, 0.0), torch.where(slope < 0, where, 1.0)
+    first = torch.where(parallel, 0.0, enters).amax(2).clamp(min=0)
+    last = torch.where(parallel, 1.0, leaves).amin(2).clamp(max=1)
+    scale = line.norm(dim=-1).amax(1)[:, None, None] + side.norm(dim=-1).amax(1)[:, None, None]
+    along = height.abs() <= 1e-9 * line.norm(dim=-1)[:, None] * scale
+    same_way = closed & ((line[:, None] * side[:, :, None]).sum(-1) > 0)
+    outside = parallel & torch.where(along, ~same_way, height < 0) & (line.norm(dim=-1) > 0)[:, None]
+    return first, last, ~outside.any(2) & (last > first)
 
-    points = torch.cat([crossings.flatten(1, 2), a, b], 1)  # (N, 24, 2)
-    valid = torch.cat([meet.flatten(1), _inside(a, b), _inside(b, a)], 1)
-    points = torch.where(valid[..., None], points, torch.zeros_like(points))
-    count = valid.sum(1)
-    points = points - (points.sum(1) / count.clamp(min=1)[:, None])[:, None]
-    first = points.gather(1, valid.to(torch.uint8).argmax(1)[:, None, None].expand(-1, 1, 2))
-    return torch.where(valid[..., None], points, first), count
+
+def _inner_sides(polygons: Tensor, others: Tensor, closed: bool) -> Tensor:
+    """Twice the area between the origin and the parts of the sides of ``polygons`` inside ``others``."""
+    first, last, inside = clip(polygons, others, closed)
+    side = polygons.roll(-1, 1) - polygons
+    begin, end = (polygons + side * t[..., None] for t in (first, last))
+    return (cross(begin, end) * inside).sum(1)
 
 
-def _shared_area(a: Tensor, b: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N,)
-    """The shared area of each pair of rectangles: the shoelace formula on corners sorted by angle."""
-    points, count = claimed_points(a, b)
-    order = torch.atan2(points[..., 1], points[..., 0]).argsort(1)
-    points = points.gather(1, order[..., None].expand_as(points))
-    area = cross(points, points.roll(-1, 1)).sum(1).abs() / 2
-    return torch.where(count > 2, area, torch.zeros_like(area))
+def shared_area(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), (N, Q, 2) -> (N,)
+    """The shared area of each pair of convex polygons, by Green's theorem along its border."""
+    origin = polygons.detach()[:, :1]
+    polygons, others = polygons - origin, others - origin
+    area = _inner_sides(polygons, others, closed=True) + _inner_sides(others, polygons, closed=False)
+    return area.clamp(min=0) / 2

@@ -1,14 +1,14 @@
-"""RoIAlign: pools the feature maps inside boxes to a fixed size, without rounding the boxes."""
+"""RoIAlign: pools the maps inside boxes, also rotated ones, to a fixed size, without rounding the boxes."""
 
-from __future__ import annotations
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import make_dual
+from torch.autograd.forward_ad import unpack_dual
 
 from . import _deterministic, reference
 from ._arguments import Int2, pair, shape_text
-from ._autograd import linear_forward_mode, primal, register_autograd, tangent
+from ._autograd import in_forward_mode, register_autograd
 
 _MAX, _AVG = 0, 1
 
@@ -55,6 +55,40 @@ def roi_align(
     )[0]
 
 
+def roi_align_rotated(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 6], (image, x, y, width, height, angle), x and y of the centre
+    output_size: Int2,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    clockwise: bool = False,
+) -> Tensor:  # [K, C, oH, oW]
+    """Pools each rotated region of interest to ``output_size`` bins: the average of bilinear samples.
+
+    Same arguments and results as ``mmcv.ops.roi_align_rotated``.
+
+    Args:
+        input, spatial_scale, sampling_ratio, aligned: as in :func:`roi_align`.
+        rois: ``(K, 6)``: the image number, then ``(x, y, width, height, angle)``. ``spatial_scale`` converts
+            centre and size to pixels of ``input``; the angle is in radians. Any floating type; gets no
+            gradient.
+        output_size: number of bins along the region's height and width, ``(oH, oW)`` or one number for both.
+        clockwise: whether a positive angle rotates the x axis towards the y axis, which points down. The
+            default, False, is mmcv's; :func:`box_iou_rotated` defaults to True.
+
+    Returns:
+        ``(K, C, oH, oW)``, with the border rule of :func:`roi_align`.
+
+    Raises:
+        RuntimeError: as in :func:`roi_align`.
+    """
+    height, width = bins(output_size)
+    return torch.ops.dcnzoo.roi_align_rotated(
+        input, rois, height, width, float(spatial_scale), sampling_ratio, aligned, clockwise
+    )
+
+
 def bins(output_size: Int2) -> tuple[int, int]:
     """Height and width of a RoI pooling's output.
 
@@ -81,70 +115,53 @@ def _(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling
     return grad_output.new_empty(input_size)
 
 
-def _setup_context(ctx, inputs, output):
-    input, rois, _, _, *ctx.arguments = inputs
-    _, argmax_y, argmax_x = output
-    ctx.input_size = input.shape
-    ctx.mark_non_differentiable(argmax_y, argmax_x)
-    ctx.save_for_backward(rois, argmax_y, argmax_x)
+def register_pooling(
+    name: str, reference_impl: Callable, pool: Callable, plain: Callable, forward_mode: Callable | None = None
+) -> None:
+    """Register the derivatives of a RoI pooling and of its backward. Each is linear in its first argument.
 
+    Args:
+        reference_impl, forward_mode: as in :func:`register_autograd`.
+        pool: the pooling of the backward's tensors ``(maps, rois, *maxima)``, then numbers of bins and
+            options. It reads the maps where the forward found maxima of other maps.
+        plain: ``pool`` in plain PyTorch.
+    """
+    backward = getattr(torch.ops.dcnzoo, f"_{name}_backward")
 
-def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
-    backward = torch.ops.dcnzoo._roi_align_backward
-    if _deterministic.deterministic(grad_output):  # the kernel adds atomically
-        backward = _grad_input_in_order
-    return backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments), *[None] * 7
+    def setup_context(ctx, inputs, output):
+        input, rois, _, _, *ctx.options = inputs
+        maxima = output[1:] if isinstance(output, tuple) else ()
+        ctx.input_size = input.shape
+        ctx.mark_non_differentiable(*maxima)
+        ctx.save_for_backward(rois, *maxima)
 
+    def first_backward(ctx, grad_output, *_):
+        tensors, size = ctx.saved_tensors, grad_output.shape[2:]
+        # the kernel adds atomically, and has no forward mode
+        if _deterministic.deterministic(grad_output) or in_forward_mode(grad_output):
 
-def _grad_input_in_order(grad_output, rois, argmax_y, argmax_x, input_size, *sampling):
-    *sampling, pool_mode, aligned = sampling
+            def pool_one(maps, *per_roi):
+                return plain(maps, *per_roi, *size, *ctx.options)
 
-    def average(maps, rois):
-        return reference.roi_align(maps, rois, grad_output.shape[2:], *sampling, aligned=aligned)
+            in_order = _deterministic.pooling_grad_input_in_order
+            gradient = in_order(pool_one, grad_output, ctx.input_size, *tensors)
+        else:
+            gradient = backward(grad_output, *tensors, ctx.input_size, *ctx.options)
+        return gradient, *[None] * (3 + len(ctx.options))
 
-    in_order = _deterministic.pooling_grad_input_in_order
-    if pool_mode == _MAX:
-        return in_order(_at_maxima, grad_output, input_size, rois, argmax_y, argmax_x)
-    return in_order(average, grad_output, input_size, rois)
+    def setup_backward_context(ctx, inputs, output):
+        ctx.size = inputs[0].shape[2:]
+        tensors = [argument for argument in inputs[1:] if isinstance(argument, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.options = inputs[2 + len(tensors) :]
 
+    def second_backward(ctx, grad):
+        tensors = ctx.saved_tensors  # torch.utils.checkpoint allows to read it only once
+        pooled = pool(grad, *tensors, *ctx.size, *ctx.options)
+        return pooled, *[None] * (1 + len(tensors) + len(ctx.options))
 
-def _forward_mode(input, rois, *arguments):
-    """The output is linear in ``input``, so its tangent is the pooled tangent of ``input``."""
-    output, argmax_y, argmax_x = torch.ops.dcnzoo.roi_align(primal(input), primal(rois), *arguments)
-    moving = tangent(input)
-    if moving is not None:
-        output = make_dual(output, _read(moving, primal(rois), argmax_y, argmax_x, *arguments))
-    return output, argmax_y, argmax_x
-
-
-def _read(maps, rois, argmax_y, argmax_x, output_h, output_w, *arguments):
-    """Pool ``maps``. In max mode, read them where the maxima of other maps were found."""
-    if arguments[2] == _MAX:
-        return _at_maxima(maps, rois, argmax_y, argmax_x)
-    return torch.ops.dcnzoo.roi_align(maps, rois, output_h, output_w, *arguments)[0]
-
-
-def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
-    mode = "max" if pool_mode == _MAX else "avg"
-    sampling = (spatial_scale, sampling_ratio, mode, aligned)
-    output = reference.roi_align(input, rois, (output_h, output_w), *sampling)
-    where = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
-    return output, where, where.clone()  # autograd does not use the positions of the maxima
-
-
-register_autograd("roi_align", _setup_context, _autograd_backward, _reference, forward_mode=_forward_mode)
-
-
-def _setup_backward_context(ctx, inputs, output):
-    grad_output, *tensors, _input_size = inputs[:5]
-    ctx.arguments = inputs[5:]
-    ctx.output_size = grad_output.shape[2:]
-    ctx.save_for_backward(*tensors)
-
-
-def _second_backward(ctx, grad):
-    """The backward is linear in ``grad_output``, and its adjoint reads the forward's sampling points."""
-    return _read(grad, *ctx.saved_tensors, *ctx.output_size, *ctx.arguments), *[None] * 8
+    register_autograd(name, setup_context, first_backward, reference_impl, forward_mode)
+    register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
 
 
 def _at_maxima(
@@ -162,9 +179,50 @@ def _at_maxima(
     return values.to(maps.dtype)
 
 
-register_autograd(
-    "_roi_align_backward",
-    _setup_backward_context,
-    _second_backward,
-    forward_mode=linear_forward_mode("_roi_align_backward"),
+def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
+    mode = "max" if pool_mode == _MAX else "avg"
+    sampling = (spatial_scale, sampling_ratio, mode, aligned)
+    rois = unpack_dual(rois).primal  # they have no derivative
+    output = reference.roi_align(input, rois, (output_h, output_w), *sampling)
+    where = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
+    return output, where, where.clone()  # autograd does not use the positions of the maxima
+
+
+def _pool_by(average: Callable) -> Callable:
+    def pool(maps, rois, y, x, *sizes_and_options):
+        if sizes_and_options[-2] == _MAX:
+            return _at_maxima(maps, rois, y, x)
+        return average(maps, rois, *sizes_and_options)[0]
+
+    return pool
+
+
+_plain = _pool_by(_reference)
+
+
+def _forward_mode(input, rois, *arguments):
+    _, *maxima = torch.ops.dcnzoo.roi_align(unpack_dual(input).primal, unpack_dual(rois).primal, *arguments)
+    return _plain(input, rois, *maxima, *arguments), *maxima
+
+
+register_pooling("roi_align", _reference, _pool_by(torch.ops.dcnzoo.roi_align), _plain, _forward_mode)
+
+
+@torch.library.register_fake("dcnzoo::roi_align_rotated")
+def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned, clockwise):
+    return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
+
+
+@torch.library.register_fake("dcnzoo::_roi_align_rotated_backward")
+def _(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise):
+    return grad_output.new_empty(input_size)
+
+
+def _reference_rotated(input, rois, output_h, output_w, *options):
+    rois = unpack_dual(rois).primal  # they have no derivative
+    return reference.roi_align_rotated(input, rois, (output_h, output_w), *options)
+
+
+register_pooling(
+    "roi_align_rotated", _reference_rotated, torch.ops.dcnzoo.roi_align_rotated, _reference_rotated
 )

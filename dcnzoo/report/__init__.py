@@ -2,8 +2,4 @@
 
 from dcnzoo.report.sampling import SamplingField, record_sampling, trace_sampling
 
-__all__ = [
-    "SamplingField",
-    "record_sampling",
-    "trace_sampling",
-]
+__all__ = ["SamplingField", "record_sampling", "trace_sampling"]

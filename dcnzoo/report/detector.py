@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from torch import nn
+from torch import Tensor, nn
 
 import dcnzoo.models  # noqa: F401  registers classes for configs
 from dcnzoo.export.picture import Detections, read
@@ -69,14 +70,8 @@ class ValidationRunner:
     def predict(self, index: int, threshold: float = 0) -> Prediction:
         """Run the model on image ``index``; select detections with at least this score."""
         truth = self._annotated(index)
-        item = self.dataset[index]
-        track_offsets(self.model)
-        try:
-            with torch.no_grad(), record_sampling(self.model) as fields:
-                (sample,) = self.model.test_step(pseudo_collate([item]))
-            statistics = offset_statistics(self.model)
-        finally:
-            track_offsets(self.model, enabled=False)
+        batch = pseudo_collate([self.dataset[index]])
+        (sample,), fields, statistics = _recorded(self.model, lambda: self.model.test_step(batch))
         meta = sample.metainfo
         across, down = meta.get("scale_factor", (1.0, 1.0))
         height, width = meta.get("batch_input_shape", meta["img_shape"])
@@ -84,7 +79,7 @@ class ValidationRunner:
         return Prediction(
             truth,
             dataclasses.replace(detections, classes=self.classes, image=truth.image),
-            with_unique_names(fields),
+            fields,
             (height / down, width / across),
             statistics,
         )
@@ -129,34 +124,39 @@ def explain(
     ):
         given = f"{box.x1:g},{box.y1:g},{box.x2:g},{box.y2:g}"
         raise UserError(f"box: expected x1 ≤ x2 < {file_size[1]} and y1 ≤ y2 < {file_size[0]}, got {given}")
-    track_offsets(model)
-    try:
-        with torch.no_grad(), record_sampling(model) as recorded:
-            sample = model(data["inputs"], copy.deepcopy(samples), mode="predict")[0]
-        found = sample.get("pred_instances", ())
-        statistics = offset_statistics(model)
-    finally:
-        track_offsets(model, enabled=False)
-    fields = _chosen(with_unique_names(recorded), layer, model)
+
+    def run(inputs: Tensor) -> list:
+        return model(inputs, copy.deepcopy(samples), mode="predict")
+
+    (sample,), recorded, statistics = _recorded(model, lambda: run(data["inputs"]))
+    found = sample.get("pred_instances", ())
+    fields = _chosen(recorded, layer, model)
     if layer is not None:
         statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
-    if box is None and len(found):
-        x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist()
-        box = Box((x1 + x2) / 2, (y1 + y2) / 2, (x1 + x2) / 2, (y1 + y2) / 2)
-    elif box is None:
-        box = Box(file_size[1] / 2, file_size[0] / 2, file_size[1] / 2, file_size[0] / 2)
+    if box is None:
+        whole = (0, 0, file_size[1], file_size[0])
+        x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist() if len(found) else whole
+        box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
     across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
     box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
     seen = tuple(data["inputs"].shape[-2:])
-    gradient = receptive_field(
-        model,
-        lambda inputs: model(inputs, copy.deepcopy(samples), mode="predict"),
-        data["inputs"],
-        fields[-1].name,
-        output_window(fields[-1], box, seen),
-    )
+    window = output_window(fields[-1], box, seen)
+    gradient = receptive_field(model, run, data["inputs"], fields[-1].name, window)
     height, width = shown.shape[:2]
     return Explanation(shown, seen, box, fields, fields[-1].name, gradient[:height, :width], statistics)
+
+
+def _recorded(
+    model: nn.Module, run: Callable[[], list]
+) -> tuple[list, list[SamplingField], dict[str, OffsetStatistics]]:
+    """Return the result of ``run``, and the fields and statistics of the layers that ran."""
+    track_offsets(model)
+    try:
+        with torch.no_grad(), record_sampling(model) as fields:
+            result = run()
+        return result, with_unique_names(fields), offset_statistics(model)
+    finally:
+        track_offsets(model, enabled=False)
 
 
 def _chosen(fields: list[SamplingField], layer: str | None, model: nn.Module) -> list[SamplingField]:

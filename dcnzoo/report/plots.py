@@ -88,8 +88,7 @@ def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=_LINE)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_GREY)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GREY)
     return figure, axes
 
@@ -131,7 +130,9 @@ def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) ->
     largest = max(np.abs(panel.weight).max() for panel in panels if panel.weight is not None) or 1.0
     ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
     for axes, panel in zip(figure.axes, panels, strict=False):
-        _show_image(axes, image)
+        axes.imshow(image, interpolation="nearest")
+        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
         axes.set_title(panel.title, fontsize=8)
         if panel.heat is not None:
             axes.imshow(panel.heat, interpolation="nearest")
@@ -157,11 +158,3 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Fig
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.subplots(rows, columns, squeeze=False)
     return figure
-
-
-def _show_image(axes: Axes, image: np.ndarray) -> None:
-    height, width = image.shape[:2]
-    axes.imshow(image, interpolation="nearest")
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)

@@ -243,9 +243,9 @@ def render_runs(
 
 def _curves(runs: Sequence[TrainedRun]) -> Section:
     counted = "epoch" if runs[0].counts_epochs else "iteration"
-    losses = _series(runs, "loss", training=True)
-    figures = [plot_curves("training loss", losses)]
-    figures += [plot_curves(metric_name(m), _series(runs, m), counted) for m in main_metrics(runs)]
+    figures = [plot_curves("training loss", _series(runs, "training", "loss"))]
+    for metric in main_metrics(runs):
+        figures.append(plot_curves(metric_name(metric), _series(runs, "validation", metric), counted))
     text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
     return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
 
@@ -262,14 +262,13 @@ def _low_ap(runs: Sequence[TrainedRun]) -> str:
     return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
 
 
-def _series(runs: Sequence[TrainedRun], name: str, training: bool = False) -> Curves:
+def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
     curves: Curves = {}
     for label, seeds in by_label(runs).items():
-        logs = [run.history.training if training else run.history.validation for run in seeds]
+        logs = [getattr(run.history, log) for run in seeds]
         series = [{step: entry[name] for step, entry in log.items() if name in entry} for log in logs]
         steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
-        values = np.array([[one[step] for step in steps] for one in series])
-        curves[label] = (np.array(steps), values)
+        curves[label] = (np.array(steps), np.array([[one[step] for step in steps] for one in series]))
     return curves
 
 
@@ -331,13 +330,8 @@ def pick_images(detector: ValidationRunner, number: int) -> list[int]:
 
     The selection does not depend on the results.
     """
-    counts = (len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset)))
-    enough, others = [], []
-    for index, count in enumerate(counts):
-        if len(enough) == number:
-            break
-        (enough if count >= 3 else others).append(index)
-    return (enough + others)[:number]
+    infos = [detector.dataset.get_data_info(index) for index in range(len(detector.dataset))]
+    return sorted(range(len(infos)), key=lambda index: len(infos[index]["instances"]) < 3)[:number]
 
 
 def _errors(detectors: Mapping[str, ValidationRunner], evaluated: int) -> Section:

@@ -17,17 +17,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import requests
-import urllib3
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
@@ -43,6 +39,7 @@ _CONNECT = 5.0  # seconds to establish a connection
 _BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
 _DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}")  # 20210520, 20210520180434
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_LOST = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class DownloadError(UserError):
@@ -51,18 +48,6 @@ class DownloadError(UserError):
 
 class ChecksumError(DownloadError):
     """A file does not have the expected checksum, or no checksum is known."""
-
-
-class _NoRoom(DownloadError):
-    """The disk has too little space for the file."""
-
-
-class _BrokenOff(Exception):
-    """The connection broke, or the server failed temporarily. Another attempt may succeed."""
-
-
-class _NoConnection(_BrokenOff):
-    """No connection to the server."""
 
 
 def cache_folder() -> Path:
@@ -113,13 +98,6 @@ def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
     return f"{algorithm}:{digest.hexdigest()}"
 
 
-def _set_aside(path: Path, name: str) -> Path:
-    """Rename a file with a wrong checksum, so that nothing uses it or continues its download."""
-    aside = path.with_name(f"{name}.refused")
-    path.replace(aside)
-    return aside
-
-
 # Downloading
 
 
@@ -155,45 +133,53 @@ def fetch(
     folder = cache_folder() if folder is None else Path(folder)
     target = folder / name
     checksum = checksum or checksum_in_name(name)
-    if _is_there(target, checksum):
+    if _is_intact(target, checksum):
         return target
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
         raise DownloadError(
             f"{url}: expected {name} in {folder}, found no intact one, and {OFFLINE} is set; "
             "you can download it elsewhere and put it there"
         )
+    source, part = _mirrored(url), folder / f"{name}.part"
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(target, console):
-        if _is_there(target, checksum):  # another process was faster
-            return target
-        if target.exists():
-            console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
-        part = folder / f"{name}.part"
-        source = _mirrored(url)
-        try:
-            _download(source, part, checksum is not None, retries, timeout, console)
-        except _NoRoom:
-            raise
-        except DownloadError as error:
-            raise DownloadError(f"{error}; you can download it elsewhere and put it at {target}") from error
-        _tag_of(part).unlink(missing_ok=True)
-        if checksum is not None:
+    lock = FileLock(folder / f".{name}.lock")
+    with lock:
+        if not _is_intact(target, checksum):  # no other process has downloaded it
+            if target.exists():
+                console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
             try:
-                verify(part, checksum)
+                _download(source, part, checksum is not None, retries, timeout, console)
+            except requests.RequestException as error:
+                size = _size(part)
+                kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
+                hint = f"you can download it elsewhere and put it at {target}"
+                raise DownloadError(f"{source}: {_reason(error)}{kept}; {hint}") from error
+            _tag_of(part).unlink(missing_ok=True)
+            try:
+                if checksum is not None:
+                    verify(part, checksum)
             except ChecksumError as error:
                 why = str(error).partition(": ")[2]
                 raise ChecksumError(f"{source}: {why}; renamed to {_set_aside(part, name)}") from None
-        part.replace(target)
+            part.replace(target)
+        # Processes that wait for this lock will find the download. After a failure the lock file must stay:
+        # one of them will start to download, and later processes must wait for the same lock.
+        Path(lock.lock_file).unlink(missing_ok=True)
     return target
 
 
-def _is_there(target: Path, checksum: str | None) -> bool:
-    if not target.is_file():
-        return False
+def _is_intact(target: Path, checksum: str | None) -> bool:
     try:
-        return checksum is None or bool(verify(target, checksum))
+        return target.is_file() and (checksum is None or bool(verify(target, checksum)))
     except ChecksumError:
         return False
+
+
+def _set_aside(path: Path, name: str) -> Path:
+    """Rename a file with a wrong checksum, so that nothing uses it or continues its download."""
+    aside = path.with_name(f"{name}.refused")
+    path.replace(aside)
+    return aside
 
 
 def _mirrored(url: str) -> str:
@@ -206,37 +192,19 @@ def _mirrored(url: str) -> str:
     return url
 
 
-@contextmanager
-def _only_one(target: Path, console: Console) -> Iterator[None]:
-    """Context that only one process at a time enters for a file."""
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        console.print(f"waiting: another process downloads {target.name}")
-        lock.acquire()
-    try:
-        yield
-        # Processes that wait for this lock will find the download. After a failure the lock file must stay:
-        # one of them will start to download, and later processes must wait for the same lock.
-        Path(lock.lock_file).unlink(missing_ok=True)
-    finally:
-        lock.release()
-
-
 def _tag_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.tag")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _download(url: str, part: Path, checked: bool, retries: int, timeout: float, console: Console) -> None:
-    """Complete ``part``.
+    """Download to ``part``, and continue it after interruptions.
 
     Args:
-        checked: whether a checksum will detect a mixture of two versions of the file.
+        checked: a checksum is known; without one, a part is continued only if the server names its version.
     """
     bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
     failures, reached = 0, False
@@ -247,86 +215,54 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
             try:
                 _attempt(session, url, part, checked, timeout, bar, task)
                 return
-            except _BrokenOff as error:
-                problem = str(error)
-                reached = reached or not isinstance(error, _NoConnection)
             except requests.RequestException as error:
-                raise DownloadError(f"{url}: {one_line(error)}") from error
-            failures = 1 if _size(part) > before else failures + 1
-            if failures > (retries if reached else min(retries, 1)):
-                size = _size(part)
-                kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
-                times = f", after {failures} attempts" if failures > 1 else ""
-                raise DownloadError(f"{url}: {problem}{times}{kept}")
+                status = None if error.response is None else error.response.status_code
+                received = _size(part) > before
+                failures = 1 if received else failures + 1
+                reached = reached or received or not isinstance(error, requests.ConnectionError)
+                # without any connection there may be no network
+                if failures > (retries if reached else min(retries, 1)) or not (
+                    isinstance(error, _LOST) or status in _TRY_AGAIN
+                ):
+                    raise
             time.sleep(_BACKOFF * 2 ** (failures - 1))
 
 
 def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: Progress, task) -> None:
     """Make one request. Append to ``part``, or rewrite it if the download cannot be resumed."""
-    tag = _tag_of(part)
+    tag, have = _tag_of(part), _size(part)
     version = tag.read_text() if tag.exists() else None
     headers = {"Accept-Encoding": "identity"}  # no compression: ranges count the bytes of the file
-    have = _size(part)
     if have and (version or checked):
         headers["Range"] = f"bytes={have}-"
         if version:
             headers["If-Range"] = version
-    try:
-        response = session.get(url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout))
-    except requests.ReadTimeout:
-        raise _BrokenOff(f"no response within {timeout:g} s") from None
-    except requests.ConnectionError as error:
-        raise _NoConnection(f"no connection: {_reason(error)}") from None
-    with response:
-        status = response.status_code
-        found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
-        total = int(found[2]) if found and found[2] != "*" else None
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and total == have > 0:
-            return  # the part was complete already
-        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or (
-            status == HTTPStatus.PARTIAL_CONTENT and (not found or found[1] != str(have))
-        ):
+    with session.get(
+        url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout)
+    ) as response:
+        status, found = response.status_code, response.headers.get("Content-Range", "")
+        beyond = status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        if have and beyond and found == f"bytes */{have}":
+            return  # the part is complete
+        if beyond or (status == HTTPStatus.PARTIAL_CONTENT and not found.startswith(f"bytes {have}-")):
             part.unlink(missing_ok=True)
-            raise _BrokenOff("the server cannot resume the download")
-        if status == HTTPStatus.OK:  # from the beginning: no range support, or the file has changed
-            have = 0
-            length = response.headers.get("Content-Length", "")
-            total = int(length) if length.isdigit() else None
-            _remember_version(tag, response.headers)
-        elif status != HTTPStatus.PARTIAL_CONTENT:
-            text = f"the server returned {status} ({response.reason or 'no reason given'})"
-            raise _BrokenOff(text) if status in _TRY_AGAIN else DownloadError(f"{url}: {text}")
-        missing = (total or 0) - have
-        if missing > (free := shutil.disk_usage(part.parent).free):
-            raise _NoRoom(
-                f"{url}: {part.parent}: expected {decimal(missing)} of free space, got {decimal(free)}"
-            )
+            raise requests.ConnectionError("the server cannot resume the download")
+        response.raise_for_status()
+        if status != HTTPStatus.PARTIAL_CONTENT:  # no range support, or the file has changed
+            have, etag = 0, response.headers.get("ETag", "W/")
+            # If-Range does not allow a weak ETag
+            tag.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() else None
         bar.update(task, total=total, completed=have)
         with open(part, "ab" if have else "wb") as file:
-            try:
-                for chunk in response.iter_content(_CHUNK):
-                    file.write(chunk)
-                    bar.advance(task, len(chunk))
-            except requests.RequestException as error:
-                stalled = any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in error.args)
-                raise _BrokenOff(
-                    f"no data for {timeout:g} s" if stalled else "the connection broke"
-                ) from None
-            finally:
-                file.flush()
-                os.fsync(file.fileno())
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.advance(task, len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
     if total is not None and _size(part) != total:
-        raise _BrokenOff(f"the connection broke at {decimal(_size(part))} of {decimal(total)}")
-
-
-def _remember_version(tag: Path, headers) -> None:
-    """Store the version for the If-Range header of a later request, which does not allow a weak ETag."""
-    etag = headers.get("ETag", "")
-    version = headers.get("Last-Modified") if etag.startswith("W/") or not etag else etag
-    if version:
-        tag.write_text(version)
-    else:
-        tag.unlink(missing_ok=True)
+        raise requests.ConnectionError(f"expected {decimal(total)}, got {decimal(_size(part))}")
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-from yapf.yapflib.yapf_api import FormatCode
 
 from dcnzoo.data.check import Report, checked_coco
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
@@ -16,6 +15,7 @@ from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.openmmlab.training import main_metric
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
+from dcnzoo.zoo.index import find
 
 HEAD = """\
 # Written by `dcnzoo data config`. Contains all settings of the data; _base_ contains all others.
@@ -67,7 +67,13 @@ def write_config(
     without = {report.file: _objects_without_mask(report) for report in reports}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
-    base, config, address = _find(model, Path(out))
+    if Path(model).is_file():
+        base, address = Path(os.path.relpath(model, Path(out).parent)).as_posix(), None
+        config = read_config_file(model)
+    else:
+        found = find(model)
+        base, address = found.id, found.weights[0] if found.weights else None
+        config = read_config_file(found.config)
     for key in ("model", *LOADERS):
         if key not in config:
             raise UserError(f"--model: {model}: expected a config with {key}, found none")
@@ -92,23 +98,18 @@ def write_config(
     for evaluator in ("val_evaluator", "test_evaluator"):
         if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
             raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": _path(val)}
-    for test, val in (("test_dataloader", "val_dataloader"), ("test_evaluator", "val_evaluator")):
-        settings[test] = _Name(val) if settings[test] == settings[val] else settings[test]
-    lines = [
-        f"_base_ = {base!r}",
-        f"custom_imports = dict(imports={IMPORTS!r}, allow_failed_imports=False)",
-        f"classes = {classes!r}",
-        *(f"{key} = {_source(value)}" for key, value in settings.items()),
-    ]
-    best = {"save_best": main_metric(config), "rule": "greater"}
-    lines.append(f"default_hooks = {_source({'checkpoint': best})}")
+        settings[evaluator] = {"ann_file": Path(val).as_posix()}
+    for val, test in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
+        settings[val] = _Name(test) if settings[val] == settings[test] else settings[val]
+    settings |= {
+        "_base_": base,
+        "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
+        "classes": classes,
+        "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
+    }
     if address or (not weights and config.get("load_from")):
-        lines.append(f"load_from = {address!r}")
-    code, _ = FormatCode(
-        "\n".join(lines) + "\n", style_config={"based_on_style": "pep8", "column_limit": 100}
-    )
-    write_text(out, f"{HEAD}{code}")
+        settings["load_from"] = address
+    write_text(out, f"{HEAD}{Config(settings).pretty_text}")  # sorts by name: variables come first
     check_config(read_config_file(out), out)
     return base
 
@@ -116,16 +117,6 @@ def write_config(
 def _objects_without_mask(report: Report) -> int:
     annotations = report.content["annotations"]
     return sum(not a.get("segmentation") for a in annotations if not a.get("iscrowd"))
-
-
-def _find(model: str, out: Path) -> tuple[str, Config, str | None]:
-    """Return the value for ``_base_``, the config, and the address of its weights."""
-    if Path(model).is_file():
-        return Path(os.path.relpath(model, out.parent)).as_posix(), read_config_file(model), None
-    from dcnzoo import zoo
-
-    found = zoo.find(model)
-    return found.id, Config.fromfile(found.config), found.weights[0] if found.weights else None
 
 
 def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
@@ -145,8 +136,8 @@ def _with_data(config: Config, loader: str, file: str | Path, images: str | Path
     inner = {
         **EXTRA[dataset.type],
         "data_root": "",
-        "ann_file": _path(file),
-        "data_prefix": {"img": f"{_path(images)}/"},
+        "ann_file": Path(file).as_posix(),
+        "data_prefix": {"img": f"{Path(images).as_posix()}/"},
         "metainfo": {"classes": _Name("classes")},
     }
     for key in reversed(keys):
@@ -221,17 +212,4 @@ def _merged(old: object, new: object) -> object:
 class _Name(str):
     """A variable of the config."""
 
-
-def _source(value: object) -> str:
-    if isinstance(value, _Name):
-        return str(value)
-    if isinstance(value, Mapping):
-        items = [f"{key}={_source(item)}" for key, item in value.items()]
-        return f"dict({', '.join(items)})"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_source, value))}]"
-    return repr(value)
-
-
-def _path(path: str | Path) -> str:
-    return Path(path).as_posix()
+    __repr__ = str.__str__

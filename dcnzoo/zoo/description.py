@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.packages import inherit_from_packages, mim_folder
+from dcnzoo.openmmlab.packages import base_path, inherit_from_packages
+from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.index import Model
 
 # Class → its deformable operator, the argument that enables it (None: always) and that argument's default.
@@ -43,7 +45,6 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
 _HINT = re.compile(rf"\b(dcn|dcn_on_last_conv|{'|'.join(_OPERATORS)})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
 _INTERN_IMAGES = {64: "T", 80: "S", 112: "B", 160: "L", 192: "XL"}  # channels of the first level
-_PARTS = {"backbone": "backbone", "neck": "neck", "teacher": "teacher"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Description:
     """A model's deformable operators, backbone and schedule.
 
     Attributes:
-        operators: part of the model (``backbone``, ``neck``, ``head``, ``teacher``) → its operators.
+        operators: part of the model (``backbone``, ``neck``, ``head``) → its operators.
         backbone: such as ``ResNet-50`` or ``ResNeXt-101-32x4d``.
         schedule: such as ``12 epochs``.
     """
@@ -74,22 +75,12 @@ def describe(model: Model) -> Description:
         return Description({}, "", "")
     cfg = _read(model.config)
     found = list(_operators(cfg.model, "head"))
-    teacher = cfg.model.get("teacher_config")
-    if isinstance(teacher, str):
-        taught = _read(teacher_config(model, teacher)).model
-        found += [("teacher", operator) for _, operator in _operators(taught, "teacher")]
     operators = {
         part: " + ".join(dict.fromkeys(operator for where, operator in found if where == part))
-        for part in ("backbone", "neck", "head", "teacher")
+        for part in ("backbone", "neck", "head")
         if any(where == part for where, _ in found)
     }
     return Description(operators, _backbone(cfg.model), _schedule(model, cfg))
-
-
-def teacher_config(model: Model, written: str) -> Path:
-    """Return the config of a distilled model's teacher; its path is relative to a package's ``.mim``."""
-    paths = [mim_folder(package) / written for package in (model.package, "mmdet")]
-    return next((path for path in paths if path.is_file()), paths[0])
 
 
 @functools.cache
@@ -101,16 +92,10 @@ def may_be_deformable(config: Path) -> bool:
 
 def _named(config: Path, text: str) -> Iterator[Path]:
     for name in _CONFIG.findall(text):
-        package, colons, inside = name.partition("::")
-        if colons:
-            folder = mim_folder(package)
-            path = folder / "configs" / inside if folder else None
-        elif name.startswith("configs/"):
-            path = config.parents[2] / name
-        else:
-            path = config.parent / name
-        if path is not None and path.is_file():
-            yield path
+        with suppress(UserError):
+            path = Path(base_path(name, str(config))[0])
+            if path.is_file():
+                yield path
 
 
 # Configs share their bases. With the cache, a value can only lack the key _scope_, which is not read here.
@@ -136,7 +121,7 @@ def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
         if node.get("dcn_on_last_conv"):  # FCOS's head and derived ones
             yield part, "DCNv2"
         for key, value in node.items():
-            yield from _operators(value, part if part == "teacher" else _PARTS.get(key, part))
+            yield from _operators(value, key if key in ("backbone", "neck") else part)
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _operators(value, part)

@@ -108,28 +108,16 @@ class Model:
 def models() -> tuple[Model, ...]:
     """Return all models, dcnzoo's first.
 
-    If both packages have a config of the same name, only dcnzoo's is listed. It gets the aliases of
-    MMDetection's and, if the weights are the same, the metadata that it lacks.
+    If both packages have a config of the same name, only dcnzoo's is listed.
 
     Raises:
         ModuleNotFoundError: MMDetection is not installed.
     """
     if mim_folder("mmdet") is None:
         raise ModuleNotFoundError("zoo: expected MMDetection to be installed, got none", name="mmdet")
-    ours = {model.name: model for model in _models_of("dcnzoo")}
-    theirs = []
-    for model in _models_of("mmdet"):
-        same = ours.get(model.name)
-        if same is None:
-            theirs.append(model)
-            continue
-        known = model.metadata if model.weights == same.weights else {}
-        ours[model.name] = dataclasses.replace(
-            same,
-            aliases=tuple(dict.fromkeys((*same.aliases, *model.aliases))),
-            metadata={**known, **same.metadata},
-        )
-    return (*ours.values(), *theirs)
+    ours = _models_of("dcnzoo")
+    names = {model.name for model in ours}
+    return (*ours, *(model for model in _models_of("mmdet") if model.name not in names))
 
 
 @functools.cache
@@ -152,7 +140,8 @@ def _models_of(package: str) -> tuple[Model, ...]:
 
 
 def _model(package: str, folder: Path, metafile: Path, entry: dict, collections: dict) -> Model:
-    config = _config_path(folder, metafile, entry["Config"])
+    config = folder / unquote(entry["Config"])  # MMDetection's escape a folder (gn%2Bws) or name a former one
+    config = config if config.is_file() else metafile.parent / config.name
     weights = entry.get("Weights") or ()
     weights = (weights,) if isinstance(weights, str) else weights
     weights = tuple(each if "://" in each else str(folder / each) for each in weights)
@@ -184,12 +173,6 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
     )
 
 
-def _config_path(folder: Path, metafile: Path, written: str) -> Path:
-    """Find a config. Some metafiles of MMDetection name a renamed folder, or escape it (``gn%2Bws``)."""
-    path = folder / unquote(written)
-    return path if path.is_file() else metafile.parent / path.name
-
-
 def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Sequence[str]) -> str:
     measured, published = result.get("Measured"), entry.get("Published")
     if measured:
@@ -207,9 +190,6 @@ def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Se
     )
 
 
-# Finding
-
-
 def find(name: str) -> Model:
     """Find a model by its config's name, an alias, or ``mmdet::folder/config.py``.
 
@@ -217,20 +197,16 @@ def find(name: str) -> Model:
         UnknownModelError: there is none; the message lists the closest names.
     """
     wanted = name.removesuffix(".py")
-    if "::" in wanted:
-        package, _, rest = wanted.partition("::")
-        listed = [model for model in models() if model.package == package]
-        candidates = [*listed, *(_models_of(package) if package in PACKAGES else ())]
-        for model in candidates:
-            if wanted == model.id.removesuffix(".py") or rest == model.name:
-                return model
-        names = {model.id: model for model in candidates or models()}
-    else:
-        by_alias = {alias: model for model in reversed(models()) for alias in model.aliases}
-        names = {**by_alias, **{model.name: model for model in reversed(models())}}
-        if wanted in names:
-            return names[wanted]
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    names: dict[str, Model] = {}
+    for model in reversed((*models(), *_models_of("mmdet"))):  # the latter include those that dcnzoo replaces
+        names[f"{model.package}::{model.name}"] = names[model.id.removesuffix(".py")] = model
+    for model in reversed(models()):
+        names.update(dict.fromkeys(model.aliases, model))
+    names |= {model.name: model for model in reversed(models())}
+    if wanted in names:
+        return names[wanted]
+    similar = [each for each in names if ("::" in each) == ("::" in wanted)]
+    close = difflib.get_close_matches(wanted, similar, n=3, cutoff=0.5)
     hint = f"; the closest names: {', '.join(close)}" if close else "; `dcnzoo zoo list` lists all"
     raise UnknownModelError(f"{name}: expected the name of a model, found none{hint}")
 

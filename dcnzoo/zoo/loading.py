@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dcnzoo.openmmlab.runner import config_file
+from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 from dcnzoo.zoo import download
@@ -33,16 +33,17 @@ def locate(
     Raises:
         UserError: the model or the file is unknown, has no weights, or the download failed.
     """
-    name = str(model)
-    if Path(name).is_dir():
-        config, last = work_directory(Path(name))
-    elif is_config_file(name):
-        config, last = Path(name), None
+    name, path, last = str(model), Path(model), None
+    if path.is_dir():
+        config, last = work_directory(path)
+    elif path.suffix == ".py" and "::" not in name and (path.is_file() or len(path.parts) > 1):
+        require_file(name, "model")
+        config = path
     elif "::" in name and (checkpoint is not None or not weights):
-        config, last = Path(config_file(name)), None
+        config = Path(base_path(name, "")[0])
     else:
         listed = find(name)
-        config, last = listed.config, None
+        config = listed.config
         if checkpoint is None and weights:
             last = download(listed.id)
     if checkpoint is None:
@@ -70,17 +71,3 @@ def work_directory(folder: Path) -> tuple[Path, Path | None]:
     # the folder may have been moved after the path was written
     checkpoint = folder / Path(last.read_text().strip()).name if last.is_file() else None
     return max(configs, key=lambda path: path.stat().st_mtime), checkpoint
-
-
-def is_config_file(name: str) -> bool:
-    """Whether ``name`` refers to a config file and not to a model, whose name may end in ``.py``.
-
-    Raises:
-        UserError: it refers to a file that does not exist.
-    """
-    path = Path(name)
-    if "::" in name or path.suffix != ".py":
-        return False
-    if not path.is_file() and len(path.parts) > 1:
-        raise UserError(f"model: expected a config file, found none at {name}")
-    return path.is_file()

@@ -45,7 +45,6 @@ def test_matches_reference(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_configuration_of_the_table(kernel, dtype):
     from dcnzoo.ops import fused
-    from dcnzoo.ops.fused import configs
 
     make = deform_conv.make("table", channels=256, out_channels=256, size=(9, 11), padding=1)
     sample = on_gpu(make, dtype)
@@ -53,9 +52,9 @@ def test_every_configuration_of_the_table(kernel, dtype):
     problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=False)
     expected = exact(make.to(dtype))
     grad = gradient_for(expected["output"]).to("cuda", dtype)
-    entry = configs.entry_of(configs.target_of(False))
+    entry = fused.entry_of(fused.target_of(False))
     for sizes in entry[kernel]["float32" if dtype == torch.float32 else "half"]:
-        config = configs.Config(*sizes)
+        config = fused.Config(*sizes)
         if kernel == "forward":
             results = {"output": fused.forward(problem, bias, config)}
         elif kernel == "grad_weight":

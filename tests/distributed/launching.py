@@ -49,11 +49,6 @@ def run(*command: object, status: int = 0, **extra: object) -> str:
     return output
 
 
-def torchrun(processes: int, *command: object) -> str:
-    elastic = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    return run(sys.executable, *elastic, *command)
-
-
 def settings(data: Path, train: int = 8, val: int = 5, epochs: int = 1, **more: object) -> list[str]:
     found = {
         "train_cfg.max_epochs": epochs,

@@ -134,6 +134,14 @@ def test_two_processes_train(data, tmp_path, port, more):
     assert precisions(testing) == precisions(output)
 
 
+def test_dist_train_on_one_of_several_machines():
+    names = dict(PYTHON="echo", NNODES=8, NODE_RANK=3, MASTER_ADDR="first", PORT=23456)
+    words = launch("dist_train", CONFIG, 4, "--resume", **names).split()
+    given = "--nnodes=8 --node_rank=3 --nproc_per_node=4 --master_addr=first --master_port=23456 --resume"
+    assert {"torch.distributed.run", *given.split()} <= set(words)
+    assert words[words.index("--launcher") + 1] == "pytorch"
+
+
 # Killed processes
 
 

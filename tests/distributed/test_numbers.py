@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from .launching import torchrun
+from ..processes import ROOT, python
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_gradients_of_a_detector(processes, tmp_path):
-    torchrun(processes, "-m", "tests.distributed.worker", tmp_path / "error.json")
-    assert (
-        json.loads((tmp_path / "error.json").read_text()) <= 1e-4
-    )  # of a tensor's largest value, in float32
+    python("-m", "tests.distributed.worker", tmp_path / "error.json", processes, cwd=ROOT)
+    # of a tensor's largest value, in float32
+    assert json.loads((tmp_path / "error.json").read_text()) <= 1e-4

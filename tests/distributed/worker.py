@@ -1,13 +1,14 @@
-"""Runs in every process of a group. Compares a detector's gradients with one process and the joined batch.
+"""Compares a detector's gradients of several processes with those of one process and the joined batch.
 
-``python -m tests.distributed.worker RESULTS`` with torchrun's environment. ``RESULTS`` is written as JSON:
-the largest error among the processes.
+``python -m tests.distributed.worker RESULTS PROCESSES`` forks them from one process that has the packages.
+``RESULTS`` is written as JSON: the largest error among the processes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -23,14 +24,13 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 IMAGES = 4  # in the joined batch
 
 
 def own(batch):
     """This process's part of a joined batch."""
-    each = IMAGES // PROCESSES
-    return batch[RANK * each : (RANK + 1) * each]
+    rank, each = int(os.environ["RANK"]), IMAGES // int(os.environ["WORLD_SIZE"])
+    return batch[rank * each : (rank + 1) * each]
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -104,16 +104,30 @@ def detector_gradients(reference: bool) -> dict[str, Tensor]:
     return gradients(model)
 
 
-def main(results: str) -> None:
-    torch.set_num_threads(1)
-    init_default_scope("mmdet")
+def compare(results: str) -> None:
     alone = detector_gradients(reference=True)
     init_dist("pytorch")
     error = torch.tensor(difference(detector_gradients(reference=False), alone), dtype=torch.float64)
     torch.distributed.all_reduce(error, torch.distributed.ReduceOp.MAX)
-    if RANK == 0:
+    if os.environ["RANK"] == "0":
         Path(results).write_text(json.dumps(error.item()))
     torch.distributed.destroy_process_group()
+
+
+def main(results: str, processes: str) -> None:
+    torch.set_num_threads(1)
+    init_default_scope("mmdet")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(WORLD_SIZE=processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    for rank in range(int(processes)):
+        if not os.fork():
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            compare(results)
+            return
+    statuses = [os.wait()[1] for _ in range(int(processes))]
+    sys.exit(f"exit statuses: {statuses}" if any(statuses) else 0)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from dcnzoo.cli.doctor import FORKS, Found
 from dcnzoo.compat.mmcv import STAND_IN
 
 try:
-    version(FORKS[0])
+    version("onedl-mmengine")
 except PackageNotFoundError:
-    pytest.skip(f"{FORKS[0]} is not installed here", allow_module_level=True)
+    pytest.skip("onedl-mmengine is not installed here", allow_module_level=True)
 
 from benchmarks.coverage import test_mmdet
 

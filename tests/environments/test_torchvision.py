@@ -1,27 +1,18 @@
 """``dcnzoo.compat.torchvision`` against torchvision's compiled operators: ``nox -s others``."""
 
 import inspect
-from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 from dcnzoo.compat import patches
 from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore
-from dcnzoo.export import export_onnx
-from dcnzoo.export.openvino import make_core
 from dcnzoo.ops import _library
 
 from ..test_compat_torchvision import GEOMETRY, maps_and_boxes, tensors
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
-
-from .segmentation import DeformableASPP  # noqa: E402
 
 
 def test_layer_equals_torchvision():
@@ -199,26 +190,6 @@ def test_accelerated_in_compiled_traced_and_scripted_functions():
     parameters = list(scripted.parameters())
     with_and_without(lambda: scripted(input, offset, mask), parameters)
     with_and_without(lambda: checkpoint(function, *leaves, use_reentrant=False), leaves)
-
-
-@pytest.mark.parametrize("form", ["native", "gathernd"])
-def test_onnx_files_of_dcnzoo(form, tmp_path):
-    """A model with torchvision's layer agrees in onnxruntime and OpenVINO on a picture."""
-    openvino = pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    picture = Image.open(Path(__file__).parents[1] / "data/color.jpg").resize((24, 16))
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 64 - 2
-    model, path = DeformableASPP(3, 6).eval(), str(tmp_path / "model.onnx")
-    with accelerated(), torch.no_grad():
-        expected = model(x)
-        export_onnx(model, (x,), path, deform_conv=form, input_names=["x"])
-    operators = {node.op_type for node in onnx.load(path).graph.node}
-    assert "GridSample" not in operators and ("DeformConv" in operators) == (form == "native")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    core = make_core() if form == "native" else openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for (result,) in (session.run(None, {"x": x.numpy()}), compiled([x.numpy()]).values()):
-        torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_double_use_and_nesting():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 from ..op_cases import Sample, deform_conv
+from ..processes import SERVER, set_variables
 
 GRADIENTS = ("input", "weight", "offset", "mask", "bias")
 ENVIRONMENT = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
@@ -21,11 +20,10 @@ class Interpreter:
     """Call functions of this module in the other process."""
 
     def __init__(self):
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"))
+        self.pool = ProcessPoolExecutor(1, SERVER, set_variables, (ENVIRONMENT,))
 
     def __call__(self, function, *arguments):
-        with mock.patch.dict(os.environ, ENVIRONMENT):  # the first call starts the process
-            return self.pool.submit(function, *arguments).result()
+        return self.pool.submit(function, *arguments).result()
 
 
 def run_kernels(
@@ -111,10 +109,9 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
     """The kernels that run if the table lists these types as faster, from so many output pixels on."""
-    from dcnzoo.ops import _backend
-    from dcnzoo.ops.fused import configs
+    from dcnzoo.ops import _backend, fused
 
-    entry = mock.patch.dict(configs.table()["interpreter"], auto=listed)
+    entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
     with entry, _backend.using("auto"):
         return call_operator(sample, grad)[0]
 

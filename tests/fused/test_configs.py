@@ -7,23 +7,22 @@ import torch
 
 pytest.importorskip("triton")
 from dcnzoo.ops import _backend, fused
-from dcnzoo.ops.fused import configs
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
 
 
 def test_unknown_architectures_have_what_runs_everywhere():
-    assert configs.entry_of("gfx942") is configs.table()["default"]
-    small = {kernel: configs.table()["sm_86"][kernel] for kernel in KERNELS}
-    assert {kernel: configs.table()["default"][kernel] for kernel in KERNELS} == small
+    assert fused.entry_of("gfx942") is fused.table()["default"]
+    small = {kernel: fused.table()["sm_86"][kernel] for kernel in KERNELS}
+    assert {kernel: fused.table()["default"][kernel] for kernel in KERNELS} == small
 
 
 def test_the_cheapest_and_of_equals_the_first(monkeypatch):
     listed = [[128, 256, 64, 8, 3], [128, 128, 64, 8, 3], [64, 128, 64, 4, 3]]
-    monkeypatch.setattr(configs, "table", lambda: {"sm_90": {"forward": {"half": listed}}})
+    monkeypatch.setattr(fused, "table", lambda: {"sm_90": {"forward": {"half": listed}}})
 
     def chosen(cost) -> list[int]:
-        return list(configs.choose("sm_90", "forward", torch.bfloat16, cost))
+        return list(fused.choose("sm_90", "forward", torch.bfloat16, cost))
 
     assert chosen(lambda c: c.BLOCK_M) == listed[2]
     assert chosen(lambda c: c.BLOCK_N) == listed[1]

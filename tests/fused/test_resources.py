@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from dcnzoo.ops import fused
-from dcnzoo.ops.fused.configs import TABLE, Config
+from dcnzoo.ops.fused import TABLE, Config
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
 MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}

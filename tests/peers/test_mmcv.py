@@ -23,7 +23,6 @@ from dcnzoo.layers import OffsetConv2d
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
-PACKS = ("DeformConv2dPack", "ModulatedDeformConv2dPack")
 
 
 @contextlib.contextmanager
@@ -111,36 +110,6 @@ def test_deform_conv(seed, modulated):
         want = outputs_and_gradients(theirs, tensors)
     for function in (ours, theirs, same):
         assert_equal(outputs_and_gradients(function, tensors), want)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "shapes"),
-    [
-        *((name, (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2), [(3, 4, 9, 7)]) for name in PACKS),
-        # mmcv pads such inputs and offsets; dcnzoo's operator does not need to
-        *(
-            ("DeformConv2d", (4, 6, 3, 1, 1, 1, 1, 2), [(2, 4, *size), (2, 36, *size)])
-            for size in ((1, 1), (2, 2), (1, 6), (6, 2))
-        ),
-        # offsets larger than the output: dcnzoo reads the same memory as mmcv's kernels
-        ("ModulatedDeformConv2d", (4, 6, 3, 1, 1, 1, 1, 2), [(2, 4, 6, 5), (2, 36, 9, 8), (2, 18, 9, 8)]),
-    ],
-)
-def test_compat_layers(name, arguments, shapes):
-    torch.manual_seed(0)
-    theirs, ours = (getattr(module, name)(*arguments) for module in (mmcv_ops, compat))
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    ours.load_state_dict(theirs.state_dict())
-    tensors = [torch.randn(shape).requires_grad_() for shape in shapes]
-
-    def results(layer):
-        return outputs_and_gradients(lambda: layer(*tensors), [*tensors, *layer.parameters()])
-
-    with running_on(compiled):
-        want = results(theirs)
-    for layer in (ours, theirs):
-        assert_equal(results(layer), want)
 
 
 def mask_rcnn(backbone, pack):

@@ -40,7 +40,7 @@ def test_list_dcn():
     assert all(model["deformable"] and model["backbone"] for model in models)
     assert {"DCN", "DCNv2", "SAC"} <= {op for model in models for op in model["deformable"].values()}
     folders = {model["id"].partition("::")[2].partition("/")[0] for model in models}
-    assert {"dcn", "dcnv2", "detectors", "vfnet", "tood", "reppoints", "centernet", "ld"} <= folders
+    assert {"dcn", "dcnv2", "detectors", "vfnet", "tood", "reppoints", "centernet"} <= folders
     assert not folders & {"deformable_detr", "mask2former"}, "attention is not convolution"
 
 

@@ -117,33 +117,35 @@ def test_server_that_errs_for_a_while(server, tmp_path):
     server.statuses = [503, 500, 429]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
     server.statuses = [503] * 3
-    with pytest.raises(DownloadError, match=r"net\.pth: .*503 .*after 3 attempts"):
+    with pytest.raises(DownloadError, match=r"net\.pth: .*503 "):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, retries=2)
+    assert server.statuses == []
     server.stalls = [0, 1_500_000]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path / "new", timeout=0.5).read_bytes() == CONTENT
     server.stalls = [0, 0]
-    with pytest.raises(DownloadError, match=r"net\.pth: .*0\.2 s, after 2 attempts"):
+    with pytest.raises(DownloadError, match=r"net\.pth: .*timed out"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, timeout=0.2, retries=1)
+    assert server.stalls == []
 
 
-def test_no_use_in_asking(server, tmp_path, monkeypatch):
+def test_no_use_in_asking(server, tmp_path):
     with pytest.raises(DownloadError, match=f"^{server.url}/nothing.pth: .*404.*{tmp_path / 'nothing.pth'}$"):
         fetch(f"{server.url}/nothing.pth", tmp_path)
     assert len(server.requests) == 1
     for url in ("net.pth", "file:///etc/passwd", "http://example.org/", "http://x/a/..%2f.."):
         with pytest.raises(DownloadError, match="http:// or https://"):
             fetch(url, tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
-    with pytest.raises(DownloadError, match=r"3\.0 MB .*1\.0 MB"):
-        fetch(f"{server.url}/zoo/{NAME}", tmp_path)
 
 
-@pytest.mark.parametrize("retries", [1, 9])
-def test_nobody_there(tmp_path, retries):
+@pytest.mark.parametrize("retries", [0, 2, 9])
+def test_nobody_there(tmp_path, monkeypatch, retries):
     """If nothing ever answers, it gives up after two attempts, whatever ``retries`` is."""
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waits.append)
     url = "http://127.0.0.1:9/net.pth"
-    with pytest.raises(DownloadError, match=f"^{url}: .*after 2 attempts.*{tmp_path / 'net.pth'}$"):
+    with pytest.raises(DownloadError, match=f"^{url}: Connection refused.*{tmp_path / 'net.pth'}$"):
         fetch(url, tmp_path, retries=retries)
+    assert len(waits) == min(retries, 1)
 
 
 def test_server_that_is_away_for_a_while(server, tmp_path, monkeypatch):

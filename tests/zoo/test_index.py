@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import save
 
 from dcnzoo import zoo
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.openmmlab.weights import CheckpointError, read_checkpoint
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import index
 
@@ -72,9 +72,9 @@ def test_find(name, id):
     ("name", "expected"),
     [
         ("faster-rcnn_r50-mdcnv-c3-c5_fpn_1x_coco", "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco, "),
-        ("mmdet::retinanet/retinanet_r50_1x", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
+        ("mmdet::retinanet/retinanet_r50_1x", "mmdet::retinanet/retinanet_r50_fpn_1x_coco"),
         ("%", "dcnzoo zoo list"),
-        ("other::retinanet/retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
+        ("other::retinanet/retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco"),
         ("dino-4scale_r50_8xb2-24e_coco", "found none$"),  # not exactly one weights file
         ("deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval", "found 2$"),
     ],
@@ -155,7 +155,7 @@ def test_weights_that_come_with_the_package(package, tmp_path, monkeypatch):
     monkeypatch.setenv("DCNZOO_OFFLINE", "1")
     file = zoo.download("net_1x")
     assert file.parent == folder and zoo.find("net_1x").measured
-    assert read_checkpoint(file)["state_dict"]["x"].tolist() == [0, 1, 2]
+    assert load_file(file)["state_dict"]["x"].tolist() == [0, 1, 2]
     copy = zoo.download("net_1x", tmp_path / "out")
     assert copy.parent == tmp_path / "out" and copy.read_bytes() == content
     for damaged in (content[:-1], b"no weights", b""):
@@ -163,7 +163,7 @@ def test_weights_that_come_with_the_package(package, tmp_path, monkeypatch):
         with pytest.raises(zoo.ChecksumError, match=digits):
             zoo.download("net_1x")
         with pytest.raises(CheckpointError, match=file.name):
-            read_checkpoint(file)
+            load_file(file)
     file.unlink()  # wheels do not contain all weights
     with pytest.raises(UserError, match=f"^net_1x: its weights are in dcnzoo's repository.*{file.name}"):
         zoo.download("net_1x")

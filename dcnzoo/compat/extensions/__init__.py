@@ -17,8 +17,6 @@ whose file contains the import of the compiled module, if that is dcnzoo's.
 This module imports neither torch nor the projects.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
@@ -43,13 +41,13 @@ class Extension:
     Attributes:
         file: name of the replacement in this folder.
         projects: the projects that import the module.
-        modules: names under which they import it, as patterns of :mod:`fnmatch`.
+        modules: names under which they import it, as patterns of :mod:`fnmatch`. Default: its own name.
         cpu_functions: whether dcnzoo also replaces functions of the modules that import it.
     """
 
     file: str
     projects: str
-    modules: tuple[str, ...]
+    modules: tuple[str, ...] = ()
     cpu_functions: bool = False
 
 
@@ -57,13 +55,11 @@ EXT = ("_ext", "*[Dd][Cc][Nn]*._ext")
 DCNV4 = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func")
 DCNV4 += ("modules", "modules.dcnv4", "modules.flash_deform_attn", "ext")
 EXTENSIONS = {
-    "MultiScaleDeformableAttention": Extension(
-        "compiled.py", "Deformable DETR, DINO, Mask2Former", ("MultiScaleDeformableAttention",)
-    ),
-    "groundingdino._C": Extension("compiled.py", "Grounding DINO", ("groundingdino._C",), True),
-    "adet._C": Extension("compiled.py", "AdelaiDet, DeepSolo, TESTR", ("adet._C",)),
-    "detrex._C": Extension("compiled.py", "detrex", ("detrex._C",), True),
-    "DCNv3": Extension("compiled.py", "InternImage", ("DCNv3",)),
+    "MultiScaleDeformableAttention": Extension("compiled.py", "Deformable DETR, DINO, Mask2Former"),
+    "groundingdino._C": Extension("compiled.py", "Grounding DINO", cpu_functions=True),
+    "adet._C": Extension("compiled.py", "AdelaiDet, DeepSolo, TESTR"),
+    "detrex._C": Extension("compiled.py", "detrex", cpu_functions=True),
+    "DCNv3": Extension("compiled.py", "InternImage"),
     "DCNv4": Extension("dcnv4.py", "FlashInternImage", ("DCNv4", *(f"DCNv4.{name}" for name in DCNV4))),
     "deform_conv_ext": Extension(
         "compiled.py", "BasicSR, EDVR", ("deform_conv_ext", "*.deform_conv_ext"), True
@@ -76,8 +72,8 @@ EXTENSIONS = {
     ),
     "_ext": Extension("dcn_v2.py", "DCNv2", EXT),
     "dcn_v2": Extension("dcn_v2.py", "CenterTrack, FairMOT", (*EXT, "dcn_v2", "*.DCNv2", "*.DCNv2.dcn_v2")),
-    "detectron2._C": Extension("compiled.py", "detectron2", ("detectron2._C",), True),
-    "custom_op": Extension("custom_op.py", "the N-d op", ("custom_op",)),
+    "detectron2._C": Extension("compiled.py", "detectron2", cpu_functions=True),
+    "custom_op": Extension("custom_op.py", "the N-d op"),
 }
 
 
@@ -131,7 +127,7 @@ def _provide(argument: str, names: tuple[str, ...]) -> None:
             continue
         _provided.append(name)
         file = Path(__file__).with_name(EXTENSIONS[name].file)
-        for pattern in EXTENSIONS[name].modules:
+        for pattern in EXTENSIONS[name].modules or (name,):
             fall_back(pattern, file)
         if EXTENSIONS[name].cpu_functions:
             patches.add(_patch_importers(name))

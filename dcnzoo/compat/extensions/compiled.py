@@ -6,8 +6,6 @@ used. The other backwards return their gradients. Any batch size works with any 
 precision too. detectron2's rotated boxes and fast COCO evaluation are not provided.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -48,19 +46,12 @@ def ms_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:
 # DCNv3. remove_center, the last argument, is new in version 1.1 of ops_dcnv3.
 
 
-def geometry(
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    *rest: float,
-) -> tuple:
-    """The arguments of a compiled function after its tensors, as those of dcnzoo's operators."""
-    return (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), *rest
+def geometry(*numbers: float) -> tuple:
+    """The arguments of a compiled function after its tensors, as those of dcnzoo's operators.
+
+    The first eight are (height, width) of kernel, stride, padding and dilation.
+    """
+    return *zip(numbers[:8:2], numbers[1:8:2], strict=True), *numbers[8:]
 
 
 def dcnv3_forward(

@@ -4,8 +4,6 @@ Its import defines ``torch.ops.custom_op.deform_conv1d``, ``deform_conv2d`` and 
 project's layers call. :mod:`dcnzoo.compat.ndconv` documents their arguments.
 """
 
-from __future__ import annotations
-
 import torch
 
 from dcnzoo.compat.extensions import missing

@@ -4,8 +4,6 @@ CenterTrack and FairMOT import ``DCN`` from it. The layers have the original arg
 state dicts load.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -45,9 +43,7 @@ ARGUMENTS = "self in_channels out_channels kernel_size stride padding dilation d
 class DCNv2(ModulatedDeformConv2d):
     """Deformable convolution v2, with offset and mask as inputs: ``forward(x, offset, mask)``."""
 
-    @takes(ARGUMENTS)
-    def __init__(self, **options: object) -> None:
-        super().__init__(**options)
+    __init__ = takes(ARGUMENTS)(ModulatedDeformConv2d.__init__)
 
 
 class DCN(ModulatedDeformConv2dPack):
@@ -56,33 +52,17 @@ class DCN(ModulatedDeformConv2dPack):
     State dicts with the original name of the prediction, ``conv_offset_mask``, load.
     """
 
-    @takes(ARGUMENTS)
-    def __init__(self, **options: object) -> None:
-        super().__init__(**options)
+    __init__ = takes(ARGUMENTS)(ModulatedDeformConv2dPack.__init__)
 
 
-def dcn_v2_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    *geometry: int,  # (height, width) of kernel, stride, padding and dilation; deformable_group
-) -> Tensor:  # [N, O, oH, oW]
+def dcn_v2_forward(input, weight, bias, offset, mask, *geometry: int) -> Tensor:
+    """The geometry is (height, width) of kernel, stride, padding and dilation, then deformable_group."""
     _, _, *sides, deformable_group = geometry
     sides = (sides[:2], sides[2:4], sides[4:])
     return dcn_v2_conv(input, offset, mask, weight, bias, *sides, deformable_group)
 
 
-def dcn_v2_backward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    grad_output: Tensor,  # [N, O, oH, oW]
-    *geometry: int,  # as in the forward
-) -> list[Tensor]:
+def dcn_v2_backward(input, weight, bias, offset, mask, grad_output, *geometry: int) -> list[Tensor]:
     """The gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
     gradients = [torch.zeros_like(tensor) for tensor in (input, offset, mask, weight, bias)]
     grad_input, grad_offset, grad_mask, grad_weight, grad_bias = gradients
@@ -169,30 +149,22 @@ def dcn_v2_pooling(
     return dcn_v2_psroi_pooling_forward(input, rois, offset, no_trans, spatial_scale, output_dim, *numbers)[0]
 
 
+POOLING = "self spatial_scale pooled_size output_dim no_trans group_size part_size sample_per_part trans_std"
+
+
 class DCNv2Pooling(nn.Module):
     """Deformable PSRoI pooling with the offset as an input: ``forward(input, rois, offset)``.
 
     Args: those of :func:`dcn_v2_pooling` from ``spatial_scale`` on.
     """
 
-    def __init__(
-        self,
-        spatial_scale: float,
-        pooled_size: int,
-        output_dim: int,
-        no_trans: bool,
-        group_size: int = 1,
-        part_size: int | None = None,
-        sample_per_part: int = 4,
-        trans_std: float = 0.0,
-    ) -> None:
+    @takes(POOLING)
+    def __init__(self, **options: object) -> None:
         super().__init__()
-        self.no_trans = no_trans
-        self.sizes = (spatial_scale, pooled_size, output_dim)
-        self.options = (group_size, part_size, sample_per_part, trans_std)
+        self.options = options
 
     def forward(self, input: Tensor, rois: Tensor, offset: Tensor) -> Tensor:
-        return dcn_v2_pooling(input, rois, offset, *self.sizes, self.no_trans, *self.options)
+        return dcn_v2_pooling(input, rois, offset, **self.options)
 
 
 class DCNPooling(DCNv2Pooling):
@@ -201,14 +173,14 @@ class DCNPooling(DCNv2Pooling):
     Parameters: ``offset_mask_fc``, three linear layers of width ``deform_fc_dim``, whose last starts at zero.
     """
 
-    def __init__(self, *arguments: object, deform_fc_dim: int = 1024, **options: object) -> None:
-        super().__init__(*arguments, **options)
-        if self.no_trans:
+    @takes(f"{POOLING} deform_fc_dim")
+    def __init__(self, deform_fc_dim: int = 1024, **options: object) -> None:
+        super().__init__(**options)
+        if options["no_trans"]:
             return
-        _, pooled_size, output_dim = self.sizes
-        bins = pooled_size**2
+        bins = options["pooled_size"] ** 2
         self.offset_mask_fc = nn.Sequential(
-            nn.Linear(bins * output_dim, deform_fc_dim),
+            nn.Linear(bins * options["output_dim"], deform_fc_dim),
             nn.ReLU(inplace=True),
             nn.Linear(deform_fc_dim, deform_fc_dim),
             nn.ReLU(inplace=True),
@@ -218,8 +190,8 @@ class DCNPooling(DCNv2Pooling):
             nn.init.zeros_(parameter)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        pooled = dcn_v2_pooling(input, rois, input.new_empty(0), *self.sizes, True, *self.options)
-        if self.no_trans:
+        pooled = dcn_v2_pooling(input, rois, input.new_empty(0), **{**self.options, "no_trans": True})
+        if self.options["no_trans"]:
             return pooled
         bins = pooled.shape[2:]
         prediction = self.offset_mask_fc(pooled.flatten(1)).unflatten(1, (3, *bins))

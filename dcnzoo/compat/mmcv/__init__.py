@@ -9,9 +9,8 @@ cannot be imported. After :func:`install`, ``import mmcv._ext`` falls back to :m
 as :mod:`dcnzoo.compat.extensions` describes. A compiled ``mmcv._ext`` stays in use.
 """
 
-from __future__ import annotations
-
 import importlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +19,6 @@ from typing import TYPE_CHECKING
 from dcnzoo.compat import extensions, patches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
 EXTENSION = "mmcv._ext"
@@ -60,7 +57,7 @@ def compiled_extension() -> ModuleType | None:
 _mmcv_devices: tuple[str, ...] | None = None
 
 
-def runs_on_dcnzoo(operator: str, device: torch.device) -> bool:
+def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
     """Whether an operator of mmcv runs on dcnzoo's kernels on this device.
 
     With mmcv-lite it always does. A compiled mmcv keeps its own kernels if the operator's patch is off. On
@@ -91,7 +88,7 @@ class _ByDevice:
         self.operator, self.dcnzoos, self.mmcvs = operator, dcnzoos, mmcvs
 
     def __getattr__(self, name: str) -> Callable:
-        def call(first: torch.Tensor, *args: object, **kwargs: object) -> object:
+        def call(first: "torch.Tensor", *args: object, **kwargs: object) -> object:
             module = self.dcnzoos if runs_on_dcnzoo(self.operator, first.device) else self.mmcvs
             return getattr(module, name)(first, *args, **kwargs)
 

@@ -9,8 +9,6 @@ PyTorch. Every other name is a function that raises ``NotImplementedError``, bec
 names when it is imported.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 
@@ -20,10 +18,10 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
-from dcnzoo.compat.mmcv.plain import boxes, features, losses, polygons, text
+from dcnzoo.compat.mmcv.plain import boxes, features, text
 from dcnzoo.compat.signatures import takes
 
-PLAIN = (boxes, features, losses, polygons, text)
+PLAIN = (boxes, features, text)
 
 # Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {
@@ -35,6 +33,7 @@ INSTEAD = {
     "roi_pool_": "roi_align, or torchvision.ops.roi_pool",
     "bbox_overlaps": "mmdet.structures.bbox.bbox_overlaps",
     "carafe_naive": "mmcv.ops.carafe",
+    "chamfer_distance": "torch.cdist and the minima of its rows and columns",
     "softmax_focal_loss": "mmcv.ops.sigmoid_focal_loss, or torch.nn.functional.cross_entropy",
     "iou3d": "box_iou_rotated of (x, y, x_size, y_size, angle), and the overlap of heights",
     "get_indice_pairs": "the package spconv",
@@ -84,112 +83,74 @@ def _without_autocast(function: Callable) -> Callable:
 # Deformable convolution
 
 
-def _backward(of: str, grad_output: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    """Gradients of the inputs named in ``of``, in the operator's order of arguments."""
+def _add_gradients(
+    grad_output: Tensor, inputs: tuple, geometry: tuple, scale: float = 1.0, **targets: Tensor
+) -> None:
+    """Add the gradients of the inputs that ``targets`` names to these tensors.
+
+    Args:
+        inputs: input, weight, offset and mask.
+    """
     names = ("input", "weight", "offset", "mask", "bias")
-    chosen = [name in of.split() for name in names]
-    gradients = torch.ops.dcnzoo._deform_conv_backward(grad_output, *arguments, chosen)
-    return tuple(g for g, c in zip(gradients, chosen, strict=True) if c)
+    needed = [name in targets for name in names]
+    gradients = torch.ops.dcnzoo._deform_conv_backward(grad_output, *inputs, *geometry, needed)
+    for name, gradient in zip(names, gradients, strict=True):
+        if name not in targets:
+            continue
+        target = targets[name]
+        if gradient.shape != target.shape:  # that of as_read(target, …)
+            values = gradient.flatten(1)
+            rest = target[0].numel() - values.shape[1]
+            gradient = torch.nn.functional.pad(values, (0, rest)).view(target.shape)
+        target.add_(gradient, alpha=scale)
 
 
 V1 = "kW kH dW dH padW padH dilationW dilationH group deformable_group"
 V2 = "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w group deformable_group with_bias"
 
 
-def _geometry(
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    im2col_step: int,
-    **_: object,
-) -> tuple:
+def _geometry(options: dict[str, int]) -> tuple:
     """The operator's geometry. The kernel size and the deformable groups follow from the tensors."""
-    return (dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step
+    pairs = ((options[f"{name}H"], options[f"{name}W"]) for name in ("d", "pad", "dilation"))
+    return *pairs, options["group"], options["im2col_step"]
 
 
 @_without_autocast
 @takes(f"input weight offset output columns ones {V1} im2col_step")
-def deform_conv_forward(
-    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, deformable_group: int, **options: int
-) -> None:
+def deform_conv_forward(input, weight, offset, output, deformable_group, **options) -> None:
     check_groups("deform_conv_forward", deformable_group, input, weight, offset=offset)
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *_geometry(**options)))
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *_geometry(options)))
 
 
 @_without_autocast
 @takes(f"input offset grad_output grad_input grad_offset weight columns {V1} im2col_step")
-def deform_conv_backward_input(
-    input: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    grad_input: Tensor,
-    grad_offset: Tensor,
-    weight: Tensor,
-    **options: int,
-) -> None:
-    gradients = _backward("input offset", grad_output, input, weight, offset, None, *_geometry(**options))
-    grad_input.add_(gradients[0])
-    grad_offset.add_(gradients[1])
+def deform_conv_backward_input(input, weight, offset, grad_output, **options) -> None:
+    targets = dict(input=options["grad_input"], offset=options["grad_offset"])
+    _add_gradients(grad_output, (input, weight, offset, None), _geometry(options), **targets)
 
 
 @_without_autocast
 @takes(f"input offset grad_output grad_weight columns ones {V1} scale im2col_step")
-def deform_conv_backward_parameters(
-    input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor, scale: float, **options: int
-) -> None:
+def deform_conv_backward_parameters(input, offset, grad_output, grad_weight, scale, **options) -> None:
     # mmcv does not pass the weight; its gradient does not depend on it, so any tensor of its shape works
-    arguments = (grad_output, input, grad_weight, offset, None, *_geometry(**options))
-    grad_weight.add_(*_backward("weight", *arguments), alpha=scale)
-
-
-def _add_as_read(target: Tensor, gradient: Tensor) -> None:
-    """Add the gradient of the result of :func:`as_read` to the gradient of its argument."""
-    if gradient.shape != target.shape:
-        values = gradient.flatten(1)
-        padding = target[0].numel() - values.shape[1]
-        gradient = torch.nn.functional.pad(values, (0, padding)).view(target.shape)
-    target.add_(gradient)
+    inputs = (input, grad_weight, offset, None)
+    _add_gradients(grad_output, inputs, _geometry(options), scale, weight=grad_weight)
 
 
 def _modulated(
-    offset: Tensor,
-    mask: Tensor,
-    size: tuple[int, int],  # of the output
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
-    **_: object,
+    offset: Tensor, mask: Tensor, output: Tensor, options: dict[str, int]
 ) -> tuple[tuple[Tensor, Tensor], tuple]:
     """Offset and mask as mmcv reads them, and the operator's geometry."""
-    taps = deformable_group * kernel_h * kernel_w
+    size, taps = output.shape[2:], options["deformable_group"] * options["kernel_h"] * options["kernel_w"]
     offset_mask = as_read(offset, "offset", 2 * taps, size), as_read(mask, "mask", taps, size)
-    return offset_mask, ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
+    pairs = ((options[f"{name}_h"], options[f"{name}_w"]) for name in ("stride", "pad", "dilation"))
+    return offset_mask, (*pairs, options["group"], None)
 
 
 @_without_autocast
 @takes(f"input weight bias ones offset mask output columns {V2}")
-def modulated_deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    output: Tensor,
-    with_bias: bool,
-    **options: int,
-) -> None:
-    offset_mask, geometry = _modulated(offset, mask, output.shape[2:], **options)
+def modulated_deform_conv_forward(input, weight, bias, offset, mask, output, with_bias, **options) -> None:
+    offset_mask, geometry = _modulated(offset, mask, output, options)
     bias = bias if with_bias else None
     output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *offset_mask, bias, *geometry))
 
@@ -199,29 +160,11 @@ def modulated_deform_conv_forward(
     "input weight bias ones offset mask columns grad_input grad_weight grad_bias grad_offset grad_mask "
     f"grad_output {V2}"
 )
-def modulated_deform_conv_backward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    grad_input: Tensor,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-    grad_offset: Tensor,
-    grad_mask: Tensor,
-    grad_output: Tensor,
-    with_bias: bool,
-    **options: int,
-) -> None:
-    offset_mask, geometry = _modulated(offset, mask, grad_output.shape[2:], **options)
-    inputs = "input weight offset mask" + " bias" * with_bias
-    gradients = _backward(inputs, grad_output, input, weight, *offset_mask, *geometry)
-    grad_input.add_(gradients[0])
-    grad_weight.add_(gradients[1])
-    _add_as_read(grad_offset, gradients[2])
-    _add_as_read(grad_mask, gradients[3])
-    if with_bias:
-        grad_bias.add_(gradients[4])
+def modulated_deform_conv_backward(input, weight, offset, mask, grad_output, with_bias, **options) -> None:
+    offset_mask, geometry = _modulated(offset, mask, grad_output, options)
+    names = ["input", "weight", "offset", "mask"] + ["bias"] * with_bias
+    targets = {name: options[f"grad_{name}"] for name in names}
+    _add_gradients(grad_output, (input, weight, *offset_mask), geometry, **targets)
 
 
 # Convolution at selected pixels (guided anchoring): im2col, matrix product and scatter
@@ -261,35 +204,18 @@ def masked_col2im_forward(
 
 @_without_autocast
 def ms_deform_attn_forward(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    im2col_step: int,
+    value, spatial_shapes, level_start_index, sampling_locations, attention_weights, im2col_step
 ) -> Tensor:
-    return dcnzoo.ops.ms_deform_attn(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    )
+    tensors = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    return dcnzoo.ops.ms_deform_attn(*tensors)
 
 
 @_without_autocast
-def ms_deform_attn_backward(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    grad_output: Tensor,
-    grad_value: Tensor,
-    grad_sampling_loc: Tensor,
-    grad_attn_weight: Tensor,
-    im2col_step: int,
-) -> None:
-    inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
+    """Args: those of the forward, ``grad_output``, and the gradients of value, locations and weights."""
+    *inputs, grad_output = tensors[:6]
     gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3)
-    targets = (grad_value, grad_sampling_loc, grad_attn_weight)
-    for target, gradient in zip(targets, gradients, strict=True):
+    for target, gradient in zip(tensors[6:], gradients, strict=True):
         target.add_(gradient)
 
 
@@ -364,86 +290,47 @@ def nms_rotated(
     return order[dcnzoo.ops.nms_rotated(dets_sorted[:, :5], scores[order], threshold.item())]
 
 
-# Regions of interest; mmcv passes the numbers by name, and dcnzoo's operators have most of its names
+# Regions of interest. mmcv passes the numbers by name, and dcnzoo's operators have most of its names. Without
+# an offset, its tensor is empty.
 
 
 @_without_autocast
-def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    **sampling: float,
-) -> None:
+def roi_align_forward(input, rois, *outputs, aligned_height: int, aligned_width: int, **sampling) -> None:
     results = torch.ops.dcnzoo.roi_align(input, rois, aligned_height, aligned_width, **sampling)
-    for target, result in zip((output, argmax_y, argmax_x), results, strict=True):
+    for target, result in zip(outputs, results, strict=True):  # the output, and y and x of maxima
         target.copy_(result)
 
 
 @_without_autocast
 def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    **sampling: float,
+    grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height, aligned_width, **sampling
 ) -> None:
     tensors = (grad_output, rois, argmax_y, argmax_x)
     grad_input.add_(torch.ops.dcnzoo._roi_align_backward(*tensors, grad_input.shape, **sampling))
 
 
 @_without_autocast
-def roi_align_rotated_forward(
-    input: Tensor, rois: Tensor, output: Tensor, pooled_height: int, pooled_width: int, **sampling: float
-) -> None:
+def roi_align_rotated_forward(input, rois, output, pooled_height, pooled_width, **sampling) -> None:
     output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, (pooled_height, pooled_width), **sampling))
 
 
 @_without_autocast
 def roi_align_rotated_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    grad_input: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    **sampling: float,
+    grad_output, rois, grad_input, pooled_height, pooled_width, **sampling
 ) -> None:
     backward = torch.ops.dcnzoo._roi_align_rotated_backward
     grad_input.add_(backward(grad_output, rois, grad_input.shape, **sampling))
 
 
 @_without_autocast
-def deform_roi_pool_forward(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor,  # empty: no offset
-    output: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    **sampling: float,
-) -> None:
+def deform_roi_pool_forward(input, rois, offset, output, pooled_height, pooled_width, **sampling) -> None:
     offset = offset if offset.numel() else None
     output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, (pooled_height, pooled_width), **sampling))
 
 
 @_without_autocast
 def deform_roi_pool_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor,
-    grad_input: Tensor,
-    grad_offset: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    gamma: float,
-    **sampling: float,
+    grad_output, input, rois, offset, grad_input, grad_offset, pooled_height, pooled_width, gamma, **sampling
 ) -> None:
     if offset.numel():
         tensors, options = (grad_output, input, rois, offset), dict(gamma=gamma, output_mask=[True, True])

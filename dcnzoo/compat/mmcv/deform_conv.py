@@ -5,8 +5,6 @@ Checked against mmcv 2.1.0. Any batch size works with any ``im2col_step``. Impor
 arguments, and constructors raise ``ValueError``.
 """
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 
@@ -150,15 +148,13 @@ def _pair(argument: str, value: Pair) -> tuple[int, int]:
     return pair
 
 
-_before_mmcv_1 = renames(deformable_groups="deform_groups")
+class _Arguments:
+    """Mixin with mmcv's arguments. It must precede a layer of :mod:`dcnzoo.layers`."""
 
+    modulated: ClassVar[bool] = False
+    takes_bias: ClassVar[bool] = True
 
-class _Layer(layers.DeformConv2d):
-    """Base of mmcv's layers that take the offset, and with ``modulated`` the mask, as inputs."""
-
-    modulated: ClassVar[bool]
-
-    @_before_mmcv_1
+    @renames(deformable_groups="deform_groups")  # its name before mmcv 1.0
     def __init__(
         self,
         in_channels: int,
@@ -171,15 +167,21 @@ class _Layer(layers.DeformConv2d):
         deform_groups: int = 1,
         bias: bool | str | None = None,  # None: as in mmcv, True only for v2
         im2col_step: int | None = None,
+        **options: object,
     ) -> None:
-        if bias and not self.modulated:
-            raise ValueError(
-                f"{type(self).__name__}: bias: expected False (mmcv's v1 layers have no bias), got {bias!r}"
-            )
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        bias = self.modulated if bias is None else bool(bias)
-        super().__init__(in_channels, out_channels, *geometry, bias=bias, im2col_step=im2col_step)
+        if bias and not self.takes_bias:
+            self._refuse("bias", "False (mmcv's v1 layers have no bias)", repr(bias))
+        options |= self._grouping(deform_groups)
+        options |= dict(bias=self.modulated if bias is None else bool(bias), im2col_step=im2col_step)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.deform_groups = deform_groups
+
+    def _grouping(self, deform_groups: int) -> dict[str, object]:
+        return {}
+
+
+class _Layer(_Arguments, layers.DeformConv2d):
+    """Base of mmcv's layers that take the offset, and with ``modulated`` the mask, as inputs."""
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
@@ -195,7 +197,7 @@ class DeformConv2d(_Layer):
     ``forward(x, offset)``. An input smaller than the kernel, which mmcv pads first, gives the same result.
     """
 
-    modulated = False
+    takes_bias = False
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
@@ -228,7 +230,7 @@ class ModulatedDeformConv2d(_Layer):
         return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *self._geometry())
 
 
-class DeformConv2dPack(layers.PackedDeformConv2d):
+class DeformConv2dPack(_Arguments, layers.PackedDeformConv2d):
     """``mmcv.ops.DeformConv2dPack``, ``DCN`` in configs: v1 that predicts its own offsets.
 
     :class:`dcnzoo.layers.PackedDeformConv2d` with mmcv's arguments and initial values. Also accepts
@@ -237,38 +239,9 @@ class DeformConv2dPack(layers.PackedDeformConv2d):
     """
 
     _version = 2  # of mmcv's packs, in the metadata of state dicts
-    modulated = False
 
-    @_before_mmcv_1
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool | str | None = None,  # None: as in mmcv, True only for v2
-        im2col_step: int | None = None,
-        offset_limit: float | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            *(kernel_size, stride, padding, dilation, groups),
-            bias=self.modulated if bias is None else bool(bias),
-            modulated=self.modulated,
-            offset_groups=deform_groups,
-            mask_groups=deform_groups,
-            offset_limit=offset_limit,
-            im2col_step=im2col_step,
-        )
-
-    @property
-    def deform_groups(self) -> int:
-        return self.offset_groups
+    def _grouping(self, deform_groups: int) -> dict[str, object]:
+        return dict(modulated=self.modulated, offset_groups=deform_groups, mask_groups=deform_groups)
 
     def reset_parameters(self) -> None:
         DeformConv2d.reset_parameters(self)

@@ -2,8 +2,7 @@
 
 from dcnzoo.compat import patches
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, draw_image, make_shapes
-from dcnzoo.openmmlab.datasets.coco import CocoDataset
-from dcnzoo.openmmlab.datasets.shapes import ShapesDataset
+from dcnzoo.openmmlab.datasets.coco import CocoDataset, ShapesDataset
 from dcnzoo.openmmlab.patches import SKIP_UNREADABLE_IMAGES
 
 __all__ = ["CLASSES", "PALETTE", "CocoDataset", "ShapesDataset", "ShapesSpec", "draw_image", "make_shapes"]

@@ -19,14 +19,16 @@ from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
 from mmdet.registry import DATASETS, METRICS
+from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
 from dcnzoo.compat import patches
 from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.conversion import few, short
+from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.garbage import collector_paused
+from dcnzoo.utils.files import collector_paused
 
 
 class CheckedCOCO(COCO):
@@ -206,6 +208,28 @@ class CocoDataset(coco.CocoDataset):
                 f"all are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
             )
         return left
+
+
+@DATASETS.register_module()
+class ShapesDataset(CocoDataset):
+    """The generated shapes (see :mod:`dcnzoo.data.shapes`) as a COCO data set.
+
+    ``shapes`` contains the fields of :class:`ShapesSpec`. If given, the data set is generated in
+    ``data_root`` before it is first read, unless it is there already. Without it, existing files are read.
+    """
+
+    METAINFO = {"classes": CLASSES, "palette": PALETTE}
+
+    def __init__(self, *args, shapes: dict | None = None, **kwargs) -> None:
+        self.shapes = shapes
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        if self.shapes is not None:
+            if is_main_process():
+                make_shapes(self.data_root, ShapesSpec(**self.shapes))
+            barrier()
+        return super().load_data_list()
 
 
 def _skip_reason(annotation: dict, image: dict | None) -> str | None:

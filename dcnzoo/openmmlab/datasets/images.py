@@ -1,15 +1,12 @@
-"""Handle images that cannot be read or resized: skip a limited number in training, stop in tests.
+"""Handle images that cannot be read: skip a limited number in training, stop in tests.
 
 Without this, MMDetection stops at the first such image, possibly hours into a training, with a traceback
 from a worker process.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import cv2
-import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
@@ -19,9 +16,6 @@ from mmengine.logging import print_log
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, printable
-
-# If one side is this many times the other, the shorter can shrink to less than half a pixel in a resize.
-_NARROW = 100
 
 
 def skip_unreadable_images(changes: Changes) -> None:
@@ -41,12 +35,12 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     """Return the sample, or None if its image cannot be read; ``BaseDataset`` then draws another at random.
 
     Raises:
-        UserError: the image cannot be read or resized, and this is a test or too many images have failed.
+        UserError: the image cannot be read, and this is a test or too many images have failed.
     """
     try:
         return BaseDataset.prepare_data(self, idx)
     except Exception as error:
-        reason = _why_unreadable(self, idx, error)
+        reason = _why_unreadable(self, idx)
         if reason is None:
             raise
         if self.test_mode:
@@ -66,7 +60,7 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     return None
 
 
-def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str | None:
+def _why_unreadable(dataset: BaseDetDataset, idx: int) -> str | None:
     """Describe what is wrong with the image; None if the error has another cause."""
     loader = next((t for t in dataset.pipeline.transforms if isinstance(t, LoadImageFromFile)), None)
     sample = dataset.get_data_info(idx)
@@ -84,24 +78,6 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str 
             f"{path}: expected a picture of {stated[0]} × {stated[1]}, as in the annotations, "
             f"found {width} × {height}"
         )
-    return _resized_to_nothing(path, height, width, error)
-
-
-def _resized_to_nothing(path: str, height: int, width: int, error: Exception) -> str | None:
-    if getattr(error, "func", None) != "resize" or max(height, width) <= _NARROW * min(height, width):
-        return None
-    return printable(
-        f"{path}: expected a picture with at least one pixel per side after resizing, "
-        f"found {width} × {height}"
-    )
-
-
-@contextmanager
-def resizing(path: str, picture: np.ndarray) -> Iterator[None]:
-    """Turn OpenCV's error about a picture that shrinks to nothing into a ValueError with its path."""
-    try:
-        yield
-    except cv2.error as error:
-        if reason := _resized_to_nothing(path, *picture.shape[:2], error):
-            raise ValueError(reason) from error
-        raise
+    if max(height, width) > 100 * min(height, width):  # the shorter side shrinks to nothing in a resize
+        return printable(f"{path}: expected a picture that can be resized, found {width} × {height}")
+    return None

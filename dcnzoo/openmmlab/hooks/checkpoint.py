@@ -4,21 +4,24 @@ import os
 import re
 from pathlib import Path
 
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.checkpoints import damage, seal
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import write_bytes
 
 
 @register_backend("atomic_local", force=True)
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's ``LocalBackend`` that writes to a temporary file, then renames it; archives are sealed.
+    """mmengine's ``LocalBackend`` that writes a checkpoint to a temporary file, then renames it.
 
     Raises:
         UserError: the file cannot be written. An existing file is then unchanged.
@@ -26,24 +29,19 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
         try:
-            write_bytes(filepath, seal(obj))
+            write_bytes(filepath, obj)
         except UserError as error:
-            if str(filepath).endswith(".pth") and disk_is_full(error.__cause__):
-                raise UserError(f"{error}, then continue with --resume") from error.__cause__
-            raise
-
-    def put_text(self, obj: str, filepath: str | os.PathLike, encoding: str = "utf-8") -> None:
-        self.put(obj.encode(encoding), filepath)
+            hint = ", then continue with --resume" if disk_is_full(error.__cause__) else ""
+            raise UserError(f"{error}{hint}") from error.__cause__
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
-    The parent class removes the oldest checkpoint before it writes the new one, and overwrites the
-    checkpoint and ``last_checkpoint`` in place. This class first completes the new file, then updates
-    ``last_checkpoint``, then removes the oldest file; the best checkpoint likewise. With
-    ``max_keep_ckpts=1``, no older checkpoint is left as a fallback if the file is damaged later.
+    The parent class removes the oldest checkpoint before it writes the new one. This class first completes
+    the new file, then updates ``last_checkpoint``, then removes the oldest file; the best checkpoint
+    likewise. With ``max_keep_ckpts=1``, no older checkpoint is left if the file is damaged later.
 
     Resuming loads the last undamaged checkpoint and names the damaged ones. If the process ended during a
     validation, that validation runs first, so that its effects (best score, learning rate on plateaus) are
@@ -57,6 +55,8 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self._is_local:
             self.backend_args = {"backend": "atomic_local"}
+        self._number_kept = self.max_keep_ckpts
+        self.max_keep_ckpts += self._number_kept > 0  # the parent class removes first
         self._validated = False
         self._unvalidated_step: int | None = None  # of the last checkpoint
         self._resumed_unvalidated = False
@@ -68,34 +68,24 @@ class AtomicCheckpointHook(CheckpointHook):
     # Resuming
 
     def before_run(self, runner: Runner) -> None:
-        if runner._has_loaded:
+        """Select the work directory's last undamaged checkpoint, unless a file is requested."""
+        requested = runner._has_loaded or runner._load_from is not None
+        if requested or not (runner._resume and self._is_local):
             return
-        found: list[str | UserError | None] = [None]
-        if is_main_process():  # one process decides for all
-            try:
-                found = [self._find_whole(runner)]
-            except UserError as error:
-                found = [error]
-        broadcast_object_list(found)
-        if isinstance(found[0], UserError):
-            raise found[0]
-        runner._load_from = found[0]
-
-    def _find_whole(self, runner: Runner) -> str | None:
-        """Return the checkpoint to load: the requested file, or the work directory's last undamaged one."""
-        if runner._load_from is not None or not (runner._resume and self._is_local):
-            return runner._load_from  # load_file verifies it
         candidates = self._candidates(Path(runner.work_dir))
         for path in candidates:
-            reason = damage(path) if path.is_file() else None  # sharded optimizers save folders
-            if reason is None:
-                return str(path)
-            runner.logger.warning(f"checkpoint: {path} {reason}; using the previous one")
+            try:
+                if path.is_file():  # sharded optimizers save folders
+                    load_file(path, map_location="meta")
+            except CheckpointError as error:
+                runner.logger.warning(f"checkpoint: {error}; using the previous one")
+            else:
+                runner._load_from = str(path)
+                return
         if candidates:
             raise UserError(
                 f"--resume: expected an undamaged checkpoint, found {len(candidates)} damaged ones"
             )
-        return None
 
     def _candidates(self, work_dir: Path) -> list[Path]:
         """List the checkpoints to resume from, the latest first.
@@ -104,28 +94,18 @@ class AtomicCheckpointHook(CheckpointHook):
         checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
         (Older files with higher numbers are from another run.)
         """
-        pointer = work_dir / "last_checkpoint"
-        text = pointer.read_text().strip() if pointer.is_file() else ""
-        named = Path(text) if text else None
-        folder = named.parent if named is not None and named.exists() else self._folder(work_dir)
         pattern = re.compile(re.escape(self.filename_tmpl).replace(r"\{\}", r"(\d+)"))
-        steps = {int(m[1]): p for p in folder.glob("*") if (m := pattern.fullmatch(p.name))}
-        if named is None:
-            return [steps[step] for step in sorted(steps, reverse=True)]
-        if not (match := pattern.fullmatch(named.name)):
-            return [named] if named.exists() else []
-        last, written = int(match[1]), pointer.stat().st_mtime_ns
+        # the parent class saves in a subfolder of out_dir
+        same = self.out_dir in (None, str(work_dir))
+        paths = (work_dir if same else Path(self.out_dir, work_dir.name)).glob("*")
+        steps = {int(match[1]): path for path in paths if (match := pattern.fullmatch(path.name))}
+        pointer = work_dir / "last_checkpoint"
+        named = pattern.fullmatch(Path(pointer.read_text().strip()).name) if pointer.is_file() else None
         return [
-            steps[step]
-            for step in sorted(steps, reverse=True)
-            if step <= last or steps[step].stat().st_mtime_ns >= written
+            path
+            for step, path in sorted(steps.items(), reverse=True)
+            if not named or step <= int(named[1]) or path.stat().st_mtime >= pointer.stat().st_mtime
         ]
-
-    def _folder(self, work_dir: Path) -> Path:
-        """Return the folder in which the parent class will save checkpoints."""
-        if self.out_dir in (None, str(work_dir)):
-            return work_dir
-        return Path(self.out_dir) / work_dir.name
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # checkpoints of mmengine's own hook lack this entry
@@ -189,31 +169,14 @@ class AtomicCheckpointHook(CheckpointHook):
         return {getattr(self, "best_ckpt_path", None), *several.values()}
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = []
-        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated = [self.keep_ckpt_ids.popleft()]
-            self.keep_ckpt_ids.append(step)
-            # if the process ends before the removal below, a resumed run removes the outdated checkpoint
-            runner.message_hub.update_info("keep_ckpt_ids", outdated + list(self.keep_ckpt_ids))
-        self.last_ckpt = self._path(step)
-        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
-
-        runner.save_checkpoint(
-            self.out_dir,
-            self.filename_tmpl.format(step),
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta={**meta, "validated": self._validated},
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
+        super()._save_checkpoint_with_step(runner, step, {**meta, "validated": self._validated})
         self._unvalidated_step = None if self._validated else step
-        if not is_main_process():
-            return
-        AtomicLocalBackend().put_text(self.last_ckpt, Path(runner.work_dir) / "last_checkpoint")
-        for path in map(self._path, outdated):
+        # the new checkpoint lists the outdated one: if the process ends here, a resumed run removes it
+        while 0 < self._number_kept < len(self.keep_ckpt_ids):
+            name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+            path = self.file_backend.join_path(self.out_dir, name)
+            if not is_main_process():
+                continue
             if self.file_backend.isdir(path):  # sharded optimizers save folders
                 self.file_backend.rmtree(path)
             elif self.file_backend.isfile(path):
@@ -222,5 +185,50 @@ class AtomicCheckpointHook(CheckpointHook):
     def _step(self, runner: Runner) -> int:
         return runner.epoch if self.by_epoch else runner.iter
 
-    def _path(self, step: int) -> str:
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+class LoadCheckpointHook(Hook):
+    """Load by :func:`dcnzoo.openmmlab.weights.load_state`, which converts weights and requires that all fit.
+
+    mmengine's runners load with ``strict=False`` and only log mismatches. They call this hook after reading a
+    file and before loading it; the hook loads the weights and hands the loaded state back to the runner.
+
+    Args:
+        fine_tune: if the classes of ``load_from`` differ, do not load the parameters that depend on them.
+        allow_partial: load the parameters that fit.
+    """
+
+    priority = "VERY_HIGH"  # before EMAHook, which copies the weights
+
+    def __init__(self, fine_tune: bool = False, allow_partial: bool = False) -> None:
+        self.fine_tune = fine_tune
+        self.allow_partial = allow_partial
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model, resume = runner.model, runner._resume
+        if isinstance(model, FullyShardedDataParallel):
+            runner.logger.warning("load_from: with torch's first FSDP, the weights are not checked")
+            return
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
+        meta = checkpoint.get("meta") or {}
+        report = load_state(
+            model,
+            find_weights(checkpoint, source),
+            source,
+            meta=meta,
+            fine_tune=self.fine_tune and not resume,
+            allow_partial=self.allow_partial and not resume,
+            hint="--resume requires the model of the interrupted training" if resume else PARTIAL_HINT,
+        )
+        if report:
+            runner.logger.info(f"{source}: {report}")
+        if resume and not {"epoch", "iter"} <= set(meta):
+            raise UserError(
+                f"--resume: expected a checkpoint of an interrupted training, got {source}, which has only "
+                f"weights: --cfg-options load_from={source} starts a training from them"
+            )
+        if "state_dict" not in checkpoint:  # the file contains only weights
+            checkpoint.clear()
+            checkpoint["meta"] = meta
+        checkpoint["state_dict"] = model.state_dict()

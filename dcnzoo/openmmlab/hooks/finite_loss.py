@@ -1,7 +1,7 @@
 """Stop training if the loss is not finite."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from mmengine.hooks import Hook
@@ -30,7 +30,6 @@ class FiniteLossHook(Hook):
     def __init__(self, scaled: int = 25) -> None:
         self.scaled = scaled
         self._in_a_row = 0
-        self._passed_over = 0
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Mapping | None = None
@@ -42,33 +41,22 @@ class FiniteLossHook(Hook):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        self._passed_over += 1
         got = ", ".join(broken)
         where = f"in iteration {runner.iter + 1}, epoch {runner.epoch + 1}"
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         if scaler is not None and scaler.is_enabled() and self._in_a_row <= self.scaled:
-            runner.logger.warning(
-                f"loss: {got} {where}; the scaler skips this step ({self._passed_over} so far)"
-            )
+            runner.logger.warning(f"loss: {got} {where}; the scaler skips this step")
             return
         images = _image_paths(data_batch)
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
             + (f", images {', '.join(images)}" if images else "")
-            + f". The learning rate is {_learning_rate(runner):.3g}. Try a lower one, a longer warm-up or "
-            "optim_wrapper.clip_grad. Checkpoints are not affected; continue with --resume"
+            + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad. Checkpoints are not "
+            "affected; continue with --resume"
         )
 
 
 def _image_paths(data_batch: object) -> list[str]:
     samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
-    if not isinstance(samples, Sequence):
-        return []
-    paths = [path for sample in samples if (path := getattr(sample, "img_path", None))]
+    paths = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
     return paths if len(paths) <= 4 else [*paths[:4], f"{len(paths) - 4} more"]
-
-
-def _learning_rate(runner: Runner) -> float:
-    """Return the highest learning rate of all parameter groups and optimizers."""
-    rates = runner.optim_wrapper.get_lr()  # {"lr": […]}, or {"generator.lr": […], …}
-    return max(rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name])

@@ -51,31 +51,23 @@ class OffsetStatisticsHook(Hook):
         max_outside: float = 0.5,
         min_modulation: float = 0.02,
     ) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        if interval < 1:
             raise ValueError(f"OffsetStatisticsHook: interval: expected an integer ≥ 1, got {interval!r}")
-        limits = dict(max_mean=max_mean, max_outside=max_outside, min_modulation=min_modulation)
-        for name, limit in limits.items():
-            if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
-                raise ValueError(f"OffsetStatisticsHook: {name}: expected a number ≥ 0, got {limit!r}")
         self.interval = interval
         self.max_mean = max_mean
         self.max_outside = max_outside
         self.min_modulation = min_modulation
-        self._measures = False  # only the main process does
         self._astray: set[tuple[str, str]] = set()  # (layer, what) with an active warning
         self._modulating: set[str] = set()  # layers that have been above min_modulation
 
     def before_train(self, runner: Runner) -> None:
-        self._measures = False
-        if not is_main_process():
-            return
-        if not any(isinstance(module, TracksOffsets) for module in _bare(runner).modules()):
+        found = any(isinstance(module, TracksOffsets) for module in _bare(runner).modules())
+        if not found:
             runner.logger.warning(
                 "OffsetStatisticsHook: expected a model with deformable layers that predict their offsets, "
                 "found none; nothing will be recorded"
             )
-            return
-        self._measures = True
+        self._measures = found and is_main_process()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         if self._measures and self.every_n_train_iters(runner, self.interval):

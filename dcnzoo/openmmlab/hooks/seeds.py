@@ -51,31 +51,24 @@ class EpochSeedHook(Hook):
             loader.worker_init_fn = partial(initialise, seed=_mix(runner.seed, 1, runner.epoch))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        self._loader = _states()
-        set_random_seed(_mix(runner.seed, 2, runner.iter, get_rank()))
-
-    def after_train_iter(self, *args: object, **kwargs: object) -> None:
-        _restore(*self._loader)
+        self._seed_model(runner.seed, 2, runner.iter)
 
     def before_val(self, runner: Runner) -> None:
-        self._loader = _states()
-        set_random_seed(_mix(runner.seed, 3, get_rank()))
+        self._seed_model(runner.seed, 3)
 
-    def after_val(self, runner: Runner) -> None:
-        _restore(*self._loader)
+    def _seed_model(self, *numbers: int) -> None:
+        # of the loader: the three generators that transforms use
+        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        set_random_seed(_mix(*numbers, get_rank()))
+
+    def after_train_iter(self, *args: object, **kwargs: object) -> None:
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])  # noqa: NPY002
+        torch.set_rng_state(self._states[2])
+
+    after_val = after_train_iter
 
 
 def _mix(*numbers: int) -> int:
     """Return a seed of 31 bits, to which mmengine can add a worker's index without overflow."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
-
-
-def _states() -> tuple:
-    """Return the states of the three generators that transforms use."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-
-
-def _restore(python: tuple, numpy: tuple, own: torch.Tensor) -> None:
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(own)

@@ -30,8 +30,11 @@ from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPo
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 from dcnzoo.openmmlab.models.deform_attn import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
-from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
-from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
+from dcnzoo.openmmlab.models.intern_image import (
+    CustomLayerDecayOptimizerConstructor,
+    FlashInternImage,
+    InternImage,
+)
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
 from dcnzoo.openmmlab.patches import NUMPY_1_NAMES
 from dcnzoo.openmmlab.patches import apply as apply_patches

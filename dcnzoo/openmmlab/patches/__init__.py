@@ -10,17 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 from mmengine.device import get_device
 
 from dcnzoo.compat import patches
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.packages import config_text, inherit_from_packages
-from dcnzoo.openmmlab.patches import distributed, models, other_packages
+from dcnzoo.openmmlab.packages import inherit_from_packages
+from dcnzoo.openmmlab.patches import models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
-from dcnzoo.openmmlab.pretrained import weights_by_name
 
 
 def on_cpu() -> bool:
@@ -31,180 +29,151 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def with_mmdet() -> bool:
-    return installed("mmdet")
-
-
 def skip_unreadable_images(changes: Changes) -> None:
     from dcnzoo.openmmlab.datasets import images  # imports mmdet, which is optional
 
     images.skip_unreadable_images(changes)
 
 
-def fix(change: Callable[[Changes], None], **description: Any) -> Patch:
-    """Create a patch that is named after its function ``change``."""
-    return Patch(change.__name__, change=change, **description)
-
-
-def accept_version(package: str, release: str, dependency: str, accepted: str, error: str) -> Patch:
-    """Patch a package's import so that it accepts the installed version of a dependency.
-
-    Args:
-        release: version of the package, as in the table.
-        accepted: version of the dependency that the import sees.
-        error: the package's message about the installed version.
-    """
+def fix(
+    change: Callable[[Changes], None],
+    versions: str,
+    needed: Callable[[], bool] = lambda: True,
+    **description: str,
+) -> Patch:
+    """Create a patch that is named after its function ``change``, for an installed package."""
+    package = versions.partition(" ")[0]
     return Patch(
-        f"{package}_versions",
-        target=f"{dependency}.__version__, during the import of {package}",
-        reason=f"{package} rejects the installed {dependency}, although it works with it ({error})",
-        versions=release,
-        change=other_packages.while_imported(package, dependency, "__version__", accepted),
-        needed=partial(installed, package),
+        change.__name__,
+        versions=versions,
+        change=change,
+        needed=lambda: installed(package) and needed(),
+        **description,
     )
 
 
-MMENGINE = "mmengine 0.10.7"
-MMDET = "mmdet 3.3.0"
+of_mmengine = partial(fix, versions="mmengine 0.10.7")
+of_mmcv = partial(fix, versions="mmcv 2.1.0")
+of_mmdet = partial(fix, versions="mmdet 3.3.0")
 
-SKIP_UNREADABLE_IMAGES = fix(
+SKIP_UNREADABLE_IMAGES = of_mmdet(
     skip_unreadable_images,
     target="mmdet.datasets.BaseDetDataset",
     reason="an unreadable image stops the training; dcnzoo.openmmlab.datasets tolerates up to 5 %",
-    versions=MMDET,
     needed=lambda: "dcnzoo.openmmlab.datasets" in sys.modules,
 )
 
-NUMPY_1_NAMES = fix(
-    other_packages.numpy_1_names,
-    target="numpy.bool8, int0 and sctypes, from the import of imgaug, mmagic or mmocr on",
-    reason="these packages use names that numpy 2 removed (module 'numpy' has no attribute 'bool8')",
+NUMPY_1_NAMES = Patch(
+    "numpy_1_names",
+    change=other_packages.numpy_1_names,
+    target="numpy.bool8, int0 and sctypes",
+    reason="imgaug, mmagic and mmocr use names that numpy 2 removed (numpy has no attribute 'bool8')",
     versions="imgaug 0.4.0, mmagic 1.2.0, mmocr 1.0.1",
     needed=lambda: any(map(installed, ("imgaug", "mmagic", "mmocr"))),
 )
 
 TABLE = (
-    fix(
+    of_mmengine(
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
-        versions=MMENGINE,
-    ),
-    fix(
-        config_text,
-        target="mmengine.Config.pretty_text",
-        reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
-        versions=MMENGINE,
     ),
     fix(
         load_own_checkpoints,
         target="the safe globals of torch.serialization",
         reason="torch.load rejects the log in mmengine's checkpoints (Weights only load failed)",
-        versions=f"{MMENGINE}, torch ≥ 2.6",
+        versions="mmengine 0.10.7, torch ≥ 2.6",
     ),
     fix(
         enforce_weights_only,
         target="mmengine.runner.CheckpointLoader",
         reason="a downloaded or resumed checkpoint can run code",
-        versions=f"{MMENGINE}, onedl-mmengine 0.10.12",
+        versions="mmengine 0.10.7, onedl-mmengine 0.10.12",
     ),
-    fix(
-        weights_by_name,
+    of_mmengine(
+        models.weights_by_name,
         target="mmengine.runner.checkpoint.get_torchvision_models",
         reason="'torchvision://resnet50' requires torchvision (No module named 'torchvision')",
-        versions=MMENGINE,
     ),
-    fix(
-        distributed.amp_on_cpu,
+    of_mmengine(
+        models.amp_on_cpu,
         target="AmpOptimWrapper in mmengine's registry",
         reason="--amp requires a GPU (AmpOptimizerWrapper is only available … gpu)",
-        versions=MMENGINE,
-        needed=lambda: on_cpu() and distributed.amp_needs_a_gpu(),
-    ),
-    fix(
-        distributed.distributed_without_cuda,
-        target="mmengine.dist.init_dist, MMDistributedDataParallel",
-        reason="launchers call torch.cuda.set_device, and DDP receives the index of a GPU",
-        versions=MMENGINE,
         needed=on_cpu,
     ),
-    fix(
+    of_mmengine(
+        models.distributed_without_cuda,
+        target="mmengine.dist.init_dist, MMDistributedDataParallel",
+        reason="launchers call torch.cuda.set_device, and DDP receives the index of a GPU",
+        needed=on_cpu,
+    ),
+    of_mmengine(
         models.offset_lr_mult,
         target="mmengine.optim.DefaultOptimWrapperConstructor.add_params",
         reason="dcn_offset_lr_mult has no effect on layers other than mmcv's two convolutions",
-        versions=MMENGINE,
     ),
-    fix(
+    of_mmcv(
         models.roi_align_without_torchvision,
         target="mmcv.ops.RoIAlign",
         reason="use_torchvision=True, as in CrowdDet's config, needs torchvision",
-        versions="mmcv 2.1.0",
         needed=lambda: not installed("torchvision"),
     ),
-    fix(
+    of_mmcv(
         models.mm_sync_batch_norm,
         target="mmcv.ops.SyncBatchNorm",
         reason="MMSyncBN cannot be built in one process (Default process group has not been initialized)",
-        versions="mmcv 2.1.0",
     ),
-    fix(
+    of_mmcv(
         models.negative_hue,
         target="mmcv.adjust_hue",
         reason="mmpretrain's ColorJitter fails with numpy 2 (Python integer -9 out of bounds for uint8)",
-        versions="mmcv 2.1.0",
     ),
-    fix(
+    of_mmengine(
         deformable_configs,
         target="mmengine.Registry.build, for models",
         reason="configs lack dcn=True and to_deformable=dict(where=…)",
-        versions="all",
     ),
-    fix(
+    of_mmdet(
         short_resnets,
         target="mmdet.models.ResNet.arch_settings",
         reason="ResNet has no depth below 18, and none of Bottlenecks below 50",
-        versions="all",
-        needed=with_mmdet,
     ),
-    fix(
+    of_mmdet(
         models.ssd_head,
         target="mmdet.models.SSDHead.loss_cls",
         reason="prediction reads loss_cls of every dense head, but SSDHead has none",
-        versions=MMDET,
-        needed=with_mmdet,
     ),
-    fix(
+    of_mmdet(
         models.cascade_rpn_head,
         target="mmdet.models.CascadeRPNHead",
         reason="mmdet's config of Cascade RPN does not fit its class (missing … 'num_classes')",
-        versions=MMDET,
-        needed=with_mmdet,
     ),
-    fix(
+    of_mmdet(
         models.teacher_config,
         target="mmdet.models.KnowledgeDistillationSingleStageDetector",
         reason="distillation configs give the teacher's path relative to mmdet's repository",
-        versions=MMDET,
-        needed=with_mmdet,
     ),
-    fix(
+    of_mmdet(
         models.masks_outside_the_image,
         target="mmdet's fcn_mask_head._do_paste_mask",
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
-        versions=MMDET,
-        needed=with_mmdet,
-    ),
-    fix(
-        models.test_pipeline_stays,
-        target="mmdet.apis.inference.get_test_pipeline_cfg",
-        reason="after inference_detector(model, array), a path fails (KeyError: 'img')",
-        versions=MMDET,
-        needed=with_mmdet,
     ),
     SKIP_UNREADABLE_IMAGES,
-    accept_version("mmyolo", "mmyolo 0.6.0", "mmcv", "2.0.1", "MMCV==2.1.0 is used but incompatible"),
-    accept_version("mmrotate", "mmrotate 1.0.0rc1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
-    accept_version("mmocr", "mmocr 1.0.1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
+    *(
+        Patch(
+            f"{package}_versions",
+            target=f"{dependency}.__version__, during the import of {package}",
+            reason=f"{package} rejects the installed {dependency}, although it works with it ({error})",
+            versions=f"{package} {release}",
+            change=other_packages.while_imported(package, dependency, "__version__", accepted),
+            needed=partial(installed, package),
+        )
+        for package, release, dependency, accepted, error in (
+            ("mmyolo", "0.6.0", "mmcv", "2.0.1", "MMCV==2.1.0 is used but incompatible"),
+            ("mmrotate", "1.0.0rc1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
+            ("mmocr", "1.0.1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
+        )
+    ),
     Patch(
         "mmrotate_sequence",
         target="collections.Sequence, during the import of mmrotate's refine_single_stage",
@@ -220,14 +189,13 @@ TABLE = (
         target="TextSnakeModuleLoss._resample_line of mmocr",
         reason="with numpy 2, TextSnake and DRRG do not train (argument 'color' is not numeric)",
         versions="mmocr 1.0.1",
-        needed=partial(installed, "mmocr"),
     ),
     fix(
         other_packages.xtcocotools_mask,
         target="xtcocotools._mask",
         reason="mmpose imports xtcocotools, whose wheel requires numpy 1 (numpy.dtype size changed)",
         versions="xtcocotools 1.14.3",
-        needed=lambda: installed("xtcocotools") and installed("pycocotools"),
+        needed=lambda: installed("pycocotools"),
     ),
     NUMPY_1_NAMES,
 )

@@ -1,22 +1,64 @@
-"""Patches for models and their optimizers."""
+"""Patches for models, their optimizers, and trainings without a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmcv.ops
+import mmengine
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.dist import utils as dist_utils
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import checkpoint as loading
 from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 # mmdet is optional: the functions that patch it import it.
+
+
+class CpuAmpOptimWrapper(AmpOptimWrapper):
+    """``AmpOptimWrapper`` for the CPU: bfloat16 autocast, which needs no loss scaling."""
+
+    def __init__(
+        self,
+        loss_scale: object = "dynamic",
+        dtype: str | torch.dtype | None = None,
+        use_fsdp: bool = False,
+        **kwargs: object,
+    ) -> None:
+        if dtype not in (None, "bfloat16", torch.bfloat16):
+            raise ValueError(f"AmpOptimWrapper: dtype: expected bfloat16 on the CPU, got {dtype}")
+        OptimWrapper.__init__(self, **kwargs)
+        self._scale_update_param = None
+        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.cast_dtype = torch.bfloat16
+
+
+def amp_on_cpu(changes: Changes) -> None:
+    changes.set_item(OPTIM_WRAPPERS.module_dict, "AmpOptimWrapper", CpuAmpOptimWrapper)
+
+
+def distributed_without_cuda(changes: Changes) -> None:
+    def launch_on_cpu(launch: Callable, backend: str = "nccl", **kwargs: object) -> None:
+        with Changes() as during_launch:
+            during_launch.set(torch.cuda, "set_device", lambda device: None)
+            launch(backend="gloo" if backend == "nccl" else backend, **kwargs)
+
+    def construct(original: Callable, self, module: nn.Module, *args: object, **kwargs: object) -> None:
+        original(self, module, *args, **{**kwargs, "device_ids": None})
+
+    for name in ("_init_dist_pytorch", "_init_dist_slurm", "_init_dist_mpi"):
+        changes.wrap(dist_utils, name, launch_on_cpu)
+    changes.wrap(MMDistributedDataParallel, "__init__", construct)
 
 
 def offset_lr_mult(changes: Changes) -> None:
@@ -45,6 +87,19 @@ def offset_lr_mult(changes: Changes) -> None:
                 group["lr"] = self.base_lr * factor
 
     changes.wrap(DefaultOptimWrapperConstructor, "add_params", add_params)
+
+
+def weights_by_name(changes: Changes) -> None:
+    """Without torchvision, look up the addresses of its weights in the table that mmengine contains."""
+
+    def addresses(original: Callable) -> Mapping[str, str]:
+        if find_spec("torchvision"):
+            return original()
+        table = Path(mmengine.__file__).parent / "hub" / "torchvision_0.12.json"
+        known = {name: url for name, url in json.loads(table.read_text(encoding="utf-8")).items() if url}
+        return known | {f"{name}.imagenet1k_v1": url for name, url in known.items()}
+
+    changes.wrap(loading, "get_torchvision_models", addresses)
 
 
 def roi_align_without_torchvision(changes: Changes) -> None:
@@ -123,27 +178,15 @@ def masks_outside_the_image(changes: Changes) -> None:
         img_w: int,
         skip_empty: bool = True,
     ) -> tuple[Tensor, tuple[slice, ...]]:
-        if not skip_empty:
-            return paste(masks, boxes, img_h, img_w, skip_empty)
         corners = boxes.view(-1, 2, 2)
-        low, high = corners.amin(1), corners.amax(1)
-        first = (low.amin(0).floor() - 1).clamp(min=0)
-        end = (high.amax(0).ceil() + 1).minimum(boxes.new_tensor((img_w, img_h)))
-        if not (first < end).all():
+        first = (corners.amin((0, 1)).floor() - 1).clamp(min=0)
+        end = (corners.amax((0, 1)).ceil() + 1).minimum(boxes.new_tensor((img_w, img_h)))
+        if skip_empty and not (first < end).all():
             return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
-        inverted = (corners[:, 0] > corners[:, 1])[..., None, None, None]  # [N, 2, 1, 1, 1], in x, in y
-        masks = torch.where(inverted[:, 0], masks.flip(3), masks)
-        masks = torch.where(inverted[:, 1], masks.flip(2), masks)
-        return paste(masks, torch.cat([low, high], 1), img_h, img_w, skip_empty)
+        inverted = (corners[:, 0] > corners[:, 1]).any()
+        return paste(masks, boxes, img_h, img_w, skip_empty and not inverted)
 
     changes.wrap(fcn_mask_head, "_do_paste_mask", paste_inside)
-
-
-def test_pipeline_stays(changes: Changes) -> None:
-    """Give ``inference_detector`` a copy of the pipeline: for an array it changes the first step in place."""
-    from mmdet.apis import inference
-
-    changes.wrap(inference, "get_test_pipeline_cfg", lambda original, cfg: deepcopy(original(cfg)))
 
 
 def negative_hue(changes: Changes) -> None:

@@ -60,18 +60,9 @@ NUMPY_1 = {
 
 
 def numpy_1_names(changes: Changes) -> None:
-    """Add the names that numpy 2 removed at the first import of a package that uses them."""
-    names = changes.enter_context(Changes())
-
-    @contextmanager
-    def add_names() -> Iterator[None]:
-        for name, value in NUMPY_1.items():
-            if name not in vars(np):
-                names.set(np, name, value)
-        yield
-
-    for package in ("imgaug", "mmagic", "mmocr"):
-        changes.callback(watch(package, around=add_names))
+    for name, value in NUMPY_1.items():
+        if name not in vars(np):
+            changes.set(np, name, value)
 
 
 def text_center_lines(changes: Changes) -> None:

@@ -5,8 +5,6 @@ and are written in place. Half precision is computed in float32. mmcv passes all
 keyword: the ``**options`` of a function are the arguments of the private function that it calls.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

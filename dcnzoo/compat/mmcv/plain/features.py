@@ -1,6 +1,4 @@
-"""Features from feature maps."""
-
-from __future__ import annotations
+"""Features from feature maps, and focal loss."""
 
 import itertools
 import math
@@ -49,17 +47,9 @@ def carafe_forward(
 
 
 def carafe_backward(
-    grad_output: Tensor,
-    rfeatures: Tensor,
-    masks: Tensor,
-    rgrad_output: Tensor,
-    rgrad_input_hs: Tensor,
-    rgrad_input: Tensor,
-    rgrad_masks: Tensor,
-    grad_input: Tensor,
-    grad_masks: Tensor,
-    **options: int,
+    grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *rest: Tensor, **options: int
 ) -> None:
+    *_buffers, grad_input, grad_masks = rest
     leaves = [at_least_float32(tensor).detach().requires_grad_() for tensor in (rfeatures, masks)]
     with torch.enable_grad():
         output = _carafe(*leaves, **options)
@@ -225,3 +215,36 @@ def riroi_align_rotated_backward(
     top_grad: Tensor, rois: Tensor, bottom_grad: Tensor, **options: float
 ) -> None:
     add_gradient(bottom_grad, lambda input: _riroi_align(input, rois, **options), top_grad)
+
+
+# Focal loss (Lin et al. 2017), per element
+
+
+def _focal_loss(
+    input: Tensor,  # (N, C) logits
+    target: Tensor,  # (N,) class, C for background
+    weight: Tensor,  # (C,) or empty
+    gamma: float,
+    alpha: float,
+) -> Tensor:  # (N, C)
+    p, is_target = input.sigmoid(), target[:, None] == torch.arange(input.shape[1], device=input.device)
+    foreground = -alpha * (1 - p) ** gamma * F.logsigmoid(input)
+    loss = torch.where(is_target, foreground, (alpha - 1) * p**gamma * F.logsigmoid(-input))
+    if weight.numel():  # 1 for background, for which mmcv reads past the end
+        loss = loss * torch.cat([weight, weight.new_ones(1)])[target.clamp(max=len(weight)), None]
+    return loss
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, **options: float
+) -> None:
+    output.copy_(_focal_loss(at_least_float32(input), target, weight, **options))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, **options: float
+) -> None:
+    logits = at_least_float32(input).detach().requires_grad_()
+    with torch.enable_grad():
+        loss = _focal_loss(logits, target, weight, **options).sum()
+    grad_input.copy_(torch.autograd.grad(loss, logits)[0])

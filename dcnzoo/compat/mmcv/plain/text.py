@@ -1,7 +1,5 @@
 """Regions of text, grown from their kernels (PSENet, PAN)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

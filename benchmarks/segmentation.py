@@ -1,7 +1,7 @@
 """A segmentation network similar to BiRefNet (Zheng et al. 2024), written for torchvision's API.
 
 A Swin encoder and four decoder blocks, each with an ASPP of deformable convolutions with kernel sizes 1, 3
-and 7. The code does not use dcnzoo; the tests run it unmodified.
+and 7. The code does not use dcnzoo; the benchmark runs it unmodified.
 """
 
 import torch

@@ -1,0 +1,55 @@
+"""Start Python in a new process."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(
+    *arguments: object, status: int = 0, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run ``python ARGUMENTS`` with these environment variables. An unexpected exit status fails the test."""
+    command, environment = [sys.executable, *map(str, arguments)], {**os.environ, **variables}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def run_code(code: str, *arguments: object, **variables: str) -> str:
+    """What the code prints."""
+    return python("-c", code, *arguments, **variables).stdout
+
+
+# a process that has imported torch, which takes seconds, and forks
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch"])
+
+
+def set_variables(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
+def _execute(code: str, arguments: list[str], variables: dict[str, str], folder: str) -> None:
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    set_variables(variables)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def python_with_torch(
+    code: str, *arguments: object, status: int | None = 0, **variables: str
+) -> subprocess.CompletedProcess:
+    """``python -c CODE ARGUMENTS``, in which only torch is imported. With ``status=None``, it may fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = SERVER.Process(target=_execute, args=(code, [*map(str, arguments)], variables, folder))
+        child.start()
+        child.join()
+        output, errors = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
+    assert status in (None, child.exitcode), f"{output[-2000:]}\n{errors[-4000:]}"
+    return subprocess.CompletedProcess(code, child.exitcode, output, errors)
