@@ -11,25 +11,17 @@ from torch import Tensor
 
 from dcnzoo.ops._vmap import fold, unfold
 
-# operators that treat the rows of their first axis separately, and the number of inputs with this axis
-ROW_BY_ROW = {
-    "aten::_adaptive_avg_pool2d": 1,
-    "aten::_native_batch_norm_legit_no_training": 1,
-    "aten::avg_pool2d": 1,
-    "aten::convolution": 1,
-    "aten::grid_sampler_2d": 2,
-    "aten::max_pool2d_with_indices": 1,
-    "aten::native_batch_norm": 1,
-    "aten::native_group_norm": 1,
-    "aten::native_layer_norm": 1,
-    "aten::replication_pad2d": 1,
-    "aten::upsample_bilinear2d": 1,
-    "aten::upsample_bilinear2d.vec": 1,
-    "aten::upsample_nearest2d": 1,
-    "aten::upsample_nearest2d.vec": 1,
-}
+aten = torch.ops.aten
+# operators that treat the rows of their first axis separately
+ROW_BY_ROW = (
+    *(aten._adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d_with_indices.default),
+    *(aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default),
+    *(aten.native_group_norm.default, aten.native_layer_norm.default, aten.convolution.default),
+    *(aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.default),
+    *(aten.upsample_nearest2d.vec, aten.replication_pad2d.default, aten.grid_sampler_2d.default),
+)
 # operators along an axis, which is their second argument
-ALONG_AXIS = ("aten::cat", "aten::gather", "aten::scatter.src", "aten::scatter.value")
+ALONG_AXIS = (aten.cat.default, aten.gather.default, aten.scatter.src, aten.scatter.value)
 
 
 @contextmanager
@@ -37,21 +29,16 @@ def symbolic_batches() -> Iterator[None]:
     """Context with these rules for ``torch.vmap``, in which a traced number of images stays symbolic."""
     library = torch.library.Library("aten", "IMPL")
     try:
-        for name, inputs in ROW_BY_ROW.items():
-            operator = _operator(name)
+        for operator in ROW_BY_ROW:
+            inputs = 2 if operator is aten.grid_sampler_2d.default else 1
             # the number of rows is also an argument of group norm
-            counts = 3 if operator is torch.ops.aten.native_group_norm.default else None
-            torch.library.register_vmap(name, row_by_row(operator, inputs, counts), lib=library)
-        for name in ALONG_AXIS:
-            torch.library.register_vmap(name, _along_axis(_operator(name)), lib=library)
+            counts = 3 if operator is aten.native_group_norm.default else None
+            torch.library.register_vmap(operator, row_by_row(operator, inputs, counts), lib=library)
+        for operator in ALONG_AXIS:
+            torch.library.register_vmap(operator, _along_axis(operator), lib=library)
         yield
     finally:
         library._destroy()
-
-
-def _operator(name: str) -> Callable:
-    name, _, overload = name.removeprefix("aten::").partition(".")
-    return getattr(getattr(torch.ops.aten, name), overload or "default")
 
 
 def row_by_row(operator: Callable, inputs: int, counts: int | None = None) -> Callable:

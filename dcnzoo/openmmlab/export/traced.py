@@ -17,35 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import (
-    CornerPool,
-    MultiScaleDeformableAttention,
-    RoIAlign,
-    SimpleRoIAlign,
-    batched_nms,
-    point_sample,
-    rel_roi_point_to_rel_img_point,
-)
+from mmcv import ops as mmcv_ops
 from mmcv.ops.carafe import CARAFEFunction
-from mmcv.ops.deform_conv import DeformConv2dFunction
-from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmcv.ops.point_sample import generate_grid
-from mmdet.models.dense_heads import (
-    CornerHead,
-    RPNHead,
-    RTMDetInsHead,
-    SOLOHead,
-    SOLOV2Head,
-    YOLOV3Head,
-    YOLOXHead,
-)
+from mmdet.models import dense_heads, layers, roi_heads
+from mmdet.models.dense_heads import tood_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import TwoStagePanopticSegmentor
-from mmdet.models.layers import MSDeformAttnPixelDecoder, mask_matrix_nms, multiclass_nms
-from mmdet.models.roi_heads import PointRendRoIHead, SCNetRoIHead
-from mmdet.models.roi_heads.bbox_heads import BBoxHead
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
@@ -56,25 +34,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from dcnzoo.compat.mmcv.deform_conv import deform_conv2d, modulated_deform_conv2d
 from dcnzoo.compat.patches import Changes
 from dcnzoo.export.postprocess import ABSENT, best, paste_masks, running_max
-from dcnzoo.openmmlab.export.wrapper import (
-    ExportWrapper,
-    SymbolicSizes,
-    align,
-    attend,
-    best_pairs,
-    data_sample,
-    image_size,
-    of_class,
-    pool,
-    replace_everywhere,
-    suppress,
-)
+from dcnzoo.openmmlab.export import wrapper
+from dcnzoo.ops import deform_conv2d
 
 
-class Traced(ExportWrapper):
+class Traced(wrapper.ExportWrapper):
     """Any detector whose ``predict`` consists of the functions in ``REPLACED`` and of traceable ones."""
 
     def __init__(self, detector: nn.Module) -> None:
@@ -84,13 +50,12 @@ class Traced(ExportWrapper):
         if (roi_head is not None and roi_head.with_mask) or kinds & WITH_MASKS:
             self.output_names = ("dets", "labels", "masks")
         self.clips = not kinds & UNCLIPPED
-        self.one_size = "TOODHead" in kinds  # its forward loops over the images
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = images.shape[-2:]
-        sample = data_sample(size, size)
+        sample = wrapper.data_sample(size, size)
         heads = [head for head in parts_of(self.detector).values() if inputs_of(head)]
-        with Changes() as changes, SymbolicSizes():
+        with Changes() as changes, wrapper.SymbolicSizes():
             replace_functions(changes)
             features = self.detector.extract_feat(images)
             outputs = [head(*(features, [sample])[: inputs_of(head)]) for head in heads]
@@ -117,7 +82,7 @@ class Traced(ExportWrapper):
                 changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
                 limits = {name: detector.roi_head.test_cfg.get(name, 0) for name in LIMITS}
                 best_boxes = partial(keep_best, proposed=proposed, limits=limits)
-                replace_everywhere(changes, multiclass_nms, best_boxes)
+                wrapper.replace_everywhere(changes, layers.multiclass_nms, best_boxes)
             changes.wrap(F, "conv2d", convolve)
             (sample,) = detector.predict(None, [sample], rescale=False)
         found = sample.pred_instances
@@ -139,8 +104,11 @@ def parts_of(detector: nn.Module) -> dict[str, nn.Module]:
 
 
 def inputs_of(head: nn.Module) -> int:
-    """Return how many of (features, data samples) a head has as inputs; 0 if it has others or none."""
-    if type(head).forward is nn.Module.forward:
+    """Return how many of (features, data samples) a head has as inputs; 0 if it has others or none.
+
+    0 also for TOODHead, which loops over the images: ``torch.vmap`` calls its ``forward``, too.
+    """
+    if type(head).forward is nn.Module.forward or isinstance(head, tood_head.TOODHead):
         return 0
     _, *others = inspect.signature(head.forward).parameters
     return {(): 1, ("batch_data_samples",): 2}.get(tuple(others), 0)
@@ -174,16 +142,16 @@ def is_panoptic(detector: nn.Module) -> bool:
 
 def replace_functions(changes: Changes) -> None:
     for original, replacement in REPLACED.items():
-        replace_everywhere(changes, original, replacement)
+        wrapper.replace_everywhere(changes, original, replacement)
     for (owner, name), replacement in METHODS.items():
         changes.set(owner, name, replacement)
-    for (owner, name), wrapper in WRAPPED.items():
-        changes.wrap(owner, name, wrapper)
+    for (owner, name), function in WRAPPED.items():
+        changes.wrap(owner, name, function)
 
 
 def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
     """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
-    scores, index, labels = best_pairs(torch.where(scores > score_thr, scores, ABSENT), topk)
+    scores, index, labels = wrapper.best_pairs(torch.where(scores > score_thr, scores, ABSENT), topk)
     if results is not None:
         results = tree_map(lambda value: value[index], results)
     return scores, labels, index, results
@@ -198,7 +166,7 @@ def keep_all(
         return torch.cat([boxes[index], scores[:, None]], 1), index
     nms = dict(nms_cfg, class_agnostic=class_agnostic or nms_cfg.get("class_agnostic", False))
     cfg = ConfigDict(nms=nms, max_per_img=len(boxes))
-    dets, labels, index = suppress(cfg, "batched_nms", boxes, scores, idxs.long())
+    dets, labels, index = wrapper.suppress(cfg, "batched_nms", boxes, scores, idxs.long())
     return torch.where(labels[:, None] >= 0, dets, ABSENT), index
 
 
@@ -227,7 +195,7 @@ def keep_best(
     scores = torch.where(there, scores, ABSENT).flatten()
     labels = torch.arange(classes, device=scores.device).repeat(count)
     cfg = ConfigDict(limits or {}, nms=nms_cfg, max_per_img=max_num if max_num > 0 else len(boxes))
-    dets, labels, index = suppress(cfg, "multiclass_nms", boxes, scores, labels, classes)
+    dets, labels, index = wrapper.suppress(cfg, "multiclass_nms", boxes, scores, labels, classes)
     return (dets, labels, index) if return_inds else (dets, labels)
 
 
@@ -258,14 +226,14 @@ def post_process(
         scores = torch.where(scores >= 0, scores * results.score_factors, ABSENT)
     is_rpn = "level_ids" in results
     groups = results.level_ids if is_rpn else results.labels
-    dets, labels, index = suppress(cfg, type(self).__name__, boxes, scores, groups, self.num_classes)
+    dets, labels, index = wrapper.suppress(cfg, type(self).__name__, boxes, scores, groups, self.num_classes)
     own = ("bboxes", "scores", "labels", "score_factors", "level_ids")
     others = {name: value[index] for name, value in results.items() if name not in own}
     return found_by(dets, torch.where(labels >= 0, 0, -1) if is_rpn else labels, **others)
 
 
 def propose(
-    self: RPNHead, img_meta: dict, cfg: ConfigDict, rescale: bool, with_nms: bool, **parts: list
+    self: dense_heads.RPNHead, img_meta: dict, cfg: ConfigDict, rescale: bool, with_nms: bool, **parts: list
 ) -> InstanceData:
     """Replace ``RPNHead._predict_by_feat_single``, which compares ``nms_pre`` with the size of a level."""
     cfg = ConfigDict(self.test_cfg if cfg is None else cfg, score_thr=0)
@@ -282,7 +250,7 @@ def propose(
 
 def drop_uncertain(
     predict: Callable,
-    self: YOLOV3Head,
+    self: dense_heads.YOLOV3Head,
     pred_maps: Sequence[Tensor],
     *args: Any,
     cfg: Any = None,
@@ -301,7 +269,7 @@ def drop_uncertain(
 
 
 def keep_best_classes(
-    self: YOLOXHead, *outputs: list[Tensor], cfg: ConfigDict | None = None, **_: Any
+    self: dense_heads.YOLOXHead, *outputs: list[Tensor], cfg: ConfigDict | None = None, **_: Any
 ) -> list[InstanceData]:
     """Replace ``YOLOXHead.predict_by_feat``, which keeps the best class of each location."""
     cfg = ConfigDict(self.test_cfg if cfg is None else cfg)
@@ -315,11 +283,12 @@ def keep_best_classes(
     scores = scores * objectness[:, 0].sigmoid()
     scores = torch.where(scores >= cfg.score_thr, scores, ABSENT)
     boxes = self._bbox_decode(torch.cat(priors), deltas)
-    return [found_by(*suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)[:2])]
+    found = wrapper.suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)
+    return [found_by(*found[:2])]
 
 
 def pair_corners(
-    self: CornerHead,
+    self: dense_heads.CornerHead,
     tl_heat: Tensor,
     br_heat: Tensor,
     tl_off: Tensor,
@@ -342,19 +311,20 @@ def pair_corners(
         distance_threshold=cfg.distance_threshold,
         **embeddings,
     )
-    found = suppress(cfg, type(self).__name__, boxes[0], scores[0, :, 0], labels[0, :, 0], self.num_classes)
+    pairs = boxes[0], scores[0, :, 0], labels[0, :, 0]
+    found = wrapper.suppress(cfg, type(self).__name__, *pairs, self.num_classes)
     return found_by(*found[:2])
 
 
 def best_corners(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
     """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
-    height, width = image_size(scores).long()
+    height, width = wrapper.image_size(scores).long()
     values, index = best(scores.flatten(1), k)
     label, index = index // (height * width), index % (height * width)
     return values, index, label, index // width, (index % width).float()
 
 
-def corner_pool(self: CornerPool, x: Tensor) -> Tensor:
+def corner_pool(self: mmcv_ops.CornerPool, x: Tensor) -> Tensor:
     """Replace ``CornerPool.forward``."""
     axis, flip = self.cummax_dim_flip[self.mode]
     return running_max(x.flip(axis), axis).flip(axis) if flip else running_max(x, axis)
@@ -362,7 +332,7 @@ def corner_pool(self: CornerPool, x: Tensor) -> Tensor:
 
 def mark_small(
     function: Callable,
-    self: RTMDetInsHead,
+    self: dense_heads.RTMDetInsHead,
     results: InstanceData,
     mask_feat: Tensor,
     cfg: ConfigDict,
@@ -376,7 +346,7 @@ def mark_small(
 
 
 def refine(
-    self: BBoxHead, sampling_results: list, bbox_results: dict, batch_img_metas: list[dict]
+    self: roi_heads.BBoxHead, sampling_results: list, bbox_results: dict, batch_img_metas: list[dict]
 ) -> list[InstanceData]:
     """Replace ``BBoxHead.refine_bboxes``, without ground truth, for equal numbers of RoIs per image."""
     scores, labels = bbox_results["cls_score"], bbox_results["bbox_targets"][0]
@@ -388,21 +358,28 @@ def refine(
     return [InstanceData(bboxes=part) for part in boxes.chunk(len(batch_img_metas))]
 
 
-def add_context(self: SCNetRoIHead, roi_feats: Tensor, glbctx_feat: Tensor, rois: Tensor) -> Tensor:
+def add_context(self: roi_heads.SCNetRoIHead, roi_feats: Tensor, glbctx_feat: Tensor, rois: Tensor) -> Tensor:
     """Replace ``SCNetRoIHead._fuse_glbctx``, which loops over the images that have RoIs."""
     return roi_feats + glbctx_feat[rois[:, 0].long()]
 
 
-def sample_rois(self: SimpleRoIAlign, features: Tensor, rois: Tensor) -> Tensor:  # [K, C, h, w]
+def sample_shifted(self: tood_head.TOODHead, feat: Tensor, offset: Tensor) -> Tensor:
+    """Replace ``TOODHead.deform_sampling``: in ``torch.vmap``, ``feat.new_ones`` differs between images."""
+    channels = feat.shape[1]
+    ones = torch.ones(channels, 1, 1, 1, dtype=feat.dtype, device=feat.device)
+    return deform_conv2d(feat, ones, offset, groups=channels)
+
+
+def sample_rois(self: mmcv_ops.SimpleRoIAlign, features: Tensor, rois: Tensor) -> Tensor:  # [K, C, h, w]
     """Replace ``SimpleRoIAlign.forward``, which loops over the images that have RoIs."""
     grid = generate_grid(len(rois), self.output_size, rois.device)
-    points = rel_roi_point_to_rel_img_point(rois, grid, features, self.spatial_scale)
-    sampled = point_sample(features, points[None], align_corners=not self.aligned)[0]  # [C, K, h·w]
+    points = mmcv_ops.rel_roi_point_to_rel_img_point(rois, grid, features, self.spatial_scale)
+    sampled = mmcv_ops.point_sample(features, points[None], align_corners=not self.aligned)[0]  # [C, K, h·w]
     return sampled.transpose(0, 1).unflatten(2, self.output_size)
 
 
 def refine_masks(
-    self: PointRendRoIHead,
+    self: roi_heads.PointRendRoIHead,
     x: list[Tensor],
     rois: Tensor,
     label_preds: Tensor,
@@ -410,7 +387,7 @@ def refine_masks(
 ) -> Tensor:  # [K, 1, H, W]
     """Replace ``PointRendRoIHead._mask_point_forward_test``. Refine only the mask of each box's class."""
     cfg, extractor = self.test_cfg, self.mask_roi_extractor
-    masks = of_class(mask_preds, label_preds)
+    masks = wrapper.of_class(mask_preds, label_preds)
     for step in range(cfg.subdivision_steps):
         masks = F.interpolate(masks, scale_factor=cfg.scale_factor, mode="bilinear", align_corners=False)
         size = masks[0].numel()
@@ -419,16 +396,16 @@ def refine_masks(
         index, points = self.point_head.get_roi_rel_points_test(masks, label_preds, cfg)
         fine = []
         for level, stride in zip(x, extractor.featmap_strides, strict=False):
-            places = rel_roi_point_to_rel_img_point(rois, points, level, 1 / stride)
-            fine.append(point_sample(level, places[None])[0].transpose(0, 1))
-        refined = self.point_head(torch.cat(fine, 1), point_sample(mask_preds, points))
-        refined = of_class(refined, label_preds)
+            places = mmcv_ops.rel_roi_point_to_rel_img_point(rois, points, level, 1 / stride)
+            fine.append(mmcv_ops.point_sample(level, places[None])[0].transpose(0, 1))
+        refined = self.point_head(torch.cat(fine, 1), mmcv_ops.point_sample(mask_preds, points))
+        refined = wrapper.of_class(refined, label_preds)
         masks = masks.flatten(2).scatter(2, index[:, None], refined).reshape(masks.shape)
     return masks
 
 
 def paste(
-    self: FCNMaskHead,
+    self: roi_heads.FCNMaskHead,
     mask_preds: Tensor,  # [K, classes, h, w]
     bboxes: Tensor,
     labels: Tensor,
@@ -438,11 +415,11 @@ def paste(
     activate_map: bool = False,
 ) -> Tensor:
     """Replace ``FCNMaskHead._predict_by_feat_single``. Return probabilities [K, H, W]."""
-    masks = of_class(mask_preds, labels)[:, 0]
+    masks = wrapper.of_class(mask_preds, labels)[:, 0]
     return paste_masks(masks if activate_map else masks.sigmoid(), bboxes, *img_meta["img_shape"])
 
 
-def decode_pixels(self: MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def decode_pixels(self: layers.MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Replace ``MSDeformAttnPixelDecoder.forward``. Sizes are numbers, not tensors."""
     levels, sizes = [], []
     for i in range(self.num_encoder_levels):
@@ -482,7 +459,7 @@ def instances(
 ) -> InstanceData:
     """Replace ``MaskFormerFusionHead.instance_postprocess``."""
     count = self.test_cfg.get("max_per_image", 100)
-    scores, index, labels = best_pairs(mask_cls.softmax(-1)[:, :-1], count)
+    scores, index, labels = wrapper.best_pairs(mask_cls.softmax(-1)[:, :-1], count)
     masks = mask_pred[index]
     inside = masks > 0
     certainty = (masks.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
@@ -495,7 +472,7 @@ def instances(
 
 
 def segment_by_place(
-    self: SOLOHead,
+    self: dense_heads.SOLOHead,
     scores: Tensor,  # [points, classes]
     mask_preds: Tensor,  # [points, h, w], probabilities
     img_meta: dict,
@@ -511,8 +488,8 @@ def segment_by_place(
     certainty = (mask_preds * inside).sum((1, 2)) / area.clamp(min=1)
     there = (scores > cfg.score_thr) & (area > least)[:, None]
     scores = torch.where(there, scores * certainty[:, None], ABSENT)
-    scores, index, labels = best_pairs(scores, cfg.nms_pre)
-    faded, labels, _, order = mask_matrix_nms(
+    scores, index, labels = wrapper.best_pairs(scores, cfg.nms_pre)
+    faded, labels, _, order = layers.mask_matrix_nms(
         inside[index],
         labels,
         scores,
@@ -535,7 +512,7 @@ def segment_by_place(
 
 
 def segment_by_kernel(
-    self: SOLOV2Head,
+    self: dense_heads.SOLOV2Head,
     kernels: Tensor,  # [points, channels of the kernel]
     scores: Tensor,
     mask_feats: Tensor,  # [1, C, h, w]
@@ -559,9 +536,16 @@ def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
     return torch.where(boxes[:, 2:3] > 0, boxes, 0)
 
 
-def without_autograd(function: Callable) -> staticmethod:
-    """Return a replacement for the ``forward`` of a function of mmcv, whose output size is constant."""
-    return staticmethod(lambda ctx, *arguments: function(*arguments))
+def deform(ctx: Any, input: Tensor, offset: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    """Replace the forward of mmcv's ``deform_conv2d``, whose output size is constant."""
+    return deform_conv2d(input, weight, offset, None, None, *geometry[:4])
+
+
+def modulated_deform(
+    ctx: Any, input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
+) -> Tensor:
+    """Replace the forward of mmcv's ``modulated_deform_conv2d``, whose output size is constant."""
+    return deform_conv2d(input, weight, offset, mask, bias, *geometry[:4])
 
 
 def convolve(
@@ -589,36 +573,38 @@ def convolve(
 
 REPLACED = {
     filter_scores_and_topk: first_pairs,
-    batched_nms: keep_all,
+    mmcv_ops.batched_nms: keep_all,
     get_topk_from_heatmap: best_corners,
 }
 METHODS = {
     (BaseDenseHead, "_bbox_post_process"): post_process,
-    (RPNHead, "_bbox_post_process"): post_process,
-    (RPNHead, "_predict_by_feat_single"): propose,
-    (YOLOXHead, "predict_by_feat"): keep_best_classes,
-    (CornerHead, "_predict_by_feat_single"): pair_corners,
-    (CornerPool, "forward"): corner_pool,
-    (BBoxHead, "refine_bboxes"): refine,
-    (SCNetRoIHead, "_fuse_glbctx"): add_context,
-    (FCNMaskHead, "_predict_by_feat_single"): paste,
-    (SingleRoIExtractor, "forward"): pool,
-    (RoIAlign, "forward"): align,
-    (DeformConv2dFunction, "forward"): without_autograd(deform_conv2d),
-    (ModulatedDeformConv2dFunction, "forward"): without_autograd(modulated_deform_conv2d),
-    # torch.vmap does not accept mmcv's autograd.Function
+    (dense_heads.RPNHead, "_bbox_post_process"): post_process,
+    (dense_heads.RPNHead, "_predict_by_feat_single"): propose,
+    (dense_heads.YOLOXHead, "predict_by_feat"): keep_best_classes,
+    (dense_heads.CornerHead, "_predict_by_feat_single"): pair_corners,
+    (mmcv_ops.CornerPool, "forward"): corner_pool,
+    (roi_heads.BBoxHead, "refine_bboxes"): refine,
+    (roi_heads.SCNetRoIHead, "_fuse_glbctx"): add_context,
+    (roi_heads.FCNMaskHead, "_predict_by_feat_single"): paste,
+    (roi_heads.SingleRoIExtractor, "forward"): wrapper.pool,
+    (mmcv_ops.RoIAlign, "forward"): wrapper.align,
+    (mmcv_ops.deform_conv.DeformConv2dFunction, "forward"): staticmethod(deform),
+    (mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction, "forward"): staticmethod(modulated_deform),
+    # torch.vmap does not accept these functions of mmcv and MMDetection with autograd
     (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
-    (SimpleRoIAlign, "forward"): sample_rois,
-    (PointRendRoIHead, "_mask_point_forward_test"): refine_masks,
-    (MultiScaleDeformableAttention, "forward"): attend,
-    (MSDeformAttnPixelDecoder, "forward"): decode_pixels,
+    (tood_head.TOODHead, "deform_sampling"): sample_shifted,
+    (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
+    (mmcv_ops.SimpleRoIAlign, "forward"): sample_rois,
+    (roi_heads.PointRendRoIHead, "_mask_point_forward_test"): refine_masks,
+    (mmcv_ops.MultiScaleDeformableAttention, "forward"): wrapper.attend,
+    (layers.MSDeformAttnPixelDecoder, "forward"): decode_pixels,
     (MaskFormerFusionHead, "instance_postprocess"): instances,
-    (SOLOHead, "_predict_by_feat_single"): segment_by_place,
-    (SOLOV2Head, "_predict_by_feat_single"): segment_by_kernel,
+    (dense_heads.SOLOHead, "_predict_by_feat_single"): segment_by_place,
+    (dense_heads.SOLOV2Head, "_predict_by_feat_single"): segment_by_kernel,
 }
 WRAPPED = {
-    (RTMDetInsHead, "_bbox_mask_post_process"): mark_small,
-    (YOLOV3Head, "predict_by_feat"): drop_uncertain,
+    (dense_heads.RTMDetInsHead, "_bbox_mask_post_process"): mark_small,
+    (dense_heads.YOLOV3Head, "predict_by_feat"): drop_uncertain,
 }
 
 MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a graph needs one
