@@ -182,12 +182,8 @@ class Preprocessing:
         for step in pipeline:
             kind = str(step["type"]).removeprefix("mmdet.")
             first = scale is None and pad is None
-            if (
-                kind == "Resize"
-                and first
-                and step.get("scale")
-                and step.get("interpolation", "bilinear") == "bilinear"
-            ):
+            bilinear = step.get("interpolation", "bilinear") == "bilinear"
+            if kind == "Resize" and first and step.get("scale") and bilinear:
                 scale = step["scale"]
                 scale = (scale, scale) if isinstance(scale, int) else tuple(scale)
                 keep_ratio = step.get("keep_ratio", False)
@@ -272,10 +268,7 @@ class Preprocessing:
             max(extent + -extent % self.divisor, least)
             for extent, least in zip((height, width), self.least, strict=True)
         ]
-        return tuple(
-            min(extent, most if most is not None else extent)
-            for extent, most in zip(whole, limit, strict=True)
-        )
+        return tuple(min(extent, most or extent) for extent, most in zip(whole, limit, strict=True))
 
     def _size(self, given: tuple[int, int], limit: tuple[int | None, int | None]) -> tuple[int, int]:
         most = [size or np.inf for size in limit]

@@ -12,15 +12,7 @@ from typing import Any
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.detectors import (
-    DABDETR,
-    DDQDETR,
-    DETR,
-    DINO,
-    ConditionalDETR,
-    DeformableDETR,
-    TwoStageDetector,
-)
+from mmdet.models import detectors
 from mmdet.models.layers.transformer import inverse_sigmoid
 from torch import Tensor, nn
 from torch.export import Dim
@@ -45,7 +37,7 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> ExportWra
         ValueError: the detector is not supported, or its config has a setting that cannot be exported.
     """
     name = type(detector).__name__
-    single_stage = hasattr(detector, "bbox_head") and not isinstance(detector, TwoStageDetector)
+    single_stage = hasattr(detector, "bbox_head") and not isinstance(detector, detectors.TwoStageDetector)
     if skip_postprocess:
         if not single_stage:
             raise ValueError(f"skip_postprocess: expected a single-stage detector, got {name}")
@@ -131,6 +123,7 @@ class Detr(ExportWrapper):
         with Changes() as changes:
             # MMDetection clamps three times in a row; the exporter's optimiser drops one of them
             replace_everywhere(changes, inverse_sigmoid, logit)
+            changes.set(MultiScaleDeformableAttention, "forward", attend)
             hidden = self.transformed(self.detector.extract_feat(images), images, img_shape)
             scores, boxes = self.outputs(hidden)
         count = head.test_cfg.get("max_per_img", scores.shape[1])
@@ -177,11 +170,6 @@ class Detr(ExportWrapper):
 class DeformableDetr(Detr):
     """Deformable DETR of one or two stages, DINO."""
 
-    def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
-        with Changes() as changes:
-            changes.set(MultiScaleDeformableAttention, "forward", attend)
-            return super().forward(images, img_shape)
-
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
         detector = self.detector
         levels = []
@@ -218,7 +206,7 @@ class DeformableDetr(Detr):
         with Changes() as changes:  # MMDetection's loop over the sizes turns them into constants
             changes.set(detector, "gen_encoder_output_proposals", proposals)
             decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
-        if type(detector) is not DINO:
+        if type(detector) is not detectors.DINO:
             return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
         # not forward_decoder, whose len(query) turns the batch size into a constant
         hidden, references = detector.decoder(
@@ -251,16 +239,9 @@ class Ddq(DeformableDetr):
 
     def outputs(self, hidden: dict) -> tuple[Tensor, Tensor]:
         scores, boxes = super().outputs(hidden)
-        mask = self.masks.pop()[:: self.heads, 0]
+        cache = self.detector.cache_dict  # with the mask of each decoder layer, [N·heads, Q, Q]
+        mask = cache["distinct_query_mask"].pop()[:: cache["num_heads"], 0]
         return torch.where(mask[..., None], -torch.inf, scores), boxes
-
-    @property
-    def masks(self) -> list[Tensor]:  # of each decoder layer, [N·heads, Q, Q]
-        return self.detector.cache_dict["distinct_query_mask"]
-
-    @property
-    def heads(self) -> int:
-        return self.detector.cache_dict["num_heads"]
 
     def first_queries(self, memory: Tensor, mask: Tensor, sizes: Tensor) -> tuple[dict, dict]:
         """Replace ``DDQDETR.pre_decoder``."""
@@ -275,14 +256,16 @@ class Ddq(DeformableDetr):
 
     def select(self, places: Tensor, query: Tensor, mask: Tensor, layer_index: int) -> Tensor:
         """Replace ``DDQTransformerDecoder.select_distinct_queries``."""
-        scores = self.detector.cache_dict["cls_branches"][layer_index](query).sigmoid().max(-1).values
-        scores = torch.where(mask[:: self.heads, 0], ABSENT, scores)
+        cache = self.detector.cache_dict
+        heads = cache["num_heads"]
+        scores = cache["cls_branches"][layer_index](query).sigmoid().max(-1).values
+        scores = torch.where(mask[::heads, 0], ABSENT, scores)
         count = query.shape[1]
         index, there = self.distinct(places, scores, count)
         kept = ((index[..., None] == torch.arange(count, device=index.device)) & there[..., None]).any(1)
         mask = ~(kept[:, :, None] | kept[:, None])
-        mask = mask[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
-        self.masks[:] = [mask]
+        mask = mask[:, None].expand(-1, heads, -1, -1).flatten(0, 1)
+        cache["distinct_query_mask"] = [mask]
         return mask
 
     def distinct(self, boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -300,10 +283,10 @@ def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 WRAPPERS = {
-    DETR: Detr,
-    ConditionalDETR: Detr,
-    DABDETR: Detr,
-    DeformableDETR: DeformableDetr,
-    DINO: DeformableDetr,
-    DDQDETR: Ddq,
+    detectors.DETR: Detr,
+    detectors.ConditionalDETR: Detr,
+    detectors.DABDETR: Detr,
+    detectors.DeformableDETR: DeformableDetr,
+    detectors.DINO: DeformableDetr,
+    detectors.DDQDETR: Ddq,
 }
