@@ -149,6 +149,11 @@ TABLE = (
         reason="mmdet's config of Cascade RPN does not fit its class (missing … 'num_classes')",
     ),
     of_mmdet(
+        models.heatmaps_in_channels_last,
+        target="get_topk_from_heatmap of mmdet's centernet_head and corner_head",
+        reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
+    ),
+    of_mmdet(
         models.teacher_config,
         target="mmdet.models.KnowledgeDistillationSingleStageDetector",
         reason="distillation configs give the teacher's path relative to mmdet's repository",
