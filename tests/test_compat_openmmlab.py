@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from mmcv.cnn import ConvAWS2d, ConvWS2d
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.config import config as config_module
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import AmpOptimWrapper
@@ -159,6 +160,25 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
     assert build(config, **options).teacher_model.backbone.depth == 18
     with pytest.raises(FileNotFoundError):
         build(config, teacher_ckpt=None, teacher_config="configs/gfl/none.py")
+
+
+def test_text_of_a_config(monkeypatch):
+    cfg = Config(dict(a=1))
+    written = []
+    format_code = config_module.FormatCode
+    monkeypatch.setattr(
+        config_module, "FormatCode", lambda *a, **k: written.append(a) or format_code(*a, **k)
+    )
+    assert cfg.pretty_text == cfg.pretty_text == "a = 1\n" and len(written) == 1
+    cfg.a = 2
+    assert cfg.pretty_text == "a = 2\n"
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config_module, "FormatCode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ = Config(dict(a=3)).pretty_text
 
 
 @pytest.mark.parametrize(
