@@ -120,7 +120,8 @@ def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
     with DefaultScope.overwrite_default_scope(package):
         model = revert_sync_batchnorm(build(cfg, package))
         model.init_weights()
-    to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU
+    if package == "mmdet":
+        to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU
     for count in ("epoch", "iter"):  # read by TOOD, BoxInst and YOLOX
         MessageHub.get_current_instance().update_info(count, 0)
     return model
