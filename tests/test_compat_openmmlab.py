@@ -1,5 +1,6 @@
 """The patches fix what fails on recent PyTorch and change nothing else."""
 
+import copy
 import math
 import os
 import pickle
@@ -12,7 +13,9 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmcv.cnn import ConvAWS2d, ConvWS2d
+from mmengine.config import Config, ConfigDict
+from mmengine.config import config as config_module
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import AmpOptimWrapper
@@ -22,13 +25,16 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
 from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab import detector
 from dcnzoo.openmmlab import patches as fixes
 from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 
 # isort: split
 from mmdet.models import FCNMaskHead, SSDHead
 from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 
 from .test_engine import WITHOUT_VALIDATION, make_runner
 
@@ -154,6 +160,61 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
     assert build(config, **options).teacher_model.backbone.depth == 18
     with pytest.raises(FileNotFoundError):
         build(config, teacher_ckpt=None, teacher_config="configs/gfl/none.py")
+
+
+def test_text_of_a_config(monkeypatch):
+    cfg = Config(dict(a=1))
+    written = []
+    format_code = config_module.FormatCode
+    monkeypatch.setattr(
+        config_module, "FormatCode", lambda *a, **k: written.append(a) or format_code(*a, **k)
+    )
+    assert cfg.pretty_text == cfg.pretty_text == "a = 1\n" and len(written) == 1
+    cfg.a = 2
+    assert cfg.pretty_text == "a = 2\n"
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config_module, "FormatCode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ = Config(dict(a=3)).pretty_text
+
+
+@pytest.mark.parametrize(
+    "family", ["centernet/centernet_r18_8xb16-crop512-140e_coco", "ld/ld_r18-gflv1-r101_fpn_1x_coco"]
+)
+def test_a_detector_that_torch_cannot_convert_to_channels_last(family):
+    """CenterNet views heatmaps as matrices; distillation overrides ``to`` without ``memory_format``."""
+    cfg = get_config(f"mmdet::{family}.py")
+    cfg.model.backbone.init_cfg = None
+    if "teacher_config" in cfg.model:
+        cfg.model.teacher_config = {"model": get_config("mmdet::gfl/gfl_r50_fpn_1x_coco.py").model}
+        cfg.model.teacher_config["model"].backbone.update(init_cfg=None, depth=18, type="ResNet")
+        cfg.model.teacher_config["model"].neck.in_channels = cfg.model.neck.in_channels
+    batch = demo_mm_inputs(2, [[3, 64, 96], [3, 64, 96]], num_items=[2, 1], num_classes=3)
+
+    def outcome(channels_last):
+        torch.manual_seed(0)
+        model = detector.build(copy.deepcopy(cfg))
+        found = detector.Detector(model, channels_last=channels_last).model.test_step(copy.deepcopy(batch))
+        assert model.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        model.train()
+        losses = model(**model.data_preprocessor(copy.deepcopy(batch), training=True), mode="loss")
+        return losses, [sample.pred_instances.scores for sample in found]
+
+    torch.testing.assert_close(outcome(channels_last=True), outcome(channels_last=False))
+
+
+@pytest.mark.parametrize("layer", [ConvWS2d, ConvAWS2d])
+def test_standardized_weights_in_channels_last(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), layer(5, 4, 3))
+    x = torch.randn(2, 3, 7, 9)
+    expected = model(x)
+    to_channels_last(model)
+    assert model[0](x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x), expected)
 
 
 IMAGE = (5, 7)  # height, width

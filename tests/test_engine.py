@@ -443,7 +443,8 @@ def test_channels_last_is_the_default_on_a_cpu(tmp_path, channels_last, used):
     config = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
     cfg = load_config(config, work_dir=str(tmp_path), channels_last=channels_last)
     assert any(isinstance(hook, ChannelsLastHook) for hook in build_runner(cfg).hooks) == used
-    assert "channels_last" not in load_config(config, work_dir="unused", launcher="pytorch").default_hooks
+    for options in ({"launcher": "pytorch"}, {"cfg_options": {"default_scope": "mmseg"}}):
+        assert "channels_last" not in load_config(config, work_dir="unused", **options).default_hooks
 
 
 # Losses

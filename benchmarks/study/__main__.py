@@ -16,22 +16,25 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import ROOT, describe
-from benchmarks.study.training import COLUMNS, PLAN, Run, best_rate, pending, read, train
+from benchmarks.study import training
 
 
 def work(args: argparse.Namespace) -> None:
     """Train what has no results yet, in the order of the plan, until the time is up."""
     end = time.monotonic() + args.seconds
     if not args.results.is_file():
-        args.results.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    queue = pending([run for run in PLAN if run.setting != "bccd" or args.data], read(args.results))
-    git = ("git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty")
-    facts = describe()
+        args.results.write_text(",".join(training.COLUMNS) + "\n", encoding="utf-8")
+    rows = training.read(args.results)
+    queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
+    git, facts = ("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty"), describe()
     columns = {
-        "commit": args.commit or subprocess.check_output(git, text=True).strip(),
+        "commit": subprocess.check_output(git, text=True).strip(),
         "machine": f"{facts['cpu']}, {facts['cores']} cores",
         "torch": facts["torch"],
     }
+    if not training.select(rows, stage="shipped"):
+        folder = args.work_dir / "data/shipped"
+        training.evaluate_shipped(folder, lambda row: append(args.results, columns | row))
     print(f"{len(queue)} trainings are left", flush=True)
     # a process per training, forked from this one, which has imported everything
     with multiprocessing.get_context("fork").Pool(args.processes, maxtasksperchild=1) as pool:
@@ -40,18 +43,18 @@ def work(args: argparse.Namespace) -> None:
             task.wait(max(0, end - time.monotonic()))
 
 
-def work_on(run: Run, columns: dict[str, object], args: argparse.Namespace) -> None:
+def work_on(run: training.Run, columns: dict[str, object], args: argparse.Namespace) -> None:
     """Train once, as soon as the search has determined the learning rate of the arm."""
-    while not (rate := run.rate or best_rate(read(args.results), run.arm)):
+    while not (rate := run.rate or training.best_rate(training.read(args.results), run.arm)):
         time.sleep(1)
     columns = {**columns, **run.columns, "rate": rate}
-    train(run, rate, args.work_dir, args.data, lambda row: append(args.results, {**columns, **row}))
+    training.train(run, rate, args.work_dir, args.data, lambda row: append(args.results, {**columns, **row}))
     print(f"{run.name}: finished", flush=True)
 
 
 def append(file: Path, row: dict[str, object]) -> None:
     with file.open("a", encoding="utf-8", newline="") as stream:  # one write, when it is closed
-        csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
+        csv.DictWriter(stream, training.COLUMNS, lineterminator="\n").writerow(row)
 
 
 def main() -> None:
@@ -64,7 +67,6 @@ def main() -> None:
     add("--seconds", type=float, default=12 * 3600, help="stop after this time")
     add("--work-dir", type=Path, default=Path("work_dirs/study"), help="folder of data and logs")
     add("--data", type=Path, help="folder of BCCD (dcnzoo data download --dataset-name bccd)")
-    add("--commit", help="where this is not a git clone")
     commands.add_parser("page", help="write docs/study.md and its pictures")
     args = parser.parse_args()
     if args.command == "run":
@@ -72,7 +74,7 @@ def main() -> None:
     else:
         from benchmarks.study.page import write_page
 
-        write_page(read(args.results), ROOT / "docs")
+        write_page(training.read(args.results), ROOT / "docs")
 
 
 if __name__ == "__main__":

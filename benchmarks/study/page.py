@@ -17,6 +17,7 @@ from benchmarks.study.training import ARMS, PLAN, Row, average, best_rate, pendi
 from dcnzoo.report.plots import COLOURS
 from dcnzoo.report.report import mean_and_spread
 from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.zoo.index import find
 
 MARGIN = 0.01  # the smallest difference of interest
 FAMILY = len(ARMS) - 1  # v2 is compared with each other arm
@@ -102,6 +103,15 @@ def settings_table(rows: list[Row]) -> str:
     return markdown(lines)
 
 
+def shipped_table(rows: list[Row]) -> str:
+    lines = [("detector", "box AP, validation", "mask AP, validation", "box AP, test", "mask AP, test")]
+    for row in select(rows, stage="shipped"):
+        zoo = find(row["arm"]).metrics()
+        aps = (zoo["box AP"] / 100, zoo["mask AP"] / 100, float(row["box_ap"]), float(row["mask_ap"]))
+        lines.append((row["arm"], *(f"{ap:.3f}" for ap in aps)))
+    return markdown(lines)
+
+
 def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
     """Draw the learning curves with 95% intervals, and the differences with the intervals of the family."""
     figures = {name: Figure(figsize=(6, 3.6), layout="constrained") for name in ("curves", "differences")}
@@ -140,7 +150,12 @@ def write_page(rows: list[Row], docs: Path) -> None:
         gain=with_interval(gains(main)["plain"], FAMILY),
         late=with_interval(late),
         converged=np.mean(late) < 0.005,
-        tables=(arms_table(rows, main), comparisons_table(rows, main), settings_table(rows)),
+        tables=(
+            arms_table(rows, main),
+            comparisons_table(rows, main),
+            settings_table(rows),
+            shipped_table(rows),
+        ),
         hours=sum(float(row["cpu_seconds"]) for run in PLAN if (row := result(rows, run))) / 3600,
         left=len(pending(PLAN, rows)),
         facts={name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")},

@@ -9,11 +9,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import dcnzoo.models
-import dcnzoo.openmmlab.datasets
-import dcnzoo.openmmlab.hooks  # noqa: F401
-
-# isort: split
 import torch
 from filelock import FileLock
 from mmengine.config import Config
@@ -22,6 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
+import dcnzoo
 from benchmarks.measure import ROOT
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.models import DCNv2
@@ -44,6 +40,7 @@ ARMS: dict[str, dict[str, object]] = {
     "v2": {"dcn": {"type": "DCNv2", "deform_groups": 1}},
 }
 RATES = (0.75e-3, 1.5e-3, 3e-3)
+SHIPPED = ("", "-dconv", "-mdconv", "-dcnv3", "-dcnv4")  # mask-rcnn_r14…_fpn_8e_shapes
 SIZE = 96  # pixels, of the generated images
 DEFORMATION = {
     "shapes-0": {"bend": 0.0, "stretch": 1.0},
@@ -54,20 +51,13 @@ DEFORMATION = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training."""
 
-    Attributes:
-        stage: ``search`` of the learning rate, ``main`` or ``secondary``.
-        setting: a key of ``DEFORMATION``, or ``bccd``.
-        seed: of the model and, except with ``bccd``, of the data.
-        rate: learning rate; None for the best one of the search.
-    """
-
-    stage: str
-    setting: str
+    stage: str  # search (of the learning rate), main or secondary
+    setting: str  # a key of DEFORMATION, or bccd
     arm: str
-    seed: int
-    rate: float | None = None
+    seed: int  # of the model and, except with bccd, of the data
+    rate: float | None = None  # learning rate; None: the best one of the search
 
     @property
     def epochs(self) -> int:
@@ -221,3 +211,15 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, write: Write
     except UserError as error:  # FiniteLossHook
         print(f"{run.name}: {error}", flush=True)
         hook.record(runner, run.epochs, split, {"coco/bbox_mAP": 0.0, "coco/segm_mAP": 0.0})
+
+
+def evaluate_shipped(folder: Path, write: Write) -> None:
+    """Evaluate the shipped detectors of generated shapes on 384 images of a seed that nothing else uses."""
+    facts = {"stage": "shipped", "setting": "demo", "data_seed": 200_000, "epoch": 8, "split": "test"}
+    make_shapes(folder, ShapesSpec(train=1, val=384, seed=200_000))
+    for name in (f"mask-rcnn_r14{dcn}_fpn_8e_shapes" for dcn in SHIPPED):
+        detector = dcnzoo.load(name, device="cpu")
+        found = detector.evaluate(folder / "annotations/val.json", images=folder / "val")
+        size = sum(each.numel() for each in detector.model.parameters())
+        aps = {"box_ap": round(found["box AP"], 3), "mask_ap": round(found["mask AP"], 3)}
+        write({**facts, **aps, "arm": name, "parameters": size})

@@ -35,6 +35,7 @@ from dcnzoo.export.detector import BaseDetector
 from dcnzoo.export.picture import Detections, Preprocessing
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
+from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, one_line, printable
 
@@ -92,7 +93,8 @@ def build(
             print_log(f"{checkpoint}: {report}", logger="current")
         model.dataset_meta = dataset_meta(cfg, meta)
     model.cfg = cfg
-    return model.eval().to(place)
+    model.eval()  # returns None in detectors with a teacher
+    return model.to(place)
 
 
 class Detector(BaseDetector):
@@ -108,7 +110,7 @@ class Detector(BaseDetector):
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
-            model.to(memory_format=torch.channels_last)
+            to_channels_last(model)
 
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict], dict]:

@@ -46,3 +46,20 @@ def inherit_from_packages(changes: Changes) -> None:
     """Let ``mmengine.config`` find dcnzoo's configs, and MMDetection's without reading metafiles."""
     changes.set_item(MODULE2PACKAGE, "dcnzoo", "dcnzoo")
     changes.set(Config, "_get_cfg_path", staticmethod(base_path))
+
+
+def config_text(changes: Changes) -> None:
+    """Format a config once, not for every checkpoint; mmengine turns a Ctrl-C meanwhile into SyntaxError."""
+    original, last = Config.pretty_text.fget, {}
+
+    def pretty_text(self: Config) -> str:
+        if (content := repr(self._cfg_dict)) not in last:
+            last.clear()
+            try:
+                last[content] = original(self)
+            except SyntaxError as error:
+                interrupted = isinstance(error.__context__, KeyboardInterrupt)
+                raise (error.__context__ if interrupted else error) from None
+        return last[content]
+
+    changes.set(Config, "pretty_text", property(pretty_text))

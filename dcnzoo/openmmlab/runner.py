@@ -58,7 +58,7 @@ def load_config(
     """Read a config, merge the settings of the command line, check them and add dcnzoo's hooks.
 
     Args:
-        channels_last: on a CPU, compute in channels-last order.
+        channels_last: on a CPU, compute in channels-last order, if the model is MMDetection's.
         required: top-level keys that the command uses, beside ``model``.
 
     Raises:
@@ -86,7 +86,8 @@ def load_config(
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
     hooks.pop("channels_last", None)  # of an earlier training in the same work directory
-    if channels_last and launcher == "none" and get_device() == "cpu":
+    detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages have layers that view maps
+    if channels_last and detector and launcher == "none" and get_device() == "cpu":
         hooks.channels_last = {"type": "ChannelsLastHook"}
     checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
     if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None disables it

@@ -16,7 +16,7 @@ from mmengine.device import get_device
 from dcnzoo.compat import patches
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.packages import inherit_from_packages
+from dcnzoo.openmmlab.packages import config_text, inherit_from_packages
 from dcnzoo.openmmlab.patches import models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
 
@@ -77,6 +77,11 @@ TABLE = (
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
+    ),
+    of_mmengine(
+        config_text,
+        target="mmengine.Config.pretty_text",
+        reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
     ),
     fix(
         load_own_checkpoints,
@@ -147,6 +152,11 @@ TABLE = (
         models.cascade_rpn_head,
         target="mmdet.models.CascadeRPNHead",
         reason="mmdet's config of Cascade RPN does not fit its class (missing … 'num_classes')",
+    ),
+    of_mmdet(
+        models.heatmaps_in_channels_last,
+        target="get_topk_from_heatmap of mmdet's centernet_head and corner_head",
+        reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
     ),
     of_mmdet(
         models.teacher_config,

@@ -146,6 +146,17 @@ def cascade_rpn_head(changes: Changes) -> None:
     changes.wrap(CascadeRPNHead, "__init__", construct)
 
 
+def heatmaps_in_channels_last(changes: Changes) -> None:
+    """Copy heatmaps to contiguous memory, which ``scores.view(batch, -1)`` needs."""
+    from mmdet.models.dense_heads import centernet_head, corner_head
+
+    def select(original: Callable, scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
+        return original(scores.contiguous(), k)
+
+    for module in (centernet_head, corner_head):
+        changes.wrap(module, "get_topk_from_heatmap", select)
+
+
 def teacher_config(changes: Changes) -> None:
     """Also look up ``teacher_config='configs/gfl/….py'`` in the installed mmdet."""
     import mmdet
