@@ -145,7 +145,7 @@ def test_parts_that_were_not_tested_are_refused():
         pass
 
     detector.roi_head.__class__ = OwnHead
-    with pytest.raises(ValueError, match=r"FasterRCNN with OwnHead"):
+    with pytest.raises(ValueError, match=r"FasterRCNN with a OwnHead"):
         deployable(detector)
     with pytest.raises(ValueError, match=r"detector: .*Sequential"):
         deployable(nn.Sequential())

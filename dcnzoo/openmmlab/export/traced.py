@@ -126,7 +126,7 @@ def not_traceable(detector: nn.Module) -> str | None:
         own = [each for each in PREDICTIONS if getattr(kind, each, None) is not getattr(BaseDenseHead, each)]
         if kind.__name__ not in TESTED and own:
             reason = f", which overrides {own[0]}" if issubclass(kind, BaseDenseHead) else ""
-            return f"{name} with {kind.__name__}{reason}"
+            return f"{name} with a {kind.__name__}{reason}"
     return None if parts else name
 
 
