@@ -16,8 +16,9 @@ void copy_rows(const E* from, int64_t from_stride, E* to, int64_t to_stride, int
     std::copy_n(from + row * from_stride, columns, to + row * to_stride);
 }
 
-// Copies of a channel block of a pass, channels last, and of its gradient: [image][pixel][channel]. A channels-last input
-// is copied, too: samples of 32 of its channels would be far apart in memory.
+// Copies of a channel block of a pass, channels last, and of its gradient: [image][pixel][channel]. Channels-last maps of
+// several blocks are copied, too: samples of 32 of their channels would be far apart in memory. With one block, the maps
+// already have the layout of the copies.
 template <typename T, typename S>
 class StagedBlock {
  public:
@@ -26,8 +27,11 @@ class StagedBlock {
                                           bool channels_last) {
     const int64_t size = p.images * p.shape.in_pixels * block.count;
     block_ = block, channels_last_ = channels_last;
+    in_place_ = channels_last && block.count == p.shape.channels;
     DeformConvBackwardParams<T, S> mine = p;
-    mine.input = {reads_input(p) ? at_least(size, input_) : nullptr, block.first, block.count, true};
+    mine.input = {p.input.data, block.first, block.count, true};
+    if (in_place_) return mine;
+    mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;
     mine.grad_input = p.grad_input ? at_least(size, gradient_) : nullptr;
     return mine;
   }
@@ -37,7 +41,7 @@ class StagedBlock {
   // Copies a piece of the input and clears its gradient.
   void load(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
     const Places at(*this, p.shape, piece);
-    if (reads_input(p)) {
+    if (reads_input(p) && !in_place_) {
       const S* const from = p.input.data + at.map;
       if (channels_last_)
         copy_rows(from, p.shape.channels, input_.data() + at.copy, block_.count, at.pixels, block_.count);
@@ -45,10 +49,12 @@ class StagedBlock {
         forward_kernels<T, S>().transpose(from, p.shape.in_pixels, input_.data() + at.copy, block_.count,
                                           block_.count, at.pixels);
     }
-    if (p.grad_input) std::fill_n(gradient_.data() + at.copy, at.pixels * block_.count, T(0));
+    T* const gradient = in_place_ ? p.grad_input : gradient_.data();
+    if (p.grad_input) std::fill_n(gradient + at.copy, at.pixels * block_.count, T(0));
   }
 
   void store_gradient(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
+    if (in_place_) return;
     const Places at(*this, p.shape, piece);
     const T* const from = gradient_.data() + at.copy;
     T* const to = p.grad_input + at.map;
@@ -82,7 +88,7 @@ class StagedBlock {
   }
 
   ChannelBlock block_{};
-  bool channels_last_ = false;
+  bool channels_last_ = false, in_place_ = false;
   Buffer<S> input_;
   Buffer<T> gradient_;
 };
