@@ -9,46 +9,75 @@ const DeformConvBackward<T, S>& backward_kernels() {
   return deform_conv_backward_kernels_dispatched().of<T, S>();
 }
 
-// Copies of a channel block of a pass, channels last, and of its gradient: [image][pixel][channel].
+// Copies rows of `columns` elements.
+template <typename E>
+void copy_rows(const E* from, int64_t from_stride, E* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(from + row * from_stride, columns, to + row * to_stride);
+}
+
+// Copies of a channel block of a pass, channels last, and of its gradient: [image][pixel][channel]. Channels-last maps of
+// several blocks are copied, too: samples of 32 of their channels would be far apart in memory. With one block, the maps
+// already have the layout of the copies.
 template <typename T, typename S>
 class StagedBlock {
  public:
   // Allocates the copies unless a pass before has, and returns p with the copies as its maps.
-  DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p,
-                                          const ChannelBlock& block) {
+  DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p, const ChannelBlock& block,
+                                          bool channels_last) {
     const int64_t size = p.images * p.shape.in_pixels * block.count;
-    block_ = block, pieces_ = p.images * stretches(p.shape);
+    block_ = block, channels_last_ = channels_last;
+    in_place_ = channels_last && block.count == p.shape.channels;
     DeformConvBackwardParams<T, S> mine = p;
-    mine.input = {reads_input(p) ? at_least(size, input_) : nullptr, block.first, block.count, true};
+    mine.input = {p.input.data, block.first, block.count, true};
+    if (in_place_) return mine;
+    mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;
     mine.grad_input = p.grad_input ? at_least(size, gradient_) : nullptr;
     return mine;
   }
 
-  int64_t pieces() const { return pieces_; }
+  static int64_t stretches(const DeformConvShapes& s) { return ceil_div(s.in_pixels, kStretch); }
 
   // Copies a piece of the input and clears its gradient.
   void load(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    const DeformConvShapes& s = p.shape;
-    const int64_t image = piece / stretches(s), stretch = piece % stretches(s), first = stretch * kStretch;
-    const int64_t to = image * s.in_pixels * block_.count;
-    if (reads_input(p))
-      transpose_stretch<T, S>(p.input.data + map_at(s, image), input_.data() + to, block_.count, s.in_pixels,
-                              stretch);
-    if (p.grad_input)
-      std::fill_n(gradient_.data() + to + first * block_.count,
-                  std::min(kStretch, s.in_pixels - first) * block_.count, T(0));
+    const Places at(*this, p.shape, piece);
+    if (reads_input(p) && !in_place_) {
+      const S* const from = p.input.data + at.map;
+      if (channels_last_)
+        copy_rows(from, p.shape.channels, input_.data() + at.copy, block_.count, at.pixels, block_.count);
+      else
+        forward_kernels<T, S>().transpose(from, p.shape.in_pixels, input_.data() + at.copy, block_.count,
+                                          block_.count, at.pixels);
+    }
+    T* const gradient = in_place_ ? p.grad_input : gradient_.data();
+    if (p.grad_input) std::fill_n(gradient + at.copy, at.pixels * block_.count, T(0));
   }
 
   void store_gradient(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    const DeformConvShapes& s = p.shape;
-    const int64_t image = piece / stretches(s), first = piece % stretches(s) * kStretch;
-    forward_kernels<T, T>().transpose(gradient_.data() + (image * s.in_pixels + first) * block_.count,
-                                      block_.count, p.grad_input + map_at(s, image) + first, s.in_pixels,
-                                      std::min(kStretch, s.in_pixels - first), block_.count);
+    if (in_place_) return;
+    const Places at(*this, p.shape, piece);
+    const T* const from = gradient_.data() + at.copy;
+    T* const to = p.grad_input + at.map;
+    if (channels_last_)
+      copy_rows(from, block_.count, to, p.shape.channels, at.pixels, block_.count);
+    else
+      forward_kernels<T, T>().transpose(from, block_.count, to, p.shape.in_pixels, at.pixels, block_.count);
   }
 
  private:
-  static int64_t stretches(const DeformConvShapes& s) { return ceil_div(s.in_pixels, kStretch); }
+  // The pixels of a piece: where they start in the copies and in the map, and their number.
+  struct Places {
+    int64_t copy, map, pixels;
+    Places(const StagedBlock& staged, const DeformConvShapes& s, int64_t piece) {
+      const int64_t image = piece / stretches(s), first = piece % stretches(s) * kStretch;
+      const ChannelBlock& block = staged.block_;
+      copy = (image * s.in_pixels + first) * block.count;
+      map = image * s.channels * s.in_pixels +
+            (staged.channels_last_ ? first * s.channels + block.first : block.first * s.in_pixels + first);
+      pixels = std::min(kStretch, s.in_pixels - first);
+    }
+  };
+
   static bool reads_input(const DeformConvBackwardParams<T, S>& p) {
     return p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask;
   }
@@ -57,12 +86,9 @@ class StagedBlock {
     if (buffer.size() < size) buffer = Buffer<E>(size);
     return buffer.data();
   }
-  int64_t map_at(const DeformConvShapes& s, int64_t image) const {
-    return (image * s.channels + block_.first) * s.in_pixels;
-  }
 
   ChannelBlock block_{};
-  int64_t pieces_ = 0;
+  bool channels_last_ = false, in_place_ = false;
   Buffer<S> input_;
   Buffer<T> gradient_;
 };
@@ -111,7 +137,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
 }
 
 // The division of a backward into passes and tiles, and the memory that its tasks share. Blocks and tiles, and with them
-// the order of all sums, depend only on the shapes. `staged`: whether the input is copied to channels last.
+// the order of all sums, depend only on the shapes.
 template <typename T>
 struct BackwardWork {
   int64_t images;                        // of a pass
@@ -121,7 +147,7 @@ struct BackwardWork {
   Buffer<T> grad_offset_mask_of_blocks;  // as in DeformConvBackwardParams
 
   BackwardWork(const DeformConvShapes& s, const ChannelBlocking& blocking, int64_t packed_size,
-               const std::vector<bool>& wanted, bool staged)
+               const std::vector<bool>& wanted)
       : grad_weight(wanted[1] ? packed_size : 0) {
     std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
     const int64_t all = blocking.count(), threads = num_threads();
@@ -133,7 +159,7 @@ struct BackwardWork {
     bool shares = false;
     for (const ChannelBlock& block : blocking.blocks) shares |= block.shares_points;
     const int64_t own = shares && (wanted[2] || wanted[3]) ? s.taps * (s.rank + 1) * pixels : 0;
-    const int64_t bytes = (staged ? images * copied : 0) + own * int64_t(sizeof(T));
+    const int64_t bytes = images * copied + own * int64_t(sizeof(T));
     const int64_t most = backward_staging_bytes(threads) / std::max<int64_t>(bytes, 1);
     const int64_t at_once = std::clamp<int64_t>(most, 1, std::min(threads, all));
     blocks = ceil_div(all, ceil_div(all, at_once));  // equally many in every pass
@@ -142,17 +168,16 @@ struct BackwardWork {
 };
 
 // Computes the gradients of p's images for p's blocks, except for shared points. A task is a tile of a block. A thread
-// stays with a block as long as tiles are left; the tiles of a block add to its gradients in turn. stages: one for each
-// block, or none if the input is channels last.
+// stays with a block as long as tiles are left; the tiles of a block add to its gradients in turn.
 template <typename T, typename S>
-void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows,
+void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows, bool channels_last,
                 std::vector<StagedBlock<T, S>>& stages) {
   const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
   const int64_t blocks = p.blocks.end - p.blocks.begin, bytes = kernels.tile_bytes(p);
   std::vector<DeformConvBackwardParams<T, S>> mine(blocks, p);
-  for (int64_t b = 0; b < blocks && !stages.empty(); ++b)
-    mine[b] = stages[b].allocate(p, p.blocks.data[p.blocks.begin + b]);
-  const int64_t pieces = stages.empty() ? 0 : stages[0].pieces();
+  for (int64_t b = 0; b < blocks; ++b)
+    mine[b] = stages[b].allocate(p, p.blocks.data[p.blocks.begin + b], channels_last);
+  const int64_t pieces = p.images * StagedBlock<T, S>::stretches(p.shape);
   run_tasks(blocks * pieces, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); });
 
   const int64_t pixels = p.images * p.shape.out_pixels;
@@ -207,7 +232,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
     packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
-  const BackwardWork<T> work(s, blocking, packed_size, wanted, !map.channels_last);
+  const BackwardWork<T> work(s, blocking, packed_size, wanted);
 
   DeformConvBackwardParams<T, S> p{};
   p.shape = s, p.tile = blocking.tile(kBackwardTile.rows), p.blocks.data = blocking.blocks.data();
@@ -215,7 +240,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   p.grad_output.channels_last = grad_map.channels_last;
   p.grad_weight = work.grad_weight.data();
   const int64_t block_threads = ceil_div(num_threads(), work.blocks);
-  p.input_apart = block_threads > 2;
+  // two threads hardly wait for each other if the products take most of the time
+  p.input_apart = block_threads > (blocking.blocks[0].panel_outputs > kFewOutputs ? 2 : 1);
   p.weight_parts = s.is_depthwise() ? 1
                                     : std::clamp<int64_t>(blocking.blocks[0].panel_outputs / kLeastOutputs, 1,
                                                           block_threads);
@@ -224,7 +250,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const OffsetMask<T> grad_offset_mask{wanted[2] ? gradients.offset.mutable_data_ptr<T>() : nullptr,
                                        wanted[3] ? gradients.mask.mutable_data_ptr<T>() : nullptr};
   const int64_t image_size = s.channels * s.in_pixels;
-  std::vector<StagedBlock<T, S>> stages(map.channels_last ? 0 : work.blocks);
+  std::vector<StagedBlock<T, S>> stages(work.blocks);
   for (int64_t first = 0; first < s.batch; first += work.images) {
     p.images = std::min(work.images, s.batch - first);
     p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, s.channels, false};
@@ -233,11 +259,10 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
         static_cast<const S*>(grad_map.tensor.const_data_ptr()) + first * s.out_pixels * s.out_channels;
     p.grad_offset_mask = from_image(s, grad_offset_mask, first);
     p.grad_input = wanted[0] ? gradients.input.mutable_data_ptr<T>() + first * image_size : nullptr;
-    if (wanted[0] && map.channels_last) zero(p.grad_input, p.images * image_size);
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = std::min(p.blocks.begin + work.blocks, blocking.count());
-      run_blocks(p, work.tile_rows, stages);
+      run_blocks(p, work.tile_rows, map.channels_last, stages);
       const int64_t channels = work.grad_offset_mask_of_blocks.size() ? s.taps * (s.rank + 1) : 0;
       const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
       run_tasks(p.images * channels, sum);

@@ -136,11 +136,10 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
         tile.dots[(first_tap * corners + i + lane) * rows.stride + row] = sums[lane];
     }
   };
-  const int64_t place = p.input.place_of(block, p.shape.in_pixels);
   const CornerDistances<Rank> distance(p.shape, p.input.channels);
   with_channels<T>(block.count, [&](auto channels) {
     for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t map = rows.map[r] + place;
+      const int64_t map = rows.map[r];
       for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
         PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
         point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;

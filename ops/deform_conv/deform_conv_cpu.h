@@ -68,15 +68,8 @@ Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking
   return packed;
 }
 
-// [rows][columns] -> [columns][rows], a stretch of columns at a time, which fits the L1 cache.
+// The pixels that are copied or transposed at a time. They fit the L1 cache.
 constexpr int64_t kStretch = 256;
-
-template <typename T, typename S = T>
-void transpose_stretch(const S* from, S* to, int64_t rows, int64_t columns, int64_t stretch) {
-  const int64_t first = stretch * kStretch;
-  forward_kernels<T, S>().transpose(from + first, columns, to + first * rows, rows, rows,
-                                    std::min(kStretch, columns - first));
-}
 
 // Except for float64, the kernels index the pixels of a map with 32 bits.
 inline void check_map(const DeformConvShapes& s, ScalarType type) {

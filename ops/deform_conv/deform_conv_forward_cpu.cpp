@@ -43,11 +43,13 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
   if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
   const int64_t stretches = ceil_div(s.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
   run_tasks(p.images * blocks * stretches, [&](int64_t i) {
-    const int64_t image = i / stretches / blocks;
+    const int64_t image = i / stretches / blocks, pixel = i % stretches * kStretch;
     const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
-    transpose_stretch<T, S>(images + image * image_size + block.first * s.in_pixels,
-                            staged.data() + image * staged_size + (block.first - first) * s.in_pixels,
-                            block.count, s.in_pixels, i % stretches);
+    const S* const from = images + image * image_size + block.first * s.in_pixels + pixel;
+    S* const to =
+        staged.data() + image * staged_size + (block.first - first) * s.in_pixels + pixel * block.count;
+    forward_kernels<T, S>().transpose(from, s.in_pixels, to, block.count, block.count,
+                                      std::min(kStretch, s.in_pixels - pixel));
   });
   p.input = {staged.data(), first, channels, true};
 }
