@@ -352,7 +352,7 @@ def main() -> None:
         if row.name in (args.families or FAMILIES):
             try:
                 row.run(args.forms)
-            except Exception as error:  # does not stop the other families
+            except (Exception, SystemExit) as error:  # does not stop the other families
                 wrong.append(f"{row.name}: {error}")
     text = table({row.name: row.results for row in rows})
     print(text)

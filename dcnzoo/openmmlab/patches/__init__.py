@@ -155,7 +155,7 @@ TABLE = (
     ),
     of_mmdet(
         models.heatmaps_in_channels_last,
-        target="get_topk_from_heatmap of mmdet's centernet_head and corner_head",
+        target="get_local_maximum of mmdet's centernet_head and corner_head",
         reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
     ),
     of_mmdet(

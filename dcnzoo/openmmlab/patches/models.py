@@ -147,14 +147,14 @@ def cascade_rpn_head(changes: Changes) -> None:
 
 
 def heatmaps_in_channels_last(changes: Changes) -> None:
-    """Copy heatmaps to contiguous memory, which ``scores.view(batch, -1)`` needs."""
+    """Copy heatmaps to contiguous memory, because ``get_topk_from_heatmap`` views them as matrices."""
     from mmdet.models.dense_heads import centernet_head, corner_head
 
-    def select(original: Callable, scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
-        return original(scores.contiguous(), k)
+    def find_peaks(original: Callable, heat: Tensor, kernel: int = 3) -> Tensor:
+        return original(heat, kernel).contiguous()
 
     for module in (centernet_head, corner_head):
-        changes.wrap(module, "get_topk_from_heatmap", select)
+        changes.wrap(module, "get_local_maximum", find_peaks)
 
 
 def teacher_config(changes: Changes) -> None:
