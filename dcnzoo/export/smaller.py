@@ -128,6 +128,10 @@ def to_int8(path: str | os.PathLike, samples: Iterable[Feed]) -> None:
             return sample and {name: sample[name] for name in names}
 
     model = _named(onnx.load(path))
+    for node in model.graph.node:
+        for attribute in list(node.attribute):
+            if attribute.type == onnx.AttributeProto.INTS and not attribute.ints:
+                node.attribute.remove(attribute)  # onnxruntime cannot copy it, in a Scan
     names = [value.name for value in model.graph.input]
     chosen = _int8_nodes(model)
     if not chosen:

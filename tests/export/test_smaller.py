@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dcnzoo.export import export_onnx
-from dcnzoo.export.postprocess import keep_boxes
+from dcnzoo.export.postprocess import keep_boxes, soft_keep_boxes
 from dcnzoo.export.runtime import Session
 from dcnzoo.export.smaller import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
@@ -25,8 +25,9 @@ WIDTH, SIZE = 64, (96, 128)
 class Model(nn.Module):
     """A one-stage detector with boxes up to 1,000 pixels, which float16 rounds to half a pixel."""
 
-    def __init__(self):
+    def __init__(self, suppress=lambda *boxes: keep_boxes(*boxes, 0.6, 20, 2, 0)[:2]):
         super().__init__()
+        self.suppress = suppress
         torch.manual_seed(0)
         self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 4, 1), nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.deformable = PackedDeformConv2d(WIDTH, WIDTH, 3, padding=1, modulated=True)
@@ -45,7 +46,7 @@ class Model(nn.Module):
         boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1)
         boxes = boxes.repeat_interleave(2, 1)
         labels = torch.tensor([0, 1]).repeat(48)[None]
-        return keep_boxes(boxes, scores, labels, 0.6, 20, 2, 0)[:2]
+        return self.suppress(boxes, scores, labels)
 
 
 def images(seed):
@@ -160,6 +161,19 @@ def test_int8(path, original):
              if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) == 4]  # fmt: skip
     assert sum("int8" in kind for kind in kinds) == 2
     compare(session, original, within=(2.0, 0.05))
+
+
+def test_int8_with_soft_nms(tmp_path):
+    """Its loop is a Scan with an empty list as an attribute, which onnxruntime's quantisation cannot copy."""
+    original, path = tmp_path / "original.onnx", tmp_path / "int8.onnx"
+    settings = dict(iou_threshold=0.6, sigma=0.5, min_score=1e-3, method="linear")
+    model = Model(lambda *boxes: soft_keep_boxes(*boxes, max_boxes=20, **settings)[:2]).eval()
+    names = dict(input_names=["input"], output_names=["dets", "labels"])
+    export_onnx(model, (torch.from_numpy(images(0)),), original, **names)
+    path.write_bytes(original.read_bytes())
+    to_int8(path, SAMPLES)
+    assert int8_layers(path) == ["Conv", "Conv"]
+    compare(Session(path), original, within=(2.0, 0.05))
 
 
 def test_biases_are_constants_in_openvino(tmp_path):
