@@ -1,5 +1,8 @@
 """Functions of fixed size that replace MMDetection's, compared with those."""
 
+import inspect
+import sys
+
 import pytest
 import torch
 from mmcv.ops import batched_nms
@@ -15,6 +18,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.openmmlab.export.detectors import deployable
 from dcnzoo.openmmlab.export.traced import (
+    REPLACED,
     add_context,
     around,
     decode_pixels,
@@ -26,6 +30,15 @@ from dcnzoo.openmmlab.export.traced import (
 from dcnzoo.openmmlab.export.wrapper import of_class, pool
 
 from .detectors import build
+
+
+def test_no_patch_hides_a_function_that_exports_replace():
+    """A replacement reaches only modules that have MMDetection's function itself."""
+    for function in (*REPLACED, multiclass_nms):
+        users = [module for name, module in sys.modules.items() if name.startswith("mmdet.")
+                 and inspect.unwrap(vars(module).get(function.__name__, len)) is function]  # fmt: skip
+        assert users, function
+        assert all(vars(module)[function.__name__] is function for module in users)
 
 
 def boxes_of(count, most=60.0):
