@@ -53,7 +53,12 @@ def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
     Without a vmap axis (``dim`` is None), the tensor is repeated.
     """
     tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return tensor.movedim(0, axis).flatten(axis, axis + 1)
+    tensor = tensor.movedim(0, axis)
+    rows = tensor.shape[axis + 1]
+    if isinstance(rows, int) and rows == 1:
+        # in an export, OpenVINO removes it, but not a reshape to a dynamic size, which changes a map's layout
+        return tensor.squeeze(axis + 1)
+    return tensor.flatten(axis, axis + 1)
 
 
 def unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
