@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from dcnzoo.export.postprocess import (
 )
 from dcnzoo.ops import _library
 from dcnzoo.utils.files import replacing
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
 _DYNAMO_OPSETS = (18, 21)
@@ -198,6 +201,7 @@ def export_onnx(
             )
         except RuntimeError as error:  # torch wraps it in a long report
             raise ValueError(str(_first_cause(error))) from error
+    _remove_reshapes(onnx_program.model)
     model_proto = onnx_program.model_proto
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
@@ -241,6 +245,37 @@ def _set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
     """Set ``dtype`` of each ``arange``: without it, torch's exporter gives ``arange(0, 8.0)`` two types."""
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.start):
         node.update_kwarg("dtype", node.meta["val"].dtype)
+
+
+def _remove_reshapes(model: onnx_ir.Model) -> None:
+    """Remove reshapes that undo each other, also before and after an elementwise function.
+
+    ``torch.vmap`` adds them between convolutions; OpenVINO would change the layout of the map for each.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in model.graph:
+        if node.op_type != "Reshape" or node.outputs[0].shape.has_unknown_dim():
+            continue
+        (result,), value, function = node.outputs, node.inputs[0], None
+        while value.shape != result.shape and len(value.uses()) == 1 and (maker := value.producer()):
+            if maker.op_type in _ELEMENTWISE and function is None:
+                function = maker
+            elif maker.op_type != "Reshape":
+                break
+            value = maker.inputs[0]
+        if value.shape != result.shape or result.is_graph_output():
+            continue
+        if function is not None:
+            function.replace_input_with(0, value)
+            (value,) = function.outputs
+            value.shape = result.shape
+        result.replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+    RemoveUnusedNodesPass()(model)
+
+
+_ELEMENTWISE = ("Relu", "Sigmoid")
 
 
 def _untranslated() -> list[str]:

@@ -155,7 +155,7 @@ def _soft_keep_boxes(
     return _first_boxes(boxes, taken, labels, max_boxes)
 
 
-# An operator for its rule of torch.vmap: that of scan turns the number of images into a constant.
+# An operator, because torch's vmap rule for scan turns the number of images into a constant.
 soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
 soft_keep_boxes.register_vmap(row_by_row(soft_keep_boxes, 3))
 

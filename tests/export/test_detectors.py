@@ -398,7 +398,7 @@ def test_a_head_that_predicts_in_its_own_way_is_exported_without():
             raise NotImplementedError
 
     detector.bbox_head.__class__ = OwnHead
-    with pytest.raises(ValueError, match=r"RetinaNet with a OwnHead.*predict_by_feat.*--skip-"):
+    with pytest.raises(ValueError, match=r"RetinaNet with OwnHead.*predict_by_feat.*--skip-"):
         deployable(detector)
     with torch.no_grad():
         scores, deltas = deployable(detector, skip_postprocess=True)(images)

@@ -1,6 +1,5 @@
 """Functions of fixed size that replace MMDetection's, compared with those."""
 
-import inspect
 import sys
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from mmcv.ops import batched_nms
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import SCNetRoIHead
+from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
 from mmdet.structures.mask import mask2bbox
@@ -16,29 +16,30 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
+from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.export.detectors import deployable
-from dcnzoo.openmmlab.export.traced import (
-    REPLACED,
+from dcnzoo.openmmlab.export.replaced import (
     add_context,
     around,
     decode_pixels,
     first_pairs,
     keep_all,
     keep_best,
-    not_traceable,
 )
-from dcnzoo.openmmlab.export.wrapper import of_class, pool
+from dcnzoo.openmmlab.export.traced import not_traceable
+from dcnzoo.openmmlab.export.wrapper import of_class, pool, replace_everywhere
 
 from .detectors import build
 
 
-def test_no_patch_hides_a_function_that_exports_replace():
-    """A replacement reaches only modules that have MMDetection's function itself."""
-    for function in (*REPLACED, multiclass_nms):
-        users = [module for name, module in sys.modules.items() if name.startswith("mmdet.")
-                 and inspect.unwrap(vars(module).get(function.__name__, len)) is function]  # fmt: skip
-        assert users, function
-        assert all(vars(module)[function.__name__] is function for module in users)
+def test_functions_are_replaced_also_where_a_patch_wraps_them():
+    users = [vars(module) for name, module in sys.modules.items() if name.startswith("mmdet.")
+             and vars(module).get("multiclass_nms") is multiclass_nms]  # fmt: skip
+    with Changes() as changes:
+        changes.wrap(bbox_head, "multiclass_nms", lambda function, *args: function(*args))
+        replace_everywhere(changes, multiclass_nms, len)
+        assert len(users) > 3 and all(user["multiclass_nms"] is len for user in users)
+    assert all(user["multiclass_nms"] is multiclass_nms for user in users)
 
 
 def boxes_of(count, most=60.0):
@@ -158,7 +159,7 @@ def test_parts_that_were_not_tested_are_refused():
         pass
 
     detector.roi_head.__class__ = OwnHead
-    with pytest.raises(ValueError, match=r"FasterRCNN with a OwnHead"):
+    with pytest.raises(ValueError, match=r"FasterRCNN with OwnHead"):
         deployable(detector)
     with pytest.raises(ValueError, match=r"detector: .*Sequential"):
         deployable(nn.Sequential())

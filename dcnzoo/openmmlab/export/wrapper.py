@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -83,9 +84,11 @@ def data_sample(size: tuple[int, int], padded: tuple[int, int]) -> DetDataSample
 
 
 def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
-    """Replace a function in all of MMDetection's modules that import it."""
+    """Replace a function in all of MMDetection's modules that import it, also where a patch wraps it."""
+    function = inspect.unwrap(original)
     for name, module in list(sys.modules.items()):
-        if name.startswith("mmdet.") and vars(module).get(original.__name__) is original:
+        found = vars(module).get(original.__name__)
+        if name.startswith("mmdet.") and callable(found) and inspect.unwrap(found) is function:
             changes.set(module, original.__name__, replacement)
 
 
