@@ -1,14 +1,12 @@
-"""Measure what deformable convolution brings: benchmarks/study/plan.md, fixed before the first result.
+"""The study of benchmarks/study/plan.md, which was fixed before the first result.
 
-``run`` works through the trainings of the plan and appends a row to a CSV after each evaluation. It can be
-interrupted at any time: complete trainings are not repeated, incomplete ones start again. ``page`` writes
-docs/study.md and its pictures from the CSV.
+``run`` works through the trainings of the plan and appends a row to results.csv after each evaluation. It
+can be interrupted: incomplete trainings start again. ``page`` writes docs/study.md and its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import os
 import subprocess
@@ -16,15 +14,13 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import ROOT, describe
-from benchmarks.study import training
+from benchmarks.study import page, training
 
 
 def work(args: argparse.Namespace) -> None:
     """Train what has no results yet, in the order of the plan, until the time is up."""
     end = time.monotonic() + args.seconds
-    if not args.results.is_file():
-        args.results.write_text(",".join(training.COLUMNS) + "\n", encoding="utf-8")
-    rows = training.read(args.results)
+    rows = training.read()
     queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
     git, facts = ("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty"), describe()
     columns = {
@@ -33,8 +29,7 @@ def work(args: argparse.Namespace) -> None:
         "torch": facts["torch"],
     }
     if not training.select(rows, stage="shipped"):
-        folder = args.work_dir / "data/shipped"
-        training.evaluate_shipped(folder, lambda row: append(args.results, columns | row))
+        training.evaluate_shipped(args.work_dir / "data/shipped", columns)
     print(f"{len(queue)} trainings are left", flush=True)
     # a process per training, forked from this one, which has imported everything
     with multiprocessing.get_context("fork").Pool(args.processes, maxtasksperchild=1) as pool:
@@ -45,22 +40,13 @@ def work(args: argparse.Namespace) -> None:
 
 def work_on(run: training.Run, columns: dict[str, object], args: argparse.Namespace) -> None:
     """Train once, as soon as the search has determined the learning rate of the arm."""
-    while not (rate := run.rate or training.best_rate(training.read(args.results), run.arm)):
+    while not (rate := run.rate or training.best_rate(training.read(), run.arm)):
         time.sleep(1)
-    columns = {**columns, **run.columns, "rate": rate}
-    training.train(run, rate, args.work_dir, args.data, lambda row: append(args.results, {**columns, **row}))
-    print(f"{run.name}: finished", flush=True)
-
-
-def append(file: Path, row: dict[str, object]) -> None:
-    with file.open("a", encoding="utf-8", newline="") as stream:  # one write, when it is closed
-        csv.DictWriter(stream, training.COLUMNS, lineterminator="\n").writerow(row)
+    training.train(run, rate, args.work_dir, args.data, columns)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    default = Path(__file__).with_name("results.csv")
-    parser.add_argument("--results", type=Path, default=default, metavar="CSV", help="default: %(default)s")
     commands = parser.add_subparsers(required=True, dest="command")
     add = commands.add_parser("run", help="train what has no results yet").add_argument
     add("--processes", type=int, default=os.cpu_count(), help="parallel trainings, one thread each")
@@ -72,9 +58,7 @@ def main() -> None:
     if args.command == "run":
         work(args)
     else:
-        from benchmarks.study.page import write_page
-
-        write_page(training.read(args.results), ROOT / "docs")
+        page.write_page(training.read(), ROOT / "docs")
 
 
 if __name__ == "__main__":

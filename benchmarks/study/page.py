@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,7 +15,7 @@ from benchmarks.measure import markdown
 from benchmarks.study.training import ARMS, PLAN, Row, average, best_rate, pending, result, select
 from dcnzoo.report.plots import COLOURS
 from dcnzoo.report.report import mean_and_spread
-from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.files import write_text
 from dcnzoo.zoo.index import find
 
 MARGIN = 0.01  # the smallest difference of interest
@@ -43,13 +42,12 @@ def verdict(values: Sequence[float]) -> str:
 
 def complete(rows: list[Row], setting: str, arms: Sequence[str]) -> Results:
     """Return the results of the seeds that all arms have completed."""
-    runs = [run for run in PLAN if run.stage != "search" and run.setting == setting]
-    results = {(run.seed, run.arm): result(rows, run) for run in runs}
+    results = {(run.seed, run.arm): result(rows, run) for run in PLAN if run.setting == setting}
     seeds = [seed for seed in range(10) if all(results.get((seed, arm)) for arm in arms)]
     return {arm: [results[seed, arm] for seed in seeds] for arm in arms}
 
 
-def values(rows: list[Row], column: str = "") -> np.ndarray:
+def values(rows: Iterable[Row], column: str = "") -> np.ndarray:
     """Return the values of a column, or the primary endpoint."""
     return np.array([float(row[column]) if column else average(row) for row in rows])
 
@@ -62,9 +60,8 @@ def gains(main: Results) -> dict[str, np.ndarray]:
 def curve(rows: list[Row], last: Row) -> np.ndarray:
     """Return CPU seconds and AP at the validations of a training with the result ``last``.  # [2, N]"""
     training = {name: last[name] for name in ("stage", "setting", "arm", "model_seed")}
-    # an interrupted training has older rows of the same epochs
-    epochs = list({row["epoch"]: row for row in select(rows, **training, split="val")}.values())
-    return np.stack([values(epochs, "cpu_seconds"), values(epochs)])
+    epochs = {row["epoch"]: row for row in select(rows, **training, split="val")}  # the last row of each
+    return np.stack([values(epochs.values(), "cpu_seconds"), values(epochs.values())])
 
 
 def at_equal_time(rows: list[Row], one: Row, other: Row) -> float:
@@ -138,10 +135,8 @@ def write_page(rows: list[Row], docs: Path) -> None:
     if len(main["v2"]) < 2:
         raise SystemExit("error: expected at least two seeds that all arms have completed")
     for name, figure in plot(rows, main).items():
-        buffer = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible ids
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-        write_bytes(docs / f"images/study-{name}.svg", buffer.getvalue().encode())
+            figure.savefig(docs / f"images/study-{name}.svg", metadata={"Date": None})
     late = [np.diff(curve(rows, last)[1])[-1] for last in main["plain"]]
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
     text = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
@@ -150,12 +145,10 @@ def write_page(rows: list[Row], docs: Path) -> None:
         gain=with_interval(gains(main)["plain"], FAMILY),
         late=with_interval(late),
         converged=np.mean(late) < 0.005,
-        tables=(
-            arms_table(rows, main),
-            comparisons_table(rows, main),
-            settings_table(rows),
-            shipped_table(rows),
-        ),
+        arms=arms_table(rows, main),
+        comparisons=comparisons_table(rows, main),
+        settings=settings_table(rows),
+        shipped=shipped_table(rows),
         hours=sum(float(row["cpu_seconds"]) for run in PLAN if (row := result(rows, run))) / 3600,
         left=len(pending(PLAN, rows)),
         facts={name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")},

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.utils.errors import UserError
 
 Row = dict[str, str]  # of the CSV
-Write = Callable[[dict[str, object]], None]
+RESULTS = Path(__file__).with_name("results.csv")
 COLUMNS = (
     *("stage", "setting", "arm", "data_seed", "model_seed", "rate", "epoch", "split", "box_ap", "mask_ap"),
     *("cpu_seconds", "parameters", "commit", "machine", "torch"),
@@ -82,10 +82,15 @@ PLAN = (
 )
 
 
-def read(file: Path) -> list[Row]:
-    """Read the CSV without a line that is still being written."""
-    with file.open(encoding="utf-8", newline="") as lines:
+def read() -> list[Row]:
+    """Read the results without a line that is still being written."""
+    with RESULTS.open(encoding="utf-8", newline="") as lines:
         return [row for row in csv.DictReader(lines) if row["torch"]]
+
+
+def append(row: dict[str, object]) -> None:
+    with RESULTS.open("a", encoding="utf-8", newline="") as stream:  # one write, when it is closed
+        csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
 
 
 def average(row: Row) -> float:
@@ -136,8 +141,8 @@ class RecordHook(Hook):
 
     priority = "VERY_LOW"  # after the hooks of the training
 
-    def __init__(self, write: Write) -> None:
-        self._write, self._seconds = write, 0.0
+    def __init__(self, columns: dict[str, object]) -> None:
+        self._columns, self._seconds = columns, 0.0
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._start = time.process_time()
@@ -149,7 +154,7 @@ class RecordHook(Hook):
         self.record(runner, runner.epoch, "val", metrics or {})
 
     def record(self, runner: Runner, epoch: int, split: str, metrics: dict[str, float]) -> None:
-        row: dict[str, object] = {
+        row = {
             "epoch": epoch,
             "split": split,
             "box_ap": metrics["coco/bbox_mAP"],
@@ -157,7 +162,7 @@ class RecordHook(Hook):
             "cpu_seconds": round(self._seconds, 2),
             "parameters": sum(each.numel() for each in runner.model.parameters()),
         }
-        self._write(row)
+        append({**self._columns, **row})
 
 
 def make_data(run: Run, folder: Path) -> None:
@@ -197,12 +202,12 @@ def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
     return cfg
 
 
-def train(run: Run, rate: float, work_dir: Path, data: Path | None, write: Write) -> None:
+def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dict[str, object]) -> None:
     """Train and, except in the search, evaluate on the test set once. A diverged training has AP 0."""
     torch.set_num_threads(1)
     split = "val" if run.stage == "search" else "test"
     runner = build_runner(config(run, rate, work_dir, data), training=True)
-    hook = RecordHook(write)
+    hook = RecordHook({**columns, **run.columns, "rate": rate})
     runner.register_hook(hook)
     try:
         runner.train()
@@ -213,13 +218,12 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, write: Write
         hook.record(runner, run.epochs, split, {"coco/bbox_mAP": 0.0, "coco/segm_mAP": 0.0})
 
 
-def evaluate_shipped(folder: Path, write: Write) -> None:
+def evaluate_shipped(folder: Path, columns: dict[str, object]) -> None:
     """Evaluate the shipped detectors of generated shapes on 384 images of a seed that nothing else uses."""
     facts = {"stage": "shipped", "setting": "demo", "data_seed": 200_000, "epoch": 8, "split": "test"}
     make_shapes(folder, ShapesSpec(train=1, val=384, seed=200_000))
     for name in (f"mask-rcnn_r14{dcn}_fpn_8e_shapes" for dcn in SHIPPED):
         detector = dcnzoo.load(name, device="cpu")
         found = detector.evaluate(folder / "annotations/val.json", images=folder / "val")
-        size = sum(each.numel() for each in detector.model.parameters())
         aps = {"box_ap": round(found["box AP"], 3), "mask_ap": round(found["mask AP"], 3)}
-        write({**facts, **aps, "arm": name, "parameters": size})
+        append({**columns, **facts, **aps, "arm": name})
