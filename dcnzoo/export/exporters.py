@@ -18,6 +18,8 @@ from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translatio
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.export.postprocess import (
     TRACEABLE,
+    paste_masks,
+    paste_masks_graph,
     roi_align_pyramid,
     roi_align_pyramid_graph,
     select_boxes,
@@ -145,6 +147,7 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     for overload, translate in (
         (select_boxes._opoverload, select_boxes_graph),
         (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
+        (paste_masks._opoverload, paste_masks_graph),
         (torch.ops.aten.sort.stable, sort_graph),
         (torch.ops.aten.t.default, transpose_graph),
     ):

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.export.batching import row_by_row
-from dcnzoo.export.graph import FLOAT, Graph, Value
+from dcnzoo.export.graph import FLOAT, UINT8, Graph, Value
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.ops._vmap import fold, unfold
 
@@ -231,10 +230,87 @@ def _(info, dims, levels, rois, *settings):
     return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
 
 
+def _paste_masks(
+    masks: Tensor,  # [K, h, w], probabilities
+    boxes: Tensor,  # [K, 4]
+    there: Tensor,  # [K], bool
+    height: int,
+    width: int,
+) -> Tensor:  # [K, height, width], uint8
+    """Paste masks into the image by bilinear interpolation, times 255; zero outside their boxes.
+
+    Only the masks that are ``there`` are computed. Bilinear resampling along the axes is a product with one
+    matrix of hat functions per axis: coordinates per pixel would take twice the memory of the result.
+    """
+    here = there.nonzero()[:, 0]
+    masks, boxes = masks[here], boxes[here]
+
+    def along(low: Tensor, high: Tensor, pixels: int, taps: int) -> Tensor:  # [K, pixels, taps]
+        centres = torch.arange(pixels, device=masks.device, dtype=masks.dtype) + 0.5
+        # in the order of grid_sample's operations, for equal results
+        place = (centres - low[:, None]) / (high - low)[:, None] * taps - 0.5
+        distance = place[:, :, None] - torch.arange(taps, device=masks.device, dtype=masks.dtype)
+        weights = (1 - distance.abs()).clamp(min=0)
+        return torch.where(weights.isnan(), 0.0, weights)
+
+    rows = along(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
+    columns = along(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
+    pasted = (255 * (rows @ masks @ columns.transpose(1, 2))).round().to(torch.uint8)
+    return pasted.new_zeros(len(there), height, width).index_copy(0, here, pasted)
+
+
+paste_masks = torch.library.custom_op("dcnzoo::_paste_masks", _paste_masks, mutates_args=())
+paste_masks.register_vmap(row_by_row(paste_masks, 3))
+
+
+@paste_masks.register_fake
+def _(masks, boxes, there, height, width):
+    return masks.new_empty(masks.shape[0], height, width, dtype=torch.uint8)
+
+
+def paste_masks_graph(
+    g: Graph, masks: Value, boxes: Value, there: Value, height: int | Value, width: int | Value
+) -> Value:
+    kind, taps = g.type_of(masks), (g.size(masks, 1), g.size(masks, 2))
+    zero, half, one = (g.number(value, kind) for value in (0, 0.5, 1))
+    here = g.shaped(g.NonZero(there), -1)
+
+    def kept(values: Value, *size: int) -> Value:  # row 0 is for boxes that are not there
+        return g.Concat(g.Expand(zero, g.ints(1, *size)), g.Gather(values, here, axis=0), axis=0)
+
+    corners = kept(boxes, 4)
+
+    def along(axis: int, pixels: int | Value) -> Value:  # [K, pixels, taps]
+        low, high = (g.Gather(corners, g.ints(1 - axis + side), axis=1) for side in (0, 2))
+        pixels = g.int(pixels) if isinstance(pixels, int) else pixels
+        centres = g.Add(g.Cast(g.Range(g.int(0), pixels, g.int(1)), to=kind), half)
+        place = g.Div(g.Sub(centres, low), g.Sub(high, low))
+        place = g.Sub(g.Mul(place, g.number(taps[axis], kind)), half)
+        distance = g.Abs(g.Sub(g.shaped(place, 0, 0, 1), g.Cast(g.floats(*range(taps[axis])), to=kind)))
+        weights = g.Clip(g.Sub(one, distance), zero)
+        return g.Where(g.IsNaN(weights), zero, weights)
+
+    columns = g.Transpose(along(1, width), perm=[0, 2, 1])
+    pasted = g.MatMul(g.MatMul(along(0, height), kept(masks, *taps)), columns)
+    pasted = g.Cast(g.Round(g.Mul(pasted, g.number(255, kind))), to=UINT8)
+    return _placed(g, pasted, here, g.sizes(there, 0))
+
+
+def _placed(g: Graph, values: Value, place: Value, count: Value) -> Value:
+    """Return ``count`` rows: ``values[1:]`` at ``place``, and ``values[0]`` elsewhere.
+
+    ScatterND into a tensor of zeros would store that tensor in the file if its size is fixed.
+    """
+    rows = g.Add(g.range(place, 0), g.int(1))
+    row = g.ScatterElements(g.Expand(g.int(0), count), place, rows, axis=0)
+    return g.Gather(values, row, axis=0)
+
+
 TRACEABLE = {
     select_boxes._opoverload: _select_boxes,
     soft_keep_boxes._opoverload: _soft_keep_boxes,
     roi_align_pyramid._opoverload: _roi_align_pyramid,
+    paste_masks._opoverload: _paste_masks,
 }
 
 
@@ -261,17 +337,13 @@ def roi_align_pyramid_graph(
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
     octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
     level = g.Clip(g.Floor(octave), constant(0), constant(len(levels) - 1))
-    # Row 0 is for RoIs that fit no level, because their size is NaN. ScatterND into a tensor of zeros would
-    # store that tensor in the file if its size is fixed.
+    # row 0 is for RoIs that fit no level, because their size is NaN
     nothing = g.Expand(constant(0), g.Concat(g.ints(1), g.sizes(levels[0], 1), g.ints(*output_size), axis=0))
     places, parts = [], [nothing]
     for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
         places.append(g.shaped(g.NonZero(g.Equal(level, constant(i))), -1))
         parts.append(at(features, g.Gather(rois, places[-1], axis=0), scale))
-    place = g.Concat(*places, axis=0)
-    rows = g.Add(g.range(place, 0), g.int(1))
-    row = g.ScatterElements(g.Expand(g.int(0), g.sizes(rois, 0)), place, rows, axis=0)
-    return g.Gather(g.Concat(*parts, axis=0), row, axis=0)
+    return _placed(g, g.Concat(*parts, axis=0), g.Concat(*places, axis=0), g.sizes(rois, 0))
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -288,28 +360,3 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Return ``values[n, index[n]]`` for values ``[N, M, D]`` and an index ``[N, K]``."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def paste_masks(
-    masks: Tensor,  # [K, h, w], probabilities
-    boxes: Tensor,  # [K, 4]
-    height: Any,
-    width: Any,
-) -> Tensor:  # [K, height, width]
-    """Paste the masks of boxes into the image, by bilinear interpolation; zero outside the boxes.
-
-    Bilinear resampling along the axes is a product with one matrix of hat functions per axis. This avoids
-    coordinates per pixel, which would take twice the memory of the result.
-    """
-
-    def along(low: Tensor, high: Tensor, pixels: Any, taps: int) -> Tensor:  # [K, pixels, taps]
-        centres = torch.arange(pixels, device=masks.device, dtype=masks.dtype) + 0.5
-        # in the order of grid_sample's operations, for equal results
-        place = (centres - low[:, None]) / (high - low)[:, None] * taps - 0.5
-        distance = place[:, :, None] - torch.arange(taps, device=masks.device, dtype=masks.dtype)
-        weights = (1 - distance.abs()).clamp(min=0)
-        return torch.where(weights.isnan(), 0.0, weights)
-
-    rows = along(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
-    columns = along(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
-    return rows @ masks @ columns.transpose(1, 2)

@@ -338,7 +338,7 @@ def test_constants_in_a_graph_of_fixed_size(tmp_path):
     class Model(nn.Module):
         def forward(self, a, b, rois):
             pooled = roi_align_pyramid([a, b], rois, [0.25, 0.125], [14, 14], 16.0, 0, "avg", True)
-            return paste_masks(pooled[:, 0].sigmoid(), rois[:, 1:], 60, 80)
+            return paste_masks(pooled[:, 0].sigmoid(), rois[:, 1:], rois[:, 1] > 0, 60, 80)
 
     levels = [torch.randn(1, 3, 24 // s, 32 // s) for s in (1, 2)]
     rois = torch.tensor([[0.0, 4, 6, 40, 30]]).repeat(50, 1)
@@ -362,8 +362,43 @@ def test_masks_are_pasted_as_mmdetection_does():
     masks = torch.rand(4, 28, 28)
     boxes = torch.tensor([[3.2, 4.1, 30.7, 22.9], [-5, -3, 12, 60], [10, 10, 10.5, 40], [0, 0, 41, 33.0]])
     expected, _ = _do_paste_mask(masks[:, None], boxes, 33, 41, skip_empty=False)
-    torch.testing.assert_close(paste_masks(masks, boxes, 33, 41), expected, rtol=0, atol=1e-5)
-    assert paste_masks(torch.ones(1, 28, 28), torch.zeros(1, 4), 5, 6).eq(0).all(), "a box of no size"
+    there = torch.tensor([True, False, True, True])
+    found = paste_masks(masks, boxes, there, 33, 41)
+    assert found.dtype == torch.uint8 and (found[1] == 0).all()
+    torch.testing.assert_close(found[there].float(), 255 * expected[there], rtol=0, atol=0.51)
+    no_size = paste_masks(torch.ones(1, 28, 28), torch.zeros(1, 4), torch.tensor([True]), 5, 6)
+    assert no_size.eq(0).all()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_pasting_in_a_graph_of_any_size(tmp_path, backend):
+    """Images of one size in a batch; in the last image, no mask is there."""
+    pytest.importorskip(backend)
+
+    class Model(nn.Module):
+        def forward(self, images, masks, boxes, there):
+            paste = partial(paste_masks, height=images.shape[2], width=images.shape[3])
+            return torch.vmap(paste)(masks, boxes, there > 0)
+
+    def inputs(count, height, width):
+        low = torch.rand(count, 5, 2) * torch.tensor([width, height]) - 3
+        there = torch.rand(count, 5).gt(0.4).float()
+        there[-1] = 0
+        boxes = torch.cat([low, low + 0.5 + torch.rand(count, 5, 2) * 20], -1)
+        return torch.zeros(count, 1, height, width), torch.rand(count, 5, 7, 6), boxes, there
+
+    path, names = tmp_path / "paste.onnx", ["images", "masks", "boxes", "there"]
+    shapes = (dict.fromkeys((0, 2, 3), DYNAMIC), *({0: DYNAMIC} for _ in range(3)))
+    with symbolic_batches():
+        export_onnx(Model(), inputs(2, 20, 30), path, dynamic_shapes=shapes, input_names=names)
+    session = Session(path, backend)
+    for sizes in ((1, 20, 30), (3, 33, 41)):
+        values = inputs(*sizes)
+        (found,) = session._run({name: value.numpy() for name, value in zip(names, values, strict=True)})
+        expected = Model()(*values)
+        assert found.dtype == np.uint8 and (found[-1] == 0).all()
+        np.testing.assert_allclose(found.astype(int), expected.numpy().astype(int), rtol=0, atol=1)
+        assert (found > 0).any() == (len(found) > 1)
 
 
 def test_what_cannot_be_exported_says_so():

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat.mmcv import deform_conv
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.postprocess import ABSENT, best, paste_masks, running_max
+from dcnzoo.export.postprocess import ABSENT, best, running_max
 from dcnzoo.openmmlab.export import wrapper
 from dcnzoo.ops import deform_conv2d
 
@@ -289,7 +289,7 @@ def refine_masks(
     return masks
 
 
-def paste(
+def masks_of_classes(
     self: roi_heads.FCNMaskHead,
     mask_preds: Tensor,  # [K, classes, h, w]
     bboxes: Tensor,
@@ -299,9 +299,9 @@ def paste(
     rescale: bool = False,
     activate_map: bool = False,
 ) -> Tensor:
-    """Replace ``FCNMaskHead._predict_by_feat_single``. Return probabilities [K, H, W]."""
+    """Replace ``FCNMaskHead._predict_by_feat_single``. Return probabilities [K, h, w], to be pasted later."""
     masks = wrapper.of_class(mask_preds, labels)[:, 0]
-    return paste_masks(masks if activate_map else masks.sigmoid(), bboxes, *img_meta["img_shape"])
+    return masks if activate_map else masks.sigmoid()
 
 
 def decode_pixels(self: layers.MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -440,7 +440,7 @@ METHODS = {
     (mmcv_ops.CornerPool, "forward"): corner_pool,
     (roi_heads.BBoxHead, "refine_bboxes"): refine,
     (roi_heads.SCNetRoIHead, "_fuse_glbctx"): add_context,
-    (roi_heads.FCNMaskHead, "_predict_by_feat_single"): paste,
+    (roi_heads.FCNMaskHead, "_predict_by_feat_single"): masks_of_classes,
     (roi_heads.SingleRoIExtractor, "forward"): wrapper.pool,
     (mmcv_ops.RoIAlign, "forward"): wrapper.align,
     (mmcv_ops.deform_conv.DeformConv2dFunction, "forward"): without_autograd(deform_conv.deform_conv2d),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.postprocess import ABSENT
+from dcnzoo.export.postprocess import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import wrapper
 from dcnzoo.openmmlab.export.replaced import keep_best, replace_functions
 
@@ -84,8 +84,12 @@ class Traced(wrapper.ExportWrapper):
         dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)[index]
         results = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels[index], -1)]
         if len(self.output_names) > 2:
-            masks = (found.masks[index].to(dets.dtype) * 255).round().to(torch.uint8)
-            results.append(torch.where(there[:, None, None], masks, 0))
+            masks = found.masks[index]
+            if masks.dtype == torch.bool:
+                inside, outside = (torch.tensor(value, dtype=torch.uint8) for value in (255, 0))
+                results.append(torch.where(masks & there[:, None, None], inside, outside))
+            else:  # of the boxes
+                results.append(paste_masks(masks, dets[:, :4], there, *sample.img_shape))
         return tuple(results)
 
 
