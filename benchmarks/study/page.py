@@ -122,7 +122,7 @@ def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
     curves.legend()
     for place, gain in enumerate(gains(main).values()):
         differences.plot([place] * len(gain), gain, "o", color=COLOURS[0], alpha=0.3, ms=4)
-        differences.errorbar(place, gain.mean(), np.ptp(interval(gain, FAMILY)) / 2, fmt="o", capsize=4)
+        differences.plot([place] * 3, [*interval(gain, FAMILY), gain.mean()], "_-", color=COLOURS[0], ms=12)
     differences.axhspan(-MARGIN, MARGIN, color="#6b7280", alpha=0.12)
     differences.set_xticks(range(FAMILY), gains(main))
     differences.set(xlabel="v2 minus", ylabel="test AP")
