@@ -97,7 +97,7 @@ def settings_table(rows: list[Row]) -> str:
             aps = (mean_and_spread(each.tolist()) for each in (plain, v2))
             parts = map(with_interval, (v2 - plain, (v2 - plain) / (1 - plain)))
             lines.append((setting, len(v2), *aps, *parts))
-    return markdown(lines)
+    return markdown(lines) if len(lines) > 2 else ""  # only the main comparison
 
 
 def shipped_table(rows: list[Row]) -> str:
