@@ -34,6 +34,7 @@ from benchmarks.coverage.trial import (
     prepare,
     read,
 )
+from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.packages import mim_folder
 
 LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool, DCNv3, DCNv4)
@@ -107,6 +108,7 @@ def try_out(cfg: Config) -> None:
     """
     size = image_size(cfg)
     model = prepare(cfg)
+    to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU
     with DefaultScope.overwrite_default_scope("mmdet"):
         model.eval()
         layers = deformable_layers(model)

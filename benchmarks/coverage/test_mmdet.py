@@ -38,6 +38,7 @@ from benchmarks.coverage.trial import (
     read,
     tensors,
 )
+from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 
 # families for which `representative` would choose a config without the family's main feature
 REPRESENTATIVES = {
@@ -74,6 +75,7 @@ def try_out(cfg: Config) -> None:
             if augment.type == "BatchFixedSizePad":  # to 1024 pixels, 64 times as many
                 augment.size = (size, size)
         model = prepare(cfg)
+        to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU
 
         model.eval()
         with torch.no_grad():

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.packages import mim_folder
 
 # isort: split
@@ -120,8 +119,6 @@ def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
     with DefaultScope.overwrite_default_scope(package):
         model = revert_sync_batchnorm(build(cfg, package))
         model.init_weights()
-    if package == "mmdet":
-        to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU
     for count in ("epoch", "iter"):  # read by TOOD, BoxInst and YOLOX
         MessageHub.get_current_instance().update_info(count, 0)
     return model
