@@ -125,10 +125,13 @@ def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
 
 
 def image_size(cfg: Config) -> int:
-    """Return 128 pixels; more for SSD, which has no padding, and for detectors that select many queries."""
+    """Return 128 pixels; more for SSD, which has no padding, for detectors that select many queries, and for
+    YOLOX, whose scores are products and rarely reach the threshold.
+    """
     if cfg.model.get("backbone", {}).get("type") == "SSDVGG":
         return 400
-    return 256 if cfg.model.get("num_queries", 0) > 300 else 128
+    is_yolox = cfg.model.get("bbox_head", {}).get("type") == "YOLOXHead"
+    return 256 if is_yolox or cfg.model.get("num_queries", 0) > 300 else 128
 
 
 def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
