@@ -308,7 +308,7 @@ def among_others(runs: Sequence[TrainedRun]) -> list[str]:
     committed = [v2 - off for v2, off in pairs if None not in (v2, off)]
     smaller = sum(each < mask["v2"] - mask["off"] for each in committed)
     return [
-        f"In docs/study.md, v2 − off is {statistics.mean(committed):+.3f} mask AP on average over "
+        f"In docs/study.csv, v2 − off is {statistics.mean(committed):+.3f} mask AP on average over "
         f"{len(committed)} seeds ({min(committed):+.3f} to {max(committed):+.3f}); {smaller} of these "
         "differences are smaller than this run's."
     ]
