@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import platform
@@ -77,11 +78,15 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def code_version(paths: Iterable[str]) -> str:
-    """Return a hash of these Python files and folders of the repository."""
+    """Return a hash of these Python files and folders of the repository, without comments and docstrings."""
     digest = hashlib.sha256()
     found = ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py") for path in paths)
     for file in sorted(file for files in found for file in files):
-        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value = ast.Constant(None)
+        digest.update((str(file.relative_to(ROOT)) + ast.unparse(tree)).encode())
     return digest.hexdigest()[:12]
 
 
