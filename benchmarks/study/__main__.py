@@ -23,11 +23,9 @@ def work(args: argparse.Namespace) -> None:
     rows = training.read()
     queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
     git, facts = ("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty"), describe()
-    columns = {
-        "commit": subprocess.check_output(git, text=True).strip(),
-        "machine": f"{facts['cpu']}, {facts['cores']} cores",
-        "torch": facts["torch"],
-    }
+    commit = subprocess.check_output(git, text=True).strip()
+    machine = f"{facts['cpu']}, {facts['cores']} cores"
+    columns = {"commit": commit, "machine": machine, "torch": facts["torch"]}
     if not training.select(rows, stage="shipped"):
         training.evaluate_shipped(args.work_dir / "data/shipped", columns)
     print(f"{len(queue)} trainings are left", flush=True)
@@ -43,6 +41,7 @@ def work_on(run: training.Run, columns: dict[str, object], args: argparse.Namesp
     while not (rate := run.rate or training.best_rate(training.read(), run.arm)):
         time.sleep(1)
     training.train(run, rate, args.work_dir, args.data, columns)
+    print(f"{run.name}: finished", flush=True)
 
 
 def main() -> None:

@@ -15,9 +15,10 @@ from benchmarks.measure import markdown
 from benchmarks.study.training import ARMS, PLAN, Row, average, best_rate, pending, result, select
 from dcnzoo.report.plots import COLOURS
 from dcnzoo.report.report import mean_and_spread
-from dcnzoo.utils.files import write_text
+from dcnzoo.utils.files import replacing, write_text
 from dcnzoo.zoo.index import find
 
+matplotlib.rcParams["svg.hashsalt"] = "study"  # reproducible ids
 MARGIN = 0.01  # the smallest difference of interest
 FAMILY = len(ARMS) - 1  # v2 is compared with each other arm
 Results = dict[str, list[Row]]  # arm → final rows, in the order of the seeds
@@ -135,8 +136,8 @@ def write_page(rows: list[Row], docs: Path) -> None:
     if len(main["v2"]) < 2:
         raise SystemExit("error: expected at least two seeds that all arms have completed")
     for name, figure in plot(rows, main).items():
-        with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible ids
-            figure.savefig(docs / f"images/study-{name}.svg", metadata={"Date": None})
+        with replacing(docs / f"images/study-{name}.svg") as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})
     late = [np.diff(curve(rows, last)[1])[-1] for last in main["plain"]]
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
     text = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(

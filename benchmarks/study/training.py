@@ -177,7 +177,7 @@ def make_data(run: Run, folder: Path) -> None:
 def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
     name = "faster-rcnn_r14_fpn_8e_bccd.py" if run.setting == "bccd" else "mask-rcnn_r14_fpn_8e_shapes.py"
     cfg = Config.fromfile(ROOT / "configs/demo" / name, import_custom_modules=False)
-    cfg.randomness, cfg.work_dir = {"seed": run.seed}, str(work_dir / run.name)
+    cfg.randomness, cfg.work_dir, cfg.log_level = {"seed": run.seed}, str(work_dir / run.name), "ERROR"
     cfg.model.backbone.update(ARMS[run.arm])
     cfg.model.neck.in_channels = [channels * cfg.model.backbone.base_channels for channels in (8, 16)]
     cfg.model.test_cfg.rcnn.max_per_img = 20
@@ -188,7 +188,6 @@ def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
     cfg.custom_hooks[0].update(ema_type="MomentumAnnealingEMA", momentum=0.005, gamma=10)  # EMAHook
     cfg.default_hooks.checkpoint.update(interval=10_000, save_last=False)
     cfg.default_hooks.pop("progress")
-    cfg.log_level = "ERROR"
     for split in ("train", "val", "test"):
         dataset = cfg[f"{split}_dataloader"].dataset
         if run.setting != "bccd":
