@@ -253,7 +253,7 @@ def _set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
 def _remove_reshapes(model: onnx_ir.Model) -> None:
     """Remove reshapes that undo each other, also before and after an elementwise function.
 
-    ``torch.vmap`` adds them between convolutions; OpenVINO would change the layout of the map for each.
+    ``torch.vmap`` adds them between convolutions. At each of them, OpenVINO would convert the map's layout.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 

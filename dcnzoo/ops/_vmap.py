@@ -56,7 +56,7 @@ def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
     tensor = tensor.movedim(0, axis)
     rows = tensor.shape[axis + 1]
     if isinstance(rows, int) and rows == 1:
-        # in an export, OpenVINO removes it, but not a reshape to a dynamic size, which changes a map's layout
+        # not flatten: for a reshape to a dynamic size in an exported file, OpenVINO converts the map's layout
         return tensor.squeeze(axis + 1)
     return tensor.flatten(axis, axis + 1)
 

@@ -68,7 +68,7 @@ def test_rules():
 
 
 class Heads(nn.Module):
-    """Layers for the 4 regions of each image, and two pairs of reshapes that do more than undo each other."""
+    """Layers for the 4 regions of each image, and reshapes that must remain."""
 
     def __init__(self):
         super().__init__()

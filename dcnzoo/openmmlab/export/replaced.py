@@ -249,7 +249,7 @@ def add_context(self: roi_heads.SCNetRoIHead, roi_feats: Tensor, glbctx_feat: Te
 
 
 def sample_shifted(self: tood_head.TOODHead, feat: Tensor, offset: Tensor) -> Tensor:
-    """Replace ``TOODHead.deform_sampling``, whose ``feat.new_ones`` gets a vmap axis, as ``feat`` has one."""
+    """Replace ``TOODHead.deform_sampling``. In ``torch.vmap``, its weight of ones would differ by image."""
     channels = feat.shape[1]
     ones = torch.ones(channels, 1, 1, 1, dtype=feat.dtype, device=feat.device)
     return deform_conv2d(feat, ones, offset, groups=channels)
@@ -422,7 +422,7 @@ def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
 
 
 def without_autograd(function: Callable) -> staticmethod:
-    """Return a replacement for the ``forward`` of a function of mmcv, whose output size is constant."""
+    """Replace ``forward`` of an autograd function of mmcv, which makes the size of its output a constant."""
     return staticmethod(lambda ctx, *arguments: function(*arguments))
 
 
@@ -447,7 +447,7 @@ METHODS = {
     (mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction, "forward"): without_autograd(
         deform_conv.modulated_deform_conv2d
     ),
-    # torch.vmap does not accept these functions of mmcv and MMDetection with autograd
+    # in mmcv and MMDetection, these call autograd functions, which torch.vmap does not accept
     (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
     (tood_head.TOODHead, "deform_sampling"): sample_shifted,
     (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
