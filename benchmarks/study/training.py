@@ -76,9 +76,10 @@ class Run:
 PAIR, OTHERS = ("v2", "plain"), ("shapes-0", "shapes-1.5")
 PLAN = (
     *(Run("search", "shapes", arm, 9100, rate) for arm in reversed(ARMS) for rate in RATES),
-    *(Run("main", "shapes", arm, seed) for seed in range(10) for arm in reversed(ARMS)),
-    *(Run("secondary", name, arm, seed) for seed in range(5) for name in OTHERS for arm in PAIR),
+    *(Run("main", "shapes", arm, seed) for seed in range(5) for arm in reversed(ARMS)),
     *(Run("secondary", "bccd", arm, seed) for seed in range(10) for arm in PAIR),
+    *(Run("secondary", name, arm, seed) for seed in range(5) for name in OTHERS for arm in PAIR),
+    *(Run("main", "shapes", arm, seed) for seed in range(5, 10) for arm in reversed(ARMS)),
 )
 
 
