@@ -19,6 +19,7 @@ ROW_BY_ROW = (
     *(aten.native_group_norm.default, aten.native_layer_norm.default, aten.convolution.default),
     *(aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.default),
     *(aten.upsample_nearest2d.vec, aten.replication_pad2d.default, aten.grid_sampler_2d.default),
+    aten.pixel_shuffle.default,
 )
 # operators along an axis, which is their second argument
 ALONG_AXIS = (aten.cat.default, aten.gather.default, aten.scatter.src, aten.scatter.value)

@@ -26,6 +26,7 @@ FUNCTIONS = {  # of one image [2, 8, 12]
     "max pooling": lambda x: F.max_pool2d(x[None], 3, 1, 1),
     "average pooling": lambda x: F.avg_pool2d(x[None], 2),
     "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x[None], 4),
+    "pixel shuffle": lambda x: F.pixel_shuffle(x.view(1, 8, 2, 12), 2),
     "padding": lambda x: F.pad(x[None], (0, 1, 0, 1), mode="replicate"),
     "batch norm": lambda x: F.batch_norm(x[None], torch.ones(2), torch.full((2,), 3.0)),
     "group norm": lambda x: F.group_norm(x.view(2, 4, 2, 12), 2),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmcv.ops import DeformConv2d, batched_nms
 from mmdet.models.detectors import SemiBaseDetector
+from mmdet.models.necks import BFP
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config, ConfigDict
@@ -24,7 +25,7 @@ from dcnzoo.openmmlab.export.verify import Agreement, compare, predict, raw_diff
 from dcnzoo.openmmlab.export.wrapper import suppress
 from dcnzoo.ops import reference_boxes
 
-from .detectors import CONFIGS, PADDING_MASKED, build, calibrate, has_dcn, size
+from .detectors import CONFIGS, PADDING_MASKED, WIDTH, build, calibrate, has_dcn, size
 from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
@@ -97,8 +98,11 @@ def test_onnxruntime(family, dynamic, tmp_path):
 
 
 def test_graphs_for_one_size(tmp_path):
-    with pytest.raises(ValueError, match=r"dynamic: .*True"):
-        export_detector(build("DDQ"), torch.zeros(1, 3, 96, 96), tmp_path / "m.onnx", dynamic=True)
+    balanced = build("RetinaNet")
+    balanced.neck = nn.Sequential(balanced.neck, BFP(WIDTH, 5))
+    for detector in (build("DDQ"), balanced):
+        with pytest.raises(ValueError, match=r"dynamic: .*True"):
+            export_detector(detector, torch.zeros(1, 3, 96, 96), tmp_path / "m.onnx", dynamic=True)
 
 
 def test_an_example_with_maps_of_one_pixel(tmp_path):

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmdet.models import layers
+from mmdet.models.backbones import EfficientNet, SwinTransformer
 from mmdet.models.dense_heads import tood_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import TwoStagePanopticSegmentor
+from mmdet.models.necks import BFP
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
@@ -41,6 +43,7 @@ class Traced(wrapper.ExportWrapper):
         if (roi_head is not None and roi_head.with_mask) or kinds & WITH_MASKS:
             self.output_names = ("dets", "labels", "masks")
         self.clips = not kinds & UNCLIPPED
+        self.one_size = any(isinstance(part, ONE_SIZE) for part in detector.modules())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = images.shape[-2:]
@@ -168,6 +171,8 @@ def convolve(
     return output if bias is None else output + bias[:, None, None]
 
 
+# with a symbolic size: adaptive maximum pooling has no ONNX operator; padding takes torch.export too long
+ONE_SIZE = (BFP, EfficientNet, SwinTransformer)
 LIMITS = ("deploy_nms_pre", "max_output_boxes_per_class")
 PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
 PREDICTIONS = ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")

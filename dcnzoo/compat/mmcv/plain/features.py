@@ -14,23 +14,19 @@ from dcnzoo.ops import reference
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
 
 
-def _by_group(features: Tensor, groups: int) -> Tensor:  # -> [N, G, C/G, H, 1, W, 1]
-    return at_least_float32(features).unflatten(1, (groups, -1))[..., None, :, None]
-
-
-def _by_source(output: Tensor, groups: int, scale: int) -> Tensor:  # -> [N, G, C/G, H, s, W, s]
-    output = at_least_float32(output).unflatten(1, (groups, -1))
-    return output.unflatten(4, (-1, scale)).unflatten(3, (-1, scale))
-
-
 def _carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
-    height, width = features.shape[2:]
-    padded = _by_group(F.pad(features, (kernel_size // 2,) * 4), group_size)
-    masks = _by_source(masks, group_size, scale_factor)  # [N, G, k·k, H, s, W, s]
+    def by_group(values: Tensor) -> Tensor:  # [N, G·X, H, W] -> [N·G, X, H, W]
+        return at_least_float32(values).unflatten(1, (group_size, -1)).flatten(0, 1)
+
+    height, width = masks.shape[2:]
+    # four axes: with eight, an exported mask head gave other masks in OpenVINO than in ONNX Runtime
+    near = F.interpolate(by_group(F.pad(features, (kernel_size // 2,) * 4)), scale_factor=scale_factor)
+    masks = by_group(masks)  # [N·G, k·k, s·H, s·W]
     result = 0
-    for tap, (y, x) in enumerate(itertools.product(range(kernel_size), repeat=2)):
-        result = result + padded[:, :, :, y : y + height, :, x : x + width] * masks[:, :, tap, None]
-    return result.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    for tap, place in enumerate(itertools.product(range(kernel_size), repeat=2)):
+        y, x = (scale_factor * start for start in place)
+        result = result + near[:, :, y : y + height, x : x + width] * masks[:, tap, None]
+    return result.unflatten(0, (-1, group_size)).flatten(1, 2)
 
 
 def carafe_forward(
