@@ -1,11 +1,9 @@
 """Makes docs/images/{photo,explain,report}.png, from a detector of fruits, in headless Chromium.
 
-First train the detector (about 5 minutes on two cores)::
+First train the detector (two minutes; the weights in the repository are those of such a training)::
 
     dcnzoo data download --dataset-name fruits_nuts
-    dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_fruits-nuts.py --work-dir work_dirs/fruits --report \\
-        --cfg-options model.backbone.dcn=True default_hooks.offsets.type=OffsetStatisticsHook \\
-        load_from=configs/demo/weights/mask-rcnn_r14-mdconv_fpn_8e_shapes-baf4941b.safetensors
+    dcnzoo train configs/demo/mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts.py --work-dir work_dirs/fruits --report
     python docs/screenshots.py
 
 The images are from https://github.com/Tony607/mmdetection_instance_segmentation_demo (MIT).
@@ -28,7 +26,7 @@ LAYER, PLACE = "backbone.layer3.0.conv2", "375,260"  # of the photograph, on a d
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/fruits")
-    parser.add_argument("--image", type=Path, default=ROOT / "data/fruits_nuts/images/5.jpg")
+    parser.add_argument("--image", type=Path, default=IMAGES / "fruits.jpg")
     parser.add_argument("--chromium", default="chromium", help="the program (default: chromium)")
     args = parser.parse_args()
     if shutil.which(args.chromium) is None:
