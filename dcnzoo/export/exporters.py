@@ -180,9 +180,11 @@ def export_onnx(
         ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
     import onnx
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
 
     table = translation_table(opset_version, deform_conv)
-    with torch.no_grad(), quiet(), transformers.translated():
+    with torch.no_grad(), quiet(), transformers.translated(), patches.Changes() as changes:
+        changes.wrap(SimplePatternMatcher, "match", _match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
@@ -210,6 +212,19 @@ def export_onnx(
         model_proto.metadata_props.add(key=key, value=value)
     with replacing(path) as partial:
         onnx.save(model_proto, partial)
+
+
+def _match(match: Callable, self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+    """Call onnxscript's ``SimplePatternMatcher.match`` only for the operator of the pattern.
+
+    For each node, it would list all nodes of the graph, if the pattern has several outputs.
+    """
+    operator = self.pattern.output_nodes[0].op_identifier()
+    if operator in (None, node.op_identifier()):
+        return match(self, model, graph, node, **options)
+    from onnxscript.rewriter import MatchResult
+
+    return MatchResult().fail("another operator")
 
 
 @contextlib.contextmanager
