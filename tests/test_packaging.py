@@ -211,10 +211,10 @@ def test_configs_and_tools_are_in_the_package(tree, built):
         if folder == "configs" or name.endswith(".sh") or b"from dcnzoo.cli import main\n" in content
     }
     weights = {name for name in brought if name.endswith(".safetensors")}
-    of_demo = {name for name in weights if "-mdconv_fpn_8e_shapes" in name}  # those of `infer --demo`
-    for name in weights - of_demo:
+    of_readme = {name for name in weights if "-mdconv_" in name}
+    for name in weights - of_readme:
         del brought[name]
-    assert len(weights) == 6 and len(of_demo) == 1
+    assert len(weights) == 6 and len(of_readme) == 2
     assert files(mim) == {**brought, "model-index.yml": (tree / "model-index.yml").read_bytes()}
     assert not any(path.is_symlink() for path in mim.rglob("*"))
     assert os.access(mim / "tools/dist_train.sh", os.X_OK)
