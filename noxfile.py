@@ -357,7 +357,8 @@ def conformance(session: Session) -> None:
     update_venv(session)
     see(session, VENV)
     session.install("--no-deps", "--group", "conformance")
-    python = environment(session, "others") / "bin/python"  # has torchvision
+    python = environment(session, "others") / "bin/python"  # has torchvision, which ncnn's case needs
+    session.run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--group", "ncnn", external=True)
     command = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance")
     results = [f"work_dirs/conformance_{name}.xml" for name in ("venv", "others")]
     options = {"success_codes": [0, 1], "external": True}  # the page is written in any case
@@ -379,7 +380,7 @@ COVERAGE = {  # the test in benchmarks/coverage and section of docs/coverage.md:
 @nox.session(venv_backend="none")
 @nox.parametrize("name", [nox.param(name, id=name) for name in COVERAGE])
 def coverage(session: Session, name: str) -> None:
-    """Try a config of each family and write docs/coverage.md (-- --group 3/12: a part of the families)."""
+    """Try a config of each family and write docs/coverage.md (-- --group 3/24: a part of the families)."""
     update_venv(session)
     results = []
     for other in COVERAGE[name]:

@@ -1,6 +1,6 @@
 """``record(family, config, result)`` stores a row of the table in the junit file.
 
-``--group 2/12`` runs the second twelfth of the families.
+``--group 2/24`` runs the second 24th of the families.
 """
 
 from __future__ import annotations
