@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo
@@ -16,6 +17,7 @@ from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.picture import Detections
 from dcnzoo.export.tiles import merge, windows
+from dcnzoo.openmmlab.detector import Detector
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import download, find
 
@@ -256,6 +258,14 @@ def test_bad_images_are_skipped_and_listed(detector, folder, tmp_path, capsys):
         detector(names[1])
     with pytest.raises(FileNotFoundError):
         detector(tmp_path / "missing.avi")
+
+
+def test_another_packages_scope_is_selected_before_the_first_call(detector, folder):
+    """The pipeline was built in it: mmcv's LoadAnnotations instead of MMDetection's."""
+    new = Detector(detector.model)
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        found = new(folder / "0.png")
+    np.testing.assert_array_equal(found.boxes, detector(folder / "0.png").boxes)
 
 
 # Tiles

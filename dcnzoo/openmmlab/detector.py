@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
@@ -116,7 +116,9 @@ class Detector(BaseDetector):
     def _pipeline(self) -> Callable[[dict], dict]:
         steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
         steps[0].type = "mmdet.LoadImageFromNDArray"
-        return Compose(steps)
+        # a program may have selected another scope since the model was built
+        with DefaultScope.overwrite_default_scope(self.model.cfg.get("default_scope", "mmdet")):
+            return Compose(steps)
 
     def prepare(self, picture: np.ndarray, path: str = "") -> dict:
         """Run the test pipeline on a picture, [H, W, 3], uint8, BGR; ``path`` is for messages."""
