@@ -99,6 +99,8 @@ def test_inputs(detector, folder, tmp_path):
         assert_equal(detector(image), expected)
     assert_equal(detector(bgr, bgr=True), expected)
     assert expected.path == str(path) and detector(rgb).path == ""
+    with pytest.raises(ValueError, match=r"image: expected a path, .* got bytes"):
+        detector(path.read_bytes())
     several = [*detector([path, rgb], batch_size=2)]
     assert_equal(several[1], expected, rtol=1e-4)
     for images in (folder, str(folder / "*.png")):
@@ -120,9 +122,17 @@ def test_choice_of_objects(detector, folder):
     assert set(chosen.names) == {name} and len(chosen) == whole.names.count(name)
     few = detector(folder / "0.png", max_detections=2)
     np.testing.assert_array_equal(few.scores, whole.scores[:2])
-    with pytest.raises(ValueError, match=r"classes: .*got zebra"):
-        detector(folder / "0.png", classes=["zebra"])
-    none = detector(folder / "0.png", score_threshold=1.1)
+    np.testing.assert_array_equal(detector(folder / "0.png", classes=name).scores, chosen.scores)
+    for wrong, got in (
+        ({"classes": ["zebra"]}, "expected .*zebra"),
+        ({"classes": "zebra"}, "expected .*zebra"),
+        ({"max_detections": -1}, "expected at least 0, got -1"),
+        ({"score_threshold": 50}, "expected a number from 0 to 1, got 50"),
+        ({"score_threshold": float("nan")}, "expected a number from 0 to 1, got nan"),
+    ):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: {got}"):
+            detector(folder / "0.png", **wrong)
+    none = detector(folder / "0.png", score_threshold=1.0)
     assert not len(none) and none.names == [] and none.to_coco()["annotations"] == [] and none.draw()
 
 
@@ -228,6 +238,8 @@ def test_evaluation_maps_categories_by_name(detector, coco, tmp_path):
     (tmp_path / "zebra.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"annotations: .*zebra.json: expected .*; got zebra"):
         detector.evaluate(tmp_path / "zebra.json", images=coco / "val")
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        detector.evaluate(coco / "annotations.json", images=coco, batch_size=0)
     with pytest.raises(FileNotFoundError, match=r"00000\.png"):
         detector.evaluate(coco / "annotations/val.json", images=tmp_path)
 

@@ -58,7 +58,7 @@ class BaseDetector:
         *,
         batch_size: int = 1,
         score_threshold: float | None = None,
-        classes: Sequence[str] | None = None,
+        classes: str | Sequence[str] | None = None,
         max_detections: int | None = None,
         bgr: bool = False,
         tile: int | None = None,
@@ -72,7 +72,7 @@ class BaseDetector:
             batch_size: images of a batch are padded to a common size, as in MMDetection. This can change
                 detections near the right and lower border.
             score_threshold: drop detections with a lower score (default: that of the detector).
-            classes: names of the classes to keep.
+            classes: the name or names of the classes to keep.
             max_detections: maximum number per image.
             bgr: arrays and tensors are BGR, as OpenCV reads them.
             tile: detect in tiles with this side, in pixels, which overlap by a quarter, and merge the
@@ -82,18 +82,25 @@ class BaseDetector:
         Raises:
             FileNotFoundError: a single file or a video does not exist.
             ValueError: a single image cannot be read, or does not fit the model's input; no class has this
-                name; or a number is too small.
+                name; or a number is out of range.
         """
-        for name, value, least in (("batch_size", batch_size, 1), ("tile", tile, 16)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("tile", tile, 16),
+            ("max_detections", max_detections, 0),
+        ):
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"score_threshold: expected a number from 0 to 1, got {threshold}")
+        classes = [classes] if isinstance(classes, str) else classes
         unknown = sorted(set(classes or ()) - set(self.classes))
         if unknown:
             raise ValueError(f"classes: expected some of {', '.join(self.classes)}, got {unknown[0]}")
         several = _several(images)
         skipped: list[str] | None = None if several is None else []
         several = [images] if several is None else several
-        threshold = self.score_threshold if score_threshold is None else score_threshold
         results = self._results(several, batch_size, threshold, bgr, tile, skipped)
         kept = (_filtered(result, classes, max_detections) for result in results)
         return next(kept) if skipped is None else Results(kept, skipped)
@@ -117,10 +124,13 @@ class BaseDetector:
 
         Raises:
             FileNotFoundError: the file or one of its images does not exist.
-            ValueError: an image cannot be read, or the categories are not classes of the detector.
+            ValueError: an image cannot be read, the categories are not classes of the detector, or
+                ``batch_size`` is below 1.
         """
         from dcnzoo.export.evaluation import evaluate, read_coco
 
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         truth = read_coco(annotations, self.classes)
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
@@ -193,7 +203,7 @@ def _several(images: Any) -> Iterable[Any] | None:
             raise FileNotFoundError(2, "No such file", str(images))
         return [images]
     single = hasattr(images, "shape") or not isinstance(images, Iterable)  # an array, a tensor, a PIL image
-    return None if single else images
+    return None if single or isinstance(images, bytes) else images
 
 
 def _named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:
