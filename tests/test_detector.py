@@ -150,6 +150,8 @@ def test_work_directory(detector, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"model: .*empty"):
         dcnzoo.load(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"model: expected .* got .*epoch_8\.safetensors.* is the checkpoint"):
+        dcnzoo.load(tmp_path / "epoch_8.safetensors")
 
 
 def test_unknown_labels_are_numbers():

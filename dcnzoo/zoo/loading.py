@@ -41,6 +41,11 @@ def locate(
         config = path
     elif "::" in name and (checkpoint is not None or not weights):
         config = Path(base_path(name, "")[0])
+    elif path.suffix and path.is_file():
+        raise UserError(
+            f"model: expected a name in the zoo, a config (.py) or a work directory, got {model}. "
+            "A file of weights or an exported file is the checkpoint, beside the model"
+        )
     else:
         listed = find(name)
         config = listed.config
