@@ -219,9 +219,9 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch, backbone, want
     run(page_commands("Pascal VOC")[0])
     write_config("train.json", "train.json", tmp_path / "mine.py", tmp_path / "fruits/JPEGImages")
     if backbone:
-        text = (tmp_path / "mine.py").read_text().partition("load_from")[0]
         resnet = "dict(type='Pretrained', checkpoint='torchvision://resnet50')"
-        (tmp_path / "mine.py").write_text(text.replace("init_cfg=None", f"init_cfg={resnet}"))
+        text = (tmp_path / "mine.py").read_text().replace("init_cfg=None", f"init_cfg={resnet}")
+        (tmp_path / "mine.py").write_text(f"{text}\nload_from = None\n")
     said = error_of("train", "mine.py", *TINY)
     assert said.startswith("error: https://download.") and f"/{wanted}" in said
     assert f"{tmp_path}/torch/hub/checkpoints/{wanted}" in said and "--no-weights" in said
