@@ -165,6 +165,10 @@ def test_a_cpu_build_of_dcnzoo_with_a_cuda_build_of_torch(name, monkeypatch):
     assert ("DCNZOO_CUDA=1" in commands.run("doctor")) == (name == "CUDA build without a GPU")
 
 
+def test_libraries_that_are_not_loaded_have_a_reason():
+    assert Found.here().libraries.keys() == {"cpu", "cuda"} - _library.loaded.keys()
+
+
 def test_healthy():
     """The environment of these tests is healthy. Lists versions, patches and the operators that mmcv uses."""
     if list(problems(Found.here())):

@@ -311,6 +311,15 @@ def test_an_image_that_is_nothing_when_it_is_resized(forty, size, warnings):
         tested[7]
 
 
+def test_one_image_of_a_small_set_may_be_unreadable(forty):
+    data = read_coco(forty, lambda file: None, pipeline=LOAD, indices=10)
+    for index in (3, 8):
+        cut_off(forty / "train" / f"{index:05}.png")
+    assert data.prepare_data(3) is None and data.prepare_data(3) is None
+    with pytest.raises(UserError, match="at most 1 unreadable images of 10, got 2"):
+        data.prepare_data(8)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_images_that_cannot_be_read(forty, workers):
     """The count covers all workers, and the error from a worker is one line."""

@@ -99,6 +99,10 @@ def test_inputs(detector, folder, tmp_path):
         assert_equal(detector(image), expected)
     assert_equal(detector(bgr, bgr=True), expected)
     assert expected.path == str(path) and detector(rgb).path == ""
+    with torch.autocast("cpu", torch.bfloat16):
+        best = detector(rgb, max_detections=1)
+    assert best.names == expected.names[:1] and best.boxes.dtype == best.scores.dtype == np.float32
+    np.testing.assert_allclose(best.boxes, expected.boxes[:1], atol=3)
     with pytest.raises(ValueError, match=r"image: expected a path, .* got bytes"):
         detector(path.read_bytes())
     several = [*detector([path, rgb], batch_size=2)]

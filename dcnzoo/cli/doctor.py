@@ -129,13 +129,12 @@ class Found:
         from dcnzoo.ops import _library, _torch_private
 
         packages = dict(installed(MODULES))
-        reasons = {device: why for device, why in _library.problems.items() if device not in _library.loaded}
         found = cls(
             torch=torch.__version__,
             torch_cuda=torch.version.cuda,
             torch_sees_gpu=torch.cuda.is_available(),
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
-            libraries=reasons,
+            libraries=dict(_library.problems),
             features=_torch_private.missing,
             packages=packages,
             opencv=_opencv(),

@@ -55,7 +55,7 @@ def require_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or (device.type == "cuda" and (device.index or 0) >= count):
-        raise UserError(f"--device: expected auto, cpu {gpus}, got {name}")
+        raise UserError(f"device: expected auto, cpu {gpus}, got {name}")
     return device
 
 
@@ -150,7 +150,8 @@ def to_detections(instances: InstanceData, threshold: float) -> Detections:
     instances = instances[instances.scores >= threshold].cpu()
     boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
     masks = instances.masks.numpy().astype(bool) if "masks" in instances else None
-    return Detections(boxes.numpy(), instances.scores.numpy(), instances.labels.numpy(), masks)
+    boxes, scores = boxes.float().numpy(), instances.scores.float().numpy()  # bfloat16 in autocast
+    return Detections(boxes, scores, instances.labels.numpy(), masks)
 
 
 def dataset_meta(cfg: Config, meta: dict) -> dict:

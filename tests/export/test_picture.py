@@ -11,6 +11,7 @@ import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import TRANSFORMS
 from mmengine.registry import init_default_scope
+from PIL import Image
 
 from dcnzoo.export.picture import Preprocessing, read, rescale_detections, resized
 
@@ -200,8 +201,11 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.jpg").write_text("")
     cv2.imwrite(str(tmp_path / "p.png"), picture)
+    deep = picture[..., 0].astype(np.uint16) * 256 + 3
+    cv2.imwrite(str(tmp_path / "16.png"), deep)
     for _ in ("OpenCV", "Pillow"):
         np.testing.assert_array_equal(read(tmp_path / "p.png"), picture)
+        np.testing.assert_array_equal(read(tmp_path / "16.png"), picture[..., :1].repeat(3, 2))
         for name in ("text.jpg", "empty.jpg"):
             with pytest.raises(ValueError, match=rf"image: .*{name}"):
                 read(tmp_path / name)
@@ -221,6 +225,7 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
         (picture[:0], r"\[0, 171, 3\], uint8"),
         (torch.zeros(3), r"\[3\]"),
         (torch.full((3, 4, 5), 1.5), r"\[4, 5, 3\], float32"),
+        (Image.new("F", (4, 4)), "the mode F"),
         (3, "int"),
     ):
         with pytest.raises(ValueError, match=rf"image: .*got {got}"):
