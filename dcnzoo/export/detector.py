@@ -92,8 +92,8 @@ class BaseDetector:
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"score_threshold: expected a number from 0 to 1, got {threshold}")
+        if not threshold <= 1:  # also NaN
+            raise ValueError(f"score_threshold: expected at most 1, got {threshold}")
         classes = [classes] if isinstance(classes, str) else classes
         unknown = sorted(set(classes or ()) - set(self.classes))
         if unknown:

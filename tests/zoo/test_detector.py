@@ -109,7 +109,7 @@ def test_mistakes(published, tmp_path, monkeypatch):
     with pytest.raises(zoo.UnknownModelError, match="tiny"):
         dcnzoo.load("tinny")
     for device in ("cuda:99", "tin"):
-        with pytest.raises(UserError, match=f"^--device: expected auto, cpu .*{device}"):
+        with pytest.raises(UserError, match=f"^device: expected auto, cpu .*{device}"):
             dcnzoo.load("tiny", device=device)
     with pytest.raises(UserError, match=r"checkpoint: .*nowhere\.pth"):
         dcnzoo.load("tiny", checkpoint="nowhere.pth")
