@@ -279,7 +279,7 @@ def test_bad_images_are_skipped_and_listed(detector, folder, tmp_path, capsys):
 
 
 def test_another_packages_scope_is_selected_before_the_first_call(detector, folder):
-    """The pipeline was built in it: mmcv's LoadAnnotations instead of MMDetection's."""
+    """The pipeline's LoadAnnotations is MMDetection's, also if the selected scope has another one."""
     new = Detector(detector.model)
     with DefaultScope.overwrite_default_scope("mmengine"):
         found = new(folder / "0.png")

@@ -84,13 +84,9 @@ class BaseDetector:
             ValueError: a single image cannot be read, or does not fit the model's input; no class has this
                 name; or a number is out of range.
         """
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("tile", tile, 16),
-            ("max_detections", max_detections, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        _require("batch_size", batch_size, 1)
+        _require("tile", tile, 16)
+        _require("max_detections", max_detections, 0)
         threshold = self.score_threshold if score_threshold is None else score_threshold
         if not threshold <= 1:  # also NaN
             raise ValueError(f"score_threshold: expected at most 1, got {threshold}")
@@ -129,8 +125,7 @@ class BaseDetector:
         """
         from dcnzoo.export.evaluation import evaluate, read_coco
 
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        _require("batch_size", batch_size, 1)
         truth = read_coco(annotations, self.classes)
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
@@ -192,6 +187,11 @@ class BaseDetector:
     def _detect(self, inputs: Sequence[Any], threshold: float) -> list[Detections]:
         """Detect the objects in a batch of outputs of :meth:`prepare`, above a score threshold."""
         raise NotImplementedError
+
+
+def _require(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _several(images: Any) -> Iterable[Any] | None:

@@ -380,11 +380,12 @@ def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
 def _from_pillow(image: PIL.Image.Image) -> np.ndarray:
     from PIL import Image, ImageOps
 
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
         raise ValueError(f"image: expected a PIL image with 8 or 16 bits, got the mode {image.mode}")
     if image.mode.startswith("I;16"):  # Pillow's conversion would saturate at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
 
 
 def resized(

@@ -44,7 +44,7 @@ def locate(
     elif path.suffix and path.is_file():
         raise UserError(
             f"model: expected a name in the zoo, a config (.py) or a work directory, got {model}. "
-            "A file of weights or an exported file is the checkpoint, beside the model"
+            "A file of weights or an exported file is the checkpoint, not the model"
         )
     else:
         listed = find(name)

@@ -219,6 +219,11 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "none.jpg")
         monkeypatch.setitem(sys.modules, "cv2", None)
+    turned = Image.fromarray(deep)
+    turned.getexif()[0x0112] = 6  # EXIF: to be turned clockwise by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    expected = np.rot90(picture[..., :1], -1).repeat(3, 2)
+    np.testing.assert_array_equal(read(Image.open(tmp_path / "turned.png")), expected)
     for image, got in (
         (picture[..., 0], r"\[97, 171\], uint8"),
         (picture.astype(float), r"\[97, 171, 3\], float64"),
