@@ -24,7 +24,7 @@ def work(args: argparse.Namespace) -> None:
     queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
     git, facts = ("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty"), describe()
     commit = subprocess.check_output(git, text=True).strip()
-    machine = f"{facts['cpu']}, {facts['cores']} cores"
+    machine = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
     columns = {"commit": commit, "machine": machine, "torch": facts["torch"]}
     if not training.select(rows, stage="shipped"):
         training.evaluate_shipped(args.work_dir / "data/shipped", columns)
