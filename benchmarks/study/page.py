@@ -116,10 +116,10 @@ def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
     curves, differences = (figure.subplots() for figure in figures.values())
     for (arm, results), colour in zip(main.items(), COLOURS, strict=True):
         seconds, aps = np.stack([curve(rows, last) for last in results], 1)  # each [seeds, epochs]
-        time, band = seconds.mean(0), np.transpose([interval(each) for each in aps.T])
+        time = (seconds / values(main["plain"], "cpu_seconds")[:, None]).mean(0)  # seeds have two machines
         curves.plot(time, aps.mean(0), color=colour, label=arm)
-        curves.fill_between(time, *band, color=colour, alpha=0.12)
-    curves.set(xlabel="CPU seconds of training", ylabel="validation AP")
+        curves.fill_between(time, *zip(*map(interval, aps.T), strict=True), color=colour, alpha=0.12)
+    curves.set(xlabel="CPU time relative to the training of plain", ylabel="validation AP")
     curves.legend()
     for place, gain in enumerate(gains(main).values()):
         differences.plot([place] * len(gain), gain, "o", color=COLOURS[0], alpha=0.3, ms=4)
