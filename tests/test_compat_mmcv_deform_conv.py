@@ -187,8 +187,8 @@ def test_bad_input(function, name, value, message):
     [
         ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
         # read as memory of a larger map, these would be other taps and groups
-        ("offset", (slice(None), [*range(24), 0]), "24 channels.* 25[,)]"),
-        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* 24[,)]"),
+        ("offset", (slice(None), [*range(24), 0]), "24 channels.* got 25"),
+        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* got 24"),
     ],
 )
 def test_mmcvs_function_refuses(name, index, message):
@@ -250,26 +250,6 @@ def test_registered_packs(pack, bias):
         torch.testing.assert_close(module(input), expected, atol=1e-10, rtol=1e-10)
     with pytest.raises(ValueError, match=rf"^{pack.__name__}: offset_limit: expected a positive number"):
         pack(4, 6, 3, offset_limit=0)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
-@pytest.mark.parametrize("geometry", [(1, 1, 1), ((2, 1), (1, 2), 1), (1, 2, 2)])
-def test_input_smaller_than_the_kernel(size, geometry):
-    """mmcv pads the input to the kernel size, pads the offset accordingly, and crops the output."""
-    layer = randomise(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2).double())
-    stride, padding, dilation = (layer.stride, layer.padding, layer.dilation)
-    axes = list(zip(size, stride, padding, dilation, strict=True))
-    out = [(n + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
-    grown = [(max(n, 3) + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
-    input = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
-    offset = (torch.randn(2, 36, *out, dtype=torch.float64) * 2).requires_grad_()
-    padded = reference.deform_conv(
-        F.pad(input, (0, max(3 - size[1], 0), 0, max(3 - size[0], 0))),
-        layer.weight,
-        F.pad(offset, (0, grown[1] - out[1], 0, grown[0] - out[0])),
-        *(None, None, stride, padding, dilation, 1),
-    )
-    assert_same(layer(input, offset), padded[:, :, : out[0], : out[1]], (input, offset))
 
 
 @each_pack

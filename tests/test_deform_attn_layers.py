@@ -49,23 +49,6 @@ def test_a_stride_thins_the_output_out(layer, options):
 
 
 @both
-def test_center_feature_scale_goes_to_what_lies_in_the_middle(layer):
-    layer, x = randomise(layer(12, group=3, center_feature_scale=True)), image()
-    nn.init.zeros_(layer.center_feature_scale_proj_weight)
-    with torch.no_grad():
-        layer.center_feature_scale_proj_bias.copy_(torch.tensor([0.0, 50.0, -50.0]))  # half, all, none
-    nn.init.eye_(layer.output_proj.weight)
-    nn.init.zeros_(layer.output_proj.bias)
-    value = (layer.input_proj if isinstance(layer, DCNv3) else layer.value_proj)(x)
-    blended = layer(x)
-    layer.center_feature_scale = False
-    plain = layer(x)
-    torch.testing.assert_close(blended[..., :4], (plain + value)[..., :4] / 2, **TOLERANCE)
-    torch.testing.assert_close(blended[..., 4:8], value[..., 4:8], **TOLERANCE)
-    torch.testing.assert_close(blended[..., 8:], plain[..., 8:], **TOLERANCE)
-
-
-@both
 @pytest.mark.parametrize(
     "arguments",
     [
