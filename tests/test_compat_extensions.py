@@ -38,31 +38,9 @@ def provide(monkeypatch):
         patch.undo()
     del patches._patches[known:]
     for name in sys.modules.keys() - before:
-        if name.partition(".")[0] in PROJECTS:
+        spec = sys.modules[name].__spec__
+        if spec is not None and extensions.is_ours(spec) and not name.startswith("dcnzoo"):
             del sys.modules[name]
-
-
-PROJECTS = {"MultiScaleDeformableAttention", "DCNv3", "DCNv4", "_ext", "deform_conv_ext", "deform_conv_cuda"}
-PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_fork", "custom_op", "detrex"}
-PROJECTS |= {"dcn_v2", "models", "model", "ops", "alphapose", "mmdet", "deform_pool_cuda"}
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Write a module and its parent packages: ``package("basicsr.ops.dcn.deform_conv", "…")``."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def write(name: str, text: str = "") -> None:
-        *folders, module = name.split(".")
-        folder = tmp_path
-        for each in folders:
-            folder /= each
-            folder.mkdir(exist_ok=True)
-            (folder / "__init__.py").touch()
-        (folder / f"{module}.py").write_text(text)
-        importlib.invalidate_caches()
-
-    return write
 
 
 def random(*shape: int) -> torch.Tensor:
