@@ -68,7 +68,15 @@ class _Pack(TracksOffsets, nn.Module):
 
     def __init__(
         self,
-        *convolution: Any,  # arguments of the convolution by position
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
         deformable: bool = True,
         modulated: bool = False,
         offset_groups: int = 1,
@@ -76,11 +84,15 @@ class _Pack(TracksOffsets, nn.Module):
         offset_activation: nn.Module | None = None,
         mask_activation: str | nn.Module | None = "sigmoid",
         offset_limit: float | None = None,
+        padding_mode: str = "zeros",
         device=None,
         dtype=None,
-        **options: Any,  # other arguments of the convolution
+        im2col_step: int | None = None,
+        **more: Any,  # of a transposed convolution
     ) -> None:
-        super().__init__(*convolution, **options, device=device, dtype=dtype)
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
+        options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
+        super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
         grouped = "out_channels" if self.transposed else "in_channels"  # the channels that the groups split
         channels, taps = getattr(self, grouped), math.prod(self.kernel_size)
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
@@ -186,6 +198,24 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        device=None,  # torch.nn.utils.skip_init needs it by name
+        **options: Any,
+    ) -> None:
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*sizes, bias, output_padding=output_padding, device=device, **options)
+
     # no offset and mask arguments: the layer predicts them itself
     def forward(  # type: ignore[override]
         self, input: Tensor, output_size: list[int] | None = None
