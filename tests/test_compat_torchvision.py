@@ -1,13 +1,15 @@
-"""``dcnzoo.compat.torchvision``: torchvision's signatures and results, and errors for wrong shapes."""
+"""``dcnzoo.compat.torchvision``: torchvision's signatures and results, and errors for wrong shapes.
 
-import io
+``DeformConv2d`` is that of ``dcnzoo.layers``: test_layers.py.
+"""
+
 import sys
 
 import pytest
 import torch
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.compat.torchvision import DeformConv2d, RoIAlign, accelerate, deform_conv2d, restore, roi_align
+from dcnzoo.compat.torchvision import RoIAlign, accelerate, deform_conv2d, restore, roi_align
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
@@ -60,17 +62,6 @@ def test_roi_align_of_one_size_without_boxes_and_of_bad_ones():
             roi_align(input, wrong, 2)
 
 
-def test_layer():
-    input, offset, _, _, mask = tensors(dtype=torch.float32)
-    torch.manual_seed(3)
-    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY)
-    torch.manual_seed(3)  # the initialisation is that of nn.Conv2d, as in torchvision
-    torch.testing.assert_close(layer.state_dict(), torch.nn.Conv2d(4, 6, (3, 2), groups=2).state_dict())
-    for given in (mask, None):
-        arguments = (layer.weight, offset, given, layer.bias, *GEOMETRY.values(), 2)
-        torch.testing.assert_close(layer(input, offset, given), reference.deform_conv(input, *arguments))
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
@@ -97,13 +88,6 @@ def test_scripted():
     geometry = tuple(GEOMETRY.values())
     expected = deform_conv2d(input, offset, weight, bias, *geometry, mask)
     assert torch.equal(scripted(input, offset, weight, bias, *geometry, mask), expected)
-
-    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY).double()
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(layer), file)
-    loaded = torch.jit.load(io.BytesIO(file.getvalue()))
-    for given in (None, mask):
-        assert torch.equal(loaded(input, offset, given), layer(input, offset, given))
 
 
 # RoIAlign
