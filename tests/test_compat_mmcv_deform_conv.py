@@ -301,19 +301,3 @@ def test_other_keys_stay():
     block.conv2_offset = nn.Conv2d(4, 18, 3)
     accept_legacy_offsets(block)
     block.load_state_dict(randomise(copy.deepcopy(block)).state_dict())
-
-
-@each_pack
-def test_empty_and_under_autocast(pack):
-    """Under autocast, as in mmcv, predictions and then the convolution are in half precision."""
-    layer = randomise(pack(*ARGUMENTS))
-    input = tensors(dtype=torch.float32)[0].detach()
-    expected = layer(input)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = layer(input)
-    assert output.dtype == torch.bfloat16
-    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
-    output = layer(input[:0])
-    assert output.shape == (0, 6, *OUT)
-    output.sum().backward()
-    assert not layer.weight.grad.any()

@@ -270,6 +270,17 @@ def test_mmcvs_function_runs_on_the_operator():
     assert MODULE.multi_scale_deformable_attn_pytorch.__wrapped__ is PLAIN
 
 
+def test_mmcvs_autograd_function():
+    """mmcv's layer calls it on a GPU; it calls the compiled module."""
+    shapes, weights = ((2, PIXELS, 3, 4), (2, 7, 3, 2, 4, 2)), torch.rand(2, 7, 3, 2, 4)
+    leaves = [t.double().requires_grad_() for t in (torch.randn(shapes[0]), torch.rand(shapes[1]), weights)]
+    levels = torch.tensor(SIZES), torch.tensor([0, 54])
+    attend = MODULE.MultiScaleDeformableAttnFunction.apply
+    outputs = attend(leaves[0], *levels, *leaves[1:], 64), PLAIN(leaves[0], SIZES, *leaves[1:])
+    results = [[o, *torch.autograd.grad(o.sin().sum(), leaves)] for o in outputs]
+    torch.testing.assert_close(*results, **TOLERANCE)
+
+
 def test_exporters_see_mmcvs_own():
     class Attention(nn.Module):
         def forward(self, value, points, weights):
