@@ -19,7 +19,7 @@ import dcnzoo.ops.reference as reference
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.models import DCN, DCNv2
 
-from .modules import randomise
+from .modules import assert_same, randomise
 
 mmcv_ops = importlib.import_module("mmcv.ops")  # mmcv's Python code on dcnzoo's operators
 FUNCTIONS = {
@@ -51,12 +51,6 @@ def tensors(deform_groups=2, batch=3, dtype=torch.float64, larger=(0, 0)):
         torch.randn(6, dtype=dtype),
     )
     return [t.requires_grad_() for t in values]
-
-
-def assert_same(output, expected, leaves):
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
-    gradients = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
-    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
 # Arguments
