@@ -1,3 +1,4 @@
+import importlib
 import os
 import sys
 import weakref
@@ -40,3 +41,28 @@ def no_workers_left_behind(monkeypatch):
 
     yield end_workers
     end_workers()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Write a module and its parent packages: ``package("basicsr.ops.dcn.deform_conv", "…")``.
+
+    Modules that were imported from them are forgotten after the test.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str = "") -> str:
+        *folders, module = name.split(".")
+        folder = tmp_path
+        for each in folders:
+            folder /= each
+            folder.mkdir(exist_ok=True)
+            (folder / "__init__.py").touch()
+        (folder / f"{module}.py").write_text(text)
+        importlib.invalidate_caches()
+        return name
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in repr(getattr(module, "__spec__", None)):  # also packages without a file
+            del sys.modules[name]

@@ -15,3 +15,11 @@ def randomise(module: nn.Module, std: float = 0.3) -> nn.Module:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)
     return module
+
+
+def assert_same(
+    output: torch.Tensor, expected: torch.Tensor, leaves: list[torch.Tensor], tolerance: float = 1e-9
+) -> None:
+    """Compare two outputs and their gradients with respect to ``leaves``."""
+    results = ([o, *torch.autograd.grad(o.square().sum(), leaves)] for o in (output, expected))
+    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)

@@ -19,7 +19,7 @@ import dcnzoo.ops.reference as reference
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.models import DCN, DCNv2
 
-from .modules import randomise
+from .modules import assert_same, randomise
 
 mmcv_ops = importlib.import_module("mmcv.ops")  # mmcv's Python code on dcnzoo's operators
 FUNCTIONS = {
@@ -51,12 +51,6 @@ def tensors(deform_groups=2, batch=3, dtype=torch.float64, larger=(0, 0)):
         torch.randn(6, dtype=dtype),
     )
     return [t.requires_grad_() for t in values]
-
-
-def assert_same(output, expected, leaves):
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
-    gradients = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
-    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
 # Arguments
@@ -187,8 +181,8 @@ def test_bad_input(function, name, value, message):
     [
         ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
         # read as memory of a larger map, these would be other taps and groups
-        ("offset", (slice(None), [*range(24), 0]), "24 channels.* 25[,)]"),
-        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* 24[,)]"),
+        ("offset", (slice(None), [*range(24), 0]), "24 channels.* got 25"),
+        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* got 24"),
     ],
 )
 def test_mmcvs_function_refuses(name, index, message):
@@ -252,26 +246,6 @@ def test_registered_packs(pack, bias):
         pack(4, 6, 3, offset_limit=0)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
-@pytest.mark.parametrize("geometry", [(1, 1, 1), ((2, 1), (1, 2), 1), (1, 2, 2)])
-def test_input_smaller_than_the_kernel(size, geometry):
-    """mmcv pads the input to the kernel size, pads the offset accordingly, and crops the output."""
-    layer = randomise(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2).double())
-    stride, padding, dilation = (layer.stride, layer.padding, layer.dilation)
-    axes = list(zip(size, stride, padding, dilation, strict=True))
-    out = [(n + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
-    grown = [(max(n, 3) + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
-    input = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
-    offset = (torch.randn(2, 36, *out, dtype=torch.float64) * 2).requires_grad_()
-    padded = reference.deform_conv(
-        F.pad(input, (0, max(3 - size[1], 0), 0, max(3 - size[0], 0))),
-        layer.weight,
-        F.pad(offset, (0, grown[1] - out[1], 0, grown[0] - out[0])),
-        *(None, None, stride, padding, dilation, 1),
-    )
-    assert_same(layer(input, offset), padded[:, :, : out[0], : out[1]], (input, offset))
-
-
 @each_pack
 def test_packs_begin_as_convolutions(pack):
     """Also after a parent module's initialisation."""
@@ -321,19 +295,3 @@ def test_other_keys_stay():
     block.conv2_offset = nn.Conv2d(4, 18, 3)
     accept_legacy_offsets(block)
     block.load_state_dict(randomise(copy.deepcopy(block)).state_dict())
-
-
-@each_pack
-def test_empty_and_under_autocast(pack):
-    """Under autocast, as in mmcv, predictions and then the convolution are in half precision."""
-    layer = randomise(pack(*ARGUMENTS))
-    input = tensors(dtype=torch.float32)[0].detach()
-    expected = layer(input)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = layer(input)
-    assert output.dtype == torch.bfloat16
-    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
-    output = layer(input[:0])
-    assert output.shape == (0, 6, *OUT)
-    output.sum().backward()
-    assert not layer.weight.grad.any()

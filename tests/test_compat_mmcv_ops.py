@@ -7,6 +7,9 @@ kernels on CPU threads, in hundreds of random cases. ``python -m tests.test_comp
 import importlib
 import json
 import math
+import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from shapely import MultiPoint, Point
 
-import dcnzoo.models  # noqa: F401  mmcv.ops needs the compiled module
+import dcnzoo.compat.mmcv
+import dcnzoo.models
+from dcnzoo.compat import extensions
 from dcnzoo.compat.mmcv import _ext
 
 ops = importlib.import_module("mmcv.ops")
@@ -203,11 +208,14 @@ def test_quadrilaterals_that_are_not_rectangles():
     assert torch.equal(ops.points_in_polygons(CORNERS.float(), corners), torch.tensor(inside).float())
 
 
-def test_overlap_of_detections():
-    """mmrotate's evaluation passes boxes with their scores in a sixth column."""
+def test_boxes_with_scores_and_labels():
+    """mmrotate's evaluation passes boxes with their scores in a sixth column; mmcv appends labels."""
     for overlap, boxes in ((ops.box_iou_rotated, TURNED), (ops.box_iou_quadri, quads(TURNED))):
         detections = torch.cat([boxes, torch.rand(len(boxes), 1)], 1)
         torch.testing.assert_close(overlap(detections, boxes), overlap(boxes, boxes))
+    for nms, boxes in ((ops.nms_rotated, TURNED), (ops.nms_quadri, quads(TURNED))):
+        kept, labelled = (nms(boxes, SCORES, 0.2, labels)[1] for labels in (None, torch.arange(20.0)))
+        assert torch.equal(kept, labelled)
 
 
 def test_nms_rotated_drops_a_box_at_the_threshold():
@@ -328,6 +336,37 @@ def test_nothing():
         ops.riroi_align_rotated(maps, ROIS_TURNED[:0], (3, 2), 1.0, 0, 4),
     ):
         assert pooled.shape == (0, 4, 3, 2)
+
+
+# Names
+
+
+def test_every_name_of_mmcv_ops_imports():
+    missing = [name for name in ops.__all__ if not hasattr(ops, name)]
+    assert not missing
+    assert len(ops.__all__) > 90
+
+
+def test_every_function_of_mmcv_exists_or_names_a_replacement():
+    missing = []
+    for path in (Path(find_spec("mmcv").origin).parent / "ops").glob("*.py"):
+        for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
+            functions = {name: getattr(_ext, name) for name in re.findall(r"'(\w+)'", names)}
+            missing += [(name, f) for name, f in functions.items() if hasattr(f, "instead")]
+    assert missing
+    for name, function in missing:
+        expected = re.escape(function.instead)
+        with pytest.raises(NotImplementedError, match=rf"^mmcv\.ops: {name}: .*{expected}"):
+            function()
+
+
+def test_finder_is_last_and_knows_one_name():
+    dcnzoo.compat.mmcv.install()  # a second call has no effect
+    (finder,) = [f for f in sys.meta_path if isinstance(f, extensions.Finder)]
+    assert finder.find_spec("mmcv.ops") is None
+    assert finder.find_spec("mmcv._ext").origin == str(dcnzoo.compat.mmcv.STAND_IN)
+    assert "dcnzoo" in _ext.get_compiler_version() and "dcnzoo" in _ext.get_compiling_cuda_version()
+    assert not hasattr(_ext, "__wrapped__")  # attributes that inspection looks up are not operators
 
 
 if __name__ == "__main__":

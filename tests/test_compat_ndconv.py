@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.ndconv``: the N-d op's layout, compared with its definition in plain Python."""
+"""``dcnzoo.compat.ndconv``: the N-d op's layout."""
 
 import importlib
 import inspect
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dcnzoo.compat import ndconv
+from dcnzoo.ops import reference
 
 FUNCTIONS = {1: ndconv.deform_conv1d, 2: ndconv.deform_conv2d, 3: ndconv.deform_conv3d}
 KERNEL = {1: (3,), 2: (3, 2), 3: (2, 1, 3)}
@@ -18,7 +19,7 @@ DILATION = {1: (2,), 2: (1, 2), 3: (2, 1, 1)}
 SIZE = {1: (9,), 2: (5, 4), 3: (3, 4, 2)}
 
 
-def call(rank, groups, per_group, channels=6, batch=2, spread=1.5, bias=True):
+def call(rank, groups, per_group, bias=True):
     """The arguments of a call, in the order of the op."""
     generator = torch.Generator().manual_seed(100 * rank + 10 * groups + per_group)
 
@@ -31,10 +32,10 @@ def call(rank, groups, per_group, channels=6, batch=2, spread=1.5, bias=True):
     ]
     rows = groups * per_group * math.prod(KERNEL[rank])
     return (
-        normal(batch, channels, *SIZE[rank]),
-        normal(4, channels // groups, *KERNEL[rank]),
-        normal(batch, rank, rows, *out) * spread,
-        normal(batch, 1, rows, *out),
+        normal(2, 6, *SIZE[rank]),
+        normal(4, 6 // groups, *KERNEL[rank]),
+        normal(2, rank, rows, *out) * 1.5,
+        normal(2, 1, rows, *out),
         *geometry,
         groups,
         per_group,
@@ -42,48 +43,29 @@ def call(rank, groups, per_group, channels=6, batch=2, spread=1.5, bias=True):
     )
 
 
-def multilinear(image, point):
-    """Interpolate ``image`` (nested lists) at a real point. Corners outside count as zero."""
-    value = 0.0
-    for corner in itertools.product((0, 1), repeat=len(point)):
-        weight, element = 1.0, image
-        for coordinate, step in zip(point, corner, strict=True):
-            low = math.floor(coordinate)
-            weight *= coordinate - low if step else 1 - (coordinate - low)
-            inside = element is not None and 0 <= low + step < len(element)
-            element = element[low + step] if inside else None
-        value += weight * element if element is not None else 0
-    return value
-
-
 def definition(
     input, weight, offset_field, attn_mask, kernel, stride, padding, dilation, groups, per_group, bias
 ):
-    """Compute one output value at a time, with the array indices of the op's kernels."""
-    batch, (out_channels, in_group) = len(input), weight.shape[:2]
-    taps = list(itertools.product(*map(range, kernel)))
-    out = input.new_zeros(batch, out_channels, *offset_field.shape[3:])
-    images = input.tolist()
-    for n, o, *p in itertools.product(*map(range, out.shape)):
+    """Convolve one input channel at a time, with the array indices of the op's kernels."""
+    out_channels, in_group = weight.shape[:2]
+    taps = torch.arange(math.prod(kernel))
+    output = 0
+    for o, i in itertools.product(range(out_channels), range(in_group)):
         group = o // (out_channels // groups)
-        total = 0.0 if bias is None else bias[o].item()
-        for i, (t, tap) in itertools.product(range(in_group), enumerate(taps)):
-            row = (group * per_group + i * per_group // in_group) * len(taps) + t
-            point = [
-                p[a] * stride[a] - padding[a] + tap[a] * dilation[a] + offset_field[(n, a, row, *p)].item()
-                for a in range(len(kernel))
-            ]
-            sample = multilinear(images[n][group * in_group + i], point)
-            total += weight[(o, i, *tap)].item() * sample * attn_mask[(n, 0, row, *p)].item()
-        out[(n, o, *p)] = total
-    return out
+        rows = (group * per_group + i * per_group // in_group) * len(taps) + taps
+        offset = offset_field[:, :, rows].transpose(1, 2).flatten(1, 2)
+        image, row = input[:, [group * in_group + i]], torch.zeros_like(weight[:, :1])
+        row[o] = weight[o, i]
+        tensors = (image, row, offset, attn_mask[:, 0, rows], None)
+        output = output + reference.deform_conv(*tensors, stride, padding, dilation, 1)
+    return output if bias is None else output + bias.view(-1, *[1] * len(kernel))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("groups, per_group", [(2, 3), (1, 6), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("groups", "per_group"), [(2, 3), (1, 6), (1, 4), (2, 2)])
 def test_definition(rank, groups, per_group):
     """(1, 4) and (2, 2) split 6 and 3 channels unequally."""
-    arguments = call(rank, groups, per_group, batch=1, bias=per_group != 6)
+    arguments = call(rank, groups, per_group, bias=per_group != 6)
     torch.testing.assert_close(FUNCTIONS[rank](*arguments), definition(*arguments))
 
 

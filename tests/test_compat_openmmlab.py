@@ -36,34 +36,7 @@ from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 
-from .test_engine import WITHOUT_VALIDATION, make_runner
-
 # Checkpoints
-
-
-def test_a_run_resumes(tmp_path):
-    def runner(folder, epochs, **arguments):
-        arguments |= dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)))
-        return make_runner(
-            folder, "resumes", values=range(4), epochs=epochs, **WITHOUT_VALIDATION, **arguments
-        )
-
-    first = runner(tmp_path, 1)
-    first.train()
-    weights, path = first.model.weight.clone(), str(tmp_path / "epoch_1.pth")
-    loaded = torch.load(path)  # weights_only, torch's default
-    assert isinstance(loaded["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
-
-    second = runner(tmp_path, 2, resume=True)
-    second.load_or_resume()
-    assert (second.epoch, second.iter) == (1, 4) and torch.equal(second.model.weight, weights)
-    second.train()
-    assert second.epoch == 2
-    assert len(second.message_hub.get_scalar("train/loss").data[0]) == 8  # of both runs
-
-    third = runner(tmp_path / "other", 1, load_from=path)
-    third.load_or_resume()
-    assert torch.equal(third.model.weight, weights) and third.epoch == 0
 
 
 @pytest.mark.parametrize(

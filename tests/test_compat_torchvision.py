@@ -1,13 +1,17 @@
-"""``dcnzoo.compat.torchvision``: torchvision's signatures and results, and errors for wrong shapes."""
+"""``dcnzoo.compat.torchvision``: torchvision's signatures and results, and errors for wrong shapes.
 
-import io
+``DeformConv2d`` is that of ``dcnzoo.layers``: test_layers.py.
+"""
+
 import sys
 
 import pytest
 import torch
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.compat.torchvision import DeformConv2d, RoIAlign, accelerate, deform_conv2d, restore, roi_align
+from dcnzoo.compat.torchvision import RoIAlign, accelerate, deform_conv2d, restore, roi_align
+
+from .modules import assert_same
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
@@ -36,9 +40,7 @@ def test_deform_conv2d(groups, with_mask, with_bias):
     leaves = [t.requires_grad_() for t in (input, offset, weight, bias, mask) if t is not None]
     output = deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask)
     expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), groups)
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
-    gradients = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
-    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
+    assert_same(output, expected, leaves)
     offset, mask = offset[..., :4].contiguous(), mask[..., :4].contiguous() if with_mask else None
     output = deform_conv2d(input, offset, weight, bias, 2, 1, 1, mask)  # integers, by position
     expected = reference.deform_conv(input, weight, offset, mask, bias, (2, 2), (1, 1), (1, 1), groups)
@@ -58,17 +60,6 @@ def test_roi_align_of_one_size_without_boxes_and_of_bad_ones():
     ):
         with pytest.raises(RuntimeError, match=f"roi_align: boxes: .*{message}"):
             roi_align(input, wrong, 2)
-
-
-def test_layer():
-    input, offset, _, _, mask = tensors(dtype=torch.float32)
-    torch.manual_seed(3)
-    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY)
-    torch.manual_seed(3)  # the initialisation is that of nn.Conv2d, as in torchvision
-    torch.testing.assert_close(layer.state_dict(), torch.nn.Conv2d(4, 6, (3, 2), groups=2).state_dict())
-    for given in (mask, None):
-        arguments = (layer.weight, offset, given, layer.bias, *GEOMETRY.values(), 2)
-        torch.testing.assert_close(layer(input, offset, given), reference.deform_conv(input, *arguments))
 
 
 @pytest.mark.parametrize(
@@ -97,13 +88,6 @@ def test_scripted():
     geometry = tuple(GEOMETRY.values())
     expected = deform_conv2d(input, offset, weight, bias, *geometry, mask)
     assert torch.equal(scripted(input, offset, weight, bias, *geometry, mask), expected)
-
-    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY).double()
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(layer), file)
-    loaded = torch.jit.load(io.BytesIO(file.getvalue()))
-    for given in (None, mask):
-        assert torch.equal(loaded(input, offset, given), layer(input, offset, given))
 
 
 # RoIAlign

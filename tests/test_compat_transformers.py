@@ -53,28 +53,12 @@ SOURCES = {"layer": LAYER, "function": FUNCTION, "function_v2": FUNCTION_V2}
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
+def family(package, monkeypatch):
     """A function that writes a family's module into a package named transformers."""
-
-    def write(family, source):
-        folder = tmp_path / "transformers" / "models" / family
-        folder.mkdir(parents=True)
-        for parent in (folder, folder.parent, folder.parent.parent):
-            (parent / "__init__.py").touch()
-        (folder / f"modeling_{family}.py").write_text(source, encoding="utf-8")
-        importlib.invalidate_caches()
-        return f"transformers.models.{family}.modeling_{family}"
-
-    def forget():
-        for name in [name for name in sys.modules if name.split(".")[0] == "transformers"]:
-            monkeypatch.delitem(sys.modules, name)
-
-    forget()
-    monkeypatch.syspath_prepend(tmp_path)
-    yield write
-    compat.disable()
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers"]:
-        del sys.modules[name]
+        monkeypatch.delitem(sys.modules, name)
+    yield lambda family, source: package(f"transformers.models.{family}.modeling_{family}", source)
+    compat.disable()
 
 
 def functions(module):
@@ -129,8 +113,8 @@ def runs_ours(monkeypatch):
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("first", ["enable", "import"])
-def test_a_new_family_is_found(package, runs_ours, kind, first):
-    name = package("new_detr", SOURCES[kind])
+def test_a_new_family_is_found(family, runs_ours, kind, first):
+    name = family("new_detr", SOURCES[kind])
     if first == "enable":
         compat.enable()
         assert "transformers" not in sys.modules
@@ -159,9 +143,9 @@ def test_a_new_family_is_found(package, runs_ours, kind, first):
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gradients_and_dtypes(package, kind, dtype):
+def test_gradients_and_dtypes(family, kind, dtype):
     """In each dtype, and under autocast for float32 locations and a value in half precision."""
-    module = importlib.import_module(package("new_detr", SOURCES[kind]))
+    module = importlib.import_module(family("new_detr", SOURCES[kind]))
     results = []
     for enabled in (False, True):
         (compat.enable if enabled else compat.disable)()
@@ -177,8 +161,8 @@ def test_gradients_and_dtypes(package, kind, dtype):
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_exports_are_the_original(package, kind):
-    module = importlib.import_module(package("new_detr", SOURCES[kind]))
+def test_exports_are_the_original(family, kind):
+    module = importlib.import_module(family("new_detr", SOURCES[kind]))
 
     class Layer(torch.nn.Module):
         def forward(self, *given):
@@ -191,8 +175,8 @@ def test_exports_are_the_original(package, kind):
         assert "grid_sampler" in graph and "dcnzoo" not in graph
 
 
-def test_disable_ends_the_watch_for_imports(package, runs_ours):
-    name = package("new_detr", LAYER)
+def test_disable_ends_the_watch_for_imports(family, runs_ours):
+    name = family("new_detr", LAYER)
     finders = list(sys.meta_path)
     compat.enable()
     compat.disable()
@@ -203,9 +187,9 @@ def test_disable_ends_the_watch_for_imports(package, runs_ours):
 
 
 @pytest.mark.parametrize("first", ["enable", "import"])
-def test_a_family_with_another_one_s_function(package, runs_ours, first):
-    package("old_detr", FUNCTION)
-    name = package("new_detr", "from ..old_detr.modeling_old_detr import multi_scale_deformable_attention")
+def test_a_family_with_another_one_s_function(family, runs_ours, first):
+    family("old_detr", FUNCTION)
+    name = family("new_detr", "from ..old_detr.modeling_old_detr import multi_scale_deformable_attention")
     if first == "import":
         importlib.import_module(name)
     compat.enable()
@@ -219,10 +203,10 @@ def test_a_family_with_another_one_s_function(package, runs_ours, first):
     assert not runs_ours("function", module)[1]
 
 
-def test_a_kernel_layer_of_another_name(package):
+def test_a_kernel_layer_of_another_name(family):
     renamed = LAYER.replace("class MultiScale", "class NewMultiScale")
     renamed += '    kernel_layer_name = "MultiScaleDeformableAttention"  # of the decorator\n'
-    importlib.import_module(package("new_detr", renamed))
+    importlib.import_module(family("new_detr", renamed))
     compat.enable()
     assert compat.families() == ["new_detr"]
 
@@ -243,11 +227,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("first", ["enable", "import"])
-def test_a_changed_family_stays_and_is_named(package, change, first):
+def test_a_changed_family_stays_and_is_named(family, change, first):
     kind, before, after = CHANGES[change]
     assert before in SOURCES[kind]
-    good = package("old_detr", LAYER)
-    changed = package("new_detr", SOURCES[kind].replace(before, after))
+    good = family("old_detr", LAYER)
+    changed = family("new_detr", SOURCES[kind].replace(before, after))
     modules = [importlib.import_module(name) for name in (good, changed)] if first == "import" else []
     originals = [function for module in modules[1:] for function in functions(module)]
     with pytest.warns(UserWarning, match=r"dcnzoo.compat.transformers: new_detr: expected .*, got") as caught:
@@ -260,22 +244,22 @@ def test_a_changed_family_stays_and_is_named(package, change, first):
         assert functions(modules[1]) == originals
 
 
-def test_other_families_are_left_alone(package, recwarn):
-    package("old_detr", FUNCTION)
+def test_other_families_are_left_alone(family, recwarn):
+    family("old_detr", FUNCTION)
     inherits = "class MoreDeformableAttention(NewDeformableAttention):\n    pass\n"
     sources = {
         "new_bert": "class NewAttention:\n    def forward(self, value):\n        return value\n",
         "new_detr": f"from ..old_detr.modeling_old_detr import NewDeformableAttention\n{inherits}",
     }
-    modules = [importlib.import_module(package(family, source)) for family, source in sources.items()]
+    modules = [importlib.import_module(family(name, source)) for name, source in sources.items()]
     compat.enable()
     assert compat.families() == ["old_detr"]
     assert modules[0].NewAttention().forward(3) == 3
     assert not recwarn
 
 
-def test_an_import_inside_a_meta_device_or_autocast_is_not_taken_for_a_change(package, recwarn):
-    name = package("new_detr", LAYER)
+def test_an_import_inside_a_meta_device_or_autocast_is_not_taken_for_a_change(family, recwarn):
+    name = family("new_detr", LAYER)
     compat.enable()
     with torch.device("meta"), torch.autocast("cpu"):
         importlib.import_module(name)
@@ -283,8 +267,8 @@ def test_an_import_inside_a_meta_device_or_autocast_is_not_taken_for_a_change(pa
     assert not recwarn
 
 
-def test_random_numbers_are_left_alone(package):
-    importlib.import_module(package("new_detr", FUNCTION))
+def test_random_numbers_are_left_alone(family):
+    importlib.import_module(family("new_detr", FUNCTION))
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -293,16 +277,16 @@ def test_random_numbers_are_left_alone(package):
     assert torch.rand(3).equal(expected)
 
 
-def test_the_original_runs_where_dcnzoo_has_no_kernels(package, runs_ours, monkeypatch):
-    module = importlib.import_module(package("new_detr", LAYER))
+def test_the_original_runs_where_dcnzoo_has_no_kernels(family, runs_ours, monkeypatch):
+    module = importlib.import_module(family("new_detr", LAYER))
     compat.enable()
     monkeypatch.setattr("dcnzoo.ops._library.loaded", {})
     assert not runs_ours("layer", module)[1]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_device_that_is_not_proven_needs_the_switch(package, runs_ours, monkeypatch, compiled):
-    module = importlib.import_module(package("new_detr", FUNCTION))
+def test_a_device_that_is_not_proven_needs_the_switch(family, runs_ours, monkeypatch, compiled):
+    module = importlib.import_module(family("new_detr", FUNCTION))
     with compat.enabled():
         if compiled:
             function = torch.compile(module.multi_scale_deformable_attention, backend="eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""dcnv3: the meaning of a tap, and agreement with independent formulas."""
+"""dcnv3: the meaning of a tap, and agreement with independent formulas. dcnv4: the layout of offset_mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from dcnzoo.ops import dcnv3, dcnv4, ms_deform_attn
 
+from .modules import assert_same
 from .op_cases import dcnv3 as cases
+from .op_cases import dcnv4 as dcnv4_cases
 
 F64 = {"dtype": torch.float64}
 ALL = [pytest.param(s, id=s.name) for s in cases.samples() if s.tensors[0].numel()]
@@ -45,25 +47,15 @@ def grid_sample_formula(
 
 @pytest.mark.parametrize("sample", ALL)
 def test_agrees_with_grid_sample(sample):
-    mine, other = sample.leaves(), sample.leaves()
-    output, expected = cases.call(mine), grid_sample_formula(*other.tensors, *cases.geometry(sample))
-    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
-    grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
-    got = torch.autograd.grad(output, mine.tensors, grad)
-    want = torch.autograd.grad(expected, other.tensors, grad)
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-
-
-def zeros(output_size, group, taps):
-    """Offsets of zero and masks of one."""
-    shape = (1, *output_size, group * taps)
-    return torch.zeros(*shape[:3], 2 * shape[3], **F64), torch.ones(shape, **F64)
+    leaves = sample.leaves()
+    expected = grid_sample_formula(*leaves.tensors, *cases.geometry(sample))
+    assert_same(cases.call(leaves), expected, leaves.tensors)
 
 
 def test_hand_worked_order_of_taps():
     """On a map of 10·row + column, each tap by itself shows its position."""
     input = (torch.arange(4.0, **F64)[:, None] * 10 + torch.arange(5.0, **F64)).view(1, 4, 5, 1)
-    offset, _ = zeros((2, 4), 1, 6)
+    offset = torch.zeros(1, 2, 4, 12, **F64)
     for tap, (row, column) in enumerate([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]):
         mask = torch.zeros(1, 2, 4, 6, **F64)
         mask[..., tap] = 1
@@ -74,16 +66,6 @@ def test_hand_worked_order_of_taps():
         moved[..., 2 * tap + 1] = -0.25
         output = dcnv3(input, moved, mask, (3, 2), 1, 0, 1, 1, 1, 1.0)
         assert output[0, 1, 1, 0] == 10 * (1 + row - 0.25) + 1 + column + 0.5
-
-
-@pytest.mark.parametrize("scale", [1, 2, 3])
-def test_offset_scale_stretches_the_kernel_about_its_middle(scale):
-    input = torch.randn(1, 8, 9, 4, **F64)
-    offset, mask = zeros((8, 9), 2, 9)
-    output = dcnv3(input, offset, mask, 3, 1, 1, 1, 2, 2, scale)
-    ones = torch.ones(4, 1, 3, 3, **F64)
-    expected = F.conv2d(input.permute(0, 3, 1, 2), ones, padding=scale, dilation=scale, groups=4)
-    torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -111,3 +93,40 @@ def test_what_is_no_tensor_is_named():
         dcnv4(tensors[0], [1.0], 3, 1, 1, 1, 2, 3, 1.0)
     with pytest.raises(TypeError, match=r"^ms_deform_attn: spatial_shapes: .* got list$"):
         ms_deform_attn(tensors[0], [(7, 10)], torch.zeros(1), tensors[0], tensors[0])
+
+
+# dcnv4, whose arithmetic is that of dcnv3
+
+
+@pytest.mark.parametrize("remove_center", [False, True])
+@pytest.mark.parametrize("group", [1, 2, 5])
+def test_is_dcnv3_with_the_fields_of_a_group_side_by_side(group, remove_center):
+    sample = cases.make("layout", kernel_size=3, group=group, remove_center=remove_center)
+    input, offset, mask = sample.tensors
+    points = 9 - remove_center
+    fields = torch.full((*offset.shape[:3], -(-group * points * 3 // 8) * 8), float("nan"), dtype=input.dtype)
+    for g in range(group):  # channel by channel
+        for p in range(points):
+            fields[..., g * 3 * points + 2 * p] = offset[..., (g * points + p) * 2]
+            fields[..., g * 3 * points + 2 * p + 1] = offset[..., (g * points + p) * 2 + 1]
+            fields[..., g * 3 * points + 2 * points + p] = mask[..., g * points + p]
+    assert torch.equal(dcnv4(input, fields, **sample.kwargs), dcnv3(*sample.tensors, **sample.kwargs))
+
+
+def test_padding_has_a_gradient_of_zero():
+    sample = dcnv4_cases.packed(cases.make("padding", kernel_size=3, group=3)).leaves()
+    dcnv4_cases.call(sample).sum().backward()
+    gradient = sample.tensors[1].grad
+    assert gradient.shape[3] == 88 and (gradient[..., 81:] == 0).all()
+    assert (gradient[..., :81] != 0).any(dim=(0, 1, 2)).all()
+
+
+def test_bfloat16_backward_is_rounded_once():
+    sample = dcnv4_cases.packed(cases.make("half", kernel_size=3, group_channels=16)).to(torch.bfloat16)
+    exact, mine = sample.to(torch.float64).leaves(), sample.leaves()
+    dcnv4_cases.reference(exact).sum().backward()
+    dcnv4_cases.call(mine).sum().backward()
+    for tensor, true in zip(mine.tensors, exact.tensors, strict=True):
+        assert tensor.grad.dtype == torch.bfloat16
+        tolerance = dict(rtol=2**-8, atol=1e-5 * true.grad.abs().max().item())
+        torch.testing.assert_close(tensor.grad.double(), true.grad, **tolerance)

@@ -19,7 +19,7 @@ from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
 
-from .modules import randomise
+from .modules import assert_same, randomise
 
 MODULE = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
 PLAIN = MODULE.multi_scale_deformable_attn_pytorch.__wrapped__  # F.grid_sample
@@ -268,6 +268,16 @@ def test_mmcvs_function_runs_on_the_operator():
         )
     use_dcnzoo_deform_conv()  # a second call has no effect
     assert MODULE.multi_scale_deformable_attn_pytorch.__wrapped__ is PLAIN
+
+
+def test_mmcvs_autograd_function():
+    """mmcv's layer calls it on a GPU; it calls the compiled module."""
+    shapes, weights = ((2, PIXELS, 3, 4), (2, 7, 3, 2, 4, 2)), torch.rand(2, 7, 3, 2, 4)
+    leaves = [t.double().requires_grad_() for t in (torch.randn(shapes[0]), torch.rand(shapes[1]), weights)]
+    levels = torch.tensor(SIZES), torch.tensor([0, 54])
+    attend = MODULE.MultiScaleDeformableAttnFunction.apply
+    outputs = attend(leaves[0], *levels, *leaves[1:], 64), PLAIN(leaves[0], SIZES, *leaves[1:])
+    assert_same(*outputs, leaves)
 
 
 def test_exporters_see_mmcvs_own():

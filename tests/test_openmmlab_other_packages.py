@@ -13,24 +13,8 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.patches import other_packages
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Write a package, and unload it after the test."""
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-
-    def write(name, **files):
-        (tmp_path / name).mkdir()
-        for file, text in files.items():
-            (tmp_path / name / f"{file}.py").write_text(text)
-
-    yield write
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
 def test_a_version_is_claimed_during_the_import_alone(package):
-    package("picky", __init__="import json\nseen = json.__version__")
+    package("picky.__init__", "import json\nseen = json.__version__")
     version = json.__version__
     with Changes() as changes:
         other_packages.while_imported("picky", "json", "__version__", "0.0.1")(changes)
@@ -40,7 +24,7 @@ def test_a_version_is_claimed_during_the_import_alone(package):
 
 
 def test_a_failed_import_leaves_nothing_changed(package):
-    package("picky", __init__="import json\nassert json.__version__ != '0.0.1', 'refused'")
+    package("picky.__init__", "import json\nassert json.__version__ != '0.0.1', 'refused'")
     version = json.__version__
     with Changes() as changes:
         other_packages.while_imported("picky", "json", "__version__", "0.0.1")(changes)
@@ -50,7 +34,7 @@ def test_a_failed_import_leaves_nothing_changed(package):
 
 
 def test_names_of_numpy_1(package):
-    package("imgaug", __init__="import numpy as np\nfound = np.sctypes['float'], np.int0(3), np.bool8(1)")
+    package("imgaug.__init__", "import numpy as np\nfound = np.sctypes['float'], np.int0(3), np.bool8(1)")
     absent = [name for name in other_packages.NUMPY_1 if name not in vars(np)]
     assert absent, "numpy has them again"
     with Changes() as changes:
@@ -63,7 +47,8 @@ def test_names_of_numpy_1(package):
 @pytest.mark.parametrize("loads", [True, False])
 def test_xtcocotools_has_a_mask_module(package, loads):
     own = "own = True" if loads else "raise ValueError('numpy.dtype size changed')"
-    package("xtcocotools", __init__="", _mask=own, mask="import xtcocotools._mask as _mask")
+    package("xtcocotools._mask", own)
+    package("xtcocotools.mask", "import xtcocotools._mask as _mask")
     with Changes() as changes:
         other_packages.xtcocotools_mask(changes)
         found = import_module("xtcocotools.mask")._mask
@@ -71,7 +56,7 @@ def test_xtcocotools_has_a_mask_module(package, loads):
 
 
 def test_call_is_for_modules_that_are_imported_and_for_others(package):
-    package("late", __init__="ready = True")
+    package("late.__init__", "ready = True")
     called = []
     undo = after_import.call("late", lambda module: called.append(module.ready))
     after_import.call("json", lambda module: called.append(module.__name__))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -61,33 +61,39 @@ class _Pack(TracksOffsets, nn.Module):
     if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
         rank: ClassVar[int]
         in_channels: int
+        transposed: bool
         _refuse: Callable[..., NoReturn]
         weight: Tensor
         bias: Tensor | None
 
-    def _add_prediction(
+    def __init__(
         self,
-        geometry: dict,
-        grouped: str,
-        deformable: bool,
-        modulated: bool,
-        offset_groups: int,
-        mask_groups: int,
-        offset_activation: nn.Module | None,
-        mask_activation: str | nn.Module | None,
-        offset_limit: float | None,
-        device,
-        dtype,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_groups: int = 1,
+        mask_groups: int = 1,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        offset_limit: float | None = None,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        im2col_step: int | None = None,
+        **more: Any,  # of a transposed convolution
     ) -> None:
-        """Add the convolutions that predict offset and mask.
-
-        Args:
-            geometry: arguments of these convolutions.
-            grouped: the channels that the groups split, ``"in_channels"`` or ``"out_channels"``.
-
-        Raises:
-            ValueError: an argument is invalid.
-        """
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
+        options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
+        super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
+        grouped = "out_channels" if self.transposed else "in_channels"  # the channels that the groups split
         channels, taps = getattr(self, grouped), math.prod(self.kernel_size)
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
             if groups < 1 or channels % groups:
@@ -109,8 +115,12 @@ class _Pack(TracksOffsets, nn.Module):
         self.mask_channels = mask_groups * taps if modulated else 0
         self.conv_offset = None
         if channels := self.offset_channels + self.mask_channels:
-            convolution = OFFSET_CONVS[self.rank]
-            self.conv_offset = convolution(self.in_channels, channels, **geometry, device=device, dtype=dtype)
+            geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
+            if not self.transposed:  # the layer's own, so that the prediction has the size of the output
+                names = ("kernel_size", "stride", "padding", "dilation")
+                geometry = {name: getattr(self, name) for name in names}
+            kind = OFFSET_CONVS[self.rank]
+            self.conv_offset = kind(self.in_channels, channels, **geometry, device=device, dtype=dtype)
         self.offset_activation = offset_activation if deformable else None
         self.mask_activation = mask_activation if modulated else None
 
@@ -178,36 +188,6 @@ class _Pack(TracksOffsets, nn.Module):
 
 
 class _PackedDeformConvNd(_Pack, _DeformConvNd):
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        deformable: bool = True,
-        modulated: bool = False,
-        offset_groups: int = 1,
-        mask_groups: int = 1,
-        offset_activation: nn.Module | None = None,
-        mask_activation: str | nn.Module | None = "sigmoid",
-        offset_limit: float | None = None,
-        padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
-        im2col_step: int | None = None,
-    ) -> None:
-        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        super().__init__(*sizes, bias, padding_mode, device, dtype, im2col_step)
-        # the layer's own geometry, so that the prediction has the size of the output
-        geometry = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation")}
-        prediction = (offset_groups, mask_groups, offset_activation, mask_activation, offset_limit)
-        self._add_prediction(geometry, "in_channels", deformable, modulated, *prediction, device, dtype)
-
     # no offset and mask arguments: the layer predicts them itself
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         offset, mask = self.predict(input)
@@ -230,23 +210,11 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         groups: int = 1,
         bias: bool = True,
         *,
-        deformable: bool = True,
-        modulated: bool = False,
-        offset_groups: int = 1,
-        mask_groups: int = 1,
-        offset_activation: nn.Module | None = None,
-        mask_activation: str | nn.Module | None = "sigmoid",
-        offset_limit: float | None = None,
-        padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
-        im2col_step: int | None = None,
+        device=None,  # torch.nn.utils.skip_init needs it by name
+        **options: Any,
     ) -> None:
-        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups)
-        super().__init__(*sizes, bias, padding_mode, device, dtype, im2col_step)
-        geometry = dict(kernel_size=1)  # one prediction for each pixel of the input
-        prediction = (offset_groups, mask_groups, offset_activation, mask_activation, offset_limit)
-        self._add_prediction(geometry, "out_channels", deformable, modulated, *prediction, device, dtype)
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*sizes, bias, output_padding=output_padding, device=device, **options)
 
     # no offset and mask arguments: the layer predicts them itself
     def forward(  # type: ignore[override]

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.compat.extensions import missing
-from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward
 from dcnzoo.compat.mmcv.deform_conv import (
     ModulatedDeformConv2d,
     ModulatedDeformConv2dPack,
     Pair,
     modulated_deform_conv2d,
 )
-from dcnzoo.compat.mmcv.plain import at_least_float32
+from dcnzoo.compat.mmcv.plain import at_least_float32, gradients
 from dcnzoo.compat.signatures import takes
 from dcnzoo.ops.reference import interpolate_clamped
 
@@ -64,14 +63,11 @@ def dcn_v2_forward(input, weight, bias, offset, mask, *geometry: int) -> Tensor:
 
 def dcn_v2_backward(input, weight, bias, offset, mask, grad_output, *geometry: int) -> list[Tensor]:
     """The gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
-    gradients = [torch.zeros_like(tensor) for tensor in (input, offset, mask, weight, bias)]
-    grad_input, grad_offset, grad_mask, grad_weight, grad_bias = gradients
-    written = (grad_input, grad_weight, grad_bias, grad_offset, grad_mask)
-    unused = input.new_empty(0)
-    tensors = (input, weight, bias, unused, offset, mask, unused, *written, grad_output)
-    *sides, deformable_group = geometry
-    modulated_deform_conv_backward(*tensors, *sides, 1, deformable_group, True)
-    return gradients
+    _, _, *sides, _ = geometry
+    options = (sides[:2], sides[2:4], sides[4:], 1, None, [True] * 5)
+    backward = torch.ops.dcnzoo._deform_conv_backward
+    input, weight, offset, mask, bias = backward(grad_output, input, weight, offset, mask, *options)
+    return [input, offset, mask, weight, bias]
 
 
 def dcn_v2_psroi_pooling_forward(
@@ -126,10 +122,11 @@ def dcn_v2_psroi_pooling_backward(
     grad_output: Tensor, input: Tensor, rois: Tensor, trans: Tensor, count: Tensor, *options: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of ``input`` and ``trans``. ``options`` are the forward's, from ``no_trans`` on."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (input, trans)]
-    with torch.enable_grad():
-        output, _ = dcn_v2_psroi_pooling_forward(leaves[0], rois, leaves[1], *options)
-    return torch.autograd.grad(output, leaves, grad_output, materialize_grads=True)
+
+    def pool(input: Tensor, trans: Tensor) -> Tensor:
+        return dcn_v2_psroi_pooling_forward(input, rois, trans, *options)[0]
+
+    return gradients(pool, (input, trans), grad_output)
 
 
 def dcn_v2_pooling(

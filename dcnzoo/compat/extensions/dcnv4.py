@@ -12,6 +12,7 @@ import dcnzoo.ops
 from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.extensions.compiled import geometry
+from dcnzoo.compat.mmcv.plain import gradients
 from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
 
 __getattr__ = missing(__name__)
@@ -69,10 +70,11 @@ def flash_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:
     Args: as in the forward, with ``grad_output`` ``[N, Q, heads·D]`` before im2col_step.
     """
     value, shapes, starts, sampling_loc_attn, grad_output, *options = arguments
-    leaves = [tensor.detach().requires_grad_() for tensor in (value, sampling_loc_attn)]
-    with torch.enable_grad():
-        output = flash_deform_attn_forward(leaves[0], shapes, starts, leaves[1], *options)
-    return list(torch.autograd.grad(output, leaves, grad_output))
+
+    def attend(value: Tensor, sampling_loc_attn: Tensor) -> Tensor:
+        return flash_deform_attn_forward(value, shapes, starts, sampling_loc_attn, *options)
+
+    return list(gradients(attend, (value, sampling_loc_attn), grad_output))
 
 
 class DCNv4Function:

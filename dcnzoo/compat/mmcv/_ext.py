@@ -138,21 +138,21 @@ def deform_conv_backward_parameters(input, offset, grad_output, grad_weight, sca
 
 
 def _modulated(
-    offset: Tensor, mask: Tensor, output: Tensor, options: dict[str, int]
-) -> tuple[tuple[Tensor, Tensor], tuple]:
-    """Offset and mask as mmcv reads them, and the operator's geometry."""
-    size, taps = output.shape[2:], options["deformable_group"] * options["kernel_h"] * options["kernel_w"]
-    offset_mask = as_read(offset, "offset", 2 * taps, size), as_read(mask, "mask", taps, size)
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, output: Tensor, options: dict[str, int]
+) -> tuple[tuple[Tensor, ...], tuple]:
+    """The operator's tensors, with offset and mask as mmcv reads them, and its geometry."""
+    groups, size = options["deformable_group"], output.shape[2:]
+    check_groups("modulated_deform_conv2d", groups, input, weight, offset=offset, mask=mask)
+    tensors = (input, weight, as_read(offset, "offset", size), as_read(mask, "mask", size))
     pairs = ((options[f"{name}_h"], options[f"{name}_w"]) for name in ("stride", "pad", "dilation"))
-    return offset_mask, (*pairs, options["group"], None)
+    return tensors, (*pairs, options["group"], None)
 
 
 @_without_autocast
 @takes(f"input weight bias ones offset mask output columns {V2}")
 def modulated_deform_conv_forward(input, weight, bias, offset, mask, output, with_bias, **options) -> None:
-    offset_mask, geometry = _modulated(offset, mask, output, options)
-    bias = bias if with_bias else None
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *offset_mask, bias, *geometry))
+    tensors, geometry = _modulated(input, weight, offset, mask, output, options)
+    output.copy_(dcnzoo.ops.deform_conv2d(*tensors, bias if with_bias else None, *geometry))
 
 
 @_without_autocast
@@ -161,10 +161,10 @@ def modulated_deform_conv_forward(input, weight, bias, offset, mask, output, wit
     f"grad_output {V2}"
 )
 def modulated_deform_conv_backward(input, weight, offset, mask, grad_output, with_bias, **options) -> None:
-    offset_mask, geometry = _modulated(offset, mask, grad_output, options)
+    tensors, geometry = _modulated(input, weight, offset, mask, grad_output, options)
     names = ["input", "weight", "offset", "mask"] + ["bias"] * with_bias
     targets = {name: options[f"grad_{name}"] for name in names}
-    _add_gradients(grad_output, (input, weight, *offset_mask), geometry, **targets)
+    _add_gradients(grad_output, tensors, geometry, **targets)
 
 
 # Convolution at selected pixels (guided anchoring): im2col, matrix product and scatter

@@ -75,12 +75,11 @@ def modulated_deform_conv2d(
         (i + 2 * p - d * (k - 1) - 1) // s + 1
         for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
     )
-    offset = as_read(offset, "offset", offset.shape[1], size)
-    mask = as_read(mask, "mask", mask.shape[1], size)
+    offset, mask = as_read(offset, "offset", size), as_read(mask, "mask", size)
     return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
 
 
-def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+def as_read(values: Tensor, name: str, size: tuple[int, int]) -> Tensor:
     """``values`` as mmcv's v2 kernels read them: they do not check the height and width.
 
     mmcv's kernels read the memory of each image as ``(channels, *size)`` with the output's ``size``, whatever
@@ -90,15 +89,11 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
     image.
 
     Raises:
-        RuntimeError: the tensor is smaller (mmcv reads past its end), or has another number of channels.
+        RuntimeError: the tensor is smaller (mmcv reads past its end).
     """
-    if values.shape[1:] == (channels, *size):
+    if values.shape[2:] == size:
         return values
-    if values.dim() != 4 or values.shape[1] != channels:
-        raise RuntimeError(
-            f"modulated_deform_conv2d: {name}: expected {channels} channels (deform_groups · taps"
-            f"{' · 2' * (name == 'offset')}), got shape {tuple(values.shape)}"
-        )
+    channels = values.shape[1]
     needed = channels * size[0] * size[1]
     if math.prod(values.shape[1:]) < needed:
         expected, shape = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))

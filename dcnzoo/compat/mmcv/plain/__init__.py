@@ -5,7 +5,7 @@ and are written in place. Half precision is computed in float32. mmcv passes all
 keyword: the ``**options`` of a function are the arguments of the private function that it calls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,16 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of ``function(*inputs)`` with respect to ``inputs``."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        output = function(*leaves)
+    return torch.autograd.grad(output, leaves, grad_output.to(output.dtype), materialize_grads=True)
+
+
 def add_gradient(grad_input: Tensor, function: Callable[[Tensor], Tensor], grad_output: Tensor) -> None:
     """Add the gradient of the input of ``function``, which must be linear: zeros serve as the input."""
-    with torch.enable_grad():
-        zeros = at_least_float32(torch.zeros_like(grad_input)).requires_grad_()
-        (gradient,) = torch.autograd.grad(function(zeros), zeros, at_least_float32(grad_output))
-    grad_input.add_(gradient)
+    grad_input.add_(*gradients(function, [torch.zeros_like(grad_input)], grad_output))

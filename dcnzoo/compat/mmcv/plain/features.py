@@ -1,5 +1,6 @@
 """Features from feature maps, and focal loss."""
 
+import functools
 import itertools
 import math
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv.plain import add_gradient, at_least_float32
+from dcnzoo.compat.mmcv.plain import add_gradient, at_least_float32, gradients
 from dcnzoo.ops import reference
 
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
@@ -45,13 +46,9 @@ def carafe_forward(
 def carafe_backward(
     grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *rest: Tensor, **options: int
 ) -> None:
-    *_buffers, grad_input, grad_masks = rest
-    leaves = [at_least_float32(tensor).detach().requires_grad_() for tensor in (rfeatures, masks)]
-    with torch.enable_grad():
-        output = _carafe(*leaves, **options)
-    gradients = torch.autograd.grad(output, leaves, at_least_float32(grad_output))
-    grad_input.add_(gradients[0])
-    grad_masks.add_(gradients[1])
+    function = functools.partial(_carafe, **options)
+    for target, gradient in zip(rest[-2:], gradients(function, (rfeatures, masks), grad_output), strict=True):
+        target.add_(gradient)
 
 
 # Alignment to refined anchors (Yang et al. 2021, R3Det): features of an anchor's centre and corners, added
@@ -223,6 +220,7 @@ def _focal_loss(
     gamma: float,
     alpha: float,
 ) -> Tensor:  # (N, C)
+    input = at_least_float32(input)
     p, is_target = input.sigmoid(), target[:, None] == torch.arange(input.shape[1], device=input.device)
     foreground = -alpha * (1 - p) ** gamma * F.logsigmoid(input)
     loss = torch.where(is_target, foreground, (alpha - 1) * p**gamma * F.logsigmoid(-input))
@@ -234,13 +232,11 @@ def _focal_loss(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, **options: float
 ) -> None:
-    output.copy_(_focal_loss(at_least_float32(input), target, weight, **options))
+    output.copy_(_focal_loss(input, target, weight, **options))
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, **options: float
 ) -> None:
-    logits = at_least_float32(input).detach().requires_grad_()
-    with torch.enable_grad():
-        loss = _focal_loss(logits, target, weight, **options).sum()
-    grad_input.copy_(torch.autograd.grad(loss, logits)[0])
+    function = functools.partial(_focal_loss, target=target, weight=weight, **options)
+    grad_input.copy_(*gradients(function, [input], torch.ones_like(input)))
