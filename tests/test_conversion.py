@@ -423,7 +423,7 @@ MISTAKES = {
             '<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>',
             "2: expected XML without custom entities",
         ),
-        (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg"),
+        (voc_file(name="c.jpg"), "2: expected one image a.jpg (.png, …) or c.jpg in "),
         (voc_file(size=(30, 40)), "3: <size>: "),
         (voc_file(size=("nan", 40)), "3: <width>: "),
         (voc_file(voc_object("fig", (1, 1, 2, 2)).replace("ymin", "xmin")), "5: expected one <xmin>"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from dcnzoo.data.conversion import (
     FAR,
@@ -21,12 +20,13 @@ from dcnzoo.data.conversion import (
     Corners,
     InvalidAnnotation,
     Track,
-    box_of_polygons,
+    box_and_area,
     clip_box,
-    clip_polygon,
+    clip_polygons,
+    corners_of,
     few,
-    flattened,
     image_size,
+    is_inside,
     is_number,
     polygon_area,
     read_json,
@@ -118,10 +118,11 @@ class Report:
         images, annotations, categories = (
             [entry for entry in content.get(key, ()) if isinstance(entry, dict)] for key in _KEYS
         )
-        numbers = Counter(_key(entry.get("category_id")) for entry in annotations)
-        self.per_class = {str(entry.get("name")): numbers[_key(entry.get("id"))] for entry in categories}
-        annotated = {_key(entry.get("image_id")) for entry in annotations}
-        self.empty_images = sum(_key(entry.get("id")) not in annotated for entry in images)
+        # repr: an invalid id may be a list
+        numbers = Counter(repr(entry.get("category_id")) for entry in annotations)
+        self.per_class = {str(entry.get("name")): numbers[repr(entry.get("id"))] for entry in categories}
+        annotated = {repr(entry.get("image_id")) for entry in annotations}
+        self.empty_images = sum(repr(entry.get("id")) not in annotated for entry in images)
 
     def as_dict(self) -> dict:
         """Return the report for ``--json``."""
@@ -254,11 +255,11 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
         return size is not None
     mask = annotation.get("segmentation")
     if "clipped" in remedy and mask and isinstance(mask, list):
-        parts = [part for polygon in mask for part in clip_polygon(np.reshape(polygon, (-1, 2)), size)]
-        mask = annotation["segmentation"] = [flat for part in parts if (flat := flattened(part))]
+        outlines = [np.reshape(polygon, (-1, 2)) for polygon in mask]
+        mask = annotation["segmentation"] = clip_polygons(outlines, size)
         if not mask:
             return False
-    box, area = _box_and_area(mask) if mask else (annotation["bbox"], None)
+    box, area = box_and_area(mask) if mask else (annotation["bbox"], None)
     if "recomputed" in remedy:
         annotation["bbox"] = box
     if "clipped" in remedy:
@@ -420,7 +421,7 @@ class _Checker:
         if not (width > 0 and height > 0):
             self.add(kind, "bbox", "a width and a height > 0", box, stops=min(width, height) < 0)
             return False
-        inside = size is None or _within(_corners(box), size)
+        inside = size is None or is_inside(_corners(box), size, TOLERANCE)
         far = max(abs(x), abs(y), width, height) > FAR
         if far or not inside:
             expected = "a box inside of {} × {} pixels".format(*size or (FAR, FAR))
@@ -450,7 +451,7 @@ class _Checker:
         if not isinstance(mask, list):
             self.add("segmentation", "segmentation", "polygons or RLE", mask)
             return None
-        areas = []
+        areas, outlines = [], []
         for polygon in mask:
             if not isinstance(polygon, list) or not _are_numbers(polygon, FAR):
                 self.add("segmentation", "segmentation", f"polygons of numbers of at most {FAR:,}", polygon)
@@ -459,13 +460,13 @@ class _Checker:
             if len(polygon) % 2 or len(polygon) < 6:
                 self.add("polygon", "segmentation", "polygons of at least 3 points [x, y, …]", polygon)
                 return None
-            if not (area := polygon_area(np.reshape(polygon, (-1, 2)))) > 0:
+            outlines.append(np.reshape(polygon, (-1, 2)))
+            areas.append(polygon_area(outlines[-1]))
+            if not areas[-1] > 0:
                 self.add("polygon", "segmentation", "polygons with an area", polygon)
                 return None
-            areas.append(area)
-        xs, ys = ([value for polygon in mask for value in polygon[axis::2]] for axis in (0, 1))
-        corners = (min(xs), min(ys), max(xs), max(ys))
-        if size is not None and not _within(corners, size):
+        corners = corners_of(np.concatenate(outlines))
+        if size is not None and not is_inside(corners, size, TOLERANCE):
             text = f"expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
             self.add_text("polygon-outside", f"segmentation: {text}")
         return areas, corners
@@ -541,23 +542,8 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     return float(sum(counts[1::2]))
 
 
-def _box_and_area(mask: list | dict) -> tuple[list[float], float]:
-    """Return the box and the area of a valid mask; overlapping polygons are added up."""
-    if isinstance(mask, list):
-        return box_of_polygons(mask), sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
-    extent = [int(side) for side in mask["size"]]  # a file may have 30.0
-    mask = {**mask, "size": extent}
-    rle = mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *extent)
-    return coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
-
-
 def _corners(box: Sequence[float]) -> Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
-
-
-def _within(corners: Corners, size: tuple[int, int]) -> bool:
-    x1, y1, x2, y2 = corners  # not a loop: a file can have a million boxes
-    return min(x1, y1) >= -TOLERANCE and x2 <= size[0] + TOLERANCE and y2 <= size[1] + TOLERANCE
 
 
 def _is_id(value: object) -> bool:
@@ -578,8 +564,3 @@ def _are_numbers(values: list, most: float = math.inf) -> bool:
         return math.isfinite(sum(values)) and (not values or -most <= min(values) <= max(values) <= most)
     except OverflowError:  # an integer that is too large for a float
         return False
-
-
-def _key(value: object) -> object:
-    """Return a value that can be counted: an id, or None for invalid ids such as lists and dicts."""
-    return value if _is_id(value) else None

@@ -14,7 +14,6 @@ from dcnzoo.data.conversion import (
     Track,
     finite,
     image_size,
-    read_lines,
     wrong_size,
 )
 from dcnzoo.utils.errors import UserError
@@ -83,13 +82,8 @@ def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> 
     place = next((place for place in places if os.path.isfile(place)), None)
     if place is None:
         raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
-    with conversion.refusing(place):
-        for at, line in read_lines(place):
-            file = folder / f"{line.split()[0]}.xml"  # in the list of a class, 1, 0 or -1 follows the name
-            with conversion.refusing(place, at):
-                if not os.path.isfile(file):  # Path.is_file raises if the name is too long
-                    raise InvalidAnnotation(f"expected a file, found none at {file}")
-                yield file
+    # in the list of a class, 1, 0 or -1 follows the name
+    return conversion.listed(place, lambda line: folder / f"{line.split()[0]}.xml")
 
 
 def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuilder) -> list[Element]:
@@ -129,22 +123,20 @@ def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zer
 def _picture(file: Path, tree: Element, images: Path) -> Path:
     """Find the image of an XML file: the one with the same name, or the one in ``<filename>``."""
     suffixes = [spelt for suffix in PICTURES for spelt in (suffix, suffix.upper())]
-    found = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
+    paths = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
     names, line = f"{file.stem}.jpg (.png, …)", _line(tree)
     stated = _find(tree, "filename")
     if stated is not None and _content(stated):
         # without the folders of the machine on which it was written
         named, line = images / _content(stated).replace("\\", "/").rpartition("/")[2], _line(stated)
-        if named in found:
+        if named in paths:
             return named
         names += f" or {named.name}"
-        found += [named] if os.path.isfile(named) else []
-    if not found:
-        raise InvalidAnnotation(f"expected an image {names}, found none in {images}", line)
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise InvalidAnnotation(f"expected one image, found {names} in {images}", line)
-    return found[0]
+        paths += [named] if os.path.isfile(named) else []
+    if len(paths) != 1:
+        got = " and ".join(path.name for path in paths) or "none"
+        raise InvalidAnnotation(f"expected one image {names} in {images}, found {got}", line)
+    return paths[0]
 
 
 # XML with line numbers
