@@ -253,7 +253,7 @@ def test_yolo_lists_and_other_places(yolo):
     ("text", "place"),
     [
         ("names: [a\n", "data.yaml: .*line 2"),
-        ("- a\n", "data.yaml: "),
+        ("- a\n", "data.yaml: expected keys"),
         ("names: [yes, no]\ntrain: x", "names: .*True"),
         ("names: {1: a, 2: b}\ntrain: x", "names: "),
         ("names: [a]\nnc: 2\n", "nc: "),
@@ -502,19 +502,13 @@ def test_sources_are_not_overwritten(voc, yolo, tmp_path):
             assert (folder / out).read_bytes() == before
 
 
-def test_written_whole_or_not_at_all(voc, monkeypatch):
+def test_the_same_data_gives_the_same_file(voc):
     out = voc / "new/out.json"
-    conversion, _ = convert_voc(voc)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(UserError, match=r"out.json cannot be written: disk full"):
-            conversion.write(out)
-    assert list(out.parent.iterdir()) == []
-    content = conversion.write(out)
+    content = convert_voc(voc)[0].write(out)
     assert json.loads(out.read_text()) == content
     first = out.read_bytes()
     convert_voc(voc)[0].write(out)
-    assert out.read_bytes() == first, "the same data, the same bytes"
+    assert out.read_bytes() == first
     assert check_coco(out, voc / "JPEGImages").problems == []
     for xml in (voc / "Annotations").iterdir():
         write(xml, voc_file(name=f"{xml.stem}.jpg"))
@@ -532,9 +526,6 @@ def test_convert_commands(voc):
         return CliRunner().invoke(commands, ["data", "convert", "voc", *map(str, arguments)])
 
     out = voc / "train.json"
-    result = invoke(voc, out, "--split", "train", "--classes", "fig, date")
-    assert result.exit_code == 0, result.output
-    assert str(out) in result.stdout and f"{voc}/JPEGImages" in result.stdout
     for number in range(30):
         write(voc / f"Annotations/b{number:02}.xml", "<annotation>")
     result = invoke(voc, voc / "all.json")

@@ -308,6 +308,11 @@ class _Checker:
     def add(self, kind: str, field: str, expected: str, got: object, stops: bool | None = None) -> None:
         self.add_text(kind, f"{field}: expected {expected}, got {short(got)}", stops)
 
+    def require_unique(self, kind: str, field: str, value: Any, earlier: set) -> None:
+        if value in earlier:
+            self.add(kind, field, "a unique value", value)
+        earlier.add(value)
+
     def entries(self, key: str, singular: str) -> Iterator[dict]:
         """Yield the entries of a list that are objects, and set their position."""
         for index, entry in enumerate(self.track(self.content.get(key, []))):
@@ -326,11 +331,9 @@ class _Checker:
                 continue
             if not isinstance(name, str) or not name:
                 self.add("category-entry", "name", "a string", name)
-            if number in self.categories:
-                self.add("duplicate-category-id", "id", "a unique value", number)
+            self.require_unique("duplicate-category-id", "id", number, self.categories)
             if name in names:
                 self.add("duplicate-category", "name", "a unique value", name)
-            self.categories.add(number)
             names.append(name)
         if classes is not None and (problem := wrong_with_classes(names, classes)):
             self.at("categories").add_text("classes", problem)
@@ -353,9 +356,7 @@ class _Checker:
             if not isinstance(name, str) or not name or "\0" in name:
                 self.add("image-entry", "file_name", "a string", name)
                 continue
-            if name in file_names:
-                self.add("duplicate-file-name", "file_name", "a unique value", name)
-            file_names.add(name)
+            self.require_unique("duplicate-file-name", "file_name", name, file_names)
             if folder is not None:
                 self._check_file(folder / name, size)
 
@@ -380,12 +381,10 @@ class _Checker:
                 self.add("duplicate-annotation-id", "id", "an integer", number)
             else:
                 self.where = f"annotation {number}"
-                if number in ids:
-                    self.add("duplicate-annotation-id", "id", "a unique value", number)
+                self.require_unique("duplicate-annotation-id", "id", number, ids)
                 if number == 0:
                     # COCO's evaluation treats it as no match
                     self.add("annotation-id-0", "id", "an integer ≥ 1", number)
-                ids.add(number)
             self._check_annotation(entry)
 
     def _check_annotation(self, entry: dict) -> None:
