@@ -163,6 +163,7 @@ CASES = {  # case: (change, kinds of the problems, entry and word of the first p
     "bbox inside out": (third(bbox=[12, 3, -10, 20]), "box", "annotation 3", "bbox"),
     "bbox that reaches out": (third(bbox=[5, 10, 16.5, 20], area=330), "box-outside", "annotation 3", "bbox"),
     "bbox beside the image": (third(bbox=[25, 10, 5, 20], area=100), "box", "annotation 3", "bbox"),
+    "bbox below the image": (third(bbox=[5, 55, 5, 20], area=100), "box", "annotation 3", "bbox"),
     "bbox around something else": (first(bbox=[20, 3, 10, 20]), "box-of-mask", "annotation 1", "bbox"),
     # masks
     "mask is a text": (third(segmentation="x"), "segmentation", "annotation 3", "segmentation"),

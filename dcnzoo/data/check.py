@@ -19,7 +19,6 @@ from dcnzoo.data.conversion import (
     TOLERANCE,
     Corners,
     InvalidAnnotation,
-    Track,
     box_and_area,
     clip_box,
     clip_polygons,
@@ -36,6 +35,7 @@ from dcnzoo.data.conversion import (
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
+from dcnzoo.utils.progress import track
 
 
 class Kind(NamedTuple):
@@ -140,7 +140,7 @@ def check_coco(
     file: str | Path,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    track: Track = iter,
+    progress: bool = False,
 ) -> Report:
     """Check a COCO file for training a detector.
 
@@ -151,7 +151,7 @@ def check_coco(
         file: with ``images``, ``annotations`` and ``categories``.
         images: folder of the images, whose sizes are compared; None: do not check image files.
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
-        track: wraps the images and the annotations, to show the progress.
+        progress: show a progress bar on a terminal.
     """
     file = Path(file)
     try:
@@ -164,7 +164,7 @@ def check_coco(
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
-    checker = _Checker(content, track)
+    checker = _Checker(content, progress)
     for key in _KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
@@ -288,9 +288,9 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
 class _Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
-    def __init__(self, content: dict, track: Track) -> None:
+    def __init__(self, content: dict, progress: bool) -> None:
         self.content = content
-        self.track = track
+        self.progress = progress
         self.problems = list(_convert_texts(content))
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
@@ -315,7 +315,8 @@ class _Checker:
 
     def entries(self, key: str, singular: str) -> Iterator[dict]:
         """Yield the entries of a list that are objects, and set their position."""
-        for index, entry in enumerate(self.track(self.content.get(key, []))):
+        entries = self.content.get(key, [])
+        for index, entry in enumerate(track(entries, "reading") if self.progress else entries):
             self.at(f"{key}[{index}]", None if key == "categories" else (key, index))
             if isinstance(entry, dict):
                 yield entry

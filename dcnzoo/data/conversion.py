@@ -2,9 +2,8 @@
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 
-The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBuilder`) and ``track``, which
-wraps the files to show the progress. They return the conversion with its problems, and the folder to which
-the images' names are relative.
+The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBuilder`). They return the
+conversion with its problems, and the folder to which the images' names are relative.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
@@ -26,6 +25,7 @@ from pycocotools import mask as coco_mask
 
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.progress import track
 from dcnzoo.version import __version__
 
 # An edge may lie this far outside the image because of rounding; it is moved to the border.
@@ -37,7 +37,6 @@ _SHOWN = 20
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
-Track = Callable[[Sequence], Iterable]  # yields the items of a list, and may show the progress
 
 
 class Problem(NamedTuple):
@@ -262,10 +261,10 @@ class CocoBuilder:
         except InvalidAnnotation as error:
             self.problems.append(Problem(file, error.line or line, f"{what}{error}"))
 
-    def convert(self, files: Sequence[Path], read: Callable[[Path], None], track: Track) -> None:
+    def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:
         """Call ``read`` with each file."""
         self.sources += files
-        for file in track(files):
+        for file in track(files, "reading"):
             with self.refusing(file):
                 if file.is_fifo():  # reading would wait for the other end
                     raise InvalidAnnotation("expected a file, got a pipe")

@@ -16,7 +16,6 @@ from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
     Polygon,
-    Track,
     image_size,
     is_number,
     read_json,
@@ -36,7 +35,6 @@ def convert_labelme(
     classes: Sequence[str] | None = None,
     extract: str | Path | None = None,
     clip: bool = False,
-    track: Track = iter,
 ) -> tuple[CocoBuilder, Path]:
     """Read LabelMe's files in a folder and its subfolders.
 
@@ -46,7 +44,7 @@ def convert_labelme(
     Args:
         extract: folder for images that exist only inside their JSON files; they are written together with the
             COCO file.
-        classes, clip, track: see :mod:`dcnzoo.data.conversion`, also for the result.
+        classes, clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
         UserError: the folder contains no JSON file.
@@ -57,7 +55,7 @@ def convert_labelme(
     if not files:
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
     folder = None if extract is None else Path(extract)
-    conversion.convert(files, lambda file: _convert_file(file, root, conversion, folder), track)
+    conversion.convert(files, lambda file: _convert_file(file, root, conversion, folder))
     return conversion, root
 
 

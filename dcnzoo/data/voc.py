@@ -11,7 +11,6 @@ from xml.parsers import expat
 from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
-    Track,
     finite,
     image_size,
     wrong_size,
@@ -29,7 +28,6 @@ def convert_voc(
     difficult: str = "ignore",
     zero_based: bool = False,
     clip: bool = False,
-    track: Track = iter,
 ) -> tuple[CocoBuilder, Path]:
     """Read a folder in the format of Pascal VOC.
 
@@ -45,7 +43,7 @@ def convert_voc(
         difficult: handling of objects marked as difficult: ``'ignore'`` sets COCO's ``iscrowd``, which
             excludes them from training and evaluation; ``'keep'`` and ``'drop'``.
         zero_based: coordinates are positions of edges, starting at 0, as in COCO.
-        classes, clip, track: see :mod:`dcnzoo.data.conversion`, also for the result.
+        classes, clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
         UserError: the split does not exist, or there is no XML file.
@@ -69,7 +67,7 @@ def convert_voc(
             with conversion.refusing(file, _line(thing)):
                 _convert_object(thing, conversion, difficult, zero_based)
 
-    conversion.convert(files, convert, track)
+    conversion.convert(files, convert)
     return conversion, image_folder
 
 

@@ -11,7 +11,6 @@ import yaml
 from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
-    Track,
     counted,
     finite,
     image_size,
@@ -29,7 +28,6 @@ def convert_yolo(
     split: str = "train",
     classes: Sequence[str] | None = None,
     clip: bool = False,
-    track: Track = iter,
 ) -> tuple[CocoBuilder, Path]:
     """Read a data set in the format of Ultralytics' YOLO.
 
@@ -41,7 +39,7 @@ def convert_yolo(
         source: ``data.yaml`` or darknet's ``obj.data``, or the folder that contains it.
         split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
         classes: names in the order of their numbers; overrides the names in ``data.yaml``.
-        clip, track: see :mod:`dcnzoo.data.conversion`, also for the result.
+        clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
         UserError: ``data.yaml`` does not exist or lacks the names or the split, or there are no images.
@@ -71,7 +69,7 @@ def convert_yolo(
                 with conversion.refusing(labels, at):
                     _convert_line(line.split(), conversion)
 
-    conversion.convert(images, convert, track)
+    conversion.convert(images, convert)
     return conversion, root
 
 

@@ -119,10 +119,7 @@ def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def by_label(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:
-    labels: dict[str, list[TrainedRun]] = {}
-    for run in runs:
-        labels.setdefault(run.label, []).append(run)
-    return labels
+    return {run.label: [other for other in runs if other.label == run.label] for run in runs}
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -223,8 +220,7 @@ def render_runs(
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
         sections.insert(0, Section("Result", text, [page.table(table)]))
     sections += _pictures(detectors, images, evaluated)
-    sections += _offsets_over_time(runs)
-    sections += [_validations(runs), _configuration(runs), _environment(runs)]
+    sections += [_offsets_over_time(runs), _validations(runs), _configuration(runs), _environment(runs)]
     lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
     return page.render(
         "report.html",
@@ -251,11 +247,14 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
 def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
     curves: Curves = {}
     for label, seeds in by_label(runs).items():
-        logs = [getattr(run.history, log) for run in seeds]
-        series = [{step: entry[name] for step, entry in log.items() if name in entry} for log in logs]
+        series = [_column(getattr(run.history, log), name) for run in seeds]
         steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
         curves[label] = (np.array(steps), np.array([[one[step] for step in steps] for one in series]))
     return curves
+
+
+def _column(log: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
+    return {step: entry[name] for step, entry in log.items() if name in entry}
 
 
 def _validations(runs: Sequence[TrainedRun]) -> Section:
@@ -451,7 +450,7 @@ def _innermost(mask: np.ndarray) -> tuple[float, float]:
 # Offsets, settings
 
 
-def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
+def _offsets_over_time(runs: Sequence[TrainedRun]) -> Section:
     parts = []
     for run in runs:
         offsets = run.history.offsets
@@ -462,16 +461,14 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
         for column, title in _OFFSETS.items():
             curves: Curves = {}
             for layer in layers:
-                name = f"{column}/{layer}"
-                values = {step: entry[name] for step, entry in offsets.items() if name in entry}
-                if values:
+                if values := _column(offsets, f"{column}/{layer}"):
                     curves[layer] = (np.array([*values]), np.array([[*values.values()]]))
             if curves:
                 figures.append(plot_curves(title, curves))
         if figures:
             parts += [Markup("<h3>{}</h3>").format(_called(run, runs)), page.charts(figures)]
     text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."
-    yield Section("Offsets during training", text, parts)
+    return Section("Offsets during training", text, parts)
 
 
 def _configuration(runs: Sequence[TrainedRun]) -> Section:
