@@ -149,33 +149,27 @@ def receptive_field(
         ValueError: the layer does not run, or has no gradient to the image.
     """
     name, _, number = name.partition(" #")
-    left = int(number or 1)
     inputs = inputs.detach().clone().requires_grad_()
-    reached = []
+    outputs: list[Tensor] = []
 
     def stop(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            reached.append(output)
+        outputs.append(output[0])
+        if len(outputs) == int(number or 1):
             raise _Reached
 
     layer = model.get_submodule(name)
-    handle = layer.register_forward_hook(stop)
-    try:
-        with torch.enable_grad():
+    with layer.register_forward_hook(stop), torch.enable_grad():
+        try:
             run(inputs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    if not reached:
-        raise ValueError(f"receptive_field: name: expected a layer that runs in the forward pass, got {name}")
-    gradient = None
-    with torch.enable_grad():
+        except _Reached:
+            output = outputs[-1].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else outputs[-1]
+        else:
+            raise ValueError(
+                f"receptive_field: name: expected a layer that runs in the forward pass, got {name}"
+            )
         rows, columns = window
-        output = reached[0][0].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else reached[0][0]
         total = output[:, rows, columns].sum()
+    gradient = None
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True)
     if gradient is None:
