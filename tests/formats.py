@@ -51,7 +51,7 @@ def page_commands(heading):
 
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def images_of(content, folder):

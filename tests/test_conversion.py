@@ -23,6 +23,8 @@ from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 
+from .formats import write
+
 WIDTH, HEIGHT = 40, 30
 
 
@@ -32,11 +34,6 @@ def write_image(file, size=(WIDTH, HEIGHT), orientation=None):
     if orientation:
         exif[0x0112] = orientation
     Image.new("RGB", size, (200, 30, 60)).save(file, exif=exif)
-
-
-def write(file, text):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def problems(conversion, root):

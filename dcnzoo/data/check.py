@@ -200,11 +200,11 @@ def as_error(report: Report, problems: Sequence[Problem], images: str | Path | N
 def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
     """Explain why a file's categories do not fit a config's classes; None if they do. The order matters."""
     missing = [name for name in classes if name not in names]
-    there = [name for name in names if name in classes]
+    common = [name for name in names if name in classes]
     if missing:
         return f"expected the classes {few(classes)}, missing {few(missing)}, got {few(names)}"
-    if there != list(classes):
-        return f"expected the classes in the order {few(classes)}, got {few(there)}"
+    if common != list(classes):
+        return f"expected the classes in the order {few(classes)}, got {few(common)}"
     return None
 
 
@@ -280,7 +280,9 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
             for index, entry in enumerate(content.get(key, ())):
                 text = entry.get(field) if isinstance(entry, dict) else None
                 if isinstance(text, str) and text:
-                    entry[field] = numbers[text] if text in numbers else numbers.setdefault(text, next(free))
+                    if text not in numbers:
+                        numbers[text] = next(free)
+                    entry[field] = numbers[text]
                     problem = f"{field}: expected an integer, got {short(text)}"
                     yield Problem("text-id", f"{key}[{index}]", problem, (key, index), stops=True)
 
@@ -551,9 +553,7 @@ def _is_id(value: object) -> bool:
 
 
 def _is_side(value: object) -> TypeGuard[int]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 1 <= value <= FAR and float(value).is_integer()
+    return is_number(value) and 1 <= value <= FAR and float(value).is_integer()
 
 
 def _are_numbers(values: list, most: float = math.inf) -> bool:

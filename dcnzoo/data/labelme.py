@@ -66,9 +66,9 @@ def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path
     image, pixels = _image(file, root, content, extract)
     conversion.sources.append(image)
     size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
-    said = (content.get("imageWidth"), content.get("imageHeight"))
-    if said != size and said != (None, None):
-        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(said, size, image)}")
+    stated = (content.get("imageWidth"), content.get("imageHeight"))
+    if stated not in (size, (None, None)):
+        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(stated, size, image)}")
     conversion.add_image(relative(image, root), size)
     if pixels is not None:
         # read again when written: the images of a folder may not fit into memory

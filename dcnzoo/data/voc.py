@@ -89,11 +89,11 @@ def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuil
     picture = _picture(file, tree, images)
     conversion.sources.append(picture)
     size = image_size(picture)
-    stated = _find(tree, "size")
-    if stated is not None:
-        said = tuple(_number(stated, side) for side in ("width", "height"))
-        if said not in (size, (0, 0)):  # some tools write zeros
-            raise InvalidAnnotation(f"<size>: {wrong_size(said, size, picture)}", _line(stated))
+    element = _find(tree, "size")
+    if element is not None:
+        stated = tuple(_number(element, side) for side in ("width", "height"))
+        if stated not in (size, (0, 0)):  # some tools write zeros
+            raise InvalidAnnotation(f"<size>: {wrong_size(stated, size, picture)}", _line(element))
     conversion.add_image(picture.relative_to(images).as_posix(), size)
     return tree.findall("object")
 
@@ -149,20 +149,19 @@ def _content(element: Element) -> str:
 
 
 def _find(element: Element, tag: str) -> Element | None:
-    found = element.findall(tag)
-    if len(found) > 1:
-        raise InvalidAnnotation(
-            f"expected one <{tag}> in <{element.tag}>, found {len(found)}", _line(found[1])
-        )
-    return found[0] if found else None
+    children = element.findall(tag)
+    if len(children) > 1:
+        where = f"<{tag}> in <{element.tag}>"
+        raise InvalidAnnotation(f"expected one {where}, found {len(children)}", _line(children[1]))
+    return children[0] if children else None
 
 
 def _text(element: Element, tag: str) -> tuple[str, int]:
     """Return the text of a child element, and its line."""
-    found = _find(element, tag)
-    if found is None or not _content(found):
+    child = _find(element, tag)
+    if child is None or not _content(child):
         raise InvalidAnnotation(f"expected <{tag}> with text in <{element.tag}>, found none", _line(element))
-    return _content(found), _line(found)
+    return _content(child), _line(child)
 
 
 def _number(element: Element, tag: str) -> float:
