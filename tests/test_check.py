@@ -345,6 +345,7 @@ def test_files(root):
 def test_a_pixel_is_no_problem(root):
     for change in (
         third(bbox=[-0.5, 0, 20.9, 50.4]),
+        third(bbox=[1, 2, 0.5, 0.5], area=0.25),
         first(segmentation=[[2, 3, 12.4, 2.6, 12, 23, 2, 13]], area=170),
     ):
         assert check(root, change).problems == []

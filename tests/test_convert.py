@@ -1,7 +1,6 @@
 """``dcnzoo.to_deformable`` and ``from_deformable`` on networks of any kind."""
 
 import copy
-import types
 from collections import OrderedDict
 
 import pytest
@@ -59,7 +58,6 @@ NETWORKS = {  # (factory, where, input shape, number of matches)
     "unet3d": (UNet3d, ["enc", "down", "up", "dec"], (2, 1, 8, 6, 9), 4),
     "1d": (convolutions_1d, "*", (2, 3, 21), 2),
 }
-networks = pytest.mark.parametrize("network", NETWORKS)
 
 
 def is_new(name):
@@ -106,7 +104,7 @@ def test_output_is_unchanged_before_training_and_after_the_way_back(network, kin
             assert getattr(now, attribute, None) == getattr(then, attribute, None)
 
 
-@networks
+@pytest.mark.parametrize("network", NETWORKS)
 def test_gradients_reach_the_offsets_and_they_learn(network):
     model, where, input, count = build(network, eval=False)
     dcnzoo.to_deformable(model, where, "v2")
@@ -254,18 +252,9 @@ class Standardised(nn.Conv2d):
     pass
 
 
-def with_forward(module):
-    module.forward = types.MethodType(lambda self, x: x, module)
-    return module
-
-
-def with_hook(module, register):
-    getattr(module, register)(lambda *args: None)
-    return module
-
-
-def with_buffer(module):
-    module.register_buffer("mask", torch.ones(1))
+def changed(change, layer=nn.Conv2d):
+    module = layer(4, 4, 3)
+    change(module)
     return module
 
 
@@ -276,11 +265,11 @@ REFUSED = {
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
     "DeformConv2d, not": DeformConv2d(4, 4, 3),
     "lazy": nn.LazyConv2d(4, 3),
-    "state dict hooks": with_hook(nn.Conv2d(4, 4, 3), "register_state_dict_post_hook"),
+    "backward hooks": changed(lambda module: module.register_full_backward_hook(print)),
     "forward pre hook": nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
     "parametrizations": parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
-    "`forward` set on": with_forward(nn.Conv2d(4, 4, 3)),
-    "buffers": with_buffer(nn.Conv2d(4, 4, 3)),
+    "`forward` set on": changed(lambda module: setattr(module, "forward", print)),
+    "buffers": changed(lambda module: module.register_buffer("mask", torch.ones(1))),
     "one tap": nn.Conv2d(4, 4, 1),
     "torch.complex64": nn.Conv2d(4, 4, 3, dtype=torch.complex64),
     "offset_groups: expected a divisor of in_channels (3), got 2": nn.Conv2d(3, 4, 3),
@@ -313,7 +302,7 @@ def test_same_and_valid_padding():
 # Back
 
 
-def changed(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
+def trained(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     dcnzoo.to_deformable(model, "*")
     if pack is not None:
@@ -328,12 +317,15 @@ def changed(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (changed(offset_bias=0.25), "has offsets, up to 0.25 pixels"),
-        (changed(weight=0.25), "has learnt offsets or a mask"),
-        (changed(mask_bias=1), "has a mask of 1.46, not 1"),
-        (changed(mask_bias=torch.tensor([0.0] * 8 + [1])), "has a mask of 1.46, not 1"),
-        (changed(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
-        (changed(pack=with_hook(PackedDeformConv2d(3, 3, 3), "register_forward_hook")), "has forward hooks"),
+        (trained(offset_bias=0.25), "has offsets, up to 0.25 pixels"),
+        (trained(weight=0.25), "has learnt offsets or a mask"),
+        (trained(mask_bias=1), "has a mask of 1.46, not 1"),
+        (trained(mask_bias=torch.tensor([0.0] * 8 + [1])), "has a mask of 1.46, not 1"),
+        (trained(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
+        (
+            trained(pack=changed(lambda m: m.register_forward_hook(print), PackedDeformConv2d)),
+            "has forward hooks",
+        ),
     ],
 )
 def test_what_is_not_folded(model, reason):
