@@ -141,7 +141,7 @@ def fetch(
             if target.exists():
                 console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
             try:
-                _download(source, part, checksum is not None, console)
+                _download(source, part, console)
             except requests.RequestException as error:
                 size = _size(part)
                 kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
@@ -193,12 +193,8 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _download(url: str, part: Path, checked: bool, console: Console) -> None:
-    """Download to ``part``, and continue it after interruptions.
-
-    Args:
-        checked: a checksum is known; without one, a part is continued only if the server names its version.
-    """
+def _download(url: str, part: Path, console: Console) -> None:
+    """Download to ``part``, and continue it after interruptions if the server names the file's version."""
     bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
     failures, reached = 0, False
     with requests.Session() as session, bar:
@@ -206,7 +202,7 @@ def _download(url: str, part: Path, checked: bool, console: Console) -> None:
         while True:
             before = _size(part)
             try:
-                return _attempt(session, url, part, checked, bar, task)
+                return _attempt(session, url, part, bar, task)
             except requests.RequestException as error:
                 status = None if error.response is None else error.response.status_code
                 received = _size(part) > before
@@ -219,15 +215,13 @@ def _download(url: str, part: Path, checked: bool, console: Console) -> None:
             time.sleep(_BACKOFF * 2 ** (failures - 1))
 
 
-def _attempt(session, url: str, part: Path, checked: bool, bar: Progress, task) -> None:
+def _attempt(session, url: str, part: Path, bar: Progress, task) -> None:
     """Make one request. Append to ``part``, or rewrite it if the download cannot be resumed."""
     tag, have = _tag_of(part), _size(part)
-    version = tag.read_text() if tag.exists() else None
+    version = tag.read_text() if tag.exists() else ""
     headers = {"Accept-Encoding": "identity"}  # no compression: ranges count the bytes of the file
-    if have and (version or checked):
-        headers["Range"] = f"bytes={have}-"
-        if version:
-            headers["If-Range"] = version
+    if have and version:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
     with session.get(url, headers=headers, stream=True, timeout=(_CONNECT, _TIMEOUT)) as response:
         status, found = response.status_code, response.headers.get("Content-Range", "")
         beyond = status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE

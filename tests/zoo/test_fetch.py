@@ -100,6 +100,7 @@ def test_next_call_goes_on(server, tmp_path, monkeypatch):
     for more, asked in ((None, kept), (b"", len(CONTENT)), (b"more", len(CONTENT) + 4)):
         if more is not None:  # a complete or too long partial file
             part.write_bytes(CONTENT + more)
+            part.with_name(f"{part.name}.tag").write_text(server.etag)
         server.requests.clear()
         assert fetch(url, tmp_path).read_bytes() == CONTENT and names(tmp_path) == [NAME]
         assert [wanted for _, wanted in server.requests] == [f"bytes={asked}-", *([None] if more else [])]
