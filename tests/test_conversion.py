@@ -225,7 +225,7 @@ def test_yolo_by_hand(yolo):
     assert file_names(conversion)[2] == "images/train/empty.jpg"
     box, _, polygon = conversion.content()["annotations"]
     assert polygon["segmentation"] == [[2, 5, 12, 5, 12, 25, 2, 15]] and polygon["area"] == 150
-    assert "segmentation" not in box
+    assert "segmentation" not in box and box["iscrowd"] == polygon["iscrowd"] == 0
     val, _ = convert_yolo(yolo, split="val")
     assert file_names(val) == ["images/val/c.jpg"]
     assert len(val.content()["categories"]) == 2 and boxes(val) == []
