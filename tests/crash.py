@@ -53,7 +53,7 @@ val_evaluator = dict(ann_file={data!r} + 'annotations/val.json')
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 default_hooks = dict(
-    logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP', max_keep_ckpts={keep}))
+    logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP', max_keep_ckpts=2))
 model = dict(
     train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
     test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
@@ -66,11 +66,11 @@ RANDOM = "at a random moment"
 STEPS = ["half written", "written", "renamed", "outdated removed", FULL]
 
 
-def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
+def write_config(folder: Path, loader: int) -> Path:
     workers, persistent = LOADERS[loader]
     path = folder / f"loader{loader}.py"
     base = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
-    settings = {"workers": workers, "persistent": persistent, "keep": keep, "epochs": EPOCHS, "base": base}
+    settings = {"workers": workers, "persistent": persistent, "epochs": EPOCHS, "base": base}
     path.write_text(CONFIG.format(data=f"{folder / 'data'}/", **settings))
     return path
 

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,23 +10,16 @@ from PIL import Image, ImageDraw
 PAGE = Path(__file__).resolve().parents[1] / "docs/train_your_data.md"
 CLASSES = ("date", "fig")
 WIDTH, HEIGHT = 128, 96
-NAMES = [f"{letter}.jpg" for letter in "abcdef"]  # the last two for validation
 
 
-def fruits(folder, names=NAMES, classes=CLASSES):
-    """Draw a fruit of each kind on each image, with edges at whole pixels."""
+def fruits(folder):
+    """Draw a fruit of each kind on each of six images, with edges at whole pixels; two are for validation."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    parts = {
-        split: {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
-        }
-        for split in ("train", "val")
-    }
-    for number, name in enumerate(names):
-        content = parts["train" if number < 4 else "val"]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)]
+    parts = {split: {"images": [], "annotations": [], "categories": categories} for split in ("train", "val")}
+    for number, letter in enumerate("abcdef"):
+        content, name = parts["train" if number < 4 else "val"], f"{letter}.jpg"
         size = {"width": WIDTH, "height": HEIGHT}
         content["images"].append({"id": number, "file_name": name, "path": folder / name, **size})
         picture = Image.fromarray(generator.integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8))
@@ -57,75 +49,60 @@ def page_commands(heading):
     return [line for block in blocks for line in block.splitlines()]
 
 
-def link(image, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / Path(image["path"]).name).symlink_to(image["path"])
-
-
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def per_image(content):
-    """[(image, [(class index, class name, x1, y1, x2, y2)])]"""
-    names = {c["id"]: (i, c["name"]) for i, c in enumerate(content["categories"])}
-    boxes = {image["id"]: [] for image in content["images"]}
-    for a in content["annotations"]:
-        x, y, w, h = a["bbox"]
-        boxes[a["image_id"]].append((*names[a["category_id"]], x, y, x + w, y + h))
-    return [(image, boxes[image["id"]]) for image in content["images"]]
+def images_of(content, folder):
+    """Link each image into a folder; yield its entry and its objects, (class, x1, y1, x2, y2)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in content["images"]:
+        (folder / image["file_name"]).symlink_to(image["path"])
+        boxes = [
+            (a["category_id"] - 1, *a["bbox"]) for a in content["annotations"] if a["image_id"] == image["id"]
+        ]
+        yield image, [(label, x, y, x + w, y + h) for label, x, y, w, h in boxes]
 
 
 def write_voc(folder, parts):
     """VOC counts pixels from 1 and includes both edges in the box."""
     for split, content in parts.items():
-        for image, boxes in per_image(content):
-            link(image, folder / "JPEGImages")
+        names = []
+        for image, boxes in images_of(content, folder / "JPEGImages"):
             text = "".join(
-                f"<object><name>{escape(name)}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+                f"<object><name>{CLASSES[label]}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
                 f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
-                for _, name, x1, y1, x2, y2 in boxes
+                for label, x1, y1, x2, y2 in boxes
             )
             file = image["file_name"]
-            write(
-                (folder / "Annotations" / file).with_suffix(".xml"),
-                f"<annotation><filename>{file}</filename>{text}</annotation>",
-            )
-        names = "\n".join(Path(image["file_name"]).stem for image in content["images"])
-        write(folder / f"ImageSets/Main/{split}.txt", names)
+            names.append(Path(file).stem)
+            text = f"<annotation><filename>{file}</filename>{text}</annotation>"
+            write(folder / f"Annotations/{names[-1]}.xml", text)
+        write(folder / f"ImageSets/Main/{split}.txt", "\n".join(names))
 
 
 def write_yolo(folder, parts):
     for split, content in parts.items():
-        for image, boxes in per_image(content):
-            link(image, folder / "images" / split)
-            w, h = image["width"], image["height"]
-            lines = [
-                f"{label} {(x1 + x2) / 2 / w} {(y1 + y2) / 2 / h} {(x2 - x1) / w} {(y2 - y1) / h}"
-                for label, _, x1, y1, x2, y2 in boxes
-            ]
-            write((folder / "labels" / split / image["file_name"]).with_suffix(".txt"), "\n".join(lines))
-    names = [category["name"] for category in content["categories"]]
-    write(folder / "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
+        for image, boxes in images_of(content, folder / "images" / split):
+            boxes = np.array(boxes)
+            low, high = boxes[:, 1:3] / (WIDTH, HEIGHT), boxes[:, 3:] / (WIDTH, HEIGHT)
+            rows = np.column_stack([boxes[:, 0], (low + high) / 2, high - low]).tolist()
+            text = "\n".join(f"{label:.0f} {x} {y} {w} {h}" for label, x, y, w, h in rows)
+            write((folder / "labels" / split / image["file_name"]).with_suffix(".txt"), text)
+    write(folder / "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps(CLASSES)}\n")
 
 
 def write_labelme(folder, parts):
-    """Boxes become rectangles and masks polygons; the polygons of one object share a ``group_id``."""
+    """Rectangles, from the lower right corner to the upper left one."""
     for content in parts.values():
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        shapes = {image["id"]: [] for image in content["images"]}
-        for a in content["annotations"]:
-            x, y, w, h = a["bbox"]
-            polygons = [list(zip(p[::2], p[1::2], strict=True)) for p in a.get("segmentation", [])]
-            for points in polygons or [[(x + w, y + h), (x, y)]]:
-                kind = {"shape_type": "polygon" if polygons else "rectangle", "group_id": a["id"]}
-                shapes[a["image_id"]].append({"label": names[a["category_id"]], "points": points, **kind})
-        for image in content["images"]:
-            link(image, folder)
-            size = {"imageHeight": image["height"], "imageWidth": image["width"]}
-            about = {"imagePath": image["file_name"], "imageData": None, **size}
-            text = json.dumps({**about, "shapes": shapes[image["id"]]})
+        for image, boxes in images_of(content, folder):
+            shapes = [
+                {"label": CLASSES[label], "shape_type": "rectangle", "points": [(x2, y2), (x1, y1)]}
+                for label, x1, y1, x2, y2 in boxes
+            ]
+            size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+            text = json.dumps({"imagePath": image["file_name"], "imageData": None, **size, "shapes": shapes})
             write((folder / image["file_name"]).with_suffix(".json"), text)
 
 

@@ -1,7 +1,6 @@
 """``dcnzoo.to_deformable`` and ``from_deformable`` on networks of any kind."""
 
 import copy
-import types
 from collections import OrderedDict
 
 import pytest
@@ -223,6 +222,7 @@ def mistakes():
         yield resnet(), ("layer4.*.conv2",), option, f"{next(iter(option))}: "
     yield nn.Conv2d(3, 3, 3), ("*",), {}, "the root module"
     yield nn.Linear(3, 3), ("*",), {}, "model: .*a convolution"
+    yield torch.compile(resnet(), backend="eager"), ("*",), {}, "OptimizedModule"
 
 
 @pytest.mark.parametrize(("model", "arguments", "options", "named"), mistakes())
@@ -233,36 +233,16 @@ def test_where_nothing_is_replaced(model, arguments, options, named):
     assert repr(model) == before
 
 
-def test_a_compiled_model_is_refused():
-    with pytest.raises(ValueError, match=r"^to_deformable: .*OptimizedModule"):
-        dcnzoo.to_deformable(torch.compile(resnet(), backend="eager"), "*")
-
-
 class Standardised(nn.Conv2d):
     pass
 
 
-def with_forward(module):
-    module.forward = types.MethodType(lambda self, x: x, module)
+def changed(change, layer=nn.Conv2d):
+    module = layer(4, 4, 3)
+    change(module)
     return module
 
 
-def with_hook(module, register):
-    getattr(module, register)(lambda *args: None)
-    return module
-
-
-def with_buffer(module):
-    module.register_buffer("mask", torch.ones(1))
-    return module
-
-
-HOOKS = {
-    "forward hooks": "register_forward_hook",
-    "forward pre hooks": "register_forward_pre_hook",
-    "backward hooks": "register_full_backward_hook",
-    "state dict hooks": "register_state_dict_post_hook",
-}
 REFUSED = {
     "padding_mode='reflect'; only 'zeros'": nn.Conv2d(4, 4, 3, padding_mode="reflect"),
     "padding='same' with an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
@@ -270,11 +250,11 @@ REFUSED = {
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
     "DeformConv2d, not": DeformConv2d(4, 4, 3),
     "lazy": nn.LazyConv2d(4, 3),
-    **{reason: with_hook(nn.Conv2d(4, 4, 3), register) for reason, register in HOOKS.items()},
+    "backward hooks": changed(lambda module: module.register_full_backward_hook(print)),
     "forward pre hook": nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
     "parametrizations": parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
-    "`forward` set on": with_forward(nn.Conv2d(4, 4, 3)),
-    "buffers": with_buffer(nn.Conv2d(4, 4, 3)),
+    "`forward` set on": changed(lambda module: setattr(module, "forward", print)),
+    "buffers": changed(lambda module: module.register_buffer("mask", torch.ones(1))),
     "one tap": nn.Conv2d(4, 4, 1),
     "torch.complex64": nn.Conv2d(4, 4, 3, dtype=torch.complex64),
     "offset_groups: expected a divisor of in_channels (3), got 2": nn.Conv2d(3, 4, 3),
@@ -307,7 +287,7 @@ def test_same_and_valid_padding():
 # Back
 
 
-def changed(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
+def trained(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     dcnzoo.to_deformable(model, "*")
     if pack is not None:
@@ -322,12 +302,15 @@ def changed(pack=None, weight=0.0, offset_bias=0.0, mask_bias=0.0):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (changed(offset_bias=0.25), "has offsets, up to 0.25 pixels"),
-        (changed(weight=0.25), "has learnt offsets or a mask"),
-        (changed(mask_bias=1), "has a mask of 1.46, not 1"),
-        (changed(mask_bias=torch.tensor([0.0] * 8 + [1])), "has a mask of 1.46, not 1"),
-        (changed(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
-        (changed(pack=with_hook(PackedDeformConv2d(3, 3, 3), "register_forward_hook")), "has forward hooks"),
+        (trained(offset_bias=0.25), "has offsets, up to 0.25 pixels"),
+        (trained(weight=0.25), "has learnt offsets or a mask"),
+        (trained(mask_bias=1), "has a mask of 1.46, not 1"),
+        (trained(mask_bias=torch.tensor([0.0] * 8 + [1])), "has a mask of 1.46, not 1"),
+        (trained(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
+        (
+            trained(pack=changed(lambda m: m.register_forward_hook(print), PackedDeformConv2d)),
+            "has forward hooks",
+        ),
     ],
 )
 def test_what_is_not_folded(model, reason):

@@ -160,7 +160,7 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     ],
 )
 def test_mistakes_in_a_coco_file(root, change, message):
-    """Errors in a config. test_malformed_data.py tests errors in the file."""
+    """Errors in a config. test_check.py tests errors in the file."""
     with pytest.raises(UserError, match=message) as error:
         read_coco(root, change)
     assert str(error.value).startswith(f"{root}/annotations/changed.json: ")

@@ -1,15 +1,18 @@
-"""``dcnzoo data download`` from a local server instead of COCO's."""
+"""``dcnzoo data download`` from a local server instead of COCO's, and unpacking."""
 
 import hashlib
 import io
 import json
+import random
 import shutil
+import stat
 import zipfile
 
 import pytest
 from PIL import Image
 
-from dcnzoo.data.download import COCO, HOST, SMALL
+from dcnzoo.data.download import COCO, HOST, SMALL, unpack
+from dcnzoo.utils.errors import UserError
 
 from .commands import error_of, run
 from .test_conversion import voc_file, voc_object
@@ -17,16 +20,19 @@ from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
 
 
-def zipped(**files):
+def zipped(members, mode=0):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name, content in files.items():
-            file.writestr(name.replace("__", "/"), content)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            file.writestr(info, content)
     return buffer.getvalue()
 
 
-VAL = zipped(val2017__1="image" * 100_000)
-ANNOTATIONS = zipped(annotations__instances="{}")
+IMAGE = random.Random(0).randbytes(400_000)
+VAL = zipped({"val2017/1": IMAGE})
+ANNOTATIONS = zipped({"annotations/instances": "{}"})
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def test_download_and_unpack(server, tmp_path):
     lines = run("data", "download", *arguments).splitlines()
     assert lines[:2] == [f"{tmp_path}/coco/val2017.zip", f"{tmp_path}/coco: 1 files"]
     assert "no checksum" in lines[2]
-    assert (tmp_path / "coco/val2017/1").read_text() == "image" * 100_000
+    assert (tmp_path / "coco/val2017/1").read_bytes() == IMAGE
     assert (tmp_path / "coco/annotations/instances").read_text() == "{}"
     assert {p.name for p in (tmp_path / "coco").glob("[!.]*")} == {"annotations", "val2017"}
     assert [wanted is None for _, wanted in server.requests] == [True, False, True], "resumed"
@@ -108,7 +114,7 @@ FRUITS = {
     ],
 )
 def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
-    archive = zipped(**{f"{folder}/{file}": content for file, content in files.items()})
+    archive = zipped({f"{folder}/{file}": content for file, content in files.items()})
     with serving(Served({"/x.zip": archive})) as server:
         monkeypatch.setenv("DCNZOO_MIRROR", f"{SMALL[name][0]}={server.url}/x.zip")
         out = tmp_path / "data" / name
@@ -122,7 +128,7 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
         assert [path.name for path in out.parent.iterdir()] == [name], "nothing else is left"
 
         shutil.rmtree(out)
-        server.files["/x.zip"] = zipped(other__file="")
+        server.files["/x.zip"] = zipped({"other/file": ""})
         message = error_of("data", "download", "--dataset-name", name, "--out", out)
         assert f"expected {name} in it" in message
         assert not out.exists()
@@ -132,3 +138,54 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
         (out / "mine").touch()
         assert "not empty" in error_of("data", "download", "--dataset-name", name, "--out", out)
         assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+# Unpacking
+
+
+def unpacked(folder, content, out="out"):
+    """Files of the folder after unpacking an archive."""
+    (folder / "data.zip").write_bytes(content)
+    assert unpack(folder / "data.zip", folder / out) == content.count(b"PK\x01\x02")
+    return files_in(folder / out)
+
+
+def files_in(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_files_stay_in_the_folder_and_links_become_files(tmp_path):
+    for number, name in enumerate(("../out.txt", "a/../../out.txt", "/out.txt", "//host/out.txt")):
+        assert len(unpacked(tmp_path, zipped({name: b"x"}), f"deep/{number}")) == 1
+    assert [p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*.txt")] == ["deep"] * 4
+    for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR):
+        files = unpacked(tmp_path, zipped({"link": b"/etc/passwd"}, kind | 0o777))
+        assert files == {"link": b"/etc/passwd"} and not (tmp_path / "out/link").is_symlink()
+
+
+def test_unpacking_again_replaces_half_files(tmp_path):
+    members = {"val2017/1.jpg": b"one" * 1000, "annotations/a.json": b"{}", "top": b""}
+    for _ in range(2):
+        assert unpacked(tmp_path, zipped(members)) == members
+        (tmp_path / "out/val2017/1.jpg").write_bytes(b"half")  # of an interrupted call
+
+
+@pytest.mark.parametrize(("name", "earlier"), [("p", "p/q"), ("p/q", "p"), ("p" * 300, "q")])
+def test_something_else_has_the_name(tmp_path, name, earlier):
+    (tmp_path / "out" / earlier).parent.mkdir(parents=True)
+    (tmp_path / "out" / earlier).touch()
+    with pytest.raises(UserError, match="out/p"):
+        unpacked(tmp_path, zipped({name: b"x"}))
+    assert files_in(tmp_path / "out") == {earlier: b""}
+
+
+def test_damaged_archive(tmp_path):
+    damaged = bytearray(zipped({"a": b"first" * 50, "b": bytes(range(256)) * 50}))
+    encrypted = bytearray(damaged)
+    damaged[damaged.rindex(b"b\x00", 0, len(damaged) // 2) + 40] ^= 0xFF
+    for start, flags in ((encrypted.index(b"PK\x03\x04"), 6), (encrypted.index(b"PK\x01\x02"), 8)):
+        encrypted[start + flags] |= 1
+    for content in (damaged, b"no zip", encrypted):
+        with pytest.raises(UserError, match=f"^{tmp_path}/data.zip: expected a zip file"):
+            unpacked(tmp_path, content)
+        assert set(files_in(tmp_path / "out")) <= {"a"}, "no half file, nothing left lying about"

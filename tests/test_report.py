@@ -132,6 +132,7 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert [part in html for part in ("<h2>Errors by class</h2>", "first 6 validation")] == [True, True]
     drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
+    assert any(">epoch<" in chart for chart in charts(html)), "not iterations"
 
     (folder / "epoch_2.pth").unlink()
     with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):

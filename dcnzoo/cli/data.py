@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +76,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """
     from dcnzoo.data.voc import convert_voc
 
-    _finish(*convert_voc(folder, track=_track, **options), out, skip_invalid)
+    _finish(*convert_voc(folder, **options), out, skip_invalid)
 
 
 @convert.command
@@ -97,7 +96,7 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
     """
     from dcnzoo.data.yolo import convert_yolo
 
-    _finish(*convert_yolo(source, track=_track, **options), out, skip_invalid)
+    _finish(*convert_yolo(source, **options), out, skip_invalid)
 
 
 @convert.command
@@ -114,7 +113,7 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
     """
     from dcnzoo.data.labelme import convert_labelme
 
-    _finish(*convert_labelme(folder, track=_track, **options), out, skip_invalid)
+    _finish(*convert_labelme(folder, **options), out, skip_invalid)
 
 
 @command.command
@@ -155,7 +154,7 @@ def check(
         if classes is not None:
             raise UserError("--config: not allowed with --classes")
         classes = _classes_of(config)
-    report = checking.check_coco(file, images, classes, _track)
+    report = checking.check_coco(file, images, classes, progress=True)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
     else:
@@ -295,15 +294,6 @@ def download(
             unpacked.touch()
         if delete:
             archive.unlink()
-
-
-def _track(items: Sequence) -> Iterable:
-    """Show a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(items, "reading", console=console, disable=not console.is_terminal, transient=True)
 
 
 def _show_written(out: Path, content: dict) -> None:

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from dcnzoo.data.conversion import (
     FAR,
     TOLERANCE,
     Corners,
     InvalidAnnotation,
-    Track,
-    box_of_polygons,
+    box_and_area,
     clip_box,
-    clip_polygon,
+    clip_polygons,
+    corners_of,
     few,
-    flattened,
     image_size,
+    is_inside,
     is_number,
     polygon_area,
     read_json,
@@ -36,6 +35,7 @@ from dcnzoo.data.conversion import (
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
+from dcnzoo.utils.progress import track
 
 
 class Kind(NamedTuple):
@@ -118,10 +118,11 @@ class Report:
         images, annotations, categories = (
             [entry for entry in content.get(key, ()) if isinstance(entry, dict)] for key in _KEYS
         )
-        numbers = Counter(_key(entry.get("category_id")) for entry in annotations)
-        self.per_class = {str(entry.get("name")): numbers[_key(entry.get("id"))] for entry in categories}
-        annotated = {_key(entry.get("image_id")) for entry in annotations}
-        self.empty_images = sum(_key(entry.get("id")) not in annotated for entry in images)
+        # repr: an invalid id may be a list
+        numbers = Counter(repr(entry.get("category_id")) for entry in annotations)
+        self.per_class = {str(entry.get("name")): numbers[repr(entry.get("id"))] for entry in categories}
+        annotated = {repr(entry.get("image_id")) for entry in annotations}
+        self.empty_images = sum(repr(entry.get("id")) not in annotated for entry in images)
 
     def as_dict(self) -> dict:
         """Return the report for ``--json``."""
@@ -139,7 +140,7 @@ def check_coco(
     file: str | Path,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    track: Track = iter,
+    progress: bool = False,
 ) -> Report:
     """Check a COCO file for training a detector.
 
@@ -150,7 +151,7 @@ def check_coco(
         file: with ``images``, ``annotations`` and ``categories``.
         images: folder of the images, whose sizes are compared; None: do not check image files.
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
-        track: wraps the images and the annotations, to show the progress.
+        progress: show a progress bar on a terminal.
     """
     file = Path(file)
     try:
@@ -163,7 +164,7 @@ def check_coco(
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
-    checker = _Checker(content, track)
+    checker = _Checker(content, progress)
     for key in _KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
@@ -199,11 +200,11 @@ def as_error(report: Report, problems: Sequence[Problem], images: str | Path | N
 def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
     """Explain why a file's categories do not fit a config's classes; None if they do. The order matters."""
     missing = [name for name in classes if name not in names]
-    there = [name for name in names if name in classes]
+    common = [name for name in names if name in classes]
     if missing:
         return f"expected the classes {few(classes)}, missing {few(missing)}, got {few(names)}"
-    if there != list(classes):
-        return f"expected the classes in the order {few(classes)}, got {few(there)}"
+    if common != list(classes):
+        return f"expected the classes in the order {few(classes)}, got {few(common)}"
     return None
 
 
@@ -254,11 +255,11 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
         return size is not None
     mask = annotation.get("segmentation")
     if "clipped" in remedy and mask and isinstance(mask, list):
-        parts = [part for polygon in mask for part in clip_polygon(np.reshape(polygon, (-1, 2)), size)]
-        mask = annotation["segmentation"] = [flat for part in parts if (flat := flattened(part))]
+        outlines = [np.reshape(polygon, (-1, 2)) for polygon in mask]
+        mask = annotation["segmentation"] = clip_polygons(outlines, size)
         if not mask:
             return False
-    box, area = _box_and_area(mask) if mask else (annotation["bbox"], None)
+    box, area = box_and_area(mask) if mask else (annotation["bbox"], None)
     if "recomputed" in remedy:
         annotation["bbox"] = box
     if "clipped" in remedy:
@@ -279,7 +280,9 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
             for index, entry in enumerate(content.get(key, ())):
                 text = entry.get(field) if isinstance(entry, dict) else None
                 if isinstance(text, str) and text:
-                    entry[field] = numbers[text] if text in numbers else numbers.setdefault(text, next(free))
+                    if text not in numbers:
+                        numbers[text] = next(free)
+                    entry[field] = numbers[text]
                     problem = f"{field}: expected an integer, got {short(text)}"
                     yield Problem("text-id", f"{key}[{index}]", problem, (key, index), stops=True)
 
@@ -287,9 +290,9 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
 class _Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
-    def __init__(self, content: dict, track: Track) -> None:
+    def __init__(self, content: dict, progress: bool) -> None:
         self.content = content
-        self.track = track
+        self.progress = progress
         self.problems = list(_convert_texts(content))
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
@@ -307,9 +310,15 @@ class _Checker:
     def add(self, kind: str, field: str, expected: str, got: object, stops: bool | None = None) -> None:
         self.add_text(kind, f"{field}: expected {expected}, got {short(got)}", stops)
 
+    def require_unique(self, kind: str, field: str, value: Any, earlier: set) -> None:
+        if value in earlier:
+            self.add(kind, field, "a unique value", value)
+        earlier.add(value)
+
     def entries(self, key: str, singular: str) -> Iterator[dict]:
         """Yield the entries of a list that are objects, and set their position."""
-        for index, entry in enumerate(self.track(self.content.get(key, []))):
+        entries = self.content.get(key, [])
+        for index, entry in enumerate(track(entries, "reading") if self.progress else entries):
             self.at(f"{key}[{index}]", None if key == "categories" else (key, index))
             if isinstance(entry, dict):
                 yield entry
@@ -325,11 +334,9 @@ class _Checker:
                 continue
             if not isinstance(name, str) or not name:
                 self.add("category-entry", "name", "a string", name)
-            if number in self.categories:
-                self.add("duplicate-category-id", "id", "a unique value", number)
+            self.require_unique("duplicate-category-id", "id", number, self.categories)
             if name in names:
                 self.add("duplicate-category", "name", "a unique value", name)
-            self.categories.add(number)
             names.append(name)
         if classes is not None and (problem := wrong_with_classes(names, classes)):
             self.at("categories").add_text("classes", problem)
@@ -352,9 +359,7 @@ class _Checker:
             if not isinstance(name, str) or not name or "\0" in name:
                 self.add("image-entry", "file_name", "a string", name)
                 continue
-            if name in file_names:
-                self.add("duplicate-file-name", "file_name", "a unique value", name)
-            file_names.add(name)
+            self.require_unique("duplicate-file-name", "file_name", name, file_names)
             if folder is not None:
                 self._check_file(folder / name, size)
 
@@ -379,12 +384,10 @@ class _Checker:
                 self.add("duplicate-annotation-id", "id", "an integer", number)
             else:
                 self.where = f"annotation {number}"
-                if number in ids:
-                    self.add("duplicate-annotation-id", "id", "a unique value", number)
+                self.require_unique("duplicate-annotation-id", "id", number, ids)
                 if number == 0:
                     # COCO's evaluation treats it as no match
                     self.add("annotation-id-0", "id", "an integer ≥ 1", number)
-                ids.add(number)
             self._check_annotation(entry)
 
     def _check_annotation(self, entry: dict) -> None:
@@ -420,7 +423,7 @@ class _Checker:
         if not (width > 0 and height > 0):
             self.add(kind, "bbox", "a width and a height > 0", box, stops=min(width, height) < 0)
             return False
-        inside = size is None or _within(_corners(box), size)
+        inside = size is None or is_inside(_corners(box), size, TOLERANCE)
         far = max(abs(x), abs(y), width, height) > FAR
         if far or not inside:
             expected = "a box inside of {} × {} pixels".format(*size or (FAR, FAR))
@@ -450,7 +453,7 @@ class _Checker:
         if not isinstance(mask, list):
             self.add("segmentation", "segmentation", "polygons or RLE", mask)
             return None
-        areas = []
+        areas, outlines = [], []
         for polygon in mask:
             if not isinstance(polygon, list) or not _are_numbers(polygon, FAR):
                 self.add("segmentation", "segmentation", f"polygons of numbers of at most {FAR:,}", polygon)
@@ -459,13 +462,13 @@ class _Checker:
             if len(polygon) % 2 or len(polygon) < 6:
                 self.add("polygon", "segmentation", "polygons of at least 3 points [x, y, …]", polygon)
                 return None
-            if not (area := polygon_area(np.reshape(polygon, (-1, 2)))) > 0:
+            outlines.append(np.reshape(polygon, (-1, 2)))
+            areas.append(polygon_area(outlines[-1]))
+            if not areas[-1] > 0:
                 self.add("polygon", "segmentation", "polygons with an area", polygon)
                 return None
-            areas.append(area)
-        xs, ys = ([value for polygon in mask for value in polygon[axis::2]] for axis in (0, 1))
-        corners = (min(xs), min(ys), max(xs), max(ys))
-        if size is not None and not _within(corners, size):
+        corners = corners_of(np.concatenate(outlines))
+        if size is not None and not is_inside(corners, size, TOLERANCE):
             text = f"expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
             self.add_text("polygon-outside", f"segmentation: {text}")
         return areas, corners
@@ -541,23 +544,8 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     return float(sum(counts[1::2]))
 
 
-def _box_and_area(mask: list | dict) -> tuple[list[float], float]:
-    """Return the box and the area of a valid mask; overlapping polygons are added up."""
-    if isinstance(mask, list):
-        return box_of_polygons(mask), sum(polygon_area(np.reshape(polygon, (-1, 2))) for polygon in mask)
-    extent = [int(side) for side in mask["size"]]  # a file may have 30.0
-    mask = {**mask, "size": extent}
-    rle = mask if isinstance(mask["counts"], str) else coco_mask.frPyObjects(mask, *extent)
-    return coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
-
-
 def _corners(box: Sequence[float]) -> Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
-
-
-def _within(corners: Corners, size: tuple[int, int]) -> bool:
-    x1, y1, x2, y2 = corners  # not a loop: a file can have a million boxes
-    return min(x1, y1) >= -TOLERANCE and x2 <= size[0] + TOLERANCE and y2 <= size[1] + TOLERANCE
 
 
 def _is_id(value: object) -> bool:
@@ -565,9 +553,7 @@ def _is_id(value: object) -> bool:
 
 
 def _is_side(value: object) -> TypeGuard[int]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 1 <= value <= FAR and float(value).is_integer()
+    return is_number(value) and 1 <= value <= FAR and float(value).is_integer()
 
 
 def _are_numbers(values: list, most: float = math.inf) -> bool:
@@ -578,8 +564,3 @@ def _are_numbers(values: list, most: float = math.inf) -> bool:
         return math.isfinite(sum(values)) and (not values or -most <= min(values) <= max(values) <= most)
     except OverflowError:  # an integer that is too large for a float
         return False
-
-
-def _key(value: object) -> object:
-    """Return a value that can be counted: an id, or None for invalid ids such as lists and dicts."""
-    return value if _is_id(value) else None

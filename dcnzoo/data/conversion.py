@@ -2,9 +2,8 @@
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 
-The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBuilder`) and ``track``, which
-wraps the files to show the progress. They return the conversion with its problems, and the folder to which
-the images' names are relative.
+The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBuilder`). They return the
+conversion with its problems, and the folder to which the images' names are relative.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
@@ -26,6 +25,7 @@ from pycocotools import mask as coco_mask
 
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.progress import track
 from dcnzoo.version import __version__
 
 # An edge may lie this far outside the image because of rounding; it is moved to the border.
@@ -37,7 +37,6 @@ _SHOWN = 20
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
-Track = Callable[[Sequence], Iterable]  # yields the items of a list, and may show the progress
 
 
 class Problem(NamedTuple):
@@ -94,10 +93,33 @@ def polygon_area(polygon: Polygon) -> float:
     return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
 
 
-def box_of_polygons(polygons: Sequence[Sequence[float]]) -> list[float]:
-    """Return the box, [x, y, width, height], of polygons [x, y, x, y, …]."""
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-    return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+def corners_of(points: Polygon) -> Corners:
+    """Return the corners of the box around points."""
+    points = np.asarray(points, float)
+    return *points.min(0).tolist(), *points.max(0).tolist()
+
+
+def is_inside(corners: Corners, size: tuple[int, int], tolerance: float = 0.0) -> bool:
+    """Whether a box extends beyond the image by at most ``tolerance`` pixels."""
+    x1, y1, x2, y2 = corners  # not a loop: a file can have a million boxes
+    return min(x1, y1) >= -tolerance and x2 <= size[0] + tolerance and y2 <= size[1] + tolerance
+
+
+def box_and_area(mask: list | dict) -> tuple[list[float], float]:
+    """Return the box, [x, y, width, height], and the area of a valid mask, polygons [x, y, …] or RLE."""
+    if isinstance(mask, dict):
+        extent = [int(side) for side in mask["size"]]  # a file may have 30.0
+        mask = {**mask, "size": extent}
+        rle = mask if isinstance(mask["counts"], str | bytes) else coco_mask.frPyObjects(mask, *extent)
+        return coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
+    polygons = [np.reshape(polygon, (-1, 2)) for polygon in mask]
+    x1, y1, x2, y2 = corners_of(np.concatenate(polygons))
+    area = polygon_area(polygons[0])
+    if len(polygons) > 1:  # they may overlap
+        area = shapely.area(
+            shapely.union_all(shapely.make_valid([shapely.polygons(each) for each in polygons]))
+        )
+    return [x1, y1, x2 - x1, y2 - y1], float(area)
 
 
 def clip_box(corners: Corners, size: tuple[int, int]) -> Corners:
@@ -106,9 +128,16 @@ def clip_box(corners: Corners, size: tuple[int, int]) -> Corners:
     return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
 
 
+def clip_polygons(polygons: Sequence[Polygon], size: tuple[int, int]) -> list[list[float]]:
+    """Return the parts of polygons inside the image, as in a COCO file: [x, y, …], rounded, with an area."""
+    parts = [part for polygon in polygons for part in clip_polygon(polygon, size)]
+    flat = [np.round(part, 2).ravel().tolist() for part in parts]
+    return [each for each in flat if polygon_area(np.reshape(each, (-1, 2))) > 0]
+
+
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
     """Return the parts of a polygon inside the image: none, one, or several if it is concave."""
-    if _is_inside(polygon, size):
+    if is_inside(corners_of(polygon), size):
         return [polygon]
     # shapely.intersection does not accept polygons with crossing sides
     whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
@@ -123,14 +152,6 @@ def _outline(part: shapely.Polygon) -> Polygon:
     for hole in part.interiors:
         points += [*hole.coords, points[0]]
     return points[:-1]
-
-
-def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
-    return all(
-        -tolerance <= value <= extent + tolerance
-        for point in points
-        for value, extent in zip(point, size, strict=True)
-    )
 
 
 class CocoBuilder:
@@ -201,17 +222,11 @@ class CocoBuilder:
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
-        self.clipped += any(not _is_inside(polygon, self.size) for polygon in polygons)
-        parts = [part for polygon in polygons for part in clip_polygon(polygon, self.size)]
-        flat = [kept for part in parts if (kept := flattened(part))]
-        if not flat:
+        self.clipped += any(not is_inside(corners_of(polygon), self.size) for polygon in polygons)
+        mask = clip_polygons(polygons, self.size)
+        if not mask:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
-        corners = [np.reshape(part, (-1, 2)) for part in flat]
-        area = sum(polygon_area(polygon) for polygon in corners)
-        if len(polygons) > 1:  # they may overlap
-            rle = coco_mask.merge(coco_mask.frPyObjects(flat, self.size[1], self.size[0]))
-            area = float(coco_mask.area(rle))
-        self._add(name, box_of_polygons(flat), area, iscrowd=0, segmentation=flat)
+        self._add(name, *box_and_area(mask), iscrowd=0, segmentation=mask)
 
     def add_mask(self, name: str, mask: np.ndarray) -> None:
         """Add an object that covers the pixels of a mask.  # mask: [H, W] of the image, bool"""
@@ -219,12 +234,12 @@ class CocoBuilder:
             raise InvalidAnnotation(f"{name}: expected a mask that covers at least 1 pixel, got 0")
         encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         rle = {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
-        self._add(name, coco_mask.toBbox(encoded).tolist(), float(mask.sum()), iscrowd=0, segmentation=rle)
+        self._add(name, *box_and_area(rle), iscrowd=0, segmentation=rle)
 
     def _check_inside(self, points: Polygon) -> None:
         if not all(abs(value) <= FAR for point in points for value in point):  # nor NaN
             raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {short([*points])}")
-        if not _is_inside(points, self.size, self.tolerance):
+        if not is_inside(corners_of(points), self.size, self.tolerance):
             size = f"{self.size[0]} × {self.size[1]}"
             raise InvalidAnnotation(
                 f"expected coordinates inside of the image, {size}, got {short([*points])}"
@@ -246,14 +261,24 @@ class CocoBuilder:
         except InvalidAnnotation as error:
             self.problems.append(Problem(file, error.line or line, f"{what}{error}"))
 
-    def convert(self, files: Sequence[Path], read: Callable[[Path], None], track: Track) -> None:
+    def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:
         """Call ``read`` with each file."""
         self.sources += files
-        for file in track(files):
+        for file in track(files, "reading"):
             with self.refusing(file):
                 if file.is_fifo():  # reading would wait for the other end
                     raise InvalidAnnotation("expected a file, got a pipe")
                 read(file)
+
+    def listed(self, listing: Path, file_of: Callable[[str], Path]) -> Iterator[Path]:
+        """Yield the file of each line of a text file; a file that does not exist is a problem."""
+        with self.refusing(listing):
+            for number, line in read_lines(listing):
+                with self.refusing(listing, number):
+                    file = file_of(line)
+                    if not os.path.isfile(file):  # Path.is_file raises if the name is too long
+                        raise InvalidAnnotation(f"expected a file, found none at {file}")
+                    yield file
 
     def content(self) -> dict:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
@@ -405,9 +430,3 @@ def few(names: Sequence[object], shown: int = 5) -> str:
     """List the first names, and the number of the others."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(cut(str(name)) for name in names[:shown]) + rest or "none"
-
-
-def flattened(polygon: Polygon) -> list[float] | None:
-    """Return ``[x, y, x, y, …]``, rounded as in the file; None if rounding leaves no area."""
-    flat = [round(float(value), 2) for point in polygon for value in point]
-    return flat if polygon_area(list(zip(flat[::2], flat[1::2], strict=True))) > 0 else None

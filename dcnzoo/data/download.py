@@ -82,10 +82,9 @@ def unpack(archive: Path, folder: str | Path) -> int:
     Raises:
         UserError: the file is damaged or not a zip file, or a file cannot be written.
     """
-    from rich.console import Console
-    from rich.progress import track
+    from dcnzoo.utils.progress import track
 
-    console, folder = Console(stderr=True), Path(folder)
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -93,8 +92,7 @@ def unpack(archive: Path, folder: str | Path) -> int:
             tempfile.TemporaryDirectory(None, "partial-", folder) as partial,
         ):
             members = [member for member in opened.infolist() if not member.is_dir()]
-            title, quiet = f"unpacking {archive.name}", not console.is_terminal
-            for member in track(members, title, console=console, disable=quiet):
+            for member in track(members, f"unpacking {archive.name}"):
                 extracted = Path(opened.extract(member, partial))
                 target = folder / extracted.relative_to(partial)
                 target.parent.mkdir(parents=True, exist_ok=True)

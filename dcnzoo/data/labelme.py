@@ -16,7 +16,6 @@ from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
     Polygon,
-    Track,
     image_size,
     is_number,
     read_json,
@@ -36,7 +35,6 @@ def convert_labelme(
     classes: Sequence[str] | None = None,
     extract: str | Path | None = None,
     clip: bool = False,
-    track: Track = iter,
 ) -> tuple[CocoBuilder, Path]:
     """Read LabelMe's files in a folder and its subfolders.
 
@@ -46,7 +44,7 @@ def convert_labelme(
     Args:
         extract: folder for images that exist only inside their JSON files; they are written together with the
             COCO file.
-        classes, clip, track: see :mod:`dcnzoo.data.conversion`, also for the result.
+        classes, clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
         UserError: the folder contains no JSON file.
@@ -57,7 +55,7 @@ def convert_labelme(
     if not files:
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
     folder = None if extract is None else Path(extract)
-    conversion.convert(files, lambda file: _convert_file(file, root, conversion, folder), track)
+    conversion.convert(files, lambda file: _convert_file(file, root, conversion, folder))
     return conversion, root
 
 
@@ -68,9 +66,9 @@ def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path
     image, pixels = _image(file, root, content, extract)
     conversion.sources.append(image)
     size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
-    said = (content.get("imageWidth"), content.get("imageHeight"))
-    if said != size and said != (None, None):
-        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(said, size, image)}")
+    stated = (content.get("imageWidth"), content.get("imageHeight"))
+    if stated not in (size, (None, None)):
+        raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(stated, size, image)}")
     conversion.add_image(relative(image, root), size)
     if pixels is not None:
         # read again when written: the images of a folder may not fit into memory

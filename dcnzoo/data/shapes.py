@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -185,10 +185,14 @@ def _outline(label: int, rng: np.random.Generator, spec: ShapesSpec) -> np.ndarr
 
 def _fill(polygon: np.ndarray, size: int) -> np.ndarray:
     """Return the share of each pixel that the polygon covers, 0 to 1.  # [size, size]"""
-    cover = np.zeros((size, size), np.uint8)
     # pixel centres are at integers in cv2, at halves in COCO
-    points = np.round((polygon - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-    cv2.fillPoly(cover, [points], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return _cover(cv2.fillPoly, polygon - 0.5, size, 255)
+
+
+def _cover(draw: Callable, points: np.ndarray, size: int, *options: object) -> np.ndarray:
+    cover = np.zeros((size, size), np.uint8)
+    points = np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    draw(cover, [points], *options, cv2.LINE_AA, _SUBPIXEL_BITS)
     return cover.astype(np.float32) / 255
 
 
@@ -224,8 +228,5 @@ def _strokes(rng: np.random.Generator, spec: ShapesSpec) -> Iterator[np.ndarray]
     for _ in range(rng.integers(0, spec.strokes, endpoint=True)):
         line = np.stack([np.linspace(-1, 1, 24), np.zeros(24)], 1) * rng.uniform(0.2, 0.6)
         line = _bend(line, rng, 0.3) @ _rotation(rng).T * size / 2 + rng.uniform(0, size, 2)
-        cover = np.zeros((size, size), np.uint8)
-        points = np.round(line * (1 << _SUBPIXEL_BITS)).astype(np.int32)
         thickness = int(rng.integers(1, 2, endpoint=True))
-        cv2.polylines(cover, [points], False, 255, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
-        yield cover.astype(np.float32) / 255
+        yield _cover(cv2.polylines, line, size, False, 255, thickness)

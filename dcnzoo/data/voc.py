@@ -11,10 +11,8 @@ from xml.parsers import expat
 from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
-    Track,
     finite,
     image_size,
-    read_lines,
     wrong_size,
 )
 from dcnzoo.utils.errors import UserError
@@ -30,7 +28,6 @@ def convert_voc(
     difficult: str = "ignore",
     zero_based: bool = False,
     clip: bool = False,
-    track: Track = iter,
 ) -> tuple[CocoBuilder, Path]:
     """Read a folder in the format of Pascal VOC.
 
@@ -46,7 +43,7 @@ def convert_voc(
         difficult: handling of objects marked as difficult: ``'ignore'`` sets COCO's ``iscrowd``, which
             excludes them from training and evaluation; ``'keep'`` and ``'drop'``.
         zero_based: coordinates are positions of edges, starting at 0, as in COCO.
-        classes, clip, track: see :mod:`dcnzoo.data.conversion`, also for the result.
+        classes, clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
         UserError: the split does not exist, or there is no XML file.
@@ -70,7 +67,7 @@ def convert_voc(
             with conversion.refusing(file, _line(thing)):
                 _convert_object(thing, conversion, difficult, zero_based)
 
-    conversion.convert(files, convert, track)
+    conversion.convert(files, convert)
     return conversion, image_folder
 
 
@@ -83,13 +80,8 @@ def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> 
     place = next((place for place in places if os.path.isfile(place)), None)
     if place is None:
         raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
-    with conversion.refusing(place):
-        for at, line in read_lines(place):
-            file = folder / f"{line.split()[0]}.xml"  # in the list of a class, 1, 0 or -1 follows the name
-            with conversion.refusing(place, at):
-                if not os.path.isfile(file):  # Path.is_file raises if the name is too long
-                    raise InvalidAnnotation(f"expected a file, found none at {file}")
-                yield file
+    # in the list of a class, 1, 0 or -1 follows the name
+    return conversion.listed(place, lambda line: folder / f"{line.split()[0]}.xml")
 
 
 def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuilder) -> list[Element]:
@@ -97,11 +89,11 @@ def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuil
     picture = _picture(file, tree, images)
     conversion.sources.append(picture)
     size = image_size(picture)
-    stated = _find(tree, "size")
-    if stated is not None:
-        said = tuple(_number(stated, side) for side in ("width", "height"))
-        if said not in (size, (0, 0)):  # some tools write zeros
-            raise InvalidAnnotation(f"<size>: {wrong_size(said, size, picture)}", _line(stated))
+    element = _find(tree, "size")
+    if element is not None:
+        stated = tuple(_number(element, side) for side in ("width", "height"))
+        if stated not in (size, (0, 0)):  # some tools write zeros
+            raise InvalidAnnotation(f"<size>: {wrong_size(stated, size, picture)}", _line(element))
     conversion.add_image(picture.relative_to(images).as_posix(), size)
     return tree.findall("object")
 
@@ -129,22 +121,20 @@ def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zer
 def _picture(file: Path, tree: Element, images: Path) -> Path:
     """Find the image of an XML file: the one with the same name, or the one in ``<filename>``."""
     suffixes = [spelt for suffix in PICTURES for spelt in (suffix, suffix.upper())]
-    found = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
+    paths = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
     names, line = f"{file.stem}.jpg (.png, …)", _line(tree)
     stated = _find(tree, "filename")
     if stated is not None and _content(stated):
         # without the folders of the machine on which it was written
         named, line = images / _content(stated).replace("\\", "/").rpartition("/")[2], _line(stated)
-        if named in found:
+        if named in paths:
             return named
         names += f" or {named.name}"
-        found += [named] if os.path.isfile(named) else []
-    if not found:
-        raise InvalidAnnotation(f"expected an image {names}, found none in {images}", line)
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise InvalidAnnotation(f"expected one image, found {names} in {images}", line)
-    return found[0]
+        paths += [named] if os.path.isfile(named) else []
+    if len(paths) != 1:
+        got = " and ".join(path.name for path in paths) or "none"
+        raise InvalidAnnotation(f"expected one image {names} in {images}, found {got}", line)
+    return paths[0]
 
 
 # XML with line numbers
@@ -159,20 +149,19 @@ def _content(element: Element) -> str:
 
 
 def _find(element: Element, tag: str) -> Element | None:
-    found = element.findall(tag)
-    if len(found) > 1:
-        raise InvalidAnnotation(
-            f"expected one <{tag}> in <{element.tag}>, found {len(found)}", _line(found[1])
-        )
-    return found[0] if found else None
+    children = element.findall(tag)
+    if len(children) > 1:
+        where = f"<{tag}> in <{element.tag}>"
+        raise InvalidAnnotation(f"expected one {where}, found {len(children)}", _line(children[1]))
+    return children[0] if children else None
 
 
 def _text(element: Element, tag: str) -> tuple[str, int]:
     """Return the text of a child element, and its line."""
-    found = _find(element, tag)
-    if found is None or not _content(found):
+    child = _find(element, tag)
+    if child is None or not _content(child):
         raise InvalidAnnotation(f"expected <{tag}> with text in <{element.tag}>, found none", _line(element))
-    return _content(found), _line(found)
+    return _content(child), _line(child)
 
 
 def _number(element: Element, tag: str) -> float:

@@ -11,7 +11,6 @@ import yaml
 from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
-    Track,
     counted,
     finite,
     image_size,
@@ -29,7 +28,6 @@ def convert_yolo(
     split: str = "train",
     classes: Sequence[str] | None = None,
     clip: bool = False,
-    track: Track = iter,
 ) -> tuple[CocoBuilder, Path]:
     """Read a data set in the format of Ultralytics' YOLO.
 
@@ -41,7 +39,7 @@ def convert_yolo(
         source: ``data.yaml`` or darknet's ``obj.data``, or the folder that contains it.
         split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
         classes: names in the order of their numbers; overrides the names in ``data.yaml``.
-        clip, track: see :mod:`dcnzoo.data.conversion`, also for the result.
+        clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
         UserError: ``data.yaml`` does not exist or lacks the names or the split, or there are no images.
@@ -71,7 +69,7 @@ def convert_yolo(
                 with conversion.refusing(labels, at):
                     _convert_line(line.split(), conversion)
 
-    conversion.convert(images, convert, track)
+    conversion.convert(images, convert)
     return conversion, root
 
 
@@ -137,20 +135,21 @@ def _images(described: dict, split: str, root: Path, conversion: CocoBuilder) ->
     for place in [places] if isinstance(places, str) else places:
         # Roboflow writes ../train for a folder next to the file
         candidates = [root / str(place), root / str(place).removeprefix("../")]
-        found = next((path for path in candidates if os.path.exists(path)), None)
-        if found is None:
+        path = next((path for path in candidates if os.path.exists(path)), None)
+        if path is None:
             raise InvalidAnnotation(f"{split}: expected a folder or a list, found none at {candidates[0]}")
-        if found.is_dir():
-            yield from sorted(path for path in found.rglob("*") if path.suffix.lower() in PICTURES)
-            continue
-        with conversion.refusing(found):
-            for at, line in read_lines(found):
-                # ./ refers to the folder of the list
-                image = (found.parent if line.startswith("./") else root) / line
-                with conversion.refusing(found, at):
-                    if not os.path.isfile(image):
-                        raise InvalidAnnotation(f"expected an image, found none at {image}")
-                    yield image
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+        else:
+            yield from _listed(path, root, conversion)
+
+
+def _listed(listing: Path, root: Path, conversion: CocoBuilder) -> Iterator[Path]:
+    def image_of(line: str) -> Path:
+        # ./ refers to the folder of the list
+        return (listing.parent if line.startswith("./") else root) / line
+
+    return conversion.listed(listing, image_of)
 
 
 def _labels(image: Path) -> Path:

@@ -118,12 +118,10 @@ def explain(
     shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
     data = model.data_preprocessor(pseudo_collate([item]), False)
     samples = data["data_samples"]
-    file_size = samples[0].ori_shape
-    if box is not None and not (
-        0 <= box.x1 <= box.x2 < file_size[1] and 0 <= box.y1 <= box.y2 < file_size[0]
-    ):
-        given = f"{box.x1:g},{box.y1:g},{box.x2:g},{box.y2:g}"
-        raise UserError(f"box: expected x1 ≤ x2 < {file_size[1]} and y1 ≤ y2 < {file_size[0]}, got {given}")
+    height, width = samples[0].ori_shape
+    if box is not None and not (0 <= box.x1 <= box.x2 < width and 0 <= box.y1 <= box.y2 < height):
+        corners = ",".join(f"{value:g}" for value in box)
+        raise UserError(f"box: expected x1 ≤ x2 < {width} and y1 ≤ y2 < {height}, got {corners}")
 
     def run(inputs: Tensor) -> list:
         return model(inputs, copy.deepcopy(samples), mode="predict")
@@ -134,7 +132,7 @@ def explain(
     if layer is not None:
         statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
     if box is None:
-        whole = (0, 0, file_size[1], file_size[0])
+        whole = (0, 0, width, height)
         x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist() if len(found) else whole
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
     across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))

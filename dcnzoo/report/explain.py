@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,8 +26,7 @@ _MOST_PER_AXIS = 8  # positions in a box for which points are drawn
 _MOST_IN_PAGE = 64  # rows and columns of a layer's output in the page
 
 
-@dataclasses.dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A region of the image, in pixels; a point is a box without extent."""
 
     x1: float
@@ -106,24 +106,21 @@ def output_window(field: SamplingField, box: Box, image_size: tuple[int, int]) -
     return slice(top, bottom + 1), slice(left, right + 1)
 
 
-def points_of(
-    field: SamplingField, box: Box, image_size: tuple[int, int], most: int = _MOST_PER_AXIS
-) -> tuple[Tensor, Tensor]:
-    """Return the sampling points of the outputs in a box, for at most ``most`` rows and columns of it.
+def points_of(field: SamplingField, box: Box, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the sampling points of the outputs in a box, for at most eight rows and columns of it.
 
     Returns:
         points  # [M, 2], (y, x) in pixels of the image
         weight  # [M], the modulation
     """
     y, x = (
-        torch.linspace(w.start, w.stop - 1, min(most, w.stop - w.start)).round().long()
+        torch.linspace(w.start, w.stop - 1, min(_MOST_PER_AXIS, w.stop - w.start)).round().long()
         for w in output_window(field, box, image_size)
     )
     scale = torch.tensor(image_size) / torch.tensor(field.input_size)
     points = field.points[:, :, y[:, None], x] * scale[:, None, None]  # [K, 2, rows, columns]
-    return points.permute(2, 3, 0, 1).reshape(-1, 2), field.weight[:, y[:, None], x].permute(
-        1, 2, 0
-    ).flatten()
+    weight = field.weight[:, y[:, None], x]
+    return points.permute(2, 3, 0, 1).reshape(-1, 2), weight.permute(1, 2, 0).flatten()
 
 
 class _Reached(Exception):
@@ -152,33 +149,27 @@ def receptive_field(
         ValueError: the layer does not run, or has no gradient to the image.
     """
     name, _, number = name.partition(" #")
-    left = int(number or 1)
     inputs = inputs.detach().clone().requires_grad_()
-    reached = []
+    outputs: list[Tensor] = []
 
     def stop(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            reached.append(output)
+        outputs.append(output[0])
+        if len(outputs) == int(number or 1):
             raise _Reached
 
     layer = model.get_submodule(name)
-    handle = layer.register_forward_hook(stop)
-    try:
-        with torch.enable_grad():
+    with layer.register_forward_hook(stop), torch.enable_grad():
+        try:
             run(inputs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    if not reached:
-        raise ValueError(f"receptive_field: name: expected a layer that runs in the forward pass, got {name}")
-    gradient = None
-    with torch.enable_grad():
+        except _Reached:
+            output = outputs[-1].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else outputs[-1]
+        else:
+            raise ValueError(
+                f"receptive_field: name: expected a layer that runs in the forward pass, got {name}"
+            )
         rows, columns = window
-        output = reached[0][0].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else reached[0][0]
         total = output[:, rows, columns].sum()
+    gradient = None
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True)
     if gradient is None:
@@ -195,13 +186,12 @@ def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1
 
 def plot_explanation(explanation: Explanation) -> Figure:
     """Plot the receptive field, then one panel of sampling points per layer (size, colour: modulation)."""
-    box = explanation.box
-    region = (box.x1, box.y1, box.x2, box.y2)
+    region = explanation.box
     mean = {row[0]: row[2] for row in explanation.table()[1:]}
     heat = heat_map(explanation.receptive_field)
     panels = [Panel(f"receptive field of\n{explanation.layer}", region, heat)]
     for field in explanation.fields:
-        points, weight = points_of(field, box, explanation.image_size)
+        points, weight = points_of(field, region, explanation.image_size)
         title = f"{field.name}\nmean |offset| {mean[field.name]}"
         panels.append(Panel(title, region, points=points.numpy(), weight=weight.numpy()))
     return plot_panels(explanation.image, panels)
@@ -215,14 +205,13 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
     """
     height, width = explanation.image.shape[:2]
     names = [field.name for field in explanation.fields]
-    box = explanation.box
     data = {
         "image": image_uri(explanation.image),
         "heat": image_uri((heat_map(explanation.receptive_field) * 255).round().astype(np.uint8)),
         "width": width,
         "height": height,
         "seen": explanation.image_size,
-        "box": [box.x1, box.y1, box.x2, box.y2],
+        "box": explanation.box,
         "ramp": [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in RAMP],
         "largestWeight": explanation.largest_weight,
         "chosen": names.index(explanation.layer),

@@ -7,7 +7,7 @@ contain the rest. The functions of this module return HTML for the sections of a
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 
 _SMALL = 256 * 256  # pixels; smaller images are stored losslessly
 _DPI = 150  # of figures with photos
+_QUALITY = {"quality": 88}  # of JPEG
 _ENVIRONMENT = Environment(
     loader=PackageLoader("dcnzoo.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -42,14 +43,14 @@ def render(template: str, **values: object) -> str:
 
 def charts(figures: Sequence[Figure]) -> Markup:
     """Place figures side by side if there is room."""
-    return _PARTS.charts([_svg_uri(figure) for figure in figures])
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        options = {"metadata": {"Date": None, "Creator": None}}
+        return _PARTS.charts([_uri("svg+xml", figure.savefig, format="svg", **options) for figure in figures])
 
 
 def picture(figure: Figure) -> Markup:
     """Show a figure that contains photos, as one image in the page's width."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return _PARTS.picture(image_uri(np.asarray(Image.open(buffer).convert("RGB"))))
+    return _PARTS.picture(_uri("jpeg", figure.savefig, format="jpeg", dpi=_DPI, pil_kwargs=_QUALITY))
 
 
 def pictures(images: Mapping[str, Image.Image]) -> Markup:
@@ -57,16 +58,14 @@ def pictures(images: Mapping[str, Image.Image]) -> Markup:
     return _PARTS.pictures({caption: image_uri(np.asarray(image)) for caption, image in images.items()})
 
 
-def _svg_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def image_uri(pixels: np.ndarray) -> str:  # [H, W, 3 or 4], uint8
     """Encode an image as a data URI: PNG if it is small or transparent, else JPEG."""
     lossless = pixels.shape[2] == 4 or pixels.shape[0] * pixels.shape[1] <= _SMALL
-    buffer, kind = io.BytesIO(), "png" if lossless else "jpeg"
-    Image.fromarray(pixels).save(buffer, kind, **({} if lossless else {"quality": 88}))
+    kind = "png" if lossless else "jpeg"
+    return _uri(kind, Image.fromarray(pixels).save, format=kind, **({} if lossless else _QUALITY))
+
+
+def _uri(kind: str, save: Callable, **options: object) -> str:
+    buffer = io.BytesIO()
+    save(buffer, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -81,8 +81,8 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
 
 
 def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
-    figure = _figure(size + 0.7, size)
-    (axes,) = figure.axes
+    figure = Figure(figsize=(size + 0.7, size), layout="constrained")
+    axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(xlabel, color=_GREY)
     axes.grid(axis="y", color=_LINE)
@@ -126,7 +126,9 @@ def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) ->
     rows = math.ceil(len(panels) / columns)
     height, width = image.shape[:2]
     side = 3.0
-    figure = _figure(side * columns, (side * height / width + 0.3) * rows, columns, rows)
+    size = (side * columns, (side * height / width + 0.3) * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.subplots(rows, columns, squeeze=False)
     largest = max(np.abs(panel.weight).max() for panel in panels if panel.weight is not None) or 1.0
     ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
     for axes, panel in zip(figure.axes, panels, strict=False):
@@ -151,10 +153,4 @@ def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) ->
     for unused in figure.axes[len(panels) :]:
         unused.set_axis_off()
     figure.colorbar(drawn, ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
-    return figure
-
-
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.subplots(rows, columns, squeeze=False)
     return figure

@@ -37,8 +37,6 @@ from dcnzoo.utils.jsonl import versions
 from dcnzoo.zoo.loading import work_directory
 
 _THRESHOLD = 0.3  # of the scores of detections
-_LOW_AP = 0.1
-_EARLY = 2000  # iterations
 _MOST_CLASSES = 12  # in a confusion matrix
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
@@ -121,10 +119,7 @@ def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
 
 
 def by_label(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:
-    labels: dict[str, list[TrainedRun]] = {}
-    for run in runs:
-        labels.setdefault(run.label, []).append(run)
-    return labels
+    return {run.label: [other for other in runs if other.label == run.label] for run in runs}
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -225,8 +220,7 @@ def render_runs(
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
         sections.insert(0, Section("Result", text, [page.table(table)]))
     sections += _pictures(detectors, images, evaluated)
-    sections += _offsets_over_time(runs)
-    sections += [_validations(runs), _configuration(runs), _environment(runs)]
+    sections += [_offsets_over_time(runs), _validations(runs), _configuration(runs), _environment(runs)]
     lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
     return page.render(
         "report.html",
@@ -247,29 +241,20 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
     for metric in main_metrics(runs):
         figures.append(plot_curves(metric_name(metric), _series(runs, "validation", metric), counted))
     text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
-    return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
-
-
-def _low_ap(runs: Sequence[TrainedRun]) -> str:
-    """Say whether a low AP is normal; empty if no run has one."""
-    means = {run: [v for name, v in run.last_validation.items() if name.endswith("mAP")] for run in runs}
-    low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
-    if not low:
-        return ""
-    text = f" An AP below {_LOW_AP} after {max(low):,} iterations is "
-    if max(low) <= _EARLY:
-        return f"{text}normal: AP rises after the loss has fallen. Train longer."
-    return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
+    return Section("Learning curves", text, [page.charts(figures)])
 
 
 def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
     curves: Curves = {}
     for label, seeds in by_label(runs).items():
-        logs = [getattr(run.history, log) for run in seeds]
-        series = [{step: entry[name] for step, entry in log.items() if name in entry} for log in logs]
+        series = [_column(getattr(run.history, log), name) for run in seeds]
         steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
         curves[label] = (np.array(steps), np.array([[one[step] for step in steps] for one in series]))
     return curves
+
+
+def _column(log: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
+    return {step: entry[name] for step, entry in log.items() if name in entry}
 
 
 def _validations(runs: Sequence[TrainedRun]) -> Section:
@@ -411,7 +396,7 @@ def _sampling(title: str, prediction: Prediction) -> Section:
 def _panel(title: str, place: tuple[float, float], points: Tensor, weight: Tensor) -> Panel:
     y, x = place
     weight = weight.abs() / weight.abs().max().clamp(min=1e-12)
-    return Panel(title, (x, y, x, y), points=points.numpy(), weight=weight.numpy())
+    return Panel(title, Box(x, y, x, y), points=points.numpy(), weight=weight.numpy())
 
 
 def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
@@ -465,7 +450,7 @@ def _innermost(mask: np.ndarray) -> tuple[float, float]:
 # Offsets, settings
 
 
-def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
+def _offsets_over_time(runs: Sequence[TrainedRun]) -> Section:
     parts = []
     for run in runs:
         offsets = run.history.offsets
@@ -476,16 +461,14 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
         for column, title in _OFFSETS.items():
             curves: Curves = {}
             for layer in layers:
-                name = f"{column}/{layer}"
-                values = {step: entry[name] for step, entry in offsets.items() if name in entry}
-                if values:
+                if values := _column(offsets, f"{column}/{layer}"):
                     curves[layer] = (np.array([*values]), np.array([[*values.values()]]))
             if curves:
                 figures.append(plot_curves(title, curves))
         if figures:
             parts += [Markup("<h3>{}</h3>").format(_called(run, runs)), page.charts(figures)]
     text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."
-    yield Section("Offsets during training", text, parts)
+    return Section("Offsets during training", text, parts)
 
 
 def _configuration(runs: Sequence[TrainedRun]) -> Section:

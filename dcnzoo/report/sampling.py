@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
-from dcnzoo.ops.geometry import deform_attn_points
+from dcnzoo.ops.geometry import deform_attn_points, sampling_points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +46,9 @@ class SamplingField:
     @property
     def grid(self) -> Tensor:  # [K, 2, oH, oW]
         """The sampling points of an ordinary convolution."""
-        y, x = (
-            (torch.arange(self.kernel_size[axis]) * self.dilation[axis])[:, None]
-            + (torch.arange(self.weight.shape[1 + axis]) * self.stride[axis] - self.padding[axis])
-            for axis in (0, 1)
-        )  # [kH, oH], [kW, oW]
-        shape = (*self.kernel_size, *self.weight.shape[1:])
-        y = y[:, None, :, None].expand(shape).flatten(0, 1)
-        x = x[None, :, None, :].expand(shape).flatten(0, 1)
-        return torch.stack([y, x], 1).to(self.offset)
+        out, like = self.weight.shape[1:], self.offset
+        grid = sampling_points(None, self.kernel_size, out, self.stride, self.padding, self.dilation, like)
+        return grid[0, 0]
 
     @property
     def points(self) -> Tensor:  # [K, 2, oH, oW]
@@ -174,39 +168,37 @@ def _record_deform_attn(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingFi
     centre that ``remove_center`` removes has weight zero.
     """
     predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
-    predicted: dict[nn.Module, Tensor] = {}  # of the first image, [oH, oW, group, …]
+    predicted: dict[nn.Module, Tensor] = {}  # of the first image, [oH, oW, channels]
+    taps = layer.taps // layer.group
+    pairs = [_pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)]
+    centre = layer.kernel_size**2 // 2
+    kept = [tap for tap in range(layer.kernel_size**2) if not (layer.remove_center and tap == centre)]
 
     def keep(predictor: nn.Module, _: object, output: Tensor) -> None:
-        # the other channels are padding
-        numbers = 3 * layer.taps if len(predictors) == 1 else output.shape[-1]
-        predicted[predictor] = output[0, ..., :numbers].detach().float().unflatten(-1, (layer.group, -1))
+        predicted[predictor] = output[0].detach().float()
+
+    def by_row(taps: Tensor) -> Tensor:  # [oH, oW, K, …], column by column -> [K, …, oH, oW]
+        square = taps.unflatten(2, (layer.kernel_size, layer.kernel_size)).transpose(2, 3)
+        return square.flatten(2, 3).permute(*range(2, taps.dim()), 0, 1).cpu().contiguous()
 
     @torch.no_grad()
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if inputs[0].dim() != 4:
             return  # a sequence
+        # of the first group
         if isinstance(layer, DCNv3):
-            offset, weight = predicted[layer.offset], predicted[layer.mask].softmax(-1)
+            offset = predicted[layer.offset][..., : 2 * taps]
+            weight = predicted[layer.mask][..., :taps].softmax(-1)
         else:
-            (both,) = predicted.values()
-            offset, weight = both.split([both.shape[-1] // 3 * 2, both.shape[-1] // 3], dim=-1)
-        offset, weight = offset[:, :, 0].unflatten(-1, (-1, 2)), weight[:, :, 0]  # of the first group
-        pairs = [_pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)]
+            both = predicted[layer.offset_mask]
+            offset, weight = both[..., : 2 * taps], both[..., 2 * taps : 3 * taps]
         out = offset.shape[:2]
-        grid = deform_attn_points(out, *pairs, layer.offset_scale, layer.remove_center, offset)[:, :, 0]
-        points = grid + offset * layer.offset_scale  # [oH, oW, P, 2], (x, y)
-        if layer.remove_center:
-            middle = deform_attn_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
-            at = layer.kernel_size**2 // 2
-            points = torch.cat([points[:, :, :at], middle[:, :, at : at + 1], points[:, :, at:]], dim=2)
-            weight = torch.cat([weight[..., :at], torch.zeros_like(weight[..., :1]), weight[..., at:]], dim=2)
-
-        def by_row(taps: Tensor) -> Tensor:  # [oH, oW, K, …], column by column -> [K, …, oH, oW]
-            square = taps.unflatten(2, (layer.kernel_size, layer.kernel_size)).transpose(2, 3)
-            return square.flatten(2, 3).permute(*range(2, taps.dim()), 0, 1).cpu().contiguous()
-
+        points = deform_attn_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
+        points[:, :, kept] += offset.unflatten(-1, (taps, 2)) * layer.offset_scale  # [oH, oW, K, 2], (x, y)
+        weights = torch.zeros_like(points[..., 0])
+        weights[..., kept] = weight
         points, size = by_row(points.flip(-1)), tuple(inputs[0].shape[1:3])
-        field = SamplingField(name, torch.zeros_like(points), by_row(weight), *pairs, input_size=size)
+        field = SamplingField(name, torch.zeros_like(points), by_row(weights), *pairs, input_size=size)
         fields.append(dataclasses.replace(field, offset=points - field.grid))
 
     return [*(each.register_forward_hook(keep) for each in predictors), layer.register_forward_hook(record)]

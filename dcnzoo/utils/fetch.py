@@ -35,7 +35,9 @@ MIRROR = "DCNZOO_MIRROR"
 OFFLINE = "DCNZOO_OFFLINE"
 
 _CHUNK = 1 << 16  # bytes; the most that is lost when a connection breaks
+_RETRIES = 3  # attempts after one that received no data
 _CONNECT = 5.0  # seconds to establish a connection
+_TIMEOUT = 30.0  # seconds without data after which an attempt fails
 _BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
 _DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}")  # 20210520, 20210520180434
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -104,11 +106,7 @@ def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
 def fetch(
     url: str,
     folder: str | os.PathLike | None = None,
-    *,
     checksum: str | None = None,
-    retries: int = 3,
-    timeout: float = 30.0,
-    console: Console | None = None,
 ) -> Path:
     """The path of a file, which is downloaded unless it is in ``folder`` already.
 
@@ -117,10 +115,6 @@ def fetch(
     Args:
         folder: Default: :func:`cache_folder`.
         checksum: as in :func:`verify`. A file with another checksum is rejected.
-        retries: number of attempts after one that received no data. Each attempt continues the download. At
-            most one if no connection was established yet, because there may be no network.
-        timeout: seconds without data after which an attempt fails.
-        console: terminal for the progress bar. Default: stderr.
 
     Raises:
         DownloadError: the download failed. The message has one line: the address, the reason and, where it
@@ -129,7 +123,6 @@ def fetch(
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
         raise DownloadError(f"{url}: expected the http:// or https:// address of a file")
-    console = console or Console(stderr=True)
     folder = cache_folder() if folder is None else Path(folder)
     target = folder / name
     checksum = checksum or checksum_in_name(name)
@@ -142,13 +135,13 @@ def fetch(
         )
     source, part = _mirrored(url), folder / f"{name}.part"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{name}.lock")
-    with lock:
+    console = Console(stderr=True)
+    with FileLock(folder / f".{name}.lock") as lock:
         if not _is_intact(target, checksum):  # no other process has downloaded it
             if target.exists():
                 console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
             try:
-                _download(source, part, checksum is not None, retries, timeout, console)
+                _download(source, part, console)
             except requests.RequestException as error:
                 size = _size(part)
                 kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
@@ -200,12 +193,8 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _download(url: str, part: Path, checked: bool, retries: int, timeout: float, console: Console) -> None:
-    """Download to ``part``, and continue it after interruptions.
-
-    Args:
-        checked: a checksum is known; without one, a part is continued only if the server names its version.
-    """
+def _download(url: str, part: Path, console: Console) -> None:
+    """Download to ``part``, and continue it after interruptions if the server names the file's version."""
     bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
     failures, reached = 0, False
     with requests.Session() as session, bar:
@@ -213,33 +202,27 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
         while True:
             before = _size(part)
             try:
-                _attempt(session, url, part, checked, timeout, bar, task)
-                return
+                return _attempt(session, url, part, bar, task)
             except requests.RequestException as error:
                 status = None if error.response is None else error.response.status_code
                 received = _size(part) > before
                 failures = 1 if received else failures + 1
                 reached = reached or received or not isinstance(error, requests.ConnectionError)
+                again = isinstance(error, _LOST) or status in _TRY_AGAIN
                 # without any connection there may be no network
-                if failures > (retries if reached else min(retries, 1)) or not (
-                    isinstance(error, _LOST) or status in _TRY_AGAIN
-                ):
+                if not again or failures > (_RETRIES if reached else 1):
                     raise
             time.sleep(_BACKOFF * 2 ** (failures - 1))
 
 
-def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: Progress, task) -> None:
+def _attempt(session, url: str, part: Path, bar: Progress, task) -> None:
     """Make one request. Append to ``part``, or rewrite it if the download cannot be resumed."""
     tag, have = _tag_of(part), _size(part)
-    version = tag.read_text() if tag.exists() else None
+    version = tag.read_text() if tag.exists() else ""
     headers = {"Accept-Encoding": "identity"}  # no compression: ranges count the bytes of the file
-    if have and (version or checked):
-        headers["Range"] = f"bytes={have}-"
-        if version:
-            headers["If-Range"] = version
-    with session.get(
-        url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout)
-    ) as response:
+    if have and version:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
+    with session.get(url, headers=headers, stream=True, timeout=(_CONNECT, _TIMEOUT)) as response:
         status, found = response.status_code, response.headers.get("Content-Range", "")
         beyond = status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         if have and beyond and found == f"bytes */{have}":

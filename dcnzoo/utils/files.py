@@ -63,9 +63,9 @@ def require_file(path: str, what: str) -> None:
 
 def require_folder(path: str | os.PathLike, what: str) -> None:
     """Raise UserError if the path, or a part of it, is a file."""
-    there = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
-    if there is not None and not there.is_dir():
-        raise UserError(f"{what}: expected a folder, got {path}: {there} is a file")
+    existing = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"{what}: expected a folder, got {path}: {existing} is a file")
 
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")

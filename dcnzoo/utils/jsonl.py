@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,10 +36,8 @@ def machine(device: torch.device | str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that affect results."""
-    found = {}
+    installed = {}
     for package in ("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed

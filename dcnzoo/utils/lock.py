@@ -33,7 +33,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
     lock, owner = FileLock(Path(folder) / ".training.lock"), Path(folder) / ".training.txt"
     try:
         owner.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_ORPHANS_END)
+        acquired = lock.acquire(timeout=_ORPHANS_END)
     except Timeout:
         process = owner.read_text() if owner.exists() else "another process"
         raise UserError(
@@ -42,9 +42,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
         ) from None
     except OSError as error:
         raise UserError(f"--work-dir: {folder} cannot be written: {error.strerror or error}") from error
-    try:
+    with acquired:
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
         yield
         owner.unlink(missing_ok=True)
-    finally:
-        lock.release()

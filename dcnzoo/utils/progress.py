@@ -1,8 +1,10 @@
 """The progress bar of the command line."""
 
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,6 +16,15 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+def track(items: Sequence[Item], title: str) -> Iterable[Item]:
+    """Yield the items; show a progress bar if standard error is a terminal."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return rich.progress.track(items, title, console=console, disable=hidden, transient=True)
 
 
 def time_left(elapsed: float, done: int, left: int) -> str:
