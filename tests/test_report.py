@@ -105,6 +105,18 @@ def make_run(tmp_path, data):
     return make
 
 
+@pytest.mark.parametrize(
+    ("iterations", "ap", "expected"),
+    [(2000, 0.099, "is normal"), (2001, 0.099, "is unusual"), (2001, 0.1, None), (2000, 0.5, None)],
+)
+def test_low_ap(make_run, iterations, ap, expected):
+    run = TrainedRun.read(make_run(logs=[[(iterations, 1, 2.0), (1, ap)]]))
+    html = render_runs([run], {})
+    assert [each for each in ("is normal", "is unusual") if f"iterations {each}" in html] == [
+        expected
+    ] * bool(expected)
+
+
 def charts(html):
     return [
         base64.b64decode(each).decode() for each in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)

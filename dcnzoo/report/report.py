@@ -37,6 +37,8 @@ from dcnzoo.utils.jsonl import versions
 from dcnzoo.zoo.loading import work_directory
 
 _THRESHOLD = 0.3  # of the scores of detections
+_LOW_AP = 0.1
+_EARLY = 2000  # iterations
 _MOST_CLASSES = 12  # in a confusion matrix
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
@@ -241,7 +243,19 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
     for metric in main_metrics(runs):
         figures.append(plot_curves(metric_name(metric), _series(runs, "validation", metric), counted))
     text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
-    return Section("Learning curves", text, [page.charts(figures)])
+    return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
+
+
+def _low_ap(runs: Sequence[TrainedRun]) -> str:
+    """Say whether a low AP is normal; empty if no run has one."""
+    means = {run: [v for name, v in run.last_validation.items() if name.endswith("mAP")] for run in runs}
+    low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
+    if not low:
+        return ""
+    text = f" An AP below {_LOW_AP} after {max(low):,} iterations is "
+    if max(low) <= _EARLY:
+        return f"{text}normal: AP rises after the loss has fallen. Train longer."
+    return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
 
 
 def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
