@@ -502,20 +502,6 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     assert file.getvalue() == ""
 
 
-def test_a_line_every_half_minute_where_there_is_no_terminal(tmp_path, monkeypatch):
-    runner = make_runner(tmp_path, "lines", custom_hooks=[ProgressHook(Console(file=io.StringIO()))])
-    clock = itertools.count(step=20)
-    monkeypatch.setattr(
-        "dcnzoo.openmmlab.hooks.progress.time", SimpleNamespace(monotonic=lambda: next(clock))
-    )
-    runner.train()
-    log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
-    lines = re.findall(r"INFO - (train|validate) (\d+)/\d+(?:, loss [\d.]+)?, (\d:\d\d:\d\d) left", log)
-    assert [step for name, step, _ in lines if name == "train"] == ["1", "3", "5", "8", "10", "12"]
-    assert {name for name, *_ in lines} == {"train", "validate"}
-    assert lines[:2] == [("train", "1", "0:03:40"), ("train", "3", "0:03:00")], "20 s per step"
-
-
 def test_remaining_time_from_the_first_step_on():
     """Also for a resumed training, and for steps of more than half a minute."""
     seconds = 0.0

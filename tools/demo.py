@@ -29,9 +29,9 @@ import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's im
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from dcnzoo.cli import _options, one_line_errors
+from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.report.history import History
 from dcnzoo.report.report import TrainedRun, by_label, footer, load_detectors, render_runs, summary
@@ -102,7 +102,7 @@ def main(
         about = setting(first, seeds)
         verdict = " ".join([compare(trained), *(() if cfg_options else among_others(trained))])
         console.print(f"Mask R-CNN, {about}", soft_wrap=True)
-        show_table(summary(trained, detectors, HEAD), console)
+        print_columns(summary(trained, detectors, HEAD), numbers=True)
         console.print(verdict, soft_wrap=True)
         page = work_dir / "index.html"
         html = render_runs(
@@ -312,15 +312,6 @@ def among_others(runs: Sequence[TrainedRun]) -> list[str]:
         f"{len(committed)} seeds ({min(committed):+.3f} to {max(committed):+.3f}); {smaller} of these "
         "differences are smaller than this run's."
     ]
-
-
-def show_table(table: Sequence[Sequence[str]], console: Console) -> None:
-    view = Table()
-    for i, head in enumerate(table[0]):
-        view.add_column(head, justify="left" if i == 0 else "right")
-    for row in table[1:]:
-        view.add_row(*row)
-    console.print(view)
 
 
 if __name__ == "__main__":
