@@ -1,6 +1,5 @@
 """The plugin: ``dcn=…`` in backbones, necks and detectors. The packs: test_compat_mmcv_deform_conv.py."""
 
-import argparse
 import copy
 import importlib
 import re
@@ -11,7 +10,6 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
-from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS as ROOT
@@ -277,22 +275,6 @@ def test_trident():
     assert stages == {"layer2"} and len(packs) == 4
     (out,) = model(torch.randn(1, 3, 32, 48))
     assert out.shape == (3, 128, 2, 3)  # three branches
-
-
-@pytest.mark.parametrize(
-    ("text", "pack"), [("True", DCNv2), ("v1", DCN), ("v2", DCNv2), ("None", None), ("False", None)]
-)
-def test_from_the_command_line(text, pack):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    values = [f"model.backbone.dcn={text}", f"model.neck.dcn={text}"]
-    options = parser.parse_args(["--cfg-options", *values]).cfg_options
-    for family in ("ResNet-18", "ResNet-14", "RegNet"):
-        cfg = Config(dict(model=dict(backbone={"type": family, **FAMILIES[family]}, neck=dict(PAFPN))))
-        cfg.merge_from_dict(options)
-        for part in (cfg.model.backbone, cfg.model.neck):
-            packs, _ = deformable(MODELS.build(part))
-            assert {type(m) for m in packs.values()} == ({pack} if pack else set())
 
 
 # RoI pools

@@ -19,6 +19,8 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.jsonl import append_row
 from dcnzoo.utils.lock import lock_work_dir
 
 from . import commands
@@ -207,3 +209,16 @@ def test_mistakes(reproduce, checkpoint, coco, tmp_path):
     ):
         assert word in reproduce(*arguments, config=config, status=status)
     assert not (tmp_path / "results").exists(), "no row of a failed run"
+
+
+def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "rows.jsonl"
+    append_row(path, {"a": 1, "text": "zwei\nZeilen – ±"})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(UserError, match=r"rows\.jsonl cannot be written: disk full"):
+            append_row(path, {"a": 2})
+    append_row(path, {"a": 3})
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert rows == [{"a": 1, "text": "zwei\nZeilen – ±"}, {"a": 3}]
+    assert not list(path.parent.glob(".*partial"))
