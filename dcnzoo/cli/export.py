@@ -128,13 +128,8 @@ def command(
     from dcnzoo.utils.errors import UserError, one_line, user_errors
 
     if out.suffix != ".pt2":
-        needed = [
-            "onnx",
-            "onnxscript",
-            *["onnxslim"] * options["simplify"],
-            *["openvino"] * (out.suffix == ".xml"),
-        ]
-        for name in needed:  # before the model is loaded
+        needed = {"onnx": True, "onnxslim": options["simplify"], "openvino": out.suffix == ".xml"}
+        for name in filter(needed.get, needed):  # before the model is loaded
             import_module(name)
     files = inputs.calibration_files(int8, num_images) if int8 else []
     loading = {key: options.pop(key) for key in ("cfg_options", "unsafe_load", "allow_partial")}
