@@ -1,7 +1,6 @@
 """Untrusted and damaged files in every command: their content is never executed, and read whole or not."""
 
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from dcnzoo.openmmlab.checkpoints import CheckpointError
 from .commands import invoke
 from .demo import DEFORMABLE as CONFIG
 from .demo import build_demo
-from .processes import ROOT
 from .test_compat_checkpoints import Harmful
 from .test_tools import tiny
 
@@ -41,24 +39,6 @@ def folder(tmp_path, monkeypatch):
     assert not (tmp_path / MARK).exists()
 
 
-@pytest.fixture
-def run(folder, monkeypatch):
-    """Runs a subcommand, or a tool by its path under tools/. Returns exit status and output."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setenv("DCNZOO_TRACEBACK", "0")
-        if "/" not in name:
-            monkeypatch.setattr(sys, "argv", [])
-            return invoke(name, *arguments)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-        return 1, str(stopped.value)
-
-    return run
-
-
 def training(data, config=CONFIG):
     workers = [f"{loader}_dataloader.{setting}" for loader in ("train", "val", "test")
                for setting in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
@@ -79,9 +59,9 @@ COMMANDS = {
     "infer": lambda file, data: ("infer", CONFIG, "image.png", "--checkpoint", file),
     "explain": lambda file, data: ("explain", CONFIG, "image.png", "--checkpoint", file),
     "export": lambda file, data: ("export", CONFIG, file, "--test-img", "image.png", "--shape", 96, 128),
-    "publish_model": lambda file, data: ("model_converters/publish_model", file, "out.pth"),
-    "benchmark": lambda file, data: ("analysis/benchmark", CONFIG, "--checkpoint", file, "--shape", 96, 128),
-    "reproduce": lambda file, data: ("./reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
+    "zoo publish": lambda file, data: ("zoo", "publish", file, "out.pth"),
+    "bench": lambda file, data: ("bench", CONFIG, "--checkpoint", file, "--shape", 96, 128),
+    "reproduce": lambda file, data: ("reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
 SLOW = ("train, load_from", "train --resume", "test", "reproduce")  # the same loader as in the others
 
@@ -100,7 +80,7 @@ def flip_a_bit(path, value):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
 @pytest.mark.parametrize("command", ["dcnzoo.load", *(c for c in COMMANDS if c not in SLOW), *slow(*SLOW)])
-def test_harmful_and_damaged_weights_are_refused(run, folder, data, weights, command):
+def test_harmful_and_damaged_weights_are_refused(folder, data, weights, command):
     name = "backbone.layer1.0.conv1.weight"
     damaged = {**weights, name: weights[name].clone()}
     damaged[name].view(-1)[3] = float("nan")
@@ -117,27 +97,27 @@ def test_harmful_and_damaged_weights_are_refused(run, folder, data, weights, com
             with pytest.raises(CheckpointError, match=f"^{file}: {text}"):
                 dcnzoo.load(CONFIG, checkpoint=file)
             continue
-        status, output = run(*COMMANDS[command](file, data))
+        status, output = invoke(*COMMANDS[command](file, data))
         assert status == 1 and "Traceback" not in output, output
         assert re.match(f"error: {file}: {text}", output.splitlines()[-1])
 
 
-def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights):
+def test_a_config_in_a_checkpoint_is_not_run(folder, data, weights):
     """mmdet's DetInferencer uses the config in the checkpoint if none is given. dcnzoo always passes one."""
     text = f"import os\nos.mkdir({str(folder / MARK)!r})\n{Path(CONFIG).read_text()}"
     hub = {"log_scalars": {}, "runtime_info": {"cfg": text}, "resumed_keys": {}}
     meta = {"cfg": text, "config": text}
     torch.save({"state_dict": weights, "meta": meta, "message_hub": hub}, "x.pth")
-    status, output = run(*COMMANDS["infer"]("x.pth", data))
+    status, output = invoke(*COMMANDS["infer"]("x.pth", data))
     assert status == 0, output
 
 
-def test_class_names_are_text(run, folder, weights):
+def test_class_names_are_text(folder, weights):
     names = ("<script>alert(1)</script>", "[/red][link=http://x]y[/link]", "\x1b]0;title\x07")
     torch.save({"state_dict": weights, "meta": {"dataset_meta": {"classes": names}}}, "x.pth")
     for command in ("infer", "explain"):
         options = ("--score-threshold", 0) if command == "infer" else ()
-        status, output = run(*COMMANDS[command]("x.pth", None), *options)
+        status, output = invoke(*COMMANDS[command]("x.pth", None), *options)
         assert status == 0, output
         assert "\x1b" not in output
         assert command == "explain" or all(name in output for name in names[:2])

@@ -15,6 +15,7 @@ import dcnzoo.models  # noqa: F401
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 
+from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
@@ -94,20 +95,16 @@ def coco(tmp_path):
     return write
 
 
-def values_of(node, keys, key=None):
-    if isinstance(node, dict):
-        return [value for k, v in node.items() for value in values_of(v, keys, k)]
-    if isinstance(node, list | tuple):
-        return [value for v in node for value in values_of(v, keys)]
-    return [node] if key in keys and node else []
+def values_of(config, *keys):
+    return [node[key] for _, node in dicts(config.model) for key in keys if node.get(key)]
 
 
 def heads(config):
-    return values_of(config.model.to_dict(), ("num_classes", "num_things_classes"))
+    return values_of(config, "num_classes", "num_things_classes")
 
 
 def downloads(config):
-    return values_of(config.model.to_dict(), ("checkpoint", "pretrained"))
+    return values_of(config, "checkpoint", "pretrained")
 
 
 @pytest.mark.parametrize(
