@@ -359,7 +359,7 @@ def _show(report: Report) -> None:
         return
     numbers = Counter(problem.kind for problem in report.problems)
     rows = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
-    print_columns([("problem", "number", "--fix"), *rows], numbers=True)
+    print_columns([("problem", "number", "--fix"), *rows])
     for line in shown([f"{report.file}: {problem.where}: {problem.text}" for problem in report.problems]):
         print(line)
     print(counted(len(report.problems), "problems"))
