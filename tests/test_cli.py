@@ -14,6 +14,7 @@ import pytest
 
 import dcnzoo.cli
 from dcnzoo.cli import _options
+from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError
 
 from .commands import run
@@ -187,6 +188,13 @@ def test_a_reader_that_ends_early(code):
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_columns(capsys):
+    """A Chinese letter takes two columns of a terminal."""
+    print_columns([("class", "n"), ("枣", "10")], numbers=True)
+    print_columns([("枣", "a b"), ("c", "")])
+    assert capsys.readouterr().out.splitlines() == ["class   n", "枣     10", "枣  a b", "c"]
 
 
 def test_other_broken_pipes_are_errors():

@@ -653,15 +653,19 @@ def test_run(tmp_path):
     script.write_text(
         "import sys\nfrom helper import MSDA\n"
         "if __name__ == '__main__':\n"
-        "    print(sys.argv[1:], MSDA.ms_deform_attn_forward.__name__, 'colorsys' in sys.modules)\n"
+        "    print(sys.argv, MSDA.ms_deform_attn_forward.__name__, 'colorsys' in sys.modules)\n"
         "    import torch\n"
         "    print(torch.nn.Linear(2, 2).cuda()(torch.ones(2).to('cuda')).device)\n"
         "    open('no such file')\n"
     )
     command = ("-m", "dcnzoo", "run", "--provide", "MultiScaleDeformableAttention")
     command += ("--cpu", "--import", "colorsys", str(script))
-    result = python(*command, "--provide", "mine", "-m", "x", status=1)
-    lines = ["['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward True", "cpu"]
+    other = tmp_path / "current folder"
+    other.mkdir()
+    if sys.version_info >= (3, 11):
+        (other / "helper.py").write_text("")  # must not hide the module beside the script
+    result = python(*command, "--provide", "mine", "-m", "x", status=1, cwd=other)
+    lines = [f"{[str(script), '--provide', 'mine', '-m', 'x']} ms_deform_attn_forward True", "cpu"]
     assert result.stdout.splitlines() == lines, result.stderr
     assert "CUDA calls" in result.stderr
     assert "Traceback" in result.stderr and "main.py" in result.stderr

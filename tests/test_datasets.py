@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import dcnzoo.openmmlab.datasets
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from dcnzoo.cli import one_line_errors
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.openmmlab.datasets import CocoDataset
+from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.utils.errors import UserError
 
 SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
@@ -190,6 +192,32 @@ def warnings(monkeypatch):
     for module in (dcnzoo.openmmlab.datasets.coco, dcnzoo.openmmlab.datasets.images):
         monkeypatch.setattr(module, "print_log", lambda text, **options: lines.append((text, options)))
     return lines
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ap_of_perfect_detections(root, tmp_path, first):
+    """Also without ``iscrowd``, and with an id of 0, which pycocotools takes for no match."""
+    coco = COCO(root / "annotations" / "val.json")
+    for number, annotation in enumerate(coco.dataset["annotations"], first):
+        annotation["id"] = number
+        del annotation["iscrowd"]
+    (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
+    metric = CocoMetric(str(tmp_path / "truth.json"), metric=["bbox", "segm"])
+    metric.dataset_meta = {"classes": CLASSES}
+    for number, image in coco.imgs.items():
+        found = coco.imgToAnns[number]
+        boxes = torch.tensor([a["bbox"] for a in found])
+        boxes[:, 2:] += boxes[:, :2]
+        prediction = {
+            "bboxes": boxes,
+            "labels": torch.tensor([a["category_id"] - 1 for a in found]),
+            "scores": torch.ones(len(found)),
+            "masks": torch.tensor(np.array([coco.annToMask(a) for a in found])),
+        }
+        size = image["height"], image["width"]
+        metric.process({}, [{"img_id": number, "ori_shape": size, "pred_instances": prediction}])
+    figures = metric.evaluate(len(coco.imgs))
+    assert figures["coco/bbox_mAP"] == pytest.approx(1) and figures["coco/segm_mAP"] == pytest.approx(1)
 
 
 def test_annotations_that_are_passed_over_are_counted(root, warnings):

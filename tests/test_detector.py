@@ -115,7 +115,7 @@ def test_inputs(detector, folder, tmp_path):
             video.write(bgr)
         video.release()
         frames = [*detector(tmp_path / "x.avi")]
-        assert len(frames) == 2
+        assert [frame.path for frame in frames] == [f"{tmp_path}/x.avi#{number}" for number in (1, 2)]
         assert_equal(frames[1], expected, rtol=0.05)
 
 

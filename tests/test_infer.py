@@ -2,8 +2,6 @@
 
 import json
 import re
-import struct
-import zlib
 from collections import Counter
 
 import cv2
@@ -116,22 +114,6 @@ def test_options_of_the_output(tmp_path):
     assert status == 1 and "zebra" in output.splitlines()[-1] and len(output.splitlines()) == 1
 
 
-def test_a_video_of_ten_frames(tmp_path):
-    video = cv2.VideoWriter(str(tmp_path / "x.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
-    assert video.isOpened()
-    for number in range(10):
-        video.write(draw_image(ShapesSpec(), "val", number)[0])
-    video.release()
-    status, output = invoke("infer", DEMO_MODEL, tmp_path / "x.avi", "--out", tmp_path / "out")
-    assert status == 0 and f"written: 11 files in {tmp_path}/out" in output
-    assert len([*(tmp_path / "out").glob("x*.png")]) == 10
-    content = json.loads((tmp_path / "out/detections.json").read_text())
-    assert [image["file_name"] for image in content["images"]] == [
-        f"{tmp_path}/x.avi#{i}" for i in range(1, 11)
-    ]
-    assert len(content["annotations"]) > 10
-
-
 @pytest.mark.parametrize("command", ["infer", "explain"])
 def test_an_image_of_which_nothing_is_left(run, folder, tmp_path, command):
     cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 4000, 3), np.uint8))
@@ -155,29 +137,19 @@ def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
 
 def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     """Each is one line, and the exit status tells. The other images are detected."""
-    whole = (folder / "a.png").read_bytes()
-    cv2.imwrite(str(tmp_path / "whole.jpg"), cv2.imread(str(folder / "a.png")))
-    jpeg = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    # only the header says how large it is
-    (tmp_path / "huge.png").write_bytes(whole[:16] + struct.pack(">II", 60_000, 60_000) + whole[24:29])
-    checksum = zlib.crc32((tmp_path / "huge.png").read_bytes()[12:29])
-    (tmp_path / "huge.png").write_bytes(
-        (tmp_path / "huge.png").read_bytes() + struct.pack(">I", checksum) + whole[33:]
-    )
-    wrong = [tmp_path / "cut.jpg", tmp_path / "huge.png", folder / "text.png"]
+    (tmp_path / "cut.png").write_bytes((folder / "a.png").read_bytes()[:-100])
+    wrong = [tmp_path / "cut.png", folder / "text.png"]
     status, output = run("infer", "a.png", *wrong, "b/a.png", "--out", tmp_path / "out")
     assert status == 1
     skipped = [line for line in output.splitlines() if line.startswith("skipped: image: ")]
-    listed = output.partition("skipped images:\n")[2].splitlines()[:3]
+    listed = output.partition("skipped images:\n")[2].splitlines()[:2]
     for lines in (skipped, listed):
         assert all(str(file) in line for line, file in zip(lines, wrong, strict=True))
-    assert "3600000000" in skipped[1]
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
     assert "3 files" in output
-    status, output = run("explain", tmp_path / "huge.png", "--out", tmp_path / "out.png")
-    assert status == 1 and "huge.png" in output and len(output.splitlines()) == 1
+    status, output = run("explain", tmp_path / "cut.png", "--out", tmp_path / "out.png")
+    assert status == 1 and "cut.png" in output and len(output.splitlines()) == 1
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.1])

@@ -35,7 +35,7 @@ from .demo import DEFORMABLE, PLAIN
 from .distributed.launching import environment, settings
 from .processes import ROOT
 from .test_engine import make_runner
-from .zoo.test_weights import assert_same, build, version_1
+from .zoo.test_weights import assert_same, build
 
 OPTION = "model.backbone.dcn=v2"
 
@@ -55,17 +55,6 @@ def weights():
 
 def runner_of(model, resume=False):
     return SimpleNamespace(model=model, _resume=resume, _load_from="x.pth", logger=logging.getLogger("test"))
-
-
-def test_old_checkpoints_are_converted(weights, caplog):
-    target = build()
-    classes = target.roi_head.bbox_head.num_classes
-    checkpoint = {"state_dict": version_1(weights, classes), "meta": {"mmdet_version": "1.0"}}
-    with caplog.at_level("INFO"):
-        LoadCheckpointHook().after_load_checkpoint(runner_of(target), checkpoint)
-    assert_same(target.state_dict(), weights)
-    assert_same(checkpoint["state_dict"], weights)  # mmengine loads this afterwards
-    assert sum("renamed" in record.message for record in caplog.records) == 1
 
 
 def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):

@@ -57,22 +57,18 @@ class Model(BaseModel):
 
 
 class Watching(Hook):
-    """Call ``function(runner)`` after or before each iteration."""
+    """Call ``function(runner)`` after each iteration."""
 
     priority = "LOWEST"
 
-    def __init__(self, function, when="after"):
-        setattr(self, f"{when}_train_iter", lambda runner, *args, **kwargs: function(runner))
+    def __init__(self, function):
+        self.after_train_iter = lambda runner, *args, **kwargs: function(runner)
 
 
-def train(work_dir, model, shifts, epochs=1, hooks=(), resume=False, **arguments):
+def train(work_dir, model, shifts, hooks=(), **arguments):
     hooks = [dict(type="OffsetStatisticsHook", **arguments), *hooks]
-    checkpoint = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
-    options = dict(default_hooks=checkpoint, custom_hooks=hooks, **WITHOUT_VALIDATION)
-    options["train_cfg"] = dict(by_epoch=True, max_epochs=epochs)
-    runner = make_runner(work_dir, "offsets", model, values=shifts, resume=resume, **options)
-    runner.train()
-    return runner
+    options = dict(train_cfg=dict(by_epoch=True, max_epochs=1), custom_hooks=hooks, **WITHOUT_VALIDATION)
+    make_runner(work_dir, "offsets", model, values=shifts, **options).train()
 
 
 def rows(work_dir):
@@ -172,23 +168,6 @@ def test_warnings(tmp_path, warned, model, shifts, options, expected):
         assert math.isnan(rows(tmp_path)[1]["layers.DCN"]["mean_abs"])
 
 
-# Warnings
-
-
 def test_refuses_an_interval_of_zero():
     with pytest.raises(ValueError, match=r"^OffsetStatisticsHook: interval: expected .* got 0"):
         OffsetStatisticsHook(interval=0)
-
-
-def test_a_resumed_training(tmp_path):
-    def die(runner):
-        if runner.iter + 1 == 5:
-            raise KeyboardInterrupt
-
-    shifts = [0, 9, 18]
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, hooks=[Watching(die)])
-    assert list(rows(tmp_path)) == [1, 2, 3, 4, 5]
-    train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, resume=True)
-    means = [layers["layers.DCN"]["mean_abs"] for layers in rows(tmp_path).values()]
-    assert means == [0, 0.5, 1] * 3

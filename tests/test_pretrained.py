@@ -1,13 +1,10 @@
 """Backbone weights by name, without torchvision and without network."""
 
-import hashlib
-import io
 import re
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 
@@ -15,9 +12,6 @@ import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
-
-from .zoo.conftest import undisturbed  # noqa: F401  a fixture
-from .zoo.server import Served, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 # the first weights (V1) in torchvision.models
@@ -67,22 +61,3 @@ def test_unknown_name(asked, scheme):
     with pytest.raises(UserError, match=f"^{name}: expected the name of published weights"):
         CheckpointLoader.load_checkpoint(name, logger="silent")
     assert asked == []
-
-
-def test_downloaded_verified_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    buffer = io.BytesIO()
-    torch.save({"weight": torch.tensor([[3.0, 5.0]])}, buffer)
-    content = buffer.getvalue()
-    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    with serving(Served({f"/models/{name}": content, "/models/resnet34-00000000.pth": content})) as served:
-        known = {"resnet18": f"{served.url}/models/{name}"}
-        known["resnet34"] = f"{served.url}/models/resnet34-00000000.pth"
-        monkeypatch.setattr(loading, "get_torchvision_models", lambda: known)
-        for _ in range(2):
-            found = CheckpointLoader.load_checkpoint("torchvision://resnet18", logger="silent")
-            assert found["weight"].tolist() == [[3.0, 5.0]]
-        assert len(served.requests) == 1 and (tmp_path / "hub/checkpoints" / name).is_file()
-        with pytest.raises(UserError, match="expected sha256 00000000"):
-            CheckpointLoader.load_checkpoint("torchvision://resnet34", logger="silent")

@@ -18,7 +18,11 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
+from dcnzoo import zoo
+from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.jsonl import append_row
 from dcnzoo.utils.lock import lock_work_dir
 
 from . import commands
@@ -207,3 +211,47 @@ def test_mistakes(reproduce, checkpoint, coco, tmp_path):
     ):
         assert word in reproduce(*arguments, config=config, status=status)
     assert not (tmp_path / "results").exists(), "no row of a failed run"
+
+
+def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "rows.jsonl"
+    append_row(path, {"a": 1, "text": "zwei\nZeilen – ±"})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(UserError, match=r"rows\.jsonl cannot be written: disk full"):
+            append_row(path, {"a": 2})
+    append_row(path, {"a": 3})
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert rows == [{"a": 1, "text": "zwei\nZeilen – ±"}, {"a": 3}]
+    assert not list(path.parent.glob(".*partial"))
+
+
+SHIPPED = [model for model in zoo.models() if model.weights and "://" not in model.weights[0]]
+
+
+def test_shipped_weights_are_measured():
+    assert {"mask-rcnn_r14_fpn_8e_shapes", DEMO_MODEL} <= {model.name for model in SHIPPED}
+    assert all(model.measured for model in SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder for generated images, shared by all tests."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(model.name, marks=[pytest.mark.slow] * ("-mdconv_" not in model.name))
+        for model in SHIPPED
+        if model.name.endswith("shapes")  # the others need data to download
+    ],
+)
+def test_shipped_weights_reproduce_their_figures(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    commands.run("reproduce", name, "--out", tmp_path / "rows.jsonl")
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert set(row["difference"]) == {"box AP", "mask AP"}
+    assert row["difference"] == pytest.approx(dict.fromkeys(row["difference"], 0), abs=0.051)

@@ -1,7 +1,6 @@
 """Untrusted and damaged files in every command: their content is never executed, and read whole or not."""
 
-import os
-import runpy
+import re
 import sys
 from pathlib import Path
 
@@ -11,18 +10,13 @@ import pytest
 import torch
 
 import dcnzoo.models
-from dcnzoo import zoo
 from dcnzoo.openmmlab.checkpoints import CheckpointError
-from dcnzoo.zoo import index
 
 from .commands import invoke
 from .demo import DEFORMABLE as CONFIG
 from .demo import build_demo
-from .processes import ROOT
 from .test_compat_checkpoints import Harmful
 from .test_tools import tiny
-from .zoo.conftest import undisturbed  # noqa: F401  a fixture
-from .zoo.server import Served, serving
 
 MARK = "made by a checkpoint"
 
@@ -45,24 +39,6 @@ def folder(tmp_path, monkeypatch):
     assert not (tmp_path / MARK).exists()
 
 
-@pytest.fixture
-def run(folder, monkeypatch):
-    """Runs a subcommand, or a tool by its path under tools/. Returns exit status and output."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setenv("DCNZOO_TRACEBACK", "0")
-        if "/" not in name:
-            monkeypatch.setattr(sys, "argv", [])
-            return invoke(name, *arguments)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-        return 1, str(stopped.value)
-
-    return run
-
-
 def training(data, config=CONFIG):
     workers = [f"{loader}_dataloader.{setting}" for loader in ("train", "val", "test")
                for setting in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
@@ -83,25 +59,15 @@ COMMANDS = {
     "infer": lambda file, data: ("infer", CONFIG, "image.png", "--checkpoint", file),
     "explain": lambda file, data: ("explain", CONFIG, "image.png", "--checkpoint", file),
     "export": lambda file, data: ("export", CONFIG, file, "--test-img", "image.png", "--shape", 96, 128),
-    "publish_model": lambda file, data: ("model_converters/publish_model", file, "out.pth"),
-    "benchmark": lambda file, data: ("analysis/benchmark", CONFIG, "--checkpoint", file, "--shape", 96, 128),
-    "reproduce": lambda file, data: ("./reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
+    "zoo publish": lambda file, data: ("zoo", "publish", file, "out.pth"),
+    "bench": lambda file, data: ("bench", CONFIG, "--checkpoint", file, "--shape", 96, 128),
+    "reproduce": lambda file, data: ("reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
-SLOW = ("train, load_from", "test", "reproduce")
+SLOW = ("train, load_from", "train --resume", "test", "reproduce")  # the same loader as in the others
 
 
 def slow(*commands):
     return [pytest.param(command, marks=pytest.mark.slow) for command in commands]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
-@pytest.mark.parametrize("command", [*(d for d in COMMANDS if d not in SLOW), *slow(*SLOW)])
-def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, command):
-    torch.save({"state_dict": weights, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
-    status, output = run(*COMMANDS[command]("harmful.pth", data))
-    assert status == 1, output
-    assert "harmful.pth: contains posix.mkdir, which is neither weights nor plain data" in output
-    assert output.splitlines()[-1].startswith("error: ") and "Traceback" not in output
 
 
 def flip_a_bit(path, value):
@@ -112,79 +78,46 @@ def flip_a_bit(path, value):
     path.write_bytes(content)
 
 
-SAME_LOADER = ("train, backbone", "train --resume", "reproduce")  # as the others
-
-
-@pytest.mark.parametrize(
-    "command", [*(c for c in (*COMMANDS, "dcnzoo.load") if c not in SAME_LOADER), *slow(*SAME_LOADER)]
-)
-def test_damaged_weights_are_refused(run, folder, data, weights, command):
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+@pytest.mark.parametrize("command", ["dcnzoo.load", *(c for c in COMMANDS if c not in SLOW), *slow(*SLOW)])
+def test_harmful_and_damaged_weights_are_refused(folder, data, weights, command):
     name = "backbone.layer1.0.conv1.weight"
-    torch.save({"state_dict": weights, "meta": {}}, "bit.pth")
-    flip_a_bit(Path("bit.pth"), weights[name])
     damaged = {**weights, name: weights[name].clone()}
     damaged[name].view(-1)[3] = float("nan")
+    torch.save({"state_dict": weights, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
+    torch.save({"state_dict": weights, "meta": {}}, "bit.pth")
+    flip_a_bit(Path("bit.pth"), weights[name])
     torch.save({"state_dict": damaged, "meta": {}}, "nan.pth")
-    for file, text in (("bit.pth", "bit/data/"), ("nan.pth", name)):
+    for file, text in (
+        ("harmful.pth", "contains posix.mkdir, which is neither weights nor plain data"),
+        ("bit.pth", "expected .*bit/data/"),
+        ("nan.pth", f"expected .*{name}"),
+    ):
         if command == "dcnzoo.load":
-            with pytest.raises(CheckpointError, match=f"^{file}: expected .*{text}"):
+            with pytest.raises(CheckpointError, match=f"^{file}: {text}"):
                 dcnzoo.load(CONFIG, checkpoint=file)
             continue
-        status, output = run(*COMMANDS[command](file, data))
+        status, output = invoke(*COMMANDS[command](file, data))
         assert status == 1 and "Traceback" not in output, output
-        line = output.splitlines()[-1]
-        assert line.startswith(f"error: {file}: expected") and text in line
+        assert re.match(f"error: {file}: {text}", output.splitlines()[-1])
 
 
-def test_zoo_download(run, folder, tmp_path, monkeypatch):
-    """A download does not unpickle the file. Loading it later is as safe as for any other file."""
-    torch.save({"state_dict": {"w": torch.ones(1)}, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    model = zoo.find("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
-    with serving(Served({"/harmful.pth": Path("harmful.pth").read_bytes()})) as server:
-        monkeypatch.setattr(index.Model, "only_weights", lambda self: f"{server.url}/harmful.pth")
-        status, output = run("zoo", "download", model.name, "--out", "there")
-        assert status == 0, output
-        status, output = run("infer", model.name, "image.png")
-    assert status == 1 and "contains posix.mkdir" in output
-
-
-def config_that_acts(folder):
-    return f"import os\nos.mkdir({str(folder / MARK)!r})\n{Path(CONFIG).read_text()}"
-
-
-@pytest.mark.parametrize("command", ["infer", *slow("explain", "export")])
-def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights, command):
+def test_a_config_in_a_checkpoint_is_not_run(folder, data, weights):
     """mmdet's DetInferencer uses the config in the checkpoint if none is given. dcnzoo always passes one."""
-    text = config_that_acts(folder)
+    text = f"import os\nos.mkdir({str(folder / MARK)!r})\n{Path(CONFIG).read_text()}"
     hub = {"log_scalars": {}, "runtime_info": {"cfg": text}, "resumed_keys": {}}
     meta = {"cfg": text, "config": text}
     torch.save({"state_dict": weights, "meta": meta, "message_hub": hub}, "x.pth")
-    status, output = run(*COMMANDS[command]("x.pth", data))
+    status, output = invoke(*COMMANDS["infer"]("x.pth", data))
     assert status == 0, output
-    if command != "export":
-        status, output = run(command, "image.png", "--checkpoint", "x.pth")
-        assert (status == 2 and "MODEL" in output) or "'IMAGE'" in output
 
 
-@pytest.mark.slow
-def test_resume_does_not_run_the_config(run, folder, data):
-    status, output = run("train", *training(data))
-    assert status == 0, output
-    checkpoint = torch.load("work/epoch_1.pth")
-    checkpoint["meta"].update(config=config_that_acts(folder), cfg=config_that_acts(folder))
-    torch.save(checkpoint, "changed.pth")
-    status, output = run("train", *training(data), "train_cfg.max_epochs=2", "--resume", "changed.pth")
-    assert status == 0, output
-    assert (folder / "work/epoch_2.pth").exists() and not os.path.exists(MARK)
-
-
-def test_class_names_are_text(run, folder, weights):
+def test_class_names_are_text(folder, weights):
     names = ("<script>alert(1)</script>", "[/red][link=http://x]y[/link]", "\x1b]0;title\x07")
     torch.save({"state_dict": weights, "meta": {"dataset_meta": {"classes": names}}}, "x.pth")
     for command in ("infer", "explain"):
         options = ("--score-threshold", 0) if command == "infer" else ()
-        status, output = run(*COMMANDS[command]("x.pth", None), *options)
+        status, output = invoke(*COMMANDS[command]("x.pth", None), *options)
         assert status == 0, output
         assert "\x1b" not in output
         assert command == "explain" or all(name in output for name in names[:2])

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from mmengine.config import Config
 from PIL import Image
 
@@ -16,11 +15,12 @@ import dcnzoo.models  # noqa: F401
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 
-from dcnzoo.cli import commands
+from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 
+from . import commands
 from .commands import error_of
 from .formats import CLASSES, FORMATS, fruits, objects, objects_of, page_commands
 
@@ -29,12 +29,10 @@ BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
-def run(line, *more):
+def run(line):
     program, *arguments = shlex.split(line)
     assert program == "dcnzoo"
-    result = CliRunner().invoke(commands, [*arguments, *map(str, more)])
-    assert result.exit_code == 0, result.output + str(result.exception)
-    return result.stdout
+    return commands.run(*arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -97,20 +95,16 @@ def coco(tmp_path):
     return write
 
 
-def values_of(node, keys, key=None):
-    if isinstance(node, dict):
-        return [value for k, v in node.items() for value in values_of(v, keys, k)]
-    if isinstance(node, list | tuple):
-        return [value for v in node for value in values_of(v, keys)]
-    return [node] if key in keys and node else []
+def values_of(config, *keys):
+    return [node[key] for _, node in dicts(config.model) for key in keys if node.get(key)]
 
 
 def heads(config):
-    return values_of(config.model.to_dict(), ("num_classes", "num_things_classes"))
+    return values_of(config, "num_classes", "num_things_classes")
 
 
 def downloads(config):
-    return values_of(config.model.to_dict(), ("checkpoint", "pretrained"))
+    return values_of(config, "checkpoint", "pretrained")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ page. Finished runs with an unchanged config are reused; interrupted runs are re
 
 import csv
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import platform
@@ -29,9 +27,9 @@ import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's im
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from dcnzoo.cli import _options, one_line_errors
+from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.report.history import History
 from dcnzoo.report.report import TrainedRun, by_label, footer, load_detectors, render_runs, summary
@@ -102,7 +100,7 @@ def main(
         about = setting(first, seeds)
         verdict = " ".join([compare(trained), *(() if cfg_options else among_others(trained))])
         console.print(f"Mask R-CNN, {about}", soft_wrap=True)
-        show_table(summary(trained, detectors, HEAD), console)
+        print_columns(summary(trained, detectors, HEAD), numbers=True)
         console.print(verdict, soft_wrap=True)
         page = work_dir / "index.html"
         html = render_runs(
@@ -137,29 +135,21 @@ class Run:
     iterations: int
 
     @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
+    def end(self) -> Path:
+        """A file that marks a finished training."""
+        return self.folder / "finished"
 
-    def is_finished(self) -> bool:
-        return self._state() == {"fingerprint": self.fingerprint, "finished": True}
+    def is_current(self) -> bool:
+        # not config.py, which the training replaces
+        file = self.folder / "settings.txt"
+        return file.is_file() and file.read_text(encoding="utf-8") == self.cfg.pretty_text
 
     def prepare(self) -> None:
         """Write the config; remove the files of a previous config."""
-        if self._state().get("fingerprint") != self.fingerprint:
+        if not self.is_current():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "settings.txt", self.cfg.pretty_text)
         self.cfg.dump(self.folder / "config.py")
-        self.write_state(finished=False)
-
-    def _state(self) -> dict:
-        try:
-            return json.loads((self.folder / "run.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-
-    def write_state(self, finished: bool) -> None:
-        state = {"fingerprint": self.fingerprint, "finished": finished}
-        write_text(self.folder / "run.json", json.dumps(state))
 
 
 def make_run(arm: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
@@ -198,7 +188,7 @@ class _Training:
 
 def train(runs: Sequence[Run], jobs: int, threads: int, console: Console) -> None:
     """Train the unfinished runs, ``jobs`` at a time with ``threads`` each, and show their progress."""
-    waiting = [run for run in runs if not run.is_finished()]
+    waiting = [run for run in runs if not (run.is_current() and run.end.exists())]
     running: list[_Training] = []
     with make_progress(console, disable=not console.is_terminal) as progress:
         bars = [progress.add_task(run.name, total=run.iterations, note="") for run in waiting]
@@ -259,7 +249,7 @@ def _finish(training: _Training) -> None:
         log = run.folder / "console.log"
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise UserError(f"training of {run.name} ended with status {status}, {log}: {last}")
-    run.write_state(finished=True)
+    run.end.touch()
 
 
 # The comparison
@@ -312,15 +302,6 @@ def among_others(runs: Sequence[TrainedRun]) -> list[str]:
         f"{len(committed)} seeds ({min(committed):+.3f} to {max(committed):+.3f}); {smaller} of these "
         "differences are smaller than this run's."
     ]
-
-
-def show_table(table: Sequence[Sequence[str]], console: Console) -> None:
-    view = Table()
-    for i, head in enumerate(table[0]):
-        view.add_column(head, justify="left" if i == 0 else "right")
-    for row in table[1:]:
-        view.add_row(*row)
-    console.print(view)
 
 
 if __name__ == "__main__":

@@ -158,9 +158,8 @@ def shape(help: str) -> Callable:
     return option("--shape", nargs=2, type=click.IntRange(min=1), metavar="HEIGHT WIDTH", help=help)
 
 
-def num_images(least: int, default: int | None, help: str) -> Callable:
-    """The option ``--num-images``, which must be at least ``least``."""
-    return option("--num-images", type=click.IntRange(min=least), default=default, help=help)
+def num_images(default: int | None, help: str) -> Callable:
+    return option("--num-images", type=click.IntRange(min=1), default=default, help=help)
 
 
 cfg_options = settings(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import select
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @contextmanager
@@ -97,20 +94,22 @@ def _reader_is_gone() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table with text in its first column and numbers, aligned at the right, in the others."""
-    from rich.table import Table
+def print_columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> None:
+    """Print aligned columns. Unlike a table of rich, they are not cut to the width of the terminal.
 
-    made = Table(box=None)
-    for index, name in enumerate(head):
-        made.add_column(name, justify="right" if index else "left")
+    Args:
+        numbers: align all columns but the first at the right.
+    """
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        made.add_row(*row)
-    return made
+        spaces = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [
+            f"{space}{cell}" if numbers and index else f"{cell}{space}"
+            for index, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
 
 
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns. Unlike a table of rich, they are not cut to the width of the terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+def _width(text: str) -> int:
+    """Return the number of columns on a terminal, where a Chinese or Japanese letter takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)

@@ -14,7 +14,7 @@ from dcnzoo.cli._options import option
 @_options.model
 @option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/browse/<name of the config>).")
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train")
-@_options.num_images(1, 20, "Number of images.")
+@_options.num_images(20, "Number of images.")
 @_options.cfg_options
 def command(model: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
     """Draw a data set's annotations on its images.

@@ -7,13 +7,13 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import EXISTING_FILE, EXISTING_FOLDER, FILE, FOLDER, option
-from dcnzoo.cli._terminal import table
+from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
@@ -199,18 +199,16 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
     metavar="NAME",
     help="Name in the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
 )
-@option("--no-weights", is_flag=True, help="Train from scratch, without published weights.")
+@option(
+    "--no-weights",
+    "weights",
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="Train from scratch, without published weights.",
+)
 @option("--force", is_flag=True, help="Replace OUT if it exists.")
-def config(
-    train: Path,
-    val: Path,
-    out: Path,
-    images: Path,
-    val_images: Path | None,
-    model: str | None,
-    no_weights: bool,
-    force: bool,
-) -> None:
+def config(out: Path, force: bool, **options: Any) -> None:
     """Write a config that trains a model on your data.
 
     The config OUT inherits from a published model and uses the COCO files TRAIN and VAL.
@@ -227,7 +225,7 @@ def config(
     with user_errors():
         from dcnzoo.zoo.config_writer import write_config
 
-        base = write_config(train, val, out, images, val_images, model, weights=not no_weights)
+        base = write_config(out=out, **options)
     print(f"written: {out}, based on {base}")
 
 
@@ -336,25 +334,22 @@ def _classes_of(config: Path) -> list[str]:
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-
     from dcnzoo.data.check import KINDS
     from dcnzoo.data.conversion import counted, cut, shown
 
-    console = Console(highlight=False, markup=False)
     counts = ", ".join(counted(number, key) for key, number in report.counts.items())
-    console.print(printable(f"{report.file}: {counts}"), soft_wrap=True)
+    print(printable(f"{report.file}: {counts}"))
     if report.per_class:
         rows = [(cut(printable(name)), str(number)) for name, number in report.per_class.items()]
-        console.print(table(("class", "annotations"), rows))
+        print_columns([("class", "annotations"), *rows], numbers=True)
     if report.empty_images:
-        console.print(f"{counted(report.empty_images, 'images')} without an annotation")
+        print(f"{counted(report.empty_images, 'images')} without an annotation")
     if not report.problems:
-        console.print("no problems")
+        print("no problems")
         return
     numbers = Counter(problem.kind for problem in report.problems)
     rows = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
-    console.print(table(("problem", "number", "--fix"), rows))
+    print_columns([("problem", "number", "--fix"), *rows])
     for line in shown([f"{report.file}: {problem.where}: {problem.text}" for problem in report.problems]):
-        console.print(line, soft_wrap=True)
-    console.print(counted(len(report.problems), "problems"), style="bold red")
+        print(line)
+    print(counted(len(report.problems), "problems"))

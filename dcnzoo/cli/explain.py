@@ -10,7 +10,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import table
+from dcnzoo.cli._terminal import print_columns
 
 
 @click.command(cls=_options.Command)
@@ -68,8 +68,6 @@ def command(
     _options.refuse_together([("--box", "--at")])
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
-    from rich.console import Console
-
     import dcnzoo
     from dcnzoo.export.picture import read
     from dcnzoo.report.detector import explain
@@ -89,6 +87,5 @@ def command(
         buffer = io.BytesIO()
         plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
         write_bytes(out, buffer.getvalue())
-    head, *rows = explanation.table()
-    Console(highlight=False).print(table(head, rows))
+    print_columns(explanation.table(), numbers=True)
     print(f"written: {out}")

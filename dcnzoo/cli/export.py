@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterable
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ ONLY_ONNX = ("--dynamic-export", "--simplify", "--skip-postprocess", "--deform-c
     metavar="DATA",
     help="Quantise the network to int8 for the images of a folder or of a COCO file.",
 )
-@_options.num_images(1, 100, "Number of images for --int8.")
+@_options.num_images(100, "Number of images for --int8.")
 @option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
 @option(
     "--deform-conv",
@@ -128,8 +128,9 @@ def command(
     from dcnzoo.utils.errors import UserError, one_line, user_errors
 
     if out.suffix != ".pt2":
-        more = {"onnxslim": options["simplify"], "openvino": out.suffix == ".xml"}
-        _require_packages("onnx", "onnxscript", *(name for name, needed in more.items() if needed))
+        needed = {"onnx": True, "onnxslim": options["simplify"], "openvino": out.suffix == ".xml"}
+        for name in filter(needed.get, needed):  # before the model is loaded
+            import_module(name)
     files = inputs.calibration_files(int8, num_images) if int8 else []
     loading = {key: options.pop(key) for key in ("cfg_options", "unsafe_load", "allow_partial")}
     dynamic = options["dynamic"] = options.pop("dynamic_export")
@@ -189,7 +190,6 @@ def _print_problems(path: Path, *runtimes: str) -> None:
     from dcnzoo.export.check import check
     from dcnzoo.utils.errors import user_errors
 
-    _require_packages("onnx")
     with user_errors():
         problems = check(path, *runtimes)
     print("\n".join(problems) or f"{path}: no known problems in {', '.join(runtimes) or 'any runtime'}")
@@ -233,12 +233,6 @@ def _write(
         else:
             with replacing(out) as partial:
                 shutil.copyfile(whole, partial)
-
-
-def _require_packages(*names: str) -> None:
-    for name in names:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def _compare_raw_outputs(detector: nn.Module, session: Session, batches: list[Tensor], backend: str) -> str:

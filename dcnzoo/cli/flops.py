@@ -13,7 +13,7 @@ from dcnzoo.cli._options import option
 @click.command(cls=_options.Command)
 @_options.model
 @_options.shape("Size of an image of noise (default: the test pipeline's size).")
-@_options.num_images(1, None, "Take the mean over the first images of the test set instead.")
+@_options.num_images(None, "Take the mean over the first images of the test set instead.")
 @option("--by-operator", is_flag=True, help="Show the operations of each operator.")
 @_options.device
 @_options.cfg_options

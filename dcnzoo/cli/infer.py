@@ -13,7 +13,8 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import table
+from dcnzoo.cli._terminal import print_columns
+from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import picture_files, require_file
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def command(
     draw = not (as_json or as_txt)
     if demo:
         images = [*images, _demo_image(out / "input")]
-    names, content, written = _Names(), None, []
+    taken, content, written = Counter(), None, []
     with user_errors():
         detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
         options = {"classes": classes, "max_detections": max_detections, "tile": tile}
@@ -110,7 +111,7 @@ def command(
         several = isinstance(results, Results)
         for result in results if several else [results]:
             _show(result)
-            name = names.unused(Path(result.path).stem)
+            name = _unused(Path(result.path).stem, taken)
             if draw:
                 written.append(out / f"{name}.png")
                 result.save(written[-1])
@@ -141,19 +142,14 @@ def _demo_image(folder: Path) -> str:
     return str(folder / "shapes.png")
 
 
-class _Names:
-    """Names of output files. Those that another image has are numbered: ``dog``, then ``dog_2``."""
-
-    def __init__(self) -> None:
-        self._numbers: Counter[str] = Counter()
-
-    def unused(self, stem: str) -> str:
-        name = stem
-        while self._numbers[name]:
-            self._numbers[stem] += 1
-            name = f"{stem}_{self._numbers[stem]}"
-        self._numbers[name] += 1
-        return name
+def _unused(stem: str, taken: Counter[str]) -> str:
+    """Return the name of an output file, with a number if another image has it: ``dog``, then ``dog_2``."""
+    name = stem
+    while taken[name]:
+        taken[stem] += 1
+        name = f"{stem}_{taken[stem]}"
+    taken[name] += 1
+    return name
 
 
 def _yolo(result: Detections) -> str:
@@ -167,16 +163,10 @@ def _yolo(result: Detections) -> str:
 
 
 def _show(result: Detections) -> None:
-    """Print a table. ``print`` writes above the progress bar."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    with console.capture() as capture:
-        console.print(f"{result.path}: {len(result) or 'none'} found", soft_wrap=True)
-        rows = [
-            (name, f"{score:.3f}", *(f"{value:.1f}" for value in box))
-            for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True)
-        ]
-        if rows:
-            console.print(table(("class", "score", "x1", "y1", "x2", "y2"), rows))
-    print(capture.get(), end="")
+    print(f"{printable(result.path)}: {len(result) or 'none'} found")
+    rows = [
+        (printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box))
+        for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True)
+    ]
+    if rows:
+        print_columns([("class", "score", "x1", "y1", "x2", "y2"), *rows], numbers=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +26,13 @@ from dcnzoo.cli._options import option
     metavar="FILE",
     help="Checkpoint of a single WORK_DIR (default: the last).",
 )
-@_options.num_images(0, 5, "Number of images with detections.")
+@option(
+    "--num-images",
+    "images",
+    type=click.IntRange(min=0),
+    default=5,
+    help="Number of images with detections.",
+)
 @option(
     "--evaluate",
     "evaluated",
@@ -46,18 +53,14 @@ def command(
     work_dirs: tuple[Path, ...],
     labels: tuple[str, ...],
     checkpoint: Path | None,
-    num_images: int,
-    evaluated: int,
-    device: str,
     out: Path | None,
-    allow_partial: bool,
+    **options: Any,
 ) -> None:
     """Write an HTML report of one or several trainings.
 
     The self-contained file shows results, learning curves, precision and recall, a confusion matrix,
     detections next to the ground truth, sampling points of the deformable layers, the configuration and the
-    environment. dcnzoo train --report writes it
-    after a training.
+    environment. dcnzoo train --report writes it after a training.
 
     \b
     examples:
@@ -71,14 +74,4 @@ def command(
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo.report.report import write_report
 
-    page = write_report(
-        work_dirs,
-        out,
-        labels,
-        checkpoint,
-        images=num_images,
-        evaluated=evaluated,
-        device=device,
-        allow_partial=allow_partial,
-    )
-    print(f"report: {page}")
+    print(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")

@@ -123,7 +123,7 @@ def _show(row: dict) -> None:
         difference = row["difference"].get(name)
         signed = "–" if difference is None else f"{difference:+.1f}"
         lines.append((name, str(value), str(row["listed"].get(name, "–")), signed))
-    print_columns(lines)
+    print_columns(lines, numbers=True)
     if row["listed"]:
         print(f"listed: {row['source']}")
     if row["subset"] is not None and row["listed"]:

@@ -27,11 +27,6 @@ def track(items: Sequence[Item], title: str) -> Iterable[Item]:
     return rich.progress.track(items, title, console=console, disable=hidden, transient=True)
 
 
-def time_left(elapsed: float, done: int, left: int) -> str:
-    """Return the time for the steps that are left as ``0:01:30``; empty before the first step."""
-    return str(timedelta(seconds=round(elapsed / done * left))) if done > 0 else ""
-
-
 class TimeLeft(ProgressColumn):
     """The time left, from the first step on; rich's own column needs several steps in half a minute.
 
@@ -40,8 +35,9 @@ class TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         done = int(task.completed) - task.fields.get("first", 0)
-        left = int(task.remaining or 0)
-        return Text(f"{time_left(task.elapsed or 0, done, left) or '-:--:--'} left", "progress.remaining")
+        seconds = round((task.elapsed or 0) / done * (task.remaining or 0)) if done > 0 else None
+        left = "-:--:--" if seconds is None else str(timedelta(seconds=seconds))
+        return Text(f"{left} left", "progress.remaining")
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:

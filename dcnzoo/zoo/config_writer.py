@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
@@ -80,10 +79,13 @@ def write_config(
     if not weights and config.model.get("teacher_ckpt"):
         raise UserError(f"--no-weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
-    changes = [_class_numbers(config, model, len(classes))]
-    if address or not weights:  # published weights replace those of the backbone
-        changes.append(functools.partial(_without_weights, scratch=not address))
-    settings = {"model": _changed(config.model.to_dict(), changes)}
+    before, changed = _number_of_classes(config, model), config.model.to_dict()
+    for _, node in dicts(changed):
+        _set_number_of_classes(node, before, len(classes))
+        if address or not weights:  # published weights replace those of the backbone
+            _remove_weights(node, unfreeze=not address)
+    different = _difference(config.model.to_dict(), changed)
+    settings = {"model": different} if different else {}
     _, learns_from = _dataset(config, LOADERS[0])
     wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
     for file, number in without.items():
@@ -145,68 +147,53 @@ def _with_data(config: Config, loader: str, file: str | Path, images: str | Path
     return inner
 
 
-def _changed(node: object, changes: Sequence[Callable[[Mapping], dict]]) -> object:
-    """Apply ``changes`` to each dict in a node; return only the parts that differ, or None."""
-    if isinstance(node, Mapping):
-        parts = {key: new for key, value in node.items() if (new := _changed(value, changes)) is not None}
-        for change in changes:
-            parts = _merged(parts, change(node))
-        return parts or None
-    if isinstance(node, list | tuple):
-        new = [_changed(value, changes) for value in node]
-        if all(value is None for value in new):
-            return None
-        # a list in a config replaces the base's list as a whole
-        return [old if value is None else _merged(old, value) for old, value in zip(node, new, strict=True)]
-    return None
-
-
-def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping], dict]:
-    """Return a change that replaces the number of classes."""
+def _number_of_classes(config: Config, model: str) -> int:
+    """Return the value of ``num_classes`` that is the number of classes in the training data."""
     _, dataset = _dataset(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
     numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in CLASSES}
     found = sorted(number for number in numbers if isinstance(number, int))
-    before = found[0] if len(found) == 1 else len(known)
-    if before not in found:
+    expected = found[0] if len(found) == 1 else len(known)
+    if expected not in found:
         what = f"num_classes={', '.join(map(str, found))}" if found else "no num_classes"
         raise UserError(
-            f"{model}: model: expected num_classes={before}, the number of classes in its training data, "
+            f"{model}: model: expected num_classes={expected}, the number of classes in its training data, "
             f"found {what}; set it in the config's heads"
         )
-
-    def change(node: Mapping) -> dict:
-        new = {key: after for key in CLASSES if node.get(key) == before}
-        weight = node.get("class_weight")
-        if isinstance(weight, list | tuple) and len(weight) == before + 1:
-            new["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background
-        return new
-
-    return change
+    return expected
 
 
-def _without_weights(node: Mapping, scratch: bool) -> dict:
-    """Return the settings that stop a module from loading weights; with ``scratch``, also unfreeze it."""
-    new = {}
+def _set_number_of_classes(node: dict, before: int, after: int) -> None:
+    node.update({key: after for key in CLASSES if node.get(key) == before})
+    weight = node.get("class_weight")
+    if isinstance(weight, list | tuple) and len(weight) == before + 1:
+        node["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background
+
+
+def _remove_weights(node: dict, unfreeze: bool) -> None:
+    """Stop a module from loading weights."""
     initial = node.get("init_cfg")
     steps = initial if isinstance(initial, list | tuple) else [initial]
     kept = [step for step in steps if not (isinstance(step, Mapping) and step.get("type") == "Pretrained")]
+    if len(kept) == len(steps) and not node.get("pretrained"):
+        return
     if len(kept) < len(steps):
-        new["init_cfg"] = kept or None
-    if node.get("pretrained"):
-        new["pretrained"] = None
-    if new and scratch:
-        new |= {key: value for key, value in FROZEN.items() if node.get(key, value) != value}
+        node["init_cfg"] = kept or None
+    if "pretrained" in node:
+        node["pretrained"] = None
+    if unfreeze:
+        node.update({key: value for key, value in FROZEN.items() if key in node})
         if (node.get("norm_cfg") or {}).get("requires_grad") is False:
-            new["norm_cfg"] = {"requires_grad": True}
-    return new
+            node["norm_cfg"]["requires_grad"] = True
 
 
-def _merged(old: object, new: object) -> object:
-    if not isinstance(new, Mapping):
-        return new
-    old = old if isinstance(old, Mapping) else {}
-    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+def _difference(old: Mapping, new: Mapping) -> dict:
+    """Return the settings that turn ``old`` into ``new``. A list replaces that of the base as a whole."""
+    return {
+        key: _difference(old[key], value) if isinstance(value, Mapping) else value
+        for key, value in new.items()
+        if old[key] != value
+    }
 
 
 class _Name(str):

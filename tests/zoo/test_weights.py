@@ -1,7 +1,6 @@
 """Reading checkpoints, and converting those of older versions."""
 
 import argparse
-import os
 import re
 import shlex
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
 
 from .. import demo
+from ..test_compat_checkpoints import Harmful
 
 
 def build(classes=None, **backbone):
@@ -54,8 +54,8 @@ def assert_same(got, want):
 # Reading
 
 
-def read_checkpoint(path, unsafe_load=False):
-    checkpoint = load_file(path, unsafe_load)
+def read_checkpoint(path):
+    checkpoint = load_file(path)
     return {"meta": checkpoint.get("meta") or {}, "state_dict": find_weights(checkpoint, path)}
 
 
@@ -80,10 +80,6 @@ def test_read(tmp_path, weights):
 
 def test_files_that_hold_no_weights(tmp_path):
     path = tmp_path / "x.pth"
-    for content in (b"<!DOCTYPE html><html>", b"", b"PK\x03\x04 and then it breaks off"):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=f"^{path}: expected a checkpoint, got a file that"):
-            read_checkpoint(path)
     for content in ([1, 2], {"state_dict": {}}, {"meta": {}, "optimizer": {}}):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"expected .*weights"):
@@ -104,19 +100,14 @@ def test_weights_that_are_not_finite(tmp_path, number, dtype):
             read_checkpoint(path)
 
 
-def test_nothing_in_a_file_is_run(tmp_path):
+def test_unsafe_load(tmp_path):
     folder = tmp_path / "made by a checkpoint"
-
-    class Harmful:
-        def __reduce__(self):
-            return os.mkdir, (str(folder),)
-
-    path = save(tmp_path / "x.pth", state_dict={"w": torch.ones(1)}, meta={"x": Harmful()})
+    path = save(tmp_path / "x.pth", state_dict={"w": torch.ones(1)}, meta={"x": Harmful(folder)})
     with pytest.raises(CheckpointError, match=f"^{path}: .*posix.mkdir.*--unsafe-load"):
-        read_checkpoint(path)
+        load_file(path)
     assert not folder.exists()
-    read_checkpoint(path, unsafe_load=True)
-    assert folder.exists(), "and that is what unsafe_load means"
+    load_file(path, unsafe_load=True)
+    assert folder.exists()
 
 
 # Older names

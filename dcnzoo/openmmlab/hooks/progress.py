@@ -3,33 +3,28 @@
 import atexit
 import logging
 import sys
-import time
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
-from dcnzoo.utils.progress import make_progress, time_left
-
-PERIOD = 30.0  # seconds between two lines where there is no terminal
+from dcnzoo.utils.progress import make_progress
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show a progress bar below the log lines; if the output is no terminal, log a line every half minute."""
+    """Show a progress bar below the log lines, if the output is a terminal."""
 
     priority = "VERY_LOW"  # after the logger hook, which updates the current loss
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._progress: Progress | None = None
+        self._progress = make_progress(self.console, disable=True)
         self._streams: list[tuple[logging.StreamHandler, object]] = []
         self._bars: dict[str, TaskID] = {}
-        self._began: dict[str, tuple[float, int]] = {}  # time and number of steps at the start
-        self._last_line = 0.0
 
     def before_train(self, runner: Runner) -> None:
         self._start(runner)
@@ -38,17 +33,16 @@ class ProgressHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         loss = runner.message_hub.log_scalars.get("train/loss")
         note = "" if loss is None else f"loss {loss.current():.3f}"
-        self._step(runner, "train", runner.iter + 1, runner.max_iters, note)
+        self._progress.update(self._bars["train"], completed=runner.iter + 1, note=note)
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._begin("validate", len(runner.val_dataloader))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        self._step(runner, "validate", batch_idx + 1, len(runner.val_dataloader))
+        self._progress.update(self._bars["validate"], completed=batch_idx + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        if self._progress is not None:
-            self._progress.remove_task(self._bars["validate"])
+        self._progress.remove_task(self._bars["validate"])
 
     def before_test(self, runner: Runner) -> None:
         self._start(runner)
@@ -57,7 +51,7 @@ class ProgressHook(Hook):
         self._begin("test", len(runner.test_dataloader))
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        self._step(runner, "test", batch_idx + 1, len(runner.test_dataloader))
+        self._progress.update(self._bars["test"], completed=batch_idx + 1)
 
     def after_train(self, runner: Runner, metrics: dict | None = None) -> None:
         self._stop()
@@ -65,23 +59,10 @@ class ProgressHook(Hook):
     after_test_epoch = after_train
 
     def _begin(self, name: str, total: int, first: int = 0) -> None:
-        self._began[name] = (time.monotonic(), first)
-        if self._progress is not None:
-            fields = {"first": first, "note": ""}
-            self._bars[name] = self._progress.add_task(name, total=total, completed=first, **fields)
-
-    def _step(self, runner: Runner, name: str, done: int, total: int, note: str = "") -> None:
-        now = time.monotonic()
-        if self._progress is not None:
-            self._progress.update(self._bars[name], completed=done, note=note)
-        elif now - self._last_line >= PERIOD:
-            self._last_line = now
-            start, first = self._began[name]
-            left = time_left(now - start, done - first, total - done)
-            runner.logger.info(", ".join(filter(None, [f"{name} {done}/{total}", note, f"{left} left"])))
+        fields = {"first": first, "note": ""}
+        self._bars[name] = self._progress.add_task(name, total=total, completed=first, **fields)
 
     def _start(self, runner: Runner) -> None:
-        self._last_line = time.monotonic()
         if not (is_main_process() and self.console.is_terminal):
             return
         self._progress = make_progress(self.console)
@@ -93,11 +74,9 @@ class ProgressHook(Hook):
                 self._streams.append((handler, handler.setStream(sys.stdout)))
 
     def _stop(self) -> None:
-        if self._progress is None:
-            return
         for handler, stream in self._streams:
             if stream is not None:
                 handler.setStream(stream)
         self._streams.clear()
-        self._progress.stop()
-        self._progress = None
+        if self.console.is_terminal:  # to a file, rich would write an empty line
+            self._progress.stop()
