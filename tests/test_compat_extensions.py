@@ -662,8 +662,7 @@ def test_run(tmp_path):
     command += ("--cpu", "--import", "colorsys", str(script))
     other = tmp_path / "current folder"
     other.mkdir()
-    if sys.version_info >= (3, 11):
-        (other / "helper.py").write_text("")  # must not hide the module beside the script
+    (other / "helper.py").write_text("")  # must not hide the module beside the script
     result = python(*command, "--provide", "mine", "-m", "x", status=1, cwd=other)
     lines = [f"{[str(script), '--provide', 'mine', '-m', 'x']} ms_deform_attn_forward True", "cpu"]
     assert result.stdout.splitlines() == lines, result.stderr

@@ -128,7 +128,7 @@ def command(
     from dcnzoo.utils.errors import UserError, one_line, user_errors
 
     if out.suffix != ".pt2":
-        needed = {"onnx": True, "onnxslim": options["simplify"], "openvino": out.suffix == ".xml"}
+        needed = {"onnxscript": True, "onnxslim": options["simplify"], "openvino": out.suffix == ".xml"}
         for name in filter(needed.get, needed):  # before the model is loaded
             import_module(name)
     files = inputs.calibration_files(int8, num_images) if int8 else []

@@ -15,8 +15,6 @@ import click
 from dcnzoo.compat import provide
 from dcnzoo.utils.errors import UserError, user_errors
 
-RESTARTED = "_DCNZOO_RUN"  # variable that contains the first folder of the import path
-
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
@@ -54,10 +52,10 @@ def command(
             provide(*(name.strip() for name in names.split(",")))
     if not module and not Path(script).is_file():
         raise UserError(f"run: SCRIPT: expected a Python file, got {script}")
-    _restart_with(os.getcwd() if module else str(Path(script).resolve().parent))
     for name in first:
         import_module(name)
     sys.argv = [script, *args]
+    sys.path[0] = os.getcwd() if module else str(Path(script).resolve().parent)  # as Python does for a script
     context = nullcontext()
     if cpu:
         from dcnzoo.compat.cpu import on_cpu  # imports torch
@@ -73,17 +71,3 @@ def command(
     except Exception:  # an error of the program: always print its traceback
         traceback.print_exc()
         sys.exit(1)
-
-
-def _restart_with(folder: str) -> None:
-    """Start Python again, once, with ``folder`` first in the import path, as ``python SCRIPT`` does.
-
-    Python reads ``PYTHONPATH`` only when it starts. ``-P`` keeps the current folder and that of the command
-    ``dcnzoo`` out of the path; Python 3.10 does not have it and searches them first.
-    """
-    if os.environ.get(RESTARTED) == folder:
-        return
-    paths = filter(None, [folder, os.environ.get("PYTHONPATH")])
-    variables = {**os.environ, RESTARTED: folder, "PYTHONPATH": os.pathsep.join(paths)}
-    options = ["-P"] if sys.version_info >= (3, 11) else []
-    os.execve(sys.executable, [sys.executable, *options, *sys.orig_argv[1:]], variables)
