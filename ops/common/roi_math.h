@@ -121,4 +121,23 @@ DCNZOO_HD T roi_count(const RoiAxis<T>& y, const RoiAxis<T>& x) {
   return count > T(1) ? count : T(1);
 }
 
+// A RoI that is not rotated.
+template <typename T>
+struct RoiRegion {
+  RoiAxis<T> y, x;
+
+  DCNZOO_HD T count() const { return roi_count(y, x); }
+
+  // Calls visit(y, x), each a Lerp, for every sample of a bin that lies on the map.
+  template <typename Visit>
+  DCNZOO_HD void each_sample(int64_t y_bin, int64_t x_bin, int64_t height, int64_t width,
+                             const Visit& visit) const {
+    const RoiSpan ys = roi_span(y, y_bin, height), xs = roi_span(x, x_bin, width);
+    for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
+      const Lerp<T> row = lerp_at(roi_coordinate(y, y_bin, iy), height);
+      for (int64_t ix = xs.begin; ix < xs.end; ++ix) visit(row, lerp_at(roi_coordinate(x, x_bin, ix), width));
+    }
+  }
+};
+
 }  // namespace dcnzoo

@@ -81,12 +81,7 @@ inline void check_grad_output(const DeformConvShapes& s, const Tensor& grad_outp
                               const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                               const std::vector<bool>& output_mask) {
   const std::string op = "deform_conv" + std::to_string(s.rank) + "d backward: ";
-  check(sizes_of(grad_output) == output_sizes(s), op, "grad_output: expected shape ",
-        shape_text(output_sizes(s)), ", got ", shape_text(sizes_of(grad_output)));
-  check(grad_output.scalar_type() == input.scalar_type() && same_device(grad_output, input), op,
-        "grad_output: expected ", dtype_name(input.scalar_type()), " on ", device_name(input),
-        " like input, got ", dtype_name(grad_output.scalar_type()), " on ", device_name(grad_output));
-  check(output_mask.size() == 5, op, "output_mask: expected 5 values, got ", output_mask.size());
+  check_backward(op, grad_output, output_sizes(s), input, output_mask, 5);
   check((offset || !output_mask[2]) && (mask || !output_mask[3]), op,
         "output_mask: expected False for an offset or mask that is None, got True");
 }

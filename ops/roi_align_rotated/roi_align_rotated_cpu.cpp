@@ -1,11 +1,9 @@
-#include "../common/parallel.h"
+#include "../common/roi_cpu.h"
 #include "roi_align_rotated_cpu_kernel.h"
 #include "roi_align_rotated_checks.h"
 
 namespace dcnzoo {
 namespace {
-
-using Shapes = RoiAlignRotatedShapes;
 
 template <typename T>
 const RoiAlignRotatedKernels<T>& kernels() {
@@ -16,99 +14,69 @@ const RoiAlignRotatedKernels<T>& kernels() {
 constexpr int64_t kForwardChannels = 256;
 constexpr int64_t kBackwardChannels = 32;  // of an image; the thread owns their gradients
 
-// One thread's table: the pixels and weights of each bin of a region.
+// The pixels and weights of each bin of a region.
 template <typename T>
-class AveragePlan {
+class AverageTable {
  public:
-  explicit AveragePlan(const Shapes& shapes) : shapes_(shapes) {}
-
-  RotatedRoiAverage<T> of(const T* roi) {
-    const Shapes& s = shapes_;
+  RotatedRoiAverage<T> of(const RoiAlignRotatedShapes& s, const T* roi) {
     const RotatedRoi<T> region = s.region(roi);
     shares_.clear(), begins_.assign(1, 0);
-    for (int64_t i = 0; i < s.output_h; ++i)
-      for (int64_t j = 0; j < s.output_w; ++j) {
-        each_rotated_sample(region, i, j, s.height, s.width, [&](const Lerp<T>& y, const Lerp<T>& x) {
-          each_pixel(y, x, s.width, [&](int64_t pixel, T weight) { shares_.push_back({pixel, weight}); });
-        });
-        begins_.push_back(int64_t(shares_.size()));
-      }
-    return {{shares_.data(), begins_.data()},
-            s.output_h * s.output_w,
-            s.height * s.width,
-            roi_count(region.down, region.across)};
+    for (int64_t bin = 0; bin < s.bins(); ++bin) {
+      region.each_sample(
+          bin / s.output_w, bin % s.output_w, s.height, s.width, [&](const Lerp<T>& y, const Lerp<T>& x) {
+            each_pixel(y, x, s.width, [&](int64_t pixel, T weight) { shares_.push_back({pixel, weight}); });
+          });
+      begins_.push_back(int64_t(shares_.size()));
+    }
+    return {{shares_.data(), begins_.data()}, s.bins(), s.pixels(), region.count()};
   }
 
  private:
-  const Shapes& shapes_;
   std::vector<RoiShare<T>> shares_;
   std::vector<int64_t> begins_;
 };
 
 template <typename T>
-Tensor forward(const Tensor& input_any, const Tensor& rois_any, const Shapes& s, ScalarType type) {
-  const Tensor input = contiguous_as(input_any, type), rois = contiguous_as(rois_any, type);
-  Tensor output = torch::stable::new_empty(input, s.output_sizes());
-  const T* roi = rois.const_data_ptr<T>();
-  const T* maps = input.const_data_ptr<T>();
-  T* out = output.mutable_data_ptr<T>();
-  const std::vector<int64_t> images =
-      images_of_rois("roi_align_rotated", roi, s.rois, s.batch, kRotatedRoiFields);
-  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  const int64_t blocks = ceil_div(s.channels, kForwardChannels);
-  parallel_for(s.rois * blocks, 1, [&](int64_t begin, int64_t end) {
-    AveragePlan<T> plan(s);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task / blocks, first = task % blocks * kForwardChannels;
-      const int64_t channels = std::min(kForwardChannels, s.channels - first);
-      kernels<T>().forward(plan.of(roi + kRotatedRoiFields * k),
-                           maps + (images[k] * s.channels + first) * pixels, channels,
-                           out + (k * s.channels + first) * bins);
-    }
+Tensor forward(const RoiAlignRotatedShapes& s, const Tensor& input_any, const Tensor& rois) {
+  const Tensor input = contiguous_as(input_any, kTypeOf<T>);
+  const RoiTasks<T> tasks("roi_align_rotated", s, rois);
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const T* const maps = input.const_data_ptr<T>();
+  T* const out = output.mutable_data_ptr<T>();
+  tasks.template each<AverageTable<T>>(kForwardChannels, [&](auto& table, const RoiTask<T>& task) {
+    kernels<T>().forward(table.of(s, task.roi), maps + task.map, task.channels, out + task.bin);
   });
   return torch::stable::to(output, input_any.scalar_type());
 }
 
 template <typename T>
-Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Shapes& s, ScalarType type) {
-  const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
-  Tensor grad_input = torch::stable::new_zeros(grad_output, {s.batch, s.channels, s.height, s.width});
-  const T* grad = grad_output.const_data_ptr<T>();
-  const T* roi = rois.const_data_ptr<T>();
-  T* maps = grad_input.mutable_data_ptr<T>();
-  const std::vector<int64_t> images =
-      images_of_rois("roi_align_rotated", roi, s.rois, s.batch, kRotatedRoiFields);
-  const auto rois_of = rois_by_image(images, s.batch);
-  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  const int64_t blocks = ceil_div(s.channels, kBackwardChannels);
-  parallel_for(s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    AveragePlan<T> plan(s);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / blocks, first = task % blocks * kBackwardChannels;
-      const int64_t channels = std::min(kBackwardChannels, s.channels - first);
-      for (int64_t k : rois_of[image])
-        kernels<T>().backward(plan.of(roi + kRotatedRoiFields * k), grad + (k * s.channels + first) * bins,
-                              channels, maps + (image * s.channels + first) * pixels);
-    }
+Tensor backward(const RoiAlignRotatedShapes& s, const Tensor& grad_any, const Tensor& rois) {
+  const Tensor grad_output = contiguous_as(grad_any, kTypeOf<T>);
+  const RoiTasks<T> tasks("roi_align_rotated", s, rois);
+  const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes());
+  const T* const grad = grad_output.const_data_ptr<T>();
+  T* const maps = grad_input.mutable_data_ptr<T>();
+  tasks.template each_by_image<AverageTable<T>>(kBackwardChannels, [&](auto& table, const RoiTask<T>& task) {
+    kernels<T>().backward(table.of(s, task.roi), grad + task.bin, task.channels, maps + task.map);
   });
   return torch::stable::to(grad_input, grad_any.scalar_type());
 }
 
 Tensor roi_align_rotated_cpu(const Tensor& input, const Tensor& rois, int64_t output_h, int64_t output_w,
                              double spatial_scale, int64_t sampling_ratio, bool aligned, bool clockwise) {
-  const Shapes shapes = check_roi_align_rotated("input", input, rois, sizes_of(input), output_h, output_w,
-                                                spatial_scale, sampling_ratio, aligned, clockwise);
-  const ScalarType type = accumulate_type(input.scalar_type());
-  return (type == ScalarType::Double ? forward<double> : forward<float>)(input, rois, shapes, type);
+  const RoiAlignRotatedShapes shapes = check_roi_align_rotated(input, rois, output_h, output_w, spatial_scale,
+                                                               sampling_ratio, aligned, clockwise);
+  const bool is_double = input.scalar_type() == ScalarType::Double;
+  return (is_double ? forward<double> : forward<float>)(shapes, input, rois);
 }
 
 Tensor roi_align_rotated_backward_cpu(const Tensor& grad_output, const Tensor& rois,
                                       std::vector<int64_t> input_size, double spatial_scale,
                                       int64_t sampling_ratio, bool aligned, bool clockwise) {
-  const Shapes shapes = check_roi_align_rotated_backward(grad_output, rois, input_size, spatial_scale,
-                                                         sampling_ratio, aligned, clockwise);
-  const ScalarType type = accumulate_type(grad_output.scalar_type());
-  return (type == ScalarType::Double ? backward<double> : backward<float>)(grad_output, rois, shapes, type);
+  const RoiAlignRotatedShapes shapes = check_roi_align_rotated_backward(
+      grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise);
+  const bool is_double = grad_output.scalar_type() == ScalarType::Double;
+  return (is_double ? backward<double> : backward<float>)(shapes, grad_output, rois);
 }
 
 }  // namespace
