@@ -96,24 +96,27 @@ Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tens
   return torch::stable::to(output, input_any.scalar_type());
 }
 
+// The adjoint of sum_bin. Not inlined: with the loop over tasks around it, the compiler would run out of registers.
+template <typename T>
+__attribute__((noinline)) void spread_bin(T gradient, int64_t width, Range<T> rows, Range<T> columns,
+                                          T* map) {
+  for (const RoiShare<T>& y : rows) {
+    T* row = map + y.pixel * width;
+    const T share = gradient * y.weight;
+    for (const RoiShare<T>& x : columns) row[x.pixel] += share * x.weight;
+  }
+}
+
 template <typename T>
 void backward_input(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, const T* grad, const T* offset,
                     T* grad_input) {
   const int64_t bins = s.bins();
   tasks.template each_by_image<BinPlan<T>>(kRoiChannels, [&](BinPlan<T>& plan, const RoiTask<T>& task) {
     plan.build(s, task.roi, offset + 2 * task.number * bins);
-    for (int64_t channel = 0; channel < task.channels; ++channel) {
-      const T* gradients = grad + task.bin + channel * bins;
-      T* map = grad_input + task.map + channel * s.pixels();
-      for (int64_t i = 0; i < bins; ++i) {
-        const T gradient = gradients[i] / plan.count;
-        for (const RoiShare<T>& y : plan.rows(i)) {
-          T* row = map + y.pixel * s.width;
-          const T share = gradient * y.weight;
-          for (const RoiShare<T>& x : plan.columns(i)) row[x.pixel] += share * x.weight;
-        }
-      }
-    }
+    for (int64_t channel = 0; channel < task.channels; ++channel)
+      for (int64_t i = 0; i < bins; ++i)
+        spread_bin(grad[task.bin + channel * bins + i] / plan.count, s.width, plan.rows(i), plan.columns(i),
+                   grad_input + task.map + channel * s.pixels());
   });
 }
 
