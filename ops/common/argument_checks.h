@@ -87,14 +87,6 @@ struct ArgumentChecks {
             shape_text(sizes_of(weight)));
   }
 
-  // Coordinates are float32 unless the input is float64. Beyond 2^24, neighbouring pixels would get the same
-  // float32 coordinate.
-  void countable(int64_t size, int64_t axis) const {
-    constexpr int64_t most = 1 << 24;
-    check(size <= most || input.scalar_type() == ScalarType::Double, op, "input: expected at most ", most,
-          " pixels on axis ", axis, " (float64: any number), got ", size);
-  }
-
   void im2col_step(std::optional<int64_t> step) const {
     check(step.value_or(1) >= 1, op, "im2col_step: expected at least 1, got ", step.value_or(1));
   }

@@ -55,6 +55,7 @@ class RoiShares {
   }
 
   RoiShareTable<T> table() const { return {shares_.data(), begins_.data()}; }
+  typename RoiShareTable<T>::Range bin(int64_t i) const { return table().bin(i); }
   const std::vector<RoiShare<T>>& all() const { return shares_; }
 
  private:

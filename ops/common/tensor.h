@@ -26,6 +26,8 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
 
 inline bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
+inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || is_half(type);
 }

@@ -13,8 +13,11 @@ using Range = typename RoiShareTable<T>::Range;
 
 // The shares of a RoI's bins, built once per task and used for all its channels.
 template <typename T>
-class BinPlan {
- public:
+struct BinPlan {
+  RoiShares<T> rows, columns, row_slopes, column_slopes;
+  T count;             // divisor of a bin's sum
+  T y_reach, x_reach;  // pixels per unit of offset
+
   // offset: the RoI's, [2][output_h][output_w], x then y
   void build(const DeformRoiPoolShapes& s, const T* roi, const T* offset, bool with_slopes = false) {
     const DeformRoiAxis<T> y = s.y_axis(roi), x = s.x_axis(roi);
@@ -22,27 +25,16 @@ class BinPlan {
     count = roi_count(y.grid, x.grid);
     y_reach = y.reach;
     x_reach = x.reach;
-    for (RoiShares<T>* shares : {&rows_, &columns_, &row_slopes_, &column_slopes_}) shares->clear();
+    for (RoiShares<T>* shares : {&rows, &columns, &row_slopes, &column_slopes}) shares->clear();
     for (int64_t bin = 0; bin < bins; ++bin) {
       const RoiAxis<T> moved_y = y.moved(offset[bins + bin]), moved_x = x.moved(offset[bin]);
-      rows_.add_weights(moved_y, bin / s.output_w, s.height);
-      columns_.add_weights(moved_x, bin % s.output_w, s.width);
+      rows.add_weights(moved_y, bin / s.output_w, s.height);
+      columns.add_weights(moved_x, bin % s.output_w, s.width);
       if (!with_slopes) continue;
-      row_slopes_.add_slopes(moved_y, bin / s.output_w, s.height);
-      column_slopes_.add_slopes(moved_x, bin % s.output_w, s.width);
+      row_slopes.add_slopes(moved_y, bin / s.output_w, s.height);
+      column_slopes.add_slopes(moved_x, bin % s.output_w, s.width);
     }
   }
-
-  Range<T> rows(int64_t bin) const { return rows_.table().bin(bin); }
-  Range<T> columns(int64_t bin) const { return columns_.table().bin(bin); }
-  Range<T> row_slopes(int64_t bin) const { return row_slopes_.table().bin(bin); }
-  Range<T> column_slopes(int64_t bin) const { return column_slopes_.table().bin(bin); }
-
-  T count;             // divisor of a bin's sum
-  T y_reach, x_reach;  // pixels per unit of offset
-
- private:
-  RoiShares<T> rows_, columns_, row_slopes_, column_slopes_;
 };
 
 // The sums of a bin for several channels. `pixels` is the stride between their maps.
@@ -88,7 +80,7 @@ Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tens
       T* group_out = out + task.bin + first * bins;
       for (int64_t i = 0; i < bins; ++i) {
         T sum[channels];
-        sum_bin<channels>(group, pixels, s.width, plan.rows(i), plan.columns(i), sum);
+        sum_bin<channels>(group, pixels, s.width, plan.rows.bin(i), plan.columns.bin(i), sum);
         for (int c = 0; c < channels; ++c) group_out[c * bins + i] = sum[c] / plan.count;
       }
     });
@@ -115,8 +107,8 @@ void backward_input(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, cons
     plan.build(s, task.roi, offset + 2 * task.number * bins);
     for (int64_t channel = 0; channel < task.channels; ++channel)
       for (int64_t i = 0; i < bins; ++i)
-        spread_bin(grad[task.bin + channel * bins + i] / plan.count, s.width, plan.rows(i), plan.columns(i),
-                   grad_input + task.map + channel * s.pixels());
+        spread_bin(grad[task.bin + channel * bins + i] / plan.count, s.width, plan.rows.bin(i),
+                   plan.columns.bin(i), grad_input + task.map + channel * s.pixels());
   });
 }
 
@@ -141,8 +133,8 @@ void backward_offset(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, con
           sum_bin<channels>(group, pixels, s.width, rows, columns, slope);
           for (int c = 0; c < channels; ++c) sums[i] += gradients[c * bins + i] * slope[c];
         };
-        add(plan.row_slopes(i), plan.columns(i), plan.y_reach, y_sums);
-        add(plan.rows(i), plan.column_slopes(i), plan.x_reach, x_sums);
+        add(plan.row_slopes.bin(i), plan.columns.bin(i), plan.y_reach, y_sums);
+        add(plan.rows.bin(i), plan.column_slopes.bin(i), plan.x_reach, x_sums);
       }
     });
     for (int64_t i = 0; i < bins; ++i) {
@@ -177,8 +169,7 @@ Tensor deform_roi_pool_cpu(const Tensor& input, const Tensor& rois, const Tensor
                            int64_t output_w, double spatial_scale, int64_t sampling_ratio, double gamma) {
   const DeformRoiPoolShapes shapes =
       check_deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma);
-  const bool is_double = input.scalar_type() == ScalarType::Double;
-  return (is_double ? forward<double> : forward<float>)(shapes, input, rois, offset);
+  return (is_double(input) ? forward<double> : forward<float>)(shapes, input, rois, offset);
 }
 
 std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_output, const Tensor& input,
@@ -187,9 +178,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_outpu
                                                         double gamma, const std::vector<bool>& output_mask) {
   const DeformRoiPoolShapes shapes = check_deform_roi_pool_backward(
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
-  const bool is_double = input.scalar_type() == ScalarType::Double;
-  return (is_double ? backward<double> : backward<float>)(shapes, grad_output, input, rois, offset,
-                                                          output_mask);
+  return (is_double(input) ? backward<double> : backward<float>)(shapes, grad_output, input, rois, offset,
+                                                                 output_mask);
 }
 
 }  // namespace

@@ -15,9 +15,4 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, double iou_thre
   check(offset == 0 || offset == 1, "nms: offset: expected 0 or 1, got ", offset);
 }
 
-// The boxes in the type in which their overlaps are computed.
-inline Tensor contiguous_boxes(const Tensor& boxes) {
-  return contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
-}
-
 }  // namespace dcnzoo

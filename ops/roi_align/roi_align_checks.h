@@ -1,8 +1,9 @@
-// Checks and sizes that the CPU and the CUDA kernels of roi_align share.
+// Checks and sizes that the CPU and the CUDA kernels of roi_align and roi_align_rotated share.
 #pragma once
 
 #include "../common/rois.h"
 #include "roi_align_math.h"
+#include "roi_align_rotated_math.h"
 
 namespace dcnzoo {
 
@@ -44,19 +45,40 @@ inline RoiAlignShapes check_roi_align_backward(const Tensor& grad_output, const 
   return shapes;
 }
 
-struct RoiAlignOutputs {
-  Tensor output, argmax_y, argmax_x;  // argmax: empty for the average
+// A tensor for positions of maxima; empty for the average.
+inline Tensor new_argmax(const RoiAlignShapes& s, const Tensor& input) {
+  return torch::stable::new_empty(input, s.average ? std::vector<int64_t>{0} : s.output_sizes(),
+                                  accumulate_type(input.scalar_type()));
+}
 
-  RoiAlignOutputs(const RoiAlignShapes& s, const Tensor& input)
-      : output(torch::stable::new_empty(input, s.output_sizes())),
-        argmax_y(new_argmax(s, input)),
-        argmax_x(new_argmax(s, input)) {}
+struct RoiAlignRotatedShapes : RoiShapes {
+  static constexpr int64_t columns = 6;
+  bool aligned, clockwise;
 
- private:
-  static Tensor new_argmax(const RoiAlignShapes& s, const Tensor& input) {
-    return torch::stable::new_empty(input, s.average ? std::vector<int64_t>{0} : s.output_sizes(),
-                                    accumulate_type(input.scalar_type()));
+  template <typename T>
+  DCNZOO_HD RotatedRoi<T> region(const T* roi, int64_t = 0, int64_t = 0, int64_t = 0) const {
+    return rotated_roi(roi, T(spatial_scale), aligned, clockwise, output_h, output_w, sampling_ratio, height,
+                       width);
   }
 };
+
+inline RoiChecks rotated_checks(const Tensor& rois) {
+  return {"roi_align_rotated", rois, RoiAlignRotatedShapes::columns, "image, x, y, width, height, angle"};
+}
+
+inline RoiAlignRotatedShapes check_roi_align_rotated(const Tensor& input, const Tensor& rois,
+                                                     int64_t output_h, int64_t output_w, double spatial_scale,
+                                                     int64_t sampling_ratio, bool aligned, bool clockwise) {
+  return {rotated_checks(rois).forward(input, output_h, output_w, spatial_scale, sampling_ratio), aligned,
+          clockwise};
+}
+
+inline RoiAlignRotatedShapes check_roi_align_rotated_backward(const Tensor& grad_output, const Tensor& rois,
+                                                              const std::vector<int64_t>& input_size,
+                                                              double spatial_scale, int64_t sampling_ratio,
+                                                              bool aligned, bool clockwise) {
+  return {rotated_checks(rois).backward(grad_output, input_size, spatial_scale, sampling_ratio), aligned,
+          clockwise};
+}
 
 }  // namespace dcnzoo

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <tuple>
 
 #include "../common/roi_cpu.h"
@@ -8,15 +7,13 @@
 namespace dcnzoo {
 namespace {
 
-template <typename T>
-const RoiAlignKernels<T>& kernels() {
-  return roi_align_kernels_dispatched().of<T>();
-}
-
 // The tables of an average, built once per task and used for all its channels.
 template <typename T>
 class AverageTables {
  public:
+  static constexpr int64_t forward_channels = kRoiChannels, backward_channels = kRoiChannels;  // per task
+  static auto kernels() { return roi_align_kernels_dispatched().of<T>().upright; }
+
   RoiAverage<T> of(const RoiAlignShapes& s, const T* roi) {
     const RoiRegion<T> region = s.region(roi);
     y_.clear(), x_.clear(), row_.resize(s.width);
@@ -36,6 +33,61 @@ class AverageTables {
   std::vector<T> row_;
 };
 
+// The same for a rotated RoI: the pixels and weights of each bin.
+template <typename T>
+class RotatedAverageTable {
+ public:
+  // enough to make up for the cost of a table; in the backward, a thread owns their gradients in an image
+  static constexpr int64_t forward_channels = 256, backward_channels = 32;
+  static auto kernels() { return roi_align_kernels_dispatched().of<T>().rotated; }
+
+  RotatedRoiAverage<T> of(const RoiAlignRotatedShapes& s, const T* roi) {
+    const RotatedRoi<T> region = s.region(roi);
+    shares_.clear(), begins_.assign(1, 0);
+    for (int64_t bin = 0; bin < s.bins(); ++bin) {
+      region.each_sample(
+          bin / s.output_w, bin % s.output_w, s.height, s.width, [&](const Lerp<T>& y, const Lerp<T>& x) {
+            each_pixel(y, x, s.width, [&](int64_t pixel, T weight) { shares_.push_back({pixel, weight}); });
+          });
+      begins_.push_back(int64_t(shares_.size()));
+    }
+    return {{shares_.data(), begins_.data()}, s.bins(), s.pixels(), region.count()};
+  }
+
+ private:
+  std::vector<RoiShare<T>> shares_;
+  std::vector<int64_t> begins_;
+};
+
+template <template <typename> class Tables, typename T, typename Shapes>
+Tensor average(const char* op, const Shapes& s, const Tensor& input_any, const Tensor& rois) {
+  const Tensor input = contiguous_as(input_any, kTypeOf<T>);
+  const RoiTasks<T> tasks(op, s, rois);
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const T* const maps = input.const_data_ptr<T>();
+  T* const out = output.mutable_data_ptr<T>();
+  const auto kernel = Tables<T>::kernels().forward;
+  tasks.template each<Tables<T>>(Tables<T>::forward_channels, [&](auto& tables, const RoiTask<T>& task) {
+    kernel(tables.of(s, task.roi), maps + task.map, task.channels, out + task.bin);
+  });
+  return torch::stable::to(output, input_any.scalar_type());
+}
+
+template <template <typename> class Tables, typename T, typename Shapes>
+Tensor average_backward(const char* op, const Shapes& s, const Tensor& grad_any, const Tensor& rois) {
+  const Tensor grad_output = contiguous_as(grad_any, kTypeOf<T>);
+  const RoiTasks<T> tasks(op, s, rois);
+  const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes());
+  const T* const grad = grad_output.const_data_ptr<T>();
+  T* const maps = grad_input.mutable_data_ptr<T>();
+  const auto kernel = Tables<T>::kernels().backward;
+  const auto run = [&](auto& tables, const RoiTask<T>& task) {
+    kernel(tables.of(s, task.roi), grad + task.bin, task.channels, maps + task.map);
+  };
+  tasks.template each_by_image<Tables<T>>(Tables<T>::backward_channels, run);
+  return torch::stable::to(grad_input, grad_any.scalar_type());
+}
+
 // The samples of all bins along both axes.
 template <typename T>
 struct MaximumTables {
@@ -50,31 +102,27 @@ struct MaximumTables {
 };
 
 template <typename T>
-RoiAlignOutputs forward(const RoiAlignShapes& s, const Tensor& input_any, const Tensor& rois) {
+std::tuple<Tensor, Tensor, Tensor> maximum(const RoiAlignShapes& s, const Tensor& input_any,
+                                           const Tensor& rois) {
   const Tensor input = contiguous_as(input_any, kTypeOf<T>);
   const RoiTasks<T> tasks("roi_align", s, rois);
-  RoiAlignOutputs out(s, input);
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const Tensor argmax_y = new_argmax(s, input), argmax_x = new_argmax(s, input);
   const T* const maps = input.const_data_ptr<T>();
-  T* const output = out.output.mutable_data_ptr<T>();
-  T* const argmax_y = out.argmax_y.mutable_data_ptr<T>();
-  T* const argmax_x = out.argmax_x.mutable_data_ptr<T>();
-  if (s.average)
-    tasks.template each<AverageTables<T>>(kRoiChannels, [&](auto& tables, const RoiTask<T>& task) {
-      kernels<T>().forward(tables.of(s, task.roi), maps + task.map, task.channels, output + task.bin);
-    });
-  else
-    tasks.template each<MaximumTables<T>>(kRoiChannels, [&](auto& tables, const RoiTask<T>& task) {
-      tables.fill(s, task.roi);
-      int64_t bin = task.bin;
-      for (int64_t channel = 0; channel < task.channels; ++channel)
-        for (const RoiSamples<T>& y : tables.y)
-          for (const RoiSamples<T>& x : tables.x) {
-            const RoiMaximum<T> best = roi_maximum(maps + task.map + channel * s.pixels(), y, x);
-            output[bin] = best.value, argmax_y[bin] = best.y, argmax_x[bin++] = best.x;
-          }
-    });
-  out.output = torch::stable::to(out.output, input_any.scalar_type());
-  return out;
+  T* const out = output.mutable_data_ptr<T>();
+  T* const out_y = argmax_y.mutable_data_ptr<T>();
+  T* const out_x = argmax_x.mutable_data_ptr<T>();
+  tasks.template each<MaximumTables<T>>(kRoiChannels, [&](auto& tables, const RoiTask<T>& task) {
+    tables.fill(s, task.roi);
+    int64_t bin = task.bin;
+    for (int64_t channel = 0; channel < task.channels; ++channel)
+      for (const RoiSamples<T>& y : tables.y)
+        for (const RoiSamples<T>& x : tables.x) {
+          const RoiMaximum<T> best = roi_maximum(maps + task.map + channel * s.pixels(), y, x);
+          out[bin] = best.value, out_y[bin] = best.y, out_x[bin++] = best.x;
+        }
+  });
+  return {torch::stable::to(output, input_any.scalar_type()), argmax_y, argmax_x};
 }
 
 // Adds a gradient to the pixels around the sample that is the maximum.
@@ -86,21 +134,19 @@ void scatter_maximum(const RoiAlignShapes& s, T gradient, T y, T x, T* map) {
 }
 
 template <typename T>
-Tensor backward(const RoiAlignShapes& s, const Tensor& grad_any, const Tensor& rois, const Tensor& y_any,
-                const Tensor& x_any) {
+Tensor maximum_backward(const RoiAlignShapes& s, const Tensor& grad_any, const Tensor& rois,
+                        const Tensor& y_any, const Tensor& x_any) {
   const Tensor grad_output = contiguous_as(grad_any, kTypeOf<T>);
   const Tensor argmax_y = contiguous_as(y_any, kTypeOf<T>), argmax_x = contiguous_as(x_any, kTypeOf<T>);
   const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes());
   const RoiTasks<T> tasks("roi_align", s, rois);
   const T* const grad = grad_output.const_data_ptr<T>();
-  const T* const at_y = argmax_y.const_data_ptr<T>();
-  const T* const at_x = argmax_x.const_data_ptr<T>();
+  const T* const y = argmax_y.const_data_ptr<T>();
+  const T* const x = argmax_x.const_data_ptr<T>();
   T* const maps = grad_input.mutable_data_ptr<T>();
-  tasks.template each_by_image<AverageTables<T>>(kRoiChannels, [&](auto& tables, const RoiTask<T>& task) {
-    if (s.average)
-      return kernels<T>().backward(tables.of(s, task.roi), grad + task.bin, task.channels, maps + task.map);
+  tasks.template each_by_image<MaximumTables<T>>(kRoiChannels, [&](auto&, const RoiTask<T>& task) {
     for (int64_t i = 0; i < task.channels * s.bins(); ++i)
-      scatter_maximum(s, grad[task.bin + i], at_y[task.bin + i], at_x[task.bin + i],
+      scatter_maximum(s, grad[task.bin + i], y[task.bin + i], x[task.bin + i],
                       maps + task.map + i / s.bins() * s.pixels());
   });
   return torch::stable::to(grad_input, grad_any.scalar_type());
@@ -111,9 +157,12 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tens
                                                  int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
   const RoiAlignShapes shapes =
       check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
-  const bool is_double = input.scalar_type() == ScalarType::Double;
-  const RoiAlignOutputs out = (is_double ? forward<double> : forward<float>)(shapes, input, rois);
-  return {out.output, out.argmax_y, out.argmax_x};
+  if (shapes.average) {
+    const auto run = is_double(input) ? average<AverageTables, double, RoiAlignShapes>
+                                      : average<AverageTables, float, RoiAlignShapes>;
+    return {run("roi_align", shapes, input, rois), new_argmax(shapes, input), new_argmax(shapes, input)};
+  }
+  return (is_double(input) ? maximum<double> : maximum<float>)(shapes, input, rois);
 }
 
 Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
@@ -121,8 +170,33 @@ Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, con
                               int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
   const RoiAlignShapes shapes = check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size,
                                                          spatial_scale, sampling_ratio, pool_mode, aligned);
-  const auto run = grad_output.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
+  if (shapes.average) {
+    const auto run = is_double(grad_output) ? average_backward<AverageTables, double, RoiAlignShapes>
+                                            : average_backward<AverageTables, float, RoiAlignShapes>;
+    return run("roi_align", shapes, grad_output, rois);
+  }
+  const auto run = is_double(grad_output) ? maximum_backward<double> : maximum_backward<float>;
   return run(shapes, grad_output, rois, argmax_y, argmax_x);
+}
+
+Tensor roi_align_rotated_cpu(const Tensor& input, const Tensor& rois, int64_t output_h, int64_t output_w,
+                             double spatial_scale, int64_t sampling_ratio, bool aligned, bool clockwise) {
+  const RoiAlignRotatedShapes shapes = check_roi_align_rotated(input, rois, output_h, output_w, spatial_scale,
+                                                               sampling_ratio, aligned, clockwise);
+  const auto run = is_double(input) ? average<RotatedAverageTable, double, RoiAlignRotatedShapes>
+                                    : average<RotatedAverageTable, float, RoiAlignRotatedShapes>;
+  return run("roi_align_rotated", shapes, input, rois);
+}
+
+Tensor roi_align_rotated_backward_cpu(const Tensor& grad_output, const Tensor& rois,
+                                      std::vector<int64_t> input_size, double spatial_scale,
+                                      int64_t sampling_ratio, bool aligned, bool clockwise) {
+  const RoiAlignRotatedShapes shapes = check_roi_align_rotated_backward(
+      grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise);
+  const auto run = is_double(grad_output)
+                       ? average_backward<RotatedAverageTable, double, RoiAlignRotatedShapes>
+                       : average_backward<RotatedAverageTable, float, RoiAlignRotatedShapes>;
+  return run("roi_align_rotated", shapes, grad_output, rois);
 }
 
 }  // namespace
@@ -131,4 +205,6 @@ Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, con
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("roi_align", TORCH_BOX(&dcnzoo::roi_align_cpu));
   m.impl("_roi_align_backward", TORCH_BOX(&dcnzoo::roi_align_backward_cpu));
+  m.impl("roi_align_rotated", TORCH_BOX(&dcnzoo::roi_align_rotated_cpu));
+  m.impl("_roi_align_rotated_backward", TORCH_BOX(&dcnzoo::roi_align_rotated_backward_cpu));
 }

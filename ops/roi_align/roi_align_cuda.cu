@@ -41,22 +41,21 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Ten
                                                   int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
   const RoiAlignShapes s =
       check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
-  RoiAlignOutputs out(s, input);
-  const int64_t count = out.output.numel();
-  if (s.average) {
-    out.output = roi_average(s, input, rois, [&](auto) { return s; });
-  } else if (count > 0) {
+  const Tensor argmax_y = new_argmax(s, input), argmax_x = new_argmax(s, input);
+  if (s.average) return {roi_average(s, input, rois, [&](auto) { return s; }), argmax_y, argmax_x};
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  if (const int64_t count = output.numel(); count > 0) {
     const Tensor maps = torch::stable::contiguous(input);
     const Tensor wide_rois = contiguous_as(rois, accumulate_type(input.scalar_type()));
     dispatch_floating(input.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       using A = Accumulate<T>;
       launch("roi_maximum_kernel", roi_maximum_kernel<T, A>, blocks_for(count), kThreads, maps, s, count,
-             data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(out.output),
-             mutable_data_of<A>(out.argmax_y), mutable_data_of<A>(out.argmax_x));
+             data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output),
+             mutable_data_of<A>(argmax_y), mutable_data_of<A>(argmax_x));
     });
   }
-  return {out.output, out.argmax_y, out.argmax_x};
+  return {output, argmax_y, argmax_x};
 }
 
 Tensor roi_align_backward_cuda(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
@@ -82,10 +81,27 @@ Tensor roi_align_backward_cuda(const Tensor& grad_output, const Tensor& rois, co
   return torch::stable::to(grad_input, type);
 }
 
+Tensor roi_align_rotated_cuda(const Tensor& input, const Tensor& rois, int64_t output_h, int64_t output_w,
+                              double spatial_scale, int64_t sampling_ratio, bool aligned, bool clockwise) {
+  const RoiAlignRotatedShapes s = check_roi_align_rotated(input, rois, output_h, output_w, spatial_scale,
+                                                          sampling_ratio, aligned, clockwise);
+  return roi_average(s, input, rois, [&](auto) { return s; });
+}
+
+Tensor roi_align_rotated_backward_cuda(const Tensor& grad_output, const Tensor& rois,
+                                       std::vector<int64_t> input_size, double spatial_scale,
+                                       int64_t sampling_ratio, bool aligned, bool clockwise) {
+  const RoiAlignRotatedShapes s = check_roi_align_rotated_backward(
+      grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise);
+  return roi_average_backward(s, grad_output, rois, [&](auto) { return s; });
+}
+
 }  // namespace
 }  // namespace dcnzoo
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("roi_align", TORCH_BOX(&dcnzoo::roi_align_cuda));
   m.impl("_roi_align_backward", TORCH_BOX(&dcnzoo::roi_align_backward_cuda));
+  m.impl("roi_align_rotated", TORCH_BOX(&dcnzoo::roi_align_rotated_cuda));
+  m.impl("_roi_align_rotated_backward", TORCH_BOX(&dcnzoo::roi_align_rotated_backward_cuda));
 }
