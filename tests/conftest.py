@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
@@ -40,3 +41,10 @@ def no_workers_left_behind(monkeypatch):
 
     yield end_workers
     end_workers()
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
