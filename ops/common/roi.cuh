@@ -13,7 +13,7 @@ __device__ void roi_scatter(A gradient, const Lerp<A>& y, const Lerp<A>& x, int6
   each_pixel(y, x, width, [&](int64_t pixel, A weight) { atomicAdd(map + pixel, weight * gradient); });
 }
 
-// The start of a channel's map in the input, or -1 if the RoI's image is not in the batch: a RoI without image gives zeros.
+// The start of a channel's map in the input, or -1 if the RoI's image is not in the batch. Such a RoI gives zeros.
 template <typename A>
 __device__ int64_t roi_map(const RoiShapes& s, const A* roi, int64_t channel) {
   const bool valid = roi[0] >= A(0) && roi[0] < A(s.batch);  // false for NaN

@@ -32,6 +32,7 @@ __global__ void grad_offset_kernel(MovedBins<A> s, int64_t count, const T* grad_
     const A* roi = rois + s.columns * number;
     const A x_reach = s.x_axis(roi).reach, y_reach = s.y_axis(roi).reach;
     const RoiRegion<A> region = s.region(roi, number, y_bin, x_bin);
+    const RoiSamples<A> ys(region.y, y_bin, s.height), xs(region.x, x_bin, s.width);
     const int64_t maps = roi_map(s, roi, 0), end = first + column < count && maps >= 0 ? s.channels : 0;
     A along[2] = {};  // x and y
     for (int64_t channel = lane; channel < end; channel += kSumLanes) {
@@ -39,7 +40,7 @@ __global__ void grad_offset_kernel(MovedBins<A> s, int64_t count, const T* grad_
       // If no sample reads two pixels on an axis, moving the bin has no effect: an Inf gradient must not give NaN.
       A slope_x = A(0), slope_y = A(0);
       bool moves_x = false, moves_y = false;
-      region.each_sample(y_bin, x_bin, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
+      each_sample_of(ys, xs, [&](const Lerp<A>& y, const Lerp<A>& x) {
         if (x.reads_two()) slope_x += roi_sample(map, y, {x.low, x.high, A(-1), A(1)}, s.width);
         if (y.reads_two()) slope_y += roi_sample(map, {y.low, y.high, A(-1), A(1)}, x, s.width);
         moves_x |= x.reads_two(), moves_y |= y.reads_two();

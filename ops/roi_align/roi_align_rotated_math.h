@@ -34,7 +34,8 @@ struct RotatedRoi {
   }
 };
 
-// roi: image, x, y, width, height, angle. The angle turns the y axis towards the x axis or, if clockwise, the other way round. T is the accumulation type.
+// roi: image, x, y, width, height, angle. The angle turns the y axis towards the x axis or, if clockwise, the other way
+// round. T is the accumulation type.
 template <typename T>
 DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool clockwise, int64_t output_h,
                                     int64_t output_w, int64_t sampling_ratio, int64_t height, int64_t width) {
