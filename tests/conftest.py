@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
@@ -66,3 +67,10 @@ def package(tmp_path, monkeypatch):
     for name, module in list(sys.modules.items()):
         if str(tmp_path) in repr(getattr(module, "__spec__", None)):  # also packages without a file
             del sys.modules[name]
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -192,13 +192,6 @@ SHARED = [
 ]
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("sample", SHARED, ids=lambda sample: sample.name)
 def test_threads_that_share_blocks(sample, channels_last, set_threads):
@@ -237,21 +230,18 @@ def test_channels_last_weight_has_the_results_of_a_contiguous_one(dtype, groups)
 
 
 @both
-def test_bias_gradient_does_not_depend_on_threads(function, cases):
+def test_bias_gradient_does_not_depend_on_threads(function, cases, set_threads):
     """With one output channel, its sum is split among threads."""
     generator = torch.Generator().manual_seed(0)
     input, offset = torch.zeros(2, 1, 250, 200), torch.zeros(2, 2, 250, 200)
     weight, bias = torch.zeros(1, 1, 1, 1), torch.zeros(1, requires_grad=True)
     grad = torch.randn(2, 1, 250, 200, generator=generator) + 0.1
-    results, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            for laid_out in (grad, grad.contiguous(memory_format=torch.channels_last)):
-                output = function(input, weight, offset, bias=bias)
-                results.append(torch.autograd.grad(output, bias, laid_out)[0])
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3, 7):
+        set_threads(count)
+        for laid_out in (grad, grad.contiguous(memory_format=torch.channels_last)):
+            output = function(input, weight, offset, bias=bias)
+            results.append(torch.autograd.grad(output, bias, laid_out)[0])
     assert all(torch.equal(result, results[0]) for result in results)
     torch.testing.assert_close(results[0], grad.double().sum().float().view(1), rtol=1e-5, atol=0)
 

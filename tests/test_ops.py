@@ -221,17 +221,13 @@ def test_autocast(op, sample, dtype, device):
 
 
 @own_forms_first
-def test_same_bits_for_every_number_of_threads(op, sample):
+def test_same_bits_for_every_number_of_threads(op, sample, set_threads):
     sample = sample.to(torch.float32)
     grad = torch.ones_like(op.call(sample))
     results = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 7, 16, 64):
-            torch.set_num_threads(count)
-            results.append([op.call(sample), *gradients(op.call, sample, grad)])
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3, 7, 16, 64):
+        set_threads(count)
+        results.append([op.call(sample), *gradients(op.call, sample, grad)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -7,18 +7,9 @@ import torch
 
 from dcnzoo.ops import deform_roi_pool, reference, roi_align
 
+from .op_cases.deform_roi_pool import make
+
 INF, NAN = float("inf"), float("nan")
-
-
-def example(rois: int = 7, size=(9, 13), channels: int = 3, bins=(3, 2), seed: int = 0):
-    """Maps, RoIs and offsets in float64. Some RoIs cross each border, and some bins leave the map."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
-    corner = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 24 - 6
-    extent = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 20
-    image = torch.arange(rois, dtype=torch.float64)[:, None] % 2
-    offset = torch.randn(rois, 2, *bins, generator=generator, dtype=torch.float64)
-    return maps, torch.cat([image, corner, corner + extent], 1), offset
 
 
 def outputs_and_gradients(function, maps, rois, offset, *arguments):
@@ -30,7 +21,7 @@ def outputs_and_gradients(function, maps, rois, offset, *arguments):
 
 @pytest.mark.parametrize("ratio", [0, 1, 3])
 def test_without_offset_is_roi_align(ratio):
-    maps, rois, offset = example()
+    maps, rois, offset = make("example").tensors
     expected = roi_align(maps, rois, (3, 2), 0.5, ratio)
     arguments = ((3, 2), 0.5, ratio)
     assert torch.equal(deform_roi_pool(maps, rois, None, *arguments), expected)
@@ -49,15 +40,6 @@ def test_roi_align_by_hand():
         ({"sampling_ratio": 2, "pool_mode": "max"}, [3.0, 5.0]),
     ):
         assert roi_align(maps, roi, 2, **settings)[0, 0].tolist() == [row, row]
-
-
-def test_samples_outside_the_map_are_zero_and_count():
-    ones = torch.ones(1, 1, 4, 4)
-    # up to one pixel outside the map, the border pixel is read; further out, samples are 0
-    half_outside = torch.tensor([[0, -4.0, 0.0, 4.0, 4.0]])
-    row = roi_align(ones, half_outside, (1, 8), sampling_ratio=1)[0, 0, 0]
-    assert row.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
-    assert roi_align(ones, half_outside, 1, sampling_ratio=8).item() == 5 / 8
 
 
 def test_deform_roi_pool_by_hand():
@@ -97,7 +79,7 @@ def test_border():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
-    maps, rois, offset = example()
+    maps, rois, offset = make("example").tensors
     maps, rois, offset = maps.to(dtype), rois.float(), offset.float()
     with torch.autocast("cpu", dtype):  # has no effect
         got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
@@ -109,27 +91,22 @@ def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
         torch.testing.assert_close(g.double(), w.double(), rtol=tolerance, atol=tolerance)
 
 
-NOWHERE = [[0, NAN, 0, 3, 3], [0, 0, 0, INF, 3], [0, -INF, 0, INF, 3], [0, 40, 40, 50, 50]]
+NOTHING = [[0, NAN, 0, 3, 3], [0, 0, 0, INF, 3], [0, -INF, 0, INF, 3], [0, 40, 40, 50, 50]]
 OF_NO_SIZE = [[0, 4, 4, 1, 1], [0, 2, 2, 2, 2]]
 
 
-@pytest.mark.parametrize("mode", ["avg", "max"])
-def test_roi_align_of_nothing(mode):
-    maps = torch.full((1, 2, 5, 6), 3.0, requires_grad=True)
-    assert roi_align(maps, torch.zeros(0, 5), 3, pool_mode=mode).shape == (0, 2, 3, 3)
-    assert roi_align(maps[:, :0], torch.zeros(4, 5), 3, pool_mode=mode).shape == (4, 0, 3, 3)
-    absurd = [[0, -1e30, -1e30, 1e30, 1e30], [0, 1e8, 1e8, 2e8, 2e8]]
-    output = roi_align(maps, torch.tensor([*NOWHERE, *OF_NO_SIZE, *absurd]), 3, pool_mode=mode)
-    assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
-
-
-@pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_rois_without_anything_to_sample(function, ratio):
-    nothing = torch.tensor([*NOWHERE, *([] if ratio else OF_NO_SIZE)])
-    maps, offset = torch.full((1, 2, 5, 6), 3.0), torch.full((len(nothing), 2, 3, 3), 0.1)
-    for result in outputs_and_gradients(function, maps, nothing, offset, (3, 3), 1.0, ratio):
-        assert (result == 0).all()
+def test_rois_without_anything_to_sample(ratio):
+    rois = torch.tensor([*NOTHING, *([] if ratio else OF_NO_SIZE)])
+    maps, offset = torch.full((1, 2, 5, 6), 3.0), torch.full((len(rois), 2, 3, 3), 0.1)
+    for function in (deform_roi_pool, reference.deform_roi_pool):
+        for result in outputs_and_gradients(function, maps, rois, offset, (3, 3), 1.0, ratio):
+            assert (result == 0).all()
+    maps.requires_grad_()
+    for mode in ("avg", "max"):
+        assert roi_align(maps, torch.zeros(0, 5), 3, pool_mode=mode).shape == (0, 2, 3, 3)
+        output = roi_align(maps, rois, 3, 1.0, ratio, mode)
+        assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
 
 
 def test_rois_of_absurd_size():
@@ -146,7 +123,7 @@ def test_rois_of_absurd_size():
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
-    maps, rois, offset = (t.float() for t in example())
+    maps, rois, offset = (t.float() for t in make("example").tensors)
     maps[:, :, 0, 0] = INF
     rois = rois[:1] * 0 + torch.tensor([[1, 4.0, 4.0, 20.0, 14.0]])
     offset = torch.zeros_like(offset[:1])

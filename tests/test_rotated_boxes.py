@@ -147,17 +147,14 @@ def test_nms_order_is_by_score_and_stable():
     assert nms_rotated(boxes[:4], torch.tensor([0.5, math.nan, 0.5, 0.9]), 0.5).tolist() == [1, 3, 0, 2]
 
 
-def test_any_number_of_threads():
+def test_any_number_of_threads(set_threads):
     """Enough boxes for a parallel suppression."""
     boxes, scores = random_boxes(4000)
     boxes[:, :2] *= 8
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            results.append((box_iou_rotated(boxes, boxes[:511]), nms_rotated(boxes, scores, 0.1)))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3, 7):
+        set_threads(threads)
+        results.append((box_iou_rotated(boxes, boxes[:511]), nms_rotated(boxes, scores, 0.1)))
     for overlaps, kept in results[1:]:
         assert torch.equal(overlaps, results[0][0]) and torch.equal(kept, results[0][1])
     assert 1000 < len(results[0][1]) < 3800

@@ -15,32 +15,22 @@ Int3 = int | tuple[int, int, int] | list[int]
 
 
 def single(value: Int1, name: str) -> list[int]:
-    if isinstance(value, int):
-        return [value]
-    if isinstance(value, tuple):
-        return list(value)
-    if not torch.jit.is_scripting():
-        _check_list(value, name, 1)
-    return value
+    return _per_axis(list(value) if isinstance(value, tuple) else value, name, 1)
 
 
 def pair(value: Int2, name: str) -> list[int]:
-    if isinstance(value, int):
-        return [value, value]
-    if isinstance(value, tuple):
-        return list(value)
-    if not torch.jit.is_scripting():
-        _check_list(value, name, 2)
-    return value
+    return _per_axis(list(value) if isinstance(value, tuple) else value, name, 2)
 
 
 def triple(value: Int3, name: str) -> list[int]:
+    return _per_axis(list(value) if isinstance(value, tuple) else value, name, 3)
+
+
+def _per_axis(value: int | list[int], name: str, rank: int) -> list[int]:
     if isinstance(value, int):
-        return [value, value, value]
-    if isinstance(value, tuple):
-        return list(value)
+        return [value] * rank
     if not torch.jit.is_scripting():
-        _check_list(value, name, 3)
+        _check_list(value, name, rank)
     return value
 
 

@@ -44,10 +44,10 @@ def register_autograd(
     """
     operator = getattr(torch.ops.dcnzoo, name).default
     forward_mode = forward_mode or reference_impl
+    if reference_impl is not None:
+        _plain.register(name, reference_impl)
     if _torch_private.TRANSFORMS in _torch_private.missing:
         torch.library.register_autograd(f"dcnzoo::{name}", backward, setup_context=setup_context)
-        if reference_impl is not None:
-            _plain.register(name, reference_impl)
         return
 
     def below_autograd(*arguments):
@@ -94,8 +94,6 @@ def register_autograd(
         return below_autograd(*arguments, keys)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
-    if reference_impl is not None:
-        _plain.register(name, reference_impl)
 
 
 def tangent(argument: object) -> Tensor | None:

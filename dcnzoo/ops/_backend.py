@@ -69,7 +69,9 @@ def _fused():
     return fused
 
 
-def _table() -> dict:
+@cache
+def table() -> dict:
+    """Block sizes of the fused kernels by architecture: no call waits for autotuning."""
     return json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
 
 
@@ -79,7 +81,7 @@ def _listed(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return True  # the module of fused kernels decides
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-    return bool(_table().get(architecture, {}).get("auto"))
+    return bool(table().get(architecture, {}).get("auto"))
 
 
 @cache
@@ -179,7 +181,7 @@ def register(key: str) -> None:
 
 def _fused_may_run() -> bool:
     """Whether the backend is ``fused`` or the table lists fused kernels as faster. Does not import Triton."""
-    return backend == "fused" or any(entry["auto"] for entry in _table().values())
+    return backend == "fused" or any(entry["auto"] for entry in table().values())
 
 
 @cache

@@ -189,20 +189,15 @@ def _check_flash(sampling_loc_attn: Tensor, levels: int) -> None:
 
 
 @torch.library.register_fake("dcnzoo::dcnv3")
-def _(input, offset, mask, *geometry):
-    return input.new_empty((*offset.shape[:3], input.shape[3]))
+@torch.library.register_fake("dcnzoo::dcnv4")
+def _(input, field, *arguments):
+    return input.new_empty((*field.shape[:3], input.shape[3]))
 
 
 register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
 register_vmap("dcnv3", "mmm", "m")
 register_vmap("_dcnv3_backward", "mmmm", "mmm")
 register_autocast("dcnv3", float32_arguments=(1, 2))
-
-
-@torch.library.register_fake("dcnzoo::dcnv4")
-def _(input, offset_mask, *geometry):
-    return input.new_empty((*offset_mask.shape[:3], input.shape[3]))
-
 
 register_derivatives("dcnv4", 2, (0, 1), reference.dcnv4)
 register_vmap("dcnv4", "mm", "m")

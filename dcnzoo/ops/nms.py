@@ -39,6 +39,7 @@ _plain.register("nms", reference_boxes.nms, autograd=False)
 
 
 @torch.library.register_fake("dcnzoo::nms")
-def _(boxes, scores, iou_threshold, offset=0):
+@torch.library.register_fake("dcnzoo::nms_rotated")
+def _(boxes, *arguments):
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.long)

@@ -110,15 +110,12 @@ def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode,
     return output, *(input.new_empty(argmax_size, dtype=wide) for _ in range(2))
 
 
-@torch.library.register_fake("dcnzoo::_roi_align_backward")
-def _(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned):
-    return grad_output.new_empty(input_size)
-
-
 def register_pooling(
     name: str, reference_impl: Callable, pool: Callable, plain: Callable, forward_mode: Callable | None = None
 ) -> None:
-    """Register the derivatives of a RoI pooling and of its backward. Each is linear in its first argument.
+    """Register the derivatives of a RoI pooling and of its backward, and the fake kernel of the backward.
+
+    Each is linear in its first argument.
 
     Args:
         reference_impl, forward_mode: as in :func:`register_autograd`.
@@ -127,6 +124,11 @@ def register_pooling(
         plain: ``pool`` in plain PyTorch.
     """
     backward = getattr(torch.ops.dcnzoo, f"_{name}_backward")
+
+    @torch.library.register_fake(f"dcnzoo::_{name}_backward")
+    def _(grad_output, rois, *arguments):
+        input_size = next(argument for argument in arguments if not isinstance(argument, Tensor))
+        return grad_output.new_empty(input_size)
 
     def setup_context(ctx, inputs, output):
         input, rois, _, _, *ctx.options = inputs
@@ -209,13 +211,8 @@ register_pooling("roi_align", _reference, _pool_by(torch.ops.dcnzoo.roi_align), 
 
 
 @torch.library.register_fake("dcnzoo::roi_align_rotated")
-def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned, clockwise):
+def _(input, rois, output_h, output_w, *options):
     return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
-
-
-@torch.library.register_fake("dcnzoo::_roi_align_rotated_backward")
-def _(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise):
-    return grad_output.new_empty(input_size)
 
 
 def _reference_rotated(input, rois, output_h, output_w, *options):

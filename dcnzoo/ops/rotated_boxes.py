@@ -81,9 +81,3 @@ def _(boxes1, boxes2, over_first=False, aligned=False, clockwise=True):
 
 
 _plain.register("nms_rotated", reference_boxes.nms_rotated, autograd=False)
-
-
-@torch.library.register_fake("dcnzoo::nms_rotated")
-def _(boxes, scores, iou_threshold, clockwise=True):
-    kept = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty(kept, dtype=torch.long)

@@ -24,6 +24,27 @@ inline std::string groups_text(int64_t groups) {
   return std::to_string(groups) + (groups == 1 ? " group" : " groups");
 }
 
+// Checks the arguments that every backward has.
+template <typename Op>  // such as "dcnv3 backward: "
+void check_backward(const Op& op, const Tensor& grad_output, const std::vector<int64_t>& sizes,
+                    const Tensor& input, const std::vector<bool>& output_mask, size_t gradients) {
+  check(sizes_of(grad_output) == sizes, op, "grad_output: expected shape ", shape_text(sizes), ", got ",
+        shape_text(sizes_of(grad_output)));
+  check(grad_output.scalar_type() == input.scalar_type() && same_device(grad_output, input), op,
+        "grad_output: expected ", dtype_name(input.scalar_type()), " on ", device_name(input),
+        " like input, got ", dtype_name(grad_output.scalar_type()), " on ", device_name(grad_output));
+  check(output_mask.size() == gradients, op, "output_mask: expected ", gradients, " values, got ",
+        output_mask.size());
+}
+
+// Checks of boxes and their scores, for non-maximum suppression.
+inline void check_scores(const char* op, const Tensor& boxes, const Tensor& scores) {
+  check_floating(scores, op, ": scores");
+  check(scores.dim() == 1 && scores.size(0) == boxes.size(0), op, ": scores: expected shape (", boxes.size(0),
+        ",), one per box, got ", shape_text(sizes_of(scores)));
+  check_device(scores, boxes, " like boxes", op, ": scores");
+}
+
 // Checks of the arguments of one call.
 struct ArgumentChecks {
   std::string op;  // "deform_conv2d: "
@@ -34,8 +55,7 @@ struct ArgumentChecks {
   void input_dimensions() const {
     check(input.dim() == rank + 2, op, "input: expected ", rank + 2,
           " dimensions (batch, channels, *size), got shape ", shape_text(sizes_of(input)));
-    check(is_floating(input.scalar_type()), op, "input: expected float64, float32, bfloat16 or float16, got ",
-          dtype_name(input.scalar_type()));
+    check_floating(input, op, "input");
     check(input.size(1) > 0, op, "input: expected at least 1 channel, got shape ",
           shape_text(sizes_of(input)));
   }
@@ -67,14 +87,6 @@ struct ArgumentChecks {
             shape_text(sizes_of(weight)));
   }
 
-  // Coordinates are float32 unless the input is float64. Beyond 2^24, neighbouring pixels would get the same
-  // float32 coordinate.
-  void countable(int64_t size, int64_t axis) const {
-    constexpr int64_t most = 1 << 24;
-    check(size <= most || input.scalar_type() == ScalarType::Double, op, "input: expected at most ", most,
-          " pixels on axis ", axis, " (float64: any number), got ", size);
-  }
-
   void im2col_step(std::optional<int64_t> step) const {
     check(step.value_or(1) >= 1, op, "im2col_step: expected at least 1, got ", step.value_or(1));
   }
@@ -84,8 +96,7 @@ struct ArgumentChecks {
     const bool wider = may_be_wider && is_half(dtype) && type == ScalarType::Float;
     check(type == dtype || wider, op, name, ": expected ", dtype_name(dtype), like,
           may_be_wider && is_half(dtype) ? " or float32" : "", ", got ", dtype_name(type));
-    check(same_device(tensor, input), op, name, ": expected device ", device_name(input), like, ", got ",
-          device_name(tensor));
+    check_device(tensor, input, like, op, name);
   }
 
   void bias(const Tensor& bias, int64_t out_channels) const {

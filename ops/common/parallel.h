@@ -43,18 +43,6 @@ void parallel_for(int64_t count, int64_t grain, const Function& function) {
 
 #endif
 
-template <typename Function>
-void parallel_each(int64_t count, const Function& function) {
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) function(i);
-  });
-}
-
-template <typename T>
-void zero(T* data, int64_t size) {
-  parallel_for(size, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, T(0)); });
-}
-
 // Lets several threads do the same step of their tasks one after another, in the order of the tasks.
 class Turns {
  public:

@@ -1,8 +1,9 @@
-// The backward of sampling a region of interest (RoI).
+// RoI pooling on CUDA.
 #pragma once
 
+#include "dispatch.cuh"
 #include "launch.cuh"
-#include "roi_math.h"
+#include "rois.h"
 
 namespace dcnzoo {
 
@@ -10,6 +11,99 @@ namespace dcnzoo {
 template <typename A>
 __device__ void roi_scatter(A gradient, const Lerp<A>& y, const Lerp<A>& x, int64_t width, A* map) {
   each_pixel(y, x, width, [&](int64_t pixel, A weight) { atomicAdd(map + pixel, weight * gradient); });
+}
+
+// The start of a channel's map in the input, or -1 if the RoI's image is not in the batch. Such a RoI gives zeros.
+template <typename A>
+__device__ int64_t roi_map(const RoiShapes& s, const A* roi, int64_t channel) {
+  const bool valid = roi[0] >= A(0) && roi[0] < A(s.batch);  // false for NaN
+  return valid ? (int64_t(roi[0]) * s.channels + channel) * s.pixels() : -1;
+}
+
+// One output: a bin of a channel of a RoI.
+template <typename A>
+struct RoiOutput {
+  int64_t number, y, x, map;  // number: of the RoI; map: as roi_map returns it
+  const A* roi;
+
+  __device__ RoiOutput(const RoiShapes& s, int64_t columns, const A* rois, int64_t index) {
+    x = index % s.output_w;
+    y = index / s.output_w % s.output_h;
+    number = index / s.output_w / s.output_h / s.channels;
+    roi = rois + columns * number;
+    map = roi_map(s, roi, index / s.output_w / s.output_h % s.channels);
+  }
+};
+
+// The average of the samples of every bin. Shapes: the operator's RoiShapes. Its region(roi, number, y, x) returns a
+// region with count() and each_sample(y, x, height, width, visit), such as RoiRegion.
+template <typename Shapes, typename T, typename A>
+__global__ void roi_average_kernel(Shapes s, int64_t count, const T* input, const A* rois, T* output) {
+  DCNZOO_FOR_EACH(index, count) {
+    const RoiOutput<A> at(s, Shapes::columns, rois, index);
+    A sum = A(0);
+    if (at.map >= 0) {
+      const auto region = s.region(at.roi, at.number, at.y, at.x);
+      region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
+        sum += roi_sample(input + at.map, y, x, s.width);
+      });
+      sum /= region.count();
+    }
+    output[index] = T(sum);
+  }
+}
+
+template <typename Shapes, typename T, typename A>
+__global__ void roi_average_backward_kernel(Shapes s, int64_t count, const T* grad_output, const A* rois,
+                                            A* grad_input) {
+  DCNZOO_FOR_EACH(index, count) {
+    const RoiOutput<A> at(s, Shapes::columns, rois, index);
+    if (at.map < 0) continue;
+    const auto region = s.region(at.roi, at.number, at.y, at.x);
+    const A gradient = A(grad_output[index]) / region.count();
+    region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
+      roi_scatter(gradient, y, x, s.width, grad_input + at.map);
+    });
+  }
+}
+
+// shapes_of(A()) returns the Shapes of roi_average_kernel for coordinates of type A.
+template <typename ShapesOf>
+Tensor roi_average(const RoiShapes& s, const Tensor& input, const Tensor& rois, const ShapesOf& shapes_of) {
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const int64_t count = output.numel();
+  if (count == 0) return output;
+  const Tensor maps = torch::stable::contiguous(input);
+  const Tensor wide_rois = contiguous_as(rois, accumulate_type(input.scalar_type()));
+  dispatch_floating(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    using Shapes = decltype(shapes_of(A()));
+    launch("roi_average_kernel", roi_average_kernel<Shapes, T, A>, blocks_for(count), kThreads, maps,
+           shapes_of(A()), count, data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output));
+  });
+  return output;
+}
+
+// The gradient of the input. Summed in the accumulation type: half gradients are rounded only once, at the end.
+template <typename ShapesOf>
+Tensor roi_average_backward(const RoiShapes& s, const Tensor& grad_output, const Tensor& rois,
+                            const ShapesOf& shapes_of) {
+  const ScalarType type = grad_output.scalar_type(), wide = accumulate_type(type);
+  const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes(), wide);
+  const int64_t count = grad_output.numel();
+  if (count > 0 && grad_input.numel() > 0) {
+    const Tensor gradients = torch::stable::contiguous(grad_output), wide_rois = contiguous_as(rois, wide);
+    dispatch_floating(type, [&](auto zero) {
+      using T = decltype(zero);
+      using A = Accumulate<T>;
+      using Shapes = decltype(shapes_of(A()));
+      launch("roi_average_backward_kernel", roi_average_backward_kernel<Shapes, T, A>, blocks_for(count),
+             kThreads, gradients, shapes_of(A()), count, data_of<T>(gradients), data_of<A>(wide_rois),
+             mutable_data_of<A>(grad_input));
+    });
+  }
+  return torch::stable::to(grad_input, type);
 }
 
 }  // namespace dcnzoo

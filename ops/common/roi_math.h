@@ -121,4 +121,40 @@ DCNZOO_HD T roi_count(const RoiAxis<T>& y, const RoiAxis<T>& x) {
   return count > T(1) ? count : T(1);
 }
 
+// The samples of a bin along one axis of a map. `span`: those on the map.
+template <typename T>
+struct RoiSamples {
+  RoiAxis<T> axis;
+  int64_t bin, size;
+  RoiSpan span;
+
+  DCNZOO_HD RoiSamples(const RoiAxis<T>& axis, int64_t bin, int64_t size)
+      : axis(axis), bin(bin), size(size), span(roi_span(axis, bin, size)) {}
+  DCNZOO_HD T coordinate(int64_t sample) const { return roi_coordinate(axis, bin, sample); }
+  DCNZOO_HD Lerp<T> lerp(int64_t sample) const { return lerp_at(coordinate(sample), size); }
+};
+
+// Calls visit(y, x), each a Lerp, for every sample of a bin that lies on the map.
+template <typename T, typename Visit>
+DCNZOO_HD void each_sample_of(const RoiSamples<T>& ys, const RoiSamples<T>& xs, const Visit& visit) {
+  for (int64_t iy = ys.span.begin; iy < ys.span.end; ++iy) {
+    const Lerp<T> row = ys.lerp(iy);
+    for (int64_t ix = xs.span.begin; ix < xs.span.end; ++ix) visit(row, xs.lerp(ix));
+  }
+}
+
+// A RoI that is not rotated.
+template <typename T>
+struct RoiRegion {
+  RoiAxis<T> y, x;
+
+  DCNZOO_HD T count() const { return roi_count(y, x); }
+
+  template <typename Visit>
+  DCNZOO_HD void each_sample(int64_t y_bin, int64_t x_bin, int64_t height, int64_t width,
+                             const Visit& visit) const {
+    each_sample_of(RoiSamples<T>(y, y_bin, height), RoiSamples<T>(x, x_bin, width), visit);
+  }
+};
+
 }  // namespace dcnzoo

@@ -55,14 +55,14 @@ class RoiShares {
   }
 
   RoiShareTable<T> table() const { return {shares_.data(), begins_.data()}; }
+  typename RoiShareTable<T>::Range bin(int64_t i) const { return table().bin(i); }
   const std::vector<RoiShare<T>>& all() const { return shares_; }
 
  private:
   template <typename Visit>
   static void each_sample(const RoiAxis<T>& axis, int64_t bin, int64_t size, const Visit& visit) {
-    const RoiSpan span = roi_span(axis, bin, size);
-    for (int64_t sample = span.begin; sample < span.end; ++sample)
-      visit(lerp_at(roi_coordinate(axis, bin, sample), size));
+    const RoiSamples<T> samples(axis, bin, size);
+    for (int64_t i = samples.span.begin; i < samples.span.end; ++i) visit(samples.lerp(i));
   }
 
   // Neighbouring samples read the same pixels, so that their weights are summed.

@@ -189,27 +189,13 @@ DCNZOO_INLINE Vector<double> floor_lanes(Vector<double> value) {
 #endif
 }
 
-DCNZOO_INLINE float sum_lanes(Vector<float> v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
-#elif defined(__AVX2__)
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-#else
-  return (v[0] + v[2]) + (v[1] + v[3]);
-#endif
-}
-
-DCNZOO_INLINE double sum_lanes(Vector<double> v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_pd((__m512d)v);
-#elif defined(__AVX2__)
-  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128((__m256d)v), _mm256_extractf128_pd((__m256d)v, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
-#else
-  return v[0] + v[1];
-#endif
+// Whether every lane is zero; false for NaN.
+template <typename T>
+DCNZOO_INLINE bool all_zero(Vector<T> value) {
+  const auto different = value != Vector<T>{};
+  IntegerOf<T> any = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) any |= different[lane];
+  return any == 0;
 }
 
 // Elements of a and b, numbered from a's first element on. GCC 11 has no __builtin_shufflevector, and Clang has no

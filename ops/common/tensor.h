@@ -26,6 +26,8 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
 
 inline bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
+inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || is_half(type);
 }
@@ -34,6 +36,10 @@ inline bool is_floating(ScalarType type) {
 inline ScalarType accumulate_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+// The dtype of float and double, the types of the CPU kernels.
+template <typename T>
+constexpr ScalarType kTypeOf = sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 
 // These two skip torch's dispatcher if there is nothing to convert: small calls spend a notable part of their time there.
 inline Tensor as_type(const Tensor& tensor, ScalarType type) {
@@ -73,6 +79,19 @@ inline std::string device_name(const Tensor& tensor) {
 }
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return device_name(a) == device_name(b); }
+
+// Checks of an argument. where: the parts of its name in the message, such as "nms: ", "boxes".
+template <typename... Where>
+void check_floating(const Tensor& tensor, const Where&... where) {
+  check(is_floating(tensor.scalar_type()), where..., ": expected float64, float32, bfloat16 or float16, got ",
+        dtype_name(tensor.scalar_type()));
+}
+
+template <typename... Where>
+void check_device(const Tensor& tensor, const Tensor& partner, const char* like, const Where&... where) {
+  check(same_device(tensor, partner), where..., ": expected device ", device_name(partner), like, ", got ",
+        device_name(tensor));
+}
 
 // Calls a torch operator that has no function in the stable ABI. All its results must be tensors.
 template <size_t Results, typename... Arguments>

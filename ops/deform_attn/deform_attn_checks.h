@@ -41,8 +41,7 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
   const std::vector<int64_t> size = sizes_of(input);
   check(input.dim() == 4, checks.op,
         "input: expected 4 dimensions (batch, height, width, channels), got shape ", shape_text(size));
-  check(is_floating(input.scalar_type()), checks.op,
-        "input: expected float64, float32, bfloat16 or float16, got ", dtype_name(input.scalar_type()));
+  check_floating(input, checks.op, "input");
   check(size[1] > 0 && size[2] > 0, checks.op,
         "input: expected at least 1 pixel in height and width, got shape ", shape_text(size));
   check_pixels(checks.op, "input", size[1] * size[2]);
@@ -132,8 +131,7 @@ inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& 
   const std::string& op = checks.op;
   check(value.dim() == 4, op, "value: expected 4 dimensions (batch, pixels, heads, channels), got shape ",
         shape_text(sizes_of(value)));
-  check(is_floating(value.scalar_type()), op, "value: expected float64, float32, bfloat16 or float16, got ",
-        dtype_name(value.scalar_type()));
+  check_floating(value, op, "value");
   check(value.size(2) > 0 && value.size(3) > 0, op,
         "value: expected at least 1 head and 1 channel, got shape ", shape_text(sizes_of(value)));
   check_pixels(op, "value", value.size(1));
@@ -149,8 +147,7 @@ inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& 
   for (const auto& [name, tensor] : integers) {
     check(tensor->scalar_type() == ScalarType::Long, op, name, ": expected int64, got ",
           dtype_name(tensor->scalar_type()));
-    check(same_device(*tensor, value), op, name, ": expected device ", device_name(value),
-          " like value, got ", device_name(*tensor));
+    check_device(*tensor, value, " like value", op, name);
   }
   checks.partner("sampling_locations", locations, true);
   checks.partner("attention_weights", weights, true);
@@ -171,18 +168,6 @@ inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& 
   s.weight_at = {0, s.groups * s.points, s.points};
   s.output_sizes = {s.batch, s.queries, s.groups * s.channels};
   return s;
-}
-
-// Checks the arguments that only the backward has.
-inline void check_grad_output(const char* op, const DeformAttnShapes& s, const Tensor& grad_output,
-                              const Tensor& input, const std::vector<bool>& output_mask, size_t tensors) {
-  check(sizes_of(grad_output) == s.output_sizes, op, " backward: grad_output: expected shape ",
-        shape_text(s.output_sizes), ", got ", shape_text(sizes_of(grad_output)));
-  check(grad_output.scalar_type() == input.scalar_type() && same_device(grad_output, input), op,
-        " backward: grad_output: expected ", dtype_name(input.scalar_type()), " on ", device_name(input),
-        ", got ", dtype_name(grad_output.scalar_type()), " on ", device_name(grad_output));
-  check(output_mask.size() == tensors, op, " backward: output_mask: expected ", tensors, " values, got ",
-        output_mask.size());
 }
 
 }  // namespace dcnzoo

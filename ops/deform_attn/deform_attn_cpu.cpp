@@ -1,8 +1,5 @@
 // dcnv3, dcnv4 and ms_deform_attn on the CPU, the part that uses torch: checks, memory, threads. The arithmetic is in
 // deform_attn_cpu_kernel.cpp.
-#include <algorithm>
-
-#include "../common/integers.h"
 #include "../common/parallel.h"
 #include "deform_attn_cpu_kernel.h"
 #include "deform_attn_ops.h"
@@ -113,7 +110,8 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   const int64_t copied = 2 * s.pixels * whole_vectors(s.channels);
   // With fewer samples than pixels, copying would take longer than sampling.
   p.in_place = s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
-  if (p.in_place && p.grad_input) zero(p.grad_input, gradients.input.numel());
+  Tensor grad_input = gradients.input;
+  if (p.in_place && p.grad_input) torch::stable::zero_(grad_input);
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
   queue.run([&](int64_t) {

@@ -207,7 +207,7 @@ void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t en
       if (vectors & 1) sum(integral_constant<int, 1>{}, false_type{});
       if (rest) sum(integral_constant<int, 1>{}, std::true_type{});
     }
-    if (sum_lanes(check) == T(0)) continue;
+    if (all_zero<T>(check)) continue;
     for (int64_t i = 0; i < places; ++i) sum_exactly(p, place[i]);
   }
 }

@@ -4,7 +4,6 @@
 
 #include "../common/atomics.cuh"
 #include "../common/dispatch.cuh"
-#include "../common/integers.h"
 #include "../common/launch.cuh"
 #include "deform_attn_ops.h"
 
@@ -22,12 +21,12 @@ __device__ Pack<T, V> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);
 }
 
-// Calls function(p, point) for every point of a query. Inner: the height of the kernel, or the points of a level, if
-// known to the compiler, which then unrolls the inner loop; else 0.
+// Calls function(p, point) for every point of a query. Inner: grid.inner() if known to the compiler, which then unrolls
+// the inner loop; else 0.
 template <typename A, int Inner, typename Function>
 __device__ void each_point(const KernelGrid& grid, int64_t, const Function& function) {
   SamplePoint<A> point{{}, {A(grid.offset_scale), A(grid.offset_scale)}, {grid.size[0], grid.size[1]}, 0};
-  const int64_t height = Inner > 0 ? Inner : grid.kernel[0];
+  const int64_t height = Inner > 0 ? Inner : grid.inner();
   int64_t p = 0, tap = 0;
   for (int64_t x = 0; x < grid.kernel[1]; ++x) {
     point.tap[1] = A(x * grid.dilation[1]);
@@ -42,7 +41,7 @@ __device__ void each_point(const KernelGrid& grid, int64_t, const Function& func
 
 template <typename A, int Inner, typename Function>
 __device__ void each_point(const LevelGrid& grid, int64_t points, const Function& function) {
-  const int64_t of_level = Inner > 0 ? Inner : grid.points_of_level;
+  const int64_t of_level = Inner > 0 ? Inner : grid.inner();
   for (int64_t first = 0, level = 0; first < points; first += of_level, ++level) {
     const SamplePoint<A> point = grid.level<A>(level);
 #pragma unroll(Inner > 0 ? Inner : 1)
@@ -208,24 +207,19 @@ __global__ void backward_kernel(DividedSizes s, Grid grid, int levels, const T* 
 
 // Calls function(V, Inner). V is the channels per load: 16 bytes if the channel count and the alignment allow, else one
 // channel. float64 always takes one channel: it is only used for tests. Inner, as in each_point, is known for the usual
-// kernels of height 3 and for 4 points of a level.
+// grids.
 template <typename T, typename Grid, typename Function>
 void dispatch_pack(const DeformAttnSizes& s, const Grid& grid, bool packs,
                    std::initializer_list<const Tensor*> tensors, const Function& function) {
   constexpr int kPackBytes = 16, kPack = sizeof(T) == sizeof(double) ? 1 : kPackBytes / int(sizeof(T));
-  constexpr int kInner = std::is_same_v<Grid, KernelGrid> ? 3 : 4;
-  int64_t inner;
-  if constexpr (std::is_same_v<Grid, KernelGrid>)
-    inner = grid.kernel[0];
-  else
-    inner = grid.points_of_level;
   bool whole = packs && s.channels % kPack == 0;
   for (const Tensor* tensor : tensors)
     whole &= reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % kPackBytes == 0;
   const std::integral_constant<int, 0> unknown{};
   if constexpr (kPack > 1) {
     const std::integral_constant<int, kPack> pack{};
-    if (whole && inner == kInner) return function(pack, std::integral_constant<int, kInner>());
+    if (whole && grid.inner() == Grid::kUsualInner)
+      return function(pack, std::integral_constant<int, Grid::kUsualInner>());
     if (whole) return function(pack, unknown);
   }
   function(std::integral_constant<int, 1>(), unknown);

@@ -44,6 +44,9 @@ struct KernelGrid {
   double offset_scale;
   int64_t removed;  // the tap that is left out, or -1
 
+  static constexpr int kUsualInner = 3;
+  DCNZOO_HD int64_t inner() const { return kernel[0]; }  // consecutive points in a column or a level
+
   template <typename T>
   DCNZOO_HD SamplePoint<T> point(int64_t p) const {
     const int64_t tap = removed >= 0 && p >= removed ? p + 1 : p;
@@ -75,6 +78,9 @@ struct LevelGrid {
   const int64_t* sizes;   // [level][y, x]
   const int64_t* starts;  // [level]
   int64_t points_of_level, pixels;
+
+  static constexpr int kUsualInner = 4;
+  DCNZOO_HD int64_t inner() const { return points_of_level; }
 
   // The product of two numbers up to `pixels`, which is at most 2^31 - 1, does not overflow.
   DCNZOO_HD bool fits(int64_t level) const {

@@ -73,7 +73,7 @@ struct DeformAttnOps {
     const KernelShapes s = check_dcnv3(
         input, offset, mask,
         {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
-    check_grad_output("dcnv3", s.sizes, grad_output, input, output_mask, 3);
+    check_backward("dcnv3 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 3);
     return backward_of(s.sizes, s.grid, grad_output, input, offset, mask, output_mask);
   }
 
@@ -96,7 +96,7 @@ struct DeformAttnOps {
     const KernelShapes s = check_dcnv4(
         input, offset_mask,
         {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
-    check_grad_output("dcnv4", s.sizes, grad_output, input, output_mask, 2);
+    check_backward("dcnv4 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 2);
     const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     // zeros: no kernel writes the padding channels
     const Tensor of_fields =
@@ -122,7 +122,7 @@ struct DeformAttnOps {
       const std::vector<bool>& output_mask) {
     const DeformAttnShapes s =
         check_ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-    check_grad_output("ms_deform_attn", s, grad_output, value, output_mask, 3);
+    check_backward("ms_deform_attn backward: ", grad_output, s.output_sizes, value, output_mask, 3);
     const Tensor sizes = torch::stable::contiguous(spatial_shapes);
     const Tensor starts = torch::stable::contiguous(level_start_index);
     return backward_of(s, Backend::levels(s, sizes, starts), grad_output, value, sampling_locations,

@@ -104,7 +104,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   const int64_t blocks = s.batch * image_blocks, channels = s.out_channels;
   const E* const from = static_cast<const E*>(map.tensor.const_data_ptr());
   std::vector<double> sums(blocks * channels);
-  parallel_each(blocks, [&](int64_t block) {
+  run_tasks(blocks, [&](int64_t block) {
     const int64_t first = block % image_blocks * block_pixels;
     const int64_t count = std::min(block_pixels, s.out_pixels - first);
     const E* const image = from + block / image_blocks * channels * s.out_pixels;

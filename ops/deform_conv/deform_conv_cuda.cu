@@ -111,14 +111,6 @@ struct Sampling {
   }
 };
 
-template <typename A, int Rank>
-__device__ bool reads_nothing(const Corners<A, int, Rank>& corners) {
-  bool any = false;
-#pragma unroll
-  for (int corner = 0; corner < corners.count; ++corner) any |= corners.valid[corner] != A(0);
-  return !any;
-}
-
 template <typename T, typename A, typename F, int Rank>
 __global__ void im2col_kernel(Sampling<A, F, Rank> s, const T* __restrict__ input, T* __restrict__ columns) {
   constexpr int corner_count = 1 << Rank;
@@ -165,7 +157,7 @@ __global__ void col2im_kernel(Sampling<A, F, Rank> s, const T* __restrict__ grad
     int channels;
     const int64_t begin = s.pieces.begin(at.part, channels), step = s.taps * s.row;
     const Corners<A, int, Rank> corners = s.corners(at, begin);
-    if (reads_nothing(corners)) continue;
+    if (!corners.inside) continue;
     const A factor = s.factor(at, begin);
     A weight[corner_count];
 #pragma unroll
@@ -285,23 +277,21 @@ Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matr
 
 // Images [first, first + count) of a tensor, contiguous and as `type`, without a copy if possible.
 Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
-  const Tensor part = torch::stable::narrow(tensor, 0, first, count);
-  return torch::stable::contiguous(torch::stable::to(part, type));
+  return contiguous_as(torch::stable::narrow(tensor, 0, first, count), type);
 }
 
 // A chunk of images, contiguous. F: the type of its offset and mask.
 template <typename T, typename F, int Rank>
 struct Chunk {
   using A = Accumulate<T>;
-  int64_t first, images, positions, row;
+  int64_t images, positions, row;
   Tensor input;
   std::optional<Tensor> offset, mask;
   Sampling<A, F, Rank> sampling{};
 
   Chunk(const DeformConvShapes& s, int64_t first, const Tensor& input, const std::optional<Tensor>& offset,
         const std::optional<Tensor>& mask, ScalarType field_type)
-      : first(first),
-        images(std::min(s.im2col_step, s.batch - first)),
+      : images(std::min(s.im2col_step, s.batch - first)),
         positions(images * s.out_pixels),
         row(round_up(positions, kRowMultiple)),
         input(images_of(input, first, images, input.scalar_type())) {
@@ -371,14 +361,10 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
     const Chunk<T, F, Rank> chunk(s, first, input, offset, mask, field_type);
     const Tensor columns = chunk.new_columns(s);
     chunk.im2col(columns);
-    const auto multiplied = [&](const Tensor& a, const Tensor& b, int64_t height, int64_t width) {
-      const Tensor product = torch::stable::new_empty(input, {s.groups, height, width});
-      multiply(a, b, product);
-      return product;
-    };
-    const Tensor product = channels_last
-                               ? multiplied(transposed(columns), transposed(matrices), chunk.row, outputs)
-                               : multiplied(matrices, columns, outputs, chunk.row);
+    const Tensor product = channels_last ? torch::stable::new_empty(input, {s.groups, chunk.row, outputs})
+                                         : torch::stable::new_empty(input, {s.groups, outputs, chunk.row});
+    channels_last ? multiply(transposed(columns), transposed(matrices), product)
+                  : multiply(matrices, columns, product);
     const OutputLines lines =
         channels_last
             ? OutputLines{chunk.positions, chunk.row, outputs, s.out_channels, outputs, true}

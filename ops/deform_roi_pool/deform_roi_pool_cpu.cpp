@@ -2,8 +2,7 @@
 // y weight · x weight · pixel, and all channels use the same weights.
 #include <tuple>
 
-#include "../common/parallel.h"
-#include "../common/roi_shares.h"
+#include "../common/roi_cpu.h"
 #include "deform_roi_pool_checks.h"
 
 namespace dcnzoo {
@@ -12,38 +11,30 @@ namespace {
 template <typename T>
 using Range = typename RoiShareTable<T>::Range;
 
-// One thread's tables: the shares of a RoI's bins, built once per task and used for all its channels.
+// The shares of a RoI's bins, built once per task and used for all its channels.
 template <typename T>
-class BinPlan {
- public:
-  // offset: the RoI's, [2][output_h][output_w], x then y
-  void build(const DeformRoiPoolShapes& s, const T* roi, const T* offset, bool with_slopes = false) {
-    const DeformRoiAxis<T> y = s.y_axis(roi), x = s.x_axis(roi);
-    const int64_t bins = s.output_h * s.output_w;
-    count = roi_count(y.grid, x.grid);
-    y_reach = y.reach;
-    x_reach = x.reach;
-    for (RoiShares<T>* shares : {&rows_, &columns_, &row_slopes_, &column_slopes_}) shares->clear();
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      const RoiAxis<T> moved_y = moved(y, offset[bins + bin]), moved_x = moved(x, offset[bin]);
-      rows_.add_weights(moved_y, bin / s.output_w, s.height);
-      columns_.add_weights(moved_x, bin % s.output_w, s.width);
-      if (!with_slopes) continue;
-      row_slopes_.add_slopes(moved_y, bin / s.output_w, s.height);
-      column_slopes_.add_slopes(moved_x, bin % s.output_w, s.width);
-    }
-  }
-
-  Range<T> rows(int64_t bin) const { return rows_.table().bin(bin); }
-  Range<T> columns(int64_t bin) const { return columns_.table().bin(bin); }
-  Range<T> row_slopes(int64_t bin) const { return row_slopes_.table().bin(bin); }
-  Range<T> column_slopes(int64_t bin) const { return column_slopes_.table().bin(bin); }
-
+struct BinPlan {
+  RoiShares<T> rows, columns, row_slopes, column_slopes;
   T count;             // divisor of a bin's sum
   T y_reach, x_reach;  // pixels per unit of offset
 
- private:
-  RoiShares<T> rows_, columns_, row_slopes_, column_slopes_;
+  // offset: the RoI's, [2][output_h][output_w], x then y
+  void build(const DeformRoiPoolShapes& s, const T* roi, const T* offset, bool with_slopes = false) {
+    const DeformRoiAxis<T> y = s.y_axis(roi), x = s.x_axis(roi);
+    const int64_t bins = s.bins();
+    count = roi_count(y.grid, x.grid);
+    y_reach = y.reach;
+    x_reach = x.reach;
+    for (RoiShares<T>* shares : {&rows, &columns, &row_slopes, &column_slopes}) shares->clear();
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      const RoiAxis<T> moved_y = y.moved(offset[bins + bin]), moved_x = x.moved(offset[bin]);
+      rows.add_weights(moved_y, bin / s.output_w, s.height);
+      columns.add_weights(moved_x, bin % s.output_w, s.width);
+      if (!with_slopes) continue;
+      row_slopes.add_slopes(moved_y, bin / s.output_w, s.height);
+      column_slopes.add_slopes(moved_x, bin % s.output_w, s.width);
+    }
+  }
 };
 
 // The sums of a bin for several channels. `pixels` is the stride between their maps.
@@ -72,121 +63,104 @@ void in_groups(int64_t channels, const Work& work) {
 }
 
 template <typename T>
-Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tensor& rois_any,
-               const Tensor& offset_any, ScalarType type) {
-  const Tensor input = contiguous_as(input_any, type), rois = contiguous_as(rois_any, type);
-  const Tensor offset = contiguous_as(offset_any, type);
-  Tensor output = torch::stable::new_empty(input, s.output_sizes());
-  const T* maps = input.const_data_ptr<T>();
-  const T* roi = rois.const_data_ptr<T>();
-  const T* shifts = offset.const_data_ptr<T>();
-  T* out = output.mutable_data_ptr<T>();
-  const std::vector<int64_t> images = images_of_rois("deform_roi_pool", roi, s.rois, s.batch);
-  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  parallel_for(ceil_div(s.channels, kRoiChannels) * s.rois, 1, [&](int64_t begin, int64_t end) {
-    BinPlan<T> plan;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task % s.rois, block = task / s.rois * kRoiChannels;
-      plan.build(s, roi + 5 * k, shifts + 2 * k * bins);
-      in_groups(std::min(kRoiChannels, s.channels - block), [&](auto number, int64_t first) {
-        constexpr int channels = decltype(number)::value;
-        const T* group = maps + (images[k] * s.channels + block + first) * pixels;
-        T* group_out = out + (k * s.channels + block + first) * bins;
-        for (int64_t i = 0; i < bins; ++i) {
-          T sum[channels];
-          sum_bin<channels>(group, pixels, s.width, plan.rows(i), plan.columns(i), sum);
-          for (int c = 0; c < channels; ++c) group_out[c * bins + i] = sum[c] / plan.count;
-        }
-      });
-    }
+Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tensor& rois,
+               const Tensor& offset_any) {
+  const Tensor input = contiguous_as(input_any, kTypeOf<T>), offset = contiguous_as(offset_any, kTypeOf<T>);
+  const RoiTasks<T> tasks("deform_roi_pool", s, rois);
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const T* const maps = input.const_data_ptr<T>();
+  const T* const shifts = offset.const_data_ptr<T>();
+  T* const out = output.mutable_data_ptr<T>();
+  const int64_t pixels = s.pixels(), bins = s.bins();
+  tasks.template each<BinPlan<T>>(kRoiChannels, [&](BinPlan<T>& plan, const RoiTask<T>& task) {
+    plan.build(s, task.roi, shifts + 2 * task.number * bins);
+    in_groups(task.channels, [&](auto number, int64_t first) {
+      constexpr int channels = decltype(number)::value;
+      const T* group = maps + task.map + first * pixels;
+      T* group_out = out + task.bin + first * bins;
+      for (int64_t i = 0; i < bins; ++i) {
+        T sum[channels];
+        sum_bin<channels>(group, pixels, s.width, plan.rows.bin(i), plan.columns.bin(i), sum);
+        for (int c = 0; c < channels; ++c) group_out[c * bins + i] = sum[c] / plan.count;
+      }
+    });
   });
   return torch::stable::to(output, input_any.scalar_type());
 }
 
+// The adjoint of sum_bin. Not inlined: with the loop over tasks around it, the compiler would run out of registers.
 template <typename T>
-struct Arguments {
-  const T *grad, *maps, *rois, *offset;
-  std::vector<int64_t> images;  // of the RoIs
-};
+__attribute__((noinline)) void spread_bin(T gradient, int64_t width, Range<T> rows, Range<T> columns,
+                                          T* map) {
+  for (const RoiShare<T>& y : rows) {
+    T* row = map + y.pixel * width;
+    const T share = gradient * y.weight;
+    for (const RoiShare<T>& x : columns) row[x.pixel] += share * x.weight;
+  }
+}
 
 template <typename T>
-void backward_input(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* grad_input) {
-  const auto rois_of = rois_by_image(given.images, s.batch);
-  const int64_t blocks = ceil_div(s.channels, kRoiChannels);
-  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  parallel_for(s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    BinPlan<T> plan;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / blocks, first = task % blocks * kRoiChannels;
-      const int64_t last = std::min(first + kRoiChannels, s.channels);
-      for (int64_t k : rois_of[image]) {
-        plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins);
-        for (int64_t channel = first; channel < last; ++channel) {
-          const T* gradients = given.grad + (k * s.channels + channel) * bins;
-          T* map = grad_input + (image * s.channels + channel) * pixels;
-          for (int64_t i = 0; i < bins; ++i) {
-            const T gradient = gradients[i] / plan.count;
-            for (const RoiShare<T>& y : plan.rows(i)) {
-              T* row = map + y.pixel * s.width;
-              const T share = gradient * y.weight;
-              for (const RoiShare<T>& x : plan.columns(i)) row[x.pixel] += share * x.weight;
-            }
-          }
-        }
-      }
-    }
+void backward_input(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, const T* grad, const T* offset,
+                    T* grad_input) {
+  const int64_t bins = s.bins();
+  tasks.template each_by_image<BinPlan<T>>(kRoiChannels, [&](BinPlan<T>& plan, const RoiTask<T>& task) {
+    plan.build(s, task.roi, offset + 2 * task.number * bins);
+    for (int64_t channel = 0; channel < task.channels; ++channel)
+      for (int64_t i = 0; i < bins; ++i)
+        spread_bin(grad[task.bin + channel * bins + i] / plan.count, s.width, plan.rows.bin(i),
+                   plan.columns.bin(i), grad_input + task.map + channel * s.pixels());
   });
 }
 
-// A thread owns RoIs, because a bin's offset moves the samples of all channels.
+// A task is all channels of a RoI, because a bin's offset moves the samples of all channels.
 template <typename T>
-void backward_offset(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* grad_offset) {
-  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  parallel_for(s.rois, 1, [&](int64_t begin, int64_t end) {
-    BinPlan<T> plan;
-    for (int64_t k = begin; k < end; ++k) {
-      T* x_sums = grad_offset + 2 * k * bins;
-      T* y_sums = x_sums + bins;
-      plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins, true);
-      in_groups(s.channels, [&](auto number, int64_t first) {
-        constexpr int channels = decltype(number)::value;
-        const T* group = given.maps + (given.images[k] * s.channels + first) * pixels;
-        const T* gradients = given.grad + (k * s.channels + first) * bins;
-        for (int64_t i = 0; i < bins; ++i) {
-          const auto add = [&](Range<T> rows, Range<T> columns, T reach, T* sums) {
-            // the bin's position has no effect: return, because an Inf gradient times zero would give NaN
-            if (rows.first == rows.last || columns.first == columns.last || reach == T(0)) return;
-            T slope[channels];
-            sum_bin<channels>(group, pixels, s.width, rows, columns, slope);
-            for (int c = 0; c < channels; ++c) sums[i] += gradients[c * bins + i] * slope[c];
-          };
-          add(plan.row_slopes(i), plan.columns(i), plan.y_reach, y_sums);
-          add(plan.rows(i), plan.column_slopes(i), plan.x_reach, x_sums);
-        }
-      });
+void backward_offset(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, const T* grad, const T* maps,
+                     const T* offset, T* grad_offset) {
+  const int64_t pixels = s.pixels(), bins = s.bins();
+  const auto run = [&](BinPlan<T>& plan, const RoiTask<T>& task) {
+    T* x_sums = grad_offset + 2 * task.number * bins;
+    T* y_sums = x_sums + bins;
+    plan.build(s, task.roi, offset + 2 * task.number * bins, true);
+    in_groups(task.channels, [&](auto number, int64_t first) {
+      constexpr int channels = decltype(number)::value;
+      const T* group = maps + task.map + first * pixels;
+      const T* gradients = grad + task.bin + first * bins;
       for (int64_t i = 0; i < bins; ++i) {
-        y_sums[i] *= plan.y_reach / plan.count;
-        x_sums[i] *= plan.x_reach / plan.count;
+        const auto add = [&](Range<T> rows, Range<T> columns, T reach, T* sums) {
+          // the bin's position has no effect: return, because an Inf gradient times zero would give NaN
+          if (rows.first == rows.last || columns.first == columns.last || reach == T(0)) return;
+          T slope[channels];
+          sum_bin<channels>(group, pixels, s.width, rows, columns, slope);
+          for (int c = 0; c < channels; ++c) sums[i] += gradients[c * bins + i] * slope[c];
+        };
+        add(plan.row_slopes.bin(i), plan.columns.bin(i), plan.y_reach, y_sums);
+        add(plan.rows.bin(i), plan.column_slopes.bin(i), plan.x_reach, x_sums);
       }
+    });
+    for (int64_t i = 0; i < bins; ++i) {
+      y_sums[i] *= plan.y_reach / plan.count;
+      x_sums[i] *= plan.x_reach / plan.count;
     }
-  });
+  };
+  tasks.template each<BinPlan<T>>(std::max<int64_t>(s.channels, 1), run);
 }
 
 template <typename T>
 std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& grad_any,
-                                    const Tensor& input_any, const Tensor& rois_any, const Tensor& offset_any,
-                                    const std::vector<bool>& wanted, ScalarType type) {
-  const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
-  const Tensor offset = contiguous_as(offset_any, type);
-  const Tensor input = wanted[1] ? contiguous_as(input_any, type) : input_any;
-  const Tensor grad_input = new_gradient(offset, wanted[0], input, type);
+                                    const Tensor& input_any, const Tensor& rois, const Tensor& offset_any,
+                                    const std::vector<bool>& wanted) {
+  const ScalarType type = kTypeOf<T>;
+  const Tensor grad_output = contiguous_as(grad_any, type), offset = contiguous_as(offset_any, type);
+  const Tensor grad_input = new_gradient(offset, wanted[0], input_any, type);
   const Tensor grad_offset = new_gradient(offset, wanted[1], offset, type);
-  const T* roi = rois.const_data_ptr<T>();
-  const Arguments<T> given{grad_output.const_data_ptr<T>(), wanted[1] ? input.const_data_ptr<T>() : nullptr,
-                           roi, offset.const_data_ptr<T>(),
-                           images_of_rois("deform_roi_pool", roi, s.rois, s.batch)};
-  if (wanted[0]) backward_input(s, given, grad_input.mutable_data_ptr<T>());
-  if (wanted[1]) backward_offset(s, given, grad_offset.mutable_data_ptr<T>());
+  const RoiTasks<T> tasks("deform_roi_pool", s, rois);
+  const T* const grad = grad_output.const_data_ptr<T>();
+  const T* const shifts = offset.const_data_ptr<T>();
+  if (wanted[0]) backward_input(s, tasks, grad, shifts, grad_input.mutable_data_ptr<T>());
+  if (wanted[1]) {
+    const Tensor input = contiguous_as(input_any, type);
+    backward_offset(s, tasks, grad, input.const_data_ptr<T>(), shifts, grad_offset.mutable_data_ptr<T>());
+  }
   return {torch::stable::to(grad_input, input_any.scalar_type()),
           torch::stable::to(grad_offset, offset_any.scalar_type())};
 }
@@ -195,9 +169,7 @@ Tensor deform_roi_pool_cpu(const Tensor& input, const Tensor& rois, const Tensor
                            int64_t output_w, double spatial_scale, int64_t sampling_ratio, double gamma) {
   const DeformRoiPoolShapes shapes =
       check_deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma);
-  const ScalarType type = accumulate_type(input.scalar_type());
-  return type == ScalarType::Double ? forward<double>(shapes, input, rois, offset, type)
-                                    : forward<float>(shapes, input, rois, offset, type);
+  return (is_double(input) ? forward<double> : forward<float>)(shapes, input, rois, offset);
 }
 
 std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_output, const Tensor& input,
@@ -206,9 +178,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_outpu
                                                         double gamma, const std::vector<bool>& output_mask) {
   const DeformRoiPoolShapes shapes = check_deform_roi_pool_backward(
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
-  const ScalarType type = accumulate_type(input.scalar_type());
-  const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
-  return run(shapes, grad_output, input, rois, offset, output_mask, type);
+  return (is_double(input) ? backward<double> : backward<float>)(shapes, grad_output, input, rois, offset,
+                                                                 output_mask);
 }
 
 }  // namespace

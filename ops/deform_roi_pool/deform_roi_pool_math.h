@@ -9,6 +9,14 @@ template <typename T>
 struct DeformRoiAxis {
   RoiAxis<T> grid;
   T reach;  // how far an offset of 1 moves a bin, in pixels of the map
+
+  // The axis of a bin that `offset` moves. It has no samples if the new position is not finite.
+  DCNZOO_HD RoiAxis<T> moved(T offset) const {
+    RoiAxis<T> result = grid;
+    result.start += reach * offset;
+    if (!(result.start - result.start == T(0))) result.samples = 0;
+    return result;
+  }
 };
 
 template <typename T>
@@ -21,15 +29,6 @@ DCNZOO_HD DeformRoiAxis<T> deform_roi_axis(T low, T high, T scale, T gamma, int6
   else
     axis.grid.samples = 0;
   return axis;
-}
-
-// The axis of a bin that `offset` moves. It has no samples if the new position is not finite.
-template <typename T>
-DCNZOO_HD RoiAxis<T> moved(const DeformRoiAxis<T>& axis, T offset) {
-  RoiAxis<T> result = axis.grid;
-  result.start += axis.reach * offset;
-  if (!(result.start - result.start == T(0))) result.samples = 0;
-  return result;
 }
 
 }  // namespace dcnzoo

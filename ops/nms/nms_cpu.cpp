@@ -34,10 +34,10 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset) {
 
 Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
   check_nms(boxes, scores, iou_threshold, offset);
-  const Tensor values = contiguous_boxes(boxes), order = descending_order(scores);
-  return values.scalar_type() == ScalarType::Double
-             ? nms_of<double>(values, order, iou_threshold, double(offset))
-             : nms_of<float>(values, order, float(iou_threshold), float(offset));
+  const Tensor values = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
+  const Tensor order = descending_order(scores);
+  return is_double(values) ? nms_of<double>(values, order, iou_threshold, double(offset))
+                           : nms_of<float>(values, order, float(iou_threshold), float(offset));
 }
 
 }  // namespace

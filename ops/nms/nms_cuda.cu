@@ -28,13 +28,14 @@ struct SortedBoxes {
 
 Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
   check_nms(boxes, scores, iou_threshold, offset);
-  const Tensor values = contiguous_boxes(boxes), order = descending_order(scores);
+  const Tensor values = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
+  const Tensor order = descending_order(scores);
   const auto suppress = [&](auto zero) {
     using T = decltype(zero);
     return suppress_in_order(
         SortedBoxes<T>{data_of<T>(values), data_of<int64_t>(order), T(iou_threshold), T(offset)}, order);
   };
-  return values.scalar_type() == ScalarType::Double ? suppress(double()) : suppress(float());
+  return is_double(values) ? suppress(double()) : suppress(float());
 }
 
 }  // namespace

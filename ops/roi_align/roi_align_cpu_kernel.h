@@ -18,11 +18,25 @@ struct RoiAverage {
   T* row;  // scratch, [width]
 };
 
+// For a rotated RoI, a bin of a channel is the sum of weight · pixel over the bin's shares, divided by `count`.
+template <typename T>
+struct RotatedRoiAverage {
+  RoiShareTable<T> shares;
+  int64_t bins, pixels;  // of a channel's output and map
+  T count;
+};
+
+template <typename T, typename Average>
+struct RoiAverageKernels {
+  // output: [channels][bins], maps: [channels][pixels]; gradients likewise
+  void (*forward)(const Average&, const T* maps, int64_t channels, T* output);
+  void (*backward)(const Average&, const T* grad_output, int64_t channels, T* grad_maps);
+};
+
 template <typename T>
 struct RoiAlignKernels {
-  // output: [channels][output_h][output_w], maps: [channels][pixels]; gradients likewise
-  void (*forward)(const RoiAverage<T>&, const T* maps, int64_t channels, T* output);
-  void (*backward)(const RoiAverage<T>&, const T* grad_output, int64_t channels, T* grad_maps);
+  RoiAverageKernels<T, RoiAverage<T>> upright;
+  RoiAverageKernels<T, RotatedRoiAverage<T>> rotated;
 };
 
 DCNZOO_DECLARE_KERNELS(KernelTable<RoiAlignKernels>, roi_align_kernels)

@@ -13,31 +13,8 @@ struct RoiMaximum {
 
 constexpr double kOutsideMap = -2;  // a coordinate whose sample receives no gradient
 
-template <typename T>
-struct RoiSample {
-  T coordinate;
-  Lerp<T> lerp;
-};
-
-// The samples of a bin along one axis, computed on access.
-template <typename T>
-struct RoiSamples {
-  RoiAxis<T> axis;
-  int64_t bin, size;
-  RoiSpan span;
-
-  DCNZOO_HD RoiSamples(const RoiAxis<T>& axis, int64_t bin, int64_t size)
-      : axis(axis), bin(bin), size(size), span(roi_span(axis, bin, size)) {}
-  DCNZOO_HD int64_t count() const { return axis.samples; }
-  DCNZOO_HD RoiSample<T> operator[](int64_t sample) const {
-    const T coordinate = roi_coordinate(axis, bin, sample);
-    return {coordinate, lerp_at(coordinate, size)};
-  }
-};
-
-// Samples: RoiSamples, or a table of them.
-template <typename T, typename Value, typename Samples>
-DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t width, const Samples& y, const Samples& x) {
+template <typename T, typename Value>
+DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, const RoiSamples<T>& y, const RoiSamples<T>& x) {
   RoiMaximum<T> best{T(0), T(kOutsideMap), T(kOutsideMap)};
   const RoiSpan ys = y.span, xs = x.span;
   bool found = false;
@@ -48,17 +25,15 @@ DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t width, const Sampl
     found = true;
   };
   const auto offer_outside = [&] { offer(T(0), T(kOutsideMap), T(kOutsideMap)); };
-  if (y.count() == 0 || x.count() == 0) return best;
+  if (y.axis.samples == 0 || x.axis.samples == 0) return best;
   if (ys.begin > 0 || xs.begin > 0 || ys.begin == ys.end || xs.begin == xs.end) offer_outside();
   for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
-    const RoiSample<T> row = y[iy];
-    for (int64_t ix = xs.begin; ix < xs.end; ++ix) {
-      const RoiSample<T> column = x[ix];
-      offer(roi_sample(map, row.lerp, column.lerp, width), row.coordinate, column.coordinate);
-    }
-    if (xs.end < x.count()) offer_outside();
+    const Lerp<T> row = y.lerp(iy);
+    for (int64_t ix = xs.begin; ix < xs.end; ++ix)
+      offer(roi_sample(map, row, x.lerp(ix), x.size), y.coordinate(iy), x.coordinate(ix));
+    if (xs.end < x.axis.samples) offer_outside();
   }
-  if (ys.end < y.count()) offer_outside();
+  if (ys.end < y.axis.samples) offer_outside();
   return best;
 }
 

@@ -11,4 +11,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "_roi_align_backward(Tensor grad_output, Tensor rois, Tensor argmax_y, Tensor argmax_x, "
       "SymInt[] input_size, float spatial_scale, int sampling_ratio, int pool_mode, bool aligned) "
       "-> Tensor");
+  m.def(
+      "roi_align_rotated(Tensor input, Tensor rois, int output_h, int output_w, float spatial_scale, "
+      "int sampling_ratio, bool aligned, bool clockwise) -> Tensor");
+  m.def(
+      "_roi_align_rotated_backward(Tensor grad_output, Tensor rois, SymInt[] input_size, "
+      "float spatial_scale, int sampling_ratio, bool aligned, bool clockwise) -> Tensor");
 }

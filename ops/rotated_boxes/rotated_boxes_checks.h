@@ -1,13 +1,12 @@
 // Checks that the CPU and the CUDA kernels of box_iou_rotated and nms_rotated share.
 #pragma once
 
-#include "../common/tensor.h"
+#include "../common/argument_checks.h"
 
 namespace dcnzoo {
 
 inline void check_rotated_boxes(const char* op, const char* name, const Tensor& boxes) {
-  check(is_floating(boxes.scalar_type()), op, ": ", name,
-        ": expected float64, float32, bfloat16 or float16, got ", dtype_name(boxes.scalar_type()));
+  check_floating(boxes, op, ": ", name);
   check(boxes.dim() == 2 && boxes.size(1) == 5, op, ": ", name,
         ": expected shape (N, 5), each (x, y, width, height, angle), got ", shape_text(sizes_of(boxes)));
 }
@@ -18,8 +17,7 @@ inline void check_box_iou_rotated(const Tensor& boxes1, const Tensor& boxes2, bo
   check_rotated_boxes(op, "boxes2", boxes2);
   check(boxes1.scalar_type() == boxes2.scalar_type(), op, ": boxes2: expected ",
         dtype_name(boxes1.scalar_type()), " like boxes1, got ", dtype_name(boxes2.scalar_type()));
-  check(same_device(boxes1, boxes2), op, ": boxes2: expected device ", device_name(boxes1),
-        " like boxes1, got ", device_name(boxes2));
+  check_device(boxes2, boxes1, " like boxes1", op, ": boxes2");
   check(!aligned || boxes1.size(0) == boxes2.size(0), op, ": boxes2: expected ", boxes1.size(0),
         " boxes like boxes1, with aligned=True, got ", boxes2.size(0));
 }
@@ -27,12 +25,7 @@ inline void check_box_iou_rotated(const Tensor& boxes1, const Tensor& boxes2, bo
 inline void check_nms_rotated(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   constexpr const char* op = "nms_rotated";
   check_rotated_boxes(op, "boxes", boxes);
-  check(is_floating(scores.scalar_type()), op,
-        ": scores: expected float64, float32, bfloat16 or float16, got ", dtype_name(scores.scalar_type()));
-  check(scores.dim() == 1 && scores.size(0) == boxes.size(0), op, ": scores: expected shape (", boxes.size(0),
-        ",), one per box, got ", shape_text(sizes_of(scores)));
-  check(same_device(boxes, scores), op, ": scores: expected device ", device_name(boxes), " like boxes, got ",
-        device_name(scores));
+  check_scores(op, boxes, scores);
   // not below 0: mmcv's 0 on the CPU is the number before it
   check(iou_threshold <= 1, op, ": iou_threshold: expected at most 1, got ", iou_threshold);
 }

@@ -69,7 +69,7 @@ Tensor nms_rotated_cuda(const Tensor& boxes, const Tensor& scores, double iou_th
     using T = decltype(zero);
     return suppress_in_order(SortedRotatedBoxes<T>{data_of<RotatedBox>(sorted), T(iou_threshold)}, order);
   };
-  return boxes.scalar_type() == ScalarType::Double ? suppress(double()) : suppress(float());
+  return is_double(boxes) ? suppress(double()) : suppress(float());
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ def test_every_configuration_of_the_table(kernel, dtype):
     problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=False)
     expected = exact(make.to(dtype))
     grad = gradient_for(expected["output"]).to("cuda", dtype)
-    entry = fused.entry_of(fused.target_of(False))
+    entry = fused.entry_of(fused.target(torch.device("cuda", 0)))
     for sizes in entry[kernel]["float32" if dtype == torch.float32 else "half"]:
         config = fused.Config(*sizes)
         if kernel == "forward":

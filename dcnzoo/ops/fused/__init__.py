@@ -5,12 +5,10 @@ Triton. The code is not specific to CUDA: it works with any driver of Triton.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,10 +16,8 @@ import triton
 from torch import Tensor
 
 from .._arguments import memory_format
+from .._backend import table
 from . import kernels
-
-TABLE = Path(__file__).with_name("configs.json")  # block sizes by architecture: no call waits for autotuning
-INTERPRETER = "interpreter"
 
 
 class Config(NamedTuple):
@@ -37,19 +33,6 @@ class Config(NamedTuple):
     BLOCK_K: int
     warps: int
     stages: int
-
-
-@cache
-def table() -> dict:
-    return json.loads(TABLE.read_text())
-
-
-def target_of(interpreted: bool) -> str:
-    """The current device's architecture as a key of the table: ``sm_90``, ``gfx942``, ``interpreter``."""
-    if interpreted:
-        return INTERPRETER
-    target = triton.runtime.driver.active.get_current_target()
-    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 def entry_of(target: str) -> dict:
@@ -441,13 +424,16 @@ def _multiprocessors(device: torch.device) -> int:
 
 @cache
 def target(device: torch.device) -> str:
-    """The architecture of a device as a key of the table.
+    """The architecture of a device as a key of the table: ``sm_90``, ``gfx942``, ``interpreter``.
 
     Raises:
         RuntimeError: Triton finds no driver or no C compiler.
     """
+    if INTERPRETED:
+        return "interpreter"
     with _current(device):
-        return target_of(INTERPRETED)
+        target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager:

@@ -7,17 +7,35 @@
 
 namespace dcnzoo {
 
-constexpr int64_t kRotatedRoiFields = 6;  // image, x, y, width, height, angle
-
 template <typename T>
 struct RotatedRoi {
   T y, x, cos, sin;  // of the centre, in pixels of the map, and of the angle
   RoiAxis<T> down,
       across;  // along the region's height and width, from its centre; no samples if the region is empty
   T down_low, down_high, across_low, across_high;  // beyond these, everything is outside the map
+
+  DCNZOO_HD T count() const { return roi_count(down, across); }
+
+  // Calls visit(y, x), each a Lerp, for every sample of a bin that lies on the map.
+  template <typename Visit>
+  DCNZOO_HD void each_sample(int64_t y_bin, int64_t x_bin, int64_t height, int64_t width,
+                             const Visit& visit) const {
+    const RoiSpan rows = roi_span_between(down, y_bin, down_low, down_high);
+    const RoiSpan columns = roi_span_between(across, x_bin, across_low, across_high);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T v = roi_coordinate(down, y_bin, row);
+      for (int64_t column = columns.begin; column < columns.end; ++column) {
+        const T u = roi_coordinate(across, x_bin, column);
+        const T at_y = v * cos - u * sin + y, at_x = v * sin + u * cos + x;
+        if (roi_inside(at_y, height) && roi_inside(at_x, width))
+          visit(lerp_at(at_y, height), lerp_at(at_x, width));
+      }
+    }
+  }
 };
 
-// The angle turns the y axis towards the x axis or, if clockwise, the other way round. T is the accumulation type.
+// roi: image, x, y, width, height, angle. The angle turns the y axis towards the x axis or, if clockwise, the other way
+// round. T is the accumulation type.
 template <typename T>
 DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool clockwise, int64_t output_h,
                                     int64_t output_w, int64_t sampling_ratio, int64_t height, int64_t width) {
@@ -49,23 +67,6 @@ DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool cl
   region.across_low = across - reach_across;
   region.across_high = across + reach_across;
   return region;
-}
-
-// Calls visit(y, x), each a Lerp, for every sample of a bin that lies on the map.
-template <typename T, typename Visit>
-DCNZOO_HD void each_rotated_sample(const RotatedRoi<T>& region, int64_t bin_y, int64_t bin_x, int64_t height,
-                                   int64_t width, const Visit& visit) {
-  const RoiSpan rows = roi_span_between(region.down, bin_y, region.down_low, region.down_high);
-  const RoiSpan columns = roi_span_between(region.across, bin_x, region.across_low, region.across_high);
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const T v = roi_coordinate(region.down, bin_y, row);
-    for (int64_t column = columns.begin; column < columns.end; ++column) {
-      const T u = roi_coordinate(region.across, bin_x, column);
-      const T y = v * region.cos - u * region.sin + region.y;
-      const T x = v * region.sin + u * region.cos + region.x;
-      if (roi_inside(y, height) && roi_inside(x, width)) visit(lerp_at(y, height), lerp_at(x, width));
-    }
-  }
 }
 
 }  // namespace dcnzoo
