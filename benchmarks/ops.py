@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import fnmatch
 import json
+import math
 import multiprocessing
 import shlex
 import statistics
@@ -35,13 +36,13 @@ from torch import Tensor
 
 from benchmarks import revision
 from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
-from benchmarks.measure import ROOT, describe, listed, markdown, slug, take_turns
+from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, slug, take_turns
 from dcnzoo.utils.files import write_text
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 LAST = " channels_last"
-PACKAGES = ("mmcv", "onnxruntime", "openvino", "torchvision", "tvdcn", "torch-ms-deform-attn")
+PACKAGES = ("mmcv", "onnxruntime", "openvino", "torchvision", "torch-ms-deform-attn")
 
 
 @dataclass
@@ -84,9 +85,12 @@ def measure(
             continue
         try:
             own = sample.leaves()
-            prepared = {threads: prepare(own, threads) for threads in args.threads}
+            prepared = {}
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                prepared[threads] = prepare(own)
             with torch.no_grad():
-                output = prepared[args.threads[0]]()
+                output = prepared[threads]()
             expected = output if expected is None else expected  # dcnzoo is the first
             difference = 0 if is_floor(name) else relative_difference(output, expected)
             if difference > AGREEMENT[dtype]:
@@ -128,10 +132,10 @@ def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) 
     prepare = contestants(operator)[OURS]
     for small in operators()[operator].forms():  # starts threads, loads kernels
         warm = small.to(getattr(torch, dtype)).leaves()
-        passes(prepare(warm, threads), warm.given, mode)()
+        passes(prepare(warm), warm.given, mode)()
     (chosen_case,) = (c for c in CASES if (c.operator, c.name) == (operator, case))
     sample = chosen_case.sample(getattr(torch, dtype)).leaves()
-    forward = prepare(sample, threads)
+    forward = prepare(sample)
 
     def run() -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(mode != "forward"):
@@ -202,7 +206,7 @@ def all_cases(rows: list[Row]) -> list[list[str]]:
     own = {row.setting: row.seconds for row in rows if row.contestant == OURS}
     table = [head]
     for row in rows:
-        spread, ratio = row.iqr / row.seconds, row.seconds / own[row.setting]
+        spread, ratio = row.iqr / row.seconds, row.seconds / own.get(row.setting, math.nan)
         extra = "" if row.extra is None else f"{row.extra / 2**20:.1f}"
         figures = [f"{row.seconds * 1e3:.3f}", f"{spread:.0%}", f"{ratio:.2f}×", extra]
         table.append([*map(str, row.setting), row.contestant, *figures])
@@ -211,9 +215,7 @@ def all_cases(rows: list[Row]) -> list[list[str]]:
 
 def main() -> None:
     names = list(dict.fromkeys(case.operator for case in CASES))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(names)} (default: all); patterns, too")
     add("--cases", nargs="+", default=["*"], metavar="CASE", help="names of cases, or patterns such as 'c3*'")

@@ -30,7 +30,7 @@ def test_every_contestant_of_a_convolution_computes_the_same():
     found = contestants(case.operator)
     names = ("dcnzoo", "dcnzoo channels_last", "reference", "F.conv2d")
     ours, *same, plain = (
-        passes(found[name](sample, 1), sample.given, "forward+backward")() for name in names
+        passes(found[name](sample), sample.given, "forward+backward")() for name in names
     )
     for other in same:
         torch.testing.assert_close(other, ours, rtol=1e-3, atol=1e-3)
@@ -39,9 +39,8 @@ def test_every_contestant_of_a_convolution_computes_the_same():
 
 @pytest.mark.slow
 def test_models():
-    options = "startup demo* --rounds 1 --threads 1"
-    output = python("-m", "benchmarks.models", *options.split(), cwd=ROOT).stdout
-    assert "import dcnzoo.ops" in output and "demo: training iteration" in output
+    options = "startup --rounds 1 --threads 1"
+    assert "import dcnzoo.ops" in python("-m", "benchmarks.models", *options.split(), cwd=ROOT).stdout
 
 
 @pytest.fixture(scope="module")

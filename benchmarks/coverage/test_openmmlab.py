@@ -25,7 +25,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from torch import nn
 
-from benchmarks.coverage.trial import apart, families, images, predict, prepare, read, train
+from benchmarks.coverage.trial import apart, families, predict, prepare, read, train
 from dcnzoo.openmmlab.packages import mim_folder
 
 Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
@@ -38,7 +38,7 @@ class Package:
     Attributes:
         batches: returns the data to predict and to train on, for a model and its config; None: the config has
             no such data.
-        adapt: changes a config for smaller images, or for what does not work on a CPU.
+        adapt: changes a config for smaller images.
         depth: number of nested folders that name a family.
         families: a regular expression; others need data of their own.
         representatives: configs of families for which ``representative`` would choose badly.
@@ -54,39 +54,34 @@ class Package:
 # mmsegmentation
 
 
+SEG_SIZE = 128  # pixels, instead of 1024 and more
+
+
 def seg_adapt(cfg: Config) -> None:
-    """Pad images to 128 pixels, or the smallest size that works, instead of 1024 pixels and more."""
     preprocessor = cfg.model.data_preprocessor
-    size = seg_size(cfg)
     if preprocessor.get("size"):
-        preprocessor.size = (size, size)
+        preprocessor.size = (SEG_SIZE, SEG_SIZE)
     if preprocessor.get("size_divisor"):
         preprocessor.size_divisor = 32
     if cfg.model.get("backbone", {}).get("type") in ("BEiT", "MAE"):  # its position biases are for one size
-        cfg.model.backbone.img_size = (size, size)
-
-
-def seg_size(cfg: Config) -> int:
-    """Return the image size; the head of MobileNetV3 pools over 49×49 positions."""
-    return 512 if cfg.model.get("backbone", {}).get("type", "").endswith("MobileNetV3") else 128
+        cfg.model.backbone.img_size = (SEG_SIZE, SEG_SIZE)
 
 
 def seg_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     from mmseg.structures import SegDataSample
 
-    size = seg_size(cfg)
     head = model.decode_head
     classes = (head[-1] if isinstance(head, nn.ModuleList) else head).num_classes
+    shape = (SEG_SIZE, SEG_SIZE)
 
     def batch(number: int) -> dict:
         samples = []
         for _ in range(number):
-            shape = (size, size)
             sample = SegDataSample(metainfo=dict(ori_shape=shape, img_shape=shape, pad_shape=shape))
-            sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size)))
-            sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, size, size)))  # PIDNet's
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, *shape)))
+            sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, *shape)))  # PIDNet's
             samples.append(sample)
-        images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in samples]
+        images = [torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for _ in samples]
         return dict(inputs=images, data_samples=samples)
 
     return batch(1), batch(2)
@@ -170,17 +165,9 @@ def pose_sample(dataset: Config, index: int) -> dict:
 
 # mmpretrain
 
-
-def pretrain_adapt(cfg: Config) -> None:
-    model = cfg.model
-    if model.type == "MaskFeat":  # on a CPU, autocast does not compute norms in float32
-        del cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale
-    head = model.get("head") or {}
-    if head.get("type") in ("LeViTClsHead", "EfficientFormerClsHead"):
-        head.distillation = False  # with it, the package cannot train
-    if model.get("backbone", {}).get("type") == "RepLKNet":  # takes minutes with 384 pixels
-        for loader in (cfg.train_dataloader, cfg.test_dataloader):
-            shrink(loader.dataset.pipeline, 128)
+# Most of them need a tokenizer, a language model or weights, which they download.
+PRETRAIN_OTHERS = "arcface|blip|chinese_clip|dinov2|efficientformer|flamingo|glip|lenet|levit|llava|maskfeat"
+PRETRAIN_OTHERS += "|milan|minigpt4|ofa|otter|replknet|sam"
 
 
 def pretrain_batches(model: nn.Module, cfg: Config) -> tuple[dict | None, dict | None]:
@@ -239,37 +226,20 @@ def ocr_sample(pipeline: list, index: int) -> dict:
         word = dict(text="word", bbox=box, polygon=corners, bbox_label=0, ignore=False, edge_label=i % 2)
         words.append(word)
     words = [dict(text="word")] if line else words
-    path = f"{index}.png"
-    return dict(img=image, img_path=path, img_shape=size, ori_shape=size, instances=words)
+    return dict(img=image, img_path=f"{index}.png", img_shape=size, ori_shape=size, instances=words)
 
 
-# mmyolo and mmrotate, which use MMDetection's data samples
-
-
-def yolo_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
-    from mmyolo.datasets.utils import yolov5_collate
-
-    trained = images(2, 256, alike=True, use_box_type=True)
-    for sample in trained["data_samples"]:
-        sample.gt_instances.labels.zero_()  # a class that every detector has
-        del sample.gt_instances.masks
-    collate = cfg.train_dataloader.get("collate_fn", {})
-    if collate.get("type") == "yolov5_collate":
-        pairs = zip(trained["inputs"], trained["data_samples"], strict=True)
-        samples = [dict(inputs=image, data_samples=sample) for image, sample in pairs]
-        trained = yolov5_collate(samples, collate.get("use_ms_training", False))
-    return images(1, 256), trained
+# mmrotate
 
 
 def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     from mmrotate.testing import demo_mm_inputs
 
     steps = dataset_of(cfg.train_dataloader).pipeline
-    size = 384 if "SASAssigner" in str(cfg.model) else 128  # it selects 9 points on each level
     turned = any(step.get("box_type_mapping", {}).get("gt_bboxes") == "rbox" for step in steps)
 
     def batch(number: int) -> dict:
-        shapes = [[3, size, size]] * number
+        shapes = [[3, 128, 128]] * number
         made = demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
         for sample in made["data_samples"]:
             sample.gt_instances.labels.zero_()  # a class that every detector has
@@ -323,6 +293,7 @@ PACKAGES = {
     "mmseg": Package(
         seg_batches,
         seg_adapt,
+        families="^(?!mobilenet_v3)",  # its head pools over 49×49 positions
         representatives={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
     ),
     "mmpose": Package(
@@ -335,17 +306,13 @@ PACKAGES = {
     ),
     "mmpretrain": Package(
         pretrain_batches,
-        pretrain_adapt,
-        # of the others, most need a tokenizer, a language model or weights, which they download
-        families="^(?!arcface|blip|chinese_clip|dinov2|flamingo|glip|lenet|llava|milan|minigpt4|ofa|otter|sam)",
+        families=f"^(?!{PRETRAIN_OTHERS})",
         representatives={
             "clip": "vit-base-p16_pt-64xb64_in1k.py",
             "eva": "eva-l-p14_8xb16_in1k-196px.py",
-            "replknet": "replknet-31L_32xb64_in1k-384px.py",  # those of 31B do not inherit their base
         },
     ),
     "mmocr": Package(ocr_batches, ocr_adapt, depth=2),
-    "mmyolo": Package(yolo_batches),
     "mmrotate": Package(rotate_batches),
     "mmagic": Package(
         edit_batches,
