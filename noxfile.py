@@ -355,17 +355,9 @@ def sanitize_threads(session: Session) -> None:
 def conformance(session: Session) -> None:
     """Compare every exported form of the operators in each runtime: docs/conformance.md."""
     update_venv(session)
-    results, workers = "work_dirs/conformance.xml", ("-n", "2", "--dist", "loadgroup")
-    # the page is written in any case
-    test(
-        session,
-        "-q",
-        *workers,
-        "benchmarks/conformance",
-        f"--junitxml={results}",
-        python=PYTHON,
-        success_codes=[0, 1],
-    )
+    results = "work_dirs/conformance.xml"
+    options = ("-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance", f"--junitxml={results}")
+    test(session, *options, python=PYTHON, success_codes=[0, 1])  # the page is written in any case
     session.run(PYTHON, "-m", "benchmarks.conformance.page", results)
 
 
