@@ -351,20 +351,14 @@ def sanitize_threads(session: Session) -> None:
     session.run(PYTHON, "-m", "tests.soak", "--most=9", *options, env=variables)
 
 
-@nox.session(tags=NIGHTLY)
+@nox.session(venv_backend="none", tags=NIGHTLY)
 def conformance(session: Session) -> None:
     """Compare every exported form of the operators in each runtime: docs/conformance.md."""
     update_venv(session)
-    see(session, VENV)
-    session.install("--no-deps", "--group", "conformance")
-    python = environment(session, "others") / "bin/python"  # has torchvision, which ncnn's case needs
-    session.run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--group", "ncnn", external=True)
-    command = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance")
-    results = [f"work_dirs/conformance_{name}.xml" for name in ("venv", "others")]
-    options = {"success_codes": [0, 1], "external": True}  # the page is written in any case
-    session.run("python", *command, f"--junitxml={results[0]}", *session.posargs, **options)
-    session.run(python, *command, "-k", "torchvision", f"--junitxml={results[1]}", **options)
-    session.run(PYTHON, "-m", "benchmarks.conformance.page", "docs/conformance.md", *results)
+    results = "work_dirs/conformance.xml"
+    options = ("-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance", f"--junitxml={results}")
+    test(session, *options, python=PYTHON, success_codes=[0, 1])  # the page is written in any case
+    session.run(PYTHON, "-m", "benchmarks.conformance.page", results)
 
 
 # Pages and packages

@@ -25,7 +25,7 @@ REFERENCE_SIZE = 600_000  # elements of the first tensor
 STRIDE = 4  # of the map of RoIs, in image pixels
 HALF = (torch.bfloat16, torch.float16)
 Forward = Callable[[], Tensor]
-Contestant = Callable[[Sample, int], Forward]  # takes a sample and the number of threads
+Contestant = Callable[[Sample], Forward]  # other runtimes use as many threads as torch
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,7 @@ def _convolutions() -> Iterator[Case]:
     yield two("demo-c3-s2", "demo", 4, 32, (32, 32), stride=2)
     yield two("demo-c4-s2", "demo", 4, 64, (16, 16), stride=2)
     yield two("many-step8", "many small images", 64, 32, (16, 16), im2col_step=8)
-    for channels, size in (
-        (8, 64),
-        (16, 64),
-        (32, 64),
-        (64, 32),
-    ):  # as in the demo and in networks for key points
+    for channels, size in ((8, 64), (16, 64), (32, 64), (64, 32)):  # the demo; networks for key points
         yield two(f"few-{channels}", "few channels", 16 if channels == 64 else 8, channels, (size, size))
     yield two("tiny-64", "tiny maps", 1, 64, (8, 8))  # overhead of a call, packing of the weight
     yield two("tiny-512", "tiny maps", 1, 512, (8, 8))
@@ -140,10 +135,9 @@ def _attention(batch: int, queries: int, levels: tuple, heads: int, channels: in
     steps = round(queries**0.5) + 1
     place = torch.cartesian_prod(*[torch.linspace(0, 1, steps)] * 2)[:queries].flip(1)
     extent = torch.tensor(levels).flip(1).view(-1, 1, 2)
-    moved = (
-        torch.randn(*weights.shape, 2, generator=torch.Generator().manual_seed(0)) * 2 / extent
-    )  # 2 pixels
-    return replace(sample, tensors=(value, (place.view(-1, 1, 1, 1, 2) + moved).double(), weights))
+    pixels = 2 * torch.randn(*weights.shape, 2, generator=torch.Generator().manual_seed(0))
+    place = place.view(-1, 1, 1, 1, 2) + pixels / extent
+    return replace(sample, tensors=(value, place.double(), weights))
 
 
 def _attentions() -> Iterator[Case]:
@@ -312,78 +306,72 @@ def _torchvision_convolution(sample: Sample) -> Forward:
     return lambda: deform_conv2d(input, offset, weight, None, stride, padding, 1, mask)
 
 
-def _tvdcn(operator: str, sample: Sample) -> Forward:
-    from tvdcn import ops
-
-    geometry = {k: v for k, v in sample.kwargs.items() if k != "im2col_step"}
-    return lambda: getattr(ops, operator)(*sample.tensors, **geometry)
-
-
 def _onnx_convolution(sample: Sample) -> tuple[bytes, dict[str, np.ndarray]]:
     """Return a model of one node, with a constant weight as in a deployed model, and its inputs."""
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper, parser
 
     if sample.tensors[0].dtype == torch.bfloat16:
         raise NotImplementedError("its DeformConv does not support bfloat16")
-    names = ("input", "weight", "offset", "mask")
-    given = zip(names, sample.tensors, strict=False)
-    arrays = {name: tensor.detach().numpy() for name, tensor in given if tensor is not None}
-    k = {"stride": 1, "groups": 1, **sample.kwargs}
-    kernel = arrays["weight"].shape[2:]
-    node = helper.make_node(
-        "DeformConv", ["input", "weight", "offset", *(["", "mask"] if "mask" in arrays else [])], ["output"],
-        kernel_shape=kernel, pads=[k["padding"]] * 4, strides=[k["stride"]] * 2, dilations=[1, 1],
-        group=k["groups"], offset_group=arrays["offset"].shape[1] // (2 * math.prod(kernel)),
-    )  # fmt: skip
-    kind = helper.np_dtype_to_tensor_dtype(arrays["input"].dtype)
-    weight = numpy_helper.from_array(arrays.pop("weight"), "weight")
-    inputs = [helper.make_tensor_value_info(name, kind, array.shape) for name, array in arrays.items()]
-    output = helper.make_tensor_value_info("output", kind, None)
-    graph = helper.make_graph([node], "deform_conv", inputs, [output], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    tensors = zip(("input", "weight", "offset", "mask"), sample.tensors, strict=False)
+    arrays = {name: tensor.detach().numpy() for name, tensor in tensors if tensor is not None}
+    weight, k = arrays.pop("weight"), {"stride": 1, "groups": 1, **sample.kwargs}
+    kernel, pad, stride = weight.shape[2:], k["padding"], k["stride"]
+    groups = arrays["offset"].shape[1] // (2 * math.prod(kernel))
+    kind = {torch.float64: "double", torch.float32: "float", torch.float16: "float16"}[
+        sample.tensors[0].dtype
+    ]
+    inputs = ", ".join(f"{kind}{list(array.shape)} {name}" for name, array in arrays.items())
+    model = parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>
+        deform_conv ({inputs}) => ({kind}[N, C, H, W] output) {{
+            output = DeformConv <kernel_shape = {list(kernel)}, pads = {[pad] * 4}, strides = {[stride] * 2},
+                group = {k["groups"]}, offset_group = {groups}>
+                (input, weight, offset{", , mask" if "mask" in arrays else ""})
+        }}""")
+    model.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
     return model.SerializeToString(), arrays
 
 
-def _onnxruntime_convolution(sample: Sample, threads: int) -> Forward:
+def _onnxruntime_convolution(sample: Sample) -> Forward:
     import onnxruntime
 
     model, arrays = _onnx_convolution(sample)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
     return lambda: torch.from_numpy(session.run(None, arrays)[0])
 
 
-def _openvino_convolution(sample: Sample, threads: int) -> Forward:
+def _openvino_convolution(sample: Sample) -> Forward:
     """Run OpenVINO's own operator, to which ``dcnzoo.export`` converts the node."""
     from dcnzoo.export.openvino import make_core
 
     model, arrays = _onnx_convolution(sample)
     core = make_core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     return lambda: torch.from_numpy(compiled(arrays, share_inputs=True, share_outputs=True)[0])
 
 
-def _mmcv_regions(operator: str, sample: Sample) -> Forward:
-    mmcv = compiled_mmcv()
+def _mmcv_regions(name: str, options: tuple, sample: Sample) -> Forward:
+    function = getattr(compiled_mmcv(), name)
     size, scale = sample.kwargs["output_size"], sample.kwargs["spatial_scale"]
-    if operator == "roi_align":
-        return lambda: mmcv.roi_align(*sample.tensors, size, scale, 0, "avg", True)
-    return lambda: mmcv.roi_align_rotated(*sample.tensors, size, scale, 2, True, False)
+    return lambda: function(*sample.tensors, size, scale, *options)
 
 
-def _torchvision_regions(sample: Sample) -> Forward:
+def _torchvision_roi_align(sample: Sample) -> Forward:
     from torchvision.ops import roi_align
 
     return lambda: roi_align(*sample.tensors, sample.kwargs["output_size"], 1 / STRIDE, -1, True)
 
 
-def _mmcv_boxes(operator: str, sample: Sample) -> Forward:
-    function = getattr(compiled_mmcv(), operator)
-    if operator == "box_iou_rotated":
-        return lambda: function(*sample.tensors)
+def _mmcv_nms(name: str, sample: Sample) -> Forward:
+    function = getattr(compiled_mmcv(), name)
     return lambda: function(*sample.tensors, sample.kwargs["iou_threshold"])[1]
+
+
+def _mmcv_box_iou_rotated(sample: Sample) -> Forward:
+    function = compiled_mmcv().box_iou_rotated
+    return lambda: function(*sample.tensors)
 
 
 def _torchvision_nms(sample: Sample) -> Forward:
@@ -419,31 +407,27 @@ def grid_sample_attention(sample: Sample) -> Forward:
     return forward
 
 
-# By operator. A contestant takes a sample and a number of threads.
-RIVALS: dict[str, dict[str, Contestant]] = {
+RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
     "deform_conv2d": {
-        "mmcv": lambda s, _: _mmcv_convolution(s),
-        "torchvision": lambda s, _: _torchvision_convolution(s),
+        "mmcv": _mmcv_convolution,
+        "torchvision": _torchvision_convolution,
         "onnxruntime": _onnxruntime_convolution,
         "openvino": _openvino_convolution,
     },
-    "dcnv3": {
-        "F.conv2d depthwise": lambda s, _: depthwise(s),
-        "grid_sample": lambda s, _: grid_sample_dcnv3(s),
-    },
-    "dcnv4": {"F.conv2d depthwise": lambda s, _: depthwise(s)},
+    "dcnv3": {"F.conv2d depthwise": depthwise, "grid_sample": grid_sample_dcnv3},
+    "dcnv4": {"F.conv2d depthwise": depthwise},
     "ms_deform_attn": {
-        "torch-ms-deform-attn": lambda s, _: _package_attention(s),
-        "grid_sample": lambda s, _: grid_sample_attention(s),
+        "torch-ms-deform-attn": _package_attention,
+        "grid_sample": grid_sample_attention,
     },
     "roi_align": {
-        "mmcv": lambda s, _: _mmcv_regions("roi_align", s),
-        "torchvision": lambda s, _: _torchvision_regions(s),
+        "mmcv": partial(_mmcv_regions, "roi_align", (0, "avg", True)),
+        "torchvision": _torchvision_roi_align,
     },
-    "roi_align_rotated": {"mmcv": lambda s, _: _mmcv_regions("roi_align_rotated", s)},
-    "nms": {"mmcv": lambda s, _: _mmcv_boxes("nms", s), "torchvision": lambda s, _: _torchvision_nms(s)},
-    "nms_rotated": {"mmcv": lambda s, _: _mmcv_boxes("nms_rotated", s)},
-    "box_iou_rotated": {"mmcv": lambda s, _: _mmcv_boxes("box_iou_rotated", s)},
+    "roi_align_rotated": {"mmcv": partial(_mmcv_regions, "roi_align_rotated", (2, True, False))},
+    "nms": {"mmcv": partial(_mmcv_nms, "nms"), "torchvision": _torchvision_nms},
+    "nms_rotated": {"mmcv": partial(_mmcv_nms, "nms_rotated")},
+    "box_iou_rotated": {"mmcv": _mmcv_box_iou_rotated},
 }
 
 
@@ -452,15 +436,14 @@ def contestants(operator: str) -> dict[str, Contestant]:
 
     They raise an exception with the reason if they do not support a case.
     """
-    found: dict[str, Contestant] = {OURS: lambda s, _: ours(operator, s)}
+    own: dict[str, Contestant] = {OURS: partial(ours, operator)}
     if operator.startswith("deform_conv"):
         floor = f"F.{operator.removeprefix('deform_')}"
-        found[floor] = lambda s, _: plain(operator, s)
+        own[floor] = partial(plain, operator)
         if operator[-2] != "1":
-            found[f"{OURS} channels_last"] = lambda s, _: ours(operator, in_format(s, last(s)))
-            found[f"{floor} channels_last"] = lambda s, _: plain(operator, in_format(s, last(s)))
-        found["tvdcn"] = lambda s, _: _tvdcn(operator, s)
-    return {**found, **RIVALS.get(operator, {}), "reference": lambda s, _: reference(operator, s)}
+            for name in (OURS, floor):
+                own[f"{name} channels_last"] = lambda s, call=own[name]: call(in_format(s, last(s)))
+    return {**own, **RIVALS.get(operator, {}), "reference": partial(reference, operator)}
 
 
 def passes(forward: Forward, given: list[Tensor], mode: str) -> Callable[[], object]:

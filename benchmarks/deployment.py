@@ -3,7 +3,7 @@
 ::
 
     python -m benchmarks.deployment --write     # about an hour on one core; finished results are kept
-    python -m benchmarks.deployment RetinaNet --forms onnxruntime
+    python -m benchmarks.deployment RetinaNet
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
 PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
@@ -12,12 +12,10 @@ family's own neck, head, losses and post-processing; it learns in a minute on on
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -33,12 +31,13 @@ from mmengine.runner import Runner
 
 import dcnzoo.export
 import dcnzoo.openmmlab.datasets
-from benchmarks.measure import ROOT, describe, listed, markdown, replace_section
+from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
 from dcnzoo.cli import commands
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.export.detector import BaseDetector
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.files import write_text
+from tests.export.detectors import CONFIGS
 
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 MMDET = mim_folder("mmdet") / "configs"
@@ -48,80 +47,39 @@ WIDTH = 48  # of necks and heads
 C2, C3, C4 = 64, 128, 256  # channels of the backbone's stages, at strides 4, 8 and 16
 
 
-@dataclass(frozen=True)
-class Form:
-    """A file of ``dcnzoo export``; ``int8``: quantised with 100 of the training images."""
-
-    title: str
-    file: str
-    float32: bool = False
-    int8: bool = False
-    options: tuple[str, ...] = ()
-
-
-FORMS = {
-    "onnxruntime": Form("ONNX Runtime", "model.onnx", float32=True),
-    "onnxruntime-fp16": Form("ONNX Runtime, `--fp16`", "fp16.onnx", options=("--fp16",)),
-    "onnxruntime-int8": Form("ONNX Runtime, `--int8`", "int8.onnx", int8=True),
-    "openvino": Form("OpenVINO", "model.xml", float32=True),
-    "openvino-int8": Form("OpenVINO, `--int8`", "int8.xml", int8=True),
+FORMS = {  # title, file and options of ``dcnzoo export``; --int8: quantised with 100 of the training images
+    "onnxruntime": ("ONNX Runtime", "model.onnx", ()),
+    "onnxruntime-fp16": ("ONNX Runtime, `--fp16`", "fp16.onnx", ("--fp16",)),
+    "onnxruntime-int8": ("ONNX Runtime, `--int8`", "int8.onnx", ("--int8",)),
+    "openvino": ("OpenVINO", "model.xml", ()),
+    "openvino-int8": ("OpenVINO, `--int8`", "int8.xml", ("--int8",)),
 }
 
 
 # Small detectors
 
 
-@dataclass(frozen=True)
-class Family:
-    """A family of detectors.
-
-    Attributes:
-        config: of MMDetection 3, the counterpart of the one in the table.
-        masks: whether it predicts masks.
-        epochs: of 640 images, for the small version.
-        openvino: whether OpenVINO supports all operators of the graph (it lacks ``Scan``).
-    """
-
-    config: str
-    masks: bool = False
-    epochs: int = 4
-    openvino: bool = True
-
-
-FAMILIES = {
-    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"),
-    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py"),
-    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py"),
-    "SSD": Family("ssd/ssd300_coco.py"),
-    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py"),
-    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
-    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"),
-    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", masks=True),
-    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", masks=True),
-    "CornerNet": Family(
-        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", epochs=8, openvino=False
-    ),
-    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", masks=True),
-}
+FAMILIES = ("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN")
+FAMILIES += ("Cascade Mask R-CNN", "CornerNet", "PointRend")
 
 
 def small(name: str) -> Config:
     """Return the demo's config with a small detector of the family, for training on the generated shapes."""
-    family = FAMILIES[name]
     cfg = Config.fromfile(DEMO)
     backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
-    cfg.model = Config.fromfile(MMDET / family.config).model
+    cfg.model = Config.fromfile(MMDET / CONFIGS[name]).model
+    masks = "mask_head" in cfg.model.get("roi_head", {})
     _narrow(cfg.model)
     cfg.model.backbone = backbone
-    cfg.model.data_preprocessor = dict(preprocessor, pad_mask=family.masks)
+    cfg.model.data_preprocessor = dict(preprocessor, pad_mask=masks)
     ADJUST.get(name, _one_stage if "bbox_head" in cfg.model else _two_stage)(cfg.model)
-    cfg.train_cfg.max_epochs = family.epochs
-    cfg.param_scheduler[1].update(T_max=family.epochs, end=family.epochs)
+    epochs = cfg.train_cfg.max_epochs = 8 if name == "CornerNet" else 4
+    cfg.param_scheduler[1].update(T_max=epochs, end=epochs)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # the detectors evaluate
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         for step in loader.dataset.pipeline:
             if step.type == "LoadAnnotations":
-                step.with_mask = family.masks
+                step.with_mask = masks
     cfg.randomness = dict(seed=0)
     return cfg
 
@@ -226,38 +184,40 @@ class Row:
     """One family: its config, its folder and its results."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.family, self.data = name, FAMILIES[name], folder / "data"
+        self.name, self.data = name, folder / "data"
         self.folder = folder / name.lower().replace(" ", "-")
         self.file, self.config = self.folder / "table.json", self.folder / "config.py"
         self.cfg = small(name)
         self.cfg.work_dir, self.cfg.log_level = str(self.folder / "logs"), "ERROR"
         for loader in (self.cfg.train_dataloader, self.cfg.test_dataloader):
             loader.dataset.update(data_root=f"{self.data}/", shapes=dict(train=640, val=256, seed=0))
-        self.weights = self.folder / "logs" / f"epoch_{self.family.epochs}.pth"
+        self.weights = self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
         """The results of PyTorch and each form: AP in points by kind, time of a call."""
         return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
-    def keep(self, name: str, found: dict[str, float]) -> None:
+    def keep(self, name: str, figures: dict[str, float]) -> None:
         results = self.results
-        write_text(self.file, json.dumps({**results, name: {**results.get(name, {}), **found}}))
-        print(f"{self.name}, {name}: {found}", flush=True)
+        write_text(self.file, json.dumps({**results, name: {**results.get(name, {}), **figures}}))
+        print(f"{self.name}, {name}: {figures}", flush=True)
 
-    def run(self, forms: Sequence[str]) -> None:
+    def run(self) -> None:
         """Run the missing steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.cfg.dump(self.config)
-        names = ["pytorch", *(name for name in forms if self.family.openvino or "openvino" not in name)]
+        names = ["pytorch", *FORMS]
+        if self.name == "CornerNet":  # OpenVINO lacks its Scan
+            names = [name for name in names if "openvino" not in name]
         if not self.weights.exists():
             cfg = Config(self.cfg.to_dict())
             cfg.resume, cfg.test_cfg, cfg.test_dataloader, cfg.test_evaluator = True, None, None, None
             Runner.from_cfg(cfg).train()
         for name in names:
             if name not in self.results:
-                found = self.load(name).evaluate(self.data / "annotations/val.json", images=self.data / "val")
-                self.keep(name, {kind: 100 * found[f"{kind} AP"] for kind in LIMITS if f"{kind} AP" in found})
+                ap = self.load(name).evaluate(self.data / "annotations/val.json", images=self.data / "val")
+                self.keep(name, {kind: 100 * ap[f"{kind} AP"] for kind in LIMITS if f"{kind} AP" in ap})
         if any("time" not in self.results[name] for name in names):
             self.measure(names)
 
@@ -265,12 +225,12 @@ class Row:
         """Return the detector in PyTorch or, after the export, in a runtime; both with one thread."""
         if name == "pytorch":
             return dcnzoo.load(self.config, checkpoint=self.weights, device="cpu")
-        form = FORMS[name]
-        path = self.folder / form.file
+        _, file, options = FORMS[name]
+        path = self.folder / file
         if not path.exists():
-            options = [*form.options, *(("--int8", str(self.data / "train")) if form.int8 else ())]
+            images = [str(self.data / "train")] if "--int8" in options else []
             command = ["export", str(self.config), str(self.weights), "--out", str(path), "--device", "cpu"]
-            commands.main([*command, "--dynamic-export", *options], standalone_mode=False)
+            commands.main([*command, "--dynamic-export", *options, *images], standalone_mode=False)
         return dcnzoo.export.Detector(path, threads=1)
 
     def measure(self, names: Sequence[str]) -> None:
@@ -298,7 +258,7 @@ def cpu_seconds(detector: BaseDetector, picture: np.ndarray) -> float:
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Render the tables of AP and time, without what was not measured."""
-    titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
+    titles = {"pytorch": "PyTorch", **{name: title for name, (title, *_) in FORMS.items()}}
     columns: dict[str, Callable[[dict[str, float]], str]] = {
         "box AP / mask AP": lambda row: " / ".join(f"{row[kind]:.2f}" for kind in LIMITS if kind in row),
         "time": lambda row: f"{row['time']:.2f}" if "time" in row else "–",
@@ -311,7 +271,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
                 cells = (cell(by_form[name]) if name in by_form else "–" for name in titles)
                 lines.append([family, *cells])
         tables.append(markdown(lines))
-    rows = [row for found in results.values() for row in found.values() if "time" in row]
+    rows = [row for by_form in results.values() for row in by_form.values() if "time" in row]
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
     facts = {name: value for name, value in describe("onnxruntime", "openvino").items() if "load" not in name}
     tables.append(
@@ -321,44 +281,38 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n\n".join(tables)
 
 
-def too_much(rows: list[Row]) -> list[str]:
-    """List the cases in which a runtime changes AP in float32 by more than the limit."""
-    wrong = []
-    for row in rows:
-        results = row.results
-        for name in results.keys() & {name for name, form in FORMS.items() if form.float32}:
-            for kind, limit in LIMITS.items():
-                found, expected = results[name].get(kind, 0), results["pytorch"].get(kind, 0)
-                if abs(found - expected) > limit:
-                    wrong.append(f"{row.name}, {name}: {kind} AP {found:.2f}, {expected:.2f} in PyTorch")
-    return wrong
+def too_much(row: Row) -> Iterator[str]:
+    """Yield the cases in which a runtime changes AP in float32 by more than the limit."""
+    results = row.results
+    for name in results.keys() & {name for name, (*_, options) in FORMS.items() if not options}:
+        for kind, limit in LIMITS.items():
+            ap, expected = results[name].get(kind, 0), results["pytorch"].get(kind, 0)
+            if abs(ap - expected) > limit:
+                yield f"{row.name}, {name}: {kind} AP {ap:.2f}, {expected:.2f} in PyTorch"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")
-    add("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
-    add("--report", action="store_true", help="show the existing results without measuring")
     add("--write", action="store_true", help="write the tables to docs/deploy.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = [Row(name, args.work_dir) for name in FAMILIES]
     wrong = []
-    for row in rows if not args.report else ():
+    for row in rows:
         if row.name in (args.families or FAMILIES):
             try:
-                row.run(args.forms)
+                row.run()
             except (Exception, SystemExit) as error:  # does not stop the other families
                 wrong.append(f"{row.name}: {error}")
+        wrong += too_much(row)
     text = table({row.name: row.results for row in rows})
     print(text)
     if args.write:
         replace_section(ROOT / "docs/deploy.md", "deployment", text)
-    if wrong := wrong + too_much(rows):
+    if wrong:
         raise SystemExit("error: " + "; ".join(wrong))
 
 

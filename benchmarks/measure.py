@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import os
@@ -20,6 +21,11 @@ from dcnzoo import __version__, ops
 from dcnzoo.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def parser_of(program: str) -> argparse.ArgumentParser:
+    """Return a parser whose help starts with the docstring of a program."""
+    return argparse.ArgumentParser(description=program, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def take_turns(

@@ -1,5 +1,5 @@
 """Time complete models: detectors with dcnzoo, with compiled mmcv and without DCN; models of other packages;
-exported files; the demo's training; imports; the zoo.
+imports; the zoo.
 
 ::
 
@@ -15,13 +15,13 @@ round: compare the ratios.
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import multiprocessing
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 # dcnzoo is imported only in the processes that use it: without it, mmcv runs its own operators
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,19 +42,16 @@ Step = Callable[[str], object]  # takes INFERENCE or TRAINING
 
 
 def detector(
-    config: str,
-    size: tuple[int, int],
-    plugin: bool = True,
-    channels_last: bool = False,
-    mixed_precision: bool = False,
+    config: str, size: tuple[int, int], plugin: bool = True, channels_last: bool = False, amp: bool = False
 ) -> Step:
     """Return a detector of MMDetection; without the ``plugin``, it uses mmcv's operators.
 
-    With ``mixed_precision``, it runs as in ``train --amp``.
+    With ``amp``, it runs as in ``train --amp``.
     """
     if plugin:
         import dcnzoo.models  # noqa: F401
     from mmdet.registry import MODELS
+    from mmdet.testing import demo_mm_inputs
     from mmengine.config import Config
     from mmengine.hub import get_config
     from mmengine.registry import init_default_scope
@@ -75,13 +71,17 @@ def detector(
     if channels_last:
         model.to(memory_format=torch.channels_last)
 
+    # an image of noise with ten boxes and masks
+    batch = demo_mm_inputs(1, [[3, *size]], num_items=[10], num_classes=10, with_mask=True)
+
     def step(mode: str) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+        data = copy.deepcopy(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             if mode == INFERENCE:
                 with torch.no_grad():
-                    model.eval().test_step(batch(size))
+                    model.eval().test_step(data)
                 return
-            data = model.train().data_preprocessor(batch(size), training=True)
+            data = model.train().data_preprocessor(data, training=True)
             model.zero_grad()
             loss = model.parse_losses(model(**data, mode="loss"))[0]
         loss.backward()
@@ -89,50 +89,7 @@ def detector(
     return step
 
 
-def batch(size: tuple[int, int]) -> dict:
-    """Return an image of noise with ten boxes and masks, as a data loader does."""
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData
-
-    height, width = size
-    random = np.random.default_rng(0)
-    corners = random.uniform(0, (width / 2, height / 2), (10, 2))
-    boxes = np.concatenate([corners, corners + random.uniform(30, 300, (10, 2))], axis=1)
-    masks = np.zeros((10, height, width), np.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
-        mask[y1:y2, x1:x2] = 1
-    meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
-    sample = DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor(boxes, dtype=torch.float32),
-        labels=torch.arange(10),
-        masks=BitmapMasks(masks, height, width),
-    )
-    image = torch.tensor(random.integers(0, 256, (3, height, width)), dtype=torch.uint8)
-    return {"inputs": [image], "data_samples": [sample]}
-
-
-def module_step(model: nn.Module, inputs: dict, as_vector: Callable[[object], Tensor]) -> Step:
-    def step(mode: str) -> None:
-        model.train(mode == TRAINING)
-        with torch.set_grad_enabled(mode == TRAINING):
-            outputs = as_vector(model(**inputs))
-            if mode == TRAINING:
-                model.zero_grad()
-                outputs[outputs.isfinite()].sum().backward()  # Grounding DINO has logits of -inf
-
-    return step
-
-
-def transformer(
-    cls: str,
-    size: tuple[int, int],
-    config: dict,
-    outputs: tuple[str, ...],
-    text: tuple[int, ...],
-    plugin: bool,
-) -> Step:
+def transformer(cls: str, size: tuple, config: dict, outputs: tuple, text: tuple, plugin: bool) -> Step:
     """Return a model of Transformers in its published size; ``text``: token ids."""
     import transformers
 
@@ -144,83 +101,18 @@ def transformer(
     inputs = {"pixel_values": torch.randn(1, 3, *size)}
     if text:
         inputs["input_ids"] = torch.tensor([text])
-    as_vector = lambda results: torch.cat([results[name].flatten() for name in outputs])  # noqa: E731
-    return module_step(kind(kind.config_class(**config)), inputs, as_vector)
+    model = kind(kind.config_class(**config))
 
+    def step(mode: str) -> None:
+        model.train(mode == TRAINING)
+        with torch.set_grad_enabled(mode == TRAINING):
+            results = model(**inputs)
+            if mode == TRAINING:
+                model.zero_grad()
+                values = torch.cat([results[name].flatten() for name in outputs])
+                values[values.isfinite()].sum().backward()  # Grounding DINO has logits of -inf
 
-def segmenter(plugin: bool) -> Step:
-    """Return the network that resembles BiRefNet, which calls torchvision."""
-    from dcnzoo.compat.torchvision import accelerate
-
-    from .segmentation import Segmenter
-
-    if plugin:
-        accelerate()
-    return module_step(Segmenter(), {"image": torch.randn(1, 3, 1024, 1024)}, Tensor.flatten)
-
-
-def exported(backend: str, deform_conv: str = "native") -> Step:
-    """Return RetinaNet R-18 with DCNv2 in c3 to c5, as a file in a runtime, or in PyTorch."""
-    import dcnzoo.models  # noqa: F401  before mmdet
-
-    # isort: split
-    from mmdet.registry import MODELS
-    from mmengine.hub import get_config
-    from mmengine.registry import init_default_scope
-
-    from dcnzoo.export.runtime import Session
-    from dcnzoo.openmmlab.export.detectors import export_detector
-    from dcnzoo.openmmlab.export.verify import predict
-
-    init_default_scope("mmdet")
-    cfg = get_config("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py")
-    cfg.model.backbone.update(dcn=True, init_cfg=None)
-    model = MODELS.build(cfg.model).eval()
-    images = torch.randn(1, 3, 512, 640)
-    displace(model)
-    with torch.no_grad():  # 2000 boxes go into NMS, as with a trained detector
-        nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.1)
-        scores = torch.cat([s.sigmoid().flatten() for s in model.bbox_head(model.extract_feat(images))[0]])
-    model.bbox_head.test_cfg.score_thr = float(scores.topk(2000).values[-1])
-    if backend == "pytorch":
-        return lambda mode: predict(model, images)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_detector(model, images, path, deform_conv=deform_conv)
-        session = Session(path, backend, threads=torch.get_num_threads())
-    return lambda mode: session(images.numpy())
-
-
-def displace(model: nn.Module) -> None:
-    """Set offsets as after some training. They start at zero, where samples lie exactly on pixels."""
-    for name, module in model.named_modules():
-        if name.endswith("conv_offset"):
-            nn.init.normal_(module.bias)
-
-
-def demo(config: str) -> Step:
-    """Return training iterations of the demo, with loading of images and the optimiser."""
-    import dcnzoo.models  # noqa: F401  before mmdet
-
-    # isort: split
-    from mmengine.config import Config
-    from mmengine.runner import Runner
-
-    cfg = Config.fromfile(ROOT / "configs/demo" / config)
-    folder = tempfile.mkdtemp()
-    cfg.work_dir, cfg.log_level, cfg.randomness = f"{folder}/work", "ERROR", {"seed": 0}
-    dataset = cfg.train_dataloader.dataset
-    dataset.data_root = f"{folder}/data/"
-    dataset.shapes.update(train=64, val=1)
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    runner = Runner.from_cfg(cfg)
-    loader = runner.build_dataloader(runner._train_dataloader, seed=0)
-    optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.model.init_weights()
-    displace(runner.model)
-    batches = (batch for _ in iter(int, 1) for batch in loader)  # endless
-    return lambda mode: runner.model.train().train_step(next(batches), optimizer)
+    return step
 
 
 def imports(statement: str) -> Step:
@@ -247,7 +139,7 @@ def _with_dcn(deformable: str, plain: str) -> dict[str, Callable[[], Step]]:
         "without DCN": off,
         "dcnzoo, channels last": partial(on, channels_last=True),
         "without DCN, channels last": partial(off, channels_last=True),
-        "dcnzoo, channels last, bfloat16": partial(on, channels_last=True, mixed_precision=True),
+        "dcnzoo, channels last, bfloat16": partial(on, channels_last=True, amp=True),
     }
 
 
@@ -289,27 +181,11 @@ COMPARISONS: dict[str, dict[str, Callable[[], Step]]] = {
         ("class_queries_logits", "masks_queries_logits"),
     ),
     "Transformers: RT-DETR R-50, 640×640": _transformer("RTDetrForObjectDetection", (640, 640), {}),
-    "BiRefNet-like, Swin-T, 1024×1024": {
-        "dcnzoo": partial(segmenter, True),
-        "own operator": partial(segmenter, False),
-    },
-    "export: RetinaNet R-18, DCNv2, 512×640": {
-        "onnxruntime, DeformConv": partial(exported, "onnxruntime"),
-        "onnxruntime, GatherND": partial(exported, "onnxruntime", "gathernd"),
-        "OpenVINO, DeformConv": partial(exported, "openvino"),
-        "OpenVINO, GatherND": partial(exported, "openvino", "gathernd"),
-        "PyTorch": partial(exported, "pytorch"),
-    },
-    "demo: training iteration": {
-        "without DCN": partial(demo, "mask-rcnn_r14_fpn_8e_shapes.py"),
-        "dcnzoo": partial(demo, "mask-rcnn_r14-mdconv_fpn_8e_shapes.py"),
-    },
     "startup": {
         name: partial(imports, name)
         for name in ("import torch", "import dcnzoo", "import dcnzoo.ops", "import dcnzoo.layers")
     },
 }
-ONE_PASS = ("export", "demo", "startup")  # have no second pass
 
 
 # Measurement
@@ -408,19 +284,14 @@ def main() -> None:
     )
     add = parser.add_argument
     add("comparisons", nargs="*", metavar="COMPARISON", help=f"or patterns: {'; '.join(COMPARISONS)}")
-    add("--contestants", nargs="+", default=["*"], metavar="NAME", help="only these; patterns, too")
     add("--rounds", type=int, default=5, help="samples after a warm-up (default: 5)")
     add("--threads", type=int, default=2)
     add("--write", metavar="NAME", help="write docs/benchmarks/NAME-<machine and versions>.md")
-    add(
-        "--zoo",
-        action="store_true",
-        help="measure the models of the zoo that lack entries in their metafiles",
-    )
+    add("--zoo", action="store_true", help="measure the models whose metafiles lack entries")
     args = parser.parse_args()
     if args.zoo:
         return measure_zoo(args.rounds, args.threads)
-    chosen = [c for c in COMPARISONS if any(fnmatch.fnmatchcase(c, p) for p in args.comparisons)]
+    chosen = [name for name in COMPARISONS if any(fnmatch.fnmatchcase(name, p) for p in args.comparisons)]
     if not chosen:
         parser.error(f"COMPARISON: expected some of {'; '.join(COMPARISONS)}")
     from benchmarks.measure import describe, listed, markdown, slug
@@ -429,14 +300,10 @@ def main() -> None:
     facts = describe("mmcv", "transformers", "onnxruntime", "openvino") | {"threads": args.threads}
     table = [["model", "pass", "contestant", "seconds", "time / first", "quartiles", "peak memory, MiB"]]
     for name in chosen:
-        contestants = {
-            c: build
-            for c, build in COMPARISONS[name].items()
-            if any(fnmatch.fnmatchcase(c, p) for p in args.contestants)
-        }
-        modes = (INFERENCE,) if name.startswith(ONE_PASS) else (INFERENCE, TRAINING)
-        table += rows(name, measure(contestants, modes, args.rounds, args.threads))
-        print(*(" | ".join(row) for row in table[-len(contestants) * len(modes) :]), sep="\n", flush=True)
+        modes = (INFERENCE,) if name == "startup" else (INFERENCE, TRAINING)
+        measured = rows(name, measure(COMPARISONS[name], modes, args.rounds, args.threads))
+        print(*map(" | ".join, measured), sep="\n", flush=True)
+        table += measured
     method = __doc__[__doc__.index("Each contestant") :]
     text = f"# Complete models\n\n{listed(facts)}.\n\n{method}\n{markdown(table)}\n"
     if args.write:

@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import fnmatch
 import json
+import math
 import multiprocessing
 import shlex
 import statistics
@@ -35,12 +36,13 @@ from torch import Tensor
 
 from benchmarks import revision
 from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
-from benchmarks.measure import ROOT, describe, listed, markdown, slug, take_turns
+from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, slug, take_turns
 from dcnzoo.utils.files import write_text
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-PACKAGES = ("mmcv", "onnxruntime", "openvino", "torchvision", "tvdcn", "torch-ms-deform-attn")
+LAST = " channels_last"
+PACKAGES = ("mmcv", "onnxruntime", "openvino", "torchvision", "torch-ms-deform-attn")
 
 
 @dataclass
@@ -83,29 +85,28 @@ def measure(
             continue
         try:
             own = sample.leaves()
-            calls[name] = {threads: (prepare(own, threads), own.given) for threads in args.threads}
+            prepared = {}
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                prepared[threads] = prepare(own)
             with torch.no_grad():
-                output = calls[name][args.threads[0]][0]()
-            if name == OURS:
-                expected = output
-            elif (
-                not is_floor(name)
-                and (difference := relative_difference(output, expected)) > AGREEMENT[dtype]
-            ):
+                output = prepared[threads]()
+            expected = output if expected is None else expected  # dcnzoo is the first
+            difference = 0 if is_floor(name) else relative_difference(output, expected)
+            if difference > AGREEMENT[dtype]:
                 raise ValueError(f"different result: differs by {difference:.1e} of the largest value")
+            calls[name] = own.given, prepared
         except Exception as error:
-            calls.pop(name, None)
             yield f"{name}: {' '.join(str(error).split())[:160]} ({case.operator} {case.name})"
     for mode in args.passes:
         functions = {}
-        for name, by_threads in calls.items():
+        for name, (given, prepared) in calls.items():
             with contextlib.suppress(NotImplementedError):  # no gradients
-                for threads, (forward, given) in by_threads.items():
+                for threads, forward in prepared.items():
                     functions[name, threads] = passes(forward, given, mode), threads
-        for (name, threads), found in take_turns(functions, args.seconds, args.timer).items():
-            row = Row(
-                case.operator, case.name, case.main, dtype, mode, threads, name, found.median, found.iqr
-            )
+        for (name, threads), timed in take_turns(functions, args.seconds, args.timer).items():
+            setting = (case.operator, case.name, case.main, dtype, mode, threads)
+            row = Row(*setting, name, timed.median, timed.iqr)
             if pool and threads == args.threads[-1] and name == OURS:
                 row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
             yield row
@@ -131,31 +132,23 @@ def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) 
     prepare = contestants(operator)[OURS]
     for small in operators()[operator].forms():  # starts threads, loads kernels
         warm = small.to(getattr(torch, dtype)).leaves()
-        passes(prepare(warm, threads), warm.given, mode)()
-    (found,) = (c for c in CASES if (c.operator, c.name) == (operator, case))
-    sample = found.sample(getattr(torch, dtype)).leaves()
-    run = (
-        torch.no_grad()(prepare(sample, threads))
-        if mode == "forward"
-        else _backward(sample, threads, prepare)
-    )
+        passes(prepare(warm), warm.given, mode)()
+    (chosen_case,) = (c for c in CASES if (c.operator, c.name) == (operator, case))
+    sample = chosen_case.sample(getattr(torch, dtype)).leaves()
+    forward = prepare(sample)
+
+    def run() -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(mode != "forward"):
+            output = forward()
+        gradients = () if mode == "forward" else torch.autograd.grad(output.sum(), sample.given)
+        return output.detach(), *gradients
+
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)  # so that the next allocation is visible
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     results = run()
-    results = results if isinstance(results, tuple) else (results,)
     return max(0, _status("VmHWM") - before - sum(t.nbytes for t in results if t is not None))
-
-
-def _backward(sample, threads, prepare):
-    forward = prepare(sample, threads)
-
-    def run() -> tuple[Tensor, ...]:
-        output = forward()
-        return output.detach(), *torch.autograd.grad(output.sum(), sample.given)
-
-    return run
 
 
 def _status(name: str) -> int:
@@ -169,22 +162,23 @@ def _status(name: str) -> int:
 
 def ratios(rows: list[Row]) -> dict[str, dict[tuple, float]]:
     """Return, for each pair such as ``mmcv / dcnzoo``, the ratio of times in each setting."""
-    found: dict[str, dict[tuple, float]] = defaultdict(dict)
+    pairs: dict[str, dict[tuple, float]] = defaultdict(dict)
     settings: dict[tuple, dict[str, float]] = defaultdict(dict)
     for row in rows:
         settings[row.setting][row.contestant] = row.seconds
     for setting, times in settings.items():
         floors = {name: seconds for name, seconds in times.items() if is_floor(name)}
+        plain = next(iter(floors), "").split()[:1]
         for name, seconds in times.items():
+            own = OURS + LAST * name.endswith(LAST)  # in the same memory format
             if name.startswith(OURS) and floors:
-                plain = next(iter(floors)).split()[0]
-                found[f"{name} / {plain}, the faster"][setting] = seconds / min(floors.values())
-                same = plain + name.removeprefix(OURS)
-                if len(floors) > 1:
-                    found[f"{name} / {same}"][setting] = seconds / floors[same]
-            elif name not in floors and OURS in times and name != OURS:
-                found[f"{name} / {OURS}"][setting] = seconds / times[OURS]
-    return found
+                pairs[f"{name} / {plain[0]}, the faster"][setting] = seconds / min(floors.values())
+                if len(floors) > 1 and name == own:
+                    same = plain[0] + name.removeprefix(OURS)
+                    pairs[f"{name} / {same}"][setting] = seconds / floors[same]
+            if name not in floors and name != own and own in times:
+                pairs[f"{name} / {own}"][setting] = seconds / times[own]
+    return pairs
 
 
 def summary(rows: list[Row]) -> list[list[str]]:
@@ -201,84 +195,38 @@ def summary(rows: list[Row]) -> list[list[str]]:
         for key, values in groups.items():
             by_threads = {n: [r for (_, count), r in values.items() if count == n] for n in threads}
             last = {case: r for (case, count), r in values.items() if count == threads[-1]}
-            worst = (max if pair.startswith(OURS) else min)(last, key=last.get)
+            worst = (max if " / F." in pair else min)(last, key=last.get)
             medians = [f"{statistics.median(v):.2f}×" if v else "–" for v in by_threads.values()]
             table.append([*key, pair, *medians, f"{last[worst]:.2f}× {worst}", str(len(last))])
     return [table[0], *sorted(table[1:], key=lambda line: line[0])]
 
 
 def all_cases(rows: list[Row]) -> list[list[str]]:
-    table = [
-        ["operator", "case", "type", "pass", "threads", "contestant", "ms", "IQR", "/ dcnzoo", "extra MiB"]
-    ]
-    ours = {row.setting: row.seconds for row in rows if row.contestant == OURS}
+    head = ["operator", "case", "type", "pass", "threads", "contestant", "ms", "IQR", "/ dcnzoo", "extra MiB"]
+    own = {row.setting: row.seconds for row in rows if row.contestant == OURS}
+    table = [head]
     for row in rows:
+        spread, ratio = row.iqr / row.seconds, row.seconds / own.get(row.setting, math.nan)
         extra = "" if row.extra is None else f"{row.extra / 2**20:.1f}"
-        figures = [
-            f"{row.seconds * 1e3:.3f}",
-            f"{row.iqr / row.seconds:.0%}",
-            f"{row.seconds / ours[row.setting]:.2f}×",
-        ]
-        table.append([*map(str, row.setting), row.contestant, *figures, extra])
+        figures = [f"{row.seconds * 1e3:.3f}", f"{spread:.0%}", f"{ratio:.2f}×", extra]
+        table.append([*map(str, row.setting), row.contestant, *figures])
     return table
-
-
-def against(rows: list[Row], revisions: list[str]) -> tuple[list[list[str]], list[list[str]]]:
-    """Return a summary and a table of all cases: times relative to the faster floor and to the revisions."""
-    floor = [f"{name} / F.conv2d" for name in (*revisions, OURS)]
-    change = [f"{OURS} / {name}{form}" for name in revisions for form in ("", ", channels_last")]
-    head = ["type", "pass", "threads", *floor, *change]
-    table = [["case", *head]]
-    groups: dict[tuple, list[list[float]]] = defaultdict(list)
-    settings: dict[tuple, dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        settings[row.setting][row.contestant] = row.seconds
-    main = {row.setting for row in rows if row.main}
-    for setting, times in settings.items():
-        plain = min(seconds for name, seconds in times.items() if is_floor(name))
-        figures = [times[name] / plain for name in (*revisions, OURS)]
-        for name in revisions:
-            last = " channels_last"
-            figures += [times[OURS] / times[name], times[OURS + last] / times[name + last]]
-        _, case, *others = setting
-        table.append([case, *map(str, others), *(f"{figure:.2f}×" for figure in figures)])
-        if setting in main:
-            groups[tuple(others)].append(figures)
-    medians = [["", *head]]
-    for group, lines in groups.items():
-        for name, of in (("median", statistics.median), ("worst", max)):
-            values = [f"{of(column):.2f}×" for column in zip(*lines, strict=True)]
-            medians.append([name, *map(str, group), *values])
-    return medians, table
 
 
 def main() -> None:
     names = list(dict.fromkeys(case.operator for case in CASES))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(names)} (default: all); patterns, too")
     add("--cases", nargs="+", default=["*"], metavar="CASE", help="names of cases, or patterns such as 'c3*'")
-    add(
-        "--contestants",
-        nargs="+",
-        default=["*"],
-        metavar="NAME",
-        help="such as mmcv 'F.*'; dcnzoo always runs",
-    )
+    add("--contestants", nargs="+", default=["*"], metavar="NAME", help="mmcv 'F.*' …; dcnzoo always runs")
     add("--all", action="store_true", help="include slow cases (p2)")
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
     add("--dtypes", nargs="+", choices=AGREEMENT, default=["float32", "bfloat16"], metavar="TYPE")
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
-    add(
-        "--against",
-        nargs="+",
-        metavar="REVISION",
-        help="compare deform_conv2d with that of these git revisions",
-    )
+    add("--against", nargs="+", metavar="REVISION", help="compare deform_conv2d with that of git revisions")
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
     args.timer = time.process_time if args.against else timeit.default_timer
@@ -303,58 +251,35 @@ def main() -> None:
     with contextlib.nullcontext() if args.no_memory else context.Pool(1, maxtasksperchild=1) as pool:
         for case in cases:
             for dtype in args.dtypes:
-                for found in measure(case, dtype, args, pool):
-                    if isinstance(found, Row):
-                        rows.append(found)
-                        print(*found.setting, f"{found.contestant}: {found.seconds * 1e3:.3f} ms", flush=True)
+                for result in measure(case, dtype, args, pool):
+                    if isinstance(result, Row):
+                        rows.append(result)
+                        milliseconds = f"{result.seconds * 1e3:.3f} ms"
+                        print(*result.setting, f"{result.contestant}:", milliseconds, flush=True)
                     else:
-                        problems[found] = None
+                        problems[result] = None
     noise = statistics.median(row.iqr / row.seconds for row in rows)
     command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
-    name = slug(facts)
-    if args.against:
-        medians, table = against(rows, args.against)
-        text = f"""# Operators next to earlier revisions: {facts["cpu"]}
-
-{listed(facts)}.
-
-`{command}`
-
-Ratios of CPU times. Inputs are contiguous unless a column names channels_last. `F.conv2d` is the faster of
-both memory formats. Interquartile range, median over all timings: {noise:.1%}.
-
-Over the ResNet-50 and FPN cases:
-
-{markdown(medians)}
-
-All cases:
-
-{markdown(table)}
-""".replace("dcnzoo_", "")
-        print(text)
-        folder = args.out if args.cases != ["*"] else ROOT / "docs/benchmarks"
-        write_text(folder / f"revisions-{name}.md", text)
-        return
+    times = "CPU times" if args.against else "times"
     text = f"""# Operators: {facts["cpu"]}
 
 {listed(facts)}.
 
 `{command}`
 
-Ratios of times, medians over the cases. [Performance](../performance.md) explains the terms. Interquartile
+Ratios of {times}, medians over the cases. [Performance](../performance.md) explains the terms. Interquartile
 range, median over all timings: {noise:.1%}{", a noisy machine: run again" if noise > 0.1 else ""}.
 
 {markdown(summary(rows))}
-"""
+""".replace(f"{OURS}_", "")
     print(text)
     missing = "".join(f"- {line}\n" for line in problems)
-    complete = not sys.argv[1:]
+    complete = args.cases == ["*"] if args.against else not sys.argv[1:]
+    name = "revisions-" * bool(args.against) + slug(facts)
     write_text((ROOT / "docs/benchmarks" if complete else args.out) / f"{name}.md", text)
     write_text(args.out / f"{name}-cases.md", f"{markdown(all_cases(rows))}\n\nNot measured:\n\n{missing}")
-    measured = json.dumps(
-        {"command": command, "machine": facts, "rows": [vars(row) for row in rows]}, indent=1
-    )
-    write_text(args.out / f"{name}.json", measured)
+    measured = {"command": command, "machine": facts, "rows": [vars(row) for row in rows]}
+    write_text(args.out / f"{name}.json", json.dumps(measured, indent=1))
     print(f"written: {args.out / name}*")
 
 

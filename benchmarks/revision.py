@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,9 +25,8 @@ def load(revision: str) -> str:
     Its namespaces are renamed, so that one process can load several libraries.
     """
     git = ("git", "-C", str(ROOT))
-    commit = subprocess.check_output(
-        (*git, "rev-parse", "--short=7", f"{revision}^{{commit}}"), text=True
-    ).strip()
+    parse = (*git, "rev-parse", "--short=7", f"{revision}^{{commit}}")
+    commit = subprocess.check_output(parse, text=True).strip()
     name, tree = f"dcnzoo_{commit}", ROOT / "build/revisions" / commit
     library = tree / "dcnzoo/ops/_C_cpu.so"
     if not library.exists():
@@ -36,9 +36,8 @@ def load(revision: str) -> str:
         archive = subprocess.check_output((*git, "archive", commit, *paths, *folders))
         subprocess.run(("tar", "-x", "-C", tree), input=archive, check=True)
         for source in (tree / "ops").rglob("*.*"):
-            source.write_text(
-                re.sub(r"\bdcnzoo\b", name, source.read_text(encoding="utf-8")), encoding="utf-8"
-            )
+            text = source.read_text(encoding="utf-8")
+            source.write_text(re.sub(r"\bdcnzoo\b", name, text), encoding="utf-8")
         build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
         subprocess.run(build, cwd=tree, env={**os.environ, "DCNZOO_CUDA": "0"}, check=True)
     torch.ops.load_library(library)
@@ -72,6 +71,6 @@ def contestants(namespaces: Iterable[str]) -> dict[str, Contestant]:
     """Return the present operators and those of the revisions, each in both memory formats."""
     result: dict[str, Contestant] = {}
     for name in (OURS, *namespaces):
-        result[name] = lambda s, _, name=name: _convolution(name, s)
-        result[f"{name} channels_last"] = lambda s, _, name=name: _convolution(name, in_format(s, last(s)))
+        result[name] = partial(_convolution, name)
+        result[f"{name} channels_last"] = lambda s, name=name: _convolution(name, in_format(s, last(s)))
     return result

@@ -1,66 +1,53 @@
-"""Write the tables of docs/conformance.md from the junit files of pytest.
+"""Write the tables of docs/conformance.md from the junit file of pytest. Fails if a test failed.
 
 ::
 
     pytest benchmarks/conformance --junitxml=work_dirs/conformance.xml
-    python -m benchmarks.conformance.page docs/conformance.md work_dirs/conformance.xml [FURTHER.xml]
-
-A later file replaces the results that it has in common with an earlier one. Fails if a test failed.
+    python -m benchmarks.conformance.page work_dirs/conformance.xml
 """
 
 from __future__ import annotations
 
-import argparse
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
-from pathlib import Path
 
-from benchmarks.measure import markdown, replace_section
+from benchmarks.conformance.runtimes import PACKAGES
+from benchmarks.measure import ROOT, markdown, replace_section
 
-RUNTIMES = ("onnx reference", "onnxruntime", "OpenVINO", "OpenVINO IR", "AOTInductor", "ExecuTorch", "ncnn")
 TABLES = (("float32", "fixed"), ("float32", "dynamic"), ("float16", "fixed"))
 
 
-def read(files: list[Path]) -> Iterator[tuple[list[str], str, str]]:
-    """Yield operator, form, runtime, type and size; the result; the environment and the date."""
-    for file in files:
-        for suite in ElementTree.parse(file).iter("testsuite"):
-            for case in suite.iter("testcase"):
-                found = {each.get("name"): each.get("value") for each in case.iter("property")}
-                if "result" in found:
-                    date = suite.get("timestamp", "")[:10]
-                    yield found["case"].split("|"), found["result"], f"{found['environment']}; {date}"
-
-
-def text(files: list[Path]) -> str:
+def text(suite: ElementTree.Element) -> str:
     rows, environments, notes = {}, {}, []
-    for case, result, environment in read(files):
-        rows[tuple(case)] = result
-        environments.setdefault(environment, set()).add(case[2])
+    for test in suite.iter("testcase"):
+        properties = {each.get("name"): each.get("value") for each in test.iter("property")}
+        if "result" in properties:
+            case = tuple(properties["case"].split("|"))  # operator, form, runtime, type, size
+            rows[case] = properties["result"]
+            environments.setdefault(properties["environment"], set()).add(case[2])
+    date = suite.get("timestamp", "")[:10]
+    columns = [name for name in PACKAGES if any(name in names for names in environments.values())]
     parts = [
-        f"- {', '.join(sorted(names, key=RUNTIMES.index))}: {environment}."
+        f"- {', '.join(sorted(names, key=columns.index))}: {environment}; {date}."
         for environment, names in sorted(environments.items())
     ]
     parts = ["\n".join(parts)]
     for kind, size in TABLES:
         table = {case[:3]: result for case, result in rows.items() if case[3:] == (kind, size)}
-        columns = [name for name in RUNTIMES if any(case[2] == name for case in table)]
-        lines = [["operator", "form", *columns]]
+        runtimes = [name for name in columns if any(case[2] == name for case in table)]
+        lines = [["operator", "form", *runtimes]]
         for operator, form in sorted({case[:2] for case in table}):
-            lines.append(
-                [operator, f"`{form}`", *(cell(table, operator, form, name, notes) for name in columns)]
-            )
+            cells = (cell(table.get((operator, form, name), "–"), notes) for name in runtimes)
+            lines.append([operator, f"`{form}`", *cells])
         parts += [f"## {kind}, {size} size", markdown(lines)]
     parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
     return "\n\n".join(parts)
 
 
-def cell(table: dict, operator: str, form: str, runtime: str, notes: list[str]) -> str:
+def cell(result: str, notes: list[str]) -> str:
     """Return the largest error, and the number of the note with the runtime's message."""
-    error, message = re.fullmatch(
-        r"(\de[-+]\d+)?(?:; )?(.*)", table.get((operator, form, runtime), "–")
-    ).groups()
+    error, message = re.fullmatch(r"(\de[-+]\d+)?(?:; )?(.*)", result).groups()
     if not message or message == "–":
         return error or message
     if message not in notes:
@@ -69,15 +56,9 @@ def cell(table: dict, operator: str, form: str, runtime: str, notes: list[str]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("page", type=Path)
-    parser.add_argument("files", type=Path, nargs="+")
-    args = parser.parse_args()
-    replace_section(args.page, "conformance", text(args.files))
-    failed = sum(len(list(ElementTree.parse(file).iter("failure"))) for file in args.files)
-    if failed:
+    (suite,) = ElementTree.parse(sys.argv[1]).iter("testsuite")
+    replace_section(ROOT / "docs/conformance.md", "conformance", text(suite))
+    if failed := len(list(suite.iter("failure"))):
         raise SystemExit(f"error: {failed} tests failed")
 
 

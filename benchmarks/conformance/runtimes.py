@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import describe, listed, versions
+from benchmarks.measure import describe, listed
 from dcnzoo.export import export_pt2
 from dcnzoo.export.aotinductor import open_package
 from dcnzoo.export.openvino import make_core, save_ir
 
-PACKAGES = {  # that a runtime needs beside those of .venv
-    "ncnn": ("ncnn", "pnnx"),
-    "ExecuTorch": ("executorch",),
-}
-
-
-VERSIONS = {
-    "onnx reference": "onnx",
-    "OpenVINO": "openvino",
-    "OpenVINO IR": "openvino",
-    "AOTInductor": "torch",
+PACKAGES = {  # whose versions decide the result
+    "onnx reference": ("onnx", "torch", "onnxscript"),
+    "onnxruntime": ("onnxruntime", "torch", "onnxscript"),
+    "OpenVINO": ("openvino", "torch", "onnxscript"),
+    "OpenVINO IR": ("openvino", "torch", "onnxscript"),
+    "AOTInductor": ("torch",),
 }
 
 
 def environment(runtime: str) -> str:
     """Describe the machine and the versions of a runtime and of its exporter."""
-    facts = describe("onnx", "onnxscript", "torchvision")
-    of_runtime = versions(VERSIONS.get(runtime, runtime.lower()))
-    exporter = {name: facts[name] for name in ("torch", "onnxscript", "torchvision") if name in facts}
-    return f"{listed(of_runtime | exporter)}; {facts['cpu']}, {facts['cores']} cores"
+    facts = describe(*PACKAGES[runtime])
+    installed = listed({name: facts[name] for name in PACKAGES[runtime]})
+    return f"{installed}; {facts['cpu']}, {facts['cores']} cores"
 
 
 def message(problem: Exception) -> str:
@@ -98,38 +90,3 @@ def run_pt2(model: nn.Module, args: tuple[Tensor, ...]) -> list[np.ndarray]:
         export_pt2(model, args, path, input_names=names, output_names=[])
         *_, run = open_package(str(path), "cpu", None)
         return run(dict(zip(names, (tensor.numpy() for tensor in args), strict=True)))
-
-
-def run_executorch(model: nn.Module, args: tuple[Tensor, ...]) -> np.ndarray:
-    from executorch.exir import to_edge
-    from executorch.runtime import Runtime
-
-    program = to_edge(torch.export.export(model, args, strict=False)).to_executorch()
-    method = Runtime.get().load_program(program.buffer).load_method("forward")
-    return method.execute(list(args))[0].numpy()
-
-
-def run_ncnn(model: nn.Module, args: Sequence[Tensor]) -> np.ndarray:
-    """Convert a model of one image by pnnx, and run it."""
-    import ncnn
-    import pnnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        torch.jit.trace(model, tuple(args), check_trace=False).save(f"{folder}/model.pt")
-        shapes = ",".join(str(list(tensor.shape)).replace(" ", "") + "f32" for tensor in args)
-        command = [pnnx.EXEC_PATH, "model.pt", f"inputshape={shapes}", "fp16=0"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if not Path(folder, "model.ncnn.param").exists():
-            raise RuntimeError(f"pnnx: {(done.stderr or done.stdout).strip()[-200:]}")
-        net = ncnn.Net()
-        net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
-        net.load_param(f"{folder}/model.ncnn.param")
-        net.load_model(f"{folder}/model.ncnn.bin")
-        extractor = net.create_extractor()
-        inputs = [ncnn.Mat(tensor[0].contiguous().numpy()).clone() for tensor in args]
-        for i, value in enumerate(inputs):
-            extractor.input(f"in{i}", value)
-        status, output = extractor.extract("out0")
-        if status:
-            raise RuntimeError(f"ncnn: extract returned {status}")
-        return np.array(output)[None]

@@ -8,13 +8,11 @@ runtime's message. It fails if results are wrong, or if a runtime refuses what i
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -37,10 +35,8 @@ FORMS = {  # of deformable convolution: the number of axes it supports
     "gridsample": 2,
 }
 ONNX = ("onnx reference", "onnxruntime", "OpenVINO")
-REFUSED = re.compile(  # operator, form, runtime: what runtimes are known not to run
-    r"deform_conv1d native onnx reference|(gridsample|gatherelements) onnx reference|operator ExecuTorch"
-    r"|(roi|nms|box)\w* plain PyTorch ExecuTorch|ncnn"  # ncnn has no groups
-)
+# operator, form, runtime: what runtimes are known not to run
+REFUSED = re.compile(r"deform_conv1d native onnx reference|(gridsample|gatherelements) onnx reference")
 OPERATORS = {op.name: op for op in operators(differentiable=False)}
 UNTRANSLATED = [name for name in OPERATORS if "transpose" in name or "rotated" in name]
 
@@ -65,7 +61,7 @@ def random_samples(op: Operator) -> list[Sample]:
 class Calls(nn.Module):
     """Calls of an operator. Weight and bias of a convolution are parameters; other tensors are inputs."""
 
-    def __init__(self, calls: Sequence[tuple[Callable[[Sample], Tensor], Sample]]) -> None:
+    def __init__(self, calls: Sequence[tuple[str, Sample]]) -> None:
         super().__init__()
         self.calls, self.samples = calls, [sample for _, sample in calls]
         self.constants = nn.ParameterDict()
@@ -76,11 +72,11 @@ class Calls(nn.Module):
 
     def forward(self, *args: Tensor) -> list[Tensor]:
         remaining, results = iter(args), []
-        for i, (call, sample) in enumerate(self.calls):
+        for i, (name, sample) in enumerate(self.calls):
             tensors = [self.constants.get(f"{i}_{place}") for place in range(len(sample.tensors))]
             for place in inputs_of(sample):
                 tensors[place] = next(remaining)
-            results.append(call(Sample(sample.name, tuple(tensors), sample.kwargs)))
+            results.append(OPERATORS[name].call(Sample(sample.name, tuple(tensors), sample.kwargs)))
         return results
 
 
@@ -94,66 +90,23 @@ def arrays(*samples: Sample) -> tuple[Tensor, ...]:
     return tuple(sample.tensors[i] for sample in samples for i in inputs_of(sample))
 
 
-# not imported in the call, which is traced
-torchvision = importlib.import_module("torchvision.ops") if find_spec("torchvision") else None
-
-
-def torchvision_call(sample: Sample) -> Tensor:
-    input, weight, offset, mask, bias = sample.tensors
-    geometry = {k: v for k, v in sample.kwargs.items() if k in ("stride", "padding", "dilation")}
-    return torchvision.deform_conv2d(input, offset, weight, bias, mask=mask, **geometry)
-
-
-class TorchvisionLayer(nn.Module):
-    """A call as a layer inside a module: pnnx converts neither the function nor a layer alone."""
-
-    def __init__(self, sample: Sample) -> None:
-        super().__init__()
-        _, weight, _, _, bias = sample.tensors
-        geometry = {k: v for k, v in sample.kwargs.items() if k != "im2col_step"}
-        channels = weight.shape[1] * sample.kwargs.get("groups", 1)
-        self.layer = torchvision.DeformConv2d(
-            channels, len(weight), weight.shape[2:], bias=bias is not None, **geometry
-        )
-        self.layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.layer(*args)
-
-
-def for_torchvision(sample: Sample) -> bool:
-    """Whether torchvision has this call: an offset, and as many groups of offset and mask."""
-    _, weight, offset, mask, _ = sample.tensors
-    taps = weight[0, 0].numel()
-    return offset is not None and (mask is None or offset.shape[1] // (2 * taps) == mask.shape[1] // taps)
-
-
 @functools.cache
 def exported(name: str, form: str, dtype: torch.dtype, dynamic: bool) -> list[tuple[Sample, Path]]:
     """Export all samples of an operator to one graph; return each with its part of the graph."""
     samples = [sample.to(dtype) for sample in samples_of(OPERATORS[name], dynamic)]
-    if form == "torchvision":
-        samples = list(filter(for_torchvision, samples))
     if dynamic and len(samples[0].tensors) == 5:  # the weights are constants of the graph
         _, weight, _, _, bias = samples[0].tensors
         samples = [replace(s, tensors=(s.tensors[0], weight, *s.tensors[2:4], bias)) for s in samples]
-    call = torchvision_call if form == "torchvision" else OPERATORS[name].call
-    model = Calls([(call, sample) for sample in samples[: 1 if dynamic else None]]).eval()
+    model = Calls([(name, sample) for sample in samples[: 1 if dynamic else None]]).eval()
     args = arrays(*model.samples)
     folder = Path(tempfile.mkdtemp(prefix="dcnzoo-conformance-"))
     path = folder / "model.onnx"
     names = [f"in{i}" for i in range(len(args))], [f"out{i}" for i in range(len(model.samples))]
     shapes = tuple(dynamic_axes(samples)) if dynamic else None
-    if form == "torchvision":
-        torch.onnx.export(
-            model, args, path, dynamo=True, opset_version=19, input_names=names[0], output_names=names[1],
-            dynamic_shapes=(shapes,) if dynamic else None, verbose=False,
-        )  # fmt: skip
-    else:
-        export_onnx(
-            model, args, path, deform_conv=form if form in FORMS else "auto",
-            input_names=names[0], output_names=names[1], dynamic_shapes=(shapes,) if dynamic else None,
-        )  # fmt: skip
+    export_onnx(
+        model, args, path, deform_conv=form if form in FORMS else "auto",
+        input_names=names[0], output_names=names[1], dynamic_shapes=(shapes,) if dynamic else None,
+    )  # fmt: skip
     if dynamic:
         return [(sample, path) for sample in samples]
     extractor = onnx.utils.Extractor(onnx.load(path))
@@ -169,7 +122,7 @@ def exported(name: str, form: str, dtype: torch.dtype, dynamic: bool) -> list[tu
 def packaged(dtype: torch.dtype) -> dict[str, list[tuple[Sample, np.ndarray]]]:
     """Run the samples of all operators in one package of AOTInductor: compiling takes a minute."""
     names = [(name, s.to(dtype)) for name, op in OPERATORS.items() for s in samples_of(op, False)]
-    model = Calls([(OPERATORS[name].call, sample) for name, sample in names]).eval()
+    model = Calls(names).eval()
     results: dict[str, list[tuple[Sample, np.ndarray]]] = {}
     outputs = runtimes.run_pt2(model, arrays(*model.samples))
     for (name, sample), output in zip(names, outputs, strict=True):
@@ -195,51 +148,30 @@ def cases() -> Iterator[tuple[str, str, str, torch.dtype, bool]]:
     for name, op in OPERATORS.items():
         rank = int(name[-2]) if name.startswith("deform_conv") else 0
         forms = [form for form, most in FORMS.items() if rank <= most] if rank else ["graph"]
-        forms += ["torchvision"] * (name == "deform_conv2d")
         for dtype in TOLERANCES:
             for form in () if name in UNTRANSLATED else forms:
                 for dynamic in (False, True)[: 1 + (dtype == torch.float32 and bool(samples_of(op, True)))]:
                     for runtime in (*ONNX, *["OpenVINO IR"] * (form == "native" and not dynamic)):
                         # its DeformConv is a loop over pixels and channels: many minutes for all samples
-                        slow = runtime == "onnx reference" and form in ("native", "torchvision") and rank == 2
+                        slow = runtime == "onnx reference" and form == "native" and rank == 2
                         if dynamic or not slow:
                             yield name, form, runtime, dtype, dynamic
             yield name, "pt2", "AOTInductor", dtype, False
-        for form in ("operator", "plain PyTorch"):
-            yield name, form, "ExecuTorch", torch.float32, False
-    yield "deform_conv2d", "torchvision", "ncnn", torch.float32, False
 
 
-def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -> Iterator[tuple]:
-    """Yield each sample's name, and its error or the message of the runtime."""
+def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -> Iterator[float | str]:
+    """Yield each sample's error, or the message of the runtime."""
     op = OPERATORS[name]
     if form == "pt2":
-        yield from ((sample.name, error(op, sample, result)) for sample, result in packaged(dtype)[name])
-    elif runtime == "ExecuTorch":
-        sample = samples_of(op, False)[0].to(dtype)
-        model = Calls([(op.reference if form == "plain PyTorch" else op.call, sample)]).eval()
-        yield attempt(op, sample, lambda: runtimes.run_executorch(model, arrays(sample)))
-    elif runtime == "ncnn":
-        for sample in samples_of(op, False):
-            single = sample.to(torch.float32)
-            single = replace(single, tensors=tuple(  # ncnn has no batches
-                t if t is None or i in (1, 4) else t[:1] for i, t in enumerate(single.tensors)
-            ))  # fmt: skip
-            if for_torchvision(single):
-                layer = TorchvisionLayer(single).eval()
-                yield attempt(op, single, lambda m=layer, s=single: runtimes.run_ncnn(m, arrays(s)))
-    else:
-        for sample, path in exported(name, form, dtype, dynamic):
-            feed = [tensor.numpy() for tensor in arrays(sample)]
-            yield attempt(op, sample, lambda p=path, f=feed: runtimes.ONNX[runtime](p, f))
-
-
-def attempt(op: Operator, sample: Sample, call: Callable[[], np.ndarray]) -> tuple[str, float | str]:
-    try:
-        result = call()
-    except Exception as problem:  # runtimes have no common base class of exceptions
-        return sample.name, runtimes.message(problem)
-    return sample.name, error(op, sample, result)
+        yield from (error(op, sample, result) for sample, result in packaged(dtype)[name])
+        return
+    for sample, path in exported(name, form, dtype, dynamic):
+        try:
+            result = runtimes.ONNX[runtime](path, [tensor.numpy() for tensor in arrays(sample)])
+        except Exception as problem:  # runtimes have no common base class of exceptions
+            yield runtimes.message(problem)
+        else:
+            yield error(op, sample, result)
 
 
 @pytest.mark.parametrize(("name", "form", "runtime", "dtype", "dynamic"), [
@@ -250,26 +182,17 @@ def attempt(op: Operator, sample: Sample, call: Callable[[], np.ndarray]) -> tup
     for case in cases()
 ])  # fmt: skip
 def test_conformance(name, form, runtime, dtype, dynamic, record_property):
-    for package in runtimes.PACKAGES.get(runtime, ()) + ("torchvision",) * (form == "torchvision"):
-        if find_spec(package) is None:
-            pytest.skip(f"not run: {package} is not installed")
     size = "dynamic" if dynamic else "fixed"
     record_property("case", "|".join([name, form, runtime, str(dtype)[6:], size]))
     record_property("environment", runtimes.environment(runtime))
-    try:
-        results = list(run(name, form, runtime, dtype, dynamic))
-    except Exception as problem:
-        results = [("", runtimes.message(problem))]
-    errors = [value for _, value in results if isinstance(value, float)]
-    messages = {sample: value for sample, value in results if isinstance(value, str)}
+    results = list(run(name, form, runtime, dtype, dynamic))
+    errors = [value for value in results if isinstance(value, float)]
+    messages = [value for value in results if isinstance(value, str)]
     largest = max(errors, default=math.nan)
     parts = [f"{largest:.0e}"] * bool(errors)
-    if messages:
-        sample, message = next(iter(messages.items()))
-        count = f"{len(messages)} of {len(results)} calls: " if sample else ""
-        parts.append(count + message)
+    parts += [f"{len(messages)} of {len(results)} calls: {message}" for message in messages[:1]]
     record_property("result", "; ".join(parts))
     assert not errors or largest <= TOLERANCES[dtype], f"error {largest:.1e}: {results}"
     assert REFUSED.search(f"{name} {form} {runtime}") or not messages, messages
     if messages:
-        pytest.skip(f"known: {messages}")
+        pytest.skip(f"known: {messages[0]}")

@@ -12,21 +12,12 @@ import pytest
 from benchmarks.coverage.trial import is_ok
 from benchmarks.measure import code_version, listed, versions
 
-PACKAGES = ("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
-PACKAGES += ("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy")
-PACKAGES += (
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-    "timm",
-    "torchvision",
-    "transformers",
-    "diffusers",
+PACKAGES = (
+    *("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"),
+    *("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy", "onnx"),
+    *("onnxscript", "onnxruntime", "openvino", "timm", "torchvision", "transformers", "diffusers"),
+    *("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn"),  # required by some families
 )
-PACKAGES += ("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn")  # required by some families
-
-
 DEPENDS = ("dcnzoo/openmmlab", "dcnzoo/compat", "dcnzoo/layers")  # code of a test without DEPENDS
 
 

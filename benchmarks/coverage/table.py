@@ -13,7 +13,6 @@ result as current only if this code has not changed.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import time
@@ -22,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import ROOT, code_version, replace_section
+from benchmarks.measure import ROOT, code_version, parser_of, replace_section
 from dcnzoo.utils.files import write_text
 
 Rows = dict[str, dict[str, str]]  # family → config, result, code, depends, versions, date
@@ -86,9 +85,7 @@ def by_result(results: dict[str, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("section", help="mmdet, deformable, export or openmmlab")
     parser.add_argument("files", type=Path, nargs="*")
     args = parser.parse_args()

@@ -8,7 +8,6 @@ dict(imports=['dcnzoo.models'])`` and nothing else. Configs without deformable o
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,21 +18,10 @@ from dcnzoo.layers import DCNv3, DCNv4
 import mmcv.ops
 from mmcv.ops.saconv import SAConv2d
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
-from benchmarks.coverage.trial import (
-    ROOT,
-    apart,
-    build,
-    configs_in,
-    expect,
-    finite,
-    image_size,
-    images,
-    prepare,
-    read,
-)
+from benchmarks.coverage import trial
+from benchmarks.coverage.trial import ROOT, apart, configs_in, expect, finite, image_size, images
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.packages import mim_folder
 
@@ -45,10 +33,9 @@ CALLS = {f"dcnzoo::{name}" for name in ("deform_conv", "deform_roi_pool", "dcnv3
 
 def config_names() -> list[str]:
     """Return dcnzoo's configs, then MMDetection's, without those that dcnzoo replaces."""
-
-    ours = configs_in(ROOT / "configs")
-    theirs = [path for path in configs_in(mim_folder("mmdet") / "configs") if path not in ours]
-    return [f"configs/{path.as_posix()}" for path in ours] + [f"mmdet::{path.as_posix()}" for path in theirs]
+    own = configs_in(ROOT / "configs")
+    others = [path for path in configs_in(mim_folder("mmdet") / "configs") if path not in own]
+    return [f"configs/{path}" for path in own] + [f"mmdet::{path}" for path in others]
 
 
 def is_deformable(module: nn.Module) -> bool:
@@ -68,23 +55,12 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in modules if is_deformable(module)}
 
 
-def describe(cfg: Config) -> str:
-    """Return the deformable layers of a config, such as ``backbone: DCNv2; bbox_head: DeformConv2d``, or ''.
-
-    Raises:
-        Exception: the model cannot be built.
-    """
-    try:
-        with torch.device("meta"):
-            model = build(cfg)
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):
-            raise
-        model = build(cfg)  # it computes with values, which the meta device does not have
-    found: dict[str, set[str]] = {}
+def describe(model: nn.Module) -> str:
+    """Return a model's deformable layers, such as ``backbone: DCNv2; bbox_head: DeformConv2d``, or ''."""
+    kinds: dict[str, set[str]] = {}
     for name, module in deformable_layers(model).items():
-        found.setdefault(name.split(".")[0], set()).add(type(module).__name__)
-    return "; ".join(f"{part}: {', '.join(sorted(kinds))}" for part, kinds in found.items())
+        kinds.setdefault(name.split(".")[0], set()).add(type(module).__name__)
+    return "; ".join(f"{part}: {', '.join(sorted(names))}" for part, names in kinds.items())
 
 
 # Try configs
@@ -106,46 +82,39 @@ def try_out(cfg: Config) -> None:
     Raises:
         Exception: something fails.
     """
-    size = image_size(cfg)
-    model = prepare(cfg)
+    size, model = image_size(cfg), trial.prepare(cfg)
     to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU
+    layers = deformable_layers(model)
+    own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
+    learns = {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in own.items()}
+    gradients: dict[Tensor, bool] = {}
+    for parameter in {p for parameters in learns.values() for p in parameters}:
+        parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: finite(p.grad)}))
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model.eval()
-        layers = deformable_layers(model)
-        own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
-        with torch.no_grad(), _Calls() as calls:
-            (sample,) = model.test_step(images(1, size))
-        expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators in the prediction")
-        found = sample.pred_instances.values()
-        expect(all(finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
-
-        model.train()
-        gradients: dict[Tensor, bool] = {}
-        learns = {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in own.items()}
-        for parameter in {p for parameters in learns.values() for p in parameters}:
-            parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: finite(p.grad)}))
-        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         with _Calls() as calls:
-            losses = model.train_step(images(2, size), optimizer)
-        expect(calls.count > 0, "no call of dcnzoo's operators in the training step")
-        expect(finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
-        for name, parameters in learns.items():
-            expect(
-                all(gradients.get(p) for p in parameters), f"{name}: no gradient, or one that is not finite"
-            )
+            predictions = trial.predict(model, images(1, size))
+        expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators in the prediction")
+        expect(all(map(finite, trial.tensors(predictions))), "predictions are not finite")
+        with _Calls() as calls:
+            loss = trial.train(model, cfg, images(2, size))["loss"]
+    expect(calls.count > 0, "no call of dcnzoo's operators in the training step")
+    expect(loss > 0, f"the loss is {loss}")
+    for name, parameters in learns.items():
+        learnt = all(gradients.get(p) for p in parameters)
+        expect(learnt, f"{name}: no gradient, or one that is not finite")
 
 
 def result_of(name: str) -> str:
     """Return ``ok`` and the deformable layers, or the error in one line; ``ok: none`` without such layers."""
 
-    def trial() -> str:
-        cfg = read(name)
-        found = describe(cfg) if "model" in cfg else ""
-        if found:
+    def try_config() -> str:
+        cfg = trial.read(name)
+        layers = describe(trial.build(cfg)) if "model" in cfg else ""
+        if layers:
             try_out(cfg)
-        return f"ok: {found or 'none'}"
+        return f"ok: {layers or 'none'}"
 
-    return apart(trial)
+    return apart(try_config)
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -20,6 +20,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
 
 def configs_in(folder: Path) -> list[Path]:
     """List the configs in a folder, relative to it, without base configs."""
-    found = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return sorted(path for path in found if "_base_" not in path.parts)
+    paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return sorted(path for path in paths if "_base_" not in path.parts)
 
 
 def families(
@@ -48,6 +49,7 @@ def families(
 
     Args:
         representatives: configs of the families for which :func:`representative` would choose badly.
+        pattern: a regular expression of the families.
         depth: number of nested folders that name a family.
     """
     names: dict[str, list[str]] = {}
@@ -170,6 +172,37 @@ def expect(condition: bool, otherwise: str) -> None:
     """Raise AssertionError with this text if ``condition`` is False."""
     if not condition:
         raise AssertionError(otherwise)
+
+
+def predict(model: nn.Module, batch: dict) -> list:
+    """Return the predictions.
+
+    Raises:
+        AssertionError: there are none, or they contain NaN.
+    """
+    model.eval()
+    with torch.no_grad():
+        predictions = model.test_step(batch)
+    expect(len(predictions) > 0, "no predictions")
+    # infinite boxes are possible: an untrained YOLOv3 predicts sizes as exponentials
+    expect(not any(values.isnan().any() for values in tensors(predictions)), "the predictions contain NaN")
+    return predictions
+
+
+def train(model: nn.Module, cfg: Config, batch: dict) -> dict[str, Tensor]:
+    """Train for one step with the config's optimizer; return the losses.
+
+    Raises:
+        AssertionError: there are none, or one is not finite.
+    """
+    model.train()
+    logged = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
+    names = ["loss"] if "loss" in logged else logged  # the sum, which GANs do not have
+    losses = {name: logged[name] for name in names if isinstance(logged[name], Tensor)}
+    expect(len(losses) > 0, "no losses")
+    for name, value in losses.items():
+        expect(finite(value), f"{name} is {value}")
+    return losses
 
 
 def apart(trial: Callable[[], str | None], seconds: float = SECONDS, memory: int = MEMORY) -> str:

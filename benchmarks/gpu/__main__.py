@@ -11,6 +11,7 @@ compute-sanitizer; without them, these steps are skipped. Requires no network.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -55,17 +56,14 @@ class Session:
             return [self._wait(process) for process in running]
         finally:
             for process in running:  # with its children
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
                 process.wait()
 
     def _wait(self, process: subprocess.Popen) -> int | None:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(self.left)
-        except subprocess.TimeoutExpired:
-            return None
+        return None
 
     def run_jobs(self, part: str, *options: str, processes: int = 1, interpret: bool = True) -> str:
         """Run a script that works through its journal; continue after a crash. Return a line about it."""
@@ -76,12 +74,12 @@ class Session:
             environment |= {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused"}
         statuses: list[int | None] = []
         while self.left > 2 * GRACE:
-            before = len(journal.read(file))
+            before = len(journal.results(file))
             limit = f"--limit={self.left - GRACE:.0f}"
             shares = [[*command, limit, "--share", str(i), str(processes)] for i in range(processes)]
             statuses = self.run(*shares, **environment)
             crashed = any(status not in (0, None, journal.UNFINISHED) for status in statuses)
-            if not crashed or len(journal.read(file)) == before:
+            if not crashed or len(journal.results(file)) == before:
                 break
         found = journal.results(file)
         good = sum("problem" not in result for _, result in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -15,24 +16,18 @@ import torch
 RESTART, UNFINISHED = 75, 76
 
 
-def read(path: Path) -> dict[str, tuple[dict, dict | None]]:
-    """Return key -> (job, result). The result of a job that was started and did not end is None."""
-    found: dict[str, tuple[dict, dict | None]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the process was killed while it wrote this line
-            continue
-        found[key(entry["job"])] = entry["job"], entry.get("result")
-    return found
-
-
 def results(path: Path, **having: object) -> list[tuple[dict, dict]]:
     """Return the jobs with these values and their results; a job that did not end has a problem."""
+    entries: dict[str, dict] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # the process was killed while it wrote this line
+            entry = json.loads(line)
+            entries[key(entry["job"])] = entry
+    stopped = {"problem": "crashed, or stopped at the time limit"}
     return [
-        (job, result or {"problem": "crashed, or stopped at the time limit"})
-        for job, result in read(path).values()
-        if all(job.get(name) == value for name, value in having.items())
+        (entry["job"], entry.get("result", stopped))
+        for entry in entries.values()
+        if having.items() <= entry["job"].items()
     ]
 
 
@@ -47,7 +42,7 @@ class Journal:
         self.path, self.end = path, time.monotonic() + seconds
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             self._append("\n")
-        self.known = read(path)
+        self.known = {key(job) for job, _ in results(path)}
         self.skipped = 0
 
     @classmethod

@@ -1,23 +1,18 @@
 """Time the operators on a GPU next to cuDNN, torchvision and plain PyTorch, in CUDA graphs (``make gpu``).
 
-Every contestant runs in both memory formats where it has both. The error of each is measured against the
-compiled kernels in float32. The field "auto" of the fused kernels' table is then updated.
+Every contestant runs in both memory formats where it has both. Then the field "auto" of the fused kernels'
+table is updated.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import statistics
-import time
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
 import torch
-import triton
-from torch import Tensor
 
 from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format, ours, passes, plain
 from benchmarks.gpu import tuning
@@ -26,28 +21,26 @@ from dcnzoo.ops import fused
 from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float16", "float32")
-FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-CONVOLUTIONS = [
-    c for c in CASES if c.operator == "deform_conv2d" and c.name.endswith("-n2") and not c.optional
-]
-ATTENTIONS = [c for c in CASES if c.operator != "deform_conv2d" and c.name.endswith("-n2")]
+FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
+LARGE = [case for case in CASES if case.name.endswith("-n2")]
+CONVOLUTIONS = [case for case in LARGE if case.operator == "deform_conv2d" and not case.optional]
+ATTENTIONS = [case for case in LARGE if case.operator != "deform_conv2d"]
 
 
-def contestants(operator: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
-    """Return name -> (memory format of the input, contestant)."""
-    nchw = torch.contiguous_format
-    if operator != "deform_conv2d":
-        slow = RIVALS[operator].get("grid_sample")
-        rivals = {"torch": (nchw, slow)} if slow else {}
-        return {"compiled": (nchw, lambda s, _: ours(operator, s, "compiled")), **rivals}
-    listed: dict[str, tuple[torch.memory_format, Contestant]] = {
-        "torchvision NCHW": (nchw, RIVALS[operator]["torchvision"])
+def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
+    """Return the memory format of the input and the contestant by name; ``dcnzoo``: the compiled kernels."""
+    nchw, rivals = torch.contiguous_format, RIVALS.get(name, {})
+    compiled, floor = partial(ours, name, backend="compiled"), partial(plain, name)
+    chosen: dict[str, tuple[torch.memory_format, Contestant]] = {
+        rival: (nchw, rivals[rival]) for rival in ("torchvision", "grid_sample") if rival in rivals
     }
-    for name, form in FORMATS.items():
-        for backend in ("fused", "compiled"):
-            listed[f"{backend} {name}"] = form, lambda s, _, b=backend: ours(operator, s, b)
-        listed[f"cuDNN {name}"] = form, lambda s, _: plain(operator, s)
-    return listed
+    if name != "deform_conv2d":
+        return {"dcnzoo": (nchw, compiled), **chosen}
+    for suffix, form in FORMATS.items():
+        chosen[f"dcnzoo{suffix}"] = form, compiled
+        chosen[f"dcnzoo fused{suffix}"] = form, partial(ours, name, backend="fused")
+        chosen[f"F.conv2d{suffix}"] = form, floor
+    return chosen
 
 
 @cache
@@ -57,39 +50,17 @@ def sample(case: Case, dtype: torch.dtype, device: str) -> Sample:
     return case.sample(dtype, device).leaves()
 
 
-@cache
-def expected(case: Case, dtype: torch.dtype, device: str) -> Tensor:
-    """Output of the compiled kernels in float32, for the same values."""
-    given = sample(case, dtype, device).map(lambda t: t.float() if t.is_floating_point() else t)
-    allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-    try:
-        with torch.no_grad():
-            return ours(case.operator, given, "compiled")()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-def measure(
-    case: Case,
-    form: torch.memory_format,
-    prepare: Contestant,
-    name: str,
-    dtype: torch.dtype,
-    mode: str,
-    device: str,
-) -> dict:
+def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:
+    form, prepare = contestants(case.operator)[name]
     own = in_format(sample(case, dtype, device), form).leaves()
-    forward = prepare(own, torch.get_num_threads())
-    result: dict[str, object] = {}
+    forward = prepare(own)
     with torch.no_grad(), mock.patch.object(fused, "forward", wraps=fused.forward) as ran:
-        output = forward().double()
-    if ran.called != name.startswith("fused"):
-        raise RuntimeError(f"expected the {name} kernels, {'fused' if ran.called else 'other'} ones ran")
-    if mode == "forward" and not name.startswith("cuDNN"):
-        exact = expected(case, dtype, device).double()
-        result["error"] = ((output - exact).norm() / exact.norm()).item()
+        forward()
+    if ran.called != ("fused" in name):
+        raise RuntimeError(f"expected the kernels of {name}, {'fused' if ran.called else 'other'} ones ran")
     run = passes(forward, own.given, mode)
-    result["us"] = microseconds(run, device, captured=not name.startswith("torchvision"))
+    # torchvision's kernels use the default stream: a graph would not contain them
+    result: dict[str, object] = {"us": tuning.microseconds(run, device, 50, name != "torchvision")}
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -98,54 +69,24 @@ def measure(
     return result
 
 
-def microseconds(run: Callable[[], object], device: str, captured: bool) -> float:
-    """Return the median time of a call, on a GPU from a CUDA graph.
-
-    Args:
-        captured: False for torchvision, whose kernels use the default stream: a graph would not contain them.
-            Its calls follow each other without a pause, so that the CPU's work overlaps with the GPU's.
-    """
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return 1e6 * (time.perf_counter() - start)
-    if captured:
-        return 1e3 * triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median")
-    times = []
-    for _ in range(10):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(10_000_000)  # the CPU gets ahead
-        start.record()
-        for _ in range(5):
-            run()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / 5)
-    return statistics.median(times)
-
-
 def set_auto(journal: Path, table: dict) -> None:
     """List, for each type, the output pixels from which the fused kernels are faster in both formats."""
     entry = dict(table.get(tuning.target(), table["default"]))
     auto = dict(entry["auto"])
     measured = []
+    kernels = [f"{kind}{form}" for kind in ("dcnzoo", "dcnzoo fused") for form in FORMATS]
+    pairs = [(name, case.name) for name in kernels for case in CONVOLUTIONS]
     for dtype in DTYPES:
-        times: dict[str, dict[tuple[str, str], float]] = {}
-        for mode in PASSES:
-            times[mode] = {
+        forward, both = (
+            {
                 (job["contestant"], job["case"]): result["us"]
                 for job, result in results(journal, operator="deform_conv2d", dtype=dtype, mode=mode)
                 if "us" in result
             }
-        pairs = [
-            (f"{backend} {form}", case.name)
-            for backend in ("fused", "compiled")
-            for form in FORMATS
-            for case in CONVOLUTIONS
-        ]
-        if any(pair not in times[mode] for mode in PASSES for pair in pairs):
+            for mode in PASSES
+        )
+        if any(pair not in times for times in (forward, both) for pair in pairs):
             continue  # not measured completely: keep what the table says
-        forward, both = (times[mode] for mode in PASSES)
         backward = {pair: both[pair] - forward[pair] for pair in pairs}
         least = {"forward": least_pixels(forward), "backward": least_pixels(backward)}
         auto[dtype] = {name: pixels for name, pixels in least.items() if pixels is not None}
@@ -164,7 +105,9 @@ def least_pixels(times: dict[tuple[str, str], float]) -> int | None:
     """Return the size of the smallest case from which fused is faster in all larger ones; None: in none."""
     least = None
     for case in sorted(CONVOLUTIONS, key=output_pixels, reverse=True):
-        if any(times[f"fused {form}", case.name] > times[f"compiled {form}", case.name] for form in FORMATS):
+        if any(
+            times[f"dcnzoo fused{form}", case.name] > times[f"dcnzoo{form}", case.name] for form in FORMATS
+        ):
             break
         least = output_pixels(case)
     return least
@@ -184,15 +127,14 @@ def main() -> None:
     for dtype in DTYPES[: 1 if args.rehearse else None]:
         for case in cases:
             for mode in PASSES:
-                for name, (form, prepare) in contestants(case.operator).items():
-                    if name.startswith("torchvision") and dtype == "bfloat16":
+                for name in contestants(case.operator):
+                    if name == "torchvision" and dtype == "bfloat16":
                         continue  # it has no kernel
                     job = {"operator": case.operator, "case": case.name, "dtype": dtype}
                     job |= {"contestant": name, "mode": mode}
                     kind = getattr(torch, dtype)
-                    journal.run(job, partial(measure, case, form, prepare, name, kind, mode, args.device))
+                    journal.run(job, partial(measure, case, name, kind, mode, args.device))
             sample.cache_clear()
-            expected.cache_clear()
     table = json.loads(fused.TABLE.read_text())
     set_auto(args.file, table)
     tuning.save(table, args.file.with_name("configs.json") if args.rehearse else fused.TABLE)

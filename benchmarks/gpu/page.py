@@ -3,114 +3,64 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.cases import PASSES
+from benchmarks.cases import CASES
 from benchmarks.gpu.journal import results
-from benchmarks.measure import ROOT, markdown, slug
+from benchmarks.measure import ROOT, listed, markdown, slug
+from benchmarks.ops import Row, all_cases, summary
 from dcnzoo.utils.files import write_text
 
-Times = dict[tuple[str, str], float]  # (case, contestant) -> µs
-TYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32 (TF32)"}
 TEXT = """# {gpu}, torch {torch}, dcnzoo {dcnzoo}
 
 By `make gpu`: {gpu}, CUDA {cuda}, torch {torch}, Triton {triton}, {day}. Median times of CUDA graphs; the
-inputs stay in the L2 cache if they fit. *cuDNN*: the ordinary convolution of the same shape, in the faster
-memory format. The other columns are times relative to it: smaller is better. *error*: of the output, relative
-to the compiled kernels in float32, the largest of the column.
+inputs stay in the L2 cache if they fit. Float32 is TF32. *dcnzoo*: compiled kernels; *dcnzoo fused*: those in
+Triton; *F.conv2d*: cuDNN's ordinary convolution; *grid_sample*: the same formula in plain PyTorch.
 
 Tests on this GPU: {tests}.
 
-## `deform_conv2d`: two images of 800 × 1344
+Kernels that `auto` runs, by type and pass: fused from this number of output pixels on, else compiled: {auto}.
 
-{convolutions}
-## `dcnv3`, `dcnv4`, `ms_deform_attn`
+## Operators
 
-Time of the compiled kernels; *torch*: the same formula in plain PyTorch (`grid_sample`), relative to it.
-
-{attention}
+{summary}
 
 ## Training
 
 {training}
+
+## All cases
+
+{cases}
 """
 
 
-def tables(jobs: list[tuple[dict, dict]]) -> Iterator[tuple[str, str, list[tuple[dict, dict]]]]:
-    """Yield the jobs of each type and pass."""
-    for dtype in TYPES:
-        for mode in PASSES:
-            part = [(job, result) for job, result in jobs if (job["dtype"], job["mode"]) == (dtype, mode)]
-            if part:
-                yield dtype, mode, part
-
-
-def convolutions(jobs: list[tuple[dict, dict]], auto: dict) -> str:
-    text = ""
-    for dtype, mode, part in tables(jobs):
-        times: Times = {(j["case"], j["contestant"]): r["us"] for j, r in part if "us" in r}
-        cases = list(dict.fromkeys(job["case"] for job, _ in part))
-        names = sorted({name for _, name in times if not name.startswith("cuDNN")})
-        floor = {c: min(us for (case, n), us in times.items() if case == c and "cuDNN" in n) for c in cases}
-        ratios = {key: us / floor[key[0]] for key, us in times.items()}
-        rows = [["case", "cuDNN, µs", *names]]
-        rows += [[c, f"{floor[c]:.0f}", *(_ratio(ratios.get((c, n))) for n in names)] for c in cases]
-        medians = (statistics.median(ratios[c, n] for c in cases if (c, n) in ratios) for n in names)
-        rows.append(["**median**", "", *map(_ratio, medians)])
-        if mode == "forward":
-            errors = {n: max(r.get("error", 0) for j, r in part if j["contestant"] == n) for n in names}
-            rows.append(["error", "", *(f"{errors[n]:.0e}" for n in names)])
-        least = auto.get(dtype, {}).get("forward" if mode == "forward" else "backward")
-        chosen = (
-            "the compiled kernels" if least is None else f"the fused kernels from {least:,} output pixels on"
+def rows(file: Path) -> list[Row]:
+    main = {(case.operator, case.name): case.main for case in CASES}
+    return [
+        Row(
+            job["operator"], job["case"], main[job["operator"], job["case"]], job["dtype"], job["mode"], 1,
+            job["contestant"], result["us"] / 1e6, 0.0, result.get("bytes"),
         )
-        step = "forward" if mode == "forward" else "backward"
-        text += f"### {TYPES[dtype]}, {mode}\n\n"
-        text += f"Kernels that `auto` runs in the {step} pass: {chosen}.\n\n{markdown(rows)}\n\n"
-    return text
-
-
-def attention(jobs: list[tuple[dict, dict]]) -> str:
-    rows = [
-        ["operator", "case", "type", *(f"{mode}{unit}" for mode in PASSES for unit in (", µs", ", torch"))]
-    ]
-    times = {(j["operator"], j["case"], j["dtype"], j["mode"], j["contestant"]): r.get("us") for j, r in jobs}
-    for key in dict.fromkeys(key[:3] for key in times):
-        row = [f"`{key[0]}`", *key[1:]]
-        for mode in PASSES:
-            own, slow = (times.get((*key, mode, name)) for name in ("compiled", "torch"))
-            row += [f"{own:.0f}" if own else "–", f"{slow / own:.1f}×" if own and slow else "–"]
-        rows.append(row)
-    return markdown(rows)
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def training(jobs: list[tuple[dict, dict]]) -> str:
-    def fact(name: str, value: object) -> str:
-        return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-
-    return "\n".join(f"- {job['step']}: " + ", ".join(map(fact, r, r.values())) for job, r in jobs)
+        for job, result in results(file)
+        if "us" in result
+    ]  # fmt: skip
 
 
 def main(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     machine = report["machine"]
-    jobs = results(folder / "operators.jsonl")
-    own = [job for job in jobs if job[0]["operator"] == "deform_conv2d"]
-    auto = json.loads((folder / "configs.json").read_text())[machine["target"]]["auto"]
+    measured = rows(folder / "operators.jsonl")
+    table = json.loads((folder / "configs.json").read_text())
     text = TEXT.format(
         **machine,
         day=report["day"],
         tests=report["correctness"],
-        convolutions=convolutions(own, auto),
-        attention=attention([job for job in jobs if job not in own]),
-        training=training(results(folder / "training.jsonl")),
+        auto=listed(table[machine["target"]]["auto"]),
+        summary=markdown(summary(measured)),
+        training="\n".join(f"- {job['step']}: {listed(r)}" for job, r in results(folder / "training.jsonl")),
+        cases=markdown(all_cases(measured)),
     )
     path = ROOT / "docs" / "benchmarks" / f"gpu-{slug(machine | {'cpu': machine['gpu']})}.md"
     write_text(path, text)

@@ -1,6 +1,5 @@
 """Known problems of ONNX files in runtimes."""
 
-import numpy as np
 import pytest
 
 from tests.commands import error_of, run
@@ -105,21 +104,16 @@ def test_an_old_onnxruntime(tmp_path, monkeypatch):
 
 
 def test_nodes_in_a_loop(tmp_path):
-    helper, kinds = onnx.helper, onnx.TensorProto
-    inner = [helper.make_node("GridSample", ["m", "g"], ["s"]), helper.make_node("Identity", ["c"], ["d"])]
-    make = helper.make_tensor_value_info
-    body = helper.make_graph(
-        inner, "body", [make("i", kinds.INT64, []), make("c", kinds.BOOL, [])],
-        [make("d", kinds.BOOL, []), make("s", kinds.FLOAT, None)],
-    )  # fmt: skip
-    count = onnx.numpy_helper.from_array(np.array(2), "n")
-    outer = helper.make_graph(
-        [helper.make_node("Loop", ["n", ""], ["y"], body=body)], "outer",
-        [make("m", kinds.FLOAT, MAPS), make("g", kinds.FLOAT, [1, 4, 4, 2])],
-        [make("y", kinds.FLOAT, None)], [count],
-    )  # fmt: skip
     path = tmp_path / "m.onnx"
-    onnx.save(helper.make_model(outer, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+        outer (float[1, 3, 8, 9] m, float[1, 4, 4, 2] g) => (float[T, N, C, H, W] y)
+        <int64 n = {2}, bool first = {1}> {
+            y = Loop (n, first) <body = body (int64 i, bool c) => (bool d, float[N, C, H, W] s) {
+                s = GridSample(m, g)
+                d = Identity(c)
+            }>
+        }""")
+    onnx.save(model, path)
     assert runtimes(check(path, "tensorrt")) == ["tensorrt"] * 2
 
 

@@ -43,6 +43,12 @@ def named(model, *args):
         return dict(zip(model.output_names, (t.numpy() for t in model(*args)), strict=True))
 
 
+def assert_predicts_as_pytorch(detector, family):
+    images = torch.randn(2, 3, *size(family))
+    agreement = compare(named(deployable(detector), images), predict(detector, images))
+    assert agreement.found >= 100 and agreement.holds
+
+
 @pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=[pytest.mark.slow] if f in ALIKE else []) for f in CONFIGS],
@@ -119,9 +125,7 @@ def test_boxes_of_mmdetection_1():
     coder = TASK_UTILS.build(dict(type="LegacyDeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2]))
     detector = build("Faster R-CNN")
     detector.rpn_head.bbox_coder = detector.roi_head.bbox_head.bbox_coder = coder
-    images = torch.randn(2, 3, *size("Faster R-CNN"))
-    agreement = compare(named(deployable(detector), images), predict(detector, images))
-    assert agreement.found >= 100 and agreement.holds
+    assert_predicts_as_pytorch(detector, "Faster R-CNN")
 
 
 def test_a_range_up_to_a_float(tmp_path):
@@ -423,9 +427,7 @@ def test_what_cannot_be_exported_says_so():
 
 def test_nms_across_classes():
     detector = build("RetinaNet", nms=dict(type="nms", iou_threshold=0.5, class_agnostic=True))
-    images = torch.randn(2, 3, *size("RetinaNet"))
-    agreement = compare(named(deployable(detector), images), predict(detector, images))
-    assert agreement.found >= 100 and agreement.holds
+    assert_predicts_as_pytorch(detector, "RetinaNet")
 
 
 def test_a_head_that_predicts_in_its_own_way_is_exported_without():

@@ -1,4 +1,4 @@
-"""OpenVINO: DeformConv of any exporter, the IR, and whole detectors with DCNv2."""
+"""OpenVINO: DeformConv of any exporter, and the IR. test_tools.py exports a detector."""
 
 import subprocess
 import sys
@@ -10,11 +10,8 @@ import torch.nn.functional as F
 
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.runtime import Session
-from dcnzoo.openmmlab.export.detectors import export_detector
-from dcnzoo.openmmlab.export.verify import compare, predict
 from dcnzoo.ops import reference
 
-from .detectors import build, size
 from .test_deform_conv import assert_close
 
 onnx = pytest.importorskip("onnx")
@@ -107,20 +104,3 @@ numpy.save({str(tmp_path / "out.npy")!r}, model(feed)[0])
     subprocess.run([sys.executable, "-c", program], check=True)
     assert_close(torch.from_numpy(np.load(tmp_path / "out.npy")), expected)
     assert Session(tmp_path / "model.xml", "openvino").metadata["dcnzoo"] == "kept"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["RetinaNet", "Faster R-CNN", "Mask R-CNN"])
-def test_detector(family, tmp_path):
-    detector = build(family, dcn=True)
-    height, width = size(family)
-    path = tmp_path / "model.onnx"
-    export_detector(detector, torch.randn(1, 3, height, width), path, dynamic=True)
-    assert "DeformConv" in {node.op_type for node in onnx.load(path).graph.node}
-    session = Session(path, "openvino")
-    total = None
-    for shape in ((1, 3, height, width), (2, 3, height + 37, width - 32)):
-        images = torch.randn(shape)
-        agreement = compare(session(images.numpy()), predict(detector, images))
-        total = agreement if total is None else total + agreement
-    assert total.found >= 100 and total.holds, total

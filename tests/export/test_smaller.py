@@ -17,7 +17,6 @@ from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-from onnx import helper  # noqa: E402
 
 WIDTH, SIZE = 64, (96, 128)
 
@@ -113,19 +112,15 @@ def test_float16_of_a_resized_region(tmp_path):
         scales=np.array([1, 1, 2, 1.5]),
         last=generator.normal(size=(2, 4, 1, 1)),
     )
-    nodes = [
-        helper.make_node("Conv", ["input", "weight"], ["maps"]),
-        helper.make_node("Resize", ["maps", "region", "scales"], ["large"], mode="linear",
-                         coordinate_transformation_mode="tf_crop_and_resize"),
-        helper.make_node("Conv", ["large", "last"], ["output"]),
-    ]  # fmt: skip
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-              for name, shape in (("input", [1, 3, 8, 8]), ("output", None))]  # fmt: skip
-    weights = [
-        onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()
-    ]
-    graph = helper.make_graph(nodes, "resize", values[:1], values[1:], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 19]>
+        resize (float[1, 3, 8, 8] input) => (float[N, C, H, W] output) {
+            maps = Conv(input, weight)
+            large = Resize(maps, region, scales)
+                <mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize">
+            output = Conv(large, last)
+        }""")
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
     onnx.save(model, tmp_path / "model.onnx")
     image = {"input": generator.normal(size=(1, 3, 8, 8)).astype(np.float32)}
     results = []

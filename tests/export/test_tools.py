@@ -271,17 +271,13 @@ def test_a_checkpoint_that_is_none(work, tmp_path):
 
 def graph_of(path, height, width):
     """Write a model that takes images of one size and detects nothing."""
-    helper, kinds = onnx.helper, onnx.TensorProto
-    values = [("input", kinds.FLOAT, [1, 3, height, width]), ("dets", kinds.FLOAT, [1, 4, 5])]
-    values += [("labels", kinds.INT64, [1, 4])]
-    values = [helper.make_tensor_value_info(*value) for value in values]
-    nothing = [np.zeros((1, 4, 5), np.float32), np.full((1, 4), -1)]
-    constants = [
-        helper.make_node("Constant", [], [value.name], value=onnx.numpy_helper.from_array(array))
-        for value, array in zip(values[1:], nothing, strict=True)
-    ]
-    graph = helper.make_graph(constants, "nothing", values[:1], values[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>
+        nothing (float[1, 3, {height}, {width}] input) => (float[1, 4, 5] dets, int64[1, 4] labels)
+        <float[1, 4, 5] zeros = {{{", ".join("0" * 20)}}}, int64[1, 4] none = {{-1, -1, -1, -1}}> {{
+            dets = Identity(zeros)
+            labels = Identity(none)
+        }}""")
+    onnx.save(model, path)
 
 
 @pytest.mark.parametrize(

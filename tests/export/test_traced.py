@@ -12,7 +12,6 @@ from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
 from mmdet.structures.mask import mask2bbox
 from mmdet.utils import register_all_modules
-from mmengine.config import ConfigDict
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
@@ -21,7 +20,6 @@ from dcnzoo.openmmlab.export.detectors import deployable
 from dcnzoo.openmmlab.export.replaced import (
     add_context,
     around,
-    decode_pixels,
     first_pairs,
     keep_all,
     keep_best,
@@ -91,36 +89,6 @@ def test_values_of_a_class():
     expected = torch.stack([values[0, 2], values[1, 0], values[2, 0], values[3, 1]])[:, None]
     assert torch.equal(of_class(values, labels), expected)
     assert torch.equal(of_class(values[:, :1], labels), values[:, :1])  # a class-agnostic head
-
-
-def test_pixel_decoder():
-    """The decoder of Mask2Former, whose strides differ, on maps that are not square."""
-    register_all_modules()
-    torch.manual_seed(0)
-    attention = dict(embed_dims=16, num_levels=2, num_heads=2, num_points=3, batch_first=True)
-    layer = dict(self_attn_cfg=attention, ffn_cfg=dict(embed_dims=16, feedforward_channels=8))
-    decoder = MODELS.build(
-        dict(
-            type="MSDeformAttnPixelDecoder",
-            in_channels=[4, 6, 8],
-            strides=[4, 8, 16],
-            feat_channels=16,
-            out_channels=5,
-            num_outs=2,
-            norm_cfg=dict(type="GN", num_groups=4),
-            encoder=ConfigDict(num_layers=2, layer_cfg=layer),
-            positional_encoding=dict(num_feats=8, normalize=True),
-        )
-    ).eval()
-    decoder.init_weights()
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    features = [torch.randn(2, c, 24 // s, 40 // s) for c, s in ((4, 1), (6, 2), (8, 4))]
-    with torch.no_grad():
-        mask_feature, outputs = decode_pixels(decoder, features)
-        expected, expected_outputs = decoder(features)
-    torch.testing.assert_close(mask_feature, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(outputs, expected_outputs, atol=1e-4, rtol=1e-4)
 
 
 def test_pooling_of_scaled_rois():
