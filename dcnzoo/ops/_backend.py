@@ -20,6 +20,7 @@ from . import _deterministic, _library
 
 DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
 BACKENDS = ("auto", "fused", "compiled", "reference")
+TABLE = Path(__file__).parent / "fused" / "configs.json"
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:
@@ -72,7 +73,7 @@ def _fused():
 @cache
 def table() -> dict:
     """Block sizes of the fused kernels by architecture: no call waits for autotuning."""
-    return json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
+    return json.loads(TABLE.read_text())
 
 
 @cache

@@ -6,7 +6,6 @@ The launches are those of dcnzoo.ops.fused, recorded on CPU tensors and not exec
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -21,7 +20,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from dcnzoo.ops import fused
-from dcnzoo.ops.fused import TABLE, Config
+from dcnzoo.ops.fused import Config, table
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
 MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
@@ -136,7 +135,7 @@ def shared_memory(architecture: int, launch: Launch) -> int:
 
 
 def configurations(architecture: int, kernel: str, variant: Variant) -> list[Config]:
-    entry = json.loads(TABLE.read_text())[f"sm_{architecture}"]
+    entry = table()[f"sm_{architecture}"]
     return [Config(*sizes) for sizes in entry[kernel][variant.kind]]
 
 
