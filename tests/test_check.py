@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import re
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.cli import commands
-from dcnzoo.data.check import KINDS, check_coco, decode_counts, fix
+from dcnzoo.data.check import KINDS, check_coco, checked_coco, decode_counts, fix
 from dcnzoo.data.split import split_coco
 from dcnzoo.utils.errors import UserError, one_line
 
@@ -67,6 +68,18 @@ def write_coco(root, change=lambda content: None):
 
 def check(root, change=lambda content: None, **arguments):
     return check_coco(write_coco(root, change), root, **arguments)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_an_error_gives_the_command_that_lists_all_problems(root, images):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [0, 0, 0, 0]
+
+    file = write_coco(root, change)
+    command = f"`dcnzoo data check {file}{f' --images {root}' * images}` lists all 3 problems"
+    with pytest.raises(UserError, match=re.escape(command)):
+        checked_coco(file, root if images else None)
 
 
 def invoke(*arguments):
