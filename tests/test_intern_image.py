@@ -13,6 +13,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the backbones
 from dcnzoo import backbones
+from dcnzoo.backbones.intern_image import DropPath
 
 from .modules import randomise, shapes
 
@@ -109,6 +110,13 @@ def test_checkpointing_changes_nothing(kind):
         sum(y.sin().sum() for y in model(x)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     torch.testing.assert_close(*gradients)
+
+
+def test_drop_path_keeps_the_mean():
+    torch.manual_seed(0)
+    output = DropPath(0.2).train()(torch.ones(1000, 2, 3))
+    assert output.unique().tolist() == [0, 1.25] and (output == output[:, :1, :1]).all()
+    assert abs(output.mean() - 1) < 0.05
 
 
 def test_drop_path_grows_with_depth():
