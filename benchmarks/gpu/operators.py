@@ -17,8 +17,7 @@ import torch
 from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format, ours, passes, plain
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import fused
-from dcnzoo.ops._backend import TABLE
+from dcnzoo.ops import _block_sizes, fused
 from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -136,9 +135,9 @@ def main() -> None:
                     kind = getattr(torch, dtype)
                     journal.run(job, partial(measure, case, name, kind, mode, args.device))
             sample.cache_clear()
-    table = json.loads(TABLE.read_text())
+    table = json.loads(_block_sizes.TABLE.read_text())
     set_auto(args.file, table)
-    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else TABLE)
+    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else _block_sizes.TABLE)
     journal.exit()
 
 

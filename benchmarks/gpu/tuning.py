@@ -24,8 +24,7 @@ from torch import Tensor
 
 from benchmarks.cases import CASES, in_format
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import fused, reference
-from dcnzoo.ops._backend import TABLE
+from dcnzoo.ops import _block_sizes, fused, reference
 from dcnzoo.ops.fused import Config
 from dcnzoo.utils.files import write_text
 from tests.op_cases import Sample, deform_conv
@@ -195,12 +194,12 @@ def save(table: dict, path: Path) -> None:
 
 def main() -> None:
     journal, args = Journal.of_command_line()
-    table = json.loads(TABLE.read_text())
+    table = json.loads(_block_sizes.TABLE.read_text())
     if args.step == "write":
         out = args.file.with_name("configs.json")
         write_table(args.file, table, out, args.rehearse)
         if not args.rehearse:
-            shutil.copy(out, TABLE)
+            shutil.copy(out, _block_sizes.TABLE)
         return
     every = [
         (kernel, kind, config)

@@ -4,23 +4,21 @@ The choice is made below the dispatcher, so callers and ``torch.compile`` always
 """
 
 import contextlib
-import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import _deterministic, _library
+from ._block_sizes import table
 
 DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
 BACKENDS = ("auto", "fused", "compiled", "reference")
-TABLE = Path(__file__).parent / "fused" / "configs.json"
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:
@@ -68,12 +66,6 @@ def _fused():
     from . import fused
 
     return fused
-
-
-@cache
-def table() -> dict:
-    """Block sizes of the fused kernels by architecture: no call waits for autotuning."""
-    return json.loads(TABLE.read_text())
 
 
 @cache

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from .._arguments import memory_format
-from .._backend import table
+from .._block_sizes import table
 from . import kernels
 
 
