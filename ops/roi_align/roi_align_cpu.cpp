@@ -88,10 +88,20 @@ Tensor average_backward(const char* op, const Shapes& s, const Tensor& grad_any,
   return torch::stable::to(grad_input, grad_any.scalar_type());
 }
 
+// RoiSamples whose interpolation is computed once for all channels.
+template <typename T>
+struct StoredSamples : RoiSamples<T> {
+  std::vector<Lerp<T>> lerps;
+  StoredSamples(const RoiAxis<T>& axis, int64_t bin, int64_t size) : RoiSamples<T>(axis, bin, size) {
+    for (int64_t i = this->span.begin; i < this->span.end; ++i) lerps.push_back(RoiSamples<T>::lerp(i));
+  }
+  const Lerp<T>& lerp(int64_t sample) const { return lerps[sample - this->span.begin]; }
+};
+
 // The samples of all bins along both axes.
 template <typename T>
 struct MaximumTables {
-  std::vector<RoiSamples<T>> y, x;
+  std::vector<StoredSamples<T>> y, x;
 
   void fill(const RoiAlignShapes& s, const T* roi) {
     const RoiRegion<T> region = s.region(roi);
@@ -116,9 +126,9 @@ std::tuple<Tensor, Tensor, Tensor> maximum(const RoiAlignShapes& s, const Tensor
     tables.fill(s, task.roi);
     int64_t bin = task.bin;
     for (int64_t channel = 0; channel < task.channels; ++channel)
-      for (const RoiSamples<T>& y : tables.y)
-        for (const RoiSamples<T>& x : tables.x) {
-          const RoiMaximum<T> best = roi_maximum(maps + task.map + channel * s.pixels(), y, x);
+      for (const StoredSamples<T>& y : tables.y)
+        for (const StoredSamples<T>& x : tables.x) {
+          const auto best = roi_maximum<T>(maps + task.map + channel * s.pixels(), y, x);
           out[bin] = best.value, out_y[bin] = best.y, out_x[bin++] = best.x;
         }
   });

@@ -15,7 +15,7 @@ __global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* inp
     if (at.map >= 0) {
       const RoiRegion<A> region = s.region(at.roi);
       const RoiSamples<A> y(region.y, at.y, s.height), x(region.x, at.x, s.width);
-      best = roi_maximum(input + at.map, y, x);
+      best = roi_maximum<A>(input + at.map, y, x);
     }
     output[index] = T(best.value);
     argmax_y[index] = best.y;

@@ -13,8 +13,8 @@ struct RoiMaximum {
 
 constexpr double kOutsideMap = -2;  // a coordinate whose sample receives no gradient
 
-template <typename T, typename Value>
-DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, const RoiSamples<T>& y, const RoiSamples<T>& x) {
+template <typename T, typename Value, typename Samples>  // RoiSamples<T>, or a struct like it
+DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, const Samples& y, const Samples& x) {
   RoiMaximum<T> best{T(0), T(kOutsideMap), T(kOutsideMap)};
   const RoiSpan ys = y.span, xs = x.span;
   bool found = false;
