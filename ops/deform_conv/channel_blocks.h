@@ -33,7 +33,7 @@ constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;
 // time, 32 and 64 channels .9, if only the input's gradient is added in turn.
 constexpr int64_t kFewOutputs = 64;
 
-// The fewest outputs of one of the backward's weight_parts: a few times the rows of the micro-kernel.
+// Each of the backward's weight_parts has at least so many outputs: more than two micro-kernels of 12 rows.
 constexpr int64_t kLeastOutputs = 32;
 
 // The most channels of a block, in bytes, and the rows of a tile: 9 taps · 96 rows of 64 channels of float, or of 128 of

@@ -88,7 +88,7 @@ Tensor average_backward(const char* op, const Shapes& s, const Tensor& grad_any,
   return torch::stable::to(grad_input, grad_any.scalar_type());
 }
 
-// RoiSamples whose interpolation is computed once for all channels.
+// RoiSamples that store their interpolation, because all channels of a RoI use it.
 template <typename T>
 struct StoredSamples : RoiSamples<T> {
   std::vector<Lerp<T>> lerps;
