@@ -184,6 +184,8 @@ SHARED = [
     make("narrow groups", **LARGE, groups=8),
     make("one to one", **LARGE | dict(out_channels=64), groups=64),
     make("no whole vectors", **LARGE | dict(channels=66, out_channels=129)),
+    make("half vectors of AVX2", **LARGE | dict(channels=76)),
+    make("half vectors of AVX-512", **LARGE | dict(channels=88)),
     make("far outside", **LARGE, spread=20.0),
     make("one axis", **LARGE | dict(size=(2900,), kernel=(3,))),
     make("three axes", **LARGE | dict(size=(11, 13, 12), kernel=(2, 3, 1))),

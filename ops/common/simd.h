@@ -44,16 +44,15 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T) == 2 ? sizeof(float) : sizeo
 template <typename T>
 constexpr int kNR = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
 
-template <typename T>
+template <typename T, int lanes>
 struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef T type __attribute__((vector_size(lanes * sizeof(T)), aligned(alignof(T)), may_alias));
 };
-template <>
-struct VectorOf<uint16_t> {
-  typedef uint16_t type __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
-};
+template <typename T, int lanes = kLanes<T>>
+using Vector =
+    typename VectorOf<T, lanes>::type;  // unaligned accesses cost nothing extra at aligned addresses
 template <typename T>
-using Vector = typename VectorOf<T>::type;  // unaligned accesses cost nothing extra at aligned addresses
+using HalfVector = Vector<T, kLanes<T> / 2>;
 
 template <typename T>
 DCNZOO_INLINE Vector<T> load(const T* from) {
@@ -101,12 +100,21 @@ DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
 #endif
 }
 
-// Converts from the storage type: bfloat16, given as its bits (the upper half of a float), to float.
-DCNZOO_INLINE Vector<float> from_stored(Vector<uint16_t> bits) {
-  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-  return (Vector<float>)(__builtin_convertvector(bits, Wide) << 16);
+// The half vector, followed by zeros.
+template <typename T>
+DCNZOO_INLINE Vector<T> widened(HalfVector<T> half) {
+#if defined(__AVX512F__)
+  return (Vector<T>)_mm512_zextps256_ps512((__m256)half);
+#elif defined(__AVX2__)
+  return (Vector<T>)_mm256_zextps128_ps256((__m128)half);
+#else
+  Vector<T> whole{};
+  __builtin_memcpy(&whole, &half, sizeof half);
+  return whole;
+#endif
 }
 
+// Converts from the storage type: bfloat16, given as its bits (the upper half of a float), to float.
 DCNZOO_INLINE float from_stored(uint16_t bits) {
   const uint32_t wide = uint32_t(bits) << 16;
   float value;
@@ -127,6 +135,11 @@ DCNZOO_INLINE Vector<uint16_t> to_bfloat16(Vector<float> value) {
   const Wide quiet = (bits >> 16) | 0x40;  // NaN: rounding could make it infinite
   return __builtin_convertvector((Wide)(value != value ? quiet : rounded), Vector<uint16_t>);
 #endif
+}
+
+DCNZOO_INLINE HalfVector<uint16_t> to_bfloat16(HalfVector<float> value) {
+  const Vector<uint16_t> bits = to_bfloat16(widened<float>(value));
+  return *reinterpret_cast<const HalfVector<uint16_t>*>(&bits);
 }
 
 DCNZOO_INLINE uint16_t to_bfloat16(float value) {
@@ -150,21 +163,34 @@ DCNZOO_INLINE auto to_stored(Value value) {
     return value;
 }
 
-// For code that scalars and vectors share: Value is either. Converts bfloat16.
+// For code that scalars, vectors and half vectors share: Value is one of them. Converts bfloat16.
 template <typename Value, typename S>
 DCNZOO_INLINE Value load_lanes(const S* from) {
-  if constexpr (std::is_arithmetic_v<Value>)
+  if constexpr (std::is_arithmetic_v<Value>) {
     return from_stored(*from);
-  else
-    return from_stored(load(from));
+  } else if constexpr (std::is_same_v<S, uint16_t>) {
+    constexpr int lanes = sizeof(Value) / sizeof(float);
+    const auto bits = *reinterpret_cast<const Vector<uint16_t, lanes>*>(from);
+#if defined(__AVX512BF16__)  // GCC 12 converts a vector half by half
+    if constexpr (lanes == kLanes<float>)
+      return (Value)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16);
+    else
+      return (Value)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16);
+#else
+    return (Value)(__builtin_convertvector(bits, Vector<uint32_t, lanes>) << 16);
+#endif
+  } else {
+    return *reinterpret_cast<const Vector<S, sizeof(Value) / sizeof(S)>*>(from);
+  }
 }
 
 template <typename S, typename Value>
 DCNZOO_INLINE void store_lanes(S* to, Value value) {
+  const auto stored = to_stored<S>(value);
   if constexpr (std::is_arithmetic_v<Value>)
-    *to = to_stored<S>(value);
+    *to = stored;
   else
-    store<S>(to, to_stored<S>(value));
+    *reinterpret_cast<Vector<S, sizeof(stored) / sizeof(S)>*>(to) = stored;
 }
 
 DCNZOO_INLINE Vector<float> floor_lanes(Vector<float> value) {

@@ -36,13 +36,10 @@ constexpr int64_t kFewOutputs = 64;
 // Each of the backward's weight_parts has at least so many outputs: more than two micro-kernels of 12 rows.
 constexpr int64_t kLeastOutputs = 32;
 
-// The most channels of a block, in bytes, and the rows of a tile: 9 taps · 96 rows of 64 channels of float, or of 128 of
-// bfloat16, are 216 KiB, less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has narrower
-// blocks, because its copies of a block then need less memory, and more rows.
-struct TileLimits {
-  int64_t block_bytes, rows;
-};
-constexpr TileLimits kForwardTile{64 * sizeof(float), 96}, kBackwardTile{32 * sizeof(float), kBackwardRows};
+// The most channels of a block, in bytes. With kForwardRows, 9 taps of 64 channels of float, or of 128 of bfloat16, are
+// 216 KiB, less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has narrower blocks, because
+// its copies of a block then need less memory, and more rows.
+constexpr int64_t kForwardBlockBytes = 64 * sizeof(float), kBackwardBlockBytes = 32 * sizeof(float);
 
 class ChannelBlocking {
  public:

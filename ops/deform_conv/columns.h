@@ -19,13 +19,10 @@ DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
   return tile.depth / kNR<T> * panel_stride<T>(tile);
 }
 
-// Calls run(channels), with a constant if the channels are those of one vector: then the loops of few channels have no
-// branches.
-template <typename T, typename Run>
+// Calls run(channels), with a constant if there is one for this number: then the loops of few channels have no branches.
+template <int64_t... constants, typename Run>
 DCNZOO_INLINE void with_channels(int64_t channels, const Run& run) {
-  if (channels == kLanes<T>)
-    run(std::integral_constant<int64_t, kLanes<T>>{});
-  else
+  if (!((channels == constants && (run(std::integral_constant<int64_t, constants>{}), true)) || ...))
     run(channels);
 }
 
@@ -59,11 +56,6 @@ DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
   store_lanes(to + kLanes<uint16_t>, value.odd);
 }
 
-// The constant for half a vector of channels. Only the forward uses it: the compiler rounds such loops differently in each
-// version of the backward's sampler, and results would depend on the number of threads.
-template <typename T>
-using HalfVector = std::integral_constant<int64_t, kLanes<T> / 2>;
-
 // What a loop over whole panels of channels visits, in the forward. Groups of a joined block use parts of panels.
 template <typename S>
 using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
@@ -71,28 +63,28 @@ inline bool has_whole_panels(const DeformConvShapes& s, const ChannelBlock& bloc
   return block.count % panel == 0 && block.groups == 1 && !s.is_depthwise();
 }
 
-// Visits the columns of one (row, tap): whole panels or vectors if the channel count allows, else single elements.
+// Visits the columns of one (row, tap): panels, vectors or half vectors if the channel count allows, else single elements.
 // visit(zero, channel, column): `zero` has the type of the vector or element, `column` is its offset within the panels.
 template <typename T, typename Channels, typename Visit, typename Panel = Vector<T>>
 DCNZOO_INLINE void each_column(int64_t tap, Channels channels, int64_t row, int64_t stride, Visit visit,
                                Panel = Panel()) {
-  constexpr int lanes = kLanes<T>, panel = kNR<T>;
-  int64_t column = tap * channels;
+  constexpr int lanes = kLanes<T>, half = lanes / 2, panel = kNR<T>;
+  const int64_t first = tap * channels;
+  const auto place = [=](uint64_t column) {  // unsigned: division by shifts alone
+    return int64_t(column / panel) * stride + row * panel + int64_t(column % panel);
+  };
   if (channels % panel == 0) {
-    int64_t at = column / panel * stride + row * panel;
+    int64_t at = place(first);
     for (int64_t c = 0; c < channels; c += panel, at += stride) {
       visit(Panel{}, c, at);
       if constexpr (std::is_same_v<Panel, Vector<T>>) visit(Vector<T>{}, c + lanes, at + lanes);
     }
   } else if (channels % lanes == 0) {
-    for (int64_t c = 0; c < channels; c += lanes, column += lanes)
-      visit(Vector<T>{}, c, column / panel * stride + row * panel + column % panel);
-  } else if (std::is_same_v<Channels, HalfVector<T>>) {  // the compiler makes a vector of this loop
-    const int64_t at = column / panel * stride + row * panel + column % panel;
-    for (int64_t c = 0; c < lanes / 2; ++c) visit(T(0), c, at + c);
+    for (int64_t c = 0; c < channels; c += lanes) visit(Vector<T>{}, c, place(first + c));
+  } else if (channels % half == 0) {
+    for (int64_t c = 0; c < channels; c += half) visit(HalfVector<T>{}, c, place(first + c));
   } else {
-    for (int64_t c = 0; c < channels; ++c, ++column)
-      visit(T(0), c, column / panel * stride + row * panel + column % panel);
+    for (int64_t c = 0; c < channels; ++c) visit(T(0), c, place(first + c));
   }
 }
 

@@ -224,7 +224,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
 
   // No two blocks write the same elements of the gradients of input and weight. Inputs with few channels get narrower
   // blocks.
-  const int64_t most = kBackwardTile.block_bytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
+  const int64_t most = kBackwardBlockBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
   ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
   const int64_t packed_size = blocking.place_weights([](const ChannelBlock& block) {
     return round_up(block.panel_outputs, int64_t(sizeof(T) / sizeof(S)));
@@ -235,7 +235,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const BackwardWork<T> work(s, blocking, packed_size, wanted);
 
   DeformConvBackwardParams<T, S> p{};
-  p.shape = s, p.tile = blocking.tile(kBackwardTile.rows), p.blocks.data = blocking.blocks.data();
+  p.shape = s, p.tile = blocking.tile(kBackwardRows), p.blocks.data = blocking.blocks.data();
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
   p.grad_weight = work.grad_weight.data();

@@ -36,11 +36,13 @@ struct PointBackward {
   T dot_rest[corners] = {};  // the same for channels visited as single elements
 
   template <typename Value>
-  DCNZOO_INLINE auto& dots() {
+  DCNZOO_INLINE void add_dot(int corner, Value product) {
     if constexpr (std::is_arithmetic_v<Value>)
-      return dot_rest;
+      dot_rest[corner] += product;
+    else if constexpr (sizeof(Value) < kVectorBytes)
+      dot[corner] += widened<T>(product);
     else
-      return dot;
+      dot[corner] += product;
   }
 
   // Points corner i to the pixel at `place` in the input and its gradient.
@@ -58,7 +60,7 @@ struct PointBackward {
         for (int corner = 0; corner < corners; ++corner) {
           const Value pixel = load_lanes<Value>(from[corner] + c);
           if (Columns) value += modulated[corner] * pixel;
-          if (Points) dots<Value>()[corner] += gradient * pixel;
+          if (Points) add_dot<Value>(corner, gradient * pixel);
         }
         if (Columns) store_lanes(columns + at, value);
       }
@@ -76,10 +78,10 @@ struct PointBackward {
       const Value gradient = load_lanes<Value>(gradients + at);
       for (int i = 0; i < found.count; ++i) {
         if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
-        if (Points) dots<Value>()[found.corner[i]] += gradient * load_lanes<Value>(from[i] + c);
+        if (Points) add_dot<Value>(found.corner[i], gradient * load_lanes<Value>(from[i] + c));
         if (Input) store_lanes(to[i] + c, load_lanes<Value>(to[i] + c) + modulated[i] * (gradient * rest));
       }
-      if (Points && found.count == 0) dots<Value>()[0] += gradient * T(0);
+      if (Points && found.count == 0) add_dot<Value>(0, gradient * T(0));
       if (Columns) store_lanes(columns + at, value * rest);
     });
   }
@@ -97,17 +99,17 @@ struct PointBackward {
 template <typename T, typename S, int Rank>
 struct TileMemory {
   Rows<T, Rank> rows;
-  SamplingTable<T, Rank, true> table;
-  T* gradients;    // of the columns, in panels of [row][kNR]
-  S* columns;      // in the same memory unless the type differs
-  S* gradient;     // [output of the group][row]
-  S* pairs;        // bfloat16: the same as [row][output], pair_stride apart
-  T* dots;         // Σ over channels of gradient · pixel, [tap][corner][row]
-  T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
+  BackwardPoints<T, Rank>* table;  // [tap]
+  T* gradients;                    // of the columns, in panels of [row][kNR]
+  S* columns;                      // in the same memory unless the type differs
+  S* gradient;                     // [output of the group][row]
+  S* pairs;                        // bfloat16: the same as [row][output], pair_stride apart
+  T* dots;                         // Σ over channels of gradient · pixel, [tap][corner][row]
+  T* offset_mask;                  // their gradients, [tap · (rank + 1)][row]
 
   TileMemory(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
-        table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, kBackwardRows)),
+        table(arena.take<BackwardPoints<T, Rank>>(p.shape.taps)),
         gradients(arena.take<T>(columns_size<T>(p.tile))),
         columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
         gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
@@ -125,7 +127,6 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
-  const SamplingTable<T, Rank, true>& table = tile.table;
   // sum_rows sums the lanes of several vectors at once. So the dots of several taps are collected first.
   constexpr int64_t lanes = kLanes<T>, together = lanes > corners ? lanes / corners : 1;
   T dots[together * corners * lanes] = {}, sums[lanes];
@@ -133,31 +134,31 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
     for (int64_t i = 0; i < taps * corners; i += lanes) {
       store(sums, sum_rows(dots + i * lanes));
       for (int64_t lane = 0; lane < lanes && i + lane < taps * corners; ++lane)
-        tile.dots[(first_tap * corners + i + lane) * rows.stride + row] = sums[lane];
+        tile.dots[(first_tap * corners + i + lane) * kBackwardRows + row] = sums[lane];
     }
   };
   const CornerDistances<Rank> distance(p.shape, p.input.channels);
-  with_channels<T>(block.count, [&](auto channels) {
+  with_channels<kLanes<T>>(block.count, [&](auto channels) {
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t map = rows.map[r];
       for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
         PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
         point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
-        const T factor = table.factor[tap * rows.stride + r];
-        const int64_t first = tap * corners * rows.stride + r;
-        point.rest = table.rest[tap * rows.stride + r];
-        if (table.index[first] >= 0) {
-          const int64_t at = map + table.index[first] * p.input.channels;
+        const BackwardPoints<T, Rank>& points = tile.table[tap];
+        const T factor = points.factor[r];
+        point.rest = points.rest[r];
+        if (points.index[0][r] >= 0) {
+          const int64_t at = map + points.index[0][r] * p.input.channels;
           for (int corner = 0; corner < corners; ++corner) {
             point.locate(p, corner, at + distance.of[corner]);
-            point.modulated[corner] = factor * table.weight[first + corner * rows.stride];
+            point.modulated[corner] = factor * points.weight[corner][r];
           }
           point.run_whole(tile.gradients, tile.columns);
         } else {
-          const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
+          const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
           for (int i = 0; i < found.count; ++i) {
             point.locate(p, i, map + found.index[i] * p.input.channels);
-            point.modulated[i] = factor * table.weight[first + found.corner[i] * rows.stride];
+            point.modulated[i] = factor * points.weight[found.corner[i]][r];
           }
           point.run_partial(found, tile.gradients, tile.columns);
         }
@@ -175,21 +176,19 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
 template <typename T, typename S, int Rank>
 void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& tile) {
   constexpr int corners = kCorners<Rank>;
-  const SamplingTable<T, Rank, true>& table = tile.table;
-  const int64_t rows = tile.rows.stride;
-  for (int64_t tap = 0; tap < p.shape.taps; ++tap)
+  constexpr int64_t rows = kBackwardRows;
+  for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
+    const BackwardPoints<T, Rank>& points = tile.table[tap];
     for (int64_t r = 0; r < tile.rows.count; r += kLanes<T>) {  // rows are padded to whole vectors
-      const Vector<T> factor = load(table.factor + tap * rows + r), rest = load(table.rest + tap * rows + r);
+      const Vector<T> factor = load(points.factor + r), rest = load(points.rest + r);
       Vector<T> gradient[Rank + 1] = {};
-      auto index = load(table.index + tap * corners * rows + r);
+      auto index = load(points.index[0] + r);
       for (int corner = 0; corner < corners; ++corner) {
-        const int64_t at = (tap * corners + corner) * rows + r;
-        const Vector<T> dot = load(tile.dots + at);
-        index &= load(table.index + at);
+        const Vector<T> dot = load(tile.dots + (tap * corners + corner) * rows + r);
+        index &= load(points.index[corner] + r);
         for (int axis = 0; axis < Rank; ++axis)
-          gradient[axis] +=
-              factor * rest * load(table.slope + ((tap * Rank + axis) * corners + corner) * rows + r) * dot;
-        gradient[Rank] += load(table.weight + at) * dot;
+          gradient[axis] += factor * rest * load(points.slope[axis][corner] + r) * dot;
+        gradient[Rank] += load(points.weight[corner] + r) * dot;
       }
       // Outside the map, the offset's gradient is zero. The mask's is gradient · 0, which is NaN for Inf.
       const Vector<T> zero{};
@@ -197,6 +196,7 @@ void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& 
         store(tile.offset_mask + (tap * Rank + axis) * rows + r, index == -1 ? zero : gradient[axis]);
       store(tile.offset_mask + (p.shape.taps * Rank + tap) * rows + r, gradient[Rank]);
     }
+  }
 }
 
 // Copies the output's gradient for the tile: the block's outputs as [output][row] or, if depthwise, as [row][channel]

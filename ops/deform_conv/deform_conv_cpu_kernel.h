@@ -47,9 +47,9 @@ struct ChannelBlocks {
   int64_t begin, end;
 };
 
-// The most output pixels of a tile of the backward. The memory of a tile always has room for so many: a constant distance
-// between the rows of a matrix saves registers.
-constexpr int64_t kBackwardRows = 192;
+// The most output pixels of a tile. Arrays of points, and matrices of the backward, always have room for so many: constant
+// distances save registers.
+constexpr int64_t kForwardRows = 96, kBackwardRows = 192;
 
 // The size of a thread's working memory.
 struct TileSizes {

@@ -6,7 +6,7 @@ namespace {
 
 // The images that are copied at a time: as many as an L2 cache can hold, but enough to keep all threads busy.
 inline int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) {
-  const int64_t busy = ceil_div(kThreadTasks * num_threads() * kForwardTile.rows, s.out_pixels);
+  const int64_t busy = ceil_div(kThreadTasks * num_threads() * kForwardRows, s.out_pixels);
   const auto fitting = [&](int64_t bytes) { return bytes / std::max<int64_t>(image_bytes, 1); };
   return std::clamp<int64_t>(std::max(fitting(kImagesBytes / 2), busy), 1,
                              std::min(s.im2col_step, std::max<int64_t>(fitting(kStagingBytes), 1)));
@@ -16,10 +16,10 @@ inline int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) 
 // has its own sums.
 inline int64_t tile_rows(int64_t pixels) {
   // More tasks balance the load; smaller tiles would read the weight too often.
-  constexpr int64_t least_rows = kForwardTile.rows / 2;
+  constexpr int64_t least_rows = kForwardRows / 2;
   const int64_t threads = num_threads();
   const int64_t more = std::min(kThreadTasks * threads, pixels / least_rows / threads * threads);
-  const int64_t tiles = std::max(ceil_div(pixels, kForwardTile.rows * threads) * threads, more);
+  const int64_t tiles = std::max(ceil_div(pixels, kForwardRows * threads) * threads, more);
   return std::max<int64_t>(ceil_div(pixels, tiles), 1);
 }
 
@@ -27,8 +27,7 @@ inline int64_t tile_rows(int64_t pixels) {
 // vectors (half panels).
 template <typename T, typename S>
 int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
-  const int64_t widest = kForwardTile.block_bytes / int64_t(sizeof(S)),
-                lanes = forward_kernels<T, S>().panel / 2;
+  const int64_t widest = kForwardBlockBytes / int64_t(sizeof(S)), lanes = forward_kernels<T, S>().panel / 2;
   const int64_t stageable = kStagingBytes / (s.in_pixels * int64_t(sizeof(S))) / lanes * lanes;
   return one_pass ? widest : std::clamp(stageable, lanes, widest);
 }
@@ -85,7 +84,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
 
   DeformConvForwardParams<T, S> p{};
-  p.shape = s, p.tile = blocking.tile(kForwardTile.rows), p.blocks.data = blocking.blocks.data();
+  p.shape = s, p.tile = blocking.tile(kForwardRows), p.blocks.data = blocking.blocks.data();
   p.weight = packed.data();
   p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;

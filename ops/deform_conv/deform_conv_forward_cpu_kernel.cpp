@@ -18,41 +18,47 @@ using Params = DeformConvForwardParams<T, S>;
 // Computes the columns of a tile for a block of channels.
 template <typename T, typename S, int Rank, typename Panel>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-            const SamplingTable<T, Rank, false>& table, S* __restrict columns) {
+            const ForwardPoints<T, Rank>* table, S* __restrict columns) {
   constexpr int corners = kCorners<Rank>;
   constexpr int64_t pixels_ahead = 8;  // that are fetched into the L2 cache
   const int64_t stride = panel_stride<S>(p.tile), pixel_stride = p.input.pixel_stride(block);
   const int64_t ahead = pixels_ahead * p.shape.stride[Rank - 1] * pixel_stride;
   const S* const maps = p.input.data + p.input.place_of(block, p.shape.in_pixels);
   const CornerDistances<Rank> distance(p.shape, pixel_stride);
+  // in variables: the compiler would read a member again after every store
+  const int64_t count = rows.count, taps = p.shape.taps;
+  const int64_t* const starts = rows.map;
   const auto run = [&](auto channels) {
-    for (int64_t r = 0; r < rows.count; ++r)
-      for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
-        const S* const map = maps + rows.map[r];
-        const int64_t first = tap * corners * rows.stride + r;
-        if (table.index[first] >= 0) {
-          const S* const from = map + int64_t(table.index[first]) * pixel_stride;
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const S* const map = maps + starts[r];
+        const ForwardPoints<T, Rank>& points = table[tap];
+        if (points.index[0][r] >= 0) {
+          const S* const first = map + int64_t(points.index[0][r]) * pixel_stride;
+          const S* from[corners];
           T weight[corners];
-          for (int corner = 0; corner < corners; ++corner)
-            weight[corner] = table.weight[first + corner * rows.stride];
+          for (int corner = 0; corner < corners; ++corner) {  // the corners of a pair need one register
+            from[corner] = first + distance.of[corner & ~1] + (corner & 1) * pixel_stride;
+            weight[corner] = points.weight[corner][r];
+          }
           each_column<T>(
               tap, channels, r, stride,
               [&](auto value, int64_t c, int64_t at) {
                 for (int corner = 0; corner < corners; ++corner)
-                  value += weight[corner] * load_lanes<decltype(value)>(from + distance.of[corner] + c);
+                  value += weight[corner] * load_lanes<decltype(value)>(from[corner] + c);
                 store_lanes(columns + at, value);
                 if constexpr (!std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
-                  __builtin_prefetch(from + distance.of[corners - 1] + c + ahead, 0, 2);
+                  __builtin_prefetch(from[corners - 1] + c + ahead, 0, 2);
               },
               Panel{});
         } else {
-          const InsideCorners<corners> inside([&](int c) { return table.index[first + c * rows.stride]; });
-          const T rest = table.rest[tap * rows.stride + r];
+          const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
+          const T rest = points.rest[r];
           const S* from[corners];
           T weight[corners];
           for (int i = 0; i < inside.count; ++i) {
             from[i] = map + inside.index[i] * pixel_stride;
-            weight[i] = table.weight[first + inside.corner[i] * rows.stride];
+            weight[i] = points.weight[inside.corner[i]][r];
           }
           each_column<T>(
               tap, channels, r, stride,
@@ -65,10 +71,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
         }
       }
   };
-  if (block.count == HalfVector<T>())
-    run(HalfVector<T>());
-  else
-    with_channels<T>(block.count, run);
+  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, run);
 }
 
 // Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
@@ -143,14 +146,14 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t r
 template <typename T, typename S, int Rank>
 struct ForwardScratch {
   Rows<T, Rank> rows;
-  SamplingTable<T, Rank, false> table;
-  S* columns;  // panels of [row][kNR]
-  T* result;   // [row][outputs, padded to whole panels]
-  T* turned;   // the transposed result, [output][row], before its conversion to a narrower type
+  ForwardPoints<T, Rank>* table;  // [tap]
+  S* columns;                     // panels of [row][kNR]
+  T* result;                      // [row][outputs, padded to whole panels]
+  T* turned;  // the transposed result, [output][row], before its conversion to a narrower type
 
   ForwardScratch(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
-        table(SamplingTable<T, Rank, false>::allocate(arena, p.shape.taps, p.tile.rows)),
+        table(arena.take<ForwardPoints<T, Rank>>(p.shape.taps)),
         columns(arena.take<S>(columns_size<S>(p.tile))),
         result(arena.take<T>(p.tile.outputs * p.tile.rows)),
         turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : p.tile.outputs * p.tile.rows)) {}

@@ -44,41 +44,36 @@ struct CornerDistances {
   }
 };
 
-// The points of a tile's taps. Every array is [tap][…][row], row being an output pixel of the tile.
-template <typename T, int Rank, bool Backward>
-struct SamplingTable {
+// The points of one tap for all rows of a tile, a row being an output pixel. The constant distance between the arrays
+// saves registers.
+template <typename T, int Rank, int64_t rows>
+struct TapPoints {
   using Index = IntegerOf<T>;
-  Index* index;  // [tap][corner][row] pixel, stored as in StoredCorners
-  T* weight;     // [tap][corner][row]; multiplied by the factor in the forward only
-  T* slope;      // [tap][axis · corners + corner][row]; backward only
-  T* factor;     // [tap][row] the mask if it is finite, else 1; backward only
-  T* rest;       // [tap][row] 1 if the mask is finite, else the mask
+  Index index[kCorners<Rank>][rows];  // pixel, stored as in StoredCorners
+  T weight[kCorners<Rank>][rows];     // multiplied by the factor in the forward only
+  T rest[rows];                       // 1 if the mask is finite, else the mask
+};
 
-  static SamplingTable allocate(Arena& arena, int64_t taps, int64_t rows) {
-    SamplingTable table{};
-    table.index = arena.take<Index>(taps * kCorners<Rank> * rows);
-    table.weight = arena.take<T>(taps * kCorners<Rank> * rows);
-    table.rest = arena.take<T>(taps * rows);
-    if (Backward) {
-      table.slope = arena.take<T>(taps * Rank * kCorners<Rank> * rows);
-      table.factor = arena.take<T>(taps * rows);
-    }
-    return table;
-  }
+template <typename T, int Rank>
+struct ForwardPoints : TapPoints<T, Rank, kForwardRows> {};
+
+template <typename T, int Rank>
+struct BackwardPoints : TapPoints<T, Rank, kBackwardRows> {
+  T slope[Rank][kCorners<Rank>][kBackwardRows];
+  T factor[kBackwardRows];  // the mask if it is finite, else 1
 };
 
 // The rows of a tile: the image and the output pixel of each, and the position of its first tap.
 template <typename T, int Rank>
 struct Rows {
-  int64_t count, stride;  // stride: rows of a full tile
-  int64_t image, pixel;   // of the first row
-  T* base[Rank];          // out · stride - padding, per row
-  int64_t* map;           // start of the row's image in the input and in its gradient
-  T *zeros, *ones;        // replace an absent offset and mask
+  int64_t count;
+  int64_t image, pixel;  // of the first row
+  T* base[Rank];         // out · stride - padding, per row
+  int64_t* map;          // start of the row's image in the input and in its gradient
+  T *zeros, *ones;       // replace an absent offset and mask
 
   static Rows allocate(Arena& arena, int64_t rows) {
     Rows result{};
-    result.stride = rows;
     for (int axis = 0; axis < Rank; ++axis) result.base[axis] = arena.take<T>(rows);
     result.map = arena.take<int64_t>(rows);
     result.zeros = arena.take<T>(rows);
@@ -122,42 +117,38 @@ struct Rows {
   }
 };
 
-// One tap of a stretch of rows: its points, and its part of the table.
-template <typename T, int Rank, bool Backward>
+// One tap of a stretch of rows.
+template <typename T, int Rank, typename Points>
 struct TapSampling {
   using Index = IntegerOf<T>;
+  static constexpr bool backward = std::is_same_v<Points, BackwardPoints<T, Rank>>;
   Index size[Rank];
   T extent[Rank], shift[Rank];
   const T *base[Rank], *offset[Rank], *mask;
-  int64_t stride;
-  Index* index;
-  T *weight, *slope, *factor, *rest;
+  Points* points;
+  int64_t begin;  // the stretch's first row
 
-  // Computes as many rows, from r on, as Value has lanes (a scalar has one).
+  // Computes as many rows, from `begin` + r on, as Value has lanes (a scalar has one).
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r) const {
-    constexpr int corners = kCorners<Rank>;
     using On = VecTraitsOf<Value>;
     const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
-    const auto write = [r](auto* to, auto value) { store_lanes(to + r, value); };
+    const auto write = [row = begin + r](auto* to, auto value) { store_lanes(to + row, value); };
     Value point[Rank];
     for (int axis = 0; axis < Rank; ++axis) point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
     const auto found = corners_at<Value, IndexValue, Rank, On>(point, extent, size);
     const auto stored = store_corners<Value, IndexValue, Rank>(found, read(mask));
-    for (int corner = 0; corner < corners; ++corner) {
+    for (int corner = 0; corner < kCorners<Rank>; ++corner) {
       const Value share = found.valid[corner] * corner_weight<Value, Rank>(corner, found.fraction);
-      write(index + corner * stride, stored.index[corner]);
-      write(weight + corner * stride, Backward ? share : share * stored.factor);
-      if (Backward) {
-        for (int axis = 0; axis < Rank; ++axis) {
-          const Value steepness =
-              found.valid[corner] * corner_slope<Value, Rank>(corner, axis, found.fraction);
-          write(slope + (axis * corners + corner) * stride, steepness);
-        }
-      }
+      write(points->index[corner], stored.index[corner]);
+      write(points->weight[corner], backward ? share : share * stored.factor);
+      if constexpr (backward)
+        for (int axis = 0; axis < Rank; ++axis)
+          write(points->slope[axis][corner],
+                found.valid[corner] * corner_slope<Value, Rank>(corner, axis, found.fraction));
     }
-    if (Backward) write(factor, stored.factor);
-    write(rest, stored.rest);
+    if constexpr (backward) write(points->factor, stored.factor);
+    write(points->rest, stored.rest);
   }
 
   void run(int64_t count) const {
@@ -167,15 +158,14 @@ struct TapSampling {
   }
 };
 
-template <typename T, int Rank, bool Backward>
+// table: [tap]
+template <typename T, int Rank, typename Points>
 void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>& given,
-                            const ChannelBlock& block, const Rows<T, Rank>& rows,
-                            SamplingTable<T, Rank, Backward>& table) {
-  constexpr int corners = kCorners<Rank>;
-  using Tap = TapSampling<T, Rank, Backward>;
+                            const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table) {
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-      Tap part;
+      TapSampling<T, Rank, Points> part;
+      part.points = &table[tap], part.begin = begin;
       int64_t rest = tap;
       for (int axis = Rank - 1; axis >= 0; --axis) {
         part.size[axis] = static_cast<IntegerOf<T>>(s.in[axis]);
@@ -189,14 +179,6 @@ void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>
       }
       const int64_t channel = (image * s.mask_groups + block.mask_group) * s.taps + tap;
       part.mask = given.mask ? given.mask + channel * s.out_pixels + pixel : rows.ones;
-      part.stride = rows.stride;
-      part.index = table.index + tap * corners * rows.stride + begin;
-      part.weight = table.weight + tap * corners * rows.stride + begin;
-      part.rest = table.rest + tap * rows.stride + begin;
-      if (Backward) {
-        part.slope = table.slope + tap * Rank * corners * rows.stride + begin;
-        part.factor = table.factor + tap * rows.stride + begin;
-      }
       part.run(end - begin);
     }
   });

@@ -149,6 +149,8 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("one column", size=(9, 1), kernel=(3, 1), padding=(1, 0))
     # channel counts around the sizes of the CPU kernels' vectors and channel blocks
     yield make("32 channels", channels=32, out_channels=33, padding=1)
+    yield make("20 channels", channels=20, out_channels=8, padding=1, size=(4, 5))
+    yield make("40 channels", channels=40, out_channels=12, padding=1, size=(4, 5))
     yield make("48 channels", channels=48, out_channels=16, padding=1, size=(4, 5))
     yield make("130 channels", channels=130, out_channels=5, padding=1, size=(4, 5))
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
