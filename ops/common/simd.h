@@ -321,9 +321,14 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
                int64_t rows, int64_t columns) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
-  for (int64_t c = 0; c < whole_columns; c += lanes)
-    for (int64_t r = 0; r < whole_rows; r += lanes)
+  // along the rows of the wider matrix, so that few of them are in use at a time and the CPU fetches them ahead
+  const bool by_rows = from_stride > to_stride;
+  const int64_t outer = by_rows ? whole_rows : whole_columns, inner = by_rows ? whole_columns : whole_rows;
+  for (int64_t i = 0; i < outer; i += lanes)
+    for (int64_t j = 0; j < inner; j += lanes) {
+      const int64_t r = by_rows ? i : j, c = by_rows ? j : i;
       transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+    }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
       to[c * to_stride + r] = from[r * from_stride + c];

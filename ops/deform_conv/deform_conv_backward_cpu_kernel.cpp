@@ -33,12 +33,11 @@ struct PointBackward {
   // Σ over channels of gradient · pixel, per corner. Aligned: `Value`, a template argument, loses Vector's attribute, and
   // Clang 14 then stores to aligned vectors.
   alignas(kVectorBytes) Vector<T> dot[corners] = {};
-  T dot_rest[corners] = {};  // the same for channels visited as single elements
 
   template <typename Value>
   DCNZOO_INLINE void add_dot(int corner, Value product) {
     if constexpr (std::is_arithmetic_v<Value>)
-      dot_rest[corner] += product;
+      dot[corner] += Vector<T>{product};
     else if constexpr (sizeof(Value) < kVectorBytes)
       dot[corner] += widened<T>(product);
     else
@@ -86,13 +85,9 @@ struct PointBackward {
     });
   }
 
-  // Stores `dot` and `dot_rest`, whose lanes still have to be added, as [corner][kLanes].
+  // Stores `dot`, whose lanes still have to be added, as [corner][kLanes].
   DCNZOO_INLINE void store_dots(T* to) const {
-    for (int corner = 0; corner < corners; ++corner) {
-      Vector<T> rest_of{};
-      rest_of[0] = dot_rest[corner];
-      store(to + corner * kLanes<T>, dot[corner] + rest_of);
-    }
+    for (int corner = 0; corner < corners; ++corner) store(to + corner * kLanes<T>, dot[corner]);
   }
 };
 
