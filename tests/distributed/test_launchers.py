@@ -254,10 +254,14 @@ def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
 @pytest.mark.slow
 def test_slurm_trains_and_tests(slurm, data, tmp_path, port):
     names = dict(GPUS=2, GPUS_PER_NODE=0, TASKS=2, PORT=port)
-    output, _ = slurm("slurm_train", "p", "n", CONFIG, tmp_path, *settings(data), **names)
+    # not BatchNorm: each process would validate with its own running statistics
+    norm = {"norm_cfg__type": "GN", "norm_cfg__num_groups": 4}
+    groups = {f"model__{part}__{key}": value for part in ("backbone", "neck") for key, value in norm.items()}
+    options = settings(data, **groups)
+    output, _ = slurm("slurm_train", "p", "n", CONFIG, tmp_path, *options, **names)
     assert len(logged(tmp_path, "step")) == 8 / (2 * 2)
     testing, _ = slurm("slurm_test", "p", "n", CONFIG, tmp_path / "epoch_1.pth", "--work-dir", tmp_path,
-                       *settings(data), **names)  # fmt: skip
+                       *options, **names)  # fmt: skip
     assert precisions(testing) == precisions(output)
 
 
