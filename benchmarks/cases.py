@@ -74,8 +74,7 @@ def _convolutions() -> Iterator[Case]:
     def case(operator: str, name: str, group: str, *sizes, optional: bool = False, **options) -> Case:
         return Case(operator, name, group, partial(_convolution, name, *sizes, **options), optional)
 
-    # inputs of 800×1344, the usual size in MMDetection's configs
-    levels = {"c3": (128, (100, 168)), "c4": (256, (50, 84)), "c5": (512, (25, 42))}
+    levels = {"c3": (128, (100, 168)), "c4": (256, (50, 84)), "c5": (512, (25, 42))}  # of images of 800×1344
     two = partial(case, "deform_conv2d")
     for batch in (1, 2):
         n = "" if batch == 1 else f"-n{batch}"
@@ -93,8 +92,9 @@ def _convolutions() -> Iterator[Case]:
     yield two("many-step8", "many small images", 64, 32, (16, 16), im2col_step=8)
     for channels, size in ((8, 64), (16, 64), (32, 64), (64, 32)):  # the demo; networks for key points
         yield two(f"few-{channels}", "few channels", 16 if channels == 64 else 8, channels, (size, size))
-    yield two("tiny-64", "tiny maps", 1, 64, (8, 8))  # overhead of a call, packing of the weight
-    yield two("tiny-512", "tiny maps", 1, 512, (8, 8))
+    yield two("wide-64", "wide maps", 1, 64, (200, 336))
+    for channels in (64, 512):  # overhead of a call, packing of the weight
+        yield two(f"tiny-{channels}", "tiny maps", 1, channels, (8, 8))
     yield case("deform_conv1d", "frames", "sequences", 2, 256, (2000,))
     yield case("deform_conv1d", "sound-s2", "sound", 4, 64, (8000,), 5, stride=2, padding=2)
     yield case("deform_conv3d", "clip-res3", "video", 1, 128, (8, 28, 28))
