@@ -48,9 +48,8 @@ template <typename T, int lanes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(lanes * sizeof(T)), aligned(alignof(T)), may_alias));
 };
-template <typename T, int lanes = kLanes<T>>
-using Vector =
-    typename VectorOf<T, lanes>::type;  // unaligned accesses cost nothing extra at aligned addresses
+template <typename T, int lanes = kLanes<T>>  // unaligned accesses cost nothing extra at aligned addresses
+using Vector = typename VectorOf<T, lanes>::type;
 template <typename T>
 using HalfVector = Vector<T, kLanes<T> / 2>;
 
@@ -321,7 +320,7 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
                int64_t rows, int64_t columns) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
-  // along the rows of the wider matrix, so that few of them are in use at a time and the CPU fetches them ahead
+  // Along the rows that lie further apart: the CPU fetches the rest of a row ahead if few rows are in use.
   const bool by_rows = from_stride > to_stride;
   const int64_t outer = by_rows ? whole_rows : whole_columns, inner = by_rows ? whole_columns : whole_rows;
   for (int64_t i = 0; i < outer; i += lanes)

@@ -25,7 +25,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
   const int64_t ahead = pixels_ahead * p.shape.stride[Rank - 1] * pixel_stride;
   const S* const maps = p.input.data + p.input.place_of(block, p.shape.in_pixels);
   const CornerDistances<Rank> distance(p.shape, pixel_stride);
-  // in variables: the compiler would read a member again after every store
+  // Local variables, because the compiler would read members again after every store.
   const int64_t count = rows.count, taps = p.shape.taps;
   const int64_t* const starts = rows.map;
   const auto run = [&](auto channels) {

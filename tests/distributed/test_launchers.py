@@ -17,6 +17,8 @@ import pytest
 from .launching import CONFIG, ROOT, finish, run, settings, start
 
 SCALARS = "*/vis_data/scalars.json"
+# With BatchNorm, each process would validate with its own running statistics.
+GROUP_NORM = dict(type="GN", num_groups=4)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +113,7 @@ def launch(script, *arguments, **extra):
 )
 def test_two_processes_train(data, tmp_path, port, more):
     """With accumulated gradients and a scaled learning rate. Only the first process writes."""
-    # not BatchNorm: each process would validate with its own running statistics
-    norm = dict(norm_cfg=dict(type="GN", num_groups=4))
+    norm = dict(norm_cfg=GROUP_NORM)
     more = {**more, "model": dict(backbone=norm, neck=norm)}
     config, work, notes = auditing_config(tmp_path, **more), tmp_path / "work", tmp_path / "notes"
     options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
@@ -254,10 +255,9 @@ def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
 @pytest.mark.slow
 def test_slurm_trains_and_tests(slurm, data, tmp_path, port):
     names = dict(GPUS=2, GPUS_PER_NODE=0, TASKS=2, PORT=port)
-    # not BatchNorm: each process would validate with its own running statistics
-    norm = {"norm_cfg__type": "GN", "norm_cfg__num_groups": 4}
-    groups = {f"model__{part}__{key}": value for part in ("backbone", "neck") for key, value in norm.items()}
-    options = settings(data, **groups)
+    norm = {f"model__{part}__norm_cfg__{key}": value
+            for part in ("backbone", "neck") for key, value in GROUP_NORM.items()}  # fmt: skip
+    options = settings(data, **norm)
     output, _ = slurm("slurm_train", "p", "n", CONFIG, tmp_path, *options, **names)
     assert len(logged(tmp_path, "step")) == 8 / (2 * 2)
     testing, _ = slurm("slurm_test", "p", "n", CONFIG, tmp_path / "epoch_1.pth", "--work-dir", tmp_path,
