@@ -150,6 +150,26 @@ def test_only_the_last_checkpoints_stay(tmp_path, keep):
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
 
 
+class Weights(BaseMetric):
+    """Records the weight that predicted."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(data_samples[0]))
+
+    def compute_metrics(self, results):
+        return {"weight": results[0]}
+
+
+def test_a_test_after_a_training_uses_the_average(tmp_path):
+    """As the checkpoint does: each ``before_run`` of mmengine's EMAHook starts a new average."""
+    hook = {"type": "EMAHook", "momentum": 0.5}
+    runner = make_runner(tmp_path, "average", test_evaluator=Evaluator([Weights()]), custom_hooks=[hook])
+    runner.train()
+    saved = load_file(tmp_path / "epoch_4.pth")["state_dict"]["weight"]
+    assert runner.test() == runner.test() == {"weight": saved.item()}
+    assert runner.model.weight.item() != saved.item()  # the raw weights are restored
+
+
 # Damaged checkpoints
 
 

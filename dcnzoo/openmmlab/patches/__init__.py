@@ -96,6 +96,11 @@ TABLE = (
         versions="mmengine 0.10.7, onedl-mmengine 0.10.12",
     ),
     of_mmengine(
+        models.keep_averaged_weights,
+        target="mmengine.hooks.EMAHook.before_run",
+        reason="runner.test() after runner.train() discards the average and tests the last weights",
+    ),
+    of_mmengine(
         models.weights_by_name,
         target="mmengine.runner.checkpoint.get_torchvision_models",
         reason="'torchvision://resnet50' requires torchvision (No module named 'torchvision')",

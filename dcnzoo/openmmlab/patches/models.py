@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import utils as dist_utils
-from mmengine.model import MMDistributedDataParallel
+from mmengine.hooks import EMAHook
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from mmengine.runner import checkpoint as loading
 from torch import Tensor, nn
 
@@ -87,6 +89,21 @@ def offset_lr_mult(changes: Changes) -> None:
                 group["lr"] = self.base_lr * factor
 
     changes.wrap(DefaultOptimWrapperConstructor, "add_params", add_params)
+
+
+def keep_averaged_weights(changes: Changes) -> None:
+    """Keep the average of ``EMAHook`` for the whole life of a runner.
+
+    mmengine calls ``before_run`` at the start of ``train``, ``val`` and ``test``, and the hook then starts a
+    new average from the model's weights. After a training these are the last weights, not the average.
+    """
+
+    def start_once(original: Callable, self: EMAHook, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if getattr(self, "src_model", None) is not model:
+            original(self, runner)
+
+    changes.wrap(EMAHook, "before_run", start_once)
 
 
 def weights_by_name(changes: Changes) -> None:
