@@ -146,7 +146,7 @@ def check(
       dcnzoo data check train.json --images images --fix fixed.json
     """
     from dcnzoo.data import check as checking
-    from dcnzoo.data.conversion import counted
+    from dcnzoo.utils.text import counted
 
     if fix is not None and not force and os.path.realpath(fix) == os.path.realpath(file):
         raise UserError(f"--fix: expected another file than {file}; --force replaces it")
@@ -295,14 +295,15 @@ def download(
 
 
 def _show_written(out: Path, content: dict) -> None:
-    from dcnzoo.data.conversion import counted
+    from dcnzoo.utils.text import counted
 
     objects = counted(len(content["annotations"]), "objects")
     print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
 
 
 def _finish(conversion: CocoBuilder, prefix: Path, out: Path, skip_invalid: bool) -> None:
-    from dcnzoo.data.conversion import cut, shown
+    from dcnzoo.data.conversion import shown
+    from dcnzoo.utils.text import cut
 
     for line in shown(conversion.problems):
         print(line, file=sys.stderr)
@@ -335,7 +336,8 @@ def _classes_of(config: Path) -> list[str]:
 
 def _show(report: Report) -> None:
     from dcnzoo.data.check import KINDS
-    from dcnzoo.data.conversion import counted, cut, shown
+    from dcnzoo.data.conversion import shown
+    from dcnzoo.utils.text import counted, cut
 
     counts = ", ".join(counted(number, key) for key, number in report.counts.items())
     print(printable(f"{report.file}: {counts}"))

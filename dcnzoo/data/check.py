@@ -23,19 +23,18 @@ from dcnzoo.data.conversion import (
     clip_box,
     clip_polygons,
     corners_of,
-    few,
     image_size,
     is_inside,
     is_number,
     polygon_area,
     read_json,
-    short,
     write_json,
     wrong_size,
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.progress import track
+from dcnzoo.utils.text import few, short
 
 
 class Kind(NamedTuple):

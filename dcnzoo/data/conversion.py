@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from pycocotools import mask as coco_mask
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.utils.progress import track
+from dcnzoo.utils.text import counted, cut, few, short
 from dcnzoo.version import __version__
 
 # An edge may lie this far outside the image because of rounding; it is moved to the border.
@@ -403,30 +403,3 @@ def finite(text: str, field: str, line: int | None = None) -> float:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number below 2^63."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-# shortens long and deeply nested values
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
-_SHORT.maxlevel = 3
-
-
-def short(value: object) -> str:
-    """Format a value from a file for a message."""
-    return cut(_SHORT.repr(value))
-
-
-def cut(text: str, most: int = 60) -> str:
-    """Shorten a text in the middle."""
-    return text if len(text) <= most else f"{text[: most * 2 // 3]}…{text[-most // 4 :]}"
-
-
-def counted(number: int, plural: str) -> str:
-    """``1 image``, ``2 images``"""
-    return f"{number} {plural if number != 1 else plural.replace('ies', 'y').removesuffix('s')}"
-
-
-def few(names: Sequence[object], shown: int = 5) -> str:
-    """List the first names, and the number of the others."""
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(cut(str(name)) for name in names[:shown]) + rest or "none"

@@ -20,11 +20,11 @@ from dcnzoo.data.conversion import (
     is_number,
     read_json,
     relative,
-    short,
     wrong_size,
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.text import short
 
 _CIRCLE = 64  # corners of the polygon for a circle; its area is 0.2 % smaller
 _KINDS = ("polygon", "rectangle", "circle", "mask")  # those with an area

@@ -11,16 +11,15 @@ import yaml
 from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
-    counted,
     finite,
     image_size,
     read_lines,
     read_text,
     relative,
-    short,
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, require_file
+from dcnzoo.utils.text import counted, short
 
 
 def convert_yolo(

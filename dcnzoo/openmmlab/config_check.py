@@ -14,8 +14,9 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
-from dcnzoo.data.conversion import InvalidAnnotation, few, read_json
+from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.text import few
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 CLASSES = ("num_classes", "num_things_classes", "num_stuff_classes")

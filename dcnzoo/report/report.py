@@ -13,7 +13,6 @@ from markupsafe import Markup
 from mmengine.config import Config
 from torch import Tensor
 
-from dcnzoo.data.conversion import cut
 from dcnzoo.export.picture import Detections
 from dcnzoo.report import page
 from dcnzoo.report.detector import Prediction, ValidationRunner
@@ -34,6 +33,7 @@ from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.jsonl import versions
+from dcnzoo.utils.text import cut
 from dcnzoo.zoo.loading import work_directory
 
 _THRESHOLD = 0.3  # of the scores of detections

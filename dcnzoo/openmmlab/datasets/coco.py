@@ -25,10 +25,10 @@ from mmengine.logging import print_log
 
 from dcnzoo.compat import patches
 from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
-from dcnzoo.data.conversion import few, short
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import collector_paused
+from dcnzoo.utils.text import few, short
 
 
 class CheckedCOCO(COCO):
