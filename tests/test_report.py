@@ -16,18 +16,12 @@ from mmengine.config import Config
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
 from dcnzoo.report import trace_sampling
-from dcnzoo.report.detector import ValidationRunner
 from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.history import History
-from dcnzoo.report.report import (
-    TrainedRun,
-    load_detectors,
-    locations,
-    metric_name,
-    render_runs,
-    summary,
-    write_report,
-)
+from dcnzoo.report.report import render_runs, summary, write_report
+from dcnzoo.report.runs import TrainedRun, metric_name
+from dcnzoo.report.sections.pictures import locations
+from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
 from .commands import error_of

@@ -32,7 +32,9 @@ from dcnzoo.cli import _options, one_line_errors
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.report.history import History
-from dcnzoo.report.report import TrainedRun, by_label, footer, load_detectors, render_runs, summary
+from dcnzoo.report.report import footer, render_runs, summary
+from dcnzoo.report.runs import TrainedRun, by_label
+from dcnzoo.report.validation import load_detectors
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress

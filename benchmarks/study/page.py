@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from benchmarks.measure import markdown
 from benchmarks.study.training import ARMS, PLAN, Row, average, best_rate, pending, result, select
 from dcnzoo.report.plots import COLOURS
-from dcnzoo.report.report import mean_and_spread
+from dcnzoo.report.runs import mean_and_spread
 from dcnzoo.utils.files import replacing, write_text
 from dcnzoo.zoo.index import find
 

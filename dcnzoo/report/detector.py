@@ -1,100 +1,20 @@
-"""Run a trained detector on images and collect the data for figures. Requires mmdet."""
+"""Run a trained detector on an image and record its sampling points. Requires mmdet."""
 
-import contextlib
 import copy
-import dataclasses
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from mmdet.registry import DATASETS, TRANSFORMS
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 import dcnzoo.models  # noqa: F401  registers classes for configs
-from dcnzoo.export.picture import Detections, read
+from dcnzoo.export.picture import read
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
-from dcnzoo.openmmlab.detector import Detector, build, instances_of, to_detections
-from dcnzoo.report.evaluation import Evaluation, evaluate
+from dcnzoo.openmmlab.detector import Detector
 from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.report.sampling import SamplingField, record_sampling
 from dcnzoo.utils.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The result for one image of a data set, in pixels of its file.
-
-    Attributes:
-        truth: the image and the annotated objects, with a score of 1.
-        detections: the detected objects.
-        fields: sampling positions of the deformable layers, in forward order, with unique names.
-        image_size: (H, W) of the model's input, padding included, in pixels of the file, as
-            :func:`dcnzoo.report.trace_sampling` requires it.
-        statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
-    """
-
-    truth: Detections
-    detections: Detections
-    fields: list[SamplingField]
-    image_size: tuple[float, float]
-    statistics: dict[str, OffsetStatistics]
-
-
-class ValidationRunner:
-    """A model with its weights, and its validation data set (or test data set, if there is none)."""
-
-    def __init__(
-        self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
-    ) -> None:
-        self.model = build(cfg, checkpoint, device=device, allow_partial=allow_partial)
-        loader = cfg.get("val_dataloader") or cfg.test_dataloader
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            self.dataset = DATASETS.build(loader.dataset)
-        self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
-
-    def evaluate(self, number: int, threshold: float) -> Evaluation:
-        """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
-        indices = range(min(number, len(self.dataset)))
-        detections = []
-        for index in indices:
-            with torch.no_grad():
-                (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
-            detections.append(to_detections(instances_of(sample), 0))
-        truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
-        return evaluate(truth, detections, len(self.classes), threshold)
-
-    def predict(self, index: int, threshold: float = 0) -> Prediction:
-        """Run the model on image ``index``; select detections with at least this score."""
-        truth = self._annotated(index)
-        batch = pseudo_collate([self.dataset[index]])
-        (sample,), fields, statistics = _recorded(self.model, lambda: self.model.test_step(batch))
-        meta = sample.metainfo
-        across, down = meta.get("scale_factor", (1.0, 1.0))
-        height, width = meta.get("batch_input_shape", meta["img_shape"])
-        detections = to_detections(instances_of(sample), threshold)
-        return Prediction(
-            truth,
-            dataclasses.replace(detections, classes=self.classes, image=truth.image),
-            fields,
-            (height / down, width / across),
-            statistics,
-        )
-
-    def _annotated(self, index: int) -> Detections:
-        """Return the original image and its annotations; the test pipeline may not load annotations."""
-        info = self.dataset.get_data_info(index)
-        with_mask = any(instance.get("mask") for instance in info["instances"])
-        annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}
-        load = self.dataset.pipeline.transforms[0]  # the config's own loader: images may not be local files
-        results = TRANSFORMS.build(annotations)(load(info))
-        masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
-        boxes = results["gt_bboxes"].tensor.numpy()
-        scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
-        return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
 
 
 def explain(
@@ -126,9 +46,9 @@ def explain(
     def run(inputs: Tensor) -> list:
         return model(inputs, copy.deepcopy(samples), mode="predict")
 
-    (sample,), recorded, statistics = _recorded(model, lambda: run(data["inputs"]))
+    (sample,), all_fields, statistics = record(model, lambda: run(data["inputs"]))
     found = sample.get("pred_instances", ())
-    fields = _chosen(recorded, layer, model)
+    fields = _chosen(all_fields, layer, model)
     if layer is not None:
         statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
     if box is None:
@@ -144,7 +64,7 @@ def explain(
     return Explanation(shown, seen, box, fields, fields[-1].name, gradient[:height, :width], statistics)
 
 
-def _recorded(
+def record(
     model: nn.Module, run: Callable[[], list]
 ) -> tuple[list, list[SamplingField], dict[str, OffsetStatistics]]:
     """Return the result of ``run``, and the fields and statistics of the layers that ran."""

@@ -1,0 +1,90 @@
+"""Learning curves, all validations, offsets during training."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from dcnzoo.report import page
+from dcnzoo.report.page import Section
+from dcnzoo.report.plots import COLOURS, Curves, plot_curves
+from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, metric_name, name_of
+
+_LOW_AP = 0.1
+_EARLY = 2000  # iterations
+_OFFSETS = {
+    "mean_abs": "mean |offset| [pixels]",
+    "outside": "share outside the map",
+    "modulation_mean": "mean modulation",
+}
+
+
+def show_curves(runs: Sequence[TrainedRun]) -> Section:
+    counted = "epoch" if runs[0].counts_epochs else "iteration"
+    figures = [plot_curves("training loss", _series(runs, "training", "loss"))]
+    for metric in main_metrics(runs):
+        figures.append(plot_curves(metric_name(metric), _series(runs, "validation", metric), counted))
+    text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
+    return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
+
+
+def _low_ap(runs: Sequence[TrainedRun]) -> str:
+    """Say whether a low AP is normal; empty if no run has one."""
+    means = {run: [v for name, v in run.last_validation.items() if name.endswith("mAP")] for run in runs}
+    low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
+    if not low:
+        return ""
+    text = f" An AP below {_LOW_AP} after {max(low):,} iterations is "
+    if max(low) <= _EARLY:
+        return f"{text}normal: AP rises after the loss has fallen. Train longer."
+    return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
+
+
+def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
+    curves: Curves = {}
+    for label, seeds in by_label(runs).items():
+        series = [_column(getattr(run.history, log), name) for run in seeds]
+        steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
+        curves[label] = (np.array(steps), np.array([[one[step] for step in steps] for one in series]))
+    return curves
+
+
+def show_validations(runs: Sequence[TrainedRun]) -> Section:
+    folds = []
+    for run in runs:
+        validation = run.history.validation
+        if not validation:
+            continue
+        names = list(dict.fromkeys(name for entry in validation.values() for name in entry))
+        rows = [["epoch" if run.counts_epochs else "iteration", *map(metric_name, names)]]
+        for step, entry in sorted(validation.items()):
+            # COCO's evaluation returns −1 if a metric is not defined
+            values = [entry.get(name, -1.0) for name in names]
+            rows.append([str(step), *("–" if value == -1 else f"{value:.3f}" for value in values)])
+        folds.append(page.fold(name_of(run, runs), page.table(rows)))
+    return Section("All validations", "", folds)
+
+
+def show_offsets(runs: Sequence[TrainedRun]) -> Section:
+    parts = []
+    for run in runs:
+        offsets = run.history.offsets
+        last = offsets[max(offsets)] if offsets else {}
+        sizes = {name.removeprefix("mean_abs/"): last[name] for name in last if name.startswith("mean_abs/")}
+        layers = sorted(sizes, key=sizes.get, reverse=True)[: len(COLOURS)]
+        figures = []
+        for column, title in _OFFSETS.items():
+            curves: Curves = {}
+            for layer in layers:
+                if values := _column(offsets, f"{column}/{layer}"):
+                    curves[layer] = (np.array([*values]), np.array([[*values.values()]]))
+            if curves:
+                figures.append(plot_curves(title, curves))
+        if figures:
+            parts += [Markup("<h3>{}</h3>").format(name_of(run, runs)), page.charts(figures)]
+    text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."
+    return Section("Offsets during training", text, parts)
+
+
+def _column(log: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
+    return {step: entry[name] for step, entry in log.items() if name in entry}

@@ -1,0 +1,124 @@
+"""Detections beside the ground truth, sampling points on images."""
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+from torch import Tensor
+
+from dcnzoo.export.picture import Detections
+from dcnzoo.report import page
+from dcnzoo.report.explain import Box, offset_table, points_of
+from dcnzoo.report.page import Section
+from dcnzoo.report.plots import Panel, plot_panels
+from dcnzoo.report.sampling import SamplingField, trace_sampling
+from dcnzoo.report.validation import THRESHOLD, Prediction
+
+_MOST_LAYERS = 16
+_MOST_POINTS = 1000
+
+
+def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
+    rows = []
+    for row in zip(*predictions.values(), strict=True):
+        images = {"ground truth": row[0].truth.draw(with_scores=False)}
+        for label, prediction in zip(predictions, row, strict=True):
+            images[label if len(predictions) > 1 else "detections"] = prediction.detections.draw()
+        rows.append(page.pictures(images))
+    text = (
+        "The first validation images. Images with three or more objects come first. The selection does not "
+        f"depend on the results. Detections have a score of at least {THRESHOLD}."
+    )
+    return Section("Detections", text, rows)
+
+
+def show_sampling(title: str, prediction: Prediction) -> Section:
+    parts = []
+    chain = _chain(prediction.fields)
+    image = prediction.truth.image
+    places = locations(prediction.truth)
+    if chain:
+        kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
+        traced = [
+            _panel(f"{name}: {kind}", place, *trace_sampling(fields, place, prediction.image_size))
+            for kind, fields in kinds.items()
+            for name, place in places.items()
+        ]
+        way = f" through {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
+        text = (
+            f"Sampling points of {chain[-1].name} for one output position (cross), traced back to the image"
+            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. Size and colour: the modulation, "
+            "relative to the largest in the panel."
+        )
+        figure = plot_panels(image, traced, columns=len(places))
+        parts += [Markup("<p>{}</p>").format(text), page.picture(figure)]
+    name, place = next(iter(places.items()))
+    y, x = place
+    panels = [
+        _panel(field.name, place, *points_of(field, Box(x, y, x, y), prediction.image_size))
+        for field in prediction.fields[:_MOST_LAYERS]
+    ]
+    left_out = len(prediction.fields) - len(panels)
+    text = f"Sampling points of each layer at one position ({name})"
+    text += f"; {left_out} more layers are not shown" if left_out else ""
+    parts += [Markup("<h3>{}</h3>").format(text), page.picture(plot_panels(image, panels))]
+    parts += [
+        Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
+        page.table(offset_table(prediction.fields, prediction.statistics)),
+    ]
+    return Section(title, "", parts)
+
+
+def _panel(title: str, place: tuple[float, float], points: Tensor, weight: Tensor) -> Panel:
+    y, x = place
+    weight = weight.abs() / weight.abs().max().clamp(min=1e-12)
+    return Panel(title, Box(x, y, x, y), points=points.numpy(), weight=weight.numpy())
+
+
+def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
+    """Select the last consecutive layers of the backbone that give at most a thousand points together."""
+    # not consecutive: parallel branches of HRNet, and layers that run several times
+    of_backbone = [
+        field
+        for field in fields
+        if field.name.startswith("backbone.") and ".branches." not in field.name and " #" not in field.name
+    ]
+    chain: list[SamplingField] = []
+    points = 1
+    for field in reversed(of_backbone):
+        points *= len(field.weight)
+        if points > _MOST_POINTS:
+            break
+        chain.insert(0, field)
+    return chain
+
+
+def locations(truth: Detections) -> dict[str, tuple[float, float]]:
+    """Return the centre, (y, x), of the largest and smallest object, and a point far from all objects."""
+    size = truth.image.shape[:2]
+    masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
+    areas = masks.sum((1, 2))
+    order = [i for i in np.argsort(areas, kind="stable") if areas[i]]
+    background = ~masks.any(0) if len(masks) else np.ones(size, bool)
+    places = {}
+    if order:
+        places[f"{truth.names[order[-1]]}, the largest"] = masks[order[-1]]
+    if len(order) > 1:
+        places[f"{truth.names[order[0]]}, the smallest"] = masks[order[0]]
+    if background.any():
+        places["background"] = background
+    return {title: _innermost(mask) for title, mask in places.items()}
+
+
+def _filled(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [N, H, W], bool
+    masks = np.zeros((len(boxes), *size), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().astype(int), strict=True):
+        mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
+    return masks
+
+
+def _innermost(mask: np.ndarray) -> tuple[float, float]:
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return float(y), float(x)

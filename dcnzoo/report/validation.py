@@ -1,0 +1,117 @@
+"""A detector and its validation images: predictions, precision and recall. Requires mmdet."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+
+import dcnzoo.models  # noqa: F401  registers classes for configs
+from dcnzoo.export.picture import Detections
+from dcnzoo.layers.offsets import OffsetStatistics
+from dcnzoo.openmmlab.detector import build, instances_of, to_detections
+from dcnzoo.report.detector import record
+from dcnzoo.report.evaluation import Evaluation, evaluate
+from dcnzoo.report.runs import TrainedRun, by_label
+from dcnzoo.report.sampling import SamplingField
+
+THRESHOLD = 0.3  # of the scores of detections
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The result for one image of a data set, in pixels of its file.
+
+    Attributes:
+        truth: the image and the annotated objects, with a score of 1.
+        detections: the detected objects.
+        fields: sampling positions of the deformable layers, in forward order, with unique names.
+        image_size: (H, W) of the model's input, padding included, in pixels of the file, as
+            :func:`dcnzoo.report.trace_sampling` requires it.
+        statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
+    """
+
+    truth: Detections
+    detections: Detections
+    fields: list[SamplingField]
+    image_size: tuple[float, float]
+    statistics: dict[str, OffsetStatistics]
+
+
+class ValidationRunner:
+    """A model with its weights, and its validation data set (or test data set, if there is none)."""
+
+    def __init__(
+        self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
+    ) -> None:
+        self.model = build(cfg, checkpoint, device=device, allow_partial=allow_partial)
+        loader = cfg.get("val_dataloader") or cfg.test_dataloader
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            self.dataset = DATASETS.build(loader.dataset)
+        self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
+
+    def evaluate(self, number: int, threshold: float) -> Evaluation:
+        """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
+        indices = range(min(number, len(self.dataset)))
+        detections = []
+        for index in indices:
+            with torch.no_grad():
+                (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
+            detections.append(to_detections(instances_of(sample), 0))
+        truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
+        return evaluate(truth, detections, len(self.classes), threshold)
+
+    def predict(self, index: int, threshold: float = 0) -> Prediction:
+        """Run the model on image ``index``; select detections with at least this score."""
+        truth = self._annotated(index)
+        batch = pseudo_collate([self.dataset[index]])
+        (sample,), fields, statistics = record(self.model, lambda: self.model.test_step(batch))
+        meta = sample.metainfo
+        across, down = meta.get("scale_factor", (1.0, 1.0))
+        height, width = meta.get("batch_input_shape", meta["img_shape"])
+        detections = to_detections(instances_of(sample), threshold)
+        return Prediction(
+            truth,
+            dataclasses.replace(detections, classes=self.classes, image=truth.image),
+            fields,
+            (height / down, width / across),
+            statistics,
+        )
+
+    def _annotated(self, index: int) -> Detections:
+        """Return the original image and its annotations; the test pipeline may not load annotations."""
+        info = self.dataset.get_data_info(index)
+        with_mask = any(instance.get("mask") for instance in info["instances"])
+        annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}
+        load = self.dataset.pipeline.transforms[0]  # the config's own loader: images may not be local files
+        results = TRANSFORMS.build(annotations)(load(info))
+        masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
+        boxes = results["gt_bboxes"].tensor.numpy()
+        scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
+        return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
+
+
+def load_detectors(
+    runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
+) -> dict[str, ValidationRunner]:
+    """Load the detector of the first run of each label, if it has a checkpoint."""
+    detectors = {}
+    for label, seeds in by_label(runs).items():
+        if seeds[0].checkpoint is not None:
+            detectors[label] = ValidationRunner(seeds[0].cfg, seeds[0].checkpoint, device, allow_partial)
+    return detectors
+
+
+def pick_images(detector: ValidationRunner, number: int) -> list[int]:
+    """Select images in the order of the file, those with three or more objects first.
+
+    The selection does not depend on the results.
+    """
+    infos = [detector.dataset.get_data_info(index) for index in range(len(detector.dataset))]
+    return sorted(range(len(infos)), key=lambda index: len(infos[index]["instances"]) < 3)[:number]
