@@ -206,6 +206,8 @@ channels_last = option(
     help="On a CPU, do not compute in channels-last order, which is faster and differs by rounding.",
 )
 
+verbose = option("--verbose", is_flag=True, help="Print mmengine's whole log, which the log file always has.")
+
 # with `model`, the arguments of dcnzoo.openmmlab.runner.load_config
 runner = combined(
     option(

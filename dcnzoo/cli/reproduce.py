@@ -31,6 +31,7 @@ from dcnzoo.cli._terminal import print_columns
 @option("--out", default="work_dirs/reproduce.jsonl", metavar="FILE", help="Append the result to this file.")
 @_options.unsafe_load
 @_options.allow_partial
+@_options.verbose
 def command(
     model: str,
     checkpoint: str | None,
@@ -40,6 +41,7 @@ def command(
     out: str,
     unsafe_load: bool,
     allow_partial: bool,
+    verbose: bool,
     **run: Any,
 ) -> None:
     """Evaluate a model and compare its AP with the one in the zoo.
@@ -56,6 +58,7 @@ def command(
 
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo import zoo
+    from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
     from dcnzoo.utils.errors import UserError, user_errors
     from dcnzoo.utils.fetch import verify
@@ -81,7 +84,7 @@ def command(
             images = reproduction.use_data(cfg, data_root, subset, work_dir)
             weights = None if train else weights or zoo.download(listed.id)
             cfg.load_from, cfg.resume = None, train
-            runner = build_runner(cfg, training=train)
+            runner = build_runner(cfg, training=train, summary=None if verbose else SummaryHook())
             if cfg.launcher == "none":
                 runner.model = revert_sync_batchnorm(runner.model)
         started = time.time()

@@ -37,6 +37,7 @@ from dcnzoo.cli._options import option
 @_options.backend
 @option("--device", default="auto", help="Device for an exported model: cpu, cuda or auto.")
 @_options.allow_partial
+@_options.verbose
 def command(
     model: str,
     weights: str | None,
@@ -51,6 +52,7 @@ def command(
     backend: str | None,
     device: str,
     allow_partial: bool,
+    verbose: bool,
     **run: Any,
 ) -> None:
     """Evaluate a detector.
@@ -74,6 +76,7 @@ def command(
         raise click.UsageError("--tta: expected a file of weights, got an exported model")
 
     from dcnzoo.openmmlab import testing
+    from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.zoo.loading import locate
@@ -89,7 +92,7 @@ def command(
             testing.use_onnx_file(cfg, str(file), backend, device)
         elif tta:
             testing.use_test_time_augmentation(cfg)
-        runner = build_runner(cfg, allow_partial=allow_partial)
+        runner = build_runner(cfg, allow_partial=allow_partial, summary=None if verbose else SummaryHook())
         metrics = runner.test_evaluator.metrics  # builds it here, where errors are reported as user errors
         if out is not None and not as_json:
             from mmdet.evaluation import DumpDetResults

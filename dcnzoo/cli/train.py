@@ -38,7 +38,8 @@ SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "pat
 )
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
-def command(model: str, report: bool, allow_partial: bool, **run: Any) -> None:
+@_options.verbose
+def command(model: str, report: bool, allow_partial: bool, verbose: bool, **run: Any) -> None:
     """Train a detector.
 
     MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory.
@@ -67,7 +68,7 @@ def command(model: str, report: bool, allow_partial: bool, **run: Any) -> None:
         changes = set_up_training(cfg, **settings)
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         try:
-            train(cfg, allow_partial, changes)
+            train(cfg, allow_partial, changes, verbose)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
         if report and is_main_process():

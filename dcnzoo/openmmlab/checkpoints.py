@@ -181,9 +181,11 @@ def enforce_weights_only(changes: Changes) -> None:
     load = CheckpointLoader.load_checkpoint.__func__
 
     @functools.wraps(load)
-    def load_checkpoint(cls, filename: str, *args: object, **kwargs: object) -> Mapping:
-        try:
-            checkpoint = load(cls, filename, *args, **kwargs)
+    def load_checkpoint(
+        cls, filename: str, map_location: MapLocation = None, logger: object = None
+    ) -> Mapping:
+        try:  # the runner passes no logger, and mmengine would then print
+            checkpoint = load(cls, filename, map_location, logger or "current")
         except KeyError as error:  # of mmengine's tables of names
             raise UserError(f"{filename}: expected the name of published weights, found none") from error
         if isinstance(checkpoint.get("meta"), dict):

@@ -1,12 +1,15 @@
 """Configs and runners for the commands."""
 
+import functools
+import logging
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -14,6 +17,7 @@ import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks
 import dcnzoo.openmmlab.models  # noqa: F401  so that any config may use dcn=True
 from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import require_file, require_folder
@@ -95,22 +99,38 @@ def load_config(
     return cfg
 
 
-def build_runner(cfg: Config, training: bool = False, allow_partial: bool = False) -> Runner:
+def build_runner(
+    cfg: Config, training: bool = False, allow_partial: bool = False, summary: SummaryHook | None = None
+) -> Runner:
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
     Args:
         training: write the config to the work directory and fine-tune from ``load_from``. Otherwise, an
             existing config stays: it belongs to the checkpoints in that folder.
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
+        summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
+            has the whole log.
     """
     name = cfg.get("runner_type", "Runner")
     kind = name if isinstance(name, type) else RUNNERS.get(name)
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
-    if not training:
-        kind = type(kind.__name__, (kind,), {"dump_config": lambda self: None})
-    runner = kind.from_cfg(cfg)
+    changes: dict[str, object] = {} if training else {"dump_config": lambda self: None}
+    if summary is not None:
+        changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
+    runner = type(kind.__name__, (kind,), changes).from_cfg(cfg)
+    if summary is not None:
+        runner.register_hook(summary)
     # warnings about deprecated names that mmengine's own hooks use
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
     runner.register_hook(LoadCheckpointHook(fine_tune=training, allow_partial=allow_partial))
     return runner
+
+
+def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs: object) -> MMLogger:
+    """Build the logger of a runner; it prints only warnings."""
+    logger = build_logger(runner, **kwargs)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.WARNING)
+    return logger

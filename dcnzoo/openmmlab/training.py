@@ -8,6 +8,7 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.config_check import dicts
+from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import DownloadError
@@ -87,14 +88,15 @@ def set_up_training(
     return ", ".join(changes)
 
 
-def train(cfg: Config, allow_partial: bool = False, changes: str = "") -> None:
+def train(cfg: Config, allow_partial: bool = False, changes: str = "", verbose: bool = True) -> None:
     """Train a detector as configured; log ``changes`` first.
 
     Raises:
         UserError: a mistake in the config, or weights that cannot be downloaded or do not fit.
     """
+    summary = None if verbose else SummaryHook(changes)
     with user_errors():
-        runner = build_runner(cfg, training=True, allow_partial=allow_partial)
+        runner = build_runner(cfg, training=True, allow_partial=allow_partial, summary=summary)
         _count_accumulated_batches(runner)
     if changes:
         runner.logger.info(f"changed: {changes}")

@@ -118,7 +118,7 @@ def test_two_processes_train(data, tmp_path, port, more):
     config, work, notes = auditing_config(tmp_path, **more), tmp_path / "work", tmp_path / "notes"
     options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
                        auto_scale_lr__base_batch_size=4)  # fmt: skip
-    arguments = [config, 2, "--work-dir", work, "--auto-scale-lr", *options]
+    arguments = [config, 2, "--verbose", "--work-dir", work, "--auto-scale-lr", *options]
     output = launch("dist_train", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
     assert "Scaling the original LR by 2.0" in output and "Each optimizer step has 2 iterations" in output
     # 2 processes · 2 images · 2 accumulated iterations = 8 images per step, twice the base batch size
@@ -130,7 +130,7 @@ def test_two_processes_train(data, tmp_path, port, more):
     assert not written[1], "only the first process writes"
     assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth"]
 
-    testing = run(sys.executable, "tools/test.py", config, work / "epoch_1.pth", "--work-dir", work, *options,
+    testing = run(sys.executable, "tools/test.py", config, work / "epoch_1.pth", "--verbose", "--work-dir", work, *options,
                   RANK=0, AUDIT=notes, AUDITED=work)  # fmt: skip
     assert precisions(testing) == precisions(output)
 
@@ -170,7 +170,7 @@ def kill_rank_1(launcher, work):
 
 @pytest.mark.slow
 def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
-    arguments = [CONFIG, 2, "--resume", "--work-dir", tmp_path, *settings(data, epochs=6)]
+    arguments = [CONFIG, 2, "--resume", "--verbose", "--work-dir", tmp_path, *settings(data, epochs=6)]
     launcher = start("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
     kill_rank_1(launcher, tmp_path)
     output = finish(launcher)
@@ -257,7 +257,7 @@ def test_slurm_trains_and_tests(slurm, data, tmp_path, port):
     names = dict(GPUS=2, GPUS_PER_NODE=0, TASKS=2, PORT=port)
     norm = {f"model__{part}__norm_cfg__{key}": value
             for part in ("backbone", "neck") for key, value in GROUP_NORM.items()}  # fmt: skip
-    options = settings(data, **norm)
+    options = ["--verbose", *settings(data, **norm)]
     output, _ = slurm("slurm_train", "p", "n", CONFIG, tmp_path, *options, **names)
     assert len(logged(tmp_path, "step")) == 8 / (2 * 2)
     testing, _ = slurm("slurm_test", "p", "n", CONFIG, tmp_path / "epoch_1.pth", "--work-dir", tmp_path,

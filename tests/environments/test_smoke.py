@@ -52,7 +52,6 @@ def test_doctor():
 @pytest.mark.filterwarnings("ignore")
 def test_the_demo_trains_and_its_checkpoint_is_tested(tmp_path):
     work = tmp_path / "work"
-    training = run("train", CONFIG, "--work-dir", work, *tiny(tmp_path / "data", epochs=1))
-    assert "Epoch(train) [1][2/2]" in training
-    testing = run("test", work / CONFIG.rpartition("/")[2], work / "epoch_1.pth", "--work-dir", tmp_path)
-    assert average_precisions(testing) == average_precisions(training)
+    run("train", CONFIG, "--work-dir", work, *tiny(tmp_path / "data", epochs=1))
+    run("test", work / CONFIG.rpartition("/")[2], work / "epoch_1.pth", "--work-dir", tmp_path)
+    assert average_precisions(tmp_path) == average_precisions(work)

@@ -7,7 +7,9 @@ are those of ``dcnzoo data check``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import os
 import pickle
@@ -21,7 +23,7 @@ from mmdet.evaluation.metrics import coco_metric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat import patches
 from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
@@ -70,7 +72,8 @@ class CheckedCOCO(COCO):
             # pycocotools' evaluation never matches an object with id 0
             free = 1 + max(annotation["id"] for annotation in annotations)
             next(annotation for annotation in annotations if annotation["id"] == 0)["id"] = free
-        self.createIndex()
+        with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
+            self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def _require_masks(self) -> None:
@@ -118,7 +121,12 @@ class CocoMetric(coco_metric.CocoMetric):
     """Replaces MMDetection's ``CocoMetric`` in the registry; reads its file by :class:`CheckedCOCO`.
 
     With ``sort_categories``, MMDetection's own reader is used.
+
+    Attributes:
+        class_aps: the AP of each class, of the last of ``metrics``, after an evaluation.
     """
+
+    class_aps: dict[str, float] = {}
 
     def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
         checked = ann_file is not None and not kwargs.get("sort_categories")
@@ -128,6 +136,17 @@ class CocoMetric(coco_metric.CocoMetric):
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
                 # quiet: the data set has already warned about this file
                 self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Evaluate; the lines that pycocotools prints go to the log."""
+        requested, self.classwise = self.classwise, True
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            metrics = super().compute_metrics(results)
+        self.classwise = requested
+        MMLogger.get_current_instance().info(printed.getvalue())
+        keys = {f"{name}_precision": name for name in (self.dataset_meta or {}).get("classes", ())}
+        self.class_aps = {name: metrics[key] for key, name in keys.items() if key in metrics}
+        return {key: value for key, value in metrics.items() if requested or key not in keys}
 
 
 @patches.replace(DATASETS, "checks the annotation file")

@@ -6,6 +6,7 @@ from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.progress import ProgressHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
+from dcnzoo.openmmlab.hooks.summary import SummaryHook
 
 __all__ = [
     "AtomicCheckpointHook",
@@ -15,4 +16,5 @@ __all__ = [
     "FiniteLossHook",
     "OffsetStatisticsHook",
     "ProgressHook",
+    "SummaryHook",
 ]

@@ -1,0 +1,242 @@
+"""What the terminal shows of a training or a test: a head, a row per epoch, the result and the next step."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.utils.errors import printable
+from dcnzoo.utils.text import counted, cut, few
+
+WIDTH = 100  # columns of a terminal
+COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
+SHOWN_CLASSES = 12
+APS = (("bbox", "box AP"), ("bbox", "box AP50"), ("segm", "mask AP"))  # metric of CocoMetric, column
+LABELS = {"bbox_mAP": "box AP", "bbox_mAP_50": "box AP50", "segm_mAP": "mask AP"}
+
+
+class SummaryHook(Hook):
+    """Print a training or a test for a person to read; mmengine's log is then only in its file.
+
+    One line per epoch, or per validation of a training that counts iterations. Without a terminal the lines
+    are the same. :class:`~dcnzoo.openmmlab.hooks.ProgressHook` shows the bar.
+    """
+
+    priority = "LOWEST"  # after CheckpointHook, which writes the best checkpoint
+
+    def __init__(self, changes: str = "") -> None:
+        self._changes = changes  # that options have made to the config
+        self._row: dict[str, str] = {}
+        self._columns: dict[str, int] = {}
+        self._best: tuple[str, dict[str, float]] | None = None  # the step and its APs
+        self._class_aps: dict[str, float] = {}
+
+    # Training
+
+    def before_train(self, runner: Runner) -> None:
+        lines = [
+            ("model", _model(runner)),
+            ("layers", ", ".join(_deformable_layers(runner.model))),
+            ("train", _describe(runner.train_dataloader.dataset)),
+            ("validate", _describe(runner.val_dataloader.dataset) if runner.val_loop else ""),
+            ("device", _device(runner)),
+            ("weights", str(runner._load_from or "")),
+            ("changed", self._changes),
+            ("work dir", f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"),
+        ]
+        _print_pairs(lines)
+        self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._unit = "epoch" if self._by_epoch else "iteration"
+        self._began = self._started = time.monotonic()
+        metrics = runner.val_evaluator.metrics if runner.val_loop else ()
+        kinds = {kind for metric in metrics for kind in getattr(metric, "metrics", ())}
+        self._aps = [label for kind, label in APS if kind in kinds]
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self._by_epoch:
+            iterations = len(runner.train_dataloader)
+            self._row = self._progress(runner, runner.epoch + 1, runner.max_epochs, iterations)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._print_row()  # of an epoch without validation
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        metrics = metrics or {}
+        if not self._row:  # it counts iterations
+            self._row = self._progress(runner, runner.iter, runner.max_iters, runner.train_loop.val_interval)
+        values = {label: metrics[key] for key, label in labels(metrics).items()}
+        self._row.update({label: f"{value:.3f}" for label, value in values.items()})
+        if values:
+            main = "mask AP" if "mask AP" in values else next(iter(values))
+            if self._best is None or values[main] > self._best[1][main]:
+                self._best = self._row["step"].partition("/")[0], values
+                self._class_aps = _class_aps(runner.val_evaluator.metrics)
+        self._print_row()
+
+    def after_train(self, runner: Runner) -> None:
+        self._print_row()
+        if not is_main_process():
+            return
+        folder = Path(runner.work_dir)
+        best = runner.message_hub.runtime_info.get("best_ckpt") or ""
+        lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
+        if self._best:
+            aps = ", ".join(f"{label} {value:.3f}" for label, value in self._best[1].items())
+            lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
+        lines += [
+            ("classes", _few_classes(self._class_aps)),
+            ("files", ", ".join(filter(None, [best and Path(best).name, _last(folder), "vis_data/"]))),
+            ("next", f"dcnzoo infer {shown_path(folder)} PICTURE"),
+        ]
+        print()
+        _print_pairs(lines)
+
+    def _progress(self, runner: Runner, step: int, end: int, window: int) -> dict[str, str]:
+        """Return the cells of a row: step, mean losses since the last row, learning rate, seconds."""
+        now = time.monotonic()
+        scalars = runner.message_hub.log_scalars
+        losses = {
+            name.removeprefix("train/"): buffer.mean(min(window, len(buffer.data[0])))
+            for name, buffer in scalars.items()
+            if re.fullmatch(r"train/(loss|loss_(?!.*\.d\d).{1,12})", name) and len(buffer.data[0])
+        }
+        rate = scalars.get("train/lr")
+        cells = {"step": f"{step}/{end}", **{name: f"{loss:.3f}" for name, loss in losses.items()}}
+        if rate is not None:
+            cells["lr"] = f"{rate.current():.2g}"
+        cells["seconds"] = f"{now - self._began:.0f}"
+        self._began = now
+        return cells
+
+    def _print_row(self) -> None:
+        """Print the pending row, below a head if its columns are new."""
+        row, self._row = self._row, {}
+        if not (row and is_main_process()):
+            return
+        last = {name: row.pop(name) for name in ("lr", "seconds") if name in row}
+        cells = {**row, **{label: row.get(label, "") for label in self._aps}, **last}
+        parts = [name for name in cells if name.startswith("loss_")]
+        while parts and sum(max(len(name), 9) + 2 for name in cells) > WIDTH:
+            del cells[parts.pop()]
+        if not cells.keys() <= self._columns.keys():
+            self._columns = {name: max(len(name), 9) for name in cells}
+            print()
+            _print_cells({name: self._unit if name == "step" else name for name in cells}, self._columns)
+        _print_cells(cells, self._columns)
+
+    # Test
+
+    def before_test(self, runner: Runner) -> None:
+        lines = [
+            ("model", _model(runner)),
+            ("test", _describe(runner.test_dataloader.dataset)),
+            ("device", _device(runner)),
+            ("weights", str(runner._load_from or "")),
+        ]
+        _print_pairs(lines)
+
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        metrics = metrics or {}
+        lines = [(label, f"{metrics[key]:.3f}") for key, label in labels(metrics, most=100).items()]
+        _print_pairs([*lines, ("classes", _few_classes(_class_aps(runner.test_evaluator.metrics)))])
+
+
+def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
+    """Return the metrics to show and their names: the APs of COCO, then others up to a number."""
+    numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
+    last_part = {key: key.rpartition("/")[2] for key in numbers}
+    names = {key: LABELS[part] for key, part in last_part.items() if part in LABELS}
+    return names if names and most <= len(LABELS) else {**dict([*last_part.items()][:most]), **names}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def shown_path(path: str | os.PathLike) -> str:
+    """Return a path below the working directory relative to it."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _model(runner: Runner) -> str:
+    model = _bare(runner.model)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    name = f" ({Path(runner.cfg.filename).stem})" if getattr(runner.cfg, "filename", None) else ""
+    return f"{type(model).__name__}{name}, {millions:.1f} million parameters"
+
+
+def _deformable_layers(model: nn.Module) -> Iterator[str]:
+    owners = {
+        type(module).__name__
+        for module in model.modules()
+        if any(isinstance(child, OFFSET_PREDICTORS) for child in module.children())
+    }
+    counts = Counter(type(module).__name__ for module in model.modules())
+    for name in sorted(owners):
+        yield f"{counts[name]} × {name}"
+
+
+def _describe(dataset: Dataset) -> str:
+    """Return the numbers of images, objects and classes, and the first names of the classes."""
+    text = counted(len(dataset), "images")
+    reader = getattr(dataset, "get_data_info", None)
+    if reader is not None and len(dataset) <= COUNTED_IMAGES:
+        objects = sum(len(reader(index).get("instances", ())) for index in range(len(dataset)))
+        text += f", {counted(objects, 'objects')}"
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
+    return f"{text}, {counted(len(classes), 'classes')}: {printable(few(classes, 4))}" if classes else text
+
+
+def _device(runner: Runner) -> str:
+    device = next(runner.model.parameters(), torch.empty(0)).device
+    threads = f", {counted(torch.get_num_threads(), 'threads')}" if device.type == "cpu" else ""
+    wrapper = getattr(runner, "optim_wrapper", None)
+    precision = getattr(wrapper, "cast_dtype", None) or "mixed precision"
+    return f"{device}{threads}, {precision if isinstance(wrapper, AmpOptimWrapper) else 'float32'}"
+
+
+def _class_aps(metrics: Sequence[object]) -> dict[str, float]:
+    return next((aps for metric in metrics if (aps := getattr(metric, "class_aps", None))), {})
+
+
+def _few_classes(aps: Mapping[str, float]) -> str:
+    """Return the AP of each class, of many only the best and the worst."""
+    ordered = sorted(aps.items(), key=lambda item: -np.nan_to_num(item[1], nan=-1))
+    half = SHOWN_CLASSES // 2
+    shown = ordered if len(ordered) <= SHOWN_CLASSES else [*ordered[:half], ("…", None), *ordered[-half:]]
+    return ", ".join(name if ap is None else f"{cut(printable(name), 20)} {ap:.3f}" for name, ap in shown)
+
+
+def _last(folder: Path) -> str:
+    pointer = folder / "last_checkpoint"
+    return Path(pointer.read_text(encoding="utf-8").strip()).name if pointer.is_file() else ""
+
+
+def _print_cells(cells: Mapping[str, str], columns: Mapping[str, int]) -> None:
+    row = "  ".join(f"{cells.get(name, ''):>{width}}" for name, width in columns.items())
+    print(row.rstrip(), flush=True)
+
+
+def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    if is_main_process():
+        pairs = [pair for pair in pairs if pair[1]]
+        width = max(len(name) for name, _ in pairs) if pairs else 0
+        for name, text in pairs:
+            print(f"{name:{width}}  {text}", flush=True)
