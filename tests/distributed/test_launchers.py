@@ -130,7 +130,8 @@ def test_two_processes_train(data, tmp_path, port, more):
     assert not written[1], "only the first process writes"
     assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth"]
 
-    testing = run(sys.executable, "tools/test.py", config, work / "epoch_1.pth", "--verbose", "--work-dir", work, *options,
+    options = ["--verbose", "--work-dir", work, *options]
+    testing = run(sys.executable, "tools/test.py", config, work / "epoch_1.pth", *options,
                   RANK=0, AUDIT=notes, AUDITED=work)  # fmt: skip
     assert precisions(testing) == precisions(output)
 
