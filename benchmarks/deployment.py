@@ -34,7 +34,7 @@ import dcnzoo.openmmlab.datasets
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
 from dcnzoo.cli import commands
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.export.detector import BaseDetector
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.files import write_text
 from tests.export.detectors import CONFIGS

@@ -16,7 +16,7 @@ from dcnzoo.version import __version__
 if TYPE_CHECKING:
     import os
 
-    from dcnzoo.export.detector import BaseDetector
+    from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
 
 __all__ = ["__version__", "from_deformable", "load", "to_deformable"]
@@ -63,7 +63,7 @@ def load(
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
 
     Returns:
-        A detector; see :meth:`dcnzoo.export.detector.BaseDetector.__call__` for its calls. ``detector.model``
+        A detector; see :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls. ``detector.model``
         is the ``nn.Module``, with its config in ``detector.model.cfg``.
 
     Raises:
@@ -71,7 +71,7 @@ def load(
             the checkpoint does not fit.
     """
     if str(model).endswith((".onnx", ".xml", ".pt2")):
-        from dcnzoo.export import Detector as ExportedDetector
+        from dcnzoo.detect.exported import ExportedDetector
 
         options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
         for name, value in options.items():
@@ -79,7 +79,7 @@ def load(
                 raise ValueError(f"{name}: expected none with an exported file, got {value}")
         return ExportedDetector(model, device=device, score_threshold=score_threshold)
 
-    from dcnzoo.openmmlab.detector import Detector, build, require_device
+    from dcnzoo.openmmlab.detector import TorchDetector, build, require_device
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.zoo.loading import locate
@@ -89,4 +89,4 @@ def load(
     with user_errors():
         cfg = read_config_file(config, cfg_options)
         options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-        return Detector(build(cfg, weights, **options), score_threshold, channels_last)
+        return TorchDetector(build(cfg, weights, **options), score_threshold, channels_last)

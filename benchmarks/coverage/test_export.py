@@ -30,12 +30,12 @@ from mmengine.structures import InstanceData
 from benchmarks.coverage.test_mmdet import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
 from dcnzoo.cli.export import LEAST_TRACED
-from dcnzoo.export.runtime import Session
+from dcnzoo.detect.session import Session
 from dcnzoo.openmmlab.export.detectors import deployable, export_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.verify import compare, predict
 
-_MODULES = ("batching", "exporters", "graph", "openvino", "postprocess", "runtime", "sampling")
+_MODULES = ("fixed_size", "graph", "onnx", "openvino", "passes", "registration", "sampling", "vmap")
 DEPENDS = ("dcnzoo/export/operators", "dcnzoo/openmmlab/export", "benchmarks/coverage/test_export.py")
 DEPENDS += tuple(f"dcnzoo/export/{name}.py" for name in _MODULES)
 SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes

@@ -62,8 +62,8 @@ def command(
     """
     import numpy as np
 
-    from dcnzoo.export.picture import read
-    from dcnzoo.export.runtime import Detector
+    from dcnzoo.detect.exported import ExportedDetector
+    from dcnzoo.detect.pictures import read
     from dcnzoo.utils.errors import user_errors
 
     exported = model.endswith(_options.EXPORTED)
@@ -76,7 +76,7 @@ def command(
         samples: Sequence = [read(image) for image in images]
         if exported:
             noise = np.random.default_rng(0).integers(0, 256, (*(shape or (480, 640)), 3)).astype(np.uint8)
-            detect, samples = Detector(model, backend, device, threads), samples or [noise]
+            detect, samples = ExportedDetector(model, backend, device, threads), samples or [noise]
         else:
             detect, samples = _pytorch(model, samples, shape, device, threads, max_iter, **of_pytorch)
     times: list[float] = []
@@ -105,7 +105,7 @@ def _pytorch(
     """Return a function that detects objects, and its inputs, which the test pipeline has resized."""
     import torch
 
-    from dcnzoo.openmmlab.detector import Detector, build, random_batch, test_batches
+    from dcnzoo.openmmlab.detector import TorchDetector, build, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.zoo.loading import locate
 
@@ -115,7 +115,7 @@ def _pytorch(
 
     config, weights = locate(model, checkpoint)
     cfg = read_config_file(config, cfg_options)
-    detector = Detector(build(cfg, weights, device=device, unsafe_load=unsafe_load))
+    detector = TorchDetector(build(cfg, weights, device=device, unsafe_load=unsafe_load))
     network = detector.model
     if fuse_conv_bn:
         network = fuse(network)

@@ -69,7 +69,7 @@ def command(
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     import dcnzoo
-    from dcnzoo.export.picture import read
+    from dcnzoo.detect.pictures import read
     from dcnzoo.report.detector import explain
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
     from dcnzoo.utils.errors import user_errors

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmengine.structures import InstanceData
     from torch import Tensor, nn
 
-    from dcnzoo.export.runtime import Session
+    from dcnzoo.detect.session import Session
 
 # With --dynamic-export: tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
@@ -123,7 +123,7 @@ def command(
         options["deform_conv"] = options["deform_conv"] or "gathernd"
 
     import dcnzoo
-    from dcnzoo.export.runtime import ENDINGS, Session
+    from dcnzoo.detect.session import ENDINGS, Session
     from dcnzoo.openmmlab.export import inputs
     from dcnzoo.utils.errors import UserError, one_line, user_errors
 
@@ -187,7 +187,7 @@ def command(
 
 def _print_problems(path: Path, *runtimes: str) -> None:
     """Print the known problems of an ONNX file."""
-    from dcnzoo.export.check import check
+    from dcnzoo.export.known_problems import check
     from dcnzoo.utils.errors import user_errors
 
     with user_errors():
@@ -212,7 +212,7 @@ def _write(
         options: those of :func:`dcnzoo.openmmlab.export.detectors.export_detector`.
     """
     from dcnzoo.export.openvino import save_ir
-    from dcnzoo.export.smaller import to_float16, to_int8
+    from dcnzoo.export.precision import to_float16, to_int8
     from dcnzoo.openmmlab.export.detectors import export_detector
     from dcnzoo.utils.files import replacing
 
@@ -307,7 +307,7 @@ def _draw(
     import numpy as np
     from PIL import Image
 
-    from dcnzoo.export.picture import rescale_detections
+    from dcnzoo.detect.outputs import rescale_detections
     from dcnzoo.openmmlab.detector import to_detections
     from dcnzoo.utils.files import replacing
 

@@ -18,7 +18,7 @@ from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import picture_files, require_file
 
 if TYPE_CHECKING:
-    from dcnzoo.export.picture import Detections
+    from dcnzoo.detect.detections import Detections
 
 
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
@@ -96,7 +96,7 @@ def command(
         raise click.UsageError("expected MODEL IMAGE... or --demo")
 
     import dcnzoo
-    from dcnzoo.export.detector import Results
+    from dcnzoo.detect.detector import Results
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_text
 

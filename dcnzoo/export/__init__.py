@@ -1,24 +1,25 @@
-"""Models to ONNX and AOTInductor, and exported detectors at run time.
+"""Write files of modules: ONNX, OpenVINO, AOTInductor.
 
-To export needs ``pip install "./dcnzoo[onnx]"``. :class:`Detector` needs numpy and the runtime, not torch:
-nothing here is imported before it is used.
+Requires ``pip install "./dcnzoo[onnx]"``. :mod:`dcnzoo.detect` runs the files; its :class:`Detections` and
+:class:`Detector`, the detector of a file, are also here. Nothing is imported before it is used.
 """
 
 from importlib import import_module
 
 _HOME = {
-    "Detections": "picture",
-    "Detector": "runtime",
-    "export_onnx": "exporters",
-    "export_pt2": "aotinductor",
-    "register_deform_conv2d_onnx_op": "exporters",
-    "register_onnx_ops": "exporters",
-    "translation_table": "exporters",
+    "Detections": "detect.detections.Detections",
+    "Detector": "detect.exported.ExportedDetector",
+    "export_onnx": "export.onnx.export_onnx",
+    "export_pt2": "export.aotinductor.export_pt2",
+    "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",
+    "register_onnx_ops": "export.registration.register_onnx_ops",
+    "translation_table": "export.registration.translation_table",
 }
 __all__ = list(_HOME)
 
 
 def __getattr__(name: str):
     if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        module, _, attribute = _HOME[name].rpartition(".")
+        return getattr(import_module(f"dcnzoo.{module}"), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 
-from dcnzoo.export.postprocess import TRACEABLE
+from dcnzoo.detect.backends.aotinductor import NAMES
+from dcnzoo.export.fixed_size import TRACEABLE
 from dcnzoo.utils.files import replacing
-
-NAMES = "dcnzoo.names"  # key in the metadata: shapes of the inputs, names of the outputs
 
 
 def trace(model: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
@@ -59,29 +57,3 @@ def export_pt2(
             raise ValueError(f"model: expected one that AOTInductor can compile: {error}") from error
         with replacing(path) as partial:
             partial.write_bytes(whole.read_bytes())
-
-
-def open_package(path: str, device: str, threads: int | None) -> tuple[dict, list[str], dict, Callable]:
-    """Open a package for :class:`dcnzoo.export.runtime.Session`.
-
-    Raises:
-        ValueError: it is not a package of :func:`export_pt2`.
-    """
-    import dcnzoo.ops  # noqa: F401  loads the operators
-
-    if device != "cpu":
-        raise ValueError(f"device: expected cpu for aotinductor, got {device!r}")
-    if threads is not None:
-        torch.set_num_threads(threads)  # of the whole process: torch has no other setting
-    try:
-        model = torch._inductor.aoti_load_package(path)
-        metadata = dict(model.get_metadata())
-        names = json.loads(metadata[NAMES])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a package of dcnzoo export --out x.pt2: {error}") from error
-
-    def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        with torch.inference_mode():
-            return [value.numpy() for value in model(*map(torch.from_numpy, feed.values()))]
-
-    return {name: tuple(shape) for name, shape in names["inputs"].items()}, names["outputs"], metadata, run

@@ -31,10 +31,11 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcnzoo.export.detector import BaseDetector
-from dcnzoo.export.picture import Detections, Preprocessing
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
+from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, one_line, printable
@@ -97,7 +98,7 @@ def build(
     return model.to(place)
 
 
-class Detector(BaseDetector):
+class TorchDetector(BaseDetector):
     """A detector of MMDetection for pictures, which runs the config's test pipeline.
 
     Args:
@@ -193,7 +194,7 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
         UserError: the pipeline does not resize images, or has a step that is not supported.
     """
     try:
-        steps = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
+        steps = preprocessing_of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
     except (AttributeError, KeyError, ValueError) as error:
         raise UserError(f"--shape: expected height and width with this config: {one_line(error)}") from error
     if steps.scale is None:

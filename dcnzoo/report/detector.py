@@ -9,16 +9,16 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 import dcnzoo.models  # noqa: F401  registers classes for configs
-from dcnzoo.export.picture import read
+from dcnzoo.detect.pictures import read
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
-from dcnzoo.openmmlab.detector import Detector
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.report.sampling import SamplingField, record_sampling
 from dcnzoo.utils.errors import UserError
 
 
 def explain(
-    detector: Detector, image: str | Path, box: Box | None = None, layer: str | None = None
+    detector: TorchDetector, image: str | Path, box: Box | None = None, layer: str | None = None
 ) -> Explanation:
     """Determine which pixels of an image influence a deformable layer's output at one position.
 

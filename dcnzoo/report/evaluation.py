@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dcnzoo.export.picture import Detections
+from dcnzoo.detect.detections import Detections
 
 IOU = 0.5  # of boxes that match
 

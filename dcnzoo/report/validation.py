@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 import dcnzoo.models  # noqa: F401  registers classes for configs
-from dcnzoo.export.picture import Detections
+from dcnzoo.detect.detections import Detections
 from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.openmmlab.detector import build, instances_of, to_detections
 from dcnzoo.report.detector import record

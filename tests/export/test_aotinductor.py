@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import dcnzoo.ops
+from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.export import Detector, export_pt2
 from dcnzoo.export.aotinductor import trace
-from dcnzoo.export.picture import Preprocessing
-from dcnzoo.export.postprocess import keep_boxes, roi_align_pyramid
+from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.layers import PackedDeformConv2d
 
 CPP = Path(__file__).parents[2] / "tools/deployment/cpp"

@@ -14,10 +14,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
-from dcnzoo.export.batching import symbolic_batches
-from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid, running_max
-from dcnzoo.export.runtime import Session
+from dcnzoo.export.fixed_size import ABSENT, keep_boxes, paste_masks, roi_align_pyramid, running_max
+from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.detectors import deployable, export_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part

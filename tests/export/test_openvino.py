@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dcnzoo.detect.session import Session
 from dcnzoo.export.openvino import save_ir
-from dcnzoo.export.runtime import Session
 from dcnzoo.ops import reference
 
 from .test_deform_conv import assert_close

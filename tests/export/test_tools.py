@@ -15,8 +15,8 @@ from mmengine.registry import init_default_scope
 import dcnzoo
 from dcnzoo.cli import export
 from dcnzoo.data.shapes import CLASSES
+from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector
-from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.ops import has_ops
 from dcnzoo.utils.errors import UserError

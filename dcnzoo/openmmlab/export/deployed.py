@@ -10,8 +10,9 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.export.picture import Detections, rescale_detections
-from dcnzoo.export.runtime import Session
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.session import Session
 from dcnzoo.utils.errors import UserError, one_line
 
 
@@ -20,7 +21,7 @@ class DeployedDetector(BaseModel):
     """Runs an ONNX file on batches of the test pipeline and rescales the results to the original images.
 
     Args:
-        path, backend, device: see :class:`dcnzoo.export.runtime.Session`.
+        path, backend, device: see :class:`dcnzoo.detect.session.Session`.
         data_preprocessor: the config of the model's data preprocessor.
     """
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.detect.outputs import CLIPS
 from dcnzoo.export.aotinductor import export_pt2
-from dcnzoo.export.batching import symbolic_batches
-from dcnzoo.export.exporters import export_onnx
-from dcnzoo.export.picture import CLIPS
-from dcnzoo.export.postprocess import ABSENT, keep_boxes, take
+from dcnzoo.export.fixed_size import ABSENT, keep_boxes, take
+from dcnzoo.export.onnx import export_onnx
+from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.traced import TESTED, Traced, not_traceable
 from dcnzoo.openmmlab.export.wrapper import ExportWrapper, attend, image_size, replace_everywhere
 

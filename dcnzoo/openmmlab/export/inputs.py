@@ -14,8 +14,10 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.export.picture import Preprocessing, read
+from dcnzoo.detect.pictures import read
+from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.openmmlab.config_check import datasets
+from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import PICTURES, require_file
 
@@ -34,7 +36,7 @@ def find_preprocessing(cfg: Config, detector: nn.Module, classes: Sequence[str] 
         ValueError: the pipeline has a step that is not supported.
     """
     dataset = next(datasets(cfg.get("test_dataloader", {}).get("dataset", {})))
-    return Preprocessing.of(dataset.get("pipeline", []), detector.data_preprocessor, classes)
+    return preprocessing_of(dataset.get("pipeline", []), detector.data_preprocessor, classes)
 
 
 def read_picture(

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat.mmcv import deform_conv
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.postprocess import ABSENT, best, running_max
+from dcnzoo.export.fixed_size import ABSENT, best, running_max
 from dcnzoo.openmmlab.export import wrapper
 from dcnzoo.ops import deform_conv2d
 

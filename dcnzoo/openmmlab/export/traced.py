@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.postprocess import ABSENT, paste_masks
+from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import wrapper
 from dcnzoo.openmmlab.export.replaced import keep_best, replace_functions
 

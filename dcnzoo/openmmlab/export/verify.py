@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dcnzoo.export.runtime import Session
+from dcnzoo.detect.session import Session
 from dcnzoo.openmmlab.export.detectors import deployable
 from dcnzoo.openmmlab.export.wrapper import data_sample
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.postprocess import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes
+from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes
 from dcnzoo.ops import ms_deform_attn
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
-from dcnzoo.export.picture import Detections
+from dcnzoo.detect.detections import Detections
 from dcnzoo.report import page
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.page import Section

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from dcnzoo.detect.backends.onnxruntime import release
+from dcnzoo.detect.pictures import resized
+from dcnzoo.detect.preprocessing import Preprocessing
+from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector, export_onnx
-from dcnzoo.export.picture import Preprocessing, resized
-from dcnzoo.export.runtime import Session, release
 from tests.commands import error_of
 from tests.commands import run as command
 from tests.test_import import only, run

@@ -5,7 +5,7 @@ import pytest
 from tests.commands import error_of, run
 
 onnx = pytest.importorskip("onnx")
-from dcnzoo.export.check import RUNTIMES, check  # noqa: E402
+from dcnzoo.export.known_problems import RUNTIMES, check  # noqa: E402
 
 MAPS, ROIS = [1, 3, 8, 9], [4, 5]
 
@@ -99,7 +99,8 @@ def test_problems(inputs, node, expected, tmp_path):
 def test_an_old_onnxruntime(tmp_path, monkeypatch):
     path = write(tmp_path / "m.onnx", "DeformConv", 19, floats(MAPS, [4, 3, 3, 3], [1, 18, 6, 7]))
     for installed, fails in (("1.24.4", True), ("1.25.0", False)):
-        monkeypatch.setattr("dcnzoo.export.check.version", lambda package, installed=installed: installed)
+        version = "dcnzoo.export.known_problems.version"
+        monkeypatch.setattr(version, lambda package, installed=installed: installed)
         assert runtimes(check(path, "onnxruntime")) == ["onnxruntime"] * fails
 
 

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
-from dcnzoo.export.batching import symbolic_batches
-from dcnzoo.export.postprocess import keep_boxes, roi_align_pyramid
-from dcnzoo.export.runtime import Session
+from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
+from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.traced import convolve
 
 WEIGHT = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """``dcnzoo.load``: one interface for the zoo, for configs, for work directories and for exported files."""
 
+import importlib
 import itertools
 import json
 import re
@@ -14,15 +15,14 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.export.openvino import save_ir
-from dcnzoo.export.picture import Detections
-from dcnzoo.export.tiles import merge, windows
-from dcnzoo.openmmlab.detector import Detector
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import download, find
-
-from .commands import error_of, run
-from .distributed.launching import settings
+from tests.commands import error_of, run
+from tests.distributed.launching import settings
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 THRESHOLD = 0.5
@@ -280,7 +280,7 @@ def test_bad_images_are_skipped_and_listed(detector, folder, tmp_path, capsys):
 
 def test_another_packages_scope_is_selected_before_the_first_call(detector, folder):
     """The pipeline's LoadAnnotations is MMDetection's, also if the selected scope has another one."""
-    new = Detector(detector.model)
+    new = TorchDetector(detector.model)
     with DefaultScope.overwrite_default_scope("mmengine"):
         found = new(folder / "0.png")
     np.testing.assert_array_equal(found.boxes, detector(folder / "0.png").boxes)
@@ -362,3 +362,16 @@ def test_channels_last(detector, folder):
     for each, expected in ((detector, True), (plain, False)):
         weight = each.model.backbone.conv1.weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("export.Detector", "export.Detections", "export.runtime.Detector", "export.runtime.Session"),
+        *("export.detector.BaseDetector", "export.openvino.make_core"),
+        *("report.detector.explain", "report.explain.Box"),
+    ],
+)
+def test_documented_names(name):
+    module, _, attribute = f"dcnzoo.{name}".rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)

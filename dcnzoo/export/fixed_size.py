@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.batching import row_by_row
 from dcnzoo.export.graph import FLOAT, UINT8, Graph, Value
 from dcnzoo.export.operators.roi_align import align
+from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._vmap import fold, unfold
 
 TINY = 1e-12  # avoids division by zero; smaller than the area of any box

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import area
 
-from dcnzoo.export.picture import Detections
+from dcnzoo.detect.detections import Detections
 
 MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the first is that of AP
 METRICS = ("AP", "AP50", "AP75", "AP, small", "AP, medium", "AP, large")  # COCOeval.stats[:6]

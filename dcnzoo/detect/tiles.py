@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcnzoo.export.picture import Detections
+from dcnzoo.detect.detections import Detections
 
 Window = tuple[slice, slice]  # rows, columns
 IOU = 0.5  # objects of a class whose boxes overlap more are the same

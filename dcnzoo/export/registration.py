@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import logging
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dcnzoo.compat import patches, transformers
-from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
-from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
-from dcnzoo.export.postprocess import (
-    TRACEABLE,
+from dcnzoo.export.fixed_size import (
     paste_masks,
     paste_masks_graph,
     roi_align_pyramid,
     roi_align_pyramid_graph,
     select_boxes,
     select_boxes_graph,
-    soft_keep_boxes,
     sort_graph,
     transpose_graph,
 )
+from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
+from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.ops import _library
-from dcnzoo.utils.files import replacing
 
 if TYPE_CHECKING:
-    import onnx_ir
+    pass
 
-DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
 _DYNAMO_OPSETS = (18, 21)
 _TORCHSCRIPT_OPSETS = (12, 20)
 
@@ -94,14 +87,14 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
         return export(*args, **kwargs)
     except RuntimeError as error:  # torch wraps it in a long report
-        cause = _first_cause(error)
+        cause = first_cause(error)
         if not isinstance(cause, _NotTranslated):
             raise
         raise ValueError(str(cause)) from None
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    return error if error.__cause__ is None else _first_cause(error.__cause__)
+def first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else first_cause(error.__cause__)
 
 
 _PATCH = patches.Patch(
@@ -153,147 +146,6 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     ):
         table[overload] = _onnxscript_function(opset_version, deform_conv, translate)
     return table
-
-
-def export_onnx(
-    model: torch.nn.Module,
-    args: tuple,
-    path: str | os.PathLike,
-    *,
-    opset_version: int = DEFAULT_OPSET,
-    deform_conv: str = "auto",
-    dynamic_shapes: Any = None,
-    input_names: list[str] | None = None,
-    output_names: list[str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a model with dcnzoo's operators to an ONNX file, atomically.
-
-    Args:
-        model: exported in its current mode: call ``eval()`` first.
-        args: example inputs.
-        dynamic_shapes: the dynamic axes, as for :func:`torch.export.export`.
-        opset_version, deform_conv: as for :func:`translation_table`.
-        metadata: entries for the metadata of the file.
-
-    Raises:
-        ValueError: as :func:`translation_table`; or an operator of the model has no translation.
-    """
-    import onnx
-    from onnxscript.rewriter._matcher import SimplePatternMatcher
-
-    table = translation_table(opset_version, deform_conv)
-    with torch.no_grad(), quiet(), transformers.translated(), patches.Changes() as changes:
-        changes.wrap(SimplePatternMatcher, "match", _match)
-        # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
-        # ONNX export
-        program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
-        _remove_assertions(program)
-        soft = soft_keep_boxes._opoverload  # becomes a loop
-        if any(node.target is soft for node in program.graph.nodes):
-            program = program.run_decompositions({soft: TRACEABLE[soft]})
-        _check_ranges(program)
-        _set_types_of_ranges(program)
-        try:
-            onnx_program = torch.onnx.export(
-                program,
-                opset_version=opset_version,
-                input_names=input_names,
-                output_names=output_names,
-                custom_translation_table=table,
-                dynamo=True,
-                verbose=False,
-            )
-        except RuntimeError as error:  # torch wraps it in a long report
-            raise ValueError(str(_first_cause(error))) from error
-    _remove_reshapes(onnx_program.model)
-    model_proto = onnx_program.model_proto
-    for key, value in (metadata or {}).items():
-        model_proto.metadata_props.add(key=key, value=value)
-    with replacing(path) as partial:
-        onnx.save(model_proto, partial)
-
-
-def _match(match: Callable, self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-    """Call onnxscript's ``SimplePatternMatcher.match`` only for the operator of the pattern.
-
-    For each node, it would list all nodes of the graph, if the pattern has several outputs.
-    """
-    operator = self.pattern.output_nodes[0].op_identifier()
-    if operator in (None, node.op_identifier()):
-        return match(self, model, graph, node, **options)
-    from onnxscript.rewriter import MatchResult
-
-    return MatchResult().fail("another operator")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress messages that do not concern the user, such as that torchvision is missing."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _check_ranges(program: torch.export.ExportedProgram) -> None:
-    """Refuse a graph for a limited range of sizes: tracing treats an axis of length 1 as constant."""
-    for symbol, sizes in program.range_constraints.items():
-        computed = str(symbol).startswith("u")  # a number in the graph, not the size of an input
-        if not computed and sizes.upper.is_finite and sizes.upper < 2**31:
-            raise ValueError(
-                "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
-                f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
-            )
-
-
-def _remove_assertions(program: torch.export.ExportedProgram) -> None:
-    """Remove the checks of types that ``.to`` adds: in ``torch.vmap``, they fail with symbolic sizes."""
-    for node in program.graph.find_nodes(
-        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
-    ):
-        program.graph.erase_node(node)
-
-
-def _set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
-    """Set ``dtype`` of each ``arange``: without it, torch's exporter gives ``arange(0, 8.0)`` two types."""
-    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.start):
-        node.update_kwarg("dtype", node.meta["val"].dtype)
-
-
-def _remove_reshapes(model: onnx_ir.Model) -> None:
-    """Remove reshapes that undo each other, also before and after an elementwise function.
-
-    ``torch.vmap`` adds them between convolutions. At each of them, OpenVINO would convert the map's layout.
-    """
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    for node in model.graph:
-        if node.op_type != "Reshape" or node.outputs[0].shape.has_unknown_dim():
-            continue
-        (result,), value, function = node.outputs, node.inputs[0], None
-        while value.shape != result.shape and len(value.uses()) == 1 and (maker := value.producer()):
-            if maker.op_type in _ELEMENTWISE and function is None:
-                function = maker
-            elif maker.op_type != "Reshape":
-                break
-            value = maker.inputs[0]
-        if value.shape != result.shape or result.is_graph_output():
-            continue
-        if function is not None:
-            function.replace_input_with(0, value)
-            (value,) = function.outputs
-            value.shape = result.shape
-        result.replace_all_uses_with(value)
-        model.graph.remove(node, safe=True)
-    RemoveUnusedNodesPass()(model)
-
-
-_ELEMENTWISE = ("Relu", "Sigmoid")
 
 
 def _untranslated() -> list[str]:

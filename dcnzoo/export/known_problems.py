@@ -13,7 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dcnzoo.export.runtime import FIRST_DEFORM_CONV, release
+from dcnzoo.detect.backends.onnxruntime import FIRST_DEFORM_CONV, release
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
-from dcnzoo.export.postprocess import keep_boxes, soft_keep_boxes
-from dcnzoo.export.runtime import Session
-from dcnzoo.export.smaller import to_float16, to_int8
+from dcnzoo.export.fixed_size import keep_boxes, soft_keep_boxes
+from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.inputs import calibration_files
 from dcnzoo.utils.errors import UserError

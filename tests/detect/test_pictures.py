@@ -13,7 +13,10 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from dcnzoo.export.picture import Preprocessing, read, rescale_detections, resized
+from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.pictures import read, resized
+from dcnzoo.detect.preprocessing import Preprocessing
+from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 
 CLASSES = ("cat", "dog")
 LOAD = dict(type="LoadImageFromFile")
@@ -45,7 +48,7 @@ def described(resize, settings, pad=None):
     pipeline = [LOAD, dict(type="Resize", **resize), dict(type="LoadAnnotations"), PACK]
     if pad is not None:
         pipeline.insert(2, dict(type="Pad", **pad))
-    return pipeline, preprocessor, Preprocessing.of(pipeline, preprocessor, CLASSES)
+    return pipeline, preprocessor, preprocessing_of(pipeline, preprocessor, CLASSES)
 
 
 @pytest.mark.parametrize("upright", [False, True])
@@ -89,12 +92,12 @@ def test_normalised_in_the_pipeline(picture, tmp_path, to_rgb, pad):
     results = dict(img_path=str(tmp_path / "p.png"))
     for step in pipeline:
         results = TRANSFORMS.build(step)(results)
-    inputs, _ = Preprocessing.of(pipeline, DetDataPreprocessor(), CLASSES)(read(tmp_path / "p.png"))
+    inputs, _ = preprocessing_of(pipeline, DetDataPreprocessor(), CLASSES)(read(tmp_path / "p.png"))
     difference = np.abs(inputs[0] - results["inputs"].numpy())
     assert difference.max() <= 1.01 / 50 and difference.mean() <= 0.15 / 50
     for twice in (dict(mean=[1.0, 2, 3], std=[1.0, 1, 1]), dict(bgr_to_rgb=True)):
         with pytest.raises(ValueError, match=r"Normalize \(once\)"):
-            Preprocessing.of(pipeline, DetDataPreprocessor(**twice), CLASSES)
+            preprocessing_of(pipeline, DetDataPreprocessor(**twice), CLASSES)
 
 
 def test_metadata_holds_all(picture):
@@ -122,9 +125,9 @@ def test_metadata_holds_all(picture):
 )
 def test_what_cannot_be_described(step, word):
     with pytest.raises(ValueError, match=rf"test_pipeline: .*{word}"):
-        Preprocessing.of([LOAD, step, PACK], DetDataPreprocessor(), CLASSES)
+        preprocessing_of([LOAD, step, PACK], DetDataPreprocessor(), CLASSES)
     with pytest.raises(ValueError, match=r"pad_value: .*114"):
-        Preprocessing.of([LOAD, PACK], DetDataPreprocessor(pad_value=114), CLASSES)
+        preprocessing_of([LOAD, PACK], DetDataPreprocessor(pad_value=114), CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_padding_is_fitted_into_a_fixed_size(picture):
 
 
 def test_without_normalisation_or_resize(picture):
-    ours = Preprocessing.of([LOAD, PACK], DetDataPreprocessor(), CLASSES)
+    ours = preprocessing_of([LOAD, PACK], DetDataPreprocessor(), CLASSES)
     inputs, size = ours(picture)
     np.testing.assert_array_equal(inputs[0], picture.transpose(2, 0, 1))
     assert size == picture.shape[:2]

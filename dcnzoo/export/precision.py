@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcnzoo.export.exporters import quiet
+from dcnzoo.export.onnx import quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

@@ -1,0 +1,94 @@
+"""ONNX files and IRs in OpenVINO, whose ONNX reader does not support ``DeformConv``: it is converted here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcnzoo.detect.backends import Opened
+
+if TYPE_CHECKING:
+    from openvino import Core, Model, Output
+    from openvino.frontend import NodeContext
+    from openvino.frontend.onnx import ConversionExtension
+
+
+def open_file(path: str, device: str, threads: int | None) -> Opened:
+    if device != "cpu":
+        raise ValueError(f"device: expected cpu for openvino, got {device!r}")
+    core = make_core()
+    try:
+        model = core.read_model(path)
+        metadata = texts(model)
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
+        compiled = core.compile_model(model, "CPU", settings)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: expected an ONNX model or an IR that OpenVINO can read: {error}"
+        ) from error
+    inputs = {
+        node.get_any_name(): tuple(d.get_length() if d.is_static else None for d in node.get_partial_shape())
+        for node in compiled.inputs
+    }
+    names = [output.get_any_name() for output in compiled.outputs]
+    return inputs, names, metadata, lambda feed: [np.array(value) for value in compiled(feed).values()]
+
+
+def make_core() -> Core:
+    """Return an OpenVINO ``Core`` whose ``read_model`` accepts ONNX files with ``DeformConv``.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    import openvino
+
+    core = openvino.Core()
+    core.add_extension(extension())
+    return core
+
+
+def extension() -> ConversionExtension:
+    from openvino.frontend.onnx import ConversionExtension
+
+    return ConversionExtension("DeformConv", _deform_conv)
+
+
+def texts(model: Model) -> dict[str, str]:
+    """Return the ONNX metadata of a model that OpenVINO has read, from ONNX or IR."""
+    if not model.has_rt_info("framework"):
+        return {}
+    found = model.get_rt_info("framework").value
+    return {key: str(getattr(value, "value", value)) for key, value in found.items()}
+
+
+def _deform_conv(node: NodeContext) -> list[Output]:
+    """Convert a DeformConv node. Its inputs are input, weight, offset, bias (optional), mask (optional)."""
+    from openvino import opset12 as ops
+
+    inputs = [_given(node.get_input(i)) for i in range(node.get_input_size())]
+    data, weight, offset, bias, mask = inputs + [None] * (5 - len(inputs))
+    rank = len(weight.get_partial_shape()) - 2
+    pads = node.get_attribute("pads", [0] * 2 * rank)
+    result = ops.deformable_convolution(
+        data=data,
+        offsets=offset,
+        filters=weight,
+        strides=node.get_attribute("strides", [1] * rank),
+        pads_begin=pads[:rank],
+        pads_end=pads[rank:],
+        dilations=node.get_attribute("dilations", [1] * rank),
+        mask=mask,
+        group=node.get_attribute("group", 1),
+        deformable_group=node.get_attribute("offset_group", 1),
+        bilinear_interpolation_pad=True,  # interpolates at the border, as in DCN
+    )
+    if bias is not None:
+        axes = ops.constant(np.array([0, *range(2, 2 + rank)]))
+        result = ops.add(result, ops.unsqueeze(bias, axes))
+    return result.outputs()
+
+
+def _given(value: Output) -> Output | None:
+    """Return an input of a node; None for an omitted optional input."""
+    return None if value.get_node().get_type_name() == "NullNode" else value

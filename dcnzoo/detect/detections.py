@@ -1,0 +1,92 @@
+"""The result of a detector: the objects in a picture. Requires only numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcnzoo.utils.files import replacing
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The objects in a picture, best first; boxes and masks are in pixels of the picture."""
+
+    boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
+    scores: np.ndarray  # [K], float32
+    labels: np.ndarray  # [K], int64, indices into classes
+    masks: np.ndarray | None = None  # [K, H, W], bool; None if the model predicts no masks
+    classes: tuple[str, ...] = ()  # all names that the detector has; empty if unknown
+    image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
+    path: str = ""  # of the picture, if it was read from a file
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        counts = Counter(self.names).most_common()
+        return f"Detections({', '.join(f'{count} {name}' for name, count in counts) or 'none'})"
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each object."""
+        known = dict(enumerate(self.classes))
+        return [known.get(label, str(label)) for label in self.labels.tolist()]
+
+    def select(self, index: np.ndarray | slice) -> Detections:
+        """Select objects by their numbers, by a mask [K], or by a slice."""
+        masks = None if self.masks is None else self.masks[index]
+        parts = {"boxes": self.boxes[index], "scores": self.scores[index], "labels": self.labels[index]}
+        return dataclasses.replace(self, **parts, masks=masks)
+
+    def draw(self, with_scores: bool = True) -> PIL.Image.Image:
+        """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
+        from dcnzoo.detect.drawing import draw
+
+        return draw(self, with_scores)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Draw the objects into a picture file; its ending determines the format."""
+        from PIL import Image
+
+        kind = Image.registered_extensions().get(Path(path).suffix.lower())
+        if kind is None:
+            raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
+        with replacing(path) as partial:
+            self.draw().save(partial, kind)
+
+    def to_coco(self, content: dict | None = None) -> dict:
+        """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
+
+        Category ids start at 1, in the order of the classes. Masks require pycocotools.
+        """
+        if content is None:
+            categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
+            content = {"images": [], "categories": categories, "annotations": []}
+        image = {"id": len(content["images"]) + 1, "file_name": self.path}
+        if self.image is not None:
+            image.update(width=self.image.shape[1], height=self.image.shape[0])
+        content["images"].append(image)
+        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
+            annotation = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image["id"],
+                "category_id": int(self.labels[i]) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(self.scores[i]),
+            }
+            if self.masks is not None:
+                from pycocotools.mask import encode
+
+                mask = encode(np.asfortranarray(self.masks[i], dtype=np.uint8))
+                annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+            content["annotations"].append(annotation)
+        return content

@@ -1,0 +1,197 @@
+"""The interface of all detectors, with PyTorch or with an exported file. Requires only numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcnzoo.detect import sources
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.pictures import read
+
+
+class Results(Iterator[Detections]):
+    """The detections of several images, which are read and detected when they are asked for.
+
+    An image that cannot be read is skipped: one line on standard error names it, and a list at the end.
+
+    Attributes:
+        skipped: one line for each image that was skipped.
+    """
+
+    def __init__(self, results: Iterator[Detections], skipped: list[str]) -> None:
+        self.skipped = skipped
+        self._results = results
+
+    def __next__(self) -> Detections:
+        return next(self._results)
+
+
+class BaseDetector:
+    """A detector for pictures: :func:`dcnzoo.load` returns one.
+
+    Attributes:
+        model: the ``nn.Module``, or the :class:`~dcnzoo.detect.session.Session` of an exported file.
+        classes: the names of the labels; empty if unknown.
+        device: ``"cpu"`` or a GPU, ``"cuda:0"``.
+        score_threshold: default of calls.
+    """
+
+    model: Any
+    classes: tuple[str, ...]
+    device: str
+    score_threshold: float
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        score_threshold: float | None = None,
+        classes: str | Sequence[str] | None = None,
+        max_detections: int | None = None,
+        bgr: bool = False,
+        tile: int | None = None,
+    ) -> Detections | Results:
+        """Detect objects.
+
+        Args:
+            images: a file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8
+                or between 0 and 1. For a list of those, a folder, a pattern (``"street/*.jpg"``) or a video
+                file, the result is an iterator, which skips images that cannot be read.
+            batch_size: images of a batch are padded to a common size, as in MMDetection. This can change
+                detections near the right and lower border.
+            score_threshold: drop detections with a lower score (default: that of the detector).
+            classes: the name or names of the classes to keep.
+            max_detections: maximum number per image.
+            bgr: arrays and tensors are BGR, as OpenCV reads them.
+            tile: detect in tiles with this side, in pixels, which overlap by a quarter, and merge the
+                results. For pictures that are much larger than the images of the training. An object that is
+                larger than the overlap may be detected in pieces.
+
+        Raises:
+            FileNotFoundError: a single file or a video does not exist.
+            ValueError: a single image cannot be read, or does not fit the model's input; no class has this
+                name; or a number is out of range.
+        """
+        _require("batch_size", batch_size, 1)
+        _require("tile", tile, 16)
+        _require("max_detections", max_detections, 0)
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        if not threshold <= 1:  # also NaN
+            raise ValueError(f"score_threshold: expected at most 1, got {threshold}")
+        classes = [classes] if isinstance(classes, str) else classes
+        unknown = sorted(set(classes or ()) - set(self.classes))
+        if unknown:
+            raise ValueError(f"classes: expected some of {', '.join(self.classes)}, got {unknown[0]}")
+        sequence = sources.several(images)
+        skipped: list[str] | None = None if sequence is None else []
+        sequence = [images] if sequence is None else sequence
+        results = self._results(sequence, batch_size, threshold, bgr, tile, skipped)
+        kept = (_filtered(result, classes, max_detections) for result in results)
+        return next(kept) if skipped is None else Results(kept, skipped)
+
+    def evaluate(
+        self, annotations: str | os.PathLike, *, images: str | os.PathLike, batch_size: int = 1
+    ) -> dict[str, float]:
+        """Return the average precision on the images of a COCO file, as ``dcnzoo test`` computes it.
+
+        Requires pycocotools.
+
+        Args:
+            annotations: the COCO file. Its categories must be classes of the detector, by name.
+            images: the folder of its images.
+            batch_size: see :meth:`__call__`.
+
+        Returns:
+            ``{"box AP": 0.41, "box AP50": …, "box AP, small": …, "mask AP": …}``, between 0 and 1. Masks are
+            evaluated if the detector predicts masks and the file has some. Sizes without an object are left
+            out.
+
+        Raises:
+            FileNotFoundError: the file or one of its images does not exist.
+            ValueError: an image cannot be read, the categories are not classes of the detector, or
+                ``batch_size`` is below 1.
+        """
+        from dcnzoo.detect.metrics import evaluate, read_coco
+
+        _require("batch_size", batch_size, 1)
+        truth = read_coco(annotations, self.classes)
+        files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
+        return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
+
+    def _results(
+        self,
+        images: Iterable[Any],
+        batch_size: int,
+        threshold: float,
+        bgr: bool,
+        tile: int | None,
+        skipped: list[str] | None,  # None: errors are raised
+    ) -> Iterator[Detections]:
+        named = sources.with_progress(sources.named(images, bgr, skipped), sources.count(images))
+        while batch := list(itertools.islice(named, 1 if tile else batch_size)):
+            pictures, inputs, results = [], [], []
+            for path, image in batch:
+                with sources.skipping(skipped):
+                    picture = read(image, bgr)
+                    if tile:
+                        results.append(self._detect_in_tiles(picture, path, threshold, batch_size, tile))
+                    else:
+                        inputs.append(self.prepare(picture, path))
+                    pictures.append((path, picture))
+            if inputs:
+                results = self._detect(inputs, threshold)
+            for (path, picture), result in zip(pictures, results, strict=True):
+                order = np.argsort(-result.scores, kind="stable")
+                image = np.ascontiguousarray(picture[..., ::-1])
+                yield dataclasses.replace(
+                    result.select(order), classes=tuple(self.classes), image=image, path=path
+                )
+        if skipped:
+            print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)
+
+    def _detect_in_tiles(
+        self, picture: np.ndarray, path: str, threshold: float, batch_size: int, tile: int
+    ) -> Detections:
+        from dcnzoo.detect.tiles import merge, windows
+
+        size = picture.shape[:2]
+        places, results = windows(size, tile), []
+        for start in range(0, len(places), batch_size):
+            inputs = [
+                self.prepare(np.ascontiguousarray(picture[place]), path)
+                for place in places[start : start + batch_size]
+            ]
+            results += self._detect(inputs, threshold)
+        return merge(results, places, size)
+
+    def prepare(self, picture: np.ndarray, path: str = "") -> Any:
+        """Convert a picture, [H, W, 3], uint8, BGR, to the model's input; ``path`` is for messages.
+
+        Raises:
+            ValueError: the picture does not fit the model's input.
+        """
+        raise NotImplementedError
+
+    def _detect(self, inputs: Sequence[Any], threshold: float) -> list[Detections]:
+        """Detect the objects in a batch of outputs of :meth:`prepare`, above a score threshold."""
+        raise NotImplementedError
+
+
+def _require(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _filtered(result: Detections, classes: Sequence[str] | None, max_detections: int | None) -> Detections:
+    if classes is not None:
+        result = result.select(np.isin(np.array(result.names, dtype=str), list(classes)))
+    return result.select(slice(max_detections))

@@ -1,0 +1,54 @@
+"""Draw detections. Requires Pillow."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from dcnzoo.detect.detections import Detections
+
+
+def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
+    """Draw boxes, masks and names on the picture of a result: see :meth:`Detections.draw`."""
+    if detections.image is None:
+        raise ValueError("image: expected the result of a detector, which has its picture, got none")
+    height, width = detections.image.shape[:2]
+    scale = max(1, 600 / width)
+    size = (round(width * scale), round(height * scale))
+    picture = Image.fromarray(detections.image).resize(size, Image.Resampling.NEAREST)
+    canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(max(14, size[0] // 42))
+    line = max(2, size[0] // 300)
+    colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in detections.labels.tolist()]
+    fills = [tuple(round(255 * part) for part in colour) for colour in colours]
+    boxes, masks = (detections.boxes * scale).tolist(), detections.masks
+    for i in reversed(range(len(detections))):  # the best on top
+        mask = Image.fromarray(255 * masks[i].astype(np.uint8)) if masks is not None else None
+        if mask and mask.getbbox():
+            mask = mask.resize(size, Image.Resampling.NEAREST)
+            x1, y1, x2, y2 = mask.getbbox()
+            place = (x1 - line, y1 - line, x2 + line, y2 + line)
+            part = mask.crop(place)  # a thin tint and an outline: the object's own colour stays visible
+            outline = ImageChops.subtract(part, part.filter(ImageFilter.MinFilter(2 * line - 1)))
+            picture.paste(fills[i], place, ImageChops.lighter(outline, part.point(lambda v: v // 7)))
+        x1, y1, x2, y2 = boxes[i]
+        canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fills[i], line)
+    labels: list[tuple[float, ...]] = []  # what is covered by the labels that are drawn
+    titles = zip(boxes, detections.names, detections.scores, fills, strict=True)
+    for (x, y, _, _), name, score, fill in titles:
+        text = f"{name} {score:.2f}" if with_scores else name
+        left = max(min(x, size[0] - font.getlength(text)), 0)
+        step = 1.25 * font.size
+        tops = [max(y - step, 0) + step * n for n in range(round(size[1] / step))] or [0]
+        areas = [canvas.textbbox((left, top), text, font) for top in tops]
+        free = (n for n, area in enumerate(areas) if not any(_overlap(area, each) for each in labels))
+        n = next(free, 0)
+        labels.append(areas[n])
+        canvas.rectangle(areas[n], fill)
+        canvas.text((left, tops[n]), text, "white", font)
+    return picture
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:  # each (x1, y1, x2, y2)
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

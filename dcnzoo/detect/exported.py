@@ -1,0 +1,81 @@
+"""Detectors from exported files. Requires numpy and a runtime, but not torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
+from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.preprocessing import Preprocessing
+from dcnzoo.detect.session import Session
+
+
+class ExportedDetector(BaseDetector):
+    """An exported detector for pictures: :func:`dcnzoo.load` without torch::
+
+        from dcnzoo.export import Detector
+        detector = Detector("model.onnx")
+        result = detector("picture.jpg")  # result.boxes, result.scores, result.labels, result.masks
+
+    Requires numpy, the runtime and, to read files, OpenCV or Pillow. The file contains the image size,
+    normalisation and class names, which ``dcnzoo export`` wrote. See
+    :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls.
+
+    Args:
+        path: the ONNX file; an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file; or a ``.pt2`` file,
+            which contains compiled code: open only files that you trust.
+        backend, device, threads: see :class:`Session`.
+        score_threshold: default of calls.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ImportError: the runtime is not installed.
+        ValueError: the runtime cannot load the file, or dcnzoo did not write it; or the backend is unknown.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        backend: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        score_threshold: float = 0.3,
+    ) -> None:
+        self.model = Session(path, backend, device, threads)
+        self.device, self.score_threshold = self.model.device, score_threshold
+        try:
+            self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        self.model.require_detections()
+        self.classes = self._preprocessing.classes
+
+    def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+        """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""
+        return *self._preprocessing(picture, self.model.shape[2:]), picture
+
+    def _detect(
+        self, inputs: Sequence[tuple[np.ndarray, tuple[int, int], np.ndarray]], threshold: float
+    ) -> list[Detections]:
+        images, sizes, pictures = zip(*inputs, strict=True)
+        borders = [self._preprocessing.padded(size, self.model.shape[2:]) for size in sizes]
+        outputs = self.model(_stack(images), np.array(borders))
+        results = []
+        for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
+            kept = outputs["dets"][i, :, 4] >= threshold
+            values = {name: value[i][kept] for name, value in outputs.items()}
+            results.append(rescale_detections(values, size, picture.shape[:2], self.model.metadata, border))
+        return results
+
+
+def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Copy images ``[1, 3, h, w]`` into the upper left corners of one zero-padded batch."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (2, 3))
+    whole = np.zeros((len(images), 3, height, width), np.float32)
+    for place, image in zip(whole, images, strict=True):
+        place[:, : image.shape[2], : image.shape[3]] = image[0]
+    return whole

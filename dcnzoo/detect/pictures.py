@@ -1,0 +1,106 @@
+"""Read and resize pictures. Requires numpy and, to read files, OpenCV or Pillow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+def read(image: Any, bgr: bool = False) -> np.ndarray:
+    """Read a picture, [H, W, 3], uint8, BGR.
+
+    Args:
+        image: a file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or
+            between 0 and 1.
+        bgr: arrays and tensors are BGR.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ImportError: neither OpenCV nor Pillow is installed.
+        ValueError: it is not a picture.
+    """
+    if isinstance(image, str | os.PathLike):
+        return _read_file(image)
+    if hasattr(image, "getexif"):
+        return _from_pillow(image)
+    if hasattr(image, "detach"):
+        image = image.detach().cpu()
+        if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
+            image = (255 * image).round().byte()
+        image = image.numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"image: expected [H, W, 3], uint8 (tensor: [3, H, W], uint8 or between 0 and 1), got "
+            f"{list(image.shape)}, {image.dtype}"
+        )
+    return image if bgr else np.ascontiguousarray(image[..., ::-1])
+
+
+def _read_file(path: str | os.PathLike) -> np.ndarray:
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "No such file", str(path))
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        return _read_with_pillow(path)
+    try:
+        content = np.fromfile(path, np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error:  # more than 2^30 pixels, which is more than Pillow accepts: its error has their number
+        return _read_with_pillow(path)
+    if picture is None:
+        raise ValueError(f"image: expected a picture that OpenCV can read, got {path}")
+    return picture
+
+
+def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "image: expected an array, or OpenCV or Pillow to read a file with: pip install pillow"
+        ) from error
+    try:
+        with Image.open(path) as opened:
+            return _from_pillow(opened)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image: expected a picture that Pillow can read, got {path}: {error}") from None
+
+
+def _from_pillow(image: PIL.Image.Image) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"image: expected a PIL image with 8 or 16 bits, got the mode {image.mode}")
+    if image.mode.startswith("I;16"):  # Pillow's conversion would saturate at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+
+
+def resized(
+    image: np.ndarray,  # [H, W, …], float32
+    size: tuple[int, int],
+    region: tuple[slice, slice] = (slice(None), slice(None)),
+) -> np.ndarray:
+    """Resize bilinearly like ``cv2.resize``; compute only ``region`` of the result, if given."""
+    for axis in (0, 1):
+        extent = image.shape[axis]
+        place = (np.arange(size[axis])[region[axis]] + 0.5) * (extent / size[axis]) - 0.5
+        place = place.clip(0, extent - 1)
+        low = place.astype(np.intp)
+        part = (place - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
+        above, below = image.take(low, axis), image.take(np.minimum(low + 1, extent - 1), axis)
+        image = above + (below - above) * part
+    return image

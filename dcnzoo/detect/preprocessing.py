@@ -1,0 +1,123 @@
+"""Convert pictures to a detector's input, as its exported file describes it. Requires only numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dcnzoo.detect.pictures import resized
+
+KEY = "dcnzoo"  # in the file's metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """The image operations of a detector's test pipeline and data preprocessor.
+
+    Attributes:
+        classes: names of the labels; may be empty.
+        rgb: reverse the channels (pictures are read as BGR).
+        mean, std: per channel, in the model's order.
+        scale: (width, height) to resize to; with ``keep_ratio`` the bounds, in either orientation; None: no
+            resizing.
+        pad_divisor: the model pads the normalised image with zeros, at right and bottom, to a multiple of
+            this.
+        square, divisor, least: padding by the pipeline: to a square, to a multiple, or to at least
+            (height, width).
+        value: padding value of the pipeline before normalisation, in the order blue, green, red.
+    """
+
+    classes: tuple[str, ...]
+    rgb: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: tuple[int, int] | None
+    keep_ratio: bool
+    pad_divisor: int
+    square: bool = False
+    divisor: int = 1
+    least: tuple[int, int] = (0, 0)
+    value: tuple[float, ...] = (0.0,) * 3
+
+    def to_metadata(self) -> dict[str, str]:
+        return {KEY: json.dumps(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing:
+        """Read it from the metadata of an exported file.
+
+        Raises:
+            ValueError: the metadata does not contain the output of :meth:`to_metadata`.
+        """
+        try:
+            values = json.loads(metadata[KEY])
+            values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "expected a detector written by dcnzoo export with its "
+                f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}"
+            ) from error
+
+    def __call__(
+        self,
+        picture: np.ndarray,  # [H, W, 3], uint8, BGR
+        limit: tuple[int | None, int | None] = (None, None),
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the model's input, [1, 3, h, w], and the height and width of the image without padding.
+
+        Args:
+            limit: the model's maximum height and width, if any.
+        """
+        size = self._size(picture.shape[:2], limit)
+        image = picture.astype(np.float32)
+        if size != picture.shape[:2]:
+            image = np.rint(resized(image, size))  # rounded to integers, as uint8 images are in training
+        image = _padded(image, self.padded(size, limit), self.value)
+        if self.rgb:
+            image = image[..., ::-1]
+        image = (image - np.float32(self.mean)) / np.float32(self.std)
+        whole = [
+            extent if most is not None else extent + -extent % self.pad_divisor
+            for extent, most in zip(image.shape, limit, strict=False)
+        ]
+        image = _padded(image, whole, (0.0,) * 3)
+        return np.ascontiguousarray(image.transpose(2, 0, 1)[None]), size
+
+    def padded(
+        self, size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
+    ) -> tuple[int, int]:
+        """Return the height and width after the pipeline's padding: MMDetection's ``img_shape``."""
+        height, width = (max(size),) * 2 if self.square else size
+        whole = [
+            max(extent + -extent % self.divisor, least)
+            for extent, least in zip((height, width), self.least, strict=True)
+        ]
+        return tuple(min(extent, most or extent) for extent, most in zip(whole, limit, strict=True))
+
+    def _size(self, given: tuple[int, int], limit: tuple[int | None, int | None]) -> tuple[int, int]:
+        most = [size or np.inf for size in limit]
+        if self.scale is not None and not self.keep_ratio:
+            return tuple(int(min(pair)) for pair in zip(self.scale[::-1], most, strict=True))
+        factor = 1.0
+        if self.scale is not None:
+            factor = min(max(self.scale) / max(given), min(self.scale) / min(given))
+        size = tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+        if all(extent <= largest for extent, largest in zip(size, most, strict=True)):
+            return size
+        factor = min(largest / extent for extent, largest in zip(given, most, strict=True))
+        return tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+
+
+def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) -> np.ndarray:
+    """Place an image [H, W, 3] in the upper left corner of a larger one."""
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size):
+        return image
+    whole = np.empty((*size, 3), image.dtype)
+    whole[:] = value
+    whole[:height, :width] = image
+    return whole

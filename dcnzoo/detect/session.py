@@ -1,0 +1,114 @@
+"""An exported file in a runtime. Requires numpy and the runtime, but not torch."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from dcnzoo.detect import backends
+
+ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
+
+
+class Session:
+    """An exported file in a runtime: ``session(images)`` returns the outputs by name.
+
+    Args:
+        path: see :class:`dcnzoo.export.Detector`.
+        backend: ``"onnxruntime"``, ``"openvino"`` or ``"aotinductor"``, which requires torch; None: the one
+            for the file's ending.
+        device: ``"cpu"``, ``"cuda"``, which requires onnxruntime-gpu, or ``"auto"``.
+        threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
+            the whole process.
+
+    Attributes:
+        metadata: the file's metadata.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ImportError: the runtime is not installed.
+        ValueError: the runtime cannot load the file; or the device or backend is not available.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        backend: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        backend = backend or ENDINGS.get(Path(path).suffix, "onnxruntime")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        if backend not in backends.NAMES:
+            raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, got {backend!r}")
+        if not Path(path).is_file():
+            raise FileNotFoundError(2, "No such file", str(path))
+        self.path = str(path)
+        self.device = _best_device(backend) if device == "auto" else device
+        try:
+            runtime = import_module(f"dcnzoo.detect.backends.{backend}")
+            opened = runtime.open_file(self.path, self.device, threads)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
+            ) from error
+        self.inputs, self.output_names, self.metadata, self._run = opened
+        self.shape = next(iter(self.inputs.values()))
+
+    def require_detections(self) -> None:
+        """Raise ValueError if the outputs are a head's raw outputs."""
+        if not {"dets", "labels"} <= set(self.output_names):
+            names = ", ".join(self.output_names)
+            hint = "exported with --skip-postprocess?"
+            raise ValueError(f"{self.path}: expected outputs dets and labels, got {names}: {hint}")
+
+    def __call__(
+        self,
+        images: np.ndarray,  # [N, 3, H, W], float32
+        sizes: np.ndarray | None = None,  # [N, 2], (height, width)
+    ) -> dict[str, np.ndarray]:
+        """Run the model, in batches and with padding if the graph has a fixed size.
+
+        Args:
+            sizes: of each image without padding, for graphs with such an input (DETR); otherwise ignored.
+
+        Raises:
+            ValueError: the images do not fit the graph's size.
+        """
+        batch, _, height, width = self.shape
+        given = images.shape
+        room = [0, 0]
+        fits = images.ndim == 4 and given[1] == 3
+        if fits:
+            room = [(limit or size) - size for limit, size in zip((height, width), given[2:], strict=True)]
+        if not fits or min(room) < 0:
+            expected = ", ".join("any" if size is None else str(size) for size in self.shape)
+            raise ValueError(f"{self.path}: input: expected shape ({expected}) or smaller, got {given}")
+        if sizes is None:
+            sizes = np.tile(np.array(given[2:], np.int64), (len(images), 1))
+        step = batch or len(images)
+        parts = []
+        for start in range(0, len(images), step):
+            part, part_sizes = images[start : start + step], sizes[start : start + step]
+            missing = step - len(part)
+            values = (
+                np.pad(part, [(0, missing), (0, 0), *((0, size) for size in room)]),
+                np.pad(part_sizes.astype(np.int64), [(0, missing), (0, 0)], mode="edge"),
+            )
+            outputs = self._run(dict(zip(self.inputs, values, strict=False)))
+            parts.append([output[: len(part)] for output in outputs])
+        whole = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        return dict(zip(self.output_names, whole, strict=True))
+
+
+def _best_device(backend: str) -> str:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return "cpu"
+    has_gpu = backend == "onnxruntime" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "cuda" if has_gpu else "cpu"

@@ -1,0 +1,97 @@
+"""The images of a call: files, folders, patterns, videos, arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.files import picture_files
+
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+
+
+def several(images: Any) -> Iterable[Any] | None:
+    """Return the images of a list, folder or pattern, or a list of a video; None for a single image."""
+    if isinstance(images, str | os.PathLike):
+        if not _is_video(images):
+            return picture_files(images)
+        if not Path(images).is_file():
+            raise FileNotFoundError(2, "No such file", str(images))
+        return [images]
+    single = hasattr(images, "shape") or not isinstance(images, Iterable)  # an array, a tensor, a PIL image
+    return None if single or isinstance(images, bytes) else images
+
+
+def named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:
+    """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none."""
+    for image in images:
+        if _is_video(image):
+            with skipping(skipped):
+                for number, frame in enumerate(frames(image), 1):
+                    yield f"{image}#{number}", frame if bgr else frame[..., ::-1]
+        else:
+            yield str(image) if isinstance(image, str | os.PathLike) else "", image
+
+
+def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """Yield the frames of a video, [H, W, 3], uint8, BGR."""
+    import cv2
+
+    video = cv2.VideoCapture(str(path))
+    try:
+        if not video.isOpened():
+            raise ValueError(f"image: expected a video that OpenCV can read, got {path}")
+        while (frame := video.read()[1]) is not None:
+            yield frame
+    finally:
+        video.release()
+
+
+@contextlib.contextmanager
+def skipping(skipped: list[str] | None) -> Iterator[None]:
+    """Context in which an image that cannot be read is added to the list; without a list, it is an error."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        if skipped is None:
+            raise
+        skipped.append(one_line(error))
+        print(f"skipped: {skipped[-1]}", file=sys.stderr)
+
+
+def count(images: Iterable[Any]) -> int | None:
+    """Return the number of images; None if it is unknown, as with a video."""
+    if not isinstance(images, Sized) or any(map(_is_video, images)):
+        return None
+    return len(images)
+
+
+def _is_video(image: Any) -> bool:
+    return isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in VIDEOS
+
+
+def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:
+    """Yield the images; if there are several and standard error is a terminal, show a progress bar."""
+    if total == 1 or not sys.stderr.isatty():
+        return images
+    try:
+        from rich.console import Console
+
+        from dcnzoo.utils.progress import make_progress
+    except ModuleNotFoundError:  # an exported detector does not require rich
+        return images
+
+    def tracked() -> Iterator[Any]:
+        options = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+        with make_progress(Console(stderr=True), **options) as progress:
+            bar = progress.add_task("detecting", total=total, note="")
+            yield from progress.track(images, task_id=bar)
+
+    return tracked()

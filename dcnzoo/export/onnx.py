@@ -1,0 +1,92 @@
+"""Write ONNX files of modules with dcnzoo's operators."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from dcnzoo.compat import patches, transformers
+from dcnzoo.export import passes
+from dcnzoo.export.fixed_size import TRACEABLE, soft_keep_boxes
+from dcnzoo.export.registration import first_cause, translation_table
+from dcnzoo.utils.files import replacing
+
+DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
+
+
+def export_onnx(
+    model: torch.nn.Module,
+    args: tuple,
+    path: str | os.PathLike,
+    *,
+    opset_version: int = DEFAULT_OPSET,
+    deform_conv: str = "auto",
+    dynamic_shapes: Any = None,
+    input_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model with dcnzoo's operators to an ONNX file, atomically.
+
+    Args:
+        model: exported in its current mode: call ``eval()`` first.
+        args: example inputs.
+        dynamic_shapes: the dynamic axes, as for :func:`torch.export.export`.
+        opset_version, deform_conv: as for :func:`translation_table`.
+        metadata: entries for the metadata of the file.
+
+    Raises:
+        ValueError: as :func:`translation_table`; or an operator of the model has no translation.
+    """
+    import onnx
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
+
+    table = translation_table(opset_version, deform_conv)
+    with torch.no_grad(), quiet(), transformers.translated(), patches.Changes() as changes:
+        changes.wrap(SimplePatternMatcher, "match", passes.match)
+        # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
+        # ONNX export
+        program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+        passes.remove_assertions(program)
+        soft = soft_keep_boxes._opoverload  # becomes a loop
+        if any(node.target is soft for node in program.graph.nodes):
+            program = program.run_decompositions({soft: TRACEABLE[soft]})
+        passes.check_ranges(program)
+        passes.set_types_of_ranges(program)
+        try:
+            onnx_program = torch.onnx.export(
+                program,
+                opset_version=opset_version,
+                input_names=input_names,
+                output_names=output_names,
+                custom_translation_table=table,
+                dynamo=True,
+                verbose=False,
+            )
+        except RuntimeError as error:  # torch wraps it in a long report
+            raise ValueError(str(first_cause(error))) from error
+    passes.remove_reshapes(onnx_program.model)
+    model_proto = onnx_program.model_proto
+    for key, value in (metadata or {}).items():
+        model_proto.metadata_props.add(key=key, value=value)
+    with replacing(path) as partial:
+        onnx.save(model_proto, partial)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress messages that do not concern the user, such as that torchvision is missing."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,80 @@
+"""Changes to traced programs and ONNX graphs that torch's exporter needs, and corrections of its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+
+def match(match: Callable, self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+    """Call onnxscript's ``SimplePatternMatcher.match`` only for the operator of the pattern.
+
+    For each node, it would list all nodes of the graph, if the pattern has several outputs.
+    """
+    operator = self.pattern.output_nodes[0].op_identifier()
+    if operator in (None, node.op_identifier()):
+        return match(self, model, graph, node, **options)
+    from onnxscript.rewriter import MatchResult
+
+    return MatchResult().fail("another operator")
+
+
+def check_ranges(program: torch.export.ExportedProgram) -> None:
+    """Refuse a graph for a limited range of sizes: tracing treats an axis of length 1 as constant."""
+    for symbol, sizes in program.range_constraints.items():
+        computed = str(symbol).startswith("u")  # a number in the graph, not the size of an input
+        if not computed and sizes.upper.is_finite and sizes.upper < 2**31:
+            raise ValueError(
+                "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
+                f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
+            )
+
+
+def remove_assertions(program: torch.export.ExportedProgram) -> None:
+    """Remove the checks of types that ``.to`` adds: in ``torch.vmap``, they fail with symbolic sizes."""
+    for node in program.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+    ):
+        program.graph.erase_node(node)
+
+
+def set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
+    """Set ``dtype`` of each ``arange``: without it, torch's exporter gives ``arange(0, 8.0)`` two types."""
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.start):
+        node.update_kwarg("dtype", node.meta["val"].dtype)
+
+
+def remove_reshapes(model: onnx_ir.Model) -> None:
+    """Remove reshapes that undo each other, also before and after an elementwise function.
+
+    ``torch.vmap`` adds them between convolutions. At each of them, OpenVINO would convert the map's layout.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in model.graph:
+        if node.op_type != "Reshape" or node.outputs[0].shape.has_unknown_dim():
+            continue
+        (result,), value, function = node.outputs, node.inputs[0], None
+        while value.shape != result.shape and len(value.uses()) == 1 and (maker := value.producer()):
+            if maker.op_type in _ELEMENTWISE and function is None:
+                function = maker
+            elif maker.op_type != "Reshape":
+                break
+            value = maker.inputs[0]
+        if value.shape != result.shape or result.is_graph_output():
+            continue
+        if function is not None:
+            function.replace_input_with(0, value)
+            (value,) = function.outputs
+            value.shape = result.shape
+        result.replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+    RemoveUnusedNodesPass()(model)
+
+
+_ELEMENTWISE = ("Relu", "Sigmoid")
