@@ -39,6 +39,7 @@ def write_config(
     val_images: str | Path | None = None,
     model: str | None = None,
     weights: bool = True,
+    changes: Mapping[str, object] | None = None,
 ) -> str:
     """Write a config that inherits from a published one and sets everything about the data.
 
@@ -50,6 +51,8 @@ def write_config(
             mask, else a Faster R-CNN with DCNv2.
         weights: start from the model's published weights. If False, the config loads no weights at all, and
             no part of the backbone is frozen.
+
+        changes: other settings, ``{"train_cfg.max_epochs": 24}``.
 
     Returns:
         The base of the config.
@@ -111,7 +114,9 @@ def write_config(
     }
     if address or (not weights and config.get("load_from")):
         settings["load_from"] = address
-    write_text(out, f"{HEAD}{Config(settings).pretty_text}")  # sorts by name: variables come first
+    written = Config(settings)
+    written.merge_from_dict(dict(changes or {}))
+    write_text(out, f"{HEAD}{written.pretty_text}")  # sorts by name: variables come first
     check_config(read_config_file(out), out)
     return base
 

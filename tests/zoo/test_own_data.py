@@ -1,0 +1,87 @@
+"""``dcnzoo train --data``: every format leads to a config that trains, or to the mistake."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.own_data import prepare
+
+from ..formats import CLASSES, fruits, objects, objects_of, write_labelme, write_voc, write_yolo
+
+
+def write_coco(folder, parts):
+    """Two files beside a folder of images."""
+    (folder / "pictures").mkdir(parents=True)
+    for split, content in parts.items():
+        images = [{key: image[key] for key in image if key != "path"} for image in content["images"]]
+        for image in content["images"]:
+            (folder / "pictures" / image["file_name"]).symlink_to(image["path"])
+        annotations = [{**a, "area": 24 * 32, "iscrowd": 0} for a in content["annotations"]]
+        text = json.dumps({**content, "images": images, "annotations": annotations})
+        (folder / f"instances_{split}.json").write_text(text)
+
+
+WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": write_labelme}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format(tmp_path, name):
+    parts = fruits(tmp_path / "drawn")
+    WRITERS[name](tmp_path / "fruits", parts)
+    result = prepare(tmp_path / "fruits", tmp_path / "run")
+    train, val = tmp_path / "run/data/train.json", tmp_path / "run/data/val.json"
+    if name == "labelme":  # has no validation set: a random split
+        assert not objects(train) & objects(val)
+        assert any("at random" in line for line in result.decisions)
+    else:
+        assert objects(val) == objects_of(parts["val"])
+    assert objects(train, val) == set().union(*map(objects_of, parts.values()))
+    cfg = read_config_file(result.config)
+    assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES) and cfg.model.backbone.dcn
+    dataset = cfg.train_dataloader.dataset
+    assert tuple(dataset.metainfo.classes) == CLASSES and dataset.ann_file == str(train)
+    assert result.epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
+
+
+def spoil_voc(folder):
+    file = next((folder / "Annotations").glob("*.xml"))
+    file.write_text(file.read_text().replace("<xmax>", "<xmax>9", 1))
+    return file
+
+
+def spoil_yolo(folder):
+    file = next((folder / "labels/train").glob("*.txt"))
+    file.write_text(file.read_text().replace("0 ", "7 ", 1))
+    return file
+
+
+def spoil_labelme(folder):
+    file = next(folder.glob("*.json"))
+    file.write_text(file.read_text().replace("rectangle", "line", 1))
+    return file
+
+
+def spoil_coco(folder):
+    file = folder / "instances_train.json"
+    file.write_text(file.read_text().replace('"category_id": 1', '"category_id": 9', 1))
+    return file
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_mistake_is_one_line_and_nothing_is_prepared(tmp_path, name):
+    WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    spoil = {"voc": spoil_voc, "yolo": spoil_yolo, "labelme": spoil_labelme, "coco": spoil_coco}
+    spoil[name](tmp_path / "fruits")
+    with pytest.raises(UserError) as error:
+        prepare(tmp_path / "fruits", tmp_path / "run")
+    assert len(error.value.args) == 1
+    assert not list((tmp_path / "run").rglob("*.py"))
+
+
+def test_an_unknown_format(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(UserError, match="expected a COCO file"):
+        prepare(tmp_path, tmp_path / "run")
