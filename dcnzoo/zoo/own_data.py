@@ -54,8 +54,8 @@ def prepare(
     Args:
         data: a folder or file: COCO, Pascal VOC, YOLO or LabelMe.
         work_dir: the work directory of the training.
-        model: a name in the zoo or a config file. Default: on a GPU, a published model with DCNv2; on a CPU, a
-            small one.
+        model: a name in the zoo or a config file. Default: on a GPU, a published model with DCNv2; on a CPU,
+            a small one.
         seed, val_share: of the random split, if the data has no validation set.
 
     Raises:
@@ -144,7 +144,8 @@ def _coco(data: Path, folder: Path) -> Iterator[Part]:
             f"data: expected one COCO file for training and at most one for validation, got {names}"
         )
     for file in (*train, *val):
-        yield files[file], _image_folder(file, files[file])
+        images = _image_folder(file, files[file])
+        yield checked_coco(file, images).content, images
 
 
 def _image_folder(file: Path, content: dict) -> Path:

@@ -19,7 +19,9 @@ def write_coco(folder, parts):
         images = [{key: image[key] for key in image if key != "path"} for image in content["images"]]
         for image in content["images"]:
             (folder / "pictures" / image["file_name"]).symlink_to(image["path"])
-        annotations = [{**a, "area": 24 * 32, "iscrowd": 0} for a in content["annotations"]]
+        annotations = [
+            {**a, "id": a["id"] + 1, "area": 24 * 32, "iscrowd": 0} for a in content["annotations"]
+        ]
         text = json.dumps({**content, "images": images, "annotations": annotations})
         (folder / f"instances_{split}.json").write_text(text)
 
@@ -42,6 +44,7 @@ def test_every_format(tmp_path, name):
     cfg = read_config_file(result.config)
     assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES) and cfg.model.backbone.dcn
     dataset = cfg.train_dataloader.dataset
+    dataset = dataset.get("dataset", dataset)  # inside of RepeatDataset
     assert tuple(dataset.metainfo.classes) == CLASSES and dataset.ann_file == str(train)
     assert result.epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
 
