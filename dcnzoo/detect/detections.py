@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,18 @@ import numpy as np
 from dcnzoo.utils.files import replacing
 
 if TYPE_CHECKING:
+    import pandas
     import PIL.Image
+    import supervision
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The objects in a picture, best first; boxes and masks are in pixels of the picture."""
+    """The objects in a picture, best first; boxes and masks are in pixels of the picture.
+
+    ``result[0]``, ``result[:5]`` and ``result[result.scores > 0.8]`` select objects, and a loop visits them
+    one by one; each is a ``Detections``. A notebook shows the picture.
+    """
 
     boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
     scores: np.ndarray  # [K], float32
@@ -30,6 +38,15 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> Detections:
+        if isinstance(index, int | np.integer):
+            index = range(len(self))[index]  # raises IndexError, which also ends a loop
+            return self.select(slice(index, index + 1))
+        return self.select(index)
+
+    def __iter__(self) -> Iterator[Detections]:
+        return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
         counts = Counter(self.names).most_common()
@@ -62,6 +79,30 @@ class Detections:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
         with replacing(path) as partial:
             self.draw().save(partial, kind)
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the drawn picture for a notebook; None without a picture."""
+        if self.image is None:
+            return None
+        content = io.BytesIO()
+        self.draw().save(content, "png")
+        return content.getvalue()
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return ``supervision.Detections``, with the names as ``data["class_name"]``."""
+        import supervision
+
+        names = {"class_name": np.array(self.names, dtype=str)}
+        return supervision.Detections(self.boxes, self.masks, self.scores, self.labels, data=names)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a ``pandas.DataFrame`` with a row per object: path, name, score, x1, y1, x2, y2."""
+        import pandas
+
+        rows = zip(self.names, self.scores.tolist(), *self.boxes.T.tolist(), strict=True)
+        table = pandas.DataFrame(rows, columns=["name", "score", "x1", "y1", "x2", "y2"])
+        table.insert(0, "path", self.path)
+        return table
 
     def to_coco(self, content: dict | None = None) -> dict:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.

@@ -15,6 +15,7 @@ import numpy as np
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import read
+from dcnzoo.utils.text import counted, few
 
 
 class Results(Iterator[Detections]):
@@ -49,6 +50,20 @@ class BaseDetector:
     device: str
     score_threshold: float
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The name of each label."""
+        return dict(enumerate(self.classes))
+
+    def __repr__(self) -> str:
+        classes = f"{counted(len(self.classes), 'classes')}: {few(self.classes, 4)}"
+        return f"{type(self).__name__}({self._source}, {classes}, {self.device})"
+
+    @property
+    def _source(self) -> str:
+        """The model and its runtime, for ``repr``."""
+        raise NotImplementedError
+
     def __call__(
         self,
         images: Any,
@@ -64,8 +79,9 @@ class BaseDetector:
 
         Args:
             images: a file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8
-                or between 0 and 1. For a list of those, a folder, a pattern (``"street/*.jpg"``) or a video
-                file, the result is an iterator, which skips images that cannot be read.
+                or between 0 and 1. For a list of those, a tensor [N, 3, H, W], a folder, a pattern
+                (``"street/*.jpg"``) or a video file, the result is an iterator, which skips images that
+                cannot be read.
             batch_size: images of a batch are padded to a common size, as in MMDetection. This can change
                 detections near the right and lower border.
             score_threshold: drop detections with a lower score (default: that of the detector).

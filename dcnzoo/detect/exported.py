@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +54,10 @@ class ExportedDetector(BaseDetector):
             raise ValueError(f"{path}: {error}") from error
         self.model.require_detections()
         self.classes = self._preprocessing.classes
+
+    @property
+    def _source(self) -> str:
+        return f"{Path(self.model.path).name} in {self.model.backend}"
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""

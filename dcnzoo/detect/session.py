@@ -47,7 +47,7 @@ class Session:
             raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, got {backend!r}")
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
-        self.path = str(path)
+        self.path, self.backend = str(path), backend
         self.device = _best_device(backend) if device == "auto" else device
         try:
             runtime = import_module(f"dcnzoo.detect.backends.{backend}")

@@ -18,13 +18,15 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
 
 def several(images: Any) -> Iterable[Any] | None:
-    """Return the images of a list, folder or pattern, or a list of a video; None for a single image."""
+    """Return the images of a list, batch, folder or pattern, or a list of a video; None for a single one."""
     if isinstance(images, str | os.PathLike):
         if not _is_video(images):
             return picture_files(images)
         if not Path(images).is_file():
             raise FileNotFoundError(2, "No such file", str(images))
         return [images]
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
     single = hasattr(images, "shape") or not isinstance(images, Iterable)  # an array, a tensor, a PIL image
     return None if single or isinstance(images, bytes) else images
 

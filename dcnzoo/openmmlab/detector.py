@@ -8,6 +8,8 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
+from dcnzoo.detect.pictures import read
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
@@ -98,6 +101,17 @@ def build(
     return model.to(place)
 
 
+class Features(tuple[Tensor, ...]):
+    """Feature maps, [1, C, H, W], and their ``strides``."""
+
+    strides: tuple[int, ...]
+
+    def __new__(cls, maps: Sequence[Tensor], height: int) -> Features:
+        features = super().__new__(cls, maps)
+        features.strides = tuple(round(height / each.shape[-2]) for each in maps)
+        return features
+
+
 class TorchDetector(BaseDetector):
     """A detector of MMDetection for pictures, which runs the config's test pipeline.
 
@@ -112,6 +126,27 @@ class TorchDetector(BaseDetector):
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
+
+    @property
+    def _source(self) -> str:
+        name = getattr(self.model.cfg, "filename", None)
+        return type(self.model).__name__ + (f" {Path(name).stem}" if name else "")
+
+    def features(self, image: Any, *, bgr: bool = False) -> Features:
+        """Return the feature maps that the heads read: those of the neck, or of the backbone without one.
+
+        Args:
+            image: one picture, as in a call.
+            bgr: see :meth:`BaseDetector.__call__`.
+
+        Returns:
+            A tuple of maps, [1, C, H, W], the largest first, with the attribute ``strides``: input pixels per
+            map pixel. The input is the picture after the test pipeline.
+        """
+        inputs = self.prepare(read(image, bgr))
+        with torch.no_grad():
+            data = self.model.data_preprocessor(pseudo_collate([inputs]))
+            return Features(self.model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
 
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict], dict]:

@@ -1,6 +1,8 @@
 """``dcnzoo.load``: one interface for the zoo, for configs, for work directories and for exported files."""
 
+import dataclasses
 import importlib
+import io
 import itertools
 import json
 import re
@@ -156,6 +158,52 @@ def test_work_directory(detector, folder, tmp_path):
         dcnzoo.load(tmp_path / "empty")
     with pytest.raises(UserError, match=r"model: expected .* got .*epoch_8\.safetensors.* is the checkpoint"):
         dcnzoo.load(tmp_path / "epoch_8.safetensors")
+
+
+def test_selection(detector, folder):
+    result = detector(folder / "0.png", score_threshold=0.05)
+    assert len(result) > 2
+    for index in (0, 1, -1):
+        one = result[index]
+        assert len(one) == 1 and one.scores[0] == result.scores[index] and one.path == result.path
+        assert np.array_equal(one.masks[0], result.masks[index])
+    assert [len(each) for each in result] == [1] * len(result)
+    good = result[result.scores > result.scores[1]]
+    assert len(good) == 1 and len(result[:2]) == 2 and len(result[len(result) :]) == 0
+    with pytest.raises(IndexError):
+        result[len(result)]
+
+
+def test_other_packages_results(detector, folder):
+    result = detector(folder / "0.png", score_threshold=0.05)
+    supervision = pytest.importorskip("supervision")
+    theirs = result.to_supervision()
+    assert np.array_equal(theirs.xyxy, result.boxes) and np.array_equal(theirs.mask, result.masks)
+    assert list(theirs.data["class_name"]) == result.names and len(theirs) == len(result)
+    drawn = supervision.BoxAnnotator().annotate(result.image.copy(), theirs)
+    assert drawn.shape == result.image.shape and (drawn != result.image).any()
+    assert len(result[:0].to_supervision()) == 0
+
+
+def test_a_notebook_shows_the_picture(detector, folder):
+    result = detector(folder / "0.png")
+    assert Image.open(io.BytesIO(result._repr_png_())).size == result.draw().size
+    assert dataclasses.replace(result, image=None)._repr_png_() is None
+
+
+def test_features(detector, folder):
+    features = detector.features(folder / "0.png")
+    assert len(features) == len(features.strides) == detector.model.neck.num_outs
+    for feature, stride, following in zip(features, features.strides, features.strides[1:], strict=False):
+        assert feature.shape[:2] == (1, detector.model.neck.out_channels) and following == 2 * stride
+    text = repr(detector)
+    assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.names[0] in text
+
+
+def test_a_batch_tensor(detector, folder):
+    picture = torch.from_numpy(np.array(Image.open(folder / "0.png").convert("RGB"))).permute(2, 0, 1)
+    results = list(detector(torch.stack([picture, picture.flip(2)])))
+    assert len(results) == 2 and np.array_equal(results[0].boxes, detector(picture).boxes)
 
 
 def test_unknown_labels_are_numbers():
