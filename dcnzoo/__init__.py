@@ -2,14 +2,14 @@
 
 ``import dcnzoo`` imports neither torch nor OpenMMLab. It only registers import finders. They provide
 ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and the compiled modules that
-``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.extensions`).
+``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dcnzoo.compat import extensions as _extensions
+from dcnzoo.compat import host as _host
 from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.version import __version__
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "from_deformable", "load", "to_deformable"]
 
 _mmcv.install()
-_extensions.provide_from_environment()
+_host.provide_from_environment()
 
 
 def __getattr__(name: str):

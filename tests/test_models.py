@@ -1,4 +1,4 @@
-"""The plugin: ``dcn=…`` in backbones, necks and detectors. The packs: test_compat_mmcv_deform_conv.py."""
+"""The plugin: ``dcn=…`` in backbones, necks and detectors. The packs: compat/test_mmcv_deform_conv.py."""
 
 import copy
 import importlib

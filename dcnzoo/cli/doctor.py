@@ -18,7 +18,7 @@ import click
 from packaging.version import Version
 
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.compat import extensions
+from dcnzoo.compat import host
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import one_line
 from dcnzoo.version import __version__
@@ -292,7 +292,7 @@ def command(package: str | None) -> None:
       dcnzoo doctor --for mmseg
     """
     lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
-    lines += [("provided", f"{name}: {whose}") for name, whose in extensions.status().items()]
+    lines += [("provided", f"{name}: {whose}") for name, whose in host.status().items()]
     found = Found.here()
     wrong = list(problems(found))
     if package and not wrong:

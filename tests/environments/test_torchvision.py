@@ -10,7 +10,7 @@ from dcnzoo.compat import patches
 from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore
 from dcnzoo.ops import _library
 
-from ..test_compat_torchvision import GEOMETRY, maps_and_boxes, tensors
+from ..compat.test_torchvision import GEOMETRY, maps_and_boxes, tensors
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
 

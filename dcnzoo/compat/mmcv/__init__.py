@@ -6,7 +6,7 @@ Without mmcv, you can import ``deform_conv2d``, ``modulated_deform_conv2d``, ``D
 
 mmcv-lite is mmcv without its compiled module ``mmcv._ext``. Without this module, ``mmcv.ops`` and MMDetection
 cannot be imported. After :func:`install`, ``import mmcv._ext`` falls back to :mod:`dcnzoo.compat.mmcv._ext`,
-as :mod:`dcnzoo.compat.extensions` describes. A compiled ``mmcv._ext`` stays in use.
+as :mod:`dcnzoo.compat.host` describes. A compiled ``mmcv._ext`` stays in use.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dcnzoo.compat import extensions, patches
+from dcnzoo.compat import host, patches
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> object:
 
 def install() -> None:
     """Make ``import mmcv._ext`` fall back to dcnzoo's operators. This imports nothing yet."""
-    extensions.fall_back(EXTENSION, STAND_IN)
+    host.known()[EXTENSION].provide()
 
 
 def compiled_extension() -> ModuleType | None:

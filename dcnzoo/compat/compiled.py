@@ -3,14 +3,13 @@
 The deformable convolutions are the functions of :mod:`dcnzoo.compat.mmcv._ext`, because mmcv's code has the
 same origin: tensors named ``output`` and ``grad_…`` are written in place; ``columns`` and ``ones`` are not
 used. The other backwards return their gradients. Any batch size works with any ``im2col_step``, and half
-precision too. detectron2's rotated boxes and fast COCO evaluation are not provided.
+precision too.
 """
 
 import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
     deform_conv_backward_input,
     deform_conv_backward_parameters,
@@ -20,18 +19,6 @@ from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
     modulated_deform_conv_forward,
     ms_deform_attn_forward,
 )
-
-__getattr__ = missing(__name__)
-
-# names in deform_conv_cuda
-deform_conv_forward_cuda = deform_conv_forward
-deform_conv_backward_input_cuda = deform_conv_backward_input
-deform_conv_backward_parameters_cuda = deform_conv_backward_parameters
-modulated_deform_conv_cuda_forward = modulated_deform_conv_forward
-modulated_deform_conv_cuda_backward = modulated_deform_conv_backward
-# names in detectron2._C
-deform_conv_backward_filter = deform_conv_backward_parameters
-get_cuda_version = get_compiler_version
 
 
 def ms_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:

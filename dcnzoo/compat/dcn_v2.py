@@ -7,7 +7,6 @@ state dicts load.
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.compat.extensions import missing
 from dcnzoo.compat.mmcv.deform_conv import (
     ModulatedDeformConv2d,
     ModulatedDeformConv2dPack,
@@ -17,8 +16,6 @@ from dcnzoo.compat.mmcv.deform_conv import (
 from dcnzoo.compat.mmcv.plain import at_least_float32, gradients
 from dcnzoo.compat.signatures import takes
 from dcnzoo.ops.reference import interpolate_clamped
-
-__getattr__ = missing(__name__)
 
 
 def dcn_v2_conv(

@@ -19,7 +19,7 @@ import dcnzoo.ops.reference as reference
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.models import DCN, DCNv2
 
-from .modules import assert_same, randomise
+from ..modules import assert_same, randomise
 
 mmcv_ops = importlib.import_module("mmcv.ops")  # mmcv's Python code on dcnzoo's operators
 FUNCTIONS = {

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
+from dcnzoo.compat.compiled import geometry
 from dcnzoo.compat.deformable_detr import MSDeformAttn
-from dcnzoo.compat.extensions import missing
-from dcnzoo.compat.extensions.compiled import geometry
 from dcnzoo.compat.mmcv.plain import gradients
 from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
-
-__getattr__ = missing(__name__)
 
 FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only the kernels differ
 

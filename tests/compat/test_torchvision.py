@@ -11,7 +11,7 @@ import torch
 import dcnzoo.ops.reference as reference
 from dcnzoo.compat.torchvision import RoIAlign, accelerate, deform_conv2d, restore, roi_align
 
-from .modules import assert_same
+from ..modules import assert_same
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)

@@ -1,7 +1,7 @@
 """Operators of ``mmcv.ops`` on dcnzoo's operators: recorded results, gradients and half precision.
 
 The results were recorded with dcnzoo 0.2, whose functions equalled mmcv's compiled operators, or its CUDA
-kernels on CPU threads, in hundreds of random cases. ``python -m tests.test_compat_mmcv_ops`` records again.
+kernels on CPU threads, in hundreds of random cases. ``python -m tests.compat.test_mmcv_ops`` records again.
 """
 
 import importlib
@@ -19,11 +19,11 @@ from shapely import MultiPoint, Point
 
 import dcnzoo.compat.mmcv
 import dcnzoo.models
-from dcnzoo.compat import extensions
+from dcnzoo.compat import host
 from dcnzoo.compat.mmcv import _ext
 
 ops = importlib.import_module("mmcv.ops")
-RECORDED = Path(__file__).parent / "data/mmcv_ops.json"
+RECORDED = Path(__file__).parents[1] / "data/mmcv_ops.json"
 BIAS_LEAKY_RELU = importlib.import_module("mmcv.ops.fused_bias_leakyrelu").FusedBiasLeakyReLUFunction.apply
 
 
@@ -362,7 +362,7 @@ def test_every_function_of_mmcv_exists_or_names_a_replacement():
 
 def test_finder_is_last_and_knows_one_name():
     dcnzoo.compat.mmcv.install()  # a second call has no effect
-    (finder,) = [f for f in sys.meta_path if isinstance(f, extensions.Finder)]
+    (finder,) = [f for f in sys.meta_path if isinstance(f, host.Finder)]
     assert finder.find_spec("mmcv.ops") is None
     assert finder.find_spec("mmcv._ext").origin == str(dcnzoo.compat.mmcv.STAND_IN)
     assert "dcnzoo" in _ext.get_compiler_version() and "dcnzoo" in _ext.get_compiling_cuda_version()

@@ -12,8 +12,8 @@ import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # noqa: F401  these two add all patches
 from dcnzoo.compat import after_import, patches
 
-from .modules import randomise
-from .processes import run_code
+from ..modules import randomise
+from ..processes import run_code
 
 LAYER = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1)
 

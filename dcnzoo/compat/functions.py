@@ -1,0 +1,39 @@
+"""Replacements for functions of other projects that do not call their compiled module on the CPU."""
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+from dcnzoo.compat import detectron2
+from dcnzoo.compat.mmcv._ext import attention_in_place_of
+
+
+def _attention_function(dtype: torch.dtype) -> type:
+    """A function class of BEVFormer, of which projects call only ``apply``; ``dtype`` is that of autocast."""
+
+    class MultiScaleDeformableAttnFunction:
+        @staticmethod
+        def apply(value, shapes, starts, locations, weights, im2col_step) -> Tensor:
+            device = value.device.type
+            if torch.is_autocast_enabled(device):
+                value, locations, weights = (tensor.to(dtype) for tensor in (value, locations, weights))
+            with torch.autocast(device, enabled=False):
+                return dcnzoo.ops.ms_deform_attn(value, shapes, starts, locations, weights)
+
+    return MultiScaleDeformableAttnFunction
+
+
+# name of the function → function of the module that returns the replacement
+REPLACEMENTS: dict[str, Callable[[ModuleType], object]] = {
+    "deform_conv": lambda module: detectron2.deform_conv,
+    "modulated_deform_conv": lambda module: detectron2.modulated_deform_conv,
+    "multi_scale_deformable_attn_pytorch": lambda module: attention_in_place_of(
+        module.multi_scale_deformable_attn_pytorch
+    ),
+    "MultiScaleDeformableAttnFunction_fp32": lambda module: _attention_function(torch.float32),
+    "MultiScaleDeformableAttnFunction_fp16": lambda module: _attention_function(torch.float16),
+    "COCOeval_opt": lambda module: module.COCOeval,  # it calls functions of detectron2._C that dcnzoo lacks
+}

@@ -1,0 +1,17 @@
+"""detectron2's compiled module."""
+
+from dcnzoo.compat.host import Host
+
+HOSTS = (
+    Host(
+        "detectron2._C",
+        {"detectron2": "", "CenterNet2": ""},
+        ("dcnzoo.compat.compiled",),
+        names={
+            "deform_conv_backward_filter": "deform_conv_backward_parameters",
+            "get_cuda_version": "get_compiler_version",
+        },
+        functions=("deform_conv", "modulated_deform_conv", "COCOeval_opt"),
+        missing="the fast COCO evaluation (pycocotools evaluates instead)",
+    ),
+)

@@ -1,0 +1,41 @@
+"""The compiled modules of InternImage and FlashInternImage."""
+
+from importlib.util import find_spec
+from types import ModuleType
+
+from dcnzoo.compat.after_import import call
+from dcnzoo.compat.host import Host, is_ours
+from dcnzoo.compat.patches import Changes, Patch
+
+
+def _add_version(changes: Changes) -> None:
+    versions = changes.enter_context(Changes())
+
+    def add(resources: ModuleType) -> None:
+        if is_ours(find_spec("DCNv3")):
+            version = resources.Distribution(project_name="DCNv3", version="1.1")
+            versions.set_item(resources.working_set.by_key, version.key, version)
+
+    changes.callback(call("pkg_resources", add))
+
+
+REASON = "ops_dcnv3 reads the version of the package DCNv3 with pkg_resources"
+STRIDES = "layers with a stride other than 1"
+FILES = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func", "modules", "modules.dcnv4")
+FILES += ("modules.flash_deform_attn", "ext")
+HOSTS = (
+    Host(
+        "DCNv3",
+        {"InternImage": ""},
+        ("dcnzoo.compat.compiled",),
+        patches=(Patch("DCNv3_version", "pkg_resources", REASON, "all", _add_version),),
+        missing=STRIDES,
+    ),
+    Host(
+        "DCNv4",
+        {"FlashInternImage": ""},
+        ("dcnzoo.compat.dcnv4",),
+        imports=("DCNv4", *(f"DCNv4.{name}" for name in FILES)),
+        missing=STRIDES,
+    ),
+)

@@ -1,0 +1,25 @@
+import sys
+
+import pytest
+
+import dcnzoo.compat
+from dcnzoo.compat import after_import, host, patches
+
+
+@pytest.fixture
+def provide(monkeypatch):
+    """:func:`dcnzoo.compat.provide`. Its changes and later imports are undone after the test."""
+    before = dict(sys.modules)
+    known = len(patches._patches)
+    monkeypatch.setattr(host._finder, "hosts", dict(host._finder.hosts))
+    monkeypatch.setattr(after_import, "_watched", [])
+    monkeypatch.setattr(host, "_provided", [])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield dcnzoo.compat.provide
+    for patch in patches._patches[known:]:
+        patch.undo()
+    del patches._patches[known:]
+    for name in sys.modules.keys() - before:
+        spec = sys.modules[name].__spec__
+        if host.is_ours(spec) and not name.startswith("dcnzoo"):
+            del sys.modules[name]

@@ -1,0 +1,48 @@
+"""The compiled modules of Deformable DETR and its copies, called as in the projects."""
+
+import importlib
+
+import pytest
+import torch
+
+from dcnzoo.compat import patches
+
+from .programs import SHAPES, STARTS, attention, attention_leaves, compare
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("MultiScaleDeformableAttention", torch.float64), ("adet._C", torch.float16)]
+)
+def test_ms_deform_attn(provide, package, name, dtype):
+    if "." in name:
+        package(f"{name.partition('.')[0]}.config")
+    provide(name)
+    compiled = importlib.import_module(name)
+    compare(  # 2, the im2col_step, does not divide the batch of 3
+        lambda v, at, w: compiled.ms_deform_attn_forward(v, SHAPES, STARTS, at, w, 2),
+        attention,
+        *attention_leaves(),
+        dtype=dtype,
+        backward=lambda g, v, at, w: compiled.ms_deform_attn_backward(v, SHAPES, STARTS, at, w, g, 2),
+    )
+
+
+def test_grounding_dino_on_the_cpu(provide, package):
+    """GroundingDINO's layer calls the compiled module only for CUDA tensors, on the CPU its own function."""
+    module = "groundingdino.models.GroundingDINO.ms_deform_attn"
+    package(
+        module,
+        "from groundingdino import _C\n"
+        "def multi_scale_deformable_attn_pytorch(value, value_spatial_shapes, sampling_locations, weights):\n"
+        "    raise NotImplementedError\n",
+    )
+    provide("groundingdino._C")
+    project = importlib.import_module(module)
+    compare(
+        lambda v, at, w: project.multi_scale_deformable_attn_pytorch(v, SHAPES, at, w),
+        attention,
+        *attention_leaves(),
+    )
+    assert "groundingdino._C" in patches.active()
+    with patches.disabled("groundingdino._C"), pytest.raises(NotImplementedError):
+        project.multi_scale_deformable_attn_pytorch(*[None] * 4)
