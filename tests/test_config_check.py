@@ -145,6 +145,12 @@ def test_variables_and_other_modules():
     assert problems_of(cfg) == []
 
 
+def test_dcn_of_a_class_without_it():
+    cfg = dict(model=dict(type="YOLOX", backbone=dict(type="CSPDarknet", dcn="v2"), to_deformable="*"))
+    (problem,) = problems_of(cfg)
+    assert problem.startswith("model.backbone: CSPDarknet: dcn: ") and "to_deformable" in problem
+
+
 SAMPLE = [  # heads, data sets or variables of many kinds
     "cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py",
     "dab_detr/dab-detr_r50_8xb2-50e_coco.py",

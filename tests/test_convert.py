@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 import dcnzoo
 from dcnzoo.layers import DeformConv2d, MaskSigmoid, PackedDeformConv2d
+from dcnzoo.layers.convert import ConversionReport, replace_convolutions
 
 
 class Bottleneck(nn.Module):
@@ -271,6 +272,25 @@ def test_refused(reason):
     assert list(report.replaced) == ["0"] and list(report.refused) == ["1"]
     assert reason in report.refused["1"]
     assert model[1] is module
+
+
+def test_replace_convolutions():
+    """Any module can be the new one; subclasses of torch's convolutions only if requested."""
+    model = nn.ModuleDict(
+        {"plain": nn.Conv2d(3, 4, 3), "sub": Standardised(3, 4, 3), "linear": nn.Linear(3, 3)}
+    )
+    for subclasses, replaced in ((False, ["plain"]), (True, ["plain", "sub"])):
+        copied = copy.deepcopy(model)
+        report = replace_convolutions(copied, "*", lambda conv: nn.Identity(), subclasses=subclasses)
+        assert list(report.replaced) == replaced
+        assert [name for name, module in copied.items() if type(module) is nn.Identity] == replaced
+    name = "layer10.0.conv"
+    table = str(ConversionReport({name: "Conv2d → DCN"}, {"fc": "is lazy"})).splitlines()
+    assert table == [
+        f"{name}  Conv2d → DCN",
+        f"{'fc':14}  not replaced: is lazy",
+        "1 replaced, 1 not replaced",
+    ]
 
 
 def test_same_and_valid_padding():

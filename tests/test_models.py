@@ -203,6 +203,7 @@ THREE = dict(dcn=True, stage_with_dcn=(False, True, True))
         ("ResNet", dict(dcn=dict(type="DCNv7", deform_groups=1)), "dcn: type: .*'DCNv2'.* got 'DCNv7'$"),
         ("FPN", dict(in_channels=[4, 6], out_channels=5, num_outs=2, dcn="v9"), "dcn: .*got 'v9'"),
         *((family, THREE, "stage_with_dcn: expected 4 .*True") for family in ("ResNet", "RegNet", "HRNet")),
+        ("ResNet", dict(dcn=True, stage_with_dcn="True"), "stage_with_dcn: expected 4 .*'True'"),
         ("TridentResNet", dict(TRIDENT, **THREE), "stage_with_dcn: .*last stage"),
     ],
 )
@@ -222,6 +223,43 @@ def test_stages():
     three = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2))
     _, stages = deformable(backbone("ResNet-14", dcn=True, **three))
     assert stages == {"layer2", "layer3"}
+
+
+WS = dict(depth=26, base_channels=8, conv_cfg=dict(type="ConvWS"))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "setting", "names"),
+    [
+        (dict(FAMILIES["ResNet-18"], type="ResNet"), dict(dcn="v1"), "conv2"),
+        (dict(type="ResNet", **WS), dict(dcn=True), "conv2"),
+        (dict(PAFPN, type="FPN"), dict(dcn=True), "conv"),
+        (dict(FAMILIES["ResNet-18"], type="ResNet"), dict(to_deformable="layer2.*.conv2"), "conv2"),
+    ],
+)
+def test_other_layers_start_with_the_same_weights(cfg, setting, names):
+    """Building the new layers draws no random numbers that others would get."""
+    states = []
+    for settings in ({}, setting):
+        torch.manual_seed(1)
+        states.append(MODELS.build({**cfg, **settings}).state_dict())
+        states[-1]["next"] = torch.rand(3)
+    plain, state = states
+    new = {name.rpartition(".conv_offset")[0] for name in state if name.endswith("conv_offset.weight")}
+    assert new and {name.rpartition(".")[2] for name in new} == {names}
+    if "dcn" in setting:
+        assert {state._metadata[name]["version"] for name in new} == {2}
+    replaced = {f"{name}.weight" for name in new} if "dcn" in setting else set()
+    assert set(state) - set(plain) == {f"{n}.conv_offset.{p}" for n in new for p in ("weight", "bias")}
+    assert {name for name in plain if not torch.equal(plain[name], state[name])} == replaced
+
+
+def test_frozen_stages():
+    """The new layers of a frozen stage are frozen before the optimizer or DDP collects the parameters."""
+    for setting in (dict(dcn=True), dict(to_deformable="layer[23].*.conv2")):
+        model = backbone("ResNet-18", frozen_stages=2, **setting)
+        trained = {name[:6] for name, p in model.named_parameters() if p.requires_grad and "offset" in name}
+        assert "layer3" in trained and "layer2" not in trained
 
 
 def test_hrnet():

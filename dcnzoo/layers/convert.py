@@ -18,6 +18,7 @@ from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS
 from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
+from dcnzoo.utils.text import few
 
 _PACKS = {
     nn.Conv1d: packed.PackedDeformConv1d,
@@ -100,30 +101,41 @@ def to_deformable(
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
         TypeError: ``model`` is not a module.
     """
+    make = packed_layer(
+        kind,
+        offset_groups=offset_groups,
+        mask_groups=mask_groups,
+        offset_limit=offset_limit,
+        offset_activation=offset_activation,
+        mask_activation=mask_activation,
+        im2col_step=im2col_step,
+    )
+    report = replace_convolutions(model, where, make, caller="to_deformable")
+    _warn("to_deformable", report)
+    return report
+
+
+def packed_layer(
+    kind: str = "v2", *, mask_activation: str | nn.Module = "sigmoid", **options: Any
+) -> Callable[[ConvNd], nn.Module]:
+    """The function that converts one convolution; the arguments are those of :func:`to_deformable`."""
     if kind not in ("v1", "v2"):
         raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
 
-    def convert(convolution: ConvNd) -> nn.Module:
-        taps = math.prod(convolution.kernel_size)
-        from_one: dict[Any, nn.Module] = {
-            "sigmoid": packed.MaskSigmoid(scale=2),
-            "softmax": packed.MaskSoftmax(taps, scale=taps),
-        }
-        options = dict(
-            modulated=kind == "v2",
-            offset_groups=offset_groups,
-            mask_groups=mask_groups,
-            offset_limit=offset_limit,
-            offset_activation=copy.deepcopy(offset_activation),
-            mask_activation=from_one.get(mask_activation) or copy.deepcopy(mask_activation),
-            im2col_step=im2col_step,
-        )
+    def make(convolution: ConvNd) -> nn.Module:
+        activation: Any = copy.deepcopy(mask_activation)
+        if activation == "sigmoid":
+            activation = packed.MaskSigmoid(scale=2)
+        elif activation == "softmax":
+            taps = math.prod(convolution.kernel_size)
+            activation = packed.MaskSoftmax(taps, scale=taps)
+        arguments = dict(copy.deepcopy(options), modulated=kind == "v2", mask_activation=activation)
         try:
-            return _packed(convolution, options)
+            return _packed(convolution, arguments)
         except ValueError as error:
             raise _Refused(str(error)) from None
 
-    return _replace("to_deformable", model, where, convert, deformable=False)
+    return make
 
 
 def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
@@ -142,11 +154,53 @@ def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
     Raises:
         ValueError: no layer was replaced.
     """
-    return _replace("from_deformable", model, where, _folded, deformable=True)
+    report = _replace("from_deformable", model, where, _folded, deformable=True)
+    _warn("from_deformable", report)
+    return report
+
+
+def _warn(caller: str, report: ConversionReport) -> None:
+    if report.refused:
+        warnings.warn(
+            f"{caller}: {len(report.refused)} of {len(report.refused) + len(report.replaced)} matching "
+            "modules were not replaced; print the result for the reasons",
+            stacklevel=3,
+        )
+
+
+def replace_convolutions(
+    model: nn.Module,
+    where: Where,
+    make: Callable[[Any], nn.Module],
+    *,
+    subclasses: bool = False,
+    caller: str = "replace_convolutions",
+) -> ConversionReport:
+    """Replaces convolutions of a model with other modules, in place.
+
+    Args:
+        model, where: see :func:`to_deformable`.
+        make: returns the new module for a convolution.
+        subclasses: also replace subclasses of torch's convolutions.
+        caller: the function or setting that the messages name.
+
+    Returns:
+        The replaced modules, and the other matching modules with the reason.
+
+    Raises:
+        TypeError, ValueError: see :func:`to_deformable`.
+    """
+    return _replace(caller, model, where, make, subclasses=subclasses)
 
 
 def _replace(
-    caller: str, model: nn.Module, where: Where, convert: Callable[[Any], nn.Module], deformable: bool
+    caller: str,
+    model: nn.Module,
+    where: Where,
+    make: Callable[[Any], nn.Module],
+    *,
+    deformable: bool = False,
+    subclasses: bool = False,
 ) -> ConversionReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: model: expected an nn.Module, got {type(model).__name__}")
@@ -172,8 +226,8 @@ def _replace(
         try:
             if module is model:
                 raise _Refused("is the root module: wrap it in another module first")
-            _check_replaceable(module, _CONVOLUTIONS if deformable else _PACKS)
-            new = convert(module)
+            _check_replaceable(module, _CONVOLUTIONS if deformable else _PACKS, subclasses)
+            new = make(module)
         except _Refused as why:
             refused[name] = str(why)
             continue
@@ -185,18 +239,12 @@ def _replace(
             replaced[name] = f"the same as {replacements[id(module)][0]}"
     if not replaced:
         reasons = {why: [name for name in refused if refused[name] == why] for why in refused.values()}
-        text = "; ".join(f"{_few(names)}: {why}" for why, names in reasons.items())
+        text = "; ".join(f"{_quoted(names)}: {why}" for why, names in reasons.items())
         raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {text}")
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if id(child) in replacements:
                 parent._modules[key] = replacements[id(child)][1]
-    if refused:
-        warnings.warn(
-            f"{caller}: {len(refused)} of {len(chosen)} matching modules were not replaced; "
-            "print the result for the reasons",
-            stacklevel=3,
-        )
     return ConversionReport(replaced, refused)
 
 
@@ -207,7 +255,7 @@ def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Whe
         chosen = [name for name, module in candidates.items() if where(name, module)]
         if not chosen:
             raise ValueError(
-                f"{caller}: where: expected at least one match, got none among {_few(candidates)}"
+                f"{caller}: where: expected at least one match, got none among {_quoted(candidates)}"
             )
         return chosen
     patterns = [where] if isinstance(where, str) else where
@@ -220,24 +268,23 @@ def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Whe
             continue
         deeper = fnmatch.filter(candidates, f"*{pattern}")
         near = difflib.get_close_matches(pattern, candidates, cutoff=0)
-        hint = f"'*{pattern}' matches {_few(deeper)}" if deeper else f"the nearest are {_few(near)}"
+        hint = f"'*{pattern}' matches {_quoted(deeper)}" if deeper else f"the nearest are {_quoted(near)}"
         raise ValueError(f"{caller}: where: no {noun} matches {pattern!r}; {hint}")
     return [name for name in candidates if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
 
 
-def _few(names: Iterable[str]) -> str:
-    names = [repr(name) for name in names]
-    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+def _quoted(names: Iterable[str]) -> str:
+    return few([repr(name) for name in names], 3)
 
 
-def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> None:
+def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]], subclasses: bool) -> None:
     """Raise ``_Refused`` with the reason if the module cannot be replaced."""
     if parametrize.is_parametrized(module):
         raise _Refused("has parametrizations: remove them first (torch.nn.utils.parametrize)")
     if isinstance(module, LazyModuleMixin):
         raise _Refused("is lazy: run a batch through the model first")
-    if type(module) not in known:
-        is_subclass = isinstance(module, tuple(known))
+    is_subclass = isinstance(module, tuple(known))
+    if type(module) not in known and not (subclasses and is_subclass):
         why = (
             "a subclass that may compute something else" if is_subclass else "not one of torch's convolutions"
         )

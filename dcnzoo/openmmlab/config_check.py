@@ -15,6 +15,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
+from dcnzoo.openmmlab.deformable import SETTINGS, split_settings
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import few
 
@@ -26,7 +27,7 @@ RUNNER_KEYS = {
     *("custom_imports", "runner_type", "tta_model"),
 }
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
-ANY_MODULE = {"type", "_scope_", "init_cfg", "to_deformable", "dcn", "stage_with_dcn", "bg_cls_weight"}
+ANY_MODULE = {"type", "_scope_", "init_cfg", "bg_cls_weight", *SETTINGS}
 # settings of layers, from which mmcv removes some before it builds the layer
 LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
@@ -73,6 +74,10 @@ def wrong_model_keys(cfg: Config) -> Iterator[str]:
         kind = _class_of(node, MODELS, TASK_UTILS)
         if kind is None or kind.__module__.startswith("torch.") or LAYERS & {*path.split(".")}:
             continue
+        try:
+            split_settings(node, kind)
+        except ValueError as error:
+            yield f"{path}: {error}"
         known, complete = _arguments(kind)
         for key in sorted(node.keys() - known.keys() - ANY_MODULE):
             if close := get_close_matches(key, known, 1, 0.8):

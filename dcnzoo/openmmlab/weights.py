@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections import OrderedDict
@@ -12,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
 
 
@@ -241,7 +241,7 @@ def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: 
     options = []
     for part in sorted(differing):
         versions = {version for name, version in in_file.items() if name.startswith(f"{part}.")}
-        if "dcn" in inspect.signature(type(getattr(model, part, None)).__init__).parameters:
+        if patterns_of(type(getattr(model, part, None))):
             options.append(f"model.{part}.dcn={'False' if not versions else max(versions)}")
     counts = f"the checkpoint has {len(in_file)} deformable layers, the model {len(in_model)}"
     return f"{counts}: --cfg-options {' '.join(options)}" if options else ""

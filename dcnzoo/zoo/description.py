@@ -12,6 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab import deformable
 from dcnzoo.openmmlab.packages import base_path, inherit_from_packages
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.index import Model
@@ -42,7 +43,7 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
     "VFNetHead": ("DCN", None, True),
 }
 # Evaluating a config takes 10 to 20 ms; a config without a match in its text or its bases is skipped.
-_HINT = re.compile(rf"\b(dcn|dcn_on_last_conv|{'|'.join(_OPERATORS)})\b")
+_HINT = re.compile(rf"\b({'|'.join([*deformable.SETTINGS, 'dcn_on_last_conv', *_OPERATORS])})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
 _INTERN_IMAGES = {64: "T", 80: "S", 112: "B", 160: "L", 192: "XL"}  # channels of the first level
 
@@ -115,9 +116,8 @@ def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
         operator, argument, default = _OPERATORS.get(node.get("type"), (None, None, False))
         if operator and (argument is None or node.get(argument, default)):
             yield part, operator
-        dcn = node.get("dcn")
-        if dcn is True or isinstance(dcn, str):
-            yield part, {True: "DCNv2", "v1": "DCN"}.get(dcn, f"DCN{dcn}")
+        for operator in deformable.operators(node):
+            yield part, operator
         if node.get("dcn_on_last_conv"):  # FCOS's head and derived ones
             yield part, "DCNv2"
         for key, value in node.items():

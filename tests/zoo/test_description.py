@@ -57,6 +57,9 @@ def test_short_notation(dcn, operator):
     model = {"backbone": {"type": "ResNet", "dcn": dcn}, "bbox_head": {"type": "RetinaHead"}}
     found = list(description._operators(model, "head"))
     assert found == ([("backbone", operator)] if operator else [])
+    model = {"neck": {"type": "PAFPN", "to_deformable": {"where": "*", "kind": dcn}}}
+    if dcn in ("v1", "v2"):
+        assert list(description._operators(model, "head")) == [("neck", operator)]
 
 
 def test_packages_that_are_not_there(tmp_path):

@@ -150,6 +150,15 @@ def test_names_that_only_look_old():
     assert found["conv2.conv_offset.weight"] == 1 and summary == ""
 
 
+def test_hint_about_dcn():
+    """For every class that accepts the setting, such as FPN, whose own class has no such argument."""
+    weights = build(dcn="v1").state_dict()
+    cfg = Config.fromfile(demo.PLAIN).model
+    cfg.neck.dcn = "v2"
+    with pytest.raises(CheckpointError, match=r"model\.backbone\.dcn=v1 model\.neck\.dcn=False"):
+        load_state(demo.build(cfg), weights, "x.pth")
+
+
 def version_1(weights, classes):
     """A checkpoint as from MMDetection 1.x: heads at the top level, background as class 0."""
     old = OrderedDict()

@@ -18,7 +18,7 @@ from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.packages import config_text, inherit_from_packages
 from dcnzoo.openmmlab.patches import models, other_packages
-from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
+from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 
 
 def on_cpu() -> bool:
@@ -144,7 +144,7 @@ TABLE = (
         reason="configs lack dcn=True and to_deformable=dict(where=…)",
     ),
     of_mmdet(
-        short_resnets,
+        models.short_resnets,
         target="mmdet.models.ResNet.arch_settings",
         reason="ResNet has no depth below 18, and none of Bottlenecks below 50",
     ),

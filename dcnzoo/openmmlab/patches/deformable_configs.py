@@ -1,16 +1,13 @@
-"""The settings ``dcn`` and ``to_deformable`` in the config of any module: one hook around every build.
-
-``dcn`` names a layer, which replaces the convolutions that :data:`CONVOLUTIONS` lists for the module's class.
-``to_deformable`` replaces any convolutions of any module.
-"""
+"""One hook around every build of a module: it applies the settings of :mod:`dcnzoo.openmmlab.deformable`."""
 
 from __future__ import annotations
 
 import inspect
-import re
-import warnings
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from mmcv.cnn import build_conv_layer
@@ -19,27 +16,19 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.layers.convert import to_deformable
+from dcnzoo.layers.convert import Where, packed_layer, replace_convolutions, to_deformable
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.layers.packed import PackedDeformConv2d
+from dcnzoo.openmmlab.deformable import LAYERS, SETTINGS, patterns_of, split_settings
 
-# Class or base class, in mmdet, mmpose, mmpretrain or mmseg -> patterns for names of convolutions. {stage}
-# stands for the names of the stages, from c2 on. The first class of the table that fits counts.
-CONVOLUTIONS = {
-    "ResNeSt": ("{stage}.*.conv2.conv",),
-    "Res2Net": ("{stage}.*.convs.*",),
-    "ResNet": ("{stage}.*.conv2",),
-    "HRNet": ("{stage}.*.conv2",),
-    "PAFPN": ("fpn_convs.*.conv", "pafpn_convs.*.conv"),
-    "FPN": ("fpn_convs.*.conv",),
-}
-PACKAGES = ("mmdet", "mmpose", "mmpretrain", "mmseg")
-LAYERS = {
-    "v1": dict(type="DCN", deform_groups=1),
-    "v2": dict(type="DCNv2", deform_groups=1),
-    "v3": dict(type="DCNv3Conv"),
-    "v4": dict(type="DCNv4Conv"),
-}
+
+@dataclass(frozen=True)
+class Replacement:
+    """What :func:`dcnzoo.layers.convert.replace_convolutions` replaces in a module, and by what."""
+
+    where: Where
+    make: Callable[[Any], nn.Module]
+    subclasses: bool = False
 
 
 def deformable_configs(changes: Changes) -> None:
@@ -47,50 +36,42 @@ def deformable_configs(changes: Changes) -> None:
     changes.wrap(Registry, "build", _build)
 
 
-def short_resnets(changes: Changes) -> None:
-    """Accept ``depth=14`` and ``depth=26``: one or two Bottlenecks per stage."""
-    from mmdet.models.backbones.resnet import Bottleneck, ResNet
-
-    depths = {14: (Bottleneck, (1, 1, 1, 1)), 26: (Bottleneck, (2, 2, 2, 2))}
-    changes.set(ResNet, "arch_settings", {**depths, **ResNet.arch_settings})
-
-
 def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kwargs: object) -> object:
     if not isinstance(cfg, dict) or registry.name != MODELS.name:
         return build(registry, cfg, *args, **kwargs)
-    plain = cfg.copy()
-    options = plain.pop("to_deformable", None)
-    dcn = stage_with_dcn = None
-    if cfg.keys() & {"dcn", "stage_with_dcn"} and (patterns := _patterns(cfg, registry)):
-        dcn, stage_with_dcn = plain.pop("dcn", None), plain.pop("stage_with_dcn", None)
-    try:
-        module = build(registry, plain, *args, **kwargs)
-    except TypeError as error:
-        if not re.search(r"unexpected keyword argument '(stage_with_)?dcn'", str(error)):
-            raise
-        for name in ("dcn", "stage_with_dcn"):
-            plain.pop(name, None)
-        raise ValueError(_without_dcn(cfg.get("dcn"), build(registry, plain, *args, **kwargs))) from None
-    if layer := parse_dcn(dcn, owner=type(module).__name__):
+    settings = {}
+    if cfg.keys() & SETTINGS:
+        cfg, settings = split_settings(cfg, _class_of(cfg, registry))
+    module = build(registry, cfg, *args, **kwargs)
+    for setting, replacement in _replacements(module, settings):
+        caller = f"{type(module).__name__}: {setting}"
         with torch.random.fork_rng(devices=[]):  # later layers start as if there were only the new ones
-            _replace(module, layer, _with_stages(module, patterns, stage_with_dcn))
-    if options is not None:
-        _convert(module, options)
+            report = replace_convolutions(module, **vars(replacement), caller=caller)
+        for name, reason in report.refused.items():
+            print_log(f"{caller}: {name} is not replaced: it {reason}", "current", logging.WARNING)
+        if hasattr(module, "_freeze_stages"):
+            module._freeze_stages()  # again, to freeze the new layers too
     if isinstance(module, nn.Module) and any(isinstance(m, PackedDeformConv2d) for m in module.modules()):
         accept_legacy_offsets(module)
     return module
 
 
-def _patterns(cfg: dict, registry: Registry) -> tuple[str, ...]:
-    """The patterns of CONVOLUTIONS for the class that ``cfg`` names; empty if there are none."""
-    cls = cfg.get("type")
-    if isinstance(cls, str):
-        with registry.switch_scope_and_registry(cfg.get("_scope_")) as scope:
-            cls = scope.get(cls)
-    bases = {
-        base.__name__ for base in getattr(cls, "__mro__", ()) if base.__module__.split(".")[0] in PACKAGES
-    }
-    return next((patterns for name, patterns in CONVOLUTIONS.items() if name in bases), ())
+def _class_of(cfg: dict, registry: Registry) -> type | None:
+    name = cfg.get("type")
+    if not isinstance(name, str):
+        return name
+    with registry.switch_scope_and_registry(cfg.get("_scope_")) as scope:
+        return scope.get(name)
+
+
+def _replacements(module: nn.Module, settings: dict) -> Iterator[tuple[str, Replacement]]:
+    """Yield the settings that replace convolutions of a module, with what they replace."""
+    layer = parse_dcn(settings.get("dcn"), owner=type(module).__name__)
+    patterns = _with_stages(module, settings.get("stage_with_dcn")) if layer else []
+    if patterns:
+        yield "dcn", _by_dcn(layer, patterns)
+    if settings.get("to_deformable") is not None:
+        yield "to_deformable", _by_to_deformable(module, settings["to_deformable"])
 
 
 def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
@@ -124,8 +105,9 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     return dict(dcn)
 
 
-def _with_stages(module: nn.Module, patterns: Sequence[str], chosen: Sequence[bool] | None) -> list[str]:
-    """The patterns with the names of the stages in ``chosen``; by default all but the first."""
+def _with_stages(module: nn.Module, chosen: Sequence[bool] | None) -> list[str]:
+    """The module's patterns with the names of the stages in ``chosen``; by default all but the first."""
+    patterns = patterns_of(type(module))
     if "{stage}" not in patterns[0]:
         return list(patterns)
     owner = type(module).__name__
@@ -135,9 +117,10 @@ def _with_stages(module: nn.Module, patterns: Sequence[str], chosen: Sequence[bo
     if chosen is None:
         chosen = [False, *[True] * (len(stages) - 1)]
         chosen[-1] = not trident
-    if len(chosen) != len(stages):
+    is_list = isinstance(chosen, Sequence) and all(value in (True, False) for value in chosen)
+    if not is_list or len(chosen) != len(stages):
         raise ValueError(
-            f"{owner}: stage_with_dcn: expected {len(stages)} values, one for each stage, got {chosen}"
+            f"{owner}: stage_with_dcn: expected {len(stages)} values, one for each stage, got {chosen!r}"
         )
     if trident and chosen[-1]:
         raise ValueError(
@@ -148,14 +131,15 @@ def _with_stages(module: nn.Module, patterns: Sequence[str], chosen: Sequence[bo
     return [pattern.format(stage=stage) for stage in names for pattern in patterns]
 
 
-def _replace(module: nn.Module, layer: dict, patterns: Sequence[str]) -> None:
-    fallback_on_stride = layer.pop("fallback_on_stride", False)
-    for name, conv in list(module.named_modules()):
-        if not any(fnmatchcase(name, pattern) for pattern in patterns) or not isinstance(conv, nn.Conv2d):
-            continue
-        if fallback_on_stride and max(conv.stride) > 1:
-            continue
-        deformable = build_conv_layer(
+def _by_dcn(layer: dict, patterns: Sequence[str]) -> Replacement:
+    strided = not layer.pop("fallback_on_stride", False)
+
+    def where(name: str, module: nn.Module) -> bool:
+        matches = isinstance(module, nn.Conv2d) and any(fnmatchcase(name, pattern) for pattern in patterns)
+        return matches and (strided or max(module.stride) == 1)
+
+    def make(conv: nn.Conv2d) -> nn.Module:
+        return build_conv_layer(
             layer,
             conv.in_channels,
             conv.out_channels,
@@ -166,14 +150,12 @@ def _replace(module: nn.Module, layer: dict, patterns: Sequence[str]) -> None:
             groups=conv.groups,
             bias=conv.bias is not None,
         )
-        module.set_submodule(name, deformable)
-    if hasattr(module, "_freeze_stages"):
-        module._freeze_stages()  # again, to freeze the new layers too
+
+    return Replacement(where, make, subclasses=True)
 
 
-def _convert(module: nn.Module, options: object) -> None:
-    if not isinstance(options, dict):
-        options = {"where": options}
+def _by_to_deformable(module: nn.Module, options: object) -> Replacement:
+    options = dict(options) if isinstance(options, dict) else {"where": options}
     try:
         inspect.signature(to_deformable).bind(module, **options)
     except TypeError as error:
@@ -181,23 +163,4 @@ def _convert(module: nn.Module, options: object) -> None:
             f"{type(module).__name__}: to_deformable: expected a pattern or the arguments of "
             f"dcnzoo.to_deformable, such as dict(where='*.conv2', kind='v2'), got {options}: {error}"
         ) from None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "to_deformable: .* not replaced")
-        report = to_deformable(module, **options)
-    refused = "".join(f"; {name} not converted: {why}" for name, why in report.refused.items())
-    replaced = f"{len(report.replaced)} convolutions replaced{refused}"
-    print_log(f"{type(module).__name__}: to_deformable: {replaced}", "current")
-
-
-def _without_dcn(dcn: object, module: nn.Module) -> str:
-    spatial = [
-        name
-        for name, child in module.named_modules()
-        if type(child) is nn.Conv2d and max(child.kernel_size) > 1
-    ]
-    where = f"{spatial[-1].partition('.')[0]}.*" if spatial else "*"
-    return (
-        f"{type(module).__name__}: dcn: expected a module with this argument, got one without; write "
-        f"to_deformable=dict(where='{where}', kind='v2') instead of dcn={dcn!r}. where is a pattern "
-        f"for the names of convolutions, here {spatial[-1] if spatial else 'none'} and others"
-    )
+    return Replacement(options.pop("where"), packed_layer(**options))

@@ -142,6 +142,14 @@ def mm_sync_batch_norm(changes: Changes) -> None:
     changes.wrap(mmcv.ops.SyncBatchNorm, "__init__", construct)
 
 
+def short_resnets(changes: Changes) -> None:
+    """Accept ``depth=14`` and ``depth=26``: one or two Bottlenecks per stage."""
+    from mmdet.models.backbones.resnet import Bottleneck, ResNet
+
+    depths = {14: (Bottleneck, (1, 1, 1, 1)), 26: (Bottleneck, (2, 2, 2, 2))}
+    changes.set(ResNet, "arch_settings", {**depths, **ResNet.arch_settings})
+
+
 def ssd_head(changes: Changes) -> None:
     from mmdet.models import SSDHead
 

@@ -1,0 +1,89 @@
+"""The settings ``dcn``, ``stage_with_dcn`` and ``to_deformable`` in the config of any module: which and what.
+
+``dcn`` names a layer, which replaces the convolutions that :data:`CONVOLUTIONS` lists for the module's class.
+``to_deformable`` replaces any convolutions of any module. The build hook
+(:mod:`dcnzoo.openmmlab.patches.deformable_configs`), the check of configs, the descriptions of models and the
+hints about weights use this module, which imports neither torch nor OpenMMLab.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SETTINGS = {"dcn", "stage_with_dcn", "to_deformable"}
+
+# Class or base class, in mmdet, mmpose, mmpretrain or mmseg -> patterns for names of convolutions. {stage}
+# stands for the names of the stages, from c2 on. The first class of the table that fits counts.
+CONVOLUTIONS = {
+    "ResNeSt": ("{stage}.*.conv2.conv",),
+    "Res2Net": ("{stage}.*.convs.*",),
+    "ResNet": ("{stage}.*.conv2",),
+    "HRNet": ("{stage}.*.conv2",),
+    "PAFPN": ("fpn_convs.*.conv", "pafpn_convs.*.conv"),
+    "FPN": ("fpn_convs.*.conv",),
+}
+PACKAGES = ("mmdet", "mmpose", "mmpretrain", "mmseg")
+# Short value of dcn -> config of the layer; True is 'v2'. The kinds of to_deformable are 'v1' and 'v2'.
+LAYERS: dict[str, dict[str, Any]] = {
+    "v1": dict(type="DCN", deform_groups=1),
+    "v2": dict(type="DCNv2", deform_groups=1),
+    "v3": dict(type="DCNv3Conv"),
+    "v4": dict(type="DCNv4Conv"),
+}
+
+
+def patterns_of(kind: object) -> tuple[str, ...]:
+    """The patterns of :data:`CONVOLUTIONS` for a class; empty if there are none."""
+    bases = {
+        base.__name__ for base in getattr(kind, "__mro__", ()) if base.__module__.split(".")[0] in PACKAGES
+    }
+    return next((patterns for name, patterns in CONVOLUTIONS.items() if name in bases), ())
+
+
+def split_settings(cfg: dict, kind: type | None) -> tuple[dict, dict]:
+    """Split a module's config into the arguments of its class and the settings that replace convolutions.
+
+    Args:
+        kind: the class that the config names, or None.
+
+    Raises:
+        ValueError: the config has ``dcn``, for which the class has neither convolutions in
+            :data:`CONVOLUTIONS` nor an argument.
+    """
+    arguments = cfg.copy()
+    settings = {key: arguments.pop(key) for key in SETTINGS if key in arguments}
+    for key in ("dcn", "stage_with_dcn") if not patterns_of(kind) else ():
+        if key not in settings:
+            continue
+        if not _has_argument(kind, key):
+            raise ValueError(
+                f"{kind.__name__}: {key}: expected a class with this argument, such as "
+                f"{', '.join(CONVOLUTIONS)}, got one without; write to_deformable=dict(where='*', kind='v2') "
+                f"instead of {key}={settings[key]!r}. where is a pattern for the names of convolutions"
+            )
+        arguments[key] = settings.pop(key)
+    return arguments, settings
+
+
+def _has_argument(kind: type | None, name: str) -> bool:
+    """Whether a class accepts an argument, which it may pass on to the next class as ``**kwargs``."""
+    for base in kind.__mro__ if inspect.isclass(kind) else ():
+        parameters = inspect.signature(base.__init__).parameters
+        if name in parameters:
+            return True
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            return False
+    return True
+
+
+def operators(cfg: Mapping) -> Iterator[str]:
+    """Yield the operators that the settings in a module's config add, such as DCNv2."""
+    dcn, to_deformable = cfg.get("dcn"), cfg.get("to_deformable")
+    kinds = ["v2" if dcn is True else dcn]
+    if to_deformable:
+        kinds.append(to_deformable.get("kind", "v2") if isinstance(to_deformable, Mapping) else "v2")
+    for kind in kinds:
+        if isinstance(kind, str) and kind in LAYERS:
+            yield LAYERS[kind]["type"].removesuffix("Conv")
