@@ -526,8 +526,12 @@ def test_remaining_time_from_the_first_step_on():
 # Options of dcnzoo train
 
 
-def schedule(**changes):
-    cfg = read_config_file(ROOT / "configs/dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", changes)
+RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+
+
+def schedule(name="dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", **changes):
+    cfg = read_config_file(base_path(name, "")[0], changes)
+    cfg.work_dir, cfg.launcher = cfg.get("work_dir") or "none", "none"
     return cfg, cfg.param_scheduler
 
 
@@ -540,9 +544,8 @@ def test_epochs_scale_the_schedule():
     cfg, (warm_up, steps) = schedule()
     set_up_training(cfg, epochs=36)
     assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])
-    config, _ = base_path("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py", "")
     for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
-        cfg = read_config_file(config)
+        cfg, _ = schedule(RTMDET)
         set_up_training(cfg, epochs=epochs)
         cosine = cfg.param_scheduler[1]
         assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
@@ -552,7 +555,7 @@ def test_epochs_scale_the_schedule():
 
 
 def test_batch_size_and_learning_rate():
-    cfg = read_config_file(base_path("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py", "")[0])
+    cfg, _ = schedule(RTMDET)
     text = set_up_training(cfg, batch_size=5, lr=0.001)
     assert cfg.train_dataloader.batch_size == 5 and cfg.optim_wrapper.optimizer.lr == 0.001
     assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"
@@ -567,7 +570,8 @@ def test_patience_and_loggers(monkeypatch):
     for patience in (3, 4):  # the config of a work directory already has the hook
         set_up_training(cfg, patience=patience)
     (hook,) = cfg.custom_hooks
-    assert (hook.type, hook.monitor, hook.patience) == ("EarlyStoppingHook", "coco/bbox_mAP", 4)
+    assert (hook.type, hook.monitor, hook.patience) == ("PlateauEarlyStoppingHook", "coco/bbox_mAP", 4)
+    assert cfg.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
     cfg.default_hooks.checkpoint.save_best = "other/metric"
     set_up_training(cfg, patience=4)
     assert cfg.custom_hooks[0].monitor == "other/metric"
@@ -581,6 +585,45 @@ def test_patience_and_loggers(monkeypatch):
     for _ in range(2):
         set_up_training(cfg, logger="tensorboard")
     assert [b["type"] for b in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
+
+
+class Steady(BaseMetric):
+    """The same score in each validation; None: no metrics, as of ``CocoMetric`` without detections."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {} if self.score is None else {"score": self.score}
+
+
+@pytest.mark.parametrize("score", [0.5, None])
+def test_patience_ends_a_training_without_improvement(tmp_path, score):
+    hook = {"type": "PlateauEarlyStoppingHook", "monitor": "score", "rule": "greater", "patience": 3}
+    loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
+    options = {"custom_hooks": [hook], "train_cfg": loop, "val_evaluator": Evaluator([Steady(score)])}
+    runner = make_runner(tmp_path, "steady", **options)
+    runner.train()
+    assert runner.epoch == 4  # the first validation is the best one, three follow
+
+
+def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
+    def resumes(**options):
+        cfg, _ = schedule(work_dir=str(tmp_path))
+        set_up_training(cfg, **options)
+        return cfg.get("resume", False)
+
+    assert not resumes()
+    with pytest.raises(UserError, match=rf"^--resume: expected a checkpoint in {tmp_path}"):
+        resumes(resume="auto")
+    (tmp_path / "epoch_1.pth").touch()
+    with pytest.raises(UserError, match=r"^--work-dir: .*--resume.*--force"):
+        resumes()
+    assert resumes(resume="auto") and not resumes(force=True)
 
 
 def test_resuming_from_weights_alone(tmp_path):

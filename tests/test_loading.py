@@ -192,11 +192,9 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
     assert status == (1 if command == "explain" else 0), output
 
 
-@pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_training_does_not_start_from_a_part(run, tmp_path, resume):
-    """With ``--resume`` too: without a checkpoint to resume from, ``load_from`` still applies."""
+def test_training_does_not_start_from_a_part(run, tmp_path):
     options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
-    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *resume, *options)
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
     assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
     assert not list((tmp_path / "work").glob("*.pth"))
 

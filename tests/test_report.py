@@ -150,7 +150,7 @@ def test_report_of_a_run(make_run, monkeypatch):
         ([".", "--num-images", "-1"], 2, "--num-images"),
         ([".", "--labels", "a", "--labels", "b"], 2, "--labels"),
         ([".", ".", "--checkpoint", log.name], 2, "--checkpoint"),
-        (["..", "--checkpoint", "x.pth"], 2, "x.pth"),
+        (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
     ):
         assert named in error_of("report", *arguments, status=status)
 

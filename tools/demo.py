@@ -216,7 +216,9 @@ def train(runs: Sequence[Run], jobs: int, threads: int, console: Console) -> Non
 
 def _start(run: Run, threads: int) -> subprocess.Popen:
     run.prepare()
-    arguments = [ROOT / "tools" / "train.py", run.folder / "config.py", "--resume"]
+    arguments = [ROOT / "tools" / "train.py", run.folder / "config.py"]
+    if any(run.folder.glob("*.pth")):
+        arguments.append("--resume")
     with open(run.folder / "console.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)],

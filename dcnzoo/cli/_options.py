@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import CHECKPOINTS, require_file
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -54,7 +54,7 @@ def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
 
 def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Callback: require a file, before the imports of OpenMMLab, which take seconds."""
-    if value and not ctx.resilient_parsing:
+    if value and value not in CHECKPOINTS and not ctx.resilient_parsing:
         require_file(str(value), param.name)
     return value
 
@@ -192,7 +192,7 @@ checkpoint = option(
     "--checkpoint",
     callback=existing,
     metavar="FILE",
-    help="File with weights (default: those of the zoo, or the last in the work directory).",
+    help="File with weights; best or last of a work directory (default: its best, or those of the zoo).",
 )
 checkpoint_argument = click.argument("weights", required=False, metavar="[CHECKPOINT]")
 

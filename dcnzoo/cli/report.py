@@ -22,9 +22,9 @@ from dcnzoo.cli._options import option
 )
 @option(
     "--checkpoint",
-    type=_options.EXISTING_FILE,
+    callback=_options.existing,
     metavar="FILE",
-    help="Checkpoint of a single WORK_DIR (default: the last).",
+    help="Checkpoint of a single WORK_DIR: a file, best or last (default: the best if there is one).",
 )
 @option(
     "--num-images",
@@ -52,7 +52,7 @@ from dcnzoo.cli._options import option
 def command(
     work_dirs: tuple[Path, ...],
     labels: tuple[str, ...],
-    checkpoint: Path | None,
+    checkpoint: str | None,
     out: Path | None,
     **options: Any,
 ) -> None:
@@ -73,5 +73,8 @@ def command(
         raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo.report.report import write_report
+    from dcnzoo.utils.files import CHECKPOINTS
 
-    print(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")
+    source = Path(checkpoint) if checkpoint not in (None, *CHECKPOINTS) else checkpoint
+
+    print(f"report: {write_report(work_dirs, out, labels, source, **options)}")

@@ -73,7 +73,7 @@ def command(
 
     with contextlib.ExitStack() as training:
         with user_errors():
-            config, weights = locate(model, checkpoint, weights=False)
+            config, weights = locate(model, checkpoint, weights=Path(model).is_dir() and not train)
             listed = reproduction.find_model(model, config)
             if not (train or weights or listed):
                 raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")

@@ -12,7 +12,7 @@ from dcnzoo.cli._options import option
 
 POSITIVE = click.IntRange(min=1)
 # the options of dcnzoo.openmmlab.training.set_up_training
-SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "patience", "logger")
+SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "patience", "logger", "force")
 
 
 @click.command(cls=_options.Command)
@@ -36,6 +36,7 @@ SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "pat
     metavar="[CHECKPOINT]",
     help="Resume from a checkpoint (default: the latest in the work directory).",
 )
+@option("--force", is_flag=True, help="Train in a work directory that has checkpoints, and replace them.")
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
 @_options.verbose

@@ -89,6 +89,7 @@ def load_config(
     hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
+    hooks.setdefault("buffers", {"type": "BroadcastBuffersHook"})
     hooks.pop("channels_last", None)  # of an earlier training in the same work directory
     detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages have layers that view maps
     if channels_last and detector and launcher == "none" and get_device() == "cpu":

@@ -1,5 +1,6 @@
 """Training from the command line."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,25 +35,29 @@ def set_up_training(
     lr: float | None = None,
     patience: int | None = None,
     logger: str | None = None,
+    force: bool = False,
 ) -> str:
     """Write the options of a training into its config.
 
     Args:
         amp: use mixed precision.
         auto_scale_lr: scale the learning rate by the batch size.
-        resume: a checkpoint to resume from, or ``auto`` for the latest one in the work directory.
+        resume: a checkpoint to resume from, or ``auto`` for the latest one in the work directory. In a
+            distributed training, whose launcher repeats the command after a failure, there may be none.
         epochs: number of epochs; the schedule is scaled with it.
         batch_size: images per iteration and process.
         lr: learning rate of the optimizer.
         patience: stop after this number of validations without a better result.
         logger: ``tensorboard`` or ``wandb``.
+        force: train in a work directory that has checkpoints.
 
     Returns:
         What ``epochs``, ``batch_size`` and ``lr`` have changed, on one line.
 
     Raises:
         UserError: ``auto_scale_lr`` without a base batch size, the checkpoint does not exist, the config has
-            not the setting of an option, or the package of ``logger`` is not installed.
+            not the setting of an option, the package of ``logger`` is not installed, or the work directory
+            has checkpoints, although ``resume`` and ``force`` are not set.
     """
     if amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
@@ -77,10 +82,20 @@ def set_up_training(
         _stop_early(cfg, patience)
     if logger is not None:
         _add_logger(cfg, logger)
+    files = [path.name for path in Path(cfg.work_dir).glob("*")]
+    # a process that was killed may have left a checkpoint without last_checkpoint
+    trained = any(re.fullmatch(r"last_checkpoint|(epoch|iter)_\d+\.pth", name) for name in files)
     if resume == "auto":
+        if not trained and cfg.launcher == "none":
+            raise UserError(f"--resume: expected a checkpoint in {cfg.work_dir}, found none")
         # without a checkpoint to resume from, training starts from load_from
-        cfg.resume = not cfg.get("load_from") or Path(cfg.work_dir, "last_checkpoint").is_file()
+        cfg.resume = trained or not cfg.get("load_from")
         cfg.load_from = None if cfg.resume else cfg.load_from
+    elif trained and resume is None and not (force or cfg.get("resume")):
+        raise UserError(
+            f"--work-dir: expected a folder without checkpoints, got {cfg.work_dir}; --resume continues its "
+            "training, --force replaces it"
+        )
     elif resume is not None:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):
@@ -162,16 +177,19 @@ def _set_learning_rate(cfg: Config, lr: float) -> list[str]:
 
 
 def _stop_early(cfg: Config, patience: int) -> None:
-    best = (cfg.default_hooks.get("checkpoint") or {}).get("save_best")
+    checkpoint = cfg.default_hooks.get("checkpoint") or {}
+    best = checkpoint.get("save_best")
     monitor = best if isinstance(best, str) and best != "auto" else main_metric(cfg)
     if monitor is None:
         raise UserError(
             "--patience: expected a val_evaluator of type CocoMetric, found none; "
             "default_hooks.checkpoint.save_best names another metric"
         )
-    others = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != "EarlyStoppingHook"]
-    hook = {"type": "EarlyStoppingHook", "monitor": monitor, "min_delta": 0.0, "patience": patience}
-    cfg.custom_hooks = [*others, hook]
+    if not best:
+        checkpoint.update(save_best=monitor, rule="greater")
+    others = [hook for hook in cfg.get("custom_hooks") or [] if "EarlyStoppingHook" not in str(hook["type"])]
+    hook = {"type": "PlateauEarlyStoppingHook", "monitor": monitor, "patience": patience}
+    cfg.custom_hooks = [*others, {**hook, "rule": checkpoint.get("rule")}]
 
 
 def _add_logger(cfg: Config, name: str) -> None:

@@ -23,7 +23,7 @@ def write_report(
     folders: Sequence[Path],
     out: Path | None = None,
     labels: Sequence[str] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     images: int = 5,
     evaluated: int = 100,
     device: str = "cpu",
@@ -35,7 +35,7 @@ def write_report(
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder).
         labels: of the folders (default: their names).
-        checkpoint: of the first folder (default: the last checkpoint).
+        checkpoint: of the first folder (default: the best one if there is one, else the last).
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.

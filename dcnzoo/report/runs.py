@@ -10,7 +10,8 @@ from mmengine.config import Config
 
 from dcnzoo.report.history import History
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.loading import work_directory
+from dcnzoo.utils.files import CHECKPOINTS
+from dcnzoo.zoo.loading import checkpoint_of, work_directory
 
 _MAIN_METRICS = 3
 _KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
@@ -33,19 +34,22 @@ class TrainedRun:
     checkpoint: Path | None
 
     @classmethod
-    def read(cls, folder: Path, label: str | None = None, checkpoint: Path | None = None) -> "TrainedRun":
-        """Read the newest config and all logs of a folder; use its last checkpoint unless one is given.
+    def read(
+        cls, folder: Path, label: str | None = None, checkpoint: Path | str | None = None
+    ) -> "TrainedRun":
+        """Read the newest config and all logs of a folder; use its best checkpoint unless one is given.
 
         Raises:
             UserError: the folder or the checkpoint does not exist, or the folder contains no training.
         """
-        config, last = work_directory(folder)
+        config = work_directory(folder)
         history = History.read(folder)
         if not history.training:
             raise UserError(
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
-        checkpoint = checkpoint or last
+        if checkpoint in (None, *CHECKPOINTS):
+            checkpoint = checkpoint_of(folder, checkpoint)
         if checkpoint is not None and not checkpoint.is_file():
             raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
         cfg = Config.fromfile(config)

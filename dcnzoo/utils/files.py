@@ -68,6 +68,7 @@ def require_folder(path: str | os.PathLike, what: str) -> None:
         raise UserError(f"{what}: expected a folder, got {path}: {existing} is a file")
 
 
+CHECKPOINTS = ("best", "last")  # of a work directory, in place of a file
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import CHECKPOINTS, require_file
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
@@ -22,8 +22,8 @@ def locate(
 
     Args:
         model: as for :func:`dcnzoo.load`.
-        checkpoint: a file or an address with other weights.
-        weights: download those of a model in the zoo.
+        checkpoint: a file or an address with other weights; ``best`` or ``last`` of a work directory.
+        weights: find those of a work directory, and download those of a model in the zoo.
         required: a model without weights is an error.
 
     Returns:
@@ -35,7 +35,9 @@ def locate(
     """
     name, path, last = str(model), Path(model), None
     if path.is_dir():
-        config, last = work_directory(path)
+        config = work_directory(path)
+        if weights and checkpoint in (None, *CHECKPOINTS):
+            last, checkpoint = checkpoint_of(path, checkpoint), None
     elif path.suffix == ".py" and "::" not in name and (path.is_file() or len(path.parts) > 1):
         require_file(name, "model")
         config = path
@@ -63,8 +65,8 @@ def locate(
     return config, Path(checkpoint).expanduser()
 
 
-def work_directory(folder: Path) -> tuple[Path, Path | None]:
-    """Return the newest config and the last checkpoint of a folder that ``dcnzoo train`` wrote.
+def work_directory(folder: Path) -> Path:
+    """Return the newest config of a folder that ``dcnzoo train`` wrote.
 
     Raises:
         UserError: the folder has no config.
@@ -72,7 +74,29 @@ def work_directory(folder: Path) -> tuple[Path, Path | None]:
     configs = list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
     if not configs:
         raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {folder}")
+    return max(configs, key=_time)
+
+
+def checkpoint_of(folder: Path, which: str | None = None) -> Path | None:
+    """Return a checkpoint of a work directory, and print its name.
+
+    Args:
+        which: ``best``, ``last``, or None: the best one if the training has recorded one, else the last.
+    """
+    best = max(folder.glob("best_*.pth"), key=_time, default=None)
+    if which == "best" and best is None:
+        raise UserError(f"checkpoint: expected a best one (best_*.pth) in {folder}, found none")
     last = folder / "last_checkpoint"
+    if best is not None and which != "last":
+        print(f"checkpoint: {best}, the best; `last` selects the last one")
+        return best
+    if not last.is_file():
+        return None
     # the folder may have been moved after the path was written
-    checkpoint = folder / Path(last.read_text().strip()).name if last.is_file() else None
-    return max(configs, key=lambda path: path.stat().st_mtime), checkpoint
+    checkpoint = folder / Path(last.read_text().strip()).name
+    print(f"checkpoint: {checkpoint}, the last")
+    return checkpoint
+
+
+def _time(path: Path) -> float:
+    return path.stat().st_mtime

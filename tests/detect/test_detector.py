@@ -23,6 +23,7 @@ from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import download, find
+from dcnzoo.zoo.loading import checkpoint_of, locate
 from tests.commands import error_of, run
 from tests.distributed.launching import settings
 
@@ -142,8 +143,8 @@ def test_choice_of_objects(detector, folder):
     assert not len(none) and none.names == [] and none.to_coco()["annotations"] == [] and none.draw()
 
 
-def test_work_directory(detector, folder, tmp_path):
-    """The newest config and the last checkpoint; a folder without them is an error."""
+def test_work_directory(detector, folder, tmp_path, capsys):
+    """The newest config and the best checkpoint, else the last; a folder without them is an error."""
     shutil.copy(find(MODEL).config, tmp_path / "config.py")
     with pytest.raises(UserError, match=r"checkpoint: .*weights"):
         dcnzoo.load(tmp_path)
@@ -153,7 +154,14 @@ def test_work_directory(detector, folder, tmp_path):
         (tmp_path / "config.py").read_text().replace("'./", f"'{find(MODEL).config.parent}/")
     )
     assert_equal(dcnzoo.load(tmp_path)(folder / "0.png"), detector(folder / "0.png"))
+    shutil.copy(tmp_path / "epoch_8.safetensors", tmp_path / "best_coco_bbox_mAP_epoch_3.pth")
+    capsys.readouterr()
+    for which, name in ((None, "best_coco_bbox_mAP_epoch_3.pth"), ("last", "epoch_8.safetensors")):
+        assert checkpoint_of(tmp_path, which) == locate(tmp_path, which)[1] == tmp_path / name
+        assert capsys.readouterr().out.count(name) == 2
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"checkpoint: expected a best one"):
+        checkpoint_of(tmp_path / "empty", "best")
     with pytest.raises(UserError, match=r"model: .*empty"):
         dcnzoo.load(tmp_path / "empty")
     with pytest.raises(UserError, match=r"model: expected .* got .*epoch_8\.safetensors.* is the checkpoint"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from types import SimpleNamespace
 
 import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
 
@@ -20,6 +21,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
+
+from dcnzoo.openmmlab.hooks import BroadcastBuffersHook
 
 IMAGES = 4  # in the joined batch
 
@@ -69,6 +72,10 @@ def compare(rank: int, processes: int, port: int) -> None:
     for name, tensor in expected.items():
         error = (found[name] - tensor).abs().max() / tensor.abs().max()
         assert error <= 1e-4, f"{name}: {error}"
+    layer = nn.BatchNorm2d(2)
+    layer.running_mean.fill_(rank)
+    BroadcastBuffersHook().before_val_epoch(SimpleNamespace(model=layer))
+    assert not layer.running_mean.any(), "a validation uses the statistics of the first process"
     torch.distributed.destroy_process_group()
 
 

@@ -1,7 +1,9 @@
 """Hooks for mmengine's Runner. Importing the package registers them."""
 
+from dcnzoo.openmmlab.hooks.buffers import BroadcastBuffersHook
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
+from dcnzoo.openmmlab.hooks.early_stopping import PlateauEarlyStoppingHook
 from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.progress import ProgressHook
@@ -11,10 +13,12 @@ from dcnzoo.openmmlab.hooks.summary import SummaryHook
 __all__ = [
     "AtomicCheckpointHook",
     "AtomicLocalBackend",
+    "BroadcastBuffersHook",
     "ChannelsLastHook",
     "EpochSeedHook",
     "FiniteLossHook",
     "OffsetStatisticsHook",
+    "PlateauEarlyStoppingHook",
     "ProgressHook",
     "SummaryHook",
 ]
