@@ -112,27 +112,39 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             value = value.masked_fill(key_padding_mask[..., None], 0.0)
         # Keep coordinates in float32 at least: bfloat16 has no value between 0.996 and 1.
         exact = torch.promote_types(value.dtype, torch.float32)
-        points = (self.num_heads, self.num_levels, self.num_points)
-        shift = self.sampling_offsets(query).to(exact).unflatten(-1, (*points, 2))
-        reference = reference_points.to(exact)[:, :, None, :, None]  # [N, Q, 1, L, 1, 2 or 4]
-        extent = spatial_shapes.flip(-1)[:, None]  # [L, 1, 2], (width, height)
-        if reference.shape[-1] == 2:
-            shift = shift / extent
-        else:
-            shift = shift / self.num_points * reference[..., 2:] * 0.5
-            reference = reference[..., :2]
-        if self.track_offsets:
-            self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
+        shift = self.sampling_offsets(query).to(exact).unflatten(-1, (self.num_heads, -1))
+        locations = self._locations(reference_points.to(exact), shift, spatial_shapes)
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         self._record_modulation(weights)
         x = self._attend(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             level_start_index,
-            reference + shift,
-            weights.unflatten(-1, points[1:]),
+            locations,
+            weights.unflatten(-1, (self.num_levels, self.num_points)),
         )
         return self.output_proj(x)
+
+    def _locations(
+        self,
+        reference: Tensor,  # [N, Q, L, 2 or 4]
+        shift: Tensor,  # [N, Q, heads, L · points · 2]
+        shapes: Tensor,
+    ) -> Tensor:  # [N, Q, heads, L, points, 2]
+        """The normalised sampling locations, in one pass over vectors of all levels and points."""
+        sizes = (self.num_levels, self.num_points, 2)
+        reference = reference[:, :, None, :, None]  # [N, Q, 1, L, 1, 2 or 4]
+        extent = shapes.flip(-1)[:, None]  # [L, 1, 2], (width, height)
+        centre = reference[..., :2]
+        if reference.shape[-1] == 2:
+            unit = 1 / extent.to(shift.dtype)
+        else:
+            unit = reference[..., 2:] * (0.5 / self.num_points)
+        if self.track_offsets:
+            pixels = shift.unflatten(-1, sizes) * (unit * extent)
+            self._record_shifts(centre * extent - 0.5, pixels, extent.unbind(-1))
+        centre, unit = (vectors.expand(*vectors.shape[:-3], *sizes).flatten(-3) for vectors in (centre, unit))
+        return torch.addcmul(centre, shift, unit).unflatten(-1, sizes)
 
     def _attend(
         self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
