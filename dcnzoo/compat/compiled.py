@@ -17,16 +17,33 @@ from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
     get_compiler_version,
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
-    ms_deform_attn_forward,
 )
+
+# Multi-scale deformable attention. TrackFormer's module has no argument for the levels' starts.
+
+
+def _attention_inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The five tensors of :func:`dcnzoo.ops.ms_deform_attn`, and those behind them."""
+    if inputs[0].dim() > 1:  # the sampling locations
+        areas = shapes.prod(1)
+        inputs = (areas.cumsum(0) - areas, *inputs)
+    return value, shapes, *inputs
+
+
+def ms_deform_attn_forward(*arguments: Tensor | int) -> Tensor:  # [N, Q, heads·D]
+    """Args: those of :func:`dcnzoo.ops.ms_deform_attn`, and ``im2col_step``."""
+    *inputs, _im2col_step = arguments
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return dcnzoo.ops.ms_deform_attn(*_attention_inputs(*inputs))
 
 
 def ms_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:
     """The gradients of ``value``, ``sampling_locations`` and ``attention_weights``.
 
-    Args: those of :func:`dcnzoo.ops.ms_deform_attn`, ``grad_output`` ``(N, Q, heads · D)``, ``im2col_step``.
+    Args: as in the forward, with ``grad_output`` ``(N, Q, heads · D)`` before ``im2col_step``.
     """
     *inputs, grad_output, _im2col_step = arguments
+    inputs = _attention_inputs(*inputs)
     return list(torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3))
 
 

@@ -45,10 +45,22 @@ class DCNv2(ModulatedDeformConv2d):
 class DCN(ModulatedDeformConv2dPack):
     """Deformable convolution v2 that predicts its own offsets and mask.
 
-    State dicts with the original name of the prediction, ``conv_offset_mask``, load.
+    State dicts with the original name of the prediction, ``conv_offset_mask``, load. With
+    ``extra_offset_mask`` (EDVR, FaPN), the call is ``forward([x, features])``, and the prediction is from the
+    features.
     """
 
-    __init__ = takes(ARGUMENTS)(ModulatedDeformConv2dPack.__init__)
+    @takes(f"{ARGUMENTS} extra_offset_mask")
+    def __init__(self, extra_offset_mask: bool = False, **options: object) -> None:
+        super().__init__(**options)
+        self.extra_offset_mask = extra_offset_mask
+
+    def forward(self, input: Tensor | list[Tensor], main_path: object = None) -> Tensor:
+        """``main_path`` has no effect; FaPN passes it."""
+        if not self.extra_offset_mask:
+            return super().forward(input)
+        x, features = input
+        return self._convolve(x, *self.predict(features))
 
 
 def dcn_v2_forward(input, weight, bias, offset, mask, *geometry: int) -> Tensor:

@@ -198,15 +198,21 @@ def _patch_functions(host: Host) -> Patch:
 
     def change(changes: patches.Changes) -> None:
         replaced = changes.enter_context(patches.Changes())
+        originals: dict[object, object] = {}  # by replacement
 
         def replace(module: ModuleType) -> None:
             compiled = getattr(module, "__dict__", {}).get(attribute)
             if host.provides and not is_ours(getattr(compiled, "__spec__", None)):
                 return
             for name in host.functions:
-                if callable(getattr(module, name, None)):  # not a package's submodule of this name
+                original = getattr(module, name, None)
+                if original in originals:  # imported by name from a module handled before
+                    replaced.callback(setattr, module, name, originals[original])
+                elif callable(original):  # not a package's submodule of this name
                     functions = importlib.import_module("dcnzoo.compat.functions")
-                    replaced.set(module, name, functions.REPLACEMENTS[name](module))
+                    replacement = functions.REPLACEMENTS[name](module)
+                    originals[replacement] = original
+                    replaced.set(module, name, replacement)
 
         for module in list(sys.modules.values()):
             replace(module)

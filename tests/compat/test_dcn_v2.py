@@ -69,6 +69,23 @@ def test_networks_on_dcn_v2(provide, package, tmp_path, module, text):
     compare(layer, expected, random(2, 4, 7, 5))
 
 
+def test_offsets_from_other_features(provide):
+    """EDVR and FaPN: ``extra_offset_mask``."""
+    provide("dcn_v2")
+    arguments = (4, 6, 3), dict(stride=1, padding=1, dilation=1, deformable_groups=2)
+    dcn_v2 = importlib.import_module("dcn_v2")
+    layer = dcn_v2.DCN(*arguments[0], **arguments[1], extra_offset_mask=True).double()
+    torch.nn.init.normal_(layer.conv_offset.weight)
+    given = dcn_v2.DCNv2(*arguments[0], **arguments[1]).double()
+    given.load_state_dict({name: layer.state_dict()[name] for name in ("weight", "bias")})
+
+    def expected(x, features):
+        prediction = F.conv2d(features, layer.conv_offset.weight, padding=1)
+        return given(x, prediction[:, :36], prediction[:, 36:].sigmoid())
+
+    compare(lambda x, features: layer([x, features], None), expected, *(random(2, 4, 7, 5) for _ in range(2)))
+
+
 def psroi_pooling_by_loops(input, rois, trans, no_trans, scale, channels, group, bins, part, samples, std):
     """Dai et al. 2017, section 2.2, one sample at a time."""
     classes = 1 if no_trans else trans.shape[1] // 2

@@ -46,3 +46,54 @@ def test_grounding_dino_on_the_cpu(provide, package):
     assert "groundingdino._C" in patches.active()
     with patches.disabled("groundingdino._C"), pytest.raises(NotImplementedError):
         project.multi_scale_deformable_attn_pytorch(*[None] * 4)
+
+
+def test_trackformer(provide):
+    """Its module has five arguments: it computes the levels' starts itself."""
+    provide("MultiScaleDeformableAttention")
+    compiled = importlib.import_module("MultiScaleDeformableAttention")
+    compare(
+        lambda v, at, w: compiled.ms_deform_attn_forward(v, SHAPES, at, w, 64),
+        attention,
+        *attention_leaves(),
+        backward=lambda g, v, at, w: compiled.ms_deform_attn_backward(v, SHAPES, at, w, g, 64),
+    )
+
+
+# BEVFormer and UniAD: function classes on mmcv 1.x's compiled module, and a layer that calls them on a GPU
+
+FUNCTIONS = """
+class MultiScaleDeformableAttnFunction_fp32:
+    @staticmethod
+    def apply(*arguments):
+        raise NotImplementedError
+
+
+class MultiScaleDeformableAttnFunction_fp16(MultiScaleDeformableAttnFunction_fp32):
+    pass
+"""
+LAYER = """
+from .functions import MultiScaleDeformableAttnFunction_fp16, MultiScaleDeformableAttnFunction_fp32
+
+
+def multi_scale_deformable_attn_pytorch(value, value_spatial_shapes, locations, weights):
+    raise NotImplementedError
+"""
+
+
+def test_bevformer(provide, package):
+    """The functions are found by their names, in every project that has them."""
+    package("projects.bevformer.functions", FUNCTIONS)
+    package("projects.bevformer.layer", LAYER)
+    provide("MultiScaleDeformableAttnFunction")
+    layer = importlib.import_module("projects.bevformer.layer")
+    single, half = layer.MultiScaleDeformableAttnFunction_fp32, layer.MultiScaleDeformableAttnFunction_fp16
+    leaves = attention_leaves()
+    for function in (single, half):
+        compare(lambda v, at, w, f=function: f.apply(v, SHAPES, STARTS, at, w, 64), attention, *leaves)
+    compare(lambda v, at, w: layer.multi_scale_deformable_attn_pytorch(v, SHAPES, at, w), attention, *leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert single.apply(leaves[0], SHAPES, STARTS, *leaves[1:], 64).dtype == torch.float32
+        assert half.apply(leaves[0], SHAPES, STARTS, *leaves[1:], 64).dtype == torch.float16
+    with patches.disabled("MultiScaleDeformableAttnFunction"), pytest.raises(NotImplementedError):
+        layer.MultiScaleDeformableAttnFunction_fp32.apply()

@@ -1,15 +1,19 @@
 """detectron2's layers and its compiled module."""
 
 import importlib
+import math
 
 import pytest
+import shapely
 import torch
 import torch.nn.functional as F
+from shapely import affinity
 from torch import nn
 
 from dcnzoo.compat import detectron2
+from dcnzoo.ops import reference
 
-from .programs import V1, V2, compare, v1_leaves, v1_reference, v2_leaves, v2_reference
+from .programs import V1, V2, compare, random, v1_leaves, v1_reference, v2_leaves, v2_reference
 
 
 def test_detectron2_evaluates_with_pycocotools(provide, package):
@@ -22,6 +26,51 @@ def test_detectron2_evaluates_with_pycocotools(provide, package):
     assert project.COCOeval_opt is project.COCOeval
     compiled = importlib.import_module("detectron2._C")
     assert "dcnzoo" in compiled.get_compiler_version() + compiled.get_cuda_version()
+
+
+# Rotated boxes: angles in degrees, counter-clockwise on the screen, where y points down
+
+
+def polygon(box):
+    x, y, width, height, angle = box.tolist()
+    return affinity.translate(
+        affinity.rotate(shapely.box(-width / 2, -height / 2, width / 2, height / 2), -angle), x, y
+    )
+
+
+def test_rotated_boxes(provide, package):
+    package("detectron2.config")
+    provide("detectron2._C")
+    compiled = importlib.import_module("detectron2._C")
+    boxes = torch.rand(8, 5).double() * torch.tensor([6, 6, 5, 3, 300]) + torch.tensor([0, 0, 1, 1, -150])
+    polygons = [polygon(box) for box in boxes]
+    expected = [[p.intersection(q).area / p.union(q).area for q in polygons[2:]] for p in polygons]
+    for module in (compiled, torch.ops.detectron2):
+        torch.testing.assert_close(module.box_iou_rotated(boxes, boxes[2:]), torch.tensor(expected).double())
+        kept = module.nms_rotated(boxes, torch.arange(8.0), 0.2)
+        assert kept[0] == 7 and (module.box_iou_rotated(boxes[kept], boxes[kept]).triu(1) < 0.2).all()
+
+
+def test_roi_align_of_rotated_boxes(provide, package):
+    """A quarter turn counter-clockwise of a square region is ``rot90`` of its bins, clockwise."""
+    package("detectron2.config")
+    provide("detectron2._C")
+    compiled = importlib.import_module("detectron2._C")
+    rois = torch.tensor([[1, 5, 4, 3, 3, 0], [1, 5, 4, 3, 3, 90]]).double()
+    numbers, size = (0.8, 2, 2), (2, 3, 8, 9)
+
+    def pooled(input):
+        return compiled.roi_align_rotated_forward(input, rois, *numbers, 2)
+
+    straight, turned = pooled(random(*size))
+    torch.testing.assert_close(turned, straight.rot90(-1, (1, 2)))
+    radians = torch.cat([rois[:, :5], rois[:, 5:] * math.pi / 180], 1)
+    compare(
+        lambda input: torch.ops.detectron2.roi_align_rotated_forward(input, rois, *numbers, 2),
+        lambda input: reference.roi_align_rotated(input, radians, (2, 2), 0.8, 2),
+        random(*size),
+        backward=lambda g, input: [compiled.roi_align_rotated_backward(g, rois, *numbers, *size, 2)],
+    )
 
 
 # Layers

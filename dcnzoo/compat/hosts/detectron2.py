@@ -6,7 +6,7 @@ HOSTS = (
     Host(
         "detectron2._C",
         {"detectron2": "", "CenterNet2": ""},
-        ("dcnzoo.compat.compiled",),
+        ("dcnzoo.compat.compiled", "dcnzoo.compat.detectron2_rotated"),
         names={
             "deform_conv_backward_filter": "deform_conv_backward_parameters",
             "get_cuda_version": "get_compiler_version",
