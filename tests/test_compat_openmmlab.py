@@ -170,7 +170,9 @@ def test_a_detector_that_torch_cannot_convert_to_channels_last(family):
     def outcome(channels_last):
         torch.manual_seed(0)
         model = detector.build(copy.deepcopy(cfg))
-        found = detector.TorchDetector(model, channels_last=channels_last).model.test_step(copy.deepcopy(batch))
+        found = detector.TorchDetector(model, channels_last=channels_last).model.test_step(
+            copy.deepcopy(batch)
+        )
         assert model.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         model.train()
         losses = model(**model.data_preprocessor(copy.deepcopy(batch), training=True), mode="loss")
