@@ -19,17 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
-
-import dcnzoo.models
-
-# after dcnzoo.models, which patches packages that these import
-# isort: split
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 import dcnzoo.export
+import dcnzoo.models
 import dcnzoo.openmmlab.datasets
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
 from dcnzoo.cli import commands

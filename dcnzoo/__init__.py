@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from dcnzoo.compat import host as _host
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "from_deformable", "load", "to_deformable"]
 
+# mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
+warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 _mmcv.install()
 _host.provide_from_environment()
 

@@ -4,6 +4,8 @@ Generates the data, trains every arm for the same number of iterations, evaluate
 page. Finished runs with an unchanged config are reused; interrupted runs are resumed.
 """
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import math
@@ -17,20 +19,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from filelock import FileLock, Timeout
-
-import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
-
-# isort: split
-from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dcnzoo.cli import _options, one_line_errors
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.report.history import History
 from dcnzoo.report.report import footer, render_runs, summary
 from dcnzoo.report.runs import TrainedRun, by_label
@@ -38,6 +37,9 @@ from dcnzoo.report.validation import load_detectors
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "docs" / "study.csv"
@@ -156,7 +158,7 @@ class Run:
 
 def make_run(arm: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
     """Prepare a training; ``options``: settings to override, as with ``--cfg-options``."""
-    cfg = Config.fromfile(ROOT / "configs" / "demo" / ARMS[arm], import_custom_modules=False)
+    cfg = read_config_file(ROOT / "configs" / "demo" / ARMS[arm])
     cfg.merge_from_dict(dict(options))
     cfg.randomness, cfg.work_dir = {"seed": seed}, str(folder)
     batches = math.ceil(cfg.train_dataloader.dataset.shapes.train / cfg.train_dataloader.batch_size)

@@ -7,21 +7,17 @@ dict(imports=['dcnzoo.models'])`` and nothing else. Configs without deformable o
 
 from __future__ import annotations
 
-import pytest
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.layers import DCNv3, DCNv4
-
-# isort: split
 import mmcv.ops
+import pytest
 from mmcv.ops.saconv import SAConv2d
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.coverage import trial
 from benchmarks.coverage.trial import ROOT, apart, configs_in, expect, finite, image_size, images
+from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.packages import mim_folder
 

@@ -16,16 +16,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-
-# isort: split
 from mmcv.cnn import ConvAWS2d
 from mmdet.models.detectors import SOLO, BaseDetector
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
+from torch import nn
 
 from benchmarks.coverage.test_mmdet import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read

@@ -13,11 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-
-# isort: split
 from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.mot import OCSORT, BaseMOTModel, ByteTrack, DeepSORT
 from mmdet.models.reid import BaseReID
@@ -25,6 +20,7 @@ from mmdet.structures import ReIDDataSample
 from mmdet.testing import demo_mm_proposals, demo_track_inputs
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from benchmarks.coverage.trial import (
     apart,

@@ -11,14 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+import mmengine.dataset
 import numpy as np
 import pytest
 import torch
-
-import dcnzoo.models  # noqa: F401  before the packages, which need mmcv.ops
-
-# isort: split
-import mmengine.dataset
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope

@@ -11,11 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.openmmlab.packages import mim_folder
-
-# isort: split
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
@@ -24,6 +19,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from dcnzoo.openmmlab.packages import mim_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"

@@ -14,10 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
-
-# isort: split
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.benchmark.utils.timer import timer  # waits for the GPU

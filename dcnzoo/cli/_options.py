@@ -123,9 +123,6 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
     """Parse ``KEY=VALUE`` words in mmengine's syntax."""
     if not words or ctx.resilient_parsing:
         return {}
-    import dcnzoo.openmmlab  # noqa: F401  before mmengine
-
-    # isort: split
     from mmengine.config import DictAction
 
     settings = {}

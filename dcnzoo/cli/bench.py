@@ -104,14 +104,12 @@ def _pytorch(
 ) -> tuple[Callable, list]:
     """Return a function that detects objects, and its inputs, which the test pipeline has resized."""
     import torch
+    from mmcv.cnn import fuse_conv_bn as fuse
+    from mmengine.dataset import pseudo_collate
 
     from dcnzoo.openmmlab.detector import TorchDetector, build, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.zoo.loading import locate
-
-    # isort: split
-    from mmcv.cnn import fuse_conv_bn as fuse
-    from mmengine.dataset import pseudo_collate
 
     config, weights = locate(model, checkpoint)
     cfg = read_config_file(config, cfg_options)

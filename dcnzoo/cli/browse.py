@@ -26,15 +26,13 @@ def command(model: str, out: Path | None, split: str, num_images: int, cfg_optio
     examples:
       dcnzoo browse CONFIG --num-images 50 --out work_dirs/seen
     """
+    from mmdet.registry import DATASETS, VISUALIZERS
+    from mmengine.registry import init_default_scope
     from rich.progress import track
 
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.zoo.loading import locate
-
-    # isort: split
-    from mmdet.registry import DATASETS, VISUALIZERS
-    from mmengine.registry import init_default_scope
 
     config = locate(model, weights=False)[0]
     folder = out or Path("work_dirs") / "browse" / config.stem

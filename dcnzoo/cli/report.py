@@ -71,7 +71,6 @@ def command(
         raise click.UsageError(f"--labels: expected {len(work_dirs)}, one per WORK_DIR, got {len(labels)}")
     if checkpoint is not None and len(work_dirs) > 1:
         raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
-    import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo.report.report import write_report
     from dcnzoo.utils.files import CHECKPOINTS
 

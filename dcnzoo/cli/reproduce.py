@@ -56,7 +56,9 @@ def command(
     """
     _options.refuse_together([("--train", "--checkpoint")])
 
-    import dcnzoo.openmmlab  # noqa: F401  before mmengine
+    from mmengine.dist import is_main_process
+    from mmengine.model import revert_sync_batchnorm
+
     from dcnzoo import zoo
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
@@ -66,10 +68,6 @@ def command(
     from dcnzoo.utils.lock import lock_work_dir
     from dcnzoo.zoo import reproduction
     from dcnzoo.zoo.loading import locate
-
-    # isort: split
-    from mmengine.dist import is_main_process
-    from mmengine.model import revert_sync_batchnorm
 
     with contextlib.ExitStack() as training:
         with user_errors():

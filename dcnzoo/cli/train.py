@@ -52,15 +52,14 @@ def command(model: str, report: bool, allow_partial: bool, verbose: bool, **run:
       dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
       dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
+    from mmengine.dist import is_main_process
+
     from dcnzoo.openmmlab.runner import load_config
     from dcnzoo.openmmlab.training import set_up_training, train
     from dcnzoo.report.report import write_report
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.lock import lock_work_dir
     from dcnzoo.zoo.loading import locate
-
-    # isort: split
-    from mmengine.dist import is_main_process
 
     with user_errors():
         settings = {name: run.pop(name) for name in SETTINGS}

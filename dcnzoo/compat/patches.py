@@ -5,7 +5,7 @@ Each replacement is a :class:`Patch` with a name. ``import dcnzoo.models`` appli
 - :data:`OPERATORS`: the kernels of ``mmcv.ops``. With a compiled mmcv, dcnzoo's kernels run only on the CPU.
   On a GPU mmcv's kernels stay in use unless ``cuda`` is switched on.
 - :data:`REGISTERED`: entries of OpenMMLab's registries, by their registered names.
-- fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches`.
+- fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches.table`.
 
 The environment variable ``DCNZOO_PATCHES`` selects patches by their names, separated by commas: ``off`` is
 none, ``-deform_conv,-DCN`` all except these, ``deform_conv,DCN`` only these, and ``cuda`` all, with dcnzoo's
@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
 REGISTERED = ("DCN", "DCNv2", "MultiScaleDeformableAttention", "CocoDataset", "CocoMetric")
+OF_DATA = ("skip_unreadable_images",)  # beside some of REGISTERED, of dcnzoo.openmmlab.datasets
 CUDA = "cuda"
 
 _ABSENT = object()
@@ -137,7 +138,7 @@ _complete = False  # whether _patches contains all patches
 
 
 def _check(owner: str, *names: str) -> None:
-    known = dict.fromkeys((*OPERATORS, *REGISTERED, *(patch.name for patch in _patches), CUDA))
+    known = dict.fromkeys((*OPERATORS, *REGISTERED, *OF_DATA, *(patch.name for patch in _patches), CUDA))
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -239,19 +240,14 @@ def switched_on(patch: Patch, on: Callable[[], None]) -> Iterator[None]:
             switch_off(patch)
 
 
-def replace(registry, reason: str) -> Callable[[type], type]:
-    """Class decorator: the class replaces the class of the same name in a registry of mmengine."""
+def registered(registry, kind: type, reason: str) -> Patch:
+    """A patch that replaces the class of the same name in a registry of mmengine."""
+    name = kind.__name__
 
-    def decorate(cls: type) -> type:
-        name = cls.__name__
+    def change(changes: Changes) -> None:
+        changes.set_item(registry.module_dict, name, kind)
 
-        def change(changes: Changes) -> None:
-            changes.set_item(registry.module_dict, name, cls)
-
-        add(Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change))
-        return cls
-
-    return decorate
+    return Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change)
 
 
 def table() -> tuple[Patch, ...]:

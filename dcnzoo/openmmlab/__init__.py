@@ -1,6 +1,6 @@
 """All code that imports mmengine, mmcv or mmdet: patches, registered classes, loading, detector export."""
 
-import warnings
+from dcnzoo.compat.patches import add
+from dcnzoo.openmmlab.patches.other_packages import NUMPY_1_NAMES
 
-# mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
-warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+add(NUMPY_1_NAMES)  # before mmdet is imported; setup.setup() adds the others

@@ -14,10 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-
-import dcnzoo.openmmlab.models  # noqa: F401  registers classes; before mmdet, which needs mmcv.ops
-
-# isort: split
 from mmcv.transforms import Compose
 from mmdet.models import CascadeRoIHead
 from mmdet.registry import DATASETS, MODELS
@@ -40,8 +36,11 @@ from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
+from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, one_line, printable
+
+setup()
 
 
 def require_device(name: str) -> torch.device:

@@ -14,13 +14,15 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.datasets
-import dcnzoo.openmmlab.hooks
-import dcnzoo.openmmlab.models  # noqa: F401  so that any config may use dcn=True
+import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.setup import setup
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import require_file, require_folder
+
+setup()  # any config may use dcn=True
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:

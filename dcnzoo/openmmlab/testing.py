@@ -5,18 +5,15 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.structures import InstanceData
-
-# registers DeployedDetector; before mmdet, which needs mmcv.ops
-import dcnzoo.openmmlab.export.deployed  # noqa: F401
-from dcnzoo.openmmlab.config_check import datasets
-
-# isort: split
 from mmcv.ops import batched_nms
 from mmdet.models import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config, ConfigDict
+from mmengine.structures import InstanceData
+
+import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
+from dcnzoo.openmmlab.config_check import datasets
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",

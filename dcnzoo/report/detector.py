@@ -8,7 +8,6 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-import dcnzoo.models  # noqa: F401  registers classes for configs
 from dcnzoo.detect.pictures import read
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.openmmlab.detector import TorchDetector

@@ -12,7 +12,6 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-import dcnzoo.models  # noqa: F401  registers classes for configs
 from dcnzoo.detect.detections import Detections
 from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.openmmlab.detector import build, instances_of, to_detections

@@ -1,10 +1,16 @@
-"""Data sets. The generator of shapes does not need OpenMMLab; the registered classes do."""
+"""Data sets; the import registers them. The generator of shapes does not need OpenMMLab."""
+
+from mmdet.registry import DATASETS, METRICS
 
 from dcnzoo.compat import patches
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, draw_image, make_shapes
-from dcnzoo.openmmlab.datasets.coco import CocoDataset, ShapesDataset
-from dcnzoo.openmmlab.patches import SKIP_UNREADABLE_IMAGES
+from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric, ShapesDataset
+from dcnzoo.openmmlab.datasets.images import SKIP_UNREADABLE_IMAGES
 
 __all__ = ["CLASSES", "PALETTE", "CocoDataset", "ShapesDataset", "ShapesSpec", "draw_image", "make_shapes"]
 
-patches.add(SKIP_UNREADABLE_IMAGES)
+patches.add(
+    patches.registered(DATASETS, CocoDataset, "checks the annotation file"),
+    patches.registered(METRICS, CocoMetric, "checks the annotation file"),
+    SKIP_UNREADABLE_IMAGES,
+)

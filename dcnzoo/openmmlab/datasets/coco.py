@@ -20,12 +20,11 @@ import numpy as np
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
-from mmdet.registry import DATASETS, METRICS
+from mmdet.registry import DATASETS
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
-from dcnzoo.compat import patches
 from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError, printable
@@ -116,7 +115,6 @@ class CheckedCOCO(COCO):
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-@patches.replace(METRICS, "checks the annotation file")
 class CocoMetric(coco_metric.CocoMetric):
     """Replaces MMDetection's ``CocoMetric`` in the registry; reads its file by :class:`CheckedCOCO`.
 
@@ -149,7 +147,6 @@ class CocoMetric(coco_metric.CocoMetric):
         return {key: value for key, value in metrics.items() if requested or key not in keys}
 
 
-@patches.replace(DATASETS, "checks the annotation file")
 class CocoDataset(coco.CocoDataset):
     """Replaces MMDetection's ``CocoDataset`` in the registry and checks the annotation file.
 

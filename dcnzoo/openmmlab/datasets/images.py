@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists
 from mmengine.logging import print_log
 
-from dcnzoo.compat.patches import Changes
+from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.utils.errors import UserError, printable
 
 
@@ -29,6 +29,15 @@ def skip_unreadable_images(changes: Changes) -> None:
 
     changes.set(BaseDetDataset, "prepare_data", prepare_data)
     changes.wrap(BaseDetDataset, "full_init", full_init)
+
+
+SKIP_UNREADABLE_IMAGES = Patch(
+    "skip_unreadable_images",
+    change=skip_unreadable_images,
+    target="mmdet.datasets.BaseDetDataset",
+    reason="an unreadable image stops the training; dcnzoo.openmmlab.datasets tolerates up to 5 %",
+    versions="mmdet 3.3.0",
+)
 
 
 def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:

@@ -14,7 +14,7 @@
   ``dcn=True``, and any module accepts ``to_deformable=dict(where=…)``
   (:mod:`dcnzoo.openmmlab.deformable`).
 - ``OffsetStatisticsHook`` for ``custom_hooks`` records the offsets of these layers during training.
-- Bugs of OpenMMLab's packages on current PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches`).
+- Bugs of OpenMMLab's packages on current PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches.table`).
 
 Each replacement can be undone or switched off: :mod:`dcnzoo.compat.patches`.
 
@@ -22,12 +22,7 @@ Requires mmengine and mmcv or mmcv-lite. Without mmdet, the parts that need it a
 packages are not imported.
 """
 
-import mmcv.ops  # noqa: F401  first: registers DCN and DCNv2, which dcnzoo's replace
-
-from dcnzoo.compat import patches
-from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
-from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 from dcnzoo.openmmlab.models.deform_attn import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.openmmlab.models.intern_image import (
@@ -36,8 +31,6 @@ from dcnzoo.openmmlab.models.intern_image import (
     InternImage,
 )
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
-from dcnzoo.openmmlab.patches import NUMPY_1_NAMES
-from dcnzoo.openmmlab.patches import apply as apply_patches
 
 __all__ = [
     "DCN",
@@ -54,8 +47,3 @@ __all__ = [
     "ModulatedDeformRoIPoolPack",
     "MultiScaleDeformableAttention",
 ]
-
-use_dcnzoo_deform_conv()
-patches.add(NUMPY_1_NAMES)  # first: mmdet imports mmpretrain, albumentations and imgaug if they are installed
-
-apply_patches()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import mmcv.ops
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from dcnzoo.compat import patches
 from dcnzoo.compat.mmcv import deform_conv, largest_step, runs_on_dcnzoo
 
 
@@ -19,7 +17,6 @@ def _for_isinstance(mmcv_class: type[nn.Module]) -> type[nn.Module]:
     return type(mmcv_class.__name__, (mmcv_class,), methods)
 
 
-@patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCN(deform_conv.DeformConv2dPack, _for_isinstance(mmcv.ops.DeformConv2dPack)):
     """Deformable convolution v1 (Dai et al. 2017): :class:`dcnzoo.compat.mmcv.DeformConv2dPack`, registered.
 
@@ -44,7 +41,6 @@ class DCN(deform_conv.DeformConv2dPack, _for_isinstance(mmcv.ops.DeformConv2dPac
         return output if self.bias is None else output + self.bias[:, None, None].to(output.dtype)
 
 
-@patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCNv2(deform_conv.ModulatedDeformConv2dPack, _for_isinstance(mmcv.ops.ModulatedDeformConv2dPack)):
     """Deformable convolution v2 (Zhu et al. 2019): :class:`dcnzoo.compat.mmcv.ModulatedDeformConv2dPack`.
 

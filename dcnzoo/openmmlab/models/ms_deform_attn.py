@@ -6,17 +6,14 @@ from importlib import import_module
 
 from mmcv.ops import MultiScaleDeformableAttention as MmcvAttention
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from mmengine.utils import deprecated_api_warning
 from torch import Tensor, nn
 
 from dcnzoo import layers
-from dcnzoo.compat import patches
 from dcnzoo.compat.mmcv import largest_step, runs_on_dcnzoo
 
 
 # mmcv's class is a base too: MMDetection's detectors test for it when they initialise weights.
-@patches.replace(MODELS, "dcnzoo's operator, with statistics of offsets")
 class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAttention):
     """:class:`dcnzoo.layers.MultiScaleDeformableAttention` with the dropout and shortcut of mmcv's layer.
 

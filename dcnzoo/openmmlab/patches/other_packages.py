@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import numpy as np
 
 from dcnzoo.compat.after_import import call, watch
-from dcnzoo.compat.patches import Changes
+from dcnzoo.compat.patches import Changes, Patch
 
 
 def while_imported(importer: str, module: str, name: str, value: object) -> Callable[[Changes], None]:
@@ -63,6 +64,17 @@ def numpy_1_names(changes: Changes) -> None:
     for name, value in NUMPY_1.items():
         if name not in vars(np):
             changes.set(np, name, value)
+
+
+# openmmlab/__init__.py applies it: mmdet imports mmpretrain, albumentations and imgaug if they are installed
+NUMPY_1_NAMES = Patch(
+    "numpy_1_names",
+    change=numpy_1_names,
+    target="numpy.bool8, int0 and sctypes",
+    reason="imgaug, mmagic and mmocr use names that numpy 2 removed (numpy has no attribute 'bool8')",
+    versions="imgaug 0.4.0, mmagic 1.2.0, mmocr 1.0.1",
+    needed=lambda: any(map(find_spec, ("imgaug", "mmagic", "mmocr"))),
+)
 
 
 def text_center_lines(changes: Changes) -> None:

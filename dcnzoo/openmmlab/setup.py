@@ -1,0 +1,29 @@
+"""Registration of dcnzoo with OpenMMLab's packages."""
+
+from functools import cache
+from importlib import import_module
+
+from mmengine.registry import MODELS
+
+from dcnzoo.compat import mmcv, patches
+from dcnzoo.openmmlab.patches.table import TABLE
+
+
+@cache
+def setup() -> None:
+    """Register dcnzoo's classes with OpenMMLab and apply the patches; ``import dcnzoo.models`` calls it.
+
+    Later calls do nothing. mmengine's decorators register classes with names of their own; the order matters
+    only for classes that replace mmcv's.
+    """
+    import_module("mmcv.ops")  # registers the classes that are replaced
+    mmcv.use_dcnzoo_deform_conv()  # mmcv's own layers run on dcnzoo's kernels
+    models = import_module("dcnzoo.openmmlab.models")
+    import_module("dcnzoo.openmmlab.hooks.offset_statistics")
+    layer = "dcnzoo's operator; any batch, offset_limit, statistics of offsets"
+    patches.add(
+        patches.registered(MODELS, models.DCN, layer),
+        patches.registered(MODELS, models.DCNv2, layer),
+        patches.registered(MODELS, models.MultiScaleDeformableAttention, layer),
+    )
+    patches.add(*TABLE, complete=True)  # from here on, the names in DCNZOO_PATCHES are checked
