@@ -124,6 +124,20 @@ def gpu_resources(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
+def browser(session: Session) -> None:
+    """Test reports and explain pages in Chromium: axe-core's rules, keyboard, a phone's width (needs npm)."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--group", "browser")
+    folder = Path(session.create_tmp()).resolve()
+    session.run_install("npm", "install", "--silent", "--prefix", folder, "axe-core@4.14.1", external=True)
+    if not shutil.which("chromium"):
+        session.run_install("playwright", "install", "chromium")
+    variables = {"AXE": str(folder / "node_modules/axe-core/axe.min.js")}
+    test(session, "tests/environments/test_browser.py", env=variables)
+
+
+@nox.session(tags=NIGHTLY)
 def audit(session: Session) -> None:
     """Check the sources (bandit) and the packages of .venv (pip-audit, online) for vulnerabilities."""
     update_venv(session)

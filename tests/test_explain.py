@@ -21,13 +21,18 @@ from dcnzoo.report.explain import (
     Explanation,
     heat_map,
     output_window,
+    places,
     plot_explanation,
     points_of,
-    receptive_field,
+    receptive_fields,
     render_explanation,
     with_unique_names,
 )
 
+CHROMIUM = [
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 SIZE = (24, 36)
 STRIDE = (2, 3)
 
@@ -58,7 +63,7 @@ def by_hand(model, rows, columns, shift=(0, 0)):
 def test_receptive_field_is_that_of_convolutions_that_are_moved(shift, window):
     model = make_model([float(s) for s in shift])
     with torch.no_grad():
-        found = receptive_field(model, model, torch.randn(1, 3, *SIZE), "1", window)
+        (found,) = receptive_fields(model, model, torch.randn(1, 3, *SIZE), "1", [window])
     assert model[0].weight.grad is None and not model[1]._forward_hooks
     expected = by_hand(model, *window, shift)
     assert found.shape == SIZE
@@ -79,14 +84,14 @@ def test_receptive_field_of_a_second_call():
         head(x[..., :10]), head(x[..., 20:])
 
     x, window = torch.randn(1, 3, *SIZE), (slice(4, 5), slice(4, 5))
-    first = receptive_field(model, run, x, "head", window)
-    second = receptive_field(model, run, x, "head #2", window)
+    (first,) = receptive_fields(model, run, x, "head", [window])
+    (second,) = receptive_fields(model, run, x, "head #2", [window])
     assert torch.equal(first.roll(20, 1), second) and first.count_nonzero() == 9
     with pytest.raises(ValueError, match="head"):
-        receptive_field(model, run, x, "head #3", window)
+        receptive_fields(model, run, x, "head #3", [window])
     for cut in (lambda x: run(x.detach()), torch.no_grad()(run)):
         with pytest.raises(ValueError, match=r"gradient.*head"):
-            receptive_field(model, cut, x, "head", window)
+            receptive_fields(model, cut, x, "head", [window])
 
 
 @pytest.mark.parametrize("layer", [DCNv3, DCNv4])
@@ -105,7 +110,9 @@ def test_receptive_field_of_maps_with_channels_last(layer):
             return self.layer(self.point(x).permute(0, 2, 3, 1))
 
     model = Network()
-    found = receptive_field(model, model, torch.randn(1, 3, 9, 14), "layer", (slice(3, 4), slice(5, 6)))
+    inputs, window = torch.randn(1, 3, 9, 14), (slice(3, 4), slice(5, 6))
+    found, other = receptive_fields(model, model, inputs, "layer", [window, (slice(6, 7), slice(9, 10))])
+    assert other.count_nonzero() == 9 and other[5:8, 8:11].all()
     ys, xs = found.nonzero().unbind(1)
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (2, 4, 4, 6), "3×3 around (3, 5)"
 
@@ -130,7 +137,8 @@ def explained(outputs=(12, 12), box=None, names=("1",)):
     statistics = {names[0]: OffsetStatistics(0.25, 2.5, 0.125), "other": OffsetStatistics(1, 2, 0)}
     image = np.random.default_rng(0).integers(0, 255, (size[0] - 3, size[1] - 5, 3), dtype=np.uint8)
     heat = torch.rand(image.shape[:2])
-    return Explanation(image, size, box or Box(21, 10, 21, 10), fields, names[-1], heat, statistics)
+    box = box or Box(21, 10, 21, 10)
+    return Explanation(image, size, box, fields, names[-1], heat, statistics, {(3.0, 4.0): heat.flip(1)})
 
 
 def test_a_box_has_its_outputs_or_some_of_many():
@@ -165,6 +173,15 @@ def test_table_and_figure_of_layers():
     assert len(points) == 3 * 3 * 15 and drawn.get_clim() == (0, 1)
     assert drawn.get_sizes().min() < drawn.get_sizes().max(), "size shows the modulation, too"
     assert figure.axes[2].lines[0].get_xydata().tolist() == [[3, 4], [9.2, 4], [9.2, 8], [3, 8], [3, 4]]
+
+
+def test_places_are_outputs_in_the_visible_image():
+    (field,) = explained().fields
+    assert places(field, SIZE, SIZE, 0) == []
+    boxes = places(field, (20, 30), SIZE, 6)
+    # 2 × 3 centres of equal parts of 20 × 30, moved to outputs, which are (2, 3) pixels apart
+    assert {(box.y1, box.x1) for box in boxes} == {(y, x) for y in (4, 16) for x in (6, 15, 24)}
+    assert len(places(field, SIZE, SIZE, 1000)) == 144, "not an output twice"
 
 
 def page_data(page):
@@ -204,7 +221,7 @@ def test_names_and_runaway_offsets_do_not_spoil_the_page():
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 @pytest.mark.parametrize(
     ("hash", "layer", "rows", "columns"),
-    [("", 1, [5], [7]), ("#layer=0&at=33.4,3.2&heat=1", 0, [2], [11]), ("#at=-50,999", 1, [11], [0])],
+    [("", 1, [5], [7]), ("#layer=0&at=3.4,3.2&heat=1", 0, [2], [1]), ("#at=-50,999", 1, [11], [0])],
 )
 def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, columns):
     explanation = explained(names=("a", "b"))
@@ -213,7 +230,7 @@ def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, colu
     file = tmp_path / "explain.html"
     file.write_text(render_explanation(explanation, "title"), encoding="utf-8")
     done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        ["chromium", "--headless", "--no-sandbox", *CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}",
          "--virtual-time-budget=1000", "--dump-dom", f"{file.as_uri()}{hash}"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
@@ -225,5 +242,6 @@ def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, colu
     np.testing.assert_allclose(drawn[:, :2], expected, atol=1 / 64 + 1e-4)
     np.testing.assert_allclose(drawn[:, 2], field.weight[:, rows[0], columns[0]].abs(), atol=1 / 510 + 1e-3)
     name = field.name
-    assert f">{name}: output (y {rows[0]}, x {columns[0]}) of 12×12, 15 points each<" in done.stdout
+    assert f">{name}: output (y {rows[0]}, x {columns[0]}) of 12×12, 15 points each" in done.stdout
     assert ('visibility="visible"' in done.stdout) == ("heat" in hash)
+    assert ("receptive field at (x 3.0, y 4.0)" in done.stdout) == ("heat" in hash), "the nearest"

@@ -20,6 +20,7 @@ from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.history import History
 from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun, metric_name
+from dcnzoo.report.sections.errors import _short_names
 from dcnzoo.report.sections.pictures import locations
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
@@ -133,9 +134,12 @@ def test_report_of_a_run(make_run, monkeypatch):
     for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>585,806"):
         assert figure in html
     assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
-    assert html.count('class="picture"') == 2, "traced points, points of each layer"
+    assert html.count('class="pictures small"') == 2, "traced points, points of each layer"
     assert html.count("<figcaption>ground truth</figcaption>") == 5
-    assert [part in html for part in ("<h2>Errors by class</h2>", "first 6 validation")] == [True, True]
+    assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
+    sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
+    assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
+    assert [part in html for part in (">Errors by class</h2>", "first 6 validation")] == [True, True]
     drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
     assert any(">epoch<" in chart for chart in charts(html)), "not iterations"
@@ -153,6 +157,12 @@ def test_report_of_a_run(make_run, monkeypatch):
         (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
     ):
         assert named in error_of("report", *arguments, status=status)
+
+
+def test_shortened_class_names_stay_apart():
+    names = [f"{'a' * 30}{middle}{'b' * 30}" for middle in "xyz"]
+    short = _short_names([*names, "c"])
+    assert len(set(short)) == 4 and short[3] == "c" and max(map(len, short)) < 30
 
 
 def test_runs_beside_each_other(make_run):
@@ -175,7 +185,7 @@ def test_a_run_without_validation_or_data(make_run, tmp_path):
     folder = make_run(logs=[[(2, 1, 5.0)]], **{"val_dataloader.dataset.data_prefix.img": "nowhere/"})
     runs = [TrainedRun.read(folder)]
     html = render_runs(runs, {})
-    assert "<h2>Learning curves</h2>" in html and "<h2>All validations</h2>" not in html
+    assert ">Learning curves</h2>" in html and ">All validations</h2>" not in html
     assert summary(runs, {}) == [["run", "s / iteration", "parameters"], ["run", "0.250", "–"]]
     with pytest.raises(UserError, match=r"expected the images of .*, found none there"):
         load_detectors(runs)

@@ -1,5 +1,7 @@
+import io
 import math
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -167,9 +169,16 @@ def test_learning_curves_draw_seeds_and_mean():
 
 
 def test_curves_of_classes_and_confusion():
-    figure = plot_precision_recall("", {"a": np.full(101, 0.5), "b": np.zeros(101)})
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a  0.50", "b  0.00"]
+    names = ["_", "$5", r"\frac$x$", "果"]  # a hidden label and formulas of matplotlib; not in its font
+    figure = plot_precision_recall("$", {name: np.full(101, 0.5) for name in names})
+    svg = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(svg, format="svg")
+    assert [f">{name}  0.50</text>" in svg.getvalue() for name in names] == [True] * 4
+    styles = {(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(styles) == 4, "not by colour alone"
     figure = plot_confusion("", np.array([[3, 1], [0, 0]]), ["a", "none"])
+    assert figure.get_label().endswith("a: 3 of 4")
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]], "shares of a row"
     assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]

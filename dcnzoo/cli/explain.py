@@ -36,6 +36,14 @@ from dcnzoo.cli._terminal import print_columns
     help="Show only this layer (default: all layers, and the receptive field of the last).",
 )
 @option(
+    "--receptive-fields",
+    "further",
+    type=click.IntRange(min=0),
+    default=12,
+    metavar="N",
+    help="Number of other places of the page whose receptive field is computed.",
+)
+@option(
     "--out",
     type=_options.FileName(".html", ".png"),
     default="explain.html",
@@ -47,6 +55,7 @@ def command(
     at: list[float] | None,
     box: list[float] | None,
     layer: str | None,
+    further: int,
     out: Path,
     **loading: Any,
 ) -> None:
@@ -79,7 +88,8 @@ def command(
     with user_errors():
         read(image)  # names it if it cannot be read
         detector = dcnzoo.load(model, **loading)
-        explanation = explain(detector, image, Box(*corners) if corners else None, layer)
+        further = further if out.suffix == ".html" else 0
+        explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)
     if out.suffix == ".html":
         title = f"{Path(image).name}: where {Path(model).stem} samples"
         write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))

@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from dcnzoo.detect.pictures import read
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
+from dcnzoo.report.explain import Box, Explanation, output_window, places, receptive_fields, with_unique_names
 from dcnzoo.report.sampling import SamplingField, record_sampling
 from dcnzoo.utils.errors import UserError
 
 
 def explain(
-    detector: TorchDetector, image: str | Path, box: Box | None = None, layer: str | None = None
+    detector: TorchDetector,
+    image: str | Path,
+    box: Box | None = None,
+    layer: str | None = None,
+    further: int = 0,
 ) -> Explanation:
     """Determine which pixels of an image influence a deformable layer's output at one position.
 
@@ -28,6 +32,7 @@ def explain(
             score, or of the image if nothing is detected.
         layer: the layer for the receptive field, and the only layer to draw. Default: the last layer; all
             layers are drawn.
+        further: number of other places, in a grid, whose receptive fields are computed, too.
 
     Raises:
         UserError: the box is outside the image, the layer does not exist, or no layer can be drawn.
@@ -57,10 +62,13 @@ def explain(
     across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
     box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
     seen = tuple(data["inputs"].shape[-2:])
-    window = output_window(fields[-1], box, seen)
-    gradient = receptive_field(model, run, data["inputs"], fields[-1].name, window)
     height, width = shown.shape[:2]
-    return Explanation(shown, seen, box, fields, fields[-1].name, gradient[:height, :width], statistics)
+    points = places(fields[-1], (height, width), seen, further)
+    windows = [output_window(fields[-1], each, seen) for each in (box, *points)]
+    gradients = receptive_fields(model, run, data["inputs"], fields[-1].name, windows)
+    first, *others = (gradient[:height, :width] for gradient in gradients)
+    further_fields = {(x, y): field for (x, y, *_), field in zip(points, others, strict=True)}
+    return Explanation(shown, seen, box, fields, fields[-1].name, first, statistics, further_fields)
 
 
 def record(

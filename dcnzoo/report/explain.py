@@ -24,6 +24,7 @@ from dcnzoo.report.sampling import SamplingField, nearest_output
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
 _MOST_PER_AXIS = 8  # positions in a box for which points are drawn
 _MOST_IN_PAGE = 64  # rows and columns of a layer's output in the page
+_HEAT_SIZE = 256  # longer side of a receptive field in the page; it is smoothed
 
 
 class Box(NamedTuple):
@@ -52,6 +53,7 @@ class Explanation:
         receptive_field: [H, W] of ``image``: :func:`receptive_field`.
         statistics: :func:`dcnzoo.layers.offset_statistics` of each layer that records them, including layers
             without a field.
+        further: (x, y) in pixels of ``image`` → the receptive field of the output there.
     """
 
     image: np.ndarray
@@ -61,6 +63,7 @@ class Explanation:
     layer: str
     receptive_field: Tensor
     statistics: Mapping[str, OffsetStatistics]
+    further: Mapping[tuple[float, float], Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def largest_weight(self) -> float:
@@ -123,14 +126,32 @@ def points_of(field: SamplingField, box: Box, image_size: tuple[int, int]) -> tu
     return points.permute(2, 3, 0, 1).reshape(-1, 2), weight.permute(1, 2, 0).flatten()
 
 
+def places(
+    field: SamplingField, shape: tuple[int, int], image_size: tuple[int, int], number: int
+) -> list[Box]:
+    """Return about ``number`` outputs of a layer, in a grid, as points of the visible image (H, W)."""
+    if not number:
+        return []
+    rows = max(1, round((number * shape[0] / shape[1]) ** 0.5))
+    counts = rows, max(1, number // rows)
+    y, x = ((torch.arange(count) + 0.5) * size / count for count, size in zip(counts, shape, strict=True))
+    outputs = nearest_output(field, torch.cartesian_prod(y, x), image_size).unique(dim=0)
+    points = outputs * torch.tensor(image_size) / torch.tensor(field.weight.shape[-2:])
+    return [Box(x, y, x, y) for y, x in points.tolist()]
+
+
 class _Reached(Exception):
     """Raised when the layer has run, to skip the rest of the model."""
 
 
-def receptive_field(
-    model: nn.Module, run: Callable[[Tensor], object], inputs: Tensor, name: str, window: tuple[slice, slice]
-) -> Tensor:
-    """Compute the influence of each pixel on an output: the effective receptive field (Luo et al. 2016).
+def receptive_fields(
+    model: nn.Module,
+    run: Callable[[Tensor], object],
+    inputs: Tensor,
+    name: str,
+    windows: Sequence[tuple[slice, slice]],
+) -> list[Tensor]:
+    """Compute the influence of each pixel on outputs: the effective receptive field (Luo et al. 2016).
 
     Its value is the magnitude, over the image's channels, of the gradient of the sum over the output's
     channels. The gradient includes the paths through the offsets and the mask.
@@ -140,10 +161,10 @@ def receptive_field(
         inputs: [1, C, H, W], the model's input.
         name: of a layer with the output [1, C', oH, oW], or [1, oH, oW, C'] for DCNv3 and DCNv4; ``name #2``
             for its second run.
-        window: rows and columns of its output.
+        windows: rows and columns of its output.
 
     Returns:
-        [H, W], not smoothed, on the CPU
+        per window, [H, W], not smoothed, on the CPU
 
     Raises:
         ValueError: the layer does not run, or has no gradient to the image.
@@ -165,16 +186,20 @@ def receptive_field(
             output = outputs[-1].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else outputs[-1]
         else:
             raise ValueError(
-                f"receptive_field: name: expected a layer that runs in the forward pass, got {name}"
+                f"receptive_fields: name: expected a layer that runs in the forward pass, got {name}"
             )
-        rows, columns = window
-        total = output[:, rows, columns].sum()
-    gradient = None
-    if total.requires_grad:
-        (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True)
-    if gradient is None:
-        raise ValueError(f"receptive_field: name: expected a layer with a gradient to the image, got {name}")
-    return gradient[0].float().norm(dim=0).cpu()
+    fields = []
+    for rows, columns in windows:
+        with torch.enable_grad():
+            total = output[:, rows, columns].sum()
+        gradient = None
+        if total.requires_grad:
+            (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
+        if gradient is None:
+            message = f"name: expected a layer with a gradient to the image, got {name}"
+            raise ValueError(f"receptive_fields: {message}")
+        fields.append(gradient[0].float().norm(dim=0).cpu())
+    return fields
 
 
 def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1
@@ -205,9 +230,11 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
     """
     height, width = explanation.image.shape[:2]
     names = [field.name for field in explanation.fields]
+    x, y = (sum(explanation.box[i::2]) / 2 for i in (0, 1))
+    heats = {(x, y): explanation.receptive_field, **explanation.further}
     data = {
         "image": image_uri(explanation.image),
-        "heat": image_uri((heat_map(explanation.receptive_field) * 255).round().astype(np.uint8)),
+        "heats": [{"at": place, "uri": _heat_uri(field)} for place, field in heats.items()],
         "width": width,
         "height": height,
         "seen": explanation.image_size,
@@ -228,6 +255,13 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
         data=Markup(script),  # nosec B704  # JSON without "<"
         footer=footer,
     )
+
+
+def _heat_uri(field: Tensor) -> str:
+    heat = (heat_map(field) * 255).round().astype(np.uint8)
+    scale = min(1, _HEAT_SIZE / max(field.shape))
+    size = [max(1, round(scale * side)) for side in reversed(field.shape)]
+    return image_uri(cv2.resize(heat, size, interpolation=cv2.INTER_AREA))
 
 
 def _layer(field: SamplingField, explanation: Explanation) -> dict:

@@ -7,7 +7,7 @@ contain the rest. The functions of this module return HTML for the sections of a
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
@@ -41,21 +41,38 @@ def render(template: str, **values: object) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A photo.
+
+    Attributes:
+        content: a figure without texts, which browsers draw in any script and size, or a photo.
+        caption: below the picture.
+        alt: in words, what the picture shows and the caption does not say.
+    """
+
+    content: Figure | Image.Image
+    caption: str
+    alt: str
+
+    @property
+    def uri(self) -> str:
+        if isinstance(self.content, Image.Image):
+            return image_uri(np.asarray(self.content))
+        return _uri("jpeg", self.content.savefig, format="jpeg", dpi=_DPI, pil_kwargs=_QUALITY)
+
+
 def charts(figures: Sequence[Figure]) -> Markup:
-    """Place figures side by side if there is room."""
+    """Place charts side by side if there is room; their labels describe them."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         options = {"metadata": {"Date": None, "Creator": None}}
-        return _PARTS.charts([_uri("svg+xml", figure.savefig, format="svg", **options) for figure in figures])
+        uris = [_uri("svg+xml", figure.savefig, format="svg", **options) for figure in figures]
+    return _PARTS.charts(list(zip(uris, (figure.get_label() for figure in figures), strict=True)))
 
 
-def picture(figure: Figure) -> Markup:
-    """Show a figure that contains photos, as one image in the page's width."""
-    return _PARTS.picture(_uri("jpeg", figure.savefig, format="jpeg", dpi=_DPI, pil_kwargs=_QUALITY))
-
-
-def pictures(images: Mapping[str, Image.Image]) -> Markup:
-    """Place images with captions side by side if there is room."""
-    return _PARTS.pictures({caption: image_uri(np.asarray(image)) for caption, image in images.items()})
+def pictures(images: Sequence[Picture], small: bool = False) -> Markup:
+    """Place pictures side by side if there is room."""
+    return _PARTS.pictures(images, small)
 
 
 def image_uri(pixels: np.ndarray) -> str:  # [H, W, 3 or 4], uint8

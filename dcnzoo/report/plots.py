@@ -1,22 +1,32 @@
 """Figures: learning curves, precision and recall, confusion, sampling points on an image.
 
-Every function returns a matplotlib figure that is not attached to a GUI.
+Every function returns a matplotlib figure that is not attached to a GUI. The label of a chart
+(``figure.get_label()``) says in words what it shows. Texts have at least 9 points, 12 pixels of a page. Lines
+differ in their markers, not only in their colours.
 """
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--")  # no marker and dash twice in twelve lines
 _GREY, _LINE = "#6b7280", "#e5e7eb"
 RAMP = ("#fde047", "#dc2626")  # of weak and strong modulation
 _MARK = "#22d3ee"
+_SIDE = 3.0  # of a panel, in inches
+
+# browsers draw the texts of a chart, in any script
+warnings.filterwarnings("ignore", r"Glyph .* missing from font", module=r"dcnzoo\.report")
 
 # arm → iterations [T], values [seeds, T]
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -29,16 +39,21 @@ def plot_curves(title: str, curves: Curves, step: str = "iteration") -> Figure:
         step: label of the x axis.
     """
     figure, axes = _chart(title, step)
+    lines: list[Line2D] = []
+    texts: list[str] = []
     for index, (arm, (iterations, values)) in enumerate(curves.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        axes.plot(iterations, values.T, color=colour, lw=0.8, alpha=0.35)
-        marker = "o" if len(iterations) < 20 else None
-        axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
+        style = _line_style(index, len(iterations))
+        axes.plot(iterations, values.T, color=style["color"], lw=0.8, alpha=0.35)
+        lines += axes.plot(iterations, values.mean(0), **style)
+        if len(iterations):
+            first, last = values.mean(0)[[0, -1]]
+            texts.append(f"{arm}: from {first:.3g} at {iterations[0]} to {last:.3g} at {iterations[-1]}")
     top = axes.dataLim.y1
     axes.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
     axes.set_xlim(left=0)
     if len(curves) > 1:
-        _legend(figure)
+        _legend(figure, lines, list(curves))
+    figure.set_label(f"{title} by {step}. {'; '.join(texts)}")
     return figure
 
 
@@ -50,12 +65,13 @@ def plot_precision_recall(title: str, precision: Mapping[str, np.ndarray]) -> Fi
     """
     figure, axes = _chart(title, "recall")
     axes.set_ylabel("precision", color=_GREY)
-    for index, (name, values) in enumerate(precision.items()):
-        colour, style = COLOURS[index % len(COLOURS)], ("-", "--")[index // len(COLOURS) % 2]
-        recall = np.linspace(0, 1, len(values))
-        axes.plot(recall, values, color=colour, ls=style, lw=2, label=f"{name}  {values.mean():.2f}")
+    lines: list[Line2D] = []
+    for index, values in enumerate(precision.values()):
+        lines += axes.plot(np.linspace(0, 1, len(values)), values, **_line_style(index, len(values)))
     axes.set(xlim=(0, 1), ylim=(0, 1.04))
-    _legend(figure)
+    _legend(figure, lines, [f"{name}  {values.mean():.2f}" for name, values in precision.items()])
+    areas = (f"{name} {values.mean():.2f}" for name, values in precision.items())
+    figure.set_label(f"{title}. AP50: {', '.join(areas)}")
     return figure
 
 
@@ -64,7 +80,7 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
 
     Args:
         counts: [N, N], rows are the ground truth, columns the detections.
-        names: of rows and columns.
+        names: of rows and columns; the last ones are no class.
     """
     figure, axes = _chart(title, "detected", size=1.6 + 0.42 * len(names))
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -72,18 +88,21 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
     for (row, column), count in np.ndenumerate(counts):
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=9)
+    labels = [plain(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), labels)
     axes.set_ylabel("ground truth", color=_GREY)
     axes.grid(visible=False)
+    correct = (f"{n}: {counts[i, i]:.0f} of {counts[i].sum():.0f}" for i, n in enumerate(names[:-1]))
+    figure.set_label(f"{title}. Objects detected as their class: {', '.join(correct)}")
     return figure
 
 
 def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(size + 0.7, size), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(plain(title), loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(xlabel, color=_GREY)
     axes.grid(axis="y", color=_LINE)
     axes.set_axisbelow(True)
@@ -93,9 +112,27 @@ def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(figure: Figure) -> None:
-    """Place the legend beside the curves."""
-    legend = figure.legend(loc="outside right upper", frameon=False)
+def plain(text: str) -> str:
+    """Keep matplotlib from reading ``$`` as the start of a formula."""
+    return text.replace("$", r"\$")
+
+
+def _line_style(index: int, points: int) -> dict[str, object]:
+    every = max(1, points // 8)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": _DASHES[index // len(COLOURS) % len(_DASHES)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markevery": (index % every, every),  # not one on the other
+        "markersize": 5,
+        "linewidth": 2,
+    }
+
+
+def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """Place the legend beside the curves. Lines without a label of their own: matplotlib hides ``_names``."""
+    labels = [plain(label) for label in labels]
+    legend = figure.legend(lines, labels, loc="outside right upper", frameon=False)
     figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi)
 
 
@@ -125,32 +162,48 @@ def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) ->
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     height, width = image.shape[:2]
-    side = 3.0
-    size = (side * columns, (side * height / width + 0.3) * rows)
+    size = (_SIDE * columns, (_SIDE * height / width + 0.3) * rows)
     figure = Figure(figsize=size, layout="constrained")
     figure.subplots(rows, columns, squeeze=False)
     largest = max(np.abs(panel.weight).max() for panel in panels if panel.weight is not None) or 1.0
-    ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
+    drawn = []
     for axes, panel in zip(figure.axes, panels, strict=False):
-        axes.imshow(image, interpolation="nearest")
-        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        axes.set_title(panel.title, fontsize=8)
-        if panel.heat is not None:
-            axes.imshow(panel.heat, interpolation="nearest")
-        if panel.points is not None:
-            weight = np.abs(panel.weight)
-            area = 32 / max(1, len(weight) / 100)  # many points are drawn small
-            drawn = axes.scatter(
-                *panel.points.T[::-1], s=2 + area * weight / largest, c=weight, cmap=ramp,
-                vmin=0, vmax=largest, edgecolors="black", linewidths=0.4,
-            )  # fmt: skip
-        x1, y1, x2, y2 = panel.region
-        if (x1, y1) == (x2, y2):
-            axes.plot(x1, y1, "+", color=_MARK, ms=11, mew=1.8)
-        else:
-            axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=_MARK, lw=1.4)
+        axes.set_title(plain(panel.title), fontsize=9)
+        drawn.append(_draw_panel(axes, image, panel, largest))
     for unused in figure.axes[len(panels) :]:
         unused.set_axis_off()
-    figure.colorbar(drawn, ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
+    figure.colorbar(drawn[-1], ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
     return figure
+
+
+def plot_panel(image: np.ndarray, panel: Panel) -> Figure:
+    """Plot a panel of :func:`plot_panels` without its title, relative to its own largest modulation."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(_SIDE, _SIDE * height / width))
+    largest = 1.0 if panel.weight is None else float(np.abs(panel.weight).max()) or 1.0
+    _draw_panel(figure.add_axes((0, 0, 1, 1)), image, panel, largest)
+    return figure
+
+
+def _draw_panel(axes: Axes, image: np.ndarray, panel: Panel, largest: float) -> PathCollection | None:
+    height, width = image.shape[:2]
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if panel.heat is not None:
+        axes.imshow(panel.heat, interpolation="nearest")
+    points = None
+    if panel.points is not None:
+        weight = np.abs(panel.weight)
+        area = 32 / max(1, len(weight) / 100)  # many points are drawn small
+        ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
+        points = axes.scatter(
+            *panel.points.T[::-1], s=2 + area * weight / largest, c=weight, cmap=ramp,
+            vmin=0, vmax=largest, edgecolors="black", linewidths=0.4,
+        )  # fmt: skip
+    x1, y1, x2, y2 = panel.region
+    if (x1, y1) == (x2, y2):
+        axes.plot(x1, y1, "+", color=_MARK, ms=11, mew=1.8)
+    else:
+        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=_MARK, lw=1.4)
+    return points

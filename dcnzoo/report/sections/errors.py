@@ -1,6 +1,6 @@
 """Precision, recall and confusion of the classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def show_errors(detectors: Mapping[str, ValidationRunner], evaluated: int) -> Se
         result = detector.evaluate(evaluated, THRESHOLD)
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
         chosen = sorted(number for number in numbers if result.precision[number, 0] >= 0)
-        names = [cut(detector.classes[number], 24) for number in chosen]
+        names = _short_names([detector.classes[number] for number in chosen])
         suffix = f", {label}" if len(detectors) > 1 else ""
         if chosen:
             curves = dict(zip(names, result.precision[chosen], strict=True))
@@ -35,3 +35,9 @@ def show_errors(detectors: Mapping[str, ValidationRunner], evaluated: int) -> Se
     if len(detector.classes) > _MOST_CLASSES:
         text += f" Of {len(detector.classes)} classes, the {_MOST_CLASSES} with the most objects."
     return Section("Errors by class", text, [page.charts(figures)])
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Shorten names for charts; number those that would become equal."""
+    short = [cut(name, 24) for name in names]
+    return [f"{each} ({i})" if short.count(each) > 1 else each for i, each in enumerate(short, 1)]

@@ -1,5 +1,6 @@
 """Detections beside the ground truth, sampling points on images."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -10,8 +11,8 @@ from torch import Tensor
 from dcnzoo.detect.detections import Detections
 from dcnzoo.report import page
 from dcnzoo.report.explain import Box, offset_table, points_of
-from dcnzoo.report.page import Section
-from dcnzoo.report.plots import Panel, plot_panels
+from dcnzoo.report.page import Picture, Section
+from dcnzoo.report.plots import Panel, plot_panel
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.report.validation import THRESHOLD, Prediction
 
@@ -22,15 +23,22 @@ _MOST_POINTS = 1000
 def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
     rows = []
     for row in zip(*predictions.values(), strict=True):
-        images = {"ground truth": row[0].truth.draw(with_scores=False)}
+        truth = row[0].truth
+        images = [Picture(truth.draw(with_scores=False), "ground truth", _in_words(truth))]
         for label, prediction in zip(predictions, row, strict=True):
-            images[label if len(predictions) > 1 else "detections"] = prediction.detections.draw()
+            caption = label if len(predictions) > 1 else "detections"
+            images.append(Picture(prediction.detections.draw(), caption, _in_words(prediction.detections)))
         rows.append(page.pictures(images))
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
         f"depend on the results. Detections have a score of at least {THRESHOLD}."
     )
     return Section("Detections", text, rows)
+
+
+def _in_words(objects: Detections) -> str:
+    counts = Counter(objects.names).most_common()
+    return "Photo with " + (", ".join(f"{count} × {name}" for name, count in counts) or "no objects")
 
 
 def show_sampling(title: str, prediction: Prediction) -> Section:
@@ -41,28 +49,27 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
         traced = [
-            _panel(f"{name}: {kind}", place, *trace_sampling(fields, place, prediction.image_size))
-            for kind, fields in kinds.items()
+            _panel(image, f"{name}: {kind}", place, trace_sampling(fields, place, prediction.image_size))
             for name, place in places.items()
+            for kind, fields in kinds.items()
         ]
         way = f" through {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
         text = (
             f"Sampling points of {chain[-1].name} for one output position (cross), traced back to the image"
-            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. Size and colour: the modulation, "
-            "relative to the largest in the panel."
+            f"{way}: those of ordinary convolutions, and those with the learnt offsets. Size and colour: the "
+            "modulation, relative to the largest in the picture."
         )
-        figure = plot_panels(image, traced, columns=len(places))
-        parts += [Markup("<p>{}</p>").format(text), page.picture(figure)]
+        parts += [Markup("<p>{}</p>").format(text), page.pictures(traced, small=True)]
     name, place = next(iter(places.items()))
-    y, x = place
-    panels = [
-        _panel(field.name, place, *points_of(field, Box(x, y, x, y), prediction.image_size))
+    region = Box(place[1], place[0], place[1], place[0])
+    layers = [
+        _panel(image, field.name, place, points_of(field, region, prediction.image_size))
         for field in prediction.fields[:_MOST_LAYERS]
     ]
-    left_out = len(prediction.fields) - len(panels)
+    left_out = len(prediction.fields) - len(layers)
     text = f"Sampling points of each layer at one position ({name})"
     text += f"; {left_out} more layers are not shown" if left_out else ""
-    parts += [Markup("<h3>{}</h3>").format(text), page.picture(plot_panels(image, panels))]
+    parts += [Markup("<h3>{}</h3>").format(text), page.pictures(layers, small=True)]
     parts += [
         Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
         page.table(offset_table(prediction.fields, prediction.statistics)),
@@ -70,10 +77,16 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     return Section(title, "", parts)
 
 
-def _panel(title: str, place: tuple[float, float], points: Tensor, weight: Tensor) -> Panel:
+def _panel(
+    image: np.ndarray, title: str, place: tuple[float, float], sampled: tuple[Tensor, Tensor]
+) -> Picture:
     y, x = place
-    weight = weight.abs() / weight.abs().max().clamp(min=1e-12)
-    return Panel(title, Box(x, y, x, y), points=points.numpy(), weight=weight.numpy())
+    points, weight = (part.numpy() for part in sampled)
+    figure = plot_panel(image, Panel(title, Box(x, y, x, y), points=points, weight=weight))
+    down, across = np.abs(points - place).mean(0)
+    distance = f"mean distance from ({x:.0f}, {y:.0f}): x {across:.1f}, y {down:.1f}"
+    alt = f"Photo with {len(points)} points; {distance}"
+    return Picture(figure, title, alt)
 
 
 def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
