@@ -19,6 +19,8 @@ from packaging.version import Version
 
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.compat import host
+from dcnzoo.compat.hosts import torchvision
+from dcnzoo.compat.hosts.torchvision import repair_command as repair_torchvision
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import one_line
 from dcnzoo.version import __version__
@@ -121,6 +123,7 @@ class Found:
     numpy: str = "2.0"
     import_error: Exception | None = None  # why the modules for training cannot be imported
     cache_problem: str | None = None  # why downloaded weights cannot be stored
+    torchvision_problem: str | None = None  # why its operators cannot be used
 
     @classmethod
     def here(cls) -> Found:
@@ -140,6 +143,7 @@ class Found:
             opencv=_opencv(),
             numpy=version("numpy") if find_spec("numpy") else "0",
             cache_problem=_cache_problem(),
+            torchvision_problem=torchvision.problem(),
         )
         if {"mmdet", "onedl-mmdetection"} & packages.keys() and not list(_set_up_problems(found)):
             found.import_error = _import_error()
@@ -199,6 +203,8 @@ def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
             problem,
             "pip uninstall -y torch && pip install torch  # for CUDA: https://pytorch.org/get-started",
         )
+    if found.torchvision_problem:
+        yield found.torchvision_problem, repair_torchvision(found.torch)
     if len(found.opencv) > 1:
         yield (
             f"{' and '.join(found.opencv)} are installed: they overwrite each other's files",
@@ -239,8 +245,11 @@ def package_problems(module: str) -> Iterator[tuple[str, str]]:
         yield f"{module} is not installed", f"pip install --no-deps {requirement}"
     missing = [name for name in needs if find_spec(name) is None]
     if missing:
-        distributions = [DISTRIBUTIONS.get(name, name) for name in missing]
-        yield f"{module} needs {', '.join(missing)}: not installed", f"pip install {' '.join(distributions)}"
+        distributions = [DISTRIBUTIONS.get(name, name) for name in missing if name != "torchvision"]
+        remedies = [f"pip install {' '.join(distributions)}"] if distributions else []
+        if "torchvision" in missing:  # a plain `pip install torchvision` may replace torch
+            remedies.append(repair_torchvision(version("torch")))
+        yield f"{module} needs {', '.join(missing)}: not installed", " && ".join(remedies)
     if absent or missing:
         return
     try:
@@ -253,6 +262,8 @@ def package_problems(module: str) -> Iterator[tuple[str, str]]:
 
 def _import_fix(error: Exception) -> str | None:
     """Return a command that may fix a failed import, if the error identifies one."""
+    if "torchvision" in str(error):  # it is absent or was built for another torch
+        return repair_torchvision(version("torch"))
     if re.search(r"\bdcnzoo\.\w", str(error)):  # files of two versions
         return REINSTALL
     if "undefined symbol" in str(error):  # mmcv, compiled for another torch

@@ -38,7 +38,7 @@ def command(
 
     dcnzoo's operators replace compiled modules that the program lacks. The program needs no change: the
     effect is the same as with import dcnzoo and dcnzoo.compat.provide at its start. ARGS are passed to the
-    program.
+    program. If torchvision's operators do not load, dcnzoo defines them.
 
     \b
     examples:
@@ -47,9 +47,8 @@ def command(
       dcnzoo run --import dcnzoo.models mmyolo/tools/train.py CONFIG
       torchrun --nproc_per_node 2 -m dcnzoo run --provide DCNv3 main.py --cfg FILE
     """
-    if names:
-        with user_errors():
-            provide(*(name.strip() for name in names.split(",")))
+    with user_errors():
+        provide("torchvision", *(name.strip() for name in (names.split(",") if names else ())))
     if not module and not Path(script).is_file():
         raise UserError(f"run: SCRIPT: expected a Python file, got {script}")
     for name in first:

@@ -89,7 +89,7 @@ def call(name: str, function: Call) -> Callable[[], None]:
     Returns:
         a function that cancels the call.
     """
-    if name in sys.modules:
-        function(sys.modules[name])
+    if module := sys.modules.get(name):  # None: its import is blocked
+        function(module)
         return lambda: None
     return watch(name, function)

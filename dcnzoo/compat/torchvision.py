@@ -8,13 +8,14 @@ If torchvision is installed, :func:`accelerate` runs models that call torchvisio
 without changes to their code. :func:`restore` undoes this.
 """
 
+import importlib
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from dcnzoo import ops
-from dcnzoo.compat import patches
+from dcnzoo.compat import patches, provide, torchvision_ops
 from dcnzoo.layers import DeformConv2d
 from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import shape_text
@@ -103,7 +104,8 @@ class RoIAlign(nn.Module):
         aligned: bool = False,
     ) -> None:
         super().__init__()
-        self.output_size = output_size
+        # a tuple: TorchScript does not accept a list's type for the function's argument
+        self.output_size = output_size if isinstance(output_size, int) else tuple(output_size)
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
@@ -128,19 +130,19 @@ def accelerate() -> None:
     Under autocast on the CPU, ``deform_conv2d`` computes in the dtype of ``input``, where torchvision's own
     kernel raises an error. Second derivatives raise an error, as in torchvision.
 
-    Raises:
-        ImportError: torchvision, its compiled operators or dcnzoo's are missing.
-    """
-    import torchvision
+    If torchvision's operators do not load, because it was built for another torch, or if they lack CUDA
+    kernels, dcnzoo defines those that are missing, also ``nms``, ``roi_pool``, ``ps_roi_align`` and
+    ``ps_roi_pool``. ``dcnzoo run`` does so too. Call this before the first import of torchvision.
 
-    if not hasattr(torch.ops.torchvision, "deform_conv2d"):
-        raise ImportError(
-            "accelerate: torchvision: expected a package with compiled operators for torch "
-            f"{torch.__version__}, got {torchvision.__version__} without them"
-        )
+    Raises:
+        ImportError: torchvision or dcnzoo's compiled operators are missing.
+    """
+    provide("torchvision")
+    importlib.import_module("torchvision")
     if not _library.has_ops():
         raise ImportError(f"accelerate: {_library.problems['cpu']}")
-    patches.switch_on(_PATCH)
+    if ("deform_conv2d", "CPU") not in torchvision_ops.registered:
+        patches.switch_on(_PATCH)
 
 
 def restore() -> None:
@@ -155,10 +157,8 @@ def accelerated() -> AbstractContextManager[None]:
 
 def _override(changes: patches.Changes) -> None:
     library = changes.enter_context(torch.library._scoped_library("torchvision", "IMPL"))
-    library.impl("deform_conv2d", _deform_conv2d, "CPU")
-    library.impl("_deform_conv2d_backward", _deform_conv2d_backward, "CPU")
-    library.impl("roi_align", _roi_align, "CPU")
-    library.impl("_roi_align_backward", _roi_align_backward, "CPU")
+    for name in ("deform_conv2d", "_deform_conv2d_backward", "roi_align", "_roi_align_backward"):
+        library.impl(name, getattr(torchvision_ops, name), "CPU")
 
 
 _PATCH = patches.Patch(
@@ -168,58 +168,3 @@ _PATCH = patches.Patch(
     "all",
     _override,
 )
-
-
-# The kernels have the arguments and results of torchvision's schemas. Results are contiguous and have the
-# dtypes of torchvision's fake kernels, also under autocast.
-
-
-def _arguments(
-    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, stride_h: int, stride_w: int,
-    pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int, use_mask: bool,
-) -> tuple[tuple, Tensor, tuple]:  # fmt: skip
-    """The arguments of dcnzoo's operator: input, weight, offset and mask; the bias; the geometry.
-
-    Under autocast on the CPU, the dtypes differ: convert the weight and the bias to the dtype of the input,
-    and offset and mask to that dtype or a wider one.
-    """
-    offset, mask = (t.to(torch.promote_types(t.dtype, input.dtype)) for t in (offset, mask))
-    tensors = (input, weight.to(input.dtype), offset, mask if use_mask else None)
-    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
-    return tensors, bias.to(input.dtype), geometry
-
-
-def _deform_conv2d(*arguments: Tensor | int) -> Tensor:
-    tensors, bias, geometry = _arguments(*arguments)
-    with torch.autocast("cpu", enabled=False):
-        return torch.ops.dcnzoo.deform_conv(*tensors, bias, *geometry).contiguous()
-
-
-def _deform_conv2d_backward(grad: Tensor, *arguments: Tensor | int) -> tuple[Tensor, ...]:
-    inputs, use_mask = arguments[:5], arguments[-1]
-    tensors, _, geometry = _arguments(*arguments)
-    output_mask = [True, True, True, use_mask, True]
-    gradients = list(torch.ops.dcnzoo._deform_conv_backward(grad, *tensors, *geometry, output_mask))
-    if not use_mask:
-        gradients[3] = torch.zeros_like(inputs[3])
-    return tuple(g.to(tensor.dtype).contiguous() for g, tensor in zip(gradients, inputs, strict=True))
-
-
-def _roi_align(
-    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
-    sampling_ratio: int, aligned: bool,
-) -> Tensor:  # fmt: skip
-    size = (pooled_height, pooled_width)
-    return ops.roi_align(
-        input, rois, size, spatial_scale, max(sampling_ratio, 0), "avg", aligned
-    ).contiguous()
-
-
-def _roi_align_backward(
-    grad: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int, batch_size: int,
-    channels: int, height: int, width: int, sampling_ratio: int, aligned: bool,
-) -> Tensor:  # fmt: skip
-    no_maxima = grad.new_empty(0, dtype=torch.promote_types(grad.dtype, torch.float32))
-    size = [batch_size, channels, height, width]
-    arguments = (size, spatial_scale, max(sampling_ratio, 0), 1, aligned)
-    return torch.ops.dcnzoo._roi_align_backward(grad, rois, no_maxima, no_maxima, *arguments).contiguous()

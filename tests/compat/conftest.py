@@ -20,6 +20,6 @@ def provide(monkeypatch):
         patch.undo()
     del patches._patches[known:]
     for name in sys.modules.keys() - before:
-        spec = sys.modules[name].__spec__
+        spec = getattr(sys.modules[name], "__spec__", None)
         if host.is_ours(spec) and not name.startswith("dcnzoo"):
             del sys.modules[name]

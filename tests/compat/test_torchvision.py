@@ -3,15 +3,21 @@
 ``DeformConv2d`` is that of ``dcnzoo.layers``: test_layers.py.
 """
 
+import itertools
+import math
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-import dcnzoo.ops.reference as reference
+from dcnzoo.cli.doctor import _import_fix
+from dcnzoo.compat.hosts.torchvision import problem, repair_command
 from dcnzoo.compat.torchvision import RoIAlign, accelerate, deform_conv2d, restore, roi_align
+from dcnzoo.ops import reference, reference_boxes
 
 from ..modules import assert_same
+from ..processes import ROOT, python, python_with_torch
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
@@ -82,6 +88,12 @@ def test_bad_input(name, shape, message):
         deform_conv2d(**given, **GEOMETRY)
 
 
+def test_defaults():
+    input, _, weight, *_ = tensors()
+    output = deform_conv2d(input, torch.zeros(3, 12, 7, 6, dtype=torch.float64), weight)
+    torch.testing.assert_close(output, F.conv2d(input, weight, groups=2))
+
+
 def test_scripted():
     input, offset, weight, bias, mask = tensors()
     scripted = torch.jit.script(deform_conv2d)
@@ -120,16 +132,137 @@ def test_roi_align_scripted_and_traced():
     expected = roi_align(input, boxes, (2, 3), 0.8, 2, True)
     numbers = torch.tensor([0, 0, 2, 2, 2], dtype=torch.float64)[:, None]
     rois = torch.cat([numbers, torch.cat(boxes)], 1)
-    layer = RoIAlign((2, 3), 0.8, 2, True)
+    layer = RoIAlign([2, 3], 0.8, 2, True)
     for function in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):
         for given in (boxes, rois):
             assert torch.equal(function(input, given), expected)
     assert torch.equal(torch.jit.script(roi_align)(input, boxes, (2, 3), 0.8, 2, True), expected)
 
 
-def test_accelerate_without_torchvision(monkeypatch):
+def test_accelerate_without_torchvision(monkeypatch, provide):
     """With torchvision: ``nox -s others``."""
     restore()  # nothing to undo
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match="torchvision"):
         accelerate()
+
+
+# A torchvision whose library does not load, with the layout of 0.20 to 0.27, in a process of its own
+
+BROKEN = {
+    "extension": "def _has_ops():\n    return False\n\n\ndef _assert_has_ops():\n    assert _has_ops()\n",
+    "_meta_registrations": "import torch\ntorch.library.register_fake('torchvision::nms')(lambda *a: None)\n",
+    "ops.misc": "",
+    "__init__": "from . import extension\nfrom . import _meta_registrations, ops\n__version__ = '0.28.0'\n",
+}
+
+
+@pytest.fixture
+def broken(package, tmp_path):
+    """The folder of the stand-in."""
+    for name, text in BROKEN.items():
+        package(f"torchvision.{name}", text)
+    (tmp_path / "torchvision/ops/__init__.py").write_text("from . import misc\n")
+    (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.28.0.dist-info/METADATA").write_text("Name: torchvision\nVersion: 0.28.0\n")
+    return tmp_path
+
+
+def run_with(folder, code):
+    start = f"import sys\nsys.path[:0] = [{str(folder)!r}, {str(ROOT)!r}]\n"
+    return python_with_torch(start + code, status=None)
+
+
+OPERATORS = """
+from tests.compat.test_torchvision import check_operators
+import dcnzoo.compat.torchvision
+try:
+    import torchvision  # fails: without dcnzoo
+except RuntimeError:
+    pass
+dcnzoo.compat.torchvision.accelerate()
+check_operators()
+"""
+
+
+def pool_by_loops(input, rois, largest):
+    """RoI pooling of 2 × 2 bins at a scale of 0.5 (Girshick 2015), or its position-sensitive form."""
+    results, last = [], 0 if largest else 1
+    for image, *corners in rois.tolist():
+        x1, y1, x2, y2 = (math.floor(corner * 0.5 + 0.5) for corner in corners)
+        for c, i, j in itertools.product(range(input.shape[1] // (1 if largest else 4)), (0, 1), (0, 1)):
+            plane = input[int(image), c if largest else c * 4 + i * 2 + j]
+            ranges = []
+            for bin, start, end, size in ((i, y1, y2, plane.shape[0]), (j, x1, x2, plane.shape[1])):
+                step = max(end - start + largest, 1) / 2
+                low, high = start + math.floor(bin * step), start + math.ceil((bin + 1) * step)
+                ranges.append(slice(*(min(max(edge, 0), size - last) for edge in (low, high))))
+            values = plane[tuple(ranges)]
+            results.append(
+                (values.max() if largest else values.mean()) if values.numel() else plane.sum() * 0
+            )
+    return torch.stack(results).view(len(rois), -1, 2, 2)
+
+
+def check_operators():
+    ops = torch.ops.torchvision
+    input, offset, weight, bias, mask = (tensor.requires_grad_() for tensor in tensors())
+    numbers = [*itertools.chain(*GEOMETRY.values()), 2, 2, True]
+    output = ops.deform_conv2d(input, weight, offset, mask, bias, *numbers)
+    expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), 2)
+    assert_same(output, expected, [input, weight, offset, mask, bias])
+
+    maps = torch.randn(2, 8, 9, 11, dtype=torch.float64, requires_grad=True)
+    rois = [[0, 2.2, 1, 14.6, 12.2], [1, -6, 4, 40, 16], [1, 30, 30, 40, 50], [0, 6, 6, 2, 2]]
+    rois = torch.tensor(rois, dtype=torch.float64)
+    aligned, again = (reference.roi_align(maps, rois, (2, 2), 0.5, 2, aligned=True) for _ in range(2))
+    index = torch.arange(8).view(1, 2, 2, 2).expand(4, -1, -1, -1)
+    assert_same(ops.roi_align(maps, rois, 0.5, 2, 2, 2, True), aligned, [maps])
+    assert_same(ops.ps_roi_align(maps, rois, 0.5, 2, 2, 2)[0], again.gather(1, index), [maps])
+    assert_same(ops.roi_pool(maps, rois, 0.5, 2, 2)[0], pool_by_loops(maps, rois, True), [maps])
+    assert_same(ops.ps_roi_pool(maps, rois, 0.5, 2, 2)[0], pool_by_loops(maps, rois, False), [maps])
+    assert torch.equal(ops.ps_roi_pool(maps, rois, 0.5, 2, 2)[1], index.int())
+
+    boxes = torch.rand(20, 4) * 10
+    boxes[:, 2:] += boxes[:, :2]
+    scores = torch.rand(20)
+    assert torch.equal(ops.nms(boxes, scores, 0.3), reference_boxes.nms(boxes, scores, 0.3))
+    torchvision = sys.modules["torchvision"]
+    torchvision.extension._assert_has_ops()
+    # as Deformable DETR and MOTR do
+    assert float(torchvision.__version__[:3]) >= 0.7 and torchvision.__version__ == "0.28.0"
+    assert torchvision.ops.misc._output_size(2, torch.ones(1, 1, 3, 5), None, 2) == [6, 10]
+    assert torchvision.ops.misc._NewEmptyTensorOp.apply(boxes, [0, 3]).shape == (0, 3)
+    assert torchvision.ops.misc.interpolate(torch.ones(0, 1, 3, 5), (6, 10)).shape == (0, 1, 6, 10)
+    assert torchvision.ops._new_empty_tensor(boxes, [0, 3]).shape == (0, 3)
+
+
+def test_operators_that_do_not_load(broken):
+    result = run_with(broken, OPERATORS)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_run_with_a_broken_torchvision(broken):
+    (broken / "main.py").write_text("import torchvision\nprint(torchvision.extension._has_ops())\n")
+    assert python("-m", "dcnzoo", "run", broken / "main.py", PYTHONPATH=str(broken)).stdout == "True\n"
+
+
+def test_a_torchvision_that_cannot_be_imported(broken):
+    """The error names both versions and the command that repairs them."""
+    (broken / "torchvision/extension.py").write_text("raise RuntimeError('different CUDA major versions')")
+    result = run_with(
+        broken, "import dcnzoo.compat\ndcnzoo.compat.provide('torchvision')\nimport torchvision"
+    )
+    error = f"ImportError: torchvision 0.28.0 does not fit torch {torch.__version__}: different CUDA major"
+    assert error in result.stderr
+    assert f"To repair it: {repair_command(torch.__version__)}" in result.stderr
+
+
+def test_doctor_finds_the_state(broken, monkeypatch):
+    assert problem() == f"torchvision 0.28.0 with torch {torch.__version__}: it has no compiled operators"
+    (broken / "torchvision/_C.so").write_text("not a library")
+    assert "its operators do not load: " in problem()
+    command = 'pip install --no-deps --force-reinstall "torchvision==0.28.*"'
+    assert repair_command("2.13.0") == command
+    assert repair_command("2.13.0+cpu") == f"{command} --index-url https://download.pytorch.org/whl/cpu"
+    assert _import_fix(RuntimeError("operator torchvision::nms does not exist")).startswith(command[:36])
