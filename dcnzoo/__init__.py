@@ -46,6 +46,7 @@ def load(
     cfg_options: dict | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
+    trust_config: bool = False,
 ) -> BaseDetector:
     """Load a detector with its weights::
 
@@ -56,7 +57,8 @@ def load(
 
     Args:
         model: a name in the zoo (``dcnzoo zoo list``); a config file; a work directory of ``dcnzoo train``;
-            or a file of ``dcnzoo export``: ``.onnx``, ``.xml`` or ``.pt2``.
+            ``hf://OWNER/NAME[@REVISION]``, a repository of the Hub that ``detector.push_to_hub`` wrote; or a
+            file of ``dcnzoo export``: ``.onnx``, ``.xml`` or ``.pt2``.
         checkpoint: a file or an address with other weights; required for a config file.
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         score_threshold: default of the detector's calls.
@@ -64,6 +66,9 @@ def load(
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
+
+        trust_config: accept a config from the Hub that imports modules or names classes outside of
+            OpenMMLab's registries; this **runs that code**.
 
     Returns:
         A detector; see :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls. ``detector.model``
@@ -88,7 +93,7 @@ def load(
     from dcnzoo.zoo.loading import locate
 
     require_device(device)  # before the download
-    config, weights = locate(model, checkpoint, required=True)
+    config, weights = locate(model, checkpoint, required=True, trust_config=trust_config)
     with user_errors():
         cfg = read_config_file(config, cfg_options)
         options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}

@@ -131,6 +131,12 @@ class TorchDetector(BaseDetector):
         name = getattr(self.model.cfg, "filename", None)
         return type(self.model).__name__ + (f" {Path(name).stem}" if name else "")
 
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the detector to the Hugging Face Hub; see :func:`dcnzoo.openmmlab.hub.push_model`."""
+        from dcnzoo.openmmlab.hub import push_model
+
+        return push_model(self.model, repository, **options)
+
     def features(self, image: Any, *, bgr: bool = False) -> Features:
         """Return the feature maps that the heads read: those of the neck, or of the backbone without one.
 

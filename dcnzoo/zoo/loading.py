@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dcnzoo.openmmlab import hub
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import CHECKPOINTS, require_file
@@ -17,6 +18,7 @@ def locate(
     checkpoint: str | os.PathLike | None = None,
     weights: bool = True,
     required: bool = False,
+    trust_config: bool = False,
 ) -> tuple[Path, Path | None]:
     """Return the config and the weights that MODEL on the command line stands for.
 
@@ -26,6 +28,8 @@ def locate(
         weights: find those of a work directory, and download those of a model in the zoo.
         required: a model without weights is an error.
 
+        trust_config: see :func:`dcnzoo.openmmlab.hub.fetch_model`.
+
     Returns:
         The path of the weights is None for a config file without ``checkpoint``, and for a work directory
         without a checkpoint.
@@ -33,11 +37,15 @@ def locate(
     Raises:
         UserError: the model or the file is unknown, has no weights, or the download failed.
     """
-    name, path, last = str(model), Path(model), None
-    if path.is_dir():
+    name, path, last = str(model), Path(model).expanduser(), None
+    if name.startswith(hub.PREFIX):
+        config, last = hub.fetch_model(name, trust_config)
+    elif path.is_dir():
         config = work_directory(path)
         if weights and checkpoint in (None, *CHECKPOINTS):
             last, checkpoint = checkpoint_of(path, checkpoint), None
+    elif path.suffix == ".pth" and path.is_file() and _configs(path.parent):
+        config, last = work_directory(path.parent), path  # a checkpoint of a work directory
     elif path.suffix == ".py" and "::" not in name and (path.is_file() or len(path.parts) > 1):
         require_file(name, "model")
         config = path
@@ -71,10 +79,13 @@ def work_directory(folder: Path) -> Path:
     Raises:
         UserError: the folder has no config.
     """
-    configs = list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
-    if not configs:
-        raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {folder}")
-    return max(configs, key=_time)
+    if configs := _configs(folder):
+        return max(configs, key=_time)
+    raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {folder}")
+
+
+def _configs(folder: Path) -> list[Path]:
+    return list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
 
 
 def checkpoint_of(folder: Path, which: str | None = None) -> Path | None:
