@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
+    from dcnzoo.zoo.training import train
 
-__all__ = ["__version__", "from_deformable", "load", "to_deformable"]
+__all__ = ["__version__", "from_deformable", "load", "to_deformable", "train"]
 
 # mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
@@ -33,6 +34,10 @@ def __getattr__(name: str):
         from dcnzoo.layers import convert
 
         return getattr(convert, name)
+    if name == "train":
+        from dcnzoo.zoo.training import train
+
+        return train
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
 
 
@@ -56,9 +61,9 @@ def load(
         result.save("out.jpg")
 
     Args:
-        model: a name in the zoo (``dcnzoo zoo list``); a config file; a work directory of ``dcnzoo train``;
-            ``hf://OWNER/NAME[@REVISION]``, a repository of the Hub that ``detector.push_to_hub`` wrote; or a
-            file of ``dcnzoo export``: ``.onnx``, ``.xml`` or ``.pt2``.
+        model: a name in the zoo (``dcnzoo zoo list``); a config file; a work directory of ``dcnzoo train``,
+            or a checkpoint in it; ``hf://OWNER/NAME[@REVISION]``, a repository of the Hub that
+            ``detector.push_to_hub`` wrote; or a file of ``dcnzoo export``: ``.onnx``, ``.xml`` or ``.pt2``.
         checkpoint: a file or an address with other weights; required for a config file.
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         score_threshold: default of the detector's calls.
@@ -66,7 +71,6 @@ def load(
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
-
         trust_config: accept a config from the Hub that imports modules or names classes outside of
             OpenMMLab's registries; this **runs that code**.
 

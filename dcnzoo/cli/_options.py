@@ -61,7 +61,7 @@ def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 
 def existing_model(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Callback: require a file, a folder or the name of a model, before most imports of OpenMMLab."""
-    if not value or ctx.resilient_parsing or "::" in value or Path(value).exists():
+    if not value or ctx.resilient_parsing or "::" in value or "://" in value or Path(value).exists():
         return value
     if len(Path(value).parts) > 1 or value.endswith(EXPORTED):
         require_file(value, param.name)

@@ -11,12 +11,18 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
 POSITIVE = click.IntRange(min=1)
-# the options of dcnzoo.openmmlab.training.set_up_training
-SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "patience", "logger", "force")
 
 
 @click.command(cls=_options.Command)
-@_options.model
+@click.argument("model", required=False, callback=_options.existing_model)
+@option("--model", "base", metavar="NAME", help="With --data, the same as MODEL.")
+@option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Train on these pictures: a folder or file of COCO, Pascal VOC, YOLO or LabelMe. Converts, checks "
+    "and splits them, and writes a config, all to the folder data in the work directory, and a report.",
+)
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
@@ -40,36 +46,27 @@ SETTINGS = ("amp", "auto_scale_lr", "resume", "epochs", "batch_size", "lr", "pat
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
 @_options.verbose
-def command(model: str, report: bool, allow_partial: bool, verbose: bool, **run: Any) -> None:
+def command(model: str | None, base: str | None, report: bool, resume: str | None, **options: Any) -> None:
     """Train a detector.
 
-    MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory.
+    MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. It is optional with --data.
 
     \b
     examples:
       dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_shapes.py
       dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
       dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
+      dcnzoo train --data fruits/ --work-dir work_dirs/fruits
       dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
+    if not (model or base or options["data"]):
+        raise click.UsageError("expected MODEL or --data")
+
     from mmengine.dist import is_main_process
 
-    from dcnzoo.openmmlab.runner import load_config
-    from dcnzoo.openmmlab.training import set_up_training, train
     from dcnzoo.report.report import write_report
-    from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.lock import lock_work_dir
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.training import train
 
-    with user_errors():
-        settings = {name: run.pop(name) for name in SETTINGS}
-        config = str(locate(model, weights=False)[0])
-        cfg = load_config(config, **run, required=("train_dataloader", "train_cfg", "optim_wrapper"))
-        changes = set_up_training(cfg, **settings)
-    with lock_work_dir(cfg.work_dir, cfg.launcher):
-        try:
-            train(cfg, allow_partial, changes, verbose)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
-        if report and is_main_process():
-            print(f"report: {write_report([Path(cfg.work_dir)], device='auto')}")
+    work_dir = train(model or base, resume=True if resume == "auto" else resume or False, **options)
+    if (report or options["data"]) and is_main_process():
+        print(f"report: {write_report([work_dir], device='auto')}")

@@ -1,31 +1,31 @@
-"""Detectors in repositories of the Hugging Face Hub: a config as JSON, safetensors and a model card, no code.
+"""Detectors in repositories of the Hugging Face Hub: a config of literals, safetensors and a model card.
 
 Requires huggingface_hub.
 """
 
 from __future__ import annotations
 
-import json
+import ast
+import pprint
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import Registry, root
 from safetensors.torch import save
 from torch import nn
 
+import dcnzoo.openmmlab.models  # noqa: F401  registers classes
 from dcnzoo.openmmlab.checkpoints import names_as_metadata
 from dcnzoo.openmmlab.config_check import dicts
-from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.utils.text import few
 from dcnzoo.version import __version__
 
 PREFIX = "hf://"
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD = "config.py", "model.safetensors", "README.md"
 OWN_IMPORTS = ("dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets")
 # what a detector needs of its config
 KEYS = ("model", "test_pipeline", "test_dataloader", "default_scope", "custom_imports")
@@ -53,7 +53,7 @@ def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
     except Exception as error:  # huggingface_hub's errors have several base classes
         raise UserError(f"{name}: {CONFIG} or {WEIGHTS} cannot be downloaded: {one_line(error)}") from error
     config, weights = map(Path, files)
-    if not trust_config and (reasons := list(untrusted(read_config_file(config)))):
+    if not trust_config and (reasons := list(code_in(config.read_text(encoding="utf-8")))):
         raise UserError(
             f"{name}: {CONFIG}: expected classes of OpenMMLab and dcnzoo only, got {few(reasons)}; "
             "trust_config=True accepts it, and runs that code"
@@ -61,19 +61,35 @@ def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
     return config, weights
 
 
-def untrusted(cfg: Config) -> Iterator[str]:
+def code_in(text: str) -> Iterator[str]:
+    """Yield what a config runs beside OpenMMLab's and dcnzoo's classes; nothing is executed."""
+    settings = {}
+    try:
+        for line in ast.parse(text).body:
+            if not (isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)):
+                yield f"line {line.lineno}: {ast.unparse(line)}"
+            else:
+                settings[line.targets[0].id] = ast.literal_eval(line.value)
+    except (SyntaxError, ValueError) as error:  # not a literal
+        yield one_line(error)
+    if "{{" in text or "_base_" in settings:  # mmengine replaces the first and reads the second
+        yield "another file"
+    yield from foreign_types(settings)
+
+
+def foreign_types(settings: dict) -> Iterator[str]:
     """Yield the imports of a config, and the types that are in none of OpenMMLab's registries.
 
     MMEngine builds ``type='os.system'`` by importing it, and mmcv evaluates the type of an NMS.
     """
-    imports = cfg.get("custom_imports") or {}
+    imports = settings.get("custom_imports") or {}
     for name in imports.get("imports", ()):
         if name not in OWN_IMPORTS:
             yield f"custom_imports {name}"
     from mmcv import ops  # needs the compiled module, which the imports above provide
 
     known = {*_registered(root), *ops.__all__}  # RoI layers and NMS have no registry
-    for path, node in dicts(cfg.to_dict()):
+    for path, node in dicts(settings):
         kind = node.get("type", "")
         if (
             not isinstance(kind, str)
@@ -121,7 +137,8 @@ def push_model(
     settings = {key: value for key, value in model.cfg.to_dict().items() if key in KEYS}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder, CONFIG), json.dumps(settings, indent=1))
+        lines = [f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in settings.items()]
+        write_text(Path(folder, CONFIG), "\n".join(lines))
         write_bytes(Path(folder, WEIGHTS), save(weights, names_as_metadata({"dataset_meta": meta})))
         write_text(Path(folder, CARD), card(model, repository, metrics or {}, data))
         api.create_repo(repository, private=private, exist_ok=True)

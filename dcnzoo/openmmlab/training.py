@@ -1,5 +1,6 @@
 """Training from the command line."""
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,19 @@ STEPS = {
     "train_cfg": ("val_begin",),
     "custom_hooks": ("switch_epoch", "num_last_epochs"),
 }
+
+
+TRAINED = (
+    "--work-dir: expected a folder without checkpoints, got {}; --resume continues its training, --force "
+    "replaces it"
+)
+
+
+def has_checkpoints(work_dir: str | os.PathLike) -> bool:
+    """Whether a training has written checkpoints to a folder."""
+    names = [path.name for path in Path(work_dir).glob("*")]
+    # a process that was killed may have left a checkpoint without last_checkpoint
+    return any(re.fullmatch(r"last_checkpoint|(epoch|iter)_\d+\.pth", name) for name in names)
 
 
 def set_up_training(
@@ -82,9 +96,7 @@ def set_up_training(
         _stop_early(cfg, patience)
     if logger is not None:
         _add_logger(cfg, logger)
-    files = [path.name for path in Path(cfg.work_dir).glob("*")]
-    # a process that was killed may have left a checkpoint without last_checkpoint
-    trained = any(re.fullmatch(r"last_checkpoint|(epoch|iter)_\d+\.pth", name) for name in files)
+    trained = has_checkpoints(cfg.work_dir)
     if resume == "auto":
         if not trained and cfg.launcher == "none":
             raise UserError(f"--resume: expected a checkpoint in {cfg.work_dir}, found none")
@@ -92,10 +104,7 @@ def set_up_training(
         cfg.resume = trained or not cfg.get("load_from")
         cfg.load_from = None if cfg.resume else cfg.load_from
     elif trained and resume is None and not (force or cfg.get("resume")):
-        raise UserError(
-            f"--work-dir: expected a folder without checkpoints, got {cfg.work_dir}; --resume continues its "
-            "training, --force replaces it"
-        )
+        raise UserError(TRAINED.format(cfg.work_dir))
     elif resume is not None:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):

@@ -44,7 +44,7 @@ def locate(
         config = work_directory(path)
         if weights and checkpoint in (None, *CHECKPOINTS):
             last, checkpoint = checkpoint_of(path, checkpoint), None
-    elif path.suffix == ".pth" and path.is_file() and _configs(path.parent):
+    elif path.suffix in (".pth", ".safetensors") and path.is_file() and _configs(path.parent):
         config, last = work_directory(path.parent), path  # a checkpoint of a work directory
     elif path.suffix == ".py" and "::" not in name and (path.is_file() or len(path.parts) > 1):
         require_file(name, "model")

@@ -164,8 +164,10 @@ def test_work_directory(detector, folder, tmp_path, capsys):
         checkpoint_of(tmp_path / "empty", "best")
     with pytest.raises(UserError, match=r"model: .*empty"):
         dcnzoo.load(tmp_path / "empty")
+    assert_equal(dcnzoo.load(tmp_path / "epoch_8.safetensors")(folder / "0.png"), detector(folder / "0.png"))
+    shutil.move(tmp_path / "epoch_8.safetensors", tmp_path / "empty")
     with pytest.raises(UserError, match=r"model: expected .* got .*epoch_8\.safetensors.* is the checkpoint"):
-        dcnzoo.load(tmp_path / "epoch_8.safetensors")
+        dcnzoo.load(tmp_path / "empty" / "epoch_8.safetensors")
 
 
 def test_selection(detector, folder):
@@ -278,7 +280,7 @@ def coco(tmp_path_factory):
 
 
 def test_evaluation_equals_that_of_the_test_command(detector, coco, tmp_path):
-    output = run("test", MODEL, *settings(coco, train=1, val=12), "--work-dir", tmp_path)
+    output = run("test", MODEL, "--verbose", *settings(coco, train=1, val=12), "--work-dir", tmp_path)
     metrics = detector.evaluate(coco / "annotations/val.json", images=coco / "val", batch_size=2)
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         for suffix, metric in (("", "AP"), ("_50", "AP50"), ("_75", "AP75"), ("_s", "AP, small")):

@@ -1,6 +1,5 @@
 """Detectors on the Hugging Face Hub, with a local copy of its cache in place of the network."""
 
-import json
 import shutil
 
 import numpy as np
@@ -9,7 +8,6 @@ from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.openmmlab.hub import untrusted
 from dcnzoo.utils.errors import UserError
 
 hub = pytest.importorskip("huggingface_hub")
@@ -41,10 +39,7 @@ def test_a_detector_comes_back_from_the_hub(repository):
     detector = dcnzoo.load(MODEL, device="cpu")
     name = detector.push_to_hub("owner/name", metrics={"box AP": 0.711}, data="generated shapes")
     names = sorted(path.name for path in repository.iterdir())
-    assert names == ["README.md", "config.json", "model.safetensors"]
-    assert set(json.loads((repository / "config.json").read_text())) <= {
-        *("model", "test_pipeline", "test_dataloader", "default_scope", "custom_imports")
-    }
+    assert names == ["README.md", "config.py", "model.safetensors"]
     card = (repository / "README.md").read_text()
     assert "| box AP | 0.711 |" in card and 'dcnzoo.load("hf://owner/name")' in card
     picture = draw_image(ShapesSpec(), "val", 0)[0]
@@ -61,16 +56,24 @@ def test_a_detector_comes_back_from_the_hub(repository):
         {"custom_imports": {"imports": ["os"], "allow_failed_imports": False}},
         {"model.backbone": {"type": "os.system", "command": "true"}},
         {"model.neck.type": "mmengine.load"},
+        "import os",
+        "model['neck'] = None",
+        "size = __import__('os').getpid()",
+        "_base_ = ['/tmp/other.py']",
+        {"model.test_cfg.rcnn.nms.type": "exit"},
         {"test_dataloader.dataset.pipeline": [{"type": "subprocess.run", "args": "true"}]},
     ],
 )
 def test_a_config_with_code_is_refused(repository, change):
     detector = dcnzoo.load(MODEL, device="cpu")
-    assert not list(untrusted(detector.model.cfg))
     name = detector.push_to_hub("owner/name")
-    cfg = Config.fromfile(repository / "config.json")
-    cfg.merge_from_dict(change)
-    (repository / "config.json").write_text(json.dumps(cfg.to_dict()))
+    config = repository / "config.py"
+    if isinstance(change, str):
+        config.write_text(f"{config.read_text()}\n{change}\n")
+    else:
+        cfg = Config.fromfile(config)
+        cfg.merge_from_dict(change)
+        config.write_text("\n".join(f"{name} = {value!r}" for name, value in cfg.to_dict().items()))
     with pytest.raises(UserError, match=r"expected classes of OpenMMLab and dcnzoo only.*trust_config=True"):
         dcnzoo.load(name, device="cpu")
 
@@ -82,5 +85,5 @@ def test_names(name):
 
 
 def test_a_repository_that_does_not_exist(repository):
-    with pytest.raises(UserError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"config\.py"):
         dcnzoo.load("hf://owner/other")

@@ -102,7 +102,7 @@ class SummaryHook(Hook):
         lines += [
             ("classes", _few_classes(self._class_aps)),
             ("files", ", ".join(filter(None, [best and Path(best).name, _last(folder), "vis_data/"]))),
-            ("next", f"dcnzoo infer {shown_path(folder)} PICTURE"),
+            ("next", f"dcnzoo infer {shown_path(folder)} PICTURE, dcnzoo export {shown_path(folder)}"),
         ]
         print()
         _print_pairs(lines)

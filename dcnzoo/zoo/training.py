@@ -1,0 +1,121 @@
+"""``dcnzoo.train``: train a model of the zoo, a config or your own pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab.runner import load_config
+from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.zoo.loading import locate, work_directory
+from dcnzoo.zoo.own_data import prepare
+
+REQUIRED = ("train_dataloader", "train_cfg", "optim_wrapper")
+
+
+def train(
+    model: str | os.PathLike | None = None,
+    *,
+    data: str | os.PathLike | None = None,
+    work_dir: str | os.PathLike | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    patience: int | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: bool | str = False,
+    force: bool = False,
+    logger: str | None = None,
+    cfg_options: dict | None = None,
+    allow_partial: bool = False,
+    channels_last: bool = True,
+    launcher: str = "none",
+    local_rank: int = 0,
+    verbose: bool = False,
+) -> Path:
+    """Train a detector::
+
+        work_dir = dcnzoo.train(data="fruits/", work_dir="work_dirs/fruits", epochs=20)
+        result = dcnzoo.load(work_dir)("street.jpg")
+
+    Args:
+        model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
+            on a GPU, a small one on a CPU.
+        data: a folder or file with annotated pictures: COCO, Pascal VOC, YOLO or LabelMe. They are converted
+            and checked, split if there is no validation set, and a config is written to the folder ``data``
+            in the work directory.
+        work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
+        epochs, batch_size, lr, patience, amp, auto_scale_lr, force, logger: see
+            :func:`dcnzoo.openmmlab.training.set_up_training`.
+        resume: continue the training in the work directory, or from this checkpoint.
+        cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
+        allow_partial: if the weights to start from do not fit, load the parameters that fit.
+        channels_last: on a CPU, compute in channels-last order, which is faster.
+        launcher, local_rank: of a distributed training.
+        verbose: print mmengine's whole log.
+
+    Returns:
+        The work directory, which :func:`dcnzoo.load` takes.
+
+    Raises:
+        UserError: the model is unknown; the data, the config or a setting has a mistake; the folder has
+            checkpoints, or another process trains in it.
+    """
+    with user_errors():
+        if data is not None:
+            if launcher != "none":
+                raise UserError(
+                    f"data: expected one process, got launcher={launcher}; train its config instead"
+                )
+            data = Path(data).expanduser()
+            work_dir = Path(work_dir or Path("work_dirs", data.resolve().stem))
+            config, chosen = _config_for(data, work_dir, model, bool(resume), force)
+            epochs = epochs or chosen
+        elif model is None:
+            raise UserError("model: expected a name, a config or a work directory, or data, got none")
+        else:
+            config = locate(model, weights=False)[0]
+        cfg = load_config(
+            str(config),
+            work_dir=None if work_dir is None else str(work_dir),
+            cfg_options=cfg_options,
+            launcher=launcher,
+            local_rank=local_rank,
+            channels_last=channels_last,
+            required=REQUIRED,
+        )
+        changes = training.set_up_training(
+            cfg,
+            amp=amp,
+            auto_scale_lr=auto_scale_lr,
+            resume="auto" if resume is True else resume or None,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            patience=patience,
+            logger=logger,
+            force=force,
+        )
+    with lock_work_dir(cfg.work_dir, cfg.launcher):
+        try:
+            training.train(cfg, allow_partial, changes, verbose)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
+    return Path(cfg.work_dir)
+
+
+def _config_for(
+    data: Path, work_dir: Path, model: str | os.PathLike | None, resume: bool, force: bool
+) -> tuple[Path, int | None]:
+    """Return the config for own pictures, and the number of epochs if it is not that of the config."""
+    if training.has_checkpoints(work_dir):
+        if resume:
+            return work_directory(work_dir), None
+        if not force:
+            raise UserError(training.TRAINED.format(work_dir))
+    own = prepare(data, work_dir, None if model is None else str(model))
+    print(*own.decisions, sep="\n")
+    return own.config, own.epochs
