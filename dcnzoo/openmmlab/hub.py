@@ -16,9 +16,9 @@ from mmengine.registry import Registry, root
 from safetensors.torch import save
 from torch import nn
 
-import dcnzoo.openmmlab.models  # noqa: F401  registers classes
 from dcnzoo.openmmlab.checkpoints import names_as_metadata
 from dcnzoo.openmmlab.config_check import dicts
+from dcnzoo.openmmlab.setup import setup
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.utils.text import few
@@ -86,8 +86,9 @@ def foreign_types(settings: dict) -> Iterator[str]:
     for name in imports.get("imports", ()):
         if name not in OWN_IMPORTS:
             yield f"custom_imports {name}"
-    from mmcv import ops  # needs the compiled module, which the imports above provide
+    from mmcv import ops
 
+    setup()  # registers dcnzoo's classes
     known = {*_registered(root), *ops.__all__}  # RoI layers and NMS have no registry
     for path, node in dicts(settings):
         kind = node.get("type", "")
