@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from dcnzoo import backbones
-from dcnzoo.backbones import SIZES, FlashInternImage, InternImage
+from dcnzoo.backbones import FlashInternImage, InternImage
+from dcnzoo.backbones.sizes import SIZES
 
 from .modules import randomise, shapes
 

@@ -17,7 +17,8 @@ import torch
 from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format, ours, passes, plain
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import _block_sizes, fused
+from dcnzoo.ops import _block_sizes
+from dcnzoo.ops.fused import deform_conv as fused
 from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float16", "float32")

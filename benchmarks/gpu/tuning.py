@@ -24,8 +24,9 @@ from torch import Tensor
 
 from benchmarks.cases import CASES, in_format
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import _block_sizes, fused, reference
-from dcnzoo.ops.fused import Config
+from dcnzoo.ops import _block_sizes, reference
+from dcnzoo.ops.fused import deform_conv as fused
+from dcnzoo.ops.fused.deform_conv import Config
 from dcnzoo.utils.files import write_text
 from tests.op_cases import Sample, deform_conv
 

@@ -2,295 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import platform
-import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distribution, distributions, version
 from importlib.util import find_spec
-from pathlib import Path
 
 import click
-from packaging.version import Version
 
+from dcnzoo import diagnosis
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.compat import host
-from dcnzoo.compat.hosts import torchvision
-from dcnzoo.compat.hosts.torchvision import repair_command as repair_torchvision
-from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
-from dcnzoo.utils.errors import one_line
-from dcnzoo.version import __version__
-
-# distribution → module; the forks are listed only if they are installed
-ORIGINALS = {"mmengine": "mmengine", "mmcv": "mmcv", "mmcv-lite": "mmcv", "mmdet": "mmdet"}
-FORKS = {"onedl-mmengine": "mmengine", "onedl-mmcv": "mmcv", "onedl-mmdetection": "mmdet"}
-MODULES = {**ORIGINALS, **FORKS}
-TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
-BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
-REINSTALL = "pip uninstall -y dcnzoo && pip install --no-deps .  # in dcnzoo's repository"
-# modules that together import everything for training, its report and its downloads
-TRAINING = ("dcnzoo.models", "dcnzoo.report.report", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
-DISTRIBUTIONS = {  # module → distribution
-    "cv2": "opencv-python-headless",
-    "PIL": "pillow",
-    "pkg_resources": '"setuptools<81"',
-    "skimage": "scikit-image",
-    "yaml": "pyyaml",
-}
-
-
-# OpenMMLab's other packages: module → the tested version, and the modules that its import requires
-PACKAGES = {
-    "mmseg": ("mmsegmentation==1.2.2", ("ftfy", "prettytable", "regex")),
-    "mmpose": ("mmpose==1.3.2", ("json_tricks", "munkres", "torchvision", "xtcocotools")),
-    "mmpretrain": ("mmpretrain==1.2.0", ("einops", "mat4py", "modelindex", "rich", "torchvision")),
-    "mmocr": ("mmocr==1.0.1", ("imgaug", "lmdb", "pyclipper", "rapidfuzz", "skimage")),
-    "mmyolo": ("mmyolo==0.6.0", ("prettytable",)),
-    "mmrotate": ("mmrotate==1.0.0rc1", ("e2cnn",)),
-    "mmagic": (
-        "mmagic==1.2.0",
-        ("albumentations", "diffusers", "einops", "lmdb", "lpips", "resize_right", "transformers"),
-    ),
-}
-
-
-def environment() -> Iterator[tuple[str, str]]:
-    """Yield name and value of everything that affects how dcnzoo runs."""
-    import torch
-
-    from dcnzoo import ops
-    from dcnzoo.ops import _library
-
-    yield "dcnzoo", __version__
-    yield "python", f"{platform.python_version()} on {platform.machine()}"
-    yield "torch", torch.__version__
-    present = dict(installed(("numpy", "triton", *MODULES)))
-    for package in ("numpy", "triton", *(ORIGINALS if present.keys().isdisjoint(FORKS) else ())):
-        present.setdefault(package, "not installed")
-    yield from present.items()
-    for device in ("cpu", "cuda"):
-        reason = _library.problems.get(device, "they need the CPU operators")
-        yield f"{device} operators", str(_library.loaded.get(device) or f"not loaded: {reason}")
-    if ops.has_ops():
-        from dcnzoo.ops import _backend
-
-        yield "cpu capability", ops.cpu_capability()
-        yield "DCNZOO_BACKEND", _backend.backend
-    if ops.with_cuda():
-        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"
-    else:
-        yield "cuda", f"no ({'a GPU' if torch.cuda.is_available() else 'no GPU'} found by torch)"
-    extension = find_spec(EXTENSION) if find_spec("mmcv") else None
-    if extension is None:
-        yield EXTENSION, "none: mmcv is not installed"
-    else:
-        whose = "dcnzoo's" if extension.origin == str(STAND_IN) else "mmcv's"
-        yield EXTENSION, f"{whose}, {extension.origin}"
-
-
-def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield name and version of the packages that Python imports; others may be further back on its path."""
-    folders = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            folders[package] = Path(distribution(package).locate_file("")).resolve()
-    for package, folder in folders.items():
-        module = MODULES.get(package, package)
-        spec = find_spec(module)
-        rivals = {folders[other] for other in folders if MODULES.get(other, other) == module}
-        imported = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
-        if len(rivals) == 1 or imported not in rivals or folder == imported:
-            yield package, version(package)
-
-
-@dataclass
-class Found:
-    """The facts about this machine on which the problems depend."""
-
-    torch: str  # version, "2.13.0+cpu"
-    torch_cuda: str | None  # the CUDA that torch was built with
-    torch_sees_gpu: bool
-    nvidia_driver: bool  # installed on the machine, even if torch finds no GPU
-    libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
-    features: dict[str, str] = field(default_factory=dict)  # feature without its symbols in torch -> reason
-    packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
-    opencv: tuple[str, ...] = ()  # distributions that contain cv2
-    numpy: str = "2.0"
-    import_error: Exception | None = None  # why the modules for training cannot be imported
-    cache_problem: str | None = None  # why downloaded weights cannot be stored
-    torchvision_problem: str | None = None  # why its operators cannot be used
-
-    @classmethod
-    def here(cls) -> Found:
-        import torch
-
-        from dcnzoo.ops import _library, _torch_private
-
-        packages = dict(installed(MODULES))
-        found = cls(
-            torch=torch.__version__,
-            torch_cuda=torch.version.cuda,
-            torch_sees_gpu=torch.cuda.is_available(),
-            nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
-            libraries=dict(_library.problems),
-            features=_torch_private.missing,
-            packages=packages,
-            opencv=_opencv(),
-            numpy=version("numpy") if find_spec("numpy") else "0",
-            cache_problem=_cache_problem(),
-            torchvision_problem=torchvision.problem(),
-        )
-        if {"mmdet", "onedl-mmdetection"} & packages.keys() and not list(_set_up_problems(found)):
-            found.import_error = _import_error()
-        return found
-
-
-def _opencv() -> tuple[str, ...]:
-    """Return the distributions that own the imported cv2; that of ``.ci/opencv-python`` is empty."""
-    path = getattr(find_spec("cv2"), "origin", None)
-    packages = [each for each in distributions() if (each.name or "").startswith("opencv")]
-    return tuple(p.name for p in packages if path in {str(p.locate_file(file)) for file in p.files or ()})
-
-
-def _import_error() -> Exception | None:
-    try:
-        for module in TRAINING:
-            importlib.import_module(module)
-    except Exception as error:  # an old numpy raises AttributeError
-        return error
-    return None
-
-
-def _cache_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _cache_problem() -> str | None:
-    folder = _cache_folder()
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
-
-
-def problems(found: Found) -> Iterator[tuple[str, str]]:
-    """Yield each problem and the command that fixes it; causes come before their consequences."""
-    yield from _set_up_problems(found)
-    if found.packages:
-        yield from _training_problems(found)
-
-
-def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
-    for feature, reason in found.features.items():
-        yield f"dcnzoo has no {feature}: {reason}", 'pip install "torch==2.13.0"'
-    if Version(found.torch).release < (2, 10):
-        yield f"torch {found.torch}: dcnzoo needs 2.10 or later", 'pip install --upgrade "torch>=2.10"'
-    elif "cpu" in found.libraries:
-        yield f"no compiled operators: {found.libraries['cpu']}", BUILD
-    elif found.torch_cuda and found.torch_sees_gpu and "cuda" in found.libraries:
-        problem = f"torch finds a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}"
-        yield problem, f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH"
-    if found.nvidia_driver and not found.torch_cuda:
-        problem = f"this machine has an NVIDIA GPU, but torch {found.torch} is a CPU build"
-        yield (
-            problem,
-            "pip uninstall -y torch && pip install torch  # for CUDA: https://pytorch.org/get-started",
-        )
-    if found.torchvision_problem:
-        yield found.torchvision_problem, repair_torchvision(found.torch)
-    if len(found.opencv) > 1:
-        yield (
-            f"{' and '.join(found.opencv)} are installed: they overwrite each other's files",
-            f"pip uninstall -y {' '.join(found.opencv)} && pip install opencv-python-headless",
-        )
-    originals = [name for name in ORIGINALS if name in found.packages]
-    forks = [name for name in FORKS if name in found.packages]
-    names = ", ".join(originals + forks)
-    if originals and forks:
-        remedy = f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}"
-        yield f"{names} are installed: onedl-… packages work only with each other", remedy
-    elif {"mmcv", "mmcv-lite"} <= found.packages.keys():
-        problem = f"mmcv {found.packages['mmcv']} and mmcv-lite {found.packages['mmcv-lite']} are installed"
-        remedy = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
-        yield f"{problem}: they overwrite each other's files", remedy
-    elif names and not {"mmcv", "mmcv-lite", "onedl-mmcv"} & found.packages.keys():
-        remedy = "pip install --no-deps onedl-mmcv" if forks else "pip install mmcv-lite==2.1.0"
-        yield f"{names} installed, but no mmcv, which they import", remedy
-
-
-def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
-    if Version(found.numpy).release < (2,):
-        problem = f"numpy {found.numpy}: with OpenMMLab's packages, dcnzoo needs 2 or later"
-        yield problem, 'pip install --upgrade "numpy>=2"'
-    elif found.import_error:
-        error = found.import_error
-        yield f"training cannot start: {one_line(error)}", _import_fix(error) or TESTED
-    if found.cache_problem:
-        problem = f"downloaded weights cannot be stored: {found.cache_problem}"
-        yield problem, 'export TORCH_HOME="$HOME/torch"  # or another writable folder'
-
-
-def package_problems(module: str) -> Iterator[tuple[str, str]]:
-    """Yield the problems of one of :data:`PACKAGES` and the commands that fix them."""
-    requirement, needs = PACKAGES[module]
-    absent = find_spec(module) is None
-    if absent:  # --no-deps: with its requirements, pip would replace mmcv-lite or compile
-        yield f"{module} is not installed", f"pip install --no-deps {requirement}"
-    missing = [name for name in needs if find_spec(name) is None]
-    if missing:
-        distributions = [DISTRIBUTIONS.get(name, name) for name in missing if name != "torchvision"]
-        remedies = [f"pip install {' '.join(distributions)}"] if distributions else []
-        if "torchvision" in missing:  # a plain `pip install torchvision` may replace torch
-            remedies.append(repair_torchvision(version("torch")))
-        yield f"{module} needs {', '.join(missing)}: not installed", " && ".join(remedies)
-    if absent or missing:
-        return
-    try:
-        for name in ("dcnzoo.models", f"{module}.models", f"{module}.datasets"):
-            importlib.import_module(name)
-    except Exception as error:  # a name that numpy has removed raises AttributeError
-        remedy = _import_fix(error) or f"pip install --no-deps {requirement}"
-        yield f"{module} cannot be imported: {one_line(error)}", remedy
-
-
-def _import_fix(error: Exception) -> str | None:
-    """Return a command that may fix a failed import, if the error identifies one."""
-    if "torchvision" in str(error):  # it is absent or was built for another torch
-        return repair_torchvision(version("torch"))
-    if re.search(r"\bdcnzoo\.\w", str(error)):  # files of two versions
-        return REINSTALL
-    if "undefined symbol" in str(error):  # mmcv, compiled for another torch
-        return f"pip uninstall -y mmcv && {TESTED}"
-    if "libGL" in str(error):
-        return "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        module = error.name.partition(".")[0]
-        return f"pip install {DISTRIBUTIONS.get(module, module)}"
-    return None
-
-
-def patch_lines() -> Iterator[tuple[str, str]]:
-    """Yield name, target and reason of each patch that dcnzoo applies here."""
-    from dcnzoo.compat import patches
-
-    importlib.import_module("dcnzoo.models")
-    if find_spec("mmdet"):
-        importlib.import_module("dcnzoo.openmmlab.datasets")
-    for patch in patches.table():
-        if patch.applied:
-            yield patch.name, f"{patch.target} ({patch.versions}): {patch.reason}"
+from dcnzoo.utils.text import counted
 
 
 @click.command
 @click.option(
-    "--for", "package", type=click.Choice(PACKAGES), help="Also check one of OpenMMLab's other packages."
+    "--for",
+    "package",
+    type=click.Choice(diagnosis.PACKAGES),
+    help="Also check one of OpenMMLab's other packages.",
 )
 def command(package: str | None) -> None:
     """Print installed versions, and each problem of the installation and how to fix it.
@@ -302,18 +30,18 @@ def command(package: str | None) -> None:
       dcnzoo doctor
       dcnzoo doctor --for mmseg
     """
-    lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
+    lines = [*diagnosis.environment(), ("weights", f"downloaded to {diagnosis.cache_folder()}")]
     lines += [("provided", f"{name}: {whose}") for name, whose in host.status().items()]
-    found = Found.here()
-    wrong = list(problems(found))
-    if package and not wrong:
-        wrong += package_problems(package)
-    if find_spec("mmengine") and not wrong:
-        lines += [("patch", f"{name}: {text}") for name, text in patch_lines()]
+    installation = diagnosis.Installation.here()
+    problems = list(diagnosis.problems(installation))
+    if package and not problems:
+        problems += diagnosis.package_problems(package)
+    if find_spec("mmengine") and not problems:
+        lines += [("patch", f"{name}: {text}") for name, text in diagnosis.patch_lines()]
     print_columns(lines)
-    if found.torch_cuda and "cuda" in found.libraries and not found.torch_sees_gpu:
-        print(f"\nnote: torch is a CUDA build, dcnzoo is not. To use a GPU: DCNZOO_CUDA=1 {BUILD}")
-    for what, remedy in wrong:
-        print(f"\nproblem: {what}\n    fix: {remedy}")
-    print(f"\n{len(wrong)} problem{'s' * (len(wrong) != 1)} found" if wrong else "\nno problems found")
-    sys.exit(1 if wrong else 0)
+    if installation.lacks_cuda_operators:
+        print(f"\nnote: torch is a CUDA build, dcnzoo is not. To use a GPU: DCNZOO_CUDA=1 {diagnosis.BUILD}")
+    for problem in problems:
+        print(f"\nproblem: {problem}\n    fix: {problem.remedy}")
+    print(f"\n{counted(len(problems), 'problems') if problems else 'no problems'} found")
+    sys.exit(1 if problems else 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import json
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Description, Model
@@ -117,7 +116,7 @@ def verify(files: tuple[Path, ...]) -> None:
         raise UserError(f"{problems} of {len(files)} files failed verification")
 
 
-@command.command
+@command.command("publish")
 @click.argument("in_file", type=click.Path())
 @click.argument("out_file", type=_options.FILE)
 @option(
@@ -128,40 +127,18 @@ def verify(files: tuple[Path, ...]) -> None:
     help="Key of the checkpoint to keep, several times for several.",
 )
 @_options.unsafe_load
-def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
+def publish_(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
     """Convert the checkpoint IN_FILE of a training to OUT_FILE for publication.
 
     Keeps the weights and their metadata, but not the optimizer; of the metadata, x.safetensors contains the
     names of the classes. Adds the first digits of the file's SHA-256 to its name: x.pth becomes
     x-1a2b3c4d.pth. dcnzoo zoo verify and every download compare them.
     """
-    import torch
+    from dcnzoo.zoo.publishing import publish
 
-    from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata
-    from dcnzoo.utils.files import require_file, write_bytes
-
-    require_file(in_file, "checkpoint")
-    checkpoint = load_file(in_file, unsafe_load)
-    if "state_dict" not in checkpoint or "state_dict" not in save_keys:
-        raise UserError(f"{in_file}: expected a state_dict, in the file and in --save-keys")
-    kept = {key: checkpoint[key] for key in save_keys if key in checkpoint}
-    ending = ".pth"
-    if out_file.suffix == ".safetensors":
-        from safetensors.torch import save
-
-        names = names_as_metadata(kept.get("meta") or {})
-        ending, kept = ".safetensors", {"state_dict": kept["state_dict"]}
-        content = save({name: value.contiguous() for name, value in kept["state_dict"].items()}, names)
-    else:
-        buffer = io.BytesIO()  # not a file: torch.save would store its name
-        torch.save(kept, buffer)
-        content = buffer.getvalue()
-    removed = sorted(set(map(str, checkpoint)) - set(kept))
-    digits = hashlib.sha256(content).hexdigest()[:8]
-    out_file = out_file.with_name(f"{out_file.name.removesuffix(ending)}-{digits}{ending}")
-    write_bytes(out_file, content)
+    path, removed = publish(in_file, out_file, save_keys, unsafe_load)
     print(f"removed: {', '.join(removed) or 'nothing'}")
-    print(out_file)
+    print(path)
 
 
 def _show(models: dict[Model, Description], as_json: bool) -> None:
@@ -175,7 +152,7 @@ def _show(models: dict[Model, Description], as_json: bool) -> None:
             cells = (model.name, *figures, description.operators_text(), source)
             rows.append([printable(str(cell)) for cell in cells])
     print_columns(rows)
-    print(f"{len(models)} model{'s' * (len(models) != 1)}", file=sys.stderr)
+    print(f"{counted(len(models), 'models')}", file=sys.stderr)
 
 
 def _known(model: Model, description: Description) -> dict:

@@ -17,7 +17,7 @@ from timm.models import resnet as timm_resnet
 from torch import Tensor, nn
 
 from dcnzoo import backbones
-from dcnzoo.backbones import SIZES
+from dcnzoo.backbones.sizes import SIZES
 from dcnzoo.layers.convert import to_deformable
 
 __all__ = ["DeformableResNet", "FlashInternImage", "InternImage"]

@@ -63,7 +63,7 @@ def _fused():
     """The module of fused kernels, or None if Triton is not installed."""
     if find_spec("triton") is None:
         return None
-    from . import fused
+    from .fused import deform_conv as fused
 
     return fused
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.cli.doctor import _import_fix
 from dcnzoo.compat.hosts.torchvision import problem, repair_command
 from dcnzoo.compat.torchvision import RoIAlign, accelerate, deform_conv2d, restore, roi_align
+from dcnzoo.diagnosis import _import_fix
 from dcnzoo.ops import reference, reference_boxes
 
 from ..modules import assert_same

@@ -44,7 +44,7 @@ def test_matches_reference(name, dtype):
 @pytest.mark.parametrize("kernel", ["forward", "grad_weight", "grad_samples"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_configuration_of_the_table(kernel, dtype):
-    from dcnzoo.ops import fused
+    from dcnzoo.ops.fused import deform_conv as fused
 
     make = deform_conv.make("table", channels=256, out_channels=256, size=(9, 11), padding=1)
     sample = on_gpu(make, dtype)

@@ -4,8 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from dcnzoo.cli.doctor import FORKS, Found
 from dcnzoo.compat.mmcv import STAND_IN
+from dcnzoo.diagnosis import FORKS, Installation
 
 try:
     version("onedl-mmengine")
@@ -25,7 +25,7 @@ def test_these_are_the_forks():
     import mmdet
     import mmengine
 
-    found = Found.here().packages
+    found = Installation.here().packages
     assert set(found) == set(FORKS)
     imported = {"onedl-mmengine": mmengine, "onedl-mmcv": mmcv, "onedl-mmdetection": mmdet}
     assert {name: module.__version__ for name, module in imported.items()} == found

@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 import dcnzoo.models
 from benchmarks.coverage import test_openmmlab as coverage
 from benchmarks.coverage import trial
-from dcnzoo.cli import doctor
+from dcnzoo import diagnosis
 from dcnzoo.layers import PackedDeformConv2d
 
 from ..test_import import run
@@ -104,7 +104,7 @@ def test_no_package_is_imported_by_dcnzoo():
     assert run(code).splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("package", [package for package in doctor.PACKAGES if find_spec(package)])
+@pytest.mark.parametrize("package", [package for package in diagnosis.PACKAGES if find_spec(package)])
 def test_doctor(package):
     command = [sys.executable, "-m", "dcnzoo", "doctor", "--for", package]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dcnzoo import backbones
+from dcnzoo.backbones.sizes import SIZES
 from dcnzoo.layers import PackedDeformConv2d
 
 from ..modules import randomise, shapes
@@ -17,7 +18,7 @@ pytest.importorskip("dcnzoo.compat.timm", exc_type=ImportError)
 TINY = dict(channels=16, depths=(1, 2, 2, 1), groups=(1, 2, 4, 8))
 
 
-@pytest.mark.parametrize("name", sorted(backbones.SIZES))
+@pytest.mark.parametrize("name", sorted(SIZES))
 def test_has_every_published_size(name):
     with torch.device("meta"):
         model, plain = timm.create_model(name), getattr(backbones, name)(num_classes=1000)

@@ -30,7 +30,7 @@ def run_kernels(
     sample: Sample, grad: Tensor, long_indices: bool = False, forward_only: bool = False
 ) -> dict[str, Tensor]:
     """Output and gradients of the fused kernels, even where another backend would be chosen."""
-    from dcnzoo.ops import fused
+    from dcnzoo.ops.fused import deform_conv as fused
 
     input, weight, offset, mask, bias = sample.tensors
     geometry = [list(v) for v in deform_conv.geometry(sample, stride=1, padding=0, dilation=1)]
@@ -58,7 +58,7 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
     import numpy
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    from dcnzoo.ops import fused
+    from dcnzoo.ops.fused import deform_conv as fused
 
     base = sample.tensors[2 if field == "offset" else 3].data_ptr()
     bytes_apart = 4 * stride
@@ -85,7 +85,8 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
 
 def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
     """Call the public function. Returns the kernels that ran, the output and the gradients."""
-    from dcnzoo.ops import _deterministic, fused
+    from dcnzoo.ops import _deterministic
+    from dcnzoo.ops.fused import deform_conv as fused
 
     ran = []
 
@@ -109,7 +110,8 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
     """The kernels that run if the table lists these types as faster, from so many output pixels on."""
-    from dcnzoo.ops import _backend, fused
+    from dcnzoo.ops import _backend
+    from dcnzoo.ops.fused import deform_conv as fused
 
     entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
     with entry, _backend.using("auto"):
@@ -118,7 +120,8 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
     """The kernels that run if Triton cannot compile, and the warnings."""
-    from dcnzoo.ops import _backend, fused
+    from dcnzoo.ops import _backend
+    from dcnzoo.ops.fused import deform_conv as fused
 
     _backend._triton_works.cache_clear()
     failing = mock.patch.object(fused, "target", side_effect=RuntimeError("no C compiler"))

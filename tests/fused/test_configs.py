@@ -6,7 +6,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from dcnzoo.ops import _backend, fused
+from dcnzoo.ops import _backend
+from dcnzoo.ops.fused import deform_conv as fused
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
 

@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from dcnzoo.ops import fused
-from dcnzoo.ops.fused import Config, table
+from dcnzoo.ops.fused import deform_conv as fused
+from dcnzoo.ops.fused.deform_conv import Config, table
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
 MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}

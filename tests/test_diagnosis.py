@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dcnzoo.cli import doctor
-from dcnzoo.cli.doctor import Found, problems
+from dcnzoo import diagnosis
+from dcnzoo.diagnosis import Installation, problems
 from dcnzoo.ops import _library
 
 from . import commands
@@ -17,7 +17,7 @@ from .test_import import OPENMMLAB, run
 
 ORIGINALS = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmdet": "3.3.0"}
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
-CPU = Found(
+CPU = Installation(
     torch="2.13.0+cpu",
     torch_cuda=None,
     torch_sees_gpu=False,
@@ -61,11 +61,11 @@ def fails(error, message, name):
 BACK = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
-    (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", doctor.BUILD),
+    (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", diagnosis.BUILD),
     (
         replace(GPU, libraries={"cuda": "not in /x"}),
         "not in /x",
-        f"DCNZOO_CUDA=1 {doctor.BUILD}, with nvcc of CUDA 13.0",
+        f"DCNZOO_CUDA=1 {diagnosis.BUILD}, with nvcc of CUDA 13.0",
     ),
     (replace(CPU, nvidia_driver=True), "CPU build", "pip uninstall -y torch && pip install torch  # "),
     (packages(ORIGINALS, "mmcv-lite"), "no mmcv", "pip install mmcv-lite==2.1.0"),
@@ -91,9 +91,17 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
         "opencv-python and opencv-python-headless",
         "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless",
     ),
-    (fails(ImportError, "Hook is already registered at dcnzoo.engine.x", None), "Hook", doctor.REINSTALL),
-    (fails(ModuleNotFoundError, "No module named 'dcnzoo.x'", "dcnzoo.x"), "dcnzoo.x", doctor.REINSTALL),
-    (fails(ModuleNotFoundError, "pycocotools", "pycocotools"), "pycocotools", "pip install pycocotools"),
+    (fails(ImportError, "Hook is already registered at dcnzoo.engine.x", None), "Hook", diagnosis.REINSTALL),
+    (
+        fails(ModuleNotFoundError, "No module named 'dcnzoo.x'", "dcnzoo.x"),
+        "dcnzoo.x",
+        diagnosis.REINSTALL,
+    ),
+    (
+        fails(ModuleNotFoundError, "pycocotools", "pycocotools"),
+        "pycocotools",
+        "pip install pycocotools",
+    ),
     (fails(ModuleNotFoundError, "yaml", "yaml"), "yaml", "pip install pyyaml"),
     (
         fails(ModuleNotFoundError, "pkg_resources", "pkg_resources"),
@@ -121,10 +129,10 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
 
 @pytest.mark.parametrize(("found", "word", "remedy"), BROKEN, ids=[row[1] for row in BROKEN])
 def test_broken(found, word, remedy):
-    ((told, command),) = problems(found)  # one cause is reported once
-    assert word in told and command.startswith(remedy)
-    assert "\n" not in told + command
-    subprocess.run(["bash", "-n", "-c", command], check=True)  # valid when pasted into a shell
+    (problem,) = problems(found)  # one cause is reported once
+    assert word in problem.text and problem.remedy.startswith(remedy)
+    assert "\n" not in problem.text + problem.remedy
+    subprocess.run(["bash", "-n", "-c", problem.remedy], check=True)  # valid when pasted into a shell
 
 
 def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
@@ -138,7 +146,7 @@ def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
     paths = f"sys.path[:0] = [{str(tmp_path / 'first')!r}, {str(tmp_path / 'second')!r}]"
     output = run(
-        f"import sys\n{paths}\nfrom dcnzoo.cli.doctor import installed\n"
+        f"import sys\n{paths}\nfrom dcnzoo.diagnosis import installed\n"
         "print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
     )
     assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
@@ -153,25 +161,25 @@ def test_distributions_that_contain_opencv(tmp_path):
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: opencv-{name}\nVersion: 9.9\n")
         (info / "RECORD").write_text(record)
-    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom dcnzoo.cli import doctor\n"
-    assert run(f"{code}print(*sorted(doctor._opencv()))").split() == ["opencv-first", "opencv-second"]
+    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom dcnzoo import diagnosis\n"
+    assert run(f"{code}print(*sorted(diagnosis._opencv()))").split() == ["opencv-first", "opencv-second"]
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "CUDA build without a GPU"])
 def test_a_cpu_build_of_dcnzoo_with_a_cuda_build_of_torch(name, monkeypatch):
     """Without a GPU this is not a problem, but doctor says it."""
-    monkeypatch.setattr(doctor.Found, "here", lambda: HEALTHY[name])
-    monkeypatch.setattr(doctor, "patch_lines", lambda: ())
+    monkeypatch.setattr(diagnosis.Installation, "here", lambda: HEALTHY[name])
+    monkeypatch.setattr(diagnosis, "patch_lines", lambda: ())
     assert ("DCNZOO_CUDA=1" in commands.run("doctor")) == (name == "CUDA build without a GPU")
 
 
 def test_libraries_that_are_not_loaded_have_a_reason():
-    assert Found.here().libraries.keys() == {"cpu", "cuda"} - _library.loaded.keys()
+    assert Installation.here().libraries.keys() == {"cpu", "cuda"} - _library.loaded.keys()
 
 
 def test_healthy():
     """The environment of these tests is healthy. Lists versions, patches and the operators that mmcv uses."""
-    if list(problems(Found.here())):
+    if list(problems(Installation.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
     output = commands.run("doctor")
     assert "no problems found" in output
@@ -186,8 +194,8 @@ def test_healthy():
 def test_torch_alone():
     absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
     output = python_with_torch(
-        f"import sys\n{absent}\nfrom dcnzoo.cli import doctor, main\n"
-        "doctor.installed = lambda packages: []\nmain('doctor')"
+        f"import sys\n{absent}\nfrom dcnzoo import diagnosis\nfrom dcnzoo.cli import main\n"
+        "diagnosis.installed = lambda packages: []\nmain('doctor')"
     ).stdout
     assert "no problems found" in output and "patch " not in output
     assert "cpu operators" in output and "none: mmcv is not installed" in output
@@ -195,14 +203,14 @@ def test_torch_alone():
 
 def test_a_cache_that_is_a_file(monkeypatch):
     monkeypatch.setenv("TORCH_HOME", __file__)
-    assert Found.here().cache_problem == f"{__file__} is not a folder"
+    assert Installation.here().cache_problem == f"{__file__} is not a folder"
 
 
 def test_another_package_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    (absent, install), (needs, install_needs) = doctor.package_problems("mmpose")
-    assert absent == "mmpose is not installed" and install == "pip install --no-deps mmpose==1.3.2"
-    assert "xtcocotools" in needs and "xtcocotools" in install_needs
+    monkeypatch.setattr(diagnosis, "find_spec", lambda name: None)
+    absent, needs = diagnosis.package_problems("mmpose")
+    assert str(absent) == "mmpose is not installed" and absent.remedy == "pip install --no-deps mmpose==1.3.2"
+    assert "xtcocotools" in needs.text and "xtcocotools" in needs.remedy
 
 
 def test_another_package_that_cannot_be_imported(monkeypatch):
@@ -210,8 +218,8 @@ def test_another_package_that_cannot_be_imported(monkeypatch):
         if name == "mmocr.models":
             raise ModuleNotFoundError("No module named 'skimage.draw'", name="skimage.draw")
 
-    monkeypatch.setattr(doctor, "find_spec", lambda name: True)
-    monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    ((what, remedy),) = doctor.package_problems("mmocr")
-    assert "mmocr cannot be imported" in what and remedy == "pip install scikit-image"
-    assert list(doctor.package_problems("mmseg")) == []
+    monkeypatch.setattr(diagnosis, "find_spec", lambda name: True)
+    monkeypatch.setattr(diagnosis.importlib, "import_module", fail)
+    (problem,) = diagnosis.package_problems("mmocr")
+    assert "mmocr cannot be imported" in problem.text and problem.remedy == "pip install scikit-image"
+    assert list(diagnosis.package_problems("mmseg")) == []

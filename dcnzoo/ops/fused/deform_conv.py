@@ -1,0 +1,457 @@
+"""The calls of the fused kernels: block sizes, sampling points, launches."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .._arguments import memory_format
+from .._block_sizes import table
+from . import kernels
+
+
+class Config(NamedTuple):
+    """Block sizes and launch options of a kernel.
+
+    A program computes ``BLOCK_M`` pixels by ``BLOCK_N`` channels of the result and sums over ``BLOCK_K``
+    channels at a time. In grad_weight it computes ``BLOCK_N`` input by ``BLOCK_K`` output channels and sums
+    over ``BLOCK_M`` pixels at a time.
+    """
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    warps: int
+    stages: int
+
+
+def entry_of(target: str) -> dict:
+    """The table's entry for an architecture, or the default, which needs the least shared memory."""
+    return table().get(target) or table()["default"]
+
+
+def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config], float]) -> Config:
+    """The configuration of least cost; of equals, the first in the table.
+
+    Args:
+        cost: an estimate of a configuration's time for the call, in any unit.
+    """
+    kind = "float32" if dtype == torch.float32 else "half"
+    return min((Config(*sizes) for sizes in entry_of(target)[kernel][kind]), key=cost)
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores would be padding
+# A sample costs as much time as the products with this many outputs (counted instructions on sm_90).
+SAMPLE_COST = 256
+MOST_SPLITS = 32  # of the pixels in grad_weight
+# In grad_weight, a step takes as long as writing and adding the sums of 12 programs (1.1 µs on an H100 by
+# counted instructions; 3.1 MB at 3 TB/s).
+PROGRAMS_PER_STEP = 12
+POINTS = Config(BLOCK_M=256, BLOCK_N=1, BLOCK_K=1, warps=4, stages=1)
+TRANSPOSE = Config(BLOCK_M=64, BLOCK_N=64, BLOCK_K=1, warps=4, stages=1)
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of a call of ``dcnzoo::deform_conv``, and the sizes that the kernels need."""
+
+    input: Tensor
+    weight: Tensor
+    offset: Tensor | None
+    mask: Tensor | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    allow_tf32: bool
+
+    @cached_property
+    def taps(self) -> int:
+        return math.prod(self.weight.shape[2:])
+
+    @cached_property
+    def offset_groups(self) -> int:
+        return 1 if self.offset is None else self.offset.shape[1] // (2 * self.taps)
+
+    @cached_property
+    def mask_groups(self) -> int:
+        return 1 if self.mask is None else self.mask.shape[1] // self.taps
+
+    @cached_property
+    def block_channels(self) -> int:
+        """Number of channels with the same offset group, mask group and convolution group."""
+        channels = self.input.shape[1]
+        return math.gcd(channels // self.groups, channels // self.offset_groups, channels // self.mask_groups)
+
+    @cached_property
+    def blocks(self) -> int:
+        return self.input.shape[1] // self.block_channels
+
+    @cached_property
+    def group_outputs(self) -> int:
+        return self.weight.shape[0] // self.groups
+
+    @cached_property
+    def out_size(self) -> tuple[int, int]:
+        def size(axis: int) -> int:
+            reach = self.dilation[axis] * (self.weight.shape[axis + 2] - 1) + 1
+            return (self.input.shape[axis + 2] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
+
+        return size(0), size(1)
+
+    @cached_property
+    def pixels(self) -> int:
+        """Number of output pixels of all images."""
+        return self.input.shape[0] * math.prod(self.out_size)
+
+    def fits(self) -> bool:
+        """Whether the fused kernels support this call. Otherwise another backend runs it."""
+        if self.weight.dim() != 4 or self.weight.numel() == 0 or self.input.dtype not in DTYPES:
+            return False
+        narrow = min(self.block_channels, self.group_outputs) < LEAST_CHANNELS
+        one_group = self.blocks == self.groups == 1  # few channels are padded then, as in a first layer
+        return one_group or not narrow
+
+    def least_pixels(self, backward: bool) -> int | None:
+        """Output pixels from which the fused kernels were measured to be faster on this architecture.
+
+        None: they were not for this type.
+        """
+        if self.input.dtype == torch.float32 and not self.allow_tf32:
+            return None  # tensor cores compute float32 only as TF32
+        listed = entry_of(target(self.input.device))["auto"]
+        return listed.get(str(self.input.dtype).removeprefix("torch."), {}).get(
+            "backward" if backward else "forward"
+        )
+
+    @cached_property
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Sampling points: 16 bytes per output pixel, tap and block of channels. See ``points_kernel``."""
+        shape = (self.blocks, self.taps, self.pixels)
+        # with room for 4 bits beside the index of a pixel
+        many = self.input.shape[0] * math.prod(self.input.shape[2:]) >= 2**27
+        corners = self.input.new_empty(shape, dtype=torch.int64 if many else torch.int32)
+        factors = self.input.new_empty((3, *shape), dtype=torch.float32)
+        offset, mask = _strided(self.offset), _strided(self.mask)
+        _launch(
+            kernels.points_kernel,
+            self.blocks * self.taps * _cdiv(self.pixels, POINTS.BLOCK_M),
+            POINTS,
+            self,
+            offset=offset,
+            mask=mask,
+            corners=corners,
+            factors=factors,
+            height=self.input.shape[2],
+            **{f"{name}_{axis}": getattr(self, name)[a]
+               for name in ("stride", "padding", "dilation") for a, axis in enumerate("yx")},
+            kernel_w=self.weight.shape[3],
+            **_places("offset", offset),
+            **_places("mask", mask),
+            offset_blocks=self.blocks // self.offset_groups,
+            mask_blocks=self.blocks // self.mask_groups,
+            HAS_OFFSET=offset is not None,
+            HAS_MASK=mask is not None,
+        )  # fmt: skip
+        return corners, factors
+
+    def arguments(self) -> dict[str, object]:
+        """Arguments that several kernels share."""
+        channels, outputs = self.input.shape[1], self.weight.shape[0]
+        return {
+            "pixels": self.pixels,
+            "out_pixels": math.prod(self.out_size),
+            "out_h": self.out_size[0],
+            "out_w": self.out_size[1],
+            "width": self.input.shape[3],
+            "taps": self.taps,
+            "points": self.blocks * self.taps * self.pixels,
+            "channels": channels,
+            "group_channels": channels // self.groups,
+            "outputs": outputs,
+            "group_outputs": self.group_outputs,
+            "block_channels": self.block_channels,
+            "group_blocks": self.blocks // self.groups,
+        }
+
+    def sampled(self) -> dict[str, Tensor]:
+        """The input and its sampling points, arguments of every kernel that samples."""
+        corners, factors = self.points
+        return {"input": self.channels_last(self.input), "corners": corners, "factors": factors}
+
+    def channels_last(self, tensor: Tensor) -> Tensor:
+        """Return a map or weight in channels-last order."""
+        if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_contiguous():
+            return tensor.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = tensor.shape
+        result = torch.empty_like(tensor, memory_format=torch.channels_last)
+        self._transpose(tensor, result, batch, channels, height * width)
+        return result
+
+    def from_channels_last(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Return a channels-last map in the type and memory format of ``like``."""
+        if memory_format(like) == torch.channels_last:
+            return tensor.to(like.dtype)
+        batch, channels, height, width = tensor.shape
+        result = torch.empty(tensor.shape, dtype=like.dtype, device=tensor.device)
+        self._transpose(tensor, result, batch, height * width, channels)
+        return result
+
+    def _transpose(self, source: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
+        if source.numel() == 0:
+            return
+        tiles = _cdiv(rows, TRANSPOSE.BLOCK_M) * _cdiv(columns, TRANSPOSE.BLOCK_N)
+        sizes = {"rows": rows, "columns": columns}
+        _launch(
+            kernels.transpose_kernel, batch * tiles, TRANSPOSE, self, source=source, result=result, **sizes
+        )
+
+
+def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
+    """The output, ``[N, O, oH, oW]``, in the memory format of ``problem.input``."""
+    p, outputs = problem, problem.weight.shape[0]
+    output = torch.empty(
+        (p.input.shape[0], outputs, *p.out_size),
+        dtype=p.input.dtype,
+        device=p.input.device,
+        memory_format=memory_format(p.input),
+    )
+    if output.numel() == 0:
+        return output
+
+    def programs_of(c: Config) -> int:
+        return _cdiv(p.pixels, c.BLOCK_M) * p.groups * _cdiv(p.group_outputs, c.BLOCK_N)
+
+    def cost(c: Config) -> int:
+        channels = p.blocks // p.groups * _cdiv(p.block_channels, c.BLOCK_K) * c.BLOCK_K
+        return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (c.BLOCK_N + SAMPLE_COST)
+
+    config = config or _config(p, "forward", cost)
+    _launch(
+        kernels.forward_kernel,
+        programs_of(config),
+        config,
+        p,
+        **p.sampled(),
+        EVEN=p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0,
+        weight=p.channels_last(p.weight),
+        bias=None if bias is None else bias.contiguous(),
+        output=output,
+        **_places("output", output),
+        tiles=_cdiv(p.group_outputs, config.BLOCK_N),
+        HAS_BIAS=bias is not None,
+    )
+    return output
+
+
+def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = None) -> Tensor:
+    """The gradient of the weight, ``[O, C / groups, kH, kW]``. Deterministic: no atomic additions."""
+    p = problem
+    outputs, group_channels = p.weight.shape[:2]
+    if p.pixels == 0:
+        return torch.zeros_like(p.weight, memory_format=torch.contiguous_format)
+
+    def tiles_of(c: Config) -> int:
+        return p.taps * p.blocks * _cdiv(p.block_channels, c.BLOCK_N) * _cdiv(p.group_outputs, c.BLOCK_K)
+
+    def steps_of(c: Config, splits: int) -> int:
+        return _cdiv(_cdiv(p.pixels, c.BLOCK_M), splits)
+
+    def time(c: Config, splits: int) -> float:
+        """Time of the busiest multiprocessor and of the partial sums, in steps."""
+        programs = splits * tiles_of(c)
+        return _rounds(p, programs) * steps_of(c, splits) + programs / PROGRAMS_PER_STEP
+
+    def splits_of(c: Config) -> int:
+        """The fastest number of splits among those that fill one, two or three rounds."""
+        room = _multiprocessors(p.input.device)
+        most = min(MOST_SPLITS, _cdiv(p.pixels, c.BLOCK_M))
+        candidates = [max(1, min(most, rounds * room // tiles_of(c))) for rounds in (1, 2, 3)]
+        return min(candidates, key=lambda splits: time(c, splits))
+
+    def cost(c: Config) -> float:
+        return time(c, splits_of(c)) * c.BLOCK_M * c.BLOCK_N * (c.BLOCK_K + SAMPLE_COST)
+
+    config = config or _config(p, "grad_weight", cost)
+    splits = splits_of(config)
+    partial = torch.empty(
+        (splits, p.taps, group_channels, outputs), dtype=torch.float32, device=p.input.device
+    )
+    _launch(
+        kernels.grad_weight_kernel,
+        splits * tiles_of(config),
+        config,
+        p,
+        **p.sampled(),
+        EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
+        grad_output=p.channels_last(grad_output),
+        partial=partial,
+        tiles=_cdiv(p.group_outputs, config.BLOCK_K),
+        steps=steps_of(config, splits),
+        splits=splits,
+    )
+    sum = partial.sum(0).view(*p.weight.shape[2:], group_channels, outputs)
+    return sum.permute(3, 2, 0, 1).to(p.weight.dtype).contiguous()
+
+
+def grad_samples(
+    problem: Problem,
+    grad_output: Tensor,
+    want_input: bool,
+    want_offset: bool,
+    want_mask: bool,
+    config: Config | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, offset and mask. The input's is not deterministic: it is added atomically."""
+    p = problem
+    grad_input = grad_offset = grad_mask = None
+    if want_input:
+        grad_input = torch.empty(
+            p.input.shape, dtype=torch.float32, device=p.input.device, memory_format=torch.channels_last
+        ).zero_()
+    # one plane per channel block; _per_group adds up the planes of a group
+    planes = [p.input.shape[0], p.blocks * p.taps, *p.out_size]
+
+    def new_planes(like: Tensor, groups: int, values: int) -> Tensor:
+        dtype = like.dtype if groups == p.blocks else torch.float32
+        shape = (planes[0], planes[1] * values, *planes[2:])
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    if want_offset and p.offset is not None:
+        grad_offset = new_planes(p.offset, p.offset_groups, 2)
+    if want_mask and p.mask is not None:
+        grad_mask = new_planes(p.mask, p.mask_groups, 1)
+
+    def programs_of(c: Config) -> int:
+        return _cdiv(p.pixels, c.BLOCK_M) * p.taps * p.blocks
+
+    def cost(c: Config) -> int:
+        channels = _cdiv(p.block_channels, c.BLOCK_N) * c.BLOCK_N
+        outputs = _cdiv(p.group_outputs, c.BLOCK_K) * c.BLOCK_K
+        return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
+
+    if p.pixels > 0:
+        config = config or _config(p, "grad_samples", cost)
+        _launch(
+            kernels.grad_samples_kernel,
+            programs_of(config),
+            config,
+            p,
+            **p.sampled(),
+            EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
+            READ_ONCE=p.group_outputs <= config.BLOCK_K,
+            weight=p.channels_last(p.weight),
+            grad_output=p.channels_last(grad_output),
+            grad_input=grad_input,
+            grad_offset=grad_offset,
+            grad_mask=grad_mask,
+            WANT_INPUT=want_input,
+            WANT_OFFSET=want_offset,
+            WANT_MASK=want_mask,
+        )
+    if grad_input is not None:
+        grad_input = p.from_channels_last(grad_input, p.input)
+    return (
+        grad_input,
+        _per_group(grad_offset, p.offset, p.offset_groups),
+        _per_group(grad_mask, p.mask, p.mask_groups),
+    )
+
+
+def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tensor | None:
+    """Sum a group's blocks: ``[N, blocks · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
+    if planes is None or like is None or planes.shape == like.shape:
+        return planes
+    values = like.shape[1] // groups
+    per_block = planes.unflatten(1, (groups, -1, values))
+    return per_block.sum(2).flatten(1, 2).to(like.dtype)
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _strided(tensor: Tensor | None) -> Tensor | None:
+    """Return the offset or mask, or a contiguous copy if its pixels are not all one stride apart.
+
+    Channels last and a part of a split along the channels need no copy.
+    """
+    if tensor is None or tensor.shape[2] <= 1 or tensor.stride(2) == tensor.shape[3] * tensor.stride(3):
+        return tensor
+    return tensor.contiguous()
+
+
+def _places(name: str, tensor: Tensor | None) -> dict[str, int]:
+    strides = (0, 0, 0) if tensor is None else (*tensor.stride()[:2], tensor.stride(3))
+    return dict(zip((f"{name}_image", f"{name}_channel", f"{name}_pixel"), strides, strict=True))
+
+
+def _extent(tensor: Tensor) -> int:
+    """Distance in memory from the first element to the end of the last one, in elements."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> Config:
+    return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
+
+
+def _rounds(problem: Problem, programs: int) -> int:
+    """Number of programs that the busiest multiprocessor runs.
+
+    It does not matter how many of them run at a time: then each takes longer.
+    """
+    return _cdiv(programs, _multiprocessors(problem.input.device))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 64  # as in a GPU of medium size
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def target(device: torch.device) -> str:
+    """The architecture of a device as a key of the table: ``sm_90``, ``gfx942``, ``interpreter``.
+
+    Raises:
+        RuntimeError: Triton finds no driver or no C compiler.
+    """
+    if INTERPRETED:
+        return "interpreter"
+    with _current(device):
+        target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context that makes ``device`` current: Triton uses the current device, not that of the tensors."""
+    return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
+
+
+def _launch(kernel, programs: int, config: Config, problem: Problem, **arguments) -> None:
+    arguments = {**problem.arguments(), **arguments}
+    tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
+    arguments |= {
+        "USE_INT64": max(map(_extent, tensors)) >= 2**31,
+        "UPCAST": INTERPRETED,
+        "PRECISION": "tf32" if problem.allow_tf32 else "ieee",
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_K": config.BLOCK_K,
+    }
+    with _current(problem.input.device):
+        kernel[(programs,)](
+            **{name: arguments[name] for name in kernel.arg_names},
+            num_warps=config.warps,
+            num_stages=config.stages,
+            enable_fp_fusion=True,  # explicit, because Triton warns that the default will change
+        )
