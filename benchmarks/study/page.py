@@ -130,28 +130,35 @@ def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
     return figures
 
 
+def results_of(rows: list[Row], main: Results) -> dict[str, object]:
+    """Return the variables of the section of results."""
+    late = [np.diff(curve(rows, last)[1])[-1] for last in main["plain"]]
+    return {
+        "verdicts": {arm: verdict(gain) for arm, gain in gains(main).items()},
+        "gain": with_interval(gains(main)["plain"], FAMILY),
+        "late": with_interval(late),
+        "converged": np.mean(late) < 0.005,
+        "arms": arms_table(rows, main),
+        "comparisons": comparisons_table(rows, main),
+    }
+
+
 def write_page(rows: list[Row], docs: Path) -> None:
     """Write study.md from the template, and its pictures."""
     main = complete(rows, "shapes", tuple(ARMS))
-    if len(main["v2"]) < 2:
-        raise SystemExit("error: expected at least two seeds that all arms have completed")
-    for name, figure in plot(rows, main).items():
+    results = results_of(rows, main) if len(main["v2"]) >= 2 else {}
+    for name, figure in (plot(rows, main) if results else {}).items():
         with replacing(docs / f"images/study-{name}.svg") as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None})
-    late = [np.diff(curve(rows, last)[1])[-1] for last in main["plain"]]
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
     text = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
         seeds=len(main["v2"]),
-        verdicts={arm: verdict(gain) for arm, gain in gains(main).items()},
-        gain=with_interval(gains(main)["plain"], FAMILY),
-        late=with_interval(late),
-        converged=np.mean(late) < 0.005,
-        arms=arms_table(rows, main),
-        comparisons=comparisons_table(rows, main),
+        **results,
         settings=settings_table(rows),
         shipped=shipped_table(rows),
         hours=sum(float(row["cpu_seconds"]) for run in PLAN if (row := result(rows, run))) / 3600,
         left=len(pending(PLAN, rows)),
+        total=len(PLAN),
         facts={name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")},
     )
     write_text(docs / "study.md", text)
