@@ -20,7 +20,7 @@ from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.history import History
 from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun, metric_name
-from dcnzoo.report.sections.errors import _short_names
+from dcnzoo.report.sections.errors import _short_names, class_table
 from dcnzoo.report.sections.pictures import locations
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
@@ -130,9 +130,14 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert out == folder / "report.html" and not list(folder.glob(".*partial"))
     html = out.read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:|#)|url\(', html), "self-contained"
-    assert len(html) < 2_000_000
+    assert len(html) < 3_000_000
     for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>585,806"):
         assert figure in html
+    (figures,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"]
+    assert figures["checkpoint"] == str(folder / "epoch_2.pth") and figures["images"] == 6
+    assert [each["name"] for each in figures["classes"]] == ["oval", "trefoil", "cross"]
+    assert 0 <= figures["threshold"] <= 1 and f"recall at {figures['threshold']:.2f}</th>" in html
+    assert html.count(" missed<") == 6, "the pictures with the most mistakes: nothing is detected from .3 on"
     assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
     assert html.count('class="pictures small"') == 2, "traced points, points of each layer"
     assert html.count("<figcaption>ground truth</figcaption>") == 5
@@ -253,6 +258,23 @@ def test_precision_and_confusion():
     # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
     assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
     assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
-    assert result.images == 2
+    # boxes of IoU 1 for the first class, .9 for the other class
+    assert result.objects.tolist() == [2, 1, 0] and result.ap == pytest.approx(
+        [result.precision[0].mean(), 0, -1]
+    )
+    # thresholds up to .2: two right, one false; to .8: one right, one false; to .9: one right
+    assert result.f1[0, [0, 20, 50, 85, 95]] == pytest.approx([0.8, 0.8, 0.5, 2 / 3, 0])
+    assert result.recall[0, [0, 50, 95]].tolist() == [1, 0.5, 0] and not result.f1[1:].any()
+    assert result.best == 10, "in the middle of 0 to .2"
+    kinds = [[(m.kind, m.label, m.detected, m.score) for m in image] for image in result.mistakes]
+    assert sorted(kinds[0]) == [("false", None, 1, 0.7), ("of another class", 1, 0, 0.8)]
+    assert kinds[1] == [("missed", 0, None, 1.0)]
+    assert {m.box for m in result.mistakes[0]} == {(50, 0, 60, 9), (30, 0, 40, 9)}
+    ap = f"{(51 + 50 * 2 / 3) / 101:.3f}"
+    assert class_table(result, "abc")[2:] == [
+        ["a", "2", ap, ap, "1.000", "0.800"],
+        ["b", "1", "0.000", "0.000", "0.000", "0.000"],
+    ]
     empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
     assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()
+    assert not evaluate([[]], [made([], [])], 2, threshold=0.3).mean_f1.any(), "no objects"

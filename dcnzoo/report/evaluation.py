@@ -1,4 +1,4 @@
-"""Precision and confusion of detections, from the arrays of pycocotools' evaluation."""
+"""Precision, recall and mistakes of detections, from the arrays of pycocotools' evaluation."""
 
 import contextlib
 import dataclasses
@@ -12,6 +12,29 @@ from pycocotools.cocoeval import COCOeval
 from dcnzoo.detect.detections import Detections
 
 IOU = 0.5  # of boxes that match
+THRESHOLDS = np.linspace(0, 1, 101)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """An object without a detection, a detection without an object, or a detection of another class.
+
+    Attributes:
+        box: (x1, y1, x2, y2) of the detection, or of the object without one.
+        label: the object's class; None if there is no object.
+        detected: the detection's class; None if there is no detection.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int | None
+    detected: int | None
+    score: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        if self.detected is None:
+            return "missed"
+        return "false" if self.label is None else "of another class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +42,34 @@ class Evaluation:
     """The result of :func:`evaluate`, for K classes.
 
     Attributes:
-        images: number of images.
+        objects: [K], number of objects that count.
+        ap: [K], average precision by COCO's definition; −1 for a class without objects.
         precision: [K, 101], at the recalls 0, 0.01, …, 1; −1 for a class without objects.
+        f1, recall: [K, 101], of the detections whose scores are at least :data:`THRESHOLDS`; 0 for a class
+            without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
+        mistakes: per image.
     """
 
-    images: int
+    objects: np.ndarray
+    ap: np.ndarray
     precision: np.ndarray
+    f1: np.ndarray
+    recall: np.ndarray
     confusion: np.ndarray
+    mistakes: Sequence[Sequence[Mistake]]
+
+    @property
+    def mean_f1(self) -> np.ndarray:  # [101]
+        """The mean over the classes with objects."""
+        return self.f1[self.objects > 0].mean(0) if self.objects.any() else np.zeros(len(THRESHOLDS))
+
+    @property
+    def best(self) -> int:
+        """The index of the threshold with the largest mean F1; of several equal ones, that in the middle."""
+        equal = np.flatnonzero(self.mean_f1 >= self.mean_f1.max() - 1e-9)
+        return int(equal[len(equal) // 2])
 
 
 def evaluate(
@@ -35,11 +77,13 @@ def evaluate(
 ) -> Evaluation:
     """Compare the boxes of detections with the ground truth.
 
+    Boxes match from an IoU of :data:`IOU` on, except for ``ap``.
+
     Args:
         truth: per image, objects with ``bbox`` (x1, y1, x2, y2), ``bbox_label`` and ``ignore_flag``, as in
             MMDetection's data sets.
         detections: per image, with all scores.
-        threshold: lowest score of the detections in the confusion matrix.
+        threshold: lowest score of the detections in the confusion matrix and the mistakes.
     """
     objects = [
         _entry(image, each["bbox"], each["bbox_label"], iscrowd=each["ignore_flag"])
@@ -48,25 +92,61 @@ def evaluate(
     ]
     results = [
         _entry(image, box, label, score=float(score))
-        for image, found in enumerate(detections)
-        for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores, strict=True)
+        for image, result in enumerate(detections)
+        for box, label, score in zip(
+            result.boxes.tolist(), result.labels.tolist(), result.scores, strict=True
+        )
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _evaluation(objects, results, len(truth), classes)
         evaluation.accumulate()
         likely = [result for result in results if result["score"] >= threshold]
-        matches = _evaluation(objects, likely, len(truth), classes, useCats=0)
-    labels, found_labels = (  # by id; id 0 is no match: the last row
-        np.array([-1, *(each["category_id"] for each in entries)]) for entries in (objects, likely)
-    )
-    confusion = np.zeros((classes + 1, classes + 1), int)
-    for image in filter(None, matches.evalImgs):
-        pairs = labels[image["dtMatches"][0].astype(int)], found_labels[image["dtIds"]]
+        matches = _evaluation(objects, likely, len(truth), classes, useCats=0, iouThrs=np.array([IOU]))
+    precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
+    counts, f1, recall = _by_threshold(evaluation, classes)
+    confusion, mistakes = _mistakes(objects, likely, matches, len(truth), classes)
+    return Evaluation(counts, precision.mean((1, 2)), precision[..., 0], f1, recall, confusion, mistakes)
+
+
+def _by_threshold(evaluation: COCOeval, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the number of objects [K], and F1 and recall [K, 101] by the threshold of the scores."""
+    objects, correct, false = np.zeros(classes), *np.zeros((2, classes, len(THRESHOLDS)))
+    for image in filter(None, evaluation.evalImgs):
+        label = image["category_id"]
+        objects[label] += (image["gtIgnore"] == 0).sum()
         counted = image["dtIgnore"][0] == 0
-        np.add.at(confusion, (pairs[0][counted], pairs[1][counted]), 1)
-        missed = (image["gtMatches"][0] == 0) & (image["gtIgnore"] == 0)
-        np.add.at(confusion, (labels[image["gtIds"]][missed], -1), 1)
-    return Evaluation(len(truth), evaluation.eval["precision"][0, :, :, 0, 0].T, confusion)
+        reached = np.array(image["dtScores"])[counted, None] >= THRESHOLDS
+        matched = image["dtMatches"][0][counted] > 0
+        correct[label] += reached[matched].sum(0)
+        false[label] += reached[~matched].sum(0)
+    positive = objects[:, None].clip(min=1)
+    f1 = 2 * correct / (correct + false + positive)
+    return objects.astype(int), f1, correct / positive
+
+
+def _mistakes(
+    objects: list[dict], likely: list[dict], matches: COCOeval, images: int, classes: int
+) -> tuple[np.ndarray, list[list[Mistake]]]:
+    confusion = np.zeros((classes + 1, classes + 1), int)
+    mistakes: list[list[Mistake]] = [[] for _ in range(images)]
+
+    def count(image: int, entry: dict | None, result: dict | None) -> None:
+        label, detected = (each and each["category_id"] for each in (entry, result))
+        confusion[tuple(-1 if each is None else each for each in (label, detected))] += 1
+        if label != detected:
+            x, y, width, height = (result or entry)["bbox"]
+            score = result["score"] if result else 1.0
+            mistakes[image].append(Mistake((x, y, x + width, y + height), label, detected, score))
+
+    for image in filter(None, matches.evalImgs):
+        for i, number in enumerate(image["dtIds"]):  # ids start at 1; a match of 0 is none
+            if not image["dtIgnore"][0][i]:
+                match = int(image["dtMatches"][0][i])
+                count(image["image_id"], objects[match - 1] if match else None, likely[number - 1])
+        for i, number in enumerate(image["gtIds"]):
+            if not image["gtIgnore"][i] and not image["gtMatches"][0][i]:
+                count(image["image_id"], objects[number - 1], None)
+    return confusion, mistakes
 
 
 def _entry(image: int, box: Sequence[float], label: int, **more: float) -> dict:
@@ -76,7 +156,7 @@ def _entry(image: int, box: Sequence[float], label: int, **more: float) -> dict:
 
 
 def _evaluation(
-    objects: list[dict], results: list[dict], images: int, classes: int, **options: int
+    objects: list[dict], results: list[dict], images: int, classes: int, **options: object
 ) -> COCOeval:
     both = COCO(), COCO()
     for coco, entries in zip(both, (objects, results), strict=True):
@@ -90,7 +170,7 @@ def _evaluation(
         coco.createIndex()
     evaluation = COCOeval(*both, "bbox")
     parameters = evaluation.params
-    parameters.iouThrs, parameters.maxDets = np.array([IOU]), [100]
+    parameters.maxDets = [100]
     parameters.areaRng, parameters.areaRngLbl = [[0, 1e10]], ["all"]
     vars(parameters).update(options)
     evaluation.evaluate()

@@ -75,6 +75,29 @@ def plot_precision_recall(title: str, precision: Mapping[str, np.ndarray]) -> Fi
     return figure
 
 
+def plot_f1(title: str, f1: Mapping[str, np.ndarray], mean: np.ndarray, best: float) -> Figure:
+    """Plot F1 over the threshold of the scores: one curve per class, with its maximum in the legend.
+
+    Args:
+        f1: class → [101], at the thresholds 0, 0.01, …, 1.
+        mean: [101], a thick line.
+        best: the threshold to mark.
+    """
+    figure, axes = _chart(title, "threshold")
+    axes.set_ylabel("F1", color=_GREY)
+    thresholds = np.linspace(0, 1, len(mean))
+    lines: list[Line2D] = []
+    for index, values in enumerate(f1.values()):
+        lines += axes.plot(thresholds, values, **_line_style(index, len(values)))
+    lines += axes.plot(thresholds, mean, color="black", lw=3)
+    axes.axvline(best, color="black", lw=1, ls=":")
+    axes.set(xlim=(0, 1), ylim=(0, 1.04))
+    labels = [f"{name}  {values.max():.2f}" for name, values in f1.items()]
+    _legend(figure, lines, [*labels, f"mean  {mean.max():.2f} at {best:.2f}"])
+    figure.set_label(f"{title}. Mean: at most {mean.max():.2f}, at {best:.2f}; {', '.join(labels)}")
+    return figure
+
+
 def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Plot a confusion matrix; the colours show shares of a row.
 

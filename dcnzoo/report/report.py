@@ -1,5 +1,6 @@
 """Reports of one or several trainings. Requires mmdet."""
 
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, metric_name
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
-from dcnzoo.report.sections.errors import show_errors
+from dcnzoo.report.sections.errors import results_data, show_errors, show_worst
 from dcnzoo.report.sections.pictures import show_detections, show_sampling
 from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
@@ -31,6 +32,13 @@ def write_report(
 ) -> Path:
     """Write the page of :func:`render_runs` atomically; return its path.
 
+    Beside it, a file of the same name with the ending .json has the figures of the detectors for programs::
+
+        {"runs": [{"label", "folder", "checkpoint", "images", "iou", "threshold", "f1", "classes"}]}
+
+    ``threshold`` has the best ``f1``, a mean over the classes. ``classes`` have ``name``, ``objects``,
+    ``ap``, ``ap50``, and ``recall`` and ``f1`` at this threshold.
+
     Args:
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder).
@@ -49,8 +57,21 @@ def write_report(
         runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     out = out or folders[0] / "report.html"
+    if out.suffix == ".json":
+        raise UserError(f"out: expected a name that ends in .html, got {out}")
     write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
+    write_text(out.with_suffix(".json"), json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
     return out
+
+
+def _data(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]) -> list[dict]:
+    seeds = {label: seeds[0] for label, seeds in by_label(runs).items()}  # those with a detector
+    return [
+        {"label": label, "folder": str(seeds[label].folder), "checkpoint": str(seeds[label].checkpoint)}
+        | results_data(detector.evaluation, detector.classes)
+        for label, detector in detectors.items()
+        if detector.evaluation is not None
+    ]
 
 
 def footer() -> str:
@@ -130,7 +151,9 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
             label: [each.predict(i, THRESHOLD) for i in chosen] for label, each in detectors.items()
         }
         if evaluated:
-            yield show_errors(detectors, evaluated)
+            results = {label: each.evaluate(evaluated, THRESHOLD) for label, each in detectors.items()}
+            yield show_errors(detectors, results)
+            yield from show_worst(detectors, results)
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])

@@ -54,6 +54,7 @@ class ValidationRunner:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
+        self.evaluation: Evaluation | None = None  # the last one
 
     def evaluate(self, number: int, threshold: float) -> Evaluation:
         """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
@@ -64,11 +65,12 @@ class ValidationRunner:
                 (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
             detections.append(to_detections(instances_of(sample), 0))
         truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
-        return evaluate(truth, detections, len(self.classes), threshold)
+        self.evaluation = evaluate(truth, detections, len(self.classes), threshold)
+        return self.evaluation
 
     def predict(self, index: int, threshold: float = 0) -> Prediction:
         """Run the model on image ``index``; select detections with at least this score."""
-        truth = self._annotated(index)
+        truth = self.annotated(index)
         batch = pseudo_collate([self.dataset[index]])
         (sample,), fields, statistics = record(self.model, lambda: self.model.test_step(batch))
         meta = sample.metainfo
@@ -83,7 +85,7 @@ class ValidationRunner:
             statistics,
         )
 
-    def _annotated(self, index: int) -> Detections:
+    def annotated(self, index: int) -> Detections:
         """Return the original image and its annotations; the test pipeline may not load annotations."""
         info = self.dataset.get_data_info(index)
         with_mask = any(instance.get("mask") for instance in info["instances"])
