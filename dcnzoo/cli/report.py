@@ -59,8 +59,9 @@ def command(
     """Write an HTML report of one or several trainings.
 
     The self-contained file shows results, learning curves, AP, recall and F1 of each class, a confusion
-    matrix, the pictures with the most mistakes, detections next to the ground truth, sampling points of the deformable layers, the configuration and the
-    environment. dcnzoo train --report writes it after a training.
+    matrix, the pictures with the most mistakes, detections next to the ground truth, sampling points of the
+    deformable layers, the configuration and the environment. report.json beside it has the figures.
+    dcnzoo train --report writes it after a training.
 
     \b
     examples:
