@@ -48,6 +48,7 @@ def load(
     device: str = "auto",
     score_threshold: float = 0.3,
     channels_last: bool = True,
+    fuse: bool = True,
     cfg_options: dict | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
@@ -68,6 +69,8 @@ def load(
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         score_threshold: default of the detector's calls.
         channels_last: on a CPU, compute in channels-last order, which is faster. Results differ by rounding.
+        fuse: on a CPU, compute a convolution, its batch norm and activation in one call, which is faster.
+            Results differ by rounding. ``detector.model`` does not change.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
@@ -101,4 +104,4 @@ def load(
     with user_errors():
         cfg = read_config_file(config, cfg_options)
         options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-        return TorchDetector(build(cfg, weights, **options), score_threshold, channels_last)
+        return TorchDetector(build(cfg, weights, **options), score_threshold, channels_last, fuse)

@@ -32,15 +32,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
+from dcnzoo.layers.fuse import Fuser, view
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
+from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 setup()
+LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
 
 
 def require_device(name: str) -> torch.device:
@@ -116,20 +120,33 @@ class TorchDetector(BaseDetector):
 
     Args:
         model: from :func:`build`.
-        channels_last: see :func:`dcnzoo.load`.
+        channels_last, fuse: see :func:`dcnzoo.load`.
     """
 
-    def __init__(self, model: nn.Module, score_threshold: float = 0.3, channels_last: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        score_threshold: float = 0.3,
+        channels_last: bool = True,
+        fuse: bool = True,
+    ) -> None:
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
+        self._fuser = Fuser(BLOCKS, SAME) if fuse and not self._not_fused else None
+
+    @property
+    def _not_fused(self) -> str:
+        """Why layers cannot be fused; empty if they can."""
+        return missing.get(FUSED_LAYERS, "") if self.device == "cpu" else f"the device is {self.device}"
 
     @property
     def _source(self) -> str:
         name = getattr(self.model.cfg, "filename", None)
-        return type(self.model).__name__ + (f" {Path(name).stem}" if name else "")
+        state = "fused layers" if self._fuser else f"layers not fused: {self._not_fused or 'fuse=False'}"
+        return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {state}"
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Upload the detector to the Hugging Face Hub; see :func:`dcnzoo.openmmlab.hub.push_model`."""
@@ -170,8 +187,12 @@ class TorchDetector(BaseDetector):
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
+        copies = view(self.model)
+        raise_threshold(copies, threshold)
         with torch.no_grad():
-            samples = self.model.test_step(pseudo_collate(inputs))
+            if self._fuser and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
+                self._fuser.fuse(copies)
+            samples = copies[self.model].test_step(pseudo_collate(inputs))
         return [to_detections(instances_of(sample), threshold) for sample in samples]
 
 

@@ -5,7 +5,7 @@ reason, which ``dcnzoo doctor`` prints. ``tests/test_torch_private.py`` removes 
 """
 
 import contextlib
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 TRANSFORMS = "torch.func transforms and forward-mode derivatives"
 FORWARD_MODE = "forward-mode derivatives"
 AUTOCAST = "autocast"
+FUSED_LAYERS = "fused layers on a CPU"
 
 missing: dict[str, str] = {}  # feature -> reason
 
@@ -20,7 +21,7 @@ missing: dict[str, str] = {}  # feature -> reason
 def _find(feature: str, path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(pkgutil.resolve_name(module), name)
     except (ImportError, AttributeError):
         missing[feature] = (
             f"torch {torch.__version__} has no {path}; torch 2.13, which is tested, or a newer dcnzoo has it"
@@ -43,6 +44,10 @@ _find(FORWARD_MODE, "torch.autograd.forward_ad._current_level")  # not stored: i
 ExcludeDispatchKeyGuard = _find(AUTOCAST, "torch._C._ExcludeDispatchKeyGuard")
 DispatchKey = _find(AUTOCAST, "torch._C.DispatchKey")
 DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
+
+# operators of oneDNN, which torch.compile uses
+conv_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise")
+linear_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._linear_pointwise")
 
 # The bases of torch's convolutions, which have private names.
 if TYPE_CHECKING:

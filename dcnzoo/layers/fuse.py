@@ -1,0 +1,292 @@
+"""Inference on a CPU with fused layers: oneDNN computes a convolution, its batch norm, the sum with another
+map and the activation in one call.
+
+A model is never changed: :func:`view` copies its modules, but not its parameters, and :class:`Fuser` replaces
+``forward`` in the copies. The model itself gives the same bits as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from dcnzoo.layers.packed import PackedDeformConv2d
+from dcnzoo.ops import _torch_private as private
+
+Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the view
+Layer = Callable[..., Tensor]  # of x, and perhaps of another map
+Unary = tuple[str, list, str]  # an activation, its numbers and its algorithm, as oneDNN's operators take them
+DTYPES = (torch.float32, torch.bfloat16)  # of oneDNN
+# oneDNN's calls cost 40 µs and rearrange the weight: other layers stay as they are
+LEAST_PIXELS, LEAST_PRODUCTS = 256, 2**23
+
+
+def view(model: nn.Module) -> Copies:
+    """Copy a model's modules for inference; parameters, buffers and hooks are shared with the model.
+
+    The copies are in evaluation mode. They belong to the caller, who can change them.
+    """
+    copies: Copies = {}
+    for module in model.modules():
+        copies[module] = module
+        if not isinstance(module, torch.jit.ScriptModule):
+            copies[module] = copy = object.__new__(type(module))
+            copy.__dict__.update(module.__dict__, training=False)
+    for module, copy in copies.items():
+        if copy is not module:
+            children = module._modules.items()
+            copy.__dict__["_modules"] = {name: child and copies[child] for name, child in children}
+    return copies
+
+
+# Kernels: a layer with other weights, then an activation
+
+
+def _convolve(
+    conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: Tensor | None
+) -> Tensor:
+    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    if other is None:
+        return private.conv_pointwise(x, weight, bias, *geometry, *unary)
+    return private.conv_pointwise.binary(x, other, weight, bias, *geometry, "add", 1.0, *unary)
+
+
+def _multiply(
+    linear: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: None
+) -> Tensor:
+    return private.linear_pointwise(x, weight, bias, *unary)
+
+
+def _convolve_deformed(
+    conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: None
+) -> Tensor:
+    offset, mask = conv.predict(x)
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.im2col_step)
+    output = conv.function(x, weight, offset, mask, bias, *geometry)
+    return output.relu_() if unary[0] == "relu" else output
+
+
+KERNELS: dict[Callable, Callable[..., Tensor]] = {
+    nn.Conv2d.forward: _convolve,
+    nn.Linear.forward: _multiply,
+    PackedDeformConv2d.forward: _convolve_deformed,
+}
+UNARY: dict[Callable, Callable[[Any], Unary]] = {
+    nn.ReLU.forward: lambda module: ("relu", [], ""),
+    nn.SiLU.forward: lambda module: ("swish", [], ""),
+    nn.LeakyReLU.forward: lambda module: ("leaky_relu", [module.negative_slope], ""),
+    nn.GELU.forward: lambda module: ("gelu", [], module.approximate),
+}
+
+
+def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
+    def forward(x: Tensor, other: Tensor | None = None) -> Tensor:
+        x = layer(x)
+        x = x if norm is None else norm(x)
+        x = x if other is None else x + other
+        return x if activation is None else activation(x)
+
+    return forward
+
+
+class Layers:
+    """Makes the fused layers of one view."""
+
+    def __init__(self, copies: Copies, same: Mapping[Callable, Callable], weights: Any) -> None:
+        self.copies, self._same, self._weights = copies, same, weights
+
+    def _lookup(self, table: Mapping[Callable, Any], module: nn.Module) -> Any:
+        forward = type(module).forward
+        return table.get(self._same.get(forward, forward))
+
+    def kernel(self, layer: Any) -> Callable[..., Tensor] | None:
+        """Return the function that computes the layer with other weights, if there is one."""
+        kernel = self._lookup(KERNELS, layer)
+        if kernel is None or layer.weight.dtype not in DTYPES or getattr(layer, "track_offsets", False):
+            return None
+        if kernel is _convolve and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+            return None
+        return kernel
+
+    def is_norm(self, module: Any) -> bool:
+        """Whether the weights of a convolution can contain the module."""
+        return type(module).forward is nn.BatchNorm2d.forward and module.running_mean is not None
+
+    def is_activation(self, module: nn.Module) -> bool:
+        return self._lookup(UNARY, module) is not None
+
+    def __call__(
+        self, layer: nn.Module, norm: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> Layer:
+        """Return ``activation(norm(layer(x)) + other)``, a function of ``x`` and perhaps ``other``.
+
+        The arguments are modules of the model. They are called one by one if they cannot be fused.
+        """
+        steps = [part and self.copies[part] for part in (layer, norm, activation)]
+        return self.fused(layer, norm, activation) or _compose(*steps)
+
+    def fused(
+        self, layer: Any, norm: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> Layer | None:
+        """Return the fused function; None with unknown classes, and with hooks, which it would not call.
+
+        The function calls the modules one by one with few products and with types that oneDNN lacks.
+        """
+        kernel = self.kernel(layer)
+        unary: Unary = ("none", [], "")
+        parts = [part for part in (norm, activation) if part is not None]
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (layer, *parts))
+        if kernel is None or (parts and hooked):
+            return None
+        if norm is not None and (kernel is _multiply or not self.is_norm(norm)):
+            return None
+        if activation is not None:
+            if not self.is_activation(activation):
+                return None
+            unary = self._lookup(UNARY, activation)(activation)
+            if kernel is _convolve_deformed and unary[0] != "relu":
+                return None
+        copy = self.copies[layer]
+        channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
+        products = layer.weight.numel() // channels  # for each number of the input, at most
+        least = (
+            1 if kernel is _convolve_deformed else max(LEAST_PIXELS * channels, LEAST_PRODUCTS // products)
+        )
+        steps = [
+            part and partial(type(part).forward, self.copies[part]) for part in (layer, norm, activation)
+        ]
+        unfused = _compose(*steps)
+
+        def forward(x: Tensor, other: Tensor | None = None) -> Tensor:
+            mixed = torch.is_autocast_enabled("cpu")
+            dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
+            fits = dtype in DTYPES and x.numel() >= least and (mixed or x.dtype == dtype)
+            if other is not None:  # oneDNN adds only in channels-last order
+                fits = fits and kernel is _convolve and min(x.shape[1:]) > 1
+                fits = fits and x.is_contiguous(memory_format=torch.channels_last)
+                other = other.to(dtype)
+            if not fits:
+                return unfused(x, other)
+            weight, bias = self._parameters(layer, norm, dtype)
+            return kernel(copy, x.to(dtype), weight, bias, unary, other)
+
+        return forward
+
+    def _parameters(self, layer: Any, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias in a type, with the norm: the stored ones if no tensor has changed since."""
+        weight, bias = layer.weight, layer.bias
+        if norm is None and dtype == weight.dtype:
+            return weight, bias
+        sources = [weight, bias]
+        if norm is not None:
+            sources += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        key = [dtype, *(_version(source) for source in sources)]
+        stored = self._weights.get(layer)
+        if stored is None or stored[0] != key:
+            if norm is not None:
+                mean, variance, scale, shift = sources[2:]
+                weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+            bias = None if bias is None else bias.detach().to(dtype)
+            stored = self._weights[layer] = (key, (weight.detach().to(dtype), bias))
+        return stored[1]
+
+
+def _version(tensor: Tensor | None) -> tuple | None:
+    if tensor is None:
+        return None
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+# Blocks: functions that return the fused ``forward`` of a module, or None
+
+
+def single(module: Any, layers: Layers) -> Layer | None:
+    return layers.fused(module) if layers.kernel(module) in (_convolve, _multiply) else None
+
+
+def sequential(module: nn.Sequential, layers: Layers) -> Layer:
+    """A layer, its norm and its activation in succession are one."""
+    steps: list[Layer] = []
+    rest = list(module)
+    while rest:
+        layer, norm, activation = rest.pop(0), None, None
+        if layers.kernel(layer) is not None:
+            if rest and layers.is_norm(rest[0]):
+                norm = rest.pop(0)
+            if rest and layers.is_activation(rest[0]):
+                activation = rest.pop(0)
+        alone = norm is activation is None
+        steps.append(layers.copies[layer] if alone else layers(layer, norm, activation))
+
+    def forward(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return forward
+
+
+def residual(block: Any, layers: Layers) -> Layer | None:
+    """The BasicBlock and the Bottleneck of ResNets: ``conv1``, ``norm1``, …, ``downsample`` and ``relu``."""
+    if getattr(block, "with_plugins", False):
+        return None
+    names = ("conv1", "conv2", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2")
+    convs = [layers(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
+    downsample = None if block.downsample is None else layers.copies[block.downsample]
+
+    def forward(x: Tensor) -> Tensor:
+        identity = x if downsample is None else downsample(x)
+        for conv in convs[:-1]:
+            x = conv(x)
+        return convs[-1](x, identity)
+
+    return forward
+
+
+def stem(network: Any, layers: Layers) -> None:
+    """``conv1``, ``norm1`` and ``relu`` of a ResNet, which has no other use for them."""
+    if "conv1" not in network._modules:
+        return
+    parts = (network.conv1, network.norm1, network.relu)
+    if fused := layers.fused(*parts):
+        for part, forward in zip(parts, (fused, _identity, _identity), strict=True):
+            layers.copies[part].__dict__["forward"] = forward
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+class Fuser:
+    """Fuses the layers of views, and stores the weights that contain a batch norm.
+
+    Args:
+        blocks: a function for each ``forward`` of a class; it applies to subclasses that inherit it.
+        same: functions ``forward`` that compute what another one does, which this module has.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[Callable, Callable[[Any, Layers], Layer | None]],
+        same: Mapping[Callable, Callable],
+    ) -> None:
+        self._blocks, self._same = {nn.Sequential.forward: sequential, **blocks}, same
+        self._weights: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple:  # copies and pickles are without the stored weights
+        return Fuser, (self._blocks, self._same)
+
+    def fuse(self, copies: Copies) -> int:
+        """Fuse the layers of a view, and return the number of modules with another ``forward``."""
+        layers = Layers(copies, self._same, self._weights)
+        for module, copy in copies.items():
+            forward = self._blocks.get(type(module).forward, single)(module, layers)
+            if forward is not None and "forward" not in copy.__dict__:
+                copy.__dict__["forward"] = forward
+        return sum("forward" in copy.__dict__ for copy in copies.values())

@@ -1,0 +1,62 @@
+"""Views of MMDetection's detectors: fused layers, and a score threshold before NMS."""
+
+from __future__ import annotations
+
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.swish import Swish
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.models.dense_heads import ATSSVLFusionHead, PAAHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads import MaskScoringRoIHead
+from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from dcnzoo.layers.fuse import Copies, Layer, Layers, residual, stem
+
+
+def conv_module(module: ConvModule, layers: Layers) -> Layer | None:
+    """``conv``, ``norm`` and ``activate``, in this order."""
+    if module.order != ("conv", "norm", "act") or module.with_explicit_padding:
+        return None
+    activation = module.activate if module.with_activation else None
+
+    def forward(x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
+        return layers(module.conv, module.norm if norm else None, activation if activate else None)(x)
+
+    return forward
+
+
+BLOCKS = {
+    ConvModule.forward: conv_module,
+    Bottleneck.forward: residual,
+    BasicBlock.forward: residual,
+    ResNet.forward: stem,
+}
+SAME = {
+    wrappers.Conv2d.forward: nn.Conv2d.forward,
+    wrappers.Linear.forward: nn.Linear.forward,
+    Swish.forward: nn.SiLU.forward,
+}
+# the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
+UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
+
+
+def raise_threshold(copies: Copies, threshold: float) -> None:
+    """Let the heads of a view drop boxes below the score threshold before NMS and the masks.
+
+    The detections above it stay the same: whether NMS drops a box depends only on boxes with a higher score.
+    """
+    # heads compare with >, the detector with >=, perhaps in bfloat16: it decides about the last percent
+    score_thr = 0.99 * threshold
+    proposals = {getattr(module, "rpn_head", None) for module in copies}
+    for module, copy in copies.items():
+        settings = getattr(module, "test_cfg", None)
+        ours = isinstance(module, BaseDenseHead | BaseRoIHead) and type(module).__module__.startswith(
+            "mmdet."
+        )
+        if not ours or isinstance(module, UNORDERED) or module in proposals or not settings:
+            continue
+        if settings.get("score_thr") is not None and settings.score_thr < score_thr:
+            copy.__dict__["test_cfg"] = ConfigDict(settings, score_thr=score_thr)
