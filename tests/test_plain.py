@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import torch
 
-from dcnzoo.ops import _backend, _library
+from dcnzoo.ops import _backend, _library, reference_boxes
 
 from . import op_cases
 from .processes import python_with_torch
@@ -72,6 +72,9 @@ arguments = (x, w, offset, None, None, [1, 1], [1, 1], [1, 1], 1, None)
 output = torch.ops.dcnzoo.deform_conv.default.redispatch(key, *arguments)
 assert torch.allclose(output, torch.nn.functional.conv2d(x, w, padding=1), atol=1e-5)
 kept = torch.ops.dcnzoo.nms.default.redispatch(key, torch.rand(3, 4), torch.rand(3), 0.5, 0)
+turned, scores = torch.rand(20, 5) * torch.tensor([9, 9, 5, 5, 3.0]), torch.rand(20)
+kept = torch.ops.dcnzoo.nms_rotated.default.redispatch(key, turned, scores, 0.3, True)
+assert torch.equal(kept, dcnzoo.ops.nms_rotated(turned, scores, 0.3)) and len(kept) < 20
 """
     child = python_with_torch(code)
     schemas = {schema.partition("(")[0]: schema for schema in SCHEMAS}
@@ -86,3 +89,58 @@ kept = torch.ops.dcnzoo.nms.default.redispatch(key, torch.rand(3, 4), torch.rand
 def test_other_devices_have_every_operator(key):
     for name in (schema.partition("(")[0] for schema in SCHEMAS if not schema.startswith("_")):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnzoo::{name}", key), name
+
+
+TORCHVISION = """
+import torch
+import dcnzoo.ops
+from dcnzoo.compat import torchvision_ops
+
+torchvision_ops.define_missing(with_autograd=True)
+calls = []
+for name in ("deform_conv2d", "nms", "roi_align"):  # torchvision's kernels for the device
+    kernel = getattr(torchvision_ops, name)
+    call = lambda *args, name=name, kernel=kernel: calls.append(name) or kernel(*args)
+    torchvision_ops._library.impl(name, call, "XPU")
+    torchvision_ops._library.impl(name, call, "CPU", allow_override=True)  # the tensors are on the CPU
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+
+def compare(name, *arguments, native=True):
+    operator = getattr(torch.ops.dcnzoo, name)
+    calls.clear()
+    results = operator.default.redispatch(key, *arguments), operator(*arguments)
+    if name == "roi_align":  # the places of maxima are for the backward
+        results = [result[0] for result in results]
+    torch.testing.assert_close(*results)
+    assert bool(calls) == native, (name, calls)
+
+x, w = torch.randn(2, 4, 5, 6), torch.randn(4, 2, 3, 3)
+offset, mask = torch.randn(2, 36, 5, 6), torch.rand(2, 18, 5, 6)
+numbers = ([1, 1], [1, 1], [1, 1], 2, None)
+compare("deform_conv", x, w, offset, mask, torch.randn(4), *numbers)
+compare("deform_conv", x, w, offset, None, None, *numbers)
+compare("deform_conv", x, w, offset, mask[:, :9], None, *numbers, native=False)
+compare("deform_conv", x, w, None, None, None, *numbers, native=False)
+line = (torch.randn(2, 4, 6), torch.randn(4, 2, 3), torch.randn(2, 3, 6))
+compare("deform_conv", *line, None, None, [1], [1], [1], 2, None, native=False)
+boxes = torch.rand(20, 4) * 9
+compare("nms", boxes, torch.rand(20), 0.3, 0)
+compare("nms", boxes, torch.rand(20), 0.3, 1, native=False)
+rois = torch.tensor([[1, 1.0, 1, 4, 4], [0, 0, 0, 3, 2]])
+compare("roi_align", x, rois, 2, 3, 1.0, 2, 1, True)
+compare("roi_align", x, rois, 2, 3, 1.0, 2, 1, False)
+compare("roi_align", x, rois, 2, 3, 1.0, 2, 0, True, native=False)
+"""
+
+
+def test_torchvision_runs_where_it_has_a_kernel():
+    """A stand-in of its kernels for XPU; nothing here has such a device."""
+    python_with_torch(TORCHVISION)
+
+
+def test_a_device_without_float64(monkeypatch):
+    boxes = torch.rand(9, 5, dtype=torch.float64) * torch.tensor([9, 9, 5, 5, 3])
+    expected = reference_boxes.box_iou_rotated(boxes, boxes)
+    monkeypatch.setattr(reference_boxes, "WITHOUT_FLOAT64", ("cpu",))
+    got = reference_boxes.box_iou_rotated(boxes.float(), boxes.float())
+    torch.testing.assert_close(got, expected.float(), atol=1e-4, rtol=0)

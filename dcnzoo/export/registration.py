@@ -74,7 +74,9 @@ _registered_form = "auto"  # of the last call of register_onnx_ops
 @transformers.translated()
 def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     """``torch.onnx.export``; with ``dynamo=True``, translate dcnzoo's operators or explain why not."""
-    if not kwargs.get("dynamo", inspect.signature(export).parameters["dynamo"].default):
+    # another program may have wrapped it: a wrapper of *args, **kwargs has no such parameter
+    parameter = inspect.signature(export).parameters.get("dynamo")
+    if not kwargs.get("dynamo", True if parameter is None else parameter.default):
         with warnings.catch_warnings():  # the warning would point to this line, not to the caller's
             warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
             return export(*args, **kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backend, _library
+from . import _backend, _library, _torchvision
 
 
 def keys() -> list[str]:
@@ -37,6 +37,8 @@ def _warn(key: str) -> None:
 def register(name: str, function: Callable, *, autograd: bool = True) -> None:
     """Run ``function`` as the operator ``dcnzoo::name`` on the devices of :func:`keys`.
 
+    Where torchvision has a kernel for the device, it runs instead (:mod:`dcnzoo.ops._torchvision`).
+
     Args:
         autograd: whether autograd differentiates ``function``.
     """
@@ -49,6 +51,8 @@ def register(name: str, function: Callable, *, autograd: bool = True) -> None:
             keyset: object, *arguments: object, key: str = key, compiled: Any = compiled
         ) -> Tensor | tuple[Tensor, ...]:
             if compiled is None:
+                if (result := _torchvision.run(name, key, arguments)) is not None:
+                    return result
                 _warn(key)
             else:  # DCNZOO_BACKEND=reference: the compiled kernel checks the arguments
                 with torch.no_grad():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 SLACK = 1e-12  # an angle with a smaller sine counts as zero
 LEAST_AREA = 1e-14  # a smaller box overlaps nothing
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 def box_iou_rotated(
@@ -19,7 +20,8 @@ def box_iou_rotated(
     clockwise: bool = True,
 ) -> Tensor:  # (M, N), or (M,) if aligned
     boxes, others = (boxes1, boxes2) if aligned else all_pairs(boxes1, boxes2)
-    boxes, others = boxes.double(), others.double()
+    widest = torch.float32 if boxes.device.type in WITHOUT_FLOAT64 else torch.float64
+    boxes, others = boxes.to(widest), others.to(widest)
     area, areas = boxes[:, 2] * boxes[:, 3], others[:, 2] * others[:, 3]
     # skip pairs whose circumscribed circles do not touch: these are most pairs
     reach = (boxes[:, 2:4].norm(dim=1) + others[:, 2:4].norm(dim=1)) / 2

@@ -1,13 +1,21 @@
 """Deformable convolution in ONNX, run by onnxruntime, compared with the oracle in float64."""
 
 import contextlib
+import inspect
 
 import pytest
 import torch
 from torch import nn
 
 import dcnzoo.ops
-from dcnzoo.export import export_onnx, register_deform_conv2d_onnx_op, register_onnx_ops, translation_table
+from dcnzoo.compat.patches import Changes
+from dcnzoo.export import (
+    export_onnx,
+    register_deform_conv2d_onnx_op,
+    register_onnx_ops,
+    registration,
+    translation_table,
+)
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.ops import reference as oracle
 from dcnzoo.utils.errors import UserError
@@ -351,3 +359,18 @@ def test_the_file_is_whole_or_not_there(tmp_path, monkeypatch):
         export_onnx(Call(sample), inputs(sample), path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_text() == "what was there"
+
+
+def test_an_exporter_that_another_program_has_wrapped(monkeypatch):
+    """Its wrapper may have no parameter ``dynamo``. dcnzoo's keeps the signature of ``torch.onnx.export``."""
+    signature, calls = inspect.signature(torch.onnx.export), []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", lambda *args, **kwargs: calls.append(kwargs))
+        with Changes() as changes:
+            registration._PATCH.change(changes)
+            torch.onnx.export(None, opset_version=20)
+            torch.onnx.export(None, dynamo=False)
+    assert ["custom_translation_table" in kwargs for kwargs in calls] == [True, False]
+    with Changes() as changes:
+        registration._PATCH.change(changes)
+        assert inspect.signature(torch.onnx.export) == signature
