@@ -35,6 +35,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100  # longer ones: a line for each argument
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True  # else the attributes of data classes appear twice
+smartquotes = False  # would print the `--` of options outside code as a dash
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"dcnzoo {version}"

@@ -47,7 +47,7 @@ and speed:
 - *FLOPs*: in billions of multiply–adds. For InternImage with Mask R-CNN and Cascade Mask R-CNN they are the
   authors' figures. For all other models, `dcnzoo flops` counted them at the config's test size.
 - *memory*: of training, in GB per GPU.
-- *licence*: of the weights.
+- *licence*: of the weights; *not stated* if the publisher names none for them.
 """
 COLUMNS = (
     *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "backbone", "parameters"),
@@ -113,7 +113,7 @@ def rows_of(model: Model) -> Iterator[list[str]]:
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             data,
             source,
-            model.licence or "–",
+            model.licence or ("not stated" if model.weights else "–"),
         ]
 
 

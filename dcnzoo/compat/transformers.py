@@ -44,7 +44,7 @@ from torch import Tensor
 from dcnzoo import ops
 from dcnzoo.compat import patches
 from dcnzoo.compat.after_import import watch
-from dcnzoo.compat.mmcv import PROVEN
+from dcnzoo.compat.mmcv import DEFAULT_DEVICES
 from dcnzoo.ops import _library
 
 __all__ = ["disable", "enable", "enabled", "families"]
@@ -156,7 +156,7 @@ def _has_kernels(device: torch.device) -> bool:
     exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
     if (exporting and not _translated.get()) or device.type not in _library.loaded:
         return False
-    return device.type in PROVEN or patches.enabled(patches.CUDA)
+    return device.type in DEFAULT_DEVICES or patches.enabled(patches.CUDA)
 
 
 def _equal_points(num_points_list: Sequence[int]) -> tuple[int, list[int]]:

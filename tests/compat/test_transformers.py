@@ -291,7 +291,7 @@ def test_a_device_that_is_not_proven_needs_the_switch(family, runs_ours, monkeyp
         if compiled:
             function = torch.compile(module.multi_scale_deformable_attention, backend="eager", fullgraph=True)
             monkeypatch.setattr(module, "multi_scale_deformable_attention", function)
-        monkeypatch.setattr(compat, "PROVEN", ())
+        monkeypatch.setattr(compat, "DEFAULT_DEVICES", ())
         assert not runs_ours("function", module)[1]
         patches.enable(patches.CUDA)
         try:

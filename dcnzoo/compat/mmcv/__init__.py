@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXTENSION = "mmcv._ext"
 STAND_IN = Path(__file__).with_name("_ext.py")
-PROVEN = ("cpu",)  # the devices on which dcnzoo's kernels have run
+DEFAULT_DEVICES = ("cpu",)  # where dcnzoo's kernels replace others unasked; on GPUs none were compared
 
 __all__ = [  # of deform_conv
     "DeformConv2d",
@@ -70,7 +70,7 @@ def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
         return True
     if not patches.enabled(operator):
         return False
-    if device.type in PROVEN:
+    if device.type in DEFAULT_DEVICES:
         return True
     return device.type == "cuda" and ("cuda" not in _mmcv_devices or patches.enabled(patches.CUDA))
 
