@@ -66,7 +66,10 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     yield "torch", torch.__version__
     present = dict(installed(("numpy", "triton", *MODULES)))
-    for package in ("numpy", "triton", *(ORIGINALS if present.keys().isdisjoint(FORKS) else ())):
+    expected = ["numpy", "triton"]
+    if present.keys().isdisjoint(FORKS):
+        expected += ORIGINALS
+    for package in expected:
         present.setdefault(package, "not installed")
     yield from present.items()
     for device in ("cpu", "cuda"):
@@ -155,7 +158,7 @@ class Installation:
 def _opencv() -> tuple[str, ...]:
     """Return the distributions that own the imported cv2; that of ``.ci/opencv-python`` is empty."""
     path = getattr(find_spec("cv2"), "origin", None)
-    packages = [each for each in distributions() if (each.name or "").startswith("opencv")]
+    packages = [d for d in distributions() if (d.name or "").startswith("opencv")]
     return tuple(p.name for p in packages if path in {str(p.locate_file(file)) for file in p.files or ()})
 
 

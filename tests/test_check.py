@@ -481,6 +481,8 @@ def test_split(root):
         assert ids == [entry["id"] for entry in content[key]]
     assert split_coco(file, outs, 0.25) == (train, val)
     assert split_coco(file, outs, 0.25, seed=1) != (train, val)
+    for share, number in ((0.01, 1), (0.26, 3), (0.99, 9)):  # rounded, and neither part is empty
+        assert len(split_coco(file, outs, share)[1]["images"]) == number
     for share in (0, 1, math.nan):
         with pytest.raises(UserError, match="share: "):
             split_coco(file, outs, share)

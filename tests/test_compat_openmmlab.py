@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import cv2
 import mmcv
@@ -307,6 +308,15 @@ def test_hue_with_numpy_2(hue):
     expected = cv2.cvtColor(turned.astype(np.uint8), cv2.COLOR_HSV2BGR_FULL)
     np.testing.assert_array_equal(mmcv.adjust_hue(image, hue, backend="cv2"), expected)
     assert mmcv.adjust_hue(image, hue, backend="pillow").shape == image.shape
+
+
+def test_mm_sync_batch_norm(monkeypatch):
+    """One process is a group of size 1; several processes keep the size of theirs."""
+    assert MODELS.build(dict(type="MMSyncBN", num_features=4)).group_size == 1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 3)
+    monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=None))
+    assert MODELS.build(dict(type="MMSyncBN", num_features=4)).group_size == 3
 
 
 # Where a patch is not needed

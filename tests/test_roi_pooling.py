@@ -132,3 +132,14 @@ def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
     assert output.isfinite().all() and not output[0, :, 1, 1].any()
     assert output.any() and grad_maps.isfinite().all() and grad_offset.isfinite().all()
     assert not grad_offset[0, :, 1, 1].any() and grad_offset.any()
+
+
+def test_positions_of_maxima_fit_the_gradient():
+    input, rois = torch.rand(1, 2, 5, 6), torch.tensor([[0.0, 0, 0, 4, 3]])
+    arguments = (1.0, 0, 0, True)  # the maximum of each bin
+    output, y, x = torch.ops.dcnzoo.roi_align(input, rois, 3, 2, *arguments)
+    backward = torch.ops.dcnzoo._roi_align_backward
+    backward(torch.ones_like(output), rois, y, x, list(input.shape), *arguments)
+    for positions in ((y[..., :1], x), (y, x[:, :1])):
+        with pytest.raises(RuntimeError, match="roi_align: argmax: expected shape"):
+            backward(torch.ones_like(output), rois, *positions, list(input.shape), *arguments)

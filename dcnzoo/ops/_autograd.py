@@ -139,6 +139,47 @@ def _of_tensors(
     return forward, present, [arguments[place] for place in present]
 
 
+def _register_fake_backward(
+    name: str, differentiable: Sequence[int], restore: Callable, keeps_format: bool
+) -> None:
+    """Register the fake kernel of a first derivative. Arguments: see :func:`register_derivatives`."""
+
+    @torch.library.register_fake(f"dcnzoo::_{name}_backward")
+    def _(grad_output, *arguments):
+        *saved, needed = arguments
+        inputs = restore(grad_output, *saved)
+        gradients = [
+            torch.empty_like(inputs[place], memory_format=torch.contiguous_format)
+            if is_needed and inputs[place] is not None
+            else inputs[0].new_empty(0)
+            for place, is_needed in zip(differentiable, needed, strict=True)
+        ]
+        if keeps_format and needed[0]:
+            gradients[0] = gradients[0].to(memory_format=memory_format(inputs[differentiable[0]]))
+        return tuple(gradients)
+
+
+def _second_gradients(
+    forward: Callable, present: Sequence[int], grad_output: Tensor, inputs: Sequence[Tensor], chosen: dict
+) -> tuple[Tensor, list[Tensor]]:
+    """Differentiate the first derivative of ``forward``, as a function of all its inputs.
+
+    Args:
+        chosen: position of a first gradient -> the gradient that arrives for it.
+
+    Returns:
+        The gradients of ``grad_output`` and of the inputs, on which the first gradients depend.
+    """
+
+    def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+        return tuple(gradients[place] for place in chosen)
+
+    pull = torch.func.vjp(backward, grad_output, *inputs)[1]
+    of_grad_output, *of_inputs = pull(tuple(chosen.values()))
+    return of_grad_output, of_inputs
+
+
 def register_derivatives(
     name: str,
     tensors: int,
@@ -173,19 +214,7 @@ def register_derivatives(
     backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
     number = len(getattr(torch.ops.dcnzoo, name).default._schema.arguments)
 
-    @torch.library.register_fake(f"dcnzoo::_{name}_backward")
-    def _(grad_output, *arguments):
-        *saved, needed = arguments
-        inputs = restore(grad_output, *saved)
-        gradients = [
-            torch.empty_like(inputs[place], memory_format=torch.contiguous_format)
-            if is_needed and inputs[place] is not None
-            else inputs[0].new_empty(0)
-            for place, is_needed in zip(differentiable, needed, strict=True)
-        ]
-        if keeps_format and needed[0]:
-            gradients[0] = gradients[0].to(memory_format=memory_format(inputs[differentiable[0]]))
-        return tuple(gradients)
+    _register_fake_backward(name, differentiable, restore, keeps_format)
 
     def setup_context(ctx, inputs, output):
         saved = [argument for i, argument in enumerate(inputs) if i not in recomputed]
@@ -219,14 +248,7 @@ def register_derivatives(
         forward, present, inputs = _of_tensors(reference_impl, arguments, differentiable)
         chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.needed, strict=True) if w}
 
-        # The first derivative of the reference as a function of all its inputs, so that it can be
-        # differentiated again: the gradients depend on the inputs and on grad_output.
-        def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
-            return tuple(gradients[place] for place in chosen)
-
-        pull = torch.func.vjp(backward, grad_output, *inputs)[1]
-        of_grad_output, *of_inputs = pull(tuple(chosen.values()))
+        of_grad_output, of_inputs = _second_gradients(forward, present, grad_output, inputs, chosen)
         results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
         for place, gradient in zip(present, of_inputs, strict=True):
             if place < tensors:  # otherwise the backward operator does not take this argument

@@ -41,5 +41,5 @@ _plain.register("nms", reference_boxes.nms, autograd=False)
 @torch.library.register_fake("dcnzoo::nms")
 @torch.library.register_fake("dcnzoo::nms_rotated")
 def _(boxes, *arguments):
-    kept = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty(kept, dtype=torch.long)
+    number = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty(number, dtype=torch.long)

@@ -69,16 +69,7 @@ def write_config(
     without = {report.file: _objects_without_mask(report) for report in reports}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
-    if Path(model).is_file():
-        base, address = Path(os.path.relpath(model, Path(out).parent)).as_posix(), None
-        config = read_config_file(model)
-    else:
-        found = find(model)
-        base, address = found.id, found.weights[0] if found.weights else None
-        config = read_config_file(found.config)
-    for key in ("model", *LOADERS):
-        if key not in config:
-            raise UserError(f"--model: {model}: expected a config with {key}, found none")
+    base, address, config = _read_base(model, out)
     if not weights and config.model.get("teacher_ckpt"):
         raise UserError(f"--no-weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
@@ -89,23 +80,7 @@ def write_config(
             _remove_weights(node, unfreeze=not address)
     different = _difference(config.model.to_dict(), changed)
     settings = {"model": different} if different else {}
-    _, learns_from = _dataset(config, LOADERS[0])
-    wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
-    for file, number in without.items():
-        if wants_masks and number:
-            raise UserError(
-                f"{file}: expected a mask of every object, since {model} learns from masks, found {number} "
-                f"objects without one; --model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
-            )
-    parts = [(train, images), (val, val_images or images)]
-    for loader, (file, folder) in zip(LOADERS, [*parts, parts[1]], strict=True):
-        settings[loader] = _with_data(config, loader, file, folder)
-    for evaluator in ("val_evaluator", "test_evaluator"):
-        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
-            raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": Path(val).as_posix()}
-    for val, test in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
-        settings[val] = _Name(test) if settings[val] == settings[test] else settings[val]
+    settings |= _data_settings(config, model, without, (train, images), (val, val_images or images))
     settings |= {
         "_base_": base,
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
@@ -119,6 +94,50 @@ def write_config(
     write_text(out, f"{HEAD}{written.pretty_text}")  # sorts by name: variables come first
     check_config(read_config_file(out), out)
     return base
+
+
+def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
+    """Return the base of the new config, the address of its published weights, and its content."""
+    if Path(model).is_file():
+        base, address = Path(os.path.relpath(model, Path(out).parent)).as_posix(), None
+        config = read_config_file(model)
+    else:
+        entry = find(model)
+        base, address = entry.id, entry.weights[0] if entry.weights else None
+        config = read_config_file(entry.config)
+    for key in ("model", *LOADERS):
+        if key not in config:
+            raise UserError(f"--model: {model}: expected a config with {key}, found none")
+    return base, address, config
+
+
+def _data_settings(
+    config: Config,
+    model: str,
+    without: Mapping[str, int],  # file → number of objects without a mask
+    train: tuple[str | Path, str | Path],  # COCO file, folder of its images
+    val: tuple[str | Path, str | Path],
+) -> dict[str, object]:
+    """Return the settings of the loaders and evaluators."""
+    _, learns_from = _dataset(config, LOADERS[0])
+    wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
+    for file, number in without.items():
+        if wants_masks and number:
+            raise UserError(
+                f"{file}: expected a mask of every object, since {model} learns from masks, found {number} "
+                f"objects without one; --model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
+            )
+    settings: dict[str, object] = {}
+    for loader, (file, folder) in zip(LOADERS, [train, val, val], strict=True):
+        settings[loader] = _with_data(config, loader, file, folder)
+    for evaluator in ("val_evaluator", "test_evaluator"):
+        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
+            raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
+        settings[evaluator] = {"ann_file": Path(val[0]).as_posix()}
+    for first, second in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
+        if settings[first] == settings[second]:
+            settings[first] = _Name(second)
+    return settings
 
 
 def _objects_without_mask(report: Report) -> int:
@@ -157,10 +176,10 @@ def _number_of_classes(config: Config, model: str) -> int:
     _, dataset = _dataset(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
     numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in CLASSES}
-    found = sorted(number for number in numbers if isinstance(number, int))
-    expected = found[0] if len(found) == 1 else len(known)
-    if expected not in found:
-        what = f"num_classes={', '.join(map(str, found))}" if found else "no num_classes"
+    values = sorted(number for number in numbers if isinstance(number, int))
+    expected = values[0] if len(values) == 1 else len(known)
+    if expected not in values:
+        what = f"num_classes={', '.join(map(str, values))}" if values else "no num_classes"
         raise UserError(
             f"{model}: model: expected num_classes={expected}, the number of classes in its training data, "
             f"found {what}; set it in the config's heads"

@@ -75,13 +75,11 @@ def describe(model: Model) -> Description:
     if model.package == "mmdet" and not may_be_deformable(model.config):
         return Description({}, "", "")
     cfg = _read(model.config)
-    found = list(_operators(cfg.model, "head"))
-    operators = {
-        part: " + ".join(dict.fromkeys(operator for where, operator in found if where == part))
-        for part in ("backbone", "neck", "head")
-        if any(where == part for where, _ in found)
-    }
-    return Description(operators, _backbone(cfg.model), _schedule(model, cfg))
+    operators: dict[str, dict[str, None]] = {"backbone": {}, "neck": {}, "head": {}}
+    for part, operator in _operators(cfg.model, "head"):
+        operators[part][operator] = None
+    texts = {part: " + ".join(names) for part, names in operators.items() if names}
+    return Description(texts, _backbone(cfg.model), _schedule(model, cfg))
 
 
 @functools.cache

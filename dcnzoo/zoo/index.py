@@ -158,7 +158,9 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
         if result.get("Metrics")
     )
     aliases = entry.get("Alias") or ()
-    aliases = {entry["Name"], *((aliases,) if isinstance(aliases, str) else aliases)} - {config.stem}
+    if isinstance(aliases, str):
+        aliases = (aliases,)
+    aliases = {entry["Name"], *aliases} - {config.stem}
     return Model(
         name=config.stem,
         package=package,
@@ -196,17 +198,17 @@ def find(name: str) -> Model:
     Raises:
         UnknownModelError: there is none; the message lists the closest names.
     """
-    wanted = name.removesuffix(".py")
+    key = name.removesuffix(".py")
     names: dict[str, Model] = {}
     for model in reversed((*models(), *_models_of("mmdet"))):  # the latter include those that dcnzoo replaces
         names[f"{model.package}::{model.name}"] = names[model.id.removesuffix(".py")] = model
     for model in reversed(models()):
         names.update(dict.fromkeys(model.aliases, model))
     names |= {model.name: model for model in reversed(models())}
-    if wanted in names:
-        return names[wanted]
-    similar = [each for each in names if ("::" in each) == ("::" in wanted)]
-    close = difflib.get_close_matches(wanted, similar, n=3, cutoff=0.5)
+    if key in names:
+        return names[key]
+    similar = [each for each in names if ("::" in each) == ("::" in key)]
+    close = difflib.get_close_matches(key, similar, n=3, cutoff=0.5)
     hint = f"; the closest names: {', '.join(close)}" if close else "; `dcnzoo zoo list` lists all"
     raise UnknownModelError(f"{name}: expected the name of a model, found none{hint}")
 
