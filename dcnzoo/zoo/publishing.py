@@ -34,7 +34,7 @@ def publish(
         UserError: the file is not a checkpoint, or has no state_dict.
     """
     out = Path(out)
-    require_file(checkpoint, "checkpoint")
+    require_file(str(checkpoint), "checkpoint")
     content = load_file(checkpoint, unsafe_load)
     if "state_dict" not in content or "state_dict" not in keys:
         raise UserError(f"{checkpoint}: expected a state_dict, in the file and in --save-keys")
