@@ -29,6 +29,7 @@ from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.patches import Patch
 
 VARIABLE = "DCNZOO_PROVIDE"
+RUN = "2026-11, revision not recorded"  # of Host.projects; name the revision in new entries
 
 
 @dataclass(frozen=True)

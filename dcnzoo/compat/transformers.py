@@ -47,7 +47,7 @@ from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.mmcv import DEFAULT_DEVICES
 from dcnzoo.ops import _library
 
-__all__ = ["disable", "enable", "enabled", "families"]
+__all__ = ["disable", "enable", "enabled", "families", "multi_scale_deformable_attention"]
 
 _MODELING = re.compile(r"transformers\.models\.(\w+)\.modeling_\w+")
 
@@ -102,7 +102,7 @@ def _forward(
     return _attend(value, (value_spatial_shapes, level_start_index), sampling_locations, attention_weights)
 
 
-def _multi_scale_deformable_attention(
+def multi_scale_deformable_attention(
     value: Tensor,  # [N, S, heads, D]
     value_spatial_shapes: Tensor | list[tuple[int, int]],  # (height, width) of each level
     sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
@@ -132,7 +132,7 @@ def _multi_scale_deformable_attention_v2(
 
 _REPLACEMENTS = {
     "forward": _forward,
-    "multi_scale_deformable_attention": _multi_scale_deformable_attention,
+    "multi_scale_deformable_attention": multi_scale_deformable_attention,
     "multi_scale_deformable_attention_v2": _multi_scale_deformable_attention_v2,
 }
 _LAYER = "MultiScaleDeformableAttention"  # the class of "forward"

@@ -1,12 +1,13 @@
 """``dcnzoo.compat.provide``, its names, its variable, and ``dcnzoo run``."""
 
 import importlib
+import runpy
 
 import pytest
 
 from dcnzoo.compat import host
 
-from ..processes import python
+from ..processes import ROOT, python
 
 NAMES = [name for name, each in host.known().items() if each.provides and name != "mmcv._ext"]
 
@@ -85,3 +86,10 @@ def test_run(tmp_path):
     assert result.stdout.splitlines() == lines, result.stderr
     assert "CUDA calls" in result.stderr
     assert "Traceback" in result.stderr and "main.py" in result.stderr
+
+
+def test_the_page_is_made_from_the_hosts():
+    """After a change of the hosts: ``python docs/hosts.py``."""
+    program = runpy.run_path(str(ROOT / "docs/hosts.py"))
+    text = (ROOT / "docs/hosts.md").read_text()
+    assert program["page"](text) == text

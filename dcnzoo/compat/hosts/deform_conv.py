@@ -1,6 +1,6 @@
 """Compiled modules of deformable convolution v1 and v2 with mmcv's early signatures."""
 
-from dcnzoo.compat.host import Host
+from dcnzoo.compat.host import RUN, Host
 
 V1 = ("forward", "backward_input", "backward_parameters")
 V2 = ("forward", "backward")
@@ -8,14 +8,14 @@ FUNCTIONS = ("deform_conv", "modulated_deform_conv")
 HOSTS = (
     Host(
         "deform_conv_ext",
-        {"BasicSR": "", "EDVR": ""},
+        {"BasicSR": RUN, "EDVR": RUN},
         ("dcnzoo.compat.compiled",),
         imports=("deform_conv_ext", "*.deform_conv_ext"),
         functions=FUNCTIONS,
     ),
     Host(
         "deform_conv_cuda",
-        {"EDVR (earlier)": "", "STDF": "", "AlphaPose": "", "SOLO": ""},
+        {"EDVR (earlier)": "", "STDF": RUN, "AlphaPose": RUN, "SOLO": ""},
         ("dcnzoo.compat.compiled",),
         names={
             **{f"deform_conv_{name}_cuda": f"deform_conv_{name}" for name in V1},

@@ -1,12 +1,19 @@
 """Deformable DETR's compiled module, which many projects copied, some of them under another name."""
 
-from dcnzoo.compat.host import Host
+from dcnzoo.compat.host import RUN, Host
 
 PROVIDES = ("dcnzoo.compat.compiled",)
 HOSTS = (
     Host(
         "MultiScaleDeformableAttention",
-        {"Deformable DETR": "", "DINO": "", "Mask2Former": "", "MaskDINO": "", "MOTR": "", "TrackFormer": ""},
+        {
+            "Deformable DETR": RUN,
+            "DINO": "",
+            "Mask2Former": RUN,
+            "MaskDINO": RUN,
+            "MOTR": "",
+            "TrackFormer": "",
+        },
         PROVIDES,
     ),
     Host(
@@ -17,11 +24,11 @@ HOSTS = (
     ),
     Host(
         "adet._C",
-        {"AdelaiDet (FCOS, BlendMask)": "", "DeepSolo": "", "TESTR": ""},
+        {"AdelaiDet (FCOS, BlendMask)": RUN, "DeepSolo": "", "TESTR": ""},
         PROVIDES,
         missing="`BezierAlign`, `DefROIAlign`, `ml_nms`",
     ),
-    Host("detrex._C", {"detrex": ""}, PROVIDES, functions=("multi_scale_deformable_attn_pytorch",)),
+    Host("detrex._C", {"detrex": RUN}, PROVIDES, functions=("multi_scale_deformable_attn_pytorch",)),
     Host(
         "MultiScaleDeformableAttnFunction",
         {"BEVFormer": "", "UniAD": ""},

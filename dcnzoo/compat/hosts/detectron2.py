@@ -1,11 +1,11 @@
 """detectron2's compiled module."""
 
-from dcnzoo.compat.host import Host
+from dcnzoo.compat.host import RUN, Host
 
 HOSTS = (
     Host(
         "detectron2._C",
-        {"detectron2": "", "CenterNet2": ""},
+        {"detectron2": RUN, "CenterNet2": RUN},
         ("dcnzoo.compat.compiled", "dcnzoo.compat.detectron2_rotated"),
         names={
             "deform_conv_backward_filter": "deform_conv_backward_parameters",

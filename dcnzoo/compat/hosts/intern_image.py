@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from dcnzoo.compat.after_import import call
-from dcnzoo.compat.host import Host, is_ours
+from dcnzoo.compat.host import RUN, Host, is_ours
 from dcnzoo.compat.patches import Changes, Patch
 
 
@@ -26,14 +26,14 @@ FILES += ("modules.flash_deform_attn", "ext")
 HOSTS = (
     Host(
         "DCNv3",
-        {"InternImage": ""},
+        {"InternImage": RUN},
         ("dcnzoo.compat.compiled",),
         patches=(Patch("DCNv3_version", "pkg_resources", REASON, "all", _add_version),),
         missing=STRIDES,
     ),
     Host(
         "DCNv4",
-        {"FlashInternImage": ""},
+        {"FlashInternImage": RUN},
         ("dcnzoo.compat.dcnv4",),
         imports=("DCNv4", *(f"DCNv4.{name}" for name in FILES)),
         missing=STRIDES,

@@ -1,11 +1,11 @@
 """mmcv's compiled module, for mmcv-lite. ``import dcnzoo`` always provides it."""
 
-from dcnzoo.compat.host import Host
+from dcnzoo.compat.host import RUN, Host
 
 HOSTS = (
     Host(
         "mmcv._ext",
-        {"OpenMMLab's packages": "", "Co-DETR": "", "ViT-Adapter": ""},
+        {"OpenMMLab's packages": "2026-11, mmdet 3.3.0 and others", "Co-DETR": RUN, "ViT-Adapter": RUN},
         ("dcnzoo.compat.mmcv._ext",),
     ),
 )

@@ -118,7 +118,7 @@ def _add_names(changes: Changes) -> None:
 HOSTS = (
     Host(
         "torchvision",
-        {"torchvision": "", "Deformable DETR": "", "MOTR": ""},
+        {"torchvision": "0.20.0, 0.25.0, 0.28.0, 0.29.1 on 2026-11-25"},
         patches=(
             Patch(
                 "torchvision_operators",
