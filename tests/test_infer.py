@@ -152,7 +152,7 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     assert status == 1 and "cut.png" in output and len(output.splitlines()) == 1
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.1])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_path, threshold):
     file = tmp_path / "explain.html"
     limit = ["--cfg-options", f"model.test_cfg.rcnn.score_thr={threshold}"]

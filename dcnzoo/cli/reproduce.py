@@ -60,6 +60,7 @@ def command(
     from mmengine.model import revert_sync_batchnorm
 
     from dcnzoo import zoo
+    from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
     from dcnzoo.utils.errors import UserError, user_errors
@@ -82,15 +83,17 @@ def command(
             images = reproduction.use_data(cfg, data_root, subset, work_dir)
             weights = None if train else weights or zoo.download(listed.id)
             cfg.load_from, cfg.resume = None, train
+        with config_errors(cfg):
             runner = build_runner(cfg, training=train, summary=None if verbose else SummaryHook())
             if cfg.launcher == "none":
                 runner.model = revert_sync_batchnorm(runner.model)
-        started = time.time()
-        if train:
-            runner.train()
-            # from the file: it contains the moving average if the config has one
-            weights = Path((work_dir / "last_checkpoint").read_text())
-    measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
+            started = time.time()
+            if train:
+                runner.train()
+                # from the file: it contains the moving average if the config has one
+                weights = Path((work_dir / "last_checkpoint").read_text())
+    with config_errors(cfg):
+        measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():
         return
     figures, source = reproduction.listed_figures(listed)

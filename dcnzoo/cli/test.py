@@ -76,6 +76,7 @@ def command(
         raise click.UsageError("--tta: expected a file of weights, got an exported model")
 
     from dcnzoo.openmmlab import testing
+    from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
     from dcnzoo.utils.errors import user_errors
@@ -85,6 +86,7 @@ def command(
         config, file = locate(model, checkpoint, required=True)
         cfg = load_config(str(config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
         cfg.load_from, cfg.resume = str(file), False  # the config of a resumed run has resume=True
+    with config_errors(cfg):
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
             testing.draw_detections(cfg, show_dir, show_score_thr)
@@ -93,9 +95,8 @@ def command(
         elif tta:
             testing.use_test_time_augmentation(cfg)
         runner = build_runner(cfg, allow_partial=allow_partial, summary=None if verbose else SummaryHook())
-        metrics = runner.test_evaluator.metrics  # builds it here, where errors are reported as user errors
         if out is not None and not as_json:
             from mmdet.evaluation import DumpDetResults
 
-            metrics.append(DumpDetResults(out_file_path=str(out)))
-    runner.test()
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
+        runner.test()

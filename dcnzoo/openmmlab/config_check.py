@@ -3,96 +3,191 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 
-from mmdet.registry import DATASETS, MODELS, TASK_UTILS
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope, Registry
-from mmengine.runner import FlexibleRunner, Runner
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.deformable import SETTINGS, split_settings
+from dcnzoo.openmmlab.deformable import split_settings
+from dcnzoo.openmmlab.settings import (
+    OLD_KEYS,
+    RUNNER_KEYS,
+    Place,
+    arguments,
+    class_of,
+    keys_read,
+    places,
+    registry_of,
+)
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.text import few
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import few, nearest
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 CLASSES = ("num_classes", "num_things_classes", "num_stuff_classes")
-RUNNER_KEYS = {
-    *inspect.signature(Runner).parameters,
-    *inspect.signature(FlexibleRunner).parameters,
-    *("custom_imports", "runner_type", "tta_model"),
-}
-# arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
-ANY_MODULE = {"type", "_scope_", "init_cfg", "bg_cls_weight", *SETTINGS}
 # settings of layers, from which mmcv removes some before it builds the layer
 LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
+# dictionaries whose keys are names that the user chooses
+NAMES = re.compile(r"\b(custom_keys|caption_prompt|metainfo\.\w+)\b")
+# lowest and highest value of numbers that mean the same in every class
+RANGES = {
+    **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "batch_size"), (1, math.inf)),
+    **dict.fromkeys(("num_workers", "lr", "weight_decay", "max_norm", "clip_value"), (0, math.inf)),
+    **dict.fromkeys(("score_thr", "iou_threshold", "pos_iou_thr", "neg_iou_thr", "prob"), (0, 1)),
+    "accumulative_counts": (1, math.inf),
+    "mask_thr_binary": (-1, 1),
+}
 
 
-def check_config(cfg: Config, name: str | os.PathLike, required: Sequence[str] = ()) -> None:
-    """Check a config without building it.
+def check_config(
+    cfg: Config, name: str | os.PathLike, required: Sequence[str] = (), runs: bool = True
+) -> None:
+    """Check a config without building it; print a warning for each key that probably is not used.
 
     Args:
         name: the config's file, for the messages.
         required: top-level keys that the command uses.
+        runs: also check the parts that only a runner uses, and whether they fit the model.
 
     Raises:
         UserError: the config has problems, one line for each.
     """
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
-    problems = [f"{key}: expected its settings, got {cfg.get(key)}" for key in required if not cfg.get(key)]
+    missing = [key for key in required if not cfg.get(key)]
+    problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
+    checks = [wrong_keys, wrong_values, wrong_class_names]
+    if runs:
+        checks += [wrong_runner_keys, wrong_class_numbers, wrong_evaluator_files, contradictions]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for check in (
-            wrong_runner_keys,
-            wrong_model_keys,
-            wrong_class_names,
-            wrong_class_numbers,
-            wrong_evaluator_files,
-        ):
+        for check in checks:
             problems += check(cfg)
-    if problems:
-        raise UserError(*(printable(f"{name}: {problem}") for problem in problems))
+    for problem in problems:
+        if not problem.stops:
+            print_log(printable(f"{name}: {problem}"), "current", logging.WARNING)
+    if lines := [printable(f"{name}: {problem}") for problem in problems if problem.stops]:
+        raise UserError(*lines)
 
 
-def wrong_runner_keys(cfg: Config) -> Iterator[str]:
-    """Yield keys that nearly are keys of the runner. Any others may be variables of the config."""
+def wrong_runner_keys(cfg: Config) -> Iterator[Finding]:
+    """Yield keys of MMDetection 2, and keys that nearly are keys of the runner. Others may be variables."""
+    values = [node for key in cfg if key in RUNNER_KEYS for _, node in dicts(cfg[key])]
     for key in cfg:
         # val_evaluator_2 and conv_cfg are variables
         similar = [known for known in RUNNER_KEYS if known[0] == key[0] and not key.startswith(f"{known}_")]
-        if key not in RUNNER_KEYS and (close := get_close_matches(key, similar, 1, 0.8)):
-            yield f"{key}: expected {close[0]}, got an unknown key"
+        if key in OLD_KEYS and cfg[key] not in values:  # a variable otherwise
+            yield Finding(key, f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2")
+        elif key not in RUNNER_KEYS and (close := nearest(key, similar, 0.8)):
+            yield Finding(key, f"expected {close}, got an unknown key")
 
 
-def wrong_model_keys(cfg: Config) -> Iterator[str]:
-    for path, node in dicts(cfg.get("model"), "model"):
-        kind = _class_of(node, MODELS, TASK_UTILS)
-        if kind is None or kind.__module__.startswith("torch.") or LAYERS & {*path.split(".")}:
+def wrong_keys(cfg: Config) -> Iterator[Finding]:
+    """Yield keys that the class of their dictionary does not have, and names that no class has."""
+    nodes = list(places(cfg))
+    read = keys_read(nodes)
+    for place in nodes:
+        if NAMES.search(place.path) or _is_layer(place):
             continue
-        try:
-            split_settings(node, kind)
-        except ValueError as error:
-            yield f"{path}: {error}"
-        known, complete = _arguments(kind)
-        for key in sorted(node.keys() - known.keys() - ANY_MODULE):
-            if close := get_close_matches(key, known, 1, 0.8):
-                yield f"{path}.{key}: expected {close[0]}, got an unknown key"
+        if problems := list(_wrong_name(place)):
+            yield from problems
+            continue
+        if place.path.startswith("model") and not place.inner:
+            try:
+                split_settings(place.node, place.kind)
+            except ValueError as error:
+                yield Finding(place.path, str(error))
+        known, complete = place.known(read), place.arguments()[1]
+        for key in sorted(place.node.keys() - known) if known else ():
+            path, close = f"{place.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
+            if close and not re.match(rf"{close}[_\d]", key):
+                yield Finding(path, f"expected {close}, got an unknown key")
             elif complete:
-                yield f"{path}.{key}: expected one of {few(list(known), 30)}, got an unknown key"
+                yield Finding(path, f"expected one of {few(sorted(known), 30)}, got an unknown key")
+            elif place.is_read:
+                yield Finding(path, "unknown key, probably not used", stops=False)
 
 
-def wrong_class_names(cfg: Config) -> Iterator[str]:
+def _is_layer(place: Place) -> bool:
+    of_torch = getattr(place.kind, "__module__", "").startswith("torch.")
+    return place.path.startswith("model") and (of_torch or bool(LAYERS & {*place.path.split(".")}))
+
+
+def _wrong_name(place: Place) -> Iterator[Finding]:
+    """Yield a ``type`` that is nearly the name of a registered class."""
+    name = place.node.get("type")
+    is_class = isinstance(name, str) and name[:1].isupper()
+    if is_class and place.names and class_of(place.node, *place.names) is None:
+        known = [known for registry in map(registry_of, place.names) for known in _names(registry)]
+        if name not in known and (close := nearest(name, known, 0.8)):
+            yield Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
+
+
+def _names(registry: Registry) -> Iterator[str]:
+    registry.import_from_location()
+    yield from registry.module_dict
+    if registry.parent is not None:
+        yield from _names(registry.parent)
+
+
+def wrong_values(cfg: Config) -> Iterator[Finding]:
+    """Yield texts where a class takes none, and numbers out of range."""
+    for place in places(cfg):
+        known = place.arguments()[0]
+        for key, value in place.node.items():
+            low, high = RANGES.get(key, (None, None))
+            if isinstance(value, str) and (low is not None or key == "stage_with_dcn"):
+                yield Finding(f"{place.path}.{key}", f"expected {_kind(known.get(key))}, got {value!r}")
+            elif isinstance(value, str | int | float) and key in known and _refuses(known[key], value):
+                yield Finding(f"{place.path}.{key}", f"expected {_kind(known[key])}, got {value!r}")
+            elif isinstance(value, int | float) and low is not None and not low <= value <= high:
+                limits = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
+                yield Finding(f"{place.path}.{key}", f"expected {limits}, got {value}")
+
+
+def _refuses(argument: inspect.Parameter, value: str | int | float) -> bool:
+    """Whether an argument's annotation, or else its default, says that it takes no text or number."""
+    text = "" if argument.annotation is argument.empty else str(argument.annotation)
+    if not text or re.search(r"str|Any|object|Path|Callable|Literal|[Tt]ype\b|~", text):
+        return isinstance(value, str) and isinstance(argument.default, bool | int | float | tuple | list)
+    numbers = r"int|float|bool"
+    others = "tuple|list|dict|Tuple|List|Sequence|Dict|ConfigDict"
+    if isinstance(value, str):
+        return bool(re.search(rf"\b({numbers}|{others})\b", text))
+    return bool(re.search(rf"\b({others})\b", text)) and not re.search(numbers, text)
+
+
+def _kind(argument: inspect.Parameter | None) -> str:
+    if argument is None or argument.default in (argument.empty, None):
+        return "another type"
+    return f"a value such as {argument.default!r}"
+
+
+def contradictions(cfg: Config) -> Iterator[Finding]:
+    """Yield steps of pipelines that repeat what the model does."""
+    model = cfg.get("model")
+    preprocessor = (model.get("data_preprocessor") if isinstance(model, Mapping) else None) or {}
+    for place in places(cfg) if preprocessor.get("mean") is not None else ():
+        if place.names and place.node.get("type") in ("Normalize", "mmcv.Normalize", "mmdet.Normalize"):
+            yield Finding(place.path, "expected no Normalize: model.data_preprocessor normalises too")
+
+
+def wrong_class_names(cfg: Config) -> Iterator[Finding]:
     for loader, _, info in _data(cfg):
         if isinstance(names := info.get("classes"), str):
-            yield f"{loader}: metainfo.classes: expected a tuple of names, got {names!r}; write ({names!r},)"
+            text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
+            yield Finding(f"{loader}: metainfo.classes", text)
 
 
-def wrong_class_numbers(cfg: Config) -> Iterator[str]:
+def wrong_class_numbers(cfg: Config) -> Iterator[Finding]:
     expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASSES}
     for loader, dataset, info in _data(cfg):
         # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
@@ -104,13 +199,14 @@ def wrong_class_numbers(cfg: Config) -> Iterator[str]:
         # the outputs of detectors with a language model are words
         if "head" not in path or "language_model" in cfg.model:
             continue
-        kind = _class_of(node, MODELS)
-        arguments = {} if kind is None else _arguments(kind)[0]
+        kind = class_of(node, "MODELS")
+        signature = {} if kind is None else arguments(kind)[0]
         for key in CLASSES[1:] if OTHER_CLASSES & {*path.split(".")} else CLASSES:
-            number = node.get(key, arguments[key].default if key in arguments else None)
+            number = node.get(key, signature[key].default if key in signature else None)
             for count in expected[key].keys() - {number} if isinstance(number, int) else ():
                 where = ", ".join(dict.fromkeys(expected[key][count]))
-                yield f"{path}.{key}: expected {count}, the number of classes in {where}, got {number}"
+                text = f"expected {count}, the number of classes in {where}, got {number}"
+                yield Finding(f"{path}.{key}", text)
 
 
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
@@ -135,11 +231,11 @@ def datasets(node: Mapping) -> Iterator[Mapping]:
 
 def declared_metainfo(dataset: Mapping) -> dict:
     """Return the metainfo of a data set's class and config, without building the data set."""
-    load = getattr(_class_of(dataset, DATASETS), "_load_metainfo", dict)
+    load = getattr(class_of(dataset, "DATASETS"), "_load_metainfo", dict)
     return load(dataset.get("metainfo") or {})
 
 
-def wrong_evaluator_files(cfg: Config) -> Iterator[str]:
+def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
     """Yield annotation files of evaluators whose images are not those of the data set."""
     data = list(_data(cfg))
     loaders = [loader for loader, _, _ in data]
@@ -152,7 +248,7 @@ def wrong_evaluator_files(cfg: Config) -> Iterator[str]:
         for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
             file = metric.get("ann_file") if isinstance(metric, Mapping) else None
             if file and not _same_images(file, expected):
-                yield f"{key}.ann_file: expected {expected}, as in {loader}, got {file}"
+                yield Finding(f"{key}.ann_file", f"expected {expected}, as in {loader}, got {file}")
 
 
 def _same_images(*files: str) -> bool:
@@ -172,25 +268,3 @@ def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
     for loader in LOADERS:
         for dataset in datasets((cfg.get(loader) or {}).get("dataset") or {}):
             yield loader, dataset, declared_metainfo(dataset)
-
-
-def _class_of(node: Mapping, *registries: Registry) -> type | None:
-    """Return the registered class of a dict in a config, or None."""
-    name = node.get("type")
-    classes = [name]
-    for registry in registries if isinstance(name, str) else ():
-        with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
-            classes.append(scoped.get(name))  # RuntimeError: the text is not a name
-    return next(filter(inspect.isclass, classes), None)
-
-
-def _arguments(kind: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Return the arguments of a class, and whether they are all."""
-    arguments: dict[str, inspect.Parameter] = {}
-    for base in kind.__mro__:  # a class passes **kwargs to the next one
-        own = inspect.signature(base.__init__).parameters
-        arguments = {**own, **arguments}
-        if all(p.kind is not p.VAR_KEYWORD for p in own.values()):
-            break
-    named = {n: p for n, p in arguments.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return {name: named[name] for name in named if name != "self"}, len(named) == len(arguments)

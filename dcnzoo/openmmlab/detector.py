@@ -220,8 +220,10 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
     """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
     found = class_names(meta)
     known = metainfo(cfg.get("test_dataloader", {}).get("dataset", {}))
-    if found.get("classes"):
-        found["classes"] = tuple(printable(str(name)) for name in found["classes"])
+    if isinstance(names := found.get("classes"), str):
+        raise UserError(f"checkpoint: classes: expected a list of names, got {names!r}")
+    if names:
+        found["classes"] = tuple(printable(str(name)) for name in names)
     found = {**known, **{key: value for key, value in found.items() if value is not None}}
     return {**found, "palette": found.get("palette") or "random"}
 

@@ -4,13 +4,13 @@ import functools
 import logging
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.datasets
@@ -18,8 +18,9 @@ import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.settings import wrong_options
 from dcnzoo.openmmlab.setup import setup
-from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.files import require_file, require_folder
 
 setup()  # any config may use dcn=True
@@ -29,7 +30,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
     """Read a config by ``Config.fromfile`` and merge ``cfg_options``. Errors name the file and the line.
 
     Raises:
-        UserError: the config or one of its bases cannot be read.
+        UserError: the config or one of its bases cannot be read, or it has no place for an option.
         FileNotFoundError: one of its bases does not exist.
     """
     try:
@@ -48,7 +49,14 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    cfg.merge_from_dict(cfg_options or {})
+    options = cfg_options or {}
+    if not isinstance(options, Mapping):
+        raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        problems = list(wrong_options(cfg, options))
+    if problems:
+        raise UserError(*(printable(f"{path}: {problem}") for problem in problems))
+    cfg.merge_from_dict(options)
     return cfg
 
 

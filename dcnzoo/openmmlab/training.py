@@ -10,9 +10,10 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.config_check import dicts
+from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.runner import build_runner
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_file
 
@@ -119,13 +120,13 @@ def train(cfg: Config, allow_partial: bool = False, changes: str = "", verbose: 
         UserError: a mistake in the config, or weights that cannot be downloaded or do not fit.
     """
     summary = None if verbose else SummaryHook(changes)
-    with user_errors():
-        runner = build_runner(cfg, training=True, allow_partial=allow_partial, summary=summary)
-        _count_accumulated_batches(runner)
-    if changes:
-        runner.logger.info(f"changed: {changes}")
     try:
-        runner.train()
+        with config_errors(cfg):
+            runner = build_runner(cfg, training=True, allow_partial=allow_partial, summary=summary)
+            _count_accumulated_batches(runner)
+            if changes:
+                runner.logger.info(f"changed: {changes}")
+            runner.train()
     except DownloadError as error:
         raise UserError(
             f"{error}; to train without them, write the config with dcnzoo data config --no-weights"

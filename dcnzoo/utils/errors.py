@@ -1,7 +1,10 @@
 """Errors that the command line prints as one line."""
 
 import errno
+import linecache
 import re
+import sys
+import traceback
 from contextlib import contextmanager
 
 
@@ -22,20 +25,36 @@ def disk_is_full(error: OSError) -> bool:
 
 @contextmanager
 def user_errors():
-    """Context that turns every exception into a :class:`UserError` of one line.
-
-    The line includes the exception's type, because the error may be a bug. ValueError, RuntimeError and
-    OSError are exceptions to this: their messages describe the problem. So are missing packages.
-    """
+    """Context that turns every exception but missing packages into a :class:`UserError` of one line."""
     try:
         yield
     except (UserError, FileNotFoundError, ModuleNotFoundError):
         raise
     except Exception as error:
-        text = one_line(error)
-        if isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error):
-            raise UserError(text) from error
-        raise UserError(f"{type(error).__name__}: {text} (DCNZOO_TRACEBACK=1 shows where)") from error
+        raise UserError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """An exception on one line, with its type, because it may be a bug.
+
+    ValueError, RuntimeError and OSError are exceptions to this: their messages describe the problem. An
+    assertion without a message is described by its source.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    text = one_line(error)
+    if isinstance(error, AssertionError):
+        if not str(error) and frames:
+            text = linecache.getline(frames[-1][0].f_code.co_filename, frames[-1][1]).strip()
+        text = f"expected {text.removeprefix('assert ')}"
+    elif isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error):
+        return text
+    else:
+        text = f"{type(error).__name__}: {text}"
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    libraries = sys.stdlib_module_names | {"torch", "numpy"}
+    if [package for package in packages if package not in libraries][-1:] == ["dcnzoo"]:
+        return f"this is an error in dcnzoo: {text}; please report it with the output of DCNZOO_TRACEBACK=1"
+    return f"{text} (DCNZOO_TRACEBACK=1 shows where)"
 
 
 def one_line(error: BaseException) -> str:
@@ -43,7 +62,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"file not found: {printable(str(error.filename))}"
     # for an error in another process, torch's message is the whole traceback
-    if worker := re.match(r"Caught .* in DataLoader worker process.*\n\S*Error: (.*)", str(error), re.DOTALL):
+    pattern = r"Caught .* in DataLoader worker process.*\n[\w.]*(?:Error|error): (.*)"
+    if worker := re.match(pattern, str(error), re.DOTALL):
         return one_line(Exception(worker[1]))
     # str() of a KeyError is the repr of its text
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

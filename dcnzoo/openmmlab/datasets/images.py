@@ -5,6 +5,7 @@ from a worker process.
 """
 
 import logging
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from mmengine.fileio import exists
 from mmengine.logging import print_log
 
 from dcnzoo.compat.patches import Changes, Patch
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, describe, printable
 
 
 def skip_unreadable_images(changes: Changes) -> None:
@@ -44,14 +45,16 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     """Return the sample, or None if its image cannot be read; ``BaseDataset`` then draws another at random.
 
     Raises:
-        UserError: the image cannot be read, and this is a test or too many images have failed.
+        UserError: the image cannot be read, and this is a test or too many images have failed; or a step of
+            the pipeline failed.
     """
     try:
         return BaseDataset.prepare_data(self, idx)
     except Exception as error:
         reason = _why_unreadable(self, idx)
-        if reason is None:
-            raise
+        if reason is None:  # with the names, because this may be a process of the data loader
+            names = [self.get_data_info(idx).get("img_path"), _failed_step(error), describe(error)]
+            raise UserError(": ".join(printable(str(name)) for name in names if name)) from error
         if self.test_mode:
             raise UserError(f"{reason}; a test needs all {len(self)} images") from error
     if self.unreadable[idx]:
@@ -67,6 +70,13 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
         level=logging.WARNING,
     )
     return None
+
+
+def _failed_step(error: Exception) -> str:
+    """Return the class of the pipeline's step that failed; empty if none did."""
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    steps = [names["t"] for names in frames if type(names.get("self")).__name__ == "Compose" and "t" in names]
+    return type(steps[-1]).__name__ if steps else ""
 
 
 def _why_unreadable(dataset: BaseDetDataset, idx: int) -> str | None:

@@ -1,0 +1,55 @@
+"""The one boundary around everything that runs from a config: errors name the file and the key."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from mmengine.config import Config
+
+from dcnzoo.openmmlab.config_check import dicts
+from dcnzoo.utils.errors import UserError, describe, printable
+
+# local variables of mmengine's functions that build something from a dictionary
+_BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator")
+
+
+@contextmanager
+def config_errors(cfg: Config) -> Iterator[None]:
+    """Context that turns every exception into a UserError, ``FILE: KEY: …``.
+
+    KEY is the innermost dictionary from which something was built; errors of a running model have none.
+    """
+    try:
+        yield
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        parts = [cfg.filename, _key(cfg, error), describe(error)]
+        raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
+
+
+def _key(cfg: Config, error: Exception) -> str:
+    whole = cfg.to_dict()
+    path, node = "", whole
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        builds = frame.f_code.co_name.startswith("build")
+        if not (builds and frame.f_globals.get("__name__", "").startswith("mmengine.")):
+            continue
+        for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
+            # the next one is inside the last one, except for the data set of a loop
+            if isinstance(built, Mapping):
+                path, node = _search(node, path, built) or _search(whole, "", built) or (path, node)
+    return path
+
+
+def _search(node: object, path: str, built: Mapping) -> tuple[str, dict] | None:
+    """Return the dictionary that is, apart from what the builder has added, the one being built."""
+    for inner, candidate in dicts(node, path):
+        plain = {
+            key: value for key, value in candidate.items() if isinstance(value, str | int | float | None)
+        }
+        if plain and inner and all(built.get(key) == value for key, value in plain.items()):
+            return inner.lstrip("."), candidate
+    return None

@@ -1,0 +1,190 @@
+"""Mistakes in configs, made by a generator, end in lines that name the key or the file."""
+
+import copy
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import mmdet
+import pytest
+from mmengine.registry import DefaultScope
+
+import dcnzoo
+from dcnzoo.openmmlab import runner, training
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.settings import wrong_options
+from dcnzoo.utils.errors import UserError
+
+from .commands import invoke
+
+ROOT = Path(__file__).resolve().parents[1]
+MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
+CONFIGS = {  # two stages with masks, a DETR, one stage
+    "mask_rcnn": ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py",
+    "detr": MMDETS / "detr/detr_r50_8xb2-150e_coco.py",
+    "rtmdet": MMDETS / "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+}
+# dictionaries of which each key is misspelt: of the model, the loaders, the optimizer, the hooks
+PLACES = {
+    "mask_rcnn": "model.backbone model.roi_head.bbox_head model.test_cfg.rcnn model.test_cfg.rpn.nms "
+    "model.train_cfg.rcnn.sampler train_dataloader train_dataloader.dataset optim_wrapper.clip_grad "
+    "optim_wrapper param_scheduler.0 train_cfg default_hooks.checkpoint val_evaluator",
+    "detr": "model.backbone model.bbox_head model.train_cfg.assigner model model.encoder "
+    "train_dataloader.dataset.pipeline.0 optim_wrapper.paramwise_cfg optim_wrapper.optimizer train_cfg",
+    "rtmdet": "model.neck model.bbox_head model.test_cfg model.data_preprocessor val_dataloader.dataset "
+    "train_dataloader.dataset.pipeline.4 custom_hooks.0 param_scheduler.1 train_cfg env_cfg",
+}
+OLD = """data optimizer optimizer_config lr_config momentum_config total_epochs runner evaluation workflow
+checkpoint_config log_config dist_params opencv_num_threads mp_start_method cudnn_benchmark fp16 seed
+resume_from"""
+FORBIDDEN = "Traceback|AssertionError|not refused"
+WRONG = [  # key, value: of a wrong type or out of range
+    ("model.backbone", 3), ("model.backbone.stage_with_dcn", "True"), ("model.neck.num_outs", "five"),
+    ("model.neck.in_channels", "64"), ("model.roi_head.bbox_head.num_classes", 80),
+    ("model.roi_head.bbox_head.loss_cls.type", "CrossEntropyLos"), ("model.type", "MaskRCN"),
+    ("model.roi_head.mask_head.num_convs", "4"), ("model.test_cfg.rcnn.score_thr", 2),
+    ("model.test_cfg.rcnn.score_thr", "low"), ("model.test_cfg.rcnn.nms.iou_threshold", -1),
+    ("train_dataloader.batch_size", 0), ("train_dataloader.batch_size", "four"),
+    ("train_dataloader.num_workers", -2), ("train_dataloader.dataset.metainfo.classes", "disk"),
+    ("train_dataloader.dataset.type", "CocoDatset"), ("train_cfg.max_epochs", 0),
+    ("train_cfg.max_epochs", "8"), ("train_cfg.val_interval", -1),
+    ("optim_wrapper.optimizer.lr", -0.1), ("optim_wrapper.optimizer.type", "SGDD"),
+    ("optim_wrapper.clip_grad.max_norm", -35), ("optim_wrapper.accumulative_counts", 0),
+    ("val_evaluator.type", "CocoMetrics"), ("default_hooks.checkpoint.type", "CheckpointHok"),
+    ("param_scheduler.0.type", "LinearLr"), ("model.data_preprocessor.type", "DetDataPreprocesor"),
+    ("load_from", "no/such.pth"),
+]  # fmt: skip
+BUILT = [  # found when it is built: deleted keys, files that do not exist
+    ("model.backbone.depth", "fifty"), ("model.backbone.depth", 51), ("model.backbone.dcn", "v9"),
+    ("model.backbone.init_cfg", "resnet50"),
+    ("model.backbone.init_cfg", {"type": "Pretrained", "checkpoint": "no/such.pth"}),
+    ("model.backbone.type", None), ("model.backbone.depth", None), ("model.neck.in_channels", None),
+    ("model.rpn_head.type", None), ("model.roi_head.bbox_roi_extractor.out_channels", None),
+    ("model.data_preprocessor.type", None), ("optim_wrapper.optimizer", None), ("train_cfg.max_epochs", None),
+    ("train_dataloader.dataset.type", None), ("val_dataloader", None), ("param_scheduler.0.type", None),
+    ("default_hooks.checkpoint.type", None), ("model.neck.norm_cfg", {"type": "Nope"}),
+    ("train_dataloader.dataset.pipeline.0.type", "NoSuchStep"), ("custom_hooks", [{"type": "NoSuchHook"}]),
+    ("train_dataloader.sampler.type", "NoSuchSampler"), ("model.rpn_head.anchor_generator.strides", [4]),
+]  # fmt: skip
+
+
+@functools.cache
+def read(name):
+    return read_config_file(CONFIGS[name])
+
+
+def at(cfg, path):
+    for key in path.split("."):
+        if not key.isdigit() and key not in cfg:
+            cfg[key] = {}
+        cfg = cfg[int(key)] if key.isdigit() else cfg[key]
+    return cfg
+
+
+def misspelt(key):
+    """Another word for the same letters: without the one before the last, or with one more."""
+    return f"{key[:-2]}{key[-1]}" if len(key) > 4 else f"{key}{key[-1]}"
+
+
+def change(cfg, path, value):
+    """Set a key; None deletes it."""
+    outer, _, key = path.rpartition(".")
+    node = at(cfg, outer) if outer else cfg
+    if value is None:
+        node.pop(key)
+    else:
+        node[key] = value
+
+
+def misspell(cfg, path, key):
+    node = at(cfg, path)
+    node[misspelt(key)] = node.pop(key)
+
+
+def mistakes():
+    """Yield the name of a config, the wrong key, and a function that makes the mistake."""
+    for name, places in PLACES.items():
+        for path in places.split():
+            for key in sorted(at(read(name), path)):
+                if key not in ("type", "init_cfg", "_scope_", "custom_keys") and len(key) > 2:
+                    yield name, f"{path}.{misspelt(key)}", functools.partial(misspell, path=path, key=key)
+    for name in CONFIGS:
+        for key in OLD.split():
+            yield name, key, functools.partial(change, path=key, value={"anything": 1})
+    for path, value in WRONG:
+        yield "mask_rcnn", path, functools.partial(change, path=path, value=value)
+
+
+def built_mistakes():
+    for path, value in BUILT:
+        yield "mask_rcnn", path, functools.partial(change, path=path, value=value)
+
+
+def refuse(*args, **kwargs):
+    raise UserError("not refused")
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_mistakes(tmp_path, monkeypatch, built):
+    """Exit status 1, at most three lines with the key or the file, and nothing is trained."""
+    (tmp_path / "mine.py").touch()
+    if not built:  # the check alone refuses them
+        monkeypatch.setattr(training, "build_runner", refuse)
+    passed, cases = [], list(built_mistakes() if built else mistakes())
+    for name, path, make in cases:
+        cfg = copy.deepcopy(read(name))
+        cfg.train_dataloader.dataset.data_root = str(tmp_path)
+        cfg.train_dataloader.dataset.shapes = {"train": 4, "val": 4, "seed": 0}
+        make(cfg)
+        object.__setattr__(cfg, "_filename", "mine.py")
+        monkeypatch.setattr(runner, "read_config_file", lambda *args, cfg=cfg: cfg)
+        status, output = invoke("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work")
+        lines = [line for line in output.splitlines() if line.startswith("error: ")]
+        names = ["no/such.pth", "mine.py: " if built else path.rpartition(".")[2]]
+        named = any(name in line for line in lines for name in names)
+        if status != 1 or not 1 <= len(lines) <= 3 or not named or re.search(FORBIDDEN, output):
+            passed.append((name, path, status, output[-300:]))
+    assert not passed
+    assert not list(tmp_path.rglob("*.pth"))
+    assert len(cases) >= (15 if built else 200)
+
+
+def test_options(tmp_path):
+    option = {"model.test_cfg.rcnn.scor_thr": 0.9}
+    with pytest.raises(UserError, match=r"expected .*score_thr, got an unknown key"):
+        dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", cfg_options=option)
+    known = {
+        "model.backbone.to_deformable.where": "*",  # an argument that the config does not set
+        "optim_wrapper.paramwise_cfg.dcn_offset_lr_mult": 0.1,  # set by published configs
+        "model.test_cfg.rcnn.nms.class_agnostic": True,  # an argument of mmcv's function
+        "default_hooks.offsets.type": "OffsetStatisticsHook",
+        "train_cfg": {"max_epochs": 3},
+    }
+    assert read_config_file(CONFIGS["mask_rcnn"], known).train_cfg.max_epochs == 3
+    for wrong in (
+        {"test_cfg.rcnn.scorethr": 1},
+        {"model": {"neckk": 1}},
+        {"model.backbone": "ResNet"},
+        "a=1",
+    ):
+        with pytest.raises(UserError):
+            read_config_file(CONFIGS["mask_rcnn"], wrong)
+
+
+def test_keys_that_a_users_own_head_reads(package):
+    text = """from mmdet.models import FCNMaskHead
+from mmdet.registry import MODELS
+
+@MODELS.register_module(force=True)
+class MyMaskHead(FCNMaskHead):
+    def width(self):
+        return self.test_cfg.get("mask_thr_binari")
+"""
+    option = {"model.test_cfg.rcnn.mask_thr_binari": 0.5}
+    cfg = copy.deepcopy(read("mask_rcnn"))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert list(wrong_options(cfg, option))
+        importlib.import_module(package("my_head", text))
+        cfg.model.roi_head.mask_head.type = "MyMaskHead"
+        assert not list(wrong_options(cfg, option))
