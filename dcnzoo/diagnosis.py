@@ -98,7 +98,7 @@ def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
     folders = {}
     for package in packages:
         with suppress(PackageNotFoundError):
-            folders[package] = Path(distribution(package).locate_file("")).resolve()
+            folders[package] = Path(str(distribution(package).locate_file(""))).resolve()
     for package, folder in folders.items():
         module = MODULES.get(package, package)
         spec = find_spec(module)

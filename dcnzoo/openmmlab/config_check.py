@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -220,7 +221,7 @@ def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
             yield from dicts(value, f"{path}.{index}")
 
 
-def datasets(node: Mapping) -> Iterator[Mapping]:
+def datasets(node: Mapping) -> Iterator[Any]:
     """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
     for dataset in inner:

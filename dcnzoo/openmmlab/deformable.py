@@ -42,7 +42,7 @@ def patterns_of(kind: object) -> tuple[str, ...]:
     return next((patterns for name, patterns in CONVOLUTIONS.items() if name in bases), ())
 
 
-def split_settings(cfg: dict, kind: type | None) -> tuple[dict, dict]:
+def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
     """Split a module's config into the arguments of its class and the settings that replace convolutions.
 
     Args:
@@ -67,10 +67,10 @@ def split_settings(cfg: dict, kind: type | None) -> tuple[dict, dict]:
     return arguments, settings
 
 
-def _has_argument(kind: type | None, name: str) -> bool:
+def _has_argument(kind: Any, name: str) -> bool:
     """Whether a class accepts an argument, which it may pass on to the next class as ``**kwargs``."""
     for base in kind.__mro__ if inspect.isclass(kind) else ():
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
         if name in parameters:
             return True
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -79,7 +80,7 @@ def write_config(
         if address or not weights:  # published weights replace those of the backbone
             _remove_weights(node, unfreeze=not address)
     different = _difference(config.model.to_dict(), changed)
-    settings = {"model": different} if different else {}
+    settings: dict[str, object] = {"model": different} if different else {}
     settings |= _data_settings(config, model, without, (train, images), (val, val_images or images))
     settings |= {
         "_base_": base,
@@ -114,17 +115,17 @@ def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
 def _data_settings(
     config: Config,
     model: str,
-    without: Mapping[str, int],  # file → number of objects without a mask
+    without: Mapping[Path, int],  # file → number of objects without a mask
     train: tuple[str | Path, str | Path],  # COCO file, folder of its images
     val: tuple[str | Path, str | Path],
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
     _, learns_from = _dataset(config, LOADERS[0])
     wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
-    for file, number in without.items():
+    for source, number in without.items():
         if wants_masks and number:
             raise UserError(
-                f"{file}: expected a mask of every object, since {model} learns from masks, found {number} "
+                f"{source}: expected a mask of every object, since {model} learns from masks, found {number} "
                 f"objects without one; --model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
             )
     settings: dict[str, object] = {}
@@ -145,7 +146,7 @@ def _objects_without_mask(report: Report) -> int:
     return sum(not a.get("segmentation") for a in annotations if not a.get("iscrowd"))
 
 
-def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
+def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:
     """Return the data set that reads the annotations, and the keys that lead to it through wrappers."""
     keys, dataset = ["dataset"], config[loader].dataset
     while "dataset" in dataset:
@@ -159,7 +160,7 @@ def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
 
 def _with_data(config: Config, loader: str, file: str | Path, images: str | Path) -> dict:
     keys, dataset = _dataset(config, loader)
-    inner = {
+    inner: dict[str, Any] = {
         **EXTRA[dataset.type],
         "data_root": "",
         "ann_file": Path(file).as_posix(),

@@ -111,7 +111,7 @@ def _read(path: Path) -> Config:
 
 def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, dict):
-        operator, argument, default = _OPERATORS.get(node.get("type"), (None, None, False))
+        operator, argument, default = _OPERATORS.get(str(node.get("type")), ("", None, False))
         if operator and (argument is None or node.get(argument, default)):
             yield part, operator
         for operator in deformable.operators(node):

@@ -125,7 +125,7 @@ def _models_of(package: str) -> tuple[Model, ...]:
     folder = mim_folder(package)
     if folder is None:
         return ()
-    found = {}
+    found: dict[tuple[str, tuple[str, ...]], Model] = {}
     for metafile in sorted(folder.glob("configs/*/metafile.yml")):
         content = yaml.load(metafile.read_text(encoding="utf-8"), _YAML)  # nosec B506  # a safe loader
         if isinstance(content, list):  # one of MMDetection's metafiles has no headings
@@ -184,7 +184,7 @@ def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Se
     if isinstance(published, str):
         return f"published ({published})"
     if published and weights:
-        host = urlsplit(weights[0]).hostname
+        host = urlsplit(weights[0]).hostname or ""
         return f"published ({_HOSTS.get(host, host)})"
     raise UserError(
         f"{metafile}: {entry['Name']}: expected Published: <name>, or for each result "

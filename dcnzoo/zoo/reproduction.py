@@ -79,13 +79,13 @@ def evaluate(runner: Runner, checkpoint: Path, unsafe_load: bool, allow_partial:
     metrics = runner.test()
     if not metrics:  # CocoMetric returns no metrics if nothing was detected
         metrics = {f"{metric}_mAP": 0.0 for metric in runner.test_evaluator.metrics[0].metrics}
-    found = {metric.rpartition("/")[2]: value for metric, value in metrics.items()}
-    return {name: round(100 * found[key], 1) for key, name in FIGURES.items() if key in found}
+    values = {metric.rpartition("/")[2]: value for metric, value in metrics.items()}
+    return {name: round(100 * values[key], 1) for key, name in FIGURES.items() if key in values}
 
 
 def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
     """Return the AP in the zoo and its source. A published result takes precedence over a measured one."""
-    sources = sorted(model.sources() if model else (), key=lambda source: not source.startswith("published"))
-    if not sources:
+    if model is None or not (sources := model.sources()):
         return {}, ""
-    return {k: v for k, v in model.metrics(sources[0]).items() if k in FIGURES.values()}, sources[0]
+    source = min(sources, key=lambda source: not source.startswith("published"))
+    return {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES.values()}, source
