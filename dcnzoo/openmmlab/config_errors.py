@@ -31,8 +31,8 @@ def config_errors(cfg: Config) -> Iterator[None]:
 
 
 def _key(cfg: Config, error: Exception) -> str:
-    whole = cfg.to_dict()
-    path, node = "", whole
+    settings = cfg.to_dict()
+    path, node = "", settings
     for frame, _ in traceback.walk_tb(error.__traceback__):
         builds = frame.f_code.co_name.startswith("build")
         if not (builds and frame.f_globals.get("__name__", "").startswith("mmengine.")):
@@ -40,7 +40,7 @@ def _key(cfg: Config, error: Exception) -> str:
         for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
             # the next one is inside the last one, except for the data set of a loop
             if isinstance(built, Mapping):
-                path, node = _search(node, path, built) or _search(whole, "", built) or (path, node)
+                path, node = _search(node, path, built) or _search(settings, "", built) or (path, node)
     return path
 
 

@@ -231,9 +231,9 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
 def metainfo(dataset: dict) -> dict:
     """Return a data set's metainfo, if possible without building it: that may read or generate files."""
     dataset = next(datasets(dataset))
-    found = declared_metainfo(dataset)
-    if found.get("classes") or DATASETS.get(dataset.get("type", "")) is None:
-        return found
+    declared = declared_metainfo(dataset)
+    if declared.get("classes") or DATASETS.get(dataset.get("type", "")) is None:
+        return declared
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
 
 
