@@ -184,6 +184,15 @@ def test_curves_of_classes_and_confusion():
     assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]
 
 
+def test_names_outside_ascii_are_drawn():
+    image = np.zeros((60, 60, 3), np.uint8)
+    boxes, one = np.array([[10.0, 10, 50, 50]]), np.array([1.0])
+    first, second = (
+        np.asarray(Detections(boxes, one, np.array([0]), None, (name,), image).draw()) for name in "ЖШ"
+    )
+    assert (first != second).any(), "not the same box for every character"
+
+
 def test_drawn_labels_do_not_cover_each_other_and_masks_show_the_object():
     masks = np.zeros((2, 60, 60), bool)
     masks[0, 10:50, 10:50] = True

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import colorsys
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dcnzoo.detect.detections import Detections
+
+_FONTS = (  # Pillow searches the system's folders
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
+    "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf", "NotoSansThai-Regular.ttf",
+    "Arial Unicode.ttf", "msyh.ttc", "malgun.ttf",
+)  # fmt: skip
 
 
 def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
@@ -18,7 +26,7 @@ def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
     scale = max(1, 600 / width)
     size = (round(width * scale), round(height * scale))
     picture = Image.fromarray(detections.image).resize(size, Image.Resampling.NEAREST)
-    canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(max(14, size[0] // 42))
+    canvas, font = ImageDraw.Draw(picture), _font("".join(detections.names), max(14, size[0] // 42))
     line = max(2, size[0] // 300)
     colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in detections.labels.tolist()]
     fills = [tuple(round(255 * part) for part in colour) for colour in colours]
@@ -48,6 +56,23 @@ def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
         canvas.rectangle(areas[n], fill)
         canvas.text((left, tops[n]), text, "white", font)
     return picture
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Return the first installed font that has all characters of a text; Pillow's own has only ASCII."""
+    font = ImageFont.load_default(size)
+    names = () if text.isascii() else _FONTS
+    if names and (matplotlib := find_spec("matplotlib")):
+        names = (str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"), *names)
+    for name in names:
+        try:
+            other = ImageFont.truetype(name, size)
+        except OSError:
+            continue
+        missing = bytes(other.getmask("\uffff"))
+        if all(bytes(other.getmask(character)) != missing for character in set(text)):
+            return other
+    return font
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:  # each (x1, y1, x2, y2)

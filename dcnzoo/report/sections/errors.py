@@ -102,8 +102,9 @@ def _mistakes_picture(detector: ValidationRunner, image: int, mistakes: Sequence
         image=detector.annotated(image).image,
     )
     name = Path(detector.dataset.get_data_info(image).get("img_path", "")).name
-    caption = f"{name}: {', '.join(f'{number} {kind}' for kind, number in counts.items())}"
-    return Picture(drawn.draw(with_scores=False), caption, "; ".join(texts))
+    numbers = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    caption = f"{name}: {numbers} ({'; '.join(texts)})"
+    return Picture(drawn.draw(with_scores=False), caption, "The photo with the boxes of these mistakes")
 
 
 def _in_words(mistake: Mistake, names: Sequence[str]) -> str:

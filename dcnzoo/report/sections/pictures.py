@@ -18,16 +18,18 @@ from dcnzoo.report.validation import THRESHOLD, Prediction
 
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
+_ALT = "The photo with boxes and names of the objects"
 
 
 def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
     rows = []
     for row in zip(*predictions.values(), strict=True):
         truth = row[0].truth
-        images = [Picture(truth.draw(with_scores=False), "ground truth", _in_words(truth))]
+        images = [Picture(truth.draw(with_scores=False), f"ground truth: {_in_words(truth)}", _ALT)]
         for label, prediction in zip(predictions, row, strict=True):
             caption = label if len(predictions) > 1 else "detections"
-            images.append(Picture(prediction.detections.draw(), caption, _in_words(prediction.detections)))
+            text = f"{caption}: {_in_words(prediction.detections)}"
+            images.append(Picture(prediction.detections.draw(), text, _ALT))
         rows.append(page.pictures(images))
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
@@ -37,8 +39,9 @@ def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
 
 
 def _in_words(objects: Detections) -> str:
+    """List the classes in the page's text, for which browsers have fonts of any script."""
     counts = Counter(objects.names).most_common()
-    return "Photo with " + (", ".join(f"{count} × {name}" for name, count in counts) or "no objects")
+    return ", ".join(f"{count} × {name}" for name, count in counts) or "no objects"
 
 
 def show_sampling(title: str, prediction: Prediction) -> Section:
