@@ -8,7 +8,7 @@
 
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
-and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds deform_conv2d of revisions
+and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds operators of revisions
 and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts).
 """
 
@@ -79,7 +79,7 @@ def measure(
     competitors = contestants(case.operator)
     if args.against:
         floors = {name: prepare for name, prepare in competitors.items() if is_floor(name)}
-        competitors = revision.contestants(args.against) | floors
+        competitors = revision.contestants(case.operator, args.against) | floors
     for name, prepare in competitors.items():
         if not chosen(name, args.contestants) and name != OURS:
             continue
@@ -226,12 +226,14 @@ def main() -> None:
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
-    add("--against", nargs="+", metavar="REVISION", help="compare deform_conv2d with that of git revisions")
+    add("--against", nargs="+", metavar="REVISION", help="compare deform_conv2d or roi_align with revisions")
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
     args.timer = time.process_time if args.against else timeit.default_timer
     if args.against:
-        args.no_memory, args.operators = True, ["deform_conv2d"]
+        args.no_memory, args.operators = True, args.operators or ["deform_conv2d"]
+        if not set(args.operators) <= set(revision.OPERATORS):
+            parser.error(f"--against: expected operators of {', '.join(revision.OPERATORS)}")
         args.against = [revision.load(each) for each in args.against]
     cases = [
         case

@@ -20,7 +20,7 @@ from tests.op_cases.deform_conv import geometry
 
 
 def load(revision: str) -> str:
-    """Build a revision's deform_conv in build/revisions unless it is there; return its name in torch.ops.
+    """Build a revision's operators in build/revisions unless it is there; return its name in torch.ops.
 
     Its namespaces are renamed, so that one process can load several libraries.
     """
@@ -31,8 +31,9 @@ def load(revision: str) -> str:
     library = tree / "dcnzoo/ops/_C_cpu.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        paths = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "dcnzoo/__init__.py")
-        folders = ("ops/common", "ops/deform_conv", "ops/deform_conv_transpose")
+        package = ("dcnzoo/__init__.py", "dcnzoo/version.py")
+        paths = ("setup.py", "pyproject.toml", "README.md", "LICENSE", *package)
+        folders = [f"ops/{name}" for name in ("common", "deform_conv", "deform_conv_transpose", "roi_align")]
         archive = subprocess.check_output((*git, "archive", commit, *paths, *folders))
         subprocess.run(("tar", "-x", "-C", tree), input=archive, check=True)
         for source in (tree / "ops").rglob("*.*"):
@@ -67,10 +68,36 @@ def _convolution(namespace: str, sample: Sample) -> Forward:
     return lambda: _Convolution.apply(namespace, arguments, *sample.tensors)
 
 
-def contestants(namespaces: Iterable[str]) -> dict[str, Contestant]:
-    """Return the present operators and those of the revisions, each in both memory formats."""
+class _Pooling(torch.autograd.Function):
+    """The same for RoIAlign."""
+
+    @staticmethod
+    def forward(ctx, namespace: str, bins: tuple[int, int], sampling: list, input: Tensor, rois: Tensor):
+        ctx.ops, ctx.sampling, ctx.size = getattr(torch.ops, namespace), sampling, input.shape
+        output, *maxima = ctx.ops.roi_align(input, rois, *bins, *sampling)
+        ctx.save_for_backward(rois, *maxima)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = ctx.ops._roi_align_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.sampling)
+        return None, None, None, gradient, None
+
+
+def _pooling(namespace: str, sample: Sample) -> Forward:
+    sampling = [sample.kwargs["spatial_scale"], 0, 1, True]  # as in cases.py: adaptive, average, aligned
+    return lambda: _Pooling.apply(namespace, sample.kwargs["output_size"], sampling, *sample.tensors)
+
+
+OPERATORS = {"deform_conv2d": _convolution, "roi_align": _pooling}
+
+
+def contestants(operator: str, namespaces: Iterable[str]) -> dict[str, Contestant]:
+    """Return the present operator and those of the revisions, each in both memory formats."""
+    call = OPERATORS[operator]
     result: dict[str, Contestant] = {}
     for name in (OURS, *namespaces):
-        result[name] = partial(_convolution, name)
-        result[f"{name} channels_last"] = lambda s, name=name: _convolution(name, in_format(s, last(s)))
+        result[name] = partial(call, name)
+        result[f"{name} channels_last"] = lambda s, name=name: call(name, in_format(s, last(s)))
     return result

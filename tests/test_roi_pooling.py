@@ -143,3 +143,58 @@ def test_positions_of_maxima_fit_the_gradient():
     for positions in ((y[..., :1], x), (y, x[:, :1])):
         with pytest.raises(RuntimeError, match="roi_align: argmax: expected shape"):
             backward(torch.ones_like(output), rois, *positions, list(input.shape), *arguments)
+
+
+ON_MAPS = [
+    [1, 2.5, 3.0, 15.5, 9.0],
+    [0, 1.0, 2.0, 70.0, 11.0],
+    [1, 30.2, -4.0, 40.0, 20.0],
+    [0, 1.2, 1.7, 1.9, 2.2],
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+HUGE = [0, -1e6, -1e6, 1e6, 1e6], [1, -1e30, -1e30, 1e30, 1e30]
+
+
+@pytest.mark.parametrize("channels", [15, 17, 83])  # around the vectors and blocks of the kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_memory_formats_of_every_type(format, dtype, channels):
+    maps = torch.randn(2, channels, 12, 70, generator=torch.Generator().manual_seed(0)).to(dtype)
+    maps[:, :, 0, 0] = NAN  # no RoI reads it
+    maps = maps.contiguous(memory_format=format).requires_grad_()
+    exact = maps.detach().double().requires_grad_()
+    rois = torch.tensor(ON_MAPS)
+    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5)
+    for size, ratio, aligned in (((7, 7), 0, True), ((3, 30), 2, False), ((20, 2), 1, True)):
+        output = roi_align(maps, rois, size, 0.9, ratio, aligned=aligned)
+        expected = reference.roi_align(exact, rois.double(), size, 0.9, ratio, "avg", aligned)
+        grad = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype)
+        (gradient,) = torch.autograd.grad(output, maps, grad)
+        (exact_gradient,) = torch.autograd.grad(expected, exact, grad.double())
+        assert output.dtype == gradient.dtype == dtype and output.is_contiguous()
+        for got, want in ((output, expected), (gradient, exact_gradient)):
+            torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_rois_off_the_map_in_both_memory_formats(format):
+    maps = torch.full((2, 40, 5, 6), 3.0).contiguous(memory_format=format).requires_grad_()
+    output = roi_align(maps, torch.tensor([*NOTHING, *OF_NO_SIZE]), 3)
+    assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
+    expected = torch.tensor([3 * 7 * 8 / 4e12, 0])[:, None].expand(2, 40)
+    torch.testing.assert_close(roi_align(maps, torch.tensor(HUGE), 1)[..., 0, 0], expected)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_many_rois_give_the_same_bits_for_every_number_of_threads(format, set_threads):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 83, 12, 70, generator=generator).contiguous(memory_format=format).requires_grad_()
+    rois = torch.tensor(ON_MAPS).repeat(10, 1)
+    rois[:, 1:] += torch.rand(40, 4, generator=generator) * 3
+    results = []
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        output = roi_align(maps, rois, 7)
+        results.append((output, *torch.autograd.grad(output.square().sum(), maps)))
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))

@@ -48,6 +48,26 @@ struct KernelTable {
   }
 };
 
+using BFloat16Bits = uint16_t;
+
+// The kernels for each compute type T and storage type S of the maps.
+template <template <typename, typename> class Kernels>
+struct StoredKernelTable {
+  Kernels<float, float> of_float;
+  Kernels<double, double> of_double;
+  Kernels<float, BFloat16Bits> of_bfloat16;
+
+  template <typename T, typename S>
+  const Kernels<T, S>& of() const {
+    if constexpr (std::is_same_v<S, BFloat16Bits>)
+      return of_bfloat16;
+    else if constexpr (std::is_same_v<T, double>)
+      return of_double;
+    else
+      return of_float;
+  }
+};
+
 }  // namespace dcnzoo
 
 // Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which calls the one for

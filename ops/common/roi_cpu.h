@@ -1,6 +1,8 @@
 // The division of RoI pooling among the threads of the CPU.
 #pragma once
 
+#include <tuple>
+
 #include "parallel.h"
 #include "roi_shares.h"
 #include "rois.h"
@@ -23,22 +25,29 @@ template <typename T>
 class RoiTasks {
  public:
   RoiTasks(const char* op, const RoiShapes& shapes, const Tensor& rois)
-      : shapes_(shapes), rois_(contiguous_as(rois, kTypeOf<T>)), images_(shapes.rois) {
+      : shapes_(shapes), rois_(contiguous_as(rois, kTypeOf<T>)), images_(shapes.rois), order_(shapes.rois) {
+    std::vector<T> tops(shapes.rois);
     for (int64_t k = 0; k < shapes.rois; ++k) {
       const T image = *roi(k);
       check(image >= T(0) && image < T(shapes.batch), op, ": rois: expected image numbers in [0, ",
             shapes.batch, "), got ", image, " in row ", k);
       images_[k] = int64_t(image);
+      order_[k] = k;
+      tops[k] = std::isfinite(roi(k)[2]) ? roi(k)[2] : T(0);
     }
+    std::sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
+      return std::tie(images_[a], tops[a], a) < std::tie(images_[b], tops[b], b);
+    });
   }
 
   // Calls run(tables, task) for every RoI and `most` of its channels. Every thread has its own tables.
   template <typename Tables, typename Run>
   void each(int64_t most, const Run& run) const {
     const int64_t rois = shapes_.rois;
-    parallel_for(ceil_div(shapes_.channels, most) * rois, 1, [&](int64_t begin, int64_t end) {
+    TaskQueue queue(ceil_div(shapes_.channels, most) * rois);
+    queue.run([&](int64_t) {
       Tables tables;
-      for (int64_t i = begin; i < end; ++i) run(tables, task(i % rois, i / rois * most, most));
+      for (int64_t i; queue.take(i);) run(tables, task(order_[i % rois], i / rois * most, most));
     });
   }
 
@@ -47,7 +56,7 @@ class RoiTasks {
   template <typename Tables, typename Run>
   void each_by_image(int64_t most, const Run& run) const {
     std::vector<std::vector<int64_t>> rois(shapes_.batch);
-    for (int64_t k = 0; k < shapes_.rois; ++k) rois[images_[k]].push_back(k);
+    for (int64_t k : order_) rois[images_[k]].push_back(k);
     const int64_t blocks = ceil_div(shapes_.channels, most);
     parallel_for(shapes_.batch * blocks, 1, [&](int64_t begin, int64_t end) {
       Tables tables;
@@ -69,6 +78,7 @@ class RoiTasks {
   const RoiShapes shapes_;
   const Tensor rois_;
   std::vector<int64_t> images_;
+  std::vector<int64_t> order_;  // from top to bottom of each image: neighbours read the same cache lines
 };
 
 }  // namespace dcnzoo

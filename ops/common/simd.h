@@ -121,6 +121,19 @@ DCNZOO_INLINE float from_stored(uint16_t bits) {
   return value;
 }
 
+// load_some and the conversion
+DCNZOO_INLINE Vector<float> load_some(const uint16_t* from, int64_t count) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes<float>(count < 16 ? count : 16), from);
+  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#else
+  Vector<float> value{};
+  const int64_t last = count < kLanes<float> ? count : kLanes<float>;
+  for (int64_t lane = 0; lane < last; ++lane) value[lane] = from_stored(from[lane]);
+  return value;
+#endif
+}
+
 // Rounds to nearest, ties to even, as torch does.
 DCNZOO_INLINE Vector<uint16_t> to_bfloat16(Vector<float> value) {
 #if defined(__AVX512BF16__)
@@ -190,6 +203,21 @@ DCNZOO_INLINE void store_lanes(S* to, Value value) {
     *to = stored;
   else
     *reinterpret_cast<Vector<S, sizeof(stored) / sizeof(S)>*>(to) = stored;
+}
+
+// Convert a row to and from the storage type.
+template <typename T, typename S>
+void store_row(const T* __restrict from, S* __restrict to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store_lanes(to + i, load(from + i));
+  for (; i < count; ++i) store_lanes(to + i, from[i]);
+}
+
+template <typename T, typename S>
+void load_row(const S* __restrict from, T* __restrict to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load_lanes<Vector<T>>(from + i));
+  for (; i < count; ++i) to[i] = from_stored(from[i]);
 }
 
 DCNZOO_INLINE Vector<float> floor_lanes(Vector<float> value) {

@@ -456,8 +456,8 @@ constexpr DeformConvBackward<T, S> kernels_of{tile_bytes<T, S>, pack_backward<T,
 
 }  // namespace
 
-const DeformConvKernels<DeformConvBackward>& deform_conv_backward_kernels() {
-  static const DeformConvKernels<DeformConvBackward> kernels{
+const StoredKernelTable<DeformConvBackward>& deform_conv_backward_kernels() {
+  static const StoredKernelTable<DeformConvBackward> kernels{
       kernels_of<float>, DCNZOO_DOUBLE_KERNELS(deform_conv_backward_kernels, kernels_of<double>),
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
       kernels_of<float, BFloat16Bits>

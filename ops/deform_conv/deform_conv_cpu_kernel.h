@@ -157,28 +157,9 @@ struct DeformConvBackward {
   void (*sum_offset_mask)(const DeformConvBackwardParams<T, S>&, int64_t image, int64_t index);
 };
 
-using BFloat16Bits = uint16_t;
-
-// The kernels of a pass for each T and S. Those of bfloat16 are null if the CPU cannot multiply it; in the backward, they
-// do not support depthwise convolutions.
-template <template <typename, typename> class Kernels>
-struct DeformConvKernels {
-  Kernels<float, float> of_float;
-  Kernels<double, double> of_double;
-  Kernels<float, BFloat16Bits> of_bfloat16;
-
-  template <typename T, typename S>
-  const Kernels<T, S>& of() const {
-    if constexpr (std::is_same_v<S, BFloat16Bits>)
-      return of_bfloat16;
-    else if constexpr (std::is_same_v<T, double>)
-      return of_double;
-    else
-      return of_float;
-  }
-};
-
-DCNZOO_DECLARE_KERNELS(DeformConvKernels<DeformConvForward>, deform_conv_forward_kernels)
-DCNZOO_DECLARE_KERNELS(DeformConvKernels<DeformConvBackward>, deform_conv_backward_kernels)
+// The kernels of bfloat16 are null if the CPU cannot multiply it; in the backward, they do not support depthwise
+// convolutions.
+DCNZOO_DECLARE_KERNELS(StoredKernelTable<DeformConvForward>, deform_conv_forward_kernels)
+DCNZOO_DECLARE_KERNELS(StoredKernelTable<DeformConvBackward>, deform_conv_backward_kernels)
 
 }  // namespace dcnzoo

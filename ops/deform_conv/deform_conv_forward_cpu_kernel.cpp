@@ -97,17 +97,13 @@ void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T,
       for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
     }
   }
-  const auto copy = [](const T* __restrict from, S* __restrict to, int64_t count) {
-    int64_t i = 0;
-    for (; i + kLanes<T> <= count; i += kLanes<T>) store_lanes(to + i, load(from + i));
-    for (; i < count; ++i) store_lanes(to + i, from[i]);
-  };
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     if (p.output.channels_last) {
       for (int64_t r = begin; r < end; ++r)
-        copy(result + r * padded,
-             p.output.data + (image * p.shape.out_pixels + pixel + r - begin) * p.shape.out_channels + first,
-             outputs);
+        store_row(
+            result + r * padded,
+            p.output.data + (image * p.shape.out_pixels + pixel + r - begin) * p.shape.out_channels + first,
+            outputs);
       return;
     }
     S* to = p.output.data + (image * p.shape.out_channels + first) * p.shape.out_pixels + pixel;
@@ -116,7 +112,7 @@ void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T,
     } else {
       transpose(result + begin * padded, padded, turned, p.tile.rows, end - begin, outputs);
       for (int64_t o = 0; o < outputs; ++o)
-        copy(turned + o * p.tile.rows, to + o * p.shape.out_pixels, end - begin);
+        store_row(turned + o * p.tile.rows, to + o * p.shape.out_pixels, end - begin);
     }
   });
 }
@@ -200,8 +196,8 @@ constexpr DeformConvForward<T, S> kernels_of{kNR<S>, scratch_bytes<T, S>, pack_f
 
 }  // namespace
 
-const DeformConvKernels<DeformConvForward>& deform_conv_forward_kernels() {
-  static const DeformConvKernels<DeformConvForward> kernels{
+const StoredKernelTable<DeformConvForward>& deform_conv_forward_kernels() {
+  static const StoredKernelTable<DeformConvForward> kernels{
       kernels_of<float>, DCNZOO_DOUBLE_KERNELS(deform_conv_forward_kernels, kernels_of<double>),
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
       kernels_of<float, BFloat16Bits>

@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "../common/memory_format.h"
 #include "../common/roi_cpu.h"
 #include "roi_align_cpu_kernel.h"
 #include "roi_align_checks.h"
@@ -7,30 +8,59 @@
 namespace dcnzoo {
 namespace {
 
+// The type of maps and bins that the kernels of T and S read.
+template <typename T, typename S>
+constexpr ScalarType kStoredTypeOf = sizeof(S) == sizeof(BFloat16Bits) ? ScalarType::BFloat16 : kTypeOf<T>;
+
+bool is_bfloat16(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::BFloat16; }
+
+template <typename S>
+const S* data_of(const Tensor& tensor) {
+  return static_cast<const S*>(tensor.const_data_ptr());
+}
+
 // The tables of an average, built once per task and used for all its channels.
 template <typename T>
 class AverageTables {
  public:
   static constexpr int64_t forward_channels = kRoiChannels, backward_channels = kRoiChannels;  // per task
-  static auto kernels() { return roi_align_kernels_dispatched().of<T>().upright; }
+  template <typename S>
+  static const auto& kernels() {
+    return roi_align_kernels_dispatched().of<T, S>();
+  }
 
   RoiAverage<T> of(const RoiAlignShapes& s, const T* roi) {
     const RoiRegion<T> region = s.region(roi);
-    y_.clear(), x_.clear(), row_.resize(s.width);
+    y_.clear(), x_.clear();
     for (int64_t bin = 0; bin < s.output_h; ++bin) y_.add_weights(region.y, bin, s.height);
     for (int64_t bin = 0; bin < s.output_w; ++bin) x_.add_weights(region.x, bin, s.width);
-    int64_t first = s.width, last = -1;
+    int64_t first = x_.all().empty() ? 0 : s.width, last = -1;
     for (const RoiShare<T>& share : x_.all()) {
       first = std::min(first, share.pixel);
       last = std::max(last, share.pixel);
     }
-    return {y_.table(), x_.table(), s.output_h, s.output_w,     s.width,
-            s.pixels(), first,      last,       region.count(), row_.data()};
+    const int64_t tile_rows = std::max<int64_t>(kRoiTileBins / s.output_w, 1);
+    const auto grow = [](std::vector<T>& scratch, int64_t size) {
+      if (int64_t(scratch.size()) < size) scratch.resize(size);
+      return scratch.data();
+    };
+    return {y_.table(),
+            x_.table(),
+            s.output_h,
+            s.output_w,
+            s.width,
+            s.pixels(),
+            first,
+            last,
+            region.count(),
+            tile_rows,
+            grow(row_, (last + kRoiChannels + 1 - first) * kRoiBlockChannels),
+            grow(tile_, 2 * std::min(tile_rows, s.output_h) * s.output_w * kRoiBlockChannels)};
   }
 
  private:
   RoiShares<T> y_, x_;
-  std::vector<T> row_;
+  std::vector<T> row_, tile_;
 };
 
 // The same for a rotated RoI: the pixels and weights of each bin.
@@ -39,7 +69,10 @@ class RotatedAverageTable {
  public:
   // enough to make up for the cost of a table; in the backward, a thread owns their gradients in an image
   static constexpr int64_t forward_channels = 256, backward_channels = 32;
-  static auto kernels() { return roi_align_kernels_dispatched().of<T>().rotated; }
+  template <typename S>
+  static const auto& kernels() {
+    return roi_align_rotated_kernels_dispatched().of<T>();
+  }
 
   RotatedRoiAverage<T> of(const RoiAlignRotatedShapes& s, const T* roi) {
     const RotatedRoi<T> region = s.region(roi);
@@ -59,33 +92,51 @@ class RotatedAverageTable {
   std::vector<int64_t> begins_;
 };
 
-template <template <typename> class Tables, typename T, typename Shapes>
+// Averages of channels-last maps, which a task reads pixel by pixel, all channels of a RoI.
+template <typename T, typename S>
+Tensor average_by_pixel(const RoiAlignShapes& s, const Tensor& input, const Tensor& rois) {
+  const RoiTasks<T> tasks("roi_align", s, rois);
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const S* const maps = data_of<S>(input);
+  S* const out = static_cast<S*>(output.mutable_data_ptr());
+  const auto kernel = AverageTables<T>::template kernels<S>().forward_by_pixel;
+  tasks.template each<AverageTables<T>>(s.channels, [&](auto& tables, const RoiTask<T>& task) {
+    kernel(tables.of(s, task.roi), maps + task.map, s.channels, task.channels, out + task.bin);
+  });
+  return output;
+}
+
+template <template <typename> class Tables, typename T, typename S, typename Shapes>
 Tensor average(const char* op, const Shapes& s, const Tensor& input_any, const Tensor& rois) {
-  const Tensor input = contiguous_as(input_any, kTypeOf<T>);
+  const Tensor typed = as_type(input_any, kStoredTypeOf<T, S>);
+  if constexpr (std::is_same_v<Shapes, RoiAlignShapes>)
+    if (wants_channels_last(typed) && s.channels >= kRoiChannels)
+      return as_type(average_by_pixel<T, S>(s, typed, rois), input_any.scalar_type());
+  const Tensor input = contiguous_as(typed, typed.scalar_type());
   const RoiTasks<T> tasks(op, s, rois);
   const Tensor output = torch::stable::new_empty(input, s.output_sizes());
-  const T* const maps = input.const_data_ptr<T>();
-  T* const out = output.mutable_data_ptr<T>();
-  const auto kernel = Tables<T>::kernels().forward;
+  const S* const maps = data_of<S>(input);
+  S* const out = static_cast<S*>(output.mutable_data_ptr());
+  const auto kernel = Tables<T>::template kernels<S>().forward;
   tasks.template each<Tables<T>>(Tables<T>::forward_channels, [&](auto& tables, const RoiTask<T>& task) {
     kernel(tables.of(s, task.roi), maps + task.map, task.channels, out + task.bin);
   });
-  return torch::stable::to(output, input_any.scalar_type());
+  return as_type(output, input_any.scalar_type());
 }
 
-template <template <typename> class Tables, typename T, typename Shapes>
+template <template <typename> class Tables, typename T, typename S, typename Shapes>
 Tensor average_backward(const char* op, const Shapes& s, const Tensor& grad_any, const Tensor& rois) {
-  const Tensor grad_output = contiguous_as(grad_any, kTypeOf<T>);
+  const Tensor grad_output = contiguous_as(grad_any, kStoredTypeOf<T, S>);
   const RoiTasks<T> tasks(op, s, rois);
-  const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes());
-  const T* const grad = grad_output.const_data_ptr<T>();
+  const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes(), kTypeOf<T>);
+  const S* const grad = data_of<S>(grad_output);
   T* const maps = grad_input.mutable_data_ptr<T>();
-  const auto kernel = Tables<T>::kernels().backward;
+  const auto kernel = Tables<T>::template kernels<S>().backward;
   const auto run = [&](auto& tables, const RoiTask<T>& task) {
     kernel(tables.of(s, task.roi), grad + task.bin, task.channels, maps + task.map);
   };
   tasks.template each_by_image<Tables<T>>(Tables<T>::backward_channels, run);
-  return torch::stable::to(grad_input, grad_any.scalar_type());
+  return as_type(grad_input, grad_any.scalar_type());
 }
 
 // RoiSamples that store their interpolation, because all channels of a RoI use it.
@@ -168,8 +219,9 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tens
   const RoiAlignShapes shapes =
       check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
   if (shapes.average) {
-    const auto run = is_double(input) ? average<AverageTables, double, RoiAlignShapes>
-                                      : average<AverageTables, float, RoiAlignShapes>;
+    const auto run = is_double(input)     ? average<AverageTables, double, double, RoiAlignShapes>
+                     : is_bfloat16(input) ? average<AverageTables, float, BFloat16Bits, RoiAlignShapes>
+                                          : average<AverageTables, float, float, RoiAlignShapes>;
     return {run("roi_align", shapes, input, rois), new_argmax(shapes, input), new_argmax(shapes, input)};
   }
   return (is_double(input) ? maximum<double> : maximum<float>)(shapes, input, rois);
@@ -181,8 +233,10 @@ Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, con
   const RoiAlignShapes shapes = check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size,
                                                          spatial_scale, sampling_ratio, pool_mode, aligned);
   if (shapes.average) {
-    const auto run = is_double(grad_output) ? average_backward<AverageTables, double, RoiAlignShapes>
-                                            : average_backward<AverageTables, float, RoiAlignShapes>;
+    const auto run = is_double(grad_output) ? average_backward<AverageTables, double, double, RoiAlignShapes>
+                     : is_bfloat16(grad_output)
+                         ? average_backward<AverageTables, float, BFloat16Bits, RoiAlignShapes>
+                         : average_backward<AverageTables, float, float, RoiAlignShapes>;
     return run("roi_align", shapes, grad_output, rois);
   }
   const auto run = is_double(grad_output) ? maximum_backward<double> : maximum_backward<float>;
@@ -193,8 +247,8 @@ Tensor roi_align_rotated_cpu(const Tensor& input, const Tensor& rois, int64_t ou
                              double spatial_scale, int64_t sampling_ratio, bool aligned, bool clockwise) {
   const RoiAlignRotatedShapes shapes = check_roi_align_rotated(input, rois, output_h, output_w, spatial_scale,
                                                                sampling_ratio, aligned, clockwise);
-  const auto run = is_double(input) ? average<RotatedAverageTable, double, RoiAlignRotatedShapes>
-                                    : average<RotatedAverageTable, float, RoiAlignRotatedShapes>;
+  const auto run = is_double(input) ? average<RotatedAverageTable, double, double, RoiAlignRotatedShapes>
+                                    : average<RotatedAverageTable, float, float, RoiAlignRotatedShapes>;
   return run("roi_align_rotated", shapes, input, rois);
 }
 
@@ -204,8 +258,8 @@ Tensor roi_align_rotated_backward_cpu(const Tensor& grad_output, const Tensor& r
   const RoiAlignRotatedShapes shapes = check_roi_align_rotated_backward(
       grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise);
   const auto run = is_double(grad_output)
-                       ? average_backward<RotatedAverageTable, double, RoiAlignRotatedShapes>
-                       : average_backward<RotatedAverageTable, float, RoiAlignRotatedShapes>;
+                       ? average_backward<RotatedAverageTable, double, double, RoiAlignRotatedShapes>
+                       : average_backward<RotatedAverageTable, float, float, RoiAlignRotatedShapes>;
   return run("roi_align_rotated", shapes, grad_output, rois);
 }
 

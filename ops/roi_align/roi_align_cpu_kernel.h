@@ -7,6 +7,9 @@
 
 namespace dcnzoo {
 
+// The most channels that are summed together, and the most bins of a tile unless a row of bins has more.
+constexpr int64_t kRoiBlockChannels = 64, kRoiTileBins = 256;
+
 // An average is separable: bin (i, j) of a channel is the sum of y weight · x weight · pixel, divided by `count`.
 template <typename T>
 struct RoiAverage {
@@ -15,7 +18,9 @@ struct RoiAverage {
   int64_t width, pixels;  // of a channel's map
   int64_t first, last;    // the columns that any bin reads
   T count;
-  T* row;  // scratch, [width]
+  int64_t tile_rows;  // rows of bins that are transposed together
+  // Scratch: sums over y of these columns, and bins of a tile, for kRoiBlockChannels, twice
+  T *row, *tile;
 };
 
 // For a rotated RoI, a bin of a channel is the sum of weight · pixel over the bin's shares, divided by `count`.
@@ -26,19 +31,25 @@ struct RotatedRoiAverage {
   T count;
 };
 
-template <typename T, typename Average>
+// S is the type of maps and bins: T, or bfloat16.
+template <typename T, typename S, typename Average>
 struct RoiAverageKernels {
   // output: [channels][bins], maps: [channels][pixels]; gradients likewise
-  void (*forward)(const Average&, const T* maps, int64_t channels, T* output);
-  void (*backward)(const Average&, const T* grad_output, int64_t channels, T* grad_maps);
+  void (*forward)(const Average&, const S* maps, int64_t channels, S* output);
+  void (*backward)(const Average&, const S* grad_output, int64_t channels, T* grad_maps);
+};
+
+template <typename T, typename S = T>
+struct RoiAlignKernels : RoiAverageKernels<T, S, RoiAverage<T>> {
+  // maps: [pixels][map_channels]. channels: at least a vector's lanes.
+  void (*forward_by_pixel)(const RoiAverage<T>&, const S* maps, int64_t map_channels, int64_t channels,
+                           S* output);
 };
 
 template <typename T>
-struct RoiAlignKernels {
-  RoiAverageKernels<T, RoiAverage<T>> upright;
-  RoiAverageKernels<T, RotatedRoiAverage<T>> rotated;
-};
+using RotatedRoiAlignKernels = RoiAverageKernels<T, T, RotatedRoiAverage<T>>;
 
-DCNZOO_DECLARE_KERNELS(KernelTable<RoiAlignKernels>, roi_align_kernels)
+DCNZOO_DECLARE_KERNELS(StoredKernelTable<RoiAlignKernels>, roi_align_kernels)
+DCNZOO_DECLARE_KERNELS(KernelTable<RotatedRoiAlignKernels>, roi_align_rotated_kernels)
 
 }  // namespace dcnzoo
