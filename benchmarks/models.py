@@ -5,6 +5,7 @@ imports; the zoo.
 
     .nox/peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
     .nox/transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
+    python -m benchmarks.models --precisions --rounds 3   # fused layers and bfloat16; writes their page
     python -m benchmarks.models --zoo        # writes the entries that models of the zoo lack
 
 Each contestant is a process with random weights, batch size 1 and float32; the processes take turns. A
@@ -242,6 +243,78 @@ def rows(comparison: str, found: dict[str, dict[str, list[tuple[float, int]]]]) 
     return table
 
 
+# Fused layers and bfloat16
+
+PRECISIONS = {  # a zoo name or a config, whose weights are random, and the size of the image
+    "Mask R-CNN R-50, DCNv2": ("mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", (320, 480)),
+    "Deformable DETR R-50": ("mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", (320, 480)),
+    "Mask R-CNN R-14, DCNv2, trained": ("mask-rcnn_r14-mdconv_fpn_8e_shapes", (256, 256)),
+}
+
+
+METHOD = """One image, random weights unless trained, channels last, in one process. The variants take turns.
+Ratios are medians over the rounds, of the two times in a round. The other columns compare the detections with
+those of the first variant: the share with the same class and an IoU of at least 0.8 (*same*), and the largest
+differences of their boxes, in pixels, and scores. Random weights amplify rounding. Written by `python -m
+benchmarks.models --precisions`.
+"""
+
+
+def variants(config: str, size: tuple[int, int], threads: int) -> tuple[dict, np.ndarray]:
+    """Return the detectors of a model and an image: shapes for the trained one, else noise."""
+    from mmengine.hub import get_config
+
+    from dcnzoo.data.shapes import ShapesSpec, draw_image
+    from dcnzoo.openmmlab import profile
+    from dcnzoo.openmmlab.detector import build
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.zoo.loading import locate
+
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    weights = None
+    if "::" in config:
+        cfg = get_config(config)
+        cfg.model.backbone.init_cfg = None
+    else:
+        path, weights = locate(config)
+        cfg = read_config_file(path, {})
+        image = np.ascontiguousarray(draw_image(ShapesSpec(size=size[0]), "val", 0)[0][..., ::-1])
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step.type == "Resize":
+            step.scale = size[::-1]
+    model = build(cfg, weights)
+    if weights is None and hasattr(model, "roi_head"):
+        model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
+    return profile.variants(model, threads), image
+
+
+def measure_precisions(rounds: int) -> list[list[str]]:
+    """Return a table of all variants of the models, with the largest differences from the first variant."""
+    from dcnzoo.detect.timing import agreement, differences, measure
+
+    table = [["threads", "model", "variant", "seconds", "time / first", "same", "boxes, pixels", "scores"]]
+    for threads in (1, 2):
+        for name, (config, size) in PRECISIONS.items():
+            detectors, image = variants(config, size, threads)
+            timings = measure(detectors, [image], rounds)
+            first = next(iter(timings.values()))
+            for variant, timing in timings.items():
+                ratio = statistics.median(a / b for a, b in zip(timing.seconds, first.seconds, strict=True))
+                boxes, scores = differences(first.results, timing.results)
+                same = agreement(first.results, timing.results)
+                figures = [
+                    f"{timing.median:.3f}",
+                    f"{ratio:.2f}",
+                    f"{same:.1%}",
+                    f"{boxes:.2g}",
+                    f"{scores:.2g}",
+                ]
+                table.append([str(threads), name, variant, *figures])
+            print(*map(" | ".join, table[-len(timings) :]), sep="\n", flush=True)
+    return table
+
+
 # entries of the metafiles, as in tools/model_zoo.py
 CPU_TIME = "CPU time (× Faster R-CNN R-50)"
 PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
@@ -287,27 +360,42 @@ def main() -> None:
     add("--rounds", type=int, default=5, help="samples after a warm-up (default: 5)")
     add("--threads", type=int, default=2)
     add("--write", metavar="NAME", help="write docs/benchmarks/NAME-<machine and versions>.md")
+    add("--precisions", action="store_true", help="measure fused layers and bfloat16, and write their page")
     add("--zoo", action="store_true", help="measure the models whose metafiles lack entries")
     args = parser.parse_args()
+    if args.precisions:
+        return write_page(
+            "precisions", "Fused layers and bfloat16", {}, partial(measure_precisions, args.rounds), METHOD
+        )
     if args.zoo:
         return measure_zoo(args.rounds, args.threads)
     chosen = [name for name in COMPARISONS if any(fnmatch.fnmatchcase(name, p) for p in args.comparisons)]
     if not chosen:
         parser.error(f"COMPARISON: expected some of {'; '.join(COMPARISONS)}")
+
+    def table() -> list[list[str]]:
+        result = [["model", "pass", "contestant", "seconds", "time / first", "quartiles", "peak memory, MiB"]]
+        for name in chosen:
+            modes = (INFERENCE,) if name == "startup" else (INFERENCE, TRAINING)
+            result += rows(name, measure(COMPARISONS[name], modes, args.rounds, args.threads))
+            print(*map(" | ".join, result[1:]), sep="\n", flush=True)
+        return result
+
+    method = __doc__[__doc__.index("Each contestant") :]
+    write_page(args.write, "Complete models", {"threads": args.threads}, table, method)
+
+
+def write_page(
+    name: str | None, title: str, settings: dict, measure: Callable[[], list[list[str]]], method: str
+) -> None:
+    """Measure a table and, with a name, write its page."""
     from benchmarks.measure import describe, listed, markdown, slug
     from dcnzoo.utils.files import write_text
 
-    facts = describe("mmcv", "transformers", "onnxruntime", "openvino") | {"threads": args.threads}
-    table = [["model", "pass", "contestant", "seconds", "time / first", "quartiles", "peak memory, MiB"]]
-    for name in chosen:
-        modes = (INFERENCE,) if name == "startup" else (INFERENCE, TRAINING)
-        measured = rows(name, measure(COMPARISONS[name], modes, args.rounds, args.threads))
-        print(*map(" | ".join, measured), sep="\n", flush=True)
-        table += measured
-    method = __doc__[__doc__.index("Each contestant") :]
-    text = f"# Complete models\n\n{listed(facts)}.\n\n{method}\n{markdown(table)}\n"
-    if args.write:
-        path = ROOT / "docs/benchmarks" / f"{args.write}-{slug(facts)}.md"
+    facts = describe("mmcv", "transformers", "onnxruntime", "openvino") | settings
+    text = f"# {title}\n\n{listed(facts)}.\n\n{method}\n{markdown(measure())}\n"
+    if name:
+        path = ROOT / "docs/benchmarks" / f"{name}-{slug(facts)}.md"
         write_text(path, text)
         print(f"written: {path}")
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dcnzoo.compat import host as _host
 from dcnzoo.compat import mmcv as _mmcv
@@ -49,6 +49,7 @@ def load(
     score_threshold: float = 0.3,
     channels_last: bool = True,
     fuse: bool = True,
+    precision: Literal["float32", "bf16"] = "float32",
     cfg_options: dict | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
@@ -71,6 +72,9 @@ def load(
         channels_last: on a CPU, compute in channels-last order, which is faster. Results differ by rounding.
         fuse: on a CPU, compute a convolution, its batch norm and activation in one call, which is faster.
             Results differ by rounding. ``detector.model`` does not change.
+        precision: ``"bf16"`` computes in bfloat16, except for the heads' last layers. This is faster on CPUs
+            that multiply bfloat16 and on GPUs, and changes scores and boxes a little
+            (docs/performance.md).
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
@@ -89,6 +93,7 @@ def load(
         from dcnzoo.detect.exported import ExportedDetector
 
         options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
+        options["precision"] = precision if precision != "float32" else None
         for name, value in options.items():
             if value:
                 raise ValueError(f"{name}: expected none with an exported file, got {value}")
@@ -108,4 +113,4 @@ def load(
         check_config(cfg, config, runs=False)
     with config_errors(cfg):
         options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-        return TorchDetector(build(cfg, weights, **options), score_threshold, channels_last, fuse)
+        return TorchDetector(build(cfg, weights, **options), score_threshold, channels_last, fuse, precision)

@@ -4,11 +4,15 @@ import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.ops.flops  # noqa: F401
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.timing import Timing, agreement, fastest
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.zoo import verify
@@ -71,27 +75,62 @@ def test_flops_take_the_size_of_the_test_pipeline():
     assert "Input shape: (96, 160)" in text
 
 
-# Images per second
+# Times
 
 
 def times_in(text):
-    return re.findall(r"^(.+): [\d.]+ images/s, median [\d.]+ ms/image$", text, re.MULTILINE)
+    """The names and the relative times."""
+    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()]
+    return {row[0]: float(row[2]) for row in rows if len(row) > 4 and row[1][0].isdigit()}
 
 
-def test_bench():
-    options = ["--max-iter", 4, "--num-warmup", 1]
-    text = run("bench", DEMO, "--shape", 64, 96, "--fuse-conv-bn", *options)
-    assert times_in(text) == ["4 images"]
+NAME = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
-def test_bench_of_a_checkpoint_and_a_zoo_name():
-    """Each on an image file, which the test pipeline resizes."""
-    name = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
-    weights = next((ROOT / "configs/demo/weights").glob(f"{name}*"))
-    image = ROOT / "tests/data/color.jpg"
-    for model in ([DEMO, "--checkpoint", weights], [name]):
-        text = run("bench", *model[:1], image, *model[1:], "--max-iter", 2, "--num-warmup", 0)
-        assert times_in(text) == ["2 images"]
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """The demo's data set with 4 validation images."""
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(path, ShapesSpec(train=1, val=4))
+    return path
+
+
+@pytest.mark.parametrize("model", [["CONFIG", "--checkpoint", "WEIGHTS"], [NAME]])
+def test_bench(model, coco):
+    names = {"CONFIG": DEMO, "WEIGHTS": next((ROOT / "configs/demo/weights").glob(f"{NAME}*"))}
+    image, data = ROOT / "tests/data/color.jpg", ["--annotations", coco / "annotations/val.json"]
+    options = ["--max-iter", 2, "--num-warmup", 0, "--profile", *data, "--images", coco / "val"]
+    text = run("bench", *(names.get(word, word) for word in model), image, *options)
+    times = times_in(text)
+    assert times["PyTorch float32"] == 1 and {"PyTorch float32, fused", "PyTorch bf16"} <= times.keys()
+    assert "box AP" in text and "mask AP" in text
+    assert re.search("^take: PyTorch", text, re.MULTILINE)
+    shares = re.findall(r"([\d.]+)%$", text, re.MULTILINE)  # of the last column
+    assert sum(map(float, shares)) == pytest.approx(100, abs=1)
+
+
+def test_bench_of_random_weights():
+    assert times_in(run("bench", DEMO, "--shape", 64, 96, "--max-iter", 1, "--num-warmup", 0))
+
+
+def test_agreement_and_choice():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40.0]])
+
+    def timing(seconds, boxes, labels, **metrics):
+        result = Detections(boxes, np.ones(len(boxes)), np.array(labels))
+        return Timing([seconds], None, [result], {"box AP": 0.5, **metrics})
+
+    timings = {
+        "reference": timing(1.0, boxes, [0, 1]),
+        "moved": timing(0.1, boxes + 5, [0, 1]),
+        "one more": timing(0.2, np.concatenate([boxes, boxes[:1] + 50]), [0, 1, 0]),
+        "other class": timing(0.3, boxes, [0, 0]),
+        "worse": timing(0.4, boxes, [0, 1], **{"box AP": 0.48}),
+        "same": timing(0.5, boxes + 0.1, [0, 1]),
+    }
+    shares = [agreement(timings["reference"].results, each.results) for each in timings.values()]
+    assert shares == pytest.approx([1, 0, 0.8, 0.5, 1, 1])
+    assert fastest(timings) == "same"
 
 
 # Publishing
@@ -126,7 +165,8 @@ MISTAKES = [
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),
     (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
-    (2, ["bench", "ONNX", "--amp"], "--amp: .*model.onnx"),
+    (2, ["bench", "ONNX", "--profile"], "--profile: .*model.onnx"),
+    (2, ["bench", DEMO, "--images", "tests"], "--annotations"),
     (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
     (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),
     (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),

@@ -14,6 +14,7 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
 from dcnzoo.openmmlab.export.verify import predict
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
+from dcnzoo.utils.errors import UserError
 
 from .export.detectors import build, calibrate, config, has_dcn
 
@@ -105,6 +106,21 @@ def test_trained_detector(picture):
         np.testing.assert_array_equal(twin(picture, bgr=True).boxes, fused(picture, bgr=True).boxes)
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_allclose(fused(picture, bgr=True, max_detections=1).boxes, one.boxes[:1], atol=8)
+
+
+def test_bfloat16(picture):
+    plain, mixed = (dcnzoo.load(SHAPES, device="cpu", precision=name) for name in ("float32", "bf16"))
+    assert "bf16" in repr(mixed)
+    types = set()
+    mixed.model.rpn_head.rpn_cls.register_forward_hook(
+        lambda module, x, y: types.update((y.dtype, x[0].dtype))
+    )
+    one, other = (detector(picture, bgr=True, score_threshold=0.5) for detector in (plain, mixed))
+    assert types == {torch.float32, torch.bfloat16}, "its input is bfloat16, its output float32"
+    assert one.names == other.names
+    assert 0 < np.abs(one.boxes - other.boxes).max() < 8
+    with pytest.raises(UserError, match="precision: expected float32 or bf16, got 'int8'"):
+        dcnzoo.load(SHAPES, device="cpu", precision="int8")
 
 
 def test_weights_that_change_are_folded_again():

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import option
-
-if TYPE_CHECKING:
-    import numpy as np
+from dcnzoo.cli._options import EXPORTED, option
+from dcnzoo.cli._terminal import print_columns
 
 POSITIVE = click.IntRange(min=1)
 
@@ -22,16 +17,14 @@ POSITIVE = click.IntRange(min=1)
 @_options.model
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
 @_options.checkpoint
-@_options.shape(
-    "Size of an image of noise (default: images of the test set; for an exported file, 480 × 640)."
-)
-@option("--max-iter", type=POSITIVE, default=200, help="Number of images.")
-@option(
-    "--num-warmup", type=click.IntRange(min=0), default=5, help="Number of images before the measurement."
-)
+@option("--exported", multiple=True, help="Also time this file of dcnzoo export, in each installed runtime.")
+@_options.shape("Size of an image of noise, if there is no IMAGE (default: 480 × 640).")
+@option("--annotations", type=_options.EXISTING_FILE, help="COCO file: also compute AP on its images.")
+@option("--images", "folder", type=_options.EXISTING_FOLDER, help="Folder of these images.")
+@option("--max-iter", type=POSITIVE, default=20, help="Number of images.")
+@option("--num-warmup", type=click.IntRange(min=0), default=2, help="Number of images before these.")
 @option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
-@option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into convolutions first.")
-@option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
+@option("--profile", is_flag=True, help="Also print the shares of the kinds of layers, in PyTorch.")
 @_options.backend
 @_options.device
 @_options.unsafe_load
@@ -39,99 +32,64 @@ POSITIVE = click.IntRange(min=1)
 def command(
     model: str,
     images: tuple[str, ...],
+    checkpoint: str | None,
+    exported: tuple[str, ...],
     shape: tuple[int, int] | None,
+    annotations: Path | None,
+    folder: Path | None,
     max_iter: int,
     num_warmup: int,
     threads: int | None,
+    profile: bool,
     backend: str | None,
     device: str,
-    **of_pytorch: Any,
+    unsafe_load: bool,
+    cfg_options: dict,
 ) -> None:
-    """Time a detector's inference.
+    """Compare the precisions and runtimes of a detector: time, memory, AP.
 
     MODEL is a name in the zoo, a config (without --checkpoint, its weights are random), a work directory or
-    an exported file. Runs one image at a time, from the image in memory to the detections; only the time of
-    an exported file includes resizing the image. With random weights, NMS and other steps after the network
-    receive other boxes than with trained weights.
+    an exported file. All take turns with one image at a time, from the image in memory to the detections.
+    With random weights or noise, NMS receives other boxes than with trained weights and photographs. *same*
+    is the share of detections with a counterpart in the first row.
 
     \b
     examples:
-      dcnzoo bench CONFIG --checkpoint FILE --shape 800 1280 --fuse-conv-bn
-      dcnzoo bench faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco picture.jpg
+      dcnzoo bench CONFIG --checkpoint FILE picture.jpg --exported model.onnx
+      dcnzoo bench faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --shape 800 1333 --profile
       dcnzoo bench model.onnx picture.jpg --threads 2
     """
-    import numpy as np
-
-    from dcnzoo.detect.exported import ExportedDetector
-    from dcnzoo.detect.pictures import read
+    from dcnzoo.detect import timing
     from dcnzoo.utils.errors import user_errors
 
-    exported = model.endswith(_options.EXPORTED)
-    given = [name.replace("_", "-") for name, value in of_pytorch.items() if value]
-    if exported and given:
-        raise click.UsageError(f"--{given[0]}: not allowed with an exported file, got {model}")
     if images and shape:
         raise click.UsageError("--shape: not allowed with IMAGE")
+    if (annotations is None) != (folder is None):
+        raise click.UsageError("--annotations: expected together with --images")
+    for name, value in {"checkpoint": checkpoint, "profile": profile}.items():
+        if value and model.endswith(EXPORTED):
+            raise click.UsageError(f"--{name}: not allowed with an exported file, got {model}")
     with user_errors():
-        samples: Sequence = [read(image) for image in images]
-        if exported:
-            noise = np.random.default_rng(0).integers(0, 256, (*(shape or (480, 640)), 3)).astype(np.uint8)
-            detect, samples = ExportedDetector(model, backend, device, threads), samples or [noise]
+        pictures = timing.pictures(images, shape or (480, 640))
+        detectors = {}
+        if model.endswith(EXPORTED):
+            exported = (model, *exported)
         else:
-            detect, samples = _pytorch(model, samples, shape, device, threads, max_iter, **of_pytorch)
-    times: list[float] = []
-    for index in range(num_warmup + max_iter):
-        start = time.perf_counter()
-        detect(samples[index % len(samples)])
-        if index >= num_warmup:
-            times.append(time.perf_counter() - start)
-    rate, median = 1 / statistics.mean(times), 1000 * statistics.median(times)
-    print(f"{max_iter} images: {rate:.2f} images/s, median {median:.1f} ms/image")
+            from dcnzoo.openmmlab import profile as of_pytorch
+            from dcnzoo.openmmlab.detector import build
+            from dcnzoo.openmmlab.runner import read_config_file
+            from dcnzoo.zoo.loading import locate
 
-
-def _pytorch(
-    model: str,
-    pictures: Sequence[np.ndarray],
-    shape: tuple[int, int] | None,
-    device: str,
-    threads: int | None,
-    max_iter: int,
-    checkpoint: str | None,
-    fuse_conv_bn: bool,
-    amp: bool,
-    unsafe_load: bool,
-    cfg_options: dict,
-) -> tuple[Callable, list]:
-    """Return a function that detects objects, and its inputs, which the test pipeline has resized."""
-    import torch
-    from mmcv.cnn import fuse_conv_bn as fuse
-    from mmengine.dataset import pseudo_collate
-
-    from dcnzoo.openmmlab.detector import TorchDetector, build, random_batch, test_batches
-    from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.zoo.loading import locate
-
-    config, weights = locate(model, checkpoint)
-    cfg = read_config_file(config, cfg_options)
-    detector = TorchDetector(build(cfg, weights, device=device, unsafe_load=unsafe_load))
-    network = detector.model
-    if fuse_conv_bn:
-        network = fuse(network)
-    if threads:
-        torch.set_num_threads(threads)
-    if pictures:
-        samples = [pseudo_collate([detector.prepare(picture)]) for picture in pictures]
-    elif shape:
-        samples = [random_batch(*shape)]
-    else:
-        samples = list(test_batches(cfg, max_iter))
-    kind = torch.device(detector.device).type
-    dtype = torch.float16 if kind == "cuda" else torch.bfloat16
-
-    def detect(batch: dict) -> None:
-        with torch.no_grad(), torch.autocast(kind, dtype, enabled=amp):
-            network.test_step(batch)
-        if kind == "cuda":
-            torch.cuda.synchronize()
-
-    return detect, samples
+            config, weights = locate(model, checkpoint)
+            cfg = read_config_file(config, cfg_options)
+            network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
+            detectors |= of_pytorch.variants(network, threads)
+        for file in exported:
+            detectors |= timing.exported(file, backend, device, threads)
+        timings = timing.measure(detectors, pictures, max_iter, num_warmup)
+        if annotations and folder:
+            timing.evaluate(timings, detectors, annotations, folder)
+        print_columns(timing.table(timings), numbers=True)
+        print(f"take: {timing.fastest(timings)}")
+        if profile:
+            print_columns(of_pytorch.shares(detectors, pictures[0]), numbers=True)

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ from dcnzoo.layers.fuse import Fuser, view
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
-from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
+from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.weights import load_weights
@@ -120,7 +120,7 @@ class TorchDetector(BaseDetector):
 
     Args:
         model: from :func:`build`.
-        channels_last, fuse: see :func:`dcnzoo.load`.
+        channels_last, fuse, precision: see :func:`dcnzoo.load`.
     """
 
     def __init__(
@@ -129,13 +129,17 @@ class TorchDetector(BaseDetector):
         score_threshold: float = 0.3,
         channels_last: bool = True,
         fuse: bool = True,
+        precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision: expected float32 or bf16, got {precision!r}")
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
-        self._fuser = Fuser(BLOCKS, SAME) if fuse and not self._not_fused else None
+        self.precision, self.fuses = precision, fuse and not self._not_fused
+        self._fuser = Fuser(BLOCKS, SAME)
 
     @property
     def _not_fused(self) -> str:
@@ -145,8 +149,8 @@ class TorchDetector(BaseDetector):
     @property
     def _source(self) -> str:
         name = getattr(self.model.cfg, "filename", None)
-        state = "fused layers" if self._fuser else f"layers not fused: {self._not_fused or 'fuse=False'}"
-        return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {state}"
+        state = "fused layers" if self.fuses else f"layers not fused: {self._not_fused or 'fuse=False'}"
+        return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {self.precision}, {state}"
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Upload the detector to the Hugging Face Hub; see :func:`dcnzoo.openmmlab.hub.push_model`."""
@@ -189,9 +193,17 @@ class TorchDetector(BaseDetector):
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         copies = view(self.model)
         raise_threshold(copies, threshold)
-        with torch.no_grad():
-            if self._fuser and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
+        mixed = self.precision == "bf16"
+        context = (
+            torch.autocast(torch.device(self.device).type, torch.bfloat16)
+            if mixed
+            else contextlib.nullcontext()
+        )
+        with torch.no_grad(), context:
+            if self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
                 self._fuser.fuse(copies)
+            if mixed:
+                predict_in_float32(copies)
             samples = copies[self.model].test_step(pseudo_collate(inputs))
         return [to_detections(instances_of(sample), threshold) for sample in samples]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
 from mmcv.cnn.bricks.swish import Swish
@@ -39,8 +43,28 @@ SAME = {
     wrappers.Linear.forward: nn.Linear.forward,
     Swish.forward: nn.SiLU.forward,
 }
+# endings of the names of the heads' last layers
+PREDICTIONS = ("_cls", "_reg", "_obj", "_logits", "_centerness", "_iou", "cls_branches", "reg_branches")
 # the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
 UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
+
+
+def predict_in_float32(copies: Copies) -> None:
+    """Keep the heads' last layers in float32 while autocast is on.
+
+    In bfloat16, scores have three digits, so that the ranks of proposals and boxes change.
+    """
+    model = next(iter(copies))
+    for name, module in model.named_modules():
+        if name.endswith(PREDICTIONS):
+            for layer in module if isinstance(module, nn.ModuleList) else [module]:
+                copy = copies[layer]
+                copy.__dict__["forward"] = partial(_in_float32, copy.forward)
+
+
+def _in_float32(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def raise_threshold(copies: Copies, threshold: float) -> None:

@@ -1,0 +1,171 @@
+"""Time detectors of one model in turn: time, memory, average precision, and agreement of the detections."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
+from dcnzoo.detect.exported import ExportedDetector
+from dcnzoo.detect.pictures import read
+
+SAME = 0.8  # least IoU of two boxes that count as the same
+
+
+@dataclass
+class Timing:
+    """What was measured of a detector.
+
+    Attributes:
+        seconds: of each call with one image, from the image in memory to the detections.
+        memory: bytes that the calls needed at most in addition to those before, None if unknown.
+        results: the detections in each image, once.
+        metrics: see :meth:`BaseDetector.evaluate`.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    memory: int | None = None
+    results: list[Detections] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def measure(
+    detectors: Mapping[str, BaseDetector], images: Sequence[np.ndarray], count: int, warmup: int = 1
+) -> dict[str, Timing]:
+    """Run detectors on ``count`` images each, after a warm-up.
+
+    They take turns, so that other work on the machine affects all of them. Images, RGB, are used again from
+    the first one if there are fewer.
+    """
+    timings = {name: Timing() for name in detectors}
+    for name, detector in detectors.items():
+        before = _reset_peak()
+        timings[name].results = [detector(image) for image in images[: max(count, 1)]]
+        timings[name].memory = _peak() - before if before else None
+    for index in range(warmup + count):
+        for name, detector in detectors.items():
+            start = time.perf_counter()
+            detector(images[index % len(images)])
+            if index >= warmup:
+                timings[name].seconds.append(time.perf_counter() - start)
+    return timings
+
+
+def pictures(paths: Sequence[str], size: tuple[int, int]) -> list[np.ndarray]:
+    """Read images, or return one of noise with this height and width."""
+    if paths:
+        return [np.ascontiguousarray(read(path)[..., ::-1]) for path in paths]
+    return [np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)]
+
+
+def evaluate(
+    timings: Mapping[str, Timing], detectors: Mapping[str, BaseDetector], annotations: Path, folder: Path
+) -> None:
+    """Fill in the metrics."""
+    for name, timing in timings.items():
+        timing.metrics = detectors[name].evaluate(annotations, images=folder)
+
+
+def exported(
+    path: str, backend: str | None = None, device: str = "auto", threads: int | None = None
+) -> dict[str, BaseDetector]:
+    """Open an exported file in a runtime; with ``backend`` None, in each installed one that reads it."""
+    backends = [backend]
+    if backend is None and Path(path).suffix == ".onnx":
+        backends = [name for name in ("onnxruntime", "openvino") if find_spec(name)] or [None]
+    detectors = (ExportedDetector(path, name, device, threads) for name in backends)
+    return {
+        ", ".join(filter(None, (Path(path).name, name))): detector
+        for name, detector in zip(backends, detectors, strict=True)
+    }
+
+
+def table(timings: Mapping[str, Timing]) -> list[list[str]]:
+    """Return rows for the terminal; the first detector is the reference of the times and the detections."""
+    first = next(iter(timings.values()))
+    metrics = list(first.metrics)[:1] + [name for name in first.metrics if name == "mask AP"]
+    rows = [["", "ms/image", "relative", "MiB", "same", *metrics]]
+    for name, timing in timings.items():
+        rows.append(
+            [
+                name,
+                f"{1000 * timing.median:.1f}",
+                f"{timing.median / first.median:.2f}",
+                "" if timing.memory is None else f"{timing.memory / 2**20:.0f}",
+                f"{agreement(first.results, timing.results):.1%}",
+                *(f"{timing.metrics[metric]:.3f}" for metric in metrics),
+            ]
+        )
+    return rows
+
+
+def fastest(timings: Mapping[str, Timing]) -> str:
+    """Return the fastest detector with 98 % of the first one's detections, and its AP less .005 at most."""
+    first = next(iter(timings.values()))
+
+    def holds(timing: Timing) -> bool:
+        drops = (value - timing.metrics[name] for name, value in first.metrics.items() if name.endswith("AP"))
+        return agreement(first.results, timing.results) >= 0.98 and max(drops, default=0.0) <= 0.005
+
+    return min((name for name in timings if holds(timings[name])), key=lambda name: timings[name].median)
+
+
+def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:
+    """Return the share of detections that have a counterpart: the same class and at least 80 % of IoU."""
+    matched = total = 0
+    for first, second in zip(one, other, strict=True):
+        overlaps = _overlaps(first, second)
+        matched += (overlaps.max(1, initial=0) >= SAME).sum() + (overlaps.max(0, initial=0) >= SAME).sum()
+        total += len(first) + len(second)
+    return matched / total if total else 1.0
+
+
+def differences(one: Sequence[Detections], other: Sequence[Detections]) -> tuple[float, float]:
+    """Return the largest differences of coordinates, in pixels, and of scores between counterparts."""
+    boxes, scores = [0.0], [0.0]
+    for first, second in zip(one, other, strict=True):
+        overlaps = _overlaps(first, second)
+        for index in np.flatnonzero(overlaps.max(1, initial=0) >= SAME):
+            match = overlaps[index].argmax()
+            boxes.append(np.abs(first.boxes[index] - second.boxes[match]).max())
+            scores.append(np.abs(first.scores[index] - second.scores[match]))
+    return float(max(boxes)), float(max(scores))
+
+
+def _overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M], IoU, 0 between classes
+    return _iou(one.boxes, other.boxes) * (one.labels[:, None] == other.labels)
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
+    corners = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
+    shared = corners.clip(0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other)]
+    return shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-9)
+
+
+def _reset_peak() -> int:
+    """Reset the peak memory of this process and return its present memory; 0 where the system cannot."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # so that a detector does not use memory of the one before
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, TypeError):
+        return 0
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
