@@ -145,7 +145,7 @@ def test_publish_model(tmp_path):
     assert said == "removed: message_hub, optimizer"
     digits = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert path == f"{tmp_path}/out/net-{digits[:8]}.pth" and verify(path) == f"sha256:{digits}"
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [Path(path).name]
+    assert [p.name for p in (tmp_path / "out").glob("[!.]*")] == [Path(path).name]
     assert set(torch.load(path)) == {"meta", "state_dict"}
     found = load_file(path)
     assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}

@@ -1,6 +1,7 @@
 """The command ``dcnzoo``: its commands are the modules of a folder, and errors are one line."""
 
 import io
+import logging
 import os
 import pkgutil
 import re
@@ -188,6 +189,18 @@ def test_a_reader_that_ends_early(code):
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_closed_output():
+    command = [sys.executable, "-m", "dcnzoo", "--version"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and re.fullmatch("error: .*output.*\n", done.stderr)
+
+
+def test_a_log_on_a_full_disk_is_no_traceback(capsys):
+    with dcnzoo.cli.one_line_errors():
+        logging.FileHandler("/dev/full").handle(logging.makeLogRecord({"msg": "text"}))
+    assert capsys.readouterr().err == ""
 
 
 def test_columns(capsys):

@@ -69,7 +69,7 @@ def detections(folder, image):
 def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
     status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--score-threshold", 0.2)
     assert status == 0, output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_2.png", "detections.json"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.png", "a_2.png", "detections.json"]
     assert cv2.imread(str(tmp_path / "a_2.png")).shape == (384, 600, 3)
     content = json.loads((tmp_path / "detections.json").read_text())
     assert [(i["file_name"], i["width"], i["height"]) for i in content["images"]] == [
@@ -100,7 +100,7 @@ def test_options_of_the_output(tmp_path):
     chosen = ["--classes", name, "--max-detections", 1, "--tile", 128]
     out = tmp_path / "out"
     status, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", "--out", out, "--json", "--txt", *chosen)
-    assert status == 0 and sorted(file.name for file in out.iterdir()) == ["a.txt", "detections.json"]
+    assert status == 0 and sorted(file.name for file in out.glob("[!.]*")) == ["a.txt", "detections.json"]
     (annotation,) = json.loads((out / "detections.json").read_text())["annotations"]
     best = whole.select(np.array(whole.names) == name).select(slice(1))
     assert annotation["category_id"] == best.labels[0] + 1
@@ -252,7 +252,7 @@ def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
     monkeypatch.setenv("DCNZOO_OFFLINE", "1")
     status, output = invoke("infer", "--demo", "--out", tmp_path)
     assert status == 0, output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["detections.json", "input", "shapes.png"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["detections.json", "input", "shapes.png"]
     content = json.loads((tmp_path / "detections.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     _, truth = draw_image(ShapesSpec(), "val", 0)

@@ -100,7 +100,7 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     )  # fmt: skip
     assert average_precisions(tmp_path) == average_precisions(work)
     assert len(pickle.loads(predictions.read_bytes())) == 4
-    images = sorted(shown.iterdir())
+    images = sorted(shown.glob("*.png"))
     assert len(images) == 4 and cv2.imread(str(images[0])).shape[2] == 3
 
 
@@ -163,7 +163,7 @@ def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
 def test_browse_dataset(data, trained, tmp_path):
     options = [*tiny(data), "--num-images", 3, "--out", tmp_path]
     commands.run("browse", CONFIG, *options)
-    images = [cv2.imread(str(path)) for path in sorted(tmp_path.iterdir())]
+    images = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("*.png"))]
     assert len(images) == 3
     plain = cv2.imread(str(data / "train" / "00000.png"))
     assert images[0].shape[:2] >= plain.shape[:2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import CHECKPOINTS, require_file
 
@@ -159,6 +160,14 @@ def num_images(default: int | None, help: str) -> Callable:
     return option("--num-images", type=click.IntRange(min=1), default=default, help=help)
 
 
+def output_files(force: bool, inputs: Sequence[str | os.PathLike] = ()) -> Callable[..., Path]:
+    """Return the function of :func:`dcnzoo.utils.files.output_files` for the running command."""
+    context = click.get_current_context()
+    command = context.command_path.partition(" ")[2]
+    return context.with_resource(files.output_files(command, inputs, force))
+
+
+force = option("--force", is_flag=True, help="Replace files that this command has not written.")
 cfg_options = settings(
     SETTINGS,
     "Override settings of the config: model.backbone.dcn=True train_dataloader.batch_size=4 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
@@ -23,9 +24,12 @@ def one_line_errors() -> Iterator[None]:
     the output stops early, as ``head`` does, the program ends without a message and with the shell's status
     for that, 141. Also usable as a decorator: ``@one_line_errors()``.
     """
+    if sys.stdout is None or sys.stderr is None:  # by >&-; the next file that is opened would be the output
+        sys.exit("error: standard output and error: expected open ones; > /dev/null discards them")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    logging.raiseExceptions = False  # a log on a full disk: the next checkpoint ends the training
     with _quiet_broken_pipe():
         try:
             yield

@@ -16,7 +16,10 @@ from dcnzoo.cli._options import option
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train")
 @_options.num_images(20, "Number of images.")
 @_options.cfg_options
-def command(model: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
+@_options.force
+def command(
+    model: str, out: Path | None, split: str, num_images: int, cfg_options: dict, force: bool
+) -> None:
     """Draw a data set's annotations on its images.
 
     MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. Writes the images after
@@ -32,10 +35,13 @@ def command(model: str, out: Path | None, split: str, num_images: int, cfg_optio
 
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import require_writable
     from dcnzoo.zoo.loading import locate
 
     config = locate(model, weights=False)[0]
     folder = out or Path("work_dirs") / "browse" / config.stem
+    require_writable(folder)
+    claim = _options.output_files(force)
     with user_errors():
         cfg = read_config_file(config, cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))
@@ -51,7 +57,6 @@ def command(model: str, out: Path | None, split: str, num_images: int, cfg_optio
             truth.masks = truth.masks.to_ndarray().astype(bool)
         name = Path(sample.img_path).with_suffix(".png").name
         image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR → RGB
-        visualizer.add_datasample(
-            name, image, sample, draw_pred=False, out_file=str(folder / f"{index:05d}_{name}")
-        )
+        target = str(claim(folder / f"{index:05d}_{name}"))
+        visualizer.add_datasample(name, image, sample, draw_pred=False, out_file=target)
     print(folder)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ conversion_options = _options.combined(
     ),
     option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them."),
     option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest."),
+    _options.force,
 )
 
 
@@ -66,7 +67,7 @@ def convert() -> None:
 )
 @option("--zero-based", is_flag=True, help="Coordinates are edges counted from 0, not pixels counted from 1.")
 @conversion_options
-def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
+def voc(folder: Path, out: Path, **options: Any) -> None:
     """Convert Pascal VOC's XML files in FOLDER to the COCO file OUT.
 
     \b
@@ -76,7 +77,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """
     from dcnzoo.data.voc import convert_voc
 
-    _finish(*convert_voc(folder, **options), out, skip_invalid)
+    _convert(convert_voc, folder, out, **options)
 
 
 @convert.command
@@ -84,7 +85,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
 @click.argument("out", type=FILE)
 @option("--split", metavar="NAME", default="train", help="Split in data.yaml.")
 @conversion_options
-def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None:
+def yolo(source: Path, out: Path, **options: Any) -> None:
     """Convert YOLO's text files with boxes or polygons to the COCO file OUT.
 
     SOURCE is data.yaml, darknet's obj.data, or the folder that contains it.
@@ -96,7 +97,7 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
     """
     from dcnzoo.data.yolo import convert_yolo
 
-    _finish(*convert_yolo(source, **options), out, skip_invalid)
+    _convert(convert_yolo, source, out, **options)
 
 
 @convert.command
@@ -104,7 +105,7 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
 @click.argument("out", type=FILE)
 @option("--extract", type=FOLDER, help="Write images that exist only inside JSON files to this folder.")
 @conversion_options
-def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
+def labelme(folder: Path, out: Path, **options: Any) -> None:
     """Convert LabelMe's JSON files in FOLDER to the COCO file OUT.
 
     \b
@@ -113,7 +114,7 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
     """
     from dcnzoo.data.labelme import convert_labelme
 
-    _finish(*convert_labelme(folder, **options), out, skip_invalid)
+    _convert(convert_labelme, folder, out, **options)
 
 
 @command.command
@@ -128,7 +129,7 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
 )
 @option("--json", "as_json", is_flag=True, help="Print the complete report as JSON.")
 @option("--fix", type=FILE, metavar="OUT", help="Write a copy without the problems.")
-@option("--force", is_flag=True, help="Let --fix replace FILE itself.")
+@option("--force", is_flag=True, help="Let --fix replace FILE itself, or another file.")
 def check(
     file: Path,
     images: Path | None,
@@ -148,12 +149,12 @@ def check(
     from dcnzoo.data import check as checking
     from dcnzoo.utils.text import counted
 
-    if fix is not None and not force and os.path.realpath(fix) == os.path.realpath(file):
-        raise UserError(f"--fix: expected another file than {file}; --force replaces it")
     if config is not None:
         if classes is not None:
             raise UserError("--config: not allowed with --classes")
         classes = _classes_of(config)
+    if fix is not None:
+        _options.output_files(force)(fix)
     report = checking.check_coco(file, images, classes, progress=True)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
@@ -173,7 +174,8 @@ def check(
 @click.argument("val", type=FILE)
 @option("--val-ratio", type=float, default=0.2, help="Share of the images in VAL.")
 @option("--seed", type=int, default=0)
-def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> None:
+@_options.force
+def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int, force: bool) -> None:
     """Split the COCO file FILE into TRAIN and VAL.
 
     Distributes the images at random.
@@ -184,7 +186,9 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
     """
     from dcnzoo.data.split import split_coco
 
-    for out, part in zip((train, val), split_coco(file, (train, val), val_ratio, seed), strict=True):
+    claim = _options.output_files(force)
+    outs = claim(train), claim(val)
+    for out, part in zip(outs, split_coco(file, outs, val_ratio, seed), strict=True):
         _show_written(out, part)
 
 
@@ -207,7 +211,7 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
     show_default=False,
     help="Train from scratch, without published weights.",
 )
-@option("--force", is_flag=True, help="Replace OUT if it exists.")
+@_options.force
 def config(out: Path, force: bool, **options: Any) -> None:
     """Write a config that trains a model on your data.
 
@@ -220,8 +224,7 @@ def config(out: Path, force: bool, **options: Any) -> None:
     """
     from dcnzoo.utils.errors import user_errors
 
-    if out.exists() and not force:
-        raise UserError(f"out: expected a new file, got {out}, which exists; --force replaces it")
+    _options.output_files(force)(out)
     with user_errors():
         from dcnzoo.zoo.config_writer import write_config
 
@@ -301,12 +304,24 @@ def _show_written(out: Path, content: dict) -> None:
     print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
 
 
-def _finish(conversion: CocoBuilder, prefix: Path, out: Path, skip_invalid: bool) -> None:
+def _convert(
+    convert: Callable[..., tuple[CocoBuilder, Path]],
+    source: Path,
+    out: Path,
+    skip_invalid: bool,
+    force: bool,
+    **options: Any,
+) -> None:
     from dcnzoo.data.conversion import shown
     from dcnzoo.utils.text import cut
 
+    claim = _options.output_files(force)
+    claim(out)
+    conversion, prefix = convert(source, **options)
     for line in shown(conversion.problems):
         print(line, file=sys.stderr)
+    for file, _ in conversion.extracted:
+        claim(file)
     content = conversion.write(out, skip_invalid)
     _show_written(out, content)
     names = [cut(category["name"]) for category in content["categories"]]

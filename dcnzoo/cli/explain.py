@@ -49,6 +49,7 @@ from dcnzoo.cli._terminal import print_columns
     default="explain.html",
     help="Output file: .html for a page that follows the pointer, .png for a figure.",
 )
+@_options.force
 def command(
     model: str,
     image: str,
@@ -57,6 +58,7 @@ def command(
     layer: str | None,
     further: int,
     out: Path,
+    force: bool,
     **loading: Any,
 ) -> None:
     """Show the sampling points of a detector.
@@ -75,6 +77,7 @@ def command(
       dcnzoo explain CONFIG street.jpg --checkpoint epoch_12.pth --at 120,80 --out points.png
     """
     _options.refuse_together([("--box", "--at")])
+    _options.output_files(force)(out)
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     import dcnzoo

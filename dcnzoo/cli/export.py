@@ -75,6 +75,7 @@ ONLY_ONNX = ("--dynamic-export", "--simplify", "--skip-postprocess", "--deform-c
 @option(
     "--check", is_flag=True, help="Only list the known problems of MODEL, an ONNX file, and their sources."
 )
+@_options.force
 @_options.loading
 def command(
     model: str,
@@ -90,6 +91,7 @@ def command(
     runtime: str | None,
     check: bool,
     device: str,
+    force: bool,
     **options: Any,
 ) -> None:
     """Export a detector to ONNX, OpenVINO or AOTInductor.
@@ -118,6 +120,12 @@ def command(
     for name in ONLY_ONNX if out.suffix == ".pt2" else ():
         if click.get_current_context().params[name[2:].replace("-", "_")]:
             raise click.UsageError(f"{name}: not allowed with --out {out}")
+    claim = _options.output_files(force)
+    claim(out)
+    if out.suffix == ".xml":
+        claim(out.with_suffix(".bin"))
+    if show:
+        claim(out.with_suffix(".png"))
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
     if runtime == "tensorrt":
         options["deform_conv"] = options["deform_conv"] or "gathernd"

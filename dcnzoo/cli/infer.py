@@ -15,7 +15,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import picture_files, require_file
+from dcnzoo.utils.files import picture_files, require_file, write_bytes, write_text
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
@@ -49,6 +49,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     is_flag=True,
     help="Write only a text file per image, in YOLO's format: class x y width height score.",
 )
+@_options.force
 @option(
     "--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop detections with a lower score."
 )
@@ -69,6 +70,7 @@ def command(
     out: Path,
     as_json: bool,
     as_txt: bool,
+    force: bool,
     score_threshold: float,
     classes: list[str] | None,
     max_detections: int | None,
@@ -98,58 +100,71 @@ def command(
     import dcnzoo
     from dcnzoo.detect.detector import Results
     from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.files import write_text
 
-    draw = not (as_json or as_txt)
+    ending = ".txt" if as_txt else "" if as_json else ".png"
+    file, content, written = out / "detections.json", None, []
+    claim = _options.output_files(force, images)
     if demo:
-        images = [*images, _demo_image(out / "input")]
-    taken, content, written = Counter(), None, []
+        images = [*images, _demo_image(claim(out / "input" / "shapes.png"))]
+    for name in map(_Names().add, images) if ending else ():  # of a video, the first frame
+        claim(out / f"{name}{ending}")
+    if ending != ".txt" or as_json:
+        claim(file)
     with user_errors():
         detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
         options = {"classes": classes, "max_detections": max_detections, "tile": tile}
         results = detector(images[0] if len(images) == 1 else images, **options)
         several = isinstance(results, Results)
-        for result in results if several else [results]:
-            _show(result)
-            name = _unused(Path(result.path).stem, taken)
-            if draw:
-                written.append(out / f"{name}.png")
-                result.save(written[-1])
-            if as_txt:
-                written.append(out / f"{name}.txt")
-                write_text(written[-1], _yolo(result))
-            if draw or as_json:
-                content = result.to_coco(content)
-    if content is not None:
-        written.append(out / "detections.json")
-        write_text(written[-1], json.dumps(content))
-    if written:
-        many = f"{len(written)} files in {out}"
-        print(f"written: {' and '.join(map(str, written)) if len(written) < 3 else many}")
+        names = _Names()
+        try:
+            for result in results if several else [results]:
+                _show(result)
+                target = out / f"{names.add(result.path)}{ending}"
+                if ending == ".png":
+                    result.save(claim(target))
+                elif ending == ".txt":
+                    write_text(claim(target), _yolo(result))
+                if ending:
+                    written.append(target)
+                if ending != ".txt" or as_json:
+                    content = result.to_coco(content)
+        finally:  # also after an interruption, as of a long video
+            if content is not None:
+                write_text(file, json.dumps(content))
+                written.append(file)
+            _show_written(written, out)
     if several and results.skipped:
         sys.exit(1)
 
 
-def _demo_image(folder: Path) -> str:
+def _show_written(files: Sequence[Path], folder: Path) -> None:
+    if files:
+        many = f"{len(files)} files in {folder}"
+        print(f"written: {' and '.join(map(str, files)) if len(files) < 3 else many}")
+
+
+def _demo_image(path: Path) -> str:
     """Write a validation image of the demo's data; return its path."""
     import cv2
 
     from dcnzoo.data.shapes import ShapesSpec, draw_image
-    from dcnzoo.utils.files import write_bytes
 
     image, _ = draw_image(ShapesSpec(), "val", 0)
-    write_bytes(folder / "shapes.png", cv2.imencode(".png", image)[1].tobytes())
-    return str(folder / "shapes.png")
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
+    return str(path)
 
 
-def _unused(stem: str, taken: Counter[str]) -> str:
-    """Return the name of an output file, with a number if another image has it: ``dog``, then ``dog_2``."""
-    name = stem
-    while taken[name]:
-        taken[stem] += 1
-        name = f"{stem}_{taken[stem]}"
-    taken[name] += 1
-    return name
+class _Names(Counter):
+    """The names of the output files, without ending."""
+
+    def add(self, image: str) -> str:
+        """Return the name for an image, with a number if another image has it: ``dog``, then ``dog_2``."""
+        name = stem = Path(image).stem
+        while self[name]:
+            self[stem] += 1
+            name = f"{stem}_{self[stem]}"
+        self[name] += 1
+        return name
 
 
 def _yolo(result: Detections) -> str:

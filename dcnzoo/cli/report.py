@@ -48,6 +48,7 @@ from dcnzoo.cli._options import option
     metavar="FILE",
     help="Output file (default: report.html in the first WORK_DIR).",
 )
+@_options.force
 @_options.allow_partial
 def command(
     work_dirs: tuple[Path, ...],

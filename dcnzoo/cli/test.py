@@ -36,6 +36,7 @@ from dcnzoo.cli._options import option
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
 @_options.backend
 @option("--device", default="auto", help="Device for an exported model: cpu, cuda or auto.")
+@_options.force
 @_options.allow_partial
 @_options.verbose
 def command(
@@ -51,6 +52,7 @@ def command(
     format_only: bool,
     backend: str | None,
     device: str,
+    force: bool,
     allow_partial: bool,
     verbose: bool,
     **run: Any,
@@ -74,6 +76,10 @@ def command(
     exported = checkpoint is not None and checkpoint.endswith(_options.EXPORTED)
     if exported and tta:
         raise click.UsageError("--tta: expected a file of weights, got an exported model")
+    claim = _options.output_files(force)
+    if out is not None:
+        for ending in (".bbox.json", ".segm.json") if as_json else (out.suffix,):
+            claim(out.with_suffix(ending))
 
     from dcnzoo.openmmlab import testing
     from dcnzoo.openmmlab.config_errors import config_errors
@@ -95,6 +101,8 @@ def command(
         elif tta:
             testing.use_test_time_augmentation(cfg)
         runner = build_runner(cfg, allow_partial=allow_partial, summary=None if verbose else SummaryHook())
+        if show_dir is not None:
+            testing.claim_drawings(runner, show_dir, claim)
         if out is not None and not as_json:
             from mmdet.evaluation import DumpDetResults
 

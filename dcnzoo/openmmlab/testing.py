@@ -1,6 +1,6 @@
 """Evaluation from the command line, of a detector's checkpoint or of an ONNX file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from mmdet.models import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
@@ -95,6 +97,14 @@ def draw_detections(cfg: Config, folder: str, threshold: float | None) -> None:
     if threshold is not None:
         drawing["score_thr"] = threshold
     cfg.default_hooks.visualization = drawing
+
+
+def claim_drawings(runner: Runner, folder: str, claim: Callable[[Path], Path]) -> None:
+    """Check that the drawings replace no other files; see :func:`dcnzoo.utils.files.output_files`."""
+    dataset = runner.test_dataloader.dataset
+    if is_main_process():  # another process may have started to draw
+        for index in range(len(dataset)):
+            claim(Path(folder, Path(dataset.get_data_info(index)["img_path"]).name))
 
 
 def set_evaluator(

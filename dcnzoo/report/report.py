@@ -16,7 +16,7 @@ from dcnzoo.report.sections.pictures import show_detections, show_sampling
 from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError, one_line, user_errors
-from dcnzoo.utils.files import write_text
+from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.utils.jsonl import versions
 
 
@@ -29,6 +29,7 @@ def write_report(
     evaluated: int = 100,
     device: str = "cpu",
     allow_partial: bool = False,
+    force: bool = False,
 ) -> Path:
     """Write the page of :func:`render_runs` atomically; return its path.
 
@@ -47,20 +48,25 @@ def write_report(
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
+        force: replace ``out`` also if this function has not written it.
 
     Raises:
-        UserError: a folder contains no training, or a checkpoint does not fit.
+        UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
     """
+    out = out or folders[0] / "report.html"
     names = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
-    with user_errors():
-        runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
-        detectors = load_detectors(runs, device, allow_partial)
-    out = out or folders[0] / "report.html"
-    if out.suffix == ".json":
+    data = out.with_suffix(".json")
+    if out == data:
         raise UserError(f"out: expected a name that ends in .html, got {out}")
-    write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
-    write_text(out.with_suffix(".json"), json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
+    with output_files("report", force=force) as claim:
+        for file in (out, data):
+            claim(file)
+        with user_errors():
+            runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
+            detectors = load_detectors(runs, device, allow_partial)
+        write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
+        write_text(data, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
     return out
 
 

@@ -1,11 +1,14 @@
-"""Atomic writes: a file is written completely or not at all. And names of files, and reading large files."""
+"""Files of the user: which may be replaced, atomic writes, names, reading large ones."""
 
 import contextlib
 import gc
 import glob
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -51,6 +54,102 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """:func:`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode())
+
+
+RECORD = ".dcnzoo.txt"  # in a folder: command, name and SHA-256 of each output file, one JSON object per line
+
+
+@contextlib.contextmanager
+def output_files(
+    command: str, inputs: Iterable[str | os.PathLike] = (), force: bool = False
+) -> Iterator[Callable[[str | os.PathLike], Path]]:
+    """Context of a command that writes files: it replaces only those that an earlier run of it has written.
+
+    Yields a function to call with the path of each file before the work; it returns the path, or raises
+    UserError if the file must not or cannot be written. At its end, the context records the files that were
+    written in their folders. A file that was changed since then is not replaced.
+
+    Args:
+        inputs: the files that are read. No file is written beside one under the same name without ending.
+        force: replace other files, too.
+    """
+    sources = {_without_ending(path) for path in inputs}
+    records: dict[Path, set[tuple[str, str, str]]] = {}
+    before: dict[Path, tuple[int, ...] | None] = {}
+
+    def claim(name: str | os.PathLike) -> Path:
+        path = Path(name)
+        if path in before:
+            return path
+        if path.is_dir():
+            raise UserError(f"{command}: {path}: expected a file, got the folder")
+        if _without_ending(path) in sources:
+            raise UserError(f"{command}: {path}: expected another folder than the input's, got the same")
+        if path.parent not in records:
+            require_writable(path.parent)
+            records[path.parent] = _recorded(path.parent)
+        if os.path.lexists(path) and not force and _entry(command, path) not in records[path.parent]:
+            expected = f"a new file, or one that dcnzoo {command} has written"
+            raise UserError(f"{command}: {path}: expected {expected}, got another; --force replaces it")
+        before[path] = _stamp(path)
+        return path
+
+    try:
+        yield claim
+    finally:
+        for path, stamp in before.items():
+            entry = _entry(command, path) if _stamp(path) != stamp else None
+            if entry and entry not in records[path.parent]:
+                with contextlib.suppress(OSError), open(path.parent / RECORD, "a") as file:
+                    file.write(f"{json.dumps(entry)}\n")
+
+
+def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
+    return os.path.realpath(Path(path).parent), Path(path).stem
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return values that differ after a file was written or replaced; None if it does not exist."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
+    """Return the entry of a file in the record; None if it is not a readable file."""
+    digest = hashlib.sha256()
+    try:
+        if not path.is_file():  # reading a pipe would wait for its other end
+            return None
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return command, path.name, digest.hexdigest()
+
+
+def _recorded(folder: Path) -> set[tuple[str, str, str]]:
+    """Return the entries of a folder's record; a damaged line counts as none."""
+    entries: set[tuple[str, str, str]] = set()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (folder / RECORD).read_text().splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                entries.add(tuple(json.loads(line)))
+    return entries
+
+
+def require_writable(folder: str | os.PathLike) -> None:
+    """Raise UserError unless files can be written to a folder, or it can be created."""
+    parents = (Path(folder), *Path(folder).absolute().parents)
+    existing = next(part for part in parents if os.path.lexists(part))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def require_file(path: str, what: str) -> None:

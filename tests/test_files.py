@@ -1,0 +1,171 @@
+"""dcnzoo replaces only files that it has written: ``dcnzoo.utils.files.output_files`` and the commands."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from dcnzoo.data.shapes import CLASSES
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import RECORD, output_files, write_text
+
+from .commands import error_of, invoke, run
+from .demo import DEFORMABLE
+
+DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+
+
+def write(path, text="new", command="infer", **options):
+    with output_files(command, **options) as claim:
+        write_text(claim(path), text)
+
+
+def test_a_command_replaces_only_its_own_unchanged_files(tmp_path):
+    path = tmp_path / "out" / "a.txt"
+    write(path, "first")
+    write(path, "second")
+    for reason, command in (("of another command", "report"), ("changed", "infer")):
+        if reason == "changed":
+            path.write_text("edited")
+        before = path.read_text()
+        with pytest.raises(UserError, match=r"a\.txt.*--force"):
+            write(path, command=command)
+        assert path.read_text() == before, reason
+    write(path, "third", force=True)
+    write(path, "fourth")
+    assert path.read_text() == "fourth"
+
+
+def test_files_that_were_not_written_are_not_recorded(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    with pytest.raises(ZeroDivisionError), output_files("infer", force=True) as claim:
+        claim(mine)
+        write_text(claim(tmp_path / "b.txt"), "written before the error")
+        1 / 0  # noqa: B018
+    write(tmp_path / "b.txt")
+    with pytest.raises(UserError, match="mine"):
+        write(mine)
+
+
+def test_places_where_nothing_is_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "file" / "x", tmp_path / "link", tmp_path / "pipe", "/proc/dcnzoo/x"):
+        with pytest.raises(UserError, match=str(place).removesuffix("/x")):
+            write(place)
+    for name in ("a.jpg", "a.txt"):
+        with pytest.raises(UserError, match="input"):
+            write(tmp_path / name, inputs=[tmp_path / "a.jpg"], force=True)
+    (tmp_path / RECORD).write_text("[1\n3\nnull\n")
+    with pytest.raises(UserError, match="--force"):
+        write(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, "file", "link", "pipe"]
+
+
+def hashes(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A user's folder: pictures, annotations, results, and a config with the demo's data in it."""
+    folder = tmp_path_factory.mktemp("mine")
+    for name in (
+        "photos/a.png",
+        "photos/b.jpg",
+        "labels/a.txt",
+        "all.json",
+        "all.bbox.json",
+        "model.onnx",
+        "page.html",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        if "photos" in name:
+            cv2.imwrite(str(folder / name), np.zeros((64, 64, 3), np.uint8))
+        else:
+            (folder / name).write_text("mine")
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)],
+    }
+    (folder / "run").mkdir()
+    (folder / "coco.json").write_text(json.dumps(coco))
+    data = {"type": "CocoDataset", "metainfo": {"classes": CLASSES}, "ann_file": f"{folder}/coco.json"}
+    data |= {"data_prefix": {"img": f"{folder}/photos"}, "test_mode": True, "pipeline": [], "_delete_": True}
+    config = f"""
+_base_ = {DEFORMABLE!r}
+test_dataloader = dict(dataset={data})
+test_evaluator = dict(ann_file={data["ann_file"]!r})
+"""
+    (folder / "config.py").write_text(config)
+    return folder
+
+
+REFUSED = [
+    ["infer", DEMO, "photos", "--out", "photos"],
+    ["infer", DEMO, "photos", "--txt", "--out", "labels"],
+    ["infer", DEMO, "photos", "--out", "/proc/dcnzoo"],
+    ["test", "config.py", "all.json", "--show-dir", "photos", "--work-dir", "run/logs"],
+    ["test", "config.py", "all.json", "--out", "all.json", "--format-only"],
+    ["report", "run", "--out", "all.html"],
+    ["explain", DEMO, "photos/a.png", "--out", "page.html"],
+    ["explain", DEMO, "photos/a.png", "--out", "photos/a.png"],
+    ["export", DEMO, "--out", "model.onnx"],
+    ["export", DEMO, "--out", "/proc/dcnzoo/model.onnx"],
+    ["browse", DEFORMABLE, "--out", "photos/a.png/x"],
+    ["data", "convert", "labelme", "photos", "all.json"],
+    ["data", "split", "coco.json", "all.json", "val.json"],
+    ["data", "check", "coco.json", "--fix", "all.json"],
+    ["data", "check", "coco.json", "--fix", "coco.json"],
+    ["data", "config", "coco.json", "coco.json", "page.html", "--images", "photos"],
+]
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=lambda words: "-".join(words).replace("/", ":"))
+def test_commands_replace_no_file_of_the_user(mine, monkeypatch, arguments):
+    monkeypatch.chdir(mine)
+    before = hashes(mine)
+    message = error_of(*arguments)
+    assert any(text in message for text in ("--force", "cannot be written", "input")), message
+    assert hashes(mine) == before
+
+
+def test_a_command_can_run_twice(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(mine)
+    for _ in range(2):
+        run("infer", DEMO, "photos", "--txt", "--out", tmp_path)
+        run("data", "check", "coco.json", "--fix", tmp_path / "fixed.json")
+    (tmp_path / "a.txt").write_text("edited")
+    error_of("infer", DEMO, "photos", "--txt", "--out", tmp_path)
+    run("infer", DEMO, "photos", "--txt", "--out", tmp_path, "--force")
+
+
+def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 128))
+    for _ in range(2000):
+        writer.write(np.zeros((128, 128, 3), np.uint8))
+    writer.release()
+
+    def interrupt():
+        while not (tmp_path / "out/v_2.png").exists():
+            event.wait(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    event = threading.Event()
+    threading.Thread(target=interrupt, daemon=True).start()
+    status, output = invoke("infer", DEMO, tmp_path / "v.avi", "--out", tmp_path / "out")
+    assert status == 130 and output.splitlines()[-1].startswith("interrupted")
+    frames = len(list((tmp_path / "out").glob("v*.png")))
+    images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    assert 2 <= len(images) <= frames < 2000 and images[1]["file_name"].endswith("v.avi#2")
