@@ -1,5 +1,6 @@
 """``dcnzoo data check``, ``--fix``, ``split`` and training with each mistake that a COCO file can have."""
 
+import io
 import json
 import logging
 import math
@@ -205,11 +206,11 @@ def test_coco_check_and_fix(root, case):
     file, out = write_coco(root, change), root / "fixed.json"
     report = check_coco(file, root, CLASSES)
     first = report.problems[0]
-    assert first.where == where and word in first.text
+    assert first.subject == where and word in first.text
     assert [problem.kind for problem in report.problems] == kinds.split()
     shown = json.loads(json.dumps(report.as_dict()))["problems"][0]
     assert shown == {"kind": first.kind, "where": where, "text": first.text}
-    if any(KINDS[problem.kind].remedy is None for problem in report.problems):
+    if any(not KINDS[problem.kind].remedy for problem in report.problems):
         with pytest.raises(UserError, match="--fix"):
             fix(report, out)
         assert not out.exists()
@@ -227,7 +228,7 @@ def test_coco_check_and_fix(root, case):
 
 def test_every_kind_of_problem_is_in_the_table():
     kinds = {kind for _, kinds, *_ in CASES.values() for kind in kinds.split()}
-    assert kinds | {"unreadable-image"} == set(KINDS)
+    assert kinds | {"unreadable-image", "normalised"} == set(KINDS)
 
 
 LOAD = dict(type="LoadImageFromFile")
@@ -347,7 +348,7 @@ def test_classes(root):
 def test_files(root):
     (root / "c.png").write_bytes(b"text")
     (problem,) = check(root).problems
-    assert problem.kind == "unreadable-image" and problem.where == "image 7"
+    assert problem.kind == "unreadable-image" and problem.subject == "image 7"
     assert check_coco(root / "coco.json").problems == [], "without the folder, files are not looked at"
     result = invoke("check", root / "none.json")
     assert result.exit_code == 1 and f"error: file: expected a file, found none at {root}" in result.output
@@ -391,6 +392,55 @@ def test_fix_by_hand(root):
     with pytest.raises(UserError, match="annotations: expected at least 1"):
         fix(check(root, nothing), root / "no.json")
     assert not (root / "no.json").exists()
+
+
+def encoded(kind):
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, compression="tiff_lzw")
+    return buffer.getvalue()
+
+
+def damaged():
+    """Pictures of 40 × 30 pixels with each kind of damage, by name."""
+    jpeg, png = encoded("JPEG"), encoded("PNG")
+    for kind in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"):
+        content = encoded(kind)
+        yield f"{kind} cut", content[: len(content) // 2]
+    yield "JPEG without its last bytes", jpeg[:-2]
+    yield "PNG without its end", png[:-12]
+    yield "PNG with a changed bit", png[:200] + bytes([png[200] ^ 1]) + png[201:]
+    yield "PNG with zeros", png[:200] + bytes(100) + png[300:]
+    yield "another file", b"<html>404 not found</html>"
+    yield "no content", b""
+
+
+@pytest.mark.parametrize(("kind", "content"), damaged(), ids=lambda value: value if value else "")
+def test_damaged_pictures(root, kind, content):
+    (root / "a.png").write_bytes(content)
+    (problem,) = check(root, decode=True).problems
+    assert (problem.kind, problem.subject) == ("unreadable-image", "image 1")
+    for name in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"):
+        (root / "a.png").write_bytes(encoded(name))
+        assert not check(root, decode=True).problems, name
+
+
+def test_normalised_boxes(root):
+    def change(content):
+        for annotation, image in zip(content["annotations"], (0, 0, 1), strict=True):
+            width, height = (content["images"][image][side] for side in ("width", "height"))
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x / width, y / height, w / width, h / height]
+            annotation.pop("segmentation", None)
+
+    problems = [each for each in check(root, change).problems if each.kind != "area"]
+    assert [each.kind for each in problems] == ["normalised"] and "3 of 3" in problems[0].text
+
+
+def test_annotation_id_0_is_replaced(root):
+    """pycocotools would never match it."""
+    content = checked_coco(write_coco(root, third(id=0))).content
+    assert [annotation["id"] for annotation in content["annotations"]] == [1, 2, 3]
 
 
 def test_fix_converts_ids_that_are_texts(root):

@@ -23,6 +23,7 @@ from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 
+from .commands import error_of
 from .formats import write
 
 WIDTH, HEIGHT = 40, 30
@@ -210,6 +211,16 @@ def yolo(tmp_path):
     write(tmp_path / "labels/train/deep/b.txt", "0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.3")
     write(tmp_path / "data.yaml", "path: .\ntrain: images/train\nval: images/val\nnames: {1: fig, 0: date}\n")
     return tmp_path
+
+
+def test_yolo_polygons_and_boxes_are_clipped(yolo):
+    write(yolo / "labels/train/a.txt", "0 -0.1 0.5 0.5 -0.1 0.5 0.5\n0 1.1 0.5 0.4 0.2\n0 2 2 0.1 0.1\n")
+    assert len(convert_yolo(yolo)[0].problems) == 3
+    conversion, _ = convert_yolo(yolo, clip=True)
+    (outside,) = conversion.problems
+    assert outside.subject.endswith("a.txt:3") and conversion.clipped == 2
+    polygon, box = (annotation["bbox"] for annotation in conversion.content()["annotations"][:2])
+    assert polygon == [0, 0, 20, 15] and box == [36, 12, 4, 6]
 
 
 def test_yolo_by_hand(yolo):
@@ -483,6 +494,13 @@ def test_pipes_are_not_read(tmp_path, yolo):
     for convert, folder in ((convert_voc, "voc"), (convert_labelme, "labelme"), (convert_yolo, "")):
         (problem,) = convert(tmp_path / folder)[0].problems
         assert problem.text == "expected a file, got a pipe"
+    pipe = str(tmp_path / "voc/a.xml")
+    for command in (
+        f"data convert yolo {pipe} out.json",
+        f"data config {pipe} {pipe} out.py --images {tmp_path}",
+        f"export --check {pipe}",
+    ):
+        assert "pipe" in error_of(*command.split())
 
 
 def test_sources_are_not_overwritten(voc, yolo, tmp_path):

@@ -95,10 +95,11 @@ def mine(tmp_path_factory):
     coco = {
         "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0,
+             "segmentation": [[1, 1, 10, 1, 10, 10, 1, 10]]}
         ],
         "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)],
-    }
+    }  # fmt: skip
     (folder / "run").mkdir()
     (folder / "coco.json").write_text(json.dumps(coco))
     data = {"type": "CocoDataset", "metainfo": {"classes": CLASSES}, "ann_file": f"{folder}/coco.json"}
@@ -116,7 +117,7 @@ REFUSED = [
     ["infer", DEMO, "photos", "--out", "photos"],
     ["infer", DEMO, "photos", "--txt", "--out", "labels"],
     ["infer", DEMO, "photos", "--out", "/proc/dcnzoo"],
-    ["test", "config.py", "all.json", "--show-dir", "photos", "--work-dir", "run/logs"],
+    ["test", "config.py", "all.json", "--show-dir", "photos", "--work-dir", "LOGS"],
     ["test", "config.py", "all.json", "--out", "all.json", "--format-only"],
     ["report", "run", "--out", "all.html"],
     ["explain", DEMO, "photos/a.png", "--out", "page.html"],
@@ -133,10 +134,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("arguments", REFUSED, ids=lambda words: "-".join(words).replace("/", ":"))
-def test_commands_replace_no_file_of_the_user(mine, monkeypatch, arguments):
+def test_commands_replace_no_file_of_the_user(mine, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(mine)
     before = hashes(mine)
-    message = error_of(*arguments)
+    message = error_of(*(str(tmp_path) if word == "LOGS" else word for word in arguments))
     assert any(text in message for text in ("--force", "cannot be written", "input")), message
     assert hashes(mine) == before
 

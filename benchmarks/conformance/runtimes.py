@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from benchmarks.measure import describe, listed
+from dcnzoo.detect.backends.aotinductor import open_file
 from dcnzoo.export import export_pt2
-from dcnzoo.export.aotinductor import open_package
 from dcnzoo.export.openvino import make_core, save_ir
 
 PACKAGES = {  # whose versions decide the result
@@ -88,5 +88,5 @@ def run_pt2(model: nn.Module, args: tuple[Tensor, ...]) -> list[np.ndarray]:
         path = Path(folder) / "model.pt2"
         names = [f"in{i}" for i in range(len(args))]
         export_pt2(model, args, path, input_names=names, output_names=[])
-        *_, run = open_package(str(path), "cpu", None)
+        *_, run = open_file(str(path), "cpu", None)
         return run(dict(zip(names, (tensor.numpy() for tensor in args), strict=True)))

@@ -15,7 +15,6 @@ from dcnzoo.utils.files import CHECKPOINTS, require_file
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXPORTED = (".onnx", ".xml", ".pt2")  # endings of exported files
 SETTINGS = "--cfg-options"

@@ -9,10 +9,12 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
+from dcnzoo.utils.findings import Finding, shown
 
 
 @contextmanager
@@ -96,6 +98,12 @@ def _reader_is_gone() -> bool:
         except (OSError, ValueError):  # not a file, or closed
             continue
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def print_findings(findings: Sequence[Finding], prefix: str = "", file: TextIO | None = None) -> None:
+    """Print a line for each of the first findings. ``prefix`` is a file that is the same for all."""
+    for line in shown(findings, prefix):
+        print(line, file=file)
 
 
 def print_columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> None:

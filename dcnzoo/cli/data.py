@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXISTING_FILE, EXISTING_FOLDER, FILE, FOLDER, option
-from dcnzoo.cli._terminal import print_columns
+from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
+from dcnzoo.cli._terminal import print_columns, print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
@@ -119,7 +119,7 @@ def labelme(folder: Path, out: Path, **options: Any) -> None:
 
 @command.command
 @click.argument("file", type=FILE, callback=_options.existing)
-@option("--images", type=EXISTING_FOLDER, help="Folder of the images; also check them and their sizes.")
+@option("--images", type=EXISTING_FOLDER, help="Folder of the images; also decode them, check their sizes.")
 @option("--classes", type=_options.Names(), help="Classes in a config's metainfo: a,b,c or a file.")
 @option(
     "--config",
@@ -155,7 +155,7 @@ def check(
         classes = _classes_of(config)
     if fix is not None:
         _options.output_files(force)(fix)
-    report = checking.check_coco(file, images, classes, progress=True)
+    report = checking.check_coco(file, images, classes, progress=True, decode=True)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
     else:
@@ -193,8 +193,8 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int, force
 
 
 @command.command
-@click.argument("train", type=EXISTING_FILE)
-@click.argument("val", type=EXISTING_FILE)
+@click.argument("train", type=FILE, callback=_options.existing)
+@click.argument("val", type=FILE, callback=_options.existing)
 @click.argument("out", type=FILE)
 @option("--images", type=EXISTING_FOLDER, required=True, help="Folder of the images.")
 @option("--val-images", type=EXISTING_FOLDER, help="Folder of VAL's images (default: the same).")
@@ -312,14 +312,12 @@ def _convert(
     force: bool,
     **options: Any,
 ) -> None:
-    from dcnzoo.data.conversion import shown
     from dcnzoo.utils.text import cut
 
     claim = _options.output_files(force)
     claim(out)
     conversion, prefix = convert(source, **options)
-    for line in shown(conversion.problems):
-        print(line, file=sys.stderr)
+    print_findings(conversion.problems, file=sys.stderr)
     for file, _ in conversion.extracted:
         claim(file)
     content = conversion.write(out, skip_invalid)
@@ -351,7 +349,6 @@ def _classes_of(config: Path) -> list[str]:
 
 def _show(report: Report) -> None:
     from dcnzoo.data.check import KINDS
-    from dcnzoo.data.conversion import shown
     from dcnzoo.utils.text import counted, cut
 
     counts = ", ".join(counted(number, key) for key, number in report.counts.items())
@@ -367,6 +364,5 @@ def _show(report: Report) -> None:
     numbers = Counter(problem.kind for problem in report.problems)
     rows = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
     print_columns([("problem", "number", "--fix"), *rows])
-    for line in shown([f"{report.file}: {problem.where}: {problem.text}" for problem in report.problems]):
-        print(line)
+    print_findings(report.problems, f"{report.file}: ")
     print(counted(len(report.problems), "problems"))

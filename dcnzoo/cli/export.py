@@ -15,6 +15,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.cli._terminal import print_findings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +201,9 @@ def _print_problems(path: Path, *runtimes: str) -> None:
 
     with user_errors():
         problems = check(path, *runtimes)
-    print("\n".join(problems) or f"{path}: no known problems in {', '.join(runtimes) or 'any runtime'}")
+    print_findings(problems)
+    if not problems:
+        print(f"{path}: no known problems in {', '.join(runtimes) or 'any runtime'}")
 
 
 def _write(

@@ -31,8 +31,11 @@ from dcnzoo.data.conversion import (
     write_json,
     wrong_size,
 )
+from dcnzoo.detect.metrics import replace_id_0
+from dcnzoo.detect.pictures import read
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
+from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
@@ -41,7 +44,7 @@ class Kind(NamedTuple):
     """A kind of problem."""
 
     text: str
-    remedy: str | None = None  # of `fix`; None: cannot be fixed
+    remedy: str = ""  # of `fix`; empty: cannot be fixed
     stops: bool = False  # prevents any training
     of_masks: bool = False  # only matters to detectors with masks
 
@@ -67,6 +70,7 @@ KINDS = {
     "unknown-category": Kind("annotation of an unknown category", "dropped", stops=True),
     "box": Kind("missing box, or box without area", "dropped"),
     "box-with-mask": Kind("object with a mask, without a valid box", "recomputed"),
+    "normalised": Kind("boxes between 0 and 1, perhaps normalised"),
     "box-outside": Kind("box extends beyond the image", "clipped"),
     "segmentation": Kind("invalid segmentation", "dropped", stops=True, of_masks=True),
     "polygon": Kind("polygon without an area", "dropped", of_masks=True),
@@ -82,22 +86,7 @@ _KEYS = ("images", "annotations", "categories")
 _Mask = tuple[list[float], Corners | None]  # the area of each part; the box of polygons
 
 
-class Problem(NamedTuple):
-    """A problem in a COCO file.
-
-    Attributes:
-        kind: a key of :data:`KINDS`.
-        where: the image, annotation or category, by its id.
-        text: the field, the expected and the actual value.
-        place: ``("images", index)`` or ``("annotations", index)`` in the file; otherwise None.
-        stops: the problem prevents training. Problems of masks do not matter to a detector without masks.
-    """
-
-    kind: str
-    where: str
-    text: str
-    place: tuple[str, int] | None = None
-    stops: bool = False
+Place = tuple[str, int] | None  # ("images", index) or ("annotations", index) in the file
 
 
 class Report:
@@ -105,14 +94,18 @@ class Report:
 
     Attributes:
         file: the checked file.
-        problems: in the order of the file.
+        problems: in the order of the file, with keys of :data:`KINDS` and the image, annotation or category,
+            by its id, as subject. Problems of masks do not stop a detector without masks.
+        places: of the entry of each problem.
         counts: numbers of ``images``, ``annotations``, ``categories``.
         per_class: number of annotations by category name.
         empty_images: number of images without an annotation.
     """
 
-    def __init__(self, file: Path, content: dict, problems: list[Problem]) -> None:
-        self.file, self.content, self.problems = file, content, problems
+    def __init__(
+        self, file: Path, content: dict, problems: list[Finding], places: Sequence[Place] = ()
+    ) -> None:
+        self.file, self.content, self.problems, self.places = file, content, problems, places
         self.counts = {key: len(content.get(key, ())) for key in _KEYS}
         images, annotations, categories = (
             [entry for entry in content.get(key, ()) if isinstance(entry, dict)] for key in _KEYS
@@ -130,7 +123,7 @@ class Report:
             **self.counts,
             "per_class": self.per_class,
             "images_without_annotation": self.empty_images,
-            "problems": [{"kind": p.kind, "where": p.where, "text": p.text} for p in self.problems],
+            "problems": [{"kind": p.kind, "where": p.subject, "text": p.text} for p in self.problems],
         }
 
 
@@ -140,6 +133,7 @@ def check_coco(
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
     progress: bool = False,
+    decode: bool = False,
 ) -> Report:
     """Check a COCO file for training a detector.
 
@@ -149,6 +143,7 @@ def check_coco(
     Args:
         file: with ``images``, ``annotations`` and ``categories``.
         images: folder of the images, whose sizes are compared; None: do not check image files.
+        decode: decode the images, to find damaged files. It takes milliseconds for each.
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
         progress: show a progress bar on a terminal.
     """
@@ -162,38 +157,39 @@ def check_coco(
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
-        return Report(file, {}, [Problem("file", where, str(error), stops=True)])
+        return Report(file, {}, [Finding(where, str(error), "file")])
     checker = _Checker(content, progress)
     for key in _KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
-    checker.check_images(None if images is None else Path(images))
+    checker.check_images(None if images is None else Path(images), decode)
     checker.check_annotations()
-    return Report(file, content, checker.problems)
+    return Report(file, content, checker.problems, checker.places)
 
 
 def checked_coco(
     file: str | Path, images: str | Path | None = None, classes: Sequence[str] | None = None
 ) -> Report:
-    """Check a COCO file by :func:`check_coco` and require that it has no problems.
+    """Check a COCO file by :func:`check_coco` and require that it has no problems. An id 0 is replaced.
 
     Raises:
         UserError: it has problems; the message gives the first and the command that lists all.
     """
     report = check_coco(file, images, classes)
-    if report.problems:
-        raise as_error(report, report.problems, images)
+    if problems := [problem for problem in report.problems if problem.kind != "annotation-id-0"]:
+        raise as_error(report, problems, images)
+    replace_id_0(report.content["annotations"])
     return report
 
 
-def as_error(report: Report, problems: Sequence[Problem], images: str | Path | None = None) -> UserError:
+def as_error(report: Report, problems: Sequence[Finding], images: str | Path | None = None) -> UserError:
     """Return an error with the first of these problems and the command that lists all."""
     number = len(report.problems)
     command = f"dcnzoo data check {report.file}" + (f" --images {images}" if images is not None else "")
     more = f"; `{command}` lists all {number} problems" if number > 1 else ""
-    return UserError(f"{report.file}: {problems[0].where}: {problems[0].text}{more}")
+    return UserError(f"{report.file}: {problems[0]}{more}")
 
 
 def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
@@ -216,13 +212,12 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     Raises:
         UserError: a problem cannot be fixed, or nothing is left. Nothing is written.
     """
-    remedies: dict[tuple[str, int] | None, set[str]] = defaultdict(set)
-    for problem in report.problems:
-        kind = KINDS[problem.kind]
-        if kind.remedy is None:
-            where = f"{report.file}: {problem.where}: {problem.text}"
-            raise UserError(f"{where}; --fix cannot fix this kind of problem: {kind.text}")
-        remedies[problem.place].add(kind.remedy)
+    remedies: dict[Place, set[str]] = defaultdict(set)
+    for problem, place in zip(report.problems, report.places, strict=True):
+        if not problem.remedy:
+            kind = KINDS[problem.kind].text
+            raise UserError(f"{report.file}: {problem}; --fix cannot fix this kind of problem: {kind}")
+        remedies[place].add(problem.remedy)
     content = copy.deepcopy(report.content)
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
     sizes: dict[int, tuple[int, int]] = {}  # of the images that are kept
@@ -269,8 +264,8 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
     return min(width, height, annotation["area"]) > 0
 
 
-def _convert_texts(content: dict) -> Iterator[Problem]:
-    """Replace ids that are texts by integers, "7" by 7 and others by free ones; yield a problem for each."""
+def _convert_texts(content: dict) -> Iterator[tuple[tuple[str, int], str]]:
+    """Replace ids that are texts by integers, "7" by 7 and others by free ones; yield where and the text."""
     for singular, plural in PLURALS.items():
         ids = [entry.get("id") for entry in content.get(plural, ()) if isinstance(entry, dict)]
         numbers = {str(each): int(str(each)) for each in ids if re.fullmatch("[0-9]{1,18}", str(each))}
@@ -282,8 +277,7 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
                     if text not in numbers:
                         numbers[text] = next(free)
                     entry[field] = numbers[text]
-                    problem = f"{field}: expected an integer, got {short(text)}"
-                    yield Problem("text-id", f"{key}[{index}]", problem, (key, index), stops=True)
+                    yield (key, index), f"{field}: expected an integer, got {short(text)}"
 
 
 class _Checker:
@@ -292,19 +286,23 @@ class _Checker:
     def __init__(self, content: dict, progress: bool) -> None:
         self.content = content
         self.progress = progress
-        self.problems = list(_convert_texts(content))
+        self.problems: list[Finding] = []
+        self.places: list[Place] = []
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
+        for place, text in _convert_texts(content):
+            self.at(f"{place[0]}[{place[1]}]", place).add_text("text-id", text)
         self.at("file")
 
-    def at(self, where: str, place: tuple[str, int] | None = None) -> _Checker:
+    def at(self, where: str, place: Place = None) -> _Checker:
         """Set the position for the problems that follow."""
         self.where, self.place = where, place
         return self
 
     def add_text(self, kind: str, text: str, stops: bool | None = None) -> None:
         stops = KINDS[kind].stops if stops is None else stops
-        self.problems.append(Problem(kind, self.where, text, self.place, stops))
+        self.problems.append(Finding(self.where, text, kind, KINDS[kind].remedy, stops=stops))
+        self.places.append(self.place)
 
     def add(self, kind: str, field: str, expected: str, got: object, stops: bool | None = None) -> None:
         self.add_text(kind, f"{field}: expected {expected}, got {short(got)}", stops)
@@ -340,7 +338,7 @@ class _Checker:
         if classes is not None and (problem := wrong_with_classes(names, classes)):
             self.at("categories").add_text("classes", problem)
 
-    def check_images(self, folder: Path | None) -> None:
+    def check_images(self, folder: Path | None, decode: bool) -> None:
         file_names: set[str] = set()
         for entry in self.entries("images", "image"):
             number, name, width, height = (entry.get(key) for key in ("id", "file_name", "width", "height"))
@@ -360,15 +358,17 @@ class _Checker:
                 continue
             self.require_unique("duplicate-file-name", "file_name", name, file_names)
             if folder is not None:
-                self._check_file(folder / name, size)
+                self._check_file(folder / name, size, decode)
 
-    def _check_file(self, file: Path, size: tuple[int, int] | None) -> None:
+    def _check_file(self, file: Path, size: tuple[int, int] | None, decode: bool) -> None:
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long
             self.add_text("missing-image", f"file_name: expected an image, found none at {file}")
             return
         try:
-            real = image_size(file)
-        except InvalidAnnotation as error:
+            real = image_size(file, decode=decode)
+            if decode:
+                read(file)  # OpenCV, as in a training: it refuses and accepts other files than Pillow
+        except (InvalidAnnotation, ValueError) as error:
             self.add_text("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
@@ -388,6 +388,12 @@ class _Checker:
                     # COCO's evaluation treats it as no match
                     self.add("annotation-id-0", "id", "an integer ≥ 1", number)
             self._check_annotation(entry)
+        boxes = [box for entry in self.content.get("annotations", []) if (box := _box(entry))]
+        small = sum(0 < max(box[2:]) < 2 and max(box[:2]) <= 1 for box in boxes)
+        if small > 0.9 * len(boxes):
+            got = f"{small} of {len(boxes)} boxes between 0 and 1"
+            remedy = "multiply normalised values by the width and height"
+            self.at("annotations").add_text("normalised", f"bbox: expected pixels, got {got}: {remedy}")
 
     def _check_annotation(self, entry: dict) -> None:
         known = True
@@ -541,6 +547,12 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     if sum(counts) != pixels:
         raise InvalidAnnotation(f"expected RLE with counts of {pixels} pixels, got {short(sum(counts))}")
     return float(sum(counts[1::2]))
+
+
+def _box(entry: object) -> list[float] | None:
+    """Return the box of an annotation, if it has four numbers."""
+    box = entry.get("bbox") if isinstance(entry, dict) else None
+    return box if isinstance(box, list) and len(box) == 4 and _are_numbers(box) else None
 
 
 def _corners(box: Sequence[float]) -> Corners:

@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import shapely
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
-from dcnzoo.utils.text import counted, cut, few, short
+from dcnzoo.utils.text import counted, few, short
 from dcnzoo.version import __version__
 
 # An edge may lie this far outside the image because of rounding; it is moved to the border.
@@ -33,40 +34,29 @@ TOLERANCE = 1.0  # pixels
 # Larger than any image. pycocotools crashes at much larger coordinates.
 FAR = 1_000_000  # pixels
 _ORIENTATION = 0x0112
-_SHOWN = 20
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
 
 
-class Problem(NamedTuple):
-    """An object or file in the source that cannot be converted."""
-
-    file: Path
-    line: int | None
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.text}"
-
-
 class InvalidAnnotation(Exception):
-    """An invalid object or file; the caller adds the position and converts it to a :class:`Problem`."""
+    """An invalid object or file; the caller adds the position and converts it to a ``Finding``."""
 
     def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
         self.line = line
 
 
-def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
+def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = False) -> tuple[int, int]:
     """Return (width, height) of an image as MMDetection loads it: rotated by its EXIF orientation.
 
     Args:
         file: a path, or an open file.
         name: of the image in messages; by default its path.
+        decode: read all pixels, to detect a damaged file.
 
     Raises:
-        InvalidAnnotation: it does not exist or is not an image.
+        InvalidAnnotation: it does not exist, is not an image or is damaged.
     """
     name = name or str(file)
     if isinstance(file, Path) and not os.path.isfile(file):  # opening a pipe would wait for its other end
@@ -74,9 +64,11 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
     try:
         with Image.open(file) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            # for TIFF, Pillow's size is that of the rotated image
-            return image.size[::-1] if turned and image.format != "TIFF" else image.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if decode:
+                image.load()
+            # Pillow's size of TIFF is that of the rotated image; OpenCV does not rotate AVIF
+            return image.size[::-1] if turned and image.format not in ("TIFF", "AVIF") else image.size
+    except Exception as error:  # each decoder has its own errors: OSError, SyntaxError, zlib.error, …
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
 
 
@@ -178,9 +170,10 @@ class CocoBuilder:
                 found = f"{', '.join(repeated)} more than once" if repeated else f"{list(classes)}"
                 raise UserError(f"classes: expected at least 1 name, each once, got {found}")
         self.classes = None if classes is None else tuple(classes)
-        self.tolerance = math.inf if clip else TOLERANCE
-        self.problems: list[Problem] = []
+        self.clip, self.tolerance = clip, math.inf if clip else TOLERANCE
+        self.problems: list[Finding] = []
         self.sources: list[Path] = []
+        self._invalid: set[Path] = set()  # files with problems
         self.clipped = 0
         self.extracted: list[tuple[Path, Callable[[], bytes]]] = []
         self.size = (0, 0)  # (width, height) of the last image
@@ -209,10 +202,10 @@ class CocoBuilder:
         (x1, y1, x2, y2), kept = corners, clip_box(corners, self.size)
         # test before clipping: an inverted box is not clipped
         if x1 < x2 and y1 < y2:
-            self.clipped += kept != corners
             x1, y1, x2, y2 = kept
         if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # rounded as in the file
             raise InvalidAnnotation(f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g}")
+        self.clipped += (x1, y1, x2, y2) != corners
         self._add(name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd=iscrowd, **extra)
 
     def add_polygons(self, name: str, polygons: Sequence[Polygon]) -> None:
@@ -259,7 +252,9 @@ class CocoBuilder:
         try:
             yield
         except InvalidAnnotation as error:
-            self.problems.append(Problem(file, error.line or line, f"{what}{error}"))
+            line = error.line or line
+            self.problems.append(Finding(f"{file}:{line}" if line else str(file), f"{what}{error}"))
+            self._invalid.add(file)
 
     def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:
         """Call ``read`` with each file."""
@@ -305,8 +300,7 @@ class CocoBuilder:
         if os.path.exists(out) and os.path.realpath(out) in map(os.path.realpath, self.sources):
             raise UserError(f"out: expected a new file, got {out}, a source of the conversion")
         if self.problems and not skip_invalid:
-            number, files = len(self.problems), len({problem.file for problem in self.problems})
-            text = f"{counted(number, 'problems')} in {counted(files, 'files')}"
+            text = f"{counted(len(self.problems), 'problems')} in {counted(len(self._invalid), 'files')}"
             raise UserError(f"{text}, nothing is written; --skip-invalid skips them")
         content = self.content()
         for key in ("images", "annotations"):
@@ -316,13 +310,6 @@ class CocoBuilder:
             write_bytes(target, read())
         write_json(content, out)
         return content
-
-
-def shown(problems: Sequence[object]) -> list[str]:
-    """Return one line for each of the first problems, and the number of the others."""
-    lines = [cut(printable(str(problem)), 500) for problem in problems[:_SHOWN]]
-    more = len(problems) - _SHOWN
-    return [*lines, f"… and {more} more"] if more > 0 else lines
 
 
 def relative(file: Path, folder: Path) -> str:
@@ -336,6 +323,8 @@ def read_text(file: Path) -> str:
     Raises:
         InvalidAnnotation: it has another encoding, or cannot be read.
     """
+    if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe would wait for its other end
+        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
     try:
         content = file.read_bytes()
         # the encoding by the byte order mark, or by the position of zero bytes

@@ -172,7 +172,7 @@ def _convert_line(words: list[str], conversion: CocoBuilder) -> None:
     if label not in range(len(names)):
         raise InvalidAnnotation(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")
     for field, value in zip(fields, values, strict=True):
-        if not 0 <= value <= 1:
+        if not 0 <= value <= 1 and not conversion.clip:
             raise InvalidAnnotation(f"{field}: expected a number from 0 to 1, got {value:g}")
     name, (width, height) = names[int(label)], conversion.size
     if is_box:

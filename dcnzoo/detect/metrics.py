@@ -27,6 +27,8 @@ def read_coco(file: str | Path, classes: Iterable[str]) -> COCO:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(file))
+            replace_id_0(truth.dataset["annotations"])
+            truth.createIndex()
         names = [category["name"] for category in truth.dataset["categories"]]
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"annotations: expected a COCO file, got {file}: {error!r}") from error
@@ -35,6 +37,13 @@ def read_coco(file: str | Path, classes: Iterable[str]) -> COCO:
         names = f"expected categories among {known}; got {', '.join(unknown)}"
         raise ValueError(f"annotations: {file}: {names}")
     return truth
+
+
+def replace_id_0(annotations: list[dict]) -> None:
+    """Give an annotation with the id 0 a free one: pycocotools' evaluation never matches it."""
+    for annotation in annotations:
+        if annotation["id"] == 0:
+            annotation["id"] = 1 + max(each["id"] for each in annotations)
 
 
 def evaluate(truth: COCO, results: Iterable[Detections]) -> dict[str, float]:

@@ -14,13 +14,21 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dcnzoo.detect.backends.onnxruntime import FIRST_DEFORM_CONV, release
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import few
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml")
-STANDARD = ("", "ai.onnx")
-INT64, DOUBLE = 7, 11  # onnx.TensorProto.DataType
+STANDARD = ("", "ai.onnx", "ai.onnx.ml")
+DOUBLE = 11  # onnx.TensorProto.DataType
+# operators of com.microsoft that OpenVINO 2026.4 reads
+READ_BY_OPENVINO = (
+    *("BiasAdd", "BiasGelu", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul"),
+    *("Gelu", "QuickGelu", "SkipLayerNormalization"),
+)
 
 
 class Node:
@@ -37,6 +45,18 @@ class Node:
         from onnx.helper import get_attribute_value
 
         return {each.name: get_attribute_value(each) for each in self._proto.attribute}
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the node has a standard domain, whose opset has no such operator."""
+        from onnx import defs
+
+        if self.domain not in STANDARD:
+            return False
+        try:
+            return defs.get_schema(self.operator, self.opset, self.domain.removesuffix("ai.onnx")).deprecated
+        except defs.SchemaError:
+            return True
 
     @property
     def is_linear(self) -> bool:
@@ -62,6 +82,8 @@ class Rule:
 
 GITHUB = "https://github.com/"
 RULES = (
+    Rule(RUNTIMES, None, lambda node: node.is_unknown,
+         "the opset has no such operator", "https://onnx.ai/onnx/operators/"),
     Rule(("tensorrt",), "GridSample", lambda node: node.is_linear,
          "the parser runs the mode 'linear' of opset 20 as 'nearest', without an error; use --deform-conv "
          "gathernd or opset 19", f"{GITHUB}onnx/onnx-tensorrt/pull/1060"),
@@ -74,8 +96,6 @@ RULES = (
     Rule(("tensorrt",), None, lambda node: node.domain in STANDARD and node.opset > 25,
          "TensorRT 11 supports opset 9 to 25; use --opset-version 19",
          "https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html"),
-    Rule(("tensorrt",), None, lambda node: node.operator.startswith("Gather") and INT64 in node.types[1:2],
-         "releases before 10 cast int64 indices to int32", f"{GITHUB}onnx/onnx-tensorrt/issues/432"),
     Rule(("openvino",), "DeformConv", lambda node: True,
          "its ONNX reader has no DeformConv; read the file through dcnzoo, export to .xml, or use "
          "--deform-conv gathernd", f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
@@ -90,6 +110,9 @@ RULES = (
     Rule(("onnxruntime",), "RoiAlign", lambda node: node.opset >= 22,
          "the CPU kernel is of opset 16, and not used from 22 on; use --opset-version 19",
          f"{GITHUB}microsoft/onnxruntime/issues/27731"),
+    Rule(("onnxruntime",), "RoiAlign", lambda node: node.attributes.get("mode") == b"max",
+         "'max' takes the maximum of weighted neighbours, other runtimes that of interpolated samples",
+         f"{GITHUB}microsoft/onnxruntime/issues/6146"),
     Rule(("onnxruntime",), "GridSample",
          lambda node: node.opset < 20 and DOUBLE in node.types,
          "float64 is supported from opset 20 on; use --deform-conv gathernd",
@@ -99,7 +122,12 @@ RULES = (
          f"{GITHUB}microsoft/onnxruntime/issues/28180"),
     Rule(("coreml",), None, lambda node: max(node.ranks, default=0) > 5,
          "Core ML supports tensors of at most 5 axes", f"{GITHUB}apple/coremltools/issues/1723"),
-    Rule(("openvino", "tensorrt", "coreml"), None, lambda node: node.domain not in STANDARD,
+    Rule(("openvino",), None,
+         lambda node: node.domain not in STANDARD
+         and not (node.domain == "com.microsoft" and node.operator in READ_BY_OPENVINO),
+         "the operator is not a standard one: only an extension runs it",
+         f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
+    Rule(("tensorrt", "coreml"), None, lambda node: node.domain not in STANDARD,
          "the operator is not a standard one: only a plugin runs it",
          f"{GITHUB}NVIDIA/TensorRT-RTX/issues/21"),
     Rule(("onnxruntime",), None, lambda node: node.domain not in (*STANDARD, "com.microsoft"),
@@ -108,31 +136,36 @@ RULES = (
 )  # fmt: skip
 
 
-def check(path: str | os.PathLike, *runtimes: str) -> list[str]:
-    """Return a line for each problem of an ONNX file that is known in these runtimes (default: all).
+def check(path: str | os.PathLike, *runtimes: str) -> list[Finding]:
+    """Return the problems of an ONNX file that are known in these runtimes (default: all).
+
+    The runtime is their subject, the report or page from which the rule comes their source.
 
     Raises:
         ValueError: it is not an ONNX file, or a runtime is unknown.
     """
     import onnx
+    from onnx.inliner import inline_local_functions
 
+    require_file(os.fspath(path), "check: path")
     for runtime in set(runtimes) - set(RUNTIMES):
         raise ValueError(f"check: runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+        model = onnx.shape_inference.infer_shapes(inline_local_functions(onnx.load(path)))
     except FileNotFoundError:
         raise
     except Exception as error:  # protobuf's errors have no common base class
         raise ValueError(f"{path}: expected an ONNX file: {error}") from error
     nodes = list(_nodes(model, model.graph))
-    lines = []
+    findings = []
     for rule in RULES:
-        concerned = [name for name in rule.runtimes if not runtimes or name in runtimes]
-        if count := sum(rule.operator in (None, node.operator) and rule.applies(node) for node in nodes):
-            for runtime in concerned:
-                nodes_of = f"{count} × {rule.operator}" if rule.operator else f"{count} nodes"
-                lines.append(f"{runtime}: {nodes_of}: {rule.problem} ({rule.source})")
-    return lines
+        affected = [node for node in nodes if rule.operator in (None, node.operator) and rule.applies(node)]
+        names = few(sorted({node.operator for node in affected}), 3)
+        for runtime in rule.runtimes if affected else ():
+            if not runtimes or runtime in runtimes:
+                text = f"{len(affected)} × {names}: {rule.problem}"
+                findings.append(Finding(runtime, text, source=rule.source))
+    return findings
 
 
 def _nodes(model: ModelProto, graph: GraphProto) -> Iterator[Node]:

@@ -157,6 +157,8 @@ def require_file(path: str, what: str) -> None:
     file = Path(path).expanduser()
     if "://" not in path and not os.path.isfile(file):  # Path.is_file raises if the name is too long
         problem = "got the folder" if os.path.isdir(file) else "found none at"
+        if os.path.exists(file) and not os.path.isdir(file):  # reading a pipe would wait for its other end
+            problem = "got the pipe or device"
         raise UserError(f"{what}: expected a file, {problem} {path}")
 
 
@@ -168,7 +170,11 @@ def require_folder(path: str | os.PathLike, what: str) -> None:
 
 
 CHECKPOINTS = ("best", "last")  # of a work directory, in place of a file
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# endings of the formats that both OpenCV and Pillow read
+PICTURES = (
+    *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 def picture_files(name: str | os.PathLike) -> list[str] | None:

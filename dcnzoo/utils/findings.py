@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from dcnzoo.utils.errors import printable
+from dcnzoo.utils.text import cut
+
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -27,3 +33,14 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.text}" if self.subject else self.text
+
+
+def shown(findings: Sequence[Finding], prefix: str = "") -> list[str]:
+    """Return one line for each of the first findings, and the number of the others."""
+    lines = []
+    for finding in findings[:_SHOWN]:
+        source = f" ({finding.source})" if finding.source else ""
+        lines.append(f"{prefix}{finding}{source}")
+    if len(findings) > _SHOWN:
+        lines.append(f"… and {len(findings) - _SHOWN} more")
+    return [cut(printable(line), 500) for line in lines]

@@ -10,13 +10,14 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from dcnzoo.data.check import checked_coco
-from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json, shown, write_json
+from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json, write_json
 from dcnzoo.data.labelme import convert_labelme
 from dcnzoo.data.split import split_coco
 from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.findings import shown
 from dcnzoo.utils.text import counted
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_config
 

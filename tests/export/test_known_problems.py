@@ -29,8 +29,8 @@ def floats(*shapes, kind=1):
     return [(shape, kind) for shape in shapes]
 
 
-def runtimes(lines):
-    return [line.partition(":")[0] for line in lines]
+def runtimes(findings):
+    return [finding.subject for finding in findings]
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def runtimes(lines):
 )
 def test_grid_sample_in_tensorrt(opset, mode, sources, tmp_path):
     path = write(tmp_path / "m.onnx", "GridSample", opset, floats(MAPS, [1, 4, 4, 2]), **mode)
-    lines = check(path, "tensorrt")
-    assert [line.rstrip(")").rpartition("/")[2] for line in lines] == sources
+    findings = check(path, "tensorrt")
+    assert [finding.source.rpartition("/")[2] for finding in findings] == sources
     assert runtimes(check(path, "openvino")) == ["openvino"] * (opset == 20)
     assert not check(path, "onnxruntime")
 
@@ -77,21 +77,27 @@ def test_roi_align_in_onnxruntime(opset, fails, tmp_path):
         (floats([1] * 6), dict(operator="Relu"), ["coreml"]),
         (floats([1] * 5, [1, 1, 1, 1, 3]), dict(operator="GridSample"), ["tensorrt"] * 2 + ["openvino"] * 2),
         (floats(MAPS, [4, 3, 3, 3], [1, 18, 6, 7]), dict(operator="DeformConv"), ["tensorrt", "openvino"]),
-        ([(MAPS, 1), ([], 7)], dict(operator="Gather"), ["tensorrt", "coreml"]),
-        ([(MAPS, 1), ([2], 7)], dict(operator="Gather"), ["tensorrt"]),
+        ([(MAPS, 1), ([], 7)], dict(operator="Gather"), ["coreml"]),
+        ([(MAPS, 1), ([2], 7)], dict(operator="Gather"), []),
         ([(MAPS, 1), ([2], 6)], dict(operator="Gather"), []),
         (floats(MAPS), dict(operator="Relu", opset=26), ["tensorrt"]),
         (floats(MAPS), dict(operator="MMCVRoiAlign", domain="mmdeploy"),
          ["openvino", "tensorrt", "coreml", "onnxruntime"]),
-        (floats(MAPS), dict(operator="FusedConv", domain="com.microsoft"),
-         ["openvino", "tensorrt", "coreml"]),
+        (floats(MAPS), dict(operator="FusedConv", domain="com.microsoft"), ["tensorrt", "coreml"]),
+        (floats(MAPS), dict(operator="NhwcConv", domain="com.microsoft"), ["openvino", "tensorrt", "coreml"]),
+        (floats(MAPS), dict(operator="Gelu"), []),
+        (floats(MAPS), dict(operator="Gelu", opset=19), list(RUNTIMES)),
+        (floats(MAPS), dict(operator="Relu6"), list(RUNTIMES)),
+        (floats(MAPS, [4]), dict(operator="Upsample"), list(RUNTIMES)),
+        (floats(MAPS), dict(operator="Normalizer", domain="ai.onnx.ml"), []),
+        ([*floats(MAPS, [4, 4]), ([4], 7)], dict(operator="RoiAlign", mode="max"), ["onnxruntime"]),
     ],
 )  # fmt: skip
 def test_problems(inputs, node, expected, tmp_path):
     path = write(tmp_path / "m.onnx", inputs=inputs, **{"opset": 20, **node})
-    lines = check(path)
-    assert runtimes(lines) == expected
-    assert all("https://" in line for line in lines)
+    findings = check(path)
+    assert runtimes(findings) == expected
+    assert all(finding.source.startswith("https://") for finding in findings)
     for runtime in RUNTIMES:
         assert runtimes(check(path, runtime)) == [name for name in expected if name == runtime]
 
@@ -116,6 +122,20 @@ def test_nodes_in_a_loop(tmp_path):
         }""")
     onnx.save(model, path)
     assert runtimes(check(path, "tensorrt")) == ["tensorrt"] * 2
+
+
+def test_nodes_in_a_local_function(tmp_path):
+    """The function is no operator; its nodes are checked, also with attributes of the call."""
+    path = tmp_path / "m.onnx"
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20, "mine": 1]>
+        outer (float[1, 3, 8, 9] m, float[1, 4, 4, 2] g) => (float[N, C, H, W] y) {
+            y = mine.sample <kind = "nearest"> (m, g)
+        }
+        <domain: "mine", opset_import: ["": 20]>
+        sample <kind> (m, g) => (y) { y = GridSample <mode: string = @kind> (m, g) }""")
+    onnx.save(model, path)
+    assert [finding.source.rpartition("/")[2] for finding in check(path, "tensorrt")] == ["4813"]
+    assert runtimes(check(path)) == ["tensorrt", "openvino"]
 
 
 def test_command(tmp_path):

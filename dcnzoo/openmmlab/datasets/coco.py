@@ -25,10 +25,12 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
-from dcnzoo.data.check import KINDS, Problem, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.check import KINDS, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
+from dcnzoo.detect.metrics import replace_id_0
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import collector_paused
+from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 
 
@@ -67,10 +69,7 @@ class CheckedCOCO(COCO):
             self._warn(report.problems)
         for annotation in annotations:
             annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
-        if any(problem.kind == "annotation-id-0" for problem in report.problems):
-            # pycocotools' evaluation never matches an object with id 0
-            free = 1 + max(annotation["id"] for annotation in annotations)
-            next(annotation for annotation in annotations if annotation["id"] == 0)["id"] = free
+        replace_id_0(annotations)
         with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
             self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
@@ -85,7 +84,7 @@ class CheckedCOCO(COCO):
                     f"metric segm requires, got {short(mask)}"
                 )
 
-    def _warn(self, problems: Sequence[Problem]) -> None:
+    def _warn(self, problems: Sequence[Finding]) -> None:
         images = {image["id"]: image for image in self.dataset["images"]}
         annotations = self.dataset["annotations"]
         skipped: dict[str, list] = {}
@@ -97,11 +96,11 @@ class CheckedCOCO(COCO):
             for reason, ids in skipped.items()
         ]
         gone = {f"annotation {number}" for ids in skipped.values() for number in ids}
-        others = [p for p in problems if p.where not in gone and p.kind != "empty"]
+        others = [p for p in problems if p.subject not in gone and p.kind != "empty"]
         if others:
             counts = Counter(problem.kind for problem in others)
             lines.append(
-                f"{self.file}: {others[0].where}: {others[0].text}; used anyway, with "
+                f"{self.file}: {others[0]}; used anyway, with "
                 f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
                 f"`dcnzoo data check {self.file}` lists"
             )

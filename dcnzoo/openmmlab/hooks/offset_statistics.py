@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from dcnzoo.layers.offsets import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
+from dcnzoo.utils.findings import Finding
 
 OFFSETS = ("mean_abs", "max_abs", "outside")
 MODULATION = ("modulation_mean", "modulation_near_0", "modulation_near_1")
@@ -57,7 +58,7 @@ class OffsetStatisticsHook(Hook):
         self.max_mean = max_mean
         self.max_outside = max_outside
         self.min_modulation = min_modulation
-        self._astray: set[tuple[str, str]] = set()  # (layer, what) with an active warning
+        self._astray: set[tuple[str, str]] = set()  # (layer, kind) with an active warning
         self._modulating: set[str] = set()  # layers that have been above min_modulation
 
     def before_train(self, runner: Runner) -> None:
@@ -98,29 +99,25 @@ class OffsetStatisticsHook(Hook):
             self._modulating.add(layer)
         slower = "lower the offsets' learning rate (paramwise_cfg=dict(dcn_offset_lr_mult=0.1))"
         bound = f"{slower} or bound them (offset_limit of the layer)"
-        findings = {
-            "mean": (
-                not mean <= self.max_mean,  # NaN too
-                f"offsets explode: mean |offset| {mean:.3g} pixels, expected ≤ {self.max_mean:g} "
-                f"(max_mean); {bound}",
-            ),
-            "outside": (
-                outside > self.max_outside,
-                f"offsets explode: {outside:.0%} of the samples outside the map, expected ≤ "
-                f"{self.max_outside:.0%} (max_outside); {bound}",
-            ),
-            "modulation": (
-                layer in self._modulating and not factor >= self.min_modulation,
-                f"modulation has collapsed: mean factor {factor:.3g}, expected ≥ {self.min_modulation:g} "
-                f"(min_modulation), the layer is nearly switched off; {slower}",
-            ),
-        }
-        for what, (astray, text) in findings.items():
-            if not astray:
-                self._astray.discard((layer, what))
-            elif (layer, what) not in self._astray:
-                self._astray.add((layer, what))
-                runner.logger.warning(f"iteration {runner.iter + 1}: {layer}: {text}")
+        findings = []
+        if not mean <= self.max_mean:  # NaN too
+            text = (
+                f"offsets explode: mean |offset| {mean:.3g} pixels, expected ≤ {self.max_mean:g} (max_mean)"
+            )
+            findings.append(Finding(layer, text, "mean", bound))
+        if outside > self.max_outside:
+            limit = f"expected ≤ {self.max_outside:.0%} (max_outside)"
+            text = f"offsets explode: {outside:.0%} of the samples outside the map, {limit}"
+            findings.append(Finding(layer, text, "outside", bound))
+        if layer in self._modulating and not factor >= self.min_modulation:
+            limit = f"expected ≥ {self.min_modulation:g} (min_modulation), the layer is nearly switched off"
+            text = f"modulation has collapsed: mean factor {factor:.3g}, {limit}"
+            findings.append(Finding(layer, text, "modulation", slower))
+        for finding in findings:
+            if (layer, finding.kind) not in self._astray:
+                runner.logger.warning(f"iteration {runner.iter + 1}: {finding}; {finding.remedy}")
+        self._astray = {key for key in self._astray if key[0] != layer}
+        self._astray |= {(layer, finding.kind) for finding in findings}
 
 
 def _bare(runner: Runner) -> nn.Module:
