@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import TYPE_CHECKING, Literal
 
@@ -15,8 +16,6 @@ from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.version import __version__
 
 if TYPE_CHECKING:
-    import os
-
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
     from dcnzoo.zoo.training import train
@@ -89,6 +88,8 @@ def load(
         UserError: the model is unknown or has no weights, the device cannot be used, the download failed, or
             the checkpoint does not fit.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(f"load: model: expected a name, a path or a file of dcnzoo export, got {model!r}")
     if str(model).endswith((".onnx", ".xml", ".pt2")):
         from dcnzoo.detect.exported import ExportedDetector
 

@@ -157,7 +157,7 @@ def check_coco(
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
-        return Report(file, {}, [Finding(where, str(error), "file")])
+        return Report(file, {}, [Finding(where, str(error), "file")], [None])
     checker = _Checker(content, progress)
     for key in _KEYS:
         if not content.get(key):

@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
 
 if TYPE_CHECKING:
     import pandas
     import PIL.Image
     import supervision
+
+
+class _Masks:
+    """The field ``masks``: it is stored as ``crops``, and computed when it is read."""
+
+    def __get__(self, detections: Detections | None, owner: type) -> np.ndarray | None:
+        stored = None if detections is None else detections.crops
+        return stored.whole() if isinstance(stored, Crops) else stored
+
+    def __set__(self, detections: Detections, masks: np.ndarray | Crops | None) -> None:
+        detections.__dict__["crops"] = masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -31,10 +43,13 @@ class Detections:
     boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
     scores: np.ndarray  # [K], float32
     labels: np.ndarray  # [K], int64, indices into classes
-    masks: np.ndarray | None = None  # [K, H, W], bool; None if the model predicts no masks
+    masks: _Masks = _Masks()  # [K, H, W], bool; None if the model predicts no masks
     classes: tuple[str, ...] = ()  # all names that the detector has; empty if unknown
     image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
     path: str = ""  # of the picture, if it was read from a file
+
+    if TYPE_CHECKING:
+        crops: np.ndarray | Crops | None  # the same masks, in less memory; ``crops[0]`` is [H, W]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -60,9 +75,9 @@ class Detections:
 
     def select(self, index: np.ndarray | slice) -> Detections:
         """Select objects by their numbers, by a mask [K], or by a slice."""
-        masks = None if self.masks is None else self.masks[index]
+        crops = None if self.crops is None else self.crops[index]
         parts = {"boxes": self.boxes[index], "scores": self.scores[index], "labels": self.labels[index]}
-        return dataclasses.replace(self, **parts, masks=masks)
+        return dataclasses.replace(self, **parts, masks=crops)
 
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
@@ -124,10 +139,10 @@ class Detections:
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": float(self.scores[i]),
             }
-            if self.masks is not None:
+            if self.crops is not None:
                 from pycocotools.mask import encode
 
-                mask = encode(np.asfortranarray(self.masks[i], dtype=np.uint8))
+                mask = encode(np.asfortranarray(self.crops[i], dtype=np.uint8))
                 annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
             content["annotations"].append(annotation)
         return content

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,10 @@ class BaseDetector:
         """Detect objects.
 
         Args:
-            images: a file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8
-                or between 0 and 1. For a list of those, a tensor [N, 3, H, W], a folder, a pattern
-                (``"street/*.jpg"``) or a video file, the result is an iterator, which skips images that
-                cannot be read.
+            images: a file; its content, as bytes or an open file; a PIL image; an array, [H, W, 3], uint8,
+                RGB; or a tensor, [3, H, W], RGB, uint8 or between 0 and 1. For a list of those, a tensor
+                [N, 3, H, W], a folder, a pattern (``"street/*.jpg"``) or a video file, the result is an
+                iterator, which skips images that cannot be read.
             batch_size: images of a batch are padded to a common size, as in MMDetection. This can change
                 detections near the right and lower border.
             score_threshold: drop detections with a lower score (default: that of the detector).
@@ -101,8 +102,8 @@ class BaseDetector:
         _require("tile", tile, 16)
         _require("max_detections", max_detections, 0)
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        if not threshold <= 1:  # also NaN
-            raise ValueError(f"score_threshold: expected at most 1, got {threshold}")
+        if not (isinstance(threshold, Real) and threshold <= 1):  # nor NaN
+            raise ValueError(f"score_threshold: expected a number of at most 1, got {threshold!r}")
         classes = [classes] if isinstance(classes, str) else classes
         unknown = sorted(set(classes or ()) - set(self.classes))
         if unknown:
@@ -168,8 +169,9 @@ class BaseDetector:
             for (path, picture), result in zip(pictures, results, strict=True):
                 order = np.argsort(-result.scores, kind="stable")
                 image = np.ascontiguousarray(picture[..., ::-1])
+                result = result.select(order)
                 yield dataclasses.replace(
-                    result.select(order), classes=tuple(self.classes), image=image, path=path
+                    result, masks=result.crops, classes=tuple(self.classes), image=image, path=path
                 )
         if skipped:
             print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)
@@ -203,8 +205,8 @@ class BaseDetector:
 
 
 def _require(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if value is not None and not (isinstance(value, Integral) and value >= least):
+        raise ValueError(f"{name}: expected an integer ≥ {least}, got {value!r}")
 
 
 def _filtered(result: Detections, classes: Sequence[str] | None, max_detections: int | None) -> Detections:

@@ -30,7 +30,7 @@ def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
     line = max(2, size[0] // 300)
     colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in detections.labels.tolist()]
     fills = [tuple(round(255 * part) for part in colour) for colour in colours]
-    boxes, masks = (detections.boxes * scale).tolist(), detections.masks
+    boxes, masks = (detections.boxes * scale).tolist(), detections.crops
     for i in reversed(range(len(detections))):  # the best on top
         mask = Image.fromarray(255 * masks[i].astype(np.uint8)) if masks is not None else None
         if mask and mask.getbbox():

@@ -69,6 +69,8 @@ class ExportedDetector(BaseDetector):
         images, sizes, pictures = zip(*inputs, strict=True)
         borders = [self._preprocessing.padded(size, self.model.shape[2:]) for size in sizes]
         outputs = self.model(_stack(images), np.array(borders))
+        if np.isnan(outputs["dets"]).any():
+            raise ValueError(f"{self.model.path}: expected finite boxes and scores, got NaN")
         results = []
         for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
             kept = outputs["dets"][i, :, 4] >= threshold

@@ -52,7 +52,7 @@ def evaluate(truth: COCO, results: Iterable[Detections]) -> dict[str, float]:
     has_masks = False
     for result in results:
         content = result.to_coco(content)
-        has_masks |= result.masks is not None
+        has_masks |= result.crops is not None
     if content is None:
         raise ValueError("annotations: expected a COCO file with images, got none")
     images = dict(enumerate(sorted(truth.imgs), 1))

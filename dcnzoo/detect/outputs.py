@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import resized
 
@@ -37,13 +38,14 @@ def rescale_detections(
     boxes = (boxes * factor).astype(np.float32)
     masks = None
     if "masks" in outputs:
-        masks = np.zeros((len(dets), *picture_size), bool)
+        parts = []
         margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
         first = np.floor(boxes[:, :2] - margin).clip(0).astype(int)
         last = np.ceil(boxes[:, 2:] + margin).clip(0).astype(int)
-        for mask, soft, (x1, y1), (x2, y2) in zip(masks, outputs["masks"][there], first, last, strict=True):
+        for soft, (x1, y1), (x2, y2) in zip(outputs["masks"][there], first, last, strict=True):
             # resize probabilities, then threshold: a thresholded mask would have a less exact border
             region = (slice(y1, y2), slice(x1, x2))
             probability = resized(soft[: size[0], : size[1]].astype(np.float32), picture_size, region)
-            mask[region] = probability >= 127.5
+            parts.append(probability >= 127.5)
+        masks = Crops(parts, first[:, ::-1].tolist(), picture_size)
     return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)

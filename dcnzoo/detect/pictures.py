@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
     """Read a picture, [H, W, 3], uint8, BGR.
 
     Args:
-        image: a file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or
-            between 0 and 1.
+        image: a file; its content, as bytes or an open file; a PIL image; an array, [H, W, 3], uint8, RGB; or
+            a tensor, [3, H, W], RGB, uint8 or between 0 and 1.
         bgr: arrays and tensors are BGR.
 
     Raises:
@@ -29,6 +30,10 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
         return _read_file(image)
     if hasattr(image, "getexif"):
         return _from_pillow(image)
+    if hasattr(image, "read"):
+        image = image.read()
+    if isinstance(image, bytes | bytearray):
+        return _decoded(image, f"{len(image)} bytes")
     if hasattr(image, "detach"):
         image = image.detach().cpu()
         if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
@@ -37,7 +42,8 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
         raise ValueError(
-            f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}"
+            "image: expected a path, bytes, a binary file, a PIL image, an array or a tensor, got "
+            f"{type(image).__name__}"
         )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
@@ -48,23 +54,30 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
 
 
 def _read_file(path: str | os.PathLike) -> np.ndarray:
+    if "://" in str(path):
+        raise ValueError(f"image: expected a file, got the address {path}: download it first")
+    if Path(path).is_dir():
+        raise ValueError(f"image: expected a file, got the folder {path}: a folder is not part of a list")
     if not Path(path).is_file():
         raise FileNotFoundError(2, "No such file", str(path))
+    return _decoded(Path(path).read_bytes(), path)
+
+
+def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:
     try:
         import cv2
     except ModuleNotFoundError:
-        return _read_with_pillow(path)
+        return _decoded_by_pillow(content, name)
     try:
-        content = np.fromfile(path, np.uint8)
-        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     except cv2.error:  # more than 2^30 pixels, which is more than Pillow accepts: its error has their number
-        return _read_with_pillow(path)
+        return _decoded_by_pillow(content, name)
     if picture is None:
-        raise ValueError(f"image: expected a picture that OpenCV can read, got {path}")
+        raise ValueError(f"image: expected a picture that OpenCV can read, got {name}")
     return picture
 
 
-def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
+def _decoded_by_pillow(content: bytes, name: str | os.PathLike) -> np.ndarray:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
@@ -72,10 +85,10 @@ def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
             "image: expected an array, or OpenCV or Pillow to read a file with: pip install pillow"
         ) from error
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             return _from_pillow(opened)
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image: expected a picture that Pillow can read, got {path}: {error}") from None
+        raise ValueError(f"image: expected a picture that Pillow can read, got {name}: {error}") from None
 
 
 def _from_pillow(image: PIL.Image.Image) -> np.ndarray:

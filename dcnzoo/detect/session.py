@@ -58,6 +58,10 @@ class Session:
             ) from error
         self.inputs, self.output_names, self.metadata, self._run = opened
         self.shape = next(iter(self.inputs.values()))
+        self._arguments = os.path.abspath(path), backend, self.device, threads
+
+    def __reduce__(self) -> tuple:
+        return Session, self._arguments  # another process opens the file again
 
     def require_detections(self) -> None:
         """Raise ValueError if the outputs are a head's raw outputs."""

@@ -27,8 +27,9 @@ def several(images: Any) -> Iterable[Any] | None:
         return [images]
     if getattr(images, "ndim", 0) == 4:
         return list(images)
-    single = hasattr(images, "shape") or not isinstance(images, Iterable)  # an array, a tensor, a PIL image
-    return None if single or isinstance(images, bytes) else images
+    # an array, a tensor, a PIL image, an open file
+    single = hasattr(images, "shape") or hasattr(images, "read") or not isinstance(images, Iterable)
+    return None if single or isinstance(images, bytes | bytearray) else images
 
 
 def named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 
 Window = tuple[slice, slice]  # rows, columns
@@ -57,10 +58,14 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     kept = nms(torch.from_numpy(apart), ranks, IOU).numpy()
     kept = kept[~(cut[kept] & _is_piece(apart[kept]))]
     masks = None
-    if any(tile.masks is not None for tile in tiles):
-        masks = np.zeros((len(kept), *size), bool)
-        for mask, owner, number in zip(masks, owners[kept], numbers[kept], strict=True):
-            mask[places[owner]] = tiles[owner].masks[number]
+    if any(tile.crops is not None for tile in tiles):
+        crops = [Crops.of(tile.crops) for tile in tiles]
+        parts, corners = [], []
+        for owner, number in zip(owners[kept], numbers[kept], strict=True):
+            (row, column), (y, x) = places[owner], crops[owner].corners[number]
+            parts.append(crops[owner].parts[number])
+            corners.append((row.start + y, column.start + x))
+        masks = Crops(parts, corners, size)
     return Detections(boxes[kept], scores[kept], labels[kept], masks)
 
 

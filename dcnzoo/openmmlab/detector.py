@@ -29,6 +29,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
@@ -123,6 +124,8 @@ class TorchDetector(BaseDetector):
         channels_last, fuse, precision: see :func:`dcnzoo.load`.
     """
 
+    _finite = False  # whether a batch has shown that the outputs are finite
+
     def __init__(
         self,
         model: nn.Module,
@@ -170,9 +173,10 @@ class TorchDetector(BaseDetector):
             map pixel. The input is the picture after the test pipeline.
         """
         inputs = self.prepare(read(image, bgr))
+        model = view(self.model)[self.model]  # in evaluation mode
         with torch.no_grad():
-            data = self.model.data_preprocessor(pseudo_collate([inputs]))
-            return Features(self.model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
+            data = model.data_preprocessor(pseudo_collate([inputs]))
+            return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
 
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict], dict]:
@@ -199,13 +203,26 @@ class TorchDetector(BaseDetector):
             if mixed
             else contextlib.nullcontext()
         )
+        model, batch = copies[self.model], pseudo_collate(inputs)
         with torch.no_grad(), context:
             if self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
                 self._fuser.fuse(copies)
             if mixed:
                 predict_in_float32(copies)
-            samples = copies[self.model].test_step(pseudo_collate(inputs))
-        return [to_detections(instances_of(sample), threshold) for sample in samples]
+            instances = [instances_of(sample) for sample in model.test_step(batch)]
+            self._require_finite(model, batch, instances)
+        return [to_detections(each, threshold) for each in instances]
+
+    def _require_finite(self, model: nn.Module, batch: dict, instances: Sequence[InstanceData]) -> None:
+        """Raise ValueError if the outputs are NaN, which would read as no objects."""
+        if any(torch.isnan(each.scores).any() for each in instances):
+            raise ValueError("model: expected finite scores, got NaN")
+        if not self._finite and not any(map(len, instances)) and hasattr(model, "extract_feat"):
+            # only once: non-maximum suppression drops NaN
+            features = model.extract_feat(model.data_preprocessor(batch)["inputs"])
+            if not all(torch.isfinite(each).all() for each in features):
+                raise ValueError("model: expected finite feature maps, got NaN or infinity")
+        self._finite = True
 
 
 def instances_of(sample: BaseDataElement) -> InstanceData:
@@ -223,7 +240,7 @@ def to_detections(instances: InstanceData, threshold: float) -> Detections:
     """Convert ``pred_instances`` with at least this score."""
     instances = instances[instances.scores >= threshold].cpu()
     boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
-    masks = instances.masks.numpy().astype(bool) if "masks" in instances else None
+    masks = Crops.of(instances.masks.numpy().astype(bool, copy=False)) if "masks" in instances else None
     boxes, scores = boxes.float().numpy(), instances.scores.float().numpy()  # bfloat16 in autocast
     return Detections(boxes, scores, instances.labels.numpy(), masks)
 

@@ -143,6 +143,9 @@ def load_state(
     """
     expected = model.state_dict()
     weights, conversion = convert(state_dict, expected)
+    for key, value in weights.items():
+        if key in expected and expected[key].is_floating_point() and not value.is_floating_point():
+            raise CheckpointError(f"{source}: {key}: expected floating-point weights, got {value.dtype}")
     reshaped = [
         key
         for key, value in weights.items()

@@ -5,8 +5,10 @@ import importlib
 import io
 import itertools
 import json
+import pickle
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
+from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.export.openvino import save_ir
@@ -98,7 +101,8 @@ def test_inputs(detector, folder, tmp_path):
     bgr = cv2.imread(str(path))
     rgb = np.ascontiguousarray(bgr[..., ::-1])
     planes = torch.from_numpy(rgb).permute(2, 0, 1)
-    for image in (Image.open(path), rgb, planes, planes / 255):
+    content = path.read_bytes()
+    for image in (Image.open(path), rgb, planes, planes / 255, content, io.BytesIO(content)):
         assert_equal(detector(image), expected)
     assert_equal(detector(bgr, bgr=True), expected)
     assert expected.path == str(path) and detector(rgb).path == ""
@@ -106,8 +110,6 @@ def test_inputs(detector, folder, tmp_path):
         best = detector(rgb, max_detections=1)
     assert best.names == expected.names[:1] and best.boxes.dtype == best.scores.dtype == np.float32
     np.testing.assert_allclose(best.boxes, expected.boxes[:1], atol=3)
-    with pytest.raises(ValueError, match=r"image: expected a path, .* got bytes"):
-        detector(path.read_bytes())
     several = [*detector([path, rgb], batch_size=2)]
     assert_equal(several[1], expected, rtol=1e-4)
     for images in (folder, str(folder / "*.png")):
@@ -122,6 +124,63 @@ def test_inputs(detector, folder, tmp_path):
         assert_equal(frames[1], expected, rtol=0.05)
 
 
+def test_mistakes_in_python(detector, folder):
+    calls = {
+        "address .*http://x/a.jpg": lambda: detector("http://x/a.jpg"),
+        "batch_size: expected an integer ≥ 1, got '2'": lambda: detector(folder, batch_size="2"),
+        "score_threshold: .* got '0.5'": lambda: detector(folder, score_threshold="0.5"),
+        "image: expected a path, .* got int": lambda: detector(3),
+        "bytes": lambda: detector(b"no picture"),
+        "model: .* got 3": lambda: dcnzoo.load(3),
+        "model: .* got None": lambda: dcnzoo.load(None),
+        "nope.json": lambda: detector.evaluate("nope.json", images=folder),
+    }
+    for message, call in calls.items():
+        with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+            call()
+    results = detector([folder, folder / "0.png"])
+    assert len(list(results)) == 1 and "got the folder" in results.skipped[0]
+
+
+def test_a_call_predicts_in_evaluation_mode(folder):
+    detector = dcnzoo.load(MODEL, device="cpu")
+    expected = detector(folder / "0.png")
+    detector.model.train()
+    detector.model.neck.eval()
+    before = {name: value.clone() for name, value in detector.model.state_dict().items()}
+    assert_equal(detector(folder / "0.png"), expected)
+    assert detector.model.backbone.training and not detector.model.neck.training
+    assert all(torch.equal(value, before[name]) for name, value in detector.model.state_dict().items())
+
+
+def test_outputs_that_are_no_numbers_are_an_error(folder):
+    detector = dcnzoo.load(MODEL, device="cpu")
+    with torch.no_grad():
+        next(detector.model.neck.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="finite"):
+        detector(folder / "0.png")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_refused(detector, tmp_path, dtype):
+    weights = {name: value.to(dtype) for name, value in detector.model.state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="floating-point"):
+        dcnzoo.load(MODEL, checkpoint=tmp_path / "weights.pth", device="cpu")
+
+
+def test_crops_are_masks():
+    masks = np.random.default_rng(0).random((5, 9, 7)) > 0.8
+    masks[2] = False
+    crops = Crops.of(masks)
+    result = Detections(np.zeros((5, 4)), np.ones(5), np.zeros(5, int), crops)
+    assert np.array_equal(result.masks, masks) and np.array_equal(crops[4], masks[4])
+    index = np.array([True, False, True, False, True])
+    assert np.array_equal(result.select(index).masks, masks[index])
+    assert np.array_equal(pickle.loads(pickle.dumps(result)).masks, masks)
+    assert Detections(np.zeros((0, 4)), np.ones(0), np.zeros(0, int)).masks is None
+
+
 def test_choice_of_objects(detector, folder):
     whole = detector(folder / "0.png")
     name = whole.names[-1]
@@ -133,7 +192,7 @@ def test_choice_of_objects(detector, folder):
     for wrong, got in (
         ({"classes": ["zebra"]}, "expected .*zebra"),
         ({"classes": "zebra"}, "expected .*zebra"),
-        ({"max_detections": -1}, "expected at least 0, got -1"),
+        ({"max_detections": -1}, "expected an integer ≥ 0, got -1"),
         ({"score_threshold": 50}, "expected at most 1, got 50"),
         ({"score_threshold": float("nan")}, "expected at most 1, got nan"),
     ):
@@ -253,6 +312,12 @@ def test_every_backend_detects_the_same(detector, exported_file, folder, coco):
     for name in ("0.png", "1.png"):
         one, other = (each(folder / name, score_threshold=THRESHOLD) for each in (detector, exported))
         assert_equal(one, other, rtol=1e-3, atol=1e-2)
+    expected = [exported(folder / f"{number}.png").boxes for number in range(3)]
+    copy = pickle.loads(pickle.dumps(exported))
+    with ThreadPoolExecutor(4) as pool:  # an infer request of OpenVINO must not run twice at a time
+        for each in (exported, copy):
+            results = list(pool.map(each, [folder / f"{number}.png" for number in range(3)] * 4))
+            assert all(np.array_equal(results[i].boxes, expected[i % 3]) for i in range(12))
     files = coco / "annotations/val.json", coco / "val"
     ours, theirs = (each.evaluate(files[0], images=files[1]) for each in (detector, exported))
     assert theirs == pytest.approx(ours, abs=2e-3)
@@ -302,7 +367,7 @@ def test_evaluation_maps_categories_by_name(detector, coco, tmp_path):
     (tmp_path / "zebra.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"annotations: .*zebra.json: expected .*; got zebra"):
         detector.evaluate(tmp_path / "zebra.json", images=coco / "val")
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size: expected an integer ≥ 1, got 0"):
         detector.evaluate(coco / "annotations.json", images=coco, batch_size=0)
     with pytest.raises(FileNotFoundError, match=r"00000\.png"):
         detector.evaluate(coco / "annotations/val.json", images=tmp_path)
@@ -410,7 +475,7 @@ def test_a_strip_in_tiles(detector, tmp_path):
     # the same share as in the 60 pictures
     assert max(matches) == 1 and np.mean(matches) > 0.75, "each object once"
     assert np.mean(masks) > 0.9
-    with pytest.raises(ValueError, match="tile: expected at least 16, got 8"):
+    with pytest.raises(ValueError, match="tile: expected an integer ≥ 16, got 8"):
         detector(strip, tile=8)
 
 

@@ -108,7 +108,7 @@ def test_a_list_of_pictures(name, backend, folder):
         np.testing.assert_array_equal(found.masks, alone.masks)
     with pytest.raises(ValueError, match=r"^threads: expected at least 1, got 0"):
         Detector(folder / "dynamic.onnx", backend, threads=0)
-    with pytest.raises(ValueError, match=r"^batch_size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^batch_size: expected an integer ≥ 1, got 0"):
         detector(pictures, batch_size=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,14 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
         for node in compiled.inputs
     }
     names = [output.get_any_name() for output in compiled.outputs]
-    return inputs, names, metadata, lambda feed: [np.array(value) for value in compiled(feed).values()]
+    requests = threading.local()  # a request must not run in two threads
+
+    def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        return [np.array(value) for value in requests.own.infer(feed).values()]
+
+    return inputs, names, metadata, run
 
 
 def make_core() -> Core:

@@ -1,0 +1,53 @@
+"""Masks of a large picture, each stored as the part of it that has the object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Masks ``[K, H, W]``, without the pixels far from their objects. ``crops[0]`` is a whole mask.
+
+    Attributes:
+        parts: one mask ``[h, w]`` per object, bool.
+        corners: the row and column of each part in the picture.
+        size: height and width of the picture.
+    """
+
+    parts: Sequence[np.ndarray]
+    corners: Sequence[tuple[int, int]]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, masks: np.ndarray | Crops) -> Crops:  # [K, H, W], bool
+        if isinstance(masks, Crops):
+            return masks
+        parts, corners = [], []
+        for mask, rows, columns in zip(masks, masks.any(2), masks.any(1), strict=True):
+            ends = [np.flatnonzero(used) for used in (rows, columns)]
+            (y1, y2), (x1, x2) = ((used[0], used[-1] + 1) if used.size else (0, 0) for used in ends)
+            parts.append(mask[y1:y2, x1:x2].copy())  # not a view, which would keep all masks in memory
+            corners.append((int(y1), int(x1)))
+        return cls(parts, corners, masks.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray | Crops:
+        numbers = np.arange(len(self))[index]
+        if numbers.ndim:
+            return Crops([self.parts[n] for n in numbers], [self.corners[n] for n in numbers], self.size)
+        mask = np.zeros(self.size, bool)
+        part, (y, x) = self.parts[numbers], self.corners[numbers]
+        mask[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return mask
+
+    def whole(self) -> np.ndarray:  # [K, H, W], bool
+        masks = np.zeros((len(self), *self.size), bool)
+        for number, mask in enumerate(masks):
+            mask[:] = self[number]
+        return masks
