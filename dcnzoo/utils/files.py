@@ -75,7 +75,7 @@ def output_files(
     """
     sources = {_without_ending(path) for path in inputs}
     records: dict[Path, set[tuple[str, str, str]]] = {}
-    before: dict[Path, tuple[int, ...] | None] = {}
+    before: dict[Path, tuple[int, int] | None] = {}
 
     def claim(name: str | os.PathLike) -> Path:
         path = Path(name)
@@ -108,27 +108,19 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def _stamp(path: Path) -> tuple[int, int] | None:
     """Return values that differ after a file was written or replaced; None if it does not exist."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    with contextlib.suppress(OSError):
+        return path.lstat().st_ino, path.lstat().st_mtime_ns
+    return None
 
 
 def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
     """Return the entry of a file in the record; None if it is not a readable file."""
-    digest = hashlib.sha256()
-    try:
-        if not path.is_file():  # reading a pipe would wait for its other end
-            return None
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return None
-    return command, path.name, digest.hexdigest()
+    with contextlib.suppress(OSError):
+        if path.is_file():  # reading a pipe would wait for its other end
+            return command, path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
 
 
 def _recorded(folder: Path) -> set[tuple[str, str, str]]:
