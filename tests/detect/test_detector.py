@@ -193,8 +193,8 @@ def test_choice_of_objects(detector, folder):
         ({"classes": ["zebra"]}, "expected .*zebra"),
         ({"classes": "zebra"}, "expected .*zebra"),
         ({"max_detections": -1}, "expected an integer ≥ 0, got -1"),
-        ({"score_threshold": 50}, "expected at most 1, got 50"),
-        ({"score_threshold": float("nan")}, "expected at most 1, got nan"),
+        ({"score_threshold": 50}, "expected a number of at most 1, got 50"),
+        ({"score_threshold": float("nan")}, "expected a number of at most 1, got nan"),
     ):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: {got}"):
             detector(folder / "0.png", **wrong)
