@@ -14,6 +14,7 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
 from dcnzoo.openmmlab.export.verify import predict
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
+from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError
 
 from .export.detectors import build, calibrate, config, has_dcn
@@ -106,6 +107,13 @@ def test_trained_detector(picture):
         np.testing.assert_array_equal(twin(picture, bgr=True).boxes, fused(picture, bgr=True).boxes)
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_allclose(fused(picture, bgr=True, max_detections=1).boxes, one.boxes[:1], atol=8)
+
+
+def test_without_the_private_operators(picture, monkeypatch):
+    monkeypatch.setitem(missing, FUSED_LAYERS, "torch 9 has no such operator")
+    one, other = (dcnzoo.load(SHAPES, device="cpu", fuse=fuse) for fuse in (True, False))
+    assert "torch 9 has no such operator" in repr(one)
+    np.testing.assert_array_equal(one(picture, bgr=True).boxes, other(picture, bgr=True).boxes)
 
 
 def test_bfloat16(picture):
