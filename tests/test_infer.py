@@ -67,7 +67,9 @@ def detections(folder, image):
 
 
 def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
-    status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--score-threshold", 0.2)
+    status, output = run(
+        "infer", "a.png", "b/a.png", "--out", tmp_path, "--score-threshold", 0.2, "--verbose"
+    )
     assert status == 0, output
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.png", "a_2.png", "detections.json"]
     assert cv2.imread(str(tmp_path / "a_2.png")).shape == (384, 600, 3)
@@ -89,7 +91,29 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
         np.testing.assert_allclose(scores, expected.scores, atol=1e-6)
         assert scores == sorted(scores, reverse=True)
         line = rf"{names[found[0]['category_id']]} +{scores[0]:.3f} +{x[0]:.1f} +{y[0]:.1f} "
-        assert re.search(line, output) and f"{image['file_name']}: {len(found)} found" in output
+        assert re.search(line, output)
+    assert len(re.findall(r"^(?:b/)?a\.png: \d+ \w+.*, \d+\.\d\d s$", output, re.MULTILINE)) == 2
+    status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--batch-size", 2)
+    assert status == 0 and len(output.splitlines()) == 3, "a line per picture, and the files"
+
+
+def test_video(tmp_path):
+    """A video in, a video of the drawn frames out, with the same rate."""
+    frames = [draw_image(ShapesSpec(), "val", number)[0] for number in range(3)]
+    writer = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    out, folder = tmp_path / "out.mp4", tmp_path / "found"
+    arguments = ["--out", folder, "--save-video", out]
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "in.avi", *arguments)
+    assert status == 0, output
+    assert [file.name for file in folder.glob("[!.]*")] == ["detections.json"]
+    video = cv2.VideoCapture(str(out))
+    assert video.get(cv2.CAP_PROP_FPS) == 5 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    before = (tmp_path / "in.avi").read_bytes()
+    status, _ = invoke("infer", DEMO_MODEL, tmp_path / "in.avi", "--save-video", tmp_path / "in.avi")
+    assert status == 1 and (tmp_path / "in.avi").read_bytes() == before
 
 
 def test_options_of_the_output(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,14 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     help="Detect in overlapping tiles of this side in pixels, for pictures that are much larger than those "
     "of the training.",
 )
+@option("--batch-size", type=click.IntRange(min=1), default=1, help="Images at a time.")
+@option(
+    "--save-video",
+    type=_options.FileName(".mp4", ".avi"),
+    metavar="FILE",
+    help="Draw a video into this video.",
+)
+@option("--verbose", is_flag=True, help="Print every detection of every image.")
 def command(
     model: str | None,
     images: list[str],
@@ -75,6 +84,9 @@ def command(
     classes: list[str] | None,
     max_detections: int | None,
     tile: int | None,
+    batch_size: int,
+    save_video: Path | None,
+    verbose: bool,
     **loading: Any,
 ) -> None:
     """Detect objects in images.
@@ -82,9 +94,9 @@ def command(
     MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint, a work directory or an exported
     file. IMAGE is a picture, a folder, a pattern or a video.
 
-    Prints a table per image. Writes the images with drawn detections, and one detections.json in COCO's
-    format, to one folder; with --json or --txt, only the files of these options. If an image cannot be read,
-    skips it, and ends with status 1.
+    Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
+    detections.json in COCO's format, to one folder; with --json, --txt or --save-video, only the files of
+    these options. If an image cannot be read, skips it, and ends with status 1.
 
     \b
     examples:
@@ -92,6 +104,7 @@ def command(
       dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
       dcnzoo infer work_dirs/fruits photos --score-threshold 0.5 --out found
       dcnzoo infer work_dirs/fruits field.tif --tile 1024 --json
+      dcnzoo infer work_dirs/fruits street.mp4 --save-video drawn.mp4
       dcnzoo infer model.onnx a.jpg
     """
     if not images and not demo:
@@ -99,9 +112,10 @@ def command(
 
     import dcnzoo
     from dcnzoo.detect.detector import Results
+    from dcnzoo.detect.video import VideoFile
     from dcnzoo.utils.errors import user_errors
 
-    ending = ".txt" if as_txt else "" if as_json else ".png"
+    ending = ".txt" if as_txt else "" if as_json or save_video else ".png"
     file, content, written = out / "detections.json", None, []
     claim = _options.output_files(force, images)
     if demo:
@@ -110,15 +124,21 @@ def command(
         claim(out / f"{name}{ending}")
     if ending != ".txt" or as_json:
         claim(file)
+    video = VideoFile(claim(save_video), images) if save_video else None
+    _print_best_threshold(model)
     with user_errors():
         detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
         options = {"classes": classes, "max_detections": max_detections, "tile": tile}
-        results = detector(images[0] if len(images) == 1 else images, **options)
+        results = detector(images[0] if len(images) == 1 else images, batch_size=batch_size, **options)
         several = isinstance(results, Results)
-        names = _Names()
+        names, began = _Names(), time.monotonic()
         try:
             for result in results if several else [results]:
-                _show(result)
+                print(f"{_line(result)}, {time.monotonic() - began:.2f} s", flush=True)
+                if verbose or not several:
+                    _print_table(result)
+                if video:
+                    video.add(result.draw())
                 target = out / f"{names.add(result.path)}{ending}"
                 if ending == ".png":
                     result.save(claim(target))
@@ -128,7 +148,10 @@ def command(
                     written.append(target)
                 if ending != ".txt" or as_json:
                     content = result.to_coco(content)
+                began = time.monotonic()
         finally:  # also after an interruption, as of a long video
+            if video:
+                written += video.close()
             if content is not None:
                 write_text(file, json.dumps(content))
                 written.append(file)
@@ -177,8 +200,24 @@ def _yolo(result: Detections) -> str:
     return "".join(lines)
 
 
-def _show(result: Detections) -> None:
-    print(f"{printable(result.path)}: {len(result) or 'none'} found")
+def _line(result: Detections) -> str:
+    """Return the picture and what was found on it: ``street.jpg: 3 date, 1 fig``."""
+    counts = Counter(result.names).most_common()
+    text = ", ".join(f"{count} {printable(name)}" for name, count in counts)
+    return f"{printable(result.path)}: {text or 'none found'}"
+
+
+def _print_best_threshold(model: str | None) -> None:
+    """Print the threshold with the best F1, if the work directory has a report."""
+    file = Path(model or "", "report.json")
+    if model and file.is_file():
+        run = json.loads(file.read_text(encoding="utf-8"))["runs"][0]
+        print(
+            f"best F1 on the validation images: {run['f1']:.2f} with --score-threshold {run['threshold']:.2f}"
+        )
+
+
+def _print_table(result: Detections) -> None:
     rows = [
         (printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box))
         for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True)
