@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from dcnzoo.utils.files import picture_files, require_file, write_bytes, write_t
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
+    from dcnzoo.detect.video import VideoFile
 
 
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
@@ -116,54 +117,70 @@ def command(
     from dcnzoo.utils.errors import user_errors
 
     ending = ".txt" if as_txt else "" if as_json or save_video else ".png"
-    file, content, written = out / "detections.json", None, []
     claim = _options.output_files(force, images)
     if demo:
         images = [*images, _demo_image(claim(out / "input" / "shapes.png"))]
     for name in map(_Names().add, images) if ending else ():  # of a video, the first frame
         claim(out / f"{name}{ending}")
-    if ending != ".txt" or as_json:
-        claim(file)
+    coco = claim(out / "detections.json") if ending != ".txt" or as_json else None
     video = VideoFile(claim(save_video), images) if save_video else None
     _print_best_threshold(model)
     with user_errors():
         detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
         options = {"classes": classes, "max_detections": max_detections, "tile": tile}
         results = detector(images[0] if len(images) == 1 else images, batch_size=batch_size, **options)
-        several = isinstance(results, Results)
-        names, began = _Names(), time.monotonic()
-        try:
+        several, began = isinstance(results, Results), time.monotonic()
+        with _Outputs(claim, out, ending, coco, video) as outputs:
             for result in results if several else [results]:
                 print(f"{_line(result)}, {time.monotonic() - began:.2f} s", flush=True)
                 if verbose or not several:
                     _print_table(result)
-                if video:
-                    video.add(result.draw())
-                target = out / f"{names.add(result.path)}{ending}"
-                if ending == ".png":
-                    result.save(claim(target))
-                elif ending == ".txt":
-                    write_text(claim(target), _yolo(result))
-                if ending:
-                    written.append(target)
-                if ending != ".txt" or as_json:
-                    content = result.to_coco(content)
+                outputs.add(result)
                 began = time.monotonic()
-        finally:  # also after an interruption, as of a long video
-            if video:
-                written += video.close()
-            if content is not None:
-                write_text(file, json.dumps(content))
-                written.append(file)
-            _show_written(written, out)
     if several and results.skipped:
         sys.exit(1)
 
 
-def _show_written(files: Sequence[Path], folder: Path) -> None:
-    if files:
-        many = f"{len(files)} files in {folder}"
-        print(f"written: {' and '.join(map(str, files)) if len(files) < 3 else many}")
+class _Outputs:
+    """The files of a call. Leaving the context completes them, also after an interruption of a long video."""
+
+    def __init__(
+        self,
+        claim: Callable[[Path], Path],
+        folder: Path,
+        ending: str,  # of the file of each picture; none if empty
+        coco: Path | None,
+        video: VideoFile | None,
+    ) -> None:
+        self._claim, self._folder, self._ending = claim, folder, ending
+        self._coco, self._content, self._video = coco, None, video
+        self._names, self._written = _Names(), []
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def add(self, result: Detections) -> None:
+        if self._video:
+            self._video.add(result.draw())
+        if self._ending:
+            target = self._claim(self._folder / f"{self._names.add(result.path)}{self._ending}")
+            if self._ending == ".png":
+                result.save(target)
+            else:
+                write_text(target, _yolo(result))
+            self._written.append(target)
+        if self._coco:
+            self._content = result.to_coco(self._content)
+
+    def __exit__(self, *error: object) -> None:
+        if self._video:
+            self._written += self._video.close()
+        if self._content is not None:
+            write_text(self._coco, json.dumps(self._content))
+            self._written.append(self._coco)
+        if self._written:
+            several = f"{len(self._written)} files in {self._folder}"
+            print(f"written: {' and '.join(map(str, self._written)) if len(self._written) < 3 else several}")
 
 
 def _demo_image(path: Path) -> str:

@@ -65,22 +65,10 @@ def train(
             checkpoints, or another process trains in it.
     """
     with user_errors():
-        if data is not None:
-            if launcher != "none":
-                raise UserError(
-                    f"data: expected one process, got launcher={launcher}; train its config instead"
-                )
-            data = Path(data).expanduser()
-            work_dir = Path(work_dir or Path("work_dirs", data.resolve().stem))
-            config, chosen = _config_for(data, work_dir, model, bool(resume), force)
-            epochs = epochs or chosen
-        elif model is None:
-            raise UserError("model: expected a name, a config or a work directory, or data, got none")
-        else:
-            config = locate(model, weights=False)[0]
+        config, work_dir, chosen = _find_config(model, data, work_dir, launcher, bool(resume), force)
         cfg = load_config(
             str(config),
-            work_dir=None if work_dir is None else str(work_dir),
+            work_dir=work_dir,
             cfg_options=cfg_options,
             launcher=launcher,
             local_rank=local_rank,
@@ -92,7 +80,7 @@ def train(
             amp=amp,
             auto_scale_lr=auto_scale_lr,
             resume="auto" if resume is True else resume or None,
-            epochs=epochs,
+            epochs=epochs or chosen,
             batch_size=batch_size,
             lr=lr,
             patience=patience,
@@ -107,15 +95,28 @@ def train(
     return Path(cfg.work_dir)
 
 
-def _config_for(
-    data: Path, work_dir: Path, model: str | os.PathLike | None, resume: bool, force: bool
-) -> tuple[Path, int | None]:
-    """Return the config for own pictures, and the number of epochs if it is not that of the config."""
-    if training.has_checkpoints(work_dir):
+def _find_config(
+    model: str | os.PathLike | None,
+    data: str | os.PathLike | None,
+    work_dir: str | os.PathLike | None,
+    launcher: str,
+    resume: bool,
+    force: bool,
+) -> tuple[Path, str | None, int | None]:
+    """Return the config, the work directory, and the number of epochs if it is not that of the config."""
+    if data is None:
+        if model is None:
+            raise UserError("model: expected a name, a config or a work directory, or data, got none")
+        return locate(model, weights=False)[0], None if work_dir is None else str(work_dir), None
+    if launcher != "none":
+        raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
+    source = Path(data).expanduser()
+    folder = Path(work_dir or Path("work_dirs", source.resolve().stem))
+    if training.has_checkpoints(folder):
         if resume:
-            return work_directory(work_dir), None
+            return work_directory(folder), str(folder), None
         if not force:
-            raise UserError(training.TRAINED.format(work_dir))
-    own = prepare(data, work_dir, None if model is None else str(model))
+            raise UserError(training.TRAINED.format(folder))
+    own = prepare(source, folder, None if model is None else str(model))
     print(*own.decisions, sep="\n")
-    return own.config, own.epochs
+    return own.config, str(folder), own.epochs
