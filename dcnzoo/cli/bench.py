@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXPORTED, option
+from dcnzoo.cli._options import EXPORTED, FILE, existing, option
 from dcnzoo.cli._terminal import print_columns
 
 POSITIVE = click.IntRange(min=1)
@@ -19,7 +19,7 @@ POSITIVE = click.IntRange(min=1)
 @_options.checkpoint
 @option("--exported", multiple=True, help="Also time this file of dcnzoo export, in each installed runtime.")
 @_options.shape("Size of an image of noise, if there is no IMAGE (default: 480 × 640).")
-@option("--annotations", type=_options.EXISTING_FILE, help="COCO file: also compute AP on its images.")
+@option("--annotations", type=FILE, callback=existing, help="COCO file: also compute AP on its images.")
 @option("--images", "folder", type=_options.EXISTING_FOLDER, help="Folder of these images.")
 @option("--max-iter", type=POSITIVE, default=20, help="Number of images.")
 @option("--num-warmup", type=click.IntRange(min=0), default=2, help="Number of images before these.")
