@@ -36,7 +36,7 @@ PLACES = {
     "train_dataloader.dataset.pipeline.4 custom_hooks.0 param_scheduler.1 train_cfg env_cfg",
 }
 OLD = """data optimizer optimizer_config lr_config momentum_config total_epochs runner evaluation workflow
-checkpoint_config log_config dist_params opencv_num_threads mp_start_method cudnn_benchmark fp16 seed
+checkpoint_config log_config dist_params opencv_num_threads mp_start_method fp16 seed
 resume_from"""
 FORBIDDEN = "Traceback|AssertionError|not refused"
 WRONG = [  # key, value: of a wrong type or out of range

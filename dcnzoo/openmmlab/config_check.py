@@ -85,7 +85,9 @@ def wrong_runner_keys(cfg: Config) -> Iterator[Finding]:
     for key in cfg:
         # val_evaluator_2 and conv_cfg are variables
         similar = [known for known in RUNNER_KEYS if known[0] == key[0] and not key.startswith(f"{known}_")]
-        if key in OLD_KEYS and cfg[key] not in values:  # a variable otherwise
+        # a data set as a variable, which is merged with that of the base, is in no loader as it is here
+        is_variable = cfg[key] in values or (key == "data" and "type" in (cfg.data or ()))
+        if key in OLD_KEYS and not is_variable:
             yield Finding(key, f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2")
         elif key not in RUNNER_KEYS and (close := nearest(key, similar, 0.8)):
             yield Finding(key, f"expected {close}, got an unknown key")
@@ -156,9 +158,11 @@ def wrong_values(cfg: Config) -> Iterator[Finding]:
 
 def _refuses(argument: inspect.Parameter, value: str | int | float) -> bool:
     """Whether an argument's annotation, or else its default, says that it takes no text or number."""
-    text = "" if argument.annotation is argument.empty else str(argument.annotation)
-    if not text or re.search(r"str|Any|object|Path|Callable|Literal|[Tt]ype\b|~", text):
+    if argument.annotation is argument.empty:
         return isinstance(value, str) and isinstance(argument.default, bool | int | float | tuple | list)
+    text = str(argument.annotation)
+    if re.search(r"str|Any|object|Path|Callable|Literal|[Tt]ype\b|~", text):
+        return False
     numbers = r"int|float|bool"
     others = "tuple|list|dict|Tuple|List|Sequence|Dict|ConfigDict"
     if isinstance(value, str):
