@@ -95,6 +95,7 @@ def load(
 
         options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
         options["precision"] = precision if precision != "float32" else None
+        options["allow_partial"] = allow_partial
         for name, value in options.items():
             if value:
                 raise ValueError(f"{name}: expected none with an exported file, got {value}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -20,16 +19,18 @@ from mmcv.cnn import ConvAWS2d
 from mmdet.models.detectors import SOLO, BaseDetector
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
 from torch import nn
 
 from benchmarks.coverage.test_mmdet import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
-from dcnzoo.cli.export import LEAST_TRACED
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.session import Session
-from dcnzoo.openmmlab.export.detectors import deployable, export_detector
+from dcnzoo.export.options import ExportOptions
+from dcnzoo.openmmlab.export.export import LEAST_TRACED, write_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
-from dcnzoo.openmmlab.export.verify import compare, predict
+from dcnzoo.openmmlab.export.predict import Predictor
+from dcnzoo.openmmlab.export.verify import Agreement, compare, predict_batch
 
 _MODULES = ("fixed_size", "graph", "onnx", "openvino", "passes", "registration", "sampling", "vmap")
 DEPENDS = ("dcnzoo/export/operators", "dcnzoo/openmmlab/export", "benchmarks/coverage/test_export.py")
@@ -84,12 +85,12 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)
     names = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
     handles = [module.register_forward_hook(scale) for module in names]
-    predict(model, images)
+    predict_batch(model, images)
     for handle in handles:
         handle.remove()
 
 
-def stable_images(detector: nn.Module, *shape: int) -> tuple[torch.Tensor, list[InstanceData]]:
+def stable_images(detector: nn.Module, *shape: int) -> tuple[torch.Tensor, list[Detections]]:
     """Return images [N, 3, height, width] and the detections in them that rounding does not change.
 
     Where scores are equal, or boxes overlap by exactly NMS's threshold, rounding decides what PyTorch itself
@@ -102,25 +103,17 @@ def stable_images(detector: nn.Module, *shape: int) -> tuple[torch.Tensor, list[
     chosen = []
     for seed in range(IMAGES * count):
         image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
-        expected = predict(detector, image)
-        rounded = predict(detector, image * (1 + ROUNDING * torch.randn_like(image)))
-        agreement = compare(outputs_of(rounded), expected)
-        if agreement.matched == agreement.found > 0:
-            chosen.append((image, *expected))
+        (expected,) = predict_batch(detector, image)
+        (rounded,) = predict_batch(detector, image * (1 + ROUNDING * torch.randn_like(image)))
+        agreement = compare(rounded, expected)
+        if agreement.matched == agreement.number > 0:
+            chosen.append((image, expected))
         if len(chosen) == count:
             images, expected = zip(*chosen, strict=True)
             return torch.cat(images), list(expected)
     raise AssertionError(
-        f"rounding changes PyTorch's own detections: {agreement.matched} of {agreement.found}"
+        f"rounding changes PyTorch's own detections: {agreement.matched} of {agreement.number}"
     )
-
-
-def outputs_of(predictions: list[InstanceData]) -> dict[str, np.ndarray]:
-    """Return the detections in one image as an exported detector does."""
-    (found,) = predictions
-    dets = torch.cat([found.bboxes, found.scores[:, None]], 1)
-    outputs = {"dets": dets[None].numpy(), "labels": found.labels[None].numpy()}
-    return {**outputs, "masks": found.masks[None].numpy() * np.uint8(255)} if "masks" in found else outputs
 
 
 def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
@@ -139,7 +132,8 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
         detector.eval()  # that of LD returns None
         expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
         # refuses what is not supported, before the expensive steps
-        one_size = deployable(detector).one_size
+        model = Predictor(detector)
+        one_size = model.one_size
         if type(detector) is SOLO:  # the initial probability of its masks is 0.01
             for layer in detector.mask_head.conv_mask_list:
                 nn.init.zeros_(layer.bias)
@@ -151,15 +145,19 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
         try:
             # for a dynamic file, no map of the example may have a size of 1
             example = samples[0][0] if one_size else torch.zeros(1, 3, *[max(size, LEAST_TRACED)] * 2)
-            export_detector(detector, example, path, dynamic=not one_size)
+            write_detector(model, example, ExportOptions(path), dynamic=not one_size, metadata={})
         except ValueError as error:  # names the file in a temporary folder
             raise ValueError(str(error).replace(str(path), path.name)) from error
         scans = any(node.op_type == "Scan" for node in onnx.load(path).graph.node)  # not in OpenVINO
         for backend in backends[:1] if scans else backends:
             session = Session(path, backend)
             for images, expected in samples:
-                agreement = compare(session(images.numpy()), expected)
-                agreed = f"{agreement.matched} of {agreement.found} detections agree"
+                outputs, agreement = session(images.numpy()), Agreement(0, 0)
+                for n, reference in enumerate(expected):
+                    size = images.shape[2:]
+                    of_image = {name: value[n] for name, value in outputs.items()}
+                    agreement += compare(rescale_detections(of_image, size, size, {}), reference)
+                agreed = f"{agreement.matched} of {agreement.number} detections agree"
                 expect(agreement.holds, f"{agreed} in {backend}, {list(images.shape)}")
     limits = ", fixed size" * one_size + ", not in OpenVINO" * (scans and "openvino" in backends)
     return f"ok{limits}"

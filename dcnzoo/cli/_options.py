@@ -18,27 +18,43 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXPORTED = (".onnx", ".xml", ".pt2")  # endings of exported files
 SETTINGS = "--cfg-options"
+METRICS = ("bbox", "segm", "proposal", "proposal_fast")
 
 option = click.option
 
 
 class Command(click.Command):
-    """A command that accepts MMDetection's syntax: ``--cfg-options a=1 b=2`` sets both."""
+    """A command that accepts MMDetection's syntax: ``--cfg-options a=1 b=2``, ``--eval bbox segm``,
+    ``--shape 240``. In errors of the library, arguments become options: ``raw_outputs:`` is shown as
+    ``--skip-postprocess:``.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words: list[str] = []
-        follows = False  # whether the last option is --cfg-options, and has a value
+        last = ""  # the last option, if it may have another value
         for word in args:
             if word.startswith("-"):
-                follows = word.startswith(f"{SETTINGS}=")
-            elif words and words[-1] == SETTINGS:
-                follows = True
-            elif follows and "=" in word:
-                words.append(SETTINGS)
+                last = word.partition("=")[0]
+            elif words and words[-1] == last:
+                pass
+            elif (last == SETTINGS and "=" in word) or (last == "--eval" and word in METRICS):
+                words.append(last)
             else:
-                follows = False
+                last = ""
             words.append(word)
+        if "--shape" in words:  # one number for both sides
+            height, *width = words[words.index("--shape") + 1 :][:2] or [""]
+            if not "".join(width).isdecimal():
+                words.insert(words.index("--shape") + 1, height)
         return super().parse_args(ctx, words)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            flags = {param.name: param.opts[0] for param in self.params if isinstance(param, click.Option)}
+            lines = [str(line).partition(": ") for line in error.args]
+            raise UserError(*(flags.get(name, name) + colon + rest for name, colon, rest in lines)) from error
 
 
 def combined(*decorators: Callable) -> Callable[[Callable], Callable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,28 +62,47 @@ class ExportedDetector(BaseDetector):
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""
+        if not self.fits(picture):
+            height, width = self.model.shape[2:]
+            warnings.warn(
+                f"{path or 'image'}: shrunk to the file's input, {height} × {width}; for small objects, "
+                "export the detector without a fixed shape",
+                stacklevel=2,
+            )
         return *self._preprocessing(picture, self.model.shape[2:]), picture
+
+    def fits(self, picture: np.ndarray) -> bool:
+        """Whether a picture need not be shrunk more than by the test pipeline, for a file of a fixed size."""
+        size = self._preprocessing.padded(self._preprocessing.size(picture.shape[:2]))
+        return all(most is None or n <= most for n, most in zip(size, self.model.shape[2:], strict=True))
+
+    def border(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of an input's picture, with the pipeline's own padding."""
+        return self._preprocessing.padded(size, self.model.shape[2:])
 
     def _detect(
         self, inputs: Sequence[tuple[np.ndarray, tuple[int, int], np.ndarray]], threshold: float
     ) -> list[Detections]:
         images, sizes, pictures = zip(*inputs, strict=True)
-        borders = [self._preprocessing.padded(size, self.model.shape[2:]) for size in sizes]
-        outputs = self.model(_stack(images), np.array(borders))
+        outputs = self.model(stack(images), np.array([self.border(size) for size in sizes]))
         if np.isnan(outputs["dets"]).any():
             raise ValueError(f"{self.model.path}: expected finite boxes and scores, got NaN")
         results = []
-        for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
-            kept = outputs["dets"][i, :, 4] >= threshold
-            values = {name: value[i][kept] for name, value in outputs.items()}
-            results.append(rescale_detections(values, size, picture.shape[:2], self.model.metadata, border))
+        for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
+            chosen = outputs["dets"][i, :, 4] >= threshold
+            values = {name: value[i][chosen] for name, value in outputs.items()}
+            if self.classes and values["labels"].max(initial=0) >= len(self.classes):
+                raise ValueError(
+                    f"{self.model.path}: expected the names of all classes, got {len(self.classes)}"
+                )
+            results.append(rescale_detections(values, size, picture.shape[:2], self.model.metadata))
         return results
 
 
-def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
+def stack(images: Sequence[np.ndarray], shape: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Copy images ``[1, 3, h, w]`` into the upper left corners of one zero-padded batch."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (2, 3))
-    whole = np.zeros((len(images), 3, height, width), np.float32)
-    for place, image in zip(whole, images, strict=True):
-        place[:, : image.shape[2], : image.shape[3]] = image[0]
-    return whole
+    height, width = (max(shape[axis], *(image.shape[2 + axis] for image in images)) for axis in (0, 1))
+    batch = np.zeros((len(images), 3, height, width), np.float32)
+    for target, image in zip(batch, images, strict=True):
+        target[:, : image.shape[2], : image.shape[3]] = image[0]
+    return batch

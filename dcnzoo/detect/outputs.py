@@ -10,7 +10,7 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import resized
 
-CLIPS = "dcnzoo.clips"  # key in the metadata; "False": boxes may extend beyond the image, as in YOLOv3
+MASK_THRESHOLD = "dcnzoo.mask_threshold"  # key in the metadata: of probabilities; 0.5 without it
 
 
 def rescale_detections(
@@ -18,7 +18,6 @@ def rescale_detections(
     size: tuple[int, int],
     picture_size: tuple[int, int],
     metadata: Mapping[str, str],
-    border: tuple[int, int] | None = None,
 ) -> Detections:
     """Convert one image's outputs from pixels of the model's input to pixels of the picture.
 
@@ -26,26 +25,32 @@ def rescale_detections(
         size: height and width of the input without padding.
         picture_size: height and width of the picture.
         metadata: of the model.
-        border: boxes are clipped to this height and width of the input: the size after the pipeline, which
-            exceeds ``size`` if the pipeline pads.
     """
     there = outputs["labels"] >= 0
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
-    boxes = dets[:, :4]
-    if metadata.get(CLIPS) != "False":  # the graph clips to its input, which includes padding
-        boxes = boxes.clip(0, (border or size)[::-1] * 2)
-    boxes = (boxes * factor).astype(np.float32)
+    boxes = (dets[:, :4] * factor).astype(np.float32)
     masks = None
     if "masks" in outputs:
         parts = []
+        threshold = 255 * float(metadata.get(MASK_THRESHOLD, 0.5))
         margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
-        first = np.floor(boxes[:, :2] - margin).clip(0).astype(int)
-        last = np.ceil(boxes[:, 2:] + margin).clip(0).astype(int)
-        for soft, (x1, y1), (x2, y2) in zip(outputs["masks"][there], first, last, strict=True):
+        softs, areas = outputs["masks"][there], boxes
+        if MASK_THRESHOLD not in metadata:  # masks that are not of a box may reach beyond it
+            areas = np.array([_extent(soft) for soft in softs]).reshape(-1, 4) * factor
+        first = np.floor(areas[:, :2] - margin).clip(0).astype(int)
+        last = np.ceil(areas[:, 2:] + margin).clip(0).astype(int)
+        for soft, (x1, y1), (x2, y2) in zip(softs, first, last, strict=True):
             # resize probabilities, then threshold: a thresholded mask would have a less exact border
             region = (slice(y1, y2), slice(x1, x2))
             probability = resized(soft[: size[0], : size[1]].astype(np.float32), picture_size, region)
-            parts.append(probability >= 127.5)
+            parts.append(probability >= threshold)
         masks = Crops(parts, first[:, ::-1].tolist(), picture_size)
     return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the corners (x1, y1, x2, y2) of the pixels that are not zero; zeros if all are."""
+    ends = [np.flatnonzero(mask.any(axis)) for axis in (0, 1)]
+    (x1, x2), (y1, y2) = ((used[0], used[-1] + 1) if used.size else (0, 0) for used in ends)
+    return x1, y1, x2, y2

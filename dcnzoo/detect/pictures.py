@@ -102,6 +102,17 @@ def _from_pillow(image: PIL.Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
 
 
+def resize_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [H, W, 3], uint8
+    """Resize bilinearly, by OpenCV if it is installed; otherwise to within one grey level of its result."""
+    if size == picture.shape[:2]:
+        return picture
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        return np.rint(resized(picture.astype(np.float32), size))
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def resized(
     image: np.ndarray,  # [H, W, …], float32
     size: tuple[int, int],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dcnzoo.detect.pictures import resized
+from dcnzoo.detect.pictures import resize_picture
 
 KEY = "dcnzoo"  # in the file's metadata
 
@@ -72,10 +72,8 @@ class Preprocessing:
         Args:
             limit: the model's maximum height and width, if any.
         """
-        size = self._size(picture.shape[:2], limit)
-        image = picture.astype(np.float32)
-        if size != picture.shape[:2]:
-            image = np.rint(resized(image, size))  # rounded to integers, as uint8 images are in training
+        size = self.size(picture.shape[:2], limit)
+        image = resize_picture(picture, size).astype(np.float32)
         image = _padded(image, self.padded(size, limit), self.value)
         if self.rgb:
             image = image[..., ::-1]
@@ -98,18 +96,21 @@ class Preprocessing:
         ]
         return tuple(min(extent, most or extent) for extent, most in zip(whole, limit, strict=True))
 
-    def _size(self, given: tuple[int, int], limit: tuple[int | None, int | None]) -> tuple[int, int]:
+    def size(
+        self, picture_size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
+    ) -> tuple[int, int]:
+        """Return the height and width after resizing, of a picture with these."""
         most = [size or np.inf for size in limit]
         if self.scale is not None and not self.keep_ratio:
             return tuple(int(min(pair)) for pair in zip(self.scale[::-1], most, strict=True))
         factor = 1.0
         if self.scale is not None:
-            factor = min(max(self.scale) / max(given), min(self.scale) / min(given))
-        size = tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+            factor = min(max(self.scale) / max(picture_size), min(self.scale) / min(picture_size))
+        size = tuple(max(1, int(extent * factor + 0.5)) for extent in picture_size)
         if all(extent <= largest for extent, largest in zip(size, most, strict=True)):
             return size
-        factor = min(largest / extent for extent, largest in zip(given, most, strict=True))
-        return tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+        factor = min(largest / extent for extent, largest in zip(picture_size, most, strict=True))
+        return tuple(max(1, int(extent * factor + 0.5)) for extent in picture_size)
 
 
 def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dcnzoo.detect import backends
+from dcnzoo.detect.checksum import require_intact
 
 ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
 
@@ -47,6 +48,7 @@ class Session:
             raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, got {backend!r}")
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
+        require_intact(path)
         self.path, self.backend = str(path), backend
         self.device = _best_device(backend) if device == "auto" else device
         try:
@@ -67,7 +69,7 @@ class Session:
         """Raise ValueError if the outputs are a head's raw outputs."""
         if not {"dets", "labels"} <= set(self.output_names):
             names = ", ".join(self.output_names)
-            hint = "exported with --skip-postprocess?"
+            hint = "exported with raw_outputs?"
             raise ValueError(f"{self.path}: expected outputs dets and labels, got {names}: {hint}")
 
     def __call__(

@@ -9,6 +9,8 @@ from importlib import import_module
 _HOME = {
     "Detections": "detect.detections.Detections",
     "Detector": "detect.exported.ExportedDetector",
+    "ExportResult": "export.options.ExportResult",
+    "Int8": "export.options.Int8",
     "export_onnx": "export.onnx.export_onnx",
     "export_pt2": "export.aotinductor.export_pt2",
     "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",

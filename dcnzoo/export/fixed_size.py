@@ -177,6 +177,11 @@ def transpose_graph(g: Graph, value: Value) -> Value:
     return g.Transpose(value, perm=[1, 0]) if len(g.shape(value)) == 2 else g.Identity(value)
 
 
+def all_true_graph(g: Graph, values: Value) -> Value:
+    """``aten._is_all_true``, which torch's exporter lacks."""
+    return g.Cast(g.ReduceMin(g.Cast(values, to=6), keepdims=0), to=9)  # int32, bool
+
+
 def running_max(values: Tensor, axis: int) -> Tensor:
     """The values of ``torch.cummax``, for which torch's exporter has no translation."""
 
@@ -201,7 +206,7 @@ def _roi_align_pyramid(
     """RoIAlign that reads each RoI from the level that fits its size (Lin et al. 2017, eq. 1)."""
     size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
     level = (size / finest_scale + 1e-6).log2().floor().clamp(0, len(levels) - 1)
-    pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], *output_size)
+    pooled = levels[0].new_zeros(rois.shape[0], levels[0].shape[1], *output_size)
     for i, features in enumerate(levels):
         here = (level == i).nonzero()[:, 0]
         part = dcnzoo.ops.roi_align(

@@ -6,12 +6,13 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dcnzoo.compat import patches, transformers
 from dcnzoo.export.fixed_size import (
+    all_true_graph,
     paste_masks,
     paste_masks_graph,
     roi_align_pyramid,
@@ -24,9 +25,6 @@ from dcnzoo.export.fixed_size import (
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.ops import _library
-
-if TYPE_CHECKING:
-    pass
 
 _DYNAMO_OPSETS = (18, 21)
 _TORCHSCRIPT_OPSETS = (12, 20)
@@ -145,6 +143,7 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
         (paste_masks._opoverload, paste_masks_graph),
         (torch.ops.aten.sort.stable, sort_graph),
         (torch.ops.aten.t.default, transpose_graph),
+        (torch.ops.aten._is_all_true.default, all_true_graph),
     ):
         table[overload] = _onnxscript_function(opset_version, deform_conv, translate)
     return table

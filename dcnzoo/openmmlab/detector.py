@@ -7,9 +7,9 @@ import copy
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -46,6 +46,8 @@ from dcnzoo.utils.errors import UserError, one_line, printable
 
 setup()
 LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
+if TYPE_CHECKING:
+    from dcnzoo.export.options import ExportResult, Int8
 
 
 def require_device(name: str) -> torch.device:
@@ -193,6 +195,59 @@ class TorchDetector(BaseDetector):
         except cv2.error as error:  # one side shrinks to nothing
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        *,
+        shape: tuple[int, int] | None = None,
+        precision: Literal["float32", "float16"] | Int8 = "float32",
+        opset_version: int = 19,
+        deform_conv: str | None = None,
+        runtime: str = "onnxruntime",
+        raw_outputs: bool = False,
+        simplify: bool = False,
+        verify: str | os.PathLike | bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ExportResult:
+        """Write a file that :func:`dcnzoo.load` and other programs run without OpenMMLab.
+
+        Args:
+            path: its ending determines the format: ``.onnx``; ``.xml``, for OpenVINO, with a ``.bin`` file;
+                ``.pt2``, a package of AOTInductor.
+            shape: fixed height and width of the input. Default: number, height and width of images are
+                dynamic; fixed for ``.pt2`` files and detectors that support only one size.
+            precision: of the network; ``Int8("photos/")`` quantises it for these images.
+            opset_version: of ONNX, 18 to 21.
+            deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"``,
+                ``"gatherelements"`` or ``"gridsample"``; default: the one that ``runtime`` supports.
+            runtime: that of the file; its known problems are findings of the result.
+            raw_outputs: export the outputs of a single-stage head.
+            simplify: simplify the graph with onnxslim.
+            verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
+                picture.
+            metadata: entries for the metadata of the file.
+
+        Raises:
+            ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
+                agree with PyTorch's: the file stays.
+        """
+        from dcnzoo.export.options import ExportOptions
+        from dcnzoo.openmmlab.export.export import export_detector
+
+        options = ExportOptions(
+            path,
+            shape=shape,
+            precision=precision,
+            opset_version=opset_version,
+            deform_conv=deform_conv,
+            runtime=runtime,
+            raw_outputs=raw_outputs,
+            simplify=simplify,
+            verify=verify,
+            metadata=metadata or {},
+        )
+        return export_detector(self, options)
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         copies = view(self.model)

@@ -13,7 +13,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.pictures import read, resized
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
@@ -180,24 +180,17 @@ def test_masks_are_resized_as_a_whole_would_be():
         "labels": np.array([1, 0, 1, 0, -1]),
         "masks": soft,
     }
-    found = rescale_detections(outputs, size, picture_size, {})
+    found = rescale_detections(outputs, size, picture_size, {MASK_THRESHOLD: "0.5"})
     assert len(found) == 4 and found.masks.shape == (4, *picture_size) and found.masks.dtype == bool
     for mask, whole in zip(found.masks, soft, strict=False):
         expected = cv2.resize(whole[:40, :56].astype(np.float32), picture_size[::-1]) >= 127.5
         assert (mask != expected).mean() < 1e-3
     assert found.masks[1].any() and not found.masks[3].any()
     np.testing.assert_allclose(found.boxes[0], boxes[0] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
-    np.testing.assert_allclose(found.boxes[2, 2:], picture_size[::-1])
     # MMDetection does not clip YOLOv3's boxes to the image; clipping costs 0.1 AP
-    reaching = rescale_detections(outputs, size, picture_size, {"dcnzoo.clips": "False"}).boxes[2]
-    np.testing.assert_allclose(reaching, boxes[2] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
-
-
-def test_boxes_end_where_the_pipeline_pads_to():
-    outputs = {"dets": np.array([[10, 10, 60, 70, 0.5]], np.float32), "labels": np.array([0])}
-    for border, corner in (((64, 56), (56, 64)), (None, (56, 40))):
-        found = rescale_detections(outputs, (40, 56), (80, 112), {}, border)
-        np.testing.assert_allclose(found.boxes[0], [20, 20, 2 * corner[0], 2 * corner[1]])
+    np.testing.assert_allclose(found.boxes[2], boxes[2] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
+    lower = rescale_detections(outputs, size, picture_size, {MASK_THRESHOLD: "0.2"})
+    assert lower.masks[0].sum() > found.masks[0].sum()
 
 
 def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
@@ -238,3 +231,12 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=rf"image: .*got {got}"):
             read(image)
+
+
+def test_masks_without_boxes():
+    """SOLO's boxes are zeros, and RTMDet's masks reach beyond their boxes: masks were cut."""
+    mask = np.zeros((1, 8, 8), np.uint8)
+    mask[0, 2:5, 3:6] = 255
+    outputs = {"dets": np.array([[0, 0, 0, 0, 0.5]], np.float32), "labels": np.array([0]), "masks": mask}
+    found = rescale_detections(outputs, (8, 8), (8, 8), {})
+    np.testing.assert_array_equal(found.masks, mask > 0)

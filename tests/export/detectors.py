@@ -1,5 +1,6 @@
 """Small detectors of each family, whose weights detect objects, and their predictions."""
 
+import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
@@ -7,7 +8,10 @@ from mmengine.config import Config
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
-from dcnzoo.openmmlab.export.verify import predict
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.openmmlab.export.predict import Predictor
+from dcnzoo.openmmlab.export.verify import Agreement, compare_all, predict_batch
 
 CLASSES = 5
 WIDTH = 16
@@ -190,6 +194,33 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     return detector
 
 
+def padded(family: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """A batch of two sizes, and these."""
+    height, width = size(family)
+    images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
+    images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
+    return images, sizes
+
+
+def decoded(outputs: dict[str, np.ndarray], sizes) -> list[Detections]:
+    """The detections of an exported detector, in pixels of the input."""
+    images = ({name: value[n] for name, value in outputs.items()} for n in range(len(outputs["dets"])))
+    return [rescale_detections(image, pair, pair, {}) for image, pair in zip(images, sizes, strict=True)]
+
+
+@torch.no_grad()
+def agreement_of(detector: nn.Module, images: torch.Tensor, sizes=None, run=None) -> Agreement:
+    """Compare a detector's ``Predictor``, or a session, with MMDetection's results."""
+    if run is None:
+        model = Predictor(detector)
+        values = model(images, None if sizes is None else torch.tensor(sizes))
+        outputs = dict(zip(model.output_names, (value.numpy() for value in values), strict=True))
+    else:
+        outputs = run(images.numpy(), None if sizes is None else np.array(sizes))
+    results = decoded(outputs, sizes or [tuple(images.shape[2:])] * len(images))
+    return compare_all(results, predict_batch(detector, images, sizes))
+
+
 @torch.no_grad()
 def balance(detector: nn.Module, images: torch.Tensor) -> None:
     """Make CornerNet's classes equally likely at both corners, so that some corners agree on a class."""
@@ -223,6 +254,6 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
             else:
                 nn.init.kaiming_normal_(module.weight)
             handles.append(module.register_forward_hook(scale))
-    predict(model, images)
+    predict_batch(model, images)
     for handle in handles:
         handle.remove()

@@ -10,7 +10,7 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.openmmlab.export.traced import convolve
+from dcnzoo.openmmlab.export.replacements.layers import convolve
 
 WEIGHT = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 FUNCTIONS = {  # of one image [2, 8, 12]

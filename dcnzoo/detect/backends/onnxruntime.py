@@ -34,7 +34,7 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
     inputs = {
         node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
-        for node in session.get_inputs()
+        for node in (*session.get_inputs(), *session.get_overridable_initializers())
     }
     names = [output.name for output in session.get_outputs()]
     metadata = session.get_modelmeta().custom_metadata_map

@@ -21,6 +21,7 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
     core = make_core()
     try:
         model = core.read_model(path)
+        _restore_sizes(model)
         metadata = texts(model)
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
         compiled = core.compile_model(model, "CPU", settings)
@@ -54,6 +55,23 @@ def make_core() -> Core:
     core = openvino.Core()
     core.add_extension(extension())
     return core
+
+
+def _restore_sizes(model: Model) -> None:
+    """Make ``img_shape`` an input again: OpenVINO treats an ONNX input with a default value as a constant."""
+    from openvino import PartialShape
+    from openvino import opset12 as ops
+
+    for node in model.get_ops():
+        if node.get_friendly_name() == "img_shape" and node.get_type_name() == "Constant":
+            rows = -1 if model.input(0).partial_shape[0].is_dynamic else node.shape[0]
+            parameter = ops.parameter(PartialShape([rows, 2]), np.int64, name="img_shape")
+            parameter.output(0).set_names({"img_shape"})
+            for user in list(node.output(0).get_target_inputs()):
+                user.replace_source_output(parameter.output(0))
+            model.add_parameters([parameter])
+            model.validate_nodes_and_infer_types()
+            return
 
 
 def extension() -> ConversionExtension:

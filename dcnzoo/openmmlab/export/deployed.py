@@ -46,7 +46,7 @@ class DeployedDetector(BaseModel):
                 border, (height, width) = sample.img_shape[:2], sample.ori_shape[:2]
                 across, down = sample.get("scale_factor", (border[1] / width, border[0] / height))
                 size = (round(height * down), round(width * across))  # without the pipeline's Pad
-                found = rescale_detections(of_image, size, (height, width), self.session.metadata, border)
+                found = rescale_detections(of_image, size, (height, width), self.session.metadata)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(found.boxes),
                 scores=torch.from_numpy(found.scores),

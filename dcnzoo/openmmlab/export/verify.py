@@ -1,115 +1,232 @@
-"""Check that an exported detector finds the same objects as the original."""
+"""Compare the results of an exported file with those of PyTorch, on the same pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from mmengine.structures import InstanceData
+import torch.nn.functional as F
+from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.exported import ExportedDetector, stack
 from dcnzoo.detect.session import Session
-from dcnzoo.openmmlab.export.detectors import deployable
-from dcnzoo.openmmlab.export.wrapper import data_sample
+from dcnzoo.export.options import Agreement, ExportResult
+from dcnzoo.openmmlab.detector import to_detections
+from dcnzoo.openmmlab.export.modes import data_sample
+from dcnzoo.openmmlab.export.predict import RawHead
+
+if TYPE_CHECKING:
+    from dcnzoo.openmmlab.detector import TorchDetector
+
+TOLERANCE = 1e-3  # of scores, and of boxes relative to the largest coordinate
+NEAR = 1e-5  # scores of queries that are closer, relative to the largest, may change their order
 
 
-class _LowerIndexFirst(TorchFunctionMode):
+class LowerIndexFirst(TorchFunctionMode):
     """Sort equal values by index, as ONNX does; without ``stable=True``, torch may return any order.
 
     A confident RPN scores many proposals exactly 1.0. Their order decides which of them NMS receives.
+
+    Args:
+        exchange: exchange neighbours whose values are nearly equal. The queries of a transformer go by rank:
+            rounding then changes which query predicts an object.
+
+    Attributes:
+        has_near_ties: whether there were any.
     """
+
+    def __init__(self, exchange: bool = False) -> None:
+        super().__init__()
+        self.exchange, self.has_near_ties = exchange, False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in (torch.sort, Tensor.sort):
             return _sort(*args, **{**kwargs, "stable": True})
         if function in (torch.topk, Tensor.topk):
-            return _topk(*args, **kwargs)
+            return self._topk(*args, **kwargs)
         return function(*args, **kwargs)
+
+    def _topk(self, values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
+        values, index = _sort(values, dim=dim, descending=largest)
+        if values.dim() == 2 and dim in (1, -1):
+            self._exchange(values, index, k)
+        return torch.return_types.topk((values.narrow(dim, 0, k), index.narrow(dim, 0, k)))
+
+    def _exchange(self, values: Tensor, index: Tensor, k: int) -> None:
+        limit = NEAR * values[:, :1].abs()
+        near = (values[:, :-1] - values[:, 1:]).abs()[:, :k] < limit
+        self.has_near_ties |= bool(near.any())
+        for row, place in near.nonzero().tolist() if self.exchange else ():
+            for part in (values, index):
+                part[row, [place, place + 1]] = part[row, [place + 1, place]]
 
 
 def _sort(values: Tensor, dim: int = -1, descending: bool = False, stable: bool = True):
     return torch.sort(values, dim=dim, descending=descending, stable=True)
 
 
-def _topk(values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
-    values, index = torch.sort(values, dim=dim, descending=largest, stable=True)
-    return torch.return_types.topk((values.narrow(dim, 0, k), index.narrow(dim, 0, k)))
+def verify(detector: TorchDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]) -> Agreement:
+    """Compare ``detector(picture)`` with ``exported(picture)``, through all of preprocessing.
+
+    Each picture is also turned by 90°, cropped so that padding differs, cropped to fill the input, and
+    compared in a batch with its turned copy; an empty picture is added.
+
+    Args:
+        pictures: [H, W, 3], uint8, BGR.
+
+    Raises:
+        ValueError: fewer than 99 % of the detections agree, or there are none.
+    """
+    total = Agreement(0, 0)
+    for picture in (*pictures, empty_picture(pictures[0].shape[:2])):
+        batches = [[variant] for variant in variants(picture)]
+        if exported.model.shape[0] is None:
+            batches.append([picture, np.rot90(picture).copy()])
+        for batch in batches:
+            results = exported(batch, batch_size=len(batch), score_threshold=-1, bgr=True)
+            total += compare_with_ties(detector, exported, batch, list(results))
+    if total.number == 0:
+        raise ValueError("verify: expected a picture with objects, got none from PyTorch or the file")
+    if not total.holds:
+        raise ValueError(f"verify: expected 99 % of the detections to agree: {total}")
+    return total
+
+
+def empty_picture(size: tuple[int, int]) -> np.ndarray:
+    """Return a picture without objects. It is not of one colour: then, many scores would be equal."""
+    rows, columns = (np.linspace(0, 1, length) ** 1.5 for length in size)
+    ramp = rows[:, None, None] * [60, 50, 40] + columns[:, None] * [30, 50, 60]
+    return (80 + ramp).astype(np.uint8)
+
+
+def variants(picture: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a picture, a turned one, one of another aspect ratio, and one whose input needs no padding."""
+    yield picture
+    yield np.rot90(picture).copy()
+    height, width = picture.shape[:2]
+    yield picture[: max(1, height - height // 7), : max(1, width - width // 3)].copy()
+    side = min(height, width)
+    yield picture[: side - side % 32 or side, : side - side % 32 or side].copy()
+
+
+def compare_with_ties(
+    detector: TorchDetector,
+    exported: ExportedDetector,
+    pictures: Sequence[np.ndarray],
+    results: Sequence[Detections],
+) -> Agreement:
+    """Compare results with those of PyTorch; if they differ, also with those for exchanged near-ties."""
+    # a mask of the file is as exact as a pixel of the input
+    exact = max(1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in pictures))
+    with LowerIndexFirst() as mode:
+        total = compare_all(results, predict(detector, exported, pictures), exact)
+    if total.holds or not mode.has_near_ties:
+        return total
+    with LowerIndexFirst(exchange=True):
+        other = compare_all(results, predict(detector, exported, pictures), exact)
+    return dataclasses.replace(other, exchanged=True) if other.matched > total.matched else total
 
 
 @torch.no_grad()
 def predict(
-    detector: nn.Module, images: Tensor, sizes: list[tuple[int, int]] | None = None
-) -> list[InstanceData]:
-    """Run MMDetection's own prediction as the reference; boxes are in pixels of the input.
+    detector: TorchDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]
+) -> list[Detections]:
+    """Detect objects with PyTorch, by MMDetection's test pipeline.
 
-    Equal scores are ranked as in an ONNX graph. ``sizes`` are heights and widths without padding, if the
-    images are padded.
+    For a file of a fixed size, images are padded to this size; of pictures that must be shrunk for it, the
+    input is that of the file.
     """
-    whole = tuple(images.shape[-2:])
-    samples = [data_sample(size, whole) for size in sizes or [whole] * len(images)]
-    with _LowerIndexFirst():
-        return [sample.pred_instances for sample in detector.predict(images, samples, rescale=False)]
+    model, shape = detector.model, exported.model.shape[2:]
+    batch = [detector.prepare(picture) for picture in pictures]
+    data = model.data_preprocessor(pseudo_collate(batch), False)
+    images, samples = data["inputs"], data["data_samples"]
+    if shape[0] is not None and all(map(exported.fits, pictures)):
+        rest = [length - n for length, n in zip(shape, images.shape[2:], strict=True)]
+        images = F.pad(images, (0, rest[1], 0, rest[0]))
+    elif shape[0] is not None:
+        inputs, sizes, _ = zip(*map(exported.prepare, pictures), strict=True)
+        images = torch.from_numpy(stack(inputs, shape)).to(images)
+        for sample, size in zip(samples, sizes, strict=True):
+            factors = (size[1] / sample.ori_shape[1], size[0] / sample.ori_shape[0])
+            sample.set_metainfo(dict(img_shape=exported.border(size), scale_factor=factors))
+    padded = tuple(images.shape[2:])
+    for sample in samples:
+        sample.set_metainfo(dict(batch_input_shape=padded, pad_shape=padded))
+    return [to_detections(sample.pred_instances, -1) for sample in model(images, samples, mode="predict")]
 
 
 @torch.no_grad()
-def raw_difference(detector: nn.Module, images: Tensor, session: Session) -> float:
-    """Return the largest difference between the head's and a graph's outputs, relative to their maximum."""
-    found = torch.utils._pytree.tree_leaves(deployable(detector, skip_postprocess=True)(images))
-    expected = [value.numpy() for value in found if isinstance(value, Tensor)]
-    outputs = list(session(images.numpy()).values())
-    if [value.shape for value in outputs] != [value.shape for value in expected]:
-        return np.inf
-    return max(
-        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
-        for a, b in zip(outputs, expected, strict=True)
-    )
+def predict_batch(
+    network: nn.Module, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+) -> list[Detections]:
+    """Return MMDetection's own results for a batch, in pixels of the input.
 
-
-@dataclass(frozen=True)
-class Agreement:
-    """The number of matching detections, and the larger of the two numbers of detections."""
-
-    matched: int
-    found: int
-
-    @property
-    def holds(self) -> bool:
-        """At least 99 % match. Where two boxes overlap by exactly NMS's threshold, rounding decides."""
-        return self.found > 0 and self.matched >= 0.99 * self.found
-
-    def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(self.matched + other.matched, self.found + other.found)
-
-
-def compare(outputs: dict[str, np.ndarray], expected: list[InstanceData]) -> Agreement:
-    """Compare a graph's outputs for a batch with :func:`predict`, in any order.
-
-    Two detections match if their labels are equal, boxes agree within 1e-3 of the largest coordinate (or
-    1e-3 pixels, if larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99.
+    Args:
+        sizes: heights and widths of the pictures, if the images are padded.
     """
-    total = Agreement(0, 0)
-    for n, instances in enumerate(expected):
-        there = outputs["labels"][n] >= 0
-        dets, labels = outputs["dets"][n][there], outputs["labels"][n][there]
-        masks = outputs["masks"][n][there] >= 128 if "masks" in outputs else None
-        boxes, scores = instances.bboxes.numpy(), instances.scores.numpy()
-        # a head without a limit (YOLOX) may return more boxes than the graph; both sort the best first
-        boxes, scores = boxes[: outputs["dets"].shape[1]], scores[: outputs["dets"].shape[1]]
-        free, matched = np.ones(len(dets), bool), 0
-        for i, (box, score, label) in enumerate(zip(boxes, scores, instances.labels.numpy(), strict=False)):
-            near = np.abs(dets[:, :4] - box).max(1, initial=0) <= 1e-3 * max(1.0, np.abs(box).max())
-            near &= (np.abs(dets[:, 4] - score) <= 1e-3) & (labels == label) & free
-            for j in np.flatnonzero(near):
-                if masks is None or _overlap(masks[j], instances.masks[i].numpy()) >= 0.99:
-                    free[j], matched = False, matched + 1
-                    break
-        total += Agreement(matched, max(len(boxes), len(dets)))
-    return total
+    padded = tuple(images.shape[-2:])
+    samples = [data_sample(size, padded) for size in sizes or [padded] * len(images)]
+    with LowerIndexFirst():
+        results = [sample.pred_instances for sample in network.predict(images, samples, rescale=False)]
+    for result, sample in zip(results, samples, strict=True):
+        if "masks" in result:
+            result.masks = result.masks[:, : sample.img_shape[0], : sample.img_shape[1]]
+    return [to_detections(result, -1) for result in results]
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    union = (a | b).sum()
-    return 1.0 if union == 0 else (a & b).sum() / union
+def compare_all(
+    results: Sequence[Detections], references: Sequence[Detections], exact: float = 1.0
+) -> Agreement:
+    return sum(map(partial(compare, exact=exact), results, references), Agreement(0, 0))
+
+
+def compare(result: Detections, reference: Detections, exact: float = 1.0) -> Agreement:
+    """Match the detections of a picture one to one, in any order.
+
+    Two match if their labels are equal, boxes agree within 1e-3 of the largest coordinate (or 1e-3 pixels, if
+    larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99, or differ at their borders by
+    less than ``exact`` pixels.
+    """
+    unmatched, masks, expected = np.ones(len(result), bool), result.crops, reference.crops
+    for i in range(len(reference)):
+        box, tolerance = reference.boxes[i], TOLERANCE * max(1.0, np.abs(reference.boxes[i]).max())
+        near = unmatched & (np.abs(result.boxes - box).max(1, initial=0) <= tolerance)
+        near &= np.abs(result.scores - reference.scores[i]) <= TOLERANCE
+        near &= result.labels == reference.labels[i]
+        for j in np.flatnonzero(near):
+            if masks is None or masks_agree(masks[j], expected[i], exact):
+                unmatched[j] = False
+                break
+    return Agreement(int((~unmatched).sum()), max(len(reference), len(result)))
+
+
+def masks_agree(mask: np.ndarray, reference: np.ndarray, exact: float) -> bool:  # [H, W], bool
+    """Whether an IoU is at least 0.99, or masks differ at their borders: see :func:`compare`."""
+    borders = sum(
+        (each[1:] ^ each[:-1]).sum() + (each[:, 1:] ^ each[:, :-1]).sum() for each in (mask, reference)
+    )
+    return (mask ^ reference).sum() <= max(0.01 * (mask | reference).sum(), 0.5 * exact * borders)
+
+
+@torch.no_grad()
+def verify_raw_outputs(network: nn.Module, result: ExportResult, shape: tuple[int, int]) -> None:
+    """Raise ValueError if the outputs of a head and of its file differ by more than 1e-3 of their maximum."""
+    images = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
+    leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
+    expected = [value.numpy() for value in leaves if isinstance(value, Tensor)]
+    outputs = list(Session(result.files[0], device="cpu")(images.numpy()).values())
+    for output, value in itertools.zip_longest(outputs, expected):
+        if output is None or value is None or output.shape != value.shape:
+            raise ValueError("verify: expected the outputs of the head, got others from the file")
+        difference = float(np.abs(output - value).max() / max(np.abs(value).max(), 1e-12))
+        if not difference <= TOLERANCE:
+            raise ValueError(f"verify: raw_outputs: expected a difference within 1e-3, got {difference:.1e}")

@@ -16,9 +16,11 @@ at::Tensor read_image(const char* path) {
   std::string kind;
   int64_t width = 0, height = 0, largest = 0;
   file >> kind >> width >> height >> largest;
-  TORCH_CHECK(kind == "P6" && largest == 255, path, ": expected a binary PPM (P6) with 8 bits");
+  bool valid = kind == "P6" && largest == 255 && width > 0 && height > 0 && width < 1 << 20 && height < 1 << 20;
+  TORCH_CHECK(valid, path, ": expected a binary PPM (P6) with 8 bits");
   at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
   file.ignore().read(static_cast<char*>(pixels.data_ptr()), pixels.numel());
+  TORCH_CHECK(file.gcount() == pixels.numel(), path, ": expected ", pixels.numel(), " bytes, got ", file.gcount());
   return pixels.permute({2, 0, 1}).unsqueeze(0).to(at::kFloat);
 }
 
@@ -31,12 +33,14 @@ std::vector<double> numbers(const std::string& json, const std::string& key) {
   return found;
 }
 
-int main(int argc, char** argv) {
+void detect(int argc, char** argv) {
   TORCH_CHECK(argc == 4, "usage: detect MODEL.pt2 _C_cpu.so IMAGE.ppm");
   c10::InferenceMode no_gradients;
   TORCH_CHECK(dlopen(argv[2], RTLD_NOW), dlerror());  // registers dcnzoo's operators
   torch::inductor::AOTIModelPackageLoader model(argv[1]);
   auto texts = model.get_metadata();
+  for (const char* key : {"dcnzoo", "dcnzoo.names"})
+    TORCH_CHECK(texts.count(key), argv[1], ": expected a detector of dcnzoo export, got no metadata ", key);
   auto room = numbers(texts.at("dcnzoo.names"), "input");  // 1, 3, height, width
   auto channels = [&](const char* key) {
     return at::tensor(at::ArrayRef<double>(numbers(texts.at("dcnzoo"), key)), at::kFloat).view({1, 3, 1, 1});
@@ -50,11 +54,24 @@ int main(int argc, char** argv) {
   at::Tensor input = at::zeros({1, 3, int64_t(room[2]), int64_t(room[3])});
   input.narrow(2, 0, height).narrow(3, 0, width).copy_((image - channels("mean")) / channels("std"));
 
-  auto outputs = model.run({input});  // dets [1, K, 5], labels [1, K], and masks
+  std::vector<at::Tensor> inputs{input};
+  if (texts.at("dcnzoo.names").find("\"img_shape\"") != std::string::npos)
+    inputs.push_back(at::tensor({height, width}, at::kLong).unsqueeze(0));
+  auto outputs = model.run(inputs);  // dets [1, K, 5], labels [1, K], and masks
+  TORCH_CHECK(outputs.size() >= 2, argv[1], ": expected the outputs dets and labels");
   for (int64_t i = 0; i < outputs[1].size(1) && outputs[1][0][i].item<int64_t>() >= 0; ++i) {
     at::Tensor box = outputs[0][0][i];
     std::printf("%d %.6f", outputs[1][0][i].item<int>(), box[4].item<double>());
     for (int j = 0; j < 4; ++j) std::printf(" %.3f", box[j].item<double>() / scale);
     std::printf("\n");
   }
+}
+
+int main(int argc, char** argv) try {
+  detect(argc, argv);
+} catch (const std::exception& error) {
+  auto known = dynamic_cast<const c10::Error*>(&error);
+  std::string text = known ? known->what_without_backtrace() : error.what();
+  std::fprintf(stderr, "detect: %s\n", text.substr(0, text.find('\n')).c_str());
+  return 1;
 }

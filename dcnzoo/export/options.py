@@ -1,0 +1,140 @@
+"""The options of an export, checked before a model is loaded, and its result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dcnzoo.detect.session import ENDINGS
+from dcnzoo.export.known_problems import RUNTIMES
+from dcnzoo.export.operators.deform_conv import check_target
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.findings import Finding
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dcnzoo.detect.exported import ExportedDetector
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Quantise the network to int8 for ``count`` images of a folder or of a COCO file, evenly spaced."""
+
+    images: str | os.PathLike
+    count: int = 100
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The arguments of ``detector.export``: :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`.
+
+    Raises:
+        ModuleNotFoundError: a package that writes the file is not installed.
+        UserError: a file does not exist.
+        ValueError: an option is out of range, or does not go with another.
+    """
+
+    path: str | os.PathLike
+    shape: tuple[int, int] | None = None
+    precision: Literal["float32", "float16"] | Int8 = "float32"
+    opset_version: int = 19
+    deform_conv: str | None = None
+    runtime: str = "onnxruntime"
+    raw_outputs: bool = False
+    simplify: bool = False
+    verify: str | os.PathLike | bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ending = Path(self.path).suffix
+        if ending not in ENDINGS:
+            raise ValueError(f"path: expected a name that ends in {', '.join(ENDINGS)}, got {self.path}")
+        if self.shape is not None and not (len(self.shape) == 2 and min(self.shape) > 0):
+            raise ValueError(f"shape: expected height and width, got {self.shape}")
+        if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
+            raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
+        if self.runtime not in RUNTIMES:
+            raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
+        if self.verify and self.precision != "float32":
+            raise ValueError("verify: expected precision='float32': compare the AP of other files")
+        if ending == ".pt2":
+            only_onnx = {
+                **{"precision": self.precision != "float32", "simplify": self.simplify},
+                **{"deform_conv": self.deform_conv, "raw_outputs": self.raw_outputs},
+            }
+            for name in filter(only_onnx.get, only_onnx):
+                raise ValueError(f"{name}: expected the default for {self.path}, got {getattr(self, name)}")
+        else:
+            check_target(self.form, self.opset_version)
+            packages = {"onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
+            for package in filter(packages.get, packages):
+                import_module(package)
+        if isinstance(self.verify, str | os.PathLike) and not Path(self.verify).is_dir():
+            require_file(str(self.verify), "verify")
+
+    @property
+    def form(self) -> str:
+        """The form of deformable convolution in ONNX."""
+        return self.deform_conv or ("gathernd" if self.runtime == "tensorrt" else "auto")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many detections of a file and of PyTorch match.
+
+    Attributes:
+        matched: number of pairs.
+        number: the larger of the two numbers of detections.
+        exchanged: whether the order of queries with nearly equal scores was exchanged in PyTorch.
+    """
+
+    matched: int
+    number: int
+    exchanged: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """At least 99 % match. Where two boxes overlap by exactly NMS's threshold, rounding decides."""
+        return self.number > 0 and self.matched >= 0.99 * self.number
+
+    def __add__(self, other: Agreement) -> Agreement:
+        exchanged = self.exchanged or other.exchanged
+        return Agreement(self.matched + other.matched, self.number + other.number, exchanged)
+
+    def __str__(self) -> str:
+        note = " (with queries of nearly equal scores exchanged)" if self.exchanged else ""
+        return f"{self.matched} of {self.number} detections agree between PyTorch and the file{note}"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A written file.
+
+    Attributes:
+        files: the file; for an ``.xml`` file also its ``.bin`` file.
+        shape: height and width of the input; None if they are dynamic.
+        findings: known problems of the file, and what it cannot do.
+        agreement: with PyTorch, if ``verify`` was given.
+    """
+
+    files: tuple[Path, ...]
+    shape: tuple[int, int] | None
+    findings: tuple[Finding, ...] = ()
+    agreement: Agreement | None = None
+
+    def load(self, **options: Any) -> ExportedDetector:
+        """Open the file; options: those of :class:`dcnzoo.export.Detector`."""
+        from dcnzoo.detect.exported import ExportedDetector
+
+        return ExportedDetector(self.files[0], **options)
+
+    def __str__(self) -> str:
+        megabytes = sum(file.stat().st_size for file in self.files) / 2**20
+        size = f"input {self.shape[0]} × {self.shape[1]}" if self.shape else "dynamic height and width"
+        lines = [f"written: {', '.join(map(str, self.files))} ({megabytes:.1f} MiB), {size}"]
+        return "\n".join(lines if self.agreement is None else [*lines, str(self.agreement)])

@@ -1,0 +1,101 @@
+"""Write a module to a file in the format of its ending: ONNX, OpenVINO's IR or a package of AOTInductor."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from torch import Tensor, nn
+
+from dcnzoo.detect.checksum import BLANK, KEY, seal
+from dcnzoo.export.aotinductor import export_pt2
+from dcnzoo.export.onnx import export_onnx
+from dcnzoo.export.openvino import save_ir
+from dcnzoo.export.options import ExportOptions, Int8
+from dcnzoo.export.precision import to_float16, to_int8
+from dcnzoo.utils.files import replacing
+
+SIZES = "img_shape"  # the input with the sizes of the pictures
+
+
+def write_file(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    options: ExportOptions,
+    *,
+    names: dict[str, list[str] | None],
+    dynamic_shapes: Any = None,
+    metadata: Mapping[str, str],
+    calibration: Iterable[Mapping[str, np.ndarray]] = (),
+) -> tuple[Path, ...]:
+    """Write a module, all steps or nothing, and return the files.
+
+    Args:
+        args: example inputs.
+        names: ``input_names`` and ``output_names``.
+        calibration: samples of inputs for int8.
+    """
+    path = Path(options.path)
+    metadata = {**metadata, **options.metadata}
+    if path.suffix == ".pt2":  # a zip archive, which has checksums
+        export_pt2(model, args, path, **names, metadata=metadata)
+        return (path,)
+    settings = dict(opset_version=options.opset_version, deform_conv=options.form)
+    with TemporaryDirectory() as folder:
+        partial = Path(folder) / "model.onnx"
+        metadata[KEY] = BLANK
+        export_onnx(
+            model, args, partial, dynamic_shapes=dynamic_shapes, metadata=metadata, **settings, **names
+        )
+        if options.simplify:
+            import onnxslim
+
+            onnx.save(onnxslim.slim(str(partial)), str(partial))
+        if isinstance(options.precision, Int8):
+            to_int8(partial, calibration)
+        elif path.suffix == ".onnx" and options.precision == "float16":
+            to_float16(partial)
+        if path.suffix == ".xml":
+            save_ir(partial, path, options.precision == "float16")
+            return path, path.with_suffix(".bin")
+        if SIZES in names["input_names"]:
+            onnx.save(_with_default_size(onnx.load(partial)), partial)
+        seal(partial)
+        with replacing(path) as target:
+            shutil.copyfile(partial, target)
+    return (path,)
+
+
+def _with_default_size(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make ``img_shape`` optional: by default, -1 for all images.
+
+    An initializer with the name of an input is its default value. As the number of images may be dynamic, it
+    has one row, which is repeated.
+    """
+    graph, helper = model.graph, onnx.helper
+    images, sizes = (next(value for value in graph.input if value.name == name) for name in ("input", SIZES))
+    count, rows = images.type.tensor_type.shape.dim[0], sizes.type.tensor_type.shape.dim[0]
+    if not count.dim_value:
+        rows.dim_param = "sizes"
+        for node in graph.node:
+            node.input[:] = [f"{SIZES}_of_images" if name == SIZES else name for name in node.input]
+        constants = {"image_axis": [0], "two_numbers": [2]}
+        for name, value in constants.items():
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), f"{SIZES}_{name}"))
+        nodes = (
+            ("Shape", ["input"], f"{SIZES}_input"),
+            ("Gather", [f"{SIZES}_input", f"{SIZES}_image_axis"], f"{SIZES}_count"),
+            ("Concat", [f"{SIZES}_count", f"{SIZES}_two_numbers"], f"{SIZES}_shape"),
+            ("Expand", [SIZES, f"{SIZES}_shape"], f"{SIZES}_of_images"),
+        )
+        for i, (operator, inputs, output) in enumerate(nodes):
+            options = {"axis": 0} if operator in ("Gather", "Concat") else {}
+            graph.node.insert(i, helper.make_node(operator, inputs, [output], **options))
+    default = np.full((max(count.dim_value, 1), 2), -1, np.int64)
+    graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))
+    return model

@@ -1,0 +1,153 @@
+"""Export a detector: trace it, write the file, check it for known problems, compare it with PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from mmdet.utils import get_test_pipeline_cfg
+from PIL import Image
+from torch import Tensor, nn
+from torch.export import Dim
+
+from dcnzoo.detect.outputs import MASK_THRESHOLD
+from dcnzoo.export.known_problems import check
+from dcnzoo.export.options import ExportOptions, ExportResult, Int8
+from dcnzoo.export.vmap import symbolic_batches
+from dcnzoo.export.writing import write_file
+from dcnzoo.openmmlab.export import inputs
+from dcnzoo.openmmlab.export.predict import Predictor, RawHead
+from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
+from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
+from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.files import replacing
+from dcnzoo.utils.findings import Finding
+
+if TYPE_CHECKING:
+    from dcnzoo.openmmlab.detector import TorchDetector
+
+# With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
+# maps of two for a deformable convolution.
+LEAST_TRACED = 512
+
+
+def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportResult:
+    """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
+    if detector.device != "cpu":
+        raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
+    files, findings = [], []
+    if isinstance(options.precision, Int8):
+        files = inputs.calibration_files(options.precision.images, options.precision.count)
+    network = inputs.predicting_part(detector.model)
+    try:
+        pipeline = get_test_pipeline_cfg(detector.model.cfg)
+        preprocessing = preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
+    except ValueError as error:
+        if options.shape is None or options.verify or files:
+            text = f"shape: expected height and width with this config: {one_line(error)}"
+            raise ValueError(text) from error
+        preprocessing = None
+        text = f"dcnzoo.load cannot use the file: {one_line(error)}"
+        findings.append(Finding(str(options.path), text, stops=False))
+    package = Path(options.path).suffix == ".pt2"
+    model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package)
+    _require_class_names(network, detector.classes)
+    shape = options.shape
+    if preprocessing is not None:
+        size = shape or preprocessing.padded((preprocessing.scale or (640, 640))[::-1])
+        example = tuple(length + -length % preprocessing.pad_divisor for length in size)
+        shape = example if shape or package or model.one_size else None
+    if shape is not None and options.shape is None:
+        text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
+        findings.append(Finding(type(network).__name__, text, stops=False))
+    if shape is None:
+        factor = -(-LEAST_TRACED // min(example))
+        example = tuple(length * factor for length in example)
+    written = write_detector(
+        model,
+        torch.zeros(1, 3, *(shape or example)),
+        options,
+        dynamic=shape is None,
+        metadata={} if preprocessing is None else preprocessing.to_metadata(),
+        calibration=inputs.calibration_inputs(preprocessing, files, shape),
+    )
+    if written[0].suffix == ".onnx":
+        findings += check(written[0], options.runtime)
+    result = ExportResult(written, shape, tuple(findings))
+    if options.raw_outputs and options.verify:
+        verify_raw_outputs(network, result, shape or example)
+    elif options.verify:
+        pictures = inputs.pictures_to_verify(options.verify, preprocessing)
+        agreement = verify(detector, result.load(device="cpu"), pictures)
+        result = dataclasses.replace(result, agreement=agreement)
+    return result
+
+
+def draw_both(detector: TorchDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
+    """Draw the detections of PyTorch, at the left, and of the file, at the right; return the drawing."""
+    exported, path = result.load(device="cpu"), result.files[0].with_suffix(".png")
+    pipeline = get_test_pipeline_cfg(detector.model.cfg)
+    preprocessor = inputs.predicting_part(detector.model).data_preprocessor
+    picture = inputs.pictures_to_verify(source, preprocessing_of(pipeline, preprocessor, ()))[0]
+    sides = [np.asarray(each(picture, bgr=True).draw()) for each in (detector, exported)]
+    with replacing(path) as partial:
+        Image.fromarray(np.hstack(sides)).save(partial, "PNG")
+    return path
+
+
+def write_detector(
+    model: Predictor | RawHead,
+    images: Tensor,
+    options: ExportOptions,
+    *,
+    dynamic: bool,
+    metadata: Mapping[str, str],
+    calibration: Iterable[Mapping[str, np.ndarray]] = (),
+) -> tuple[Path, ...]:
+    """Trace a model and write it to a file.
+
+    Args:
+        images: an example, [N, 3, H, W].
+        dynamic: batch size, height and width are dynamic; otherwise they are the example's.
+
+    Raises:
+        ValueError: see :func:`dcnzoo.export.export_onnx` and :func:`dcnzoo.export.export_pt2`.
+    """
+    if dynamic and model.one_size:
+        raise ValueError("shape: expected height and width for this detector, whose input has a fixed size")
+    if dynamic and len(images) == 1:
+        images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
+    args = (images, torch.tensor([images.shape[-2:]] * len(images)))[: len(model.input_names)]
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})[: len(args)]
+    threshold = getattr(model, "mask_threshold", None)
+    if threshold is not None:
+        metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
+    names = {"input_names": list(model.input_names), "output_names": None}
+    if model.output_names:
+        names["output_names"] = list(model.output_names)
+    with symbolic_batches():
+        return write_file(
+            model.eval(),
+            args,
+            options,
+            names=names,
+            dynamic_shapes=shapes if dynamic else None,
+            metadata=metadata,
+            calibration=calibration,
+        )
+
+
+def _require_class_names(network: nn.Module, classes: tuple[str, ...]) -> None:
+    """Raise ValueError unless there are as many names as a detector has classes."""
+    owner = getattr(network, "roi_head", network)
+    heads = [getattr(owner, name, None) for name in ("bbox_head", "mask_head", "panoptic_head")]
+    head = next((head for head in heads if head is not None), None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    count = getattr(head, "num_things_classes", getattr(head, "num_classes", len(classes)))
+    if classes and len(classes) != count:
+        raise ValueError(f"classes: expected the names of {count} classes, got {len(classes)} names")

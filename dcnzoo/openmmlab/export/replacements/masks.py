@@ -1,0 +1,151 @@
+"""Heads that predict masks of an image, with results of a fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.models import dense_heads, layers
+from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+from mmdet.structures.bbox import get_box_wh
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from dcnzoo.export.fixed_size import ABSENT
+from dcnzoo.openmmlab.export.suppress import best_pairs
+
+
+def mark_small(
+    function: Callable,
+    self: dense_heads.RTMDetInsHead,
+    results: InstanceData,
+    mask_feat: Tensor,
+    cfg: ConfigDict,
+    **options: Any,
+) -> InstanceData:
+    """Call ``RTMDetInsHead._bbox_mask_post_process``. Mark small boxes instead of removing them."""
+    width, height = get_box_wh(results.bboxes)
+    smallest = cfg.pop("min_bbox_size", -1)
+    results.scores = torch.where((width > smallest) & (height > smallest), results.scores, ABSENT)
+    return function(self, results, mask_feat, cfg, **options)
+
+
+def decode_pixels(self: layers.MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Replace ``MSDeformAttnPixelDecoder.forward``. Sizes are numbers, not tensors."""
+    levels, sizes = [], []
+    for i in range(self.num_encoder_levels):
+        level = self.num_input_levels - i - 1
+        feature = feats[level]
+        height, width = feature.shape[-2:]
+        padding = torch.zeros_like(feature[:, 0], dtype=torch.bool)
+        position = self.postional_encoding(padding) + self.level_encoding.weight[i].view(1, -1, 1, 1)
+        place = self.point_generator.single_level_grid_priors((height, width), level, device=feature.device)
+        place = place / (place.new_tensor([width, height]) * self.strides[level])
+        tokens = (part.flatten(2).transpose(1, 2) for part in (self.input_convs[i](feature), position))
+        levels.append((*tokens, padding.flatten(1), place.expand(feature.shape[0], -1, -1)))
+        sizes.append((height, width))
+    query, position, padding, place = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+    counts = [height * width for height, width in sizes]
+    memory = self.encoder(
+        query=query,
+        query_pos=position,
+        key_padding_mask=padding,
+        spatial_shapes=torch.tensor(sizes, device=query.device),
+        reference_points=place[:, :, None].expand(-1, -1, len(sizes), -1),
+        level_start_index=torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=query.device),
+        valid_ratios=query.new_ones(query.shape[0], len(sizes), 2),
+    )
+    parts = memory.transpose(1, 2).split(counts, -1)
+    outputs = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+    for i in reversed(range(self.num_input_levels - self.num_encoder_levels)):
+        above = F.interpolate(outputs[-1], feats[i].shape[-2:], mode="bilinear", align_corners=False)
+        outputs.append(self.output_convs[i](self.lateral_convs[i](feats[i]) + above))
+    return self.mask_feature(outputs[-1]), outputs[: self.num_outs]
+
+
+def instances(
+    self: MaskFormerFusionHead,
+    mask_cls: Tensor,  # [queries, classes + 1]
+    mask_pred: Tensor,  # [queries, H, W], logits
+) -> InstanceData:
+    """Replace ``MaskFormerFusionHead.instance_postprocess``."""
+    count = self.test_cfg.get("max_per_image", 100)
+    scores, index, labels = best_pairs(mask_cls.softmax(-1)[:, :-1], count)
+    masks = mask_pred[index]
+    inside = masks > 0
+    certainty = (masks.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
+    return InstanceData(
+        bboxes=around(inside).to(scores.dtype),
+        labels=torch.where(labels < self.num_things_classes, labels, -1),
+        scores=scores * certainty,
+        masks=inside,
+    )
+
+
+def segment_by_place(
+    self: dense_heads.SOLOHead,
+    scores: Tensor,  # [points, classes]
+    mask_preds: Tensor,  # [points, h, w], probabilities
+    img_meta: dict,
+    cfg: ConfigDict | None = None,
+    stride: int = 4,  # of the masks
+) -> InstanceData:
+    """Replace ``SOLOHead._predict_by_feat_single``."""
+    cfg = self.test_cfg if cfg is None else cfg
+    inside = mask_preds > cfg.mask_thr
+    area = inside.sum((1, 2)).to(scores.dtype)
+    per_point = zip(self.num_grids, self.strides, strict=True)
+    least = torch.cat([area.new_full((grid**2,), size) for grid, size in per_point])
+    certainty = (mask_preds * inside).sum((1, 2)) / area.clamp(min=1)
+    there = (scores > cfg.score_thr) & (area > least)[:, None]
+    scores = torch.where(there, scores * certainty[:, None], ABSENT)
+    scores, index, labels = best_pairs(scores, cfg.nms_pre)
+    faded, labels, _, order = layers.mask_matrix_nms(
+        inside[index],
+        labels,
+        scores,
+        max_num=cfg.max_per_img,
+        kernel=cfg.kernel,
+        sigma=cfg.sigma,
+        mask_area=area[index].clamp(min=1),
+    )
+    scores = torch.where((faded >= 0) & (faded >= cfg.filter_thr), faded, ABSENT)
+    height, width = img_meta["img_shape"]
+    masks = F.interpolate(
+        mask_preds[index[order]][None], scale_factor=stride, mode="bilinear", align_corners=False
+    )[0]
+    masks = masks[:, :height, :width]
+    return InstanceData(
+        bboxes=scores.new_zeros(len(scores), 4),
+        labels=torch.where(scores >= 0, labels, -1),
+        scores=scores,
+        masks=masks > cfg.mask_thr,
+    )
+
+
+def segment_by_kernel(
+    self: dense_heads.SOLOV2Head,
+    kernels: Tensor,  # [points, channels of the kernel]
+    scores: Tensor,
+    mask_feats: Tensor,  # [1, C, h, w]
+    img_meta: dict,
+    cfg: ConfigDict | None = None,
+) -> InstanceData:
+    """Replace ``SOLOV2Head._predict_by_feat_single``."""
+    masks = (kernels @ mask_feats[0].flatten(1)).unflatten(1, mask_feats.shape[2:])
+    return segment_by_place(self, scores, masks.sigmoid(), img_meta, cfg, self.mask_stride)
+
+
+def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
+    """Return the bounding box of each mask, as ``mask2bbox`` does: zeros for an empty mask."""
+    low, high = [], []
+    for axis in (1, 2):
+        there = masks.any(axis)
+        place = torch.arange(there.shape[1], device=masks.device)
+        low.append(torch.where(there, place, there.shape[1]).amin(1))
+        high.append(torch.where(there, place + 1, 0).amax(1))
+    boxes = torch.stack([*low, *high], 1)
+    return torch.where(boxes[:, 2:3] > 0, boxes, 0)

@@ -1,0 +1,231 @@
+"""How each kind of module of MMDetection is exported: one table.
+
+``predict`` of a detector is traced. What cannot be traced is replaced meanwhile: functions whose results have
+a size that depends on the data (selection by score, NMS, RoIAlign of a pyramid), and loops over images.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+
+from mmcv import ops as mmcv_ops
+from mmcv.ops.carafe import CARAFEFunction
+from mmdet.models import backbones, dense_heads, detectors, layers, necks, roi_heads
+from mmdet.models.dense_heads import tood_head
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.layers.transformer import ddq_detr_layers, inverse_sigmoid
+from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+from mmdet.models.utils import filter_scores_and_topk
+from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
+from torch import nn
+
+from dcnzoo.compat.mmcv import deform_conv
+from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.export.replacements import boxes, masks, roi, transformers
+from dcnzoo.openmmlab.export.replacements import layers as own
+
+PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
+SINGLE = "_predict_by_feat_single"
+DENSE = ("predict", "predict_by_feat", "_bbox_post_process")
+MASK = ("predict", "predict_by_feat", SINGLE)
+ROI = ("predict", "predict_bbox", "predict_mask")
+TRANSFORMER = ("predict", "predict_by_feat")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of module is exported. The nearest base class with a rule decides.
+
+    Attributes:
+        kind: the class.
+        predicts: methods whose code the rule relies on; a subclass that overrides one is refused.
+        instead, around: replacements of methods, and wrappers (:meth:`Changes.wrap`), while it is traced.
+        has_masks: whether a module of this kind predicts masks.
+        one_size: whether the graph supports the number and size of the example's images only.
+        refused: why such a module cannot be exported.
+    """
+
+    kind: type[nn.Module]
+    predicts: tuple[str, ...] = ()
+    instead: Mapping[str, Callable] = field(default_factory=dict)
+    around: Mapping[str, Callable] = field(default_factory=dict)
+    has_masks: Callable[[nn.Module], bool] = lambda part: False
+    one_size: bool = False
+    refused: str = ""
+
+
+def _of_roi_head(head: nn.Module) -> bool:
+    return head.with_mask
+
+
+def _always(head: nn.Module) -> bool:
+    return True
+
+
+_by_corners = {SINGLE: boxes.pair_corners}
+_rpn = {"_bbox_post_process": boxes.post_process, SINGLE: boxes.propose}
+RULES = (
+    # heads
+    Rule(BaseDenseHead, DENSE, instead={"_bbox_post_process": boxes.post_process}),
+    Rule(dense_heads.RPNHead, (*DENSE, SINGLE), instead=_rpn),
+    Rule(dense_heads.EmbeddingRPNHead, ("predict",)),
+    Rule(dense_heads.SABLRetinaHead, DENSE),
+    Rule(dense_heads.CenterNetHead, DENSE),
+    Rule(dense_heads.CondInstBboxHead, DENSE),
+    Rule(dense_heads.YOLOV3Head, DENSE, around={"predict_by_feat": boxes.drop_uncertain}),
+    Rule(dense_heads.YOLOXHead, DENSE, instead={"predict_by_feat": boxes.keep_best_classes}),
+    Rule(dense_heads.CornerHead, (*DENSE, SINGLE), instead=_by_corners),
+    Rule(
+        dense_heads.RTMDetInsHead,
+        (*DENSE, "_bbox_mask_post_process"),
+        around={"_bbox_mask_post_process": masks.mark_small},
+        has_masks=_always,
+    ),
+    Rule(dense_heads.CondInstMaskHead, MASK, has_masks=_always),
+    Rule(dense_heads.SOLOHead, MASK, instead={SINGLE: masks.segment_by_place}, has_masks=_always),
+    Rule(dense_heads.SOLOV2Head, MASK, instead={SINGLE: masks.segment_by_kernel}, has_masks=_always),
+    Rule(dense_heads.MaskFormerHead, refused="its masks are not of instances alone"),
+    Rule(dense_heads.Mask2FormerHead, ("predict",), has_masks=_always),
+    Rule(MaskFormerFusionHead, ("predict",), instead={"instance_postprocess": masks.instances}),
+    Rule(roi_heads.StandardRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.MaskScoringRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.GridRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(
+        roi_heads.PointRendRoIHead,
+        ROI,
+        instead={"predict_mask": roi.predict_refined, "_mask_point_forward_test": roi.refine_masks},
+        has_masks=_of_roi_head,
+    ),
+    Rule(roi_heads.CascadeRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.SCNetRoIHead, ROI, instead={"_fuse_glbctx": roi.add_context}, has_masks=_of_roi_head),
+    Rule(roi_heads.SparseRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.BBoxHead, instead={"refine_bboxes": roi.refine}),
+    Rule(roi_heads.FCNMaskHead, instead={SINGLE: roi.masks_of_classes}),
+    Rule(dense_heads.DETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}),
+    Rule(dense_heads.ConditionalDETRHead, TRANSFORMER),
+    Rule(dense_heads.DABDETRHead, TRANSFORMER),
+    Rule(
+        dense_heads.DeformableDETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}
+    ),
+    Rule(dense_heads.DDQDETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.distinct_results}),
+    # detectors
+    Rule(detectors.TwoStagePanopticSegmentor, refused="its results are panoptic"),
+    Rule(detectors.DETR, ("pre_transformer",), instead={"pre_transformer": transformers.before_transformer}),
+    Rule(
+        detectors.DeformableDETR,
+        ("pre_transformer", "gen_encoder_output_proposals"),
+        instead={"pre_transformer": transformers.before_deformable},
+    ),
+    Rule(
+        detectors.DDQDETR,
+        ("pre_transformer", "gen_encoder_output_proposals", "pre_decoder"),
+        instead={"pre_decoder": transformers.first_queries},
+    ),
+    # layers
+    Rule(
+        ddq_detr_layers.DDQTransformerDecoder,
+        instead={"select_distinct_queries": transformers.distinct_queries},
+    ),
+    Rule(layers.MSDeformAttnPixelDecoder, instead={"forward": masks.decode_pixels}),
+    Rule(mmcv_ops.MultiScaleDeformableAttention, instead={"forward": own.attend}),
+    Rule(roi_heads.SingleRoIExtractor, instead={"forward": roi.pool}),
+    Rule(mmcv_ops.RoIAlign, instead={"forward": roi.align}),
+    Rule(mmcv_ops.SimpleRoIAlign, instead={"forward": roi.sample_rois}),
+    Rule(mmcv_ops.CornerPool, instead={"forward": own.corner_pool}),
+    Rule(tood_head.TOODHead, DENSE, instead={"deform_sampling": own.sample_shifted}),
+    Rule(nn.GroupNorm, instead={"forward": own.normalise_groups}),
+    # with a symbolic size: adaptive maximum pooling has no ONNX operator; padding takes torch.export too long
+    Rule(necks.BFP, one_size=True),
+    Rule(backbones.EfficientNet, one_size=True),
+    Rule(backbones.SwinTransformer, one_size=True),
+)
+BY_KIND = {rule.kind: rule for rule in RULES}
+
+# functions, in every module of MMDetection that imports them
+FUNCTIONS = {
+    filter_scores_and_topk: boxes.first_pairs,
+    mmcv_ops.batched_nms: boxes.keep_all,
+    get_topk_from_heatmap: boxes.best_corners,
+    inverse_sigmoid: transformers.logit,
+}
+# attributes of modules and of classes that are no layers
+ATTRIBUTES = {
+    (mmcv_ops.deform_conv.DeformConv2dFunction, "forward"): own.without_autograd(deform_conv.deform_conv2d),
+    (mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction, "forward"): own.without_autograd(
+        deform_conv.modulated_deform_conv2d
+    ),
+    # in mmcv and MMDetection, these call autograd functions, which torch.vmap does not accept
+    (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
+    (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
+    (sys.modules["mmdet.models.detectors.dino"], "len"): transformers.number_of_images,
+    (ddq_detr_layers, "len"): transformers.number_of_images,
+}
+
+
+def apply(changes: Changes) -> None:
+    """Replace what cannot be traced."""
+    for function, replacement in FUNCTIONS.items():
+        replace_everywhere(changes, function, replacement)
+    for (owner, name), replacement in ATTRIBUTES.items():
+        changes.set(owner, name, replacement)
+    for rule in RULES:
+        for name, replacement in rule.instead.items():
+            changes.set(rule.kind, name, replacement)
+        for name, function in rule.around.items():
+            changes.wrap(rule.kind, name, function)
+
+
+def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
+    """Replace a function in all of MMDetection's modules that import it, also where a patch wraps it."""
+    function = inspect.unwrap(original)
+    for name, module in list(sys.modules.items()):
+        value = vars(module).get(original.__name__)
+        if name.startswith("mmdet.") and callable(value) and inspect.unwrap(value) is function:
+            changes.set(module, original.__name__, replacement)
+
+
+def rule_for(kind: type) -> Rule | None:
+    return next((BY_KIND[base] for base in kind.__mro__ if base in BY_KIND), None)
+
+
+def reason_to_refuse(part: nn.Module) -> str:
+    """Why a module cannot be exported; empty if it can."""
+    kind, rule = type(part), rule_for(type(part))
+    if rule is None:
+        return f"{kind.__name__} has no rule"
+    if rule.refused:
+        return f"{kind.__name__}: {rule.refused}"
+    for method in rule.predicts:
+        if getattr(kind, method, None) is not getattr(rule.kind, method, None):
+            return f"{kind.__name__} overrides {rule.kind.__name__}.{method}"
+    return ""
+
+
+def parts_of(detector: nn.Module) -> dict[str, nn.Module]:
+    """Return the heads of a detector by their names."""
+    parts = {name: getattr(detector, name, None) for name in PARTS}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def reason_to_refuse_detector(detector: nn.Module) -> str:
+    """Why a detector cannot be exported; empty if it can."""
+    name, parts = type(detector).__name__, parts_of(detector)
+    if not parts:
+        return f"{name} has no head"
+    if rule_for(type(detector)) is not None and (reason := reason_to_refuse(detector)):
+        return reason
+    if "roi_head" in parts and "rpn_head" not in parts:
+        return f"the proposals of {name} are an input"
+    fusion = getattr(detector, "panoptic_fusion_head", None)
+    if fusion is not None:
+        settings = fusion.test_cfg
+        if settings.get("panoptic_on", True) or settings.get("semantic_on", False):
+            return f"the results of {name} are panoptic or semantic"
+        parts["panoptic_fusion_head"] = fusion
+    return next(filter(None, map(reason_to_refuse, parts.values())), "")

@@ -1,0 +1,95 @@
+"""Selection and suppression of boxes by a config's settings, with results of a fixed size."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import ConfigDict
+from torch import Tensor
+
+from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes, soft_keep_boxes
+
+# mmcv's arguments of NMS that are used, with its defaults
+NMS = dict(iou_threshold=None, class_agnostic=False, max_num=-1, split_thr=None)
+SOFT_NMS = {**NMS, **dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")}
+
+
+def suppress(
+    cfg: ConfigDict,  # the head's test_cfg
+    owner: str,
+    boxes: Tensor,  # [K, 4]
+    scores: Tensor,  # [K], ABSENT for unused boxes
+    labels: Tensor,  # [K]
+    classes: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply the NMS of the config to one image.
+
+    Returns:
+        ``dets`` [K, 5] and ``labels`` [K] of an exported detector, and the indices of the boxes.
+
+    Raises:
+        ValueError: a setting of this NMS cannot be exported.
+    """
+    per_class, order = cfg.get("max_output_boxes_per_class", 0), None
+    nms = _settings(dict(cfg.nms), owner, per_class)
+    if cfg.get("min_bbox_size", -1) >= 0:
+        width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
+        scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
+    agnostic, most = nms.pop("class_agnostic"), nms.pop("max_num")
+    groups = torch.zeros_like(labels) if agnostic else labels
+    if cfg.get("deploy_nms_pre", 0) > 0:
+        scores, order = best(scores[None], cfg.deploy_nms_pre)
+        scores, order = scores[0], order[0]
+        boxes, groups = boxes[order], groups[order]
+    batch = boxes[None], scores[None], groups[None]
+    count = cfg.max_per_img if most <= 0 else min(cfg.max_per_img, most)
+    if "sigma" in nms:
+        results = soft_keep_boxes(*batch, max_boxes=count, **nms)
+    else:
+        results = keep_boxes(*batch, nms["iou_threshold"], count, classes, per_class)
+    dets, groups, index = (part[0] for part in results)
+    index = index if order is None else order[index]
+    return dets, torch.where(groups >= 0, labels[index], -1), index
+
+
+def _settings(nms: dict, owner: str, per_class: int) -> dict:
+    """Return mmcv's arguments of an NMS, with defaults.
+
+    Raises:
+        ValueError: see :func:`suppress`.
+    """
+    kind = nms.pop("type", "nms")
+    if kind not in ("nms", "soft_nms"):
+        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', got {kind!r}")
+    if "iou_thr" in nms:  # its earlier name
+        nms["iou_threshold"] = nms.pop("iou_thr")
+    if (offset := nms.pop("offset", 0)) != 0:
+        raise ValueError(f"{owner}: nms: offset: expected 0 in an exported file, got {offset}")
+    known = NMS if kind == "nms" else SOFT_NMS
+    if unknown := sorted(nms.keys() - known.keys()):
+        raise ValueError(f"{owner}: nms: expected {', '.join(known)} with {kind}, got {unknown[0]}")
+    nms = {**known, **nms}
+    del nms["split_thr"]  # mmcv's limit for one call; the result is the same
+    if nms["max_num"] > 0 and kind == "soft_nms":
+        raise ValueError(f"{owner}: nms: max_num: expected none with soft_nms, got {nms['max_num']}")
+    if per_class and (kind == "soft_nms" or nms["class_agnostic"]):
+        kind = f"class_agnostic {kind}" if nms["class_agnostic"] else kind
+        raise ValueError(f"{owner}: max_output_boxes_per_class: expected 0 with {kind}, got {per_class}")
+    return nms
+
+
+def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [K, classes] -> [k] each
+    """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
+    classes, scores = scores.shape[-1], scores.flatten()
+    if count > 0:
+        scores, pair = (part[0] for part in best(scores[None], count))
+    else:
+        pair = torch.arange(len(scores), device=scores.device)
+    return scores, pair // classes, pair % classes
+
+
+def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …], [N, K] -> [N·K, 1, …]
+    """Select the values of each box's label, or the only ones if the head is class-agnostic."""
+    if values.shape[1] == 1:
+        return values
+    index = labels.flatten().clamp(min=0).view(-1, 1, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(-1, 1, *values.shape[2:]))

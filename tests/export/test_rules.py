@@ -1,0 +1,275 @@
+"""Functions of fixed size that replace MMDetection's, compared with those."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmcv.ops import batched_nms
+from mmdet.models.dense_heads import RetinaHead
+from mmdet.models.layers import multiclass_nms
+from mmdet.models.roi_heads import SCNetRoIHead
+from mmdet.models.roi_heads.bbox_heads import bbox_head
+from mmdet.models.utils import filter_scores_and_topk
+from mmdet.registry import MODELS
+from mmdet.structures.mask import mask2bbox
+from mmdet.utils import register_all_modules
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  registers the layers
+from dcnzoo.compat.patches import Changes
+from dcnzoo.detect.detections import Detections
+from dcnzoo.openmmlab.export import rules
+from dcnzoo.openmmlab.export.predict import Predictor
+from dcnzoo.openmmlab.export.replacements.boxes import first_pairs, keep_all, keep_best
+from dcnzoo.openmmlab.export.replacements.layers import normalise_groups
+from dcnzoo.openmmlab.export.replacements.masks import around
+from dcnzoo.openmmlab.export.replacements.roi import add_context, pool
+from dcnzoo.openmmlab.export.rules import replace_everywhere
+from dcnzoo.openmmlab.export.suppress import of_class
+from dcnzoo.openmmlab.export.verify import compare, predict_batch
+
+from .detectors import agreement_of, build, size
+
+
+def test_functions_are_replaced_also_where_a_patch_wraps_them():
+    users = [vars(module) for name, module in sys.modules.items() if name.startswith("mmdet.")
+             and vars(module).get("multiclass_nms") is multiclass_nms]  # fmt: skip
+    with Changes() as changes:
+        changes.wrap(bbox_head, "multiclass_nms", lambda function, *args: function(*args))
+        replace_everywhere(changes, multiclass_nms, len)
+        assert len(users) > 3 and all(user["multiclass_nms"] is len for user in users)
+    assert all(user["multiclass_nms"] is multiclass_nms for user in users)
+
+
+def boxes_of(count, most=60.0):
+    corner = torch.rand(count, 2) * most
+    return torch.cat([corner, corner + 1 + torch.rand(count, 2) * 20], 1)
+
+
+def test_selection_by_score():
+    torch.manual_seed(0)
+    scores, rest = torch.rand(30, 4), torch.rand(30, 2)
+    expected = filter_scores_and_topk(scores, 0.7, 50, dict(rest=rest))
+    found = first_pairs(scores, 0.7, 50, dict(rest=rest))
+    count = len(expected[0])
+    assert 10 < count < 50 == len(found[0]) and (found[0][count:] < 0).all()
+    for actual, value in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(actual[:count], value)
+    torch.testing.assert_close(found[3]["rest"][:count], expected[3]["rest"])
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_nms(class_agnostic):
+    torch.manual_seed(0)
+    boxes, scores, labels = boxes_of(80), torch.rand(80), torch.arange(80) % 2
+    nms = dict(type="nms", iou_threshold=0.3)
+    dets, index = batched_nms(boxes, scores, labels, nms, class_agnostic)
+    ours, our_index = keep_all(boxes, scores, labels, nms, class_agnostic)
+    assert 10 < len(dets) < 80 == len(ours) and (ours[len(dets) :, 4] < 0).all()
+    torch.testing.assert_close(ours[: len(dets)], dets)
+    torch.testing.assert_close(our_index[: len(dets)], index)
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_nms_of_scores_per_class(per_class):
+    torch.manual_seed(0)
+    boxes = torch.cat([boxes_of(40) for _ in range(3)], 1) if per_class else boxes_of(40)
+    scores = torch.rand(40, 4)
+    args = (boxes, scores, 0.6, dict(type="nms", iou_threshold=0.3), 100)
+    dets, labels, index = multiclass_nms(*args, return_inds=True)
+    ours, our_labels, our_index = keep_best(*args, return_inds=True)
+    count = len(dets)
+    assert 10 < count < 100 == len(ours) and (our_labels[count:] == -1).all()
+    torch.testing.assert_close(ours[:count], dets)
+    torch.testing.assert_close(our_labels[:count], labels)
+    torch.testing.assert_close(our_index[:count], index)
+
+
+def test_values_of_a_class():
+    values, labels = torch.arange(24.0).view(4, 3, 2), torch.tensor([[2, 0], [-1, 1]])
+    expected = torch.stack([values[0, 2], values[1, 0], values[2, 0], values[3, 1]])[:, None]
+    assert torch.equal(of_class(values, labels), expected)
+    assert torch.equal(of_class(values[:, :1], labels), values[:, :1])  # a class-agnostic head
+
+
+def test_pooling_of_scaled_rois():
+    register_all_modules()
+    torch.manual_seed(0)
+    layer = dict(type="RoIAlign", output_size=3, sampling_ratio=0)
+    extractor = MODELS.build(
+        dict(type="SingleRoIExtractor", roi_layer=layer, out_channels=2, featmap_strides=[4, 8, 16])
+    )
+    levels = [torch.randn(2, 2, 64 // s, 96 // s) for s in (1, 2, 4)]
+    boxes = torch.cat([boxes_of(20, 200.0), boxes_of(20, 40.0) * torch.tensor([1, 1, 4, 4])])
+    rois = torch.cat([torch.arange(40.0)[:, None] % 2, boxes], 1)
+    for factor in (None, 1.3):
+        torch.testing.assert_close(pool(extractor, levels, rois, factor), extractor(levels, rois, factor))
+    torch.testing.assert_close(pool(extractor, levels[:1], rois, 1.3), extractor(levels[:1], rois, 1.3))
+
+
+def test_context_of_the_image():
+    features, context = torch.randn(5, 4, 7, 7), torch.randn(3, 4, 1, 1)
+    rois = torch.tensor([0.0, 2, 0, 2, 2])[:, None].expand(-1, 5)
+    expected = SCNetRoIHead._fuse_glbctx(None, features, context, rois)
+    torch.testing.assert_close(add_context(None, features, context, rois), expected)
+
+
+def test_boxes_around_masks():
+    torch.manual_seed(0)
+    masks = torch.rand(6, 20, 30) > torch.tensor([0.99, 0.995, 0.9, 0.5, 1, 0])[:, None, None]
+    assert not masks[4].any()
+    torch.testing.assert_close(around(masks).float(), mask2bbox(masks))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_normalisation(affine):
+    torch.manual_seed(0)
+    layer = nn.GroupNorm(3, 6, affine=affine)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    for shape in ((2, 6, 5, 7), (4, 6, 3)):
+        x = 3 + torch.randn(shape)
+        torch.testing.assert_close(normalise_groups(layer, x), layer(x))
+
+
+def test_heads_are_accepted_by_what_they_override():
+    class OwnLoss(RetinaHead):
+        def loss_by_feat(self, *args, **kwargs):
+            raise NotImplementedError
+
+    class OwnPrediction(RetinaHead):
+        def predict_by_feat(self, *args, **kwargs):
+            raise NotImplementedError
+
+    class RetinaLike(nn.Module):
+        """With the name of a known class."""
+
+    RetinaLike.__name__ = "RetinaHead"
+    detector = build("RetinaNet")
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = Predictor(detector)(images)
+        detector.bbox_head.__class__ = OwnLoss
+        torch.testing.assert_close(Predictor(detector)(images), expected)
+    detector.bbox_head.__class__ = OwnPrediction
+    with pytest.raises(ValueError, match=r"OwnPrediction overrides BaseDenseHead\.predict_by_feat"):
+        Predictor(detector)
+    detector.bbox_head = RetinaLike()
+    with pytest.raises(ValueError, match=r"RetinaHead has no rule"):
+        Predictor(detector)
+    with pytest.raises(ValueError, match=r"detector: .*Sequential has no head"):
+        Predictor(nn.Sequential())
+
+
+def test_a_head_with_its_own_decoding(family="DINO"):
+    """It was ignored: the file had the decoding of the parent."""
+    detector = build(family)
+
+    class Halved(type(detector.bbox_head)):
+        def _predict_by_feat_single(self, cls_score, bbox_pred, img_meta, rescale=True):
+            return super()._predict_by_feat_single(cls_score - 1, bbox_pred / 2, img_meta, rescale)
+
+    detector.bbox_head.__class__ = Halved
+    images = torch.randn(1, 3, *size(family))
+    agreement = agreement_of(detector, images)
+    assert agreement.holds and agreement.number >= 100
+
+
+def test_a_filter_is_named_with_its_line():
+    detector = build("RetinaNet")
+
+    class Filtering(RetinaHead):
+        def _predict_by_feat_single(self, cls_score_list, *args, **kwargs):
+            scores = cls_score_list[0]
+            return scores[scores > 0]
+
+    detector.bbox_head.__class__ = Filtering
+    line = inspect.getsourcelines(Filtering)[1] + 3
+    with pytest.raises(ValueError, match=rf"depend on the data, got .*{Path(__file__).name}:{line}: "):
+        Predictor(detector)(torch.randn(1, 3, 96, 96))
+
+
+def test_a_new_head_needs_one_rule(monkeypatch):
+    class NewHead(RetinaHead):
+        def predict_by_feat(self, *args, **kwargs):
+            return super().predict_by_feat(*args, **kwargs)
+
+    detector = build("RetinaNet")
+    detector.bbox_head.__class__ = NewHead
+    monkeypatch.setitem(rules.BY_KIND, NewHead, rules.Rule(NewHead, rules.DENSE))
+    agreement = agreement_of(detector, torch.randn(1, 3, *size("RetinaNet")))
+    assert agreement.holds and agreement.number >= 100
+
+
+def test_fast_rcnn_is_refused():
+    """Its proposals are an input of ``predict``."""
+    detector = build("Double-Head")
+    assert rules.reason_to_refuse_detector(detector) == ""
+    del detector.rpn_head
+    with pytest.raises(ValueError, match=r"detector: .*proposals of FasterRCNN"):
+        Predictor(detector)
+
+
+NMS = dict(type="nms", iou_threshold=0.1)
+
+
+def outputs_of(detector, **settings):
+    detector.roi_head.test_cfg.update(settings)
+    with torch.no_grad():
+        return Predictor(detector)(torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("nms", (NMS, dict(NMS, max_num=7))),
+        ("nms", (NMS, dict(NMS, class_agnostic=True))),
+        ("nms", (NMS, dict(type="soft_nms", min_score=0.2))),
+        ("score_thr", (0.05, 0.5)),
+    ],
+)
+def test_settings_change_the_results_as_in_pytorch(setting, values):
+    detector = build("Faster R-CNN")
+    results = []
+    for value in values:
+        dets, labels = outputs_of(detector, **{setting: value})
+        (reference,) = predict_batch(
+            detector, torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(1))
+        )
+        result = Detections(dets[0, :, :4].numpy(), dets[0, :, 4].numpy(), labels[0].numpy())
+        assert compare(result.select(result.labels >= 0), reference).holds
+        results.append(dets)
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(nms=dict(type="nms", iou_threshold=0.5, offset=1)), "offset: expected 0 .* got 1"),
+        (dict(nms=dict(type="nms", iou_threshold=0.5, score_threshold=0.1)), "got score_threshold"),
+        (dict(nms=dict(type="nms_match", iou_thr=0.5)), "'nms_match'"),
+        (dict(nms=dict(type="soft_nms"), max_output_boxes_per_class=2), "per_class: .* soft_nms, got 2"),
+    ],
+)
+def test_settings_that_cannot_be_exported_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        outputs_of(build("Faster R-CNN"), **settings)
+
+
+def test_settings_of_boxes_and_masks():
+    detector = build("Faster R-CNN")
+    clipped, _ = outputs_of(detector)
+    detector.roi_head.bbox_head.bbox_coder.clip_border = False
+    free, _ = outputs_of(detector)
+    assert clipped[..., :4].min() >= 0 > free[..., :4].min()
+    retina = build("RetinaNet", min_bbox_size=20)
+    dets, labels = Predictor(retina)(torch.randn(1, 3, 96, 96))
+    extent = (dets[..., 2:4] - dets[..., :2])[labels >= 0]
+    assert len(extent) > 0 and extent.min() > 20
+    masks = build("Mask R-CNN", mask_thr_binary=0.3)
+    assert Predictor(masks).mask_threshold == 0.3
+    masks.roi_head.test_cfg.mask_thr_binary = -1
+    with pytest.raises(ValueError, match=r"mask_thr_binary: .*-1"):
+        Predictor(masks)
