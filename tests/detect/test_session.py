@@ -1,6 +1,7 @@
 """Detector: needs an ONNX file and a picture, but neither torch nor OpenMMLab."""
 
 import json
+import re
 import sys
 
 import cv2
