@@ -206,7 +206,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
             (["a.png"], {"checkpoint": "text.png"}, "text.png: "),
             (["a.png"], {"model": "x/no.py"}, "model: .* x/no.py"),
             (["a.png"], {"model": "faster-rcnn_r50_fpn_1x_coc"}, "faster-rcnn_r50_fpn_1x_coco"),
-            (["a.png", "--device", "tin"], {}, "^error: device: .* tin"),
+            (["a.png", "--device", "tin"], {}, "^error: --device: .* tin"),
         )
     ),
     (1, ["explain", "a.png", "--at", "150,3"], {}, "x1 ≤ x2 < 150 and y1 ≤ y2 < 96, got 150,3,150,3"),
