@@ -4,6 +4,7 @@
 
     python -m benchmarks.deployment --write     # about an hour on one core; finished results are kept
     python -m benchmarks.deployment RetinaNet
+    python -m benchmarks.deployment --masks     # large detectors in a few minutes; writes their page
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
 PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
@@ -16,7 +17,9 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -28,11 +31,14 @@ import dcnzoo.export
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
+from benchmarks.models import write_page
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
+from dcnzoo.detect.timing import agreement, measure
+from dcnzoo.openmmlab.detector import TorchDetector, build
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.files import write_text
-from tests.export.detectors import CONFIGS
+from tests.export.detectors import CONFIGS, calibrate
 
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 MMDET = mim_folder("mmdet") / "configs"
@@ -276,6 +282,63 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n\n".join(tables)
 
 
+# Detectors of full size, with a few masks
+
+MASKS = 5
+LARGE = {
+    "fruits, trained": "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts",
+    "Mask R-CNN R-50": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "Cascade Mask R-CNN R-50": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+    "PointRend R-50": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+}
+METHOD = f"""One image per call, from its array to the detections, one thread. Without trained weights: noise,
+800 × 1333 pixels, weights that give outputs of unit variance, and a `score_thr` that {MASKS} masks pass.
+PyTorch is the unit: channels last, layers not fused. The contestants take turns; ratios are medians of the
+ratios in a round. *Same*: detections with the same class and an IoU of at least 0.8. Written by `python -m
+benchmarks.deployment --masks`.
+"""
+
+
+def with_masks(source: str) -> tuple[TorchDetector, np.ndarray]:
+    """Return a detector, and a picture in which it predicts :data:`MASKS` masks."""
+    if not source.endswith(".py"):
+        picture = cv2.imread(str(ROOT / "docs/images/fruits.jpg"))[..., ::-1]
+        return dcnzoo.load(source, device="cpu", fuse=False), np.ascontiguousarray(picture)
+    cfg = Config.fromfile(MMDET / source)
+    cfg.model.backbone.init_cfg = None
+    picture = np.random.default_rng(0).integers(0, 256, (800, 1333, 3)).astype(np.uint8)
+    torch.manual_seed(0)
+    detector = TorchDetector(build(cfg), fuse=False)
+    calibrate(detector.model, torch.randn(1, 3, 256, 256))
+    settings = detector.model.roi_head.test_cfg
+    settings.score_thr = 0.0
+    scores = detector(picture, score_threshold=0.0).scores
+    settings.score_thr = float(scores[MASKS - 1 : MASKS + 1].mean())
+    return detector, picture
+
+
+def measure_masks(rounds: int) -> list[list[object]]:
+    rows = [["detector", "masks", "runtime", "seconds", "time / PyTorch", "quartiles", "same"]]
+    for name, source in LARGE.items():
+        detector, picture = with_masks(source)
+        detector.score_threshold = 0.0
+        with TemporaryDirectory() as folder:
+            result = detector.export(Path(folder, "model.onnx"))
+            detectors = {"PyTorch": detector}
+            for runtime in ("onnxruntime", "openvino"):
+                detectors[runtime] = result.load(backend=runtime, threads=1, score_threshold=0.0)
+            timings = measure(detectors, [picture], rounds)
+        first = timings["PyTorch"]
+        for runtime, timing in timings.items():
+            ratios = [own / unit for own, unit in zip(timing.seconds, first.seconds, strict=True)]
+            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+            same = agreement(first.results, timing.results)
+            figures = [f"{timing.median:.2f}", f"{middle:.2f}", f"{low:.2f} – {high:.2f}", f"{same:.0%}"]
+            rows.append([name, len(timing.results[0]), runtime, *figures])
+            print(*rows[-1], sep=" | ", flush=True)
+    return rows
+
+
 def too_much(row: Row) -> Iterator[str]:
     """Yield the cases in which a runtime changes AP in float32 by more than the limit."""
     results = row.results
@@ -292,8 +355,12 @@ def main() -> None:
     add("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
     add("--write", action="store_true", help="write the tables to docs/deploy.md")
+    add("--masks", action="store_true", help="measure large detectors with masks, and write their page")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.masks:
+        write_page("deployment", "Exported detectors with masks", {}, partial(measure_masks, 7), METHOD)
+        return
     rows = [Row(name, args.work_dir) for name in FAMILIES]
     wrong = []
     for row in rows:

@@ -16,12 +16,13 @@ import torch
 
 from dcnzoo.detect.backends.aotinductor import NAMES
 from dcnzoo.export.fixed_size import TRACEABLE
+from dcnzoo.export.passes import attributes_restored
 from dcnzoo.utils.files import replacing
 
 
 def trace(model: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
     """Trace a model to operators of torch and of dcnzoo's library, without those defined in Python."""
-    with torch.no_grad():
+    with torch.no_grad(), attributes_restored(model):
         return torch.export.export(model, args, strict=False).run_decompositions(TRACEABLE)
 
 

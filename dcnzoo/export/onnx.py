@@ -52,7 +52,8 @@ def export_onnx(
         changes.wrap(SimplePatternMatcher, "match", passes.match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
-        program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+        with passes.attributes_restored(model):
+            program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
         passes.remove_assertions(program)
         soft = soft_keep_boxes._opoverload  # becomes a loop
         if any(node.target is soft for node in program.graph.nodes):

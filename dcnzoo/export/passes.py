@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     import onnx_ir
+
+
+@contextmanager
+def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
+    """Context after which modules have the same attributes: ``torch.export`` copies their dictionaries."""
+    attributes = [(part, dict(vars(part))) for part in model.modules()]
+    try:
+        yield
+    finally:
+        for part, values in attributes:
+            vars(part).update(values)
 
 
 def match(match: Callable, self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:

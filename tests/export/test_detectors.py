@@ -116,6 +116,14 @@ def test_boxes_of_mmdetection_1():
     assert agreement.number >= 100 and agreement.holds
 
 
+def test_modules_still_share_their_attributes(tmp_path):
+    """torch.export left a copy of DDQ's cache in each part: later predictions of PyTorch were wrong."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.cache = model[0].cache = {"size": 1}
+    export_onnx(model, (torch.zeros(1, 2),), tmp_path / "model.onnx")
+    assert model.cache is model[0].cache
+
+
 def test_a_range_up_to_a_float(tmp_path):
     """As in the attention of GRoIE. onnxruntime refused the file: its ``Range`` had two types."""
 

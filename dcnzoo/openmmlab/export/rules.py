@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 
+import torch
 from mmcv import ops as mmcv_ops
 from mmcv.ops.carafe import CARAFEFunction
 from mmdet.models import backbones, dense_heads, detectors, layers, necks, roi_heads
@@ -165,6 +166,9 @@ ATTRIBUTES = {
     (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
     (sys.modules["mmdet.models.detectors.dino"], "len"): transformers.number_of_images,
     (ddq_detr_layers, "len"): transformers.number_of_images,
+    # numbers of rows that depend on the data
+    (sys.modules["mmdet.models.roi_heads.mask_scoring_roi_head"], "range"): torch.arange,
+    (sys.modules["mmdet.models.roi_heads.mask_heads.maskiou_head"], "range"): torch.arange,
 }
 
 

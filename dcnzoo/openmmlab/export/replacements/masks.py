@@ -114,9 +114,8 @@ def segment_by_place(
     )
     scores = torch.where((faded >= 0) & (faded >= cfg.filter_thr), faded, ABSENT)
     height, width = img_meta["img_shape"]
-    masks = F.interpolate(
-        mask_preds[index[order]][None], scale_factor=stride, mode="bilinear", align_corners=False
-    )[0]
+    size = [stride * length for length in mask_preds.shape[1:]]
+    masks = F.interpolate(mask_preds[index[order]][None], size, mode="bilinear", align_corners=False)[0]
     masks = masks[:, :height, :width]
     return InstanceData(
         bboxes=scores.new_zeros(len(scores), 4),
