@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.text import few
 
 Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
@@ -77,9 +78,9 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
     for weights in [group for group in groups if isinstance(group, Mapping)] or [checkpoint]:
         names = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
         if names:
-            few = printable(", ".join(map(str, names[:3]))) + ", …" * (len(names) > 3)
             raise CheckpointError(
-                f"{name}: expected finite weights, got NaN or infinity in {few}; use an earlier checkpoint"
+                f"{name}: expected finite weights, got NaN or infinity in {printable(few(names, 3))}; "
+                "use an earlier checkpoint"
             )
     return checkpoint
 

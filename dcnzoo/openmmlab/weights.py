@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.text import counted, few
 
 
 def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str, Tensor]:
@@ -56,7 +57,7 @@ def convert(
             renamed[key] = new
     if renamed:
         old, new = next(iter(renamed.items()))
-        summary.append(f"{_parameters(renamed)} renamed, such as {old} to {new}")
+        summary.append(f"{counted(len(renamed), 'parameters')} renamed, such as {old} to {new}")
     if any(new == f"roi_head.{old.removeprefix('module.')}" for old, new in renamed.items()):
         reordered = {
             key: background_last
@@ -270,10 +271,5 @@ def _config_hint(source: str | os.PathLike) -> str:
     return f"the config of its training is {configs[-1]}" if configs else ""
 
 
-def _few(names: Collection[str]) -> str:
-    names = list(names)
-    return f"{_parameters(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
-
-def _parameters(names: Sized) -> str:
-    return f"{len(names)} parameter{'s' if len(names) != 1 else ''}"
+def _few(names: Sequence[str]) -> str:
+    return f"{counted(len(names), 'parameters')} ({few(names, 3)})"
