@@ -22,8 +22,13 @@ def work(args: argparse.Namespace) -> None:
     end = time.monotonic() + args.seconds
     rows = training.read()
     queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
-    git, facts = ("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty"), describe()
-    commit = subprocess.check_output(git, text=True).strip()
+    git, facts = ("git", "-C", str(ROOT)), describe()
+    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    # the rows that earlier calls appended are no change of the code
+    if subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", ".", f":!{training.RESULTS.relative_to(ROOT)}"]
+    ).returncode:
+        commit += "-dirty"
     machine = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
     columns = {"commit": commit, "machine": machine, "torch": facts["torch"]}
     if not training.select(rows, stage="shipped"):
