@@ -255,12 +255,8 @@ def stem(network: Any, layers: Layers) -> None:
         return
     parts = (network.conv1, network.norm1, network.relu)
     if fused := layers.fused(*parts):
-        for part, forward in zip(parts, (fused, _identity, _identity), strict=True):
+        for part, forward in zip(parts, (fused, nn.Identity(), nn.Identity()), strict=True):
             layers.copies[part].__dict__["forward"] = forward
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 class Fuser:

@@ -29,6 +29,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
@@ -253,11 +254,8 @@ class TorchDetector(BaseDetector):
         copies = view(self.model)
         raise_threshold(copies, threshold)
         mixed = self.precision == "bf16"
-        context = (
-            torch.autocast(torch.device(self.device).type, torch.bfloat16)
-            if mixed
-            else contextlib.nullcontext()
-        )
+        kind = torch.device(self.device).type
+        context = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
         model, batch = copies[self.model], pseudo_collate(inputs)
         with torch.no_grad(), context:
             if self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
@@ -362,26 +360,17 @@ def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tup
 
     data = model.data_preprocessor(batch)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, _first_masks(getattr(model, "roi_head", None)):
+    with torch.no_grad(), counter, Changes() as changes:
+        if type(roi_head := getattr(model, "roi_head", None)) is CascadeRoIHead and roi_head.with_mask:
+            changes.wrap(roi_head, "_mask_forward", _first_masks)
         model(data["inputs"], data["data_samples"], mode="tensor")
     counts = counter.get_flop_counts()["Global"]
     return {str(operator): flops // 2 for operator, flops in counts.items()}, tuple(data["inputs"].shape)
 
 
-@contextlib.contextmanager
-def _first_masks(roi_head: nn.Module | None) -> Iterator[None]:
+def _first_masks(
+    forward: Callable[..., dict[str, Tensor]], stage: int, x: tuple[Tensor, ...], rois: Tensor
+) -> dict[str, Tensor]:
     """Restrict the mask heads of Cascade Mask R-CNN to the first proposals; the other masks are zero."""
-    if type(roi_head) is not CascadeRoIHead or not roi_head.with_mask:
-        yield
-        return
-    forward = roi_head._mask_forward
-
-    def of_first(stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
-        masks = forward(stage, x, rois[:MASKS])["mask_preds"]
-        return {"mask_preds": masks.new_zeros(len(rois), *masks.shape[1:])}
-
-    roi_head._mask_forward = of_first  # hides the method of the class
-    try:
-        yield
-    finally:
-        del roi_head._mask_forward
+    masks = forward(stage, x, rois[:MASKS])["mask_preds"]
+    return {"mask_preds": masks.new_zeros(len(rois), *masks.shape[1:])}

@@ -53,10 +53,7 @@ def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    expected, data = (
-        "int8: expected a folder of images or a COCO file of images next to it",
-        Path(data),
-    )
+    expected, data = "int8: expected a folder of images or a COCO file of images next to it", Path(data)
     if data.is_dir():
         files = sorted(file for file in data.rglob("*") if file.suffix.lower() in PICTURES)
         if not files:

@@ -65,7 +65,7 @@ class Predictor(nn.Module):
         self.detector, self.all_masks = detector, all_masks
         table = [(part, rule) for part in detector.modules() if (rule := rules.rule_for(type(part)))]
         parts = rules.parts_of(detector).values()
-        if any(rule.has_masks(part) for part, rule in table if part in parts):
+        if any(rule.has_masks and getattr(part, "with_mask", True) for part, rule in table if part in parts):
             self.output_names = ("dets", "labels", "masks")
         self.one_size = any(rule.one_size for _, rule in table)
         self.mask_threshold = None  # of probabilities

@@ -46,7 +46,7 @@ class Rule:
         kind: the class.
         predicts: methods whose code the rule relies on; a subclass that overrides one is refused.
         instead, around: replacements of methods, and wrappers (:meth:`Changes.wrap`), while it is traced.
-        has_masks: whether a module of this kind predicts masks.
+        has_masks: whether a module of this kind predicts masks, unless its ``with_mask`` is False.
         one_size: whether the graph supports the number and size of the example's images only.
         refused: why such a module cannot be exported.
     """
@@ -55,17 +55,9 @@ class Rule:
     predicts: tuple[str, ...] = ()
     instead: Mapping[str, Callable] = field(default_factory=dict)
     around: Mapping[str, Callable] = field(default_factory=dict)
-    has_masks: Callable[[nn.Module], bool] = lambda part: False
+    has_masks: bool = False
     one_size: bool = False
     refused: str = ""
-
-
-def _of_roi_head(head: nn.Module) -> bool:
-    return head.with_mask
-
-
-def _always(head: nn.Module) -> bool:
-    return True
 
 
 _by_corners = {SINGLE: boxes.pair_corners}
@@ -85,27 +77,27 @@ RULES = (
         dense_heads.RTMDetInsHead,
         (*DENSE, "_bbox_mask_post_process"),
         around={"_bbox_mask_post_process": masks.mark_small},
-        has_masks=_always,
+        has_masks=True,
     ),
-    Rule(dense_heads.CondInstMaskHead, MASK, has_masks=_always),
-    Rule(dense_heads.SOLOHead, MASK, instead={SINGLE: masks.segment_by_place}, has_masks=_always),
-    Rule(dense_heads.SOLOV2Head, MASK, instead={SINGLE: masks.segment_by_kernel}, has_masks=_always),
+    Rule(dense_heads.CondInstMaskHead, MASK, has_masks=True),
+    Rule(dense_heads.SOLOHead, MASK, instead={SINGLE: masks.segment_by_place}, has_masks=True),
+    Rule(dense_heads.SOLOV2Head, MASK, instead={SINGLE: masks.segment_by_kernel}, has_masks=True),
     Rule(dense_heads.MaskFormerHead, refused="its masks are not of instances alone"),
-    Rule(dense_heads.Mask2FormerHead, ("predict",), has_masks=_always),
+    Rule(dense_heads.Mask2FormerHead, ("predict",), has_masks=True),
     Rule(MaskFormerFusionHead, ("predict",), instead={"instance_postprocess": masks.instances}),
-    Rule(roi_heads.StandardRoIHead, ROI, has_masks=_of_roi_head),
-    Rule(roi_heads.MaskScoringRoIHead, ROI, has_masks=_of_roi_head),
-    Rule(roi_heads.GridRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.StandardRoIHead, ROI, has_masks=True),
+    Rule(roi_heads.MaskScoringRoIHead, ROI, has_masks=True),
+    Rule(roi_heads.GridRoIHead, ROI, has_masks=True),
     Rule(
         roi_heads.PointRendRoIHead,
         ROI,
         instead={"predict_mask": roi.predict_refined, "_mask_point_forward_test": roi.refine_masks},
-        has_masks=_of_roi_head,
+        has_masks=True,
     ),
-    Rule(roi_heads.CascadeRoIHead, ROI, has_masks=_of_roi_head),
-    Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, has_masks=_of_roi_head),
-    Rule(roi_heads.SCNetRoIHead, ROI, instead={"_fuse_glbctx": roi.add_context}, has_masks=_of_roi_head),
-    Rule(roi_heads.SparseRoIHead, ROI, has_masks=_of_roi_head),
+    Rule(roi_heads.CascadeRoIHead, ROI, has_masks=True),
+    Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, has_masks=True),
+    Rule(roi_heads.SCNetRoIHead, ROI, instead={"_fuse_glbctx": roi.add_context}, has_masks=True),
+    Rule(roi_heads.SparseRoIHead, ROI, has_masks=True),
     Rule(roi_heads.BBoxHead, instead={"refine_bboxes": roi.refine}),
     Rule(roi_heads.FCNMaskHead, instead={SINGLE: roi.masks_of_classes}),
     Rule(dense_heads.DETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}),
