@@ -7,7 +7,6 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from dcnzoo.layers.offsets import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
 from dcnzoo.utils.findings import Finding
@@ -62,7 +61,7 @@ class OffsetStatisticsHook(Hook):
         self._modulating: set[str] = set()  # layers that have been above min_modulation
 
     def before_train(self, runner: Runner) -> None:
-        found = any(isinstance(module, TracksOffsets) for module in _bare(runner).modules())
+        found = any(isinstance(module, TracksOffsets) for module in runner.model.modules())
         if not found:
             runner.logger.warning(
                 "OffsetStatisticsHook: expected a model with deformable layers that predict their offsets, "
@@ -72,14 +71,14 @@ class OffsetStatisticsHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         if self._measures and self.every_n_train_iters(runner, self.interval):
-            track_offsets(_bare(runner))
+            track_offsets(runner.model)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
         if not self._measures or not self.every_n_train_iters(runner, self.interval):
             return
-        model = _bare(runner)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         offsets, modulation = offset_statistics(model), modulation_statistics(model)
         track_offsets(model, enabled=False)
         scalars = {}
@@ -118,7 +117,3 @@ class OffsetStatisticsHook(Hook):
                 runner.logger.warning(f"iteration {runner.iter + 1}: {finding}; {finding.remedy}")
         self._astray = {key for key in self._astray if key[0] != layer}
         self._astray |= {(layer, finding.kind) for finding in findings}
-
-
-def _bare(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

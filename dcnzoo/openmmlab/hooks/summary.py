@@ -27,7 +27,7 @@ from dcnzoo.utils.text import counted, cut, few
 WIDTH = 100  # columns of a terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
-APS = (("bbox", "box AP"), ("bbox", "box AP50"), ("segm", "mask AP"))  # metric of CocoMetric, column
+# CocoMetric's key, which begins with the metric → column
 LABELS = {"bbox_mAP": "box AP", "bbox_mAP_50": "box AP50", "segm_mAP": "mask AP"}
 
 
@@ -66,7 +66,7 @@ class SummaryHook(Hook):
         self._began = self._started = time.monotonic()
         metrics = runner.val_evaluator.metrics if runner.val_loop else ()
         kinds = {kind for metric in metrics for kind in getattr(metric, "metrics", ())}
-        self._aps = [label for kind, label in APS if kind in kinds]
+        self._aps = [label for key, label in LABELS.items() if key.partition("_")[0] in kinds]
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
@@ -165,10 +165,6 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     return names if names and most <= len(LABELS) else {**dict([*last_part.items()][:most]), **names}
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
-
-
 def shown_path(path: str | os.PathLike) -> str:
     """Return a path below the working directory relative to it."""
     path = Path(path).resolve()
@@ -176,7 +172,7 @@ def shown_path(path: str | os.PathLike) -> str:
 
 
 def _model(runner: Runner) -> str:
-    model = _bare(runner.model)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     name = f" ({Path(runner.cfg.filename).stem})" if getattr(runner.cfg, "filename", None) else ""
     return f"{type(model).__name__}{name}, {millions:.1f} million parameters"
