@@ -38,6 +38,10 @@ def test_a_command_replaces_only_its_own_unchanged_files(tmp_path):
     write(path, "third", force=True)
     write(path, "fourth")
     assert path.read_text() == "fourth"
+    path.write_text("equal")
+    write(path, "equal", force=True)  # from now on it is the command's own file
+    write(path, "fifth")
+    assert path.read_text() == "fifth"
 
 
 def test_files_that_were_not_written_are_not_recorded(tmp_path):

@@ -75,7 +75,7 @@ def output_files(
     """
     sources = {_without_ending(path) for path in inputs}
     records: dict[Path, set[tuple[str, str, str]]] = {}
-    before: dict[Path, tuple[str, str, str] | None] = {}
+    before: dict[Path, tuple[int, int] | None] = {}
 
     def claim(name: str | os.PathLike) -> Path:
         path = Path(name)
@@ -88,25 +88,31 @@ def output_files(
         if path.parent not in records:
             require_writable(path.parent)
             records[path.parent] = _recorded(path.parent)
-        entry = _entry(command, path)
-        if os.path.lexists(path) and not force and entry not in records[path.parent]:
+        if os.path.lexists(path) and not force and _entry(command, path) not in records[path.parent]:
             expected = f"a new file, or one that dcnzoo {command} has written"
             raise UserError(f"{command}: {path}: expected {expected}, got another; --force replaces it")
-        before[path] = entry
+        before[path] = _stamp(path)
         return path
 
     try:
         yield claim
     finally:
-        for path, earlier in before.items():
-            entry = _entry(command, path)
-            if entry and entry != earlier:
+        for path, stamp in before.items():
+            entry = _entry(command, path) if _stamp(path) != stamp else None
+            if entry and entry not in records[path.parent]:
                 with contextlib.suppress(OSError), open(path.parent / RECORD, "a") as file:
                     file.write(f"{json.dumps(entry)}\n")
 
 
 def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return values that differ after a file was written or replaced; None if it does not exist."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_ino, path.lstat().st_mtime_ns
+    return None
 
 
 def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
