@@ -31,7 +31,7 @@ import dcnzoo.export
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
-from benchmarks.models import write_page
+from benchmarks.models import relative, write_page
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.timing import agreement, measure
@@ -291,11 +291,11 @@ LARGE = {
     "Cascade Mask R-CNN R-50": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
     "PointRend R-50": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
 }
-METHOD = f"""One image per call, from its array to the detections, one thread. Without trained weights: noise,
-800 × 1333 pixels, weights that give outputs of unit variance, and a `score_thr` that {MASKS} masks pass.
-PyTorch is the unit: channels last, layers not fused. The contestants take turns; ratios are medians of the
-ratios in a round. *Same*: detections with the same class and an IoU of at least 0.8. Written by `python -m
-benchmarks.deployment --masks`.
+METHOD = f"""One image per call, from its array to the detections, one thread. The shipped detector sees a
+photograph. The others have random weights, scaled for outputs of unit variance, and see noise of 800 × 1333
+pixels; their `score_thr` lets {MASKS} masks pass. PyTorch runs channels last, with layers that are not fused.
+The runtimes take turns; each ratio is the median over the rounds. *Same*: the share of detections with the
+same class and an IoU of at least 0.8. Written by `python -m benchmarks.deployment --masks`.
 """
 
 
@@ -318,6 +318,7 @@ def with_masks(source: str) -> tuple[TorchDetector, np.ndarray]:
 
 
 def measure_masks(rounds: int) -> list[list[object]]:
+    """Return a table of the large detectors' times in each runtime, relative to PyTorch."""
     rows = [["detector", "masks", "runtime", "seconds", "time / PyTorch", "quartiles", "same"]]
     for name, source in LARGE.items():
         detector, picture = with_masks(source)
@@ -330,11 +331,9 @@ def measure_masks(rounds: int) -> list[list[object]]:
             timings = measure(detectors, [picture], rounds)
         first = timings["PyTorch"]
         for runtime, timing in timings.items():
-            ratios = [own / unit for own, unit in zip(timing.seconds, first.seconds, strict=True)]
-            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-            same = agreement(first.results, timing.results)
-            figures = [f"{timing.median:.2f}", f"{middle:.2f}", f"{low:.2f} – {high:.2f}", f"{same:.0%}"]
-            rows.append([name, len(timing.results[0]), runtime, *figures])
+            figures = [f"{timing.median:.2f}", *relative(timing.seconds, first.seconds)]
+            same = f"{agreement(first.results, timing.results):.0%}"
+            rows.append([name, len(timing.results[0]), runtime, *figures, same])
             print(*rows[-1], sep=" | ", flush=True)
     return rows
 

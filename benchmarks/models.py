@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -230,15 +230,21 @@ def measure(
     return found
 
 
+def relative(seconds: Sequence[float], unit: Sequence[float]) -> tuple[str, str]:
+    """Return the median and the quartiles of the ratios of two contestants in each round."""
+    ratios = [own / base for own, base in zip(seconds, unit, strict=True)]
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return f"{middle:.2f}", f"{low:.2f} – {high:.2f}"
+
+
 def rows(comparison: str, found: dict[str, dict[str, list[tuple[float, int]]]]) -> list[list[str]]:
     table = []
     for mode, by_contestant in found.items():
         unit = next(iter(by_contestant.values()))
         for name, samples in by_contestant.items():
-            ratios = [own[0] / base[0] for own, base in zip(samples, unit, strict=True)]
-            low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-            seconds, memory = statistics.median(s for s, _ in samples), max(m for _, m in samples)
-            figures = [f"{seconds:.3f}", f"{middle:.2f}", f"{low:.2f} – {high:.2f}", f"{memory / 2**20:,.0f}"]
+            seconds, memory = zip(*samples, strict=True)
+            figures = [f"{statistics.median(seconds):.3f}", *relative(seconds, [base[0] for base in unit])]
+            figures.append(f"{max(memory) / 2**20:,.0f}")
             table.append([comparison, mode, name, *figures])
     return table
 
@@ -300,12 +306,11 @@ def measure_precisions(rounds: int) -> list[list[str]]:
             timings = measure(detectors, [image], rounds)
             first = next(iter(timings.values()))
             for variant, timing in timings.items():
-                ratio = statistics.median(a / b for a, b in zip(timing.seconds, first.seconds, strict=True))
                 boxes, scores = differences(first.results, timing.results)
                 same = agreement(first.results, timing.results)
                 figures = [
                     f"{timing.median:.3f}",
-                    f"{ratio:.2f}",
+                    relative(timing.seconds, first.seconds)[0],
                     f"{same:.1%}",
                     f"{boxes:.2g}",
                     f"{scores:.2g}",

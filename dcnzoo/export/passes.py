@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
-    """Context after which modules have the same attributes: ``torch.export`` copies their dictionaries."""
+    """Context that restores the attributes of all modules at its end.
+
+    ``torch.export`` replaces dictionaries that several modules share by copies.
+    """
     attributes = [(part, dict(vars(part))) for part in model.modules()]
     try:
         yield

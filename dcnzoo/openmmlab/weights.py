@@ -8,12 +8,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.text import counted, few
+
+
+def without_wrapper(model: nn.Module) -> nn.Module:
+    """Return the model in a wrapper of MMEngine, as distributed training has one, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str, Tensor]:

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from dcnzoo import zoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab.config_check import datasets
-from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.openmmlab.weights import load_weights, without_wrapper
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 
@@ -72,7 +71,7 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
 
 def evaluate(runner: Runner, checkpoint: Path, unsafe_load: bool, allow_partial: bool) -> dict[str, float]:
     """Evaluate a checkpoint; return AP in percent by the names used in metafiles."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = without_wrapper(runner.model)
     _, report = load_weights(model, checkpoint, unsafe_load, allow_partial)
     if report:
         runner.logger.info(f"{checkpoint}: {report}")

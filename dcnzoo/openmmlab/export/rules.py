@@ -156,11 +156,11 @@ ATTRIBUTES = {
     # in mmcv and MMDetection, these call autograd functions, which torch.vmap does not accept
     (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
     (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
-    (sys.modules["mmdet.models.detectors.dino"], "len"): transformers.number_of_images,
+    (detectors.dino, "len"): transformers.number_of_images,
     (ddq_detr_layers, "len"): transformers.number_of_images,
-    # numbers of rows that depend on the data
-    (sys.modules["mmdet.models.roi_heads.mask_scoring_roi_head"], "range"): torch.arange,
-    (sys.modules["mmdet.models.roi_heads.mask_heads.maskiou_head"], "range"): torch.arange,
+    # the number of rows depends on the data, and range() would make it a constant of the graph
+    (roi_heads.mask_scoring_roi_head, "range"): torch.arange,
+    (roi_heads.mask_heads.maskiou_head, "range"): torch.arange,
 }
 
 

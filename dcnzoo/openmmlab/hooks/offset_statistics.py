@@ -4,11 +4,11 @@ import math
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from dcnzoo.layers.offsets import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
+from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.findings import Finding
 
 OFFSETS = ("mean_abs", "max_abs", "outside")
@@ -78,7 +78,7 @@ class OffsetStatisticsHook(Hook):
     ) -> None:
         if not self._measures or not self.every_n_train_iters(runner, self.interval):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = without_wrapper(runner.model)
         offsets, modulation = offset_statistics(model), modulation_statistics(model)
         track_offsets(model, enabled=False)
         scalars = {}

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.text import counted, cut, few
 
 WIDTH = 100  # columns of a terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
-# CocoMetric's key, which begins with the metric → column
+# key of CocoMetric, which starts with the name of the metric → column
 LABELS = {"bbox_mAP": "box AP", "bbox_mAP_50": "box AP50", "segm_mAP": "mask AP"}
 
 
@@ -172,7 +172,7 @@ def shown_path(path: str | os.PathLike) -> str:
 
 
 def _model(runner: Runner) -> str:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = without_wrapper(runner.model)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     name = f" ({Path(runner.cfg.filename).stem})" if getattr(runner.cfg, "filename", None) else ""
     return f"{type(model).__name__}{name}, {millions:.1f} million parameters"

@@ -14,7 +14,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import utils as dist_utils
 from mmengine.hooks import EMAHook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.openmmlab.weights import without_wrapper
 
 # mmdet is optional: the functions that patch it import it.
 
@@ -99,7 +100,7 @@ def keep_averaged_weights(changes: Changes) -> None:
     """
 
     def start_once(original: Callable, self: EMAHook, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = without_wrapper(runner.model)
         if getattr(self, "src_model", None) is not model:
             original(self, runner)
 
