@@ -24,10 +24,8 @@ def work(args: argparse.Namespace) -> None:
     queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
     git, facts = ("git", "-C", str(ROOT)), describe()
     commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-    # the rows that earlier calls appended are no change of the code
-    if subprocess.run(
-        [*git, "diff", "--quiet", "HEAD", "--", ".", f":!{training.RESULTS.relative_to(ROOT)}"]
-    ).returncode:
+    code = (".", f":!{training.RESULTS.relative_to(ROOT)}")  # without the rows of earlier runs
+    if subprocess.call([*git, "diff", "--quiet", "HEAD", "--", *code]):
         commit += "-dirty"
     machine = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
     columns = {"commit": commit, "machine": machine, "torch": facts["torch"]}

@@ -117,7 +117,7 @@ def test_boxes_of_mmdetection_1():
 
 
 def test_modules_still_share_their_attributes(tmp_path):
-    """torch.export left a copy of DDQ's cache in each part: later predictions of PyTorch were wrong."""
+    """The parts of DDQ share a dictionary; copies of it made later predictions in PyTorch wrong."""
     model = nn.Sequential(nn.Linear(2, 2))
     model.cache = model[0].cache = {"size": 1}
     export_onnx(model, (torch.zeros(1, 2),), tmp_path / "model.onnx")
