@@ -4,7 +4,7 @@
 
     python -m benchmarks.deployment --write     # about an hour on one core; finished results are kept
     python -m benchmarks.deployment RetinaNet
-    python -m benchmarks.deployment --masks     # large detectors in a few minutes; writes their page
+    python -m benchmarks.deployment --masks     # a quarter of an hour; writes the page of large detectors
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
 PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
@@ -309,11 +309,15 @@ def with_masks(source: str) -> tuple[TorchDetector, np.ndarray]:
     picture = np.random.default_rng(0).integers(0, 256, (800, 1333, 3)).astype(np.uint8)
     torch.manual_seed(0)
     detector = TorchDetector(build(cfg), fuse=False)
-    calibrate(detector.model, torch.randn(1, 3, 256, 256))
+    example = torch.from_numpy(np.ascontiguousarray(picture[:256, :256].transpose(2, 0, 1)))
+    calibrate(detector.model, detector.model.data_preprocessor({"inputs": [example]})["inputs"])
     settings = detector.model.roi_head.test_cfg
     settings.score_thr = 0.0
     scores = detector(picture, score_threshold=0.0).scores
     settings.score_thr = float(scores[MASKS - 1 : MASKS + 1].mean())
+    number = len(detector(picture, score_threshold=0.0))
+    if number != MASKS:  # for example, where several scores are equal
+        raise RuntimeError(f"{source}: expected {MASKS} detections, got {number}")
     return detector, picture
 
 
@@ -331,7 +335,7 @@ def measure_masks(rounds: int) -> list[list[object]]:
             timings = measure(detectors, [picture], rounds)
         first = timings["PyTorch"]
         for runtime, timing in timings.items():
-            figures = [f"{timing.median:.2f}", *relative(timing.seconds, first.seconds)]
+            figures = [f"{timing.median:.3f}", *relative(timing.seconds, first.seconds)]
             same = f"{agreement(first.results, timing.results):.0%}"
             rows.append([name, len(timing.results[0]), runtime, *figures, same])
             print(*rows[-1], sep=" | ", flush=True)
