@@ -2,6 +2,7 @@ import importlib
 import os
 import sys
 import weakref
+import zlib
 
 # Set before torch is imported. The workers of `-n 2` already use all cores. With two threads each, which
 # spin while they wait for each other, the tests take twice as long.
@@ -13,6 +14,12 @@ import torch
 from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """The same random numbers whichever tests ran before, on every worker."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)

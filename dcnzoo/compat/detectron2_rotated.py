@@ -24,8 +24,8 @@ def box_iou_rotated(
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    # mirrored boxes have the same overlaps: the direction of the angles does not matter
     boxes, order = _in_radians(boxes), scores.sort(stable=True, descending=True).indices
+    boxes[:, -1].neg_()  # a positive angle of mmcv's operator is clockwise
     return _ext.nms_rotated(boxes, scores, order, boxes[order], order, iou_threshold, False)
 
 

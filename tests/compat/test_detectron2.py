@@ -47,8 +47,14 @@ def test_rotated_boxes(provide, package):
     expected = [[p.intersection(q).area / p.union(q).area for q in polygons[2:]] for p in polygons]
     for module in (compiled, torch.ops.detectron2):
         torch.testing.assert_close(module.box_iou_rotated(boxes, boxes[2:]), torch.tensor(expected).double())
-        kept = module.nms_rotated(boxes, torch.arange(8.0), 0.2)
-        assert kept[0] == 7 and (module.box_iou_rotated(boxes[kept], boxes[kept]).triu(1) < 0.2).all()
+    for _ in range(20):
+        boxes = torch.rand(8, 5).double() * torch.tensor([6, 6, 5, 3, 300]) + torch.tensor([0, 0, 1, 1, -150])
+        overlaps, kept = compiled.box_iou_rotated(boxes, boxes), []
+        for box in reversed(range(8)):
+            if (overlaps[box, kept] < 0.2).all():
+                kept.append(box)
+        for module in (compiled, torch.ops.detectron2):
+            assert module.nms_rotated(boxes, torch.arange(8.0), 0.2).tolist() == kept
 
 
 def test_roi_align_of_rotated_boxes(provide, package):
