@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -27,22 +28,26 @@ class Crops:
         if isinstance(masks, Crops):
             return masks
         parts, corners = [], []
-        for mask, rows, columns in zip(masks, masks.any(2), masks.any(1), strict=True):
-            ends = [np.flatnonzero(used) for used in (rows, columns)]
+        for mask in masks:
+            ends = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
             (y1, y2), (x1, x2) = ((used[0], used[-1] + 1) if used.size else (0, 0) for used in ends)
             parts.append(mask[y1:y2, x1:x2].copy())  # not a view, which would keep all masks in memory
             corners.append((int(y1), int(x1)))
-        return cls(parts, corners, masks.shape[1:])
+        return cls(parts, corners, (masks.shape[1], masks.shape[2]))
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray | Crops:
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice | np.ndarray) -> Crops: ...
+    def __getitem__(self, index):
         numbers = np.arange(len(self))[index]
         if numbers.ndim:
             return Crops([self.parts[n] for n in numbers], [self.corners[n] for n in numbers], self.size)
         mask = np.zeros(self.size, bool)
-        part, (y, x) = self.parts[numbers], self.corners[numbers]
+        part, (y, x) = self.parts[int(numbers)], self.corners[int(numbers)]
         mask[y : y + part.shape[0], x : x + part.shape[1]] = part
         return mask
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class _Masks:
-    """The field ``masks``: it is stored as ``crops``, and computed when it is read."""
+    """The field ``masks``: stored as it was given, and computed when it is read."""
 
     def __get__(self, detections: Detections | None, owner: type) -> np.ndarray | None:
         stored = None if detections is None else detections.crops
         return stored.whole() if isinstance(stored, Crops) else stored
 
     def __set__(self, detections: Detections, masks: np.ndarray | Crops | None) -> None:
-        detections.__dict__["crops"] = masks
+        detections.__dict__["_stored"] = masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -48,8 +48,10 @@ class Detections:
     image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
     path: str = ""  # of the picture, if it was read from a file
 
-    if TYPE_CHECKING:
-        crops: np.ndarray | Crops | None  # the same masks, in less memory; ``crops[0]`` is [H, W]
+    @property
+    def crops(self) -> np.ndarray | Crops | None:
+        """The same masks, in less memory; ``crops[0]`` is [H, W]."""
+        return self.__dict__["_stored"]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -76,8 +78,9 @@ class Detections:
     def select(self, index: np.ndarray | slice) -> Detections:
         """Select objects by their numbers, by a mask [K], or by a slice."""
         crops = None if self.crops is None else self.crops[index]
-        parts = {"boxes": self.boxes[index], "scores": self.scores[index], "labels": self.labels[index]}
-        return dataclasses.replace(self, **parts, masks=crops)
+        return dataclasses.replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=crops
+        )
 
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
@@ -107,8 +110,10 @@ class Detections:
         """Return ``supervision.Detections``, with the names as ``data["class_name"]``."""
         import supervision
 
-        names = {"class_name": np.array(self.names, dtype=str)}
-        return supervision.Detections(self.boxes, self.masks, self.scores, self.labels, data=names)
+        names = np.array(self.names, dtype=str)
+        return supervision.Detections(
+            self.boxes, self.masks, self.scores, self.labels, data={"class_name": names}
+        )
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a ``pandas.DataFrame`` with a row per object: path, name, score, x1, y1, x2, y2."""

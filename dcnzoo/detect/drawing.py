@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -29,13 +30,12 @@ def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
     canvas, font = ImageDraw.Draw(picture), _font("".join(detections.names), max(14, size[0] // 42))
     line = max(2, size[0] // 300)
     colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in detections.labels.tolist()]
-    fills = [tuple(round(255 * part) for part in colour) for colour in colours]
+    fills = [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours]
     boxes, masks = (detections.boxes * scale).tolist(), detections.crops
     for i in reversed(range(len(detections))):  # the best on top
-        mask = Image.fromarray(255 * masks[i].astype(np.uint8)) if masks is not None else None
-        if mask and mask.getbbox():
-            mask = mask.resize(size, Image.Resampling.NEAREST)
-            x1, y1, x2, y2 = mask.getbbox()
+        if masks is not None and np.any(masks[i]):
+            mask = Image.fromarray(255 * masks[i].astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+            x1, y1, x2, y2 = mask.getbbox() or (0, 0, 0, 0)
             place = (x1 - line, y1 - line, x2 + line, y2 + line)
             part = mask.crop(place)  # a thin tint and an outline: the object's own colour stays visible
             outline = ImageChops.subtract(part, part.filter(ImageFilter.MinFilter(2 * line - 1)))
@@ -58,12 +58,12 @@ def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
     return picture
 
 
-def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont
     """Return the first installed font that has all characters of a text; Pillow's own has only ASCII."""
     font = ImageFont.load_default(size)
-    names = () if text.isascii() else _FONTS
-    if names and (matplotlib := find_spec("matplotlib")):
-        names = (str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"), *names)
+    names = [] if text.isascii() else list(_FONTS)
+    if names and (matplotlib := find_spec("matplotlib")) and matplotlib.origin:
+        names.insert(0, str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
     for name in names:
         try:
             other = ImageFont.truetype(name, size)

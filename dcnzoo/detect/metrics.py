@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the first is
 METRICS = ("AP", "AP50", "AP75", "AP, small", "AP, medium", "AP, large")  # COCOeval.stats[:6]
 
 
-def read_coco(file: str | Path, classes: Iterable[str]) -> COCO:
+def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
     """Read a COCO file whose categories are classes of a detector.
 
     Raises:
@@ -34,8 +35,7 @@ def read_coco(file: str | Path, classes: Iterable[str]) -> COCO:
         raise ValueError(f"annotations: expected a COCO file, got {file}: {error!r}") from error
     if unknown := sorted(set(names) - set(classes)):
         known = ", ".join(classes) or "none (the detector has no names)"
-        names = f"expected categories among {known}; got {', '.join(unknown)}"
-        raise ValueError(f"annotations: {file}: {names}")
+        raise ValueError(f"annotations: {file}: expected categories among {known}; got {', '.join(unknown)}")
     return truth
 
 

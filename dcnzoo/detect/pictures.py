@@ -33,7 +33,7 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
     if hasattr(image, "read"):
         image = image.read()
     if isinstance(image, bytes | bytearray):
-        return _decoded(image, f"{len(image)} bytes")
+        return _decoded(bytes(image), f"{len(image)} bytes")
     if hasattr(image, "detach"):
         image = image.detach().cpu()
         if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -72,12 +73,12 @@ class Preprocessing:
         Args:
             limit: the model's maximum height and width, if any.
         """
-        size = self.size(picture.shape[:2], limit)
-        image = resize_picture(picture, size).astype(np.float32)
+        size = self.size((picture.shape[0], picture.shape[1]), limit)
+        image: np.ndarray = resize_picture(picture, size).astype(np.float32)
         image = _padded(image, self.padded(size, limit), self.value)
         if self.rgb:
             image = image[..., ::-1]
-        image = (image - np.float32(self.mean)) / np.float32(self.std)
+        image = (image - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         whole = [
             extent if most is not None else extent + -extent % self.pad_divisor
             for extent, most in zip(image.shape, limit, strict=False)
@@ -89,28 +90,33 @@ class Preprocessing:
         self, size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
     ) -> tuple[int, int]:
         """Return the height and width after the pipeline's padding: MMDetection's ``img_shape``."""
-        height, width = (max(size),) * 2 if self.square else size
-        whole = [
-            max(extent + -extent % self.divisor, least)
-            for extent, least in zip((height, width), self.least, strict=True)
-        ]
-        return tuple(min(extent, most or extent) for extent, most in zip(whole, limit, strict=True))
+        height, width = (
+            min(max(extent + -extent % self.divisor, least), most or sys.maxsize)
+            for extent, least, most in zip(
+                (max(size),) * 2 if self.square else size, self.least, limit, strict=True
+            )
+        )
+        return height, width
 
     def size(
         self, picture_size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
     ) -> tuple[int, int]:
         """Return the height and width after resizing, of a picture with these."""
-        most = [size or np.inf for size in limit]
+        most_height, most_width = (most or sys.maxsize for most in limit)
         if self.scale is not None and not self.keep_ratio:
-            return tuple(int(min(pair)) for pair in zip(self.scale[::-1], most, strict=True))
+            return min(self.scale[1], most_height), min(self.scale[0], most_width)
         factor = 1.0
         if self.scale is not None:
             factor = min(max(self.scale) / max(picture_size), min(self.scale) / min(picture_size))
-        size = tuple(max(1, int(extent * factor + 0.5)) for extent in picture_size)
-        if all(extent <= largest for extent, largest in zip(size, most, strict=True)):
-            return size
-        factor = min(largest / extent for extent, largest in zip(picture_size, most, strict=True))
-        return tuple(max(1, int(extent * factor + 0.5)) for extent in picture_size)
+        height, width = _scaled(picture_size, factor)
+        if height <= most_height and width <= most_width:
+            return height, width
+        return _scaled(picture_size, min(most_height / picture_size[0], most_width / picture_size[1]))
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    height, width = (max(1, int(extent * factor + 0.5)) for extent in size)
+    return height, width
 
 
 def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) -> np.ndarray:

@@ -45,7 +45,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
 
     owners = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])  # the tile of each object
     numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # of the object in its tile
-    corners = np.float32([[column.start, row.start] * 2 for row, column in places])
+    corners = np.array([[column.start, row.start] * 2 for row, column in places], np.float32)
     boxes = np.concatenate([tile.boxes for tile in tiles]) + corners[owners]
     scores = np.concatenate([tile.scores for tile in tiles])
     labels = np.concatenate([tile.labels for tile in tiles])
@@ -58,14 +58,14 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     kept = nms(torch.from_numpy(apart), ranks, IOU).numpy()
     kept = kept[~(cut[kept] & _is_piece(apart[kept]))]
     masks = None
-    if any(tile.crops is not None for tile in tiles):
-        crops = [Crops.of(tile.crops) for tile in tiles]
-        parts, corners = [], []
+    crops = [Crops.of(tile.crops) for tile in tiles if tile.crops is not None]
+    if len(crops) == len(tiles):
+        parts, positions = [], []
         for owner, number in zip(owners[kept], numbers[kept], strict=True):
             (row, column), (y, x) = places[owner], crops[owner].corners[number]
             parts.append(crops[owner].parts[number])
-            corners.append((row.start + y, column.start + x))
-        masks = Crops(parts, corners, size)
+            positions.append((row.start + y, column.start + x))
+        masks = Crops(parts, positions, size)
     return Detections(boxes[kept], scores[kept], labels[kept], masks)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def measure(
     timings = {name: Timing() for name in detectors}
     for name, detector in detectors.items():
         before = _reset_peak()
-        timings[name].results = [detector(image) for image in images[: max(count, 1)]]
+        timings[name].results = [cast(Detections, detector(image)) for image in images[: max(count, 1)]]
         timings[name].memory = _peak() - before if before else None
     for index in range(warmup + count):
         for name, detector in detectors.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,11 +30,13 @@ class VideoFile:
             import cv2
         except ModuleNotFoundError as error:
             raise ImportError("video: expected OpenCV: pip install opencv-python-headless") from error
-        self._cv2, self.path = cv2, path
+        self._cv2: Any = cv2
+        self._writer: Any = None
+        self.path = path
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         videos = [source for source in sources if Path(source).suffix.lower() in VIDEOS]
         rate = cv2.VideoCapture(str(videos[0])).get(cv2.CAP_PROP_FPS) if videos else 0
-        self._rate, self._writer, self._size = rate or 10.0, None, (0, 0)
+        self._rate, self._size = rate or 10.0, (0, 0)
 
     def add(self, frame: PIL.Image.Image) -> None:
         """Append a frame. A frame of another size is resized to that of the first."""

@@ -197,7 +197,9 @@ def test_a_runtime_that_is_too_old(folder, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
-    with pytest.raises(ValueError, match=r"expected onnxruntime 1\.25 or later for DeformConv, got 1\.24: "):
+    with pytest.raises(
+        ValueError, match=r"expected onnxruntime 1\.25 or later for DeformConv, got 1\.24\.4: "
+    ):
         Detector(folder / "dynamic.onnx")
 
 

@@ -15,21 +15,21 @@ def release(version: str) -> tuple[int, ...]:
 def open_file(path: str, device: str, threads: int | None) -> Opened:
     import onnxruntime
 
-    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.split(":")[0])
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.split(":")[0])
     available = onnxruntime.get_available_providers()
-    if wanted not in available:
+    if provider not in available:
         raise ValueError(f"device: expected one of {', '.join(available)}, got {device!r}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        if "DeformConv" in str(error) and (found := release(onnxruntime.__version__)) < FIRST_DEFORM_CONV:
-            wanted, found = (".".join(map(str, each)) for each in (FIRST_DEFORM_CONV, found))
+        if "DeformConv" in str(error) and release(onnxruntime.__version__) < FIRST_DEFORM_CONV:
+            first = ".".join(map(str, FIRST_DEFORM_CONV))
             raise ValueError(
-                f"{path}: expected onnxruntime {wanted} or later for DeformConv, got {found}: update it, or "
-                "export with --deform-conv gathernd"
+                f"{path}: expected onnxruntime {first} or later for DeformConv, got {onnxruntime.__version__}: "
+                "update it, or export with --deform-conv gathernd"
             ) from error
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
     inputs = {

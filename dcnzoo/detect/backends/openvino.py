@@ -92,8 +92,8 @@ def _deform_conv(node: NodeContext) -> list[Output]:
     """Convert a DeformConv node. Its inputs are input, weight, offset, bias (optional), mask (optional)."""
     from openvino import opset12 as ops
 
-    inputs = [_given(node.get_input(i)) for i in range(node.get_input_size())]
-    data, weight, offset, bias, mask = inputs + [None] * (5 - len(inputs))
+    data, weight, offset = (node.get_input(i) for i in range(3))
+    bias, mask = (_optional(node, i) for i in (3, 4))
     rank = len(weight.get_partial_shape()) - 2
     pads = node.get_attribute("pads", [0] * 2 * rank)
     result = ops.deformable_convolution(
@@ -115,6 +115,7 @@ def _deform_conv(node: NodeContext) -> list[Output]:
     return result.outputs()
 
 
-def _given(value: Output) -> Output | None:
-    """Return an input of a node; None for an omitted optional input."""
-    return None if value.get_node().get_type_name() == "NullNode" else value
+def _optional(node: NodeContext, number: int) -> Output | None:
+    """Return an optional input of a node; None if it is omitted."""
+    value = node.get_input(number) if number < node.get_input_size() else None
+    return None if value is None or value.get_node().get_type_name() == "NullNode" else value
