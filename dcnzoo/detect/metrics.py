@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval

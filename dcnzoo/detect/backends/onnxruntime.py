@@ -28,8 +28,8 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
         if "DeformConv" in str(error) and release(onnxruntime.__version__) < FIRST_DEFORM_CONV:
             first = ".".join(map(str, FIRST_DEFORM_CONV))
             raise ValueError(
-                f"{path}: expected onnxruntime {first} or later for DeformConv, got {onnxruntime.__version__}: "
-                "update it, or export with --deform-conv gathernd"
+                f"{path}: expected onnxruntime {first} or later for DeformConv, got "
+                f"{onnxruntime.__version__}: update it, or export with --deform-conv gathernd"
             ) from error
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
     inputs = {
