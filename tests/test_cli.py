@@ -12,9 +12,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 
 import dcnzoo.cli
-from dcnzoo.cli import _options
+from dcnzoo.cli import _options, commands
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError
 
@@ -29,6 +30,31 @@ def test_every_module_is_a_command():
     listed = run("--help").partition("Commands:")[2].split("\n")
     assert [line.split()[0] for line in listed if line] == MODULES
     assert all(len(line.split()) > 2 for line in listed if line), "each says what it does"
+
+
+def every_command(command=commands, name="dcnzoo"):
+    """Yield the context of a command and of all below it."""
+    context = click.Context(command, info_name=name, terminal_width=100, **command.context_settings)
+    yield context
+    for each in command.list_commands(context) if isinstance(command, click.Group) else ():
+        yield from every_command(command.get_command(context, each), f"{name} {each}")
+
+
+def test_help_fits_100_columns():
+    lines = [line for context in every_command() for line in context.command.get_help(context).splitlines()]
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_names_of_files_are_completed():
+    file = re.compile("MODEL|NAME|FILE|FOLDER|DIRECTORY|PATH|IMAGE|CHECKPOINT|DATA|SCRIPT|SOURCE")
+    for context in every_command():
+        for parameter in context.command.params:
+            metavar = parameter.make_metavar(context).strip("[].")
+            if file.fullmatch(metavar) and parameter.name not in ("layer", "split"):
+                (item,) = parameter.shell_complete(context, "x")
+                assert item.type in ("file", "dir"), (context.info_name, parameter.name)
+    (item,) = BashComplete(commands, {}, "dcnzoo", "X").get_completions(["infer", "MODEL"], "street.")
+    assert (item.type, item.value) == ("file", "street.")
 
 
 def test_help_and_completion_are_light():

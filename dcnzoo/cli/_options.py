@@ -13,9 +13,18 @@ from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import CHECKPOINTS, require_file
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+class UserPath(click.Path):
+    """A path whose ``~`` is the home folder: in ``--out=~/x``, the shell leaves it to the program."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+NAME = UserPath()  # of a file, for which shells complete files, or of something else
+FILE = UserPath(dir_okay=False, path_type=Path)
+FOLDER = UserPath(file_okay=False, path_type=Path)
+EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
 EXPORTED = (".onnx", ".xml", ".pt2")  # endings of exported files
 SETTINGS = "--cfg-options"
 METRICS = ("bbox", "segm", "proposal", "proposal_fast")
@@ -87,7 +96,7 @@ def existing_model(ctx: click.Context, param: click.Parameter, value: str | None
     return value
 
 
-class FileName(click.Path):
+class FileName(UserPath):
     """The name of an output file, which must end in one of ``endings``."""
 
     def __init__(self, *endings: str) -> None:
@@ -104,6 +113,7 @@ class Names(click.ParamType):
     """``a,b,c``, or a file with one name per line."""
 
     name = "NAMES"
+    shell_complete = NAME.shell_complete
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if not isinstance(value, str):
@@ -208,14 +218,15 @@ backend = option(
 )
 
 # MODEL and --checkpoint, for dcnzoo.zoo.loading.locate
-model = click.argument("model", callback=existing_model)
+model = click.argument("model", type=NAME, callback=existing_model)
 checkpoint = option(
     "--checkpoint",
+    type=NAME,
     callback=existing,
     metavar="FILE",
     help="File with weights; best or last of a work directory (default: its best, or those of the zoo).",
 )
-checkpoint_argument = click.argument("weights", required=False, metavar="[CHECKPOINT]")
+checkpoint_argument = click.argument("weights", type=NAME, required=False, metavar="[CHECKPOINT]")
 
 channels_last = option(
     "--no-channels-last",
@@ -233,6 +244,7 @@ verbose = option("--verbose", is_flag=True, help="Print mmengine's whole log, wh
 runner = combined(
     option(
         "--work-dir",
+        type=NAME,
         metavar="FOLDER",
         help="Write logs and results to this folder (default: work_dirs/<name of the config>).",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXPORTED, FILE, existing, option
+from dcnzoo.cli._options import EXPORTED, FILE, NAME, existing, option
 from dcnzoo.cli._terminal import print_columns
 
 POSITIVE = click.IntRange(min=1)
@@ -15,9 +15,11 @@ POSITIVE = click.IntRange(min=1)
 
 @click.command(cls=_options.Command)
 @_options.model
-@click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
+@click.argument("images", nargs=-1, metavar="[IMAGE...]", type=NAME)
 @_options.checkpoint
-@option("--exported", multiple=True, help="Also time this file of dcnzoo export, in each installed runtime.")
+@option(
+    "--exported", type=NAME, multiple=True, help="Also time this exported file, in each installed runtime."
+)
 @_options.shape("Size of an image of noise, if there is no IMAGE (default: 480 × 640).")
 @option("--annotations", type=FILE, callback=existing, help="COCO file: also compute AP on its images.")
 @option("--images", "folder", type=_options.EXISTING_FOLDER, help="Folder of these images.")

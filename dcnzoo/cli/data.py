@@ -81,7 +81,7 @@ def voc(folder: Path, out: Path, **options: Any) -> None:
 
 
 @convert.command
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=_options.UserPath(path_type=Path))
 @click.argument("out", type=FILE)
 @option("--split", metavar="NAME", default="train", help="Split in data.yaml.")
 @conversion_options
@@ -200,6 +200,7 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int, force
 @option("--val-images", type=EXISTING_FOLDER, help="Folder of VAL's images (default: the same).")
 @option(
     "--model",
+    type=_options.NAME,
     metavar="NAME",
     help="Name in the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
 )

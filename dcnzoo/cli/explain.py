@@ -15,7 +15,7 @@ from dcnzoo.cli._terminal import print_columns
 
 @click.command(cls=_options.Command)
 @_options.model
-@click.argument("image", callback=_options.existing, is_eager=True)
+@click.argument("image", type=_options.NAME, callback=_options.existing, is_eager=True)
 @_options.loading
 @_options.channels_last
 @option(
@@ -81,7 +81,6 @@ def command(
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     import dcnzoo
-    from dcnzoo.detect.pictures import read
     from dcnzoo.report.detector import explain
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
     from dcnzoo.utils.errors import user_errors
@@ -89,7 +88,6 @@ def command(
 
     corners = box or (at and [*at, *at])
     with user_errors():
-        read(image)  # names it if it cannot be read
         detector = dcnzoo.load(model, **loading)
         further = further if out.suffix == ".html" else 0
         explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import option
+from dcnzoo.cli._options import NAME, option
 from dcnzoo.cli._terminal import print_findings
 
 FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"])
@@ -31,12 +31,13 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
 @option(
     *("--test-img", "--input-img"),
+    type=NAME,
     metavar="IMAGE",
     help="Image, or folder of images, for --verify and --show (default: a generated one).",
 )
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
-@option("--int8", metavar="DATA", help="Quantise the network to int8 for images of a folder or a COCO file.")
+@option("--int8", type=NAME, metavar="DATA", help="Quantise to int8 for images of a folder or a COCO file.")
 @_options.num_images(100, "Number of images for --int8.")
 @option("--skip-postprocess", "raw_outputs", is_flag=True, help="Export a single-stage head's raw outputs.")
 @option("--deform-conv", type=FORMS, help="Form of deformable convolution (default: that of the runtime).")

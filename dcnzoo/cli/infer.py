@@ -38,8 +38,8 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", required=False, callback=_options.existing_model)
-@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
+@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
+@click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading
 @_options.channels_last
@@ -93,7 +93,7 @@ def command(
     """Detect objects in images.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint, a work directory or an exported
-    file. IMAGE is a picture, a folder, a pattern or a video.
+    file. IMAGE is a picture, its http:// or https:// address, a folder, a pattern or a video.
 
     Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
     detections.json in COCO's format, to one folder; with --json, --txt or --save-video, only the files of

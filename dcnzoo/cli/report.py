@@ -22,6 +22,7 @@ from dcnzoo.cli._options import option
 )
 @option(
     "--checkpoint",
+    type=_options.NAME,
     callback=_options.existing,
     metavar="FILE",
     help="Checkpoint of a single WORK_DIR: a file, best or last (default: the best if there is one).",

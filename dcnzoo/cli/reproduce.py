@@ -24,11 +24,14 @@ from dcnzoo.cli._terminal import print_columns
 @option("--train", is_flag=True, help="Train the model first, or resume its training.")
 @option(
     "--data-root",
+    type=_options.NAME,
     metavar="FOLDER",
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )
 @option("--subset", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
-@option("--out", default="work_dirs/reproduce.jsonl", metavar="FILE", help="Append the result to this file.")
+@option(
+    "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to this file."
+)
 @_options.unsafe_load
 @_options.allow_partial
 @_options.verbose
@@ -38,7 +41,7 @@ def command(
     train: bool,
     data_root: str | None,
     subset: int | None,
-    out: str,
+    out: Path,
     unsafe_load: bool,
     allow_partial: bool,
     verbose: bool,

@@ -29,7 +29,7 @@ from dcnzoo.utils.errors import UserError, user_errors
 )
 @click.option("--cpu", is_flag=True, help="Run the program's CUDA calls on the CPU.")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module name, as in python -m.")
-@click.argument("script")
+@click.argument("script", type=click.Path())
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
     names: str | None, first: tuple[str, ...], cpu: bool, module: bool, script: str, args: tuple[str, ...]

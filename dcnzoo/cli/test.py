@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import option
+from dcnzoo.cli._options import NAME, option
 
 
 @click.command(cls=_options.Command)
@@ -22,7 +22,7 @@ from dcnzoo.cli._options import option
     metavar="FILE",
     help="Write the predictions: .pkl, or .json for COCO's format.",
 )
-@option("--show-dir", metavar="FOLDER", help="Write images with drawn detections to this folder.")
+@option("--show-dir", type=NAME, metavar="FOLDER", help="Write images with drawn detections to this folder.")
 @option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
 @option("--tta", is_flag=True, help="Merge the detections of the image and its mirror image.")
 @option(

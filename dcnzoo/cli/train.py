@@ -14,11 +14,11 @@ POSITIVE = click.IntRange(min=1)
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", required=False, callback=_options.existing_model)
-@option("--model", "base", metavar="NAME", help="With --data, the same as MODEL.")
+@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
+@option("--model", "base", type=_options.NAME, metavar="NAME", help="With --data, the same as MODEL.")
 @option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=_options.UserPath(path_type=Path),
     metavar="PATH",
     help="Train on these pictures: a folder or file of COCO, Pascal VOC, YOLO or LabelMe. Converts, checks "
     "and splits them, and writes a config, all to the folder data in the work directory, and a report.",
@@ -37,6 +37,7 @@ POSITIVE = click.IntRange(min=1)
 )
 @option(
     "--resume",
+    type=_options.NAME,
     is_flag=False,
     flag_value="auto",
     metavar="[CHECKPOINT]",

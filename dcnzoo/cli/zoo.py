@@ -65,7 +65,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command
-@click.argument("name")
+@click.argument("name", type=_options.NAME)
 @AS_JSON
 def info(name: str, as_json: bool) -> None:
     """Print all information about a model."""
@@ -84,7 +84,7 @@ def info(name: str, as_json: bool) -> None:
 
 
 @command.command
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", type=_options.NAME, nargs=-1, required=True, metavar="NAME...")
 @option("--out", type=_options.FOLDER, help="Output folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and verify the weights of models; print their paths."""
@@ -98,7 +98,7 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
 
 
 @command.command
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=_options.FILE)
 def verify(files: tuple[Path, ...]) -> None:
     """Verify files by the checksum that OpenMMLab adds to their names."""
     from dcnzoo import zoo
@@ -117,7 +117,7 @@ def verify(files: tuple[Path, ...]) -> None:
 
 
 @command.command("publish")
-@click.argument("in_file", type=click.Path())
+@click.argument("in_file", type=_options.NAME)
 @click.argument("out_file", type=_options.FILE)
 @option(
     "--save-keys",

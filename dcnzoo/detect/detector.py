@@ -79,10 +79,10 @@ class BaseDetector:
         """Detect objects.
 
         Args:
-            images: a file; its content, as bytes or an open file; a PIL image; an array, [H, W, 3], uint8,
-                RGB; or a tensor, [3, H, W], RGB, uint8 or between 0 and 1. For a list of those, a tensor
-                [N, 3, H, W], a folder, a pattern (``"street/*.jpg"``) or a video file, the result is an
-                iterator, which skips images that cannot be read.
+            images: a file or an http:// or https:// address; its content, as bytes or an open file; a PIL
+                image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or between 0 and 1.
+                For a list of those, a tensor [N, 3, H, W], a folder, a pattern (``"street/*.jpg"``) or a
+                video file, the result is an iterator, which skips images that cannot be read.
             batch_size: images of a batch are padded to a common size, as in MMDetection. This can change
                 detections near the right and lower border.
             score_threshold: drop detections with a lower score (default: that of the detector).
@@ -95,8 +95,8 @@ class BaseDetector:
 
         Raises:
             FileNotFoundError: a single file or a video does not exist.
-            ValueError: a single image cannot be read, or does not fit the model's input; no class has this
-                name; or a number is out of range.
+            ValueError: a single image cannot be read or downloaded, or does not fit the model's input; no
+                class has this name; or a number is out of range.
         """
         _require("batch_size", batch_size, 1)
         _require("tile", tile, 16)
@@ -140,7 +140,7 @@ class BaseDetector:
         from dcnzoo.detect.metrics import evaluate, read_coco
 
         _require("batch_size", batch_size, 1)
-        truth = read_coco(annotations, self.classes)
+        truth = read_coco(os.path.expanduser(annotations), self.classes)
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
 

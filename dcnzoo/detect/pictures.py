@@ -12,19 +12,22 @@ import numpy as np
 if TYPE_CHECKING:
     import PIL.Image
 
+LIMIT = 100_000_000  # bytes of a picture that is downloaded
+
 
 def read(image: Any, bgr: bool = False) -> np.ndarray:
     """Read a picture, [H, W, 3], uint8, BGR.
 
     Args:
-        image: a file; its content, as bytes or an open file; a PIL image; an array, [H, W, 3], uint8, RGB; or
-            a tensor, [3, H, W], RGB, uint8 or between 0 and 1.
+        image: a file (``~`` is the home folder) or an http:// or https:// address; its content, as bytes or
+            an open file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or
+            between 0 and 1.
         bgr: arrays and tensors are BGR.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ImportError: neither OpenCV nor Pillow is installed.
-        ValueError: it is not a picture.
+        ImportError: neither OpenCV nor Pillow is installed; or, for an address, requests or rich.
+        ValueError: it is not a picture, or cannot be downloaded.
     """
     if isinstance(image, str | os.PathLike):
         return _read_file(image)
@@ -55,12 +58,24 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
 
 def _read_file(path: str | os.PathLike) -> np.ndarray:
     if "://" in str(path):
-        raise ValueError(f"image: expected a file, got the address {path}: download it first")
-    if Path(path).is_dir():
+        return _decoded(_download(str(path)), path)
+    file = Path(path).expanduser()
+    if file.is_dir():
         raise ValueError(f"image: expected a file, got the folder {path}: a folder is not part of a list")
-    if not Path(path).is_file():
+    if not file.is_file():
         raise FileNotFoundError(2, "No such file", str(path))
-    return _decoded(Path(path).read_bytes(), path)
+    return _decoded(file.read_bytes(), path)
+
+
+def _download(address: str) -> bytes:
+    try:
+        from dcnzoo.utils.fetch import DownloadError, fetch_bytes
+    except ModuleNotFoundError as error:
+        raise ImportError(f"image: expected {error.name} to download {address} with, found none") from error
+    try:
+        return fetch_bytes(address, LIMIT)
+    except DownloadError as error:
+        raise ValueError(f"image: {error}") from None
 
 
 def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:

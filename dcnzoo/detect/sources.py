@@ -20,9 +20,9 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 def several(images: Any) -> Iterable[Any] | None:
     """Return the images of a list, batch, folder or pattern, or a list of a video; None for a single one."""
     if isinstance(images, str | os.PathLike):
-        if not _is_video(images):
+        if not is_video(images):
             return picture_files(images)
-        if not Path(images).is_file():
+        if not Path(images).expanduser().is_file():
             raise FileNotFoundError(2, "No such file", str(images))
         return [images]
     if getattr(images, "ndim", 0) == 4:
@@ -35,7 +35,7 @@ def several(images: Any) -> Iterable[Any] | None:
 def named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none."""
     for image in images:
-        if _is_video(image):
+        if is_video(image):
             with skipping(skipped):
                 for number, frame in enumerate(frames(image), 1):
                     yield f"{image}#{number}", frame if bgr else frame[..., ::-1]
@@ -47,7 +47,7 @@ def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
     """Yield the frames of a video, [H, W, 3], uint8, BGR."""
     import cv2
 
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(os.path.expanduser(path))
     try:
         if not video.isOpened():
             raise ValueError(f"image: expected a video that OpenCV can read, got {path}")
@@ -71,13 +71,15 @@ def skipping(skipped: list[str] | None) -> Iterator[None]:
 
 def count(images: Iterable[Any]) -> int | None:
     """Return the number of images; None if it is unknown, as with a video."""
-    if not isinstance(images, Sized) or any(map(_is_video, images)):
+    if not isinstance(images, Sized) or any(map(is_video, images)):
         return None
     return len(images)
 
 
-def _is_video(image: Any) -> bool:
-    return isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in VIDEOS
+def is_video(image: Any) -> bool:
+    """Whether this is the name of a video file."""
+    named = isinstance(image, str | os.PathLike) and "://" not in str(image)
+    return named and Path(image).suffix.lower() in VIDEOS
 
 
 def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:

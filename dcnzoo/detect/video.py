@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcnzoo.detect.sources import VIDEOS
+from dcnzoo.detect.sources import is_video
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -34,7 +34,7 @@ class VideoFile:
         self._writer: Any = None
         self.path = path
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        videos = [source for source in sources if Path(source).suffix.lower() in VIDEOS]
+        videos = list(filter(is_video, sources))
         rate = cv2.VideoCapture(str(videos[0])).get(cv2.CAP_PROP_FPS) if videos else 0
         self._rate, self._size = rate or 10.0, (0, 0)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from dcnzoo.detect.session import ENDINGS
 from dcnzoo.export.known_problems import RUNTIMES
 from dcnzoo.export.operators.deform_conv import check_target
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import picture_files, require_file
 from dcnzoo.utils.findings import Finding
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ExportOptions:
             packages = {"onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
             for package in filter(packages.get, packages):
                 import_module(package)
-        if isinstance(self.verify, str | os.PathLike) and not Path(self.verify).is_dir():
+        if isinstance(self.verify, str | os.PathLike) and picture_files(self.verify) is None:
             require_file(str(self.verify), "verify")
 
     @property

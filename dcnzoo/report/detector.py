@@ -27,7 +27,7 @@ def explain(
 
     Args:
         detector: from :func:`dcnzoo.load`, not of an exported file.
-        image: a file.
+        image: a file or an address.
         box: in pixels of the file; may be a point. Default: the centre of the detection with the highest
             score, or of the image if nothing is detected.
         layer: the layer for the receptive field, and the only layer to draw. Default: the last layer; all

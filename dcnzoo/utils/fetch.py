@@ -103,6 +103,30 @@ def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
 # Downloading
 
 
+def fetch_bytes(url: str, limit: int) -> bytes:
+    """Return the content of an address, which is not stored.
+
+    Raises:
+        DownloadError: the download failed, no data arrived for 30 seconds, or there are more than ``limit``
+            bytes.
+    """
+    source, content = _mirrored(url), bytearray()
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadError(f"{url}: expected an http:// or https:// address")
+    if _is_offline():
+        raise DownloadError(f"{url}: not downloaded: {OFFLINE} is set")
+    try:
+        with requests.get(source, stream=True, timeout=(_CONNECT, _TIMEOUT)) as response:
+            response.raise_for_status()
+            for chunk in response.iter_content(_CHUNK):
+                content += chunk
+                if len(content) > limit:
+                    raise DownloadError(f"{source}: expected at most {decimal(limit)}, got more")
+    except requests.RequestException as error:
+        raise DownloadError(f"{source}: {_reason(error)}") from error
+    return bytes(content)
+
+
 def fetch(
     url: str,
     folder: str | os.PathLike | None = None,
@@ -128,7 +152,7 @@ def fetch(
     checksum = checksum or checksum_in_name(name)
     if _is_intact(target, checksum):
         return target
-    if os.environ.get(OFFLINE, "0") not in ("", "0"):
+    if _is_offline():
         raise DownloadError(
             f"{url}: expected {name} in {folder}, found no intact one, and {OFFLINE} is set; "
             "you can download it elsewhere and put it there"
@@ -159,6 +183,10 @@ def fetch(
         # one of them will start to download, and later processes must wait for the same lock.
         Path(lock.lock_file).unlink(missing_ok=True)
     return target
+
+
+def _is_offline() -> bool:
+    return os.environ.get(OFFLINE, "0") not in ("", "0")
 
 
 def _is_intact(target: Path, checksum: str | None) -> bool:

@@ -170,16 +170,20 @@ PICTURES = (
 
 
 def picture_files(name: str | os.PathLike) -> list[str] | None:
-    """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``; None for a file.
+    """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``.
+
+    Returns None for a file or an address.
 
     Raises:
         UserError: there are none.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
+    if "://" in str(name):
+        return None
     if path.is_dir():
         files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
-        files = sorted(glob.glob(str(name), recursive=True))
+        files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
     else:
         return None
     if not files:

@@ -8,7 +8,9 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,16 +21,19 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
+from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import download, find
 from dcnzoo.zoo.loading import checkpoint_of, locate
 from tests.commands import error_of, run
 from tests.distributed.launching import settings
+from tests.zoo.server import Served, serving
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 THRESHOLD = 0.5
@@ -124,9 +129,64 @@ def test_inputs(detector, folder, tmp_path):
         assert_equal(frames[1], expected, rtol=0.05)
 
 
+@pytest.fixture
+def server(folder, monkeypatch):
+    for name in ("http_proxy", "all_proxy", fetch.MIRROR, fetch.OFFLINE):
+        monkeypatch.delenv(name, raising=False)
+    files = {"/0.png": (folder / "0.png").read_bytes(), "/text.png": b"no picture"}
+    with serving(Served(files)) as server:
+        yield server
+
+
+def test_addresses(detector, folder, server, monkeypatch):
+    address = f"{server.url}/0.png"
+    server.files["/0.png?size=1"] = server.files["/0.png"]
+    for each in (address, f"{address}?size=1"):
+        result = detector(each)
+        assert_equal(result, detector(folder / "0.png"))
+        assert result.path == each
+    several = detector([f"{server.url}/none.png", f"{server.url}/text.png", address])
+    assert [result.path for result in several] == [address]
+    assert ["404" in several.skipped[0], "text.png" in several.skipped[1]] == [True, True]
+    server.stalls.append(100)
+    monkeypatch.setattr(fetch, "_TIMEOUT", 0.2)
+    with pytest.raises(ValueError, match=rf"image: {address}.*timed out"):
+        detector(address)
+    monkeypatch.setattr(pictures, "LIMIT", 1000)
+    with pytest.raises(ValueError, match=rf"image: {address}: .*1.0 kB"):
+        detector(address)
+    monkeypatch.setenv(fetch.OFFLINE, "1")
+    with pytest.raises(ValueError, match=fetch.OFFLINE):
+        detector(address)
+    monkeypatch.setitem(sys.modules, "requests", None)
+    monkeypatch.delitem(sys.modules, fetch.__name__)
+    with pytest.raises(ImportError, match=rf"requests .*{address}"):
+        detector(address)
+
+
+def test_addresses_on_the_command_line(folder, server, tmp_path):
+    address, options = f"{server.url}/0.png", ("--out", tmp_path, "--json")
+    run("infer", MODEL, address, *options)
+    (image,) = json.loads((tmp_path / "detections.json").read_text())["images"]
+    assert image["file_name"] == address
+    error = error_of("infer", MODEL, f"{server.url}/none.png", *options)
+    assert error.startswith(f"error: image: {server.url}/none.png: 404")
+    run("explain", MODEL, address, "--out", tmp_path / "points.png", "--layer", "backbone.layer3.0.conv2")
+    run("bench", MODEL, address, "--max-iter", "1", "--num-warmup", "0")
+
+
+def test_home_folder(detector, folder, coco, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert len(detector("~/0.png")) == len(detector([Path("~/0.png")]).__next__())
+    assert [Path(result.path).name for result in detector("~")] == ["0.png", "1.png", "2.png"]
+    assert [Path(result.path).name for result in detector("~/[12].png")] == ["1.png", "2.png"]
+    run("infer", MODEL, "~/0.png", "--out=~/found", "--json")
+    assert (folder / "found/detections.json").is_file()
+
+
 def test_mistakes_in_python(detector, folder):
     calls = {
-        "address .*http://x/a.jpg": lambda: detector("http://x/a.jpg"),
+        "s3://x/a.jpg: expected an http": lambda: detector("s3://x/a.jpg"),
         "batch_size: expected an integer ≥ 1, got '2'": lambda: detector(folder, batch_size="2"),
         "score_threshold: .* got '0.5'": lambda: detector(folder, score_threshold="0.5"),
         "image: expected a path, .* got int": lambda: detector(3),

@@ -53,7 +53,8 @@ def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    expected, data = "int8: expected a folder of images or a COCO file of images next to it", Path(data)
+    expected = "int8: expected a folder of images or a COCO file of images next to it"
+    data = Path(data).expanduser()
     if data.is_dir():
         files = sorted(file for file in data.rglob("*") if file.suffix.lower() in PICTURES)
         if not files:
