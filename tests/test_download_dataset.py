@@ -143,10 +143,10 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
 # Unpacking
 
 
-def unpacked(folder, content, out="out"):
+def unpacked(folder, content, out="out", force=False):
     """Files of the folder after unpacking an archive."""
     (folder / "data.zip").write_bytes(content)
-    assert unpack(folder / "data.zip", folder / out) == content.count(b"PK\x01\x02")
+    assert unpack(folder / "data.zip", folder / out, force) == content.count(b"PK\x01\x02")
     return files_in(folder / out)
 
 
@@ -163,11 +163,15 @@ def test_files_stay_in_the_folder_and_links_become_files(tmp_path):
         assert files == {"link": b"/etc/passwd"} and not (tmp_path / "out/link").is_symlink()
 
 
-def test_unpacking_again_replaces_half_files(tmp_path):
+def test_unpacking_again_replaces_no_other_file(tmp_path):
     members = {"val2017/1.jpg": b"one" * 1000, "annotations/a.json": b"{}", "top": b""}
     for _ in range(2):
         assert unpacked(tmp_path, zipped(members)) == members
-        (tmp_path / "out/val2017/1.jpg").write_bytes(b"half")  # of an interrupted call
+    (tmp_path / "out/annotations/a.json").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"a\.json.*--force"):
+        unpacked(tmp_path, zipped(members))
+    assert (tmp_path / "out/annotations/a.json").read_bytes() == b"mine"
+    assert unpacked(tmp_path, zipped(members), force=True) == members
 
 
 @pytest.mark.parametrize(("name", "earlier"), [("p", "p/q"), ("p/q", "p"), ("p" * 300, "q")])

@@ -7,7 +7,9 @@ import os
 import cv2
 import numpy as np
 import pytest
+from mmengine.runner import Runner
 
+import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detections import Detections
 from dcnzoo.utils.errors import UserError
@@ -89,6 +91,7 @@ def mine(tmp_path_factory):
         "all.bbox.json",
         "model.onnx",
         "page.html",
+        "run/report.html",
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         if "photos" in name:
@@ -103,8 +106,10 @@ def mine(tmp_path_factory):
         ],
         "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)],
     }  # fmt: skip
-    (folder / "run").mkdir()
-    (folder / "coco.json").write_text(json.dumps(coco))
+    for name in ("coco.json", "data/train.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(coco))
+    (folder / "data/a.png").symlink_to(folder / "photos/a.png")
     data = {"type": "CocoDataset", "metainfo": {"classes": CLASSES}, "ann_file": f"{folder}/coco.json"}
     data |= {"data_prefix": {"img": f"{folder}/photos"}, "test_mode": True, "pipeline": [], "_delete_": True}
     config = f"""
@@ -133,6 +138,10 @@ REFUSED = [
     ["data", "check", "coco.json", "--fix", "all.json"],
     ["data", "check", "coco.json", "--fix", "coco.json"],
     ["data", "config", "coco.json", "coco.json", "page.html", "--images", "photos"],
+    ["train", "--data", "data", "--work-dir", "."],
+    ["train", DEFORMABLE, "--report", "--work-dir", "run"],
+    ["reproduce", DEMO, "--out", "all.json"],
+    ["reproduce", DEMO, "--out", "/proc/dcnzoo/rows.jsonl"],
 ]
 
 
@@ -143,6 +152,26 @@ def test_commands_replace_no_file_of_the_user(mine, tmp_path, monkeypatch, argum
     message = error_of(*(str(tmp_path) if word == "LOGS" else word for word in arguments))
     assert any(text in message for text in ("--force", "cannot be written", "input")), message
     assert hashes(mine) == before
+
+
+def test_training_beside_its_config(tmp_path, monkeypatch):
+    """The config in the work directory is the user's own file until dcnzoo has written it."""
+    monkeypatch.chdir(tmp_path)
+    config, text = tmp_path / "mine.py", f"_base_ = {DEFORMABLE!r}"
+    config.write_text(text)
+    (tmp_path / "best_coco_bbox_mAP_epoch_1.pth").touch()
+    for reason in ("without checkpoints", "mine.py"):
+        assert reason in error_of("train", "mine.py", "--work-dir", ".")
+        (tmp_path / "best_coco_bbox_mAP_epoch_1.pth").unlink(missing_ok=True)
+    assert config.read_text() == text
+    config.rename("other.py")
+    monkeypatch.setattr(Runner, "train", stop)
+    assert "stopped" in error_of("train", "other.py", "--work-dir", "run")  # before its first checkpoint
+    assert "stopped" in error_of("train", "run", "--work-dir", "run")
+
+
+def stop(*args):
+    raise ValueError("stopped")
 
 
 def test_a_command_can_run_twice(mine, tmp_path, monkeypatch):

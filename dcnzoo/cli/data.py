@@ -247,8 +247,15 @@ def config(out: Path, force: bool, **options: Any) -> None:
 @option("--unzip", is_flag=True, help="Unpack COCO's archives (the small data sets are always unpacked).")
 @option("--delete", is_flag=True, help="Delete each archive after unpacking.")
 @option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")
+@option("--force", is_flag=True, help="Let --unzip replace files with another content.")
 def download(
-    dataset_name: str, parts: tuple[str, ...], out: Path | None, unzip: bool, delete: bool, only_list: bool
+    dataset_name: str,
+    parts: tuple[str, ...],
+    out: Path | None,
+    unzip: bool,
+    delete: bool,
+    only_list: bool,
+    force: bool,
 ) -> None:
     """Download COCO or a small data set.
 
@@ -271,6 +278,8 @@ def download(
             print(SMALL[dataset_name][0])
         elif (out / "train.json").is_file() and (out / "val.json").is_file():
             print(f"{out}: already has {dataset_name}")
+        elif out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
         else:
             archive = fetch(SMALL[dataset_name][0], out.parent)
             prepare(dataset_name, archive, out)
@@ -292,7 +301,7 @@ def download(
         archive = fetch(url, out, checksum=checksum)
         print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
         if unzip:
-            print(f"{out}: {unpack(archive, out)} files", flush=True)
+            print(f"{out}: {unpack(archive, out, force)} files", flush=True)
             unpacked.touch()
         if delete:
             archive.unlink()

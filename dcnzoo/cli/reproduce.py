@@ -32,6 +32,7 @@ from dcnzoo.cli._terminal import print_columns
 @option(
     "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to this file."
 )
+@option("--force", is_flag=True, help="Append to another file than this command's, and replace files.")
 @_options.unsafe_load
 @_options.allow_partial
 @_options.verbose
@@ -42,6 +43,7 @@ def command(
     data_root: str | None,
     subset: int | None,
     out: Path,
+    force: bool,
     unsafe_load: bool,
     allow_partial: bool,
     verbose: bool,
@@ -58,6 +60,8 @@ def command(
       dcnzoo reproduce CONFIG --train
     """
     _options.refuse_together([("--train", "--checkpoint")])
+    claim = _options.output_files(force)
+    claim(out)
 
     from mmengine.dist import is_main_process
     from mmengine.model import revert_sync_batchnorm
@@ -83,11 +87,12 @@ def command(
             work_dir = Path(cfg.work_dir)
             if train:
                 training.enter_context(lock_work_dir(work_dir, cfg.launcher))
-            images = reproduction.use_data(cfg, data_root, subset, work_dir)
+            images = reproduction.use_data(cfg, data_root, subset, claim)
             weights = None if train else weights or zoo.download(listed.id)
             cfg.load_from, cfg.resume = None, train
         with config_errors(cfg):
-            runner = build_runner(cfg, training=train, summary=None if verbose else SummaryHook())
+            summary = None if verbose else SummaryHook()
+            runner = build_runner(cfg, training=train, summary=summary, force=force)
             if cfg.launcher == "none":
                 runner.model = revert_sync_batchnorm(runner.model)
             started = time.time()

@@ -65,9 +65,12 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
 
     from mmengine.dist import is_main_process
 
-    from dcnzoo.report.report import write_report
+    from dcnzoo.report.report import FILES, write_report
     from dcnzoo.zoo.training import train
 
-    work_dir = train(model or base, resume=True if resume == "auto" else resume or False, **options)
-    if (report or options["data"]) and is_main_process():
-        print(f"report: {write_report([work_dir], device='auto')}")
+    outputs = FILES if report or options["data"] else ()
+    work_dir = train(
+        model or base, resume=True if resume == "auto" else resume or False, outputs=outputs, **options
+    )
+    if outputs and is_main_process():
+        print(f"report: {write_report([work_dir], device='auto', force=options['force'])}")

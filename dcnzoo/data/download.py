@@ -74,13 +74,16 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 }
 
 
-def unpack(archive: Path, folder: str | Path) -> int:
+def unpack(archive: Path, folder: str | Path, force: bool = False) -> int:
     """Extract a zip file; return the number of its files. ``zipfile`` keeps all names inside ``folder``.
 
     Each file is complete or absent: it is renamed to its name when it is complete.
 
+    Args:
+        force: replace files with another content.
+
     Raises:
-        UserError: the file is damaged or not a zip file, or a file cannot be written.
+        UserError: the file is damaged or not a zip file, or a file has another content or cannot be written.
     """
     from dcnzoo.utils.progress import track
 
@@ -95,6 +98,8 @@ def unpack(archive: Path, folder: str | Path) -> int:
             for member in track(members, f"unpacking {archive.name}"):
                 extracted = Path(opened.extract(member, partial))
                 target = folder / extracted.relative_to(partial)
+                if target.is_file() and not force and zlib.crc32(target.read_bytes()) != member.CRC:
+                    raise UserError(f"{target}: expected no file, or that of {archive}; --force replaces it")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 extracted.replace(target)
     # the last two: a password, an unknown compression method

@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope, Registry
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.deformable import split_settings
+from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.openmmlab.settings import (
     OLD_KEYS,
     RUNNER_KEYS,
@@ -54,6 +55,8 @@ def check_config(
 ) -> None:
     """Check a config without building it; print a warning for each key that probably is not used.
 
+    Problems that MMDetection's own files have, such as keys of version 2, are warnings too.
+
     Args:
         name: the config's file, for the messages.
         required: top-level keys that the command uses.
@@ -64,6 +67,22 @@ def check_config(
     """
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
+    problems, known = find_problems(cfg, required, runs), []
+    folder = mim_folder("mmdet")
+    if folder and Path(name).is_relative_to(folder) and any(problem.stops for problem in problems):
+        known = find_problems(Config.fromfile(name), required, runs)
+    lines = []
+    for problem in problems:
+        if problem.stops and problem not in known:
+            lines.append(printable(f"{name}: {problem}"))
+        else:
+            print_log(printable(f"{name}: {problem}"), "current", logging.WARNING)
+    if lines:
+        raise UserError(*lines)
+
+
+def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) -> list[Finding]:
+    """List the problems of a config; see :func:`check_config`."""
     missing = [key for key in required if not cfg.get(key)]
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
     checks = [wrong_keys, wrong_values, wrong_class_names]
@@ -72,11 +91,7 @@ def check_config(
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         for check in checks:
             problems += check(cfg)
-    for problem in problems:
-        if not problem.stops:
-            print_log(printable(f"{name}: {problem}"), "current", logging.WARNING)
-    if lines := [printable(f"{name}: {problem}") for problem in problems if problem.stops]:
-        raise UserError(*lines)
+    return problems
 
 
 def wrong_runner_keys(cfg: Config) -> Iterator[Finding]:
@@ -87,8 +102,9 @@ def wrong_runner_keys(cfg: Config) -> Iterator[Finding]:
         similar = [known for known in RUNNER_KEYS if known[0] == key[0] and not key.startswith(f"{known}_")]
         # a data set as a variable, which is merged with that of the base, is in no loader as it is here
         is_variable = cfg[key] in values or (key == "data" and "type" in (cfg.data or ()))
-        if key in OLD_KEYS and not is_variable:
-            yield Finding(key, f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2")
+        if key in OLD_KEYS and cfg[key] is not None and not is_variable:
+            text = f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2"
+            yield Finding(key, text, stops=key != "cudnn_benchmark")  # SSD sets it in version 3 too
         elif key not in RUNNER_KEYS and (close := nearest(key, similar, 0.8)):
             yield Finding(key, f"expected {close}, got an unknown key")
 

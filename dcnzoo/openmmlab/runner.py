@@ -3,12 +3,14 @@
 import functools
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
@@ -21,7 +23,7 @@ from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.settings import wrong_options
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.utils.errors import UserError, one_line, printable
-from dcnzoo.utils.files import require_file, require_folder
+from dcnzoo.utils.files import output_files, require_file, require_folder
 
 setup()  # any config may use dcn=True
 
@@ -111,7 +113,11 @@ def load_config(
 
 
 def build_runner(
-    cfg: Config, training: bool = False, allow_partial: bool = False, summary: SummaryHook | None = None
+    cfg: Config,
+    training: bool = False,
+    allow_partial: bool = False,
+    summary: SummaryHook | None = None,
+    force: bool = False,
 ) -> Runner:
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
@@ -121,12 +127,19 @@ def build_runner(
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
             has the whole log.
+        force: replace another config in the work directory.
+
+    Raises:
+        UserError: the work directory has another file with the config's name and no checkpoint.
     """
     name = cfg.get("runner_type", "Runner")
     kind = name if isinstance(name, type) else RUNNERS.get(name)
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
-    changes: dict[str, object] = {} if training else {"dump_config": lambda self: None}
+    changes: dict[str, object] = {"dump_config": lambda self: None}
+    if training:
+        force = force or has_checkpoints(cfg.work_dir)  # the config there belongs to this training
+        changes["dump_config"] = functools.partialmethod(_dump_config, kind.dump_config, force)
     if summary is not None:
         changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
     runner = type(kind.__name__, (kind,), changes).from_cfg(cfg)
@@ -136,6 +149,20 @@ def build_runner(
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
     runner.register_hook(LoadCheckpointHook(fine_tune=training, allow_partial=allow_partial))
     return runner
+
+
+def has_checkpoints(work_dir: str | os.PathLike) -> bool:
+    """Whether a training has written checkpoints to a folder."""
+    names = [path.name for path in Path(work_dir).glob("*")]
+    # a process that was killed may have left a checkpoint without last_checkpoint
+    return any(re.fullmatch(r"last_checkpoint|(epoch|iter)_\d+\.pth", name) for name in names)
+
+
+@master_only
+def _dump_config(runner: Runner, dump_config: Callable[[Runner], None], force: bool) -> None:
+    with output_files("train", force=force) as claim:
+        claim(Path(runner.work_dir, Path(runner.cfg.filename or f"{runner.timestamp}.py").name))
+        dump_config(runner)
 
 
 def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs: object) -> MMLogger:

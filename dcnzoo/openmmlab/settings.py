@@ -47,6 +47,7 @@ OLD_KEYS = {
     "dist_params": "env_cfg.dist_cfg",
     "opencv_num_threads": "env_cfg.mp_cfg.opencv_num_threads",
     "mp_start_method": "env_cfg.mp_cfg.mp_start_method",
+    "cudnn_benchmark": "env_cfg.cudnn_benchmark",
     "fp16": "optim_wrapper.type='AmpOptimWrapper' and optim_wrapper.loss_scale",
     "seed": "randomness.seed",
     "deterministic": "randomness.deterministic",

@@ -1,7 +1,5 @@
 """Training from the command line."""
 
-import os
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from mmengine.runner import Runner
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.openmmlab.hooks import SummaryHook
-from dcnzoo.openmmlab.runner import build_runner
+from dcnzoo.openmmlab.runner import build_runner, has_checkpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_file
@@ -30,13 +28,6 @@ TRAINED = (
     "--work-dir: expected a folder without checkpoints, got {}; --resume continues its training, --force "
     "replaces it"
 )
-
-
-def has_checkpoints(work_dir: str | os.PathLike) -> bool:
-    """Whether a training has written checkpoints to a folder."""
-    names = [path.name for path in Path(work_dir).glob("*")]
-    # a process that was killed may have left a checkpoint without last_checkpoint
-    return any(re.fullmatch(r"last_checkpoint|(epoch|iter)_\d+\.pth", name) for name in names)
 
 
 def set_up_training(
@@ -104,8 +95,9 @@ def set_up_training(
         # without a checkpoint to resume from, training starts from load_from
         cfg.resume = trained or not cfg.get("load_from")
         cfg.load_from = None if cfg.resume else cfg.load_from
-    elif trained and resume is None and not (force or cfg.get("resume")):
-        raise UserError(TRAINED.format(cfg.work_dir))
+    elif resume is None and not (force or cfg.get("resume")):
+        if trained or any(Path(cfg.work_dir).glob("best_*.pth")):
+            raise UserError(TRAINED.format(cfg.work_dir))
     elif resume is not None:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):
@@ -113,8 +105,13 @@ def set_up_training(
     return ", ".join(changes)
 
 
-def train(cfg: Config, allow_partial: bool = False, changes: str = "", verbose: bool = True) -> None:
+def train(
+    cfg: Config, allow_partial: bool = False, changes: str = "", verbose: bool = True, force: bool = False
+) -> None:
     """Train a detector as configured; log ``changes`` first.
+
+    Args:
+        force: replace another config in the work directory.
 
     Raises:
         UserError: a mistake in the config, or weights that cannot be downloaded or do not fit.
@@ -122,7 +119,9 @@ def train(cfg: Config, allow_partial: bool = False, changes: str = "", verbose: 
     summary = None if verbose else SummaryHook(changes)
     try:
         with config_errors(cfg):
-            runner = build_runner(cfg, training=True, allow_partial=allow_partial, summary=summary)
+            runner = build_runner(
+                cfg, training=True, allow_partial=allow_partial, summary=summary, force=force
+            )
             _count_accumulated_batches(runner)
             if changes:
                 runner.logger.info(f"changed: {changes}")

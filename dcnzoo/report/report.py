@@ -19,6 +19,8 @@ from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.utils.jsonl import versions
 
+FILES = ("report.html", "report.json")  # in the work directory
+
 
 def write_report(
     folders: Sequence[Path],
@@ -53,7 +55,7 @@ def write_report(
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
     """
-    out = out or folders[0] / "report.html"
+    out = out or folders[0] / FILES[0]
     names = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     data = out.with_suffix(".json")

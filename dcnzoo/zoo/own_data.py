@@ -17,6 +17,7 @@ from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import output_files
 from dcnzoo.utils.findings import shown
 from dcnzoo.utils.text import counted
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_config
@@ -46,7 +47,12 @@ class OwnData:
 
 
 def prepare(
-    data: Path, work_dir: Path, model: str | None = None, seed: int = 0, val_share: float = 0.2
+    data: Path,
+    work_dir: Path,
+    model: str | None = None,
+    seed: int = 0,
+    val_share: float = 0.2,
+    force: bool = False,
 ) -> OwnData:
     """Convert and check annotated pictures, and write a config that trains on them.
 
@@ -58,27 +64,40 @@ def prepare(
         model: a name in the zoo or a config file. Default: on a GPU, a published model with DCNv2; on a CPU,
             a small one.
         seed, val_share: of the random split, if the data has no validation set.
+        force: replace files in that folder that no training wrote.
 
     Raises:
-        UserError: the format is unknown, or the annotations have problems, one line each.
+        UserError: the format is unknown, a file would be replaced, or the annotations have problems, one line
+            each.
     """
     name, folder = find_format(data), work_dir / "data"
-    files = folder / "train.json", folder / "val.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = list(_READERS[name](data, folder))
-    decisions = [f"data: {data}, format {name}"]
-    if len(parts) == 1:
-        _write([parts[0]], [folder / "all.json"])
-        split_coco(folder / "all.json", files, val_share, seed)
-        decisions.append(f"validation: {val_share:.0%} of the pictures, chosen at random (seed {seed})")
-        parts *= 2
-    else:
-        _write(parts, files)
-    reports = [checked_coco(file, images) for file, (_, images) in zip(files, parts, strict=True)]
+    inputs = _json_files(data) if name == "coco" else ()
+    with output_files("train", inputs, force) as claim:
+        files = claim(folder / "train.json"), claim(folder / "val.json")
+        out = claim(folder / f"{work_dir.name}.py")
+        parts = list(_READERS[name](data, folder))
+        for builder, _ in parts:
+            for target, _ in builder.extracted if isinstance(builder, CocoBuilder) else ():
+                claim(target)
+        decisions = [f"data: {data}, format {name}"]
+        if len(parts) == 1:
+            _write([parts[0]], [claim(folder / "all.json")])
+            split_coco(folder / "all.json", files, val_share, seed)
+            decisions.append(f"validation: {val_share:.0%} of the pictures, chosen at random (seed {seed})")
+            parts *= 2
+        else:
+            _write(parts, files)
+        return _configure(out, files, [images for _, images in parts], model, decisions)
+
+
+def _configure(
+    out: Path, files: tuple[Path, Path], folders: list[Path], model: str | None, decisions: list[str]
+) -> OwnData:
+    """Choose a model and write the config."""
+    reports = [checked_coco(file, images) for file, images in zip(files, folders, strict=True)]
     masks = all(each.get("segmentation") for report in reports for each in report.content["annotations"])
     small = model is None and get_device() == "cpu"
     model = model or (SMALL[masks] if small else MASKS if masks else BOXES)
-    out = folder / f"{work_dir.name}.py"
     images = reports[0].counts["images"]
     result = OwnData(out, decisions=decisions)
     changes: dict[str, object] = {}
@@ -90,7 +109,7 @@ def prepare(
         else:
             changes["model.backbone.dcn"] = True
     weights = not (small and not masks)
-    write_config(*files, out, parts[0][1], parts[1][1], model, weights=weights, changes=changes)
+    write_config(*files, out, *folders, model, weights=weights, changes=changes)
     loads = read_config_file(out).get("load_from")
     decisions += [
         f"model: {model}, {f'from {loads}' if loads else 'from random weights'}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -28,12 +29,13 @@ def find_model(name: str, config: Path) -> zoo.Model | None:
     )
 
 
-def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) -> int:
+def use_data(cfg: Config, root: str | None, subset: int | None, claim: Callable[[Path], Path]) -> int:
     """Set the data paths in the config; return the number of images to evaluate.
 
     Args:
         root: folder of the data; None: the config's.
         subset: evaluate only this many images; None: all.
+        claim: of :func:`dcnzoo.utils.files.output_files`, for the annotations of the subset.
 
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
@@ -58,8 +60,9 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
         # also selects annotations: other objects would count as missed
         numbers = sorted(image["id"] for image in content["images"])[:subset]
         content = select_images(content, set(numbers))
-        annotations = work_dir / f"first-{subset}-images.json"
-        write_text(annotations, json.dumps(content))
+        annotations, text = Path(cfg.work_dir, f"first-{subset}-images.json"), json.dumps(content)
+        if not (annotations.is_file() and annotations.read_text() == text):  # by another process
+            write_text(claim(annotations), text)
     if not content["annotations"]:
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from dcnzoo.openmmlab import training
-from dcnzoo.openmmlab.runner import load_config
+from dcnzoo.openmmlab.runner import has_checkpoints, load_config
 from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.files import output_files
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.zoo.loading import locate, work_directory
 from dcnzoo.zoo.own_data import prepare
@@ -35,6 +37,7 @@ def train(
     launcher: str = "none",
     local_rank: int = 0,
     verbose: bool = False,
+    outputs: Iterable[str] = (),
 ) -> Path:
     """Train a detector::
 
@@ -48,21 +51,24 @@ def train(
             and checked, split if there is no validation set, and a config is written to the folder ``data``
             in the work directory.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
-        epochs, batch_size, lr, patience, amp, auto_scale_lr, force, logger: see
+        epochs, batch_size, lr, patience, amp, auto_scale_lr, logger: see
             :func:`dcnzoo.openmmlab.training.set_up_training`.
         resume: continue the training in the work directory, or from this checkpoint.
+        force: train in a work directory that has checkpoints, and replace files that no training wrote.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         allow_partial: if the weights to start from do not fit, load the parameters that fit.
         channels_last: on a CPU, compute in channels-last order, which is faster.
         launcher, local_rank: of a distributed training.
         verbose: print mmengine's whole log.
+        outputs: files of a report that the caller then writes to the work directory; checked before the
+            training.
 
     Returns:
         The work directory, which :func:`dcnzoo.load` takes.
 
     Raises:
         UserError: the model is unknown; the data, the config or a setting has a mistake; the folder has
-            checkpoints, or another process trains in it.
+            checkpoints or other files that would be replaced, or another process trains in it.
     """
     with user_errors():
         config, work_dir, chosen = _find_config(model, data, work_dir, launcher, bool(resume), force)
@@ -87,9 +93,12 @@ def train(
             logger=logger,
             force=force,
         )
+        with output_files("report", force=force) as claim:
+            for name in outputs:
+                claim(Path(cfg.work_dir, name))
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         try:
-            training.train(cfg, allow_partial, changes, verbose)
+            training.train(cfg, allow_partial, changes, verbose, force)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
     return Path(cfg.work_dir)
@@ -112,11 +121,11 @@ def _find_config(
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
     source = Path(data).expanduser()
     folder = Path(work_dir or Path("work_dirs", source.resolve().stem))
-    if training.has_checkpoints(folder):
+    if has_checkpoints(folder):
         if resume:
             return work_directory(folder), str(folder), None
         if not force:
             raise UserError(training.TRAINED.format(folder))
-    own = prepare(source, folder, None if model is None else str(model))
+    own = prepare(source, folder, None if model is None else str(model), force=force)
     print(*own.decisions, sep="\n")
     return own.config, str(folder), own.epochs
