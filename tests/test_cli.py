@@ -161,6 +161,7 @@ def fails(error):
         # imported by a config: no extra has it
         (ModuleNotFoundError("No module named 'mine'", name="mine"), "error: No module named 'mine'"),
         (OSError(28, "No space left", "x.pth"), "error: x.pth cannot be written: No space left"),
+        (PermissionError(13, "Permission denied", "x"), "error: [Errno 13] Permission denied: 'x'"),
         (KeyboardInterrupt(), 130),
     ],
 )

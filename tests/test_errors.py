@@ -1,8 +1,13 @@
-"""Names from files are escaped before they are printed."""
+"""Errors on one line: names from files are escaped, and an error in dcnzoo says that it is one."""
+
+import json
 
 import pytest
 
-from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.errors import UserError, describe, one_line, printable, user_errors
+from dcnzoo.utils.text import few
+
+from .commands import error_of
 
 
 @pytest.mark.parametrize(
@@ -27,3 +32,15 @@ def test_errors_are_printable():
     assert one_line(UserError("class \x1b]0;title\x07:\n  expected a name")) == (
         r"class \x1b]0;title\x07: expected a name"
     )
+
+
+def test_an_error_in_dcnzoo_says_that_it_is_one(monkeypatch):
+    """Not one in a file of the user, nor in a module of the user that dcnzoo calls."""
+    with pytest.raises(UserError, match=r"in dcnzoo: TypeError: .*DCNZOO_TRACEBACK=1"), user_errors():
+        few(None)
+    for wrong in (lambda: json.loads("{"), lambda: {}["key"], lambda: 1 / 0):
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            wrong()
+        assert "in dcnzoo" not in describe(caught.value)
+    monkeypatch.setattr("dcnzoo.zoo.search", None)
+    assert "in dcnzoo" in error_of("zoo", "search", "mask")

@@ -13,18 +13,17 @@ from typing import TextIO
 
 import click
 
-from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
+from dcnzoo.utils.errors import UserError, describe, disk_is_full, one_line
 from dcnzoo.utils.findings import Finding, shown
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context in which a user's mistakes end the program with one line each and exit status 1.
+    """Context in which errors end the program with one line each and exit status 1.
 
-    Missing files, missing packages and full disks always count as mistakes, other errors only inside
-    :func:`dcnzoo.utils.errors.user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback too. If the reader of
-    the output stops early, as ``head`` does, the program ends without a message and with the shell's status
-    for that, 141. Also usable as a decorator: ``@one_line_errors()``.
+    ``DCNZOO_TRACEBACK=1`` shows the traceback too. If the reader of the output stops early, as ``head`` does,
+    the program ends without a message and with the shell's status for that, 141. Also usable as a decorator:
+    ``@one_line_errors()``.
     """
     if sys.stdout is None or sys.stderr is None:  # by >&-; the next file that is opened would be the output
         sys.exit("error: standard output and error: expected open ones; > /dev/null discards them")
@@ -35,21 +34,27 @@ def one_line_errors() -> Iterator[None]:
     with _quiet_broken_pipe():
         try:
             yield
-        except (UserError, FileNotFoundError, ModuleNotFoundError) as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click and _quiet_broken_pipe handle them
+        except Exception as error:
             if os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise
-            lines = error.args if isinstance(error, UserError) else [one_line(error) + _install_hint(error)]
-            sys.exit("\n".join(f"error: {one_line(Exception(line))}" for line in lines))
-        except OSError as error:
-            if not disk_is_full(error) or os.environ.get("DCNZOO_TRACEBACK") == "1":
-                raise
-            name = printable(str(error.filename or "a file"))
-            sys.exit(f"error: {name} cannot be written: {error.strerror}")
+            sys.exit("\n".join(f"error: {one_line(Exception(line))}" for line in _lines(error)))
         except KeyboardInterrupt as error:
             print(f"interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
             sys.exit(130)  # click would exit with 1
         finally:
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
+
+
+def _lines(error: Exception) -> Sequence[object]:
+    if isinstance(error, UserError):
+        return error.args
+    if isinstance(error, FileNotFoundError | ModuleNotFoundError):
+        return [one_line(error) + _install_hint(error)]
+    if isinstance(error, OSError) and disk_is_full(error):
+        return [f"{error.filename or 'a file'} cannot be written: {error.strerror}"]
+    return [describe(error)]
 
 
 _EXTRA_OF_PACKAGE = {

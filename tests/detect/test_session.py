@@ -1,8 +1,10 @@
 """Detector: needs an ONNX file and a picture, but neither torch nor OpenMMLab."""
 
 import json
+import multiprocessing
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -60,6 +62,21 @@ def folder(tmp_path_factory):
     picture = cv2.resize(rng.integers(0, 256, (5, 6, 3)).astype(np.uint8), (150, 110))
     cv2.imwrite(str(folder / "picture.png"), picture)
     return folder
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_threads_and_processes(backend, folder):
+    """The same boxes as in one thread: an infer request of OpenVINO must not run twice at a time."""
+    pytest.importorskip(backend)
+    detector = Detector(folder / "dynamic.onnx", backend, score_threshold=0)
+    picture = cv2.imread(str(folder / "picture.png"))
+    pictures = [picture[:height] for height in (110, 90, 70, 50)]
+    expected = [detector(each).boxes for each in pictures]
+    processes = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    for pool in (ThreadPoolExecutor(4), processes):
+        with pool:
+            results = list(pool.map(detector, pictures * 5))
+        assert all(map(np.array_equal, (result.boxes for result in results), expected * 5))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
