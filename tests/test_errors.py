@@ -39,7 +39,7 @@ def test_an_error_in_dcnzoo_says_that_it_is_one(monkeypatch):
     with pytest.raises(UserError, match=r"in dcnzoo: TypeError: .*DCNZOO_TRACEBACK=1"), user_errors():
         few(None)
     for wrong in (lambda: json.loads("{"), lambda: {}["key"], lambda: 1 / 0):
-        with pytest.raises(Exception) as caught:  # noqa: PT011
+        with pytest.raises(Exception) as caught:
             wrong()
         assert "in dcnzoo" not in describe(caught.value)
     monkeypatch.setattr("dcnzoo.zoo.search", None)

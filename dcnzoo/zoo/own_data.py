@@ -87,11 +87,11 @@ def prepare(
             parts *= 2
         else:
             _write(parts, files)
-        return _configure(out, files, [images for _, images in parts], model, decisions)
+        return _configure(out, files, (parts[0][1], parts[1][1]), model, decisions)
 
 
 def _configure(
-    out: Path, files: tuple[Path, Path], folders: list[Path], model: str | None, decisions: list[str]
+    out: Path, files: tuple[Path, Path], folders: tuple[Path, Path], model: str | None, decisions: list[str]
 ) -> OwnData:
     """Choose a model and write the config."""
     reports = [checked_coco(file, images) for file, images in zip(files, folders, strict=True)]
@@ -109,7 +109,7 @@ def _configure(
         else:
             changes["model.backbone.dcn"] = True
     weights = not (small and not masks)
-    write_config(*files, out, *folders, model, weights=weights, changes=changes)
+    write_config(*files, out, *folders, model=model, weights=weights, changes=changes)
     loads = read_config_file(out).get("load_from")
     decisions += [
         f"model: {model}, {f'from {loads}' if loads else 'from random weights'}",
