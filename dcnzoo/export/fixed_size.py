@@ -107,9 +107,9 @@ def select_boxes_graph(
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box
     places = g.Gather(chosen, g.ints(0, 2), axis=1)
-    none = g.Expand(g.int(0), g.sizes(boxes, 0, 1))
-    marked = g.ScatterND(none, places, g.Expand(g.int(1), g.sizes(chosen, 0)))
-    return g.Equal(marked, g.int(1))
+    none = g.Expand(g.integer(0), g.sizes(boxes, 0, 1))
+    marked = g.ScatterND(none, places, g.Expand(g.integer(1), g.sizes(chosen, 0)))
+    return g.Equal(marked, g.integer(1))
 
 
 def _soft_keep_boxes(
@@ -210,7 +210,7 @@ def _roi_align_pyramid(
     for i, features in enumerate(levels):
         here = (level == i).nonzero()[:, 0]
         part = dcnzoo.ops.roi_align(
-            features, rois[here], tuple(output_size), scales[i], sampling_ratio, pool_mode, aligned
+            features, rois[here], list(output_size), scales[i], sampling_ratio, pool_mode, aligned
         )
         pooled = pooled.index_copy(0, here, part)
     return pooled
@@ -287,8 +287,8 @@ def paste_masks_graph(
 
     def along(axis: int, pixels: int | Value) -> Value:  # [K, pixels, taps]
         low, high = (g.Gather(corners, g.ints(1 - axis + side), axis=1) for side in (0, 2))
-        pixels = g.int(pixels) if isinstance(pixels, int) else pixels
-        centres = g.Add(g.Cast(g.Range(g.int(0), pixels, g.int(1)), to=kind), half)
+        pixels = g.integer(pixels) if isinstance(pixels, int) else pixels
+        centres = g.Add(g.Cast(g.Range(g.integer(0), pixels, g.integer(1)), to=kind), half)
         place = g.Div(g.Sub(centres, low), g.Sub(high, low))
         place = g.Sub(g.Mul(place, g.number(taps[axis], kind)), half)
         distance = g.Abs(g.Sub(g.shaped(place, 0, 0, 1), g.Cast(g.floats(*range(taps[axis])), to=kind)))
@@ -306,8 +306,8 @@ def _placed(g: Graph, values: Value, place: Value, count: Value) -> Value:
 
     ScatterND into a tensor of zeros would store that tensor in the file if its size is fixed.
     """
-    rows = g.Add(g.range(place, 0), g.int(1))
-    row = g.ScatterElements(g.Expand(g.int(0), count), place, rows, axis=0)
+    rows = g.Add(g.range(place, 0), g.integer(1))
+    row = g.ScatterElements(g.Expand(g.integer(0), count), place, rows, axis=0)
     return g.Gather(values, row, axis=0)
 
 
@@ -334,11 +334,12 @@ def roi_align_pyramid_graph(
     constant = partial(g.number, kind=kind)
 
     def at(features: Value, rois: Value, scale: float) -> Value:
-        return align(g, features, rois, *output_size, scale, sampling_ratio, aligned)
+        height, width = output_size
+        return align(g, features, rois, height, width, scale, sampling_ratio, aligned)
 
     if len(levels) == 1:
         return at(levels[0], rois, scales[0])
-    x1, y1, x2, y2 = (g.Gather(rois, g.int(i), axis=1) for i in range(1, 5))
+    x1, y1, x2, y2 = (g.Gather(rois, g.integer(i), axis=1) for i in range(1, 5))
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
     octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
     level = g.Clip(g.Floor(octave), constant(0), constant(len(levels) - 1))

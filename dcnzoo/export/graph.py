@@ -54,7 +54,7 @@ class Graph:
     def ints(self, *values: int) -> Value:
         return self.Constant(value_ints=list(values))
 
-    def int(self, value: int) -> Value:
+    def integer(self, value: int) -> Value:
         return self.Constant(value_int=value)
 
     def floats(self, *values: float) -> Value:
@@ -79,11 +79,11 @@ class Graph:
 
     def length(self, value: Value, axis: int) -> Value:
         """Return the size of an axis as a scalar."""
-        return self.Gather(self.Shape(value), self.int(axis), axis=0)
+        return self.Gather(self.Shape(value), self.integer(axis), axis=0)
 
     def range(self, value: Value, axis: int) -> Value:
         """Return 0, 1, 2, … along an axis as a 1-D value."""
-        return self.Range(self.int(0), self.length(value, axis), self.int(1))
+        return self.Range(self.integer(0), self.length(value, axis), self.integer(1))
 
     def sum(self, value: Value, axis: int) -> Value:
         """Sum over an axis and remove it."""

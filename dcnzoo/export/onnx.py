@@ -65,13 +65,14 @@ def export_onnx(
                 program,
                 opset_version=opset_version,
                 input_names=input_names,
-                output_names=output_names,
+                output_names=output_names or None,
                 custom_translation_table=table,
                 dynamo=True,
                 verbose=False,
             )
         except RuntimeError as error:  # torch wraps it in a long report
             raise ValueError(str(first_cause(error))) from error
+    assert onnx_program is not None  # with dynamo=True
     passes.remove_reshapes(onnx_program.model)
     model_proto = onnx_program.model_proto
     for key, value in (metadata or {}).items():

@@ -72,21 +72,22 @@ def remove_reshapes(model: onnx_ir.Model) -> None:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     for node in model.graph:
-        if node.op_type != "Reshape" or node.outputs[0].shape.has_unknown_dim():
+        shape = node.outputs[0].shape
+        if node.op_type != "Reshape" or shape is None or shape.has_unknown_dim():
             continue
-        (result,), value, function = node.outputs, node.inputs[0], None
-        while value.shape != result.shape and len(value.uses()) == 1 and (maker := value.producer()):
+        result, value, function = node.outputs[0], node.inputs[0], None
+        while value and value.shape != shape and len(value.uses()) == 1 and (maker := value.producer()):
             if maker.op_type in _ELEMENTWISE and function is None:
                 function = maker
             elif maker.op_type != "Reshape":
                 break
             value = maker.inputs[0]
-        if value.shape != result.shape or result.is_graph_output():
+        if value is None or value.shape != shape or result.is_graph_output():
             continue
         if function is not None:
             function.replace_input_with(0, value)
             (value,) = function.outputs
-            value.shape = result.shape
+            value.shape = shape
         result.replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
     RemoveUnusedNodesPass()(model)

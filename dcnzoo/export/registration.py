@@ -130,7 +130,7 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
             f"opset_version: expected {first} to {last} for dynamo=True, got {opset_version}"
             + ("; dynamo=False supports 12 and later" if opset_version < first else "")
         )
-    table = {}
+    table: dict[Any, Callable] = {}  # by overload
     for name, translation in translations.items():
         overload = _overload(name)
         if overload is not None:
@@ -177,12 +177,13 @@ def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
 
     @functools.wraps(translation)  # parse_args counts the function's parameters
     def symbolic(g: Any, *arguments: Any) -> Value:
-        arguments = [None if isinstance(a, torch.Value) and a.node().mustBeNone() else a for a in arguments]
-        return translation(TorchScriptGraph(opset, deform_conv, g), *arguments)
+        omitted = [isinstance(a, torch.Value) and a.node().mustBeNone() for a in arguments]
+        present = (None if none else a for a, none in zip(arguments, omitted, strict=True))
+        return translation(TorchScriptGraph(opset, deform_conv, g), *present)
 
     parameters = list(inspect.signature(translation).parameters.values())[1:]
     return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
 
 
 # torch's codes for the types of an operator's arguments
-_KINDS = {"Value": "v", "int": "i", "bool": "i", "float": "f", "Sequence[int]": "is"}
+_KINDS: dict[str, Any] = {"Value": "v", "int": "i", "bool": "i", "float": "f", "Sequence[int]": "is"}

@@ -23,7 +23,7 @@ def wide(kind: int) -> int:
 def neighbours(g: Graph, kind: int, coordinate: Value, size: Value) -> Neighbours:
     """Return the neighbours of coordinates, in pixels, on an axis of length ``size`` (int64)."""
     zero, one = (g.number(value, kind) for value in (0, 1))
-    last = g.Cast(g.Sub(size, g.int(1)), to=kind)
+    last = g.Cast(g.Sub(size, g.integer(1)), to=kind)
     before = g.Floor(coordinate)
     fraction = g.Sub(coordinate, before)
     pair = []

@@ -72,7 +72,7 @@ def _along_axis(operator: Callable) -> Callable:
                 return value
             return value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
 
-        others = (first(value, dim) for value, dim in zip(others, dims[2:], strict=True))
+        others = tuple(first(value, dim) for value, dim in zip(others, dims[2:], strict=True))
         return operator(first(values, dims[0]), axis + 1 if axis >= 0 else axis, *others), 0
 
     return rule

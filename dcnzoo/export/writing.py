@@ -28,7 +28,8 @@ def write_file(
     args: tuple[Tensor, ...],
     options: ExportOptions,
     *,
-    names: dict[str, list[str] | None],
+    input_names: list[str],
+    output_names: list[str],
     dynamic_shapes: Any = None,
     metadata: Mapping[str, str],
     calibration: Iterable[Mapping[str, np.ndarray]] = (),
@@ -37,20 +38,26 @@ def write_file(
 
     Args:
         args: example inputs.
-        names: ``input_names`` and ``output_names``.
         calibration: samples of inputs for int8.
     """
     path = Path(options.path)
     metadata = {**metadata, **options.metadata}
     if path.suffix == ".pt2":  # a zip archive, which has checksums
-        export_pt2(model, args, path, **names, metadata=metadata)
+        export_pt2(model, args, path, input_names=input_names, output_names=output_names, metadata=metadata)
         return (path,)
-    settings = dict(opset_version=options.opset_version, deform_conv=options.form)
     with TemporaryDirectory() as folder:
         partial = Path(folder) / "model.onnx"
         metadata[KEY] = BLANK
         export_onnx(
-            model, args, partial, dynamic_shapes=dynamic_shapes, metadata=metadata, **settings, **names
+            model,
+            args,
+            partial,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dynamic_shapes,
+            opset_version=options.opset_version,
+            deform_conv=options.form,
+            metadata=metadata,
         )
         if options.simplify:
             import onnxslim
@@ -63,7 +70,7 @@ def write_file(
         if path.suffix == ".xml":
             save_ir(partial, path, options.precision == "float16")
             return path, path.with_suffix(".bin")
-        if SIZES in names["input_names"]:
+        if SIZES in input_names:
             onnx.save(_with_default_size(onnx.load(partial)), partial)
         seal(partial)
         with replacing(path) as target:
@@ -94,7 +101,7 @@ def _with_default_size(model: onnx.ModelProto) -> onnx.ModelProto:
             ("Expand", [SIZES, f"{SIZES}_shape"], f"{SIZES}_of_images"),
         )
         for i, (operator, inputs, output) in enumerate(nodes):
-            options = {"axis": 0} if operator in ("Gather", "Concat") else {}
+            options: dict[str, Any] = {"axis": 0} if operator in ("Gather", "Concat") else {}
             graph.node.insert(i, helper.make_node(operator, inputs, [output], **options))
     default = np.full((max(count.dim_value, 1), 2), -1, np.int64)
     graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))

@@ -33,11 +33,11 @@ def dcnv3(
     factors = g.shaped(mask, 0, -1, group, len(taps))
     axes, sizes = [], []
     for axis in (0, 1):
-        steps = g.Mul(g.range(offset, 1 + axis), g.int(stride[axis]))
-        steps = g.Add(steps, g.int(middle[axis] - padding[axis]))
+        steps = g.Mul(g.range(offset, 1 + axis), g.integer(stride[axis]))
+        steps = g.Add(steps, g.integer(middle[axis] - padding[axis]))
         base = g.Expand(g.shaped(steps, *((-1, 1), (1, -1))[axis]), g.sizes(offset, 1, 2))
         tap = g.Cast(g.floats(*(t[axis] * dilation[axis] - middle[axis] for t in taps)), to=real)
-        moved = g.Transpose(g.Cast(g.Gather(pairs, g.int(1 - axis), axis=4), to=real), perm=[0, 2, 1, 3])
+        moved = g.Transpose(g.Cast(g.Gather(pairs, g.integer(1 - axis), axis=4), to=real), perm=[0, 2, 1, 3])
         stretched = g.Mul(g.Add(tap, moved), g.number(offset_scale, real))
         coordinate = g.Add(g.Cast(g.shaped(base, 1, 1, -1, 1), to=real), stretched)  # [N, group, oH·oW, P]
         sizes.append(g.length(input, 1 + axis))

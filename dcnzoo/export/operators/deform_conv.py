@@ -205,12 +205,12 @@ def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, 
     taps = list(product(*map(range, call.kernel)))
     coordinates = []
     for axis in range(rank):
-        steps = g.Mul(g.range(call.offset, 2 + axis), g.int(call.stride[axis]))
+        steps = g.Mul(g.range(call.offset, 2 + axis), g.integer(call.stride[axis]))
         grid = g.shaped(steps, *(-1 if a == axis else 1 for a in range(rank)))
         pixels = g.Cast(g.shaped(g.Expand(grid, out), 1, 1, 1, -1), to=real)
         start = [tap[axis] * call.dilation[axis] - call.padding[axis] for tap in taps]
         regular = g.Add(pixels, g.shaped(g.Cast(g.floats(*start), to=real), 1, 1, -1, 1))
-        moved = g.Cast(g.Gather(offset, g.int(axis), axis=3), to=real)
+        moved = g.Cast(g.Gather(offset, g.integer(axis), axis=3), to=real)
         coordinates.append(g.Add(regular, moved))
     return coordinates
 
@@ -251,7 +251,7 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
         )
     real = wide(call.kind)
     one, two, outside = (g.number(value, real) for value in (1, 2, -2))
-    grid = []
+    grid: list[Value] = []
     for axis, coordinate in enumerate(_coordinates(g, call)):
         size = g.Cast(g.length(call.input, 2 + axis), to=real)
         # runtimes disagree far outside and at NaN: move all such points to one position outside

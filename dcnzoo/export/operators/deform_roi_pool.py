@@ -27,14 +27,16 @@ def deform_roi_pool(
     bins, finite = [], None
     for axis, count in ((0, output_w), (1, output_h)):  # x, y
         low, high = (
-            g.Mul(g.shaped(g.Gather(rois, g.int(i), axis=1), -1, 1, 1), constant(spatial_scale))
+            g.Mul(g.shaped(g.Gather(rois, g.integer(i), axis=1), -1, 1, 1), constant(spatial_scale))
             for i in (1 + axis, 3 + axis)
         )
         length = g.Sub(high, low)  # [K, 1, 1]
         each = g.Div(length, constant(count))
         place = g.Cast(g.floats(*range(count)), to=kind)
         place = g.shaped(place, 1, *((1, -1), (-1, 1))[axis])
-        moved = g.Mul(g.Mul(g.Cast(g.Gather(offset, g.int(axis), axis=1), to=kind), constant(gamma)), length)
+        moved = g.Mul(
+            g.Mul(g.Cast(g.Gather(offset, g.integer(axis), axis=1), to=kind), constant(gamma)), length
+        )
         start = g.Add(g.Add(low, g.Mul(place, each)), moved)  # [K, oH, oW]
         near = g.And(g.Less(g.Abs(start), constant(1e30)), g.Less(g.Abs(length), constant(1e30)))
         finite = near if finite is None else g.And(finite, near)
@@ -45,7 +47,7 @@ def deform_roi_pool(
             slack = g.Mul(g.Add(g.Abs(start), g.Add(g.Abs(each), constant(1))), constant(3e-7))
             each = g.Min(g.Max(each, g.Add(g.Sub(samples, constant(1)), slack)), g.Sub(samples, slack))
         bins.append((start, g.Add(start, each)))
-    image = g.Expand(g.shaped(g.Gather(rois, g.int(0), axis=1), -1, 1, 1), g.Shape(bins[0][0]))
+    image = g.Expand(g.shaped(g.Gather(rois, g.integer(0), axis=1), -1, 1, 1), g.Shape(bins[0][0]))
     columns = [image, *(bins[axis][side] for side in (0, 1) for axis in (0, 1))]
     columns = [g.shaped(column, -1, 1) for column in columns]
     flat = g.shaped(finite, -1, 1)

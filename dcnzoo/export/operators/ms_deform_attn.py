@@ -26,8 +26,8 @@ def ms_deform_attn(
     axes, sizes = [], []
     half = g.number(0.5, real)
     for axis in (0, 1):
-        size = g.shaped(g.Gather(spatial_shapes, g.int(axis), axis=1), -1, 1)  # [L, 1]
-        location = per_head(g.Gather(sampling_locations, g.int(1 - axis), axis=5))
+        size = g.shaped(g.Gather(spatial_shapes, g.integer(axis), axis=1), -1, 1)  # [L, 1]
+        location = per_head(g.Gather(sampling_locations, g.integer(1 - axis), axis=5))
         coordinate = g.Sub(g.Mul(location, g.Cast(size, to=real)), half)
         axes.append(neighbours(g, real, coordinate, size))
         sizes.append(size)

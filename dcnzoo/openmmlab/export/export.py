@@ -127,15 +127,13 @@ def write_detector(
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
-    names = {"input_names": list(model.input_names), "output_names": None}
-    if model.output_names:
-        names["output_names"] = list(model.output_names)
     with symbolic_batches():
         return write_file(
             model.eval(),
             args,
             options,
-            names=names,
+            input_names=list(model.input_names),
+            output_names=list(model.output_names),
             dynamic_shapes=shapes if dynamic else None,
             metadata=metadata,
             calibration=calibration,

@@ -53,7 +53,7 @@ class Predictor(nn.Module):
     """
 
     input_names: tuple[str, ...] = ("input", "img_shape")
-    output_names: tuple[str, ...] | None = ("dets", "labels")
+    output_names: tuple[str, ...] = ("dets", "labels")
 
     def __init__(self, detector: nn.Module, all_masks: bool = False) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class RawHead(nn.Module):
     """The head's outputs, level by level, without post-processing."""
 
     input_names = ("input",)
-    output_names = None  # they depend on the head
+    output_names = ()  # they depend on the head
     one_size = False
 
     def __init__(self, detector: nn.Module) -> None:
