@@ -18,8 +18,30 @@ import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 
+from .commands import error_of
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.JPG", "a picture"),
+        ("a.py", "a config"),
+        ("a.json", "a JSON file"),
+        ("a.onnx", "an exported detector"),
+        ("a.pt2", "an exported detector"),
+        ("a", "another file"),
+    ],
+)
+def test_other_files_are_called_by_their_kind(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"PK" if "." in name else b"text")
+    with pytest.raises(CheckpointError, match=f"{name}: expected a checkpoint, got {kind}$"):
+        load_file(tmp_path / name)
+    arguments = ["export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path / name]
+    assert kind in (message := error_of(*arguments)) and ("--test-img" in message) == (name == "a.JPG")
+    for command in ("test", "export"):
+        assert "folder" in error_of(command, "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")

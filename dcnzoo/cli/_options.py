@@ -11,7 +11,7 @@ import click
 
 from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import CHECKPOINTS, require_file
+from dcnzoo.utils.files import CHECKPOINTS, KINDS, require_file
 
 
 class UserPath(click.Path):
@@ -81,6 +81,19 @@ def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Callback: require a file, before the imports of OpenMMLab, which take seconds."""
     if value and value not in CHECKPOINTS and not ctx.resilient_parsing:
         require_file(str(value), param.name)
+    return value
+
+
+def existing_checkpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback: require a file with weights, before a model is built, or an exported one."""
+    if not value or value in CHECKPOINTS or ctx.resilient_parsing:
+        return value
+    require_file(value, "checkpoint")
+    kind = KINDS.get(Path(value).suffix.lower())
+    if kind and not value.endswith(EXPORTED):
+        options = [name for option in ctx.command.params for name in option.opts]
+        hint = "; --test-img names a picture" if kind == "a picture" and "--test-img" in options else ""
+        raise UserError(f"checkpoint: expected a file with weights, got {kind}, {value}{hint}")
     return value
 
 
@@ -222,11 +235,13 @@ model = click.argument("model", type=NAME, callback=existing_model)
 checkpoint = option(
     "--checkpoint",
     type=NAME,
-    callback=existing,
+    callback=existing_checkpoint,
     metavar="FILE",
     help="File with weights; best or last of a work directory (default: its best, or those of the zoo).",
 )
-checkpoint_argument = click.argument("weights", type=NAME, required=False, metavar="[CHECKPOINT]")
+checkpoint_argument = click.argument(
+    "weights", type=NAME, required=False, callback=existing_checkpoint, metavar="[CHECKPOINT]"
+)
 
 channels_last = option(
     "--no-channels-last",

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import picture_files
-
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+from dcnzoo.utils.files import VIDEOS, picture_files
 
 
 def several(images: Any) -> Iterable[Any] | None:

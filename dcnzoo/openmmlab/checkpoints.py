@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.files import KINDS
 from dcnzoo.utils.text import few
 
 Source = str | os.PathLike | IO[bytes]
@@ -39,21 +40,23 @@ class CheckpointError(UserError):
 
 
 def damage(path: str | os.PathLike) -> str | None:
-    """Describe what is wrong with the file of a checkpoint; None if nothing is found.
+    """Describe the file in place of a checkpoint; None if nothing is wrong with it.
 
     Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. In files of older versions of
     torch, only the first byte is checked.
     """
+    if kind := KINDS.get(Path(path).suffix.lower()):
+        return kind
     with open(path, "rb") as file:
         first = file.read(2)
     if first != b"PK":
-        return None if first.startswith(b"\x80") else "is not a checkpoint" if first else "is empty"
+        return None if first.startswith(b"\x80") else "another file" if first else "an empty file"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except Exception as error:  # besides BadZipFile, those of five compression methods and of encryption
-        return f"is truncated or damaged ({one_line(error)})"
-    return f"is damaged ({printable(broken)})" if broken else None
+        return f"a file that is truncated or damaged ({one_line(error)}); copy it again"
+    return f"a file that is damaged ({printable(broken)}); copy it again" if broken else None
 
 
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
@@ -71,7 +74,7 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
     if name.endswith(".safetensors"):
         checkpoint = _load_safetensors(name)
     elif is_path and (reason := damage(path)):
-        raise CheckpointError(f"{name}: expected a checkpoint, got a file that {reason}; copy it again")
+        raise CheckpointError(f"{name}: expected a checkpoint, got {reason}")
     else:
         checkpoint = _load_pickle(path, name, unsafe_load, map_location)
     groups = [checkpoint.get(key) for key in ("state_dict", "model", "ema_state_dict")]

@@ -168,6 +168,16 @@ PICTURES = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+# endings of files that users give in the place of another one
+KINDS = {
+    **dict.fromkeys(PICTURES, "a picture"),
+    **dict.fromkeys(VIDEOS, "a video"),
+    **dict.fromkeys((".onnx", ".xml", ".pt2"), "an exported detector"),
+    **dict.fromkeys((".yml", ".yaml", ".txt", ".log", ".csv", ".html", ".md"), "a text"),
+    **{".py": "a config", ".json": "a JSON file", ".zip": "an archive"},
+}
+
 
 def picture_files(name: str | os.PathLike) -> list[str] | None:
     """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``.
