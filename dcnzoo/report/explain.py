@@ -83,10 +83,10 @@ def offset_table(
     for name in [*by_name, *(name for name in statistics if name not in by_name)]:
         field, known = by_name.get(name), statistics.get(name)
         size = "×".join(map(str, field.weight.shape[-2:])) if field else "not drawn"
-        if known is None:  # not a layer of dcnzoo
-            mean, largest, outside = field.offset.abs().mean(), field.offset.abs().max(), None
-        else:
+        if known is not None:
             mean, largest, outside = known
+        elif field is not None:  # not a layer of dcnzoo
+            mean, largest, outside = float(field.offset.abs().mean()), float(field.offset.abs().max()), None
         share = "–" if outside is None else f"{outside:.1%}"
         rows.append([name, size, f"{mean:.3f}", f"{largest:.2f}", share])
     return rows
@@ -103,13 +103,13 @@ def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:
     return named
 
 
-def output_window(field: SamplingField, box: Box, image_size: tuple[int, int]) -> tuple[slice, slice]:
+def output_window(field: SamplingField, box: Box, image_size: tuple[float, float]) -> tuple[slice, slice]:
     """Return the rows and columns of a layer's output that are closest to the box."""
     (top, left), (bottom, right) = nearest_output(field, box.corners, image_size).tolist()
     return slice(top, bottom + 1), slice(left, right + 1)
 
 
-def points_of(field: SamplingField, box: Box, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def points_of(field: SamplingField, box: Box, image_size: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return the sampling points of the outputs in a box, for at most eight rows and columns of it.
 
     Returns:

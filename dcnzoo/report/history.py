@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class History:
         return max(self.training, default=0)
 
 
-def _entries(log: Path) -> Iterator[dict[str, float]]:
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a ``scalars.json``, which may still be written to."""
     for line in log.read_text(encoding="utf-8").splitlines():
         try:

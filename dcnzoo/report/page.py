@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,7 @@ _QUALITY = {"quality": 88}  # of JPEG
 _ENVIRONMENT = Environment(
     loader=PackageLoader("dcnzoo.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-_PARTS = _ENVIRONMENT.get_template("parts.html").module
+_PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 
 table, fold, text = _PARTS.table, _PARTS.fold, _PARTS.text
 

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -140,7 +141,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _line_style(index: int, points: int) -> dict[str, object]:
+def _line_style(index: int, points: int) -> dict[str, Any]:
     every = max(1, points // 8)
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -189,13 +190,14 @@ def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) ->
     figure = Figure(figsize=size, layout="constrained")
     figure.subplots(rows, columns, squeeze=False)
     largest = max(np.abs(panel.weight).max() for panel in panels if panel.weight is not None) or 1.0
-    drawn = []
+    drawn = None
     for axes, panel in zip(figure.axes, panels, strict=False):
         axes.set_title(plain(panel.title), fontsize=9)
-        drawn.append(_draw_panel(axes, image, panel, largest))
+        drawn = _draw_panel(axes, image, panel, largest)
     for unused in figure.axes[len(panels) :]:
         unused.set_axis_off()
-    figure.colorbar(drawn[-1], ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
     return figure
 
 
@@ -216,12 +218,13 @@ def _draw_panel(axes: Axes, image: np.ndarray, panel: Panel, largest: float) -> 
     if panel.heat is not None:
         axes.imshow(panel.heat, interpolation="nearest")
     points = None
-    if panel.points is not None:
+    if panel.points is not None and panel.weight is not None:
         weight = np.abs(panel.weight)
         area = 32 / max(1, len(weight) / 100)  # many points are drawn small
         ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
+        y, x = panel.points.T
         points = axes.scatter(
-            *panel.points.T[::-1], s=2 + area * weight / largest, c=weight, cmap=ramp,
+            x, y, s=2 + area * weight / largest, c=weight, cmap=ramp,
             vmin=0, vmax=largest, edgecolors="black", linewidths=0.4,
         )  # fmt: skip
     x1, y1, x2, y2 = panel.region

@@ -56,7 +56,7 @@ def write_report(
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
     """
     out = out or folders[0] / FILES[0]
-    names = labels or [None] * len(folders)
+    names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     data = out.with_suffix(".json")
     if out == data:

@@ -48,12 +48,14 @@ class TrainedRun:
             raise UserError(
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
-        if checkpoint in (None, *CHECKPOINTS):
-            checkpoint = checkpoint_of(folder, checkpoint)
-        if checkpoint is not None and not checkpoint.is_file():
-            raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
+        if checkpoint is None or checkpoint in CHECKPOINTS:
+            file = checkpoint_of(folder, checkpoint and str(checkpoint))
+        else:
+            file = Path(checkpoint)
+        if file is not None and not file.is_file():
+            raise UserError(f"checkpoint: expected a file, found none at {file}")
         cfg = Config.fromfile(config)
-        return cls(label or folder.resolve().name, folder, cfg, history, checkpoint)
+        return cls(label or folder.resolve().name, folder, cfg, history, file)
 
     @property
     def counts_epochs(self) -> bool:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
@@ -72,17 +74,18 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     the third is the mask before the sigmoid (v2).
     """
     fields: list[SamplingField] = []
-    handles = []
+    handles: list[RemovableHandle] = []
+    layer: Any
     for name, layer in model.named_modules():
         if isinstance(layer, DCNv3 | DCNv4):
             handles += _record_deform_attn(name, layer, fields)
             continue
         if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
             continue
-        if not isinstance(layer, TracksOffsets):
-            handles.append(layer.conv_offset.register_forward_hook(_recorder(name, layer, fields)))
-        elif len(layer.kernel_size) == 2 and not layer.transposed:
-            handles.append(layer.register_forward_hook(_recorder(name, layer, fields)))
+        is_ours = isinstance(layer, TracksOffsets)
+        if not is_ours or (len(layer.kernel_size) == 2 and not layer.transposed):
+            hooked = layer if is_ours else layer.conv_offset
+            handles.append(hooked.register_forward_hook(_recorder(name, layer, fields)))
     try:
         yield fields
     finally:
@@ -91,7 +94,7 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
 
 
 def trace_sampling(
-    fields: Sequence[SamplingField], location: tuple[float, float], image_size: tuple[int, int]
+    fields: Sequence[SamplingField], location: tuple[float, float], image_size: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
     """Trace one output location of the last layer back to the image.
 
@@ -121,7 +124,7 @@ def trace_sampling(
     return points, weight
 
 
-def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[float, float]) -> Tensor:
     """Return the output locations of a layer that are closest to points of the image.
 
     Args:
@@ -137,9 +140,9 @@ def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, 
     return index.clamp(torch.zeros_like(out), out - 1)
 
 
-def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
+def _recorder(name: str, layer: Any, fields: list[SamplingField]) -> Callable:
     @torch.no_grad()
-    def record(hooked: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(hooked: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         taps = math.prod(_pair(layer.kernel_size))
         if hooked is layer:
             offset, mask = layer.predict(inputs[0])
@@ -153,15 +156,20 @@ def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
                 name,
                 offset[0, : 2 * taps].unflatten(0, (taps, 2)).float().cpu(),
                 weight.float().cpu(),
-                *map(_pair, (layer.kernel_size, layer.stride, layer.padding, layer.dilation)),
-                input_size=tuple(inputs[0].shape[-2:]),
+                _pair(layer.kernel_size),
+                _pair(layer.stride),
+                _pair(layer.padding),
+                _pair(layer.dilation),
+                input_size=_pair(inputs[0].shape[-2:]),
             )
         )
 
     return record
 
 
-def _record_deform_attn(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]) -> list:
+def _record_deform_attn(
+    name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]
+) -> list[RemovableHandle]:
     """Register hooks that add a field with the taps in the order of a convolution.
 
     The difference between a convolution's taps and those scaled by ``offset_scale`` counts as offset. A
@@ -170,7 +178,9 @@ def _record_deform_attn(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingFi
     predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
     predicted: dict[nn.Module, Tensor] = {}  # of the first image, [oH, oW, channels]
     taps = layer.taps // layer.group
-    pairs = [_pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)]
+    kernel, stride, padding, dilation = (
+        _pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)
+    )
     centre = layer.kernel_size**2 // 2
     kept = [tap for tap in range(layer.kernel_size**2) if not (layer.remove_center and tap == centre)]
 
@@ -193,16 +203,21 @@ def _record_deform_attn(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingFi
             both = predicted[layer.offset_mask]
             offset, weight = both[..., : 2 * taps], both[..., 2 * taps : 3 * taps]
         out = offset.shape[:2]
-        points = deform_attn_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
+        points = deform_attn_points(
+            out, kernel, stride, padding, dilation, layer.offset_scale, False, offset
+        )[:, :, 0]
         points[:, :, kept] += offset.unflatten(-1, (taps, 2)) * layer.offset_scale  # [oH, oW, K, 2], (x, y)
         weights = torch.zeros_like(points[..., 0])
         weights[..., kept] = weight
-        points, size = by_row(points.flip(-1)), tuple(inputs[0].shape[1:3])
-        field = SamplingField(name, torch.zeros_like(points), by_row(weights), *pairs, input_size=size)
+        points, size = by_row(points.flip(-1)), _pair(inputs[0].shape[1:3])
+        field = SamplingField(
+            name, torch.zeros_like(points), by_row(weights), kernel, stride, padding, dilation, size
+        )
         fields.append(dataclasses.replace(field, offset=points - field.grid))
 
     return [*(each.register_forward_hook(keep) for each in predictors), layer.register_forward_hook(record)]
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width

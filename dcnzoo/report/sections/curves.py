@@ -71,7 +71,7 @@ def show_offsets(runs: Sequence[TrainedRun]) -> Section:
         offsets = run.history.offsets
         last = offsets[max(offsets)] if offsets else {}
         sizes = {name.removeprefix("mean_abs/"): last[name] for name in last if name.startswith("mean_abs/")}
-        layers = sorted(sizes, key=sizes.get, reverse=True)[: len(COLOURS)]
+        layers = sorted(sizes, key=sizes.__getitem__, reverse=True)[: len(COLOURS)]
         figures = []
         for column, title in _OFFSETS.items():
             curves: Curves = {}

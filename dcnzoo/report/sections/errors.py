@@ -62,7 +62,7 @@ def class_table(result: Evaluation, names: Sequence[str]) -> list[list[str]]:
     if len(chosen):
         means = [f"{column[chosen].mean():.3f}" for column in columns]
         rows.append([f"mean of {len(chosen)}", str(result.objects.sum()), *means])
-    for number in chosen:
+    for number in chosen.tolist():
         values = (f"{column[number]:.3f}" for column in columns)
         rows.append([names[number], str(result.objects[number]), *values])
     return rows
@@ -108,9 +108,10 @@ def _mistakes_picture(detector: ValidationRunner, image: int, mistakes: Sequence
 
 
 def _in_words(mistake: Mistake, names: Sequence[str]) -> str:
+    label = None if mistake.label is None else names[mistake.label]
     if mistake.detected is None:
-        return f"missed {names[mistake.label]}"
-    known = "false" if mistake.label is None else f"{names[mistake.label]} as"
+        return f"missed {label}"
+    known = "false" if label is None else f"{label} as"
     return f"{known} {names[mistake.detected]} {mistake.score:.2f}"
 
 
@@ -121,7 +122,7 @@ def results_data(result: Evaluation, names: Sequence[str]) -> dict:
     classes = [
         {"name": names[number], "objects": int(result.objects[number])}
         | {key: round(float(column[number]), 4) for key, column in columns.items()}
-        for number in np.flatnonzero(result.objects)
+        for number in np.flatnonzero(result.objects).tolist()
     ]
     return {
         "images": len(result.mistakes),

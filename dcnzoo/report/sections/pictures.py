@@ -48,6 +48,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     parts = []
     chain = _chain(prediction.fields)
     image = prediction.truth.image
+    assert image is not None  # of a file of the data set
     places = locations(prediction.truth)
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
@@ -112,6 +113,7 @@ def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
 
 def locations(truth: Detections) -> dict[str, tuple[float, float]]:
     """Return the centre, (y, x), of the largest and smallest object, and a point far from all objects."""
+    assert truth.image is not None  # of a file of the data set
     size = truth.image.shape[:2]
     masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
     areas = masks.sum((1, 2))
