@@ -44,7 +44,10 @@ def command() -> None:
 @option("--measured", is_flag=True, help="List only models that dcnzoo measured.")
 @AS_JSON
 def list_(dcn: bool, measured: bool, as_json: bool) -> None:
-    """List all models."""
+    """List all models.
+
+    Column *here*: the weights are on this machine, or to be downloaded, or a package is missing.
+    """
     from dcnzoo import zoo
 
     described = {m: zoo.describe(m) for m in zoo.models() if m.measured or not measured}
@@ -145,11 +148,11 @@ def _show(models: dict[Model, Description], as_json: bool) -> None:
     if as_json:
         print(json.dumps([_known(*each) for each in models.items()], indent=2))
         return
-    rows = [("name", "box AP", "mask AP", "deformable", "figures")]
+    rows = [("name", "box AP", "mask AP", "deformable", "here", "figures")]
     for model, description in models.items():
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
-            cells = (model.name, *figures, description.operators_text(), source)
+            cells = (model.name, *figures, description.operators_text(), _here(model), source)
             rows.append([printable(str(cell)) for cell in cells])
     print_columns(rows)
     print(f"{counted(len(models), 'models')}", file=sys.stderr)
@@ -163,7 +166,18 @@ def _known(model: Model, description: Description) -> dict:
         "deformable": dict(description.operators),
         "backbone": description.backbone,
         "schedule": description.schedule,
+        "here": _here(model),
     }
+
+
+def _here(model: Model) -> str:
+    """Return what a call with the model needs on this machine."""
+    from dcnzoo.zoo.description import missing_packages
+    from dcnzoo.zoo.downloads import is_downloaded
+
+    if missing := missing_packages(model):
+        return f"needs {', '.join(missing)}"
+    return "weights" if is_downloaded(model) else "download" if model.weights else "no weights"
 
 
 def _text(value: object) -> str:

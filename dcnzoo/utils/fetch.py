@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import time
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -54,9 +55,10 @@ class ChecksumError(DownloadError):
 
 def cache_folder() -> Path:
     """The folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    if torch := sys.modules.get("torch"):  # torch.hub.set_dir may have changed it
+        return Path(torch.hub.get_dir(), "checkpoints")
+    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(home, "hub", "checkpoints").expanduser()
 
 
 # Checksums
@@ -127,6 +129,11 @@ def fetch_bytes(url: str, limit: int) -> bytes:
     return bytes(content)
 
 
+def name_of(url: str) -> str:
+    """Return the name under which a download is stored."""
+    return PurePosixPath(unquote(urlsplit(url).path)).name
+
+
 def fetch(
     url: str,
     folder: str | os.PathLike | None = None,
@@ -144,7 +151,7 @@ def fetch(
         DownloadError: the download failed. The message has one line: the address, the reason and, where it
             helps, the path to which you can copy the file.
     """
-    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    name = name_of(url)
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
         raise DownloadError(f"{url}: expected the http:// or https:// address of a file")
     folder = cache_folder() if folder is None else Path(folder)

@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
@@ -42,8 +43,19 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
     "TOODHead": ("DCN", None, True),
     "VFNetHead": ("DCN", None, True),
 }
+# A word in a config → the package without which the model cannot be built.
+_PACKAGES = {
+    **{
+        "mmpretrain": "mmpretrain",
+        "BaseReID": "mmpretrain",
+        "BertModel": "transformers",
+        "num_cp": "fairscale",
+    },
+    **{"BoxInstDataPreprocessor": "skimage", "ByteTracker": "lap", "OCSORTTracker": "lap"},
+    "SORTTracker": "motmetrics",
+}
 # Evaluating a config takes 10 to 20 ms; a config without a match in its text or its bases is skipped.
-_HINT = re.compile(rf"\b({'|'.join([*deformable.SETTINGS, 'dcn_on_last_conv', *_OPERATORS])})\b")
+_WORDS = re.compile(rf"\b({'|'.join([*deformable.SETTINGS, 'dcn_on_last_conv', *_OPERATORS, *_PACKAGES])})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
 _INTERN_IMAGES = {64: "T", 80: "S", 112: "B", 160: "L", 192: "XL"}  # channels of the first level
 
@@ -82,11 +94,22 @@ def describe(model: Model) -> Description:
     return Description(texts, _backbone(cfg.model), _schedule(model, cfg))
 
 
-@functools.cache
 def may_be_deformable(config: Path) -> bool:
     """False if neither the config's text nor that of the configs it names mentions a deformable operator."""
+    return bool(_words(config) - _PACKAGES.keys())
+
+
+def missing_packages(model: Model) -> list[str]:
+    """Return the packages that are not installed and without which the model cannot be built."""
+    packages = {_PACKAGES[word] for word in _words(model.config) & _PACKAGES.keys()}
+    return sorted(package for package in packages if find_spec(package) is None)
+
+
+@functools.cache
+def _words(config: Path) -> frozenset[str]:
+    """Return the words of ``_WORDS`` in the texts of a config and of the configs that it names."""
     text = config.read_text(encoding="utf-8")
-    return bool(_HINT.search(text)) or any(may_be_deformable(path) for path in _named(config, text))
+    return frozenset(_WORDS.findall(text)).union(*map(_words, _named(config, text)))
 
 
 def _named(config: Path, text: str) -> Iterator[Path]:

@@ -6,9 +6,15 @@ import os
 from pathlib import Path
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.fetch import fetch, verify
+from dcnzoo.utils.fetch import cache_folder, fetch, name_of, verify
 from dcnzoo.utils.files import write_bytes
-from dcnzoo.zoo.index import find
+from dcnzoo.zoo.index import Model, find
+
+
+def is_downloaded(model: Model) -> bool:
+    """Whether all files of the model's weights are in the package or in torch's cache."""
+    files = [cache_folder() / name_of(each) if "://" in each else Path(each) for each in model.weights]
+    return bool(files) and all(file.is_file() for file in files)
 
 
 def download(name: str, folder: str | os.PathLike | None = None) -> Path:

@@ -33,7 +33,7 @@ def package(tmp_path, monkeypatch):
     def write(*entries):
         for entry in entries:
             config = folder / Path(entry["Config"]).name
-            config.write_text(entry.pop("text", ""))
+            config.write_text(entry.pop("text", "model = dict()"))
         content = {"Collections": [{"Name": "Paper", "Paper": {"Title": "T"}}], "Models": list(entries)}
         (folder / "metafile.yml").write_text(yaml.safe_dump(content))
         for cache in caches:

@@ -31,7 +31,23 @@ def test_list():
     lines = run("list").splitlines()
     assert lines[0].split("  ")[0] == "name" and len(lines) - 1 >= len(zoo.models()) > 580
     (row,) = [line for line in lines if line.startswith(NAME + " ")]
-    assert re.split(r"  +", row) == [NAME, "41.4", "–", "DCNv2 (backbone)", "published (MMDetection)"]
+    expected = [NAME, "41.4", "–", "DCNv2 (backbone)", "download", "published (MMDetection)"]
+    assert re.split(r"  +", row) == expected
+
+
+def test_list_says_what_runs_here(server, package, monkeypatch, tmp_path):
+    def here():
+        return {model["name"]: model["here"] for model in json.loads(run("list", "--json"))}
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("dcnzoo.zoo.description.find_spec", lambda name: None)
+    first, grounding = here(), "grounding_dino_swin-t_pretrain_obj365_goldg"
+    assert first["net0"] == "download" and first["rtmdet_l_convnext_b_4xb32-100e_coco"] == "needs mmpretrain"
+    assert first[grounding] == "needs fairscale, transformers"
+    run("download", "net0")
+    assert here()["net0"] == "weights" and here()["net1"] == "download"
+    package(entry("net2", Published="a test"))
+    assert here()["net2"] == "no weights"
 
 
 def test_list_dcn():

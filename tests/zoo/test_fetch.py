@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import random
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def screen(monkeypatch):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_the_folder_is_torchs_without_torch(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    expected = cache_folder()
+    monkeypatch.delitem(sys.modules, "torch")
+    assert tmp_path in expected.parents and cache_folder() == expected
 
 
 def test_whole_file(server, tmp_path, monkeypatch, screen):
