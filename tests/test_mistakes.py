@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mmdet
 import pytest
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import dcnzoo
@@ -37,7 +38,7 @@ PLACES = {
 }
 OLD = """data optimizer optimizer_config lr_config momentum_config total_epochs runner evaluation workflow
 checkpoint_config log_config dist_params opencv_num_threads mp_start_method fp16 seed
-resume_from"""
+resume_from total_iters deterministic auto_resume gpu_ids gpus device"""
 FORBIDDEN = "Traceback|AssertionError|not refused"
 WRONG = [  # key, value: of a wrong type or out of range
     ("model.backbone", 3), ("model.backbone.stage_with_dcn", "True"), ("model.neck.num_outs", "five"),
@@ -129,6 +130,7 @@ def refuse(*args, **kwargs):
 def test_mistakes(tmp_path, monkeypatch, built):
     """Exit status 1, at most three lines with the key or the file, and nothing is trained."""
     (tmp_path / "mine.py").touch()
+    monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     if not built:  # the check alone refuses them
         monkeypatch.setattr(training, "build_runner", refuse)
     passed, cases = [], list(built_mistakes() if built else mistakes())

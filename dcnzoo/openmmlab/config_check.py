@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.deformable import split_settings
@@ -26,6 +26,7 @@ from dcnzoo.openmmlab.settings import (
     class_of,
     keys_read,
     places,
+    registered,
     registry_of,
 )
 from dcnzoo.utils.errors import UserError, printable
@@ -85,12 +86,13 @@ def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) 
     """List the problems of a config; see :func:`check_config`."""
     missing = [key for key in required if not cfg.get(key)]
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
-    checks = [wrong_keys, wrong_values, wrong_class_names]
-    if runs:
-        checks += [wrong_runner_keys, wrong_class_numbers, wrong_evaluator_files, contradictions]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for check in checks:
-            problems += check(cfg)
+        nodes = list(places(cfg))
+        problems += [*wrong_keys(nodes), *wrong_values(nodes), *wrong_class_names(cfg)]
+        if runs:
+            for check in (wrong_runner_keys, wrong_class_numbers, wrong_evaluator_files):
+                problems += check(cfg)
+            problems += contradictions(cfg, nodes)
     return problems
 
 
@@ -98,20 +100,21 @@ def wrong_runner_keys(cfg: Config) -> Iterator[Finding]:
     """Yield keys of MMDetection 2, and keys that nearly are keys of the runner. Others may be variables."""
     values = [node for key in cfg if key in RUNNER_KEYS for _, node in dicts(cfg[key])]
     for key in cfg:
-        # val_evaluator_2 and conv_cfg are variables
-        similar = [known for known in RUNNER_KEYS if known[0] == key[0] and not key.startswith(f"{known}_")]
-        # a data set as a variable, which is merged with that of the base, is in no loader as it is here
-        is_variable = cfg[key] in values or (key == "data" and "type" in (cfg.data or ()))
-        if key in OLD_KEYS and cfg[key] is not None and not is_variable:
+        if key in OLD_KEYS and cfg[key] is not None:
+            # a data set as a variable, which is merged with that of the base, is in no loader as it is here
+            if cfg[key] in values or (key == "data" and "type" in cfg.data):
+                continue
             text = f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2"
             yield Finding(key, text, stops=key != "cudnn_benchmark")  # SSD sets it in version 3 too
-        elif key not in RUNNER_KEYS and (close := nearest(key, similar, 0.8)):
-            yield Finding(key, f"expected {close}, got an unknown key")
+        elif key not in RUNNER_KEYS:
+            # val_evaluator_2 and conv_cfg are variables
+            similar = [each for each in RUNNER_KEYS if each[0] == key[0] and not key.startswith(f"{each}_")]
+            if close := nearest(key, similar, 0.8):
+                yield Finding(key, f"expected {close}, got an unknown key")
 
 
-def wrong_keys(cfg: Config) -> Iterator[Finding]:
+def wrong_keys(nodes: Sequence[Place]) -> Iterator[Finding]:
     """Yield keys that the class of their dictionary does not have, and names that no class has."""
-    nodes = list(places(cfg))
     read = keys_read(nodes)
     for place in nodes:
         if NAMES.search(place.path) or _is_layer(place):
@@ -145,21 +148,14 @@ def _wrong_name(place: Place) -> Iterator[Finding]:
     name = place.node.get("type")
     is_class = isinstance(name, str) and name[:1].isupper()
     if is_class and place.names and class_of(place.node, *place.names) is None:
-        known = [known for registry in map(registry_of, place.names) for known in _names(registry)]
+        known = [known for registry in map(registry_of, place.names) for known in registered(registry)]
         if name not in known and (close := nearest(name, known, 0.8)):
             yield Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
 
 
-def _names(registry: Registry) -> Iterator[str]:
-    registry.import_from_location()
-    yield from registry.module_dict
-    if registry.parent is not None:
-        yield from _names(registry.parent)
-
-
-def wrong_values(cfg: Config) -> Iterator[Finding]:
+def wrong_values(nodes: Sequence[Place]) -> Iterator[Finding]:
     """Yield texts where a class takes none, and numbers out of range."""
-    for place in places(cfg):
+    for place in nodes:
         known = place.arguments()[0]
         for key, value in place.node.items():
             low, high = RANGES.get(key, (None, None))
@@ -192,11 +188,11 @@ def _kind(argument: inspect.Parameter | None) -> str:
     return f"a value such as {argument.default!r}"
 
 
-def contradictions(cfg: Config) -> Iterator[Finding]:
+def contradictions(cfg: Config, nodes: Sequence[Place]) -> Iterator[Finding]:
     """Yield steps of pipelines that repeat what the model does."""
     model = cfg.get("model")
     preprocessor = (model.get("data_preprocessor") if isinstance(model, Mapping) else None) or {}
-    for place in places(cfg) if preprocessor.get("mean") is not None else ():
+    for place in nodes if preprocessor.get("mean") is not None else ():
         if place.names and place.node.get("type") in ("Normalize", "mmcv.Normalize", "mmdet.Normalize"):
             yield Finding(place.path, "expected no Normalize: model.data_preprocessor normalises too")
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -223,12 +224,23 @@ def class_of(node: Mapping, *names: str) -> type | None:
     classes = [name]
     for registry in map(registry_of, names if isinstance(name, str) else ()):
         with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
-            classes.append(scoped.get(name))  # RuntimeError: the text is not a name
+            # Registry.get imports every unknown text as a module; RuntimeError: it is not the name of one
+            classes.append(scoped.get(name) if "." in name else registered(scoped).get(name))
     return next(filter(inspect.isclass, classes), None)
 
 
 def registry_of(name: str) -> Registry:
     return getattr(registries, name)
+
+
+def registered(registry: Registry | None) -> ChainMap[str, object]:
+    """Return what a registry and its parents contain, by name."""
+    maps = []
+    while registry is not None:
+        registry.import_from_location()
+        maps.append(registry.module_dict)
+        registry = registry.parent
+    return ChainMap(*maps)
 
 
 @functools.cache
