@@ -408,6 +408,7 @@ def damaged():
         content = encoded(kind)
         yield f"{kind} cut", content[: len(content) // 2]
     yield "JPEG without its last bytes", jpeg[:-2]
+    yield "JPEG with zeros", jpeg[:-300] + bytes(300)
     yield "PNG without its end", png[:-12]
     yield "PNG with a changed bit", png[:200] + bytes([png[200] ^ 1]) + png[201:]
     yield "PNG with zeros", png[:200] + bytes(100) + png[300:]

@@ -368,6 +368,8 @@ class _Checker:
             real = image_size(file, decode=decode)
             if decode:
                 read(file)  # OpenCV, as in a training: it refuses and accepts other files than Pillow
+                if _ends_with_zeros(file.read_bytes()):
+                    raise InvalidAnnotation(f"expected an image at {file}, got one that ends with zeros")
         except (InvalidAnnotation, ValueError) as error:
             self.add_text("unreadable-image", f"file_name: {error}")
             return
@@ -500,6 +502,13 @@ class _Checker:
             low, high = 0, 1.1 * real + box[2] + box[3]
         if not low <= area <= high:
             self.add("area", "area", f"about {real:.6g} pixels²", area)
+
+
+def _ends_with_zeros(content: bytes) -> bool:
+    """Whether a JPEG file has no end, but zeros, as a lost connection leaves them: libjpeg decodes it."""
+    picture = content.rstrip(b"\0")
+    padding = len(content) - len(picture)
+    return content.startswith(b"\xff\xd8") and not picture.endswith(b"\xff\xd9") and padding > 64
 
 
 def decode_counts(text: str) -> list[int]:
