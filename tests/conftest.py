@@ -1,5 +1,6 @@
 import importlib
 import os
+import random
 import sys
 import weakref
 import zlib
@@ -9,6 +10,7 @@ import zlib
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import dataloader
@@ -16,10 +18,18 @@ from torch.utils.data import dataloader
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
 
 
-@pytest.fixture(autouse=True)
 def seed(request):
     """The same random numbers whichever tests ran before, on every worker."""
-    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+    number = zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002  mmengine draws the seed of a training from it
+
+
+seed_of_fixtures = pytest.fixture(
+    seed, autouse=True, scope="module"
+)  # those of a module come before a test's
+seed_of_test = pytest.fixture(seed, autouse=True)
 
 
 @pytest.fixture(autouse=True)

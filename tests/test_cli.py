@@ -8,7 +8,6 @@ import re
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -20,9 +19,8 @@ from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError
 
 from .commands import run
-from .processes import python, run_code
+from .processes import ROOT, python, run_code
 
-ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.name[0] != "_")
 
 

@@ -69,7 +69,6 @@ def amp_wrapper(parameters, **arguments):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: mmengine's own wrapper works")
 def test_amp_on_the_cpu_is_bfloat16():
-    torch.manual_seed(0)
     layer = nn.Linear(2, 3)
     before = layer.bias.detach().clone()
     wrapper = amp_wrapper(layer.parameters(), clip_grad=dict(max_norm=1e6))
@@ -183,7 +182,6 @@ def test_a_detector_that_torch_cannot_convert_to_channels_last(family):
 
 @pytest.mark.parametrize("layer", [ConvWS2d, ConvAWS2d])
 def test_standardized_weights_in_channels_last(layer):
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), layer(5, 4, 3))
     x = torch.randn(2, 3, 7, 9)
     expected = model(x)

@@ -13,10 +13,10 @@ from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 
 from .commands import run
+from .demo import PLAIN
+from .processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
-DEMO = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 CASCADE = str(ROOT / "configs/dcn/cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py")
 PANOPTIC = "mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"
 MASK2FORMER = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
@@ -39,9 +39,9 @@ def keys_of(cfg):
 @pytest.mark.parametrize(
     ("config", "key", "expected", "number"),
     [
-        (DEMO, "model.roi_head.bbox_head.num_classes", 3, 2),
-        (DEMO, "model.roi_head.bbox_head.num_classes", 3, 80),
-        (DEMO, "model.roi_head.mask_head.num_classes", 3, 2),
+        (PLAIN, "model.roi_head.bbox_head.num_classes", 3, 2),
+        (PLAIN, "model.roi_head.bbox_head.num_classes", 3, 80),
+        (PLAIN, "model.roi_head.mask_head.num_classes", 3, 2),
         (CASCADE, "model.roi_head.bbox_head.1.num_classes", 80, 81),
         (PANOPTIC, "model.semantic_head.num_things_classes", 80, 79),
         (PANOPTIC, "model.panoptic_fusion_head.num_stuff_classes", 53, 54),
@@ -76,7 +76,7 @@ def test_file_of_the_evaluator(tmp_path):
 def test_all_problems_are_listed(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text(f"""
-_base_ = {DEMO!r}
+_base_ = {PLAIN!r}
 train_datalader = dict(batch_size=1)
 model = dict(backbone=dict(dept=50), rpn_head=dict(anchor_generator=dict(scale=[8])))
 """)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import runpy
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-SETUP = Path(__file__).resolve().parent.parent / "setup.py"
+from .processes import ROOT
+
+SETUP = ROOT / "setup.py"
 CUDA_12_0 = ("50", "60", "70", "75", "80", "86", "87", "89", "90")
 CUDA_13_0 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120", "121")
 

@@ -21,9 +21,8 @@ from dcnzoo.ops import reference as oracle
 from .op_cases import deform_conv as conv
 from .op_cases import deform_conv_transpose as transpose
 from .op_cases.deform_conv import make
+from .processes import ROOT
 from .test_ops import assert_same, gradients
-
-ROOT = Path(__file__).parent.parent
 
 both = pytest.mark.parametrize(
     ("function", "cases"),

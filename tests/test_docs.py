@@ -14,7 +14,8 @@ import torch
 
 from dcnzoo.cli import commands
 
-ROOT = Path(__file__).resolve().parent.parent
+from .processes import ROOT
+
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "configs/*/README.md")

@@ -46,7 +46,7 @@ from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.progress import TimeLeft, make_progress
 
-ROOT = Path(__file__).resolve().parents[1]
+from .demo import PLAIN
 
 
 def test_damage_is_noticed(tmp_path):
@@ -448,11 +448,10 @@ def test_channels_last(tmp_path):
 
 @pytest.mark.parametrize(("channels_last", "used"), [(True, get_device() == "cpu"), (False, False)])
 def test_channels_last_is_the_default_on_a_cpu(tmp_path, channels_last, used):
-    config = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
-    cfg = load_config(config, work_dir=str(tmp_path), channels_last=channels_last)
+    cfg = load_config(PLAIN, work_dir=str(tmp_path), channels_last=channels_last)
     assert any(isinstance(hook, ChannelsLastHook) for hook in build_runner(cfg).hooks) == used
     for options in ({"launcher": "pytorch"}, {"cfg_options": {"default_scope": "mmseg"}}):
-        assert "channels_last" not in load_config(config, work_dir="unused", **options).default_hooks
+        assert "channels_last" not in load_config(PLAIN, work_dir="unused", **options).default_hooks
 
 
 # Losses

@@ -136,7 +136,6 @@ def test_bfloat16(picture):
 
 
 def test_weights_that_change_are_folded_again():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     x, fuser = torch.randn(1, 3, 9, 9), fuse.Fuser({}, {})
 

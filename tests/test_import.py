@@ -34,11 +34,6 @@ sys.meta_path.insert(0, Absent)
 """
 
 
-def run_command(packages: set[str], *arguments: object) -> str:
-    command = f"import runpy\nsys.argv = {['dcnzoo', *map(str, arguments)]}\n"
-    return run(f"{only(*packages)}{command}runpy.run_module('dcnzoo', run_name='__main__')")
-
-
 NEED_TORCH_ONLY = """
 import dcnzoo
 from dcnzoo.ops import deform_conv2d
@@ -85,13 +80,18 @@ def test_imports_no_openmmlab_though_it_is_there():
     assert python_with_torch(f"import sys{NEED_TORCH_ONLY}print({imported})").stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("heading", FORMATS)
-def test_data_needs_no_torch(heading, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    FORMATS[heading][0](tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    for line in [*page_commands(heading), "dcnzoo data check train.json"]:
-        run_command(DATA, *shlex.split(line)[1:])
-    assert len(objects(tmp_path / "train.json", tmp_path / "val.json")) == 12
+def test_data_needs_no_torch(tmp_path):
+    """The commands for all formats, in one process."""
+    lines = [only(*DATA), "import os", "from dcnzoo.cli import commands"]
+    for heading, (write, _) in FORMATS.items():
+        folder = tmp_path / heading
+        write(folder / "fruits", fruits(folder / "drawn"))
+        lines.append(f"os.chdir({str(folder)!r})")
+        for command in [*page_commands(heading), "dcnzoo data check train.json"]:
+            lines.append(f"assert not commands.main({shlex.split(command)[1:]}, standalone_mode=False)")
+    run("\n".join(lines))
+    for heading in FORMATS:
+        assert len(objects(tmp_path / heading / "train.json", tmp_path / heading / "val.json")) == 12
 
 
 def test_generating_data_needs_no_torch(tmp_path):

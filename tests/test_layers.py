@@ -215,7 +215,6 @@ def by_hand(pack, input, options):
 @directions
 @options
 def test_pack_predicts_and_convolves(rank, transposed, options):
-    torch.manual_seed(0)
     pack = randomise(make_pack(rank, transposed, groups=2, dtype=torch.float64, **options))
     input = sample(rank, dtype=torch.float64)
     given = by_hand(pack, input, options)
@@ -226,7 +225,6 @@ def test_pack_predicts_and_convolves(rank, transposed, options):
 @ranks
 @directions
 def test_pack_starts_as_convolution_and_learns(rank, transposed):
-    torch.manual_seed(0)
     plain = make_plain(rank, transposed)
     pack = make_pack(rank, transposed, modulated=True, mask_activation=layers.MaskSigmoid(scale=2))
     assert pack.load_state_dict(plain.state_dict(), strict=False).missing_keys == list(PREDICTED)
@@ -249,7 +247,6 @@ def test_state_dict_that_does_not_fit():
 
 
 def test_memory_format_dtype_and_autocast():
-    torch.manual_seed(0)
     pack = randomise(make_pack(2, False, modulated=True), 0.1)
     input, layout = sample(2), dict(memory_format=torch.channels_last)
     output = pack(input)

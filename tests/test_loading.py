@@ -148,7 +148,6 @@ def test_moving_averages_of_a_resumed_run(tmp_path):
 def folder(tmp_path_factory):
     """The weights of a deformable detector, and an image."""
     folder = tmp_path_factory.mktemp("loading")
-    torch.manual_seed(0)
     torch.save({"state_dict": build().state_dict(), "meta": {}}, folder / "weights.pth")
     pixels = np.random.default_rng(0).integers(0, 255, (96, 150, 3), dtype=np.uint8)
     cv2.imwrite(str(folder / "a.png"), pixels)
@@ -265,6 +264,13 @@ def test_checkpoints_can_be_switched_off(run, tmp_path):
 # One training at a time
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Do not wait for the lock."""
+    monkeypatch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_second_training_is_refused(run, tmp_path):
     with lock_work_dir(tmp_path):
         status, output = run("train", PLAIN, "--work-dir", tmp_path)
@@ -276,31 +282,34 @@ HOLDER = """
 import os, sys, time
 from dcnzoo.utils.lock import lock_work_dir
 with lock_work_dir(sys.argv[1]):
-    if os.fork() == 0:  # as a process that loads data: it outlives its parent by some seconds
-        time.sleep(4)
+    if os.fork() == 0:  # as a process that loads data: it outlives its parent
+        time.sleep(3)
         os._exit(0)
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_the_lock_ends_with_the_process(tmp_path):
+def test_the_lock_ends_with_the_process(tmp_path, monkeypatch):
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)],
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "held\n"
-    with (
-        pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}.*\b{process.pid}\b"),
-        lock_work_dir(tmp_path),
-    ):
-        pass
+    with monkeypatch.context() as patch:
+        patch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
+        with (
+            pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}.*\b{process.pid}\b"),
+            lock_work_dir(tmp_path),
+        ):
+            pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     with lock_work_dir(tmp_path):
         pass
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("launcher", "name"), [("pytorch", "RANK"), ("slurm", "SLURM_PROCID")])
 def test_only_the_first_process_takes_the_lock(tmp_path, monkeypatch, launcher, name):
     with lock_work_dir(tmp_path, launcher):

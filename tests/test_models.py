@@ -44,7 +44,6 @@ def test_detector(dcn, pool):
         layer = dict(type=pool, output_size=7, output_channels=48, deform_fc_channels=32)
         cfg.roi_head.bbox_roi_extractor.roi_layer = layer
     cfg.test_cfg.rcnn.score_thr = 0.0
-    torch.manual_seed(0)
     detector = demo.build(cfg)
     nn.init.zeros_(detector.backbone.layer2[0].conv1.weight)
     detector.init_weights()

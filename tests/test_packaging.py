@@ -17,7 +17,8 @@ from elftools.elf.elffile import ELFFile
 
 from dcnzoo import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
+from .processes import ROOT
+
 SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "model-index.yml"),
     *("dcnzoo", "ops", "configs", "tools"),

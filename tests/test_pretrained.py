@@ -2,7 +2,6 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from mmengine.runner import CheckpointLoader
@@ -13,7 +12,6 @@ from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
 
-ROOT = Path(__file__).resolve().parents[1]
 # the first weights (V1) in torchvision.models
 TORCHVISION = {
     "resnet18": "f37072fd",

@@ -20,7 +20,6 @@ def maps_and_rois():
 
 
 def test_deform_roi_pool():
-    torch.manual_seed(0)
     maps, rois = maps_and_rois()
     offset = torch.randn(3, 2, *SIZE, dtype=torch.float64)
     layer = DeformRoIPool(SIZE, *SAMPLING)
@@ -36,7 +35,6 @@ def test_deform_roi_pool():
 @pytest.mark.parametrize("layer", [DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack])
 def test_defaults(layer):
     """Those of mmcv: RoIs in pixels of the map, as many samples as a bin has pixels, a gamma of 0.1."""
-    torch.manual_seed(0)
     maps, rois = maps_and_rois()
     arguments = (SIZE,) if layer is DeformRoIPool else (SIZE, 4)
     layer = layer(*arguments).double()
@@ -48,7 +46,6 @@ def test_defaults(layer):
 @both_packs
 def test_pack_predicts_offsets_and_mask(pack):
     """Initially, it equals RoIAlign."""
-    torch.manual_seed(0)
     maps, rois = maps_and_rois()
     layer = pack(SIZE, 4, 8, *SAMPLING).double()
     scale = 1 if pack is DeformRoIPoolPack else 0.5  # initial mask: sigmoid(0)

@@ -22,11 +22,10 @@ from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 
 from . import commands
 from .commands import error_of
+from .demo import DEFORMABLE
 from .formats import CLASSES, FORMATS, fruits, objects, objects_of, page_commands
 
-ROOT = Path(__file__).resolve().parents[1]
 BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
-DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
 def run(line):
@@ -115,7 +114,7 @@ def downloads(config):
         ("cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", [3, 3, 3, 3]),  # three box heads in a list
         ("yolox_s_8xb8-300e_coco", [3]),  # a data set wrapped in another
         ("mask2former_r50_8xb2-lsj-50e_coco", [3, 3]),
-        (str(DEMO), [3, 3]),
+        (DEFORMABLE, [3, 3]),
         (SMALL_BOXES, [3]),
     ],
 )
@@ -125,7 +124,7 @@ def test_models(tmp_path, coco, model, expected):
     assert base.endswith(f"{Path(model).stem}.py")
     config = Config.fromfile(tmp_path / "out.py")
     assert heads(config) == expected
-    published = model not in (str(DEMO), SMALL_BOXES)
+    published = model not in (DEFORMABLE, SMALL_BOXES)
     assert config.load_from.startswith("https://") if published else config.get("load_from") is None
     assert downloads(config) == [], "load_from has the weights of all of it"
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
@@ -246,7 +245,7 @@ def test_config_mistakes(tmp_path, coco, train, val, model, message):
 def test_heads_with_other_classes_than_the_base(tmp_path, coco):
     """The base's mask head does not have its data's number of classes, so it keeps its own."""
     (tmp_path / "base.py").write_text(
-        f"_base_ = {str(DEMO)!r}\nmodel = dict(roi_head=dict(mask_head=dict(num_classes=5)))"
+        f"_base_ = {DEFORMABLE!r}\nmodel = dict(roi_head=dict(mask_head=dict(num_classes=5)))"
     )
     with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.mask_head\.num_classes: expected 2.* 5$"):
         coco_of_two = coco(lambda c: (c["categories"].pop(), c["annotations"].pop()))

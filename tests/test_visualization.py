@@ -84,7 +84,6 @@ def test_recording_takes_the_first_image_and_group(groups, modulated):
 
 
 def test_packs_are_recorded_as_they_sample():
-    torch.manual_seed(0)
     arguments = (4, 6, KERNEL, STRIDE, PADDING, DILATION)
     pack = PackedDeformConv2d(*arguments, modulated=True, offset_groups=2, offset_limit=0.5, mask_groups=4)
     nn.init.normal_(pack.conv_offset.weight)
@@ -103,7 +102,6 @@ def test_packs_are_recorded_as_they_sample():
 @pytest.mark.parametrize("remove_center", [False, True])
 def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     """Bilinear sampling with the recorded points and weights gives the layer's output of the first group."""
-    torch.manual_seed(0)
     options = {"stride": 2, "pad": 2, "dilation": 2, "group": 2, "offset_scale": 1.5}
     layer = layer(16, 3, **options, remove_center=remove_center)
     for predictor in ("offset", "mask", "offset_mask"):

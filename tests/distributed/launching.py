@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..processes import ROOT
+
 CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 

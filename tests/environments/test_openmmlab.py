@@ -22,8 +22,8 @@ from benchmarks.coverage import trial
 from dcnzoo import diagnosis
 from dcnzoo.layers import PackedDeformConv2d
 
+from ..processes import ROOT
 from ..test_import import run
-from ..test_tools import ROOT
 
 TOP_DOWN = "body_2d_keypoint/topdown_heatmap"
 PACKAGES = [package for package in coverage.PACKAGES if find_spec(package)]

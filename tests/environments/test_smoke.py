@@ -11,9 +11,33 @@ import dcnzoo
 from dcnzoo.ops import _library, deform_conv2d
 from dcnzoo.ops.reference import deform_conv as in_pytorch
 
-from ..test_tools import ROOT, average_precisions, run, tiny
+from ..distributed.launching import environment
+from ..processes import ROOT
+from ..test_tools import average_precisions, tiny
 
 CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+
+# run a tool; deprecation warnings from our code are errors
+STRICT = """
+import runpy, sys, warnings
+for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+    warnings.filterwarnings("error", category=category, module=r"(dcnzoo|__main__)\\b")
+del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(tool, *arguments, status=0, **extra):
+    """Run a tool in a subprocess and return its output. An unexpected exit status fails the test."""
+    result = subprocess.run(
+        [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)],
+        cwd=ROOT, env=environment(**extra), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == status, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    assert "\x1b[" not in result.stdout + result.stderr, "no colours where there is no terminal"
+    assert "be deprecated" not in result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def test_operator():

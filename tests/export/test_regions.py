@@ -95,7 +95,6 @@ def test_pooling(exporter, name, opset, tmp_path):
 
 def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
     """Rounding could add a sample to such a bin, or remove one."""
-    torch.manual_seed(0)
     maps = torch.randn(1, 2, 40, 50)
     start = torch.rand(60, 2) * 20
     pixels = torch.arange(1, 61)[:, None] % 6 + 1  # per bin

@@ -49,7 +49,6 @@ def boxes_of(count, most=60.0):
 
 
 def test_selection_by_score():
-    torch.manual_seed(0)
     scores, rest = torch.rand(30, 4), torch.rand(30, 2)
     expected = filter_scores_and_topk(scores, 0.7, 50, dict(rest=rest))
     found = first_pairs(scores, 0.7, 50, dict(rest=rest))
@@ -62,7 +61,6 @@ def test_selection_by_score():
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_nms(class_agnostic):
-    torch.manual_seed(0)
     boxes, scores, labels = boxes_of(80), torch.rand(80), torch.arange(80) % 2
     nms = dict(type="nms", iou_threshold=0.3)
     dets, index = batched_nms(boxes, scores, labels, nms, class_agnostic)
@@ -74,7 +72,6 @@ def test_nms(class_agnostic):
 
 @pytest.mark.parametrize("per_class", [True, False])
 def test_nms_of_scores_per_class(per_class):
-    torch.manual_seed(0)
     boxes = torch.cat([boxes_of(40) for _ in range(3)], 1) if per_class else boxes_of(40)
     scores = torch.rand(40, 4)
     args = (boxes, scores, 0.6, dict(type="nms", iou_threshold=0.3), 100)
@@ -96,7 +93,6 @@ def test_values_of_a_class():
 
 def test_pooling_of_scaled_rois():
     register_all_modules()
-    torch.manual_seed(0)
     layer = dict(type="RoIAlign", output_size=3, sampling_ratio=0)
     extractor = MODELS.build(
         dict(type="SingleRoIExtractor", roi_layer=layer, out_channels=2, featmap_strides=[4, 8, 16])
@@ -117,7 +113,6 @@ def test_context_of_the_image():
 
 
 def test_boxes_around_masks():
-    torch.manual_seed(0)
     masks = torch.rand(6, 20, 30) > torch.tensor([0.99, 0.995, 0.9, 0.5, 1, 0])[:, None, None]
     assert not masks[4].any()
     torch.testing.assert_close(around(masks).float(), mask2bbox(masks))
@@ -125,7 +120,6 @@ def test_boxes_around_masks():
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_group_normalisation(affine):
-    torch.manual_seed(0)
     layer = nn.GroupNorm(3, 6, affine=affine)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)

@@ -1,13 +1,10 @@
 """What the terminal shows of a training and a test."""
 
-from pathlib import Path
-
 import pytest
 
 from ..commands import run
+from ..demo import DEFORMABLE as CONFIG
 from ..distributed.launching import settings
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
 @pytest.fixture(scope="module")

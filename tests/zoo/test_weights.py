@@ -31,7 +31,6 @@ def build(classes=None, **backbone):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
     return build()
 
 
