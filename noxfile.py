@@ -229,7 +229,7 @@ def matrix(session: Session) -> None:
     test(session, "tests/environments/test_smoke.py")
 
 
-OPERATORS = [f"tests/test_{name}.py" for name in ("ops", "deform_conv", "cpu_capability")]
+OPERATORS = [f"tests/ops/test_{name}.py" for name in ("ops", "deform_conv", "cpu_capability")]
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -289,7 +289,7 @@ def fuzz(session: Session) -> None:
     """Compare 23,500 random calls of the operators with the reference (in `make test`: 2,350)."""
     update_venv(session)
     workers = ("-n", "2", "--dist", "worksteal")
-    test(session, "tests/test_fuzz.py", *workers, python=PYTHON, env={"DCNZOO_FUZZ_EXAMPLES": "250"})
+    test(session, "tests/ops/test_fuzz.py", *workers, python=PYTHON, env={"DCNZOO_FUZZ_EXAMPLES": "250"})
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -304,7 +304,7 @@ def crash(session: Session) -> None:
 def soak(session: Session) -> None:
     """Check that memory does not grow in half an hour of random calls from four threads."""
     update_venv(session)
-    test(session, "-s", "tests/test_soak.py", python=PYTHON, env={"DCNZOO_SOAK_SECONDS": "1800"})
+    test(session, "-s", "tests/ops/test_soak.py", python=PYTHON, env={"DCNZOO_SOAK_SECONDS": "1800"})
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -334,7 +334,7 @@ def sanitize(session: Session) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "2",
     }
-    suite = [f"tests/test_{name}.py" for name in ("ops", "fuzz", "deform_conv", "roi_pooling", "nms")]
+    suite = [f"tests/ops/test_{name}.py" for name in ("ops", "fuzz", "deform_conv", "roi_pooling", "nms")]
     options = ("-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not export")
     test(session, *suite, *options, python=PYTHON, env=variables)
 

@@ -26,10 +26,8 @@ def seed(request):
     np.random.seed(number)  # noqa: NPY002  mmengine draws the seed of a training from it
 
 
-seed_of_fixtures = pytest.fixture(
-    seed, autouse=True, scope="module"
-)  # those of a module come before a test's
 seed_of_test = pytest.fixture(seed, autouse=True)
+seed_of_module = pytest.fixture(seed, autouse=True, scope="module")  # for its fixtures, which come first
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def test_commands_exist_and_have_these_options(path):
 
 @pytest.mark.parametrize("page", RUN)
 def test_code_runs(page, tmp_path, monkeypatch):
-    # inductor takes a minute; test_ops.py tests it
+    # inductor takes a minute; ops/test_ops.py tests it
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").symlink_to(ROOT / "docs")

@@ -12,11 +12,11 @@ import torch
 import dcnzoo.models
 from dcnzoo.openmmlab.checkpoints import CheckpointError
 
+from .cli.test_train import tiny
 from .commands import invoke
 from .demo import DEFORMABLE as CONFIG
 from .demo import build_demo
-from .test_compat_checkpoints import Harmful
-from .test_tools import tiny
+from .openmmlab.test_checkpoints import Harmful
 
 MARK = "made by a checkpoint"
 

@@ -1,7 +1,7 @@
 """Every private symbol of torch that the operators use, by the feature that needs it.
 
 torch may rename or remove them in any release. Then only that feature is missing: :data:`missing` has the
-reason, which ``dcnzoo doctor`` prints. ``tests/test_torch_private.py`` removes the symbols of each feature.
+reason, which ``dcnzoo doctor`` prints. tests/ops/test_torch_private.py removes the symbols of each feature.
 """
 
 import contextlib

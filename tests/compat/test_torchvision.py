@@ -1,6 +1,6 @@
 """``dcnzoo.compat.torchvision``: torchvision's signatures and results, and errors for wrong shapes.
 
-``DeformConv2d`` is that of ``dcnzoo.layers``: test_layers.py.
+``DeformConv2d`` is that of ``dcnzoo.layers``: layers/test_packed.py.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """``dcnzoo.compat.tvdcn``: tvdcn's names, the arguments and the state dicts of its packed layers.
 
-test_layer_programs.py tests that its layers script.
+layers/test_programs.py tests that its layers script.
 """
 
 import inspect

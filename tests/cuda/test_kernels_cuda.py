@@ -1,4 +1,4 @@
-"""Every CUDA kernel against the CPU kernel, which tests/test_ops.py compares with the references."""
+"""Every CUDA kernel against the CPU kernel, which tests/ops/test_ops.py compares with the references."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ..op_cases import (
     roi_align_rotated,
 )
 from ..op_cases.rotated_boxes import overlapping_boxes as random_rotated_boxes
-from ..test_nms import random_boxes
-from ..test_not_finite import assert_pooling_reads_no_more
-from ..test_ops import largest
+from ..ops.test_nms import random_boxes
+from ..ops.test_not_finite import assert_pooling_reads_no_more
+from ..ops.test_ops import largest
 
 # Larger for half types: columns and products are stored in half precision, which rounds the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

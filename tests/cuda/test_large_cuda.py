@@ -1,4 +1,4 @@
-"""Sizes beyond 2³¹ elements on a GPU, as tests/test_large.py tests on the CPU."""
+"""Sizes beyond 2³¹ elements on a GPU, as tests/ops/test_large.py tests on the CPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dcnzoo import ops
 from dcnzoo.ops import reference, with_cuda
 
 from .. import op_cases
-from ..test_large import ELEMENTS, MANY, REGION, far_rois, normal
-from ..test_nms import random_boxes
-from ..test_ops import assert_same, moved
+from ..ops.test_large import ELEMENTS, MANY, REGION, far_rois, normal
+from ..ops.test_nms import random_boxes
+from ..ops.test_ops import assert_same, moved
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)

@@ -1,4 +1,4 @@
-"""The tests of tests/test_ops.py on a GPU; also CUDA graphs, streams and deterministic sums."""
+"""The tests of tests/ops/test_ops.py on a GPU; also CUDA graphs, streams and deterministic sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dcnzoo.ops import deform_conv2d, with_cuda
 
 from .. import op_cases
 from ..op_cases import deform_conv
-from ..test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
+from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
     as_function,
     every_form,
     every_op,

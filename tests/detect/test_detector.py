@@ -534,7 +534,7 @@ def test_a_strip_in_tiles(detector, tmp_path):
         centre = polygon.mean(0).astype(int)
         masks += [mask[centre[1], centre[0]] for mask in result.masks[same]]
     # the same share as in the 24 pictures
-    assert max(matches) == 1 and np.mean(matches) > 0.75, "each object once"
+    assert max(matches) == 1 and np.mean(matches) > 0.7, "each object once"
     assert np.mean(masks) > 0.9
     with pytest.raises(ValueError, match="tile: expected an integer ≥ 16, got 8"):
         detector(strip, tile=8)

@@ -12,8 +12,8 @@ playwright = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 from dcnzoo.report.explain import render_explanation  # noqa: E402
 from dcnzoo.report.report import write_report  # noqa: E402
 
-from ..test_explain import CHROMIUM, explained  # noqa: E402
-from ..test_report import data, make_run  # noqa: E402, F401
+from ..report.test_explain import CHROMIUM, explained  # noqa: E402
+from ..report.test_report import data, make_run  # noqa: E402, F401
 
 PHONE, DESKTOP = (390, 800), (1200, 800)
 

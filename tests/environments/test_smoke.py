@@ -11,9 +11,9 @@ import dcnzoo
 from dcnzoo.ops import _library, deform_conv2d
 from dcnzoo.ops.reference import deform_conv as in_pytorch
 
+from ..cli.test_train import average_precisions, tiny
 from ..distributed.launching import environment
 from ..processes import ROOT
-from ..test_tools import average_precisions, tiny
 
 CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 

@@ -8,7 +8,7 @@ import dcnzoo.ops
 from dcnzoo.export import export_onnx, register_onnx_ops
 from dcnzoo.ops import reference, reference_boxes
 from tests.op_cases.deform_roi_pool import make
-from tests.test_nms import random_boxes
+from tests.ops.test_nms import random_boxes
 
 from .test_deform_conv import DYNAMIC, assert_close, run
 

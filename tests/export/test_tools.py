@@ -18,8 +18,8 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.export import Detector
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
+from tests.cli.test_train import ROOT, tiny
 from tests.commands import error_of, run
-from tests.test_tools import ROOT, tiny
 
 from .detectors import calibrate
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ..op_cases import Sample, deform_conv
-from ..test_ops import largest
+from ..ops.test_ops import largest
 from . import interpreter
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

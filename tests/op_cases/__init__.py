@@ -1,4 +1,4 @@
-"""Samples of every operator, for tests/test_ops.py, random calls (test_fuzz.py, soak.py) and other tests.
+"""Samples of every operator, for tests/ops/test_ops.py, random calls (test_fuzz.py, soak.py) and other tests.
 
 Each module describes an operator: it defines ``NAME`` and the other attributes of :class:`Operator`. A module
 with several operators defines ``OPERATORS``.

@@ -1,0 +1,184 @@
+"""The flops and bench commands, compared with values computed by hand; publishing."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import dcnzoo.ops.flops  # noqa: F401
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.timing import Timing, agreement, fastest
+from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
+from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.zoo import verify
+
+from ..commands import error_of, run
+from ..demo import DEFORMABLE as DEMO
+from ..demo import PLAIN
+from ..processes import ROOT
+
+# Operations
+
+
+@pytest.mark.parametrize("with_offset", [True, False])
+def test_flops_of_a_deformable_convolution(with_offset):
+    """Worked out by hand: batch 2, 6 → 8 channels in 2 groups, 3×2 taps, 9×7 → 5×8 positions."""
+    layer = DeformConv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 1), groups=2, bias=False)
+    x, offset = torch.rand(2, 6, 9, 7), torch.zeros(2, 12, 5, 8)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        assert layer(x, offset).shape == (2, 8, 5, 8)
+    positions = 2 * 5 * 8
+    products = positions * 8 * 3 * 6  # 8 outputs, each from 3 channels at 6 taps
+    samples = positions * 6 * 6 * 4  # 6 channels at 6 taps, each from 4 pixels
+    assert counter.get_total_flops() == 2 * (products + samples)
+
+
+@pytest.mark.parametrize(("layer", "predicted"), [(DCNv3, 27 * 2), (DCNv4, 56)])
+def test_flops_of_deform_attn(layer, predicted):
+    """By hand: 4 pixels and the mask per channel and tap; the rest are linear and depthwise layers."""
+    layer = layer(32, group=2)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        layer(torch.rand(2, 7, 5, 32))
+    depthwise = 9 * 32 if isinstance(layer, DCNv3) else 0
+    products = 32 * 32 + 32 * predicted + 32 * 9 * (4 + 1) + 32 * 32 + depthwise
+    assert counter.get_total_flops() == 2 * (2 * 7 * 5) * products
+
+
+def flops(text):
+    return {
+        name: float(value) for name, value in re.findall(r"^ *([\w.]+): ([\d.]+) [GM]$", text, re.MULTILINE)
+    }
+
+
+def test_flops():
+    """The figures by operator add up to the total; only the deformable model has deform_conv."""
+    shape = ("--shape", 128, 128, "--by-operator")
+    plain = flops(run("flops", PLAIN, *shape))
+    deformable = flops(run("flops", DEMO, *shape))
+    assert "dcnzoo.deform_conv" in deformable and "dcnzoo.deform_conv" not in plain
+    assert deformable["Params"] == pytest.approx(585_806 / 1e6, abs=0.005)
+    assert plain["Params"] == pytest.approx(558_509 / 1e6, abs=0.005)
+    parts = sum(value for name, value in plain.items() if name.startswith("aten"))
+    assert plain["Flops"] == pytest.approx(parts, abs=0.01)
+
+
+def test_flops_take_the_size_of_the_test_pipeline():
+    """Without --shape, the test pipeline's size applies, padded to a multiple of 32."""
+    text = run("flops", PLAIN, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(150,90)")
+    assert "Input shape: (96, 160)" in text
+
+
+# Times
+
+
+def times_in(text):
+    """The names and the relative times."""
+    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()]
+    return {row[0]: float(row[2]) for row in rows if len(row) > 4 and row[1][0].isdigit()}
+
+
+NAME = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """The demo's data set with 4 validation images."""
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(path, ShapesSpec(train=1, val=4))
+    return path
+
+
+@pytest.mark.parametrize("model", [["CONFIG", "--checkpoint", "WEIGHTS"], [NAME]])
+def test_bench(model, coco):
+    names = {"CONFIG": DEMO, "WEIGHTS": next((ROOT / "configs/demo/weights").glob(f"{NAME}*"))}
+    image, data = ROOT / "tests/data/color.jpg", ["--annotations", coco / "annotations/val.json"]
+    options = ["--max-iter", 2, "--num-warmup", 0, "--profile", *data, "--images", coco / "val"]
+    text = run("bench", *(names.get(word, word) for word in model), image, *options)
+    times = times_in(text)
+    assert times["PyTorch float32"] == 1 and {"PyTorch float32, fused", "PyTorch bf16"} <= times.keys()
+    assert "box AP" in text and "mask AP" in text
+    assert re.search("^take: PyTorch", text, re.MULTILINE)
+    shares = re.findall(r"([\d.]+)%$", text, re.MULTILINE)  # of the last column
+    assert sum(map(float, shares)) == pytest.approx(100, abs=1)
+
+
+def test_bench_of_random_weights():
+    assert times_in(run("bench", DEMO, "--shape", 64, 96, "--max-iter", 1, "--num-warmup", 0))
+
+
+def test_agreement_and_choice():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40.0]])
+
+    def timing(seconds, boxes, labels, **metrics):
+        result = Detections(boxes, np.ones(len(boxes)), np.array(labels))
+        return Timing([seconds], None, [result], {"box AP": 0.5, **metrics})
+
+    timings = {
+        "reference": timing(1.0, boxes, [0, 1]),
+        "moved": timing(0.1, boxes + 5, [0, 1]),
+        "one more": timing(0.2, np.concatenate([boxes, boxes[:1] + 50]), [0, 1, 0]),
+        "other class": timing(0.3, boxes, [0, 0]),
+        "worse": timing(0.4, boxes, [0, 1], **{"box AP": 0.48}),
+        "same": timing(0.5, boxes + 0.1, [0, 1]),
+    }
+    shares = [agreement(timings["reference"].results, each.results) for each in timings.values()]
+    assert shares == pytest.approx([1, 0, 0.8, 0.5, 1, 1])
+    assert fastest(timings) == "same"
+
+
+# Publishing
+
+
+def test_publish_model(tmp_path):
+    weights = {"w": torch.arange(5.0)}
+    content = {"state_dict": weights, "meta": {"epoch": 3}, "optimizer": {"lr": 1.0}, "message_hub": {}}
+    torch.save(content, tmp_path / "epoch_3.pth")
+    printed = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "out" / "net.pth")
+    said, path = printed.splitlines()
+    assert said == "removed: message_hub, optimizer"
+    digits = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert path == f"{tmp_path}/out/net-{digits[:8]}.pth" and verify(path) == f"sha256:{digits}"
+    assert [p.name for p in (tmp_path / "out").glob("[!.]*")] == [Path(path).name]
+    assert set(torch.load(path)) == {"meta", "state_dict"}
+    found = load_file(path)
+    assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}
+    options = "--save-keys state_dict --save-keys meta"
+    kept = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "x", *options.split())
+    assert set(torch.load(kept.split()[-1])) == {"meta", "state_dict"}
+    again = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "other")
+    assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"
+    said, path = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "net.safetensors").splitlines()
+    assert said == "removed: message_hub, meta, optimizer" and path.endswith(".safetensors") and verify(path)
+    assert torch.equal(load_file(path)["state_dict"]["w"], weights["w"])
+
+
+MISTAKES = [
+    (2, ["flops", DEMO, "--shape", "x", 1], "--shape"),
+    (2, ["flops", DEMO, "--shape", -1, 5], "--shape"),
+    (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
+    (1, ["flops", "nowhere.py"], "nowhere.py"),
+    (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
+    (2, ["bench", "ONNX", "--profile"], "--profile: .*model.onnx"),
+    (2, ["bench", DEMO, "--images", "tests"], "--annotations"),
+    (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
+    (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),
+    (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),
+    (1, ["bench", "no-such-detector"], "no-such-detector"),
+    (1, ["zoo", "publish", "FILE", "out", "--save-keys", "meta"], "--save-keys"),
+]
+
+
+@pytest.mark.parametrize(("status", "arguments", "named"), MISTAKES)
+def test_mistakes(tmp_path, status, arguments, named):
+    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "in.pth")
+    (tmp_path / "model.onnx").touch()
+    places = {"FILE": tmp_path / "in.pth", "ONNX": tmp_path / "model.onnx"}
+    message = error_of(*(places.get(word, word) for word in arguments), status=status)
+    assert re.search(named, message), message

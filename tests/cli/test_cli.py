@@ -1,0 +1,243 @@
+"""The command ``dcnzoo``: its commands are the modules of a folder, and errors are one line."""
+
+import io
+import logging
+import os
+import pkgutil
+import re
+import runpy
+import subprocess
+import sys
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+
+import dcnzoo.cli
+from dcnzoo.cli import _options, commands
+from dcnzoo.cli._terminal import print_columns
+from dcnzoo.utils.errors import UserError
+
+from ..commands import run
+from ..processes import ROOT, python, run_code
+
+MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.name[0] != "_")
+
+
+def test_every_module_is_a_command():
+    listed = run("--help").partition("Commands:")[2].split("\n")
+    assert [line.split()[0] for line in listed if line] == MODULES
+    assert all(len(line.split()) > 2 for line in listed if line), "each says what it does"
+
+
+def every_command(command=commands, name="dcnzoo"):
+    """Yield the context of a command and of all below it."""
+    context = click.Context(command, info_name=name, terminal_width=100, **command.context_settings)
+    yield context
+    for each in command.list_commands(context) if isinstance(command, click.Group) else ():
+        yield from every_command(command.get_command(context, each), f"{name} {each}")
+
+
+def test_help_fits_100_columns():
+    lines = [line for context in every_command() for line in context.command.get_help(context).splitlines()]
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_names_of_files_are_completed():
+    file = re.compile("MODEL|NAME|FILE|FOLDER|DIRECTORY|PATH|IMAGE|CHECKPOINT|DATA|SCRIPT|SOURCE")
+    for context in every_command():
+        for parameter in context.command.params:
+            metavar = parameter.make_metavar(context).strip("[].")
+            if file.fullmatch(metavar) and parameter.name not in ("layer", "split"):
+                (item,) = parameter.shell_complete(context, "x")
+                assert item.type in ("file", "dir"), (context.info_name, parameter.name)
+    (item,) = BashComplete(commands, {}, "dcnzoo", "X").get_completions(["infer", "MODEL"], "street.")
+    assert (item.type, item.value) == ("file", "street.")
+
+
+def test_help_and_completion_are_light():
+    """Every command's help and completion work without the slow packages."""
+    heavy = ("torch", "numpy", "mmengine", "mmdet", "requests", "matplotlib")
+    code = f"""
+import sys
+for name in {heavy}:
+    sys.modules[name] = None
+from click.shell_completion import BashComplete
+from click.testing import CliRunner
+from dcnzoo.cli import commands
+for name in {MODULES}:
+    assert CliRunner().invoke(commands, [name, "--help"]).exit_code == 0, name
+    (found,) = BashComplete(commands, {{}}, "dcnzoo", "X").get_completions([name, "x"], "--hel")
+    assert found.value == "--help"
+assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
+"""
+    run_code(code)
+
+
+@pytest.mark.parametrize("command", ["infer x none.png", "explain x none.png",
+                                     "infer x pyproject.toml --checkpoint none.png",
+                                     "train folder/none.png"])  # fmt: skip
+def test_missing_files_are_found_before_slow_imports(command):
+    code = f"""
+import sys
+for name in ("torch", "numpy", "mmengine"):
+    sys.modules[name] = None
+from dcnzoo.cli import commands
+from click.testing import CliRunner
+result = CliRunner().invoke(commands, {command.split()})
+print(result.exit_code, result.output)
+"""
+    assert re.match("1 error: .*none.png", run_code(code))
+
+
+def test_interrupted_before_click_is_imported():
+    code = """
+import sys
+class Interrupt:
+    def find_spec(name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+import dcnzoo.cli
+"""
+    assert len(python("-c", code, status=130).stderr.splitlines()) == 1
+
+
+SHELLS = [
+    path for path in (ROOT / "tools").rglob("*.py") if "from dcnzoo.cli import main" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", SHELLS, ids=lambda path: path.stem)
+def test_tools_are_commands(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 0 and capsys.readouterr().out.startswith("Usage: dcnzoo ")
+
+
+@click.command(cls=_options.Command)
+@click.argument("files", nargs=-1)
+@click.option("--cfg-options", multiple=True)
+@click.option("--out")
+def parser(**values):
+    return values
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "options"),
+    [
+        ("a --cfg-options b=1 c=2 --out d", "a", "b=1 c=2"),
+        ("--cfg-options b=1 --cfg-options=c=2 d=3 a", "a", "b=1 c=2 d=3"),
+        ("--cfg-options=b=1 a c=2", "a c=2", "b=1"),
+        ("--cfg-options b=1 -- a c=2", "a c=2", "b=1"),
+        ("a c=2 --out b=1 d=2", "a c=2 d=2", ""),
+        ("--cfg-options b a", "a", "b"),
+    ],
+)
+def test_settings_of_configs_as_mmdetection_writes_them(line, files, options):
+    values = parser.main(line.split(), standalone_mode=False)
+    assert (values["files"], values["cfg_options"]) == (tuple(files.split()), tuple(options.split()))
+
+
+# Output
+
+
+def fails(error):
+    @click.command()
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UserError("name: expected a\n model, got none"), "error: name: expected a model, got none"),
+        (FileNotFoundError(2, "No such file", "x.yml"), "error: file not found: x.yml"),
+        # imported by a config: no extra has it
+        (ModuleNotFoundError("No module named 'mine'", name="mine"), "error: No module named 'mine'"),
+        (OSError(28, "No space left", "x.pth"), "error: x.pth cannot be written: No space left"),
+        (PermissionError(13, "Permission denied", "x"), "error: [Errno 13] Permission denied: 'x'"),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_mistakes_get_one_line(error, text, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dcnzoo", "fails"])
+    monkeypatch.setattr(dcnzoo.cli.Commands, "get_command", lambda *_: fails(error))
+    with pytest.raises(SystemExit) as stopped:
+        dcnzoo.cli.main()
+    assert stopped.value.code == text
+    if text != 130:
+        monkeypatch.setenv("DCNZOO_TRACEBACK", "1")
+        with pytest.raises(type(error)):
+            dcnzoo.cli.main()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("arguments", [["zoo", "search", "mdconv"], ["data", "check", "--help"]])
+def test_terminals_without_unicode(arguments, encoding, monkeypatch):
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))
+    with pytest.raises(SystemExit) as stopped:
+        dcnzoo.cli.commands.main(arguments)
+    assert stopped.value.code == 0 and len(file.getvalue().decode(encoding)) > 200
+
+
+def test_errors_on_terminals_without_unicode():
+    """Escape sequences from a file name do not reach the terminal."""
+    name = "\udcff…Früchte-\N{GRAPES}-\x1b[31mred\x07.json"
+    done = python("-m", "dcnzoo", "data", "check", name, status=1, PYTHONIOENCODING="ascii")
+    assert done.stderr.strip().endswith(r"\udcff\u2026Fr\xfcchte-\U0001f347-\x1b[31mred\x07.json")
+
+
+PRINTS = {
+    "print": "print('a line\\n' * 99)",
+    "rich": "from rich.console import Console\nfor _ in range(9999): Console().print('a line')",
+    "user_errors": "with errors.user_errors():\n    print('a line\\n' * 9999, flush=True)",
+    "click": "cli.commands(['--help'])",
+}
+
+
+@pytest.mark.parametrize("code", PRINTS.values(), ids=PRINTS)
+def test_a_reader_that_ends_early(code):
+    """No output, and the exit status that shells report for SIGPIPE."""
+    body = code.replace("\n", "\n    ")
+    program = (
+        f"from dcnzoo import cli\nfrom dcnzoo.utils import errors\nwith cli.one_line_errors():\n    {body}"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_closed_output():
+    command = [sys.executable, "-m", "dcnzoo", "--version"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and re.fullmatch("error: .*output.*\n", done.stderr)
+
+
+def test_a_log_on_a_full_disk_is_no_traceback(capsys):
+    with dcnzoo.cli.one_line_errors():
+        logging.FileHandler("/dev/full").handle(logging.makeLogRecord({"msg": "text"}))
+    assert capsys.readouterr().err == ""
+
+
+def test_columns(capsys):
+    """A Chinese letter takes two columns of a terminal."""
+    print_columns([("class", "n"), ("枣", "10")], numbers=True)
+    print_columns([("枣", "a b"), ("c", "")])
+    assert capsys.readouterr().out.splitlines() == ["class   n", "枣     10", "枣  a b", "c"]
+
+
+def test_other_broken_pipes_are_errors():
+    """The broken pipe of a server or worker is not that of the output."""
+    with pytest.raises(BrokenPipeError), dcnzoo.cli.one_line_errors():
+        raise BrokenPipeError(32, "Broken pipe")
+    with pytest.raises(SystemExit, match=r"^error: server: gone$"), dcnzoo.cli.one_line_errors():
+        raise UserError("server: gone") from BrokenPipeError(32, "Broken pipe")

@@ -1,0 +1,287 @@
+"""``dcnzoo infer`` and ``dcnzoo explain`` from the command line, with the demo's detector."""
+
+import json
+import re
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo
+from dcnzoo.cli.infer import DEMO_MODEL
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
+from dcnzoo.report import record_sampling
+
+from ..commands import invoke
+from ..demo import DEFORMABLE as CONFIG
+from ..demo import build_demo
+from ..report.test_explain import decoded, page_data
+
+HEIGHT, WIDTH = 96, 150  # of the files; the detector's input is 82 × 128, padded to 96 × 128
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two images, and the weights of an untrained detector with random offsets."""
+    folder = tmp_path_factory.mktemp("infer")
+    detector = build_demo()
+    for name, parameter in detector.named_parameters():
+        if "conv_offset" in name:
+            nn.init.normal_(parameter, std=0.1)
+        elif name.endswith("fc_cls.bias"):
+            parameter.data.copy_(
+                torch.tensor([2.0, 0.0, -9.0, 1.0])
+            )  # mostly the first class, sometimes another
+    torch.save({"state_dict": detector.state_dict(), "meta": {}}, folder / "weights.pth")
+    pixels = np.random.default_rng(0)
+    for name in ("a", "b/a"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        image = cv2.resize(pixels.integers(0, 255, (6, 9, 3), dtype=np.uint8), (WIDTH, HEIGHT))
+        cv2.imwrite(str(folder / f"{name}.png"), image)
+    (folder / "text.png").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Run a subcommand in the folder. Returns its exit status and output."""
+
+    def run(*arguments, model=CONFIG, checkpoint="weights.pth"):
+        monkeypatch.chdir(folder)
+        weights = ["--checkpoint", checkpoint] if checkpoint else []
+        return invoke(arguments[0], model, *arguments[1:], *weights)
+
+    return run
+
+
+def detections(folder, image):
+    from mmdet.apis import inference_detector
+
+    detector = dcnzoo.load(CONFIG, checkpoint=folder / "weights.pth").model
+    with record_sampling(detector) as fields:
+        found = inference_detector(detector, str(folder / image)).pred_instances
+    return found, fields
+
+
+def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
+    status, output = run(
+        "infer", "a.png", "b/a.png", "--out", tmp_path, "--score-threshold", 0.2, "--verbose"
+    )
+    assert status == 0, output
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.png", "a_2.png", "detections.json"]
+    assert cv2.imread(str(tmp_path / "a_2.png")).shape == (384, 600, 3)
+    content = json.loads((tmp_path / "detections.json").read_text())
+    assert [(i["file_name"], i["width"], i["height"]) for i in content["images"]] == [
+        ("a.png", WIDTH, HEIGHT),
+        ("b/a.png", WIDTH, HEIGHT),
+    ]
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for image in content["images"]:
+        expected, _ = detections(folder, image["file_name"])
+        expected = expected[expected.scores >= 0.2]
+        found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert len(found) == len(expected) > 0
+        x, y, w, h = np.array([a["bbox"] for a in found]).T
+        np.testing.assert_allclose(np.stack([x, y, x + w, y + h], 1), expected.bboxes, atol=1e-4)
+        assert [a["category_id"] - 1 for a in found] == expected.labels.tolist()
+        scores = [a["score"] for a in found]
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-6)
+        assert scores == sorted(scores, reverse=True)
+        line = rf"{names[found[0]['category_id']]} +{scores[0]:.3f} +{x[0]:.1f} +{y[0]:.1f} "
+        assert re.search(line, output)
+    assert len(re.findall(r"^(?:b/)?a\.png: \d+ \w+.*, \d+\.\d\d s$", output, re.MULTILINE)) == 2
+    status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--batch-size", 2)
+    assert status == 0 and len(output.splitlines()) == 3, "a line per picture, and the files"
+
+
+def test_video(tmp_path):
+    """A video in, a video of the drawn frames out, with the same rate."""
+    frames = [draw_image(ShapesSpec(), "val", number)[0] for number in range(3)]
+    writer = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    out, folder = tmp_path / "out.mp4", tmp_path / "found"
+    arguments = ["--out", folder, "--save-video", out]
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "in.avi", *arguments)
+    assert status == 0, output
+    assert [file.name for file in folder.glob("[!.]*")] == ["detections.json"]
+    video = cv2.VideoCapture(str(out))
+    assert video.get(cv2.CAP_PROP_FPS) == 5 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    before = (tmp_path / "in.avi").read_bytes()
+    status, _ = invoke("infer", DEMO_MODEL, tmp_path / "in.avi", "--save-video", tmp_path / "in.avi")
+    assert status == 1 and (tmp_path / "in.avi").read_bytes() == before
+
+
+def test_options_of_the_output(tmp_path):
+    """--json and --txt write only their files; they contain what the other options keep."""
+    cv2.imwrite(str(tmp_path / "a.png"), draw_image(ShapesSpec(), "val", 0)[0])
+    whole = dcnzoo.load(DEMO_MODEL)(tmp_path / "a.png")
+    name = whole.names[1]
+    chosen = ["--classes", name, "--max-detections", 1, "--tile", 128]
+    out = tmp_path / "out"
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", "--out", out, "--json", "--txt", *chosen)
+    assert status == 0 and sorted(file.name for file in out.glob("[!.]*")) == ["a.txt", "detections.json"]
+    (annotation,) = json.loads((out / "detections.json").read_text())["annotations"]
+    best = whole.select(np.array(whole.names) == name).select(slice(1))
+    assert annotation["category_id"] == best.labels[0] + 1
+    label, *values = (out / "a.txt").read_text().split()
+    x1, y1, x2, y2 = best.boxes[0] / 128
+    expected = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, best.scores[0]]
+    assert int(label) == best.labels[0]
+    np.testing.assert_allclose([*map(float, values)], expected, atol=1e-5)
+    assert f"written: {out}/a.txt and {out}/detections.json" in output
+    status, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", "--out", out, "--classes", "zebra")
+    assert status == 1 and "zebra" in output.splitlines()[-1] and len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["infer", "explain"])
+def test_an_image_of_which_nothing_is_left(run, folder, tmp_path, command):
+    cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 4000, 3), np.uint8))
+    status, output = run(command, tmp_path / "line.png", "--out", tmp_path / "out.png")
+    assert status == 1
+    assert f"{tmp_path}/line.png: " in output.splitlines()[-1] and "4000 × 1" in output.splitlines()[-1]
+
+
+def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
+    from mmdet.models import MaskRCNN
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import PixelData
+
+    monkeypatch.setattr(MaskRCNN, "test_step", lambda *_: [DetDataSample(pred_sem_seg=PixelData())])
+    status, output = run("infer", "a.png", "--out", tmp_path)
+    assert (status, output) == (
+        1,
+        "error: model: expected a detector, got a model that predicts pred_sem_seg\n",
+    )
+
+
+def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
+    """Each is one line, and the exit status tells. The other images are detected."""
+    (tmp_path / "cut.png").write_bytes((folder / "a.png").read_bytes()[:-100])
+    wrong = [tmp_path / "cut.png", folder / "text.png"]
+    status, output = run("infer", "a.png", *wrong, "b/a.png", "--out", tmp_path / "out")
+    assert status == 1
+    skipped = [line for line in output.splitlines() if line.startswith("skipped: image: ")]
+    listed = output.partition("skipped images:\n")[2].splitlines()[:2]
+    for lines in (skipped, listed):
+        assert all(str(file) in line for line, file in zip(lines, wrong, strict=True))
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
+    assert "3 files" in output
+    status, output = run("explain", tmp_path / "cut.png", "--out", tmp_path / "out.png")
+    assert status == 1 and "cut.png" in output and len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_path, threshold):
+    file = tmp_path / "explain.html"
+    limit = ["--cfg-options", f"model.test_cfg.rcnn.score_thr={threshold}"]
+    assert run("explain", "a.png", "--out", file, *limit)[0] == 0
+    found, _ = detections(folder, "a.png")
+    x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist() if threshold < 1 else (0, 0, WIDTH, HEIGHT)
+    centre = [(x1 + x2) / 2 * 128 / WIDTH, (y1 + y2) / 2 * 82 / HEIGHT]
+    np.testing.assert_allclose(page_data(file.read_text())["box"], centre * 2, rtol=1e-4)
+
+
+def test_nothing_found_is_no_mistake(run, tmp_path):
+    status, output = run("infer", "a.png", "--out", tmp_path, "--score-threshold", 1)
+    assert status == 0 and "a.png: none found" in output
+    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+
+
+MISTAKES = [  # errors of infer and explain, then of one of them, then wrong options
+    *(
+        (1, [command, *arguments], changes, expected)
+        for command in ("infer", "explain")
+        for arguments, changes, expected in (
+            (["no.png"], {}, "image: .* no.png"),
+            (["no.*"], {}, "image: .* no"),
+            (["text.png"], {}, "image: .* text.png"),
+            (["a.png"], {"checkpoint": "no.pth"}, "checkpoint: .* no.pth"),
+            (["a.png"], {"checkpoint": None}, f"checkpoint: .*{CONFIG}"),
+            (["a.png"], {"checkpoint": "text.png"}, "text.png: "),
+            (["a.png"], {"model": "x/no.py"}, "model: .* x/no.py"),
+            (["a.png"], {"model": "faster-rcnn_r50_fpn_1x_coc"}, "faster-rcnn_r50_fpn_1x_coco"),
+            (["a.png", "--device", "tin"], {}, "^error: --device: .* tin"),
+        )
+    ),
+    (1, ["explain", "a.png", "--at", "150,3"], {}, "x1 ≤ x2 < 150 and y1 ≤ y2 < 96, got 150,3,150,3"),
+    (1, ["explain", "a.png", "--box", "9,3,8,4"], {}, "got 9,3,8,4"),
+    (1, ["explain", "a.png", "--layer", "neck"], {}, r"backbone\.layer2\.0\.conv2"),
+    (2, ["explain", "a.png", "--at", "3"], {}, "2 numbers .* 3"),
+    (2, ["explain", "a.png", "--at", "3,x"], {}, "2 numbers .* 3,x"),
+    (2, ["explain", "a.png", "--at", "3,4", "--box", "1,2,3,4"], {}, "--box: .*--at"),
+    (2, ["explain", "a.png", "--out", "x.pdf"], {}, "x.pdf"),
+    (2, ["infer", "a.png", "--score-threshold", "2"], {}, "--score-threshold"),
+]
+
+
+@pytest.mark.parametrize(("status", "arguments", "changes", "expected"), MISTAKES)
+def test_mistakes_get_one_line(run, tmp_path, status, arguments, changes, expected):
+    out = [] if "--out" in arguments else ["--out", tmp_path / "out.html"]
+    found, output = run(*arguments, *out, **changes)
+    line = output.strip().splitlines()[-1]
+    assert found == status and line.lower().startswith("error: ") and re.search(expected, line)
+    assert status == 2 or len(output.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir()), "nothing is written"
+
+
+def test_explain_shows_what_was_recorded(run, folder, tmp_path):
+    file = tmp_path / "explain.html"
+    status, output = run("explain", "a.png", "--at", "75,30", "--out", file)
+    assert status == 0 and f"written: {file}" in output
+    data = page_data(file.read_text())
+    scale = 128 / WIDTH
+    assert file.stat().st_size < 300_000 and (data["width"], data["height"]) == (128, 82)
+    np.testing.assert_allclose(data["box"], [75 * scale, 30 * 82 / HEIGHT] * 2, rtol=1e-6)
+    _, fields = detections(folder, "a.png")
+    assert [layer["name"] for layer in data["layers"]] == [field.name for field in fields]
+    for layer, field in zip(data["layers"], fields, strict=True):
+        points, weights = decoded(layer)
+        pixels = torch.tensor(data["seen"]) / torch.tensor(field.input_size)  # per pixel of the map
+        expected = (field.points * pixels[:, None, None]).permute(2, 3, 0, 1).flip(-1).numpy()
+        assert np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
+        weights = weights * data["largestWeight"]
+        assert np.abs(weights - field.weight.permute(1, 2, 0).numpy()).max() <= 1 / 510 + 1e-4
+        rows, columns = field.weight.shape[1:]
+        assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)
+
+
+def test_explain_draws_a_figure_of_one_layer(run, folder, tmp_path):
+    file = tmp_path / "explain.png"
+    name = "backbone.layer2.0.conv2"
+    status, output = run("explain", "a.png", "--box", "20,10,90,60", "--layer", name, "--out", file)
+    assert status == 0 and "layer3" not in output
+    height, width = cv2.imread(str(file)).shape[:2]
+    assert width > height > 200, "two panels side by side"
+
+
+def test_layers_that_are_not_drawn_are_named(folder):
+    from dcnzoo.report.detector import explain
+    from dcnzoo.utils.errors import UserError
+
+    detector = dcnzoo.load(CONFIG, checkpoint=folder / "weights.pth")
+    for block in (getattr(detector.model.backbone, name)[0] for name in ("layer1", "layer2", "layer3")):
+        conv = block.conv2
+        block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1)
+    with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):
+        explain(detector, folder / "a.png")
+
+
+def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    status, output = invoke("infer", "--demo", "--out", tmp_path)
+    assert status == 0, output
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["detections.json", "input", "shapes.png"]
+    content = json.loads((tmp_path / "detections.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    _, truth = draw_image(ShapesSpec(), "val", 0)
+    sure = [names[each["category_id"]] for each in content["annotations"] if each["score"] > 0.7]
+    assert sure and not Counter(sure) - Counter(CLASSES[each["label"]] for each in truth)
+    for arguments in ([], [tmp_path / "shapes.png"]):
+        status, output = invoke("infer", *arguments)
+        assert status == 2 and "MODEL" in output.splitlines()[-1]

@@ -1,0 +1,259 @@
+"""``dcnzoo reproduce``: measured and published figures, with a detector of known AP."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+
+# isort: split
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
+
+from dcnzoo import zoo
+from dcnzoo.cli.infer import DEMO_MODEL
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.jsonl import append_row
+from dcnzoo.utils.lock import lock_work_dir
+
+from .. import commands
+from ..zoo.conftest import entry, package  # noqa: F401  a fixture
+
+IMAGES = 5
+
+
+@MODELS.register_module()
+class KnowsTheAnswer(BaseDetector):
+    """Returns the annotations of a fraction ``weight`` of the images, so the AP shows the loaded weight."""
+
+    def __init__(self, annotations: str, data_preprocessor: dict | None = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        content = json.loads(Path(annotations).read_text())
+        self.truth = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            self.truth[annotation["image_id"]].append(annotation)
+
+    def loss(self, batch_inputs, batch_data_samples):
+        return {"loss_weight": (self.weight - 1).square().sum()}
+
+    def predict(self, batch_inputs, batch_data_samples, **_):
+        for sample in batch_data_samples:
+            share = float(self.weight.clamp(0, 1))
+            known = self.truth[sample.img_id] if sample.img_id < round(share * len(self.truth)) else []
+            height, width = sample.ori_shape
+            boxes = torch.tensor([a["bbox"] for a in known]).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            masks = torch.zeros(len(known), height, width, dtype=torch.bool)
+            for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().int().tolist(), strict=True):
+                mask[y0:y1, x0:x1] = True  # boxes as masks: mask AP is below box AP
+            sample.pred_instances = InstanceData(
+                bboxes=boxes,
+                scores=torch.ones(len(known)),
+                labels=torch.tensor([a["category_id"] for a in known], dtype=torch.long) - 1,
+                masks=masks,
+            )
+        return batch_data_samples
+
+    def extract_feat(self, batch_inputs):
+        return batch_inputs
+
+    def _forward(self, batch_inputs, batch_data_samples=None):
+        return batch_inputs
+
+
+CONFIG = """
+_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'
+annotations = '{root}/annotations/instances_val2017.json'
+model = dict(
+    _delete_=True, type='KnowsTheAnswer', annotations=annotations,
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_mask=True))
+data = dict(
+    _delete_=True, type='CocoDataset', pipeline={{_base_.test_pipeline}},
+    ann_file='annotations/instances_val2017.json', data_root='data/coco/', data_prefix=dict(img='val2017/'),
+    metainfo=dict(classes=('oval', 'trefoil', 'cross')), test_mode=True)
+train_dataloader = dict(batch_size=2, dataset=data)
+val_dataloader = dict(dataset=data)
+test_dataloader = dict(batch_size=2, dataset=data)
+val_evaluator = dict(ann_file=annotations)
+test_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.5))
+param_scheduler = []
+custom_hooks = []
+train_cfg = dict(max_epochs=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    make_shapes(root / "shapes", ShapesSpec(train=1, val=IMAGES))
+    (root / "annotations").mkdir()
+    content = json.loads((root / "shapes/annotations/val.json").read_text())
+    for number, image in enumerate(content["images"]):
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                annotation["image_id"] = number
+        image["id"] = number
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    (root / "shapes/val").rename(root / "val2017")
+    return root
+
+
+@pytest.fixture
+def reproduce(package, coco, tmp_path, monkeypatch):  # noqa: F811
+    """Runs the command on a published model. Returns the output and the rows in the file."""
+    published = entry("knows", text=CONFIG.replace("{root}", str(coco)), Published="its author")
+    published["Results"][0]["Metrics"] = {"box AP": 75.0, "AR@1000": 90.0}
+    package(published)
+    out = tmp_path / "results" / "rows.jsonl"
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, config="knows", status=0):
+        work = ["--work-dir", tmp_path / "work", "--out", out]
+        line = ["reproduce", config, *map(str, (*work, *arguments))]
+        monkeypatch.setattr(sys, "argv", ["dcnzoo", *line])
+        if status:
+            return commands.error_of(*line, status=status)
+        return commands.run(*line), [json.loads(line) for line in out.read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def save(weight, name="weights.pth"):
+        torch.save({"state_dict": {"module.weight": torch.tensor([weight])}, "meta": {}}, tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def table(printed):
+    return {
+        name: rest.split() for name, rest in re.findall(r"^(box AP|mask AP) +(.*)$", printed, re.MULTILINE)
+    }
+
+
+def test_measured_beside_published(reproduce, checkpoint, coco):
+    path = checkpoint(1.0)
+    printed, (row,) = reproduce("--checkpoint", path, "--data-root", coco)
+    assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
+    assert table(printed)["mask AP"][1:] == ["–", "–"] and 0 < float(table(printed)["mask AP"][0]) < 100
+    assert row["measured"]["box AP"] == 100.0 and row["listed"] == {"box AP": 75.0}
+    assert row["difference"] == {"box AP": 25.0} and row["source"] == "published (its author)"
+    assert row["model"] == "dcnzoo::paper/knows.py" and row["images"] == IMAGES and row["subset"] is None
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and row["checkpoint"] == path.name
+    assert row["versions"]["torch"] == torch.__version__ and row["machine"] and row["date"]
+    assert not row["trained"] and "--data-root" in row["command"]
+
+
+def test_subset_adds_a_row(reproduce, checkpoint, coco):
+    """Images outside the subset do not count as missed. The detector knows the first three."""
+    subset = 4
+    reproduce("--checkpoint", checkpoint(0.0), "--data-root", coco, "--subset", 1)
+    arguments = ("--checkpoint", checkpoint(3 / IMAGES), "--data-root", coco, "--subset", subset)
+    printed, (missed, row) = reproduce(*arguments)
+    assert missed["measured"]["box AP"] == 0 and missed["difference"]["box AP"] == -75.0
+    content = json.loads((coco / "annotations/instances_val2017.json").read_text())
+    seen = [a for a in content["annotations"] if a["image_id"] < subset]
+    of_class = [[a["image_id"] for a in seen if a["category_id"] == c["id"]] for c in content["categories"]]
+    recalls = [sum(image < 3 for image in images) / len(images) for images in of_class if images]
+    # the precision is 1 up to the recall; AP averages 101 points
+    expected = sum(math.floor(recall * 100 + 1e-9) + 1 if recall else 0 for recall in recalls) / 101
+    assert row["measured"]["box AP"] == pytest.approx(100 * expected / len(recalls), abs=0.06)
+    assert row["images"] == subset == row["subset"]
+    assert "the listed figure is for all images" in printed
+
+
+def test_train(reproduce, coco):
+    printed, (row,) = reproduce("--train", "--data-root", coco)
+    assert row["trained"] and row["measured"]["box AP"] == 100.0 and row["checkpoint"] == "epoch_1.pth"
+    assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
+
+
+def test_training_where_another_process_trains(reproduce, coco, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
+    with lock_work_dir(tmp_path / "work"):
+        message = reproduce("--train", "--data-root", coco, status=1)
+    assert str(tmp_path / "work") in message and str(os.getpid()) in message
+
+
+def test_a_config_of_ones_own(reproduce, checkpoint, coco, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(CONFIG.replace("{root}", str(coco)))
+    printed, (row,) = reproduce("--checkpoint", checkpoint(1.0), "--data-root", coco, config=str(own))
+    assert table(printed)["box AP"] == ["100.0", "–", "–"]
+    assert row["listed"] == row["difference"] == {} and row["model"] == str(own)
+
+
+def test_mistakes(reproduce, checkpoint, coco, tmp_path):
+    path, data = checkpoint(1.0), ["--data-root", coco]
+    (tmp_path / "own.py").write_text(CONFIG.replace("{root}", str(coco)))
+    torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pth")
+    for config, arguments, status, word in (
+        ("knowss", ["--checkpoint", path], 1, "closest names: knows"),
+        ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
+        ("knows", [*data, "--subset", 0], 2, "--subset"),
+        ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
+        ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
+        ("knows", data, 1, "of weights"),
+        (str(tmp_path / "own.py"), data, 1, "--checkpoint FILE or --train"),
+        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
+    ):
+        assert word in reproduce(*arguments, config=config, status=status)
+    assert not (tmp_path / "results").exists(), "no row of a failed run"
+
+
+def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "rows.jsonl"
+    append_row(path, {"a": 1, "text": "zwei\nZeilen – ±"})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(UserError, match=r"rows\.jsonl cannot be written: disk full"):
+            append_row(path, {"a": 2})
+    append_row(path, {"a": 3})
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert rows == [{"a": 1, "text": "zwei\nZeilen – ±"}, {"a": 3}]
+    assert not list(path.parent.glob(".*partial"))
+
+
+SHIPPED = [model for model in zoo.models() if model.weights and "://" not in model.weights[0]]
+
+
+def test_shipped_weights_are_measured():
+    assert {"mask-rcnn_r14_fpn_8e_shapes", DEMO_MODEL} <= {model.name for model in SHIPPED}
+    assert all(model.measured for model in SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder for generated images, shared by all tests."""
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(model.name, marks=[pytest.mark.slow] * ("-mdconv_" not in model.name))
+        for model in SHIPPED
+        if model.name.endswith("shapes")  # the others need data to download
+    ],
+)
+def test_shipped_weights_reproduce_their_figures(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    few = ["--cfg-options", "test_dataloader.dataset.shapes.train=1"]  # it is not evaluated
+    commands.run("reproduce", name, "--out", tmp_path / "rows.jsonl", *few)
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert set(row["difference"]) == {"box AP", "mask AP"}
+    assert row["difference"] == pytest.approx(dict.fromkeys(row["difference"], 0), abs=0.051)

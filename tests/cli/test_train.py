@@ -1,0 +1,154 @@
+"""The train, test and browse commands, with a configuration that trains in seconds."""
+
+import pickle
+import re
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.utils.errors import UserError
+
+from .. import commands
+from ..commands import error_of
+from ..demo import PLAIN as CONFIG
+from ..distributed.launching import settings
+from ..processes import ROOT
+
+
+def tiny(data, train=8, val=4, epochs=2):
+    """Settings with which the demo config trains in seconds."""
+    return settings(data, train, val, epochs, train_dataloader__batch_size=4)
+
+
+def log_of(folder):
+    """The text of mmengine's last log in a work directory."""
+    return sorted(Path(folder).glob("*/*.log"))[-1].read_text(encoding="utf-8")
+
+
+def average_precisions(folder):
+    """The last box and mask AP in the log of a work directory."""
+    return [re.findall(rf"coco/{kind}_mAP: (-?[\d.]+)", log_of(folder))[-1] for kind in ("bbox", "segm")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A work directory after training with deformable convolutions, and the output."""
+    work = tmp_path_factory.mktemp("trained")
+    options = [*tiny(data), "model.backbone.dcn=True"]
+    return work, commands.run("train", CONFIG, "--work-dir", work, "--report", *options)
+
+
+def test_train_writes_checkpoints_and_a_report(trained, data):
+    work, output = trained
+    assert len(list((data / "train").iterdir())) == 8
+    assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
+    assert Path((work / "last_checkpoint").read_text()) == work / "epoch_2.pth"
+    weights = torch.load(work / "epoch_2.pth", weights_only=False)["state_dict"]
+    assert any("conv_offset" in name for name in weights), "dcn=True took effect"
+    assert "Epoch(train) [2][2/2]" in log_of(work)
+    assert f"report: {work / 'report.html'}" in output
+    assert not any(text in output for text in ("WARN", "be deprecated", "\x1b["))
+    page = (work / "report.html").read_text(encoding="utf-8")
+    box, mask = average_precisions(work)
+    assert f"<dt>box AP</dt><dd>{float(box):.3f}</dd>" in page
+    assert f"<dt>mask AP</dt><dd>{float(mask):.3f}</dd>" in page
+    assert "backbone.layer3.0.conv2" in page and "Environment of" in page and "conv_offset" not in page
+
+
+def test_test_repeats_the_last_validation(trained, tmp_path):
+    work, _ = trained
+    config = work / Path(CONFIG).name  # saved by training, with the options of its command line
+    shown, predictions = tmp_path / "shown", tmp_path / "predictions.pkl"
+    commands.run(
+        "test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--out", predictions,
+        "--show-dir", shown,
+    )  # fmt: skip
+    assert average_precisions(tmp_path) == average_precisions(work)
+    assert len(pickle.loads(predictions.read_bytes())) == 4
+    images = sorted(shown.glob("*.png"))
+    assert len(images) == 4 and cv2.imread(str(images[0])).shape[2] == 3
+
+
+def test_test_time_augmentation(trained, tmp_path):
+    work, _ = trained
+    config = work / Path(CONFIG).name
+    predictions = tmp_path / "predictions.pkl"
+    commands.run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta", "--out", predictions)
+    images = pickle.loads(predictions.read_bytes())
+    assert len(images) == 4
+    for image in images:
+        boxes, (height, width) = image["pred_instances"]["bboxes"], image["ori_shape"]
+        assert len(boxes) == len(image["pred_instances"]["masks"])
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
+
+
+def test_mixed_precision_on_the_cpu(data, tmp_path):
+    options = ["--amp", "--auto-scale-lr", "--epochs", 1, "--lr", 0.003, "--patience", 1, *tiny(data)]
+    output = commands.run("train", CONFIG, "--work-dir", tmp_path, "--verbose", *options)
+    assert "changed: max_epochs 2 → 1, " in output and "lr 0.0015 → 0.003" in output
+    losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
+    assert losses and all(0 < float(loss) < 20 for loss in losses)
+    weights = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]
+    assert weights["backbone.conv1.weight"].dtype == torch.float32
+
+
+MISTAKES = [
+    (1, "train", ["--resume", "no.pth"], "no.pth"),
+    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr.base_batch_size=0"], "base_batch_size"),
+    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr.base_batch_size=1.5"], "got 1.5"),
+    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr=None"], "got None"),
+    (1, "test", ["no.pth"], "no.pth"),
+    (2, "train", ["--cfg-options", "x"], "got x"),
+    (2, "train", ["--cfg-options", "x=[(1,2]"], "--cfg-options': x: "),
+    (2, "test", [__file__, "--out", "x.txt"], r"\.pkl"),
+    (2, "test", [__file__, "--format-only", "--out", "x.pkl"], "--format-only"),
+    (2, "test", ["x.onnx", "--tta"], "--tta"),
+    (2, "browse", ["--num-images", "0"], "--num-images"),
+]
+
+
+@pytest.mark.parametrize(("status", "command", "arguments", "expected"), MISTAKES)
+def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path):
+    work = [] if command == "browse" else ["--work-dir", tmp_path]
+    message = error_of(command, CONFIG, *work, *arguments, status=status)
+    assert re.search(expected, message), message
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
+    settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
+    output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
+    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.*"
+    assert re.fullmatch(expected, output.splitlines()[-1])
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_browse_dataset(data, trained, tmp_path):
+    options = [*tiny(data), "--num-images", 3, "--out", tmp_path]
+    commands.run("browse", CONFIG, *options)
+    images = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("*.png"))]
+    assert len(images) == 3
+    plain = cv2.imread(str(data / "train" / "00000.png"))
+    assert images[0].shape[:2] >= plain.shape[:2]
+
+
+def test_a_config_of_an_installed_package():
+    name = "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+    path, scope = base_path(name, "configs/mine.py")
+    assert Path(path).samefile(ROOT / "configs" / name.partition("::")[2]) and scope == "mmdet"
+    assert Path(base_path("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py", "")[0]).is_file()
+    assert base_path("base.py", "configs/mine.py") == ("configs/base.py", None)
+    for name, reason in (
+        ("dcnzoo::dcnv2/none.py", "found no file "),
+        ("nothing::x.py", "nothing is not installed or has no configs"),
+    ):
+        expected = f"config: expected a config of an installed package, got {name}: .*{reason}"
+        with pytest.raises(UserError, match=expected):
+            base_path(name, "")

@@ -1,0 +1,227 @@
+"""Fused layers and the score threshold: the same detections, and a model that does not change."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from torch import nn
+
+import dcnzoo
+from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
+from dcnzoo.openmmlab.export.verify import predict_batch as predict
+from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
+from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
+from dcnzoo.utils.errors import UserError
+
+from ..export.detectors import build, calibrate, config, has_dcn
+
+FAMILIES = ("Mask R-CNN", "RetinaNet", "Deformable DETR", "YOLOX", "InternImage")
+LEAST_FUSED = {"Mask R-CNN": 35, "RetinaNet": 20, "Deformable DETR": 35, "YOLOX": 60, "InternImage": 35}
+SIZE = (160, 192)
+SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+
+
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch):
+    monkeypatch.setattr(fuse, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(fuse, "LEAST_PRODUCTS", 1)
+
+
+def small_detector(family: str) -> nn.Module:
+    if family != "InternImage":
+        detector = build(family, has_dcn(family))
+    else:
+        torch.manual_seed(0)
+        cfg = config("Mask R-CNN")
+        cfg.backbone = dict(
+            type="InternImage", channels=32, depths=(1, 1, 1), groups=(2, 4, 8), out_indices=(0, 1, 2)
+        )
+        detector = MODELS.build(cfg).eval()
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):  # not the identity
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.8, 1.25)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(std=0.1)
+    calibrate(detector, torch.randn(2, 3, *SIZE))
+    return detector
+
+
+def fused_view(model: nn.Module) -> tuple[nn.Module, int]:
+    copies = fuse.view(model)
+    return copies[model], fuse.Fuser(BLOCKS, SAME).fuse(copies)
+
+
+@torch.no_grad()
+def maps(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    return list(model.extract_feat(images))
+
+
+def assert_same_bits(one, other):
+    for name in ("boxes", "scores", "labels", "masks"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_the_same_detections(family, order):
+    model = small_detector(family).to(memory_format=order)
+    images = torch.randn(2, 3, *SIZE)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    before = predict(model, images)
+    view, count = fused_view(model)
+    assert count >= LEAST_FUSED[family]
+    for one, other in zip(maps(model, images), maps(view, images), strict=True):
+        assert (one - other).abs().max() <= 2e-5 * one.abs().max()
+    with torch.no_grad():
+        results = predict(view, images)
+    for one, other in zip(before, results, strict=True):
+        assert len(one) == len(other) >= 50
+        # near ties may exchange their ranks
+        distances = np.abs(one.boxes[:, None] - other.boxes).max(-1)
+        near = (distances < 0.02) & (np.abs(one.scores[:, None] - other.scores) < 1e-3)
+        near &= one.labels[:, None] == other.labels
+        assert near.any(1).mean() >= 0.98
+    for one, other in zip(before, predict(model, images), strict=True):  # the model itself: the same bits
+        assert_same_bits(one, other)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.ascontiguousarray(np.kron(draw_image(ShapesSpec(), "val", 0)[0], np.ones((4, 4, 1), np.uint8)))
+
+
+def test_trained_detector(picture):
+    options = dict(device="cpu", cfg_options={"test_pipeline.1.scale": (512, 512)})
+    plain, fused = (dcnzoo.load(SHAPES, fuse=on, **options) for on in (False, True))
+    assert "fuse=False" in repr(plain) and "fused layers" in repr(fused)
+    for threshold in (0.05, 0.5):
+        one, other = (detector(picture, bgr=True, score_threshold=threshold) for detector in (plain, fused))
+        assert one.names == other.names and len(one) > 1
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        assert (one.masks == other.masks).mean() > 0.9999
+    for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        np.testing.assert_array_equal(twin(picture, bgr=True).boxes, fused(picture, bgr=True).boxes)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_allclose(fused(picture, bgr=True, max_detections=1).boxes, one.boxes[:1], atol=8)
+
+
+def test_without_the_private_operators(picture, monkeypatch):
+    monkeypatch.setitem(missing, FUSED_LAYERS, "torch 9 has no such operator")
+    one, other = (dcnzoo.load(SHAPES, device="cpu", fuse=fuse) for fuse in (True, False))
+    assert "torch 9 has no such operator" in repr(one)
+    np.testing.assert_array_equal(one(picture, bgr=True).boxes, other(picture, bgr=True).boxes)
+
+
+def test_bfloat16(picture):
+    plain, mixed = (dcnzoo.load(SHAPES, device="cpu", precision=name) for name in ("float32", "bf16"))
+    assert "bf16" in repr(mixed)
+    types = set()
+    mixed.model.rpn_head.rpn_cls.register_forward_hook(
+        lambda module, x, y: types.update((y.dtype, x[0].dtype))
+    )
+    one, other = (detector(picture, bgr=True, score_threshold=0.5) for detector in (plain, mixed))
+    assert types == {torch.float32, torch.bfloat16}, "its input is bfloat16, its output float32"
+    assert one.names == other.names
+    assert 0 < np.abs(one.boxes - other.boxes).max() < 8
+    with pytest.raises(UserError, match="precision: expected float32 or bf16, got 'int8'"):
+        dcnzoo.load(SHAPES, device="cpu", precision="int8")
+
+
+def test_weights_that_change_are_folded_again():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    x, fuser = torch.randn(1, 3, 9, 9), fuse.Fuser({}, {})
+
+    def outputs():
+        copies = fuse.view(model)
+        assert fuser.fuse(copies) >= 1
+        with torch.no_grad():
+            return copies[model](x), model(x)
+
+    first = outputs()
+    torch.testing.assert_close(*first)
+    changes = (
+        lambda: model[1].running_var.mul_(4),
+        lambda: model.load_state_dict({**model.state_dict(), "0.bias": torch.ones(4)}),
+        lambda: setattr(model[0].weight, "data", model[0].weight.data * 2),
+        lambda: setattr(model[1], "weight", nn.Parameter(torch.full((4,), 3.0))),
+    )
+    for change in changes:
+        with torch.no_grad():
+            change()
+        last, first = first, outputs()
+        torch.testing.assert_close(*first)
+        assert not torch.allclose(first[0], last[0])
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [
+            nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+            nn.BatchNorm2d(6, affine=False),
+            nn.LeakyReLU(0.3),
+        ],
+        [nn.Conv2d(4, 6, 3, padding="same"), nn.BatchNorm2d(6)],
+        [nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.SiLU()],
+        [nn.Conv2d(4, 6, 1), nn.SiLU(), nn.BatchNorm2d(6)],
+        [nn.Conv2d(4, 6, 1), nn.GroupNorm(2, 6), nn.ReLU()],
+        [PackedDeformConv2d(4, 6, 3, padding=1, modulated=True), nn.BatchNorm2d(6), nn.SiLU()],
+        [PackedDeformConv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()],
+        [nn.Flatten(2), nn.Linear(63, 5), nn.GELU("tanh"), nn.Linear(5, 3), nn.BatchNorm1d(4)],
+        [nn.Conv2d(4, 6, 1).double(), nn.BatchNorm2d(6).double()],
+    ],
+)
+def test_layers(layers):
+    model = nn.Sequential(*layers).eval()
+    copies = fuse.view(model)
+    fuse.Fuser({}, {}).fuse(copies)
+    dtype = next(model.parameters()).dtype
+    for batch in (2, 0):
+        x = torch.randn(batch, 4, 7, 9, dtype=dtype)
+        with torch.no_grad():
+            torch.testing.assert_close(copies[model](x), model(x))
+
+
+def test_hooks_and_statistics_are_called():
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()).eval()
+    calls = []
+    model[1].register_forward_hook(lambda module, args, output: calls.append(module))
+    track_offsets(model)
+    copies = fuse.view(model)
+    fuse.Fuser({}, {}).fuse(copies)
+    copies[model](torch.randn(1, 4, 7, 9))
+    assert len(calls) == 1 and copies[model[0]]._last_offsets is not None
+
+
+@pytest.mark.parametrize(("family", "masks"), [("Mask R-CNN", True), ("FCOS", False), ("YOLOX", False)])
+def test_threshold_reaches_nms(family, masks):
+    model = build(family, has_dcn(family))
+    images = torch.randn(2, 3, *SIZE)
+    before = predict(model, images)
+    threshold = float(np.sort(np.concatenate([result.scores for result in before]))[-20])
+    copies = fuse.view(model)
+    raise_threshold(copies, threshold)
+    results = predict(copies[model], images)
+    assert family == "FCOS" or sum(map(len, results)) < sum(map(len, before))  # its centerness comes later
+    for one, other in zip(before, results, strict=True):
+        one, other = one[one.scores >= threshold], other[other.scores >= threshold]
+        assert (other.masks is not None) == masks
+        np.testing.assert_allclose(one.boxes, other.boxes, rtol=1.3e-6, atol=1e-5)
+        assert np.array_equal(one.scores, other.scores) and np.array_equal(one.labels, other.labels)
+    for one, other in zip(before, predict(model, images), strict=True):
+        assert np.array_equal(one.scores, other.scores)
+
+
+def test_threshold_leaves_heads_whose_scores_rise():
+    model = build("Mask Scoring R-CNN")
+    copies = fuse.view(model)
+    raise_threshold(copies, 0.9)
+    assert copies[model.roi_head].test_cfg is model.roi_head.test_cfg

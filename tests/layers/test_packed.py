@@ -1,0 +1,261 @@
+"""``dcnzoo.layers``: torch's convolutions with given or predicted offsets and masks."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import skip_init
+from torch.nn.utils.parametrizations import weight_norm
+
+import dcnzoo.ops.reference as reference
+from dcnzoo import layers
+
+from ..modules import assert_same, randomise, shapes
+
+SIZE = (7, 9, 5)
+GEOMETRY = {"kernel_size": (3, 2, 1), "stride": (2, 1, 2), "padding": (1, 2, 0), "dilation": (1, 2, 1)}
+OUTPUT_PADDING = (1, 0, 1)
+PREDICTED = ("conv_offset.weight", "conv_offset.bias")
+
+ranks = pytest.mark.parametrize("rank", [1, 2, 3])
+directions = pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
+
+
+def name_of(rank, transposed):
+    return f"DeformConv{'Transpose' * transposed}{rank}d"
+
+
+def arguments(rank, transposed, **more):
+    geometry = {name: values[:rank] for name, values in GEOMETRY.items()}
+    if transposed:
+        geometry["output_padding"] = OUTPUT_PADDING[:rank]
+    return {"in_channels": 4, "out_channels": 8, **geometry, **more}
+
+
+def make(rank, transposed, **more):
+    return getattr(layers, name_of(rank, transposed))(**arguments(rank, transposed, **more))
+
+
+def make_pack(rank, transposed, **more):
+    return getattr(layers, f"Packed{name_of(rank, transposed)}")(**arguments(rank, transposed, **more))
+
+
+def make_plain(rank, transposed, **more):
+    plain = getattr(nn, name_of(rank, transposed).removeprefix("Deform"))
+    return plain(**arguments(rank, transposed, **more))
+
+
+def expected_output(layer, input, offset, mask):
+    geometry = [layer.stride, layer.padding]
+    function = reference.deform_conv
+    if layer.transposed:
+        geometry.append(layer.output_padding)
+        function = reference.deform_conv_transpose
+    return function(input, layer.weight, offset, mask, layer.bias, *geometry, layer.dilation, layer.groups)
+
+
+def sample(rank, **options):
+    return torch.randn(3, 4, *SIZE[:rank], **options)
+
+
+@ranks
+@directions
+def test_as_torchs_convolution(rank, transposed):
+    """The same arguments, defaults and initial values, and without offset and mask the same results."""
+    name = name_of(rank, transposed)
+    plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
+    for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):
+        for attribute in plain.__constants__:
+            assert getattr(layer, attribute) == getattr(plain, attribute), attribute
+        assert layer.bias.shape == plain.bias.shape
+    torch.manual_seed(0)
+    plain = make_plain(rank, transposed, groups=2)
+    torch.manual_seed(0)
+    layer = make(rank, transposed, groups=2, im2col_step=2)
+    assert isinstance(layer, nn.modules.conv._ConvNd)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert torch.equal(layer.weight, plain.weight) and torch.equal(layer.bias, plain.bias)
+    input, scripted = sample(rank), torch.jit.script(layer)
+    assert torch.equal(layer(input), plain(input))
+    where = SIZE[:rank] if transposed else plain(input).shape[2:]
+    offset = torch.randn(3, math.prod(layer.kernel_size) * rank, *where)
+    mask = torch.rand(3, math.prod(layer.kernel_size), *where)
+    for given in ((), (offset,), (offset, mask), (None, mask)):
+        output = layer(input, *given)
+        torch.testing.assert_close(scripted(input, *given), output)
+        offset_mask = (*given, None, None)[:2]
+        torch.testing.assert_close(output, expected_output(layer, input, *offset_mask), atol=1e-4, rtol=1e-5)
+    if not transposed:
+        return
+    pack = make_pack(rank, True, groups=2)
+    pack.load_state_dict(plain.state_dict(), strict=False)
+    least = make_plain(rank, True, output_padding=0)(input).shape[2:]
+    wanted = [size + stride - 1 for size, stride in zip(least, plain.stride, strict=True)]
+    expected = plain(input, wanted)
+    assert list(expected.shape[2:]) == wanted
+    assert torch.equal(layer(input, output_size=wanted), expected)
+    torch.testing.assert_close(pack(input, wanted), expected)
+    with pytest.raises(ValueError, match="requested an output size of"):
+        layer(input, output_size=[size + 5 for size in wanted])
+
+
+@ranks
+@directions
+def test_shapes_and_repr(rank, transposed):
+    assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED]
+    assert "deformable=False" in repr(make_pack(rank, transposed, deformable=False))
+    options = dict(modulated=True, offset_groups=2, mask_groups=4, offset_limit=3.0, im2col_step=8)
+    pack = make_pack(rank, transposed, **options)
+    kernel = GEOMETRY["kernel_size"][:rank]
+    channels = math.prod(kernel) * (2 * rank + 4)
+    predictor = (1,) * rank if transposed else kernel
+    assert shapes(pack) == {
+        "weight": (4 if transposed else 8, 8 if transposed else 4, *kernel),
+        "bias": (8,),
+        "conv_offset.weight": (channels, 4, *predictor),
+        "conv_offset.bias": (channels,),
+    }
+    assert f"kernel_size={kernel}" in repr(pack)
+    assert all(f"{name}={value}" in repr(pack) for name, value in options.items())
+
+
+def test_from_the_meta_device_and_by_torchs_utilities():
+    """As for large models: created without storage, then initialised module by module, or loaded."""
+    pack = make_pack(2, False, modulated=True, device="meta").to_empty(device="cpu")
+    for module in pack.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert pack.weight.abs().sum() > 0
+    assert not any(parameter.any() for name, parameter in pack.named_parameters() if name in PREDICTED)
+    input = sample(2)
+    output = randomise(pack)(input)
+    torch.testing.assert_close(weight_norm(copy.deepcopy(pack))(input), output)
+    empty = skip_init(layers.PackedDeformConv2d, **arguments(2, False), modulated=True)
+    empty.load_state_dict(pack.state_dict())
+    assert torch.equal(empty(input), output)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "message"),
+    [
+        ("DeformConv2d", {"stride": (1, 1, 1)}, r": stride: .*got \(1, 1"),
+        ("DeformConv1d", {"padding": "same"}, r": padding: .*got 'same'"),
+        ("DeformConvTranspose3d", {"output_padding": (1, 2)}, r": output_padding: "),
+        ("DeformConv2d", {"groups": 3}, "groups"),
+        ("DeformConv2d", {"padding_mode": "reflect"}, ": padding_mode: .*got 'reflect'"),
+        ("DeformConvTranspose1d", {"padding_mode": "circular"}, ": padding_mode: "),
+        ("PackedDeformConv3d", {"padding_mode": "reflect"}, ": padding_mode: "),
+        ("PackedDeformConv2d", {"offset_groups": 3}, r"offset_groups: .*in_channels \(4\), got 3"),
+        ("PackedDeformConv2d", {"mask_groups": 0}, "mask_groups: .*got 0"),
+        ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"offset_groups: .*out_channels \(6\), got 4"),
+        ("PackedDeformConv2d", {"offset_activation": "tanh"}, "offset_activation: .*got 'tanh'"),
+        ("PackedDeformConv2d", {"mask_activation": "relu"}, "mask_activation: .*'sigmoid'"),
+        ("PackedDeformConv2d", {"offset_limit": 0}, "offset_limit: "),
+        ("PackedDeformConv2d", {"stride": 0}, "stride: .*at least 1, got 0"),
+        ("DeformConv2d", {"padding": (0, -1)}, r"padding: .*at least 0, got \(0, -1\)"),
+        ("PackedDeformConv2d", {"in_channels": 0}, "in_channels: .*got 0"),
+        ("PackedDeformConvTranspose1d", {"in_channels": 0}, "in_channels: .*got 0"),
+    ],
+)
+def test_bad_arguments(layer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(layers, layer)(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3, **arguments})
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_bias_by_position(rank):
+    """The arguments before ``deformable`` have the order of torch's layers."""
+    assert getattr(layers, f"PackedDeformConv{rank}d")(8, 6, 3, 1, 1, 1, 2, False).bias is None
+    assert getattr(layers, f"PackedDeformConvTranspose{rank}d")(8, 6, 3, 1, 1, 1, 0, 2, False).bias is None
+
+
+# Packs
+
+OPTIONS = {
+    "v1": {},
+    "v1 grouped": {"offset_groups": 4, "offset_activation": nn.Softsign()},
+    "v2": {"modulated": True, "offset_limit": 0.75},
+    "v2 softmax": {"modulated": True, "mask_activation": "softmax", "offset_groups": 2, "mask_groups": 4},
+    "v2 raw": {"modulated": True, "mask_activation": None, "im2col_step": 2, "bias": False},
+    "mask only": {"modulated": True, "deformable": False, "mask_activation": layers.MaskSigmoid(scale=2)},
+    "neither": {"deformable": False},
+}
+options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def by_hand(pack, input, options):
+    """Offset and mask, computed from the parameters."""
+    predict = getattr(F, f"conv{len(pack.kernel_size)}d")
+    geometry = () if pack.transposed else (pack.stride, pack.padding, pack.dilation)
+    offset = mask = None
+    taps, rank = math.prod(pack.kernel_size), len(pack.kernel_size)
+    channels = pack.offset_groups * taps * rank if options.get("deformable", True) else 0
+    if channels:
+        weight, bias = pack.conv_offset.weight[:channels], pack.conv_offset.bias[:channels]
+        offset = predict(input, weight, bias, *geometry)
+        if "offset_activation" in options:
+            offset = offset / (1 + offset.abs())
+        if "offset_limit" in options:
+            offset = (offset / 0.75).tanh() * 0.75
+    if options.get("modulated"):
+        weight, bias = pack.conv_offset.weight[channels:], pack.conv_offset.bias[channels:]
+        mask = predict(input, weight, bias, *geometry)
+        activation = options.get("mask_activation", "sigmoid")
+        if activation == "softmax":
+            mask = torch.cat([(part.exp() / part.exp().sum(1, True)) for part in mask.split(taps, 1)], 1)
+        elif activation is not None:
+            mask = (1 if activation == "sigmoid" else 2) / (1 + (-mask).exp())
+    return offset, mask
+
+
+@ranks
+@directions
+@options
+def test_pack_predicts_and_convolves(rank, transposed, options):
+    pack = randomise(make_pack(rank, transposed, groups=2, dtype=torch.float64, **options))
+    input = sample(rank, dtype=torch.float64)
+    given = by_hand(pack, input, options)
+    torch.testing.assert_close(pack.predict(input), given)
+    assert_same(pack(input), expected_output(pack, input, *given), list(pack.parameters()))
+
+
+@ranks
+@directions
+def test_pack_starts_as_convolution_and_learns(rank, transposed):
+    plain = make_plain(rank, transposed)
+    pack = make_pack(rank, transposed, modulated=True, mask_activation=layers.MaskSigmoid(scale=2))
+    assert pack.load_state_dict(plain.state_dict(), strict=False).missing_keys == list(PREDICTED)
+    assert not any(parameter.any() for name, parameter in pack.named_parameters() if name in PREDICTED)
+    input = sample(rank)
+    output = pack(input)
+    torch.testing.assert_close(output, plain(input))
+    output.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in pack.parameters())
+
+
+def test_state_dict_that_does_not_fit():
+    pack = make_pack(2, False)
+    state = pack.state_dict() | {"conv_offset.weight": torch.zeros(12, 3, 3, 2)}  # 3 does not divide 4
+    with pytest.raises(RuntimeError, match=r"size mismatch for conv_offset\.weight"):
+        pack.load_state_dict(state)
+
+
+# PyTorch's operations on modules
+
+
+def test_memory_format_dtype_and_autocast():
+    pack = randomise(make_pack(2, False, modulated=True), 0.1)
+    input, layout = sample(2), dict(memory_format=torch.channels_last)
+    output = pack(input)
+    last = copy.deepcopy(pack).to(**layout)(input.contiguous(**layout))
+    assert last.is_contiguous(**layout)
+    torch.testing.assert_close(last, output)
+    half = copy.deepcopy(pack).bfloat16()(input.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        automatic = pack(input)
+    for other in (half, automatic):
+        assert other.dtype == torch.bfloat16
+        torch.testing.assert_close(other.float(), output, atol=0.02 * output.abs().max().item(), rtol=0)

@@ -1,0 +1,229 @@
+"""Checkpoints are data: no way of loading them in mmengine runs code from them. Weights by name."""
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import checkpoint as loading
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  applies the patches
+from dcnzoo.compat import patches
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.fetch import checksum_in_name
+
+from ..commands import error_of
+from ..zoo.conftest import undisturbed  # noqa: F401  a fixture
+from ..zoo.server import Served, serving
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.JPG", "a picture"),
+        ("a.py", "a config"),
+        ("a.json", "a JSON file"),
+        ("a.onnx", "an exported detector"),
+        ("a.pt2", "an exported detector"),
+        ("a", "another file"),
+    ],
+)
+def test_other_files_are_called_by_their_kind(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"PK" if "." in name else b"text")
+    with pytest.raises(CheckpointError, match=f"{name}: expected a checkpoint, got {kind}$"):
+        load_file(tmp_path / name)
+    arguments = ["export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path / name]
+    assert kind in (message := error_of(*arguments)) and ("--test-img" in message) == (name == "a.JPG")
+    for command in ("test", "export"):
+        assert "folder" in error_of(command, "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
+    for path in (harmful, f"~/{os.path.relpath(harmful, Path.home())}"):
+        with pytest.raises(CheckpointError, match=REFUSED):
+            load_checkpoint(nn.Linear(2, 1), str(path))
+    # many users set this for one file and leave it set
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match=REFUSED):
+        CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
+    with patches.disabled("enforce_weights_only"), monkeypatch.context() as fork:
+        # onedl-mmengine reads a rejected file a second time, without restrictions
+        fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
+        patches.enable("enforce_weights_only")
+        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"contains posix\.mkdir"):
+            loading._safe_torch_load(file, "cpu")
+        patches.disable("enforce_weights_only")
+        assert loading._safe_torch_load is torch.load
+    torch.save(Harmful(folder), harmful, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=REFUSED):
+        CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(nn.Linear(2, 1), str(tmp_path / "none.pth"))
+    for content in (b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut off"):
+        harmful.write_bytes(content)
+        with pytest.raises(CheckpointError, match=re.escape(f"{harmful}: expected a checkpoint")):
+            load_checkpoint(nn.Linear(2, 1), str(harmful))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+@pytest.mark.parametrize("way", ["http://", "torchvision://", "openmmlab://", "mmcls://"])
+def test_a_harmful_download_is_refused(harmful, way, tmp_path, monkeypatch):
+    """mmengine loads URLs with torch.hub, which loads any content."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    with serving(Served({"/harmful.pth": harmful.read_bytes()})) as server:
+        address = f"{server.url}/harmful.pth"
+        for models in ("get_torchvision_models", "get_external_models", "get_mmcls_models"):
+            monkeypatch.setattr(loading, models, lambda: {"net": address})
+        with pytest.raises(CheckpointError, match=REFUSED):
+            CheckpointLoader.load_checkpoint(address if way == "http://" else f"{way}net", logger="silent")
+    assert len(server.requests) == 1
+
+
+class Harmful:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that must not be created."""
+    folder = tmp_path / "made by a checkpoint"
+    yield folder
+    assert not folder.exists()
+
+
+@pytest.fixture
+def harmful(tmp_path, folder):
+    path = tmp_path / "harmful.pth"
+    torch.save({"state_dict": {"weight": torch.ones(1, 2)}, "meta": {"x": Harmful(folder)}}, path)
+    return path
+
+
+REFUSED = r"harmful\.pth: contains posix\.mkdir.*--unsafe-load"
+
+
+def test_download_with_a_checksum(tmp_path, monkeypatch):
+    """The checksum is in the file name, as in OpenMMLab's and torch's files; other content is rejected."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.save({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    layer = nn.Linear(2, 1)
+    with serving(Served({f"/net-{digits}.pth": content, "/net-01234567.pth": content})) as server:
+        load_checkpoint(layer, f"{server.url}/net-{digits}.pth", logger="silent")
+        assert torch.equal(layer.weight, torch.ones(1, 2))
+        with pytest.raises(Exception, match=f"01234567.*{digits}"):
+            load_checkpoint(layer, f"{server.url}/net-01234567.pth", logger="silent")
+
+
+def test_a_config_in_it_is_not_run(tmp_path, folder):
+    """mmengine executes the config to count the GPUs. MMDetection 2.x stores it in 'meta'."""
+    code = f"import os\nos.mkdir({str(folder)!r})\ngpu_ids = [0, 1]"
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": {}, "meta": {"config": code, "epoch": 3}}, path)
+    assert CheckpointLoader.load_checkpoint(str(path), logger="silent")["meta"] == {"epoch": 3}
+
+
+def test_map_location(tmp_path):
+    torch.save({"weight": torch.ones(1, 2)}, tmp_path / "x.pth")
+    for location in ("cpu", "meta"):
+        found = CheckpointLoader.load_checkpoint(str(tmp_path / "x.pth"), location, logger="silent")
+        assert found["weight"].device.type == location
+
+
+def test_published_files_load(tmp_path):
+    """The content of MMDetection 2 and 3 checkpoints: mmengine's log, numpy 1 and 2 scalars, text configs."""
+    log = HistoryBuffer([1.0, 3.0], [1, 1])
+    meta = {
+        "CLASSES": ("bent", "straight"),
+        "PALETTE": [(0, 1, 2)],
+        "env_info": "sys.platform: linux",
+        "config": "model = dict(type='FasterRCNN')",
+        "hook_msgs": {"best_score": np.float64(0.41), "last_ckpt": "epoch_12.pth"},
+        "seed": None,
+        "iter": np.int64(7),
+        "palette": np.arange(6, dtype=np.uint8).reshape(2, 3),
+    }
+    content = {
+        "meta": meta,
+        "state_dict": {"weight": torch.ones(1, 2)},
+        "message_hub": {"log_scalars": {"loss": log}},
+    }
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    written = path.read_bytes()
+    assert b"numpy._core.multiarray" in written
+    # in pickle protocol 2, a newline ends a module's name
+    path.write_bytes(written.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    for reader in (load_file, lambda path: CheckpointLoader.load_checkpoint(str(path), logger="silent")):
+        found = reader(path)
+        assert found["meta"]["hook_msgs"]["best_score"] == 0.41 and found["meta"]["iter"] == 7
+        np.testing.assert_array_equal(found["meta"]["palette"], meta["palette"])
+        assert found["message_hub"]["log_scalars"]["loss"].mean() == 2.0
+
+
+# Backbone weights by name, without torchvision and without network
+
+
+# the first weights (V1) in torchvision.models
+TORCHVISION = {
+    "resnet18": "f37072fd",
+    "resnet50": "0676ba61",
+    "resnext50_32x4d": "7cdf4587",
+    "wide_resnet50_2": "95faca4d",
+    "vgg16_bn": "6c64b313",
+    "mobilenet_v2": "b0353104",
+}
+
+
+def test_names(asked):
+    def ask(*names):
+        asked.clear()
+        for name in names:
+            CheckpointLoader.load_checkpoint(name, logger="silent")
+        return asked
+
+    for name, digits in TORCHVISION.items():
+        names = (f"torchvision://{name}", f"modelzoo://{name}", f"torchvision://{name}.imagenet1k_v1")
+        assert ask(*names) == [f"https://download.pytorch.org/models/{name}-{digits}.pth"] * 3
+    address = "https://download.openmmlab.com/pretrain/third_party/resnext101_32x4d-a5af3160.pth"
+    assert ask("open-mmlab://resnext101_32x4d", "openmmlab://resnext101_32x4d") == [address] * 2
+    # every name in MMDetection's configs
+    names = set()
+    for config in mim_folder("mmdet").glob("configs/**/*.py"):
+        names |= set(re.findall(r"(?:torchvision|open-mmlab)://[\w./-]+", config.read_text(encoding="utf-8")))
+    names = {name for name in names if not name.endswith("xxx")}
+    assert len(names) > 30
+    assert len(ask(*names)) == len(names) and all(map(checksum_in_name, asked))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The requested URLs. Nothing is downloaded."""
+    found = []
+    monkeypatch.setattr(loading, "load_url", lambda url, **kwargs: found.append(url) or {"url": url})
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["torchvision", "modelzoo", "open-mmlab", "openmmlab", "mmcls"])
+def test_unknown_name(asked, scheme):
+    name = f"{scheme}://resnet5O"
+    with pytest.raises(UserError, match=f"^{name}: expected the name of published weights"):
+        CheckpointLoader.load_checkpoint(name, logger="silent")
+    assert asked == []

@@ -1,0 +1,381 @@
+"""Mistakes in configs are found before the first iteration; published configs have none."""
+
+import copy
+import functools
+import importlib
+import json
+import re
+from pathlib import Path
+
+import mmdet
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+import dcnzoo
+from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab import runner, training
+from dcnzoo.openmmlab.config_check import check_config, find_problems
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.settings import wrong_options
+from dcnzoo.utils.errors import UserError
+
+from ..commands import invoke, run
+from ..demo import PLAIN
+from ..processes import ROOT
+
+MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
+CASCADE = str(ROOT / "configs/dcn/cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py")
+PANOPTIC = "mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"
+MASK2FORMER = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
+DETR = "mmdet::detr/detr_r50_8xb2-150e_coco.py"
+
+
+def problems_of(cfg):
+    try:
+        check_config(Config(cfg), "mine.py")
+    except UserError as error:
+        assert all(line.startswith("mine.py: ") for line in error.args)
+        return [line.removeprefix("mine.py: ") for line in error.args]
+    return []
+
+
+def keys_of(cfg):
+    return [problem.partition(": ")[0] for problem in problems_of(cfg)]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "expected", "number"),
+    [
+        (PLAIN, "model.roi_head.bbox_head.num_classes", 3, 2),
+        (PLAIN, "model.roi_head.bbox_head.num_classes", 3, 80),
+        (PLAIN, "model.roi_head.mask_head.num_classes", 3, 2),
+        (CASCADE, "model.roi_head.bbox_head.1.num_classes", 80, 81),
+        (PANOPTIC, "model.semantic_head.num_things_classes", 80, 79),
+        (PANOPTIC, "model.panoptic_fusion_head.num_stuff_classes", 53, 54),
+        (MASK2FORMER, "model.panoptic_head.num_things_classes", 80, 3),
+        (DETR, "model.bbox_head.num_classes", 80, 1),
+    ],
+)
+def test_number_of_classes(tmp_path, config, key, expected, number):
+    work = tmp_path / "work"
+    options = ["--work-dir", work, "--cfg-options", f"{key}={number}"]
+    (line,) = run("train", config, *options, status=1).splitlines()
+    assert f"{key}: expected {expected}, " in line and line.endswith(f"got {number}")
+    assert not work.exists()
+
+
+def test_file_of_the_evaluator(tmp_path):
+    """The file may have another name, but not other images."""
+    images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
+    files = {"val": images, "copy": images[::-1], "more": [*images, dict(id=3, file_name="3.png")]}
+    for name, part in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(dict(images=part)))
+
+    def keys(name, **data):
+        data = dict(type="CocoDataset", data_root=f"{tmp_path}/", ann_file="val.json", **data)
+        metric = dict(type="CocoMetric", ann_file=f"{tmp_path}/{name}.json")
+        return keys_of(dict(test_dataloader=dict(dataset=data), test_evaluator=[metric]))
+
+    assert keys("more") == ["test_evaluator.ann_file"]
+    assert keys("val") == keys("copy") == keys("does_not_exist") == []
+
+
+def test_all_problems_are_listed(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(f"""
+_base_ = {PLAIN!r}
+train_datalader = dict(batch_size=1)
+model = dict(backbone=dict(dept=50), rpn_head=dict(anchor_generator=dict(scale=[8])))
+""")
+    lines = run("train", config, "--work-dir", tmp_path / "work", status=1).splitlines()
+    parts = [line.split(": ", 3) for line in lines]
+    assert {(error, file) for error, file, *_ in parts} == {("error", str(config))}
+    assert {key: text for *_, key, text in parts} == {
+        "train_datalader": "expected train_dataloader, got an unknown key",
+        "model.backbone.dept": "expected depth, got an unknown key",
+        "model.rpn_head.anchor_generator.scale": "expected scales, got an unknown key",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("", ["expected a config, got an empty file"]),
+        ("a = 1", ["model", "train_dataloader", "train_cfg", "optim_wrapper"]),
+    ],
+)
+def test_incomplete_configs(tmp_path, text, keys):
+    (tmp_path / "mine.py").write_text(text)
+    lines = run("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", status=1).splitlines()
+    assert [line.split(": ")[2] for line in lines] == keys
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda dataset: dataset,
+        lambda dataset: dict(type="RepeatDataset", times=2, dataset=dataset),
+        lambda dataset: dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=dataset),
+        lambda dataset: dict(type="ConcatDataset", datasets=[dict(dataset, metainfo=TWO), dataset]),
+    ],
+)
+def test_wrapped_data_sets(wrap, number):
+    dataset = wrap(dict(type="CocoDataset", metainfo=dict(classes=CLASSES[:number])))
+    model = dict(type="RetinaNet", bbox_head=dict(type="RetinaHead", num_classes=2, in_channels=8))
+    cfg = dict(model=model, train_dataloader=dict(dataset=dataset))
+    assert keys_of(cfg) == ["model.bbox_head.num_classes"] * (number == 3)
+
+
+TWO = dict(classes=CLASSES[:2])
+
+
+def test_default_number_of_classes():
+    """A mask head without ``num_classes`` has 80."""
+    data = dict(dataset=dict(type="CocoDataset", metainfo=TWO))
+    roi_head = dict(type="StandardRoIHead", mask_head=dict(type="FCNMaskHead"))
+    cfg = dict(model=dict(type="MaskRCNN", roi_head=roi_head), val_dataloader=data)
+    (problem,) = problems_of(cfg)
+    assert problem.startswith("model.roi_head.mask_head.num_classes: ") and "val_dataloader" in problem
+
+
+def test_class_names_that_are_a_string():
+    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=("date"))))
+    (problem,) = problems_of(dict(val_dataloader=data))
+    assert problem.startswith("val_dataloader: metainfo.classes: expected a tuple")
+
+
+def test_variables_and_other_modules():
+    """Free variables, a layer's settings that mmcv removes, and classes that accept any argument."""
+    neck = dict(type="FPN", in_channels=[8], norm_cfg=dict(type="BN", requires_grad=True), dcn=True)
+    cfg = dict(model=dict(type="RetinaNet", neck=neck), val_evaluator_2=[], conv_cfg=None, train_pipeline=[])
+    assert problems_of(cfg) == []
+
+
+def test_dcn_of_a_class_without_it():
+    cfg = dict(model=dict(type="YOLOX", backbone=dict(type="CSPDarknet", dcn="v2"), to_deformable="*"))
+    (problem,) = problems_of(cfg)
+    assert problem.startswith("model.backbone: CSPDarknet: dcn: ") and "to_deformable" in problem
+
+
+SAMPLE = [  # heads, data sets or variables of many kinds
+    "cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py",
+    "dab_detr/dab-detr_r50_8xb2-50e_coco.py",
+    "dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
+    "htc/htc_r50_fpn_1x_coco.py",
+    "mm_grounding_dino/odinw/grounding_dino_swin-t_pretrain_odinw13.py",
+    "panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py",
+    "reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20.py",
+    "soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py",
+    "v3det/dino-4scale_r50_8xb2_sample1e-3_v3det_36e.py",
+    "strongsort/strongsort_yolox_x_8xb4-80e_crowdhuman-mot17halftrain_test-mot17halfval.py",
+]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_published_config(name):
+    check_config(read_config_file(MMDETS / name), name)
+
+
+@pytest.mark.slow
+def test_published_configs():
+    """All that can be loaded; the others need packages that are not installed, or a missing base."""
+    loaded, problems = 0, set()
+    for path in sorted([*MMDETS.rglob("*.py"), *(ROOT / "configs").rglob("*.py")]):
+        try:
+            cfg = read_config_file(path)
+        except (UserError, FileNotFoundError):
+            continue
+        loaded += 1
+        check_config(cfg, path)
+        problems |= {(path.parent.name, problem.subject) for problem in find_problems(cfg) if problem.stops}
+    assert loaded > 850
+    assert problems == {
+        ("datasets", "val_dataloader.dataset.pipeline.2.type"),  # PackInputs of another package
+        ("datasets", "test_dataloader.dataset.pipeline.2.type"),
+        ("bytetrack", "test_evaluator.type"),  # MOTChallengeMetrics, which exists nowhere
+        ("guided_anchoring", "data"),  # keys of MMDetection 2
+        ("guided_anchoring", "optimizer_config"),
+    }
+
+
+def test_options_of_a_published_config_with_problems():
+    path = MMDETS / "guided_anchoring/ga-fast-rcnn_r50-caffe_fpn_1x_coco.py"
+    with pytest.raises(UserError) as caught:
+        check_config(read_config_file(path, {"train_dataloader.batch_size": 0}), path)
+    (line,) = caught.value.args
+    assert "train_dataloader.batch_size" in line
+
+
+# Mistakes in configs, made by a generator, end in lines that name the key or the file
+
+
+CONFIGS = {  # two stages with masks, a DETR, one stage
+    "mask_rcnn": PLAIN,
+    "detr": MMDETS / "detr/detr_r50_8xb2-150e_coco.py",
+    "rtmdet": MMDETS / "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+}
+# dictionaries of which each key is misspelt: of the model, the loaders, the optimizer, the hooks
+PLACES = {
+    "mask_rcnn": "model.backbone model.roi_head.bbox_head model.test_cfg.rcnn model.test_cfg.rpn.nms "
+    "model.train_cfg.rcnn.sampler train_dataloader train_dataloader.dataset optim_wrapper.clip_grad "
+    "optim_wrapper param_scheduler.0 train_cfg default_hooks.checkpoint val_evaluator",
+    "detr": "model.backbone model.bbox_head model.train_cfg.assigner model model.encoder "
+    "train_dataloader.dataset.pipeline.0 optim_wrapper.paramwise_cfg optim_wrapper.optimizer train_cfg",
+    "rtmdet": "model.neck model.bbox_head model.test_cfg model.data_preprocessor val_dataloader.dataset "
+    "train_dataloader.dataset.pipeline.4 custom_hooks.0 param_scheduler.1 train_cfg env_cfg",
+}
+OLD = """data optimizer optimizer_config lr_config momentum_config total_epochs runner evaluation workflow
+checkpoint_config log_config dist_params opencv_num_threads mp_start_method fp16 seed
+resume_from total_iters deterministic auto_resume gpu_ids gpus device"""
+FORBIDDEN = "Traceback|AssertionError|not refused"
+WRONG = [  # key, value: of a wrong type or out of range
+    ("model.backbone", 3), ("model.backbone.stage_with_dcn", "True"), ("model.neck.num_outs", "five"),
+    ("model.neck.in_channels", "64"), ("model.roi_head.bbox_head.num_classes", 80),
+    ("model.roi_head.bbox_head.loss_cls.type", "CrossEntropyLos"), ("model.type", "MaskRCN"),
+    ("model.roi_head.mask_head.num_convs", "4"), ("model.test_cfg.rcnn.score_thr", 2),
+    ("model.test_cfg.rcnn.score_thr", "low"), ("model.test_cfg.rcnn.nms.iou_threshold", -1),
+    ("train_dataloader.batch_size", 0), ("train_dataloader.batch_size", "four"),
+    ("train_dataloader.num_workers", -2), ("train_dataloader.dataset.metainfo.classes", "disk"),
+    ("train_dataloader.dataset.type", "CocoDatset"), ("train_cfg.max_epochs", 0),
+    ("train_cfg.max_epochs", "8"), ("train_cfg.val_interval", -1),
+    ("optim_wrapper.optimizer.lr", -0.1), ("optim_wrapper.optimizer.type", "SGDD"),
+    ("optim_wrapper.clip_grad.max_norm", -35), ("optim_wrapper.accumulative_counts", 0),
+    ("val_evaluator.type", "CocoMetrics"), ("default_hooks.checkpoint.type", "CheckpointHok"),
+    ("param_scheduler.0.type", "LinearLr"), ("model.data_preprocessor.type", "DetDataPreprocesor"),
+    ("load_from", "no/such.pth"),
+]  # fmt: skip
+BUILT = [  # found when it is built: deleted keys, files that do not exist
+    ("model.backbone.depth", "fifty"), ("model.backbone.depth", 51), ("model.backbone.dcn", "v9"),
+    ("model.backbone.init_cfg", "resnet50"),
+    ("model.backbone.init_cfg", {"type": "Pretrained", "checkpoint": "no/such.pth"}),
+    ("model.backbone.type", None), ("model.backbone.depth", None), ("model.neck.in_channels", None),
+    ("model.rpn_head.type", None), ("model.roi_head.bbox_roi_extractor.out_channels", None),
+    ("model.data_preprocessor.type", None), ("optim_wrapper.optimizer", None), ("train_cfg.max_epochs", None),
+    ("train_dataloader.dataset.type", None), ("val_dataloader", None), ("param_scheduler.0.type", None),
+    ("default_hooks.checkpoint.type", None), ("model.neck.norm_cfg", {"type": "Nope"}),
+    ("train_dataloader.dataset.pipeline.0.type", "NoSuchStep"), ("custom_hooks", [{"type": "NoSuchHook"}]),
+    ("train_dataloader.sampler.type", "NoSuchSampler"), ("model.rpn_head.anchor_generator.strides", [4]),
+]  # fmt: skip
+
+
+@functools.cache
+def read(name):
+    return read_config_file(CONFIGS[name])
+
+
+def at(cfg, path):
+    for key in path.split("."):
+        if not key.isdigit() and key not in cfg:
+            cfg[key] = {}
+        cfg = cfg[int(key)] if key.isdigit() else cfg[key]
+    return cfg
+
+
+def misspelt(key):
+    """Another word for the same letters: without the one before the last, or with one more."""
+    return f"{key[:-2]}{key[-1]}" if len(key) > 4 else f"{key}{key[-1]}"
+
+
+def change(cfg, path, value):
+    """Set a key; None deletes it."""
+    outer, _, key = path.rpartition(".")
+    node = at(cfg, outer) if outer else cfg
+    if value is None:
+        node.pop(key)
+    else:
+        node[key] = value
+
+
+def misspell(cfg, path, key):
+    node = at(cfg, path)
+    node[misspelt(key)] = node.pop(key)
+
+
+def mistakes():
+    """Yield the name of a config, the wrong key, and a function that makes the mistake."""
+    for name, places in PLACES.items():
+        for path in places.split():
+            for key in sorted(at(read(name), path)):
+                if key not in ("type", "init_cfg", "_scope_", "custom_keys") and len(key) > 2:
+                    yield name, f"{path}.{misspelt(key)}", functools.partial(misspell, path=path, key=key)
+    for key in OLD.split():
+        yield "rtmdet", key, functools.partial(change, path=key, value={"anything": 1})
+    for path, value in WRONG:
+        yield "mask_rcnn", path, functools.partial(change, path=path, value=value)
+
+
+def built_mistakes():
+    for path, value in BUILT:
+        yield "mask_rcnn", path, functools.partial(change, path=path, value=value)
+
+
+def refuse(*args, **kwargs):
+    raise UserError("not refused")
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_mistakes(tmp_path, monkeypatch, built):
+    """Exit status 1, at most three lines with the key or the file, and nothing is trained."""
+    (tmp_path / "mine.py").touch()
+    monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
+    if not built:  # the check alone refuses them
+        monkeypatch.setattr(training, "build_runner", refuse)
+    passed, cases = [], list(built_mistakes() if built else mistakes())
+    for name, path, make in cases:
+        cfg = copy.deepcopy(read(name))
+        cfg.train_dataloader.dataset.data_root = str(tmp_path)
+        cfg.train_dataloader.dataset.shapes = {"train": 4, "val": 4, "seed": 0}
+        make(cfg)
+        object.__setattr__(cfg, "_filename", "mine.py")
+        monkeypatch.setattr(runner, "read_config_file", lambda *args, cfg=cfg: cfg)
+        status, output = invoke("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work")
+        lines = [line for line in output.splitlines() if line.startswith("error: ")]
+        names = ["no/such.pth", "mine.py: " if built else path.rpartition(".")[2]]
+        named = any(name in line for line in lines for name in names)
+        if status != 1 or not 1 <= len(lines) <= 3 or not named or re.search(FORBIDDEN, output):
+            passed.append((name, path, status, output[-300:]))
+    assert not passed
+    assert not list(tmp_path.rglob("*.pth"))
+    assert len(cases) >= (15 if built else 170)
+
+
+def test_options(tmp_path):
+    option = {"model.test_cfg.rcnn.scor_thr": 0.9}
+    with pytest.raises(UserError, match=r"expected .*score_thr, got an unknown key"):
+        dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", cfg_options=option)
+    known = {
+        "model.backbone.to_deformable.where": "*",  # an argument that the config does not set
+        "optim_wrapper.paramwise_cfg.dcn_offset_lr_mult": 0.1,  # set by published configs
+        "model.test_cfg.rcnn.nms.class_agnostic": True,  # an argument of mmcv's function
+        "default_hooks.offsets.type": "OffsetStatisticsHook",
+        "train_cfg": {"max_epochs": 3},
+    }
+    assert read_config_file(CONFIGS["mask_rcnn"], known).train_cfg.max_epochs == 3
+    for wrong in (
+        {"test_cfg.rcnn.scorethr": 1},
+        {"model": {"neckk": 1}},
+        {"model.backbone": "ResNet"},
+        "a=1",
+    ):
+        with pytest.raises(UserError):
+            read_config_file(CONFIGS["mask_rcnn"], wrong)
+
+
+def test_keys_that_a_users_own_head_reads(package):
+    text = """from mmdet.models import FCNMaskHead
+from mmdet.registry import MODELS
+
+@MODELS.register_module(force=True)
+class MyMaskHead(FCNMaskHead):
+    def width(self):
+        return self.test_cfg.get("mask_thr_binari")
+"""
+    option = {"model.test_cfg.rcnn.mask_thr_binari": 0.5}
+    cfg = copy.deepcopy(read("mask_rcnn"))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert list(wrong_options(cfg, option))
+        importlib.import_module(package("my_head", text))
+        cfg.model.roi_head.mask_head.type = "MyMaskHead"
+        assert not list(wrong_options(cfg, option))

@@ -1,0 +1,363 @@
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import dcnzoo.openmmlab.datasets
+
+# isort: split
+from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
+from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader
+
+from dcnzoo.cli import one_line_errors
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
+from dcnzoo.openmmlab.datasets import CocoDataset
+from dcnzoo.openmmlab.datasets.coco import CocoMetric
+from dcnzoo.utils.errors import UserError
+
+SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    assert make_shapes(root, SPEC)
+    return root
+
+
+def contents(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_seeds(root, tmp_path):
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    make_shapes(tmp_path / "again", SPEC)
+    ours = contents(root)
+    assert contents(tmp_path / "again") == ours and len(ours) == 6 + 4 + 2 + 1
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    pictures = {name: data for name, data in ours.items() if name.endswith(".png")}
+    assert len(set(pictures.values())) == 10, "the splits share none"
+    make_shapes(tmp_path / "other", dataclasses.replace(SPEC, seed=4))
+    other = contents(tmp_path / "other")
+    assert all(other[name] != data for name, data in pictures.items())
+    make_shapes(tmp_path / "more", dataclasses.replace(SPEC, train=7))
+    more = contents(tmp_path / "more")
+    assert all(more[name] == data for name, data in pictures.items()), "a larger set begins with the smaller"
+
+
+def test_data_is_written_whole_and_once_for_the_same_parameters(tmp_path, monkeypatch):
+    root = tmp_path / "shapes"
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make_shapes(root, SPEC)
+    assert not root.exists()
+    make_shapes(root, dataclasses.replace(SPEC, train=3))
+    assert [p.name for p in tmp_path.iterdir()] == ["shapes"], "leftovers are gone"
+    before = (root / "shapes.json").stat().st_mtime_ns
+    assert not make_shapes(root, dataclasses.replace(SPEC, train=3))
+    assert (root / "shapes.json").stat().st_mtime_ns == before
+    assert make_shapes(root, dataclasses.replace(SPEC, train=2))
+    assert len(list((root / "train").iterdir())) == 2
+    with pytest.raises(FileExistsError, match="make_shapes"):
+        make_shapes(tmp_path, SPEC)  # a folder with other content
+    assert root.exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_coco_file(root, split):
+    coco = COCO(root / "annotations" / f"{split}.json")
+    assert len(coco.imgs) == getattr(SPEC, split)
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    for number, image in coco.imgs.items():
+        pixels = cv2.imread(str(root / split / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
+        assert coco.imgToAnns[number] and 0 not in coco.anns
+        assert sum(coco.annToMask(a).astype(int) for a in coco.imgToAnns[number]).max() == 1
+    for a in coco.anns.values():
+        (flat,) = a["segmentation"]
+        x, y = np.array(flat).reshape(-1, 2).T
+        left, top, width, height = a["bbox"]
+        box = [left, top, left + width, top + height]
+        np.testing.assert_allclose(box, [x.min(), y.min(), x.max(), y.max()], atol=0.011)
+        assert min(box) >= 0 and max(box) <= 96
+        # pycocotools counts whole pixels, so that areas differ by at most the pixels on the outline
+        outline = np.hypot(*np.diff([np.append(x, x[0]), np.append(y, y[0])])).sum()
+        assert abs(coco.annToMask(a).sum() - a["area"]) <= 0.5 * outline
+
+
+def test_instance_stands_out_where_its_polygon_is():
+    """The annotation matches the drawn shape, without a half-pixel shift or swapped axes."""
+    spec = ShapesSpec(texture=0.0, strokes=0)
+    differences = []
+    for index in range(20):
+        image, instances = draw_image(spec, "val", index)
+        every = np.zeros((128, 128), np.uint8)
+        for instance in instances:
+            cv2.fillPoly(every, [np.round(instance["polygon"] - 0.5).astype(np.int32)], 1)
+        for instance in instances:
+            one = np.zeros((128, 128), np.uint8)
+            cv2.fillPoly(one, [np.round(instance["polygon"] - 0.5).astype(np.int32)], 1)
+            inner = cv2.erode(one, np.ones((3, 3))) > 0
+            outer = (cv2.dilate(one, np.ones((5, 5))) > 0) & (cv2.dilate(every, np.ones((3, 3))) == 0)
+            if inner.sum() > 20 and outer.sum() > 20:
+                differences.append(np.abs(image[inner].mean(0) - image[outer].mean(0)).max())
+    assert len(differences) > 20
+    assert min(differences) > 18  # the requested contrast is 25, minus noise
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("train", 0), ("max_instances", 0), ("max_radius", 99.0), ("stretch", 0.5), ("seed", -1)],
+)
+def test_bad_parameters(field, value):
+    with pytest.raises(ValueError, match=rf"{field}.*{value}"):
+        ShapesSpec(**{field: value})
+
+
+# COCO files with errors
+
+
+def read_coco(root, change, name=CocoDataset, **arguments):
+    """The data set of ``root``'s training images, with annotations that ``change`` has modified."""
+    annotations = json.loads((root / "annotations" / "train.json").read_text())
+    changed = root / "annotations" / "changed.json"
+    changed.write_text(json.dumps(change(annotations) or annotations))
+    defaults = dict(metainfo=dict(classes=CLASSES), filter_cfg=dict(filter_empty_gt=True))
+    cfg = {"ann_file": "annotations/changed.json", "data_prefix": dict(img="train/"), **defaults, **arguments}
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return DATASETS.build(dict(type=name, data_root=f"{root}/", **cfg))
+
+
+@pytest.mark.parametrize("name", ["CocoDataset", "ShapesDataset"])
+def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
+    ours = read_coco(root, lambda file: None, name)
+    assert isinstance(ours, MMDetectionsCocoDataset) and isinstance(ours, CocoDataset)
+    theirs = MMDetectionsCocoDataset(
+        ann_file="annotations/train.json",
+        data_root=f"{root}/",
+        data_prefix=dict(img="train/"),
+        metainfo=dict(classes=CLASSES),
+    )
+    assert len(ours) == 6
+    assert [ours.get_data_info(i) for i in range(6)] == [theirs.get_data_info(i) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: {**file, "annotations": []}, "at least 1 image .*filter_empty_gt.*True"),
+        (lambda file: file["categories"][0].update(name="date"), "classes .*missing oval, got date"),
+        (lambda file: file["categories"].reverse(), "order .*got cross, trefoil, oval"),
+    ],
+)
+def test_mistakes_in_a_coco_file(root, change, message):
+    """Errors in a config. data/test_check.py tests errors in the file."""
+    with pytest.raises(UserError, match=message) as error:
+        read_coco(root, change)
+    assert str(error.value).startswith(f"{root}/annotations/changed.json: ")
+    with pytest.raises(UserError, match=rf"^ann_file: .*{root}/none.json"):
+        read_coco(root, lambda file: None, ann_file="none.json")
+    with pytest.raises(UserError, match=rf"^data_prefix: .*{root}/val2/00000.png"):
+        read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
+
+
+def test_classes_and_images_of_a_file(root, warnings):
+    data = read_coco(root, lambda file: None, metainfo=dict(classes=("cross",)))
+    assert {i["bbox_label"] for n in range(len(data)) for i in data[n]["instances"]} == {0}
+    assert len(read_coco(root, lambda file: {**file, "annotations": []}, test_mode=True)) == 6
+    warnings.clear()
+
+    def empty(file):
+        file["annotations"] = [a for a in file["annotations"] if a["image_id"] != file["images"][2]["id"]]
+
+    assert len(read_coco(root, empty)) == 5
+    ((text, _),) = warnings
+    assert "changed.json: 1 of 6 images are skipped: without an annotation or too small" in text
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    for module in (dcnzoo.openmmlab.datasets.coco, dcnzoo.openmmlab.datasets.images):
+        monkeypatch.setattr(module, "print_log", lambda text, **options: lines.append((text, options)))
+    return lines
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ap_of_perfect_detections(root, tmp_path, first):
+    """Also without ``iscrowd``, and with an id of 0, which pycocotools takes for no match."""
+    coco = COCO(root / "annotations" / "val.json")
+    for number, annotation in enumerate(coco.dataset["annotations"], first):
+        annotation["id"] = number
+        del annotation["iscrowd"]
+    (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
+    metric = CocoMetric(str(tmp_path / "truth.json"), metric=["bbox", "segm"])
+    metric.dataset_meta = {"classes": CLASSES}
+    for number, image in coco.imgs.items():
+        found = coco.imgToAnns[number]
+        boxes = torch.tensor([a["bbox"] for a in found])
+        boxes[:, 2:] += boxes[:, :2]
+        prediction = {
+            "bboxes": boxes,
+            "labels": torch.tensor([a["category_id"] - 1 for a in found]),
+            "scores": torch.ones(len(found)),
+            "masks": torch.tensor(np.array([coco.annToMask(a) for a in found])),
+        }
+        size = image["height"], image["width"]
+        metric.process({}, [{"img_id": number, "ori_shape": size, "pred_instances": prediction}])
+    figures = metric.evaluate(len(coco.imgs))
+    assert figures["coco/bbox_mAP"] == pytest.approx(1) and figures["coco/segm_mAP"] == pytest.approx(1)
+
+
+def test_annotations_that_are_passed_over_are_counted(root, warnings):
+    def degenerate(file):
+        size = file["images"][0]["width"]
+        boxes = ([5, 6, 0, 8], [5, 6, 7, 0.5], [size, 6, 7, 8], [-9, 6, 7, 8])
+        changes = [*(dict(bbox=box) for box in boxes), dict(area=0), dict(image_id=10**6)]
+        changes += [dict(bbox=[5, 6, 0, 8], ignore=1), dict(bbox=[5, 6, 1, 1.5], area=1.5)]
+        for annotation, change in zip(file["annotations"], changes, strict=False):
+            annotation.update(change)
+
+    data = read_coco(root, degenerate, filter_cfg=None)
+    total = len(json.loads((root / "annotations" / "train.json").read_text())["annotations"])
+    assert total > 8
+    assert sum(len(data[i]["instances"]) for i in range(len(data))) == total - 7
+    *passed_over, (other, _) = warnings
+    reasons = {text.split("are skipped: ")[1]: options["level"] for text, options in passed_over}
+    assert reasons == dict.fromkeys(
+        [
+            "their boxes have no area in the image: ids 1, 3, 4",
+            "their boxes are narrower or lower than a pixel: ids 2",
+            "they have no area: ids 5",
+            "their images are not in the file: ids 6",
+        ],
+        logging.WARNING,
+    )
+    assert f"changed.json: 3 of {total} annotations are skipped" in warnings[0][0]
+    assert "changed.json: annotation 7: bbox: expected" in other, "what nothing is done about, as data check"
+
+
+def test_objects_without_a_segmentation_are_ignored(root, warnings):
+    def bare(file):
+        del file["annotations"][0]["segmentation"]
+        file["annotations"][1]["segmentation"] = []
+
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=True)]
+    data = read_coco(root, bare, pipeline=pipeline)
+    sample = data[0]
+    ignored = sample["gt_ignore_flags"].tolist()
+    assert ignored[:2] == [True, True] and not any(ignored[2:])
+    assert sample["gt_masks"].masks[:2].sum() == 0
+    ((text, _),) = warnings
+    objects = sum(len(data.get_data_info(i)["instances"]) for i in range(6))
+    assert text.split(": ")[-1] == f"2 of {objects} objects without a segmentation are ignored"
+    warnings.clear()
+    boxes = read_coco(root, bare, pipeline=[pipeline[0], dict(type="LoadAnnotations", with_bbox=True)])
+    assert not warnings and not boxes[0]["gt_ignore_flags"].any(), "they have boxes, which are learnt"
+
+
+# Images that cannot be read
+
+
+LOAD = [dict(type="LoadImageFromFile")]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forty") / "shapes"
+    make_shapes(folder, dataclasses.replace(SPEC, train=40, val=1))
+    return folder
+
+
+@pytest.fixture
+def forty(drawn, tmp_path):
+    return shutil.copytree(drawn, tmp_path / "shapes")
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def to_broken_jpeg(path):
+    """Write a truncated JPEG under the existing name, because many JPEG files have another suffix."""
+    picture = cv2.imencode(".jpg", cv2.imread(str(path)))[1].tobytes()
+    path.write_bytes(picture[: len(picture) // 2])
+
+
+@pytest.mark.parametrize(
+    ("harm", "cls"),
+    [
+        (cut_off, CocoDataset),
+        (to_broken_jpeg, MMDetectionsCocoDataset),
+        (lambda path: path.write_bytes(b""), CocoDataset),
+        (Path.unlink, CocoDataset),
+    ],
+)
+def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
+    """In dcnzoo's data set and in MMDetection's."""
+    harm(forty / "train" / "00007.png")
+    data = read_coco(forty, lambda file: None, cls, pipeline=LOAD)
+    taken = data[7]["img_path"]
+    assert taken != f"{forty}/train/00007.png" and data[8]["img_path"] == f"{forty}/train/00008.png"
+    data[7]
+    ((text, options),) = warnings  # once
+    found = "no file" if harm is Path.unlink else "an unreadable file"
+    assert text.startswith(f"{forty}/train/00007.png: ") and found in text and "1 of 40 images" in text
+    assert options["level"] == logging.WARNING
+    tested = read_coco(forty, lambda file: None, cls, pipeline=LOAD, test_mode=True)
+    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.* 40"):
+        tested[7]
+    # other errors of a pipeline are not reported as unreadable images
+    data = read_coco(forty, lambda file: None, pipeline=[*LOAD, dict(type="Resize", scale=(0, 0))])
+    with pytest.raises(UserError, match=rf"^{forty}/train/00000.png: Resize: "):
+        data[0]
+    assert not data.unreadable.any()
+
+
+@pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000)])
+def test_an_image_that_is_nothing_when_it_is_resized(forty, size, warnings):
+    """Resized from 20,000 to 128 pixels, 10 pixels become less than half a pixel."""
+    cv2.imwrite(str(forty / "train" / "00007.png"), np.zeros((*size, 3), np.uint8))
+    pipeline = [*LOAD, dict(type="Resize", scale=(128, 128), keep_ratio=True)]
+    data = read_coco(forty, lambda file: None, pipeline=pipeline)
+    assert data[7]["img_path"] != f"{forty}/train/00007.png"
+    ((text, _),) = warnings
+    assert text.startswith(f"{forty}/train/00007.png: ") and f"{size[1]} × {size[0]}" in text
+    tested = read_coco(forty, lambda file: None, pipeline=pipeline, test_mode=True)
+    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: "):
+        tested[7]
+
+
+def test_one_image_of_a_small_set_may_be_unreadable(forty):
+    data = read_coco(forty, lambda file: None, pipeline=LOAD, indices=10)
+    for index in (3, 8):
+        cut_off(forty / "train" / f"{index:05}.png")
+    assert data.prepare_data(3) is None and data.prepare_data(3) is None
+    with pytest.raises(UserError, match="at most 1 unreadable images of 10, got 2"):
+        data.prepare_data(8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_images_that_cannot_be_read(forty, workers):
+    """The count covers all workers, and the error from a worker is one line."""
+    data = read_coco(forty, lambda file: None, pipeline=LOAD)
+    loader = DataLoader(data, batch_size=1, num_workers=workers, collate_fn=lambda batch: batch)
+    for index in (3, 8):
+        cut_off(forty / "train" / f"{index:05}.png")
+    assert len(list(loader)) == 40 and int(data.unreadable.sum()) == 2
+    cut_off(forty / "train" / "00030.png")
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        list(loader)
+    message = stopped.value.code
+    assert message.startswith(f"error: {forty}/train/00030.png: ") and message.endswith("got 3")

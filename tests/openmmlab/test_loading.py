@@ -1,0 +1,321 @@
+"""Commands load a checkpoint completely or fail with the reason. Also the lock of work directories."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseTTAModel
+
+from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.runner import build_runner
+from dcnzoo.openmmlab.weights import CheckpointError
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.lock import lock_work_dir
+
+from ..commands import invoke
+from ..demo import DEFORMABLE, PLAIN
+from ..distributed.launching import environment, settings
+from ..processes import ROOT
+from .test_training import make_runner
+from .test_weights import assert_same, build
+
+OPTION = "model.backbone.dcn=v2"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Weights of the demo's deformable detector, with different numbers everywhere."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        for key, value in build().state_dict().items()
+    }
+
+
+# The hook
+
+
+def runner_of(model, resume=False):
+    return SimpleNamespace(model=model, _resume=resume, _load_from="x.pth", logger=logging.getLogger("test"))
+
+
+def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
+    for training in (True, False):
+        cfg = Config.fromfile(PLAIN)
+        cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
+        build_runner(cfg, training=training)
+    assert Config.fromfile(tmp_path / Path(PLAIN).name).model.backbone.dcn is True
+
+
+class Views(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Views])
+def test_wrapped_models(weights, wrap):
+    target = build()
+    if wrap is nn.DataParallel:
+        from mmengine.registry import MODEL_WRAPPERS
+
+        assert wrap in MODEL_WRAPPERS.module_dict.values()
+    runner = runner_of(wrap(module=target))
+    LoadCheckpointHook().after_load_checkpoint(runner, dict(weights))  # only weights, without state_dict
+    assert_same(target.state_dict(), weights)
+
+
+def test_what_does_not_fit_is_refused(weights):
+    fewer = {key: value for key, value in weights.items() if "mask_head.upsample" not in key}
+    more = {**weights, "teacher.weight": torch.ones(2)}
+    for state, name in ((fewer, "mask_head.upsample"), (more, "teacher.weight")):
+        for fine_tune in (False, True):
+            hook = LoadCheckpointHook(fine_tune)
+            with pytest.raises(CheckpointError, match=rf"^x\.pth: .*{name}.*--allow-partial"):
+                hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
+        hook = LoadCheckpointHook(allow_partial=True)
+        hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
+        with pytest.raises(CheckpointError, match=rf"{name}.*--resume") as error:
+            hook.after_load_checkpoint(runner_of(build(), resume=True), {"state_dict": state})
+        assert "--allow-partial" not in str(error.value)
+
+
+class Layers(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.num_classes, self.head = nn.Linear(2, 3), classes, nn.Linear(3, classes)
+
+
+def runner_for(model, folder, name, hook, **kwargs):
+    runner = make_runner(folder, name, **kwargs)
+    runner.model = model
+    runner.register_hook(hook)
+    return runner
+
+
+def test_moving_averages_start_from_the_loaded_weights(tmp_path):
+    """EMAHook copies the model before initialisation, and so would keep the copy's head."""
+    source, target = Layers(5), Layers(2)
+    torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
+    average = EMAHook()
+    runner = runner_for(target, tmp_path, "ema", average, load_from=str(tmp_path / "x.pth"))
+    runner.register_hook(LoadCheckpointHook(fine_tune=True))
+    average.before_run(runner)
+    nn.init.constant_(target.head.weight, 7.0)
+    runner.load_or_resume()
+    assert torch.equal(target.body.weight, source.body.weight)
+    assert (target.head.weight == 7).all()
+    assert_same(average.ema_model.module.state_dict(), target.state_dict())
+
+
+def test_moving_averages_of_a_resumed_run(tmp_path):
+    weights, averages = Layers(2).state_dict(), Layers(2).state_dict()
+    target = Layers(2)
+    average = EMAHook()
+    runner = runner_for(target, tmp_path, "ema again", average)
+    runner.register_hook(LoadCheckpointHook())
+    average.before_run(runner)
+    runner._resume = True
+    state = {f"module.{key}": value for key, value in weights.items()} | {"steps": torch.tensor(3)}
+    content = {"state_dict": averages, "ema_state_dict": state, "meta": {"epoch": 1, "iter": 3}}
+    torch.save(content, tmp_path / "x.pth")
+    runner.load_checkpoint(str(tmp_path / "x.pth"))
+    assert_same(target.state_dict(), weights)
+    assert_same(average.ema_model.module.state_dict(), averages)
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The weights of a deformable detector, and an image."""
+    folder = tmp_path_factory.mktemp("loading")
+    torch.save({"state_dict": build().state_dict(), "meta": {}}, folder / "weights.pth")
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 150, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "a.png"), pixels)
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Run a subcommand in the folder. Returns its exit status and output."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        return invoke(*arguments)
+
+    return run
+
+
+WEIGHTS = ["--checkpoint", "weights.pth"]
+COMMANDS = {  # (arguments, output)
+    "infer": ([PLAIN, "a.png", *WEIGHTS], "found"),
+    "explain": ([PLAIN, "a.png", *WEIGHTS], "x.html"),
+    "export": ([PLAIN, "weights.pth", "--shape", 64, 64], "x.onnx"),
+    "test": ([PLAIN, "weights.pth"], "work"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
+    arguments, out = COMMANDS[command]
+    arguments = [command, *arguments, "--work-dir" if command == "test" else "--out", tmp_path / out]
+    options = settings(tmp_path / "data", train=1, val=2) if command == "test" else []
+    status, output = run(*arguments, *options)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert command == "test" or not (tmp_path / out).exists()
+    if command == "export":
+        return  # takes a minute, and reads the option like the others
+    status, output = run(*arguments, *(options or ["--cfg-options"]), OPTION)
+    assert status == 0, output
+    status, output = run(*arguments, *options, "--allow-partial")
+    # explain fails without deformable layers
+    assert status == (1 if command == "explain" else 0), output
+
+
+def test_training_does_not_start_from_a_part(run, tmp_path):
+    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
+def test_classes_are_known_without_the_data(run, folder, tmp_path):
+    status, output = run("infer", DEFORMABLE, "a.png", *WEIGHTS, "--out", tmp_path)
+    assert status == 0, output
+    assert not (folder / "data").exists(), "nothing is generated"
+    names = [c["name"] for c in json.loads((tmp_path / "detections.json").read_text())["categories"]]
+    assert names == list(CLASSES)
+
+
+# Configs and work directories
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("model = dict(\n  a=)", "SyntaxError"), ("x = 1\nmodel = dict(a=undefined)", "undefined")],
+)
+def test_errors_in_a_config_name_its_file(run, tmp_path, text, expected):
+    base, config = tmp_path / "base.py", tmp_path / "mine.py"
+    base.write_text(text)
+    config.write_text("_base_ = './base.py'\n")
+    for path in (base, config):
+        status, output = run("train", path, "--work-dir", tmp_path / "work")
+        assert status == 1 and f"{base}, line 2" in output and expected in output, output
+        assert len(output.strip().splitlines()) == 1
+
+
+def test_a_work_dir_that_is_a_file(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "file/below"):
+        status, output = run("train", PLAIN, "--work-dir", tmp_path / name)
+        assert status == 1 and "--work-dir" in output and str(tmp_path / "file") in output, output
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_work_dir_that_cannot_be_written(run, tmp_path, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)  # root may write anywhere
+        with (
+            pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}/work.*denied"),
+            lock_work_dir(tmp_path / "work"),
+        ):
+            pass
+
+
+def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dcnzoo.openmmlab.training.build_runner", interrupt)
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work")
+    assert status == 130 and len(output.splitlines()) == 1
+    assert "--resume" in output and f"{tmp_path}/work" in output
+
+
+def test_checkpoints_can_be_switched_off(run, tmp_path):
+    options = settings(tmp_path / "data", train=2, val=1, default_hooks__checkpoint="None")
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
+    assert status == 0, output
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
+# One training at a time
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Do not wait for the lock."""
+    monkeypatch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_second_training_is_refused(run, tmp_path):
+    with lock_work_dir(tmp_path):
+        status, output = run("train", PLAIN, "--work-dir", tmp_path)
+    assert status == 1 and str(tmp_path) in output and str(os.getpid()) in output, output
+    assert not list(tmp_path.glob("*.py")), "nothing is written"
+
+
+HOLDER = """
+import os, sys, time
+from dcnzoo.utils.lock import lock_work_dir
+with lock_work_dir(sys.argv[1]):
+    if os.fork() == 0:  # as a process that loads data: it outlives its parent
+        time.sleep(3)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_ends_with_the_process(tmp_path, monkeypatch):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)],
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
+        with (
+            pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}.*\b{process.pid}\b"),
+            lock_work_dir(tmp_path),
+        ):
+            pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with lock_work_dir(tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("launcher", "name"), [("pytorch", "RANK"), ("slurm", "SLURM_PROCID")])
+def test_only_the_first_process_takes_the_lock(tmp_path, monkeypatch, launcher, name):
+    with lock_work_dir(tmp_path, launcher):
+        monkeypatch.setenv(name, "1")
+        with lock_work_dir(tmp_path, launcher):
+            pass
+        monkeypatch.setenv(name, "0")
+        with pytest.raises(UserError), lock_work_dir(tmp_path, launcher):
+            pass

@@ -1,0 +1,62 @@
+"""Configs by package: ``_base_ = 'dcnzoo::…'``, without pkg_resources."""
+
+import pytest
+from mmengine.config import Config
+
+import dcnzoo.models  # noqa: F401  lets configs inherit from packages
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
+
+from ..processes import ROOT, run_code
+
+NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+
+
+@pytest.fixture
+def config(tmp_path):
+    def read(text):
+        (tmp_path / "config.py").write_text(text)
+        return Config.fromfile(tmp_path / "config.py")
+
+    return read
+
+
+def test_folders():
+    assert mim_folder("dcnzoo") == ROOT / "dcnzoo" / ".mim"
+    for name in ("configs", "tools", "model-index.yml"):
+        assert (mim_folder("dcnzoo") / name).resolve() == ROOT / name
+    assert (mim_folder("mmdet") / "configs" / NAME).is_file()
+    assert mim_folder("no_such_package") is None
+    assert mim_folder("torch") is None, "brings no configs"
+
+
+def test_inherits(config):
+    """The scope stays mmdet: dcnzoo has no registries of its own."""
+    cfg = config(f"_base_ = 'dcnzoo::{NAME}'\nmodel = dict(backbone=dict(depth=101))")
+    assert cfg.model.backbone.depth == 101 and cfg.model.backbone.dcn is True
+    assert cfg.custom_imports.imports == ["dcnzoo.models"]
+    cfg = config("_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'\nx = {{_base_.model}}")
+    assert cfg.model._scope_ == "mmdet" and cfg.x._scope_ == "mmdet"
+    for base, error, text in (
+        ("nowhere::a/b.py", UserError, "nowhere"),
+        ("torch::a/b.py", UserError, "torch"),
+        ("dcnzoo::dcn/nothing.py", UserError, "configs/dcn/nothing.py"),
+    ):
+        with pytest.raises(error, match=text):
+            config(f"_base_ = '{base}'")
+
+
+@pytest.mark.slow
+def test_without_pkg_resources(tmp_path):
+    """setuptools 81 removed pkg_resources. mmengine and mmcv still import it: give them an empty module."""
+    (tmp_path / "pkg_resources.py").write_text("")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.packages import inherit_from_packages
+from mmengine.config import Config
+inherit_from_packages(Changes())
+print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)
+"""
+    assert run_code(code).strip() == "50"

@@ -1,0 +1,672 @@
+import contextlib
+import errno
+import io
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import resource
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext; and it lets checkpoints load
+
+# isort: split
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_flip
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from dcnzoo.cli import one_line_errors
+from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
+from dcnzoo.openmmlab.testing import InstanceTTAModel
+from dcnzoo.openmmlab.training import set_up_training
+from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.progress import TimeLeft, make_progress
+
+from ..demo import PLAIN
+
+
+def test_damage_is_noticed(tmp_path):
+    """Detects every changed bit that changes the content, and every truncated archive."""
+    path, file, legacy = tmp_path / "x.pth", io.BytesIO(), io.BytesIO()
+    weight = torch.arange(300.0)
+    state = {"weight": weight, "meta": {"epoch": 3}}
+    torch.save(state, file)
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)  # the format of torch 1.5
+    plain, legacy = file.getvalue(), legacy.getvalue()
+
+    def is_accepted(content, **options):
+        path.write_bytes(content)
+        try:
+            found = load_file(path, **options)
+        except CheckpointError:
+            return False
+        assert found["meta"] == {"epoch": 3} and (
+            found["weight"].is_meta or torch.equal(found["weight"], weight)
+        )
+        return True
+
+    assert is_accepted(plain) and is_accepted(legacy)
+    changed = bytearray(plain)
+    changed[plain.index(weight[100].numpy().tobytes())] ^= 4
+    assert not is_accepted(changed) and not is_accepted(changed, map_location="meta")
+    unnoticed = 0
+    for position in [*range(0, len(plain) - 200, 41), *range(len(plain) - 200, len(plain), 3)]:
+        assert not is_accepted(plain[:position]), position
+        changed = bytearray(plain)
+        changed[position] ^= 1 << position % 8
+        unnoticed += is_accepted(changed)  # padding, dates and the like
+    assert unnoticed < 60
+    assert not is_accepted(bytes(len(plain)))  # zeros, as some file systems leave after a power loss
+
+
+NUMBERS = itertools.count()  # runs with the same name in the same second would share a logger
+
+
+class Began(Hook):
+    def before_train(self, runner):
+        self.epoch = runner.epoch
+
+
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs, mode):
+        x = torch.stack(inputs)
+        return {"loss": ((self.weight - x) ** 2).mean()} if mode == "loss" else [self.weight]
+
+
+class Numbers(Dataset):
+    def __init__(self, values=range(3)):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return {"inputs": torch.tensor([float(self.values[index])])}
+
+
+WITHOUT_VALIDATION = dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
+
+
+def make_runner(work_dir, name, model=None, epochs=4, values=range(3), **changes):
+    sampler = {"type": "DefaultSampler", "shuffle": False}
+    loader = {"dataset": Numbers(values), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
+    evaluator = {"type": "mmengine.Evaluator", "metrics": []}
+    settings = {
+        **{f"{part}_dataloader": dict(loader) for part in ("train", "val", "test")},
+        "train_cfg": {"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
+        **{"val_cfg": {}, "test_cfg": {}, "val_evaluator": evaluator, "test_evaluator": evaluator},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
+        "experiment_name": f"{name} {next(NUMBERS)}",
+    }
+    return Runner(model or Model(), str(work_dir), **{**settings, **changes})
+
+
+def train(work_dir, name, max_keep_ckpts=2, best=False, **kwargs):
+    hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
+    if best:
+        hook.update(save_best="score", rule="greater")
+        kwargs["val_evaluator"] = Evaluator([Score()])
+    runner = make_runner(work_dir, name, default_hooks={"checkpoint": hook}, custom_hooks=[Began()], **kwargs)
+    runner.train()
+    return runner
+
+
+def checkpoints(folder):
+    return sorted(p.name for p in folder.glob("*.pth"))
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_last_checkpoints_stay(tmp_path, keep):
+    train(tmp_path, "keep", max_keep_ckpts=keep)
+    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"][-keep:]
+    assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
+
+
+class Weights(BaseMetric):
+    """Records the weight that predicted."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(data_samples[0]))
+
+    def compute_metrics(self, results):
+        return {"weight": results[0]}
+
+
+def test_a_test_after_a_training_uses_the_average(tmp_path):
+    """As the checkpoint does: each ``before_run`` of mmengine's EMAHook starts a new average."""
+    hook = {"type": "EMAHook", "momentum": 0.5}
+    runner = make_runner(tmp_path, "average", test_evaluator=Evaluator([Weights()]), custom_hooks=[hook])
+    runner.train()
+    saved = load_file(tmp_path / "epoch_4.pth")["state_dict"]["weight"]
+    assert runner.test() == runner.test() == {"weight": saved.item()}
+    assert runner.model.weight.item() != saved.item()  # the raw weights are restored
+
+
+# Damaged checkpoints
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
+def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
+    whole = train(tmp_path, "whole")
+    harm(tmp_path / "epoch_4.pth")
+    resumed = train(tmp_path, "resumed", resume=True)
+    log = (Path(resumed.log_dir) / f"{resumed.timestamp}.log").read_text()
+    assert f"WARNING - checkpoint: {tmp_path}/epoch_4.pth" in log
+    assert "resumed epoch: 3, iter: 9" in log
+    load_file(tmp_path / "epoch_4.pth")  # written anew
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+
+    for path in tmp_path.glob("*.pth"):
+        harm(path)
+    with pytest.raises(UserError, match=r"^--resume: .* 2 damaged"):
+        train(tmp_path, "nothing left", resume=True)
+    for resume in (True, False):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*damaged"):
+            train(tmp_path, f"asked {resume}", resume=resume, load_from=str(tmp_path / "epoch_3.pth"))
+
+
+def began(runner):
+    return next(hook.epoch for hook in runner.hooks if isinstance(hook, Began))
+
+
+def test_which_checkpoint_is_the_last(tmp_path):
+    work, pointer = tmp_path / "work", tmp_path / "work" / "last_checkpoint"
+    train(work, "first", max_keep_ckpts=-1)
+    stale = work / "epoch_9.pth"
+    shutil.copy(work / "epoch_4.pth", stale)
+    os.utime(stale, ns=(0, 0))
+    for step in (1, 2, 3, 4):
+        os.utime(work / f"epoch_{step}.pth", ns=(step * 10**9, step * 10**9))
+    for name in ("epoch_3.pth", "elsewhere/epoch_3.pth"):
+        pointer.write_text(str(work / name))
+        os.utime(pointer, ns=(3 * 10**9 + 1,) * 2)
+        assert began(train(work, f"between {name}", resume=True)) == 4
+    os.utime(pointer, ns=(5 * 10**9,) * 2)
+    assert began(train(work, "an older file", resume=True)) == 3
+    stale.unlink()
+    pointer.write_text("")
+    assert began(train(work, "nothing is named", resume=True)) == 4
+    shutil.rmtree(work)
+    assert began(train(work, "nothing is there", resume=True)) == 0
+
+
+class Score(BaseMetric):
+    """A metric that returns the model's weight: 1, 2, 3, … if not interrupted."""
+
+    interrupted_at = 0
+    calls = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(data_samples[0]))
+
+    def compute_metrics(self, results):
+        type(self).calls += 1
+        if self.calls == self.interrupted_at:
+            raise KeyboardInterrupt
+        return {"score": results[0]}
+
+
+class Death(BaseException):
+    """Ends the process while a hook runs."""
+
+
+@pytest.mark.parametrize(
+    ("operation", "number"), [*[("put", n) for n in range(1, 4)], ("remove", 1), ("remove", 2)]
+)
+def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
+    """Dies before each file that the hook writes (last, best, last) and before each removal."""
+    monkeypatch.setattr(Score, "calls", 0)
+    train(tmp_path, "begin", epochs=3, best=True)
+    function, left = getattr(AtomicLocalBackend, operation), number
+
+    def die(self, *args):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Death
+        function(self, *args)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Death):
+        patch.setattr(AtomicLocalBackend, operation, die)
+        train(tmp_path, "dies", resume=True, best=True)
+    assert left == 0 and any(name.startswith("best") for name in checkpoints(tmp_path))
+    runner = train(tmp_path, "rest", resume=True, best=True)
+    assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
+    assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / "best_score_epoch_4.pth")
+
+
+@pytest.mark.parametrize("interrupted_at", [0, 1, 2])
+def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interrupted_at):
+    monkeypatch.setattr(Score, "calls", 0)
+    monkeypatch.setattr(Score, "interrupted_at", interrupted_at)
+    if interrupted_at:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "cut off", best=True)
+        assert checkpoints(tmp_path)[-1] == f"epoch_{2 * interrupted_at}.pth"
+    runner = train(tmp_path, "rest", resume=True, best=True)
+    assert began(runner) == 2 * interrupted_at
+    assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
+    scores = [
+        json.loads(line)["score"]
+        for log in sorted(tmp_path.glob("*/vis_data/scalars.json"))
+        for line in log.read_text().splitlines()
+        if "score" in line
+    ]
+    assert len(scores) == 2 and scores == sorted(scores), "each once"
+    best = torch.load(tmp_path / "best_score_epoch_4.pth", weights_only=True)
+    assert torch.equal(best["state_dict"]["weight"], runner.model.weight.detach())
+
+    Score.calls = 5
+    train(tmp_path, "over", resume=True, best=True)
+    assert Score.calls == 5, "what is done is not done again"
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    """If the file is a checkpoint, the error names --resume."""
+    (tmp_path / "x.pth").write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=rf"^{tmp_path}/x.pth .*File too large.*--resume$"):
+            AtomicLocalBackend().put(bytes(5000), tmp_path / "x.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(SystemExit, match="No space left"),
+        one_line_errors(),
+    ):
+        full.write(b"log")
+    with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not because the disk is full
+        AtomicLocalBackend().put(b"x", tmp_path / "x.pth" / "y.pth")
+    assert "--resume" not in str(error.value)
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(UserError, match=r"no space.*--resume$"):
+        AtomicLocalBackend().put(b"x", tmp_path / "epoch_1.pth")
+
+
+# Random numbers
+
+
+class Noisy(Dataset):
+    """Every item draws from the three random generators that transforms use."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        noise = np.random.rand() + 2 * random.random() + 3 * torch.rand(()).item()  # noqa: NPY002
+        return {"inputs": torch.tensor([index + noise])}
+
+
+class NoisyModel(Model):
+    def forward(self, inputs, mode):
+        inputs = [x * torch.rand(()) for x in inputs] if mode == "loss" else inputs
+        return super().forward(inputs, mode)
+
+
+def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, seed=None, resume=False):
+    class Stop(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == stop_at:
+                raise KeyboardInterrupt
+
+    loader = {
+        **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
+        "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
+        "collate_fn": pseudo_collate,
+    }
+    hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
+    length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
+    runner = make_runner(
+        work_dir,
+        name,
+        NoisyModel(),
+        train_dataloader=loader,
+        train_cfg={"by_epoch": by_epoch, **length},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9}},
+        default_hooks={"epoch_seed": {"type": "EpochSeedHook"}, "checkpoint": hook},
+        custom_hooks=[Stop()],
+        randomness={"seed": seed},
+        resume=resume,
+        **WITHOUT_VALIDATION,
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("workers", "persistent", "by_epoch"),
+    [
+        (0, False, True),
+        (0, False, False),
+        (2, True, True),
+        *[pytest.param(2, *case, marks=pytest.mark.slow) for case in ((True, False), (False, True))],
+    ],
+)
+def test_a_resumed_run_draws_what_an_unbroken_one_draws(
+    tmp_path, no_workers_left_behind, workers, persistent, by_epoch
+):
+    settings = dict(workers=workers, persistent=persistent, by_epoch=by_epoch)
+    # by epochs, the checkpoint restores the seed; by iterations, the loader starts before that
+    seed = None if by_epoch else 11
+    with pytest.raises(KeyboardInterrupt):
+        train_noisily(tmp_path, "killed", stop_at=8, seed=seed, **settings)
+    no_workers_left_behind()
+    np.random.seed(3)  # noqa: NPY002  mmengine derives its seed from this
+    resumed = train_noisily(tmp_path, "resumed", seed=seed, resume=True, **settings)
+    whole = train_noisily(tmp_path / "whole", "whole", seed=resumed.seed, **settings)
+    assert resumed.iter == whole.iter == 12
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+
+
+def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):
+    class Keep(Hook):
+        seen = []
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.seen += [x.item() % 1 for x in data_batch["inputs"]] + [torch.rand(()).item()]
+
+    loader = {"num_workers": 2, "persistent_workers": True, "dataset": Noisy(), "collate_fn": pseudo_collate}
+    hooks = dict(default_hooks={"epoch_seed": {"type": "EpochSeedHook"}}, custom_hooks=[Keep()])
+    runner = make_runner(tmp_path, "own", **hooks)
+    runner._train_dataloader.update(loader)
+    runner.train()
+    assert len(Keep.seen) == len(set(Keep.seen)) == 4 * 5 * 2
+
+
+# Memory format
+
+
+class Images(Model):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), PackedDeformConv2d(6, 4, 3))
+        torch.nn.init.normal_(self.layers[1].conv_offset.weight, std=0.5)
+
+    def forward(self, inputs, mode):
+        picture = torch.stack(inputs).view(-1, 1, 1, 1) * torch.linspace(-1, 1, 63).view(1, 1, 7, 9)
+        loss = self.layers(picture).square().mean()
+        return {"loss": loss} if mode == "loss" else [loss]
+
+
+def test_channels_last(tmp_path):
+    trained = []
+    for name in ("ChannelsLastHook", "OffsetStatisticsHook"):  # the latter changes nothing
+        hooks = [{"type": "EMAHook", "momentum": 0.5}, {"type": name}]
+        runner = make_runner(tmp_path / name, "format", Images(), values=range(1, 4), custom_hooks=hooks)
+        runner.train()
+        average = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
+        trained.append([dict(m.named_parameters()) for m in (runner.model, average)])
+    for ours, plain in zip(*trained, strict=True):
+        for name, weight in ours.items():
+            torch.testing.assert_close(weight, plain[name])
+            if weight.ndim == 4:
+                assert weight.is_contiguous(memory_format=torch.channels_last), name
+        assert not plain["layers.1.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("channels_last", "used"), [(True, get_device() == "cpu"), (False, False)])
+def test_channels_last_is_the_default_on_a_cpu(tmp_path, channels_last, used):
+    cfg = load_config(PLAIN, work_dir=str(tmp_path), channels_last=channels_last)
+    assert any(isinstance(hook, ChannelsLastHook) for hook in build_runner(cfg).hooks) == used
+    for options in ({"launcher": "pytorch"}, {"cfg_options": {"default_scope": "mmseg"}}):
+        assert "channels_last" not in load_config(PLAIN, work_dir="unused", **options).default_hooks
+
+
+# Losses
+
+
+@pytest.mark.parametrize(("scaled", "iterations"), [(None, 5), (0, 5), (3, 8)])
+def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scaled, iterations):
+    seen = []
+
+    def forward(self, inputs, mode):
+        if mode != "loss":
+            return [self.weight]
+        seen.append(len(seen) + 1)
+        loss = self.weight * (1 if len(seen) < 5 else float("nan"))
+        return {"loss_a": loss + 1, "loss_b": loss * 0, "acc": loss * float("nan")}
+
+    monkeypatch.setattr(Model, "forward", forward)
+    hooks = {
+        "finite_loss": {"type": "FiniteLossHook", **({} if scaled is None else {"scaled": scaled})},
+        "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
+    }
+    runner = make_runner(tmp_path, f"nan {scaled}", default_hooks=hooks)
+    if scaled is not None:  # as in AmpOptimWrapper on a GPU
+        build = runner.build_optim_wrapper
+
+        def with_scaler(cfg):
+            wrapper = build(cfg)
+            wrapper.loss_scaler = SimpleNamespace(is_enabled=lambda: True)
+            return wrapper
+
+        monkeypatch.setattr(runner, "build_optim_wrapper", with_scaler)
+    with pytest.raises(UserError, match=rf"^loss: .*loss_b nan in iteration {iterations}, "):
+        runner.train()
+    assert len(seen) == iterations
+    log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
+    assert log.count("the scaler skips this step") == (scaled or 0)
+    saved = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["state_dict"]["weight"]
+    assert saved.isfinite().all()
+
+
+def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
+    screen, file = io.StringIO(), io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    runner = make_runner(tmp_path, "bar", custom_hooks=[ProgressHook(console)])
+    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    streams = [h.stream for h in handlers]
+    runner.train()
+    shown = screen.getvalue()
+    assert all(text in shown for text in ("train", "12/12", "loss", "left", "validate"))
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
+    assert [h.stream for h in handlers] == streams
+    make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()
+    assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
+    make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
+    assert file.getvalue() == ""
+
+
+def test_remaining_time_from_the_first_step_on():
+    """Also for a resumed training, and for steps of more than half a minute."""
+    seconds = 0.0
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = make_progress(console, auto_refresh=False, get_time=lambda: seconds)
+    bar = progress.add_task("train", total=20, completed=10, first=10, note="")
+    task = progress.tasks[0]
+    assert TimeLeft().render(task).plain == "-:--:-- left"
+    seconds = 40.0
+    progress.update(bar, completed=11)
+    assert TimeLeft().render(task).plain == "0:06:00 left"
+
+
+# Options of dcnzoo train
+
+
+RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+
+
+def schedule(name="dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", **changes):
+    cfg = read_config_file(base_path(name, "")[0], changes)
+    cfg.work_dir, cfg.launcher = cfg.get("work_dir") or "none", "none"
+    return cfg, cfg.param_scheduler
+
+
+def test_epochs_scale_the_schedule():
+    cfg, (warm_up, steps) = schedule(**{"train_cfg.val_begin": 8})
+    text = set_up_training(cfg, epochs=3)
+    assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_begin) == (3, 2)
+    assert (warm_up.begin, warm_up.end, steps.end, steps.milestones) == (0, 125, 3, [2, 3])
+    assert "max_epochs 12 → 3" in text and "LinearLR.end 500 → 125" in text and "\n" not in text
+    cfg, (warm_up, steps) = schedule()
+    set_up_training(cfg, epochs=36)
+    assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])
+    for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
+        cfg, _ = schedule(RTMDET)
+        set_up_training(cfg, epochs=epochs)
+        cosine = cfg.param_scheduler[1]
+        assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
+    cfg, _ = schedule(train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9})
+    with pytest.raises(UserError, match=r"^--epochs: expected .*max_epochs.*'max_iters': 9"):
+        set_up_training(cfg, epochs=3)
+
+
+def test_batch_size_and_learning_rate():
+    cfg, _ = schedule(RTMDET)
+    text = set_up_training(cfg, batch_size=5, lr=0.001)
+    assert cfg.train_dataloader.batch_size == 5 and cfg.optim_wrapper.optimizer.lr == 0.001
+    assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"
+    assert text.startswith("batch_size 32 → 5, lr 0.004 → 0.001")
+    del cfg.optim_wrapper.optimizer["lr"]
+    with pytest.raises(UserError, match=r"^--lr: "):
+        set_up_training(cfg, lr=0.1)
+
+
+def test_patience_and_loggers(monkeypatch):
+    cfg, _ = schedule()
+    for patience in (3, 4):  # the config of a work directory already has the hook
+        set_up_training(cfg, patience=patience)
+    (hook,) = cfg.custom_hooks
+    assert (hook.type, hook.monitor, hook.patience) == ("PlateauEarlyStoppingHook", "coco/bbox_mAP", 4)
+    assert cfg.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
+    cfg.default_hooks.checkpoint.save_best = "other/metric"
+    set_up_training(cfg, patience=4)
+    assert cfg.custom_hooks[0].monitor == "other/metric"
+    cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
+    with pytest.raises(UserError, match=r"^--patience: .*CocoMetric"):
+        set_up_training(cfg, patience=4)
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^--logger: .*pip install wandb"):
+        set_up_training(cfg, logger="wandb")
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    for _ in range(2):
+        set_up_training(cfg, logger="tensorboard")
+    assert [b["type"] for b in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
+
+
+class Steady(BaseMetric):
+    """The same score in each validation; None: no metrics, as of ``CocoMetric`` without detections."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {} if self.score is None else {"score": self.score}
+
+
+@pytest.mark.parametrize("score", [0.5, None])
+def test_patience_ends_a_training_without_improvement(tmp_path, score):
+    hook = {"type": "PlateauEarlyStoppingHook", "monitor": "score", "rule": "greater", "patience": 3}
+    loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
+    options = {"custom_hooks": [hook], "train_cfg": loop, "val_evaluator": Evaluator([Steady(score)])}
+    runner = make_runner(tmp_path, "steady", **options)
+    runner.train()
+    assert runner.epoch == 4  # the first validation is the best one, three follow
+
+
+def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
+    def resumes(**options):
+        cfg, _ = schedule(work_dir=str(tmp_path))
+        set_up_training(cfg, **options)
+        return cfg.get("resume", False)
+
+    assert not resumes()
+    with pytest.raises(UserError, match=rf"^--resume: expected a checkpoint in {tmp_path}"):
+        resumes(resume="auto")
+    (tmp_path / "epoch_1.pth").touch()
+    with pytest.raises(UserError, match=r"^--work-dir: .*--resume.*--force"):
+        resumes()
+    assert resumes(resume="auto") and not resumes(force=True)
+
+
+def test_resuming_from_weights_alone(tmp_path):
+    train(tmp_path / "first", "first", epochs=1)
+    checkpoint = torch.load(tmp_path / "first/epoch_1.pth", weights_only=False)
+    torch.save({"state_dict": checkpoint["state_dict"], "meta": {}}, tmp_path / "published.pth")
+    file = str(tmp_path / "published.pth")
+    runner = make_runner(tmp_path / "second", "second", load_from=file, resume=True)
+    runner.register_hook(LoadCheckpointHook(fine_tune=True))
+    with pytest.raises(UserError, match=rf"^--resume: expected .*{file}, which has only weights: "):
+        runner.train()
+
+
+def test_user_errors_become_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^first line second line$"), user_errors():
+        raise ValueError("first line\n   second line")
+    for defect in (KeyError("neck"), AttributeError("neck"), TypeError("neck"), NotImplementedError("neck")):
+        with pytest.raises(UserError, match=rf"^{type(defect).__name__}: '?neck'?"), user_errors():
+            raise defect
+    require_file("https://example.org/x.pth", "checkpoint")
+    with pytest.raises(UserError, match=f"checkpoint: .*{tmp_path}"):
+        require_file(str(tmp_path), "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("direction", "axes"), [("horizontal", (-1,)), ("vertical", (-2,)), ("diagonal", (-1, -2))]
+)
+def test_masks_of_a_mirrored_view_come_back(direction, axes):
+    def view(box, label, score, mirror):
+        mask, boxes = torch.zeros(1, 20, 30, dtype=torch.bool), torch.tensor([box]).float()
+        mask[0, box[1] : box[3], box[0] : box[2]] = True
+        if mirror:
+            boxes, mask = bbox_flip(boxes, (20, 30), direction), mask.flip(axes)
+        meta = {"ori_shape": (20, 30), "flip": mirror, "flip_direction": direction}
+        found = dict(scores=torch.tensor([score]), labels=torch.tensor([label]), masks=mask, bboxes=boxes)
+        return DetDataSample(metainfo=meta, pred_instances=InstanceData(**found))
+
+    model = SimpleNamespace(
+        tta_cfg=ConfigDict(nms={"type": "nms", "iou_threshold": 0.5}, max_per_img=10),
+        merge_aug_bboxes=lambda *args: InstanceTTAModel.merge_aug_bboxes(None, *args),
+    )
+    views = [view((2, 3, 9, 7), 0, 0.6, False), view((11, 8, 29, 20), 1, 0.9, True)]
+    merged = InstanceTTAModel._merge_single_sample(model, views).pred_instances
+    assert merged.labels.tolist() == [1, 0]
+    assert merged.bboxes.tolist() == [[11, 8, 29, 20], [2, 3, 9, 7]]
+    for (x1, y1, x2, y2), mask in zip(merged.bboxes.int().tolist(), merged.masks, strict=True):
+        assert mask[y1:y2, x1:x2].all() and mask.sum() == (y2 - y1) * (x2 - x1)

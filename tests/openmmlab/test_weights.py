@@ -1,0 +1,301 @@
+"""Reading checkpoints, and converting those of older versions."""
+
+import argparse
+import re
+import shlex
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file as save_safetensors
+from torch import nn
+
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
+
+from .. import demo
+from .test_checkpoints import Harmful
+
+
+def build(classes=None, **backbone):
+    cfg = Config.fromfile(demo.DEFORMABLE)
+    cfg.model.backbone.update(backbone)
+    if classes:
+        for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+            head.num_classes = classes
+    return demo.build(cfg.model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    """Random weights for the model: all values differ, so a wrong assignment is noticed."""
+    generator = torch.Generator().manual_seed(1)
+    return OrderedDict(
+        (key, torch.randn(value.shape, generator=generator) if value.is_floating_point() else value)
+        for key, value in model.state_dict().items()
+    )
+
+
+def assert_same(got, want):
+    assert set(got) == set(want)
+    for key, value in want.items():
+        assert torch.equal(got[key], value), key
+
+
+# Reading
+
+
+def read_checkpoint(path):
+    checkpoint = load_file(path)
+    return {"meta": checkpoint.get("meta") or {}, "state_dict": find_weights(checkpoint, path)}
+
+
+def save(path, **content):
+    torch.save(content, path)
+    return path
+
+
+def test_read(tmp_path, weights):
+    log = HistoryBuffer([1.0, 2.0], [1, 1])
+    meta = {"CLASSES": ("bent", "straight"), "epoch": np.float64(12), "log": log}
+    path = save(tmp_path / "x.pth", state_dict=weights, meta=meta, optimizer={"lr": 0.1})
+    found = read_checkpoint(path)
+    assert set(found) == {"meta", "state_dict"} and found["meta"]["CLASSES"] == ("bent", "straight")
+    assert_same(found["state_dict"], weights)
+    for content, new in ((weights, False), ({"model": weights}, True)):
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+        found = read_checkpoint(path)
+        assert found["meta"] == {}
+        assert_same(found["state_dict"], weights)
+
+
+def test_files_that_hold_no_weights(tmp_path):
+    path = tmp_path / "x.pth"
+    for content in ([1, 2], {"state_dict": {}}, {"meta": {}, "optimizer": {}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"expected .*weights"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite(tmp_path, number, dtype):
+    good = {"conv.weight": torch.ones(2, 3).to(dtype), "bn.num_batches_tracked": torch.tensor(3)}
+    bad = {**good, "bn.running_var": torch.tensor([1.0, number]).to(dtype)}
+    whole, broken = tmp_path / "x.pth", tmp_path / "y.pth"
+    assert_same(read_checkpoint(save(whole, state_dict=good))["state_dict"], good)
+    save(broken, state_dict=good, ema_state_dict=bad)
+    save_safetensors(bad, tmp_path / "y.safetensors")
+    for path in (broken, save(tmp_path / "z.pth", **bad), tmp_path / "y.safetensors"):
+        with pytest.raises(CheckpointError, match=rf"^{path}: .*bn\.running_var"):
+            read_checkpoint(path)
+
+
+def test_unsafe_load(tmp_path):
+    folder = tmp_path / "made by a checkpoint"
+    path = save(tmp_path / "x.pth", state_dict={"w": torch.ones(1)}, meta={"x": Harmful(folder)})
+    with pytest.raises(CheckpointError, match=f"^{path}: .*posix.mkdir.*--unsafe-load"):
+        load_file(path)
+    assert not folder.exists()
+    load_file(path, unsafe_load=True)
+    assert folder.exists()
+
+
+# Older names
+
+
+def renamed(weights, pattern, replacement):
+    return OrderedDict((re.sub(pattern, replacement, key), value) for key, value in weights.items())
+
+
+BESIDE = (r"\.conv_offset\.", "_offset.")  # the layer
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    # two from other implementations, one from a parallel wrapper
+    [BESIDE, (r"\.conv_offset\.", ".conv_offset_mask."), (r"^", "module.")],
+)
+@pytest.mark.parametrize(
+    "options",
+    [{"dcn": {"type": "DCNv2", "deform_groups": 4}}, {"dcn": "v1", "stage_with_dcn": (True, True, True)}],
+)
+def test_old_names(pattern, replacement, options):
+    expected = build(**options).state_dict()
+    old = renamed(expected, pattern, replacement)
+    changed = [(o, n) for o, n in zip(old, expected, strict=True) if o != n]
+    found, summary = convert(old, expected)
+    assert_same(found, expected)
+    assert summary == f"{len(changed)} parameters renamed, such as {' to '.join(changed[0])}"
+    found, summary = convert(expected, expected)
+    assert summary == "" and list(found) == list(expected)
+    assert found._metadata == expected._metadata  # module versions
+
+
+def test_names_that_only_look_old():
+    """If an offset convolution has an old and a new name in the file, the new one is used."""
+    expected = {"head.reg_offset.weight": torch.ones(1), "head.reg.conv_offset.weight": torch.ones(2)}
+    assert convert(expected, expected) == (expected, "")
+    state = OrderedDict({"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset.weight": torch.ones(1)})
+    found, summary = convert(state, {"conv2.conv_offset.weight": torch.empty(1)})
+    assert found["conv2.conv_offset.weight"] == 1 and summary == ""
+
+
+def test_hint_about_dcn():
+    """For every class that accepts the setting, such as FPN, whose own class has no such argument."""
+    weights = build(dcn="v1").state_dict()
+    cfg = Config.fromfile(demo.PLAIN).model
+    cfg.neck.dcn = "v2"
+    with pytest.raises(CheckpointError, match=r"model\.backbone\.dcn=v1 model\.neck\.dcn=False"):
+        load_state(demo.build(cfg), weights, "x.pth")
+
+
+def version_1(weights, classes):
+    """A checkpoint as from MMDetection 1.x: heads at the top level, background as class 0."""
+    old = OrderedDict()
+    for key, value in weights.items():
+        if ".fc_cls." in key:
+            value = value.roll(1, 0)
+        if ".fc_reg." in key and len(value) == 4 * classes:
+            value = torch.cat([torch.full_like(value[:4], 99.0), value])
+        if ".conv_logits." in key:
+            value = torch.cat([torch.full_like(value[:1], 99.0), value])
+        old[re.sub(r"\.conv_offset\.", "_offset.", key).removeprefix("roi_head.")] = value
+    return old
+
+
+def test_version_1(model, weights):
+    classes = model.roi_head.bbox_head.num_classes
+    old = version_1(weights, classes)
+    assert "bbox_head.fc_cls.weight" in old and len(old["mask_head.conv_logits.bias"]) == classes + 1
+    found, summary = convert(old, model.state_dict())
+    assert_same(found, weights)
+    assert "; 6 changed to the class order" in summary and "legacy_1.x" in summary
+
+
+# Loading
+
+
+def test_load(tmp_path, weights):
+    """Tensors that are not learned may be missing or superfluous."""
+    path = save(tmp_path / "x.pth", state_dict=renamed(weights, *BESIDE), meta={"a": 1})
+    target = build()
+    meta, report = load_weights(target, path)
+    assert meta == {"a": 1}
+    assert_same(target.state_dict(), weights)
+    assert report.startswith("6 parameters renamed") and "layer1.0.conv2.conv_offset.weight" in report
+    learnt = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    assert learnt.keys() < weights.keys()
+    extra = {"ema_backbone_conv1_weight": torch.ones(2), "head.position_ids": torch.arange(3)}
+    assert load_weights(target, save(path, state_dict={**learnt, **extra})) == ({}, "")
+    linear, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert load_weights(other, save(path, state_dict=linear.state_dict())) == ({}, "")
+    assert torch.equal(other.weight, linear.weight)
+
+
+def test_missing_and_superfluous(tmp_path, weights):
+    few = OrderedDict((k, v) for k, v in weights.items() if "conv_offset" not in k)
+    path = save(tmp_path / "x.pth", state_dict={**few, "teacher.weight": torch.ones(1)})
+    target = build()
+    with pytest.raises(CheckpointError, match=f"^{path}: .*conv2.*missing.*teacher.weight.*--allow-partial"):
+        load_weights(target, path)
+    _, report = load_weights(target, path, allow_partial=True)
+    assert "teacher.weight" in report
+    key = "neck.fpn_convs.0.conv.weight"
+    assert torch.equal(target.state_dict()[key], few[key])
+    save(path, state_dict={"fc.weight": torch.ones(2, 2)})
+    for partial in (False, True):
+        with pytest.raises(CheckpointError, match="missing"):
+            load_weights(target, path, allow_partial=partial)
+    changed = {**weights, "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
+    with pytest.raises(CheckpointError, match=r"roi_head\.bbox_head\.fc_cls\.bias"):
+        load_weights(target, save(path, state_dict=changed))
+    with pytest.raises(CheckpointError, match=r"conv_offset.*another shape") as error:
+        load_weights(build(dcn="v2"), save(path, state_dict=build(dcn="v1").state_dict()))
+    assert options_in(error.value) == {"model.backbone.dcn": "v1"}
+
+
+def options_in(message):
+    """The settings in a message, parsed like the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    words = shlex.split(re.search(r"--cfg-options .*?(?=;|$)", str(message))[0])
+    return parser.parse_args(words).cfg_options
+
+
+@pytest.mark.parametrize(
+    ("backbone", "wrapped"),
+    [
+        (dict(dcn=True), False),
+        (dict(dcn="v1"), True),
+        (dict(dcn=None), False),
+    ],
+    ids=str,
+)
+def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, backbone, wrapped):
+    plain = dict(dcn=None, stage_with_dcn=None)
+    trained = build(**{**plain, **backbone})
+    state = trained.state_dict()
+    if wrapped:
+        state = {"module." + key.replace(".conv_offset.", "_offset."): value for key, value in state.items()}
+    path = save(tmp_path / "x.pth", state_dict=state)
+    other = {**plain, **({} if backbone["dcn"] else dict(dcn=True))}
+    with pytest.raises(CheckpointError) as error:
+        load_weights(build(**other), path)
+    (tmp_path / "config.py").write_text("")
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "config.py"))):
+        load_weights(build(**other), path)
+
+    cfg = Config.fromfile(demo.DEFORMABLE)
+    cfg.model.backbone.update(other)
+    del cfg.model.backbone["stage_with_dcn"]
+    if backbone["dcn"]:
+        del cfg.model.backbone["dcn"]  # a config without it
+    cfg.merge_from_dict(options_in(error.value))
+    fitting = demo.build(cfg.model)
+    load_weights(fitting, path)
+    assert_same(fitting.state_dict(), trained.state_dict())
+
+
+@pytest.mark.parametrize(("classes", "known"), [(1, True), (7, False)])
+def test_fine_tuning_for_other_classes(weights, classes, known):
+    meta = {"CLASSES": ("a", "b", "c")} if known else {}
+    target = build(classes)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    report = load_state(target, weights, "x.pth", meta=meta, fine_tune=True)
+    assert "6 parameters" in report and "fc_cls" in report
+    heads = ("roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits")
+    for key, value in target.state_dict().items():
+        kept = key.startswith(heads)
+        assert torch.equal(value, before[key] if kept else weights[key]), key
+
+    with pytest.raises(CheckpointError, match="num_classes"):
+        load_state(target, weights, "x.pth", meta=meta)
+    # other differences are still errors
+    for key in ("backbone.layer1.0.conv1.weight", "rpn_head.rpn_cls.weight"):
+        narrow = {**weights, key: weights[key][:1]}
+        with pytest.raises(CheckpointError, match=key):
+            load_state(target, narrow, "x.pth", meta=meta, fine_tune=True)
+    fewer = {key: value for key, value in weights.items() if "mask_head" not in key}
+    with pytest.raises(CheckpointError, match=r"mask_head.*missing"):
+        load_state(target, fewer, "x.pth", meta=meta, fine_tune=True)
+
+
+def test_classes_beside_other_channels():
+    """The input of PointRend's point head includes the coarse scores of each class as channels."""
+    layer, other = nn.Conv1d(256 + 80, 9, 1), nn.Conv1d(256 + 3, 9, 1)
+    other.num_classes = 3
+    meta = {"dataset_meta": {"classes": [str(i) for i in range(80)]}}
+    report = load_state(other, layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
+    assert "weight" in report and torch.equal(other.bias, layer.bias)
+    meta = {"dataset_meta": {"classes": [str(i) for i in range(79)]}}
+    with pytest.raises(CheckpointError, match="another shape"):
+        load_state(nn.Conv1d(5, 9, 1), layer.state_dict(), "x.pth", meta=meta, fine_tune=True)

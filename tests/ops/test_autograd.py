@@ -1,0 +1,222 @@
+"""Forward mode, ``torch.func``, vmap and subsets of the gradients of every operator; errors of torch."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
+
+from dcnzoo.ops import _autograd, _backend
+
+from .. import op_cases
+from ..op_cases import Sample
+
+OPERATORS = op_cases.operators()
+# add maxima of roi_align: all its forms are averages
+FORMS = [
+    (op, sample)
+    for op in OPERATORS
+    for sample in [*op.forms(), *(s for s in op.samples() if s.name.startswith(("max, as many", "max, 3")))]
+]
+every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+every_form = pytest.mark.parametrize(("op", "sample"), FORMS, ids=[f"{o.name}-{s.name}" for o, s in FORMS])
+
+
+def functions(op, sample):
+    """The operator and its reference as functions of the differentiable tensors."""
+    return [lambda *tensors, f=f: f(sample.with_given(tensors)) for f in (op.call, op.reference)]
+
+
+def tangents_of(tensors):
+    return tuple(torch.cos(3 * t) for t in tensors)
+
+
+def inner_product(some, others):
+    return sum((a * b).sum() for a, b in zip(some, others, strict=True))
+
+
+@every_op
+def test_forward_mode_checks_arguments(op):
+    for sample, message in op.invalid():
+        tensors = list(sample.tensors)
+        if not tensors[0].is_floating_point() or tensors[0].numel() > 1e6:
+            continue
+        with forward_ad.dual_level():
+            tensors[0] = forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
+            with pytest.raises(RuntimeError, match=message):
+                op.call(Sample("", tuple(tensors), sample.kwargs))
+
+
+@every_op
+def test_without_tangents_a_dual_level_changes_nothing(op):
+    """The same kernels run, forward and backward."""
+    sample, results = op.forms()[0], []
+    for level in (contextlib.nullcontext, forward_ad.dual_level):
+        leaves = sample.leaves()
+        with level():
+            output = op.call(leaves)
+            gradients = torch.autograd.grad(output.square().sum(), leaves.given)
+        results.append((type(output.grad_fn).__name__, output, *gradients))
+    names, *tensors = zip(*results, strict=True)
+    assert names[0] == names[1] and "dcnzoo" in names[0]
+    assert all(torch.equal(a, b) for a, b in tensors)
+
+
+@every_op
+def test_only_wanted_gradients(op):
+    sample = op.forms()[0]
+    everything = sample.leaves()
+    expected = torch.autograd.grad(op.call(everything).square().sum(), everything.given)
+    for wanted, gradient in enumerate(expected):
+        tensors = [t.requires_grad_(i == wanted) for i, t in enumerate(sample.map(torch.clone).given)]
+        output = op.call(sample.with_given(tensors))
+        (alone,) = torch.autograd.grad(output.square().sum(), tensors[wanted], create_graph=True)
+        torch.testing.assert_close(alone, gradient, rtol=1e-12, atol=1e-12)
+        assert torch.autograd.grad(alone.sum(), tensors[wanted])[0].isfinite().all()
+
+
+@every_form
+def test_forward_mode(op, sample):
+    mine, true = functions(op, sample)
+    tensors, tangents = tuple(sample.given), tangents_of(sample.given)
+    expected = jvp(true, tensors, tangents)
+    torch.testing.assert_close(jvp(mine, tensors, tangents), expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(mine(*map(forward_ad.make_dual, tensors, tangents)))
+    torch.testing.assert_close((dual.primal, dual.tangent), expected)
+
+
+@every_form
+def test_second_derivatives(op, sample):
+    """In every combination of forward and reverse mode."""
+    tensors, tangents = tuple(sample.given), tangents_of(sample.given)
+    every = tuple(range(len(tensors)))
+    results = []
+    for function in functions(op, sample):
+        value = lambda *t, f=function: f(*t).square().sum()  # noqa: E731
+        slope = grad(value, argnums=every)
+        along = lambda *t, v=value: jvp(v, t, tangents)[1]  # noqa: E731
+        weighed = lambda *t, s=slope: inner_product(s(*t), tangents)  # noqa: E731
+        results += [grad(f, every)(*tensors) for f in (along, weighed)]
+        results.append(jvp(slope, tensors, tangents)[1])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+    torch.testing.assert_close(jvp(along, tensors, tangents)[1], inner_product(results[0], tangents))
+
+
+# vmap
+
+
+def several(sample: Sample, count: int) -> list[torch.Tensor]:
+    """Stack every tensor ``count`` times along a new first axis. Copies of differentiable tensors differ."""
+    return [
+        None
+        if t is None
+        else torch.stack([t * (1 + 0.1 * i * (place in sample.places)) for i in range(count)])
+        for place, t in enumerate(sample.tensors)
+    ]
+
+
+def vmapped():
+    """Map over all tensors, over all except the first, and over each single one."""
+    for op in OPERATORS:
+        sample = op.forms()[0]
+        places = [i for i, t in enumerate(sample.tensors) if t is not None]
+        for chosen in (places, places[1:], *([place] for place in places)):
+            dims = tuple(0 if i in chosen else None for i in range(len(sample.tensors)))
+            marks = [pytest.mark.slow] * (len(chosen) == 1)
+            yield pytest.param(op, sample, dims, id=f"{op.name}-{dims}", marks=marks)
+
+
+@pytest.mark.parametrize(("op", "sample", "dims"), vmapped())
+def test_vmap(op, sample, dims, recwarn):
+    """Output and gradients, per sample and summed, equal those of a loop, of which torch would warn."""
+    count = 3
+    tensors = tuple(
+        m if d == 0 else t for m, t, d in zip(several(sample, count), sample.tensors, dims, strict=True)
+    )
+    call = lambda *tensors: op.call(Sample("", tensors, sample.kwargs))  # noqa: E731
+    per_sample = grad(lambda *tensors: call(*tensors).square().sum(), argnums=tuple(sample.places))
+
+    def parts(tensors):
+        return ([t[i] if d == 0 else t for t, d in zip(tensors, dims, strict=True)] for i in range(count))
+
+    for function in (call, per_sample):
+        results = [function(*picked) for picked in parts(tensors)]
+        expected = torch.utils._pytree.tree_map(lambda *each: torch.stack(each), *results)
+        torch.testing.assert_close(vmap(function, dims)(*tensors), expected)
+    leaves = Sample("", tensors, constant=sample.constant).leaves()
+    totals = (
+        vmap(call, dims)(*leaves.tensors).square().sum(),
+        sum(call(*picked).square().sum() for picked in parts(leaves.tensors)),
+    )
+    torch.testing.assert_close(*(torch.autograd.grad(total, leaves.given) for total in totals))
+    assert not recwarn.list or "roi" in op.name  # RoI pooling has no rule of its own
+
+
+@every_op
+def test_vmap_nested_and_over_another_axis(op):
+    sample = op.forms()[0]
+    call = lambda *tensors: op.call(Sample("", tensors, sample.kwargs))  # noqa: E731
+    many = several(Sample("", tuple(several(sample, 2)), constant=sample.constant), 3)
+    output = vmap(vmap(call), in_dims=1, out_dims=1)(*many)
+    for i, j in itertools.product(range(3), range(2)):
+        torch.testing.assert_close(output[i, j], call(*(None if t is None else t[i, j] for t in many)))
+
+
+# Errors of torch inside the operators keep their text and type
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB."
+
+
+def test_failed_allocation_keeps_torchs_message():
+    """The arguments are small, but 2³¹ output pixels with 2²⁰ channels exceed any machine's memory."""
+    input, weight = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1).expand(2**20, 1, 1)
+    with pytest.raises(RuntimeError, match="memory"):
+        torch.empty(2**20, 2**31)
+    with pytest.raises(RuntimeError) as error:
+        torch.ops.dcnzoo.deform_conv(input, weight, None, None, None, [1], [2**30], [1], 1, None)
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # older ones only print it
+        assert "tried to allocate" in str(error.value)
+    assert "memory" in str(error.value)
+
+
+@pytest.fixture
+def operator():
+    """An operator whose kernel fails like a compiled one."""
+    library = torch.library.Library("dcnzoo", "FRAGMENT")
+    library.define("_fails_for_the_test(Tensor x, str text) -> Tensor")
+
+    def fails(x, text):
+        raise RuntimeError(text)
+
+    library.impl("_fails_for_the_test", fails, "CPU")
+    yield torch.ops.dcnzoo._fails_for_the_test
+    library._destroy()
+
+
+def test_out_of_memory_has_torchs_type(operator):
+    """MMDetection's AvoidOOM and torch's own tools check for this type."""
+    _autograd.register_autograd("_fails_for_the_test", lambda *a: None, lambda *a: None)
+    for requires_grad in (False, True):
+        x = torch.zeros(1, requires_grad=requires_grad)
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+            operator(x, OUT_OF_MEMORY)
+        with pytest.raises(RuntimeError, match="something else") as error:
+            operator(x, "something else")
+        assert type(error.value) is RuntimeError
+
+
+def test_out_of_memory_below_the_choice_of_a_backend():
+    class Compiled:
+        def call_boxed(self, keys, *arguments):
+            raise RuntimeError(OUT_OF_MEMORY)
+
+    kernel = _backend._kernel(lambda fallback, *a: fallback(*a), Compiled())
+    with pytest.raises(torch.OutOfMemoryError):
+        kernel(None, torch.zeros(1))

@@ -1,0 +1,74 @@
+"""DCNZOO_BACKEND. Fused kernels: tests/fused. Without compiled kernels: test_plain.py."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from dcnzoo.ops import _backend
+
+from ..processes import python_with_torch
+
+
+def test_backends_that_are_not_installed_or_unknown():
+    code = """
+import importlib.util, torch
+importlib.util.find_spec = lambda *_: None
+from dcnzoo.ops import deform_conv2d
+deform_conv2d(torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7), padding=1)
+"""
+    last = python_with_torch(code, status=1, DCNZOO_BACKEND="fused").stderr.splitlines()[-1]
+    assert re.match("RuntimeError: DCNZOO_BACKEND=fused: .*pip install triton", last), last
+    with pytest.raises(RuntimeError, match="'slow'"):
+        _backend.using("slow").__enter__()
+    with _backend.using("compiled"):
+        assert _backend.backend == "compiled"
+    assert _backend.backend == "auto"
+
+
+def test_reference_is_used_and_checks_arguments():
+    """Forward and backward run no kernel, and invalid calls are rejected as usual."""
+    code = """
+import re
+import torch
+from dcnzoo.ops import reference
+from tests import op_cases
+used = []
+def recorded(name, function):
+    return lambda *arguments: used.append(name) or function(*arguments)
+for name in vars(reference):
+    if name.startswith(("deform", "roi")):
+        setattr(reference, name, recorded(name, getattr(reference, name)))
+for operator in op_cases.operators():
+    leaves = operator.forms()[0].leaves()
+    output = operator.call(leaves)
+    assert "dcnzoo" not in type(output.grad_fn).__name__, operator.name
+    output.sum().backward()
+    if operator.name.startswith(("deform", "roi")):  # the others registered the function itself
+        assert used, operator.name
+        used.clear()
+        with torch.inference_mode():
+            operator.call(leaves)
+        assert used, operator.name
+    for sample, message in operator.invalid():
+        if all(t is None or t.is_floating_point() for t in sample.tensors):
+            try:
+                operator.call(sample)
+            except RuntimeError as error:
+                assert re.search(message, str(error)), (message, error)
+            else:
+                raise AssertionError(f"{operator.name}: {sample.name}")
+"""
+    python_with_torch(code, DCNZOO_BACKEND="reference")
+
+
+def test_tf32_only_where_torch_allows_it():
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert _backend._tf32() == allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,380 @@
+"""deform_conv beyond agreement with the reference: identities, borders and chunks."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import grad, vmap
+
+import dcnzoo.ops
+from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
+from dcnzoo.ops import reference as oracle
+
+from .. import op_cases
+from ..op_cases import Sample
+from ..op_cases import deform_conv as conv
+from ..op_cases import deform_conv_transpose as transpose
+from ..op_cases.deform_conv import make
+from ..processes import ROOT
+from .test_ops import assert_same, gradients, largest
+
+both = pytest.mark.parametrize(
+    ("function", "cases"),
+    [(deform_conv2d, conv), (deform_conv_transpose2d, transpose)],
+    ids=["deform_conv", "deform_conv_transpose"],
+)
+# stride, padding, dilation, output_padding. In the last, only the dilation allows output_padding.
+GEOMETRIES = [
+    ((1, 1, 1), (0, 0, 0), (1, 1, 1), (0, 0, 0)),
+    ((2, 3, 2), (1, 0, 1), (1, 2, 1), (1, 2, 0)),
+    ((1, 2, 1), (1, 1, 0), (3, 4, 2), (2, 3, 1)),
+]
+
+
+def test_hand_worked_example():
+    """One tap, one pixel: 0.25·0.5·1 + 0.25·0.5·2 + 0.75·0.5·3 + 0.75·0.5·4, times mask, plus bias."""
+    input = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], dtype=torch.float64)
+    weight = torch.tensor([[[[2.0]]]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    offset[0, :, 0, 0] = torch.tensor([0.75, 0.5])  # y, then x
+    mask = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    bias = torch.tensor([10.0], dtype=torch.float64)
+    expected = torch.tensor([[[[13.0, 12.0], [13.0, 14.0]]]], dtype=torch.float64)
+    expected[0, 0, 0, 0] = 10 + 2 * 0.5 * (0.125 * 1 + 0.125 * 2 + 0.375 * 3 + 0.375 * 4)
+    arguments = (input, weight, offset, mask, bias)
+    torch.testing.assert_close(deform_conv2d(*arguments), expected)
+    torch.testing.assert_close(oracle.deform_conv(*arguments, (1, 1), (0, 0), (1, 1), 1), expected)
+
+
+def test_hand_worked_example_of_the_transposed():
+    """Pixel 2 · weight 3 · mask 0.5 = 3, distributed to the four pixels around (0.75, 0.5)."""
+    input = torch.tensor([[[[2.0]]]], dtype=torch.float64)
+    weight = torch.tensor([[[[3.0, 0.0], [0.0, 0.0]]]], dtype=torch.float64)
+    offset = torch.zeros(1, 8, 1, 1, dtype=torch.float64)
+    offset[0, :2, 0, 0] = torch.tensor([0.75, 0.5])  # y, then x
+    mask = torch.full((1, 4, 1, 1), 0.5, dtype=torch.float64)
+    bias = torch.tensor([10.0], dtype=torch.float64)
+    expected = torch.tensor([[[[10 + 0.375, 10 + 0.375], [10 + 1.125, 10 + 1.125]]]], dtype=torch.float64)
+    arguments = (input, weight, offset, mask, bias)
+    torch.testing.assert_close(deform_conv_transpose2d(*arguments), expected)
+    true = oracle.deform_conv_transpose(*arguments, (1, 1), (0, 0), (0, 0), (1, 1), 1)
+    torch.testing.assert_close(true, expected)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
+def test_zero_offset_is_plain_convolution(rank, groups, geometry, transposed):
+    names = ("stride", "padding", "dilation", "output_padding")[: 3 + transposed]
+    given = {name: values[:rank] for name, values in zip(names, geometry, strict=False)} | {"groups": groups}
+    size, kernel = (9, 10, 6)[:rank], (3, 2, 2)[:rank]
+    sample = (transpose if transposed else conv).make("plain", channels=4, size=size, kernel=kernel, **given)
+    input, weight, offset, mask, bias = sample.tensors
+    name = f"conv{'_transpose' * transposed}{rank}d"
+    expected = getattr(F, name)(input, weight, bias, **given)
+    function = getattr(dcnzoo.ops, f"deform_{name}")
+    for field, ones in ((offset * 0, mask * 0 + 1), (offset * 0, None), (None, mask * 0 + 1), (None, None)):
+        actual = function(input, weight, field, ones, bias, **given)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (-1, 3), (-2, -2)])
+def test_integer_offset_reads_a_shifted_input(down, right):
+    sample = make("shift", padding=1, mask_groups=None)
+    input, weight, offset, _, bias = sample.tensors
+    offset = torch.zeros_like(offset)
+    offset[:, 0::2], offset[:, 1::2] = down, right
+    # shifted[y, x] = input[y + down, x + right] on the map padded with zeros, including a margin
+    margin = 4
+    wide = F.pad(input, [margin + 1] * 4)
+    shifted = torch.roll(wide, (-down, -right), (2, 3))[..., margin:-margin, margin:-margin]
+    expected = F.conv2d(shifted, weight, bias)
+    actual = deform_conv2d(input, weight, offset, None, bias, padding=1)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_samples_on_borders_and_grid_lines(axis):
+    """One tap at chosen coordinates on one axis, in the middle of the other: output and gradients."""
+    height, width = 4, 6
+    size = (height, width)[axis]
+    coordinates = [-1.5, -1.0, -0.999, -0.5, 0.0, 0.5, 1.0, size - 1.0, size - 0.5, size - 0.001]
+    coordinates += [float(size), size + 0.5, 1e30, -1e30]
+    count = len(coordinates)
+    generator = torch.Generator().manual_seed(5)
+    input = torch.randn(1, 3, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
+    # The output has the input's size: use one coordinate per output pixel, row by row.
+    position = torch.full((2, height * width), 1.25, dtype=torch.float64)
+    position[axis, :count] = torch.tensor(coordinates, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).reshape(
+        2, -1
+    )
+    offset = (position - grid).view(1, 2, height, width)
+    mask = torch.rand(1, 1, height, width, generator=generator, dtype=torch.float64)
+    tensors = [t.requires_grad_() for t in (input, weight, offset, mask)]
+    ours = deform_conv2d(*tensors)
+    true = oracle.deform_conv(*tensors, None, (1, 1), (0, 0), (1, 1), 1)
+    torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-12)
+    for i, coordinate in enumerate(coordinates):
+        if coordinate <= -1 or coordinate >= size:
+            assert (ours.flatten(2)[0, :, i] == 0).all()
+    grad = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    mine, reference_gradients = (torch.autograd.grad(o, tensors, grad) for o in (ours, true))
+    torch.testing.assert_close(mine, reference_gradients, rtol=1e-12, atol=1e-12)
+    offset_gradient = mine[2].flatten(2)[0]
+    at_minus_one = coordinates.index(-1.0)
+    assert (offset_gradient[:, at_minus_one] == 0).all(), "mmcv's rule at exactly -1"
+    assert (offset_gradient[axis, coordinates.index(-0.5)] != 0).all(), "a gradient back into the map"
+
+
+@both
+def test_outside_samples_stay_zero_where_the_map_is_not_finite(function, cases):
+    input, weight, offset, mask, _ = cases.make("infinite map", padding=1).tensors
+    infinite, outside = torch.full_like(input, math.inf), torch.full_like(offset, 1e4)
+    assert (function(infinite, weight, outside, mask, padding=1) == 0).all()
+
+
+@both
+@pytest.mark.parametrize(
+    ("batch", "step"), [(0, 1), (1, 7), (33, 1), (33, 32), (33, None), (65, 64), (65, 1000)]
+)
+def test_any_batch_with_any_im2col_step(function, cases, batch, step):
+    sample = cases.make("step", batch=batch, size=(4, 5), im2col_step=step)
+    assert_same(cases, sample, sample, 1e-10)
+
+
+@both
+@pytest.mark.parametrize("bias", [True, False])
+def test_channels_last_in_channels_last_out(function, cases, bias):
+    input, *rest = cases.make("format", padding=1, bias=bias).tensors
+    last = input.contiguous(memory_format=torch.channels_last).requires_grad_()
+    output = function(last, *rest, padding=1)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(output.sum(), last)
+    assert cases is transpose or gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, function(input, *rest, padding=1))
+
+
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_map_that_is_staged_in_several_passes(groups):
+    """CPU kernels copy a limited number of channels at a time and accumulate over the passes."""
+    size = dict(batch=1, channels=192, out_channels=3, size=(120, 128), kernel=(1, 2))
+    sample = make("large", groups=groups, offset_groups=2, mask_groups=1, **size)
+    assert sample.tensors[0].nbytes > 20 << 20
+    assert_same(conv, sample, sample, 1e-10)
+
+
+# Large enough that several threads work on one block of channels of one image.
+LARGE = dict(batch=1, channels=64, out_channels=40, size=(40, 36))
+SHARED = [
+    make("asymmetric", **LARGE | dict(size=(80, 37)), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+    make("two images", **LARGE | dict(batch=2, size=(37, 39))),
+    make("no mask", **LARGE, mask_groups=None),
+    make("mask alone", **LARGE, offset_groups=None, padding=2),
+    make("groups differ", **LARGE | dict(channels=96), groups=2, offset_groups=3, mask_groups=4),
+    make("narrow groups", **LARGE, groups=8),
+    make("one to one", **LARGE | dict(out_channels=64), groups=64),
+    make("no whole vectors", **LARGE | dict(channels=66, out_channels=129)),
+    make("half vectors of AVX2", **LARGE | dict(channels=76)),
+    make("half vectors of AVX-512", **LARGE | dict(channels=88)),
+    make("far outside", **LARGE, spread=20.0),
+    make("one axis", **LARGE | dict(size=(2900,), kernel=(3,))),
+    make("three axes", **LARGE | dict(size=(11, 13, 12), kernel=(2, 3, 1))),
+    make("empty batch", **LARGE | dict(batch=0)),
+    make("few pixels, many outputs", batch=1, channels=16, out_channels=520, size=(11, 9), offset_groups=2),
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("sample", SHARED, ids=lambda sample: sample.name)
+def test_threads_that_share_blocks(sample, channels_last, set_threads):
+    if channels_last and sample.tensors[0].dim() == 4:
+        input, *rest = sample.tensors
+        sample = replace(sample, tensors=(input.contiguous(memory_format=torch.channels_last), *rest))
+    set_threads(16)
+    assert_same(conv, sample, sample, 1e-10)
+    for dtype, counts in ((torch.float32, (2, 3, 7, 16, 64)), (torch.bfloat16, (3, 16))):
+        typed = sample.to(dtype)
+        set_threads(1)
+        output = conv.call(typed)
+        grad = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
+        expected = [output, *gradients(conv.call, typed, grad)]
+        for threads in counts:
+            set_threads(threads)
+            results = [conv.call(typed), *gradients(conv.call, typed, grad)]
+            assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), (dtype, threads)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 35])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_channels_last_weight_has_the_results_of_a_contiguous_one(dtype, groups):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 140, 5, 6), (70, 140 // groups, 2, 3), (1, 12, 6, 6), (1, 6, 6, 6)]
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    grad = torch.randn(1, 70, 6, 6, generator=generator).to(dtype)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        leaves[1] = tensors[1].contiguous(memory_format=layout).requires_grad_()
+        output = deform_conv2d(*leaves, padding=1, groups=groups)
+        results.append([output, *torch.autograd.grad(output, leaves, grad)])
+    assert not leaves[1].is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@both
+def test_bias_gradient_does_not_depend_on_threads(function, cases, set_threads):
+    """With one output channel, its sum is split among threads."""
+    generator = torch.Generator().manual_seed(0)
+    input, offset = torch.zeros(2, 1, 250, 200), torch.zeros(2, 2, 250, 200)
+    weight, bias = torch.zeros(1, 1, 1, 1), torch.zeros(1, requires_grad=True)
+    grad = torch.randn(2, 1, 250, 200, generator=generator) + 0.1
+    results = []
+    for count in (1, 2, 3, 7):
+        set_threads(count)
+        for laid_out in (grad, grad.contiguous(memory_format=torch.channels_last)):
+            output = function(input, weight, offset, bias=bias)
+            results.append(torch.autograd.grad(output, bias, laid_out)[0])
+    assert all(torch.equal(result, results[0]) for result in results)
+    torch.testing.assert_close(results[0], grad.double().sum().float().view(1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow  # compiles
+def test_error_in_a_task_of_the_backward(tmp_path):
+    """The other threads stop, instead of waiting for the turn of the task that failed."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or not (ROOT / "ops").exists():
+        pytest.skip("needs the sources and a C++ compiler")
+    torchs, library = Path(torch.__file__).parent, tmp_path / "failing_task.so"
+    options = ["-std=c++17", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    options += [f"-I{ROOT / 'ops'}", "-isystem", torchs / "include", f"-L{torchs / 'lib'}", "-ltorch_cpu"]
+    subprocess.run([compiler, ROOT / "tests/failing_task.cpp", *options, "-o", library], check=True)
+    program = (
+        "import ctypes, sys, torch; torch.set_num_threads(4); run = ctypes.CDLL(sys.argv[1]).failing_task;"
+        "print([run(task, step) for task in (0, 1, 99, 199) for step in (-1, 0, 1, 2)], run(-1, 0))"
+    )
+    command = [sys.executable, "-c", program, library]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == f"{[1] * 16} 0"
+
+
+# Requirements for convolutions beyond test_ops.py: torch.func, scripting, export and mixed types
+
+
+OPERATORS = [op for op in op_cases.operators() if op.name.startswith("deform_conv")]
+FORMS = [(op, sample) for op in OPERATORS for sample in op.forms()]
+
+every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+every_form = pytest.mark.parametrize(("op", "sample"), FORMS, ids=[f"{o.name}-{s.name}" for o, s in FORMS])
+
+
+@every_op
+@pytest.mark.parametrize("value", ["same", 1.5, None], ids=str)
+def test_geometry_of_another_type(op, value):
+    for name in ("stride", "dilation"):
+        with pytest.raises(TypeError, match=f"^{name}: .*got {value!r}$"):
+            op.call(Sample("", op.forms()[0].tensors, {name: value}))
+
+
+@every_op
+def test_what_is_no_tensor_is_named(op):
+    tensors = op.forms()[0].tensors
+    for index, name in enumerate(("input", "weight", "offset", "mask", "bias")):
+        for wrong in ([1.0], None):
+            if wrong is None and index > 1:
+                continue
+            call = (*tensors[:index], wrong, *tensors[index + 1 :])
+            with pytest.raises(TypeError, match=f"^{op.name}: {name}: .*got {type(wrong).__name__}"):
+                op.call(Sample("", call, {}))
+    with pytest.raises(TypeError, match=f"^{op.name}: input: .*got NoneType"):
+        op.call(Sample("", (None, tensors[1], None, None, None), {}))
+
+
+@every_op
+def test_offset_as_mask(op):
+    """Its channels would be a mask of several groups."""
+    input, weight, offset, *_ = op.forms()[0].tensors
+    with pytest.raises(RuntimeError, match=f"^{op.name}: mask: "):
+        op.call(Sample("", (input, weight, offset, offset, None), {}))
+
+
+def test_torchvisions_order_of_the_arguments():
+    input, offset, weight = torch.zeros(2, 4, 5, 6), torch.zeros(2, 18, 5, 6), torch.zeros(3, 4, 3, 3)
+    deform_conv2d = dcnzoo.ops.deform_conv2d
+    for given in (weight, weight[:, :2]):  # the second in two groups
+        with pytest.raises(RuntimeError, match=r"weight: .*got 18 .*torchvision"):
+            deform_conv2d(input, offset, given, padding=1)
+    with pytest.raises(TypeError, match=r"bias: .*got tuple .*input, weight, offset"):
+        deform_conv2d(input, offset, weight, None, (1, 1), (1, 1))
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_maps_with_float32_offsets_and_masks(op, dtype):
+    """Coordinates keep float32's precision, and gradients their arguments' types."""
+    sample = op.forms()[0].to(torch.float32)
+    input, weight, offset, mask, bias = sample.tensors
+    mixed = Sample("mixed", (input.to(dtype), weight.to(dtype), offset, mask, bias.to(dtype)), sample.kwargs)
+    leaves = mixed.leaves()
+    output = op.call(leaves)
+    exact = op.reference(mixed.to(torch.float64))
+    assert output.dtype == dtype
+    assert largest(output.double() - exact) <= torch.finfo(dtype).eps * largest(exact)
+    output.float().sum().backward()
+    assert [t.grad.dtype for t in leaves.tensors] == [dtype, dtype, torch.float32, torch.float32, dtype]
+
+
+# Deployment
+
+
+@every_op
+def test_script(op):
+    """Saved, loaded and run, with one number or one per axis, forward and backward."""
+    rank = op.forms()[0].tensors[1].dim() - 2
+    samples = list(op.samples())
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(getattr(dcnzoo.ops, op.name)), buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    lists = ["stride", "padding", "output_padding", "dilation"]
+    if "transpose" not in op.name:
+        lists.remove("output_padding")
+    for sample in samples:
+        given = dict.fromkeys(lists, 1) | {"padding": 0, "groups": 1, "im2col_step": None}
+        given |= {"output_padding": 0} if "output_padding" in lists else {}
+        leaves = sample.leaves()
+        output = loaded(*leaves.tensors, **{**given, **sample.kwargs})
+        torch.testing.assert_close(output, op.reference(sample))
+        output.sum().backward()
+        assert all(t.grad is not None for t in leaves.given)
+    with pytest.raises(torch.jit.Error, match=f"{op.name}: weight: expected {rank + 2} dimensions"):
+        broken = samples[0].tensors[1][0]
+        loaded(samples[0].tensors[0], broken, *samples[0].tensors[2:], **{**given, **samples[0].kwargs})
+
+
+@every_op
+def test_compile_torch_func(op):
+    """Per-sample gradients, compiled."""
+    torch._dynamo.reset()
+    sample = op.forms()[0]
+    input, weight, offset, mask, bias = sample.tensors
+    many = [torch.stack([t * (1 + 0.1 * i) for i in range(3)]) for t in (input, offset, mask)]
+
+    def loss(weight, input, offset, mask, bias):
+        return op.call(Sample("", (input, weight, offset, mask, bias), sample.kwargs)).square().sum()
+
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0, None))
+    compiled = torch.compile(per_sample, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(weight, *many, bias), per_sample(weight, *many, bias))

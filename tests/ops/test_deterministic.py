@@ -1,0 +1,110 @@
+"""Sums in a fixed order, for devices whose kernels have none. Tested on the CPU instead of a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dcnzoo.ops
+from dcnzoo.ops import _backend, _deterministic
+
+from .. import op_cases
+from ..op_cases import deform_conv, deform_roi_pool, roi_align
+
+SAMPLES = [(rank, sample) for rank in (1, 2, 3) for sample in deform_conv.samples(rank)]
+
+
+@pytest.mark.parametrize("rank, sample", SAMPLES, ids=[f"{r}-{s.name}" for r, s in SAMPLES])
+def test_grad_input_in_order(rank, sample):
+    leaves = sample.leaves()
+    output = deform_conv.reference(leaves)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    (expected,) = torch.autograd.grad(output, leaves.tensors[:1], grad)
+    geometry = deform_conv.geometry(sample, stride=1, padding=0, dilation=1)
+    groups = sample.kwargs.get("groups", 1)
+    result = _deterministic.grad_input_in_order(grad, *sample.tensors[:4], *geometry, groups)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_in_half_precision_and_channels_last():
+    sample = deform_conv.make("half", padding=1).to(torch.bfloat16)
+    input, weight, offset, mask, _ = sample.tensors
+    input = input.contiguous(memory_format=torch.channels_last)
+    grad = torch.ones(2, 4, 7, 11, dtype=torch.bfloat16)
+    arguments = (weight, offset, mask, (1, 1), (1, 1), (1, 1), 1)
+    result = _deterministic.grad_input_in_order(grad, input, *arguments)
+    exact = [t.double() if isinstance(t, torch.Tensor) else t for t in (grad, input, *arguments)]
+    assert result.dtype == torch.bfloat16 and result.is_contiguous(memory_format=torch.channels_last)
+    expected = _deterministic.grad_input_in_order(*exact)
+    torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=2**-8)
+
+
+def test_only_this_gradient_is_left_to_it(monkeypatch):
+    sample = deform_conv.make("part", padding=1)
+    *_, (_, arguments) = deform_conv.overload_calls(sample)
+    asked = []
+
+    def compiled(*arguments):
+        asked.append(arguments[-1])
+        return torch.ops.dcnzoo._deform_conv_backward(*arguments)
+
+    expected = _backend._backward(compiled, *arguments)
+    monkeypatch.setattr(_deterministic, "deterministic", lambda tensor: True)
+    results = _backend._backward(compiled, *arguments)
+    assert asked == [[True] * 5, [False, True, True, True, True]]
+    torch.testing.assert_close(results, expected)
+
+
+def assert_same_in_order(op, sample, monkeypatch, **tolerance) -> torch.Tensor:
+    """Compare first and second derivatives with the kernels'. Return the gradient of the first tensor."""
+    results = []
+    for ordered in (False, True):
+        monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
+        leaves = sample.leaves()
+        first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
+    torch.testing.assert_close(*results, **tolerance)
+    return results[0][0]
+
+
+@pytest.mark.parametrize("op", op_cases.operators(), ids=lambda op: op.name)
+def test_both_derivatives_are_the_same_in_order(op, monkeypatch):
+    assert_same_in_order(op, op.forms()[0], monkeypatch)
+
+
+POOLING = [
+    (op, sample.kwargs)
+    for op in (roi_align, deform_roi_pool)
+    for sample in op.samples()
+    if "samples" in sample.name
+]
+
+
+@pytest.mark.parametrize("op, settings", POOLING, ids=str)
+def test_pooling(op, settings, monkeypatch):
+    """For RoIs across every border and invalid ones."""
+    nan, inf = float("nan"), float("inf")
+    odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
+    sample = op.make("pooling", rois=9, channels=2, **settings)
+    sample.tensors[1][4:] = torch.tensor(odd)
+    gradient = assert_same_in_order(op, sample, monkeypatch, rtol=1e-9, atol=1e-9)
+    assert gradient.count_nonzero() > 30
+
+
+@pytest.mark.parametrize("pool_mode", ["avg", "max"])
+def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
+    maps, rois = roi_align.make("half", rois=5).to(torch.bfloat16).tensors
+    for images, count in ((2, 5), (2, 0), (0, 0)):
+        results = []
+        for ordered in (False, True):
+            monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
+            leaf = maps[:images].clone().requires_grad_()
+            dcnzoo.ops.roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
+            results.append(leaf.grad)
+        torch.testing.assert_close(*results, rtol=2**-7, atol=2**-7)
+
+
+def test_order_is_required_by_torchs_switch(monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not _deterministic.deterministic(torch.empty(0))
+    assert not _deterministic.deterministic(torch.empty(0, device="meta"))

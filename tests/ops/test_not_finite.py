@@ -1,0 +1,204 @@
+"""Inf and NaN in any tensor, forward and backward: the results that they affect. Also empty maps.
+
+The rule (docs/ops/deform_conv.md) is the plain formula. Pixels and corners outside the map are not read and
+do not count. All values that are read are multiplied, even by a weight, a mask or a value of zero.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dcnzoo.ops
+from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
+
+from .. import op_cases
+from ..op_cases import Sample
+from .test_ops import largest
+
+OPERATORS = op_cases.operators()
+INF, NAN = math.inf, math.nan
+
+
+def chosen(names: set[str]) -> list[tuple[op_cases.Operator, Sample]]:
+    return [(op, s) for op in OPERATORS for s in op.samples() if s.name in names]
+
+
+# every kernel: all ranks, whole panels and single channels, several groups in a panel, depthwise
+CASES = chosen(
+    {
+        *("v2", "mask alone", "all groups differ", "32 channels", "48 channels", "one to one, 70 channels"),
+        *("groups of 8", "groups of 8, not all in whole panels", "groups of 2, cut by offset groups"),
+        *("without center", "asymmetric", "one level, one head"),
+    }
+)
+every_case = pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{o.name}-{s.name}" for o, s in CASES])
+
+
+def results(op, function, sample: Sample, grad_place: int | None, value: float) -> list[torch.Tensor]:
+    """Output and gradients. The output's gradient has ``value`` at ``grad_place``."""
+    leaves = sample.leaves()
+    output = function(leaves)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    if grad_place is not None:
+        grad.view(-1)[grad_place % grad.numel()] = value
+    return [output.detach(), *torch.autograd.grad(output, leaves.given, grad)]
+
+
+def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """The same elements are finite and equal. Others are Inf or NaN, depending on the order of a sum."""
+    finite = expected.isfinite()
+    assert torch.equal(actual.isfinite(), finite)
+    actual, expected = actual[finite].double(), expected[finite].double()
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * largest(expected))
+
+
+@every_case
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32], ids=str
+)
+def test_reaches_what_the_formula_reads(op, sample, dtype):
+    generator = torch.Generator().manual_seed(1)
+    sample = sample.to(dtype)
+    for place, value in itertools.product([*range(len(sample.tensors)), None], (INF, -INF, NAN)):
+        at = int(torch.randint(2**31, (), generator=generator))
+        bad = sample.map(torch.clone)
+        if place is not None:
+            if bad.tensors[place] is None:
+                continue
+            flat = bad.tensors[place].view(-1)
+            flat[at % flat.numel()] = value
+        grad_place = at if place is None else None
+        mine = results(op, op.call, bad, grad_place, value)
+        true = results(op, op.reference, bad.to(torch.float64), grad_place, value)
+        for actual, expected in zip(mine, true, strict=True):
+            assert_same_values(actual, expected, 1e-9 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_infinity_at_the_border_stays_infinity(value, dtype, format):
+    """Corners outside the map do not contribute Inf · 0."""
+    weight, offset = torch.ones(1, 1, 1, 1, dtype=dtype), torch.zeros(1, 2, 1, 1, dtype=dtype)
+    input = torch.full((1, 1, 1, 1), value, dtype=dtype).requires_grad_()
+    expected = F.conv2d(input, weight)
+    assert torch.equal(deform_conv2d(input, weight, offset), expected)
+    assert torch.equal(deform_conv_transpose2d(input, weight, offset), F.conv_transpose2d(input, weight))
+    finite = torch.ones_like(input, requires_grad=True)
+    output = deform_conv2d(finite, weight, offset)
+    (grad,) = torch.autograd.grad(output, finite, torch.full_like(output, value))
+    assert (grad == value).all()
+    # a map with several pixels, sampled at its far corner
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 33, 3, 4, generator=generator).to(dtype)
+    wide[:, :, -1, -1] = value
+    weight = torch.rand(5, 33, 1, 1, generator=generator).to(dtype) + 0.5
+    output = deform_conv2d(
+        wide.contiguous(memory_format=format), weight, torch.zeros(2, 2, 3, 4, dtype=dtype)
+    )
+    assert (output[:, :, -1, -1] == value).all()
+    assert output[:, :, 0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+def test_infinite_mask(value):
+    """The mask multiplies the interpolated value: a corner of weight zero does not give NaN."""
+    input, weight = torch.full((1, 40, 3, 4), 2.0), torch.ones(3, 40, 1, 1)
+    mask = torch.full((1, 1, 3, 4), value)
+    assert (deform_conv2d(input, weight, torch.zeros(1, 2, 3, 4), mask) == value).all()
+
+
+# RoI pooling
+
+
+def assert_pooling_reads_no_more(run, device: str = "cpu") -> None:
+    """A sample beyond the centre of the first or last column reads only that column; outside, nothing.
+
+    Args:
+        run: calls an overload of an operator.
+    """
+    ops = torch.ops.dcnzoo
+    # samples at the middle minus half a pixel: (1.25, -0.5), (1.25, 3.9) and outside
+    rois = torch.tensor([[0, -0.5, 1, 0.5, 2.5], [0, 4, 1, 4.8, 2.5], [0, 8, 8, 9, 9]], device=device)
+    maps = torch.arange(16.0, device=device).view(1, 1, 4, 4)
+    maps[..., 1:3] = INF
+    offset, grad = torch.zeros(3, 2, 1, 1, device=device), torch.full((3, 1, 1, 1), INF, device=device)
+    values = torch.tensor([5.0, 8.0, 0.0])
+    reached = torch.zeros(4, 4)
+    reached[1:3, [0, 3]] = INF
+    slopes = torch.tensor([[0.0, INF], [0.0, INF], [0.0, 0.0]])
+
+    pooled = run(ops.deform_roi_pool.default, maps, rois, offset, 1, 1, 1.0, 1, 0.1)
+    backward = ops._deform_roi_pool_backward.default
+    grad_maps, grad_offset = run(backward, grad, maps, rois, offset, 1.0, 1, 0.1, [True, True])
+    assert torch.equal(pooled.flatten().cpu(), values)
+    assert torch.equal(grad_maps[0, 0].cpu(), reached)
+    assert torch.equal(grad_offset.view(3, 2).cpu(), slopes)
+    for mode in (0, 1):
+        pooled, *argmax = run(ops.roi_align.default, maps, rois, 1, 1, 1.0, 1, mode, True)
+        backward = ops._roi_align_backward.default
+        grad_maps = run(backward, grad, rois, *argmax, [1, 1, 4, 4], 1.0, 1, mode, True)
+        assert torch.equal(pooled.flatten().cpu(), values)
+        assert torch.equal(grad_maps[0, 0].cpu(), reached)
+    # the second of two samples is NaN
+    maps = torch.tensor([[[[1.0, NAN]]]], device=device)
+    roi = torch.tensor([[0, 0.0, 0, 2, 1]], device=device)
+    assert run(ops.roi_align.default, maps, roi, 1, 1, 1.0, 2, 0, True)[0].isnan().all()
+
+
+def test_pooling_reads_no_more():
+    assert_pooling_reads_no_more(lambda overload, *arguments: overload(*arguments))
+
+
+def test_forward_mode_of_an_enormous_roi():
+    """A RoI that needs more samples than the limit returns zeros."""
+    maps, offset = torch.ones(1, 1, 4, 4), torch.zeros(1, 2, 1, 1)
+    rois = torch.tensor([[0, 0, 0, 1e30, 4]])
+    call = functools.partial(dcnzoo.ops.deform_roi_pool, rois=rois, offset=offset, output_size=1)
+    for result in torch.func.jvp(call, (maps,), (maps,)):
+        assert result.item() == 0
+
+
+# Empty maps
+
+
+def outcome(function, *arguments, **options) -> str:
+    try:
+        return str(tuple(function(*arguments, **options).shape))
+    except RuntimeError as error:
+        assert str(error)
+        return "error"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_empty_maps_are_as_in_torch(dtype):
+    """Errors match those of torch's convolution. Transposed convolution and RoI pooling always fail."""
+    for rank, batch, transposed in itertools.product((1, 2, 3), (0, 2), (False, True)):
+        for size in itertools.product((0, 3), repeat=rank):
+            if 0 not in size:
+                continue
+            padding = 0 if transposed else 1
+            input = torch.zeros(batch, 4, *size, dtype=dtype)
+            weight = torch.ones(4, 4, *[1] * rank, dtype=dtype)
+            offset = torch.zeros(batch, rank, *(s + 2 * padding for s in size), dtype=dtype)
+            name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+            for format in [torch.contiguous_format] + [torch.channels_last] * (rank == 2):
+                arguments = (input.contiguous(memory_format=format), weight)
+                expected = outcome(getattr(F, name), *arguments, padding=padding)
+                ours = outcome(getattr(dcnzoo.ops, f"deform_{name}"), *arguments, offset, padding=padding)
+                assert ours == ("error" if transposed else expected), (name, size, batch)
+    for size in ((0, 0), (0, 3), (3, 0)):
+        maps, fields = torch.zeros(1, *size, 16, dtype=dtype), torch.zeros(1, *size, 18, dtype=dtype)
+        rois, first = torch.tensor([[0.0, 0, 0, 2, 2]], dtype=dtype), torch.zeros(1, 3, *size, dtype=dtype)
+        for call in (
+            lambda: dcnzoo.ops.dcnv3(maps, fields, fields[..., :9], 3, 1, 1, 1, 1, 16, 1.0, False),  # noqa: B023
+            lambda: dcnzoo.ops.roi_align(first, rois, 2),  # noqa: B023
+            lambda: dcnzoo.ops.deform_roi_pool(first, rois, None, 2),  # noqa: B023
+        ):
+            assert outcome(call) == "error"

@@ -1,0 +1,269 @@
+"""The cases of every operator (tests/op_cases) against its oracle, and PyTorch's rules for operators."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .. import op_cases
+from ..op_cases import Sample
+
+OPERATORS = op_cases.operators()
+CASES = [(op, sample) for op in OPERATORS for sample in op.samples()]
+FORMS = [(op, sample) for op in OPERATORS for sample in op.forms()]
+INVALID = [(op, *case) for op in OPERATORS for case in op.invalid()]
+
+# absolute and relative; all tolerances are defined here
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+
+
+def parametrized(cases, forms_first=False):
+    """Parametrize over these cases. With ``forms_first``, all except the forms are marked slow."""
+    return pytest.mark.parametrize(
+        ("op", "sample"),
+        [
+            pytest.param(op, sample, id=name, marks=[pytest.mark.slow] * (forms_first and name not in NAMES))
+            for op, sample in cases
+            for name in [f"{op.name}-{sample.name}"]
+        ],
+    )
+
+
+NAMES = {f"{op.name}-{sample.name}" for op, sample in FORMS}
+OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
+every_case, every_form = parametrized(CASES), parametrized(FORMS)
+forms_first, own_forms_first = parametrized(CASES, True), parametrized(OWN, True)
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+@pytest.fixture
+def device() -> str:
+    """tests/cuda/test_ops_cuda.py runs the tests that use this fixture on a GPU."""
+    return "cpu"
+
+
+def moved(sample: Sample, device: str = "cuda") -> Sample:
+    """The sample on a device, also the tensors among its other arguments, such as levels."""
+
+    def to(value):
+        if not isinstance(value, Tensor):
+            return value
+        # Tensor.to would allocate all elements of an expanded tensor
+        stored = value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in value.stride())]
+        return stored.to(device).expand_as(value)
+
+    kwargs = {name: to(value) for name, value in sample.kwargs.items()}
+    return replace(sample.map(to), kwargs=kwargs)
+
+
+def gradients(function, sample: Sample, grad: Tensor) -> list[Tensor]:
+    sample = sample.leaves()
+    return torch.autograd.grad(function(sample), sample.given, grad)
+
+
+def assert_same(op, sample: Sample, oracle: Sample, tolerance: float) -> None:
+    """Compare output and gradients of ``sample`` with those of the reference on ``oracle``, in float64."""
+    expected = op.reference(oracle)
+    actual = op.call(sample)
+    assert actual.shape == expected.shape and actual.dtype == sample.tensors[0].dtype
+    close = {"rtol": tolerance, "atol": tolerance * largest(expected)}
+    torch.testing.assert_close(actual.cpu().double(), expected.double(), **close)
+    grad = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
+    for mine, true, tensor in zip(
+        gradients(op.call, sample, grad.to(actual)),
+        gradients(op.reference, oracle, grad),
+        sample.given,
+        strict=True,
+    ):
+        assert mine.shape == tensor.shape and mine.dtype == tensor.dtype
+        close = {"rtol": tolerance, "atol": tolerance * largest(true)}
+        torch.testing.assert_close(mine.cpu().double(), true.double(), **close)
+
+
+def largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+@every_case
+@dtypes
+def test_matches_reference(op, sample, dtype, device):
+    sample = sample.to(dtype)
+    assert_same(op, moved(sample, device), sample.to(torch.float64), TOLERANCE[dtype])
+
+
+@own_forms_first
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
+    """Our error against float64 is at most twice that of the reference in the same dtype."""
+    half = sample.to(dtype)
+    exact = op.reference(half.to(torch.float64))
+    ours = (op.call(half).double() - exact).abs()
+    plain = (op.reference(half).double() - exact).abs()
+    assert largest(ours) <= 2 * largest(plain) + 1e-6
+
+
+@forms_first
+def test_memory_formats(op, sample):
+    """Channels-last, strided and transposed inputs give the same results as contiguous ones."""
+
+    def strided(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+    def channels_last(tensor: Tensor) -> Tensor:
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return tensor.contiguous(memory_format=formats.get(tensor.dim(), torch.contiguous_format))
+
+    def transposed(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+    for change in (strided, channels_last, transposed):
+        changed = sample.map(change)
+        assert_same(op, changed, sample, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize(
+    ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
+)
+def test_invalid_input_says_what_is_wrong(op, sample, message, device):
+    unchecked = (" got meta", " in row ", " for level ")
+    if device == "cuda" and any(got in sample.name for got in unchecked):
+        pytest.skip("is moved to the device; the kernels do not check the numbers of images and levels")
+    with pytest.raises(RuntimeError, match=message) as error:
+        op.call(sample if device == "cpu" else moved(sample))
+    assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
+
+
+def as_function(op, sample: Sample):
+    """The sample as a function for gradcheck, and its tensors."""
+    leaves = sample.leaves()
+    return lambda *tensors: op.call(leaves.with_given(tensors)), tuple(leaves.given)
+
+
+@forms_first
+def test_gradcheck(op, sample, device):
+    function, tensors = as_function(op, moved(sample, device))
+    in_any_order = 1e-9 if device == "cuda" else 0.0  # because of atomic additions
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True, nondet_tol=in_any_order)
+
+
+@forms_first
+def test_gradgradcheck(op, sample):
+    function, tensors = as_function(op, sample)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@every_form
+def test_opcheck(op, sample, device):
+    for overload, arguments in op.overload_calls(moved(sample, device)):
+        torch.library.opcheck(overload, arguments)
+
+
+@every_op
+def test_compile_without_graph_breaks_or_recompilation(op):
+    """One compilation works for every batch and spatial size, forward and backward."""
+    from torch._dynamo.testing import CompileCounter  # takes seconds to import, which collecting should not
+
+    compilations = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda *tensors: op.call(Sample("", tensors, kwargs)).relu(),
+        backend=compilations,
+        fullgraph=True,
+        dynamic=True,
+    )
+    samples = list(op.resized_samples())
+    kwargs = samples[0].kwargs
+    for sample in samples:
+        leaves = sample.leaves()
+        output = compiled(*leaves.tensors)
+        torch.testing.assert_close(output, op.reference(sample).relu())
+        output.sum().backward()
+        assert all(t.grad is not None for t in leaves.given)
+    assert compilations.frame_count == 1
+
+
+@every_op
+def test_compile_with_inductor(op, device):
+    torch._dynamo.reset()
+    sample = next(iter(op.samples())).to(torch.float32)
+    function, tensors = as_function(op, moved(sample, device))
+    compiled = torch.compile(lambda *t: (function(*t) * 2).relu(), fullgraph=True)
+    output = compiled(*tensors)
+    expected = (op.reference(sample) * 2).relu()
+    torch.testing.assert_close(output.cpu(), expected, rtol=1e-4, atol=1e-4)
+    mine = [t.cpu() for t in torch.autograd.grad(output.sum(), tensors)]
+    leaves = sample.leaves()
+    true = torch.autograd.grad((op.reference(leaves) * 2).relu().sum(), leaves.given)
+    torch.testing.assert_close(mine, list(true), rtol=1e-4, atol=1e-4)
+
+
+@forms_first
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(op, sample, dtype, device):
+    """Gradients have the dtype of the arguments, whatever the compute dtype."""
+    sample = sample.to(torch.float32)
+    leaves = moved(sample, device).leaves()
+    with torch.autocast(device, dtype=dtype):
+        output = op.call(leaves)
+    assert output.dtype == (dtype if op.autocasts else torch.float32)
+    exact = op.reference(sample.to(torch.float64))
+    tolerance = 8 * torch.finfo(dtype).eps
+    close = {"rtol": tolerance, "atol": tolerance * largest(exact)}
+    torch.testing.assert_close(output.cpu().double(), exact, **close)
+    output.float().sum().backward()
+    assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves.given)
+
+
+@own_forms_first
+def test_same_bits_for_every_number_of_threads(op, sample, set_threads):
+    sample = sample.to(torch.float32)
+    grad = torch.ones_like(op.call(sample))
+    results = []
+    for count in (1, 2, 3, 7, 16, 64):
+        set_threads(count)
+        results.append([op.call(sample), *gradients(op.call, sample, grad)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@every_op
+def test_no_grad_and_inference_mode(op):
+    sample = op.forms()[0]
+    with torch.inference_mode():
+        inside = op.call(sample)
+    with torch.no_grad():
+        outside = op.call(sample.leaves())
+    assert inside.is_inference() and not outside.requires_grad
+    torch.testing.assert_close(inside.clone(), outside)
+
+
+@every_op
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
+def test_checkpoint(op, reentrant, device):
+    sample = moved(op.forms()[0], device)
+    function, tensors = as_function(op, sample)
+    grads = [
+        torch.autograd.grad(output.square().sum(), tensors)
+        if not reentrant
+        else (output.square().sum().backward(), [t.grad for t in tensors])[1]
+        for output in (function(*tensors), checkpoint(function, *tensors, use_reentrant=reentrant))
+    ]
+    torch.testing.assert_close(*grads)
+
+
+@every_op
+def test_deterministic_mode_on_the_cpu(op):
+    """Sums have a fixed order on the CPU, so that no operator is rejected."""
+    function, tensors = as_function(op, op.forms()[0])
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = [torch.autograd.grad(function(*tensors).square().sum(), tensors) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -1,0 +1,146 @@
+"""The operators without compiled kernels: if the library does not load, and on other devices."""
+
+import itertools
+import re
+from random import Random
+
+import pytest
+import torch
+
+from dcnzoo.ops import _backend, _library, reference_boxes
+
+from .. import op_cases
+from ..processes import python_with_torch
+
+SCHEMAS = _library._SCHEMAS.read_text().splitlines()
+WITHOUT_LIBRARY = """
+import sys
+import torch
+
+def load_library(path):
+    raise OSError("made for another system")
+
+torch.ops.load_library = load_library
+from tests.ops.test_plain import results
+import dcnzoo.ops
+assert not dcnzoo.ops.has_ops() and dcnzoo.ops.cpu_capability() == "none"
+torch.save(results(), sys.argv[1])
+"""
+
+
+def results():
+    """Outputs and gradients of every operator on some of its samples."""
+    found = {}
+    for operator in op_cases.operators(differentiable=False):
+        random = (operator.random_sample(Random(seed), "") for seed in range(10))
+        samples = random if not operator.differentiable else itertools.islice(operator.samples(), 12)
+        for number, sample in enumerate(samples):
+            leaves = sample.leaves() if operator.differentiable else sample
+            output = operator.call(leaves)
+            gradients = []
+            if operator.differentiable:
+                gradients = torch.autograd.grad(output.sin().sum(), leaves.given, materialize_grads=True)
+            found[f"{operator.name} {number} {sample.name}"] = [output.detach(), *gradients]
+    return found
+
+
+def test_without_the_library(tmp_path):
+    file = tmp_path / "results.pt"
+    child = python_with_torch(WITHOUT_LIBRARY, file)
+    told = re.findall(r"UserWarning: (dcnzoo: .*)", child.stderr)
+    assert len(told) == 1 and "_C_cpu.so does not load: made for another system" in told[0], told
+    expected, found = results(), torch.load(file)
+    assert found.keys() == expected.keys()
+    for name, got in found.items():
+        for g, w in zip(got, expected[name], strict=True):
+            torch.testing.assert_close(
+                g, w, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_schemas_and_a_device_without_compiled_kernels():
+    """Calls on the CPU, with the dispatch key of another device. In a separate process, because dcnzoo.export
+    defines more operators."""
+    code = """
+import torch
+import dcnzoo.ops
+names = torch._C._dispatch_get_all_op_names()
+print(*(name.removeprefix("dcnzoo::") for name in names if name.startswith("dcnzoo::")))
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+x, w, offset = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
+arguments = (x, w, offset, None, None, [1, 1], [1, 1], [1, 1], 1, None)
+output = torch.ops.dcnzoo.deform_conv.default.redispatch(key, *arguments)
+assert torch.allclose(output, torch.nn.functional.conv2d(x, w, padding=1), atol=1e-5)
+kept = torch.ops.dcnzoo.nms.default.redispatch(key, torch.rand(3, 4), torch.rand(3), 0.5, 0)
+turned, scores = torch.rand(20, 5) * torch.tensor([9, 9, 5, 5, 3.0]), torch.rand(20)
+kept = torch.ops.dcnzoo.nms_rotated.default.redispatch(key, turned, scores, 0.3, True)
+assert torch.equal(kept, dcnzoo.ops.nms_rotated(turned, scores, 0.3)) and len(kept) < 20
+"""
+    child = python_with_torch(code)
+    schemas = {schema.partition("(")[0]: schema for schema in SCHEMAS}
+    assert schemas.keys() == set(child.stdout.split())
+    for name, schema in schemas.items():
+        assert f"dcnzoo::{schema}" == str(getattr(torch.ops.dcnzoo, name).default._schema)
+    assert child.stderr.count("Plain PyTorch runs") == 1
+    assert "no compiled kernels for XPU: dcnzoo has them only for CPU and CUDA" in child.stderr
+
+
+@pytest.mark.parametrize("key", [key for key in _backend.DEVICES if key not in ("CPU", "CUDA")])
+def test_other_devices_have_every_operator(key):
+    for name in (schema.partition("(")[0] for schema in SCHEMAS if not schema.startswith("_")):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnzoo::{name}", key), name
+
+
+TORCHVISION = """
+import torch
+import dcnzoo.ops
+from dcnzoo.compat import torchvision_ops
+
+torchvision_ops.define_missing(with_autograd=True)
+calls = []
+for name in ("deform_conv2d", "nms", "roi_align"):  # torchvision's kernels for the device
+    kernel = getattr(torchvision_ops, name)
+    call = lambda *args, name=name, kernel=kernel: calls.append(name) or kernel(*args)
+    torchvision_ops._library.impl(name, call, "XPU")
+    torchvision_ops._library.impl(name, call, "CPU", allow_override=True)  # the tensors are on the CPU
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+
+def compare(name, *arguments, native=True):
+    operator = getattr(torch.ops.dcnzoo, name)
+    calls.clear()
+    results = operator.default.redispatch(key, *arguments), operator(*arguments)
+    if name == "roi_align":  # the places of maxima are for the backward
+        results = [result[0] for result in results]
+    torch.testing.assert_close(*results)
+    assert bool(calls) == native, (name, calls)
+
+x, w = torch.randn(2, 4, 5, 6), torch.randn(4, 2, 3, 3)
+offset, mask = torch.randn(2, 36, 5, 6), torch.rand(2, 18, 5, 6)
+numbers = ([1, 1], [1, 1], [1, 1], 2, None)
+compare("deform_conv", x, w, offset, mask, torch.randn(4), *numbers)
+compare("deform_conv", x, w, offset, None, None, *numbers)
+compare("deform_conv", x, w, offset, mask[:, :9], None, *numbers, native=False)
+compare("deform_conv", x, w, None, None, None, *numbers, native=False)
+line = (torch.randn(2, 4, 6), torch.randn(4, 2, 3), torch.randn(2, 3, 6))
+compare("deform_conv", *line, None, None, [1], [1], [1], 2, None, native=False)
+boxes = torch.rand(20, 4) * 9
+compare("nms", boxes, torch.rand(20), 0.3, 0)
+compare("nms", boxes, torch.rand(20), 0.3, 1, native=False)
+rois = torch.tensor([[1, 1.0, 1, 4, 4], [0, 0, 0, 3, 2]])
+compare("roi_align", x, rois, 2, 3, 1.0, 2, 1, True)
+compare("roi_align", x, rois, 2, 3, 1.0, 2, 1, False)
+compare("roi_align", x, rois, 2, 3, 1.0, 2, 0, True, native=False)
+"""
+
+
+def test_torchvision_runs_where_it_has_a_kernel():
+    """A stand-in of its kernels for XPU; nothing here has such a device."""
+    python_with_torch(TORCHVISION)
+
+
+def test_a_device_without_float64(monkeypatch):
+    boxes = torch.rand(9, 5, dtype=torch.float64) * torch.tensor([9, 9, 5, 5, 3])
+    expected = reference_boxes.box_iou_rotated(boxes, boxes)
+    monkeypatch.setattr(reference_boxes, "WITHOUT_FLOAT64", ("cpu",))
+    got = reference_boxes.box_iou_rotated(boxes.float(), boxes.float())
+    torch.testing.assert_close(got, expected.float(), atol=1e-4, rtol=0)

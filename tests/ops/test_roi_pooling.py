@@ -1,0 +1,200 @@
+"""RoI pooling: results by hand and edge cases. More cases in tests/op_cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcnzoo.ops import deform_roi_pool, reference, roi_align
+
+from ..op_cases.deform_roi_pool import make
+
+INF, NAN = float("inf"), float("nan")
+
+
+def outputs_and_gradients(function, maps, rois, offset, *arguments):
+    leaves = [maps.detach().clone().requires_grad_(), offset.detach().clone().requires_grad_()]
+    output = function(leaves[0], rois, leaves[1], *arguments)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    return output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+def test_without_offset_is_roi_align(ratio):
+    maps, rois, offset = make("example").tensors
+    expected = roi_align(maps, rois, (3, 2), 0.5, ratio)
+    arguments = ((3, 2), 0.5, ratio)
+    assert torch.equal(deform_roi_pool(maps, rois, None, *arguments), expected)
+    torch.testing.assert_close(deform_roi_pool(maps, rois, torch.zeros_like(offset), *arguments), expected)
+    torch.testing.assert_close(reference.deform_roi_pool(maps, rois, None, *arguments), expected)
+    torch.testing.assert_close(deform_roi_pool(maps, rois, offset, *arguments, gamma=0.0), expected)
+
+
+def test_roi_align_by_hand():
+    """On the map x, a bin pools to its centre. Pixel i has its centre at i + 0.5."""
+    maps = torch.arange(8.0).expand(1, 1, 6, 8)
+    roi = torch.tensor([[0, 2.0, 1.0, 6.0, 5.0]])
+    for settings, row in (
+        ({}, [2.5, 4.5]),
+        ({"aligned": False}, [3.0, 5.0]),
+        ({"sampling_ratio": 2, "pool_mode": "max"}, [3.0, 5.0]),
+    ):
+        assert roi_align(maps, roi, 2, **settings)[0, 0].tolist() == [row, row]
+
+
+def test_deform_roi_pool_by_hand():
+    """On the maps x and 10 y, the value changes by the shift of the bin: gamma · size · offset."""
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    maps = torch.stack([x, 10 * y])[None]
+    roi = torch.tensor(
+        [[0, 6.0, 4.0, 14.0, 10.0]]
+    )  # 8 wide, 6 high: bins of 4 × 3, centred at 8, 12 and 5.5, 8.5
+    offset = torch.zeros(1, 2, 2, 2)
+    offset[0, 0, 0, 1] = 2.0  # x of the upper right bin: 0.1 · 8 · 2 = 1.6
+    offset[0, 1, 1, 0] = -1.0  # y of the lower left bin: -0.1 · 6 = -0.6
+    pooled = deform_roi_pool(maps, roi, offset, 2)
+    across = torch.tensor([[7.5, 11.5 + 1.6], [7.5, 11.5]])
+    down = torch.tensor([[5.0, 5.0], [8.0 - 0.6, 8.0]]) * 10
+    torch.testing.assert_close(pooled, torch.stack([across, down])[None])
+    # an offset of 1 is gamma times the size of the RoI on the map
+    halved = deform_roi_pool(maps, 2 * roi, offset, 2, spatial_scale=0.5, gamma=0.2)
+    torch.testing.assert_close(halved[0, 0, 0, 1], torch.tensor(11.5 + 3.2))
+
+
+def test_border():
+    """Up to one pixel outside the map, the border pixel is read; further out, samples are 0."""
+    row = torch.tensor([3.0, 5.0, 4.0, 8.0]).view(1, 1, 1, 4)
+    pixel = torch.tensor([[0, 0.0, 0.5, 1.0, 0.5]])  # one wide, one sample at x = 0, y = 0
+    places = torch.tensor([-1.25, -1.0, -0.5, 0.0, 0.25, 2.5, 3.0, 3.5, 4.0, 4.25])
+    offset = torch.zeros(len(places), 2, 1, 1)
+    offset[:, 0, 0, 0] = places
+    offset.requires_grad_()
+    pooled = deform_roi_pool(row, pixel.repeat(len(places), 1), offset, 1, 1.0, 1, gamma=1.0)
+    assert pooled.flatten().tolist() == [0, 3, 3, 3, 3.5, 6, 8, 8, 8, 0]
+    (gradient,) = torch.autograd.grad(pooled.sum(), offset)
+    # at a pixel centre, the slope on the right; 0 at the ends of the range
+    assert gradient[:, 0].flatten().tolist() == [0, 0, 0, 2, 2, 4, 0, 0, 0, 0]
+    assert not gradient[:, 1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
+    maps, rois, offset = make("example").tensors
+    maps, rois, offset = maps.to(dtype), rois.float(), offset.float()
+    with torch.autocast("cpu", dtype):  # has no effect
+        got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
+    exact = [t.double() for t in (maps, rois, offset)]
+    want = outputs_and_gradients(reference.deform_roi_pool, *exact, (3, 2), 0.5)
+    assert [g.dtype for g in got] == [dtype, dtype, offset.dtype]
+    tolerance = 2 * torch.finfo(dtype).eps  # the output's gradient is rounded too
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.double(), w.double(), rtol=tolerance, atol=tolerance)
+
+
+NOTHING = [[0, NAN, 0, 3, 3], [0, 0, 0, INF, 3], [0, -INF, 0, INF, 3], [0, 40, 40, 50, 50]]
+OF_NO_SIZE = [[0, 4, 4, 1, 1], [0, 2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_rois_without_anything_to_sample(ratio):
+    rois = torch.tensor([*NOTHING, *([] if ratio else OF_NO_SIZE)])
+    maps, offset = torch.full((1, 2, 5, 6), 3.0), torch.full((len(rois), 2, 3, 3), 0.1)
+    for function in (deform_roi_pool, reference.deform_roi_pool):
+        for result in outputs_and_gradients(function, maps, rois, offset, (3, 3), 1.0, ratio):
+            assert (result == 0).all()
+    maps.requires_grad_()
+    for mode in ("avg", "max"):
+        assert roi_align(maps, torch.zeros(0, 5), 3, pool_mode=mode).shape == (0, 2, 3, 3)
+        output = roi_align(maps, rois, 3, 1.0, ratio, mode)
+        assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
+
+
+def test_rois_of_absurd_size():
+    """Only samples on the map cost time. A RoI with too many samples to count pools to 0."""
+    maps = torch.full((1, 2, 5, 6), 3.0)
+    rois = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -1e30, -1e30, 1e30, 1e30]])
+    expected = torch.tensor([3 * 7 * 8 / 4e12, 0]).expand(2, 2).T[..., None, None]
+    torch.testing.assert_close(deform_roi_pool(maps, rois, torch.zeros(2, 2, 1, 1), 1), expected)
+    torch.testing.assert_close(roi_align(maps, rois, 1), expected)
+    assert (roi_align(maps, rois[:1], 1, pool_mode="max") == 3).all()
+
+
+@pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
+    maps, rois, offset = (t.float() for t in make("example").tensors)
+    maps[:, :, 0, 0] = INF
+    rois = rois[:1] * 0 + torch.tensor([[1, 4.0, 4.0, 20.0, 14.0]])
+    offset = torch.zeros_like(offset[:1])
+    offset[0, axis, 1, 1] = value
+    output, grad_maps, grad_offset = outputs_and_gradients(function, maps, rois, offset, (3, 2), 0.5)
+    assert output.isfinite().all() and not output[0, :, 1, 1].any()
+    assert output.any() and grad_maps.isfinite().all() and grad_offset.isfinite().all()
+    assert not grad_offset[0, :, 1, 1].any() and grad_offset.any()
+
+
+def test_positions_of_maxima_fit_the_gradient():
+    input, rois = torch.rand(1, 2, 5, 6), torch.tensor([[0.0, 0, 0, 4, 3]])
+    arguments = (1.0, 0, 0, True)  # the maximum of each bin
+    output, y, x = torch.ops.dcnzoo.roi_align(input, rois, 3, 2, *arguments)
+    backward = torch.ops.dcnzoo._roi_align_backward
+    backward(torch.ones_like(output), rois, y, x, list(input.shape), *arguments)
+    for positions in ((y[..., :1], x), (y, x[:, :1])):
+        with pytest.raises(RuntimeError, match="roi_align: argmax: expected shape"):
+            backward(torch.ones_like(output), rois, *positions, list(input.shape), *arguments)
+
+
+ON_MAPS = [
+    [1, 2.5, 3.0, 15.5, 9.0],
+    [0, 1.0, 2.0, 70.0, 11.0],
+    [1, 30.2, -4.0, 40.0, 20.0],
+    [0, 1.2, 1.7, 1.9, 2.2],
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+HUGE = [0, -1e6, -1e6, 1e6, 1e6], [1, -1e30, -1e30, 1e30, 1e30]
+
+
+@pytest.mark.parametrize("channels", [15, 17, 83])  # around the vectors and blocks of the kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_memory_formats_of_every_type(format, dtype, channels):
+    maps = torch.randn(2, channels, 12, 70, generator=torch.Generator().manual_seed(0)).to(dtype)
+    maps[:, :, 0, 0] = NAN  # no RoI reads it
+    maps = maps.contiguous(memory_format=format).requires_grad_()
+    exact = maps.detach().double().requires_grad_()
+    rois = torch.tensor(ON_MAPS)
+    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5)
+    for size, ratio, aligned in (((7, 7), 0, True), ((3, 30), 2, False), ((20, 2), 1, True)):
+        output = roi_align(maps, rois, size, 0.9, ratio, aligned=aligned)
+        expected = reference.roi_align(exact, rois.double(), size, 0.9, ratio, "avg", aligned)
+        grad = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype)
+        (gradient,) = torch.autograd.grad(output, maps, grad)
+        (exact_gradient,) = torch.autograd.grad(expected, exact, grad.double())
+        assert output.dtype == gradient.dtype == dtype and output.is_contiguous()
+        for got, want in ((output, expected), (gradient, exact_gradient)):
+            torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_rois_off_the_map_in_both_memory_formats(format):
+    maps = torch.full((2, 40, 5, 6), 3.0).contiguous(memory_format=format).requires_grad_()
+    output = roi_align(maps, torch.tensor([*NOTHING, *OF_NO_SIZE]), 3)
+    assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
+    expected = torch.tensor([3 * 7 * 8 / 4e12, 0])[:, None].expand(2, 40)
+    torch.testing.assert_close(roi_align(maps, torch.tensor(HUGE), 1)[..., 0, 0], expected)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_many_rois_give_the_same_bits_for_every_number_of_threads(format, set_threads):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 83, 12, 70, generator=generator).contiguous(memory_format=format).requires_grad_()
+    rois = torch.tensor(ON_MAPS).repeat(10, 1)
+    rois[:, 1:] += torch.rand(40, 4, generator=generator) * 3
+    results = []
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        output = roi_align(maps, rois, 7)
+        results.append((output, *torch.autograd.grad(output.square().sum(), maps)))
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))

@@ -1,0 +1,282 @@
+"""The report: reading logs, the figures, and a page without external files."""
+
+import base64
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import dcnzoo.openmmlab.hooks  # noqa: F401
+
+# isort: split
+from mmengine.config import Config
+
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.export import Detections
+from dcnzoo.report import trace_sampling
+from dcnzoo.report.evaluation import evaluate
+from dcnzoo.report.history import History
+from dcnzoo.report.report import render_runs, summary, write_report
+from dcnzoo.report.runs import TrainedRun, metric_name
+from dcnzoo.report.sections.errors import _short_names, class_table
+from dcnzoo.report.sections.pictures import locations
+from dcnzoo.report.validation import ValidationRunner, load_detectors
+from dcnzoo.utils.errors import UserError
+
+from ..commands import error_of
+from ..demo import DEFORMABLE, build
+
+
+def write_log(folder, *starts):
+    """One log for each start. An entry is (iteration, epoch, loss) or (epoch, box AP)."""
+    for number, entries in enumerate(starts):
+        data = folder / f"2026_{number}" / "vis_data"
+        data.mkdir(parents=True)
+        lines = []
+        for entry in entries:
+            if len(entry) == 3:
+                step, epoch, loss = entry
+                lines.append({"loss": loss, "time": 0.25, "epoch": epoch, "iter": step, "step": step})
+            else:
+                metrics = {"coco/bbox_mAP": entry[1], "coco/bbox_mAP_l": -1.0, "time": 9.0}
+                lines.append({**metrics, "step": entry[0]})
+        (data / "scalars.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"loss": 1')
+
+
+def test_history_of_a_resumed_run(tmp_path):
+    """Killed in epoch 3, resumed after epoch 1: repeated entries are replaced, later ones dropped."""
+    write_log(
+        tmp_path,
+        [(2, 1, 5.0), (4, 1, 4.0), (1, 0.1), (6, 2, 3.0), (8, 2, 2.5), (2, 0.2), (10, 3, 2.0)],
+        [(6, 2, 3.5)],
+    )
+    history = History.read(tmp_path)
+    assert {step: entry["loss"] for step, entry in history.training.items()} == {2: 5.0, 4: 4.0, 6: 3.5}
+    assert history.validation == {1: {"coco/bbox_mAP": 0.1, "coco/bbox_mAP_l": -1.0}}
+    assert history.iteration == 6
+    for start, numbers in ((0, {2: 0.5, 6: 1.0, 8: 2.0}), (1, {6: 1.5})):
+        with (tmp_path / f"2026_{start}" / "vis_data" / "scalars.json").open("a") as file:
+            file.writelines(f'\n{{"offsets/mean_abs/a": {n}, "step": {i}}}' for i, n in numbers.items())
+    offsets = {2: {"mean_abs/a": 0.5}, 6: {"mean_abs/a": 1.5}}
+    assert History.read(tmp_path) == History(history.training, history.validation, offsets)
+    assert History.read(tmp_path / "nowhere") == History({}, {}, {})
+
+
+def test_metric_names():
+    names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP_75": "mask AP75", "coco/bbox_mAP_s": "box AP, small"}
+    assert {key: metric_name(key) for key in [*names, "voc/mAP"]} == {**names, "voc/mAP": "voc/mAP"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, ShapesSpec(train=2, val=6))
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path, data):
+    """A work directory as after training, with random weights."""
+
+    def make(name="run", logs=(((2, 1, 5.0), (4, 1, 4.0), (1, 0.125), (6, 2, 3.0), (2, 0.25)),), **settings):
+        folder = tmp_path / name
+        folder.mkdir()
+        cfg = Config.fromfile(DEFORMABLE)
+        cfg.merge_from_dict({"val_dataloader.dataset.data_root": f"{data}/", **settings})
+        cfg.val_dataloader.dataset.shapes = None
+        cfg.dump(folder / "config.py")
+        write_log(folder, *logs)
+        torch.manual_seed(0)
+        model = build(cfg.model)
+        for module in model.modules():
+            if hasattr(module, "conv_offset"):
+                torch.nn.init.normal_(module.conv_offset.weight, std=0.05)
+        torch.save({"state_dict": model.state_dict(), "meta": {}}, folder / "epoch_2.pth")
+        (folder / "last_checkpoint").write_text(f"/moved/since/{name}/epoch_2.pth")
+        return folder
+
+    return make
+
+
+def test_low_ap(make_run):
+    folder = make_run()
+    for iterations, ap, expected in (
+        *((2000, 0.099, ["is normal"]), (2001, 0.099, ["is unusual"])),
+        *((2001, 0.1, []), (2000, 0.5, [])),
+    ):
+        shutil.rmtree(folder / "2026_0")
+        write_log(folder, [(iterations, 1, 2.0), (1, ap)])
+        html = render_runs([TrainedRun.read(folder)], {})
+        assert [each for each in ("is normal", "is unusual") if f"iterations {each}" in html] == expected
+
+
+def charts(html):
+    return [
+        base64.b64decode(each).decode() for each in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)
+    ]
+
+
+def test_report_of_a_run(make_run, monkeypatch):
+    folder = make_run()
+    log = folder / "2026_0" / "2026_0.log"
+    log.write_text("x\nSystem environment:\n    GCC: none <5>\n" + "-" * 60 + "\nConfig:\n")
+    for i in (2, 4):
+        offsets = {f"offsets/mean_abs/layer{n}": abs(n - 4) + i for n in range(9)}
+        with log.with_name("vis_data").joinpath("scalars.json").open("a") as file:
+            file.write(f"\n{json.dumps({**offsets, 'step': i})}")
+    out = write_report([folder])
+    assert out == folder / "report.html" and not list(folder.glob(".*partial"))
+    html = out.read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:|#)|url\(', html), "self-contained"
+    assert len(html) < 3_000_000
+    for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>585,806"):
+        assert figure in html
+    (figures,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"]
+    assert figures["checkpoint"] == str(folder / "epoch_2.pth") and figures["images"] == 6
+    assert [each["name"] for each in figures["classes"]] == ["oval", "trefoil", "cross"]
+    assert 0 <= figures["threshold"] <= 1 and f"recall at {figures['threshold']:.2f}</th>" in html
+    worst = re.findall(r"<figcaption>\w+\.png: \d missed \(missed", html)
+    assert len(worst) == 6, "nothing is detected from .3 on"
+    assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
+    assert html.count('class="pictures small"') == 2, "traced points, points of each layer"
+    assert html.count("<figcaption>ground truth: ") == 5
+    assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
+    sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
+    assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
+    assert [part in html for part in (">Errors by class</h2>", "first 6 validation")] == [True, True]
+    drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
+    assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
+    assert any(">epoch<" in chart for chart in charts(html)), "not iterations"
+
+    (folder / "epoch_2.pth").unlink()
+    with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
+        write_report([folder])
+    monkeypatch.chdir(folder / "2026_0")
+    for arguments, status, named in (
+        (["nowhere"], 2, "nowhere"),
+        (["."], 1, "config"),
+        ([".", "--num-images", "-1"], 2, "--num-images"),
+        ([".", "--labels", "a", "--labels", "b"], 2, "--labels"),
+        ([".", ".", "--checkpoint", log.name], 2, "--checkpoint"),
+        (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
+    ):
+        assert named in error_of("report", *arguments, status=status)
+
+
+def test_shortened_class_names_stay_apart():
+    names = [f"{'a' * 30}{middle}{'b' * 30}" for middle in "xyz"]
+    short = _short_names([*names, "c"])
+    assert len(set(short)) == 4 and short[3] == "c" and max(map(len, short)) < 30
+
+
+def test_runs_beside_each_other(make_run):
+    start = [(2, 1, 5.0), (4, 1, 4.0)]
+    folders = [make_run(f"v2-{i}", [[*start, (1, ap)]]) for i, ap in enumerate((0.2, 0.4))]
+    off = make_run("off", [[*start, (1, 0.1)]], **{"model.backbone.dcn": None})
+    (off / "last_checkpoint").unlink()
+    runs = [TrainedRun.read(off), *(TrainedRun.read(folder, "v2") for folder in folders)]
+    detectors = load_detectors(runs)
+    assert list(detectors) == ["v2"]
+    head, first, second = summary(runs, detectors, "arm")
+    assert head == ["arm", "box AP", "s / iteration", "parameters"]
+    assert first == ["off", "0.100", "0.250", "–"]
+    assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
+    html = render_runs(runs, detectors, images=1)
+    assert "<td>0.300 ± 0.141</td>" in html and "+        dcn=True," in html
+
+
+def test_a_run_without_validation_or_data(make_run, tmp_path):
+    folder = make_run(logs=[[(2, 1, 5.0)]], **{"val_dataloader.dataset.data_prefix.img": "nowhere/"})
+    runs = [TrainedRun.read(folder)]
+    html = render_runs(runs, {})
+    assert ">Learning curves</h2>" in html and ">All validations</h2>" not in html
+    assert summary(runs, {}) == [["run", "s / iteration", "parameters"], ["run", "0.250", "–"]]
+    with pytest.raises(UserError, match=r"expected the images of .*, found none there"):
+        load_detectors(runs)
+
+
+def test_pictures_of_resized_and_padded_images(make_run, data):
+    """Figures use the pixels of the file, whatever the model's input was."""
+    plain = ValidationRunner(
+        Config.fromfile(make_run("plain") / "config.py"), make_run("again") / "epoch_2.pth"
+    )
+    folder = make_run("large")
+    cfg = Config.fromfile(folder / "config.py")
+    resize = dict(type="Resize", scale=(192, 320), keep_ratio=False)  # ×1.5 wide, ×2.5 high
+    cfg.val_dataloader.dataset.pipeline[1] = resize
+    cfg.model.data_preprocessor.pad_size_divisor = 224
+    detector = ValidationRunner(cfg, folder / "epoch_2.pth")
+    small, large = plain.predict(1), detector.predict(1)
+    assert small.image_size == (128, 128) and large.image_size == pytest.approx((448 / 2.5, 224 / 1.5))
+    for part in ("image", "boxes"):
+        assert np.array_equal(getattr(small.truth, part), getattr(large.truth, part))
+    assert small.truth.masks.shape == large.truth.masks.shape == (len(small.truth.labels), 128, 128)
+    file = json.loads((data / "annotations" / "val.json").read_text())
+    boxes = [a["bbox"] for a in file["annotations"] if a["image_id"] == file["images"][1]["id"]]
+    assert small.truth.boxes[:, :2] == pytest.approx(np.array(boxes)[:, :2])
+    assert large.detections.boxes.max() <= 128 and large.detections.masks.shape[1:] == (128, 128)
+    assert list(large.statistics) == [field.name for field in large.fields]
+    # without offsets, the nine points of a layer are around the location, one pixel of its map apart
+    (field, *_) = large.fields
+    points, _ = trace_sampling([field.without_offset()], (64.0, 32.0), large.image_size)
+    apart = 448 / 2.5 / field.input_size[0], 224 / 1.5 / field.input_size[1]
+    assert np.ptp(points[:, 0]) == pytest.approx(2 * apart[0]) and np.ptp(points[:, 1]) == pytest.approx(
+        2 * apart[1]
+    )
+    assert (points.mean(0) - torch.tensor([64.0, 32.0])).abs().max() <= max(apart)
+
+
+def made(boxes, labels, scores=None, size=(20, 60)):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    scores = np.ones(len(boxes)) if scores is None else np.array(scores)
+    return Detections(boxes, scores, np.array(labels, int), None, ("a", "b"), np.zeros((*size, 3), np.uint8))
+
+
+def test_places_of_boxes():
+    places = locations(made([[0.0, 0, 20, 10], [30, 12, 34, 16], [50, 0, 50, 9]], [1, 0, 0]))
+    assert list(places) == ["b, the largest", "a, the smallest", "background"]
+    y, x = places["b, the largest"]
+    assert 4 <= y <= 5 and 4 <= x <= 15
+    y, x = places["a, the smallest"]
+    assert 12 < y < 16 and 30 < x < 34
+    assert locations(made([], [], size=(5, 8))).keys() == {"background"}
+    assert "background" not in locations(made([[0, 0, 8, 5]], [0], size=(5, 8)))
+
+
+def test_precision_and_confusion():
+    """Worked by hand: a wrong class, a missed object, a detection of nothing, and an ignored object."""
+    box, far, crowd = [0, 0, 10, 10], [30, 0, 40, 10], [0, 12, 60, 20]
+    first = [dict(bbox=box, bbox_label=0, ignore_flag=0), dict(bbox=far, bbox_label=1, ignore_flag=0)]
+    second = [dict(bbox=box, bbox_label=0, ignore_flag=0), dict(bbox=crowd, bbox_label=0, ignore_flag=1)]
+    found = [
+        made([box, [30, 0, 40, 9], [50, 0, 60, 9]], [0, 0, 1], [0.9, 0.8, 0.7]),
+        made([[1, 13, 9, 19], box], [0, 0], [0.6, 0.2]),
+    ]
+    result = evaluate([first, second], found, 3, threshold=0.3)
+    assert result.confusion.tolist() == [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
+    assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
+    assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
+    # boxes of IoU 1 for the first class, .9 for the other class
+    assert result.objects.tolist() == [2, 1, 0] and result.ap == pytest.approx(
+        [result.precision[0].mean(), 0, -1]
+    )
+    # thresholds up to .2: two right, one false; to .8: one right, one false; to .9: one right
+    assert result.f1[0, [0, 20, 50, 85, 95]] == pytest.approx([0.8, 0.8, 0.5, 2 / 3, 0])
+    assert result.recall[0, [0, 50, 95]].tolist() == [1, 0.5, 0] and not result.f1[1:].any()
+    assert result.best == 10, "in the middle of 0 to .2"
+    kinds = [[(m.kind, m.label, m.detected, m.score) for m in image] for image in result.mistakes]
+    assert sorted(kinds[0]) == [("false", None, 1, 0.7), ("of another class", 1, 0, 0.8)]
+    assert kinds[1] == [("missed", 0, None, 1.0)]
+    assert {m.box for m in result.mistakes[0]} == {(50, 0, 60, 9), (30, 0, 40, 9)}
+    ap = f"{(51 + 50 * 2 / 3) / 101:.3f}"
+    assert class_table(result, "abc")[2:] == [
+        ["a", "2", ap, ap, "1.000", "0.800"],
+        ["b", "1", "0.000", "0.000", "0.000", "0.000"],
+    ]
+    empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
+    assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()
+    assert not evaluate([[]], [made([], [])], 2, threshold=0.3).mean_f1.any(), "no objects"

@@ -1,0 +1,274 @@
+"""docs/train_your_data.md: its commands, in order, on folders of every format."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+import dcnzoo.models  # noqa: F401
+
+# isort: split
+from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
+
+from dcnzoo.openmmlab.config_check import dicts
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
+
+from .. import commands
+from ..commands import error_of
+from ..demo import DEFORMABLE
+from ..formats import CLASSES, FORMATS, fruits, objects, objects_of, page_commands
+
+BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+
+
+def run(line):
+    program, *arguments = shlex.split(line)
+    assert program == "dcnzoo"
+    return commands.run(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("heading", FORMATS)
+def test_every_format_gives_the_same_objects(tmp_path, heading):
+    (write, images), parts = FORMATS[heading], fruits(tmp_path / "drawn")
+    write(tmp_path / "fruits", parts)
+    said = [run(line) for line in page_commands(heading)]
+    assert f"images:  {images}\n" in said[0] and "classes: date, fig\n" in said[0]
+    train, val = tmp_path / "train.json", tmp_path / "val.json"
+    if heading == "LabelMe":  # random split
+        assert not objects(train) & objects(val)
+    else:
+        assert objects(train) == objects_of(parts["train"])
+    expected = set().union(*map(objects_of, parts.values()))
+    assert objects(train, val) == expected and len(expected) == 12
+    for file in (train, val):
+        assert "no problems" in run(f"dcnzoo data check {file} --images {images} --classes date,fig")
+
+    # the data sets of the config
+    run(f"dcnzoo data config train.json val.json fruits.py --images {images} --no-weights")
+    config = Config.fromfile("fruits.py")
+    masks = heading == "LabelMe"
+    assert config.model.type == ("MaskRCNN" if masks else "FasterRCNN")
+    assert config.default_hooks.checkpoint.save_best == f"coco/{'segm' if masks else 'bbox'}_mAP"
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        data = DATASETS.build(config.train_dataloader.dataset)
+    assert tuple(data.metainfo["classes"]) == CLASSES
+    found = {
+        (Path(item["img_path"]).name, CLASSES[instance["bbox_label"]], *instance["bbox"])
+        for item in map(data.get_data_info, range(len(data)))
+        for instance in item["instances"]
+    }
+    assert found == {(name, c, x, y, x + w, y + h) for name, c, x, y, w, h in objects(train)}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    three = (1, 2, 3)
+    shape = dict(bbox=[1, 2, 8, 9], area=72, iscrowd=0, segmentation=[[1, 2, 9, 2, 9, 11, 1, 11]])
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 20, "height": 30} for i in three],
+        "annotations": [{"id": i, "image_id": i, "category_id": i, **shape} for i in three],
+        "categories": [{"id": i, "name": f"class {i}"} for i in three],
+    }
+    for i in three:
+        Image.new("RGB", (20, 30)).save(tmp_path / f"{i}.png")
+
+    def write(change=None, name="coco.json"):
+        changed = json.loads(json.dumps(content))
+        if change is not None:
+            change(changed)
+        (tmp_path / name).write_text(json.dumps(changed))
+        return tmp_path / name
+
+    return write
+
+
+def values_of(config, *keys):
+    return [node[key] for _, node in dicts(config.model) for key in keys if node.get(key)]
+
+
+def heads(config):
+    return values_of(config, "num_classes", "num_things_classes")
+
+
+def downloads(config):
+    return values_of(config, "checkpoint", "pretrained")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (MASKS, [3, 3]),
+        (BOXES, [3]),
+        ("cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", [3, 3, 3, 3]),  # three box heads in a list
+        ("yolox_s_8xb8-300e_coco", [3]),  # a data set wrapped in another
+        ("mask2former_r50_8xb2-lsj-50e_coco", [3, 3]),
+        (DEFORMABLE, [3, 3]),
+        (SMALL_BOXES, [3]),
+    ],
+)
+def test_models(tmp_path, coco, model, expected):
+    file = coco()
+    base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model)
+    assert base.endswith(f"{Path(model).stem}.py")
+    config = Config.fromfile(tmp_path / "out.py")
+    assert heads(config) == expected
+    published = model not in (DEFORMABLE, SMALL_BOXES)
+    assert config.load_from.startswith("https://") if published else config.get("load_from") is None
+    assert downloads(config) == [], "load_from has the weights of all of it"
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        dataset = config[loader].dataset
+        while "dataset" in dataset:
+            dataset = dataset.dataset
+        assert dataset.ann_file == str(file)
+        assert list(dataset.metainfo.classes) == ["class 1", "class 2", "class 3"]
+    if "mask2former" in model:
+        assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+        assert config.model.panoptic_fusion_head.num_stuff_classes == 0
+    if "cascade" in model:
+        first, *_ = config.model.roi_head.bbox_head
+        assert first.type == "Shared2FCBBoxHead" and first.loss_bbox.type == "SmoothL1Loss"
+
+
+@pytest.mark.parametrize(
+    ("model", "frozen"),
+    [
+        (MASKS, True),
+        (BOXES, True),
+        ("retinanet_r18_fpn_1x_coco", True),
+        ("retinanet_r50-caffe_fpn_1x_coco", True),  # with frozen BatchNorm parameters
+        ("faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", True),
+        ("ssd300_coco", False),  # VGG
+        ("detectors_cascade-rcnn_r50_1x_coco", True),  # its neck contains another backbone
+        ("mask-rcnn_internimage-t_fpn_1x_coco", False),
+        ("yolox_s_8xb8-300e_coco", False),  # trains from random weights
+        (SMALL_BOXES, False),
+    ],
+)
+def test_without_weights(tmp_path, coco, model, frozen):
+    file = coco()
+    base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model, weights=False)
+    config = Config.fromfile(tmp_path / "out.py")
+    assert config.get("load_from") is None
+    assert downloads(config) == []
+    package, name = base.split("::")
+    original = Config.fromfile(mim_folder(package) / "configs" / name).model.backbone
+    assert (original.get("frozen_stages", -1) >= 0) == frozen
+    backbone = config.model.backbone
+    assert backbone.get("frozen_stages", -1) == -1 and not backbone.get("norm_eval", False)
+    assert backbone.get("norm_cfg", {}).get("requires_grad", True)
+
+
+def test_a_config_file_that_starts_from_weights(tmp_path, coco):
+    file = coco()
+    write_config(file, file, tmp_path / "first.py", tmp_path)
+    for weights in (True, False):
+        out = tmp_path / f"{weights}.py"
+        write_config(file, file, out, tmp_path, model=str(tmp_path / "first.py"), weights=weights)
+        assert (Config.fromfile(out).load_from is not None) == weights
+
+
+def test_classes_that_the_data_does_not_say(tmp_path, coco):
+    """Five classes, although ``CocoDataset`` has 80 by default; and heads with different num_classes."""
+    file = coco()
+    base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
+    (tmp_path / "one.py").write_text(base + "))")
+    write_config(file, file, tmp_path / "out.py", tmp_path, model=str(tmp_path / "one.py"))
+    assert heads(Config.fromfile(tmp_path / "out.py")) == [3]
+    (tmp_path / "two.py").write_text(base + "), rpn_head=dict(num_classes=7))")
+    with pytest.raises(UserError) as error:
+        write_config(file, file, tmp_path / "not.py", tmp_path, model=str(tmp_path / "two.py"))
+    assert all(part in str(error.value) for part in ("two.py", "num_classes=80", "num_classes=5, 7"))
+    assert not (tmp_path / "not.py").exists()
+
+
+TINY = ["--cfg-options", "train_cfg.max_epochs=1", "train_dataloader.batch_size=3", "val_cfg=None"]
+TINY += ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False", "val_evaluator=None"]
+TINY += ["val_dataloader=None"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "wanted"),
+    [(False, "faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_2020"), (True, "resnet50-0676ba61.pth")],
+)
+def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch, backbone, wanted):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    FORMATS["Pascal VOC"][0](tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    run(page_commands("Pascal VOC")[0])
+    write_config("train.json", "train.json", tmp_path / "mine.py", tmp_path / "fruits/JPEGImages")
+    if backbone:
+        resnet = "dict(type='Pretrained', checkpoint='torchvision://resnet50')"
+        text = (tmp_path / "mine.py").read_text().replace("init_cfg=None", f"init_cfg={resnet}")
+        (tmp_path / "mine.py").write_text(f"{text}\nload_from = None\n")
+    said = error_of("train", "mine.py", *TINY)
+    assert said.startswith("error: https://download.") and f"/{wanted}" in said
+    assert f"{tmp_path}/torch/hub/checkpoints/{wanted}" in said and "--no-weights" in said
+
+
+def boxes_only(content):
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "model", "message"),
+    [
+        (boxes_only, boxes_only, MASKS, r"mask of every object.* 3 .*--model"),
+        (lambda c: c["annotations"][0].update(image_id=9), None, None, "annotation 1: image_id: "),
+        (None, lambda c: c["categories"].reverse(), None, "classes in the order"),
+        (None, None, "mask-rcnn", "name of a model"),
+        (None, None, "panoptic_fpn_r50_fpn_1x_coco", "CocoPanopticDataset"),
+    ],
+)
+def test_config_mistakes(tmp_path, coco, train, val, model, message):
+    files = coco(train, "train.json"), coco(val, "val.json")
+    with pytest.raises(UserError, match=message):
+        write_config(*files, tmp_path / "out.py", tmp_path, model=model)
+    assert not (tmp_path / "out.py").exists()
+
+
+def test_heads_with_other_classes_than_the_base(tmp_path, coco):
+    """The base's mask head does not have its data's number of classes, so it keeps its own."""
+    (tmp_path / "base.py").write_text(
+        f"_base_ = {DEFORMABLE!r}\nmodel = dict(roi_head=dict(mask_head=dict(num_classes=5)))"
+    )
+    with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.mask_head\.num_classes: expected 2.* 5$"):
+        coco_of_two = coco(lambda c: (c["categories"].pop(), c["annotations"].pop()))
+        write_config(coco_of_two, coco_of_two, tmp_path / "out.py", tmp_path, model=str(tmp_path / "base.py"))
+
+
+def test_an_edited_config_is_not_overwritten(tmp_path, coco):
+    out = tmp_path / "out.py"
+    out.write_text("edited = True\n")
+    arguments = ("data", "config", coco(), coco(), out, "--images", tmp_path)
+    assert "--force" in error_of(*arguments) and out.read_text() == "edited = True\n"
+    run(f"dcnzoo data config coco.json coco.json out.py --images {tmp_path} --force")
+    assert heads(Config.fromfile(out)) == [3, 3]
+
+
+def test_config_files_are_named(tmp_path, coco):
+    (tmp_path / "notes.txt").write_text("a = 1")
+    (tmp_path / "notes.py").write_text("a = 1")
+    for out, model, named in (
+        ("out.txt", None, r"out: .*out\.txt"),
+        ("out.py", "notes.txt", r"config: .*notes\.txt"),
+        ("out.py", "notes.py", r"notes\.py: .*model"),
+    ):
+        with pytest.raises(UserError, match=named):
+            write_config(coco(), coco(), tmp_path / out, tmp_path, model=model and str(tmp_path / model))
+    assert not [*tmp_path.glob("out.*")]
