@@ -6,7 +6,6 @@ import logging
 import os
 import select
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
@@ -15,6 +14,7 @@ import click
 
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, one_line
 from dcnzoo.utils.findings import Finding, shown
+from dcnzoo.utils.text import columns
 
 
 @contextmanager
@@ -112,21 +112,6 @@ def print_findings(findings: Sequence[Finding], prefix: str = "", file: TextIO |
 
 
 def print_columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> None:
-    """Print aligned columns. Unlike a table of rich, they are not cut to the width of the terminal.
-
-    Args:
-        numbers: align all columns but the first at the right.
-    """
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        spaces = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        cells = [
-            f"{space}{cell}" if numbers and index else f"{cell}{space}"
-            for index, (cell, space) in enumerate(zip(row, spaces, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
-
-
-def _width(text: str) -> int:
-    """Return the number of columns on a terminal, where a Chinese or Japanese letter takes two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)
+    """Print aligned columns; ``numbers``: align all but the first at the right."""
+    for line in columns(rows, numbers):
+        print(line)

@@ -18,7 +18,7 @@ from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS
 from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.utils.text import few
+from dcnzoo.utils.text import columns, few
 
 _PACKS = {
     nn.Conv1d: packed.PackedDeformConv1d,
@@ -56,9 +56,7 @@ class ConversionReport:
             *self.replaced.items(),
             *((name, f"not replaced: {why}") for name, why in self.refused.items()),
         ]
-        width = max((len(name) for name, _ in rows), default=0)
-        lines = [f"{name:{width}}  {text}" for name, text in rows]
-        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"])
+        return "\n".join([*columns(rows), f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"])
 
 
 def to_deformable(
@@ -154,7 +152,7 @@ def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
     Raises:
         ValueError: no layer was replaced.
     """
-    report = _replace("from_deformable", model, where, _folded, deformable=True)
+    report = replace_convolutions(model, where, _folded, deformable=True, caller="from_deformable")
     _warn("from_deformable", report)
     return report
 
@@ -174,6 +172,7 @@ def replace_convolutions(
     make: Callable[[Any], nn.Module],
     *,
     subclasses: bool = False,
+    deformable: bool = False,
     caller: str = "replace_convolutions",
 ) -> ConversionReport:
     """Replaces convolutions of a model with other modules, in place.
@@ -182,6 +181,7 @@ def replace_convolutions(
         model, where: see :func:`to_deformable`.
         make: returns the new module for a convolution.
         subclasses: also replace subclasses of torch's convolutions.
+        deformable: replace packed layers instead.
         caller: the function or setting that the messages name.
 
     Returns:
@@ -190,18 +190,6 @@ def replace_convolutions(
     Raises:
         TypeError, ValueError: see :func:`to_deformable`.
     """
-    return _replace(caller, model, where, make, subclasses=subclasses)
-
-
-def _replace(
-    caller: str,
-    model: nn.Module,
-    where: Where,
-    make: Callable[[Any], nn.Module],
-    *,
-    deformable: bool = False,
-    subclasses: bool = False,
-) -> ConversionReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: model: expected an nn.Module, got {type(model).__name__}")
     for module in model.modules():

@@ -1,9 +1,10 @@
-"""Texts of messages: shortened names, lists and numbers of things, similar names."""
+"""Texts of messages: shortened names, lists and numbers of things, similar names, columns."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 
 
@@ -37,3 +38,24 @@ def few(names: Sequence[object], shown: int = 5) -> str:
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the known name that is most similar to a misspelt one; an empty text if there is none."""
     return next(iter(get_close_matches(name, list(known), 1, cutoff)), "")
+
+
+def columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> Iterator[str]:
+    """Yield lines of aligned columns. Unlike a table of rich, they are not cut to the width of the terminal.
+
+    Args:
+        numbers: align all columns but the first at the right.
+    """
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        spaces = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [
+            f"{space}{cell}" if numbers and index else f"{cell}{space}"
+            for index, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _width(text: str) -> int:
+    """Return the number of columns on a terminal, where a Chinese or Japanese letter takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)

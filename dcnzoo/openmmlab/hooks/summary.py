@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.text import counted, cut, few
+from dcnzoo.utils.text import columns, counted, cut, few
 
 WIDTH = 100  # columns of a terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
@@ -232,7 +232,5 @@ def _print_cells(cells: Mapping[str, str], columns: Mapping[str, int]) -> None:
 
 def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     if is_main_process():
-        pairs = [pair for pair in pairs if pair[1]]
-        width = max(len(name) for name, _ in pairs) if pairs else 0
-        for name, text in pairs:
-            print(f"{name:{width}}  {text}", flush=True)
+        for line in columns([pair for pair in pairs if pair[1]]):
+            print(line, flush=True)
