@@ -1,13 +1,13 @@
 """InternImage's classification heads, with the parameter names of the official ImageNet checkpoints."""
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
+from dcnzoo.layers.tracing import Refuses
 
 
 class CrossAttention(nn.Module):
@@ -51,7 +51,7 @@ class AttentionPool(nn.Module):
         return self.cross_dcn(self.norm1_q(mean), self.norm1_k(x), self.norm1_v(x)).squeeze(1)
 
 
-class Classifier(nn.Module):
+class Classifier(Refuses, nn.Module):
     """Base of a backbone with a classification head. The constructor must call :meth:`_add_head`.
 
     Attributes:
@@ -88,11 +88,6 @@ class Classifier(nn.Module):
                 build_activation(act_layer),
             )
         self.reset_classifier(num_classes)
-
-    def _refuse(
-        self, argument: str, expected: str, value: object, error: type[Exception] = ValueError
-    ) -> NoReturn:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the last layer with a new one for ``num_classes`` classes; 0 removes it.

@@ -185,6 +185,7 @@ class InternImage(Classifier):
     """
 
     operator: ClassVar[type[DCNv3 | DCNv4]] = DCNv3
+    mlp_fc2_bias = True  # FlashInternImage has an argument for it
 
     def __init__(
         self,
@@ -256,7 +257,7 @@ class InternImage(Classifier):
             width, stack = channels * 2**i, []
             for _ in range(depth):
                 dcn = self._operator(channels=width, group=group, **options)
-                mlp = self._mlp(width, int(width * mlp_ratio), act_layer, drop_rate)
+                mlp = MLP(width, int(width * mlp_ratio), act_layer, drop_rate, bias=self.mlp_fc2_bias)
                 stack.append(Block(dcn, width, mlp, next(drop_paths), *norms, with_cp))
             downsample = Downsample(width, norm_layer) if i < levels - 1 else None
             extra = extra_norms if i == 2 else ()
@@ -268,9 +269,6 @@ class InternImage(Classifier):
 
     def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
         return DCNv3(act_layer=act_layer, norm_layer=norm_layer, **arguments)
-
-    def _mlp(self, channels: int, hidden: int, act_layer: str, drop: float) -> nn.Module:
-        return MLP(channels, hidden, act_layer, drop, bias=True)
 
     def _reset_parameters(self) -> None:
         for module in self.modules():
@@ -349,6 +347,3 @@ class FlashInternImage(InternImage):
 
     def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
         return DCNv4(**arguments, output_bias=self.dcn_output_bias)
-
-    def _mlp(self, channels: int, hidden: int, act_layer: str, drop: float) -> nn.Module:
-        return MLP(channels, hidden, act_layer, drop, bias=self.mlp_fc2_bias)

@@ -15,6 +15,7 @@ from dcnzoo.compat.mmcv.deform_conv import (
 )
 from dcnzoo.compat.mmcv.plain import at_least_float32, gradients
 from dcnzoo.compat.signatures import takes
+from dcnzoo.layers.deform_roi_pool import branch
 from dcnzoo.ops.reference import interpolate_clamped
 
 
@@ -185,15 +186,8 @@ class DCNPooling(DCNv2Pooling):
         if options["no_trans"]:
             return
         bins = options["pooled_size"] ** 2
-        self.offset_mask_fc = nn.Sequential(
-            nn.Linear(bins * options["output_dim"], deform_fc_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(deform_fc_dim, deform_fc_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(deform_fc_dim, bins * 3),
-        )
-        for parameter in self.offset_mask_fc[4].parameters():
-            nn.init.zeros_(parameter)
+        widths = (bins * options["output_dim"], deform_fc_dim, deform_fc_dim, bins * 3)
+        self.offset_mask_fc = branch(*widths)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         pooled = dcn_v2_pooling(input, rois, input.new_empty(0), **{**self.options, "no_trans": True})

@@ -122,10 +122,6 @@ class DeformableResNet(timm_resnet.ResNet):
         to_deformable(self, "layer[2-4].*.conv2")
 
 
-def _official_weights(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    return state_dict.get("model", state_dict)
-
-
 def _complete_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Add the model's own weights for offsets and masks to the weights of a plain ResNet."""
     prediction = {key: value for key, value in model.state_dict().items() if ".conv2.conv_" in key}
@@ -141,7 +137,7 @@ def _add_intern_image(name: str) -> None:
             cls,
             name,
             pretrained,
-            pretrained_filter_fn=_official_weights,
+            pretrained_filter_fn=lambda state_dict, model: state_dict.get("model", state_dict),
             feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
             **{"drop_path_rate": 0.0, **published, **options},
         )

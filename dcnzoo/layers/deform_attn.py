@@ -69,7 +69,14 @@ class _ChannelsLast(TracksOffsets, Leaf):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
     def reset_parameters(self) -> None:
-        raise NotImplementedError
+        """Set the official initial values, except for the depth-wise convolution and the centre's scale."""
+        for layer in self.children():
+            if isinstance(layer, OffsetLinear):
+                layer.reset_parameters()
+            elif isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def _reset_parameters(self) -> None:  # the official name, which networks call
         self.reset_parameters()
@@ -170,14 +177,6 @@ class DCNv3(_ChannelsLast):
         self.output_proj = nn.Linear(channels, channels)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Set the official initial values, except for the depth-wise convolution and the centre's scale."""
-        for predictor in (self.offset, self.mask):
-            predictor.reset_parameters()
-        for projection in (self.input_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-
     def forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
         if not torch.jit.is_scripting():
             self._check(input)
@@ -253,16 +252,6 @@ class DCNv4(_ChannelsLast):
             self.value_proj = nn.Linear(channels, channels)
             self.output_proj = nn.Linear(channels, channels, bias=output_bias)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the official initial values, except for the depth-wise convolution and the centre's scale."""
-        self.offset_mask.reset_parameters()
-        if self.without_pointwise:
-            return
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if not torch.jit.is_scripting():

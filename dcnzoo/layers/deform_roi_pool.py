@@ -1,5 +1,6 @@
 """Layers of deformable RoI pooling, with mmcv's arguments, parameters and initial values."""
 
+import itertools
 from typing import cast
 
 import torch
@@ -78,13 +79,8 @@ class DeformRoIPoolPack(DeformRoIPool):
         self._add_branches()
 
     def _add_branches(self) -> None:
-        self.offset_fc = nn.Sequential(
-            nn.Linear(self.bins * self.output_channels, self.deform_fc_channels),
-            nn.ReLU(inplace=True),
-            nn.Linear(self.deform_fc_channels, self.deform_fc_channels),
-            nn.ReLU(inplace=True),
-            _starting_at_zero(nn.Linear(self.deform_fc_channels, self.bins * 2)),
-        )
+        width = self.deform_fc_channels
+        self.offset_fc = branch(self.bins * self.output_channels, width, width, self.bins * 2)
 
     # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
@@ -113,12 +109,8 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
 
     def _add_branches(self) -> None:
         super()._add_branches()
-        self.mask_fc = nn.Sequential(
-            nn.Linear(self.bins * self.output_channels, self.deform_fc_channels),
-            nn.ReLU(inplace=True),
-            _starting_at_zero(nn.Linear(self.deform_fc_channels, self.bins)),
-            nn.Sigmoid(),
-        )
+        widths = (self.bins * self.output_channels, self.deform_fc_channels, self.bins)
+        self.mask_fc = branch(*widths).append(nn.Sigmoid())
 
     # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
@@ -127,7 +119,11 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
         return self._pool_moved(input, rois, pooled) * mask
 
 
-def _starting_at_zero(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+def branch(*widths: int) -> nn.Sequential:
+    """Fully connected layers with a ReLU after each but the last, which starts at zero."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+    for parameter in layers[-2].parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(*layers[:-1])

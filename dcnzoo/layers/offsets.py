@@ -192,20 +192,18 @@ def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
 
     Empty until you call :func:`track_offsets` and run the model.
     """
-    return {
-        name: OffsetStatistics(*module._last_offsets.tolist())
-        for name, module in model.named_modules()
-        if isinstance(module, TracksOffsets) and module._last_offsets is not None
-    }
+    return _statistics(model, "_last_offsets", OffsetStatistics)
 
 
 def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
     """:func:`offset_statistics` of the masks. Layers without a mask (DCN v1) are not included."""
-    return {
-        name: ModulationStatistics(*module._last_modulation.tolist())
-        for name, module in model.named_modules()
-        if isinstance(module, TracksOffsets) and module._last_modulation is not None
-    }
+    return _statistics(model, "_last_modulation", ModulationStatistics)
+
+
+def _statistics(model: nn.Module, attribute: str, kind: Any) -> dict[str, Any]:
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, TracksOffsets)}
+    last = {name: getattr(layer, attribute) for name, layer in layers.items()}
+    return {name: kind(*values.tolist()) for name, values in last.items() if values is not None}
 
 
 def accept_legacy_offsets(model: nn.Module) -> None:

@@ -6,7 +6,14 @@ from torch import nn
 from torch.fx import Proxy, Tracer
 
 
-class Leaf(nn.Module):
+class Refuses:
+    """Mixin of layers that check their arguments."""
+
+    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> NoReturn:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
+
+
+class Leaf(Refuses, nn.Module):
     """During ``torch.fx.symbolic_trace``, a call of the layer is one node of the graph.
 
     fx treats only the layers of ``torch.nn`` so. It calls ``forward`` of the traced root module, so the
@@ -19,6 +26,3 @@ class Leaf(nn.Module):
                 tracer = cast(Tracer, argument.tracer)
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         return super().__call__(*args, **kwargs)
-
-    def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> NoReturn:
-        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")

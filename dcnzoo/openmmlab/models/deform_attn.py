@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.layers.channels_last import LayerNorm2d
+from dcnzoo.layers.tracing import Refuses
 
 # mmcv registers no RoI pooling
 for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack):
@@ -18,7 +19,7 @@ for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoI
 MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
 
 
-class _Conv(nn.Module):
+class _Conv(Refuses, nn.Module):
     """Use the channels-last layer ``dcn`` like an ``nn.Conv2d``: input and output are ``(N, C, H, W)``."""
 
     operator: type[nn.Module]
@@ -50,9 +51,6 @@ class _Conv(nn.Module):
             group=max(1, in_channels // 16) if group is None else group,
             **options,
         )
-
-    def _refuse(self, argument: str, expected: str, value: object) -> None:
-        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def _number(self, argument: str, value: int | tuple[int, int]) -> int:
         values = {value} if isinstance(value, int) else set(value)
