@@ -16,13 +16,12 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.deformable import split_settings
+from dcnzoo.openmmlab.deformable import arguments, split_settings
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.openmmlab.settings import (
     OLD_KEYS,
     RUNNER_KEYS,
     Place,
-    arguments,
     class_of,
     keys_read,
     places,

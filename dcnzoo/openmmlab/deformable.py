@@ -8,6 +8,7 @@ hints about weights use this module, which imports neither torch nor OpenMMLab.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,30 +53,34 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
         ValueError: the config has ``dcn``, for which the class has neither convolutions in
             :data:`CONVOLUTIONS` nor an argument.
     """
-    arguments = cfg.copy()
-    settings = {key: arguments.pop(key) for key in SETTINGS if key in arguments}
+    plain = cfg.copy()
+    settings = {key: plain.pop(key) for key in SETTINGS if key in plain}
+    is_class = inspect.isclass(kind)
+    known, complete = arguments(kind) if is_class else ({}, False)
     for key in ("dcn", "stage_with_dcn") if not patterns_of(kind) else ():
         if key not in settings:
             continue
-        if not _has_argument(kind, key):
+        if complete and key not in known:
             raise ValueError(
                 f"{kind.__name__}: {key}: expected a class with this argument, such as "
                 f"{', '.join(CONVOLUTIONS)}, got one without; write to_deformable=dict(where='*', kind='v2') "
                 f"instead of {key}={settings[key]!r}. where is a pattern for the names of convolutions"
             )
-        arguments[key] = settings.pop(key)
-    return arguments, settings
+        plain[key] = settings.pop(key)
+    return plain, settings
 
 
-def _has_argument(kind: Any, name: str) -> bool:
-    """Whether a class accepts an argument, which it may pass on to the next class as ``**kwargs``."""
-    for base in kind.__mro__ if inspect.isclass(kind) else ():
-        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-        if name in parameters:
-            return True
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            return False
-    return True
+@functools.cache
+def arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the arguments of a class or function, and whether they are all."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in getattr(kind, "__mro__", [kind]):  # a class passes **kwargs to the next one
+        own = inspect.signature(getattr(base, "__init__", base) if inspect.isclass(base) else base).parameters
+        parameters = {**own, **parameters}
+        if all(p.kind is not p.VAR_KEYWORD for p in own.values()):
+            break
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {name: named[name] for name in named if name != "self"}, len(named) == len(parameters)
 
 
 def operators(cfg: Mapping) -> Iterator[str]:

@@ -21,7 +21,7 @@ from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from dcnzoo.openmmlab.deformable import SETTINGS
+from dcnzoo.openmmlab.deformable import SETTINGS, arguments
 from dcnzoo.utils.text import few, nearest
 
 RUNNER_KEYS = {
@@ -241,16 +241,3 @@ def registered(registry: Registry | None) -> ChainMap[str, object]:
         maps.append(registry.module_dict)
         registry = registry.parent
     return ChainMap(*maps)
-
-
-@functools.cache
-def arguments(kind: object) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Return the arguments of a class or function, and whether they are all."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for base in getattr(kind, "__mro__", [kind]):  # a class passes **kwargs to the next one
-        own = inspect.signature(getattr(base, "__init__", base) if inspect.isclass(base) else base).parameters
-        parameters = {**own, **parameters}
-        if all(p.kind is not p.VAR_KEYWORD for p in own.values()):
-            break
-    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return {name: named[name] for name in named if name != "self"}, len(named) == len(parameters)

@@ -77,6 +77,12 @@ def tensor_of(values: Any, **options: Any) -> Tensor:
     return values.to(**options) if isinstance(values, Tensor) else torch.full((), values, **options)
 
 
+def number_of_rows(values: Any) -> int:
+    """Replace ``len``, which would make the size of a batch, or the number of rows, a constant."""
+    values = getattr(values, "bboxes", values)
+    return values.shape[0] if isinstance(values, Tensor) else len(values)
+
+
 def image_size(images: Tensor) -> Tensor:  # (height, width)
     return tensor_of(images.shape[-2:], dtype=images.dtype)
 

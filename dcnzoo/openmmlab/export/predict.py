@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dcnzoo.compat.patches import Changes
 from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.modes import SymbolicSizes, data_sample, tensor_of
+from dcnzoo.openmmlab.export.modes import SymbolicSizes, data_sample, number_of_rows, tensor_of
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
 from dcnzoo.openmmlab.export.replacements.layers import convolve
 from dcnzoo.utils.errors import one_line
@@ -227,13 +227,6 @@ def rank(
         else:  # of the boxes
             results.append(paste_masks(mask, dets[:, :4], used, *padded))
     return tuple(results)
-
-
-def number_of_rows(values: Any) -> int:
-    """Replace ``len`` where the number of rows depends on the data."""
-    if isinstance(values, SimpleNamespace):
-        values = values.bboxes
-    return values.shape[0] if isinstance(values, Tensor) else len(values)
 
 
 def inputs_of(head: nn.Module) -> int:

@@ -27,6 +27,7 @@ from torch import nn
 
 from dcnzoo.compat.mmcv import deform_conv
 from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.export.modes import number_of_rows
 from dcnzoo.openmmlab.export.replacements import boxes, masks, roi, transformers
 from dcnzoo.openmmlab.export.replacements import layers as own
 
@@ -156,8 +157,8 @@ ATTRIBUTES = {
     # in mmcv and MMDetection, these call autograd functions, which torch.vmap does not accept
     (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
     (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
-    (detectors.dino, "len"): transformers.number_of_images,
-    (ddq_detr_layers, "len"): transformers.number_of_images,
+    (detectors.dino, "len"): number_of_rows,
+    (ddq_detr_layers, "len"): number_of_rows,
     # the number of rows depends on the data, and range() would make it a constant of the graph
     (roi_heads.mask_scoring_roi_head, "range"): torch.arange,
     (roi_heads.mask_heads.maskiou_head, "range"): torch.arange,
