@@ -162,6 +162,15 @@ def require_folder(path: str | os.PathLike, what: str) -> None:
 
 
 CHECKPOINTS = ("best", "last")  # of a work directory, in place of a file
+LAST = "last_checkpoint"  # in a work directory: the file whose text is the path of the last checkpoint
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint of a work directory, which may have been moved after it was written."""
+    pointer = folder / LAST
+    return folder / Path(pointer.read_text(encoding="utf-8").strip()).name if pointer.is_file() else None
+
+
 # endings of the formats that both OpenCV and Pillow read
 PICTURES = (
     *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from dcnzoo.openmmlab import hub
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import CHECKPOINTS, require_file
+from dcnzoo.utils.files import CHECKPOINTS, last_checkpoint, require_file
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
@@ -97,16 +97,13 @@ def checkpoint_of(folder: Path, which: str | None = None) -> Path | None:
     best = max(folder.glob("best_*.pth"), key=_time, default=None)
     if which == "best" and best is None:
         raise UserError(f"checkpoint: expected a best one (best_*.pth) in {folder}, found none")
-    last = folder / "last_checkpoint"
     if best is not None and which != "last":
         print(f"checkpoint: {best}, the best; `last` selects the last one")
         return best
-    if not last.is_file():
-        return None
-    # the folder may have been moved after the path was written
-    checkpoint = folder / Path(last.read_text().strip()).name
-    print(f"checkpoint: {checkpoint}, the last")
-    return checkpoint
+    last = last_checkpoint(folder)
+    if last is not None:
+        print(f"checkpoint: {last}, the last")
+    return last
 
 
 def _time(path: Path) -> float:

@@ -16,7 +16,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import write_bytes
+from dcnzoo.utils.files import LAST, last_checkpoint, write_bytes
 
 
 @register_backend("atomic_local", force=True)
@@ -99,8 +99,8 @@ class AtomicCheckpointHook(CheckpointHook):
         same = self.out_dir in (None, str(work_dir))
         paths = (work_dir if same else Path(self.out_dir, work_dir.name)).glob("*")
         steps = {int(match[1]): path for path in paths if (match := pattern.fullmatch(path.name))}
-        pointer = work_dir / "last_checkpoint"
-        named = pattern.fullmatch(Path(pointer.read_text().strip()).name) if pointer.is_file() else None
+        pointer, last = work_dir / LAST, last_checkpoint(work_dir)
+        named = pattern.fullmatch(last.name) if last else None
         return [
             path
             for step, path in sorted(steps.items(), reverse=True)

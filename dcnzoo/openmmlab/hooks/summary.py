@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
+from dcnzoo.utils.files import last_checkpoint
 from dcnzoo.utils.text import columns, counted, cut, few
 
 WIDTH = 100  # columns of a terminal
@@ -94,14 +95,14 @@ class SummaryHook(Hook):
         if not is_main_process():
             return
         folder = Path(runner.work_dir)
-        best = runner.message_hub.runtime_info.get("best_ckpt") or ""
+        files = runner.message_hub.runtime_info.get("best_ckpt"), last_checkpoint(folder)
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if self._best:
             aps = ", ".join(f"{label} {value:.3f}" for label, value in self._best[1].items())
             lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
         lines += [
             ("classes", _few_classes(self._class_aps)),
-            ("files", ", ".join(filter(None, [best and Path(best).name, _last(folder), "vis_data/"]))),
+            ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
             ("next", f"dcnzoo infer {shown_path(folder)} PICTURE, dcnzoo export {shown_path(folder)}"),
         ]
         print()
@@ -218,11 +219,6 @@ def _few_classes(aps: Mapping[str, float]) -> str:
     half = SHOWN_CLASSES // 2
     shown = ordered if len(ordered) <= SHOWN_CLASSES else [*ordered[:half], ("…", None), *ordered[-half:]]
     return ", ".join(name if ap is None else f"{cut(printable(name), 20)} {ap:.3f}" for name, ap in shown)
-
-
-def _last(folder: Path) -> str:
-    pointer = folder / "last_checkpoint"
-    return Path(pointer.read_text(encoding="utf-8").strip()).name if pointer.is_file() else ""
 
 
 def _print_cells(cells: Mapping[str, str], columns: Mapping[str, int]) -> None:
