@@ -132,8 +132,8 @@ def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
     if is_inside(corners_of(polygon), size):
         return [polygon]
     # shapely.intersection does not accept polygons with crossing sides
-    whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
-    inside = shapely.intersection(whole, shapely.box(0, 0, *size))
+    valid = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
+    inside = shapely.intersection(valid, shapely.box(0, 0, *size))
     parts = shapely.get_parts(shapely.get_parts(inside))
     return [_outline(part) for part in parts if part.geom_type == "Polygon" and not part.is_empty]
 
@@ -361,12 +361,12 @@ def read_json(file: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    whole = dict(pairs)
-    if len(whole) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        where = f", in the object with id {short(whole['id'])}" if key != "id" and "id" in whole else ""
+        where = f", in the object with id {short(values['id'])}" if key != "id" and "id" in values else ""
         raise InvalidAnnotation(f"expected each key once in an object, got {short(key)} {count} times{where}")
-    return whole
+    return values
 
 
 def write_json(content: dict, out: str | Path) -> None:

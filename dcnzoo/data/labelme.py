@@ -175,6 +175,6 @@ def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
     if min(x1, y1) < 0 or x2 >= size[0] or y2 >= size[1]:
         got = short(shape["points"])
         raise InvalidAnnotation(f"{label}: mask: expected points inside the image, {size}, got {got}")
-    whole = np.zeros((size[1], size[0]), bool)
-    whole[y1 : y2 + 1, x1 : x2 + 1] = part
-    return whole
+    mask = np.zeros((size[1], size[0]), bool)
+    mask[y1 : y2 + 1, x1 : x2 + 1] = part
+    return mask

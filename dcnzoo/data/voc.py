@@ -76,12 +76,12 @@ def _first_folder(root: Path, *names: str) -> Path | None:
 
 
 def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> Iterator[Path]:
-    places = [root / "ImageSets" / "Main" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
-    place = next((place for place in places if os.path.isfile(place)), None)
-    if place is None:
-        raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
+    listings = [root / "ImageSets" / "Main" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
+    listing = next((listing for listing in listings if os.path.isfile(listing)), None)
+    if listing is None:
+        raise UserError(f"split: expected {listings[0]} or {listings[1]}, found neither")
     # in the list of a class, 1, 0 or -1 follows the name
-    return conversion.listed(place, lambda line: folder / f"{line.split()[0]}.xml")
+    return conversion.listed(listing, lambda line: folder / f"{line.split()[0]}.xml")
 
 
 def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuilder) -> list[Element]:

@@ -119,11 +119,11 @@ def _names(described: dict) -> list[str]:
 
 def _root(file: Path, described: dict) -> Path:
     """Return the data set's folder: ``path``, relative to the file if it exists there, else as given."""
-    given = str(described.get("path") or ".")
-    for folder in (file.parent / given, Path(given)):
+    path = str(described.get("path") or ".")
+    for folder in (file.parent / path, Path(path)):
         if os.path.isdir(folder):  # Path.is_dir raises if the name is too long
             return folder
-    raise InvalidAnnotation(f"path: expected a folder, found none at {short(given)}")
+    raise InvalidAnnotation(f"path: expected a folder, found none at {short(path)}")
 
 
 def _images(described: dict, split: str, root: Path, conversion: CocoBuilder) -> Iterator[Path]:

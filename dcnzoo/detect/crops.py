@@ -29,10 +29,9 @@ class Crops:
             return masks
         parts, corners = [], []
         for mask in masks:
-            ends = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
-            (y1, y2), (x1, x2) = ((used[0], used[-1] + 1) if used.size else (0, 0) for used in ends)
+            x1, y1, x2, y2 = extent(mask)
             parts.append(mask[y1:y2, x1:x2].copy())  # not a view, which would keep all masks in memory
-            corners.append((int(y1), int(x1)))
+            corners.append((y1, x1))
         return cls(parts, corners, (masks.shape[1], masks.shape[2]))
 
     def __len__(self) -> int:
@@ -56,3 +55,10 @@ class Crops:
         for number, mask in enumerate(masks):
             mask[:] = self[number]
         return masks
+
+
+def extent(mask: np.ndarray) -> tuple[int, int, int, int]:  # [H, W]
+    """Return the corners (x1, y1, x2, y2) of the pixels that are not zero; zeros if all are."""
+    ends = [np.flatnonzero(mask.any(axis)) for axis in (0, 1)]
+    (x1, x2), (y1, y2) = ((int(used[0]), int(used[-1]) + 1) if used.size else (0, 0) for used in ends)
+    return x1, y1, x2, y2

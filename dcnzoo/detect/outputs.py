@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dcnzoo.detect.crops import Crops
+from dcnzoo.detect.crops import Crops, extent
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import resized
 
@@ -37,7 +37,7 @@ def rescale_detections(
         margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
         softs, areas = outputs["masks"][there], boxes
         if MASK_THRESHOLD not in metadata:  # masks that are not of a box may reach beyond it
-            areas = np.array([_extent(soft) for soft in softs]).reshape(-1, 4) * factor
+            areas = np.array([extent(soft) for soft in softs]).reshape(-1, 4) * factor
         first = np.floor(areas[:, :2] - margin).clip(0).astype(int)
         last = np.ceil(areas[:, 2:] + margin).clip(0).astype(int)
         for soft, (x1, y1), (x2, y2) in zip(softs, first, last, strict=True):
@@ -47,10 +47,3 @@ def rescale_detections(
             parts.append(probability >= threshold)
         masks = Crops(parts, first[:, ::-1].tolist(), picture_size)
     return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)
-
-
-def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the corners (x1, y1, x2, y2) of the pixels that are not zero; zeros if all are."""
-    ends = [np.flatnonzero(mask.any(axis)) for axis in (0, 1)]
-    (x1, x2), (y1, y2) = ((used[0], used[-1] + 1) if used.size else (0, 0) for used in ends)
-    return x1, y1, x2, y2

@@ -124,7 +124,7 @@ def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) ->
     height, width = image.shape[:2]
     if (height, width) == tuple(size):
         return image
-    whole = np.empty((*size, 3), image.dtype)
-    whole[:] = value
-    whole[:height, :width] = image
-    return whole
+    padded = np.empty((*size, 3), image.dtype)
+    padded[:] = value
+    padded[:height, :width] = image
+    return padded

@@ -55,18 +55,18 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     # far from each other, objects of different classes do not overlap
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
     ranks = torch.from_numpy(scores.astype(np.float64) - cut)
-    kept = nms(torch.from_numpy(apart), ranks, IOU).numpy()
-    kept = kept[~(cut[kept] & _is_piece(apart[kept]))]
+    index = nms(torch.from_numpy(apart), ranks, IOU).numpy()
+    index = index[~(cut[index] & _is_piece(apart[index]))]
     masks = None
     crops = [Crops.of(tile.crops) for tile in tiles if tile.crops is not None]
     if len(crops) == len(tiles):
         parts, positions = [], []
-        for owner, number in zip(owners[kept], numbers[kept], strict=True):
+        for owner, number in zip(owners[index], numbers[index], strict=True):
             (row, column), (y, x) = places[owner], crops[owner].corners[number]
             parts.append(crops[owner].parts[number])
             positions.append((row.start + y, column.start + x))
         masks = Crops(parts, positions, size)
-    return Detections(boxes[kept], scores[kept], labels[kept], masks)
+    return Detections(boxes[index], scores[index], labels[index], masks)
 
 
 def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:

@@ -46,8 +46,8 @@ def keep_boxes(
         distance = present.amax((1, 2), keepdim=True) + 1
         present = present + labels[..., None].to(boxes.dtype) * distance
         by_class, limit = scores[:, None], max_boxes
-    kept = select_boxes(present, by_class, iou_threshold, limit)
-    return _first_boxes(boxes, torch.where(kept, scores, ABSENT), labels, max_boxes)
+    remains = select_boxes(present, by_class, iou_threshold, limit)
+    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), labels, max_boxes)
 
 
 def _select_boxes(
@@ -79,9 +79,9 @@ def _first_boxes(
     values, index = scores.topk(count)
     there = values >= 0
     boxes = torch.cat([boxes, boxes.new_zeros(batch, count, 4)], 1)
-    kept = torch.cat([take(boxes, index), values[..., None]], -1)
+    dets = torch.cat([take(boxes, index), values[..., None]], -1)
     labels = torch.where(there, labels.gather(1, index), -1)
-    return torch.where(there[..., None], kept, 0), labels, index.clamp(max=last)
+    return torch.where(there[..., None], dets, 0), labels, index.clamp(max=last)
 
 
 # An operator, so that the exporter to ONNX can replace it; export_pt2 traces the function instead.
@@ -289,9 +289,9 @@ def paste_masks_graph(
         low, high = (g.Gather(corners, g.ints(1 - axis + side), axis=1) for side in (0, 2))
         pixels = g.integer(pixels) if isinstance(pixels, int) else pixels
         centres = g.Add(g.Cast(g.Range(g.integer(0), pixels, g.integer(1)), to=kind), half)
-        place = g.Div(g.Sub(centres, low), g.Sub(high, low))
-        place = g.Sub(g.Mul(place, g.number(taps[axis], kind)), half)
-        distance = g.Abs(g.Sub(g.shaped(place, 0, 0, 1), g.Cast(g.floats(*range(taps[axis])), to=kind)))
+        position = g.Div(g.Sub(centres, low), g.Sub(high, low))
+        position = g.Sub(g.Mul(position, g.number(taps[axis], kind)), half)
+        distance = g.Abs(g.Sub(g.shaped(position, 0, 0, 1), g.Cast(g.floats(*range(taps[axis])), to=kind)))
         weights = g.Clip(g.Sub(one, distance), zero)
         return g.Where(g.IsNaN(weights), zero, weights)
 

@@ -88,7 +88,7 @@ def build(
         The model, with the attributes ``cfg`` and, if it has weights, ``dataset_meta``: the names and colours
         of its classes.
     """
-    place = require_device(device)
+    target = require_device(device)
     if "model" not in cfg:
         raise UserError(f"{cfg.filename}: expected a config with a model, found none")
     for _, node in dicts(cfg.model):
@@ -105,7 +105,7 @@ def build(
         model.dataset_meta = dataset_meta(cfg, meta)
     model.cfg = cfg
     model.eval()  # returns None in detectors with a teacher
-    return model.to(place)
+    return model.to(target)
 
 
 class Features(tuple[Tensor, ...]):
@@ -300,14 +300,13 @@ def to_detections(instances: InstanceData, threshold: float) -> Detections:
 
 def dataset_meta(cfg: Config, meta: dict) -> dict:
     """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
-    found = class_names(meta)
-    known = metainfo(cfg.get("test_dataloader", {}).get("dataset", {}))
-    if isinstance(names := found.get("classes"), str):
+    of_file = {key: value for key, value in class_names(meta).items() if value is not None}
+    if isinstance(names := of_file.get("classes"), str):
         raise UserError(f"checkpoint: classes: expected a list of names, got {names!r}")
     if names:
-        found["classes"] = tuple(printable(str(name)) for name in names)
-    found = {**known, **{key: value for key, value in found.items() if value is not None}}
-    return {**found, "palette": found.get("palette") or "random"}
+        of_file["classes"] = tuple(printable(str(name)) for name in names)
+    merged = {**metainfo(cfg.get("test_dataloader", {}).get("dataset", {})), **of_file}
+    return {**merged, "palette": merged.get("palette") or "random"}
 
 
 def metainfo(dataset: dict) -> dict:

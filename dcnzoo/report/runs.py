@@ -74,10 +74,10 @@ class TrainedRun:
 
 def metric_name(key: str) -> str:
     """Return the display name of a metric: box AP50 for ``coco/bbox_mAP_50``; others are unchanged."""
-    found = re.fullmatch(r"coco/(bbox|segm|proposal)_mAP(?:_(50|75|s|m|l))?", key)
-    if not found:
+    match = re.fullmatch(r"coco/(bbox|segm|proposal)_mAP(?:_(50|75|s|m|l))?", key)
+    if not match:
         return key
-    kind, detail = found.groups()
+    kind, detail = match.groups()
     return f"{_KINDS[kind]} AP" + (f", {_SIZES[detail]}" if detail in _SIZES else detail or "")
 
 

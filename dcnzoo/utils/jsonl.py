@@ -29,8 +29,8 @@ def machine(device: torch.device | str) -> str:
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    name = found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    name = match[1].strip() if match else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 

@@ -256,8 +256,8 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
         size = g.Cast(g.length(call.input, 2 + axis), to=real)
         # runtimes disagree far outside and at NaN: move all such points to one position outside
         near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
-        place = g.Where(near, coordinate, outside)
-        normalised = g.Sub(g.Div(g.Add(g.Mul(place, two), one), size), one)
+        position = g.Where(near, coordinate, outside)
+        normalised = g.Sub(g.Div(g.Add(g.Mul(position, two), one), size), one)
         grid.insert(0, g.shaped(normalised, 0, call.groups, -1, 1))  # x first
     taps = g.Cast(g.Concat(*grid, axis=3), to=call.kind)
     images = g.Mul(g.sizes(call.input, 0), g.ints(call.groups))

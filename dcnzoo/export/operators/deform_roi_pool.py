@@ -31,22 +31,22 @@ def deform_roi_pool(
             for i in (1 + axis, 3 + axis)
         )
         length = g.Sub(high, low)  # [K, 1, 1]
-        each = g.Div(length, constant(count))
-        place = g.Cast(g.floats(*range(count)), to=kind)
-        place = g.shaped(place, 1, *((1, -1), (-1, 1))[axis])
+        extent = g.Div(length, constant(count))
+        number = g.Cast(g.floats(*range(count)), to=kind)
+        number = g.shaped(number, 1, *((1, -1), (-1, 1))[axis])
         moved = g.Mul(
             g.Mul(g.Cast(g.Gather(offset, g.integer(axis), axis=1), to=kind), constant(gamma)), length
         )
-        start = g.Add(g.Add(low, g.Mul(place, each)), moved)  # [K, oH, oW]
+        start = g.Add(g.Add(low, g.Mul(number, extent)), moved)  # [K, oH, oW]
         near = g.And(g.Less(g.Abs(start), constant(1e30)), g.Less(g.Abs(length), constant(1e30)))
         finite = near if finite is None else g.And(finite, near)
         if sampling_ratio <= 0:
             # RoIAlign rounds the bin's size up to get the number of samples: rounding errors must not change
             # it
-            samples = g.Ceil(each)
-            slack = g.Mul(g.Add(g.Abs(start), g.Add(g.Abs(each), constant(1))), constant(3e-7))
-            each = g.Min(g.Max(each, g.Add(g.Sub(samples, constant(1)), slack)), g.Sub(samples, slack))
-        bins.append((start, g.Add(start, each)))
+            samples = g.Ceil(extent)
+            slack = g.Mul(g.Add(g.Abs(start), g.Add(g.Abs(extent), constant(1))), constant(3e-7))
+            extent = g.Min(g.Max(extent, g.Add(g.Sub(samples, constant(1)), slack)), g.Sub(samples, slack))
+        bins.append((start, g.Add(start, extent)))
     image = g.Expand(g.shaped(g.Gather(rois, g.integer(0), axis=1), -1, 1, 1), g.Shape(bins[0][0]))
     columns = [image, *(bins[axis][side] for side in (0, 1) for axis in (0, 1))]
     columns = [g.shaped(column, -1, 1) for column in columns]

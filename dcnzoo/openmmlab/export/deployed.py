@@ -41,19 +41,19 @@ class DeployedDetector(BaseModel):
         for n, sample in enumerate(data_samples):
             of_image = {name: value[n] for name, value in outputs.items()}
             if "border" in sample.metainfo:
-                found = without_border(of_image, sample.border)
+                result = without_border(of_image, sample.border)
             else:
                 border, (height, width) = sample.img_shape[:2], sample.ori_shape[:2]
                 across, down = sample.get("scale_factor", (border[1] / width, border[0] / height))
                 size = (round(height * down), round(width * across))  # without the pipeline's Pad
-                found = rescale_detections(of_image, size, (height, width), self.session.metadata)
+                result = rescale_detections(of_image, size, (height, width), self.session.metadata)
             sample.pred_instances = InstanceData(
-                bboxes=torch.from_numpy(found.boxes),
-                scores=torch.from_numpy(found.scores),
-                labels=torch.from_numpy(found.labels),
+                bboxes=torch.from_numpy(result.boxes),
+                scores=torch.from_numpy(result.scores),
+                labels=torch.from_numpy(result.labels),
             )
-            if found.masks is not None:
-                sample.pred_instances.masks = torch.from_numpy(found.masks)
+            if result.masks is not None:
+                sample.pred_instances.masks = torch.from_numpy(result.masks)
         return data_samples
 
 

@@ -61,13 +61,13 @@ class OffsetStatisticsHook(Hook):
         self._modulating: set[str] = set()  # layers that have been above min_modulation
 
     def before_train(self, runner: Runner) -> None:
-        found = any(isinstance(module, TracksOffsets) for module in runner.model.modules())
-        if not found:
+        tracks = any(isinstance(module, TracksOffsets) for module in runner.model.modules())
+        if not tracks:
             runner.logger.warning(
                 "OffsetStatisticsHook: expected a model with deformable layers that predict their offsets, "
                 "found none; nothing will be recorded"
             )
-        self._measures = found and is_main_process()
+        self._measures = tracks and is_main_process()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         if self._measures and self.every_n_train_iters(runner, self.interval):

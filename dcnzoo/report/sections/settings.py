@@ -32,7 +32,7 @@ def show_environment(runs: Sequence[TrainedRun]) -> Section:
     for seeds in by_label(runs).values():
         logs = sorted(seeds[0].folder.glob("*/*.log"))
         text = logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
-        found = re.search(r"^System environment:\n(.*?)^-{20,}$", text, re.DOTALL | re.MULTILINE)
-        if found:
-            parts.append(page.fold(f"Environment of {seeds[0].label}", page.text(found[1].rstrip())))
+        match = re.search(r"^System environment:\n(.*?)^-{20,}$", text, re.DOTALL | re.MULTILINE)
+        if match:
+            parts.append(page.fold(f"Environment of {seeds[0].label}", page.text(match[1].rstrip())))
     return Section("Environment", "", parts)

@@ -250,6 +250,6 @@ def diff_iou_rotated_sort_vertices_forward(
     order = order.gather(2, keep.logical_not().to(torch.uint8).argsort(dim=2, stable=True))[..., :9]
     count = keep.sum(2, keepdim=True)
     none = 8 + mask[..., 8:].to(torch.uint8).argmin(2, keepdim=True)
-    place = torch.arange(9, device=order.device).expand_as(order)
-    order = torch.where(place == count, order[..., :1], torch.where(place < count, order, none))
+    position = torch.arange(9, device=order.device).expand_as(order)
+    order = torch.where(position == count, order[..., :1], torch.where(position < count, order, none))
     return torch.where(count > 0, order, none).int()

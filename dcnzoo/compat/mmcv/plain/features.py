@@ -189,14 +189,14 @@ def _riroi_align(
     )
     pooled = pooled.unflatten(1, (-1, num_orientations))  # [R, C, orientations, h, w]
     turn = rois[:, 5] * num_orientations / (2 * math.pi)
-    whole = turn.floor()
-    source = torch.arange(num_orientations, device=rois.device) - whole[:, None].long()  # [R, orientations]
+    steps = turn.floor()
+    source = torch.arange(num_orientations, device=rois.device) - steps[:, None].long()  # [R, orientations]
 
     def turned(by: int) -> Tensor:
         index = (source + by).remainder(num_orientations)[:, None, :, None, None]
         return pooled.gather(2, index.expand(pooled.shape))
 
-    part = (turn - whole).to(pooled.dtype)[:, None, None, None, None]
+    part = (turn - steps).to(pooled.dtype)[:, None, None, None, None]
     return ((1 - part) * turned(0) + part * turned(1)).flatten(1, 2)
 
 

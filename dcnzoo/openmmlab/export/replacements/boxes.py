@@ -102,11 +102,11 @@ def propose(
     levels = []
     for i, values in enumerate(zip(*parts.values(), strict=True)):
         level = {name: [value] for name, value in zip(parts, values, strict=True)}
-        found = BaseDenseHead._predict_by_feat_single(
+        results = BaseDenseHead._predict_by_feat_single(
             self, img_meta=img_meta, cfg=cfg, with_nms=False, **level
         )
-        found.level_ids = torch.full_like(found.labels, i)
-        levels.append(found)
+        results.level_ids = torch.full_like(results.labels, i)
+        levels.append(results)
     return post_process(self, InstanceData.cat(levels), cfg)
 
 
@@ -145,8 +145,8 @@ def keep_best_classes(
     scores = scores * objectness[:, 0].sigmoid()
     scores = torch.where(scores >= cfg.score_thr, scores, ABSENT)
     boxes = self._bbox_decode(torch.cat(priors), deltas)
-    found = suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)
-    return [found_by(*found[:2])]
+    results = suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)
+    return [found_by(*results[:2])]
 
 
 def pair_corners(
@@ -174,8 +174,8 @@ def pair_corners(
         **embeddings,
     )
     pairs = boxes[0], scores[0, :, 0], labels[0, :, 0]
-    found = suppress(cfg, type(self).__name__, *pairs, self.num_classes)
-    return found_by(*found[:2])
+    results = suppress(cfg, type(self).__name__, *pairs, self.num_classes)
+    return found_by(*results[:2])
 
 
 def best_corners(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:

@@ -42,19 +42,19 @@ def decode_pixels(self: layers.MSDeformAttnPixelDecoder, feats: list[Tensor]) ->
         height, width = feature.shape[-2:]
         padding = torch.zeros_like(feature[:, 0], dtype=torch.bool)
         position = self.postional_encoding(padding) + self.level_encoding.weight[i].view(1, -1, 1, 1)
-        place = self.point_generator.single_level_grid_priors((height, width), level, device=feature.device)
-        place = place / (place.new_tensor([width, height]) * self.strides[level])
+        points = self.point_generator.single_level_grid_priors((height, width), level, device=feature.device)
+        points = points / (points.new_tensor([width, height]) * self.strides[level])
         tokens = (part.flatten(2).transpose(1, 2) for part in (self.input_convs[i](feature), position))
-        levels.append((*tokens, padding.flatten(1), place.expand(feature.shape[0], -1, -1)))
+        levels.append((*tokens, padding.flatten(1), points.expand(feature.shape[0], -1, -1)))
         sizes.append((height, width))
-    query, position, padding, place = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+    query, position, padding, points = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
     counts = [height * width for height, width in sizes]
     memory = self.encoder(
         query=query,
         query_pos=position,
         key_padding_mask=padding,
         spatial_shapes=torch.tensor(sizes, device=query.device),
-        reference_points=place[:, :, None].expand(-1, -1, len(sizes), -1),
+        reference_points=points[:, :, None].expand(-1, -1, len(sizes), -1),
         level_start_index=torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=query.device),
         valid_ratios=query.new_ones(query.shape[0], len(sizes), 2),
     )
@@ -142,9 +142,9 @@ def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
     """Return the bounding box of each mask, as ``mask2bbox`` does: zeros for an empty mask."""
     low, high = [], []
     for axis in (1, 2):
-        there = masks.any(axis)
-        place = torch.arange(there.shape[1], device=masks.device)
-        low.append(torch.where(there, place, there.shape[1]).amin(1))
-        high.append(torch.where(there, place + 1, 0).amax(1))
+        covered = masks.any(axis)
+        position = torch.arange(covered.shape[1], device=masks.device)
+        low.append(torch.where(covered, position, covered.shape[1]).amin(1))
+        high.append(torch.where(covered, position + 1, 0).amax(1))
     boxes = torch.stack([*low, *high], 1)
     return torch.where(boxes[:, 2:3] > 0, boxes, 0)

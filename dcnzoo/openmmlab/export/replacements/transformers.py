@@ -132,8 +132,3 @@ def distinct_results(
     scores = torch.where(mask[..., None], -torch.inf, layer_cls_scores[-1])
     boxes, scores, labels = image_by_image(self, scores[None], layer_bbox_preds, **options)
     return boxes, torch.where(scores > 0, scores, ABSENT), labels
-
-
-def number_of_images(values: Any) -> int:
-    """Replace ``len``, which turns the size of a batch into a constant."""
-    return values.shape[0] if isinstance(values, Tensor) else len(values)
