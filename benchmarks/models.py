@@ -295,9 +295,23 @@ def variants(config: str, size: tuple[int, int], threads: int) -> tuple[dict, np
     return profile.variants(model, threads), image
 
 
+def differences(one: Sequence, other: Sequence) -> tuple[float, float]:
+    """Return the largest differences of coordinates, in pixels, and of scores between counterparts."""
+    from dcnzoo.detect.timing import SAME, overlaps
+
+    boxes, scores = [0.0], [0.0]
+    for first, second in zip(one, other, strict=True):
+        shares = overlaps(first, second)
+        for index in np.flatnonzero(shares.max(1, initial=0) >= SAME):
+            match = shares[index].argmax()
+            boxes.append(np.abs(first.boxes[index] - second.boxes[match]).max())
+            scores.append(np.abs(first.scores[index] - second.scores[match]))
+    return float(max(boxes)), float(max(scores))
+
+
 def measure_precisions(rounds: int) -> list[list[str]]:
     """Return a table of all variants of the models, with the largest differences from the first variant."""
-    from dcnzoo.detect.timing import agreement, differences, measure
+    from dcnzoo.detect.timing import agreement, measure
 
     table = [["threads", "model", "variant", "seconds", "time / first", "same", "boxes, pixels", "scores"]]
     for threads in (1, 2):

@@ -19,6 +19,7 @@ from dcnzoo.compat.hosts import torchvision
 from dcnzoo.compat.hosts.torchvision import repair_command as repair_torchvision
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.files import cache_folder
 from dcnzoo.utils.findings import Finding
 from dcnzoo.version import __version__
 
@@ -169,12 +170,6 @@ def _import_error() -> Exception | None:
     except Exception as error:  # an old numpy raises AttributeError
         return error
     return None
-
-
-def cache_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _cache_problem() -> str | None:

@@ -10,6 +10,7 @@ import click
 from dcnzoo import diagnosis
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.compat import host
+from dcnzoo.utils.files import cache_folder
 from dcnzoo.utils.text import counted
 
 
@@ -30,7 +31,7 @@ def command(package: str | None) -> None:
       dcnzoo doctor
       dcnzoo doctor --for mmseg
     """
-    lines = [*diagnosis.environment(), ("weights", f"downloaded to {diagnosis.cache_folder()}")]
+    lines = [*diagnosis.environment(), ("weights", f"downloaded to {cache_folder()}")]
     lines += [("provided", f"{name}: {whose}") for name, whose in host.status().items()]
     installation = diagnosis.Installation.here()
     problems = list(diagnosis.problems(installation))

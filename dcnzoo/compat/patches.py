@@ -21,11 +21,12 @@ OpenMMLab.
 """
 
 import contextlib
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+
+from dcnzoo.utils.text import nearest
 
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
@@ -141,8 +142,8 @@ def _check(owner: str, *names: str) -> None:
     known = dict.fromkeys((*OPERATORS, *REGISTERED, *OF_DATA, *(patch.name for patch in _patches), CUDA))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; the names are {', '.join(known)}"
+            near = nearest(name, known)
+            hint = f"; did you mean {near}?" if near else f"; the names are {', '.join(known)}"
             raise RuntimeError(f"{owner}: expected off or the name of a patch, got {name!r}{hint}")
 
 

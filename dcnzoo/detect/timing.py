@@ -128,25 +128,14 @@ def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:
     """Return the share of detections that have a counterpart: the same class and at least 80 % of IoU."""
     matched = total = 0
     for first, second in zip(one, other, strict=True):
-        overlaps = _overlaps(first, second)
-        matched += (overlaps.max(1, initial=0) >= SAME).sum() + (overlaps.max(0, initial=0) >= SAME).sum()
+        same = overlaps(first, second) >= SAME
+        matched += same.any(1).sum() + same.any(0).sum()
         total += len(first) + len(second)
     return matched / total if total else 1.0
 
 
-def differences(one: Sequence[Detections], other: Sequence[Detections]) -> tuple[float, float]:
-    """Return the largest differences of coordinates, in pixels, and of scores between counterparts."""
-    boxes, scores = [0.0], [0.0]
-    for first, second in zip(one, other, strict=True):
-        overlaps = _overlaps(first, second)
-        for index in np.flatnonzero(overlaps.max(1, initial=0) >= SAME):
-            match = overlaps[index].argmax()
-            boxes.append(np.abs(first.boxes[index] - second.boxes[match]).max())
-            scores.append(np.abs(first.scores[index] - second.scores[match]))
-    return float(max(boxes)), float(max(scores))
-
-
-def _overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M], IoU, 0 between classes
+def overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M]
+    """Return the IoU of each pair, 0 between classes."""
     return _iou(one.boxes, other.boxes) * (one.labels[:, None] == other.labels)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 import time
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -30,6 +29,7 @@ from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.files import cache_folder
 from dcnzoo.utils.progress import make_progress
 
 MIRROR = "DCNZOO_MIRROR"
@@ -51,14 +51,6 @@ class DownloadError(UserError):
 
 class ChecksumError(DownloadError):
     """A file does not have the expected checksum, or no checksum is known."""
-
-
-def cache_folder() -> Path:
-    """The folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
-    if torch := sys.modules.get("torch"):  # torch.hub.set_dir may have changed it
-        return Path(torch.hub.get_dir(), "checkpoints")
-    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
-    return Path(home, "hub", "checkpoints").expanduser()
 
 
 # Checksums

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -169,6 +170,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint of a work directory, which may have been moved after it was written."""
     pointer = folder / LAST
     return folder / Path(pointer.read_text(encoding="utf-8").strip()).name if pointer.is_file() else None
+
+
+def cache_folder() -> Path:
+    """The folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
+    if torch := sys.modules.get("torch"):  # torch.hub.set_dir may have changed it
+        return Path(torch.hub.get_dir(), "checkpoints")
+    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(home, "hub", "checkpoints").expanduser()
 
 
 # endings of the formats that both OpenCV and Pillow read

@@ -14,7 +14,8 @@ import requests
 from rich.console import Console
 
 from dcnzoo.utils import fetch as module
-from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, fetch, verify
+from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, fetch, verify
+from dcnzoo.utils.files import cache_folder
 
 from .server import Served, serving
 
