@@ -21,6 +21,8 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, require_file
 from dcnzoo.utils.text import counted, short
 
+YOLO = ("data.yaml", "data.yml", "obj.data")  # the file that describes a data set, in its folder
+
 
 def convert_yolo(
     source: str | Path,
@@ -45,8 +47,8 @@ def convert_yolo(
     """
     file = Path(source)
     if os.path.isdir(file):
-        names = [name for name in ("data.yaml", "data.yml", "obj.data") if (file / name).is_file()]
-        file = file / (names or ["data.yaml"])[0]
+        names = [name for name in YOLO if (file / name).is_file()]
+        file = file / (names or YOLO)[0]
     try:
         described = _read(file)
         conversion = CocoBuilder(_names(described) if classes is None else classes, clip)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -217,6 +217,16 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
     if not files:
         raise UserError(f"image: expected pictures, found none in {name}")
     return files
+
+
+def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:
+    """Find the folder of a COCO file's images by their names: the file's, the one above, or one in these."""
+    first = str(names[0]) if names else ""
+    for root in (annotations.parent, annotations.parent.parent):
+        for folder in (root, *sorted(filter(Path.is_dir, root.iterdir()))):
+            if (folder / first).is_file():
+                return folder
+    return None
 
 
 @contextlib.contextmanager

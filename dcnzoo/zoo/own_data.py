@@ -14,10 +14,10 @@ from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json, wr
 from dcnzoo.data.labelme import convert_labelme
 from dcnzoo.data.split import split_coco
 from dcnzoo.data.voc import convert_voc
-from dcnzoo.data.yolo import convert_yolo
+from dcnzoo.data.yolo import YOLO, convert_yolo
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files
+from dcnzoo.utils.files import image_folder, output_files
 from dcnzoo.utils.findings import shown
 from dcnzoo.utils.text import counted
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_config
@@ -27,7 +27,6 @@ from dcnzoo.zoo.config_writer import BOXES, MASKS, write_config
 SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
-YOLO = ("data.yaml", "data.yml", "obj.data")
 FORMATS = "a COCO file, a folder of Pascal VOC or LabelMe, or YOLO's data.yaml"
 
 
@@ -164,19 +163,13 @@ def _coco(data: Path, folder: Path) -> Iterator[Part]:
             f"data: expected one COCO file for training and at most one for validation, got {names}"
         )
     for file in (*train, *val):
-        images = _image_folder(file, files[file])
+        entries = [entry for entry in files[file].get("images", ()) if isinstance(entry, dict)]
+        images = image_folder(file, [entry.get("file_name") for entry in entries])
+        if images is None:
+            raise UserError(
+                f"{file}: expected the images beside the file or in a folder there, found none of them"
+            )
         yield checked_coco(file, images).content, images
-
-
-def _image_folder(file: Path, content: dict) -> Path:
-    """Find the folder to which the names of the images are relative."""
-    names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
-    roots = [file.parent, file.parent.parent]
-    folders = [*roots, *(each for root in roots for each in sorted(root.glob("*/")) if each.is_dir())]
-    for candidate in folders if names else ():
-        if isinstance(names[0], str) and (candidate / names[0]).is_file():
-            return candidate
-    raise UserError(f"{file}: expected the images beside the file or in a folder there, found none of them")
 
 
 def _voc(data: Path, folder: Path) -> Iterator[Part]:

@@ -16,7 +16,7 @@ from dcnzoo.detect.exported import stack
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, picture_files, require_file
+from dcnzoo.utils.files import PICTURES, image_folder, picture_files, require_file
 
 
 def predicting_part(detector: nn.Module) -> nn.Module:
@@ -62,13 +62,10 @@ def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:
     else:
         require_file(str(data), "int8")
         try:
-            names = [entry["file_name"] for entry in json.loads(data.read_bytes())["images"]]
+            names = [str(entry["file_name"]) for entry in json.loads(data.read_bytes())["images"]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{expected}, got neither: {data}") from error
-        folders = []
-        for folder in (data.resolve().parent, data.resolve().parent.parent):
-            folders += [folder, *sorted(each for each in folder.iterdir() if each.is_dir())]
-        root = next((folder for folder in folders for name in names[:1] if (folder / name).is_file()), None)
+        root = image_folder(data.resolve(), names)
         if root is None:
             raise UserError(f"{expected}, got a file of {len(names)} images that are elsewhere: {data}")
         files = [root / name for name in names]
