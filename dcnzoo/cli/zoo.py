@@ -61,10 +61,10 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
     """Find models by WORDS, which must all occur in their names or paper."""
     from dcnzoo import zoo
 
-    found = zoo.search(words)
-    if not found:
+    models = zoo.search(words)
+    if not models:
         raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
-    _show({model: zoo.describe(model) for model in found}, as_json)
+    _show({model: zoo.describe(model) for model in models}, as_json)
 
 
 @command.command

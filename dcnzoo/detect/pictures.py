@@ -136,10 +136,10 @@ def resized(
     """Resize bilinearly like ``cv2.resize``; compute only ``region`` of the result, if given."""
     for axis in (0, 1):
         extent = image.shape[axis]
-        place = (np.arange(size[axis])[region[axis]] + 0.5) * (extent / size[axis]) - 0.5
-        place = place.clip(0, extent - 1)
-        low = place.astype(np.intp)
-        part = (place - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
+        at = (np.arange(size[axis])[region[axis]] + 0.5) * (extent / size[axis]) - 0.5
+        at = at.clip(0, extent - 1)
+        low = at.astype(np.intp)
+        part = (at - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
         above, below = image.take(low, axis), image.take(np.minimum(low + 1, extent - 1), axis)
         image = above + (below - above) * part
     return image

@@ -51,13 +51,13 @@ def explain(
         return model(inputs, copy.deepcopy(samples), mode="predict")
 
     (sample,), all_fields, statistics = record(model, lambda: run(data["inputs"]))
-    found = sample.get("pred_instances", ())
+    objects = sample.get("pred_instances", ())
     fields = _chosen(all_fields, layer, model)
     if layer is not None:
         statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
     if box is None:
-        whole = (0, 0, width, height)
-        x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist() if len(found) else whole
+        all_of_it = (0, 0, width, height)
+        x1, y1, x2, y2 = objects.bboxes[objects.scores.argmax()].tolist() if len(objects) else all_of_it
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
     across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
     box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)

@@ -62,8 +62,8 @@ def checksum_in_name(name: str) -> str | None:
     None if the name has no checksum. A date, with or without a time, is not a checksum:
     ``mine-20210101.pth``.
     """
-    found = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
-    return f"sha256:{found[1]}" if found and not _DATE.fullmatch(found[1]) else None
+    match = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
+    return f"sha256:{match[1]}" if match and not _DATE.fullmatch(match[1]) else None
 
 
 def verify(path: str | os.PathLike, checksum: str | None = None) -> str:

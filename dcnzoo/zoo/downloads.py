@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.fetch import cache_folder, fetch, name_of, verify
-from dcnzoo.utils.files import write_bytes
+from dcnzoo.utils.fetch import fetch, name_of, verify
+from dcnzoo.utils.files import cache_folder, write_bytes
 from dcnzoo.zoo.index import Model, find
 
 
