@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -72,7 +69,8 @@ def command(
     from dcnzoo.openmmlab.runner import build_runner, load_config
     from dcnzoo.utils.errors import UserError, user_errors
     from dcnzoo.utils.fetch import verify
-    from dcnzoo.utils.jsonl import append_row, machine, versions
+    from dcnzoo.utils.files import last_checkpoint
+    from dcnzoo.utils.jsonl import append_row, circumstances
     from dcnzoo.utils.lock import lock_work_dir
     from dcnzoo.zoo import reproduction
     from dcnzoo.zoo.loading import locate
@@ -99,7 +97,7 @@ def command(
             if train:
                 runner.train()
                 # from the file: it contains the moving average if the config has one
-                weights = Path((work_dir / "last_checkpoint").read_text())
+                weights = last_checkpoint(work_dir)
     with config_errors(cfg):
         measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():
@@ -117,11 +115,8 @@ def command(
         "trained": train,
         "checkpoint": weights.name,
         "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
-        "machine": machine(next(runner.model.parameters()).device),
-        "versions": versions(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
-        "command": shlex.join(["python", *sys.argv]),
+        **circumstances(next(runner.model.parameters()).device),
     }
     append_row(out, row)
     _show(row)

@@ -4,7 +4,10 @@ import json
 import os
 import platform
 import re
+import shlex
+import sys
 from contextlib import suppress
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,9 +26,19 @@ def append_row(path: str | os.PathLike, row: dict) -> None:
         write_text(path, f"{before}{json.dumps(row, ensure_ascii=False)}\n")
 
 
-def machine(device: torch.device | str) -> str:
+def circumstances(device: torch.device) -> dict[str, object]:
+    """Return entries of a row: the machine, versions of packages, date and command."""
+    return {
+        "machine": machine(device),
+        "versions": versions(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def machine(device: torch.device) -> str:
     """The name of the GPU, or of the CPU with the number of threads used."""
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
