@@ -12,14 +12,17 @@ CLASSES = ("date", "fig")
 WIDTH, HEIGHT = 128, 96
 
 
-def fruits(folder):
-    """Draw a fruit of each kind on each of six images, with edges at whole pixels; two are for validation."""
+def fruits(folder, letters="abcdef"):
+    """Draw a fruit of each kind on an image for each letter, with edges at whole pixels.
+
+    A third of the images is for validation.
+    """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)]
     parts = {split: {"images": [], "annotations": [], "categories": categories} for split in ("train", "val")}
-    for number, letter in enumerate("abcdef"):
-        content, name = parts["train" if number < 4 else "val"], f"{letter}.jpg"
+    for number, letter in enumerate(letters):
+        content, name = parts["train" if number < len(letters) * 2 / 3 else "val"], f"{letter}.jpg"
         size = {"width": WIDTH, "height": HEIGHT}
         content["images"].append({"id": number, "file_name": name, "path": folder / name, **size})
         picture = Image.fromarray(generator.integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8))

@@ -1,6 +1,7 @@
 """``dcnzoo train --data``: every format leads to a config that trains, or to the mistake."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
 
+from ..commands import run
 from ..formats import CLASSES, fruits, objects, objects_of, write_labelme, write_voc, write_yolo
 
 
@@ -73,15 +75,31 @@ def spoil_coco(folder):
     return file
 
 
+SPOIL = {"voc": spoil_voc, "yolo": spoil_yolo, "labelme": spoil_labelme, "coco": spoil_coco}
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_mistake_is_one_line_and_nothing_is_prepared(tmp_path, name):
     WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    spoil = {"voc": spoil_voc, "yolo": spoil_yolo, "labelme": spoil_labelme, "coco": spoil_coco}
-    spoil[name](tmp_path / "fruits")
+    SPOIL[name](tmp_path / "fruits")
     with pytest.raises(UserError) as error:
         prepare(tmp_path / "fruits", tmp_path / "run")
     assert len(error.value.args) == 1
     assert not list((tmp_path / "run").rglob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITERS)
+def test_one_command_trains(tmp_path, name):
+    WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn", [*map(str, range(40))]))
+    shutil.copytree(tmp_path / "fruits", tmp_path / "mistake", symlinks=True)
+    SPOIL[name](tmp_path / "mistake")
+    output = run("train", "--data", tmp_path / "mistake", "--work-dir", tmp_path / "none", status=1)
+    assert len(output.splitlines()) == 1 and not list((tmp_path / "none").rglob("*.pth"))
+    folder = tmp_path / "run"
+    run("train", "--data", tmp_path / "fruits", "--work-dir", folder, "--epochs", "20")
+    (trained,) = json.loads((folder / "report.json").read_text())["runs"]
+    assert all(each["ap"] > 0 for each in trained["classes"]), trained
 
 
 def test_an_unknown_format(tmp_path):
