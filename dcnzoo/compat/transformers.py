@@ -108,6 +108,7 @@ def multi_scale_deformable_attention(
     sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
     attention_weights: Tensor,  # [N, Q, heads, L, P]
 ) -> Tensor | None:  # [N, Q, heads·D]
+    """The function of Mask2Former and OneFormer; None without a kernel for the device."""
     if not _has_kernels(value.device):
         return None
     levels = _levels(value_spatial_shapes, value.device)
