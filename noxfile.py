@@ -138,6 +138,15 @@ def browser(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
+def ray(session: Session) -> None:
+    """Detect 200 pictures with the recipe for Ray Data in docs/scale.md, and kill its processes."""
+    update_venv(session)
+    see(session, VENV)
+    session.install("--group", "ray")
+    test(session, "tests/environments/test_ray.py")
+
+
+@nox.session(tags=NIGHTLY)
 def audit(session: Session) -> None:
     """Check the sources (bandit) and the packages of .venv (pip-audit, online) for vulnerabilities."""
     update_venv(session)
