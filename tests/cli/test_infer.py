@@ -203,7 +203,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
             (["text.png"], {}, "image: .* text.png"),
             (["a.png"], {"checkpoint": "no.pth"}, "checkpoint: .* no.pth"),
             (["a.png"], {"checkpoint": None}, f"checkpoint: .*{CONFIG}"),
-            (["a.png"], {"checkpoint": "text.png"}, "text.png: "),
+            (["a.png"], {"checkpoint": "text.png"}, "checkpoint: .* text.png"),
             (["a.png"], {"model": "x/no.py"}, "model: .* x/no.py"),
             (["a.png"], {"model": "faster-rcnn_r50_fpn_1x_coc"}, "faster-rcnn_r50_fpn_1x_coco"),
             (["a.png", "--device", "tin"], {}, "^error: --device: .* tin"),

@@ -108,15 +108,18 @@ MISTAKES = [
     (1, "test", ["no.pth"], "no.pth"),
     (2, "train", ["--cfg-options", "x"], "got x"),
     (2, "train", ["--cfg-options", "x=[(1,2]"], "--cfg-options': x: "),
-    (2, "test", [__file__, "--out", "x.txt"], r"\.pkl"),
-    (2, "test", [__file__, "--format-only", "--out", "x.pkl"], "--format-only"),
+    (2, "test", ["weights.pth", "--out", "x.txt"], r"\.pkl"),
+    (2, "test", ["weights.pth", "--format-only", "--out", "x.pkl"], "--format-only"),
     (2, "test", ["x.onnx", "--tta"], "--tta"),
     (2, "browse", ["--num-images", "0"], "--num-images"),
 ]
 
 
 @pytest.mark.parametrize(("status", "command", "arguments", "expected"), MISTAKES)
-def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path):
+def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.pth", "x.onnx"):
+        Path(name).touch()
     work = [] if command == "browse" else ["--work-dir", tmp_path]
     message = error_of(command, CONFIG, *work, *arguments, status=status)
     assert re.search(expected, message), message

@@ -91,6 +91,10 @@ CASES = {
     "OffsetLinear": lambda: (layers.OffsetLinear(4, 6), (torch.randn(2, 4),)),
 }
 every_layer = pytest.mark.parametrize("name", CASES)
+LAST = {name.partition("-")[0]: name for name in CASES}.values()  # of each class
+last_layers_first = pytest.mark.parametrize(
+    "name", [n if n in LAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 
 
 def randomised(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -123,7 +127,7 @@ def test_exported_program_is_saved_loaded_and_run(name):
     assert bool(layers.offset_statistics(layer)) == tracked
 
 
-@every_layer
+@last_layers_first
 def test_layer_is_copied_pickled_and_compiled(name):
     layer, given = randomised(name)
     layers.track_offsets(layer)

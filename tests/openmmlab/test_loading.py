@@ -1,32 +1,25 @@
 """Commands load a checkpoint completely or fail with the reason. Also the lock of work directories."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
 from mmengine.config import Config
-from mmengine.hooks import EMAHook
-from mmengine.model import BaseTTAModel
 
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.runner import build_runner
-from dcnzoo.openmmlab.weights import CheckpointError
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
@@ -34,111 +27,9 @@ from ..commands import invoke
 from ..demo import DEFORMABLE, PLAIN
 from ..distributed.launching import environment, settings
 from ..processes import ROOT
-from .test_training import make_runner
-from .test_weights import assert_same, build
+from .test_weights import build
 
 OPTION = "model.backbone.dcn=v2"
-
-
-@pytest.fixture(scope="module")
-def weights():
-    """Weights of the demo's deformable detector, with different numbers everywhere."""
-    generator = torch.Generator().manual_seed(1)
-    return {
-        key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
-        for key, value in build().state_dict().items()
-    }
-
-
-# The hook
-
-
-def runner_of(model, resume=False):
-    return SimpleNamespace(model=model, _resume=resume, _load_from="x.pth", logger=logging.getLogger("test"))
-
-
-def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
-    for training in (True, False):
-        cfg = Config.fromfile(PLAIN)
-        cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
-        build_runner(cfg, training=training)
-    assert Config.fromfile(tmp_path / Path(PLAIN).name).model.backbone.dcn is True
-
-
-class Views(BaseTTAModel):
-    def merge_preds(self, data_samples_list):
-        return data_samples_list
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, Views])
-def test_wrapped_models(weights, wrap):
-    target = build()
-    if wrap is nn.DataParallel:
-        from mmengine.registry import MODEL_WRAPPERS
-
-        assert wrap in MODEL_WRAPPERS.module_dict.values()
-    runner = runner_of(wrap(module=target))
-    LoadCheckpointHook().after_load_checkpoint(runner, dict(weights))  # only weights, without state_dict
-    assert_same(target.state_dict(), weights)
-
-
-def test_what_does_not_fit_is_refused(weights):
-    fewer = {key: value for key, value in weights.items() if "mask_head.upsample" not in key}
-    more = {**weights, "teacher.weight": torch.ones(2)}
-    for state, name in ((fewer, "mask_head.upsample"), (more, "teacher.weight")):
-        for fine_tune in (False, True):
-            hook = LoadCheckpointHook(fine_tune)
-            with pytest.raises(CheckpointError, match=rf"^x\.pth: .*{name}.*--allow-partial"):
-                hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
-        hook = LoadCheckpointHook(allow_partial=True)
-        hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
-        with pytest.raises(CheckpointError, match=rf"{name}.*--resume") as error:
-            hook.after_load_checkpoint(runner_of(build(), resume=True), {"state_dict": state})
-        assert "--allow-partial" not in str(error.value)
-
-
-class Layers(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.body, self.num_classes, self.head = nn.Linear(2, 3), classes, nn.Linear(3, classes)
-
-
-def runner_for(model, folder, name, hook, **kwargs):
-    runner = make_runner(folder, name, **kwargs)
-    runner.model = model
-    runner.register_hook(hook)
-    return runner
-
-
-def test_moving_averages_start_from_the_loaded_weights(tmp_path):
-    """EMAHook copies the model before initialisation, and so would keep the copy's head."""
-    source, target = Layers(5), Layers(2)
-    torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
-    average = EMAHook()
-    runner = runner_for(target, tmp_path, "ema", average, load_from=str(tmp_path / "x.pth"))
-    runner.register_hook(LoadCheckpointHook(fine_tune=True))
-    average.before_run(runner)
-    nn.init.constant_(target.head.weight, 7.0)
-    runner.load_or_resume()
-    assert torch.equal(target.body.weight, source.body.weight)
-    assert (target.head.weight == 7).all()
-    assert_same(average.ema_model.module.state_dict(), target.state_dict())
-
-
-def test_moving_averages_of_a_resumed_run(tmp_path):
-    weights, averages = Layers(2).state_dict(), Layers(2).state_dict()
-    target = Layers(2)
-    average = EMAHook()
-    runner = runner_for(target, tmp_path, "ema again", average)
-    runner.register_hook(LoadCheckpointHook())
-    average.before_run(runner)
-    runner._resume = True
-    state = {f"module.{key}": value for key, value in weights.items()} | {"steps": torch.tensor(3)}
-    content = {"state_dict": averages, "ema_state_dict": state, "meta": {"epoch": 1, "iter": 3}}
-    torch.save(content, tmp_path / "x.pth")
-    runner.load_checkpoint(str(tmp_path / "x.pth"))
-    assert_same(target.state_dict(), weights)
-    assert_same(average.ema_model.module.state_dict(), averages)
 
 
 # The commands
@@ -207,6 +98,14 @@ def test_classes_are_known_without_the_data(run, folder, tmp_path):
 
 
 # Configs and work directories
+
+
+def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
+    for training in (True, False):
+        cfg = Config.fromfile(PLAIN)
+        cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
+        build_runner(cfg, training=training)
+    assert Config.fromfile(tmp_path / Path(PLAIN).name).model.backbone.dcn is True
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,29 @@
-"""Reading checkpoints, and converting those of older versions."""
+"""Reading checkpoints, converting those of older versions, and the hook that loads them."""
 
 import argparse
+import logging
 import re
 import shlex
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
 
 from .. import demo
 from .test_checkpoints import Harmful
+from .test_training import make_runner
 
 
 def build(classes=None, **backbone):
@@ -299,3 +305,86 @@ def test_classes_beside_other_channels():
     meta = {"dataset_meta": {"classes": [str(i) for i in range(79)]}}
     with pytest.raises(CheckpointError, match="another shape"):
         load_state(nn.Conv1d(5, 9, 1), layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
+
+
+# The hook
+
+
+def runner_of(model, resume=False):
+    return SimpleNamespace(model=model, _resume=resume, _load_from="x.pth", logger=logging.getLogger("test"))
+
+
+class Views(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Views])
+def test_wrapped_models(weights, wrap):
+    target = build()
+    if wrap is nn.DataParallel:
+        from mmengine.registry import MODEL_WRAPPERS
+
+        assert wrap in MODEL_WRAPPERS.module_dict.values()
+    runner = runner_of(wrap(module=target))
+    LoadCheckpointHook().after_load_checkpoint(runner, dict(weights))  # only weights, without state_dict
+    assert_same(target.state_dict(), weights)
+
+
+def test_what_does_not_fit_is_refused(weights):
+    fewer = {key: value for key, value in weights.items() if "mask_head.upsample" not in key}
+    more = {**weights, "teacher.weight": torch.ones(2)}
+    for state, name in ((fewer, "mask_head.upsample"), (more, "teacher.weight")):
+        for fine_tune in (False, True):
+            hook = LoadCheckpointHook(fine_tune)
+            with pytest.raises(CheckpointError, match=rf"^x\.pth: .*{name}.*--allow-partial"):
+                hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
+        hook = LoadCheckpointHook(allow_partial=True)
+        hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
+        with pytest.raises(CheckpointError, match=rf"{name}.*--resume") as error:
+            hook.after_load_checkpoint(runner_of(build(), resume=True), {"state_dict": state})
+        assert "--allow-partial" not in str(error.value)
+
+
+class Layers(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.num_classes, self.head = nn.Linear(2, 3), classes, nn.Linear(3, classes)
+
+
+def runner_for(model, folder, name, hook, **kwargs):
+    runner = make_runner(folder, name, **kwargs)
+    runner.model = model
+    runner.register_hook(hook)
+    return runner
+
+
+def test_moving_averages_start_from_the_loaded_weights(tmp_path):
+    """EMAHook copies the model before initialisation, and so would keep the copy's head."""
+    source, target = Layers(5), Layers(2)
+    torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
+    average = EMAHook()
+    runner = runner_for(target, tmp_path, "ema", average, load_from=str(tmp_path / "x.pth"))
+    runner.register_hook(LoadCheckpointHook(fine_tune=True))
+    average.before_run(runner)
+    nn.init.constant_(target.head.weight, 7.0)
+    runner.load_or_resume()
+    assert torch.equal(target.body.weight, source.body.weight)
+    assert (target.head.weight == 7).all()
+    assert_same(average.ema_model.module.state_dict(), target.state_dict())
+
+
+def test_moving_averages_of_a_resumed_run(tmp_path):
+    weights, averages = Layers(2).state_dict(), Layers(2).state_dict()
+    target = Layers(2)
+    average = EMAHook()
+    runner = runner_for(target, tmp_path, "ema again", average)
+    runner.register_hook(LoadCheckpointHook())
+    average.before_run(runner)
+    runner._resume = True
+    state = {f"module.{key}": value for key, value in weights.items()} | {"steps": torch.tensor(3)}
+    content = {"state_dict": averages, "ema_state_dict": state, "meta": {"epoch": 1, "iter": 3}}
+    torch.save(content, tmp_path / "x.pth")
+    runner.load_checkpoint(str(tmp_path / "x.pth"))
+    assert_same(target.state_dict(), weights)
+    assert_same(average.ema_model.module.state_dict(), averages)

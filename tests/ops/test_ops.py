@@ -108,25 +108,6 @@ def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     assert largest(ours) <= 2 * largest(plain) + 1e-6
 
 
-@forms_first
-def test_memory_formats(op, sample):
-    """Channels-last, strided and transposed inputs give the same results as contiguous ones."""
-
-    def strided(tensor: Tensor) -> Tensor:
-        return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-    def channels_last(tensor: Tensor) -> Tensor:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        return tensor.contiguous(memory_format=formats.get(tensor.dim(), torch.contiguous_format))
-
-    def transposed(tensor: Tensor) -> Tensor:
-        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-
-    for change in (strided, channels_last, transposed):
-        changed = sample.map(change)
-        assert_same(op, changed, sample, TOLERANCE[torch.float64])
-
-
 @pytest.mark.parametrize(
     ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
 )
