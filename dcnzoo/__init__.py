@@ -90,7 +90,9 @@ def load(
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"load: model: expected a name, a path or a file of dcnzoo export, got {model!r}")
-    if str(model).endswith((".onnx", ".xml", ".pt2")):
+    from dcnzoo.utils.files import EXPORTED
+
+    if str(model).endswith(EXPORTED):
         from dcnzoo.detect.exported import ExportedDetector
 
         options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}

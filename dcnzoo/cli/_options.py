@@ -11,7 +11,7 @@ import click
 
 from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import CHECKPOINTS, KINDS, require_file
+from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, require_file
 
 
 class UserPath(click.Path):
@@ -25,7 +25,6 @@ NAME = UserPath()  # of a file, for which shells complete files, or of something
 FILE = UserPath(dir_okay=False, path_type=Path)
 FOLDER = UserPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
-EXPORTED = (".onnx", ".xml", ".pt2")  # endings of exported files
 SETTINGS = "--cfg-options"
 METRICS = ("bbox", "segm", "proposal", "proposal_fast")
 
@@ -226,7 +225,7 @@ device = option(
 )
 backend = option(
     "--backend",
-    type=click.Choice(["onnxruntime", "openvino", "aotinductor"]),
+    type=click.Choice(tuple(BACKENDS.values())),
     help="Runtime of an exported file (default: the one for its ending).",
 )
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dcnzoo.detect import backends
 from dcnzoo.detect.checksum import require_intact
-
-ENDINGS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
+from dcnzoo.utils.files import BACKENDS
 
 
 class Session:
@@ -41,11 +39,11 @@ class Session:
         device: str = "auto",
         threads: int | None = None,
     ) -> None:
-        backend = backend or ENDINGS.get(Path(path).suffix, "onnxruntime")
+        backend = backend or BACKENDS.get(Path(path).suffix, "onnxruntime")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
-        if backend not in backends.NAMES:
-            raise ValueError(f"backend: expected one of {', '.join(backends.NAMES)}, got {backend!r}")
+        if backend not in BACKENDS.values():
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS.values())}, got {backend!r}")
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         require_intact(path)

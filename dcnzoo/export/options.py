@@ -9,10 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dcnzoo.detect.session import ENDINGS
 from dcnzoo.export.known_problems import RUNTIMES
 from dcnzoo.export.operators.deform_conv import check_target
-from dcnzoo.utils.files import picture_files, require_file
+from dcnzoo.utils.files import EXPORTED, picture_files, require_file
 from dcnzoo.utils.findings import Finding
 
 if TYPE_CHECKING:
@@ -52,8 +51,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         ending = Path(self.path).suffix
-        if ending not in ENDINGS:
-            raise ValueError(f"path: expected a name that ends in {', '.join(ENDINGS)}, got {self.path}")
+        if ending not in EXPORTED:
+            raise ValueError(f"path: expected a name that ends in {', '.join(EXPORTED)}, got {self.path}")
         if self.shape is not None and not (len(self.shape) == 2 and min(self.shape) > 0):
             raise ValueError(f"shape: expected height and width, got {self.shape}")
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):

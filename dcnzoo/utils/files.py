@@ -186,12 +186,15 @@ PICTURES = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 
+# endings of exported files and the runtimes that open them
+BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
+EXPORTED = tuple(BACKENDS)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # endings of files that users give in the place of another one
 KINDS = {
     **dict.fromkeys(PICTURES, "a picture"),
     **dict.fromkeys(VIDEOS, "a video"),
-    **dict.fromkeys((".onnx", ".xml", ".pt2"), "an exported detector"),
+    **dict.fromkeys(EXPORTED, "an exported detector"),
     **dict.fromkeys((".yml", ".yaml", ".txt", ".log", ".csv", ".html", ".md"), "a text"),
     **{".py": "a config", ".json": "a JSON file", ".zip": "an archive"},
 }

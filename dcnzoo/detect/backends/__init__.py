@@ -11,4 +11,3 @@ Shape = tuple[int | None, ...]  # None: any size
 Opened = tuple[
     dict[str, Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 ]
-NAMES = ("onnxruntime", "openvino", "aotinductor")
