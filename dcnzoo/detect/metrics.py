@@ -1,4 +1,4 @@
-"""Average precision by COCO's definition. Requires pycocotools."""
+"""Average precision by COCO's definition, and the names of its metrics. Requires pycocotools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from pycocotools.mask import area
 from dcnzoo.detect.detections import Detections
 
 MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the first is that of AP
-METRICS = ("AP", "AP50", "AP75", "AP, small", "AP, medium", "AP, large")  # COCOeval.stats[:6]
+KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
+METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
+    **{"mAP": "AP", "mAP_50": "AP50", "mAP_75": "AP75"},
+    **{"mAP_s": "AP, small", "mAP_m": "AP, medium", "mAP_l": "AP, large"},
+}
+NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for end in METRICS}
+
+
+def metric_name(key: str) -> str:
+    """Return the name of a metric: box AP50 for ``coco/bbox_mAP_50``; others are unchanged."""
+    return NAMES.get(key.rpartition("/")[2], key)
 
 
 def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
@@ -68,22 +78,35 @@ def evaluate(truth: COCO, results: Iterable[Detections]) -> dict[str, float]:
         for each in content["annotations"]
         if categories[each["category_id"]] is not None
     ]
-    metrics = _metrics(truth, objects, "bbox", "box")
+    metrics = _metrics(truth, objects, "bbox")
     if has_masks and any(each.get("segmentation") for each in truth.anns.values()):
         objects = [{**each, "area": area(each["segmentation"])} for each in objects]
-        metrics |= _metrics(truth, objects, "segm", "mask")
+        metrics |= _metrics(truth, objects, "segm")
     return metrics
 
 
-def _metrics(truth: COCO, objects: list[dict], kind: str, name: str) -> dict[str, float]:
+def _metrics(truth: COCO, objects: list[dict], kind: str) -> dict[str, float]:
+    evaluation = match(truth, objects, kind, maxDets=MOST_DETECTIONS)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    values = zip(METRICS.values(), evaluation.stats.tolist(), strict=False)
+    # -1: no object of this size
+    return {f"{KINDS[kind]} {metric}": value for metric, value in values if value >= 0}
+
+
+def numbered(annotations: Iterable[dict]) -> list[dict]:
+    """Give annotations ids from 1: pycocotools takes 0 for no match."""
+    return [{**each, "id": number} for number, each in enumerate(annotations, 1)]
+
+
+def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> COCOeval:
+    """Match detections, as annotations, with the objects of a COCO file. Parameters: ``COCOeval.params``."""
     with contextlib.redirect_stdout(io.StringIO()):
         found = COCO()
-        found.dataset = {**truth.dataset, "annotations": objects}
+        found.dataset = {**truth.dataset, "annotations": numbered(objects)}
         found.createIndex()
         evaluation = COCOeval(truth, found, kind)
-        evaluation.params.maxDets = MOST_DETECTIONS
+        vars(evaluation.params).update(parameters)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    values = zip(METRICS, evaluation.stats.tolist(), strict=False)
-    return {f"{name} {metric}": value for metric, value in values if value >= 0}  # -1: no object of this size
+    return evaluation

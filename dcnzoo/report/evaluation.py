@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.metrics import match, numbered
 
 IOU = 0.5  # of boxes that match
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -97,11 +98,18 @@ def evaluate(
             result.boxes.tolist(), result.labels.tolist(), result.scores, strict=True
         )
     ]
+    annotated = COCO()
+    annotated.dataset = {
+        "images": [{"id": image} for image in range(len(truth))],
+        "categories": [{"id": label} for label in range(classes)],
+        "annotations": numbered(objects),
+    }
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation(objects, results, len(truth), classes)
-        evaluation.accumulate()
-        likely = [result for result in results if result["score"] >= threshold]
-        matches = _evaluation(objects, likely, len(truth), classes, useCats=0, iouThrs=np.array([IOU]))
+        annotated.createIndex()
+    every = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+    evaluation = match(annotated, results, **every)
+    likely = [result for result in results if result["score"] >= threshold]
+    matches = match(annotated, likely, **every, useCats=0, iouThrs=np.array([IOU]))
     precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
     counts, f1, recall = _by_threshold(evaluation, classes)
     confusion, mistakes = _mistakes(objects, likely, matches, len(truth), classes)
@@ -153,25 +161,3 @@ def _entry(image: int, box: Sequence[float], label: int, **more: float) -> dict:
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
     return {"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, **more}
-
-
-def _evaluation(
-    objects: list[dict], results: list[dict], images: int, classes: int, **options: object
-) -> COCOeval:
-    both = COCO(), COCO()
-    for coco, entries in zip(both, (objects, results), strict=True):
-        for number, entry in enumerate(entries, 1):  # pycocotools takes 0 for no match
-            entry["id"] = number
-        coco.dataset = {
-            "images": [{"id": image} for image in range(images)],
-            "categories": [{"id": label} for label in range(classes)],
-            "annotations": entries,
-        }
-        coco.createIndex()
-    evaluation = COCOeval(*both, "bbox")
-    parameters = evaluation.params
-    parameters.maxDets = [100]
-    parameters.areaRng, parameters.areaRngLbl = [[0, 1e10]], ["all"]
-    vars(parameters).update(options)
-    evaluation.evaluate()
-    return evaluation

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from dcnzoo.detect.metrics import metric_name
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
-from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, metric_name
+from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
 from dcnzoo.report.sections.errors import results_data, show_errors, show_worst
 from dcnzoo.report.sections.pictures import show_detections, show_sampling

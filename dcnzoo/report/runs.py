@@ -1,7 +1,6 @@
 """Work directories of trainings, and their metrics."""
 
 import dataclasses
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ from dcnzoo.utils.files import CHECKPOINTS
 from dcnzoo.zoo.loading import checkpoint_of, work_directory
 
 _MAIN_METRICS = 3
-_KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
-_SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,15 +67,6 @@ class TrainedRun:
     def last_validation(self) -> dict[str, float]:
         """The metrics of the last validation; empty if there was none."""
         return self.history.validation[max(self.history.validation)] if self.history.validation else {}
-
-
-def metric_name(key: str) -> str:
-    """Return the display name of a metric: box AP50 for ``coco/bbox_mAP_50``; others are unchanged."""
-    match = re.fullmatch(r"coco/(bbox|segm|proposal)_mAP(?:_(50|75|s|m|l))?", key)
-    if not match:
-        return key
-    kind, detail = match.groups()
-    return f"{_KINDS[kind]} AP" + (f", {_SIZES[detail]}" if detail in _SIZES else detail or "")
 
 
 def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:

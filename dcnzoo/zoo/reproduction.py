@@ -12,13 +12,13 @@ from mmengine.runner import Runner
 from dcnzoo import zoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
+from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab.config_check import datasets
 from dcnzoo.openmmlab.weights import load_weights, without_wrapper
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 
-# name of a metric in CocoMetric → in metafiles
-FIGURES = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}
+FIGURES = ("box AP", "mask AP")  # in metafiles
 
 
 def find_model(name: str, config: Path) -> zoo.Model | None:
@@ -81,8 +81,8 @@ def evaluate(runner: Runner, checkpoint: Path, unsafe_load: bool, allow_partial:
     metrics = runner.test()
     if not metrics:  # CocoMetric returns no metrics if nothing was detected
         metrics = {f"{metric}_mAP": 0.0 for metric in runner.test_evaluator.metrics[0].metrics}
-    values = {metric.rpartition("/")[2]: value for metric, value in metrics.items()}
-    return {name: round(100 * values[key], 1) for key, name in FIGURES.items() if key in values}
+    values = {metric_name(metric): value for metric, value in metrics.items()}
+    return {name: round(100 * values[name], 1) for name in FIGURES if name in values}
 
 
 def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
@@ -90,4 +90,4 @@ def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
     if model is None or not (sources := model.sources()):
         return {}, ""
     source = min(sources, key=lambda source: not source.startswith("published"))
-    return {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES.values()}, source
+    return {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES}, source

@@ -15,12 +15,13 @@ import dcnzoo.openmmlab.hooks  # noqa: F401
 from mmengine.config import Config
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.detect.metrics import metric_name
 from dcnzoo.export import Detections
 from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.history import History
 from dcnzoo.report.report import render_runs, summary, write_report
-from dcnzoo.report.runs import TrainedRun, metric_name
+from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sections.errors import _short_names, class_table
 from dcnzoo.report.sections.pictures import locations
 from dcnzoo.report.validation import ValidationRunner, load_detectors

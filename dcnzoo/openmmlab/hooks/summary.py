@@ -19,6 +19,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
@@ -28,8 +29,7 @@ from dcnzoo.utils.text import columns, counted, cut, few
 WIDTH = 100  # columns of a terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
-# key of CocoMetric, which starts with the name of the metric → column
-LABELS = {"bbox_mAP": "box AP", "bbox_mAP_50": "box AP50", "segm_mAP": "mask AP"}
+COLUMNS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP")  # of CocoMetric
 
 
 class SummaryHook(Hook):
@@ -67,7 +67,7 @@ class SummaryHook(Hook):
         self._began = self._started = time.monotonic()
         metrics = runner.val_evaluator.metrics if runner.val_loop else ()
         kinds = {kind for metric in metrics for kind in getattr(metric, "metrics", ())}
-        self._aps = [label for key, label in LABELS.items() if key.partition("_")[0] in kinds]
+        self._aps = [metric_name(key) for key in COLUMNS if key.partition("_")[0] in kinds]
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
@@ -162,8 +162,8 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     """Return the metrics to show and their names: the APs of COCO, then others up to a number."""
     numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
     last_part = {key: key.rpartition("/")[2] for key in numbers}
-    names = {key: LABELS[part] for key, part in last_part.items() if part in LABELS}
-    return names if names and most <= len(LABELS) else {**dict([*last_part.items()][:most]), **names}
+    names = {key: metric_name(part) for key, part in last_part.items() if part in COLUMNS}
+    return names if names and most <= len(COLUMNS) else {**dict([*last_part.items()][:most]), **names}
 
 
 def shown_path(path: str | os.PathLike) -> str:

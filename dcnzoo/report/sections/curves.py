@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from dcnzoo.detect.metrics import metric_name
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import COLOURS, Curves, plot_curves
-from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, metric_name, name_of
+from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, name_of
 
 _LOW_AP = 0.1
 _EARLY = 2000  # iterations
