@@ -24,17 +24,17 @@ from torch import nn
 from benchmarks.coverage.test_mmdet import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.session import Session
-from dcnzoo.export.options import ExportOptions
-from dcnzoo.openmmlab.export.export import LEAST_TRACED, write_detector
+from dcnzoo.export.options import ExportResult
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor
-from dcnzoo.openmmlab.export.verify import Agreement, compare, predict_batch
+from dcnzoo.openmmlab.export.verify import compare, compare_all
+from tests.export.detectors import decoded, predict_batch
 
 _MODULES = ("fixed_size", "graph", "onnx", "openvino", "passes", "registration", "sampling", "vmap")
 DEPENDS = ("dcnzoo/export/operators", "dcnzoo/openmmlab/export", "benchmarks/coverage/test_export.py")
-DEPENDS += tuple(f"dcnzoo/export/{name}.py" for name in _MODULES)
+DEPENDS += tuple(f"dcnzoo/export/{name}.py" for name in (*_MODULES, "writing"))
 SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
 IMAGES, ROUNDING = 5, 1e-6  # images to try, and a relative change like that of another order of sums
 BACKENDS = ("onnxruntime", "openvino")
@@ -116,6 +116,13 @@ def stable_images(detector: nn.Module, *shape: int) -> tuple[torch.Tensor, list[
     )
 
 
+def export(model: nn.Module, path: Path, size: int) -> ExportResult:
+    """Export with dynamic sizes if the detector supports them."""
+    detector = TorchDetector(model, channels_last=False)
+    fixed = (size, size) if Predictor(predicting_part(model)).one_size else None
+    return detector.export(path, shape=fixed)
+
+
 def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
     """Export a detector; compare the file with PyTorch in each backend; return what is supported.
 
@@ -128,38 +135,34 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
     if settings.get("score_thr", 0) > 0.005:  # random classifiers are less certain than trained ones
         settings.score_thr = 0.005
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
-        detector = predicting_part(prepare(cfg))
-        detector.eval()  # that of LD returns None
-        expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
-        # refuses what is not supported, before the expensive steps
-        model = Predictor(detector)
-        one_size = model.one_size
-        if type(detector) is SOLO:  # the initial probability of its masks is 0.01
-            for layer in detector.mask_head.conv_mask_list:
+        model = prepare(cfg)
+        model.cfg = cfg
+        model.eval()
+        network = predicting_part(model)
+        network.eval()  # that of LD returns None
+        expect(isinstance(network, BaseDetector), f"expected a detector, got {type(network).__name__}")
+        Predictor(network)  # refuses what is not supported, before the expensive steps
+        if type(network) is SOLO:  # the initial probability of its masks is 0.01
+            for layer in network.mask_head.conv_mask_list:
                 nn.init.zeros_(layer.bias)
         torch.manual_seed(0)
-        calibrate(detector, torch.randn(4, 3, size, size))  # with one, all scores in other images may be 1
-        shapes = [(1, size, size)] if one_size else [(1, size, size), (2, size + 64, size)]
-        samples = [stable_images(detector, *shape) for shape in shapes]
+        calibrate(network, torch.randn(4, 3, size, size))  # with one, all scores in other images may be 1
         path = Path(folder) / "model.onnx"
         try:
-            # for a dynamic file, no map of the example may have a size of 1
-            example = samples[0][0] if one_size else torch.zeros(1, 3, *[max(size, LEAST_TRACED)] * 2)
-            write_detector(model, example, ExportOptions(path), dynamic=not one_size, metadata={})
+            result = export(model, path, size)
         except ValueError as error:  # names the file in a temporary folder
             raise ValueError(str(error).replace(str(path), path.name)) from error
+        shapes = [(1, size, size)] if result.shape else [(1, size, size), (2, size + 64, size)]
+        samples = [stable_images(network, *shape) for shape in shapes]
         scans = any(node.op_type == "Scan" for node in onnx.load(path).graph.node)  # not in OpenVINO
         for backend in backends[:1] if scans else backends:
             session = Session(path, backend)
             for images, expected in samples:
-                outputs, agreement = session(images.numpy()), Agreement(0, 0)
-                for n, reference in enumerate(expected):
-                    size = images.shape[2:]
-                    of_image = {name: value[n] for name, value in outputs.items()}
-                    agreement += compare(rescale_detections(of_image, size, size, {}), reference)
+                results = decoded(session(images.numpy()), [tuple(images.shape[2:])] * len(images))
+                agreement = compare_all(results, expected)
                 agreed = f"{agreement.matched} of {agreement.number} detections agree"
                 expect(agreement.holds, f"{agreed} in {backend}, {list(images.shape)}")
-    limits = ", fixed size" * one_size + ", not in OpenVINO" * (scans and "openvino" in backends)
+    limits = ", fixed size" * bool(result.shape) + ", not in OpenVINO" * (scans and "openvino" in backends)
     return f"ok{limits}"
 
 

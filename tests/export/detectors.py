@@ -1,5 +1,7 @@
 """Small detectors of each family, whose weights detect objects, and their predictions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -10,8 +12,10 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.openmmlab.detector import to_detections
+from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
-from dcnzoo.openmmlab.export.verify import Agreement, compare_all, predict_batch
+from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, compare_all
 
 CLASSES = 5
 WIDTH = 16
@@ -35,6 +39,7 @@ CONFIGS = {
     "DAB-DETR": "dab_detr/dab-detr_r50_8xb2-50e_coco.py",
     "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
     "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
+    "PAA": "paa/paa_r50_fpn_1x_coco.py",
     "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
     "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
     "Mask Scoring R-CNN": "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py",
@@ -44,8 +49,8 @@ CONFIGS = {
     "SOLOv2": "solov2/solov2_r50_fpn_1x_coco.py",
     "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
 }
-PLAIN = ("CornerNet", "YOLOX", "DDQ", "GFL", "RepPoints", "Double-Head", "Mask Scoring R-CNN", "Mask2Former",
-         "RTMDet-Ins", "SOLO", "SOLOv2")  # without deformable convolution in the backbone  # fmt: skip
+PLAIN = ("CornerNet", "YOLOX", "DDQ", "GFL", "PAA", "RepPoints", "Double-Head", "Mask Scoring R-CNN",
+         "Mask2Former", "RTMDet-Ins", "SOLO", "SOLOv2")  # without DCN in the backbone  # fmt: skip
 DEFORMABLE = ("Deformable DETR", "DINO", "DDQ")
 PADDING_MASKED = ("DETR", "Conditional DETR", "DAB-DETR", *DEFORMABLE)
 
@@ -163,7 +168,7 @@ def config(family: str, dcn: bool = False) -> dict:
             cfg.bbox_head.update(point_strides=[8, 16, 32], point_feat_channels=WIDTH)
         else:
             cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
-    if family in ("FCOS", "GFL", "RepPoints"):
+    if family in ("FCOS", "GFL", "PAA", "RepPoints"):
         cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
     return cfg
 
@@ -200,6 +205,25 @@ def padded(family: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
     images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
     return images, sizes
+
+
+@torch.no_grad()
+def predict_batch(
+    network: nn.Module, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+) -> list[Detections]:
+    """Return MMDetection's own results for a batch, in pixels of the input.
+
+    Args:
+        sizes: heights and widths of the pictures, if the images are padded.
+    """
+    padded = tuple(images.shape[-2:])
+    samples = [data_sample(size, padded) for size in sizes or [padded] * len(images)]
+    with LowerIndexFirst():
+        results = [sample.pred_instances for sample in network.predict(images, samples, rescale=False)]
+    for result, sample in zip(results, samples, strict=True):
+        if "masks" in result:
+            result.masks = result.masks[:, : sample.img_shape[0], : sample.img_shape[1]]
+    return [to_detections(result, -1) for result in results]
 
 
 def decoded(outputs: dict[str, np.ndarray], sizes) -> list[Detections]:

@@ -18,11 +18,14 @@ from torch import nn
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import ABSENT, keep_boxes, paste_masks, roi_align_pyramid, running_max
-from dcnzoo.export.options import ExportOptions, ExportResult
+from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
+from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.export import write_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
+from dcnzoo.openmmlab.export.modes import TorchSigmoid
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.suppress import suppress
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, verify_raw_outputs
@@ -57,7 +60,7 @@ def outputs_of(detector, images):
     [pytest.param(f, marks=[pytest.mark.slow] if f in ALIKE else []) for f in CONFIGS],
 )
 def test_a_batch_of_two_sizes_is_predicted_as_by_mmdetection(family):
-    few = dict(max_per_img=50) if family == "PointRend" else {}  # its points take seconds
+    few = {"PointRend": dict(max_per_img=50), "PAA": dict(nms_pre=100)}.get(family, {})  # points take seconds
     detector = build(family, dcn := has_dcn(family), **few)
     assert any("conv_offset" in name for name, _ in detector.named_parameters()) == dcn
     images, sizes = padded(family)
@@ -96,6 +99,26 @@ def test_graphs_for_one_size(tmp_path):
     balanced.neck = nn.Sequential(balanced.neck, BFP(WIDTH, 5))
     with pytest.raises(ValueError, match=r"shape: expected height and width"):
         export(balanced, tmp_path / "m.onnx", torch.zeros(1, 3, 96, 96), dynamic=True)
+
+
+def test_a_test_pipeline_that_a_file_cannot_have(monkeypatch, tmp_path):
+    """As CornerNet's, which pads all sides: the size is dynamic here too; it had to be given."""
+    detector, sizes = build("RetinaNet"), {}
+    steps = [dict(type="LoadImageFromFile"), dict(type="RandomCenterCropPad")]
+    detector.cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=steps))))
+
+    def write(model, images, options, dynamic, **_):
+        sizes[dynamic] = images.shape
+        return (tmp_path / "model.xml",)
+
+    monkeypatch.setattr(export_module, "write_detector", write)
+    loaded = TorchDetector(detector)
+    result = loaded.export(tmp_path / "model.xml")
+    assert result.shape is None and sizes == {True: (1, 3, 640, 640)}
+    assert "RandomCenterCropPad" in str(result.findings)
+    for options in (dict(verify=True), dict(precision=Int8("docs/images"))):
+        with pytest.raises(ValueError, match=rf"{next(iter(options))}: .*RandomCenterCropPad"):
+            loaded.export(tmp_path / "model.xml", **options)
 
 
 def test_an_example_with_maps_of_one_pixel(tmp_path):
@@ -418,6 +441,19 @@ def test_all_true(tmp_path):
     export_onnx(Model(), (torch.ones(2, 3),), tmp_path / "model.onnx")
     for x in (torch.ones(2, 3), torch.eye(2, 3)):
         assert run(tmp_path / "model.onnx", x)[0] == (x > 0).all()
+
+
+def test_sigmoids_round_as_in_torch(tmp_path):
+    """Equal scores of a confident RPN are ranked by index: in the file, half of them were not equal."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            with TorchSigmoid():
+                return x.sigmoid()
+
+    x = torch.linspace(2, 14, 10_000)
+    export_onnx(Model(), (x,), tmp_path / "model.onnx")
+    assert (run(tmp_path / "model.onnx", x)[0] == x.sigmoid()).float().mean() > 0.98
 
 
 def test_what_the_exporter_does_not_know_is_named(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.models.layers import multiclass_nms
-from mmdet.models.roi_heads import SCNetRoIHead
+from mmdet.models.roi_heads import SCNetRoIHead, TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
@@ -28,9 +28,9 @@ from dcnzoo.openmmlab.export.replacements.masks import around
 from dcnzoo.openmmlab.export.replacements.roi import add_context, pool
 from dcnzoo.openmmlab.export.rules import replace_everywhere
 from dcnzoo.openmmlab.export.suppress import of_class
-from dcnzoo.openmmlab.export.verify import compare, predict_batch
+from dcnzoo.openmmlab.export.verify import compare
 
-from .detectors import agreement_of, build, size
+from .detectors import agreement_of, build, predict_batch, size
 
 
 def test_functions_are_replaced_also_where_a_patch_wraps_them():
@@ -195,6 +195,17 @@ def test_a_new_head_needs_one_rule(monkeypatch):
     monkeypatch.setitem(rules.BY_KIND, NewHead, rules.Rule(NewHead, rules.DENSE))
     agreement = agreement_of(detector, torch.randn(1, 3, *size("RetinaNet")))
     assert agreement.holds and agreement.number >= 100
+
+
+def test_branches_of_tridentnet():
+    detector = build("Faster R-CNN")
+    head = detector.roi_head
+    head.__class__, head.num_branch, head.test_branch_idx = TridentRoIHead, 3, 1
+    agreement = agreement_of(detector, torch.randn(1, 3, *size("Faster R-CNN")))
+    assert agreement.holds and agreement.number >= 100
+    head.test_branch_idx = -1
+    with pytest.raises(ValueError, match=r"detector: .*test_branch_idx"):
+        Predictor(detector)
 
 
 def test_fast_rcnn_is_refused():

@@ -12,12 +12,12 @@ from torch import nn
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
-from dcnzoo.openmmlab.export.verify import predict_batch as predict
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError
 
 from ..export.detectors import build, calibrate, config, has_dcn
+from ..export.detectors import predict_batch as predict
 
 FAMILIES = ("Mask R-CNN", "RetinaNet", "Deformable DETR", "YOLOX", "InternImage")
 LEAST_FUSED = {"Mask R-CNN": 35, "RetinaNet": 20, "Deformable DETR": 35, "YOLOX": 60, "InternImage": 35}

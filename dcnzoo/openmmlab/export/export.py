@@ -48,8 +48,8 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
         pipeline = get_test_pipeline_cfg(detector.model.cfg)
         preprocessing = preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
     except ValueError as error:
-        if options.shape is None or options.verify or files:
-            text = f"shape: expected height and width with this config: {one_line(error)}"
+        if files or (options.verify and not options.raw_outputs):
+            text = f"{'precision' if files else 'verify'}: expected another test pipeline: {one_line(error)}"
             raise ValueError(text) from error
         preprocessing = None
         text = f"dcnzoo.load cannot use the file: {one_line(error)}"
@@ -57,20 +57,20 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
     package = Path(options.path).suffix == ".pt2"
     model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package)
     _require_class_names(network, detector.classes)
-    shape = options.shape
+    example = options.shape or (640, 640)
     if preprocessing is not None:
-        size = shape or preprocessing.padded((preprocessing.scale or (640, 640))[::-1])
+        size = options.shape or preprocessing.padded((preprocessing.scale or example)[::-1])
         example = tuple(length + -length % preprocessing.pad_divisor for length in size)
-        shape = example if shape or package or model.one_size else None
-    if shape is not None and options.shape is None:
-        text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
-        findings.append(Finding(type(network).__name__, text, stops=False))
+    shape = example if options.shape or package or model.one_size else None
     if shape is None:
         factor = -(-LEAST_TRACED // min(example))
         example = tuple(length * factor for length in example)
+    elif options.shape is None:
+        text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
+        findings.append(Finding(type(network).__name__, text, stops=False))
     written = write_detector(
         model,
-        torch.zeros(1, 3, *(shape or example)),
+        torch.zeros(1, 3, *example),
         options,
         dynamic=shape is None,
         metadata={} if preprocessing is None else preprocessing.to_metadata(),
@@ -80,7 +80,7 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
         findings += check(written[0], options.runtime)
     result = ExportResult(written, shape, tuple(findings))
     if options.raw_outputs and options.verify:
-        verify_raw_outputs(network, result, shape or example)
+        verify_raw_outputs(network, result, example)
     elif options.verify:
         pictures = inputs.pictures_to_verify(options.verify, preprocessing)
         agreement = verify(detector, result.load(device="cpu"), pictures)

@@ -29,7 +29,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dcnzoo.compat.patches import Changes
 from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.modes import SymbolicSizes, data_sample, number_of_rows, tensor_of
+from dcnzoo.openmmlab.export.modes import (
+    SymbolicSizes,
+    TorchSigmoid,
+    data_sample,
+    number_of_rows,
+    tensor_of,
+)
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
 from dcnzoo.openmmlab.export.replacements.layers import convolve
 from dcnzoo.utils.errors import one_line
@@ -119,15 +125,17 @@ class Predictor(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Call the detector's ``predict`` with the features and outputs of heads of one image."""
         detector, proposed = self.detector, []
-        with Changes() as changes:
+        with Changes() as changes, TorchSigmoid():
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)
+            head = getattr(detector, "roi_head", getattr(detector, "bbox_head", None))
+            settings = getattr(head, "test_cfg", None) or {}
+            limits = {name: settings.get(name, 0) for name in LIMITS}
+            best_boxes = partial(keep_best, proposed=proposed, limits=limits)
+            rules.replace_everywhere(changes, layers.multiclass_nms, best_boxes)
             if hasattr(detector, "roi_head"):
                 changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
-                limits = {name: detector.roi_head.test_cfg.get(name, 0) for name in LIMITS}
-                best_boxes = partial(keep_best, proposed=proposed, limits=limits)
-                rules.replace_everywhere(changes, layers.multiclass_nms, best_boxes)
                 if detector.roi_head.with_mask and not self.all_masks:
                     changes.wrap(detector.roi_head, "predict_mask", self._defer)
             changes.wrap(F, "conv2d", convolve)

@@ -73,6 +73,12 @@ RULES = (
     Rule(dense_heads.CondInstBboxHead, DENSE),
     Rule(dense_heads.YOLOV3Head, DENSE, around={"predict_by_feat": boxes.drop_uncertain}),
     Rule(dense_heads.YOLOXHead, DENSE, instead={"predict_by_feat": boxes.keep_best_classes}),
+    Rule(
+        dense_heads.PAAHead,
+        (*DENSE, SINGLE, "score_voting"),
+        instead={"score_voting": boxes.vote},
+        around={SINGLE: boxes.keep_best_priors},
+    ),
     Rule(dense_heads.CornerHead, (*DENSE, SINGLE), instead=_by_corners),
     Rule(
         dense_heads.RTMDetInsHead,
@@ -87,6 +93,7 @@ RULES = (
     Rule(dense_heads.Mask2FormerHead, ("predict",), has_masks=True),
     Rule(MaskFormerFusionHead, ("predict",), instead={"instance_postprocess": masks.instances}),
     Rule(roi_heads.StandardRoIHead, ROI, has_masks=True),
+    Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes")),
     Rule(roi_heads.MaskScoringRoIHead, ROI, has_masks=True),
     Rule(roi_heads.GridRoIHead, ROI, has_masks=True),
     Rule(
@@ -219,6 +226,8 @@ def reason_to_refuse_detector(detector: nn.Module) -> str:
         return reason
     if "roi_head" in parts and "rpn_head" not in parts:
         return f"the proposals of {name} are an input"
+    if getattr(parts.get("roi_head"), "test_branch_idx", 0) == -1:
+        return f"{name} predicts with all branches: expected test_branch_idx from 0"
     fusion = getattr(detector, "panoptic_fusion_head", None)
     if fusion is not None:
         settings = fusion.test_cfg

@@ -20,7 +20,6 @@ from dcnzoo.detect.exported import ExportedDetector, stack
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import Agreement, ExportResult
 from dcnzoo.openmmlab.detector import to_detections
-from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import RawHead
 
 if TYPE_CHECKING:
@@ -162,25 +161,6 @@ def predict(
     for sample in samples:
         sample.set_metainfo(dict(batch_input_shape=padded, pad_shape=padded))
     return [to_detections(sample.pred_instances, -1) for sample in model(images, samples, mode="predict")]
-
-
-@torch.no_grad()
-def predict_batch(
-    network: nn.Module, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
-) -> list[Detections]:
-    """Return MMDetection's own results for a batch, in pixels of the input.
-
-    Args:
-        sizes: heights and widths of the pictures, if the images are padded.
-    """
-    padded = tuple(images.shape[-2:])
-    samples = [data_sample(size, padded) for size in sizes or [padded] * len(images)]
-    with LowerIndexFirst():
-        results = [sample.pred_instances for sample in network.predict(images, samples, rescale=False)]
-    for result, sample in zip(results, samples, strict=True):
-        if "masks" in result:
-            result.masks = result.masks[:, : sample.img_shape[0], : sample.img_shape[1]]
-    return [to_detections(result, -1) for result in results]
 
 
 def compare_all(

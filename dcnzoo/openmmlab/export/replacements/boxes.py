@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmdet.models import dense_heads
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.structures.bbox import get_box_tensor
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -56,7 +56,7 @@ def keep_best(
     limits: Mapping[str, int] | None = None,
 ) -> tuple[Tensor, ...]:
     """Replace ``multiclass_nms``."""
-    count, classes = len(multi_scores), multi_scores.shape[1] - 1
+    count, classes = multi_scores.shape[0], multi_scores.shape[1] - 1
     boxes = multi_bboxes.reshape(count, -1, 4).expand(-1, classes, -1).reshape(-1, 4)
     scores = multi_scores[:, :-1]
     there = scores > score_thr
@@ -128,6 +128,50 @@ def drop_uncertain(
         logits = torch.where(certain, values[:, :, 5:], -torch.inf)
         maps.append(torch.cat([values[:, :, :5], logits], 2).flatten(1, 2))
     return predict(self, maps, *args, cfg=cfg, **kwargs)
+
+
+def keep_best_priors(
+    predict: Callable,
+    self: dense_heads.PAAHead,
+    *,
+    cls_score_list: list[Tensor],  # by level
+    bbox_pred_list: list[Tensor],
+    score_factor_list: list[Tensor],
+    mlvl_priors: list[Tensor],
+    cfg: ConfigDict | None = None,
+    **kwargs: Any,
+) -> InstanceData:
+    """Call ``PAAHead._predict_by_feat_single``, which compares ``nms_pre`` with the size of a level."""
+    cfg = ConfigDict(self.test_cfg if cfg is None else cfg)
+    most, levels = cfg.pop("nms_pre", MOST), []
+    for *maps, priors in zip(cls_score_list, bbox_pred_list, score_factor_list, mlvl_priors, strict=True):
+        widths = (self.cls_out_channels, 4, 1)
+        logits, deltas, factors = (
+            part.permute(1, 2, 0).reshape(-1, width) for part, width in zip(maps, widths, strict=True)
+        )
+        scores = logits.sigmoid().amax(1) * factors[:, 0].sigmoid()
+        scores, index = (part[0] for part in best(scores[None], most))
+        logits = torch.where(scores[:, None] >= 0, logits[index], -torch.inf)
+        rows = logits, deltas[index], factors[index]
+        levels.append((*(part.t()[:, :, None] for part in rows), priors[index]))
+    return predict(self, *zip(*levels, strict=True), cfg=cfg, **kwargs)
+
+
+def vote(
+    self: dense_heads.PAAHead,
+    det_bboxes: Tensor,  # [K, 5]
+    det_labels: Tensor,
+    mlvl_bboxes: Tensor,  # [M, 4]
+    mlvl_nms_scores: Tensor,  # [M, classes + 1]
+    score_thr: float,
+) -> tuple[Tensor, Tensor]:
+    """Replace ``PAAHead.score_voting``, which loops over boxes."""
+    scores = mlvl_nms_scores.t()[det_labels.clamp(min=0)]
+    overlaps = bbox_overlaps(det_bboxes[:, :4], mlvl_bboxes)
+    weights = torch.exp(-((1 - overlaps) ** 2) / 0.025) * scores
+    weights = torch.where((overlaps > 0.01) & (scores > score_thr), weights, 0)
+    boxes = weights @ mlvl_bboxes / weights.sum(1, keepdim=True)
+    return torch.cat([boxes, det_bboxes[:, 4:]], 1), det_labels
 
 
 def keep_best_classes(
