@@ -39,7 +39,7 @@ DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
 # Pages whose Python blocks run in order, with the variables that they assume
 RUN = {
     "README.md": {},
-    **{f"docs/{name}.md": {} for name in ("layers", "migration", "internimage", "offset_layout")},
+    **{f"docs/{name}.md": {} for name in ("layers", "migration", "internimage", "offset_layout", "deploy")},
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3), transposed_weight=(4, 2, 3, 3)),
     "docs/ops/deform_attn.md": {
         **LEVELS,
@@ -133,6 +133,8 @@ def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
+    for package in ("mmdet", "onnxscript", "onnxruntime", "openvino") if "deploy" in page else ():
+        pytest.importorskip(package)
     namespace = dict(RUN[page])
     for block in blocks(ROOT / page, "python"):
         if not is_config(block):

@@ -30,10 +30,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 @option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
 @option(
-    *("--test-img", "--input-img"),
-    type=NAME,
-    metavar="IMAGE",
-    help="Image, or folder of images, for --verify and --show (default: a generated one).",
+    "--test-img", "--input-img", type=NAME, metavar="IMAGE", help="For --verify, --show (default: generated)."
 )
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
