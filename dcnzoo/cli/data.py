@@ -15,7 +15,8 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.cli._terminal import print_columns, print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.text import counted, cut
 
 if TYPE_CHECKING:
     from dcnzoo.data.check import Report
@@ -147,7 +148,6 @@ def check(
       dcnzoo data check train.json --images images --fix fixed.json
     """
     from dcnzoo.data import check as checking
-    from dcnzoo.utils.text import counted
 
     if config is not None:
         if classes is not None:
@@ -223,8 +223,6 @@ def config(out: Path, force: bool, **options: Any) -> None:
       dcnzoo data config train.json val.json fruits.py --images images
       dcnzoo train fruits.py --auto-scale-lr
     """
-    from dcnzoo.utils.errors import user_errors
-
     _options.output_files(force)(out)
     with user_errors():
         from dcnzoo.zoo.config_writer import write_config
@@ -308,8 +306,6 @@ def download(
 
 
 def _show_written(out: Path, content: dict) -> None:
-    from dcnzoo.utils.text import counted
-
     objects = counted(len(content["annotations"]), "objects")
     print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
 
@@ -322,8 +318,6 @@ def _convert(
     force: bool,
     **options: Any,
 ) -> None:
-    from dcnzoo.utils.text import cut
-
     claim = _options.output_files(force)
     claim(out)
     conversion, prefix = convert(source, **options)
@@ -345,8 +339,6 @@ def _convert(
 
 
 def _classes_of(config: Path) -> list[str]:
-    from dcnzoo.utils.errors import user_errors
-
     with user_errors():
         from dcnzoo.openmmlab.detector import metainfo
         from dcnzoo.openmmlab.runner import read_config_file
@@ -359,7 +351,6 @@ def _classes_of(config: Path) -> list[str]:
 
 def _show(report: Report) -> None:
     from dcnzoo.data.check import KINDS
-    from dcnzoo.utils.text import counted, cut
 
     counts = ", ".join(counted(number, key) for key, number in report.counts.items())
     print(printable(f"{report.file}: {counts}"))

@@ -15,7 +15,7 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import printable, user_errors
 from dcnzoo.utils.files import picture_files, require_file, write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ def command(
     import dcnzoo
     from dcnzoo.detect.detector import Results
     from dcnzoo.detect.video import VideoFile
-    from dcnzoo.utils.errors import user_errors
 
     ending = ".txt" if as_txt else "" if as_json or save_video else ".png"
     claim = _options.output_files(force, images)

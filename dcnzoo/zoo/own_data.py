@@ -173,15 +173,12 @@ def _coco(data: Path, folder: Path) -> Iterator[Part]:
 
 
 def _voc(data: Path, folder: Path) -> Iterator[Part]:
-    for split in _voc_splits(data):
-        yield convert_voc(data, split)
-
-
-def _voc_splits(data: Path) -> tuple[str | None, ...]:
     lists = {file.stem for file in (*data.glob("ImageSets/Main/*.txt"), *data.glob("ImageSets/*.txt"))}
     if {"train", "val"} <= lists:
-        return "train", "val"
-    return ("trainval",) if "trainval" in lists else (None,)
+        yield convert_voc(data, "train")
+        yield convert_voc(data, "val")
+    else:
+        yield convert_voc(data, "trainval" if "trainval" in lists else None)
 
 
 def _yolo(data: Path, folder: Path) -> Iterator[Part]:
