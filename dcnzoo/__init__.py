@@ -103,18 +103,15 @@ def load(
                 raise ValueError(f"{name}: expected none with an exported file, got {value}")
         return ExportedDetector(model, device=device, score_threshold=score_threshold)
 
-    from dcnzoo.openmmlab.config_check import check_config
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.detector import TorchDetector, build, require_device
-    from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.openmmlab.runner import read_checked_config
     from dcnzoo.zoo.loading import locate
 
     require_device(device)  # before the download
     config, weights = locate(model, checkpoint, required=True, trust_config=trust_config)
-    with user_errors():
-        cfg = read_config_file(config, cfg_options)
-        check_config(cfg, config, runs=False)
+    cfg = read_checked_config(config, cfg_options)
     with config_errors(cfg):
         options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-        return TorchDetector(build(cfg, weights, **options), score_threshold, channels_last, fuse, precision)
+        network = build(cfg, weights, **options)
+    return TorchDetector(network, score_threshold, channels_last, fuse, precision)

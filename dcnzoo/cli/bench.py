@@ -78,13 +78,15 @@ def command(
             exported = (model, *exported)
         else:
             from dcnzoo.openmmlab import profile as of_pytorch
+            from dcnzoo.openmmlab.config_errors import config_errors
             from dcnzoo.openmmlab.detector import build
-            from dcnzoo.openmmlab.runner import read_config_file
+            from dcnzoo.openmmlab.runner import read_checked_config
             from dcnzoo.zoo.loading import locate
 
             config, weights = locate(model, checkpoint)
-            cfg = read_config_file(config, cfg_options)
-            network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
+            cfg = read_checked_config(config, cfg_options)
+            with config_errors(cfg):
+                network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
             detectors |= of_pytorch.variants(network, threads)
         for file in exported:
             detectors |= timing.exported(file, backend, device, threads)

@@ -33,8 +33,8 @@ def command(
     from mmengine.registry import init_default_scope
     from rich.progress import track
 
-    from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.openmmlab.config_errors import config_errors
+    from dcnzoo.openmmlab.runner import read_checked_config
     from dcnzoo.utils.files import require_writable
     from dcnzoo.zoo.loading import locate
 
@@ -42,21 +42,21 @@ def command(
     folder = out or Path("work_dirs") / "browse" / config.stem
     require_writable(folder)
     claim = _options.output_files(force)
-    with user_errors():
-        cfg = read_config_file(config, cfg_options)
+    cfg = read_checked_config(config, cfg_options, [f"{split}_dataloader", "visualizer"])
+    with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))
         dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
         visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None})
-    visualizer.dataset_meta = dataset.metainfo
-    for index in track(range(min(num_images, len(dataset))), description="drawing"):
-        item = dataset[index]
-        sample = item["data_samples"]
-        truth = sample.gt_instances
-        truth.bboxes = getattr(truth.bboxes, "tensor", truth.bboxes)
-        if "masks" in truth:
-            truth.masks = truth.masks.to_ndarray().astype(bool)
-        name = Path(sample.img_path).with_suffix(".png").name
-        image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR → RGB
-        target = str(claim(folder / f"{index:05d}_{name}"))
-        visualizer.add_datasample(name, image, sample, draw_pred=False, out_file=target)
+        visualizer.dataset_meta = dataset.metainfo
+        for index in track(range(min(num_images, len(dataset))), description="drawing"):
+            item = dataset[index]
+            sample = item["data_samples"]
+            truth = sample.gt_instances
+            truth.bboxes = getattr(truth.bboxes, "tensor", truth.bboxes)
+            if "masks" in truth:
+                truth.masks = truth.masks.to_ndarray().astype(bool)
+            name = Path(sample.img_path).with_suffix(".png").name
+            image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR → RGB
+            target = str(claim(folder / f"{index:05d}_{name}"))
+            visualizer.add_datasample(name, image, sample, draw_pred=False, out_file=target)
     print(folder)

@@ -339,13 +339,12 @@ def _convert(
 
 
 def _classes_of(config: Path) -> list[str]:
-    with user_errors():
-        from dcnzoo.openmmlab.detector import metainfo
-        from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.openmmlab.config_errors import config_errors
+    from dcnzoo.openmmlab.detector import metainfo
+    from dcnzoo.openmmlab.runner import read_checked_config
 
-        cfg = read_config_file(config)
-        if "train_dataloader" not in cfg:
-            raise UserError(f"--config: {config}: expected a train_dataloader, found none")
+    cfg = read_checked_config(config, required=["train_dataloader"])
+    with config_errors(cfg):
         return list(metainfo(cfg.train_dataloader.dataset)["classes"])
 
 

@@ -38,13 +38,13 @@ def command(
     examples:
       dcnzoo flops CONFIG --shape 800 1280 --by-operator
     """
+    from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch, test_batches
-    from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.openmmlab.runner import read_checked_config
     from dcnzoo.zoo.loading import locate
 
-    with user_errors():
-        cfg = read_config_file(locate(model, weights=False)[0], cfg_options)
+    cfg = read_checked_config(locate(model, weights=False)[0], cfg_options)
+    with config_errors(cfg):
         network = build(cfg, device=device)
         if num_images:
             batches = test_batches(cfg, num_images)

@@ -70,7 +70,7 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
 
     outputs = FILES if report or options["data"] else ()
     work_dir = train(
-        model or base, resume=True if resume == "auto" else resume or False, outputs=outputs, **options
+        model or base, resume={None: False, "auto": True}.get(resume, resume), outputs=outputs, **options
     )
     if outputs and is_main_process():
         print(f"report: {write_report([work_dir], device='auto', force=options['force'])}")

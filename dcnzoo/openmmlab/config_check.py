@@ -83,7 +83,7 @@ def check_config(
 
 def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) -> list[Finding]:
     """List the problems of a config; see :func:`check_config`."""
-    missing = [key for key in required if not cfg.get(key)]
+    missing = [key for key in required if not cfg.get(key) or isinstance(cfg[key], str | int | float)]
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         nodes = list(places(cfg))
@@ -281,6 +281,7 @@ def _same_images(*files: str) -> bool:
 
 def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
     """Yield every data set's loader, config and metainfo."""
-    for loader in LOADERS:
-        for dataset in datasets((cfg.get(loader) or {}).get("dataset") or {}):
+    for loader in filter(cfg.get, LOADERS):
+        node = cfg[loader]
+        for dataset in datasets(node.get("dataset") or {}) if isinstance(node, Mapping) else ():
             yield loader, dataset, declared_metainfo(dataset)

@@ -61,10 +61,15 @@ def set_up_training(
         What ``epochs``, ``batch_size`` and ``lr`` have changed, on one line.
 
     Raises:
-        UserError: ``auto_scale_lr`` without a base batch size, the checkpoint does not exist, the config has
-            not the setting of an option, the package of ``logger`` is not installed, or the work directory
-            has checkpoints, although ``resume`` and ``force`` are not set.
+        UserError: a number is out of range, ``auto_scale_lr`` without a base batch size, the checkpoint does
+            not exist, the config has not the setting of an option, the package of ``logger`` is not
+            installed, or the work directory has checkpoints, although ``resume`` and ``force`` are not set.
     """
+    for name, value in {"epochs": epochs, "batch_size": batch_size, "patience": patience}.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise UserError(f"{name}: expected an integer ≥ 1, got {value!r}")
+    if lr is not None and not (isinstance(lr, int | float) and lr > 0):
+        raise UserError(f"lr: expected a positive number, got {lr!r}")
     if amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
@@ -99,6 +104,7 @@ def set_up_training(
         if trained or any(Path(cfg.work_dir).glob("best_*.pth")):
             raise UserError(TRAINED.format(cfg.work_dir))
     elif resume is not None:
+        require_file(resume, "--resume")
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):
         require_file(cfg.load_from, "checkpoint")

@@ -38,6 +38,8 @@ def locate(
         UserError: the model or the file is unknown, has no weights, or the download failed.
     """
     name, path, last = str(model), Path(model).expanduser(), None
+    if not name:  # Path("") is the current folder
+        raise UserError("model: expected a name, a config or a work directory, got an empty text")
     if name.startswith(hub.PREFIX):
         config, last = hub.fetch_model(name, trust_config)
     elif path.is_dir():

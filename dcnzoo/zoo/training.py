@@ -71,7 +71,7 @@ def train(
             checkpoints or other files that would be replaced, or another process trains in it.
     """
     with user_errors():
-        config, work_dir, chosen = _find_config(model, data, work_dir, launcher, bool(resume), force)
+        config, work_dir, chosen = _find_config(model, data, work_dir, launcher, resume is not False, force)
         cfg = load_config(
             str(config),
             work_dir=work_dir,
@@ -85,7 +85,7 @@ def train(
             cfg,
             amp=amp,
             auto_scale_lr=auto_scale_lr,
-            resume="auto" if resume is True else resume or None,
+            resume=resume if isinstance(resume, str) else "auto" if resume else None,
             epochs=epochs or chosen,
             batch_size=batch_size,
             lr=lr,

@@ -20,7 +20,7 @@ from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.openmmlab.settings import wrong_options
 from dcnzoo.utils.errors import UserError
 
-from ..commands import invoke, run
+from ..commands import error_of, invoke, run
 from ..demo import PLAIN
 from ..processes import ROOT
 
@@ -198,6 +198,21 @@ def test_published_configs():
         ("guided_anchoring", "data"),  # keys of MMDetection 2
         ("guided_anchoring", "optimizer_config"),
     }
+
+
+@pytest.mark.parametrize("command", ["browse", "flops", "bench", "data check --config"])
+def test_commands_without_a_runner_name_the_config(tmp_path, command):
+    mistakes = "train_dataloader = None\nmodel = dict(backbone=None)"
+    (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{mistakes}")
+    (tmp_path / "coco.json").write_text("{}")
+    others = [tmp_path / "coco.json"] if command.startswith("data") else []
+    message = error_of(*command.split(), tmp_path / "mine.py", *others)
+    assert "mine.py: " in message and "in dcnzoo" not in message
+
+
+@pytest.mark.parametrize("arguments", [["flops", ""], ["train", PLAIN, "--resume", ""]])
+def test_an_empty_text_is_not_the_current_folder(arguments):
+    assert "expected a " in error_of(*arguments)
 
 
 def test_options_of_a_published_config_with_problems():

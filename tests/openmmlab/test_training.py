@@ -610,6 +610,12 @@ def test_patience_ends_a_training_without_improvement(tmp_path, score):
     assert runner.epoch == 4  # the first validation is the best one, three follow
 
 
+@pytest.mark.parametrize("options", [{"epochs": "3"}, {"batch_size": 0}, {"patience": 1.5}, {"lr": "x"}])
+def test_numbers_out_of_range(options):
+    with pytest.raises(UserError, match=f"^{next(iter(options))}: expected a"):
+        set_up_training(schedule()[0], **options)
+
+
 def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
     def resumes(**options):
         cfg, _ = schedule(work_dir=str(tmp_path))

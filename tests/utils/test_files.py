@@ -89,9 +89,9 @@ def mine(tmp_path_factory):
         "photos/b.jpg",
         "labels/a.txt",
         "all.json",
-        "weights.pth",
         "all.bbox.json",
         "model.onnx",
+        "weights.pth",
         "page.html",
         "run/report.html",
     ):
