@@ -7,8 +7,8 @@
 
 FURTHER.xml: the results of an environment with further packages, for families that are not ok without them.
 
-Results are kept in SECTION.json, with the version (a hash) of the code that they depend on. The page shows a
-result as current only if this code has not changed.
+Results are kept in SECTION.json, with the version (a hash) of the code that they depend on. The page lists
+which results are of the present code.
 """
 
 from __future__ import annotations
@@ -52,24 +52,27 @@ def merged(files: list[Path]) -> Rows:
 
 @functools.cache
 def _current(depends: str) -> str:
-    return code_version(depends.split())
+    try:
+        return code_version(depends.split())
+    except FileNotFoundError:  # a file that the result depends on is gone
+        return ""
 
 
 def text(rows: Rows) -> str:
-    results, tested = {}, {}
-    for family, row in rows.items():
-        results[family] = row["result"]
-        if row["result"].startswith("out of scope"):
-            continue
-        if row["code"] == _current(row["depends"]):
-            tested[row["versions"]] = max(tested.get(row["versions"], ""), row["date"])
-        else:
-            results[family] = f"not measured with this version; {row['date']}: {row['result']}"
-    count = sum(map(is_ok, results.values()))
-    stale = sum(result.startswith("not measured") for result in results.values())
-    head = f"**{count} of {len(results)} are ok**; {stale} were not measured with this version of the code."
-    lines = (f"Tested until {date} with {installed}." for installed, date in tested.items())
-    return "\n\n".join([head, *lines, by_result(results)])
+    results = {family: row["result"] for family, row in rows.items()}
+    tried = {family: row for family, row in rows.items() if not row["result"].startswith("out of scope")}
+    current = [family for family, row in tried.items() if row["code"] == _current(row["depends"])]
+    dates: dict[str, str] = {}
+    for row in tried.values():
+        dates[row["versions"]] = max(dates.get(row["versions"], ""), row["date"])
+    lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**"]
+    if len(current) < len(tried):
+        others = max(row["date"] for family, row in tried.items() if family not in current)
+        names = ", ".join(sorted(current)) or "none"
+        lines.append(f"Measured with this version of the code: {names}.")
+        lines.append(f"All others were measured with an earlier version, until {others}.")
+    lines += [f"Tested until {date} with {installed}." for installed, date in dates.items()]
+    return "\n\n".join([*lines, by_result(results)])
 
 
 def by_result(results: dict[str, str]) -> str:
