@@ -66,8 +66,14 @@ def assert_same_bits(one, other):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(
+    ("family", "order"),
+    [
+        *((family, torch.channels_last) for family in FAMILIES),
+        ("Mask R-CNN", torch.contiguous_format),
+        *(pytest.param(f, torch.contiguous_format, marks=pytest.mark.slow) for f in FAMILIES[1:]),
+    ],
+)
 def test_the_same_detections(family, order):
     model = small_detector(family).to(memory_format=order)
     images = torch.randn(2, 3, *SIZE)

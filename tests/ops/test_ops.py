@@ -23,22 +23,25 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 
 
-def parametrized(cases, forms_first=False):
-    """Parametrize over these cases. With ``forms_first``, all except the forms are marked slow."""
+def parametrized(cases, first=CASES):
+    """Parametrize over these cases. All except ``first`` are marked slow."""
+    names = {f"{op.name}-{sample.name}" for op, sample in first}
     return pytest.mark.parametrize(
         ("op", "sample"),
         [
-            pytest.param(op, sample, id=name, marks=[pytest.mark.slow] * (forms_first and name not in NAMES))
+            pytest.param(op, sample, id=name, marks=() if name in names else pytest.mark.slow)
             for op, sample in cases
             for name in [f"{op.name}-{sample.name}"]
         ],
     )
 
 
-NAMES = {f"{op.name}-{sample.name}" for op, sample in FORMS}
+# Each form of these takes another way through the fake kernel; of the others, the first form is enough.
+FAKE = ("deform_conv2d", "deform_conv_transpose2d", "dcnv3")
+WAYS = [(op, s) for op, s in FORMS if s.name == op.forms()[0].name or op.name in FAKE]
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
 every_case, every_form = parametrized(CASES), parametrized(FORMS)
-forms_first, own_forms_first = parametrized(CASES, True), parametrized(OWN, True)
+forms_first, own_forms_first = parametrized(CASES, FORMS), parametrized(OWN, FORMS)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -139,7 +142,7 @@ def test_gradgradcheck(op, sample):
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
-@every_form
+@parametrized(FORMS, WAYS)
 def test_opcheck(op, sample, device):
     for overload, arguments in op.overload_calls(moved(sample, device)):
         torch.library.opcheck(overload, arguments)
@@ -169,7 +172,13 @@ def test_compile_without_graph_breaks_or_recompilation(op):
     assert compilations.frame_count == 1
 
 
-@every_op
+@pytest.mark.parametrize(
+    "op",
+    [
+        pytest.param(op, id=op.name, marks=pytest.mark.slow if op.name.endswith(("1d", "3d")) else ())
+        for op in OPERATORS
+    ],
+)
 def test_compile_with_inductor(op, device):
     torch._dynamo.reset()
     sample = next(iter(op.samples())).to(torch.float32)
