@@ -14,7 +14,6 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
-from dcnzoo.utils.errors import UserError
 
 from ..export.detectors import build, calibrate, config, has_dcn
 from ..export.detectors import predict_batch as predict
@@ -137,7 +136,7 @@ def test_bfloat16(picture):
     assert types == {torch.float32, torch.bfloat16}, "its input is bfloat16, its output float32"
     assert one.names == other.names
     assert 0 < np.abs(one.boxes - other.boxes).max() < 8
-    with pytest.raises(UserError, match="precision: expected float32 or bf16, got 'int8'"):
+    with pytest.raises(ValueError, match="precision: expected float32 or bf16, got 'int8'"):
         dcnzoo.load(SHAPES, device="cpu", precision="int8")
 
 
