@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dcnzoo.utils import files
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, require_file
 
 
@@ -59,9 +59,10 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except (UserError, ValueError) as error:
             flags = {param.name: param.opts[0] for param in self.params if isinstance(param, click.Option)}
-            lines = [str(line).partition(": ") for line in error.args]
+            texts = error.args if isinstance(error, UserError) else [one_line(error)]
+            lines = [str(text).partition(": ") for text in texts]
             raise UserError(*(flags.get(name, name) + colon + rest for name, colon, rest in lines)) from error
 
 

@@ -62,7 +62,6 @@ def command(
       dcnzoo bench model.onnx picture.jpg --threads 2
     """
     from dcnzoo.detect import timing
-    from dcnzoo.utils.errors import user_errors
 
     if images and shape:
         raise click.UsageError("--shape: not allowed with IMAGE")
@@ -71,29 +70,28 @@ def command(
     for name, value in {"checkpoint": checkpoint, "profile": profile}.items():
         if value and model.endswith(EXPORTED):
             raise click.UsageError(f"--{name}: not allowed with an exported file, got {model}")
-    with user_errors():
-        pictures = timing.pictures(images, shape or (480, 640))
-        detectors = {}
-        if model.endswith(EXPORTED):
-            exported = (model, *exported)
-        else:
-            from dcnzoo.openmmlab import profile as of_pytorch
-            from dcnzoo.openmmlab.config_errors import config_errors
-            from dcnzoo.openmmlab.detector import build
-            from dcnzoo.openmmlab.runner import read_checked_config
-            from dcnzoo.zoo.loading import locate
+    pictures = timing.pictures(images, shape or (480, 640))
+    detectors = {}
+    if model.endswith(EXPORTED):
+        exported = (model, *exported)
+    else:
+        from dcnzoo.openmmlab import profile as of_pytorch
+        from dcnzoo.openmmlab.config_errors import config_errors
+        from dcnzoo.openmmlab.detector import build
+        from dcnzoo.openmmlab.runner import read_checked_config
+        from dcnzoo.zoo.loading import locate
 
-            config, weights = locate(model, checkpoint)
-            cfg = read_checked_config(config, cfg_options)
-            with config_errors(cfg):
-                network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
-            detectors |= of_pytorch.variants(network, threads)
-        for file in exported:
-            detectors |= timing.exported(file, backend, device, threads)
-        timings = timing.measure(detectors, pictures, max_iter, num_warmup)
-        if annotations and folder:
-            timing.evaluate(timings, detectors, annotations, folder)
-        print_columns(timing.table(timings), numbers=True)
-        print(f"take: {timing.fastest(timings)}")
-        if profile:
-            print_columns(of_pytorch.shares(detectors, pictures[0]), numbers=True)
+        config, weights = locate(model, checkpoint)
+        cfg = read_checked_config(config, cfg_options)
+        with config_errors(cfg):
+            network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
+        detectors |= of_pytorch.variants(network, threads)
+    for file in exported:
+        detectors |= timing.exported(file, backend, device, threads)
+    timings = timing.measure(detectors, pictures, max_iter, num_warmup)
+    if annotations and folder:
+        timing.evaluate(timings, detectors, annotations, folder)
+    print_columns(timing.table(timings), numbers=True)
+    print(f"take: {timing.fastest(timings)}")
+    if profile:
+        print_columns(of_pytorch.shares(detectors, pictures[0]), numbers=True)

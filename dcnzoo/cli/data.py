@@ -15,7 +15,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.cli._terminal import print_columns, print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
-from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted, cut
 
 if TYPE_CHECKING:
@@ -224,10 +224,9 @@ def config(out: Path, force: bool, **options: Any) -> None:
       dcnzoo train fruits.py --auto-scale-lr
     """
     _options.output_files(force)(out)
-    with user_errors():
-        from dcnzoo.zoo.config_writer import write_config
+    from dcnzoo.zoo.config_writer import write_config
 
-        base = write_config(out=out, **options)
+    base = write_config(out=out, **options)
     print(f"written: {out}, based on {base}")
 
 

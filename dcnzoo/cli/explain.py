@@ -83,14 +83,12 @@ def command(
     import dcnzoo
     from dcnzoo.report.detector import explain
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
-    from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_bytes, write_text
 
     corners = box or (at and [*at, *at])
-    with user_errors():
-        detector = dcnzoo.load(model, **loading)
-        further = further if out.suffix == ".html" else 0
-        explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)
+    detector = dcnzoo.load(model, **loading)
+    further = further if out.suffix == ".html" else 0
+    explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)
     if out.suffix == ".html":
         title = f"{Path(image).name}: where {Path(model).stem} samples"
         write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))

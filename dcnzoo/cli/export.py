@@ -63,11 +63,9 @@ def command(
     """
     import dcnzoo
     from dcnzoo.export import known_problems
-    from dcnzoo.utils.errors import user_errors
 
     if check:
-        with user_errors():
-            problems = known_problems.check(model, *filter(None, [runtime]))
+        problems = known_problems.check(model, *filter(None, [runtime]))
         print_findings(problems)
         if not problems:
             print(f"{model}: no known problems in {runtime or 'any runtime'}")
@@ -80,14 +78,12 @@ def command(
     for ending in filter(None, (path.suffix, ".bin" * (path.suffix == ".xml"), ".png" * show)):
         claim(path.with_suffix(ending))
     options |= {"verify": verify and (test_img or True), "runtime": runtime or "onnxruntime"}
-    with user_errors():
-        options = ExportOptions(path, **options)  # checks them before the model is loaded
+    options = ExportOptions(path, **options)  # checks them before the model is loaded
     loading = {"cfg_options": cfg_options, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
     detector = dcnzoo.load(model, checkpoint=checkpoint or weights, device="cpu", **loading)
     from dcnzoo.openmmlab.export.export import draw_both, export_detector
 
-    with user_errors():
-        print(result := export_detector(detector, options))
-        print_findings(result.findings)
-        if show:
-            print(f"drawn: {draw_both(detector, result, test_img or True)}")
+    print(result := export_detector(detector, options))
+    print_findings(result.findings)
+    if show:
+        print(f"drawn: {draw_both(detector, result, test_img or True)}")

@@ -15,7 +15,7 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import printable, user_errors
+from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import picture_files, require_file, write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -124,18 +124,17 @@ def command(
     coco = claim(out / "detections.json") if ending != ".txt" or as_json else None
     video = VideoFile(claim(save_video), images) if save_video else None
     _print_best_threshold(model)
-    with user_errors():
-        detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
-        options = {"classes": classes, "max_detections": max_detections, "tile": tile}
-        results = detector(images[0] if len(images) == 1 else images, batch_size=batch_size, **options)
-        several, began = isinstance(results, Results), time.monotonic()
-        with _Outputs(claim, out, ending, coco, video) as outputs:
-            for result in results if several else [results]:
-                print(f"{_line(result)}, {time.monotonic() - began:.2f} s", flush=True)
-                if verbose or not several:
-                    _print_table(result)
-                outputs.add(result)
-                began = time.monotonic()
+    detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
+    options = {"classes": classes, "max_detections": max_detections, "tile": tile}
+    results = detector(images[0] if len(images) == 1 else images, batch_size=batch_size, **options)
+    several, began = isinstance(results, Results), time.monotonic()
+    with _Outputs(claim, out, ending, coco, video) as outputs:
+        for result in results if several else [results]:
+            print(f"{_line(result)}, {time.monotonic() - began:.2f} s", flush=True)
+            if verbose or not several:
+                _print_table(result)
+            outputs.add(result)
+            began = time.monotonic()
     if several and results.skipped:
         sys.exit(1)
 

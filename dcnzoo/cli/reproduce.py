@@ -67,7 +67,7 @@ def command(
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
-    from dcnzoo.utils.errors import UserError, user_errors
+    from dcnzoo.utils.errors import UserError
     from dcnzoo.utils.fetch import verify
     from dcnzoo.utils.files import last_checkpoint
     from dcnzoo.utils.jsonl import append_row, circumstances
@@ -76,18 +76,17 @@ def command(
     from dcnzoo.zoo.loading import locate
 
     with contextlib.ExitStack() as training:
-        with user_errors():
-            config, weights = locate(model, checkpoint, weights=Path(model).is_dir() and not train)
-            listed = reproduction.find_model(model, config)
-            if not (train or weights or listed):
-                raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
-            cfg = load_config(str(config), **run)
-            work_dir = Path(cfg.work_dir)
-            if train:
-                training.enter_context(lock_work_dir(work_dir, cfg.launcher))
-            images = reproduction.use_data(cfg, data_root, subset, claim)
-            weights = None if train else weights or zoo.download(listed.id)
-            cfg.load_from, cfg.resume = None, train
+        config, weights = locate(model, checkpoint, weights=Path(model).is_dir() and not train)
+        listed = reproduction.find_model(model, config)
+        if not (train or weights or listed):
+            raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
+        cfg = load_config(str(config), **run)
+        work_dir = Path(cfg.work_dir)
+        if train:
+            training.enter_context(lock_work_dir(work_dir, cfg.launcher))
+        images = reproduction.use_data(cfg, data_root, subset, claim)
+        weights = None if train else weights or zoo.download(listed.id)
+        cfg.load_from, cfg.resume = None, train
         with config_errors(cfg):
             summary = None if verbose else SummaryHook()
             runner = build_runner(cfg, training=train, summary=summary, force=force)

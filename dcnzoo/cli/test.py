@@ -85,13 +85,11 @@ def command(
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
-    from dcnzoo.utils.errors import user_errors
     from dcnzoo.zoo.loading import locate
 
-    with user_errors():
-        config, file = locate(model, checkpoint, required=True)
-        cfg = load_config(str(config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
-        cfg.load_from, cfg.resume = str(file), False  # the config of a resumed run has resume=True
+    config, file = locate(model, checkpoint, required=True)
+    cfg = load_config(str(config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
+    cfg.load_from, cfg.resume = str(file), False  # the config of a resumed run has resume=True
     with config_errors(cfg):
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
