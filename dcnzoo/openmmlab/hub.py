@@ -89,25 +89,17 @@ def foreign_types(settings: dict) -> Iterator[str]:
     from mmcv import ops
 
     setup()  # registers dcnzoo's classes
-    known = {*_registered(root), *ops.__all__}  # RoI layers and NMS have no registry
+    registries = [each for each in vars(root).values() if isinstance(each, Registry)]
+    children = [child for registry in registries for child in registry.children.values()]
+    for child in children:
+        child.import_from_location()
+    scopes = {"", *(registry.scope for registry in (*registries, *children))}
+    known = {"", *ops.__all__}.union(*(registry.module_dict for registry in (*registries, *children)))
     for path, node in dicts(settings):
-        kind = node.get("type", "")
-        if (
-            not isinstance(kind, str)
-            or (kind and kind.rpartition(".")[2] not in known)
-            or kind.count(".") > 1
-        ):
+        kind = node.get("type", "")  # RoI layers and NMS, of mmcv.ops, have no registry
+        scope, _, name = kind.rpartition(".") if isinstance(kind, str) else ("?", "", "")
+        if scope not in scopes or name not in known:
             yield f"{path}.type {kind}"
-
-
-def _registered(registries: Mapping) -> Iterator[str]:
-    """Yield the names of the classes in all of OpenMMLab's registries."""
-    for registry in vars(registries).values():
-        if isinstance(registry, Registry):
-            yield from registry.module_dict
-            for child in registry.children.values():
-                child.import_from_location()
-                yield from child.module_dict
 
 
 def push_model(

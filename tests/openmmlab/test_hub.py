@@ -55,6 +55,7 @@ def test_a_detector_comes_back_from_the_hub(repository):
     [
         {"custom_imports": {"imports": ["os"], "allow_failed_imports": False}},
         {"model.backbone": {"type": "os.system", "command": "true"}},
+        {"model.backbone": {"type": "antigravity.ResNet"}},  # the name of a class, in a module
         {"model.neck.type": "mmengine.load"},
         "import os",
         "model['neck'] = None",
