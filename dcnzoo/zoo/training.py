@@ -113,10 +113,11 @@ def _find_config(
     force: bool,
 ) -> tuple[Path, str | None, int | None]:
     """Return the config, the work directory, and the number of epochs if it is not that of the config."""
+    work_dir = None if work_dir is None else os.path.expanduser(work_dir)
     if data is None:
         if model is None:
             raise UserError("model: expected a name, a config or a work directory, or data, got none")
-        return locate(model, weights=False)[0], None if work_dir is None else str(work_dir), None
+        return locate(model, weights=False)[0], work_dir, None
     if launcher != "none":
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
     source = Path(data).expanduser()

@@ -1,11 +1,13 @@
 """``dcnzoo train --data``: every format leads to a config that trains, or to the mistake."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+import dcnzoo
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
@@ -106,3 +108,11 @@ def test_an_unknown_format(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(UserError, match="expected a COCO file"):
         prepare(tmp_path, tmp_path / "run")
+
+
+def test_a_work_directory_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/epoch_1.pth").touch()
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "run"))):
+        dcnzoo.train("mask-rcnn_r14_fpn_8e_shapes", work_dir="~/run")
