@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -106,7 +107,7 @@ def evaluate(
     }
     with contextlib.redirect_stdout(io.StringIO()):
         annotated.createIndex()
-    every = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+    every: dict[str, Any] = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
     evaluation = match(annotated, results, **every)
     likely = [result for result in results if result["score"] >= threshold]
     matches = match(annotated, likely, **every, useCats=0, iouThrs=np.array([IOU]))
@@ -139,10 +140,12 @@ def _mistakes(
     mistakes: list[list[Mistake]] = [[] for _ in range(images)]
 
     def count(image: int, entry: dict | None, result: dict | None) -> None:
-        label, detected = (each and each["category_id"] for each in (entry, result))
-        confusion[tuple(-1 if each is None else each for each in (label, detected))] += 1
-        if label != detected:
-            x, y, width, height = (result or entry)["bbox"]
+        label = None if entry is None else entry["category_id"]
+        detected = None if result is None else result["category_id"]
+        confusion[-1 if label is None else label, -1 if detected is None else detected] += 1
+        drawn = result or entry
+        if label != detected and drawn:
+            x, y, width, height = drawn["bbox"]
             score = result["score"] if result else 1.0
             mistakes[image].append(Mistake((x, y, x + width, y + height), label, detected, score))
 
