@@ -71,7 +71,7 @@ def _install_hint(error: Exception) -> str:
     extra = _EXTRA_OF_PACKAGE.get(package)
     if package in _IN_SEVERAL_EXTRAS:
         command = getattr(click.get_current_context(silent=True), "invoked_subcommand", None)
-        extra = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}.get(command, "mmdet")
+        extra = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}.get(str(command), "mmdet")
     return f': pip install "dcnzoo[{extra}]"' if extra else ""
 
 

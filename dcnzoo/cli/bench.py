@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -71,7 +72,7 @@ def command(
         if value and model.endswith(EXPORTED):
             raise click.UsageError(f"--{name}: not allowed with an exported file, got {model}")
     pictures = timing.pictures(images, shape or (480, 640))
-    detectors = {}
+    detectors: dict[str, Any] = {}
     if model.endswith(EXPORTED):
         exported = (model, *exported)
     else:

@@ -361,7 +361,7 @@ def _show(report: Report) -> None:
         print("no problems")
         return
     numbers = Counter(problem.kind for problem in report.problems)
-    rows = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
-    print_columns([("problem", "number", "--fix"), *rows])
+    kinds = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
+    print_columns([("problem", "number", "--fix"), *kinds])
     print_findings(report.problems, f"{report.file}: ")
     print(counted(len(report.problems), "problems"))

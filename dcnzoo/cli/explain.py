@@ -86,7 +86,7 @@ def command(
     from dcnzoo.utils.files import write_bytes, write_text
 
     corners = box or (at and [*at, *at])
-    detector = dcnzoo.load(model, **loading)
+    detector: Any = dcnzoo.load(model, **loading)
     further = further if out.suffix == ".html" else 0
     explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)
     if out.suffix == ".html":

@@ -78,12 +78,16 @@ def command(
     for ending in filter(None, (path.suffix, ".bin" * (path.suffix == ".xml"), ".png" * show)):
         claim(path.with_suffix(ending))
     options |= {"verify": verify and (test_img or True), "runtime": runtime or "onnxruntime"}
-    options = ExportOptions(path, **options)  # checks them before the model is loaded
-    loading = {"cfg_options": cfg_options, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-    detector = dcnzoo.load(model, checkpoint=checkpoint or weights, device="cpu", **loading)
+    checked = ExportOptions(path, **options)  # before the model is loaded
+    loading: dict[str, Any] = {
+        "cfg_options": cfg_options,
+        "unsafe_load": unsafe_load,
+        "allow_partial": allow_partial,
+    }
+    detector: Any = dcnzoo.load(model, checkpoint=checkpoint or weights, device="cpu", **loading)
     from dcnzoo.openmmlab.export.export import draw_both, export_detector
 
-    print(result := export_detector(detector, options))
+    print(result := export_detector(detector, checked))
     print_findings(result.findings)
     if show:
         print(f"drawn: {draw_both(detector, result, test_img or True)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean
 
 import click
@@ -46,10 +47,11 @@ def command(
     cfg = read_checked_config(locate(model, weights=False)[0], cfg_options)
     with config_errors(cfg):
         network = build(cfg, device=device)
-        if num_images:
-            batches = test_batches(cfg, num_images)
-        else:
-            batches = [random_batch(*(shape or input_size(cfg, network)))]
+        batches: Iterable[dict] = (
+            test_batches(cfg, num_images)
+            if num_images
+            else [random_batch(*(shape or input_size(cfg, network)))]
+        )
         counts = [count_operations(network, batch) for batch in batches]
     line = "=" * 30
     print(line)

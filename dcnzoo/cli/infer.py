@@ -125,17 +125,23 @@ def command(
     video = VideoFile(claim(save_video), images) if save_video else None
     _print_best_threshold(model)
     detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
-    options = {"classes": classes, "max_detections": max_detections, "tile": tile}
-    results = detector(images[0] if len(images) == 1 else images, batch_size=batch_size, **options)
+    results = detector(
+        images[0] if len(images) == 1 else images,
+        batch_size=batch_size,
+        classes=classes,
+        max_detections=max_detections,
+        tile=tile,
+    )
     several, began = isinstance(results, Results), time.monotonic()
+    shown: Any = results if several else [results]
     with _Outputs(claim, out, ending, coco, video) as outputs:
-        for result in results if several else [results]:
+        for result in shown:
             print(f"{_line(result)}, {time.monotonic() - began:.2f} s", flush=True)
             if verbose or not several:
                 _print_table(result)
             outputs.add(result)
             began = time.monotonic()
-    if several and results.skipped:
+    if isinstance(results, Results) and results.skipped:
         sys.exit(1)
 
 
@@ -151,8 +157,9 @@ class _Outputs:
         video: VideoFile | None,
     ) -> None:
         self._claim, self._folder, self._ending = claim, folder, ending
-        self._coco, self._content, self._video = coco, None, video
-        self._names, self._written = _Names(), []
+        self._coco, self._video, self._names = coco, video, _Names()
+        self._content: dict | None = None
+        self._written: list[Path] = []
 
     def __enter__(self) -> _Outputs:
         return self
@@ -173,7 +180,7 @@ class _Outputs:
     def __exit__(self, *error: object) -> None:
         if self._video:
             self._written += self._video.close()
-        if self._content is not None:
+        if self._coco and self._content is not None:
             write_text(self._coco, json.dumps(self._content))
             self._written.append(self._coco)
         if self._written:
@@ -207,6 +214,7 @@ class _Names(Counter):
 
 def _yolo(result: Detections) -> str:
     """Return a line per object: its label, its centre, width and height between 0 and 1, and its score."""
+    assert result.image is not None  # of a call
     height, width = result.image.shape[:2]
     lines = []
     for label, score, (x1, y1, x2, y2) in zip(result.labels, result.scores, result.boxes, strict=True):

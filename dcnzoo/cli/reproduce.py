@@ -85,7 +85,8 @@ def command(
         if train:
             training.enter_context(lock_work_dir(work_dir, cfg.launcher))
         images = reproduction.use_data(cfg, data_root, subset, claim)
-        weights = None if train else weights or zoo.download(listed.id)
+        if listed and not (train or weights):
+            weights = zoo.download(listed.id)
         cfg.load_from, cfg.resume = None, train
         with config_errors(cfg):
             summary = None if verbose else SummaryHook()
@@ -97,6 +98,7 @@ def command(
                 runner.train()
                 # from the file: it contains the moving average if the config has one
                 weights = last_checkpoint(work_dir)
+    assert weights is not None  # of the options, of the zoo, or of the training
     with config_errors(cfg):
         measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():
@@ -108,7 +110,7 @@ def command(
         "listed": figures,
         "difference": {k: round(v - figures[k], 1) for k, v in measured.items() if k in figures},
         "source": source,
-        "data": cfg.test_evaluator.ann_file if isinstance(cfg.test_evaluator, dict) else "",
+        "data": cfg.test_evaluator["ann_file"] if isinstance(cfg.test_evaluator, dict) else "",
         "images": images,
         "subset": subset,
         "trained": train,

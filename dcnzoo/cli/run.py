@@ -6,7 +6,7 @@ import os
 import runpy
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def command(
         import_module(name)
     sys.argv = [script, *args]
     sys.path[0] = os.getcwd() if module else str(Path(script).resolve().parent)  # as Python does for a script
-    context = nullcontext()
+    context: AbstractContextManager = nullcontext()
     if cpu:
         from dcnzoo.compat.cpu import on_cpu  # imports torch
 

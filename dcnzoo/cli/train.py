@@ -69,8 +69,7 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
     from dcnzoo.zoo.training import train
 
     outputs = FILES if report or options["data"] else ()
-    work_dir = train(
-        model or base, resume={None: False, "auto": True}.get(resume, resume), outputs=outputs, **options
-    )
+    again = resume == "auto" or (False if resume is None else resume)
+    work_dir = train(model or base, resume=again, outputs=outputs, **options)
     if outputs and is_main_process():
         print(f"report: {write_report([work_dir], device='auto', force=options['force'])}")

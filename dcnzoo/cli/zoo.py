@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,7 @@ def _show(models: dict[Model, Description], as_json: bool) -> None:
     if as_json:
         print(json.dumps([_known(*each) for each in models.items()], indent=2))
         return
-    rows = [("name", "box AP", "mask AP", "deformable", "here", "figures")]
+    rows: list[Sequence[str]] = [("name", "box AP", "mask AP", "deformable", "here", "figures")]
     for model, description in models.items():
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
