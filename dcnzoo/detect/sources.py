@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dcnzoo.detect.video import frames
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import VIDEOS, picture_files
+from dcnzoo.utils.files import is_video, picture_files
 
 
 def several(images: Any) -> Iterable[Any] | None:
@@ -41,20 +40,6 @@ def named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterat
             yield str(image) if isinstance(image, str | os.PathLike) else "", image
 
 
-def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """Yield the frames of a video, [H, W, 3], uint8, BGR."""
-    import cv2
-
-    video = cv2.VideoCapture(os.path.expanduser(path))
-    try:
-        if not video.isOpened():
-            raise ValueError(f"image: expected a video that OpenCV can read, got {path}")
-        while (frame := video.read()[1]) is not None:
-            yield frame
-    finally:
-        video.release()
-
-
 @contextlib.contextmanager
 def skipping(skipped: list[str] | None) -> Iterator[None]:
     """Context in which an image that cannot be read is added to the list; without a list, it is an error."""
@@ -72,12 +57,6 @@ def count(images: Iterable[Any]) -> int | None:
     if not isinstance(images, Sized) or any(map(is_video, images)):
         return None
     return len(images)
-
-
-def is_video(image: Any) -> bool:
-    """Whether this is the name of a video file."""
-    named = isinstance(image, str | os.PathLike) and "://" not in str(image)
-    return named and Path(image).suffix.lower() in VIDEOS
 
 
 def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:

@@ -1,20 +1,54 @@
-"""Write drawn pictures into a video file. Requires OpenCV."""
+"""Read the frames of a video, and write drawn pictures into one. Requires OpenCV or PyAV."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcnzoo.detect.sources import is_video
+from dcnzoo.utils.files import is_video
 
 if TYPE_CHECKING:
     import PIL.Image
 
-CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+CODECS = {".mp4": ("mp4v", "mpeg4"), ".avi": ("MJPG", "mjpeg")}  # their names in OpenCV and in PyAV
+LIBRARIES = ("cv2", "av")  # the first that is installed is used
+# how to append a picture, [H, W, 3], uint8, RGB, and how to finish the file
+Writer = tuple[Callable[[np.ndarray], None], Callable[[], None]]
+
+
+def _library() -> Any:
+    for name in LIBRARIES:
+        with suppress(ModuleNotFoundError):
+            return import_module(name)
+    raise ImportError("video: expected OpenCV or PyAV: pip install opencv-python-headless")
+
+
+def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """Yield the frames of a video, [H, W, 3], uint8, BGR."""
+    library, name = _library(), os.path.expanduser(path)
+    if library.__name__ == "av":
+        try:
+            with library.open(name) as container:
+                for frame in container.decode(video=0):
+                    yield frame.to_ndarray(format="bgr24")
+        except (library.FFmpegError, IndexError) as error:  # IndexError: it has only sound
+            raise ValueError(f"image: expected a video that PyAV can read, got {path}") from error
+        return
+    video = library.VideoCapture(name)
+    try:
+        if not video.isOpened():
+            raise ValueError(f"image: expected a video that OpenCV can read, got {path}")
+        while (frame := video.read()[1]) is not None:
+            yield frame
+    finally:
+        video.release()
 
 
 class VideoFile:
@@ -26,34 +60,62 @@ class VideoFile:
     """
 
     def __init__(self, path: Path, sources: Sequence[str | os.PathLike]) -> None:
-        try:
-            import cv2
-        except ModuleNotFoundError as error:
-            raise ImportError("video: expected OpenCV: pip install opencv-python-headless") from error
-        self._cv2: Any = cv2
-        self._writer: Any = None
-        self.path = path
+        self._library, self.path = _library(), path
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         videos = list(filter(is_video, sources))
-        rate = cv2.VideoCapture(str(videos[0])).get(cv2.CAP_PROP_FPS) if videos else 0
-        self._rate, self._size = rate or 10.0, (0, 0)
+        self._rate = (_rate(self._library, videos[0]) if videos else None) or 10.0
+        self._writer: Writer | None = None
+        self._size = (0, 0)
 
     def add(self, frame: PIL.Image.Image) -> None:
         """Append a frame. A frame of another size is resized to that of the first."""
         if self._writer is None:
             self._size = frame.size
-            codec = self._cv2.VideoWriter_fourcc(*CODECS[self.path.suffix])
             self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = self._cv2.VideoWriter(str(self._partial), codec, self._rate, self._size)
-            if not self._writer.isOpened():
-                raise ValueError(f"video: {self.path} cannot be written by OpenCV")
-        pixels = np.asarray(frame.convert("RGB").resize(self._size))
-        self._writer.write(np.ascontiguousarray(pixels[..., ::-1]))
+            create = _create_with_av if self._library.__name__ == "av" else _create_with_opencv
+            self._writer = create(self._library, self._partial, self._rate, self._size)
+        self._writer[0](np.asarray(frame.convert("RGB").resize(self._size)))
 
     def close(self) -> list[Path]:
         """Finish the file; return its path, or nothing if it has no frame."""
         if self._writer is None:
             return []
-        self._writer.release()
+        self._writer[1]()
         os.replace(self._partial, self.path)
         return [self.path]
+
+
+def _rate(library: Any, path: str | os.PathLike) -> float | None:
+    """Return the frames per second of a video; None if they are unknown."""
+    name = os.path.expanduser(path)
+    if library.__name__ != "av":
+        return library.VideoCapture(name).get(library.CAP_PROP_FPS)
+    with suppress(library.FFmpegError, IndexError), library.open(name) as container:
+        return container.streams.video[0].average_rate
+    return None
+
+
+def _create_with_opencv(
+    cv2: Any, path: Path, rate: float, size: tuple[int, int]
+) -> tuple[Callable, Callable]:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODECS[path.suffix][0]), rate, size)
+    if not writer.isOpened():
+        raise ValueError(f"video: {path} cannot be written by OpenCV")
+    return lambda pixels: writer.write(np.ascontiguousarray(pixels[..., ::-1])), writer.release
+
+
+def _create_with_av(av: Any, path: Path, rate: float, size: tuple[int, int]) -> Writer:
+    container = av.open(str(path), "w")
+    stream = container.add_stream(CODECS[path.suffix][1], rate=Fraction(rate).limit_denominator(1001))
+    stream.width, stream.height = size
+    stream.pix_fmt = stream.codec.video_formats[0].name
+    stream.bit_rate = 8 * size[0] * size[1]  # per second; PyAV's default has visible blocks
+
+    def add(pixels: np.ndarray) -> None:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+
+    def close() -> None:
+        container.mux(stream.encode())
+        container.close()
+
+    return add, close

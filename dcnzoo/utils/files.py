@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from dcnzoo.utils.errors import UserError, disk_is_full
 
@@ -198,6 +199,12 @@ KINDS = {
     **dict.fromkeys((".yml", ".yaml", ".txt", ".log", ".csv", ".html", ".md"), "a text"),
     **{".py": "a config", ".json": "a JSON file", ".zip": "an archive"},
 }
+
+
+def is_video(image: Any) -> bool:
+    """Whether this is the name of a video file."""
+    named = isinstance(image, str | os.PathLike) and "://" not in str(image)
+    return named and Path(image).suffix.lower() in VIDEOS
 
 
 def picture_files(name: str | os.PathLike) -> list[str] | None:

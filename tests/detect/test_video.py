@@ -1,0 +1,37 @@
+"""Videos, with each library that can read and write them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcnzoo.detect import video
+
+
+@pytest.mark.parametrize("ending", video.CODECS)
+@pytest.mark.parametrize("name", video.LIBRARIES)
+def test_videos(tmp_path, monkeypatch, name, ending):
+    library = pytest.importorskip(name)
+    monkeypatch.setattr(video, "LIBRARIES", (name,))
+    ramp = np.linspace(0, 255, 96).astype(np.uint8)
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[..., 0], picture[:16, :16, 2] = ramp, 255  # red grows to the right; a blue corner
+    paths = [tmp_path / f"{part}{ending}" for part in ("first", "second")]
+    for path, sources in zip(paths, ([], ["x.png", paths[0]]), strict=True):
+        file = video.VideoFile(path, sources)
+        assert file.close() == []
+        for size in ((96, 64), (96, 64), (48, 32)):
+            file.add(Image.fromarray(picture).resize(size))
+        assert not path.exists() and file.close() == [path]
+    assert video._rate(library, paths[1]) == pytest.approx(10)
+    read = list(video.frames(paths[1]))
+    assert len(read) == 3 and all(frame.shape == picture.shape for frame in read)
+    assert np.abs(read[0][..., ::-1].astype(int) - picture).mean() < 12
+    with pytest.raises(ValueError, match="expected a video"):
+        (tmp_path / "text.avi").write_text("no video")
+        list(video.frames(tmp_path / "text.avi"))
+
+
+def test_without_a_library(monkeypatch):
+    monkeypatch.setattr(video, "LIBRARIES", ("dcnzoo_has_no_such_module",))
+    with pytest.raises(ImportError, match="OpenCV or PyAV"):
+        next(video.frames("x.avi"))
