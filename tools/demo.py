@@ -143,17 +143,20 @@ class Run:
         """A file that marks a finished training."""
         return self.folder / "finished"
 
+    @property
+    def config(self) -> Path:
+        """Beside the folder, in which the training writes its own copy."""
+        return self.folder.with_name(f"{self.folder.name}.py")
+
     def is_current(self) -> bool:
-        # not config.py, which the training replaces
-        file = self.folder / "settings.txt"
-        return file.is_file() and file.read_text(encoding="utf-8") == self.cfg.pretty_text
+        return self.config.is_file() and self.config.read_text(encoding="utf-8") == self.cfg.pretty_text
 
     def prepare(self) -> None:
         """Write the config; remove the files of a previous config."""
         if not self.is_current():
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_text(self.folder / "settings.txt", self.cfg.pretty_text)
-        self.cfg.dump(self.folder / "config.py")
+            write_text(self.config, self.cfg.pretty_text)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
 
 def make_run(arm: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
@@ -218,7 +221,7 @@ def train(runs: Sequence[Run], jobs: int, threads: int, console: Console) -> Non
 
 def _start(run: Run, threads: int) -> subprocess.Popen:
     run.prepare()
-    arguments = [ROOT / "tools" / "train.py", run.folder / "config.py"]
+    arguments = [ROOT / "tools" / "train.py", run.config]
     if any(run.folder.glob("*.pth")):
         arguments.append("--resume")
     with open(run.folder / "console.log", "ab") as log:
