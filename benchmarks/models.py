@@ -290,8 +290,10 @@ def variants(config: str, size: tuple[int, int], threads: int) -> tuple[dict, np
         if step.type == "Resize":
             step.scale = size[::-1]
     model = build(cfg, weights)
-    if weights is None and hasattr(model, "roi_head"):
-        model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
+    if weights is None:
+        model.init_weights()  # Deformable DETR creates parameters from memory that is not initialized
+        if hasattr(model, "roi_head"):
+            model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
     return profile.variants(model, threads), image
 
 
