@@ -52,6 +52,12 @@ def see(session: Session, environment: Path) -> None:
     (site_packages(Path(session.virtualenv.location)) / "seen.pth").write_text(line)
 
 
+def use_venv(session: Session) -> None:
+    """Update .venv, and make its packages visible in the session's environment."""
+    update_venv(session)
+    see(session, VENV)
+
+
 def environment(session: Session, name: str) -> Path:
     """Create the environment of another session."""
     session.run_install(PYTHON, "-m", "nox", "-s", name, "--install-only", external=True)
@@ -78,8 +84,7 @@ def onedl(session: Session) -> None:
 @nox.session(tags=NIGHTLY)
 def others(session: Session) -> None:
     """Test with torchvision, timm, mmpretrain, YOLO and more of MMDetection: 6 GB."""
-    update_venv(session)
-    see(session, VENV)
+    use_venv(session)
     session.install("--group", "others")
     names = ("smoke", "others", "torchvision", "timm", "hub", "yolo")
     test(session, *(f"tests/environments/test_{name}.py" for name in names))
@@ -88,8 +93,7 @@ def others(session: Session) -> None:
 @nox.session(tags=NIGHTLY)
 def transformers(session: Session) -> None:
     """Test with Transformers 5."""
-    update_venv(session)
-    see(session, VENV)
+    use_venv(session)
     session.install("--group", "transformers")
     test(session, "tests/environments/test_transformers.py")
 
@@ -105,8 +109,7 @@ def openmmlab(session: Session) -> None:
 @nox.session(tags=NIGHTLY)
 def peers(session: Session) -> None:
     """Compare with mmcv's compiled operators; compiling takes 6 to 15 minutes."""
-    update_venv(session)
-    see(session, VENV)
+    use_venv(session)
     # a wheel of this mmcv in a folder: PIP_FIND_LINKS=FOLDER
     build = ("--no-deps", "--no-build-isolation")
     session.install(*build, "mmcv==2.1.0", env={"MMCV_WITH_OPS": "1"})
@@ -117,8 +120,7 @@ def peers(session: Session) -> None:
 @nox.session(tags=NIGHTLY)
 def gpu_resources(session: Session) -> None:
     """Compile the fused kernels for GPUs with the Triton of torch 2.11 and check their resources."""
-    update_venv(session)
-    see(session, VENV)
+    use_venv(session)
     session.install("--no-deps", "triton==3.6.0")  # .venv has the one of torch 2.13
     test(session, "tests/fused/test_resources.py")
 
@@ -126,8 +128,7 @@ def gpu_resources(session: Session) -> None:
 @nox.session(tags=NIGHTLY)
 def browser(session: Session) -> None:
     """Test reports and explain pages in Chromium: axe-core's rules, keyboard, a phone's width (needs npm)."""
-    update_venv(session)
-    see(session, VENV)
+    use_venv(session)
     session.install("--group", "browser")
     folder = Path(session.create_tmp()).resolve()
     session.run_install("npm", "install", "--silent", "--prefix", folder, "axe-core@4.14.1", external=True)
@@ -140,8 +141,7 @@ def browser(session: Session) -> None:
 @nox.session(tags=NIGHTLY)
 def ray(session: Session) -> None:
     """Detect 200 pictures with the recipe for Ray Data in docs/scale.md, and kill its processes."""
-    update_venv(session)
-    see(session, VENV)
+    use_venv(session)
     session.install("--group", "ray")
     test(session, "tests/environments/test_ray.py")
 

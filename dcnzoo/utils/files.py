@@ -191,7 +191,7 @@ PICTURES = (
 BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
 EXPORTED = tuple(BACKENDS)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-# endings of files that users give in the place of another one
+# what a file is by its ending, for errors about a wrong file
 KINDS = {
     **dict.fromkeys(PICTURES, "a picture"),
     **dict.fromkeys(VIDEOS, "a video"),

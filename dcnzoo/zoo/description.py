@@ -45,13 +45,13 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
 }
 # A word in a config → the package without which the model cannot be built.
 _PACKAGES = {
-    **{
-        "mmpretrain": "mmpretrain",
-        "BaseReID": "mmpretrain",
-        "BertModel": "transformers",
-        "num_cp": "fairscale",
-    },
-    **{"BoxInstDataPreprocessor": "skimage", "ByteTracker": "lap", "OCSORTTracker": "lap"},
+    "mmpretrain": "mmpretrain",
+    "BaseReID": "mmpretrain",
+    "BertModel": "transformers",
+    "num_cp": "fairscale",
+    "BoxInstDataPreprocessor": "skimage",
+    "ByteTracker": "lap",
+    "OCSORTTracker": "lap",
     "SORTTracker": "motmetrics",
 }
 # Evaluating a config takes 10 to 20 ms; a config without a match in its text or its bases is skipped.

@@ -102,7 +102,7 @@ def test_graphs_for_one_size(tmp_path):
 
 
 def test_a_test_pipeline_that_a_file_cannot_have(monkeypatch, tmp_path):
-    """As CornerNet's, which pads all sides: the size is dynamic here too; it had to be given."""
+    """CornerNet's test pipeline pads all sides, which a file cannot do: its size is dynamic nevertheless."""
     detector, sizes = build("RetinaNet"), {}
     steps = [dict(type="LoadImageFromFile"), dict(type="RandomCenterCropPad")]
     detector.cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=steps))))
