@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -69,11 +69,10 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
     Raises:
         CheckpointError: it is damaged or no checkpoint, contains other objects, or a weight is not finite.
     """
-    is_path = isinstance(path, str | os.PathLike)
-    name = str(path) if is_path else "checkpoint"
+    name = str(path) if isinstance(path, str | os.PathLike) else "checkpoint"
     if name.endswith(".safetensors"):
         checkpoint = _load_safetensors(name)
-    elif is_path and (reason := damage(path)):
+    elif isinstance(path, str | os.PathLike) and (reason := damage(path)):
         raise CheckpointError(f"{name}: expected a checkpoint, got {reason}")
     else:
         checkpoint = _load_pickle(path, name, unsafe_load, map_location)
@@ -149,7 +148,8 @@ def _history_method(owner: object, name: str) -> object:
     return getattr(owner, name)
 
 
-_reconstruct, _scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
+_numpy: Any = np._core  # type: ignore[attr-defined]  # pickles contain names of this private module
+_reconstruct, _scalar = _numpy.multiarray._reconstruct, _numpy.multiarray.scalar
 # The types in mmengine's log. Loading them runs no code from the file.
 LOG_TYPES = [
     HistoryBuffer,

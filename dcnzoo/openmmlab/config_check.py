@@ -123,7 +123,7 @@ def wrong_keys(nodes: Sequence[Place]) -> Iterator[Finding]:
             continue
         if place.path.startswith("model") and not place.inner:
             try:
-                split_settings(place.node, place.kind)
+                split_settings(dict(place.node), place.kind)
             except ValueError as error:
                 yield Finding(place.path, str(error))
         known, complete = place.known(read), place.arguments()[1]
@@ -145,8 +145,9 @@ def _is_layer(place: Place) -> bool:
 def _wrong_name(place: Place) -> Iterator[Finding]:
     """Yield a ``type`` that is nearly the name of a registered class."""
     name = place.node.get("type")
-    is_class = isinstance(name, str) and name[:1].isupper()
-    if is_class and place.names and class_of(place.node, *place.names) is None:
+    if not isinstance(name, str) or not name[:1].isupper() or not place.names:
+        return
+    if class_of(place.node, *place.names) is None:
         known = [known for registry in map(registry_of, place.names) for known in registered(registry)]
         if name not in known and (close := nearest(name, known, 0.8)):
             yield Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
@@ -157,14 +158,15 @@ def wrong_values(nodes: Sequence[Place]) -> Iterator[Finding]:
     for place in nodes:
         known = place.arguments()[0]
         for key, value in place.node.items():
-            low, high = RANGES.get(key, (None, None))
-            if isinstance(value, str) and (low is not None or key == "stage_with_dcn"):
+            limits = RANGES.get(key)
+            if isinstance(value, str) and (limits or key == "stage_with_dcn"):
                 yield Finding(f"{place.path}.{key}", f"expected {_kind(known.get(key))}, got {value!r}")
             elif isinstance(value, str | int | float) and key in known and _refuses(known[key], value):
                 yield Finding(f"{place.path}.{key}", f"expected {_kind(known[key])}, got {value!r}")
-            elif isinstance(value, int | float) and low is not None and not low <= value <= high:
-                limits = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
-                yield Finding(f"{place.path}.{key}", f"expected {limits}, got {value}")
+            elif isinstance(value, int | float) and limits and not limits[0] <= value <= limits[1]:
+                low, high = limits
+                expected = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
+                yield Finding(f"{place.path}.{key}", f"expected {expected}, got {value}")
 
 
 def _refuses(argument: inspect.Parameter, value: str | int | float) -> bool:

@@ -46,6 +46,7 @@ from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 setup()
+Model = Any  # a detector of MMDetection, whose classes have no types
 LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
 if TYPE_CHECKING:
     from dcnzoo.export.options import ExportResult, Int8
@@ -131,7 +132,7 @@ class TorchDetector(BaseDetector):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         score_threshold: float = 0.3,
         channels_last: bool = True,
         fuse: bool = True,
@@ -176,7 +177,7 @@ class TorchDetector(BaseDetector):
             map pixel. The input is the picture after the test pipeline.
         """
         inputs = self.prepare(read(image, bgr))
-        model = view(self.model)[self.model]  # in evaluation mode
+        model: Model = view(self.model)[self.model]  # in evaluation mode
         with torch.no_grad():
             data = model.data_preprocessor(pseudo_collate([inputs]))
             return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
@@ -256,7 +257,8 @@ class TorchDetector(BaseDetector):
         mixed = self.precision == "bf16"
         kind = torch.device(self.device).type
         context = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
-        model, batch = copies[self.model], pseudo_collate(inputs)
+        model: Model = copies[self.model]
+        batch = pseudo_collate(inputs)
         with torch.no_grad(), context:
             if self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
                 self._fuser.fuse(copies)
@@ -266,7 +268,7 @@ class TorchDetector(BaseDetector):
             self._require_finite(model, batch, instances)
         return [to_detections(each, threshold) for each in instances]
 
-    def _require_finite(self, model: nn.Module, batch: dict, instances: Sequence[InstanceData]) -> None:
+    def _require_finite(self, model: Model, batch: dict, instances: Sequence[InstanceData]) -> None:
         """Raise ValueError if the outputs are NaN, which would read as no objects."""
         if any(torch.isnan(each.scores).any() for each in instances):
             raise ValueError("model: expected finite scores, got NaN")
@@ -349,7 +351,7 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
 MASKS = 100  # per image; MMDetection's convention for the operations of a mask head
 
 
-def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
+def count_operations(model: Model, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
     """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input.
 
     Mask heads are counted for the first 100 proposals, also those of Cascade Mask R-CNN, where MMDetection's
@@ -360,7 +362,8 @@ def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tup
     data = model.data_preprocessor(batch)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, Changes() as changes:
-        if type(roi_head := getattr(model, "roi_head", None)) is CascadeRoIHead and roi_head.with_mask:
+        roi_head: Any = getattr(model, "roi_head", None)
+        if type(roi_head) is CascadeRoIHead and roi_head.with_mask:
             changes.wrap(roi_head, "_mask_forward", _first_masks)
         model(data["inputs"], data["data_samples"], mode="tensor")
     counts = counter.get_flop_counts()["Global"]

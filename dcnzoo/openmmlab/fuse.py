@@ -32,13 +32,13 @@ def conv_module(module: ConvModule, layers: Layers) -> Layer | None:
     return forward
 
 
-BLOCKS = {
+BLOCKS: dict[Callable, Callable] = {
     ConvModule.forward: conv_module,
     Bottleneck.forward: residual,
     BasicBlock.forward: residual,
     ResNet.forward: stem,
 }
-SAME = {
+SAME: dict[Callable, Callable] = {
     wrappers.Conv2d.forward: nn.Conv2d.forward,
     wrappers.Linear.forward: nn.Linear.forward,
     Swish.forward: nn.SiLU.forward,

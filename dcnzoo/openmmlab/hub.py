@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.registry import Registry, root
 from safetensors.torch import save
@@ -127,7 +128,8 @@ def push_model(
     from huggingface_hub import HfApi
 
     api, meta = HfApi(token=token), getattr(model, "dataset_meta", {})
-    settings = {key: value for key, value in model.cfg.to_dict().items() if key in KEYS}
+    cfg: Any = model.cfg
+    settings = {key: value for key, value in cfg.to_dict().items() if key in KEYS}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with user_errors(), tempfile.TemporaryDirectory() as folder:
         lines = [f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in settings.items()]

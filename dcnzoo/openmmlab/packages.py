@@ -50,7 +50,8 @@ def inherit_from_packages(changes: Changes) -> None:
 
 def config_text(changes: Changes) -> None:
     """Format a config once, not for every checkpoint; mmengine turns a Ctrl-C meanwhile into SyntaxError."""
-    original, last = Config.pretty_text.fget, {}
+    original = Config.pretty_text.fget
+    last: dict[str, str] = {}
 
     def pretty_text(self: Config) -> str:
         if (content := repr(self._cfg_dict)) not in last:
@@ -58,8 +59,9 @@ def config_text(changes: Changes) -> None:
             try:
                 last[content] = original(self)
             except SyntaxError as error:
-                interrupted = isinstance(error.__context__, KeyboardInterrupt)
-                raise (error.__context__ if interrupted else error) from None
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
         return last[content]
 
     changes.set(Config, "pretty_text", property(pretty_text))

@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -146,7 +147,7 @@ def build_runner(
         UserError: the work directory has another file with the config's name and no checkpoint.
     """
     name = cfg.get("runner_type", "Runner")
-    kind = name if isinstance(name, type) else RUNNERS.get(name)
+    kind: Any = name if isinstance(name, type) else RUNNERS.get(name)
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
     changes: dict[str, object] = {"dump_config": lambda self: None}
@@ -155,7 +156,8 @@ def build_runner(
         changes["dump_config"] = functools.partialmethod(_dump_config, kind.dump_config, force)
     if summary is not None:
         changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
-    runner = type(kind.__name__, (kind,), changes).from_cfg(cfg)
+    subclass: Any = type(kind.__name__, (kind,), changes)
+    runner = subclass.from_cfg(cfg)
     if summary is not None:
         runner.register_hook(summary)
     # warnings about deprecated names that mmengine's own hooks use

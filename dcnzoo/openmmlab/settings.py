@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mmcv.ops
 import torch
@@ -206,7 +207,8 @@ def _instead(option: str, path: str, known: set[str], places: Mapping[str, Place
 
 def keys_read(places: Iterable[Place]) -> set[str]:
     """The keys that the code of the classes and their bases reads from dictionaries of settings."""
-    return {key for place in places if inspect.isclass(place.kind) for key in _keys_read(place.kind)}
+    kinds: list[Any] = [place.kind for place in places if inspect.isclass(place.kind)]
+    return {key for kind in kinds for key in _keys_read(kind)}
 
 
 @functools.cache
@@ -221,12 +223,15 @@ def _keys_read(kind: type) -> set[str]:
 def class_of(node: Mapping, *names: str) -> type | None:
     """Return the registered class of a dict in a config, or None."""
     name = node.get("type")
-    classes = [name]
-    for registry in map(registry_of, names if isinstance(name, str) else ()):
+    if not isinstance(name, str):
+        return name if inspect.isclass(name) else None
+    for registry in map(registry_of, names):
         with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
             # Registry.get imports every unknown text as a module; RuntimeError: it is not the name of one
-            classes.append(scoped.get(name) if "." in name else registered(scoped).get(name))
-    return next(filter(inspect.isclass, classes), None)
+            kind = scoped.get(name) if "." in name else registered(scoped).get(name)
+            if inspect.isclass(kind):
+                return kind
+    return None
 
 
 def registry_of(name: str) -> Registry:

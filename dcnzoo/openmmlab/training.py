@@ -187,7 +187,7 @@ def _set_learning_rate(cfg: Config, lr: float) -> list[str]:
     schedules = [node for _, node in dicts(cfg.get("param_scheduler")) if node.get("eta_min")]
     return [
         _set(optimizer, "lr", lr),
-        *(_set(node, "eta_min", float(f"{node.eta_min * lr / before:.6g}")) for node in schedules),
+        *(_set(node, "eta_min", float(f"{node['eta_min'] * lr / before:.6g}")) for node in schedules),
     ]
 
 
@@ -225,7 +225,7 @@ def _count_accumulated_batches(runner: Runner) -> None:
     scaling = runner.cfg.get("auto_scale_lr") or {}
     if count == 1 or not scaling.get("enable"):
         return
-    scaled = {"enable": True, "base_batch_size": scaling.base_batch_size / count}
+    scaled = {"enable": True, "base_batch_size": scaling["base_batch_size"] / count}
     runner.logger.info(f"Each optimizer step has {count} iterations (accumulative_counts): {scaled}")
     if isinstance(runner, Runner):
         runner.auto_scale_lr = scaled

@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from dcnzoo.utils.text import counted, few
 
 def without_wrapper(model: nn.Module) -> nn.Module:
     """Return the model in a wrapper of MMEngine, as distributed training has one, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str, Tensor]:
@@ -50,7 +51,8 @@ def convert(
     Returns:
         The converted state dict, and a summary in one line (empty if nothing has changed).
     """
-    converted, renamed, summary = OrderedDict(), {}, []
+    converted: Any = OrderedDict()
+    renamed, summary = {}, []
     if hasattr(state_dict, "_metadata"):  # module versions, which some modules check when they load
         converted._metadata = state_dict._metadata
     for key, value in state_dict.items():
@@ -161,7 +163,7 @@ def load_state(
     by_class = _sized_by_classes(model, reshaped, weights, expected, class_names(meta).get("classes"))
     left_out = set(reshaped) if allow_partial else set(by_class) if fine_tune else set()
     reshaped = [key for key in reshaped if key not in left_out]
-    fitting = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
+    fitting: Any = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
     fitting._metadata = getattr(weights, "_metadata", OrderedDict())
     try:
         result = model.load_state_dict(fitting, strict=False)
@@ -216,7 +218,7 @@ def _sized_by_classes(
     Args:
         classes: names of the file's classes, or None.
     """
-    before = len(classes) if isinstance(classes, list | tuple) else None
+    before = len(classes) if isinstance(classes, list | tuple) else 0
     after = {
         number
         for name, module in model.named_modules()
@@ -262,7 +264,9 @@ def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
     versions = {}
     for key, value in weights.items():
         match = re.fullmatch(r"(.+?)(?:\.conv_offset(?:_mask)?|_offset)\.weight", key)
-        convolution = weights.get(f"{match[1]}.weight") if match else None
+        if match is None:
+            continue
+        convolution = weights.get(f"{match[1]}.weight")
         if convolution is not None and convolution.dim() == 4:
             modulated = value.shape[0] // convolution.shape[-2:].numel() % 3 == 0
             versions[match[1]] = "v2" if modulated else "v1"

@@ -18,9 +18,9 @@ class UserError(Exception):
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def disk_is_full(error: OSError) -> bool:
+def disk_is_full(error: BaseException | None) -> bool:
     """Whether a write failed for lack of space."""
-    return error.errno in _FULL
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 @contextmanager

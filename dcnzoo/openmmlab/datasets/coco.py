@@ -15,6 +15,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmdet.datasets import coco
@@ -124,6 +125,7 @@ class CocoMetric(coco_metric.CocoMetric):
     """
 
     class_aps: dict[str, float] = {}
+    classwise: bool
 
     def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
         checked = ann_file is not None and not kwargs.get("sort_categories")
@@ -154,7 +156,7 @@ class CocoDataset(coco.CocoDataset):
             filtering.
     """
 
-    COCOAPI = CheckedCOCO
+    COCOAPI: Any = CheckedCOCO  # or a partial of it
 
     @collector_paused()
     def full_init(self) -> None:

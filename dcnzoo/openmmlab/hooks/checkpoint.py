@@ -51,6 +51,9 @@ class AtomicCheckpointHook(CheckpointHook):
         UserError: all checkpoints are damaged.
     """
 
+    backend_args: dict | None
+    last_ckpt: str | None
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self._is_local:
@@ -153,7 +156,8 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         if not self.save_best:
             return
-        before, last, outdated = self._best_paths(), self.last_ckpt, []
+        outdated: list[str] = []
+        before, last = self._best_paths(), self.last_ckpt
         self.last_ckpt = None  # keeps the parent from writing it
         with Changes() as changes:
             changes.set(self.file_backend, "remove", outdated.append)

@@ -36,7 +36,7 @@ class EpochSeedHook(Hook):
         """Give the samplers the checkpoint's seed: without ``randomness.seed``, they have a random one."""
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-            if getattr(sampler, "seed", None) == self._seed:
+            if sampler is not None and getattr(sampler, "seed", None) == self._seed:
                 sampler.seed = runner.seed
 
     def before_train_epoch(self, runner: Runner) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
-from torch.utils.data import Dataset
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
@@ -130,7 +129,7 @@ class SummaryHook(Hook):
         row, self._row = self._row, {}
         if not (row and is_main_process()):
             return
-        last = {name: row.pop(name) for name in ("lr", "seconds") if name in row}
+        last = {name: row.pop(name) for name in [*row] if name in ("lr", "seconds")}
         cells = {**row, **{label: row.get(label, "") for label in self._aps}, **last}
         parts = [name for name in cells if name.startswith("loss_")]
         while parts and sum(max(len(name), 9) + 2 for name in cells) > WIDTH:
@@ -190,7 +189,7 @@ def _deformable_layers(model: nn.Module) -> Iterator[str]:
         yield f"{counts[name]} × {name}"
 
 
-def _describe(dataset: Dataset) -> str:
+def _describe(dataset: Sized) -> str:
     """Return the numbers of images, objects and classes, and the first names of the classes."""
     text = counted(len(dataset), "images")
     reader = getattr(dataset, "get_data_info", None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mmcv.ops
 from torch import Tensor, nn
 
 from dcnzoo.compat.mmcv import deform_conv, largest_step, runs_on_dcnzoo
 
 
-def _for_isinstance(mmcv_class: type[nn.Module]) -> type[nn.Module]:
+def _for_isinstance(mmcv_class: type[nn.Module]) -> Any:
     """A base that makes a layer an instance of mmcv's class, without its constructor and loader.
 
     mmengine's optimizer constructor recognises deformable layers by these classes.
@@ -17,13 +19,17 @@ def _for_isinstance(mmcv_class: type[nn.Module]) -> type[nn.Module]:
     return type(mmcv_class.__name__, (mmcv_class,), methods)
 
 
-class DCN(deform_conv.DeformConv2dPack, _for_isinstance(mmcv.ops.DeformConv2dPack)):
+_Mmcv1: Any = _for_isinstance(mmcv.ops.DeformConv2dPack)
+_Mmcv2: Any = _for_isinstance(mmcv.ops.ModulatedDeformConv2dPack)
+
+
+class DCN(deform_conv.DeformConv2dPack, _Mmcv1):
     """Deformable convolution v1 (Dai et al. 2017): :class:`dcnzoo.compat.mmcv.DeformConv2dPack`, registered.
 
     A compiled mmcv keeps its own kernels on the devices that :func:`dcnzoo.compat.mmcv.runs_on_dcnzoo` names.
     """
 
-    def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+    def _convolve(self, input: Tensor, offset: Any, mask: Any) -> Tensor:
         if runs_on_dcnzoo("deform_conv", input.device):
             return super()._convolve(input, offset, mask)
         output = mmcv.ops.deform_conv2d(  # an autograd function, which takes no keywords
@@ -41,13 +47,13 @@ class DCN(deform_conv.DeformConv2dPack, _for_isinstance(mmcv.ops.DeformConv2dPac
         return output if self.bias is None else output + self.bias[:, None, None].to(output.dtype)
 
 
-class DCNv2(deform_conv.ModulatedDeformConv2dPack, _for_isinstance(mmcv.ops.ModulatedDeformConv2dPack)):
+class DCNv2(deform_conv.ModulatedDeformConv2dPack, _Mmcv2):
     """Deformable convolution v2 (Zhu et al. 2019): :class:`dcnzoo.compat.mmcv.ModulatedDeformConv2dPack`.
 
     A compiled mmcv keeps its own kernels as for :class:`DCN`.
     """
 
-    def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+    def _convolve(self, input: Tensor, offset: Any, mask: Any) -> Tensor:
         if runs_on_dcnzoo("modulated_deform_conv", input.device):
             return super()._convolve(input, offset, mask)
         return mmcv.ops.modulated_deform_conv2d(

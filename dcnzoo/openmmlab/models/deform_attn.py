@@ -5,6 +5,8 @@ Also deformable RoI pooling, and ``LN2d``, the norm in FlashInternImage's FPN.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
 class _Conv(Refuses, nn.Module):
     """Use the channels-last layer ``dcn`` like an ``nn.Conv2d``: input and output are ``(N, C, H, W)``."""
 
-    operator: type[nn.Module]
+    operator: type[DCNv3] | type[DCNv4]
+    dcn: DCNv3 | DCNv4
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class _Conv(Refuses, nn.Module):
         groups: int = 1,
         bias: bool = True,
         group: int | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__()
         if out_channels != in_channels:
@@ -91,8 +94,9 @@ class DCNv4Conv(_Conv):
     """
 
     operator = DCNv4
+    dcn: DCNv4
 
-    def __init__(self, *args: object, bias: bool = True, **options: object) -> None:
+    def __init__(self, *args: Any, bias: bool = True, **options: Any) -> None:
         super().__init__(*args, output_bias=bias, **options)
         with torch.no_grad():
             taps = self.dcn.taps // self.dcn.group

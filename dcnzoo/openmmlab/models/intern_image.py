@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -15,16 +16,17 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from dcnzoo import backbones
+from dcnzoo.layers.tracing import Refuses
 
 
-class _Pretrained:
+class _Pretrained(Refuses, BaseModule):
     """Adds ``init_cfg`` to a backbone.
 
     Args:
         init_cfg: ``dict(type='Pretrained', checkpoint=…)`` or None. A classifier's checkpoint works too.
     """
 
-    def __init__(self, *args: object, init_cfg: dict | None = None, **options: object) -> None:
+    def __init__(self, *args: Any, init_cfg: dict | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.init_cfg = copy.deepcopy(init_cfg)
 
@@ -49,12 +51,12 @@ class _Pretrained:
 
 
 @MODELS.register_module(force=True)
-class InternImage(_Pretrained, backbones.InternImage, BaseModule):
+class InternImage(_Pretrained, backbones.InternImage):
     """:class:`dcnzoo.backbones.InternImage` with ``init_cfg``."""
 
 
 @MODELS.register_module(force=True)
-class FlashInternImage(_Pretrained, backbones.FlashInternImage, BaseModule):
+class FlashInternImage(_Pretrained, backbones.FlashInternImage):
     """:class:`dcnzoo.backbones.FlashInternImage` with ``init_cfg``."""
 
 

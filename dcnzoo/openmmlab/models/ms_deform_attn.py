@@ -87,9 +87,10 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
             key_padding_mask, reference_points, spatial_shapes, level_start_index: see
                 :meth:`dcnzoo.layers.MultiScaleDeformableAttention.forward`.
         """
-        for name, tensor in dict(reference_points=reference_points, spatial_shapes=spatial_shapes).items():
-            if tensor is None:
-                self._refuse(name, "a tensor", None, RuntimeError)
+        if reference_points is None:
+            self._refuse("reference_points", "a tensor", None, RuntimeError)
+        if spatial_shapes is None:
+            self._refuse("spatial_shapes", "a tensor", None, RuntimeError)
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos

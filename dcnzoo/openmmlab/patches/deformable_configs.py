@@ -39,7 +39,7 @@ def deformable_configs(changes: Changes) -> None:
 def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kwargs: object) -> object:
     if not isinstance(cfg, dict) or registry.name != MODELS.name:
         return build(registry, cfg, *args, **kwargs)
-    settings = {}
+    settings: dict[str, Any] = {}
     if cfg.keys() & SETTINGS:
         cfg, settings = split_settings(cfg, _class_of(cfg, registry))
     module = build(registry, cfg, *args, **kwargs)
@@ -67,8 +67,7 @@ def _class_of(cfg: dict, registry: Registry) -> type | None:
 def _replacements(module: nn.Module, settings: dict) -> Iterator[tuple[str, Replacement]]:
     """Yield the settings that replace convolutions of a module, with what they replace."""
     layer = parse_dcn(settings.get("dcn"), owner=type(module).__name__)
-    patterns = _with_stages(module, settings.get("stage_with_dcn")) if layer else []
-    if patterns:
+    if layer and (patterns := _with_stages(module, settings.get("stage_with_dcn"))):
         yield "dcn", _by_dcn(layer, patterns)
     if settings.get("to_deformable") is not None:
         yield "to_deformable", _by_to_deformable(module, settings["to_deformable"])
@@ -135,8 +134,9 @@ def _by_dcn(layer: dict, patterns: Sequence[str]) -> Replacement:
     strided = not layer.pop("fallback_on_stride", False)
 
     def where(name: str, module: nn.Module) -> bool:
-        matches = isinstance(module, nn.Conv2d) and any(fnmatchcase(name, pattern) for pattern in patterns)
-        return matches and (strided or max(module.stride) == 1)
+        if not isinstance(module, nn.Conv2d) or not any(fnmatchcase(name, pattern) for pattern in patterns):
+            return False
+        return strided or max(module.stride) == 1
 
     def make(conv: nn.Conv2d) -> nn.Module:
         return build_conv_layer(
@@ -154,8 +154,8 @@ def _by_dcn(layer: dict, patterns: Sequence[str]) -> Replacement:
     return Replacement(where, make, subclasses=True)
 
 
-def _by_to_deformable(module: nn.Module, options: object) -> Replacement:
-    options = dict(options) if isinstance(options, dict) else {"where": options}
+def _by_to_deformable(module: nn.Module, setting: object) -> Replacement:
+    options: dict[str, Any] = dict(setting) if isinstance(setting, dict) else {"where": setting}
     try:
         inspect.signature(to_deformable).bind(module, **options)
     except TypeError as error:

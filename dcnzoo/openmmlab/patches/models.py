@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mmcv.ops
 import mmengine
@@ -161,7 +162,7 @@ def cascade_rpn_head(changes: Changes) -> None:
     """Set one class, as for any RPN, and drop ``sampling``: ``train_cfg`` decides whether to sample."""
     from mmdet.models import CascadeRPNHead
 
-    def construct(original: Callable, self: CascadeRPNHead, *args: object, **kwargs: object) -> None:
+    def construct(original: Callable, self: CascadeRPNHead, *args: object, **kwargs: Any) -> None:
         if not args:
             kwargs.setdefault("num_classes", 1)
         if "stages" in kwargs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 from mmengine.device import get_device
 
@@ -32,7 +33,7 @@ def fix(
     change: Callable[[Changes], None],
     versions: str,
     needed: Callable[[], bool] = lambda: True,
-    **description: str,
+    **description: Any,
 ) -> Patch:
     """Create a patch that needs the first package in ``versions``."""
     package = versions.partition(" ")[0]
