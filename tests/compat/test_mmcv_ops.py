@@ -24,7 +24,6 @@ from dcnzoo.compat.mmcv import _ext
 
 ops = importlib.import_module("mmcv.ops")
 RECORDED = Path(__file__).parents[1] / "data/mmcv_ops.json"
-BIAS_LEAKY_RELU = importlib.import_module("mmcv.ops.fused_bias_leakyrelu").FusedBiasLeakyReLUFunction.apply
 
 
 def wave(*shape, pace, scale=1.0):
@@ -131,11 +130,6 @@ DIFFERENTIABLE = {
     "active_rotated_filter": (
         lambda x: ops.active_rotated_filter(x, ROTATIONS),
         wave(2, 3, 1, 3, 3, pace=1.1),
-    ),
-    "bias_leakyrelu": (
-        lambda x, b: BIAS_LEAKY_RELU(x, b, 0.2, 1.5),
-        0.1 + wave(2, 3, 4, 1, pace=1.1),
-        wave(3, pace=2.2),
     ),
     "sigmoid_focal_loss": (lambda x: ops.sigmoid_focal_loss(x, TARGET, 1.7, 0.3, None, "none"), LOGITS),
     "sigmoid_focal_loss, weighted": (

@@ -21,11 +21,12 @@ from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.mmcv.plain import boxes, features, text
 from dcnzoo.compat.signatures import takes
 
-PLAIN = (boxes, features, text)
+PLAIN = {**vars(boxes), **vars(features), **vars(text)}
 
 # Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {
     "bias_act": "mmcv.ops.bias_act with use_custom_op=False (plain PyTorch)",
+    "fused_bias_leakyrelu": "torch.nn.functional.leaky_relu(input + bias) * scale, as mmcv does on the CPU",
     "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False (plain PyTorch)",
     "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False (plain PyTorch)",
     "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
@@ -45,10 +46,8 @@ INSTEAD = {
 def __getattr__(name: str) -> Callable:
     if name.startswith("_"):
         raise AttributeError(name)
-    for module in PLAIN:
-        if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
-            return getattr(module, name)
-
+    if name in PLAIN:
+        return PLAIN[name]
     alternatives = (text for start, text in INSTEAD.items() if name.startswith(start))
     instead = next(alternatives, "mmcv with compiled operators instead of mmcv-lite")
 

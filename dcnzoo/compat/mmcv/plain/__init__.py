@@ -2,7 +2,8 @@
 
 As in mmcv, tensors named ``output``, ``ious`` and ``argmax``, and ``grad_…`` of inputs, belong to the caller
 and are written in place. Half precision is computed in float32. mmcv passes all arguments except tensors by
-keyword: the ``**options`` of a function are the arguments of the private function that it calls.
+keyword: the ``**options`` of a function are the arguments of the private function that it calls. A family
+of models that ``docs/coverage.md`` lists uses each of the functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,16 @@ def gradients(
     return torch.autograd.grad(output, leaves, grad_output.to(output.dtype), materialize_grads=True)
 
 
-def add_gradient(grad_input: Tensor, function: Callable[[Tensor], Tensor], grad_output: Tensor) -> None:
-    """Add the gradient of the input of ``function``, which must be linear: zeros serve as the input."""
-    grad_input.add_(*gradients(function, [torch.zeros_like(grad_input)], grad_output))
+def forward_and_backward(function: Callable[..., Tensor]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """mmcv's functions for ``function(input, *tensors, **options)``, which must be linear in ``input``."""
+
+    def forward(*tensors: Tensor, **options: float) -> None:
+        *inputs, output = tensors
+        output.copy_(function(*inputs, **options))
+
+    def backward(grad_output: Tensor, *tensors: Tensor, **options: float) -> None:
+        *others, grad_input = tensors
+        zeros = torch.zeros_like(grad_input)  # the gradient does not depend on the input
+        grad_input.add_(*gradients(lambda input: function(input, *others, **options), [zeros], grad_output))
+
+    return forward, backward

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv.plain import add_gradient, at_least_float32, gradients
+from dcnzoo.compat.mmcv.plain import at_least_float32, forward_and_backward, gradients
 from dcnzoo.ops import reference
 
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
@@ -54,7 +54,12 @@ def carafe_backward(
 # Alignment to refined anchors (Yang et al. 2021, R3Det): features of an anchor's centre and corners, added
 
 
-def _aligned(input: Tensor, boxes: Tensor, spatial_scale: float, points: int) -> Tensor:
+def _aligned(
+    input: Tensor,  # [N, C, H, W]
+    boxes: Tensor,  # [N, H, W, 5]
+    spatial_scale: float,
+    points: int,  # 1 or 5
+) -> Tensor:  # [N, C, H, W]
     images, _, height, width = input.shape
     maps, scaled = at_least_float32(input), at_least_float32(boxes).reshape(images, height, width, 5, 1)
     y, x, across, down = (scaled[..., :4, :] * spatial_scale).unbind(3)  # mmcv reads y first
@@ -66,20 +71,7 @@ def _aligned(input: Tensor, boxes: Tensor, spatial_scale: float, points: int) ->
     return maps + torch.stack(sums)
 
 
-def rotated_feature_align_forward(
-    features: Tensor,  # [N, C, H, W]
-    best_bboxes: Tensor,  # [N, H, W, 5]
-    output: Tensor,  # [N, C, H, W], written
-    spatial_scale: float,
-    points: int,  # 1 or 5
-) -> None:
-    output.copy_(_aligned(features, best_bboxes, spatial_scale, points))
-
-
-def rotated_feature_align_backward(
-    grad_output: Tensor, best_bboxes: Tensor, grad_input: Tensor, spatial_scale: float, points: int
-) -> None:
-    add_gradient(grad_input, lambda input: _aligned(input, best_bboxes, spatial_scale, points), grad_output)
+rotated_feature_align_forward, rotated_feature_align_backward = forward_and_backward(_aligned)
 
 
 # Rotated filters (Zhou et al. 2017, ORN): each rotation permutes a filter's taps and orientations
@@ -138,30 +130,7 @@ def _psa_mask(
     return values.reshape(images, height * width, height, width)
 
 
-def psamask_forward(input: Tensor, output: Tensor, **options: int) -> None:
-    output.copy_(_psa_mask(input, **options))
-
-
-def psamask_backward(grad_output: Tensor, grad_input: Tensor, **options: int) -> None:
-    add_gradient(grad_input, lambda input: _psa_mask(input, **options), grad_output)
-
-
-# Bias and leaky ReLU (Karras et al. 2020, StyleGAN2)
-
-
-def fused_bias_leakyrelu(
-    input: Tensor,  # [N, C, …]
-    bias: Tensor,  # [C], or of no values: none
-    refer: Tensor,  # as input: the output whose sign counts in a gradient
-    act: int,  # 1 linear, 3 leaky ReLU
-    grad: int,  # 0 the function, 1 its derivative
-    alpha: float,
-    scale: float,
-) -> Tensor:
-    value = input + bias.view(-1, *(1,) * (input.dim() - 2)) if bias.numel() else input
-    if act == 3:
-        value = torch.where((refer if grad else value) > 0, value, value * alpha)
-    return value * scale
+psamask_forward, psamask_backward = forward_and_backward(_psa_mask)
 
 
 # RoIAlign that rotates the orientation channels with the region (Han et al. 2021, ReDet)
@@ -200,14 +169,7 @@ def _riroi_align(
     return ((1 - part) * turned(0) + part * turned(1)).flatten(1, 2)
 
 
-def riroi_align_rotated_forward(features: Tensor, rois: Tensor, output: Tensor, **options: float) -> None:
-    output.copy_(_riroi_align(features, rois, **options))
-
-
-def riroi_align_rotated_backward(
-    top_grad: Tensor, rois: Tensor, bottom_grad: Tensor, **options: float
-) -> None:
-    add_gradient(bottom_grad, lambda input: _riroi_align(input, rois, **options), top_grad)
+riroi_align_rotated_forward, riroi_align_rotated_backward = forward_and_backward(_riroi_align)
 
 
 # Focal loss (Lin et al. 2017), per element
