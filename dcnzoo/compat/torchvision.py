@@ -131,8 +131,8 @@ def accelerate() -> None:
     kernel raises an error. Second derivatives raise an error, as in torchvision.
 
     If torchvision's operators do not load, because it was built for another torch, or if they lack CUDA
-    kernels, dcnzoo defines those that are missing, also ``nms``, ``roi_pool``, ``ps_roi_align`` and
-    ``ps_roi_pool``. ``dcnzoo run`` does so too. Call this before the first import of torchvision.
+    kernels, dcnzoo defines ``deform_conv2d``, ``roi_align``, ``ps_roi_align`` and ``nms`` where they are
+    missing. ``dcnzoo run`` does so too. Call this before the first import of torchvision.
 
     Raises:
         ImportError: torchvision or dcnzoo's compiled operators are missing.

@@ -1,17 +1,18 @@
 """Kernels for torchvision's operators, and the operators themselves where its library does not load.
 
 They have the arguments and results of torchvision's schemas, versions 0.20 to 0.29. Results are contiguous
-and have the dtypes of torchvision's fake kernels, also under autocast. RoI pooling and position-sensitive
-RoIAlign are in plain PyTorch.
+and have the dtypes of torchvision's fake kernels, also under autocast. dcnzoo has no RoI pooling: for
+``roi_pool`` and ``ps_roi_pool``, an error names the command that repairs torchvision.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dcnzoo import ops
-from dcnzoo.compat.mmcv.plain import at_least_float32
+from dcnzoo.compat.hosts.torchvision import repair_command
 
 
 def _arguments(
@@ -97,92 +98,6 @@ def _ps_roi_align_backward(
     return _roi_align_backward(pooled, rois, *geometry, sampling_ratio, True)
 
 
-# RoI pooling (Girshick 2015), and its position-sensitive form
-
-
-def _bins(
-    rois: Tensor, spatial_scale: float, pooled: tuple[int, int], size: tuple[int, int], inclusive: bool
-) -> Iterator[tuple[int, int, tuple[int, int], tuple[slice, slice]]]:
-    """Yield each bin with pixels: the RoI, its image, the bin, and the slices of the bin's rows and columns.
-
-    Args:
-        inclusive: whether the end of a RoI, and the last row and column of the map, belong to it.
-    """
-    scaled = at_least_float32(rois)[:, 1:] * spatial_scale
-    corners = torch.where(scaled < 0, (scaled - 0.5).ceil(), (scaled + 0.5).floor())  # as C++ rounds
-    slices = []
-    for axis in (0, 1):  # y, x
-        start, end = corners[:, 1 - axis, None], corners[:, 3 - axis, None]
-        step = (end - start + inclusive).clamp(min=1) / pooled[axis]
-        edge = torch.arange(pooled[axis] + 1, device=rois.device)
-        last = size[axis] - (not inclusive)
-        low = ((edge[:-1] * step).floor() + start).clamp(0, last).long().tolist()
-        high = ((edge[1:] * step).ceil() + start).clamp(0, last).long().tolist()
-        slices.append(
-            [[slice(*ends) for ends in zip(*roi, strict=True)] for roi in zip(low, high, strict=True)]
-        )
-    for roi, image in enumerate(rois[:, 0].long().tolist()):
-        for i, rows in enumerate(slices[0][roi]):
-            for j, columns in enumerate(slices[1][roi]):
-                if rows.start < rows.stop and columns.start < columns.stop:
-                    yield roi, image, (i, j), (rows, columns)
-
-
-def roi_pool(
-    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
-) -> tuple[Tensor, Tensor]:
-    """The largest value of each bin, and its place in the map (−1 for a bin without pixels)."""
-    size = (pooled_height, pooled_width)
-    output = input.new_zeros(len(rois), input.shape[1], *size)
-    argmax = torch.full_like(output, -1, dtype=torch.int32)
-    for roi, image, (i, j), (rows, columns) in _bins(rois, spatial_scale, size, input.shape[2:], True):
-        values, index = input[image, :, rows, columns].flatten(1).max(1)
-        width = columns.stop - columns.start
-        output[roi, :, i, j] = values
-        place = (rows.start + index // width) * input.shape[3] + columns.start + index % width
-        argmax[roi, :, i, j] = place.to(torch.int32)
-    return output, argmax
-
-
-def _roi_pool_backward(
-    grad: Tensor, rois: Tensor, argmax: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
-    batch_size: int, channels: int, height: int, width: int,
-) -> Tensor:  # fmt: skip
-    plane = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
-    place = plane[:, :, None, None] * height * width + argmax
-    has_pixels = argmax >= 0
-    result = grad.new_zeros(batch_size, channels, height, width)
-    result.view(-1).index_add_(0, place[has_pixels], grad[has_pixels])
-    return result
-
-
-def ps_roi_pool(
-    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
-) -> tuple[Tensor, Tensor]:
-    """The mean of each bin, and its channel."""
-    size = (pooled_height, pooled_width)
-    channels = _channels(input.shape[1], *size).to(input.device)
-    output = input.new_zeros(len(rois), *channels.shape)
-    maps = input.unflatten(1, channels.shape)  # [N, C, pooled_height, pooled_width, H, W]
-    for roi, image, (i, j), (rows, columns) in _bins(rois, spatial_scale, size, input.shape[2:], False):
-        output[roi, :, i, j] = maps[image, :, i, j, rows, columns].mean((1, 2))
-    return output, channels.expand_as(output).contiguous()
-
-
-def _ps_roi_pool_backward(
-    grad: Tensor, rois: Tensor, channel_mapping: Tensor, spatial_scale: float, pooled_height: int,
-    pooled_width: int, batch_size: int, channels: int, height: int, width: int,
-) -> Tensor:  # fmt: skip
-    """The derivative. (torchvision's own backward spreads some gradients over a row or column more.)"""
-    size = (pooled_height, pooled_width)
-    result = grad.new_zeros(batch_size, channels, height, width)
-    maps = result.view(batch_size, -1, *size, height, width)
-    for roi, image, (i, j), (rows, columns) in _bins(rois, spatial_scale, size, (height, width), False):
-        pixels = (rows.stop - rows.start) * (columns.stop - columns.start)
-        maps[image, :, i, j, rows, columns] += (grad[roi, :, i, j] / pixels)[:, None, None]
-    return result
-
-
 # Registration
 
 _ROIS = "Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width"
@@ -201,27 +116,43 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     f"roi_align(Tensor input, {_ROIS}, int sampling_ratio, bool aligned) -> Tensor",
     f"_roi_align_backward(Tensor grad, {_ROIS}, {_SIZE}, int sampling_ratio, bool aligned) -> Tensor",
-    f"roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",
-    f"_roi_pool_backward(Tensor grad, {_MAPPED.replace('channel_mapping', 'argmax')}, {_SIZE}) -> Tensor",
     f"ps_roi_align(Tensor input, {_ROIS}, int sampling_ratio) -> (Tensor, Tensor)",
     f"_ps_roi_align_backward(Tensor grad, {_MAPPED}, int sampling_ratio, {_SIZE}) -> Tensor",
+    # without a kernel: the import of torchvision needs the names
+    f"roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",
+    f"_roi_pool_backward(Tensor grad, {_MAPPED.replace('channel_mapping', 'argmax')}, {_SIZE}) -> Tensor",
     f"ps_roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",
     f"_ps_roi_pool_backward(Tensor grad, {_MAPPED}, {_SIZE}) -> Tensor",
-    # without a kernel: the import of torchvision needs the names
     "box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     f"qroi_align(Tensor input, {_QUANTIZED}, int sampling_ratio, bool aligned) -> Tensor",
 )
+KERNELS: dict[str, Callable] = {
+    "deform_conv2d": deform_conv2d,
+    "_deform_conv2d_backward": _deform_conv2d_backward,
+    "nms": nms,
+    "roi_align": roi_align,
+    "_roi_align_backward": _roi_align_backward,
+    "ps_roi_align": ps_roi_align,
+    "_ps_roi_align_backward": _ps_roi_align_backward,
+}
 registered: set[tuple[str, str]] = set()  # operators and dispatch keys with a kernel of this module
 _library: torch.library.Library | None = None
+
+
+def _refuse(name: str, *arguments: object) -> None:
+    raise NotImplementedError(
+        f"torchvision.ops.{name}: expected a torchvision whose compiled operators load; to repair it: "
+        f"{repair_command(torch.__version__)}"
+    )
 
 
 def define_missing(with_autograd: bool) -> None:
     """Define operators that torchvision lacks, and kernels that they lack for the CPU and CUDA.
 
     Args:
-        with_autograd: register the derivatives of operators that are defined. From version 0.28 on,
-            torchvision does that in Python.
+        with_autograd: operators that are defined get the derivatives of dcnzoo's operators. From version 0.28
+            on, torchvision registers its own in Python.
     """
     global _library
     if _library is not None:
@@ -230,41 +161,14 @@ def define_missing(with_autograd: bool) -> None:
     if not hasattr(torch.ops.torchvision, "_cuda_version"):
         _library.define("_cuda_version() -> int")
         _library.impl("_cuda_version", lambda: -1, "CompositeExplicitAutograd")
-    defined = []
     for schema in SCHEMAS:
         name = schema.partition("(")[0]
+        keys = ["CPU", "CUDA"]
         if not hasattr(torch.ops.torchvision, name):
             _library.define(schema)
-            defined.append(name)
-        for key in ("CPU", "CUDA"):
-            has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", key)
-            if name in globals() and not has_kernel:
-                _library.impl(name, globals()[name], key)
+            if with_autograd and f"_{name}_backward" in KERNELS:
+                keys.append("Autograd")
+        for key in keys:
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", key):
+                _library.impl(name, KERNELS.get(name, partial(_refuse, name)), key)
                 registered.add((name, key))
-    for name in defined:
-        if with_autograd and f"_{name}_backward" in globals():
-            _register_autograd(name)
-
-
-def _register_autograd(name: str) -> None:
-    backward_function: Callable = getattr(torch.ops.torchvision, f"_{name}_backward")
-    before_size = 4 if name == "ps_roi_align" else 3
-
-    def setup_context(ctx, inputs, output):
-        ctx.tensors = sum(isinstance(value, Tensor) for value in inputs)
-        others = () if isinstance(output, Tensor) else output[1:]
-        ctx.save_for_backward(*inputs[: ctx.tensors], *others)
-        ctx.numbers = inputs[ctx.tensors :]
-
-    def backward(ctx, grad, *_):
-        if name == "deform_conv2d":
-            gradients = backward_function(grad, *ctx.saved_tensors, *ctx.numbers)
-        else:
-            input, *tensors = ctx.saved_tensors
-            numbers = (*ctx.numbers[:before_size], *input.shape, *ctx.numbers[before_size:])
-            gradients = (backward_function(grad, *tensors, *numbers), None)
-        return *gradients, *[None] * len(ctx.numbers)
-
-    torch.library.register_autograd(
-        f"torchvision::{name}", backward, setup_context=setup_context, lib=_library
-    )

@@ -119,10 +119,11 @@ HOSTS = (
     Host(
         "torchvision",
         {"torchvision": "0.20.0, 0.25.0, 0.28.0, 0.29.1 on 2026-11-25"},
+        missing="`roi_pool`, `ps_roi_pool`",
         patches=(
             Patch(
                 "torchvision_operators",
-                "torchvision::deform_conv2d, nms, roi_align, roi_pool, ps_roi_align, ps_roi_pool",
+                "torchvision::deform_conv2d, nms, roi_align, ps_roi_align",
                 "torchvision was built for another torch, or without CUDA",
                 "all",
                 _add_operators,
