@@ -18,6 +18,7 @@ from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
 )
+from dcnzoo.ops.deform_attn import level_starts
 
 # Multi-scale deformable attention. TrackFormer's module has no argument for the levels' starts.
 
@@ -25,8 +26,7 @@ from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
 def _attention_inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """The five tensors of :func:`dcnzoo.ops.ms_deform_attn`, and those behind them."""
     if inputs[0].dim() > 1:  # the sampling locations
-        areas = shapes.prod(1)
-        inputs = (areas.cumsum(0) - areas, *inputs)
+        inputs = (level_starts(shapes), *inputs)
     return value, shapes, *inputs
 
 

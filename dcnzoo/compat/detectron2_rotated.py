@@ -49,16 +49,5 @@ def roi_align_rotated_backward(
     return torch.ops.dcnzoo._roi_align_rotated_backward(grad, _in_radians(rois), size, *options)
 
 
-ROI_ALIGN = "Tensor rois, float spatial_scale, int pooled_height, int pooled_width"
-define(
-    "detectron2",
-    {
-        "box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor": box_iou_rotated,
-        "nms_rotated(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor": nms_rotated,
-        f"roi_align_rotated_forward(Tensor input, {ROI_ALIGN}, int sampling_ratio) -> Tensor": (
-            roi_align_rotated_forward
-        ),
-        f"roi_align_rotated_backward(Tensor grad, {ROI_ALIGN}, int batch_size, int channels, int height, "
-        "int width, int sampling_ratio) -> Tensor": roi_align_rotated_backward,
-    },
-)
+FUNCTIONS = (box_iou_rotated, nms_rotated, roi_align_rotated_forward, roi_align_rotated_backward)
+define("detectron2", {f"{f.__name__}{torch.library.infer_schema(f, mutates_args=())}": f for f in FUNCTIONS})

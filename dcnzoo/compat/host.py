@@ -198,7 +198,6 @@ def _patch_functions(host: Host) -> Patch:
     text = f"from {package} import {attribute}" if package else attribute
 
     def change(changes: patches.Changes) -> None:
-        replaced = changes.enter_context(patches.Changes())
         originals: dict[object, object] = {}  # by replacement
 
         def replace(module: ModuleType) -> None:
@@ -208,12 +207,12 @@ def _patch_functions(host: Host) -> Patch:
             for name in host.functions:
                 original = getattr(module, name, None)
                 if original in originals:  # imported by name from a module handled before
-                    replaced.callback(setattr, module, name, originals[original])
+                    changes.callback(setattr, module, name, originals[original])
                 elif callable(original):  # not a package's submodule of this name
                     functions = importlib.import_module("dcnzoo.compat.functions")
                     replacement = functions.REPLACEMENTS[name](module)
                     originals[replacement] = original
-                    replaced.set(module, name, replacement)
+                    changes.set(module, name, replacement)
 
         for module in list(sys.modules.values()):
             replace(module)

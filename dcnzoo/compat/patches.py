@@ -38,7 +38,10 @@ _ABSENT = object()
 
 
 class Changes(contextlib.ExitStack):
-    """Changes to attributes and entries of mappings. Leaving the context, or ``close()``, undoes them."""
+    """Changes to attributes and entries of mappings. Leaving the context, or ``close()``, undoes them.
+
+    Those of a :class:`Patch` stay open while it is applied: functions that run after an import add to them.
+    """
 
     def set(self, owner: object, name: str, value: object) -> None:
         """Sets an attribute of a module, a class or an instance."""
@@ -99,9 +102,13 @@ class Patch:
         """Makes the changes, unless they are made already or not needed."""
         if self.applied or not self.needed():
             return
-        with Changes() as changes:  # undone if the patch fails halfway
+        changes = Changes()
+        try:
             self.change(changes)
-            self._changes = changes.pop_all()
+        except BaseException:
+            changes.close()
+            raise
+        self._changes = changes
 
     def undo(self) -> None:
         """Restores the state before :meth:`apply`."""

@@ -46,6 +46,7 @@ from dcnzoo.compat import patches
 from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.mmcv import DEFAULT_DEVICES
 from dcnzoo.ops import _library
+from dcnzoo.ops.deform_attn import level_starts
 
 __all__ = ["disable", "enable", "enabled", "families", "multi_scale_deformable_attention"]
 
@@ -167,14 +168,12 @@ def _equal_points(num_points_list: Sequence[int]) -> tuple[int, list[int]]:
 
 
 def _levels(
-    sizes: Tensor | Sequence[tuple[int, int]], device: torch.device, repeats: Sequence[int] | None = None
+    sizes: Tensor | Sequence[tuple[int, int]], device: torch.device, repeats: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:  # [L, 2], (height, width), and [L], the starts in S
-    rows, start = [], 0
-    for i, (height, width) in enumerate(sizes.tolist() if isinstance(sizes, Tensor) else sizes):
-        rows += [(height, width, start)] * (repeats[i] if repeats else 1)
-        start += height * width
-    table = torch.tensor(rows, dtype=torch.int64, device=device)
-    return table[:, :2], table[:, 2]
+    shapes = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, dtype=torch.int64, device=device)
+    levels = [level for level, count in enumerate(repeats) for _ in range(count)]
+    starts = level_starts(shapes)
+    return (shapes[levels], starts[levels]) if levels else (shapes, starts)
 
 
 def _attend(value: Tensor, levels: tuple[Tensor, Tensor], locations: Tensor, weights: Tensor) -> Tensor:
@@ -275,13 +274,11 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
 
 
 def _change(changes: patches.Changes) -> None:
-    replaced = patches.Changes()  # open as long as the patch is applied: later imports add to it
     changes.callback(_forget_compiled)
-    changes.callback(replaced.close)
-    replaced.callback(watch("transformers.models.*.modeling_*", lambda module: _replace(module, replaced)))
+    changes.callback(watch("transformers.models.*.modeling_*", lambda module: _replace(module, changes)))
     for name, module in list(sys.modules.items()):
         if _MODELING.fullmatch(name):
-            _replace(module, replaced)
+            _replace(module, changes)
     _forget_compiled()
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
+from dcnzoo.ops.deform_attn import level_starts
 
 
 class MultiScaleDeformableAttention(TracksOffsets, Leaf):
@@ -105,8 +106,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         """
         self._check(query, reference_points, value, spatial_shapes, key_padding_mask)
         if level_start_index is None:
-            areas = spatial_shapes.prod(1)
-            level_start_index = areas.cumsum(0) - areas
+            level_start_index = level_starts(spatial_shapes)
         value = self.value_proj(value)
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0.0)

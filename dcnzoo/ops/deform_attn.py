@@ -101,6 +101,12 @@ def dcnv4(
     return torch.ops.dcnzoo.dcnv4(input, offset_mask, *kernel, *options)
 
 
+def level_starts(spatial_shapes: Tensor) -> Tensor:  # [L, 2] -> [L]
+    """The index of the first pixel of each level, one after the other, in the ``value`` of an attention."""
+    areas = spatial_shapes.prod(1)
+    return areas.cumsum(0) - areas
+
+
 def ms_deform_attn(
     value: Tensor,  # [N, S, heads, D]
     spatial_shapes: Tensor,  # [L, 2], (height, width)

@@ -9,12 +9,10 @@ from dcnzoo.compat.patches import Changes, Patch
 
 
 def _add_version(changes: Changes) -> None:
-    versions = changes.enter_context(Changes())
-
     def add(resources: ModuleType) -> None:
         if is_ours(find_spec("DCNv3")):
             version = resources.Distribution(project_name="DCNv3", version="1.1")
-            versions.set_item(resources.working_set.by_key, version.key, version)
+            changes.set_item(resources.working_set.by_key, version.key, version)
 
     changes.callback(call("pkg_resources", add))
 

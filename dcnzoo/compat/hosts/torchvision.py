@@ -71,9 +71,8 @@ def _add_operators(changes: Changes) -> None:
         operators = importlib.import_module("dcnzoo.compat.torchvision_ops")
         in_python = Path(extension.__file__).with_name("_autograd_registrations.py").exists()
         operators.define_missing(with_autograd=not in_python)
-        changes_of_import.set(extension, "_has_ops", lambda: True)
+        changes.set(extension, "_has_ops", lambda: True)
 
-    changes_of_import = changes.enter_context(Changes())
     changes.callback(watch("torchvision", around=_explained))
     changes.callback(call("torchvision.extension", complete))
 
@@ -98,18 +97,16 @@ class _NewEmptyTensorOp:
 
 
 def _add_names(changes: Changes) -> None:
-    added = changes.enter_context(Changes())
-
     def add(module: ModuleType) -> None:
         if module.__name__ == "torchvision":
-            added.set(module, "__version__", _Version(module.__version__))
+            changes.set(module, "__version__", _Version(module.__version__))
             return
         interpolate = sys.modules["torch"].nn.functional.interpolate
         names = {"_new_empty_tensor": _NewEmptyTensorOp.apply, "interpolate": interpolate}
         names |= {"_output_size": _output_size, "_NewEmptyTensorOp": _NewEmptyTensorOp}
         for name, value in names.items():
             if not hasattr(module, name):
-                added.set(module, name, value)
+                changes.set(module, name, value)
 
     for name in ("torchvision", "torchvision.ops", "torchvision.ops.misc"):
         changes.callback(call(name, add))

@@ -20,6 +20,7 @@ from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.mmcv.plain import boxes, features, text
 from dcnzoo.compat.signatures import takes
+from dcnzoo.ops.deform_attn import level_starts
 
 PLAIN = {**vars(boxes), **vars(features), **vars(text)}
 
@@ -242,11 +243,10 @@ def attention_in_place_of(plain: Callable) -> Callable:
         if exporting or not _attends_on(value.device):
             return plain(value, value_spatial_shapes, sampling_locations, attention_weights)
         shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
-        areas = shapes.prod(1)
-        starts = areas.cumsum(0) - areas
-        if not torch.compiler.is_compiling() and (total := int(areas.sum())) != value.shape[1]:
+        if not torch.compiler.is_compiling() and (total := int(shapes.prod(1).sum())) != value.shape[1]:
             raise RuntimeError(f"{plain.__name__}: value: expected {total} pixels, got {value.shape[1]}")
-        return dcnzoo.ops.ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
+        levels = (shapes, level_starts(shapes))
+        return dcnzoo.ops.ms_deform_attn(value, *levels, sampling_locations, attention_weights)
 
     return attention
 
