@@ -332,6 +332,11 @@ def test_impossible_requests(arguments, message):
         translation_table(*arguments)
 
 
+def test_an_unknown_target_is_refused_before_anything_is_registered():
+    with pytest.raises(ValueError, match="deform_conv: .*nope"):
+        register_onnx_ops("nope")
+
+
 def test_transposed_convolution_says_that_it_is_not_exported(path):
     class Model(nn.Module):
         def forward(self, x, offset):
