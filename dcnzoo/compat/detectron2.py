@@ -65,7 +65,9 @@ class _NormAndActivation:
         self.activation = activation
 
     def reset_parameters(self) -> None:
-        DeformConv2d.reset_parameters(self)
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, *offset_mask: Tensor) -> Tensor:
         empty = x.numel() == 0  # as in detectron2: batch norm raises an error for an empty map

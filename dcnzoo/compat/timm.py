@@ -26,8 +26,8 @@ __all__ = ["DeformableResNet", "FlashInternImage", "InternImage"]
 HEAD = ("conv_head", "dcnv3_head_x4", "dcnv3_head_x3", "clip_projector", "fc_norm", "head")
 
 
-class _TimmModel:
-    """Mixin with timm's model interface. It must precede the backbone."""
+class InternImage(backbones.InternImage):
+    """:class:`dcnzoo.backbones.InternImage` as a timm model."""
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -106,11 +106,7 @@ class _TimmModel:
         return dict(stem=r"^patch_embed", blocks=r"^levels\.(\d+)" if coarse else blocks)
 
 
-class InternImage(_TimmModel, backbones.InternImage):
-    """:class:`dcnzoo.backbones.InternImage` as a timm model."""
-
-
-class FlashInternImage(_TimmModel, backbones.FlashInternImage):
+class FlashInternImage(InternImage, backbones.FlashInternImage):
     """:class:`dcnzoo.backbones.FlashInternImage` as a timm model."""
 
 

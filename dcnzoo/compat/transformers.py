@@ -1,27 +1,16 @@
 """Hugging Face Transformers on dcnzoo's kernels, for every model family with deformable attention.
 
-.. code-block:: python
-
-    import dcnzoo.compat.transformers
-
-    dcnzoo.compat.transformers.enable()  # before models are built
-
-Models keep their classes, parameters, checkpoints and outputs. dcnzoo replaces only the sampling function, in
-each family of ``transformers.models`` that has one of these:
-
-- ``MultiScaleDeformableAttention.forward``, of the layer that Transformers offers for replacement under this
-  name (``use_kernel_forward_from_hub``): Deformable DETR, Grounding DINO, RT-DETR, RF-DETR and others;
-- ``multi_scale_deformable_attention``: Mask2Former, OneFormer;
-- ``multi_scale_deformable_attention_v2``: RT-DETRv2, D-FINE, DEIMv2.
+Models keep their classes, parameters, checkpoints and outputs: dcnzoo replaces only the sampling function, in
+each family of ``transformers.models`` that has one of :data:`_REPLACEMENTS`. ``docs/hosts.md`` lists the
+families. ``forward`` is that of the layer ``MultiScaleDeformableAttention``, which Transformers offers for
+replacement under this name (``use_kernel_forward_from_hub``).
 
 Before dcnzoo replaces a function, it compares the function's arguments, and its result for a small input,
 with its own. If they differ, the family keeps its function and a warning names the family.
 
 In exports to ONNX by :func:`dcnzoo.export.export_onnx`, or after :func:`dcnzoo.export.register_onnx_ops`, the
-graph has dcnzoo's translation: gathers instead of ``GridSample``. The original still runs in other exports
-(``torch.export.export``, ``torch.jit.trace``: their graphs do not need dcnzoo), for RT-DETRv2's discrete
-sampling, and on devices other than the CPU. On a GPU,
-``dcnzoo.compat.patches.enable("cuda")`` switches to dcnzoo's kernels, as for mmcv.
+graph has dcnzoo's translation: gathers instead of ``GridSample``. The original runs in other exports, for
+RT-DETRv2's discrete sampling, and on devices other than the CPU, unless ``patches.enable("cuda")`` is called.
 This module does not import transformers.
 """
 

@@ -174,6 +174,16 @@ class _Arguments:
     def _grouping(self, deform_groups: int) -> dict[str, object]:
         return {}
 
+    def reset_parameters(self) -> None:
+        """Set mmcv's initial weight, uniform within ±1/√(in_channels · taps) for v2, and a bias of zero."""
+        if self.modulated:
+            bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+            nn.init.uniform_(self.weight, -bound, bound)
+        else:
+            nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
 
 class _Layer(_Arguments, layers.DeformConv2d):
     """Base of mmcv's layers that take the offset, and with ``modulated`` the mask, as inputs."""
@@ -194,11 +204,6 @@ class DeformConv2d(_Layer):
 
     takes_bias = False
 
-    def reset_parameters(self) -> None:
-        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         return deform_conv2d(x, offset, self.weight, *self._geometry(), False, self.im2col_step)
 
@@ -212,14 +217,7 @@ class ModulatedDeformConv2d(_Layer):
     modulated = True
 
     def init_weights(self) -> None:
-        """Set the weight uniformly within ±1/√(in_channels · taps), and the bias to zero."""
-        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def reset_parameters(self) -> None:
-        self.init_weights()
+        self.reset_parameters()
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *self._geometry())
@@ -238,9 +236,6 @@ class DeformConv2dPack(_Arguments, layers.PackedDeformConv2d):
     def _grouping(self, deform_groups: int) -> dict[str, object]:
         return dict(modulated=self.modulated, offset_groups=deform_groups, mask_groups=deform_groups)
 
-    def reset_parameters(self) -> None:
-        DeformConv2d.reset_parameters(self)
-
     def init_offset(self) -> None:
         self.conv_offset.reset_parameters()
 
@@ -253,9 +248,6 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
     """
 
     modulated = True
-
-    def reset_parameters(self) -> None:
-        ModulatedDeformConv2d.init_weights(self)
 
     def init_weights(self) -> None:
         self.reset_parameters()

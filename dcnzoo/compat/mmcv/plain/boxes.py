@@ -115,10 +115,7 @@ def convex_iou(
     ious: Tensor,  # (N, M), written
 ) -> None:
     points, quads = _split(pointsets, polygons)
-    hulls = _hulls(points)
-    pairs = hulls.repeat_interleave(len(quads), 0), quads.repeat(len(hulls), 1, 1)
-    shared = shared_area(*pairs).view(len(hulls), len(quads))
-    ious.copy_(shared / (polygon_area(hulls)[:, None] + polygon_area(quads) - shared))
+    ious.copy_(_overlap(*all_pairs(_hulls(points).flatten(1), quads.flatten(1))).view_as(ious))
 
 
 def convex_giou(
