@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +22,14 @@ def _contains(spec: ModuleSpec, text: str) -> bool:
     return file.suffix == ".py" and file.is_file() and text.encode() in file.read_bytes()
 
 
-def _surround(spec: ModuleSpec, watches: list[Watch]) -> None:
+def _surround(spec: ModuleSpec, loader: Loader, watches: list[Watch]) -> None:
     """Execute the module inside the contexts of :func:`watch`, then call the functions."""
-    execute = spec.loader.exec_module
+    execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
         if module.__spec__ is not spec:  # a loader may serve several modules
-            return execute(module)
+            execute(module)
+            return
         with contextlib.ExitStack() as stack:
             for _, _, around, _ in watches:
                 stack.enter_context(around())
@@ -35,7 +37,7 @@ def _surround(spec: ModuleSpec, watches: list[Watch]) -> None:
         for _, function, _, _ in watches:
             function(module)
 
-    spec.loader.exec_module = exec_module
+    loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
 class _Finder:
@@ -49,7 +51,7 @@ class _Finder:
             spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]
             if spec is not None and spec.loader is not None:
                 if watches := [each for each in watches if not each[3] or _contains(spec, each[3])]:
-                    _surround(spec, watches)
+                    _surround(spec, spec.loader, watches)
                 return spec
         return None
 

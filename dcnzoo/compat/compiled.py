@@ -6,6 +6,8 @@ used. The other backwards return their gradients. Any batch size works with any 
 precision too.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,43 +32,46 @@ def _attention_inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[T
     return value, shapes, *inputs
 
 
-def ms_deform_attn_forward(*arguments: Tensor | int) -> Tensor:  # [N, Q, heads·D]
+def ms_deform_attn_forward(*arguments: Any) -> Tensor:  # [N, Q, heads·D]
     """Args: those of :func:`dcnzoo.ops.ms_deform_attn`, and ``im2col_step``."""
     *inputs, _im2col_step = arguments
     with torch.autocast(inputs[0].device.type, enabled=False):
         return dcnzoo.ops.ms_deform_attn(*_attention_inputs(*inputs))
 
 
-def ms_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:
+def ms_deform_attn_backward(*arguments: Any) -> list[Tensor]:
     """The gradients of ``value``, ``sampling_locations`` and ``attention_weights``.
 
     Args: as in the forward, with ``grad_output`` ``(N, Q, heads · D)`` before ``im2col_step``.
     """
     *inputs, grad_output, _im2col_step = arguments
-    inputs = _attention_inputs(*inputs)
-    return list(torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3))
+    tensors = (grad_output, *_attention_inputs(*inputs))
+    return list(torch.ops.dcnzoo._ms_deform_attn_backward(*tensors, [True] * 3))
 
 
 # DCNv3. remove_center, the last argument, is new in version 1.1 of ops_dcnv3.
 
 
-def geometry(*numbers: float) -> tuple:
+def geometry(*numbers: float) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
     """The arguments of a compiled function after its tensors, as those of dcnzoo's operators.
 
-    The first eight are (height, width) of kernel, stride, padding and dilation.
+    They are (height, width) of kernel, stride, padding and dilation, then group, group_channels and
+    offset_scale.
     """
-    return *zip(numbers[:8:2], numbers[1:8:2], strict=True), *numbers[8:]
+    kernel, stride, padding, dilation = zip(numbers[:8:2], numbers[1:8:2], strict=True)
+    group, group_channels, offset_scale = numbers[8:]
+    return kernel, stride, padding, dilation, group, group_channels, offset_scale
 
 
 def dcnv3_forward(
     input: Tensor,  # [N, H, W, C]
     offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
     mask: Tensor,  # [N, oH, oW, group·P]
-    *options: float,  # those of geometry(), group, group_channels, offset_scale, im2col_step, remove_center
+    *options: float,  # those of geometry(), im2col_step, remove_center
 ) -> Tensor:  # [N, oH, oW, C]
     arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
     with torch.autocast(input.device.type, enabled=False):
-        return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, any(remove_center))
+        return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, remove_center=any(remove_center))
 
 
 def dcnv3_backward(

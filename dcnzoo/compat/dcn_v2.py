@@ -4,6 +4,8 @@ CenterTrack and FairMOT import ``DCN`` from it. The layers have the original arg
 state dicts load.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -52,12 +54,12 @@ class DCN(ModulatedDeformConv2dPack):
     """
 
     @takes(f"{ARGUMENTS} extra_offset_mask")
-    def __init__(self, extra_offset_mask: bool = False, **options: object) -> None:
+    def __init__(self, extra_offset_mask: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.extra_offset_mask = extra_offset_mask
 
-    def forward(self, input: Tensor | list[Tensor], main_path: object = None) -> Tensor:
-        """``main_path`` has no effect; FaPN passes it."""
+    def forward(self, input: Any, main_path: object = None) -> Tensor:  # type: ignore[override]
+        """``input`` is a tensor or a list of two. ``main_path`` has no effect; FaPN passes it."""
         if not self.extra_offset_mask:
             return super().forward(input)
         x, features = input
@@ -67,8 +69,8 @@ class DCN(ModulatedDeformConv2dPack):
 def dcn_v2_forward(input, weight, bias, offset, mask, *geometry: int) -> Tensor:
     """The geometry is (height, width) of kernel, stride, padding and dilation, then deformable_group."""
     _, _, *sides, deformable_group = geometry
-    sides = (sides[:2], sides[2:4], sides[4:])
-    return dcn_v2_conv(input, offset, mask, weight, bias, *sides, deformable_group)
+    stride, padding, dilation = zip(sides[::2], sides[1::2], strict=True)
+    return dcn_v2_conv(input, offset, mask, weight, bias, stride, padding, dilation, deformable_group)
 
 
 def dcn_v2_backward(input, weight, bias, offset, mask, grad_output, *geometry: int) -> list[Tensor]:
@@ -129,8 +131,8 @@ def dcn_v2_psroi_pooling_forward(
 
 
 def dcn_v2_psroi_pooling_backward(
-    grad_output: Tensor, input: Tensor, rois: Tensor, trans: Tensor, count: Tensor, *options: float
-) -> tuple[Tensor, Tensor]:
+    grad_output: Tensor, input: Tensor, rois: Tensor, trans: Tensor, count: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
     """The gradients of ``input`` and ``trans``. ``options`` are the forward's, from ``no_trans`` on."""
 
     def pool(input: Tensor, trans: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ class DCNv2Pooling(nn.Module):
     """
 
     @takes(POOLING)
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
 
@@ -181,7 +183,7 @@ class DCNPooling(DCNv2Pooling):
     """
 
     @takes(f"{POOLING} deform_fc_dim")
-    def __init__(self, deform_fc_dim: int = 1024, **options: object) -> None:
+    def __init__(self, deform_fc_dim: int = 1024, **options: Any) -> None:
         super().__init__(**options)
         if options["no_trans"]:
             return
@@ -189,7 +191,7 @@ class DCNPooling(DCNv2Pooling):
         widths = (bins * options["output_dim"], deform_fc_dim, deform_fc_dim, bins * 3)
         self.offset_mask_fc = branch(*widths)
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         pooled = dcn_v2_pooling(input, rois, input.new_empty(0), **{**self.options, "no_trans": True})
         if self.options["no_trans"]:
             return pooled

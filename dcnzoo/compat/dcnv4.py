@@ -5,6 +5,8 @@ All modules of the package load this file, which has the layers, the functions a
 original's kernels, have no effect.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,14 @@ FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only t
 def dcnv4_forward(
     value: Tensor,  # [N, H, W, C]
     p_offset: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
-    *options: float,  # those of geometry(), then group, group_channels, offset_scale and the next line
+    *options: float,  # those of geometry(), then the next line
 ) -> Tensor:  # [N, oH, oW, C]
     """``DCNv4.ext.dcnv4_forward``, without its softmax, which the package never sets."""
     _im2col_step, remove_center, _d_stride, _block_thread, softmax = options[11:]
     if softmax:
         raise RuntimeError("dcnv4_forward: softmax: expected False (dcnzoo's DCNv4 has no softmax), got True")
     with torch.autocast(value.device.type, enabled=False):
-        return dcnzoo.ops.dcnv4(value, p_offset, *geometry(*options[:11]), bool(remove_center))
+        return dcnzoo.ops.dcnv4(value, p_offset, *geometry(*options[:11]), remove_center=bool(remove_center))
 
 
 def dcnv4_backward(
@@ -61,7 +63,7 @@ def flash_deform_attn_forward(
         return dcnzoo.ops.flash_deform_attn(value, shapes, starts, sampling_loc_attn)
 
 
-def flash_deform_attn_backward(*arguments: Tensor | int) -> list[Tensor]:
+def flash_deform_attn_backward(*arguments: Any) -> list[Tensor]:
     """The gradients of ``value`` and ``sampling_loc_attn``.
 
     Args: as in the forward, with ``grad_output`` ``[N, Q, heads·D]`` before im2col_step.
@@ -81,7 +83,8 @@ class DCNv4Function:
     def apply(input: Tensor, offset_mask: Tensor, *options: float) -> Tensor:
         """Args: as in :func:`dcnv4_forward`, up to remove_center."""
         _im2col_step, remove_center = options[11:]
-        return dcnzoo.ops.dcnv4(input, offset_mask, *geometry(*options[:11]), bool(remove_center))
+        numbers = geometry(*options[:11])
+        return dcnzoo.ops.dcnv4(input, offset_mask, *numbers, remove_center=bool(remove_center))
 
 
 class FlashDeformAttnFunction:

@@ -35,7 +35,7 @@ class MSDeformAttn(MultiScaleDeformableAttention):
     def _reset_parameters(self) -> None:  # the official name, which networks call
         self.reset_parameters()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         reference_points: Tensor,

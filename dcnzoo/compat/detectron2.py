@@ -6,6 +6,7 @@ load. detectron2 is not required. Unlike detectron2's layers, they also run on t
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from dcnzoo.compat.mmcv.deform_conv import (
     DeformConv2d,
     ModulatedDeformConv2d,
     Pair,
+    _Layer,
     deform_conv2d,
     modulated_deform_conv2d,
 )
@@ -46,7 +48,7 @@ def deform_conv(
 modulated_deform_conv = modulated_deform_conv2d  # only positional arguments in detectron2, in this order
 
 
-class _NormAndActivation:
+class _NormAndActivation(_Layer):
     """Mixin with detectron2's arguments, a norm and an activation. It must precede a layer of mmcv."""
 
     @takes(
@@ -57,7 +59,7 @@ class _NormAndActivation:
         self,
         norm: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.deformable_groups = self.deform_groups
@@ -69,7 +71,7 @@ class _NormAndActivation:
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, *offset_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *offset_mask: Tensor) -> Tensor:  # type: ignore[override]
         empty = x.numel() == 0  # as in detectron2: batch norm raises an error for an empty map
         x = super().forward(x, *offset_mask)
         if self.norm is not None and not empty:

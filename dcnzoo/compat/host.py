@@ -93,7 +93,7 @@ class Loader(importlib.abc.Loader):
         ours = [importlib.import_module(name) for name in self.host.provides]
         public = {name: value for each in ours for name, value in vars(each).items() if name[0] != "_"}
         vars(module).update(public, **{name: public[other] for name, other in self.host.names.items()})
-        module.__getattr__ = getattr(ours[-1], "__getattr__", _no_attribute(module.__name__))
+        vars(module)["__getattr__"] = getattr(ours[-1], "__getattr__", _no_attribute(module.__name__))
 
 
 def _no_attribute(module: str) -> Callable[[str], object]:
@@ -116,9 +116,9 @@ class Finder:
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         for pattern, host in self.hosts.items():
             if fnmatchcase(name, pattern):
-                origin = find_spec(host.provides[-1]).origin
+                ours = find_spec(host.provides[-1])
                 # a package without a folder, so that this finder is called for its modules too
-                spec = ModuleSpec(name, Loader(host), origin=origin, is_package=True)
+                spec = ModuleSpec(name, Loader(host), origin=ours.origin if ours else None, is_package=True)
                 spec.has_location = True  # for __file__
                 return spec
         return None

@@ -65,8 +65,10 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
             if not holds:
                 raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {value}")
 
-        for tensor, value in (("input", input), ("weight", weight)):
-            check(value.dim() == rank + 2, tensor, f"{rank + 2} dimensions", f"shape {tuple(value.shape)}")
+        for argument, tensor in (("input", input), ("weight", weight)):
+            check(
+                tensor.dim() == rank + 2, argument, f"{rank + 2} dimensions", f"shape {tuple(tensor.shape)}"
+            )
         channels, kernel = input.shape[1], tuple(weight.shape[2:])
         kernel_size = (kernel_size,) * rank if isinstance(kernel_size, int) else tuple(kernel_size)
         check(kernel_size == kernel, "kernel_size", f"{kernel}, that of weight", kernel_size)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-_libraries = []  # keep the operators registered
+_libraries: list[torch.library.Library] = []  # keep the operators registered
 
 
 def define(namespace: str, functions: Mapping[str, Callable]) -> None:

@@ -112,7 +112,7 @@ class Patch:
 
     def undo(self) -> None:
         """Restores the state before :meth:`apply`."""
-        if self.applied:
+        if self._changes is not None:
             self._changes.close()
             self._changes = None
 

@@ -23,7 +23,7 @@ def takes(names: str) -> Callable[[Callable], Callable]:
 
         # for help(): the parameters of ``function`` have another order
         kind = Parameter.POSITIONAL_OR_KEYWORD
-        wrapper.__signature__ = Signature([Parameter(name, kind) for name in order])
+        vars(wrapper)["__signature__"] = Signature([Parameter(name, kind) for name in order])
         return wrapper
 
     return decorate

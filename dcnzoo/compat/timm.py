@@ -10,7 +10,7 @@ ImageNet weights: the authors' for InternImage and FlashInternImage, timm's for 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from timm.models import resnet as timm_resnet
@@ -28,6 +28,9 @@ HEAD = ("conv_head", "dcnv3_head_x4", "dcnv3_head_x3", "clip_projector", "fc_nor
 
 class InternImage(backbones.InternImage):
     """:class:`dcnzoo.backbones.InternImage` as a timm model."""
+
+    if TYPE_CHECKING:
+        levels: Any  # mypy does not know the classes of a ModuleList's items
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:

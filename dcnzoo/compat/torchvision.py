@@ -104,8 +104,9 @@ class RoIAlign(nn.Module):
         aligned: bool = False,
     ) -> None:
         super().__init__()
-        # a tuple: TorchScript does not accept a list's type for the function's argument
-        self.output_size = output_size if isinstance(output_size, int) else tuple(output_size)
+        if not isinstance(output_size, int):  # TorchScript does not accept a list's type
+            output_size = (output_size[0], output_size[1])
+        self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned

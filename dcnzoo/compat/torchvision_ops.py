@@ -7,6 +7,7 @@ and have the dtypes of torchvision's fake kernels, also under autocast. dcnzoo h
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +31,13 @@ def _arguments(
     return tensors, bias.to(input.dtype), geometry
 
 
-def deform_conv2d(*arguments: Tensor | int) -> Tensor:
+def deform_conv2d(*arguments: Any) -> Tensor:  # those of _arguments
     tensors, bias, geometry = _arguments(*arguments)
     with torch.autocast("cpu", enabled=False):
         return torch.ops.dcnzoo.deform_conv(*tensors, bias, *geometry).contiguous()
 
 
-def _deform_conv2d_backward(grad: Tensor, *arguments: Tensor | int) -> tuple[Tensor, ...]:
+def _deform_conv2d_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     inputs, use_mask = arguments[:5], arguments[-1]
     tensors, _, geometry = _arguments(*arguments)
     output_mask = [True, True, True, use_mask, True]

@@ -121,7 +121,7 @@ def _multi_scale_deformable_attention_v2(
     return _attend(value, levels, locations, attention_weights.unflatten(3, (-1, points)))
 
 
-_REPLACEMENTS = {
+_REPLACEMENTS: dict[str, Callable[..., Tensor | None]] = {
     "forward": _forward,
     "multi_scale_deformable_attention": multi_scale_deformable_attention,
     "multi_scale_deformable_attention_v2": _multi_scale_deformable_attention_v2,
@@ -194,7 +194,7 @@ def _with_kernels(name: str, original: Callable) -> Callable:
         output = replacement(*args, **kwargs) if PATCH.applied else None  # a model may keep this function
         return original(*args, **kwargs) if output is None else output
 
-    call._is_dcnzoo = True
+    vars(call)["_is_dcnzoo"] = True
     return call
 
 
@@ -202,22 +202,23 @@ def _difference(name: str, function: object) -> str | None:
     """Return how a function differs from its replacement, or None if it does not differ."""
     if not inspect.isfunction(function):
         return f"expected {name} to be a plain function, got {function!r}"
-    expected, got = (inspect.signature(each).parameters.values() for each in (_REPLACEMENTS[name], function))
-    expected, got = ([(p.name, p.kind, p.default) for p in each] for each in (expected, got))
+    functions: tuple[Callable, ...] = (_REPLACEMENTS[name], function)
+    signatures = [inspect.signature(each).parameters.values() for each in functions]
+    expected, got = ([(p.name, p.kind, p.default) for p in each] for each in signatures)
     if expected != got:
         names = [", ".join(each[0] for each in parameters) for parameters in (expected, got)]
         return f"expected {name} to have the arguments ({names[0]}), got ({names[1]})"
     try:
         with torch.no_grad():
-            results = [each(**_small_input(name)) for each in (function, _REPLACEMENTS[name])]
+            results = [each(**_small_input(name)) for each in reversed(functions)]
         torch.testing.assert_close(*results)
     except Exception as error:  # an import of transformers must not fail for any reason
-        got = str(error).partition("\n")[0]
-        return f"expected {name} to have dcnzoo's result, got {type(error).__name__}: {got}"
+        reason = str(error).partition("\n")[0]
+        return f"expected {name} to have dcnzoo's result, got {type(error).__name__}: {reason}"
     return None
 
 
-def _small_input(name: str) -> dict[str, object]:
+def _small_input(name: str) -> dict[str, Any]:
     """Arguments for comparing a function with its replacement: float64, which autocast does not convert."""
 
     def numbers(*shape: int) -> Tensor:  # from -0.25 to 1.25; does not use torch's random numbers
@@ -225,7 +226,7 @@ def _small_input(name: str) -> dict[str, object]:
         return (count * 37 % 101 / 101 * 1.5 - 0.25).view(shape)
 
     sizes = [(3, 2), (1, 4)]
-    arguments: dict[str, object] = {
+    arguments: dict[str, Any] = {
         "value": numbers(2, 10, 2, 3),
         "value_spatial_shapes": sizes,
         "sampling_locations": numbers(2, 5, 2, 2, 3, 2),
@@ -245,7 +246,7 @@ def _small_input(name: str) -> dict[str, object]:
 
 def _replace(module: ModuleType, changes: patches.Changes) -> None:
     """Replace all functions of :data:`_REPLACEMENTS` in a module, or warn and replace none."""
-    family = _MODELING.fullmatch(module.__name__)[1]
+    family = module.__name__.split(".")[2]
     functions = [(name, owner, attr, getattr(owner, attr)) for name, owner, attr in _find(module)]
     # a class may be imported from a module handled before
     new = [entry for entry in functions if not hasattr(entry[3], "_is_dcnzoo")]

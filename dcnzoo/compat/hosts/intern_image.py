@@ -19,8 +19,8 @@ def _add_version(changes: Changes) -> None:
 
 REASON = "ops_dcnv3 reads the version of the package DCNv3 with pkg_resources"
 STRIDES = "layers with a stride other than 1"
-FILES = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func", "modules", "modules.dcnv4")
-FILES += ("modules.flash_deform_attn", "ext")
+FUNCTIONS = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func", "ext")
+MODULES = ("modules", "modules.dcnv4", "modules.flash_deform_attn")
 HOSTS = (
     Host(
         "DCNv3",
@@ -33,7 +33,7 @@ HOSTS = (
         "DCNv4",
         {"FlashInternImage": RUN},
         ("dcnzoo.compat.dcnv4",),
-        imports=("DCNv4", *(f"DCNv4.{name}" for name in FILES)),
+        imports=("DCNv4", *(f"DCNv4.{name}" for name in FUNCTIONS + MODULES)),
         missing=STRIDES,
     ),
 )

@@ -69,7 +69,7 @@ def _explained() -> Iterator[None]:
 def _add_operators(changes: Changes) -> None:
     def complete(extension: ModuleType) -> None:
         operators = importlib.import_module("dcnzoo.compat.torchvision_ops")
-        in_python = Path(extension.__file__).with_name("_autograd_registrations.py").exists()
+        in_python = Path(extension.__file__ or "").with_name("_autograd_registrations.py").exists()
         operators.define_missing(with_autograd=not in_python)
         changes.set(extension, "_has_ops", lambda: True)
 

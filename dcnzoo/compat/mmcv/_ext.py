@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Callable:
             "or open an issue"
         )
 
-    missing.instead = instead
+    vars(missing)["instead"] = instead
     return missing
 
 
@@ -139,7 +139,7 @@ def deform_conv_backward_parameters(input, offset, grad_output, grad_weight, sca
 
 def _modulated(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, output: Tensor, options: dict[str, int]
-) -> tuple[tuple[Tensor, ...], tuple]:
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple]:
     """The operator's tensors, with offset and mask as mmcv reads them, and its geometry."""
     groups, size = options["deformable_group"], output.shape[2:]
     check_groups("modulated_deform_conv2d", groups, input, weight, offset=offset, mask=mask)

@@ -6,13 +6,14 @@ arguments, and constructors raise ``ValueError``.
 """
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
+from dcnzoo.layers.tracing import Leaf
 
 Pair = int | tuple[int, int]
 
@@ -27,7 +28,7 @@ def deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
     bias: bool = False,
-    im2col_step: int = 32,
+    im2col_step: int | None = 32,
 ) -> Tensor:  # [N, O, oH, oW]
     """``mmcv.ops.deform_conv2d``: deformable convolution v1.
 
@@ -79,7 +80,7 @@ def modulated_deform_conv2d(
     return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
 
 
-def as_read(values: Tensor, name: str, size: tuple[int, int]) -> Tensor:
+def as_read(values: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
     """``values`` as mmcv's v2 kernels read them: they do not check the height and width.
 
     mmcv's kernels read the memory of each image as ``(channels, *size)`` with the output's ``size``, whatever
@@ -128,12 +129,10 @@ def _convolve(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, *arguments
 ) -> Tensor:
     """Convolve in the dtype of ``offset``, as mmcv does for mixed precision."""
-
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(offset.dtype)
-
+    dtype = offset.dtype
+    mask, bias = (None if tensor is None else tensor.to(dtype) for tensor in (mask, bias))
     with torch.autocast(input.device.type, enabled=False):
-        return ops.deform_conv2d(cast(input), cast(weight), offset, cast(mask), cast(bias), *arguments)
+        return ops.deform_conv2d(input.to(dtype), weight.to(dtype), offset, mask, bias, *arguments)
 
 
 def _pair(argument: str, value: Pair) -> tuple[int, int]:
@@ -143,11 +142,16 @@ def _pair(argument: str, value: Pair) -> tuple[int, int]:
     return pair
 
 
-class _Arguments:
+class _Arguments(Leaf):
     """Mixin with mmcv's arguments. It must precede a layer of :mod:`dcnzoo.layers`."""
 
     modulated: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = True
+    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+        in_channels: int
+        kernel_size: tuple[int, ...]
+        weight: Tensor
+        bias: Tensor | None
 
     @renames(deformable_groups="deform_groups")  # its name before mmcv 1.0
     def __init__(
@@ -162,7 +166,7 @@ class _Arguments:
         deform_groups: int = 1,
         bias: bool | str | None = None,  # None: as in mmcv, True only for v2
         im2col_step: int | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         if bias and not self.takes_bias:
             self._refuse("bias", "False (mmcv's v1 layers have no bias)", repr(bias))
@@ -171,7 +175,7 @@ class _Arguments:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.deform_groups = deform_groups
 
-    def _grouping(self, deform_groups: int) -> dict[str, object]:
+    def _grouping(self, deform_groups: int) -> dict[str, Any]:
         return {}
 
     def reset_parameters(self) -> None:
@@ -191,7 +195,7 @@ class _Layer(_Arguments, layers.DeformConv2d):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
 
-    def _geometry(self) -> tuple:
+    def _geometry(self) -> tuple[Any, Any, Any, int, int]:
         return self.stride, self.padding, self.dilation, self.groups, self.deform_groups
 
 
@@ -204,7 +208,7 @@ class DeformConv2d(_Layer):
 
     takes_bias = False
 
-    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:  # type: ignore[override]
         return deform_conv2d(x, offset, self.weight, *self._geometry(), False, self.im2col_step)
 
 
@@ -219,7 +223,7 @@ class ModulatedDeformConv2d(_Layer):
     def init_weights(self) -> None:
         self.reset_parameters()
 
-    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *self._geometry())
 
 
@@ -233,11 +237,12 @@ class DeformConv2dPack(_Arguments, layers.PackedDeformConv2d):
 
     _version = 2  # of mmcv's packs, in the metadata of state dicts
 
-    def _grouping(self, deform_groups: int) -> dict[str, object]:
+    def _grouping(self, deform_groups: int) -> dict[str, Any]:
         return dict(modulated=self.modulated, offset_groups=deform_groups, mask_groups=deform_groups)
 
     def init_offset(self) -> None:
-        self.conv_offset.reset_parameters()
+        if self.conv_offset is not None:
+            self.conv_offset.reset_parameters()
 
 
 class ModulatedDeformConv2dPack(DeformConv2dPack):

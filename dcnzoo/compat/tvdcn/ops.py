@@ -1,5 +1,7 @@
 """``tvdcn.ops``: functions, layers, packed layers."""
 
+from typing import TYPE_CHECKING, Any
+
 from torch import nn
 
 from dcnzoo import layers
@@ -56,8 +58,11 @@ PREDICTION = (
 )
 
 
-class _Pack:
+class _Pack(nn.Module):
     """Mixin with tvdcn's arguments. It must precede a packed layer of :mod:`dcnzoo.layers`."""
+
+    if TYPE_CHECKING:  # an attribute of the layer, which TorchScript must not find annotated here
+        conv_offset: Any
 
     def _construct(
         self, mask_activation: str | nn.Module | None = "sigmoid", generator_bias: bool = False, **options

@@ -36,6 +36,7 @@ def forward_and_backward(function: Callable[..., Tensor]) -> tuple[Callable[...,
     def backward(grad_output: Tensor, *tensors: Tensor, **options: float) -> None:
         *others, grad_input = tensors
         zeros = torch.zeros_like(grad_input)  # the gradient does not depend on the input
-        grad_input.add_(*gradients(lambda input: function(input, *others, **options), [zeros], grad_output))
+        (gradient,) = gradients(lambda input: function(input, *others, **options), [zeros], grad_output)
+        grad_input.add_(gradient)
 
     return forward, backward

@@ -24,7 +24,8 @@ def softnms(
     and the last box replaces a dropped box.
     """
     left = torch.arange(len(boxes), device=boxes.device)
-    scores, kept = scores.clone(), []
+    scores = scores.clone()
+    kept: list[Tensor] = []
     while len(left):
         comparable = scores.nan_to_num(nan=-torch.inf)
         best = comparable.argmax() if not scores[0].isnan() else 0  # nothing exceeds a NaN
@@ -76,8 +77,8 @@ def _hulls(points: Tensor) -> Tensor:  # (N, P, 2) -> (N, ≤ P, 2)
         length = to.norm(dim=-1)
         right = cross(to[:, :, None], to[:, None]) < -SLACK * length[:, :, None] * length[:, None]
         # the farthest point with no other point to the right of its line, or the current one if none exists
-        following = torch.where(right.any(2) | (length == 0), -1.0, length).max(1)
-        following = torch.where(following.values < 0, order[-1], following.indices)
+        farthest = torch.where(right.any(2) | (length == 0), -1.0, length).max(1)
+        following = torch.where(farthest.values < 0, order[-1], farthest.indices)
         home = (fixed[rows, following] == fixed[rows, start]).all(-1) | (order[-1] == start) * (
             len(order) > 1
         )

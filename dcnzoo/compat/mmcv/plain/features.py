@@ -23,10 +23,12 @@ def _carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, 
     # four axes: with eight, an exported mask head gave other masks in OpenVINO than in ONNX Runtime
     near = F.interpolate(by_group(F.pad(features, (kernel_size // 2,) * 4)), scale_factor=scale_factor)
     masks = by_group(masks)  # [N·G, k·k, s·H, s·W]
-    result = 0
-    for tap, place in enumerate(itertools.product(range(kernel_size), repeat=2)):
-        y, x = (scale_factor * start for start in place)
-        result = result + near[:, :, y : y + height, x : x + width] * masks[:, tap, None]
+    steps = range(0, kernel_size * scale_factor, scale_factor)
+    terms = (
+        near[:, :, y : y + height, x : x + width] * masks[:, tap, None]
+        for tap, (y, x) in enumerate(itertools.product(steps, steps))
+    )
+    result = functools.reduce(torch.add, terms)
     return result.unflatten(0, (-1, group_size)).flatten(1, 2)
 
 
@@ -46,7 +48,9 @@ def carafe_forward(
 def carafe_backward(
     grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *rest: Tensor, **options: int
 ) -> None:
-    function = functools.partial(_carafe, **options)
+    def function(features: Tensor, masks: Tensor) -> Tensor:
+        return _carafe(features, masks, **options)
+
     for target, gradient in zip(rest[-2:], gradients(function, (rfeatures, masks), grad_output), strict=True):
         target.add_(gradient)
 
@@ -108,7 +112,7 @@ def _psa_mask(
     w_mask: int,
     half_h_mask: int,
     half_w_mask: int,
-    **_: int,  # the sizes of input
+    **sizes: int,  # those of input
 ) -> Tensor:  # [N, H·W, H, W]
     images, _, height, width = input.shape
     mask, half = (h_mask, w_mask), (half_h_mask, half_w_mask)
@@ -200,5 +204,8 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, **options: float
 ) -> None:
-    function = functools.partial(_focal_loss, target=target, weight=weight, **options)
-    grad_input.copy_(*gradients(function, [input], torch.ones_like(input)))
+    def function(input: Tensor) -> Tensor:
+        return _focal_loss(input, target, weight, **options)
+
+    (gradient,) = gradients(function, [input], torch.ones_like(input))
+    grad_input.copy_(gradient)
