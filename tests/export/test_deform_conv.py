@@ -333,7 +333,7 @@ def test_impossible_requests(arguments, message):
 
 
 def test_an_unknown_target_is_refused_before_anything_is_registered():
-    with pytest.raises(ValueError, match="deform_conv: .*nope"):
+    with pytest.raises(ValueError, match=r"deform_conv: .*nope"):
         register_onnx_ops("nope")
 
 
