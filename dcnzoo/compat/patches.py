@@ -248,16 +248,6 @@ def switched_on(patch: Patch, on: Callable[[], None]) -> Iterator[None]:
             switch_off(patch)
 
 
-def registered(registry, kind: type, reason: str) -> Patch:
-    """A patch that replaces the class of the same name in a registry of mmengine."""
-    name = kind.__name__
-
-    def change(changes: Changes) -> None:
-        changes.set_item(registry.module_dict, name, kind)
-
-    return Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change)
-
-
 def table() -> tuple[Patch, ...]:
     """The known patches. The list is complete after ``import dcnzoo.models``."""
     return tuple(_patches)

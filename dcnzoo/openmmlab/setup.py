@@ -5,7 +5,8 @@ from importlib import import_module
 
 from mmengine.registry import MODELS
 
-from dcnzoo.compat import mmcv, patches
+from dcnzoo.compat import patches
+from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE
 
 
@@ -17,13 +18,13 @@ def setup() -> None:
     only for classes that replace mmcv's.
     """
     import_module("mmcv.ops")  # registers the classes that are replaced
-    mmcv.use_dcnzoo_deform_conv()  # mmcv's own layers run on dcnzoo's kernels
+    patches.add(*kernels())  # mmcv's own layers run on dcnzoo's kernels
     models = import_module("dcnzoo.openmmlab.models")
     import_module("dcnzoo.openmmlab.hooks.offset_statistics")
     layer = "dcnzoo's operator; any batch, offset_limit, statistics of offsets"
     patches.add(
-        patches.registered(MODELS, models.DCN, layer),
-        patches.registered(MODELS, models.DCNv2, layer),
-        patches.registered(MODELS, models.MultiScaleDeformableAttention, layer),
+        registered(MODELS, models.DCN, layer),
+        registered(MODELS, models.DCNv2, layer),
+        registered(MODELS, models.MultiScaleDeformableAttention, layer),
     )
     patches.add(*TABLE, complete=True)  # from here on, the names in DCNZOO_PATCHES are checked

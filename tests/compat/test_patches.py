@@ -11,6 +11,7 @@ import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # noqa: F401  these two add all patches
 from dcnzoo.compat import after_import, patches
+from dcnzoo.openmmlab.patches import kernels
 
 from ..modules import randomise
 from ..processes import run_code
@@ -198,7 +199,7 @@ def test_the_variable():
 @pytest.fixture
 def compiled(monkeypatch):
     """Pretend that mmcv is compiled for the CPU and CUDA."""
-    monkeypatch.setattr(compat, "_mmcv_devices", ("cpu", "cuda"))
+    monkeypatch.setattr(compat, "compiled_devices", ("cpu", "cuda"))
 
 
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:1"), torch.device("meta")
@@ -206,19 +207,19 @@ CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:1"), torch.device("me
 
 @pytest.mark.parametrize("operator", patches.OPERATORS)
 def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
-    def kernels():
+    def choices():
         return [compat.runs_on_dcnzoo(operator, device) for device in (CPU, CUDA, OTHER)]
 
-    assert kernels() == [True, False, False]
+    assert choices() == [True, False, False]
     patches.enable("cuda")
-    assert kernels() == [True, True, False]
+    assert choices() == [True, True, False]
     patches.disable("cuda")
-    monkeypatch.setattr(compat, "_mmcv_devices", ("cpu",))
-    assert kernels() == [True, True, False]  # mmcv has no CUDA kernels
+    monkeypatch.setattr(compat, "compiled_devices", ("cpu",))
+    assert choices() == [True, True, False]  # mmcv has no CUDA kernels
     with patches.disabled(operator):
-        assert not any(kernels())
-        monkeypatch.setattr(compat, "_mmcv_devices", None)  # mmcv-lite
-        assert all(kernels())
+        assert not any(choices())
+        monkeypatch.setattr(compat, "compiled_devices", None)  # mmcv-lite
+        assert all(choices())
 
 
 ATTENTION = dict(
@@ -269,13 +270,13 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
     ours, theirs = (
         SimpleNamespace(forward=lambda tensor, scale, by=by: (by, scale)) for by in ("dcnzoo", "mmcv")
     )
-    extension = compat._ByDevice("deform_conv", ours, theirs)
+    extension = kernels.ByDevice("deform_conv", ours, theirs)
     assert extension.forward(torch.zeros(1), 2) == ("dcnzoo", 2)
     assert extension.forward(torch.zeros(1, device="meta"), scale=3) == ("mmcv", 3)
     with patches.disabled("deform_conv"):
         assert extension.forward(torch.zeros(1), 2) == ("mmcv", 2)
     steps = [((6, 4), 3), ((7, 4), 1), ((64, 32), 32), ((3, None), 3), ((66, None), 22), ((0, 4), 1)]
-    assert all(compat.largest_step(*arguments) == expected for arguments, expected in steps)
+    assert all(kernels.largest_step(*arguments) == expected for arguments, expected in steps)
 
 
 def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatch):

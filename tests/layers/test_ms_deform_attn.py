@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcnzoo.models
 import dcnzoo.ops.flops
 from dcnzoo import layers
+from dcnzoo.compat import patches
 from dcnzoo.compat.deformable_detr import MSDeformAttn
-from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
+from dcnzoo.openmmlab.patches.kernels import kernels
 
 from ..modules import assert_same, randomise
 
@@ -266,7 +267,7 @@ def test_mmcvs_function_runs_on_the_operator():
         MODULE.multi_scale_deformable_attn_pytorch(
             torch.randn(2, 70, 3, 4), torch.tensor(SIZES), points, weights
         )
-    use_dcnzoo_deform_conv()  # a second call has no effect
+    patches.add(*kernels())  # a second call has no effect
     assert MODULE.multi_scale_deformable_attn_pytorch.__wrapped__ is PLAIN
 
 

@@ -10,8 +10,6 @@ as :mod:`dcnzoo.compat.host` describes. A compiled ``mmcv._ext`` stays in use.
 """
 
 import importlib
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -53,8 +51,8 @@ def compiled_extension() -> ModuleType | None:
     return None if extension.__file__ == str(STAND_IN) else extension
 
 
-# The devices for which a compiled mmcv has kernels. None: mmcv-lite. Set by use_dcnzoo_deform_conv.
-_mmcv_devices: tuple[str, ...] | None = None
+# The devices for which a compiled mmcv has kernels. None: mmcv-lite. Set by dcnzoo.openmmlab.patches.kernels.
+compiled_devices: tuple[str, ...] | None = None
 
 
 def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
@@ -66,61 +64,10 @@ def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
     Args:
         operator: its name in :mod:`dcnzoo.compat.patches`.
     """
-    if _mmcv_devices is None:
+    if compiled_devices is None:
         return True
     if not patches.enabled(operator):
         return False
     if device.type in DEFAULT_DEVICES:
         return True
-    return device.type == "cuda" and ("cuda" not in _mmcv_devices or patches.enabled(patches.CUDA))
-
-
-def largest_step(batch: int, most: int | None) -> int:
-    """The largest ``im2col_step`` up to ``most`` that divides the batch, as mmcv's own kernels require."""
-    most = min(batch, most or 32)
-    return next((step for step in range(most, 0, -1) if batch % step == 0), 1)
-
-
-class _ByDevice:
-    """Replacement of ``ext_module`` in a module of mmcv: dcnzoo's functions or mmcv's, by device."""
-
-    def __init__(self, operator: str, dcnzoos: ModuleType, mmcvs: ModuleType) -> None:
-        self.operator, self.dcnzoos, self.mmcvs = operator, dcnzoos, mmcvs
-
-    def __getattr__(self, name: str) -> Callable:
-        def call(first: "torch.Tensor", *args: object, **kwargs: object) -> object:
-            module = self.dcnzoos if runs_on_dcnzoo(self.operator, first.device) else self.mmcvs
-            return getattr(module, name)(first, *args, **kwargs)
-
-        return call
-
-
-def use_dcnzoo_deform_conv() -> None:
-    """Run mmcv's own deformable layers on dcnzoo's operators, if :func:`runs_on_dcnzoo` is true.
-
-    To replace the registry's entries is not enough: several heads import ``DeformConv2d`` and
-    ``ModulatedDeformConv2d`` directly, RoI extractors look up the deformable RoI pools in ``mmcv.ops``, and
-    DETRs import ``MultiScaleDeformableAttention``. All of these use ``ext_module`` of their module at every
-    call, so the patches replace it. On the CPU, a compiled mmcv has no deformable RoI pooling, and a function
-    in PyTorch for the attention, which the patch replaces too.
-    """
-    global _mmcv_devices
-    compiled = compiled_extension()
-    if compiled is not None:
-        with_cuda = compiled.get_compiling_cuda_version() != "not available"
-        _mmcv_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
-    reason = "mmcv-lite has no kernels, and a compiled mmcv's CPU kernels are slower"
-    for name in patches.OPERATORS:
-        target, change = f"mmcv.ops.{name}.ext_module", partial(_replace_kernels, name)
-        patches.add(patches.Patch(name, target, reason, "mmcv 2.0 to 2.2", change))
-
-
-def _replace_kernels(operator: str, changes: patches.Changes) -> None:
-    extension, compiled = importlib.import_module(f"{__name__}._ext"), compiled_extension()
-    # not `import … as`: mmcv.ops has functions with the names of its modules
-    module = importlib.import_module(f"mmcv.ops.{operator}")
-    kernels = extension if compiled is None else _ByDevice(operator, extension, compiled)
-    changes.set(module, "ext_module", kernels)
-    name = "multi_scale_deformable_attn_pytorch"
-    if hasattr(module, name):
-        changes.set(module, name, extension.attention_in_place_of(getattr(module, name)))
+    return device.type == "cuda" and ("cuda" not in compiled_devices or patches.enabled(patches.CUDA))

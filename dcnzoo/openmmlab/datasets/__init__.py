@@ -6,11 +6,12 @@ from dcnzoo.compat import patches
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, draw_image, make_shapes
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric, ShapesDataset
 from dcnzoo.openmmlab.datasets.images import SKIP_UNREADABLE_IMAGES
+from dcnzoo.openmmlab.patches.kernels import registered
 
 __all__ = ["CLASSES", "PALETTE", "CocoDataset", "ShapesDataset", "ShapesSpec", "draw_image", "make_shapes"]
 
 patches.add(
-    patches.registered(DATASETS, CocoDataset, "checks the annotation file"),
-    patches.registered(METRICS, CocoMetric, "checks the annotation file"),
+    registered(DATASETS, CocoDataset, "checks the annotation file"),
+    registered(METRICS, CocoMetric, "checks the annotation file"),
     SKIP_UNREADABLE_IMAGES,
 )

@@ -7,7 +7,8 @@ from typing import Any
 import mmcv.ops
 from torch import Tensor, nn
 
-from dcnzoo.compat.mmcv import deform_conv, largest_step, runs_on_dcnzoo
+from dcnzoo.compat.mmcv import deform_conv, runs_on_dcnzoo
+from dcnzoo.openmmlab.patches.kernels import largest_step
 
 
 def _for_isinstance(mmcv_class: type[nn.Module]) -> Any:

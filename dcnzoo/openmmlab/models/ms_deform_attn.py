@@ -10,7 +10,8 @@ from mmengine.utils import deprecated_api_warning
 from torch import Tensor, nn
 
 from dcnzoo import layers
-from dcnzoo.compat.mmcv import largest_step, runs_on_dcnzoo
+from dcnzoo.compat.mmcv import runs_on_dcnzoo
+from dcnzoo.openmmlab.patches.kernels import largest_step
 
 
 # mmcv's class is a base too: MMDetection's detectors test for it when they initialise weights.

@@ -1,0 +1,75 @@
+"""Patches that run OpenMMLab's layers on dcnzoo: the kernels of ``mmcv.ops``, and classes in registries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+
+from mmengine.registry import Registry
+from torch import Tensor
+
+from dcnzoo.compat import mmcv
+from dcnzoo.compat.mmcv import runs_on_dcnzoo
+from dcnzoo.compat.patches import OPERATORS, Changes, Patch
+
+
+def largest_step(batch: int, most: int | None) -> int:
+    """The largest ``im2col_step`` up to ``most`` that divides the batch, as mmcv's own kernels require."""
+    most = min(batch, most or 32)
+    return next((step for step in range(most, 0, -1) if batch % step == 0), 1)
+
+
+class ByDevice:
+    """Replacement of ``ext_module`` in a module of mmcv: dcnzoo's functions or mmcv's, by device."""
+
+    def __init__(self, operator: str, dcnzoos: ModuleType, mmcvs: ModuleType) -> None:
+        self.operator, self.dcnzoos, self.mmcvs = operator, dcnzoos, mmcvs
+
+    def __getattr__(self, name: str) -> Callable:
+        def call(first: Tensor, *args: object, **kwargs: object) -> object:
+            module = self.dcnzoos if runs_on_dcnzoo(self.operator, first.device) else self.mmcvs
+            return getattr(module, name)(first, *args, **kwargs)
+
+        return call
+
+
+def kernels() -> list[Patch]:
+    """Patches that run mmcv's own deformable layers on dcnzoo's operators, if ``runs_on_dcnzoo`` is true.
+
+    To replace the registry's entries is not enough: several heads import ``DeformConv2d`` and
+    ``ModulatedDeformConv2d`` directly, RoI extractors look up the deformable RoI pools in ``mmcv.ops``, and
+    DETRs import ``MultiScaleDeformableAttention``. All of these use ``ext_module`` of their module at every
+    call, so the patches replace it. On the CPU, a compiled mmcv has no deformable RoI pooling, and a function
+    in PyTorch for the attention, which the patch replaces too.
+    """
+    compiled = mmcv.compiled_extension()
+    if compiled is not None:
+        with_cuda = compiled.get_compiling_cuda_version() != "not available"
+        mmcv.compiled_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
+    reason = "mmcv-lite has no kernels, and a compiled mmcv's CPU kernels are slower"
+    return [
+        Patch(name, f"mmcv.ops.{name}.ext_module", reason, "mmcv 2.0 to 2.2", partial(_replace_kernels, name))
+        for name in OPERATORS
+    ]
+
+
+def _replace_kernels(operator: str, changes: Changes) -> None:
+    extension, compiled = import_module("dcnzoo.compat.mmcv._ext"), mmcv.compiled_extension()
+    # not `import … as`: mmcv.ops has functions with the names of its modules
+    module = import_module(f"mmcv.ops.{operator}")
+    changes.set(module, "ext_module", ByDevice(operator, extension, compiled) if compiled else extension)
+    name = "multi_scale_deformable_attn_pytorch"
+    if hasattr(module, name):
+        changes.set(module, name, extension.attention_in_place_of(getattr(module, name)))
+
+
+def registered(registry: Registry, kind: type, reason: str) -> Patch:
+    """A patch that replaces the class of the same name in a registry."""
+    name = kind.__name__
+
+    def change(changes: Changes) -> None:
+        changes.set_item(registry.module_dict, name, kind)
+
+    return Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change)
