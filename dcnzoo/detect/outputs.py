@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dcnzoo.detect.backends import BOX_MASKS
 from dcnzoo.detect.crops import Crops, extent
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import resized
@@ -30,20 +31,49 @@ def rescale_detections(
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = (dets[:, :4] * factor).astype(np.float32)
-    masks = None
-    if "masks" in outputs:
-        parts = []
-        threshold = 255 * float(metadata.get(MASK_THRESHOLD, 0.5))
+    masks, threshold = None, float(metadata.get(MASK_THRESHOLD, 0.5))
+    if BOX_MASKS in outputs:
+        masks = paste(outputs[BOX_MASKS][there], boxes, picture_size, threshold)
+    elif "masks" in outputs:
+        softs, parts = outputs["masks"][there], []
         margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
-        softs, areas = outputs["masks"][there], boxes
-        if MASK_THRESHOLD not in metadata:  # masks that are not of a box may reach beyond it
-            areas = np.array([extent(soft) for soft in softs]).reshape(-1, 4) * factor
+        areas = np.array([extent(soft) for soft in softs]).reshape(-1, 4) * factor
         first = np.floor(areas[:, :2] - margin).clip(0).astype(int)
         last = np.ceil(areas[:, 2:] + margin).clip(0).astype(int)
         for soft, (x1, y1), (x2, y2) in zip(softs, first, last, strict=True):
             # resize probabilities, then threshold: a thresholded mask would have a less exact border
             region = (slice(y1, y2), slice(x1, x2))
             probability = resized(soft[: size[0], : size[1]].astype(np.float32), picture_size, region)
-            parts.append(probability >= threshold)
+            parts.append(probability >= 255 * threshold)
         masks = Crops(parts, first[:, ::-1].tolist(), picture_size)
     return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)
+
+
+def paste(
+    softs: np.ndarray,  # [K, h, w], probabilities
+    boxes: np.ndarray,  # [K, 4]
+    size: tuple[int, int],
+    threshold: float,
+) -> Crops:
+    """Stretch masks over their boxes in a picture, bilinearly, as MMDetection does; zero outside.
+
+    Bilinear resampling along the axes is a product with one matrix of hat functions per axis.
+    """
+    parts, corners = [], []
+    for soft, box in zip(softs, boxes, strict=True):
+        x, y = (_weights(box[i], box[i + 2], soft.shape[1 - i], size[1 - i]) for i in (0, 1))
+        parts.append(y[1] @ soft @ x[1].T >= threshold)
+        corners.append((y[0], x[0]))
+    return Crops(parts, corners, size)
+
+
+def _weights(low: np.float32, high: np.float32, taps: int, pixels: int) -> tuple[int, np.ndarray]:
+    """Return the first pixel near a box, and the weights [pixels, taps] of a mask's values there."""
+    first = int(np.clip(np.floor(min(low, high)) - 1, 0, pixels))
+    end = int(np.clip(np.ceil(max(low, high)) + 1, first, pixels))
+    if low == high:
+        return first, np.zeros((end - first, taps), np.float32)
+    # in the order of grid_sample's operations, for equal results
+    place = (np.arange(first, end, dtype=np.float32) + np.float32(0.5) - low) / (high - low) * taps - 0.5
+    distance = np.abs(place[:, None] - np.arange(taps, dtype=np.float32))
+    return first, (1 - distance).clip(0).astype(np.float32)

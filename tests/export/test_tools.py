@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
+from dcnzoo.detect.outputs import paste
 from dcnzoo.detect.pictures import read
 from dcnzoo.export import Detector
 from dcnzoo.openmmlab.export.verify import verify
@@ -79,7 +80,7 @@ def test_export_verifies_and_draws(exported):
     assert f"drawn: {path.with_suffix('.png')}" in output
     assert cv2.imread(str(path.with_suffix(".png"))).std() > 10
     model = onnx.load(path)
-    assert [o.name for o in model.graph.output] == ["dets", "labels", "masks"]
+    assert [o.name for o in model.graph.output] == ["dets", "labels", "masks", "box_masks"]
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
 
 
@@ -324,7 +325,9 @@ def test_pictures_without_their_size(exported):
     """A caller that passes only images gets detections of the whole input."""
     session = onnxruntime.InferenceSession(exported[0])
     images = np.random.default_rng(0).standard_normal((2, 3, 96, 128), np.float32)
-    dets, *_ = session.run(None, {"input": images})
+    dets, labels, masks, box_masks = session.run(None, {"input": images})
+    pasted = paste(box_masks[0], dets[0, :, :4], (96, 128), 0.5).whole()
+    assert pasted[labels[0] >= 0].any((1, 2)).mean() > 0.5 and (pasted != (masks[0] >= 128)).mean() < 1e-4
     same, *_ = session.run(None, {"input": images, "img_shape": np.array([[96, 128]] * 2)})
     smaller, *_ = session.run(None, {"input": images, "img_shape": np.array([[96, 128], [64, 64]])})
     np.testing.assert_array_equal(dets, same)

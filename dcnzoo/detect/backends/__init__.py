@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
+
+BOX_MASKS = "box_masks"  # output of a file: masks in the pixels of the mask head
 
 Shape = tuple[int | None, ...]  # None: any size
 # inputs, names of the outputs, metadata, and a function that runs the model
 Opened = tuple[
     dict[str, Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 ]
+
+
+def outputs_to_read(names: Iterable[str]) -> list[str]:
+    """Return the outputs that dcnzoo reads: of masks in the input and in boxes, those in boxes."""
+    names = list(names)
+    return [name for name in names if name != "masks" or BOX_MASKS not in names]

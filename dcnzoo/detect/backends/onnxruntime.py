@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcnzoo.detect.backends import Opened
+from dcnzoo.detect.backends import Opened, outputs_to_read
 
 FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
 
@@ -36,6 +36,6 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
         node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
         for node in (*session.get_inputs(), *session.get_overridable_initializers())
     }
-    names = [output.name for output in session.get_outputs()]
+    names = outputs_to_read(output.name for output in session.get_outputs())
     metadata = session.get_modelmeta().custom_metadata_map
-    return inputs, names, metadata, lambda feed: session.run(None, feed)
+    return inputs, names, metadata, lambda feed: session.run(names, feed)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.detect.backends import BOX_MASKS
 from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import (
@@ -49,7 +50,8 @@ class Predictor(nn.Module):
     ``img_shape`` is [N, 2], int64: height and width without padding; the whole input where it is negative.
     ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
     -1 marks unused rows. ``masks``, if the detector predicts them, is [N, K, H, W], uint8: the probability
-    times 255.
+    times 255. ``box_masks`` is [N, K, h, w], float32: the same probabilities in the pixels of the mask head,
+    which cover the box, if they are predicted for boxes.
 
     Args:
         all_masks: predict the masks of all rows, also of unused ones.
@@ -79,6 +81,7 @@ class Predictor(nn.Module):
             self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
             if self.mask_threshold < 0:
                 raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
+            self.output_names = ("dets", "labels", "masks", BOX_MASKS)
         self._masks: DeferredMasks | None = None
 
     def forward(self, images: Tensor, img_shape: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -234,6 +237,7 @@ def rank(
             results.append(torch.where(mask & used[:, None, None], inside, outside))
         else:  # of the boxes
             results.append(paste_masks(mask, dets[:, :4], used, *padded))
+            results.append(torch.where(used[:, None, None], mask, 0))
     return tuple(results)
 
 
