@@ -209,16 +209,20 @@ def padded(family: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
 
 @torch.no_grad()
 def predict_batch(
-    network: nn.Module, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    network: nn.Module,
+    images: torch.Tensor,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    exchange: bool = False,
 ) -> list[Detections]:
     """Return MMDetection's own results for a batch, in pixels of the input.
 
     Args:
         sizes: heights and widths of the pictures, if the images are padded.
+        exchange: see ``LowerIndexFirst``.
     """
     padded = tuple(images.shape[-2:])
     samples = [data_sample(size, padded) for size in sizes or [padded] * len(images)]
-    with LowerIndexFirst():
+    with LowerIndexFirst(exchange):
         results = [sample.pred_instances for sample in network.predict(images, samples, rescale=False)]
     for result, sample in zip(results, samples, strict=True):
         if "masks" in result:
