@@ -19,6 +19,7 @@ from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.deformable import arguments, split_settings
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.openmmlab.settings import (
+    LAYERS,
     OLD_KEYS,
     RUNNER_KEYS,
     Place,
@@ -34,8 +35,6 @@ from dcnzoo.utils.text import few, nearest
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 CLASSES = ("num_classes", "num_things_classes", "num_stuff_classes")
-# settings of layers, from which mmcv removes some before it builds the layer
-LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
 # dictionaries whose keys are names that the user chooses

@@ -30,6 +30,8 @@ RUNNER_KEYS = {
     *inspect.signature(FlexibleRunner).parameters,
     *("custom_imports", "runner_type", "tta_model"),
 }
+# settings of layers, from which mmcv removes some before it builds the layer
+LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
 ANY_MODULE = {"type", "_scope_", "init_cfg", "bg_cls_weight", *SETTINGS}
 # MMDetection 2's key → that of version 3
@@ -180,7 +182,9 @@ def wrong_options(cfg: Config, options: Mapping, prefix: str = "") -> Iterator[s
                 node = node[key]
             else:
                 known = {*node, *place.known(read)} if isinstance(node, Mapping) else {*cfg, *RUNNER_KEYS}
-                if key not in known | {"_delete_"} and path != "default_hooks":
+                known |= {"_delete_"}
+                of_layer = LAYERS & {*path.split(".")} and not nearest(key, known, 0.75)
+                if key not in known and not of_layer and path != "default_hooks":
                     yield f"{option}: {_instead(option, path, known, by_path)}, got an unknown key"
                 break
             path = f"{path}.{key}".lstrip(".")

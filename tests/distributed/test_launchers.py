@@ -63,7 +63,8 @@ def test_several_processes_evaluate_as_one(trained, tmp_path, port):
         script = ["tools/dist_test.sh", config, checkpoint, processes]
         if processes == 1:
             script = [sys.executable, "tools/test.py", config, checkpoint]
-        outputs.append(run(*script, "--work-dir", tmp_path / str(processes), "--out", out, PORT=port))
+        arguments = ["--verbose", "--work-dir", tmp_path / str(processes), "--out", out]
+        outputs.append(run(*script, *arguments, PORT=port))
         predictions.append(pickle.loads(out.read_bytes()))
     assert precisions(outputs[0]) == precisions(outputs[1]) == precisions(outputs[2])
     assert float(precisions(outputs[0])[0]) > 0, "there is something to compare"
@@ -82,18 +83,21 @@ def test_several_processes_evaluate_as_one(trained, tmp_path, port):
 def auditing_config(folder, **more):
     """A config with all of dcnzoo's hooks that logs which process writes files."""
     from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS
 
     import dcnzoo.openmmlab.hooks
 
     known = [getattr(dcnzoo.openmmlab.hooks, name) for name in dcnzoo.openmmlab.hooks.__all__]
     hooks = [cls.__name__ for cls in known if inspect.isclass(cls) and issubclass(cls, Hook)]
+    hooks = [name for name in hooks if name in HOOKS.module_dict]  # not the summary, which `train` adds
     assert {"AtomicCheckpointHook", "ProgressHook"} <= set(hooks)
     default = ("AtomicCheckpointHook", "ProgressHook")  # in the base config
+    given = {"PlateauEarlyStoppingHook": dict(monitor="coco/bbox_mAP", patience=3)}
     ours = [f"dcnzoo.{name}" for name in ("models", "openmmlab.hooks", "openmmlab.datasets")]
     lines = {
         "_base_": [str(ROOT / CONFIG)],
         "custom_imports": dict(imports=[*ours, "tests.distributed.audit"], allow_failed_imports=False),
-        "custom_hooks": [dict(type=name) for name in hooks if name not in default],
+        "custom_hooks": [dict(type=name, **given.get(name, {})) for name in hooks if name not in default],
         **more,
     }
     path = folder / "audited.py"

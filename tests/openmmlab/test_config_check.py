@@ -365,12 +365,15 @@ def test_options(tmp_path):
         "optim_wrapper.paramwise_cfg.dcn_offset_lr_mult": 0.1,  # set by published configs
         "model.test_cfg.rcnn.nms.class_agnostic": True,  # an argument of mmcv's function
         "default_hooks.offsets.type": "OffsetStatisticsHook",
+        "model.backbone.norm_cfg.type": "GN",
+        "model.backbone.norm_cfg.num_groups": 4,  # of the layer that the type selects
         "train_cfg": {"max_epochs": 3},
     }
     assert read_config_file(CONFIGS["mask_rcnn"], known).train_cfg.max_epochs == 3
     for wrong in (
         {"test_cfg.rcnn.scorethr": 1},
         {"model": {"neckk": 1}},
+        {"model.backbone.norm_cfg.requires_gard": False},
         {"model.backbone": "ResNet"},
         "a=1",
     ):

@@ -155,7 +155,8 @@ def test_vmap(op, sample, dims, recwarn):
         sum(call(*picked).square().sum() for picked in parts(leaves.tensors)),
     )
     torch.testing.assert_close(*(torch.autograd.grad(total, leaves.given) for total in totals))
-    assert not recwarn.list or "roi" in op.name  # RoI pooling has no rule of its own
+    loops = [warning for warning in recwarn if "batching rule" in str(warning.message)]
+    assert not loops or "roi" in op.name  # RoI pooling has no rule of its own
 
 
 @every_op

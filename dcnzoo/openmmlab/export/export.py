@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim
 
+from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import MASK_THRESHOLD
 from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
@@ -60,11 +61,12 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
     example = options.shape or (640, 640)
     if preprocessing is not None:
         size = options.shape or preprocessing.padded((preprocessing.scale or example)[::-1])
-        example = tuple(length + -length % preprocessing.pad_divisor for length in size)
+        divisor = preprocessing.pad_divisor
+        example = (size[0] + -size[0] % divisor, size[1] + -size[1] % divisor)
     shape = example if options.shape or package or model.one_size else None
     if shape is None:
         factor = -(-LEAST_TRACED // min(example))
-        example = tuple(length * factor for length in example)
+        example = (example[0] * factor, example[1] * factor)
     elif options.shape is None:
         text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
         findings.append(Finding(type(network).__name__, text, stops=False))
@@ -74,14 +76,14 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
         options,
         dynamic=shape is None,
         metadata={} if preprocessing is None else preprocessing.to_metadata(),
-        calibration=inputs.calibration_inputs(preprocessing, files, shape),
+        calibration=() if preprocessing is None else inputs.calibration_inputs(preprocessing, files, shape),
     )
     if written[0].suffix == ".onnx":
         findings += check(written[0], options.runtime)
     result = ExportResult(written, shape, tuple(findings))
     if options.raw_outputs and options.verify:
         verify_raw_outputs(network, result, example)
-    elif options.verify:
+    elif options.verify and preprocessing is not None:
         pictures = inputs.pictures_to_verify(options.verify, preprocessing)
         agreement = verify(detector, result.load(device="cpu"), pictures)
         result = dataclasses.replace(result, agreement=agreement)
@@ -94,7 +96,8 @@ def draw_both(detector: TorchDetector, result: ExportResult, source: str | os.Pa
     pipeline = get_test_pipeline_cfg(detector.model.cfg)
     preprocessor = inputs.predicting_part(detector.model).data_preprocessor
     picture = inputs.pictures_to_verify(source, preprocessing_of(pipeline, preprocessor, ()))[0]
-    sides = [np.asarray(each(picture, bgr=True).draw()) for each in (detector, exported)]
+    results = (cast(Detections, each(picture, bgr=True)) for each in (detector, exported))
+    sides = [np.asarray(detections.draw()) for detections in results]
     with replacing(path) as partial:
         Image.fromarray(np.hstack(sides)).save(partial, "PNG")
     return path

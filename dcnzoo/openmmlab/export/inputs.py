@@ -39,9 +39,9 @@ def pictures_to_verify(
     source: str | os.PathLike | bool, preprocessing: Preprocessing, most: int = 10
 ) -> list[np.ndarray]:
     """Read a picture or the first ones of a folder; True: a generated picture."""
-    if source is True:
+    if isinstance(source, bool):
         return [generated_picture(preprocessing)]
-    files = picture_files(source) or [source]
+    files = picture_files(source) or [os.fspath(source)]
     return [read(file) for file in files[:most]]
 
 

@@ -52,9 +52,9 @@ class TorchSigmoid(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def level_sizes(sizes: Sequence[tuple[int, int]]) -> Tensor:  # [L, 2]
+def level_sizes(sizes: Sequence[Sequence[int]]) -> Tensor:  # [L, 2]
     """Return the sizes of a pyramid's levels as a tensor. A loop over it yields them as numbers."""
-    values = tensor_of(sizes, dtype=torch.long)
+    values: Any = tensor_of(sizes, dtype=torch.long)
     values.sizes = sizes
     return values
 
@@ -100,7 +100,7 @@ def image_size(images: Tensor) -> Tensor:  # (height, width)
     return tensor_of(images.shape[-2:], dtype=images.dtype)
 
 
-def data_sample(size: Sequence[Any], padded: Sequence[Any]) -> DetDataSample:
+def data_sample(size: Sequence[Any] | Tensor, padded: Sequence[Any]) -> DetDataSample:
     """Describe an image of a batch, which is neither resized nor in a border, to ``detector.predict``."""
     size, padded = tuple(size), tuple(padded)
     values = dict(img_shape=size, ori_shape=size, pad_shape=padded, batch_input_shape=padded)

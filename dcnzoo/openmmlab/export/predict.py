@@ -63,7 +63,7 @@ class Predictor(nn.Module):
     input_names: tuple[str, ...] = ("input", "img_shape")
     output_names: tuple[str, ...] = ("dets", "labels")
 
-    def __init__(self, detector: nn.Module, all_masks: bool = False) -> None:
+    def __init__(self, detector: Any, all_masks: bool = False) -> None:
         super().__init__()
         if reason := rules.reason_to_refuse_detector(detector):
             raise ValueError(
@@ -92,6 +92,7 @@ class Predictor(nn.Module):
         with Changes() as changes, SymbolicSizes():
             rules.apply(changes)
             with named_errors(self.detector):
+                outputs: tuple[Tensor, ...]
                 if isinstance(self.detector, DetectionTransformer):
                     outputs = self._predict_batch(changes, images, sizes)
                 else:
@@ -127,13 +128,14 @@ class Predictor(nn.Module):
         self, features: tuple[Tensor, ...], outputs: dict[nn.Module, Any], sample: DetDataSample
     ) -> tuple[Tensor, ...]:
         """Call the detector's ``predict`` with the features and outputs of heads of one image."""
-        detector, proposed = self.detector, []
+        detector = self.detector
+        proposed: list = []
         with Changes() as changes, TorchSigmoid():
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)
-            head = getattr(detector, "roi_head", getattr(detector, "bbox_head", None))
-            settings = getattr(head, "test_cfg", None) or {}
+            last = getattr(detector, "roi_head", getattr(detector, "bbox_head", None))
+            settings = getattr(last, "test_cfg", None) or {}
             limits = {name: settings.get(name, 0) for name in LIMITS}
             best_boxes = partial(keep_best, proposed=proposed, limits=limits)
             rules.replace_everywhere(changes, layers.multiclass_nms, best_boxes)
@@ -205,7 +207,7 @@ class RawHead(nn.Module):
     output_names = ()  # they depend on the head
     one_size = False
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         if not hasattr(detector, "bbox_head") or hasattr(detector, "roi_head"):
             name = type(detector).__name__

@@ -16,7 +16,8 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
     """
     scale, keep_ratio, pad = None, True, None
     rgb, normalised = bool(preprocessor._channel_conversion), preprocessor._enable_normalize
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if normalised:
         mean, std = (tuple(t.flatten().tolist()) for t in (preprocessor.mean, preprocessor.std))
     seen: list[str] = []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from mmcv import ops as mmcv_ops
@@ -62,7 +63,7 @@ class Rule:
 
 
 _by_corners = {SINGLE: boxes.pair_corners}
-_rpn = {"_bbox_post_process": boxes.post_process, SINGLE: boxes.propose}
+_rpn: dict[str, Callable] = {"_bbox_post_process": boxes.post_process, SINGLE: boxes.propose}
 RULES = (
     # heads
     Rule(BaseDenseHead, DENSE, instead={"_bbox_post_process": boxes.post_process}),
@@ -149,14 +150,14 @@ RULES = (
 BY_KIND = {rule.kind: rule for rule in RULES}
 
 # functions, in every module of MMDetection that imports them
-FUNCTIONS = {
+FUNCTIONS: dict[Callable, Callable] = {
     filter_scores_and_topk: boxes.first_pairs,
     mmcv_ops.batched_nms: boxes.keep_all,
     get_topk_from_heatmap: boxes.best_corners,
     inverse_sigmoid: transformers.logit,
 }
 # attributes of modules and of classes that are no layers
-ATTRIBUTES = {
+ATTRIBUTES: dict[tuple[Any, str], Any] = {
     (mmcv_ops.deform_conv.DeformConv2dFunction, "forward"): own.without_autograd(deform_conv.deform_conv2d),
     (mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction, "forward"): own.without_autograd(
         deform_conv.modulated_deform_conv2d

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -178,14 +178,15 @@ def compare(result: Detections, reference: Detections, exact: float = 1.0) -> Ag
     larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99, or differ at their borders by
     less than ``exact`` pixels.
     """
-    unmatched, masks, expected = np.ones(len(result), bool), result.crops, reference.crops
+    unmatched, masks = np.ones(len(result), bool), result.crops
+    expected: Any = reference.crops
     for i in range(len(reference)):
         box, tolerance = reference.boxes[i], TOLERANCE * max(1.0, np.abs(reference.boxes[i]).max())
         near = unmatched & (np.abs(result.boxes - box).max(1, initial=0) <= tolerance)
         near &= np.abs(result.scores - reference.scores[i]) <= TOLERANCE
         near &= result.labels == reference.labels[i]
         for j in np.flatnonzero(near):
-            if masks is None or masks_agree(masks[j], expected[i], exact):
+            if masks is None or masks_agree(masks[int(j)], expected[i], exact):
                 unmatched[j] = False
                 break
     return Agreement(int((~unmatched).sum()), max(len(reference), len(result)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmcv import ops as mmcv_ops
@@ -10,7 +12,7 @@ from mmdet.models import roi_heads
 from mmdet.models.roi_heads import point_rend_roi_head
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcnzoo.export.fixed_size import roi_align_pyramid
 from dcnzoo.openmmlab.export.modes import tensor_of
@@ -56,7 +58,8 @@ def sample_points(
     height, width = features.shape[2:]
     size = tensor_of([width, height], dtype=points.dtype)
     place = points * (size - 1) if align_corners else points * size - 0.5
-    first, rows, total = place.floor(), features.permute(0, 2, 3, 1).flatten(0, 2), 0
+    first, rows = place.floor(), features.permute(0, 2, 3, 1).flatten(0, 2)
+    total: Any = 0
     for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
         corner = first + points.new_tensor(step)
         weight = (1 - (place - corner).abs()).prod(-1)
@@ -124,7 +127,7 @@ def masks_of_classes(
 
 
 def pool(
-    extractor: nn.Module,  # SingleRoIExtractor
+    extractor: Any,  # SingleRoIExtractor
     features: tuple[Tensor, ...],
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
     roi_scale_factor: float | None = None,

@@ -67,7 +67,7 @@ def image_by_image(
     *_: Any,
     batch_img_metas: list[dict],
     rescale: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Replace the loop of ``DETRHead.predict_by_feat`` over the images: return those of all."""
     (meta,) = batch_img_metas
 
