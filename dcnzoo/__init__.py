@@ -112,6 +112,5 @@ def load(
     config, weights = locate(model, checkpoint, required=True, trust_config=trust_config)
     cfg = read_checked_config(config, cfg_options)
     with config_errors(cfg):
-        options = {"device": device, "unsafe_load": unsafe_load, "allow_partial": allow_partial}
-        network = build(cfg, weights, **options)
+        network = build(cfg, weights, device=device, unsafe_load=unsafe_load, allow_partial=allow_partial)
     return TorchDetector(network, score_threshold, channels_last, fuse, precision)
