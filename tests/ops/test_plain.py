@@ -96,7 +96,7 @@ import torch
 import dcnzoo.ops
 from dcnzoo.compat import torchvision_ops
 
-torchvision_ops.define_missing(with_autograd=True)
+torchvision_ops.define_missing(with_autograd=False)
 calls = []
 for name in ("deform_conv2d", "nms", "roi_align"):  # torchvision's kernels for the device
     kernel = getattr(torchvision_ops, name)
