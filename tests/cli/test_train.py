@@ -98,6 +98,7 @@ def test_mixed_precision_on_the_cpu(data, tmp_path):
     assert losses and all(0 < float(loss) < 20 for loss in losses)
     weights = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]
     assert weights["backbone.conv1.weight"].dtype == torch.float32
+    assert not list(tmp_path.glob("report.*")), "only with --report"
 
 
 MISTAKES = [
