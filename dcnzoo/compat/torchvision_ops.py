@@ -119,7 +119,7 @@ SCHEMAS = (
     f"_roi_align_backward(Tensor grad, {_ROIS}, {_SIZE}, int sampling_ratio, bool aligned) -> Tensor",
     f"ps_roi_align(Tensor input, {_ROIS}, int sampling_ratio) -> (Tensor, Tensor)",
     f"_ps_roi_align_backward(Tensor grad, {_MAPPED}, int sampling_ratio, {_SIZE}) -> Tensor",
-    # without a kernel: the import of torchvision needs the names
+    # names without a kernel, which the import of torchvision needs
     f"roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",
     f"_roi_pool_backward(Tensor grad, {_MAPPED.replace('channel_mapping', 'argmax')}, {_SIZE}) -> Tensor",
     f"ps_roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",

@@ -74,6 +74,6 @@ def _weights(low: np.float32, high: np.float32, taps: int, pixels: int) -> tuple
     if low == high:
         return first, np.zeros((end - first, taps), np.float32)
     # in the order of grid_sample's operations, for equal results
-    place = (np.arange(first, end, dtype=np.float32) + np.float32(0.5) - low) / (high - low) * taps - 0.5
-    distance = np.abs(place[:, None] - np.arange(taps, dtype=np.float32))
+    position = (np.arange(first, end, dtype=np.float32) + np.float32(0.5) - low) / (high - low) * taps - 0.5
+    distance = np.abs(position[:, None] - np.arange(taps, dtype=np.float32))
     return first, (1 - distance).clip(0).astype(np.float32)

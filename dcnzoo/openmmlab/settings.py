@@ -182,9 +182,8 @@ def wrong_options(cfg: Config, options: Mapping, prefix: str = "") -> Iterator[s
                 node = node[key]
             else:
                 known = {*node, *place.known(read)} if isinstance(node, Mapping) else {*cfg, *RUNNER_KEYS}
-                known |= {"_delete_"}
                 of_layer = LAYERS & {*path.split(".")} and not nearest(key, known, 0.75)
-                if key not in known and not of_layer and path != "default_hooks":
+                if key not in {*known, "_delete_"} and not of_layer and path != "default_hooks":
                     yield f"{option}: {_instead(option, path, known, by_path)}, got an unknown key"
                 break
             path = f"{path}.{key}".lstrip(".")

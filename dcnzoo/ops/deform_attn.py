@@ -102,7 +102,7 @@ def dcnv4(
 
 
 def level_starts(spatial_shapes: Tensor) -> Tensor:  # [L, 2] -> [L]
-    """The index of the first pixel of each level, one after the other, in the ``value`` of an attention."""
+    """Return the index of each level's first pixel in ``value``, which contains the levels one by one."""
     areas = spatial_shapes.prod(1)
     return areas.cumsum(0) - areas
 
