@@ -49,6 +49,7 @@ C2, C3, C4 = 64, 128, 256  # channels of the backbone's stages, at strides 4, 8 
 
 
 FORMS = {  # title, file and precision; int8: quantised with 100 of the training images
+    "bf16": ("PyTorch, bfloat16", "", "bf16"),
     "onnxruntime": ("ONNX Runtime", "model.onnx", "float32"),
     "onnxruntime-fp16": ("ONNX Runtime, `--fp16`", "fp16.onnx", "float16"),
     "onnxruntime-int8": ("ONNX Runtime, `--int8`", "int8.onnx", "int8"),
@@ -61,7 +62,8 @@ FORMS = {  # title, file and precision; int8: quantised with 100 of the training
 
 
 FAMILIES = ("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN")
-FAMILIES += ("Cascade Mask R-CNN", "CornerNet", "PointRend")
+FAMILIES += ("Cascade Mask R-CNN", "CornerNet", "PointRend", "Deformable DETR")
+EPOCHS = {"CornerNet": 8, "Deformable DETR": 32}  # else 4
 
 
 def small(name: str) -> Config:
@@ -74,7 +76,7 @@ def small(name: str) -> Config:
     cfg.model.backbone = backbone
     cfg.model.data_preprocessor = dict(preprocessor, pad_mask=masks)
     ADJUST.get(name, _one_stage if "bbox_head" in cfg.model else _two_stage)(cfg.model)
-    epochs = cfg.train_cfg.max_epochs = 8 if name == "CornerNet" else 4
+    epochs = cfg.train_cfg.max_epochs = EPOCHS.get(name, 4)
     cfg.param_scheduler[1].update(T_max=epochs, end=epochs)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None  # the detectors evaluate
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
@@ -175,7 +177,25 @@ def _cornernet(model: dict) -> None:
     model.bbox_head.num_feat_levels = 1
 
 
-ADJUST = {"CornerNet": _cornernet, "SSD": _ssd, "YOLOv3": _yolov3, "PointRend": _pointrend}
+def _detr(model: dict) -> None:
+    model.num_queries = 60
+    model.neck.in_channels = [C3, C4]
+    model.neck.norm_cfg.num_groups = 8
+    for part in _dicts(model):
+        sizes = {"embed_dims": WIDTH, "num_layers": 2, "feedforward_channels": 4 * WIDTH}
+        part.update({key: value for key, value in sizes.items() if key in part})
+    model.bbox_head.embed_dims = WIDTH
+    model.positional_encoding.num_feats = WIDTH // 2
+    model.test_cfg.max_per_img = 60
+
+
+ADJUST = {
+    "CornerNet": _cornernet,
+    "Deformable DETR": _detr,
+    "SSD": _ssd,
+    "YOLOv3": _yolov3,
+    "PointRend": _pointrend,
+}
 
 
 # Measurement
@@ -224,9 +244,9 @@ class Row:
 
     def load(self, name: str) -> BaseDetector:
         """Return the detector in PyTorch or, after the export, in a runtime; both with one thread."""
-        if name == "pytorch":
-            return dcnzoo.load(self.config, checkpoint=self.weights, device="cpu")
-        _, file, precision = FORMS[name]
+        _, file, precision = FORMS.get(name, ("", "", "float32"))
+        if not file:
+            return dcnzoo.load(self.config, checkpoint=self.weights, device="cpu", precision=precision)
         path = self.folder / file
         if not path.exists():
             detector = dcnzoo.load(self.config, checkpoint=self.weights, device="cpu")

@@ -5,7 +5,7 @@ imports; the zoo.
 
     .nox/peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
     .nox/transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
-    python -m benchmarks.models --precisions --rounds 3   # fused layers and bfloat16; writes their page
+    python -m benchmarks.models --precisions --against 70c76ea  # fused layers and bfloat16; writes their page
     python -m benchmarks.models --zoo        # writes the entries that models of the zoo lack
 
 Each contestant is a process with random weights, batch size 1 and float32; the processes take turns. A
@@ -18,7 +18,10 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import itertools
+import logging
 import multiprocessing
+import os
 import re
 import statistics
 import subprocess
@@ -29,9 +32,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from dcnzoo.detect.detections import Detections
 
 # dcnzoo is imported only in the processes that use it: without it, mmcv runs its own operators
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +124,7 @@ def transformer(cls: str, size: tuple, config: dict, outputs: tuple, text: tuple
 
 
 def imports(statement: str) -> Step:
-    return lambda mode: subprocess.run([sys.executable, "-c", statement], check=True)
+    return lambda mode: subprocess.run([sys.executable, "-c", statement], check=True).returncode
 
 
 def of_zoo(name: str) -> Step:
@@ -126,7 +133,63 @@ def of_zoo(name: str) -> Step:
     from dcnzoo.openmmlab.runner import read_config_file
 
     model = build(read_config_file(str(zoo.find(name).config), {}))
-    return lambda mode: torch.no_grad()(model.test_step)(random_batch(800, 1333))
+    return lambda mode: len(torch.no_grad()(model.test_step)(random_batch(800, 1333)))
+
+
+def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = False) -> Step:
+    """Return a detector as `dcnzoo.load` does: with the weights of a zoo name, else with random ones.
+
+    A step is from a picture, of shapes or of noise, to its boxes, scores and labels. Revisions before fused
+    layers have no precision: theirs run in autocast.
+    """
+    from mmengine.hub import get_config
+
+    import dcnzoo.models  # noqa: F401
+    from dcnzoo.data.shapes import ShapesSpec, draw_image
+    from dcnzoo.openmmlab import detector as detectors
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.zoo.loading import locate
+
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    weights = None
+    if "::" in config:
+        cfg = get_config(config)
+        cfg.model.backbone.init_cfg = None
+    else:
+        path, weights = locate(config)
+        cfg = read_config_file(path, {})
+        image = np.ascontiguousarray(draw_image(ShapesSpec(size=size[0]), "val", 0)[0][..., ::-1])
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step.type == "Resize":
+            step.scale = size[::-1]
+    model = detectors.build(cfg, weights)
+    if weights is None:
+        model.init_weights()  # Deformable DETR creates parameters from memory that is not initialized
+        if hasattr(model, "roi_head"):
+            model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
+    fusing = hasattr(detectors, "TorchDetector")
+    if fusing:
+        detect = detectors.TorchDetector(model, fuse=fuse, precision="bf16" if amp else "float32")
+    else:
+        detect = detectors.Detector(model)
+    autocast = amp and not fusing
+
+    def step(mode: str) -> tuple[np.ndarray, ...]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = detect(image)
+        return result.boxes, result.scores, result.labels
+
+    return step
+
+
+def of_tree(tree: Path, build: Callable[[], Step]) -> Step:
+    """Return a contestant that imports the dcnzoo of another revision."""
+    sys.path.insert(0, str(tree))
+    import dcnzoo
+
+    if not Path(dcnzoo.__file__).is_relative_to(tree):
+        raise ImportError(f"expected dcnzoo of {tree}, but {dcnzoo.__file__} was imported before")
+    return build()
 
 
 # Comparisons: the first contestant is the unit of time
@@ -194,27 +257,33 @@ COMPARISONS: dict[str, dict[str, Callable[[], Step]]] = {
 
 def _start(build: Callable[[], Step], threads: int) -> None:
     global _step
+    logging.disable(logging.INFO)  # init_weights writes a line for each parameter
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     _step = build()
 
 
-def _run(mode: str) -> tuple[float, int]:
-    """Return the seconds of a step and the peak memory of this process, in bytes."""
+class Sample(NamedTuple):
+    seconds: float
+    memory: int  # peak of the process, in bytes
+    result: object  # of the step
+
+
+def _run(mode: str) -> Sample:
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     start = time.perf_counter()
-    _step(mode)
+    result = _step(mode)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
-    return seconds, int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024
+    return Sample(seconds, int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024, result)
 
 
 def measure(
     contestants: dict[str, Callable[[], Step]], modes: tuple[str, ...], rounds: int, threads: int
-) -> dict[str, dict[str, list[tuple[float, int]]]]:
+) -> dict[str, dict[str, list[Sample]]]:
     """Return the samples of each pass and contestant, one per round after a warm-up."""
     spawn = multiprocessing.get_context("spawn")
-    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    found: dict[str, dict[str, list[Sample]]] = {}
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(ProcessPoolExecutor(1, spawn, _start, (build, threads)))
@@ -237,13 +306,16 @@ def relative(seconds: Sequence[float], unit: Sequence[float]) -> tuple[str, str]
     return f"{middle:.2f}", f"{low:.2f} – {high:.2f}"
 
 
-def rows(comparison: str, found: dict[str, dict[str, list[tuple[float, int]]]]) -> list[list[str]]:
+def rows(comparison: str, found: dict[str, dict[str, list[Sample]]]) -> list[list[str]]:
     table = []
     for mode, by_contestant in found.items():
         unit = next(iter(by_contestant.values()))
         for name, samples in by_contestant.items():
-            seconds, memory = zip(*samples, strict=True)
-            figures = [f"{statistics.median(seconds):.3f}", *relative(seconds, [base[0] for base in unit])]
+            seconds, memory, _ = zip(*samples, strict=True)
+            figures = [
+                f"{statistics.median(seconds):.3f}",
+                *relative(seconds, [base.seconds for base in unit]),
+            ]
             figures.append(f"{max(memory) / 2**20:,.0f}")
             table.append([comparison, mode, name, *figures])
     return table
@@ -251,88 +323,70 @@ def rows(comparison: str, found: dict[str, dict[str, list[tuple[float, int]]]]) 
 
 # Fused layers and bfloat16
 
-PRECISIONS = {  # a zoo name or a config, whose weights are random, and the size of the image
-    "Mask R-CNN R-50, DCNv2": ("mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", (320, 480)),
-    "Deformable DETR R-50": ("mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", (320, 480)),
-    "Mask R-CNN R-14, DCNv2, trained": ("mask-rcnn_r14-mdconv_fpn_8e_shapes", (256, 256)),
+METHOD = """Batch size 1, channels last, random weights unless trained. Each variant is a process; they take
+turns. An inference is from a picture to its detections. Ratios are medians over the rounds, of the two times
+in a round. The other columns compare the detections with those of the first variant: the share with the same
+class and an IoU of at least 0.8 (*same*), and the largest differences of their boxes, in pixels, and scores.
+Random weights amplify rounding. Written by `python -m benchmarks.models --precisions`.
+"""
+_MASK_RCNN = "mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+_DEFORMABLE_DETR = "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"
+PRECISIONS = {  # models with their pass, and contestants to which the variants give arguments
+    ("Mask R-CNN R-50, DCNv2", INFERENCE): partial(loaded, _MASK_RCNN, (480, 800)),
+    ("Mask R-CNN R-50, DCNv2", TRAINING): partial(detector, _MASK_RCNN, (480, 800), channels_last=True),
+    ("Deformable DETR R-50", INFERENCE): partial(loaded, _DEFORMABLE_DETR, (480, 800)),
+    ("Mask R-CNN R-14, DCNv2, trained", INFERENCE): partial(
+        loaded, "mask-rcnn_r14-mdconv_fpn_8e_shapes", (256, 256)
+    ),
+}
+VARIANTS: dict[str, dict[str, dict]] = {
+    INFERENCE: {"float32": {}, "float32, fused": {"fuse": True}, "bfloat16": {"fuse": True, "amp": True}},
+    TRAINING: {"float32": {}, "bfloat16": {"amp": True}},
 }
 
 
-METHOD = """One image, random weights unless trained, channels last, in one process. The variants take turns.
-Ratios are medians over the rounds, of the two times in a round. The other columns compare the detections with
-those of the first variant: the share with the same class and an IoU of at least 0.8 (*same*), and the largest
-differences of their boxes, in pixels, and scores. Random weights amplify rounding. Written by `python -m
-benchmarks.models --precisions`.
-"""
-
-
-def variants(config: str, size: tuple[int, int], threads: int) -> tuple[dict, np.ndarray]:
-    """Return the detectors of a model and an image: shapes for the trained one, else noise."""
-    from mmengine.hub import get_config
-
-    from dcnzoo.data.shapes import ShapesSpec, draw_image
-    from dcnzoo.openmmlab import profile
-    from dcnzoo.openmmlab.detector import build
-    from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.zoo.loading import locate
-
-    torch.manual_seed(0)
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-    weights = None
-    if "::" in config:
-        cfg = get_config(config)
-        cfg.model.backbone.init_cfg = None
-    else:
-        path, weights = locate(config)
-        cfg = read_config_file(path, {})
-        image = np.ascontiguousarray(draw_image(ShapesSpec(size=size[0]), "val", 0)[0][..., ::-1])
-    for step in cfg.test_dataloader.dataset.pipeline:
-        if step.type == "Resize":
-            step.scale = size[::-1]
-    model = build(cfg, weights)
-    if weights is None:
-        model.init_weights()  # Deformable DETR creates parameters from memory that is not initialized
-        if hasattr(model, "roi_head"):
-            model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
-    return profile.variants(model, threads), image
-
-
-def differences(one: Sequence, other: Sequence) -> tuple[float, float]:
+def differences(one: Detections, other: Detections) -> tuple[float, float]:
     """Return the largest differences of coordinates, in pixels, and of scores between counterparts."""
     from dcnzoo.detect.timing import SAME, overlaps
 
     boxes, scores = [0.0], [0.0]
-    for first, second in zip(one, other, strict=True):
-        shares = overlaps(first, second)
-        for index in np.flatnonzero(shares.max(1, initial=0) >= SAME):
-            match = shares[index].argmax()
-            boxes.append(np.abs(first.boxes[index] - second.boxes[match]).max())
-            scores.append(np.abs(first.scores[index] - second.scores[match]))
+    shares = overlaps(one, other)
+    for index in np.flatnonzero(shares.max(1, initial=0) >= SAME):
+        match = shares[index].argmax()
+        boxes.append(np.abs(one.boxes[index] - other.boxes[match]).max())
+        scores.append(np.abs(one.scores[index] - other.scores[match]))
     return float(max(boxes)), float(max(scores))
 
 
-def measure_precisions(rounds: int) -> list[list[str]]:
-    """Return a table of all variants of the models, with the largest differences from the first variant."""
-    from dcnzoo.detect.timing import agreement, measure
+def measure_precisions(rounds: int, against: str | None) -> list[list[str]]:
+    """Return a table of the variants of the models, first those of another revision."""
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # else `import torch` imports the present dcnzoo
+    from benchmarks.revision import checkout
+    from dcnzoo.detect.detections import Detections
+    from dcnzoo.detect.timing import agreement
 
-    table = [["threads", "model", "variant", "seconds", "time / first", "same", "boxes, pixels", "scores"]]
-    for threads in (1, 2):
-        for name, (config, size) in PRECISIONS.items():
-            detectors, image = variants(config, size, threads)
-            timings = measure(detectors, [image], rounds)
-            first = next(iter(timings.values()))
-            for variant, timing in timings.items():
-                boxes, scores = differences(first.results, timing.results)
-                same = agreement(first.results, timing.results)
-                figures = [
-                    f"{timing.median:.3f}",
-                    relative(timing.seconds, first.seconds)[0],
-                    f"{same:.1%}",
-                    f"{boxes:.2g}",
-                    f"{scores:.2g}",
-                ]
-                table.append([str(threads), name, variant, *figures])
-            print(*map(" | ".join, table[-len(timings) :]), sep="\n", flush=True)
+    table = [
+        ["threads", "model", "pass", "variant", "seconds", "relative", "same", "boxes, pixels", "scores"]
+    ]
+    for threads, ((name, mode), build) in itertools.product((1, 2), PRECISIONS.items()):
+        contestants: dict[str, Callable[[], Step]] = {
+            f"{against}, {label}": partial(of_tree, checkout(against), partial(build, **options))
+            for label, options in VARIANTS[mode].items()
+            if against and not label.endswith("fused")
+        }
+        contestants |= {label: partial(build, **options) for label, options in VARIANTS[mode].items()}
+        samples = measure(contestants, (mode,), rounds, threads)[mode]
+        first, *_ = samples.values()
+        for variant, own in samples.items():
+            seconds = [sample.seconds for sample in own]
+            row = [str(threads), name, mode, variant, f"{statistics.median(seconds):.3f}"]
+            row.append(relative(seconds, [sample.seconds for sample in first])[0])
+            if mode == INFERENCE:
+                pair = [Detections(*each[0].result) for each in (first, own)]
+                largest = differences(*pair)
+                row += [f"{agreement(pair[:1], pair[1:]):.1%}", *(f"{value:.2g}" for value in largest)]
+            table.append(row + [""] * (len(table[0]) - len(row)))
+            print(" | ".join(table[-1]), flush=True)
     return table
 
 
@@ -358,7 +412,7 @@ def measure_zoo(rounds: int, threads: int) -> None:
         cfg = read_config_file(str(model.config), {})
         built = build(cfg)
         operations = count_operations(built, random_batch(*input_size(cfg, built)))[0]
-        ratios = [own[0] / unit[0] for own, unit in zip(found["model"], found["unit"], strict=True)]
+        ratios = [own.seconds / unit.seconds for own, unit in zip(found["model"], found["unit"], strict=True)]
         entries = {
             CPU_TIME: round(statistics.median(ratios), 2),
             PARAMETERS: round(sum(p.numel() for p in built.parameters()) / 1e6, 1),
@@ -382,19 +436,19 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--write", metavar="NAME", help="write docs/benchmarks/NAME-<machine and versions>.md")
     add("--precisions", action="store_true", help="measure fused layers and bfloat16, and write their page")
+    add("--against", metavar="REVISION", help="with --precisions: compare with this revision")
     add("--zoo", action="store_true", help="measure the models whose metafiles lack entries")
     args = parser.parse_args()
     if args.precisions:
-        return write_page(
-            "precisions", "Fused layers and bfloat16", {}, partial(measure_precisions, args.rounds), METHOD
-        )
+        table = partial(measure_precisions, args.rounds, args.against)
+        return write_page("precisions", "Fused layers and bfloat16", {}, table, METHOD)
     if args.zoo:
         return measure_zoo(args.rounds, args.threads)
     chosen = [name for name in COMPARISONS if any(fnmatch.fnmatchcase(name, p) for p in args.comparisons)]
     if not chosen:
         parser.error(f"COMPARISON: expected some of {'; '.join(COMPARISONS)}")
 
-    def table() -> list[list[str]]:
+    def comparisons() -> list[list[str]]:
         result = [["model", "pass", "contestant", "seconds", "time / first", "quartiles", "peak memory, MiB"]]
         for name in chosen:
             modes = (INFERENCE,) if name == "startup" else (INFERENCE, TRAINING)
@@ -403,7 +457,7 @@ def main() -> None:
         return result
 
     method = __doc__[__doc__.index("Each contestant") :]
-    write_page(args.write, "Complete models", {"threads": args.threads}, table, method)
+    write_page(args.write, "Complete models", {"threads": args.threads}, comparisons, method)
 
 
 def write_page(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,31 +19,35 @@ from benchmarks.measure import ROOT
 from tests.op_cases import Sample
 from tests.op_cases.deform_conv import geometry
 
+LIBRARY = "dcnzoo/ops/_C_cpu.so"
+
 
 def load(revision: str) -> str:
-    """Build a revision's operators in build/revisions unless it is there; return its name in torch.ops.
+    """Load a revision's operators; return their name in torch.ops.
 
-    Its namespaces are renamed, so that one process can load several libraries.
+    Their namespaces are renamed, so that one process can load several libraries.
     """
+    tree = checkout(revision, renamed=True)
+    torch.ops.load_library(tree / LIBRARY)
+    return f"dcnzoo_{tree.name}"
+
+
+def checkout(revision: str, renamed: bool = False) -> Path:
+    """Return the folder of a revision with its compiled operators; the first call builds them, in minutes."""
     git = ("git", "-C", str(ROOT))
     parse = (*git, "rev-parse", "--short=7", f"{revision}^{{commit}}")
     commit = subprocess.check_output(parse, text=True).strip()
-    name, tree = f"dcnzoo_{commit}", ROOT / "build/revisions" / commit
-    library = tree / "dcnzoo/ops/_C_cpu.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        package = ("dcnzoo/__init__.py", "dcnzoo/version.py")
-        paths = ("setup.py", "pyproject.toml", "README.md", "LICENSE", *package)
-        folders = [f"ops/{name}" for name in ("common", "deform_conv", "deform_conv_transpose", "roi_align")]
-        archive = subprocess.check_output((*git, "archive", commit, *paths, *folders))
+    tree = ROOT / "build" / ("renamed" if renamed else "revisions") / commit
+    if not (tree / LIBRARY).exists():
+        tree.mkdir(parents=True, exist_ok=True)
+        archive = subprocess.check_output((*git, "archive", commit))
         subprocess.run(("tar", "-x", "-C", tree), input=archive, check=True)
-        for source in (tree / "ops").rglob("*.*"):
+        for source in (tree / "ops").rglob("*.*") if renamed else ():
             text = source.read_text(encoding="utf-8")
-            source.write_text(re.sub(r"\bdcnzoo\b", name, text), encoding="utf-8")
+            source.write_text(re.sub(r"\bdcnzoo\b", f"dcnzoo_{commit}", text), encoding="utf-8")
         build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
         subprocess.run(build, cwd=tree, env={**os.environ, "DCNZOO_CUDA": "0"}, check=True)
-    torch.ops.load_library(library)
-    return name
+    return tree
 
 
 class _Convolution(torch.autograd.Function):
