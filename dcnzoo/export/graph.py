@@ -85,12 +85,6 @@ class Graph:
         """Return 0, 1, 2, … along an axis as a 1-D value."""
         return self.Range(self.integer(0), self.length(value, axis), self.integer(1))
 
-    def sum(self, value: Value, axis: int) -> Value:
-        """Sum over an axis and remove it."""
-        if self.opset < 13:  # axes was an attribute
-            return self.ReduceSum(value, axes=[axis], keepdims=0)
-        return self.ReduceSum(value, self.ints(axis), keepdims=0)
-
     # Implemented per exporter:
 
     def __getattr__(self, node: str):

@@ -45,6 +45,5 @@ def dcnv3(
     factors = g.Transpose(g.Cast(factors, to=real), perm=[0, 2, 1, 3])
     axes[0] = [(index, g.Mul(weight, factors)) for index, weight in axes[0]]
     maps = g.Transpose(g.shaped(input, 0, -1, group, group_channels), perm=[0, 2, 1, 3])
-    samples = g.shaped(read_rows(g, kind, maps, axes, sizes), 0, 0, -1, len(taps), group_channels)
-    result = g.Transpose(g.sum(samples, 3), perm=[0, 2, 1, 3])
+    result = g.Transpose(read_rows(g, kind, maps, axes, sizes, len(taps)), perm=[0, 2, 1, 3])
     return g.shaped(result, g.sizes(offset, 0, 1, 2), group * group_channels)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from dcnzoo.export.graph import Graph, Value, translates
-from dcnzoo.export.sampling import corners, neighbours, read_rows, wide
+from dcnzoo.export.sampling import corners, neighbours, wide
 
 FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
 _MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
@@ -229,16 +229,17 @@ def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / gro
 
     per_group = call.channels // call.groups
     maps = g.shaped(call.input, g.sizes(call.input, 0), call.groups, per_group, -1)
-    if target == "gathernd":
-        rows = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
-        return g.Transpose(read_rows(g, kind, rows, axes, sizes), perm=[0, 1, 3, 2])
+    rows = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
     total = None
     for index, weight in corners(g, axes, sizes):
-        index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
-        values = g.GatherElements(maps, index, axis=3)
-        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, 1, -1))
+        if target == "gathernd":
+            values, shape = g.GatherND(rows, g.shaped(index, 0, 0, -1, 1), batch_dims=2), (-1, 1)
+        else:
+            index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
+            values, shape = g.GatherElements(maps, index, axis=3), (1, -1)
+        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, *shape))
         total = values if total is None else g.Add(total, values)
-    return total
+    return g.Transpose(total, perm=[0, 1, 3, 2]) if target == "gathernd" else total
 
 
 def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]

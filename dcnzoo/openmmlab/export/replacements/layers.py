@@ -54,11 +54,13 @@ def attend(
     values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
     offset = self.sampling_offsets(places).view(*shape, 2)
     weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
+    # expanded: onnxruntime takes long where the last axes of two tensors differ
+    reference = reference_points[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1)
     if reference_points.shape[-1] == 2:
-        offset = offset / spatial_shapes.flip(1)[:, None]
+        offset = offset / spatial_shapes.flip(1)[:, None].expand(-1, self.num_points, -1)
     else:
-        offset = offset / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
-    locations = reference_points[:, :, None, :, None, :2] + offset
+        offset = offset / self.num_points * reference[..., 2:] * 0.5
+    locations = reference[..., :2] + offset
     values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
     read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
     return self.output_proj(read) + query
