@@ -15,7 +15,7 @@ import numpy as np
 
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.pictures import read
+from dcnzoo.detect.pictures import read, reverse_channels
 from dcnzoo.utils.text import counted, few
 
 
@@ -168,7 +168,7 @@ class BaseDetector:
                 results = self._detect(inputs, threshold)
             for (path, picture), result in zip(pictures, results, strict=True):
                 order = np.argsort(-result.scores, kind="stable")
-                image = np.ascontiguousarray(picture[..., ::-1])
+                image = reverse_channels(picture)
                 result = result.select(order)
                 yield dataclasses.replace(
                     result, masks=result.crops, classes=tuple(self.classes), image=image, path=path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -67,13 +68,13 @@ def paste(
     return Crops(parts, corners, size)
 
 
-def _weights(low: np.float32, high: np.float32, taps: int, pixels: int) -> tuple[int, np.ndarray]:
+def _weights(low: float, high: float, taps: int, pixels: int) -> tuple[int, np.ndarray]:
     """Return the first pixel near a box, and the weights [pixels, taps] of a mask's values there."""
-    first = int(np.clip(np.floor(min(low, high)) - 1, 0, pixels))
-    end = int(np.clip(np.ceil(max(low, high)) + 1, first, pixels))
+    first = math.floor(min(max(min(low, high) - 1, 0), pixels))
+    end = math.ceil(min(max(max(low, high) + 1, first), pixels))
     if low == high:
         return first, np.zeros((end - first, taps), np.float32)
     # in the order of grid_sample's operations, for equal results
     position = (np.arange(first, end, dtype=np.float32) + np.float32(0.5) - low) / (high - low) * taps - 0.5
     distance = np.abs(position[:, None] - np.arange(taps, dtype=np.float32))
-    return first, (1 - distance).clip(0).astype(np.float32)
+    return first, np.maximum(1 - distance, np.float32(0))

@@ -53,7 +53,7 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
             f"image: expected [H, W, 3], uint8 (tensor: [3, H, W], uint8 or between 0 and 1), got "
             f"{list(image.shape)}, {image.dtype}"
         )
-    return image if bgr else np.ascontiguousarray(image[..., ::-1])
+    return image if bgr else reverse_channels(image)
 
 
 def _read_file(path: str | os.PathLike) -> np.ndarray:
@@ -114,7 +114,15 @@ def _from_pillow(image: PIL.Image.Image) -> np.ndarray:
         raise ValueError(f"image: expected a PIL image with 8 or 16 bits, got the mode {image.mode}")
     if image.mode.startswith("I;16"):  # Pillow's conversion would saturate at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+    return reverse_channels(np.asarray(image.convert("RGB")))
+
+
+def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
+    """Return a copy, RGB for BGR. To copy ``picture[..., ::-1]`` takes five times as long."""
+    copy = np.empty(picture.shape, picture.dtype)
+    for channel in range(3):
+        copy[..., channel] = picture[..., 2 - channel]
+    return copy
 
 
 def resize_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [H, W, 3], uint8

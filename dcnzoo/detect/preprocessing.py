@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -74,17 +74,20 @@ class Preprocessing:
             limit: the model's maximum height and width, if any.
         """
         size = self.size((picture.shape[0], picture.shape[1]), limit)
-        image: np.ndarray = resize_picture(picture, size).astype(np.float32)
-        image = _padded(image, self.padded(size, limit), self.value)
-        if self.rgb:
-            image = image[..., ::-1]
-        image = (image - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        picture = resize_picture(picture, size)
+        padded = self.padded(size, limit)
         whole = [
             extent if most is not None else extent + -extent % self.pad_divisor
-            for extent, most in zip(image.shape, limit, strict=False)
+            for extent, most in zip(padded, limit, strict=True)
         ]
-        image = _padded(image, whole, (0.0,) * 3)
-        return np.ascontiguousarray(image.transpose(2, 0, 1)[None]), size
+        order = [2, 1, 0] if self.rgb else [0, 1, 2]
+        mean, std, value = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std, self.value))
+        image = np.zeros((3, *whole), np.float32)
+        image[:, : padded[0], : padded[1]] = (value[order] - mean) / std
+        part = image[:, : size[0], : size[1]]
+        np.subtract(picture.transpose(2, 0, 1)[order], mean, out=part)
+        part /= std
+        return image[None], size
 
     def padded(
         self, size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
@@ -117,14 +120,3 @@ class Preprocessing:
 def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
     height, width = (max(1, int(extent * factor + 0.5)) for extent in size)
     return height, width
-
-
-def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) -> np.ndarray:
-    """Place an image [H, W, 3] in the upper left corner of a larger one."""
-    height, width = image.shape[:2]
-    if (height, width) == tuple(size):
-        return image
-    padded = np.empty((*size, 3), image.dtype)
-    padded[:] = value
-    padded[:height, :width] = image
-    return padded

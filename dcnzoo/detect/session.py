@@ -99,13 +99,17 @@ class Session:
         for start in range(0, len(images), step):
             part, part_sizes = images[start : start + step], sizes[start : start + step]
             missing = step - len(part)
-            values = (
-                np.pad(part, [(0, missing), (0, 0), *((0, size) for size in room)]),
-                np.pad(part_sizes.astype(np.int64), [(0, missing), (0, 0)], mode="edge"),
-            )
+            values = part, part_sizes.astype(np.int64)
+            if missing or any(room):
+                values = (
+                    np.pad(values[0], [(0, missing), (0, 0), *((0, size) for size in room)]),
+                    np.pad(values[1], [(0, missing), (0, 0)], mode="edge"),
+                )
             outputs = self._run(dict(zip(self.inputs, values, strict=False)))
             parts.append([output[: len(part)] for output in outputs])
-        whole = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         return dict(zip(self.output_names, whole, strict=True))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
-from dcnzoo.detect.pictures import read
+from dcnzoo.detect.pictures import read, reverse_channels
 
 SAME = 0.8  # least IoU of two boxes that count as the same
 
@@ -68,7 +68,7 @@ def measure(
 def pictures(paths: Sequence[str], size: tuple[int, int]) -> list[np.ndarray]:
     """Read images, or return one of noise with this height and width."""
     if paths:
-        return [np.ascontiguousarray(read(path)[..., ::-1]) for path in paths]
+        return [reverse_channels(read(path)) for path in paths]
     return [np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)]
 
 

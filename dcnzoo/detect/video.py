@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcnzoo.detect.pictures import reverse_channels
 from dcnzoo.utils.files import is_video
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _create_with_opencv(
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODECS[path.suffix][0]), rate, size)
     if not writer.isOpened():
         raise ValueError(f"video: {path} cannot be written by OpenCV")
-    return lambda pixels: writer.write(np.ascontiguousarray(pixels[..., ::-1])), writer.release
+    return lambda pixels: writer.write(reverse_channels(pixels)), writer.release
 
 
 def _create_with_av(av: Any, path: Path, rate: float, size: tuple[int, int]) -> Writer:
