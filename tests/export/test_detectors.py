@@ -18,7 +18,7 @@ from torch import nn
 
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx
+from dcnzoo.export import export_onnx, fixed_size
 from dcnzoo.export.fixed_size import ABSENT, keep_boxes, paste_masks, roi_align_pyramid, running_max
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
@@ -349,9 +349,11 @@ def test_running_max(axis, shape, dynamic, tmp_path):
             torch.testing.assert_close(actual, torch.cummax(x, axis).values, rtol=0, atol=0)
 
 
-def test_roi_align_in_the_graph(tmp_path):
+def test_roi_align_in_the_graph(monkeypatch, tmp_path):
+    monkeypatch.setattr(fixed_size, "TILE", 16)
+    monkeypatch.setattr(fixed_size, "TILES", 3)
     levels = [torch.randn(2, 3, 24 // s, 32 // s) for s in (1, 2)]
-    corner = torch.rand(9, 2) * 60
+    corner = torch.rand(9, 2) * 64 - 4  # in all tiles, left of the first one and beyond the last
     rois = torch.cat([torch.arange(9)[:, None] % 2, corner, corner + 1 + torch.rand(9, 2) * 60], 1)
     rois[2, 3] = rois[2, 1] - 4  # the root of a negative area fits no level
     rois[5, 4] = float("nan")
