@@ -8,11 +8,12 @@ and deformable convolutions, which no runtime computes in int8.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcnzoo.detect.backends.onnxruntime import values_read
 from dcnzoo.export.onnx import quiet
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def to_float16(path: str | os.PathLike) -> None:
             if name in floats:
                 halves[name] = node.output[i] = f"{name}_float16"
                 cast(halves[name], name, TensorProto.FLOAT)
-    used = {value.name for value in graph.output} | {name for node in nodes for name in _values(node)}
+    used = {value.name for value in graph.output} | {name for node in nodes for name in values_read(node)}
     parts = {
         "node": [node for node in nodes if used.intersection(node.output)],
         "initializer": [tensor for name, tensor in weights.items() if name in used],
@@ -173,7 +174,7 @@ def _exact_nodes(model: ModelProto) -> tuple[set[str], set[str]]:
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     maker = {output: node.name for node in graph.node for output in node.output}
-    inputs = {node.name: [maker[value] for value in _values(node) if value in maker] for node in graph.node}
+    inputs = {node.name: [maker[name] for name in values_read(node) if name in maker] for node in graph.node}
     layers = {
         node.name
         for node in graph.node
@@ -191,14 +192,6 @@ def _exact_nodes(model: ModelProto) -> tuple[set[str], set[str]]:
             if name not in layers:
                 waiting += inputs[name]
     return seen - layers, seen & layers
-
-
-def _values(node: NodeProto) -> Iterator[str]:
-    """Yield the names of the values that a node reads, also inside its loops."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _values(inner)
 
 
 def _named(model: ModelProto) -> ModelProto:

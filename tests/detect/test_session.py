@@ -144,13 +144,36 @@ detector = Detector({str(folder / "dynamic.onnx")!r})
 found = detector({str(folder / "picture.png")!r})
 print([found.boxes.tolist(), found.scores.tolist(), found.names])
 """
-    # packaging is a dependency of onnxruntime
-    output = run(only("numpy", "PIL", "onnxruntime", "packaging") + code)
+    # packaging and protobuf are dependencies of onnxruntime
+    output = run(only("numpy", "PIL", "onnxruntime", "packaging", "google") + code)
     found = Detector(str(folder / "dynamic.onnx"))(folder / "picture.png")
     boxes, scores, names = json.loads(output.replace("'", '"'))
     np.testing.assert_allclose(boxes, found.boxes)
     np.testing.assert_allclose(scores, found.scores, rtol=0.01)  # without OpenCV, pixels differ by one level
     assert names == ["eel", "cat"]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_masks_of_the_input_are_not_computed_beside_those_of_boxes(backend, tmp_path):
+    """To compute ``masks`` would fail. ``box_masks`` needs a value that only a branch reads."""
+    pytest.importorskip(backend)
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 19]>
+    detector (float[N, 3, H, W] input) => (float[7, 11] masks, float[N, 3, H, W] box_masks) {
+        impossible = Constant <value_ints = [7, 11]> ()
+        masks = Reshape (input, impossible)
+        double = Add (input, input)
+        zero = Constant <value_float = 0.0> ()
+        largest = ReduceMax <keepdims = 0> (input)
+        positive = Greater (largest, zero)
+        box_masks = If (positive) <
+            then_branch = first () => (float[N, 3, H, W] a) { a = Identity (double) },
+            else_branch = second () => (float[N, 3, H, W] b) { b = Identity (input) }
+        >
+    }""")
+    onnx.save(model, tmp_path / "model.onnx")
+    session = Session(tmp_path / "model.onnx", backend)
+    assert session.output_names == ["box_masks"]
+    assert (session(np.ones((2, 3, 4, 6), np.float32))["box_masks"] == 2).all()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

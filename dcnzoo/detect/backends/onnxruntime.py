@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 from dcnzoo.detect.backends import Opened, outputs_to_read
 
 FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
+ONE, ANY = 1, 3  # numbers of values, and types, in protobuf's descriptors
+TEXT, MESSAGE = 9, 11
+FIELDS = {  # of ONNX's messages, as far as they are needed here: name, number, count, message
+    "Model": [("graph", 7, ONE, "Graph")],
+    "Graph": [("node", 1, ANY, "Node"), ("output", 12, ANY, "Value")],
+    "Node": [("input", 1, ANY, ""), ("output", 2, ANY, ""), ("attribute", 5, ANY, "Attribute")],
+    "Attribute": [("g", 6, ONE, "Graph")],
+    "Value": [("name", 1, ONE, "")],
+}
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -23,7 +36,7 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        session = onnxruntime.InferenceSession(_without_unread(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         if "DeformConv" in str(error) and release(onnxruntime.__version__) < FIRST_DEFORM_CONV:
             first = ".".join(map(str, FIRST_DEFORM_CONV))
@@ -39,3 +52,42 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
     names = outputs_to_read(output.name for output in session.get_outputs())
     metadata = session.get_modelmeta().custom_metadata_map
     return inputs, names, metadata, lambda feed: session.run(names, feed)
+
+
+def _without_unread(path: str) -> str | bytes:
+    """Return a file, or its content without outputs that dcnzoo does not read: they would be computed."""
+    model = _model_class().FromString(Path(path).read_bytes())
+    graph = model.graph
+    needed = set(outputs_to_read(output.name for output in graph.output))
+    if len(needed) == len(graph.output):
+        return path
+    for i in reversed(range(len(graph.output))):
+        if graph.output[i].name not in needed:
+            del graph.output[i]
+    for i in reversed(range(len(graph.node))):  # a node comes after those whose results it reads
+        if needed.intersection(graph.node[i].output):
+            needed.update(values_read(graph.node[i]))
+        else:
+            del graph.node[i]
+    return model.SerializeToString()
+
+
+def _model_class() -> Any:
+    """Return the class of ONNX's models: onnxruntime requires protobuf, but not the package of ONNX."""
+    from google.protobuf import descriptor_pb2, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="onnx.proto", package="onnx")
+    for message, fields in FIELDS.items():
+        add = file.message_type.add(name=message).field.add
+        for name, number, count, part in fields:
+            kind = dict(type=MESSAGE, type_name=f".onnx.{part}") if part else dict(type=TEXT)
+            add(name=name, number=number, label=count, **kind)
+    return message_factory.GetMessages([file])["onnx.Model"]
+
+
+def values_read(node: Any) -> Iterator[str]:
+    """Yield the names of the values that a node reads, also inside its loops."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from values_read(inner)
