@@ -12,6 +12,8 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import last_checkpoint
 
 
 @click.command(cls=_options.Command)
@@ -67,49 +69,39 @@ def command(
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import build_runner, load_config
-    from dcnzoo.utils.errors import UserError
     from dcnzoo.utils.fetch import verify
-    from dcnzoo.utils.files import last_checkpoint
     from dcnzoo.utils.jsonl import append_row, circumstances
     from dcnzoo.utils.lock import lock_work_dir
     from dcnzoo.zoo import reproduction
     from dcnzoo.zoo.loading import locate
 
-    with contextlib.ExitStack() as training:
-        config, weights = locate(model, checkpoint, weights=Path(model).is_dir() and not train)
-        listed = reproduction.find_model(model, config)
-        if not (train or weights or listed):
-            raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
-        cfg = load_config(str(config), **run)
-        work_dir = Path(cfg.work_dir)
-        if train:
-            training.enter_context(lock_work_dir(work_dir, cfg.launcher))
+    config, weights = locate(model, checkpoint, weights=Path(model).is_dir() and not train)
+    listed = reproduction.find_model(model, config)
+    if not (train or weights or listed):
+        raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
+    cfg = load_config(str(config), **run)
+    cfg.load_from, cfg.resume = None, train
+    lock = lock_work_dir(cfg.work_dir, cfg.launcher) if train else contextlib.nullcontext()
+    with lock, config_errors(cfg):
         images = reproduction.use_data(cfg, data_root, subset, claim)
         if listed and not (train or weights):
             weights = zoo.download(listed.id)
-        cfg.load_from, cfg.resume = None, train
-        with config_errors(cfg):
-            summary = None if verbose else SummaryHook()
-            runner = build_runner(cfg, training=train, summary=summary, force=force)
-            if cfg.launcher == "none":
-                runner.model = revert_sync_batchnorm(runner.model)
-            started = time.time()
-            if train:
-                runner.train()
-                # from the file: it contains the moving average if the config has one
-                weights = last_checkpoint(work_dir)
-    assert weights is not None  # of the options, of the zoo, or of the training
-    with config_errors(cfg):
+        summary = None if verbose else SummaryHook()
+        runner = build_runner(cfg, training=train, summary=summary, force=force)
+        if cfg.launcher == "none":
+            runner.model = revert_sync_batchnorm(runner.model)
+        started = time.time()
+        if train:
+            runner.train()
+            # from the file: it contains the moving average if the config has one
+            weights = last_checkpoint(Path(cfg.work_dir))
+        assert weights is not None  # of the options, of the zoo, or of the training
         measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():
         return
-    figures, source = reproduction.listed_figures(listed)
     row = {
         "model": listed.id if listed else model,
-        "measured": measured,
-        "listed": figures,
-        "difference": {k: round(v - figures[k], 1) for k, v in measured.items() if k in figures},
-        "source": source,
+        **reproduction.compare(measured, listed),
         "data": cfg.test_evaluator["ann_file"] if isinstance(cfg.test_evaluator, dict) else "",
         "images": images,
         "subset": subset,

@@ -59,8 +59,11 @@ class Detections:
     def __getitem__(self, index: int | slice | np.ndarray) -> Detections:
         if isinstance(index, int | np.integer):
             index = range(len(self))[index]  # raises IndexError, which also ends a loop
-            return self.select(slice(index, index + 1))
-        return self.select(index)
+            index = slice(index, index + 1)
+        crops = None if self.crops is None else self.crops[index]
+        return dataclasses.replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=crops
+        )
 
     def __iter__(self) -> Iterator[Detections]:
         return (self[index] for index in range(len(self)))
@@ -75,18 +78,15 @@ class Detections:
         known = dict(enumerate(self.classes))
         return [known.get(label, str(label)) for label in self.labels.tolist()]
 
-    def select(self, index: np.ndarray | slice) -> Detections:
-        """Select objects by their numbers, by a mask [K], or by a slice."""
-        crops = None if self.crops is None else self.crops[index]
-        return dataclasses.replace(
-            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=crops
-        )
-
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
         from dcnzoo.detect.drawing import draw
 
-        return draw(self, with_scores)
+        if self.image is None:
+            raise ValueError("image: expected the result of a detector, which has its picture, got none")
+        titles = zip(self.names, self.scores, strict=True)
+        texts = [f"{name} {score:.2f}" for name, score in titles] if with_scores else self.names
+        return draw(self.image, self.boxes, self.labels, texts, self.crops)
 
     def save(self, path: str | os.PathLike) -> None:
         """Draw the objects into a picture file; its ending determines the format."""

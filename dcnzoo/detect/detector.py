@@ -169,7 +169,7 @@ class BaseDetector:
             for (path, picture), result in zip(pictures, results, strict=True):
                 order = np.argsort(-result.scores, kind="stable")
                 image = reverse_channels(picture)
-                result = result.select(order)
+                result = result[order]
                 yield dataclasses.replace(
                     result, masks=result.crops, classes=tuple(self.classes), image=image, path=path
                 )
@@ -211,5 +211,5 @@ def _require(name: str, value: int | None, least: int) -> None:
 
 def _filtered(result: Detections, classes: Sequence[str] | None, max_detections: int | None) -> Detections:
     if classes is not None:
-        result = result.select(np.isin(np.array(result.names, dtype=str), list(classes)))
-    return result.select(slice(max_detections))
+        result = result[np.isin(np.array(result.names, dtype=str), list(classes))]
+    return result[:max_detections]

@@ -1,8 +1,9 @@
-"""Draw detections. Requires Pillow."""
+"""Draw objects on a picture. Requires Pillow."""
 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.crops import Crops
 
 _FONTS = (  # Pillow searches the system's folders
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
@@ -19,20 +20,24 @@ _FONTS = (  # Pillow searches the system's folders
 )  # fmt: skip
 
 
-def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
-    """Draw boxes, masks and names on the picture of a result: see :meth:`Detections.draw`."""
-    if detections.image is None:
-        raise ValueError("image: expected the result of a detector, which has its picture, got none")
-    height, width = detections.image.shape[:2]
+def draw(
+    image: np.ndarray,  # [H, W, 3], uint8, RGB
+    boxes: np.ndarray,  # [K, 4], the best first
+    labels: np.ndarray,  # [K]; a colour each
+    texts: Sequence[str],  # [K], at the boxes
+    masks: np.ndarray | Crops | None,  # [K, H, W], bool
+) -> Image.Image:
+    """Draw boxes, masks and texts on a picture: see :meth:`dcnzoo.detect.detections.Detections.draw`."""
+    height, width = image.shape[:2]
     scale = max(1, 600 / width)
     size = (round(width * scale), round(height * scale))
-    picture = Image.fromarray(detections.image).resize(size, Image.Resampling.NEAREST)
-    canvas, font = ImageDraw.Draw(picture), _font("".join(detections.names), max(14, size[0] // 42))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
+    canvas, font = ImageDraw.Draw(picture), _font("".join(texts), max(14, size[0] // 42))
     line = max(2, size[0] // 300)
-    colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in detections.labels.tolist()]
+    colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in labels.tolist()]
     fills = [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours]
-    boxes, masks = (detections.boxes * scale).tolist(), detections.crops
-    for i in reversed(range(len(detections))):  # the best on top
+    corners = (boxes * scale).tolist()
+    for i in reversed(range(len(corners))):  # the best on top
         if masks is not None and np.any(masks[i]):
             mask = Image.fromarray(255 * masks[i].astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
             x1, y1, x2, y2 = mask.getbbox() or (0, 0, 0, 0)
@@ -40,19 +45,17 @@ def draw(detections: Detections, with_scores: bool = True) -> Image.Image:
             part = mask.crop(place)  # a thin tint and an outline: the object's own colour stays visible
             outline = ImageChops.subtract(part, part.filter(ImageFilter.MinFilter(2 * line - 1)))
             picture.paste(fills[i], place, ImageChops.lighter(outline, part.point(lambda v: v // 7)))
-        x1, y1, x2, y2 = boxes[i]
+        x1, y1, x2, y2 = corners[i]
         canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fills[i], line)
-    labels: list[tuple[float, ...]] = []  # what is covered by the labels that are drawn
-    titles = zip(boxes, detections.names, detections.scores, fills, strict=True)
-    for (x, y, _, _), name, score, fill in titles:
-        text = f"{name} {score:.2f}" if with_scores else name
+    drawn: list[tuple[float, ...]] = []  # what is covered by the texts that are drawn
+    for (x, y, _, _), text, fill in zip(corners, texts, fills, strict=True):
         left = max(min(x, size[0] - font.getlength(text)), 0)
         step = 1.25 * font.size
         tops = [max(y - step, 0) + step * n for n in range(round(size[1] / step))] or [0]
         areas = [canvas.textbbox((left, top), text, font) for top in tops]
-        free = (n for n, area in enumerate(areas) if not any(_overlap(area, each) for each in labels))
+        free = (n for n, area in enumerate(areas) if not any(_overlap(area, each) for each in drawn))
         n = next(free, 0)
-        labels.append(areas[n])
+        drawn.append(areas[n])
         canvas.rectangle(areas[n], fill)
         canvas.text((left, tops[n]), text, "white", font)
     return picture

@@ -102,10 +102,10 @@ def numbered(annotations: Iterable[dict]) -> list[dict]:
 def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> COCOeval:
     """Match detections, as annotations, with the objects of a COCO file. Parameters: ``COCOeval.params``."""
     with contextlib.redirect_stdout(io.StringIO()):
-        found = COCO()
-        found.dataset = {**truth.dataset, "annotations": numbered(objects)}
-        found.createIndex()
-        evaluation = COCOeval(truth, found, kind)
+        detected = COCO()
+        detected.dataset = {**truth.dataset, "annotations": numbered(objects)}
+        detected.createIndex()
+        evaluation = COCOeval(truth, detected, kind)
         vars(evaluation.params).update(parameters)
         evaluation.evaluate()
         evaluation.accumulate()

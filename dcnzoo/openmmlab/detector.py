@@ -25,12 +25,11 @@ from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
@@ -40,6 +39,7 @@ from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
+from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
@@ -278,26 +278,6 @@ class TorchDetector(BaseDetector):
             if not all(torch.isfinite(each).all() for each in features):
                 raise ValueError("model: expected finite feature maps, got NaN or infinity")
         self._finite = True
-
-
-def instances_of(sample: BaseDataElement) -> InstanceData:
-    """Return a sample's ``pred_instances``.
-
-    Raises:
-        UserError: the model detects no objects.
-    """
-    if "pred_instances" not in sample:
-        raise UserError(f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}")
-    return sample.pred_instances
-
-
-def to_detections(instances: InstanceData, threshold: float) -> Detections:
-    """Convert ``pred_instances`` with at least this score."""
-    instances = instances[instances.scores >= threshold].cpu()
-    boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
-    masks = Crops.of(instances.masks.numpy().astype(bool, copy=False)) if "masks" in instances else None
-    boxes, scores = boxes.float().numpy(), instances.scores.float().numpy()  # bfloat16 in autocast
-    return Detections(boxes, scores, instances.labels.numpy(), masks)
 
 
 def dataset_meta(cfg: Config, meta: dict) -> dict:

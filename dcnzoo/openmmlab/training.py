@@ -35,7 +35,7 @@ def set_up_training(
     *,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resume: str | None = None,
+    resume: bool | str = False,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -48,8 +48,8 @@ def set_up_training(
     Args:
         amp: use mixed precision.
         auto_scale_lr: scale the learning rate by the batch size.
-        resume: a checkpoint to resume from, or ``auto`` for the latest one in the work directory. In a
-            distributed training, whose launcher repeats the command after a failure, there may be none.
+        resume: a checkpoint to resume from; True: the latest one in the work directory. In a distributed
+            training, whose launcher repeats the command after a failure, there may be none.
         epochs: number of epochs; the schedule is scaled with it.
         batch_size: images per iteration and process.
         lr: learning rate of the optimizer.
@@ -94,18 +94,17 @@ def set_up_training(
     if logger is not None:
         _add_logger(cfg, logger)
     trained = has_checkpoints(cfg.work_dir)
-    if resume == "auto":
+    if resume is True:
         if not trained and cfg.launcher == "none":
             raise UserError(f"--resume: expected a checkpoint in {cfg.work_dir}, found none")
         # without a checkpoint to resume from, training starts from load_from
         cfg.resume = trained or not cfg.get("load_from")
         cfg.load_from = None if cfg.resume else cfg.load_from
-    elif resume is None and not (force or cfg.get("resume")):
-        if trained or any(Path(cfg.work_dir).glob("best_*.pth")):
-            raise UserError(TRAINED.format(cfg.work_dir))
-    elif resume is not None:
+    elif resume is not False:
         require_file(resume, "--resume")
         cfg.resume, cfg.load_from = True, resume
+    elif not (force or cfg.get("resume")) and (trained or any(Path(cfg.work_dir).glob("best_*.pth"))):
+        raise UserError(TRAINED.format(cfg.work_dir))
     if cfg.get("load_from"):
         require_file(cfg.load_from, "checkpoint")
     return ", ".join(changes)

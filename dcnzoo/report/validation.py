@@ -15,7 +15,8 @@ from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.layers.offsets import OffsetStatistics
-from dcnzoo.openmmlab.detector import build, instances_of, to_detections
+from dcnzoo.openmmlab.detector import build
+from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.report.detector import record
 from dcnzoo.report.evaluation import Evaluation, evaluate
 from dcnzoo.report.runs import TrainedRun, by_label

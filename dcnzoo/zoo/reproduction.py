@@ -85,9 +85,15 @@ def evaluate(runner: Runner, checkpoint: Path, unsafe_load: bool, allow_partial:
     return {name: round(100 * values[name], 1) for name in FIGURES if name in values}
 
 
-def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
-    """Return the AP in the zoo and its source. A published result takes precedence over a measured one."""
-    if model is None or not (sources := model.sources()):
-        return {}, ""
-    source = min(sources, key=lambda source: not source.startswith("published"))
-    return {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES}, source
+def compare(measured: dict[str, float], model: zoo.Model | None) -> dict[str, object]:
+    """Return the measured AP, that in the zoo, their difference, and the source of the AP in the zoo.
+
+    A published result takes precedence over a measured one.
+    """
+    listed: dict[str, float] = {}
+    sources = [] if model is None else model.sources()
+    source = min(sources, key=lambda source: not source.startswith("published"), default="")
+    if model is not None and source:
+        listed = {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES}
+    difference = {k: round(v - listed[k], 1) for k, v in measured.items() if k in listed}
+    return {"measured": measured, "listed": listed, "difference": difference, "source": source}

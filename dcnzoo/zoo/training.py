@@ -73,19 +73,13 @@ def train(
     with user_errors():
         config, work_dir, chosen = _find_config(model, data, work_dir, launcher, resume is not False, force)
         cfg = load_config(
-            str(config),
-            work_dir=work_dir,
-            cfg_options=cfg_options,
-            launcher=launcher,
-            local_rank=local_rank,
-            channels_last=channels_last,
-            required=REQUIRED,
+            str(config), work_dir, cfg_options, launcher, local_rank, channels_last, required=REQUIRED
         )
         changes = training.set_up_training(
             cfg,
             amp=amp,
             auto_scale_lr=auto_scale_lr,
-            resume=resume if isinstance(resume, str) else "auto" if resume else None,
+            resume=resume,
             epochs=epochs or chosen,
             batch_size=batch_size,
             lr=lr,

@@ -126,7 +126,7 @@ def test_options_of_the_output(tmp_path):
     status, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", "--out", out, "--json", "--txt", *chosen)
     assert status == 0 and sorted(file.name for file in out.glob("[!.]*")) == ["a.txt", "detections.json"]
     (annotation,) = json.loads((out / "detections.json").read_text())["annotations"]
-    best = whole.select(np.array(whole.names) == name).select(slice(1))
+    best = whole[np.array(whole.names) == name][:1]
     assert annotation["category_id"] == best.labels[0] + 1
     label, *values = (out / "a.txt").read_text().split()
     x1, y1, x2, y2 = best.boxes[0] / 128

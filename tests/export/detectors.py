@@ -12,10 +12,10 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
-from dcnzoo.openmmlab.detector import to_detections
 from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, compare_all
+from dcnzoo.openmmlab.results import to_detections
 
 CLASSES = 5
 WIDTH = 16

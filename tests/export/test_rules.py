@@ -244,7 +244,7 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
             detector, torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(1))
         )
         result = Detections(dets[0, :, :4].numpy(), dets[0, :, 4].numpy(), labels[0].numpy())
-        assert compare(result.select(result.labels >= 0), reference).holds
+        assert compare(result[result.labels >= 0], reference).holds
         results.append(dets)
     assert not torch.equal(*results)
 

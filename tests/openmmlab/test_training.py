@@ -624,11 +624,11 @@ def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
 
     assert not resumes()
     with pytest.raises(UserError, match=rf"^--resume: expected a checkpoint in {tmp_path}"):
-        resumes(resume="auto")
+        resumes(resume=True)
     (tmp_path / "epoch_1.pth").touch()
     with pytest.raises(UserError, match=r"^--work-dir: .*--resume.*--force"):
         resumes()
-    assert resumes(resume="auto") and not resumes(force=True)
+    assert resumes(resume=True) and not resumes(force=True)
 
 
 def test_resuming_from_weights_alone(tmp_path):

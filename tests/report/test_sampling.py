@@ -200,7 +200,7 @@ def test_drawn_labels_do_not_cover_each_other_and_masks_show_the_object():
     pixels = np.asarray(result.draw()).astype(int)
     assert pixels.shape == (600, 600, 3)
     assert np.abs(pixels[350, 300] - 128).max() <= 20, "a tint"
-    alone = [np.asarray(result.select(slice(i, i + 1)).draw()).astype(int) for i in (0, 1)]
+    alone = [np.asarray(result[i].draw()).astype(int) for i in (0, 1)]
     labels = [(each[70:100, 100:130] == each[75, 102]).all(-1).sum() for each in alone]
     both = [(pixels == each[75, 102]).all(-1).sum() for each in alone]
     assert min(labels) > 100 and all(whole > label for whole, label in zip(both, labels, strict=True))

@@ -20,8 +20,8 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.exported import ExportedDetector, stack
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import Agreement, ExportResult
-from dcnzoo.openmmlab.detector import to_detections
 from dcnzoo.openmmlab.export.predict import RawHead
+from dcnzoo.openmmlab.results import to_detections
 
 if TYPE_CHECKING:
     from dcnzoo.openmmlab.detector import TorchDetector

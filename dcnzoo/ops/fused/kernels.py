@@ -305,6 +305,32 @@ def read_and_spread(
     return dot
 
 
+@triton.jit
+def store_gradients(
+    grad_offset, grad_mask, plane, pixel, out_pixels, exists, ly, lx, factor,
+    v00, v01, v10, v11,  # [M], whether a corner is on the map
+    dot00, dot01, dot10, dot11,  # [M], columns' gradient · values of each corner
+    WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr,
+):  # fmt: skip
+    """Store the gradients of offset and mask for M output pixels."""
+    reads = v00 | v01 | v10 | v11
+    beyond = dot00  # of points outside the map: the gradient times zero, which is zero or NaN
+    dot00 = tl.where(v00, dot00, 0.0)
+    dot01 = tl.where(v01, dot01, 0.0)
+    dot10 = tl.where(v10, dot10, 0.0)
+    dot11 = tl.where(v11, dot11, 0.0)
+    if WANT_OFFSET:
+        of_y = tl.where(reads, factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01)), 0.0)
+        of_x = tl.where(reads, factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10)), 0.0)
+        places = grad_offset + plane * 2 * out_pixels + pixel
+        tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=exists)
+        tl.store(places + out_pixels, of_x.to(grad_offset.dtype.element_ty), mask=exists)
+    if WANT_MASK:
+        value = (1 - ly) * ((1 - lx) * dot00 + lx * dot01) + ly * ((1 - lx) * dot10 + lx * dot11)
+        value = tl.where(reads, value, beyond)
+        tl.store(grad_mask + plane * out_pixels + pixel, value.to(grad_mask.dtype.element_ty), mask=exists)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def grad_samples_kernel(
     input,  # [N, H, W, C]
@@ -382,20 +408,7 @@ def grad_samples_kernel(
             WANT_INPUT, WANT_OFFSET_MASK, EVEN,
         )  # fmt: skip
     plane = (q // out_pixels * blocks + block) * taps + tap
-    pixel = q % out_pixels
-    reads = v00 | v01 | v10 | v11
-    beyond = dot00  # of points outside the map: the gradient times zero, which is zero or NaN
-    dot00 = tl.where(v00, dot00, 0.0)
-    dot01 = tl.where(v01, dot01, 0.0)
-    dot10 = tl.where(v10, dot10, 0.0)
-    dot11 = tl.where(v11, dot11, 0.0)
-    if WANT_OFFSET:
-        of_y = tl.where(reads, factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01)), 0.0)
-        of_x = tl.where(reads, factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10)), 0.0)
-        places = grad_offset + plane * 2 * out_pixels + pixel
-        tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=exists)
-        tl.store(places + out_pixels, of_x.to(grad_offset.dtype.element_ty), mask=exists)
-    if WANT_MASK:
-        value = (1 - ly) * ((1 - lx) * dot00 + lx * dot01) + ly * ((1 - lx) * dot10 + lx * dot11)
-        value = tl.where(reads, value, beyond)
-        tl.store(grad_mask + plane * out_pixels + pixel, value.to(grad_mask.dtype.element_ty), mask=exists)
+    store_gradients(
+        grad_offset, grad_mask, plane, q % out_pixels, out_pixels, exists, ly, lx, factor,
+        v00, v01, v10, v11, dot00, dot01, dot10, dot11, WANT_OFFSET, WANT_MASK,
+    )  # fmt: skip

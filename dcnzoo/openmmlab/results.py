@@ -1,0 +1,29 @@
+"""The detections in a sample of MMDetection."""
+
+from __future__ import annotations
+
+from mmengine.structures import BaseDataElement, InstanceData
+
+from dcnzoo.detect.crops import Crops
+from dcnzoo.detect.detections import Detections
+from dcnzoo.utils.errors import UserError
+
+
+def instances_of(sample: BaseDataElement) -> InstanceData:
+    """Return a sample's ``pred_instances``.
+
+    Raises:
+        UserError: the model detects no objects.
+    """
+    if "pred_instances" not in sample:
+        raise UserError(f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}")
+    return sample.pred_instances
+
+
+def to_detections(instances: InstanceData, threshold: float) -> Detections:
+    """Convert ``pred_instances`` with at least this score."""
+    instances = instances[instances.scores >= threshold].cpu()
+    boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
+    masks = Crops.of(instances.masks.numpy().astype(bool, copy=False)) if "masks" in instances else None
+    boxes, scores = boxes.float().numpy(), instances.scores.float().numpy()  # bfloat16 in autocast
+    return Detections(boxes, scores, instances.labels.numpy(), masks)
