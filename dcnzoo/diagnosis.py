@@ -180,6 +180,10 @@ def _cache_problem() -> str | None:
     return None if os.access(parent, os.W_OK | os.X_OK) else f"{parent} is not writable"
 
 
+def _problem(text: str, remedy: str) -> Finding:
+    return Finding("", text, remedy=remedy)
+
+
 def problems(installation: Installation) -> Iterator[Finding]:
     """Yield each problem with the command that fixes it; causes come before their consequences."""
     yield from _set_up_problems(installation)
@@ -189,65 +193,52 @@ def problems(installation: Installation) -> Iterator[Finding]:
 
 def _set_up_problems(installation: Installation) -> Iterator[Finding]:
     for feature, reason in installation.features.items():
-        yield Finding("", f"dcnzoo has no {feature}: {reason}", remedy='pip install "torch==2.13.0"')
+        yield _problem(f"dcnzoo has no {feature}: {reason}", 'pip install "torch==2.13.0"')
     if Version(installation.torch).release < (2, 10):
-        yield Finding(
-            "",
-            f"torch {installation.torch}: dcnzoo needs 2.10 or later",
-            remedy='pip install --upgrade "torch>=2.10"',
-        )
+        text = f"torch {installation.torch}: dcnzoo needs 2.10 or later"
+        yield _problem(text, 'pip install --upgrade "torch>=2.10"')
     elif "cpu" in installation.libraries:
-        yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=BUILD)
+        yield _problem(f"no compiled operators: {installation.libraries['cpu']}", BUILD)
     elif installation.torch_cuda and installation.torch_sees_gpu and "cuda" in installation.libraries:
-        problem = (
-            f"torch finds a GPU, but the CUDA operators are not loaded: {installation.libraries['cuda']}"
-        )
-        yield Finding(
-            "",
-            problem,
-            remedy=f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {installation.torch_cuda} on the PATH",
-        )
+        reason = installation.libraries["cuda"]
+        text = f"torch finds a GPU, but the CUDA operators are not loaded: {reason}"
+        nvcc = f"nvcc of CUDA {installation.torch_cuda} on the PATH"
+        yield _problem(text, f"DCNZOO_CUDA=1 {BUILD}, with {nvcc}")
     if installation.nvidia_driver and not installation.torch_cuda:
-        problem = f"this machine has an NVIDIA GPU, but torch {installation.torch} is a CPU build"
-        yield Finding(
-            "",
-            problem,
-            remedy="pip uninstall -y torch && pip install torch  # for CUDA: https://pytorch.org/get-started",
-        )
+        text = f"this machine has an NVIDIA GPU, but torch {installation.torch} is a CPU build"
+        install = "pip uninstall -y torch && pip install torch"
+        yield _problem(text, f"{install}  # for CUDA: https://pytorch.org/get-started")
     if installation.torchvision_problem:
-        remedy = repair_torchvision(installation.torch)
-        yield Finding("", installation.torchvision_problem, remedy=remedy)
+        yield _problem(installation.torchvision_problem, repair_torchvision(installation.torch))
     if len(installation.opencv) > 1:
-        yield Finding(
-            "",
-            f"{' and '.join(installation.opencv)} are installed: they overwrite each other's files",
-            remedy=f"pip uninstall -y {' '.join(installation.opencv)} && pip install opencv-python-headless",
-        )
+        text = f"{' and '.join(installation.opencv)} are installed: they overwrite each other's files"
+        uninstall = f"pip uninstall -y {' '.join(installation.opencv)}"
+        yield _problem(text, f"{uninstall} && pip install opencv-python-headless")
     originals = [name for name in ORIGINALS if name in installation.packages]
     forks = [name for name in FORKS if name in installation.packages]
     names = ", ".join(originals + forks)
     if originals and forks:
         remedy = f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}"
-        yield Finding("", f"{names} are installed: onedl-… packages work only with each other", remedy=remedy)
+        yield _problem(f"{names} are installed: onedl-… packages work only with each other", remedy)
     elif {"mmcv", "mmcv-lite"} <= installation.packages.keys():
         versions = " and ".join(f"{name} {installation.packages[name]}" for name in ("mmcv", "mmcv-lite"))
         remedy = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
-        yield Finding("", f"{versions} are installed: they overwrite each other's files", remedy=remedy)
+        yield _problem(f"{versions} are installed: they overwrite each other's files", remedy)
     elif names and not {"mmcv", "mmcv-lite", "onedl-mmcv"} & installation.packages.keys():
         remedy = "pip install --no-deps onedl-mmcv" if forks else "pip install mmcv-lite==2.1.0"
-        yield Finding("", f"{names} installed, but no mmcv, which they import", remedy=remedy)
+        yield _problem(f"{names} installed, but no mmcv, which they import", remedy)
 
 
 def _training_problems(installation: Installation) -> Iterator[Finding]:
     if Version(installation.numpy).release < (2,):
-        problem = f"numpy {installation.numpy}: with OpenMMLab's packages, dcnzoo needs 2 or later"
-        yield Finding("", problem, remedy='pip install --upgrade "numpy>=2"')
+        text = f"numpy {installation.numpy}: with OpenMMLab's packages, dcnzoo needs 2 or later"
+        yield _problem(text, 'pip install --upgrade "numpy>=2"')
     elif installation.import_error:
         error = installation.import_error
-        yield Finding("", f"training cannot start: {one_line(error)}", remedy=_import_fix(error) or TESTED)
+        yield _problem(f"training cannot start: {one_line(error)}", _import_fix(error) or TESTED)
     if installation.cache_problem:
-        problem = f"downloaded weights cannot be stored: {installation.cache_problem}"
-        yield Finding("", problem, remedy='export TORCH_HOME="$HOME/torch"  # or another writable folder')
+        text = f"downloaded weights cannot be stored: {installation.cache_problem}"
+        yield _problem(text, 'export TORCH_HOME="$HOME/torch"  # or another writable folder')
 
 
 def package_problems(module: str) -> Iterator[Finding]:
@@ -255,15 +246,14 @@ def package_problems(module: str) -> Iterator[Finding]:
     requirement, needs = PACKAGES[module]
     absent = find_spec(module) is None
     if absent:  # --no-deps: with its requirements, pip would replace mmcv-lite or compile
-        yield Finding("", f"{module} is not installed", remedy=f"pip install --no-deps {requirement}")
+        yield _problem(f"{module} is not installed", f"pip install --no-deps {requirement}")
     missing = [name for name in needs if find_spec(name) is None]
     if missing:
         distributions = [DISTRIBUTIONS.get(name, name) for name in missing if name != "torchvision"]
         remedies = [f"pip install {' '.join(distributions)}"] if distributions else []
         if "torchvision" in missing:  # a plain `pip install torchvision` may replace torch
             remedies.append(repair_torchvision(version("torch")))
-        problem = f"{module} needs {', '.join(missing)}: not installed"
-        yield Finding("", problem, remedy=" && ".join(remedies))
+        yield _problem(f"{module} needs {', '.join(missing)}: not installed", " && ".join(remedies))
     if absent or missing:
         return
     try:
@@ -271,7 +261,7 @@ def package_problems(module: str) -> Iterator[Finding]:
             importlib.import_module(name)
     except Exception as error:  # a name that numpy has removed raises AttributeError
         remedy = _import_fix(error) or f"pip install --no-deps {requirement}"
-        yield Finding("", f"{module} cannot be imported: {one_line(error)}", remedy=remedy)
+        yield _problem(f"{module} cannot be imported: {one_line(error)}", remedy)
 
 
 def _import_fix(error: Exception) -> str | None:

@@ -181,12 +181,11 @@ def settings(name: str, help: str) -> Callable:
     return option(name, multiple=True, metavar="KEY=VALUE", callback=_settings, help=help)
 
 
-def refuse_together(pairs: Sequence[tuple[str, str]]) -> None:
-    """Raise UsageError if both options of a pair are given."""
+def refuse_together(*pair: str) -> None:
+    """Raise UsageError if both options are given."""
     values = click.get_current_context().params
-    for pair in pairs:
-        if all(values[name.removeprefix("--").replace("-", "_")] for name in pair):
-            raise click.UsageError(f"{pair[0]}: not allowed with {pair[1]}")
+    if all(values[name.removeprefix("--")] for name in pair):
+        raise click.UsageError(f"{pair[0]}: not allowed with {pair[1]}")
 
 
 def shape(help: str) -> Callable:

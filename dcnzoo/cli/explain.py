@@ -76,7 +76,7 @@ def command(
       dcnzoo explain faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
       dcnzoo explain CONFIG street.jpg --checkpoint epoch_12.pth --at 120,80 --out points.png
     """
-    _options.refuse_together([("--box", "--at")])
+    _options.refuse_together("--box", "--at")
     _options.output_files(force)(out)
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")

@@ -72,7 +72,7 @@ def command(
         return
     from dcnzoo.export.options import ExportOptions, Int8
 
-    _options.refuse_together([("--int8", "--fp16")])
+    _options.refuse_together("--int8", "--fp16")
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
     claim = _options.output_files(force)
     for ending in filter(None, (path.suffix, ".bin" * (path.suffix == ".xml"), ".png" * show)):

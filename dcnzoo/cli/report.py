@@ -75,8 +75,5 @@ def command(
     if checkpoint is not None and len(work_dirs) > 1:
         raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     from dcnzoo.report.report import write_report
-    from dcnzoo.utils.files import CHECKPOINTS
 
-    source = Path(checkpoint) if checkpoint not in (None, *CHECKPOINTS) else checkpoint
-
-    print(f"report: {write_report(work_dirs, out, labels, source, **options)}")
+    print(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")

@@ -58,7 +58,7 @@ def command(
       dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
       dcnzoo reproduce CONFIG --train
     """
-    _options.refuse_together([("--train", "--checkpoint")])
+    _options.refuse_together("--train", "--checkpoint")
     claim = _options.output_files(force)
     claim(out)
 

@@ -86,9 +86,6 @@ class Loader(importlib.abc.Loader):
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
     def exec_module(self, module: ModuleType) -> None:
         ours = [importlib.import_module(name) for name in self.host.provides]
         public = {name: value for each in ours for name, value in vars(each).items() if name[0] != "_"}

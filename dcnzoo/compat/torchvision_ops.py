@@ -74,18 +74,14 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 # Position-sensitive RoIAlign (Dai et al. 2016): bin (i, j) reads its own channel of each group of channels
 
 
-def _channels(input_channels: int, height: int, width: int) -> Tensor:
-    """The input channel of each output value, ``[C, height, width]``."""
-    return torch.arange(input_channels, dtype=torch.int32).view(-1, height, width)
-
-
 def ps_roi_align(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
     sampling_ratio: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pooled = roi_align(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, True)
-    channels = _channels(input.shape[1], pooled_height, pooled_width).to(input.device)
-    channels = channels.expand(len(rois), *channels.shape).contiguous()
+    # the input channel of each output value
+    channels = torch.arange(input.shape[1], dtype=torch.int32, device=input.device)
+    channels = channels.view(-1, pooled_height, pooled_width).repeat(len(rois), 1, 1, 1)
     return pooled.gather(1, channels.long()), channels
 
 

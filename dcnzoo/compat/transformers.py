@@ -115,8 +115,9 @@ def _multi_scale_deformable_attention_v2(
 ) -> Tensor | None:  # [N, Q, heads·D]
     if method != "default" or not _has_kernels(value.device):
         return None
-    points, repeats = _equal_points(num_points_list)
-    levels = _levels(value_spatial_shapes, value.device, repeats)
+    # (3, 6, 3) is 3 points on levels 0, 1, 1 and 2
+    points = math.gcd(*num_points_list)
+    levels = _levels(value_spatial_shapes, value.device, [count // points for count in num_points_list])
     locations = sampling_locations.unflatten(3, (-1, points))
     return _attend(value, levels, locations, attention_weights.unflatten(3, (-1, points)))
 
@@ -148,12 +149,6 @@ def _has_kernels(device: torch.device) -> bool:
     if (exporting and not _translated.get()) or device.type not in _library.loaded:
         return False
     return device.type in DEFAULT_DEVICES or patches.enabled(patches.CUDA)
-
-
-def _equal_points(num_points_list: Sequence[int]) -> tuple[int, list[int]]:
-    """Points per level, and how often to repeat each level: (3, 6, 3) is 3 points on levels 0, 1, 1 and 2."""
-    points = math.gcd(*num_points_list)
-    return points, [count // points for count in num_points_list]
 
 
 def _levels(

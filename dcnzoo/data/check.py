@@ -422,9 +422,10 @@ class _Checker:
             self._check_agreement(entry, *mask, area)
 
     def _check_box(self, entry: dict, size: tuple[int, int] | None, kind: str) -> bool:
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
-            self.add(kind, "bbox", "[x, y, width, height], four finite numbers", box, stops=True)
+        box = _box(entry)
+        if box is None:
+            expected = "[x, y, width, height], four finite numbers"
+            self.add(kind, "bbox", expected, entry.get("bbox"), stops=True)
             return False
         x, y, width, height = box
         if not (width > 0 and height > 0):

@@ -127,7 +127,8 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
             centre = rng.uniform(np.minimum(margin, size / 2), np.maximum(size - margin, size / 2))
             # rounded like the annotations, so that both agree exactly
             polygon = np.clip(polygon + centre, 0, size).round(2)
-            cover = _fill(polygon, size)
+            # pixel centres are at integers in cv2, at halves in COCO
+            cover = _cover(cv2.fillPoly, polygon - 0.5, size, 255)
             inside = cover > 0.5
             if polygon_area(polygon) < _MIN_AREA or taken[inside].any():
                 continue
@@ -183,13 +184,8 @@ def _outline(label: int, rng: np.random.Generator, spec: ShapesSpec) -> np.ndarr
     return points / np.abs(points).max()
 
 
-def _fill(polygon: np.ndarray, size: int) -> np.ndarray:
-    """Return the share of each pixel that the polygon covers, 0 to 1.  # [size, size]"""
-    # pixel centres are at integers in cv2, at halves in COCO
-    return _cover(cv2.fillPoly, polygon - 0.5, size, 255)
-
-
 def _cover(draw: Callable, points: np.ndarray, size: int, *options: object) -> np.ndarray:
+    """Return the share of each pixel that the drawn points cover, 0 to 1.  # [size, size]"""
     cover = np.zeros((size, size), np.uint8)
     points = np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     draw(cover, [points], *options, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -83,18 +83,15 @@ class Session:
         Raises:
             ValueError: the images do not fit the graph's size.
         """
-        batch, _, height, width = self.shape
-        given = images.shape
-        room = [0, 0]
-        fits = images.ndim == 4 and given[1] == 3
-        if fits:
-            room = [(limit or size) - size for limit, size in zip((height, width), given[2:], strict=True)]
-        if not fits or min(room) < 0:
+        room = [(most or size) - size for most, size in zip(self.shape[2:], images.shape[2:], strict=False)]
+        if images.ndim != 4 or images.shape[1] != 3 or min(room) < 0:
             expected = ", ".join("any" if size is None else str(size) for size in self.shape)
-            raise ValueError(f"{self.path}: input: expected shape ({expected}) or smaller, got {given}")
+            raise ValueError(
+                f"{self.path}: input: expected shape ({expected}) or smaller, got {images.shape}"
+            )
         if sizes is None:
-            sizes = np.tile(np.array(given[2:], np.int64), (len(images), 1))
-        step = batch or len(images)
+            sizes = np.tile(np.array(images.shape[2:], np.int64), (len(images), 1))
+        step = self.shape[0] or len(images)
         parts = []
         for start in range(0, len(images), step):
             part, part_sizes = images[start : start + step], sizes[start : start + step]

@@ -136,14 +136,11 @@ def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:
 
 def overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M]
     """Return the IoU of each pair, 0 between classes."""
-    return _iou(one.boxes, other.boxes) * (one.labels[:, None] == other.labels)
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
-    corners = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
-    shared = corners.clip(0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other)]
-    return shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-9)
+    boxes, others = one.boxes[:, None], other.boxes
+    sides = np.minimum(boxes[..., 2:], others[:, 2:]) - np.maximum(boxes[..., :2], others[:, :2])
+    shared = sides.clip(0).prod(-1)
+    area, areas = ((each[..., 2:] - each[..., :2]).prod(-1) for each in (boxes, others))
+    return shared / np.maximum(area + areas - shared, 1e-9) * (one.labels[:, None] == other.labels)
 
 
 def _reset_peak() -> int:

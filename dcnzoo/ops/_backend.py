@@ -167,14 +167,10 @@ def register(key: str) -> None:
     The choice costs time in every call, so the forward operator chooses only if a fused kernel may run. The
     backward operator always chooses, because the user may require deterministic algorithms at any time.
     """
+    fused_may_run = backend == "fused" or any(entry["auto"] for entry in table().values())
     for name in _CHOOSERS:
-        if name != _FORWARD or _fused_may_run():
+        if name != _FORWARD or fused_may_run:
             _replace(name, key)
-
-
-def _fused_may_run() -> bool:
-    """Whether the backend is ``fused`` or the table lists fused kernels as faster. Does not import Triton."""
-    return backend == "fused" or any(entry["auto"] for entry in table().values())
 
 
 @cache

@@ -64,12 +64,7 @@ def plot_precision_recall(title: str, precision: Mapping[str, np.ndarray]) -> Fi
     Args:
         precision: class → [101], the precision at the recalls 0, 0.01, …, 1.
     """
-    figure, axes = _chart(title, "recall")
-    axes.set_ylabel("precision", color=_GREY)
-    lines: list[Line2D] = []
-    for index, values in enumerate(precision.values()):
-        lines += axes.plot(np.linspace(0, 1, len(values)), values, **_line_style(index, len(values)))
-    axes.set(xlim=(0, 1), ylim=(0, 1.04))
+    figure, _, lines = _by_class(title, "recall", "precision", precision)
     _legend(figure, lines, [f"{name}  {values.mean():.2f}" for name, values in precision.items()])
     areas = (f"{name} {values.mean():.2f}" for name, values in precision.items())
     figure.set_label(f"{title}. AP50: {', '.join(areas)}")
@@ -84,15 +79,9 @@ def plot_f1(title: str, f1: Mapping[str, np.ndarray], mean: np.ndarray, best: fl
         mean: [101], a thick line.
         best: the threshold to mark.
     """
-    figure, axes = _chart(title, "threshold")
-    axes.set_ylabel("F1", color=_GREY)
-    thresholds = np.linspace(0, 1, len(mean))
-    lines: list[Line2D] = []
-    for index, values in enumerate(f1.values()):
-        lines += axes.plot(thresholds, values, **_line_style(index, len(values)))
-    lines += axes.plot(thresholds, mean, color="black", lw=3)
+    figure, axes, lines = _by_class(title, "threshold", "F1", f1)
+    lines += axes.plot(np.linspace(0, 1, len(mean)), mean, color="black", lw=3)
     axes.axvline(best, color="black", lw=1, ls=":")
-    axes.set(xlim=(0, 1), ylim=(0, 1.04))
     labels = [f"{name}  {values.max():.2f}" for name, values in f1.items()]
     _legend(figure, lines, [*labels, f"mean  {mean.max():.2f} at {best:.2f}"])
     figure.set_label(f"{title}. Mean: at most {mean.max():.2f}, at {best:.2f}; {', '.join(labels)}")
@@ -134,6 +123,19 @@ def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GREY)
     return figure, axes
+
+
+def _by_class(
+    title: str, xlabel: str, ylabel: str, curves: Mapping[str, np.ndarray]
+) -> tuple[Figure, Axes, list[Line2D]]:
+    """Plot a curve per class at 0, …, 1."""
+    figure, axes = _chart(title, xlabel)
+    axes.set_ylabel(ylabel, color=_GREY)
+    lines: list[Line2D] = []
+    for index, values in enumerate(curves.values()):
+        lines += axes.plot(np.linspace(0, 1, len(values)), values, **_line_style(index, len(values)))
+    axes.set(xlim=(0, 1), ylim=(0, 1.04))
+    return figure, axes, lines
 
 
 def plain(text: str) -> str:
@@ -178,12 +180,12 @@ class Panel:
     weight: np.ndarray | None = None
 
 
-def plot_panels(image: np.ndarray, panels: Sequence[Panel], columns: int = 4) -> Figure:
+def plot_panels(image: np.ndarray, panels: Sequence[Panel]) -> Figure:
     """Plot one panel per layer or position: sampling points, with the modulation as size and colour.
 
     All coordinates are pixels of ``image``.
     """
-    columns = min(columns, len(panels))
+    columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     height, width = image.shape[:2]
     size = (_SIDE * columns, (_SIDE * height / width + 0.3) * rows)

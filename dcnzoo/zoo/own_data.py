@@ -27,6 +27,7 @@ from dcnzoo.zoo.config_writer import BOXES, MASKS, write_config
 SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
+VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 FORMATS = "a COCO file, a folder of Pascal VOC or LabelMe, or YOLO's data.yaml"
 
 
@@ -49,8 +50,6 @@ def prepare(
     data: Path,
     work_dir: Path,
     model: str | None = None,
-    seed: int = 0,
-    val_share: float = 0.2,
     force: bool = False,
 ) -> OwnData:
     """Convert and check annotated pictures, and write a config that trains on them.
@@ -62,7 +61,6 @@ def prepare(
         work_dir: the work directory of the training.
         model: a name in the zoo or a config file. Default: on a GPU, a published model with DCNv2; on a CPU,
             a small one.
-        seed, val_share: of the random split, if the data has no validation set.
         force: replace files in that folder that no training wrote.
 
     Raises:
@@ -81,8 +79,8 @@ def prepare(
         decisions = [f"data: {data}, format {name}"]
         if len(parts) == 1:
             _write([parts[0]], [claim(folder / "all.json")])
-            split_coco(folder / "all.json", files, val_share, seed)
-            decisions.append(f"validation: {val_share:.0%} of the pictures, chosen at random (seed {seed})")
+            split_coco(folder / "all.json", files, VALIDATION)
+            decisions.append(f"validation: {VALIDATION:.0%} of the pictures, chosen at random (seed 0)")
             parts *= 2
         else:
             _write(parts, files)

@@ -326,7 +326,7 @@ def test_features(detector, folder):
     for feature, stride, following in zip(features, features.strides, features.strides[1:], strict=False):
         assert feature.shape[:2] == (1, detector.model.neck.out_channels) and following == 2 * stride
     text = repr(detector)
-    assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.names[0] in text
+    assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.classes[0] in text
 
 
 def test_a_batch_tensor(detector, folder):

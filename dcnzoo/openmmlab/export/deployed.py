@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -59,9 +61,7 @@ class DeployedDetector(BaseModel):
 
 def without_border(outputs: dict[str, np.ndarray], border: tuple[float, float, float, float]) -> Detections:
     """Convert one image's outputs for CornerNet's test pipeline, which pads all sides and does not resize."""
-    there = outputs["labels"] >= 0
-    dets, labels = outputs["dets"][there], outputs["labels"][there]
-    top, _, left, _ = border
-    boxes = (dets[:, :4] - (left, top, left, top)).clip(0).astype(np.float32)
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Detections(boxes[inside], dets[inside, 4], labels[inside], None)
+    result, (top, _, left, _) = rescale_detections(outputs, (1, 1), (1, 1), {}), border
+    boxes = (result.boxes - np.array([left, top, left, top], np.float32)).clip(0)
+    inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+    return dataclasses.replace(result, boxes=boxes)[inside]

@@ -35,14 +35,12 @@ def generated_picture(preprocessing: Preprocessing) -> np.ndarray:  # [H, W, 3],
     return np.ascontiguousarray(square[:height, :width])
 
 
-def pictures_to_verify(
-    source: str | os.PathLike | bool, preprocessing: Preprocessing, most: int = 10
-) -> list[np.ndarray]:
-    """Read a picture or the first ones of a folder; True: a generated picture."""
+def pictures_to_verify(source: str | os.PathLike | bool, preprocessing: Preprocessing) -> list[np.ndarray]:
+    """Read a picture or the first ten of a folder; True: a generated picture."""
     if isinstance(source, bool):
         return [generated_picture(preprocessing)]
     files = picture_files(source) or [os.fspath(source)]
-    return [read(file) for file in files[:most]]
+    return [read(file) for file in files[:10]]
 
 
 def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:

@@ -1,8 +1,24 @@
-"""End a training whose metric does not improve."""
+"""Validations in training: equal buffers in all processes, and an end if the metric does not improve."""
 
-from mmengine.hooks import EarlyStoppingHook
+from mmengine.dist import broadcast
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class BroadcastBuffersHook(Hook):
+    """Validate with the buffers of the first process, such as the statistics of batch norm.
+
+    Each process updates its own statistics in training, and a checkpoint has those of the first one. With
+    the others, the AP in the log would not be that of the checkpoint.
+    """
+
+    priority = "LOW"  # after EMAHook, which exchanges the weights
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
 
 
 @HOOKS.register_module()
