@@ -3,7 +3,7 @@
 Both packages contain ``.mim/configs/*/metafile.yml`` in OpenMMLab's format. dcnzoo's metafiles add the source
 of each result:
 
-- ``Published: true`` in a model's entry, or the name of the publisher; or
+- ``Published:`` and the name of the publisher in a model's entry; or
 - ``Measured: {Machine: …, Date: …, Command: …}`` in a result.
 """
 
@@ -15,7 +15,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import yaml
 
@@ -24,7 +24,6 @@ from dcnzoo.utils.errors import UserError
 
 PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
-_HOSTS = {"download.openmmlab.com": "MMDetection"}
 
 
 class UnknownModelError(UserError):
@@ -152,7 +151,7 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
             result.get("Task", ""),
             result.get("Dataset", ""),
             result["Metrics"],
-            _source(package, metafile, entry, result, weights),
+            _source(package, metafile, entry, result),
         )
         for result in entry.get("Results") or ()
         if result.get("Metrics")
@@ -175,21 +174,14 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
     )
 
 
-def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Sequence[str]) -> str:
-    measured, published = result.get("Measured"), entry.get("Published")
-    if measured:
+def _source(package: str, metafile: Path, entry: dict, result: dict) -> str:
+    if measured := result.get("Measured"):
         return f"measured ({measured['Machine']}, {measured['Date']}, {measured['Command']})"
-    if package == "mmdet":
-        return "published (MMDetection)"
-    if isinstance(published, str):
-        return f"published ({published})"
-    if published and weights:
-        host = urlsplit(weights[0]).hostname or ""
-        return f"published ({_HOSTS.get(host, host)})"
-    raise UserError(
-        f"{metafile}: {entry['Name']}: expected Published: <name>, or for each result "
-        "Measured: {Machine: …, Date: …, Command: …}"
-    )
+    published = "MMDetection" if package == "mmdet" else entry.get("Published")
+    if not isinstance(published, str):
+        expected = "Published: <name>, or for each result Measured: {Machine: …, Date: …, Command: …}"
+        raise UserError(f"{metafile}: {entry['Name']}: expected {expected}, got {published}")
+    return f"published ({published})"
 
 
 def find(name: str) -> Model:
