@@ -3,8 +3,6 @@
 The tensors come from ``tests/op_cases``, which also describes how dcnzoo and the reference are called.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

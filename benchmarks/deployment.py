@@ -11,8 +11,6 @@ PyTorch and in each form on the same images. A small detector has the demo's Res
 family's own neck, head, losses and post-processing; it learns in a minute on one core.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import time

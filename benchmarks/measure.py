@@ -1,7 +1,5 @@
 """Measure functions that take turns, describe the machine, and write tables."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import hashlib

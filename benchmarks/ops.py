@@ -12,8 +12,6 @@ and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds
 and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes

@@ -1,7 +1,5 @@
 """The CPU operators of other revisions, built and loaded beside the present ones."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -3,8 +3,6 @@
 Runs in a separate process, whose memory nothing else uses. Its last output line is a JSON object.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """The documentation: links resolve, code runs and commands exist."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Building: never a package without operators, and one clear message for missing requirements."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """Write model_zoo.md and model-index.yml from the metafiles (``nox -s zoo``)."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version

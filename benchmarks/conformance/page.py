@@ -6,8 +6,6 @@
     python -m benchmarks.conformance.page work_dirs/conformance.xml
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import xml.etree.ElementTree as ElementTree

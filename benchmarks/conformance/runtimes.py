@@ -1,7 +1,5 @@
 """Run a graph or a module in each runtime."""
 
-from __future__ import annotations
-
 import functools
 import re
 import tempfile

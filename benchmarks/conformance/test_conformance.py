@@ -5,8 +5,6 @@ runtime's message. It fails if results are wrong, or if a runtime refuses what i
 (``REFUSED``). ``page.py`` writes docs/conformance.md from the junit file.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -4,8 +4,6 @@
 ``dcnzoo/openmmlab/settings.json``: class → path in its dictionary → keys that its signature does not have.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

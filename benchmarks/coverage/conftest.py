@@ -3,8 +3,6 @@
 ``--group 2/24`` runs the second 24th of the families.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -11,8 +11,6 @@ Results are kept in SECTION.json, with the version (a hash) of the code that the
 which results are of the present code.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import time

@@ -5,8 +5,6 @@ MMDetection is used as in a user's own config, with ``_base_ = 'mmdet::…'`` an
 dict(imports=['dcnzoo.models'])`` and nothing else. Configs without deformable operators are skipped.
 """
 
-from __future__ import annotations
-
 import mmcv.ops
 import pytest
 from mmcv.ops.saconv import SAConv2d

@@ -7,8 +7,6 @@ not change PyTorch's own detections, or with nearly equal queries exchanged. A d
 two sizes and two batch sizes. Three hours.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -5,8 +5,6 @@ trial is a prediction, then a training step with the config's own optimizer, on 
 (or the smallest size that the model accepts), without pretrained weights.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A trial is the same as in ``test_mmdet.py``: the complete architecture, a predic
 with the config's own optimizer, on small random data, without pretrained weights.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field

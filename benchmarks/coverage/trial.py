@@ -1,7 +1,5 @@
 """Try one config per family: models without weights, small images, one process per trial."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import multiprocessing

@@ -8,8 +8,6 @@ Requires python3 with torch, numpy, pytest and filelock, and the libraries dcnzo
 compute-sanitizer; without them, these steps are skipped. Requires no network.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import datetime

@@ -4,8 +4,6 @@ Every contestant runs in both memory formats where it has both. Then the field "
 table is updated.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 from functools import cache, partial

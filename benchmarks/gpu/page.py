@@ -1,7 +1,5 @@
 """Write a page of docs/benchmarks from the results of ``make gpu``: python -m benchmarks.gpu.page FOLDER."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Times a training step of both, interleaved, on the same images; then trains the 
 for the rest of the time, and evaluates it. Without ``--data``, the data are generated.
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 import tempfile

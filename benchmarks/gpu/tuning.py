@@ -6,8 +6,6 @@ write: writes the fastest one of each map to the table. A kernel and type that w
 keeps its entry.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

@@ -4,8 +4,6 @@
 can be interrupted: incomplete trainings start again. ``page`` writes docs/study.md and its pictures.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The page of the study: statistics, tables and pictures, all from the CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The trainings of plan.md in the order of execution, their configs, and the table of results."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Terminal behaviour of all commands: one-line errors, terminals without Unicode, closed pipes, tables."""
 
-from __future__ import annotations
-
 import logging
 import os
 import select

@@ -1,7 +1,5 @@
 """``dcnzoo bench``, also ``tools/analysis/benchmark.py``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``dcnzoo browse``, also ``tools/browse_dataset.py``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """``dcnzoo doctor``: list installed versions, the problems, and the commands that fix them."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 

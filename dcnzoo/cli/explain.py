@@ -1,7 +1,5 @@
 """``dcnzoo explain``, also ``tools/analysis/visualize_offsets.py``."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

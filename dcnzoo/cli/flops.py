@@ -1,7 +1,5 @@
 """``dcnzoo flops``, also ``tools/analysis/get_flops.py``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from statistics import mean
 

@@ -1,7 +1,5 @@
 """``dcnzoo report``, also ``tools/report.py``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``dcnzoo reproduce``, also ``tools/reproduce.py``."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path

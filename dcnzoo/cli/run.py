@@ -1,7 +1,5 @@
 """``dcnzoo run``: run a program that does not import dcnzoo, with dcnzoo's versions of compiled modules."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """``dcnzoo test``, also ``tools/test.py`` and ``tools/deployment/test.py``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``dcnzoo train``, also ``tools/train.py``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

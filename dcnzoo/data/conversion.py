@@ -6,8 +6,6 @@ The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBui
 conversion with its problems, and the folder to which the images' names are relative.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Data sets to download: addresses, checksums, and the preparation of small data sets."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

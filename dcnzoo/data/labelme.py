@@ -1,7 +1,5 @@
 """Convert LabelMe's JSON files to COCO's format."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """Split a COCO file in two."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Collection
 from pathlib import Path

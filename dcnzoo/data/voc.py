@@ -1,7 +1,5 @@
 """Convert Pascal VOC's XML files to COCO's format."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Convert YOLO's text files, with boxes or polygons, to COCO's format."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The checksum of an exported file, in its own metadata: a damaged file is an error, not a bad detector."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """The interface of all detectors, with PyTorch or with an exported file. Requires only numpy."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os

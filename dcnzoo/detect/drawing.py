@@ -1,7 +1,5 @@
 """Draw objects on a picture. Requires Pillow."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Sequence
 from importlib.util import find_spec

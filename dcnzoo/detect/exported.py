@@ -1,7 +1,5 @@
 """Detectors from exported files. Requires numpy and a runtime, but not torch."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Average precision by COCO's definition, and the names of its metrics. Requires pycocotools."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Convert the outputs of an exported graph to detections."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

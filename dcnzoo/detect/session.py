@@ -1,7 +1,5 @@
 """An exported file in a runtime. Requires numpy and the runtime, but not torch."""
 
-from __future__ import annotations
-
 import os
 from importlib import import_module
 from pathlib import Path

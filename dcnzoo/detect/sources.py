@@ -1,7 +1,5 @@
 """The images of a call: files, folders, patterns, videos, arrays."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Tiles of a large picture, and the detections in all of them. Merging requires torch, for dcnzoo's NMS."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Time detectors of one model in turn: time, memory, average precision, and agreement of the detections."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import statistics

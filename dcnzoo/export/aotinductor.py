@@ -4,8 +4,6 @@ A package needs torch and the library of dcnzoo's operators at run time, but no 
 compiler to write one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ boxes have a negative score. For AOTInductor, which supports sizes that depend o
 has the same operators as functions.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -4,8 +4,6 @@ A translation receives a :class:`Graph` and creates nodes by their ONNX names: `
 ``g.Transpose(a, perm=[0, 2, 1])``. Both exporters then produce the same nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

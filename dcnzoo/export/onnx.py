@@ -1,7 +1,5 @@
 """Write ONNX files of modules with dcnzoo's operators."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Write OpenVINO's IR. ``make_core`` reads ONNX files with ``DeformConv``."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory

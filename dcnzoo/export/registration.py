@@ -1,11 +1,9 @@
 """dcnzoo's operators in both exporters of ``torch.onnx.export``."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -186,4 +184,4 @@ def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
 
 
 # torch's codes for the types of an operator's arguments
-_KINDS: dict[str, Any] = {"Value": "v", "int": "i", "bool": "i", "float": "f", "Sequence[int]": "is"}
+_KINDS: dict[Any, Any] = {Value: "v", int: "i", bool: "i", float: "f", Sequence[int]: "is"}

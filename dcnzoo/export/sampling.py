@@ -5,8 +5,6 @@ map, or at NaN, samples zero. Coordinates are computed in float32 (float64 for f
 input's type.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import product
 

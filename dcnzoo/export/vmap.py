@@ -1,7 +1,5 @@
 """Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Write a module to a file in the format of its ending: ONNX, OpenVINO's IR or a package of AOTInductor."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path

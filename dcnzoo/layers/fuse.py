@@ -5,8 +5,6 @@ A model is never changed: :func:`view` copies its modules, but not its parameter
 ``forward`` in the copies. The model itself gives the same bits as before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ Pickle, the format of checkpoints, can call any function while it is read. Only 
 objects and the types in mmengine's log are allowed. Damaged files and NaN are rejected too.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

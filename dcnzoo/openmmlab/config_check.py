@@ -1,7 +1,5 @@
 """Find frequent mistakes in a config before anything is built."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import math

@@ -1,7 +1,5 @@
 """The one boundary around everything that runs from a config: errors name the file and the key."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -6,8 +6,6 @@
 hints about weights use this module, which imports neither torch nor OpenMMLab.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Iterator, Mapping

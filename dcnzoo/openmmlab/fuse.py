@@ -1,7 +1,5 @@
 """Views of MMDetection's detectors: fused layers, and a score threshold before NMS."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

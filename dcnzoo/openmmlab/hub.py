@@ -3,8 +3,6 @@
 Requires huggingface_hub.
 """
 
-from __future__ import annotations
-
 import ast
 import pprint
 import re

@@ -5,8 +5,6 @@ mmengine has a fixed list of packages with configs and locates them by ``pkg_res
 for every base config, which takes longer than reading the config.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

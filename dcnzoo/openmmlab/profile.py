@@ -1,7 +1,5 @@
 """A detector of PyTorch in every precision, and where its time goes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The detections in a sample of MMDetection."""
 
-from __future__ import annotations
-
 from mmengine.structures import BaseDataElement, InstanceData
 
 from dcnzoo.detect.crops import Crops

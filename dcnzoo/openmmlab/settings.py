@@ -1,7 +1,5 @@
 """Which keys a dictionary of a config may have, by its class and by published configs."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json

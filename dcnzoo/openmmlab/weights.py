@@ -1,7 +1,5 @@
 """Read checkpoints without running code in them, convert old parameter names, and load them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import OrderedDict

@@ -12,8 +12,6 @@ Environment variables:
 Proxies are read from the environment too (``HTTPS_PROXY`` and others).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """The one type of everything that a check finds: in a data set, a config, an exported file, the set-up."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

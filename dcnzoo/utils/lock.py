@@ -1,7 +1,5 @@
 """Lock that allows only one training at a time in a work directory."""
 
-from __future__ import annotations
-
 import os
 import socket
 import time

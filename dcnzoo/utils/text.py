@@ -1,7 +1,5 @@
 """Texts of messages: shortened names, lists and numbers of things, similar names, columns."""
 
-from __future__ import annotations
-
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Write a config that trains a published detector on your own data."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Derive a model's deformable operators, backbone and schedule from its config."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

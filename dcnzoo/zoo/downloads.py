@@ -1,7 +1,5 @@
 """Downloads of published weights."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

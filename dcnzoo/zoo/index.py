@@ -7,8 +7,6 @@ of each result:
 - ``Measured: {Machine: …, Date: …, Command: …}`` in a result.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

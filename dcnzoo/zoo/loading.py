@@ -1,7 +1,5 @@
 """Find the config and the weights of a model by its name."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

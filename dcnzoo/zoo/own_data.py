@@ -1,7 +1,5 @@
 """``dcnzoo train --data``: from annotated pictures in any format to a config that trains on them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field

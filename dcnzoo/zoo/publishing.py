@@ -1,7 +1,5 @@
 """Conversion of a training's checkpoint for publication."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Evaluate a detector on COCO and compare with the published result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

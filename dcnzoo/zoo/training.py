@@ -1,7 +1,5 @@
 """``dcnzoo.train``: train a model of the zoo, a config or your own pictures."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

@@ -5,8 +5,6 @@ are compiled against a replacement for ``cuda_runtime.h`` (tests/cuda/emulation)
 registered for the CUDA dispatch key; the tests select that key and pass CPU tensors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The kernels' replacement for division, against division."""
 
-from __future__ import annotations
-
 from .conftest import run_program
 
 PROGRAM = """

@@ -1,7 +1,5 @@
 """The fused kernels on a GPU. Without one: tests/fused runs them in Triton's interpreter."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Every CUDA kernel against the CPU kernel, which tests/ops/test_ops.py compares with the references."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Sizes beyond 2³¹ elements on a GPU, as tests/ops/test_large.py tests on the CPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The tests of tests/ops/test_ops.py on a GPU; also CUDA graphs, streams and deterministic sums."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Helpers for tests that start tools in one or several processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 ``python -m tests.distributed.worker PROCESSES`` forks them from one process that has the packages.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -1,7 +1,5 @@
 """Run Triton's interpreter in a separate process, because Triton selects it when it is imported."""
 
-from __future__ import annotations
-
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from unittest import mock

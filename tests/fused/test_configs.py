@@ -1,7 +1,5 @@
 """The committed table of block sizes, and the choices from it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The fused kernels in Triton's interpreter, compared with the reference in float64."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest

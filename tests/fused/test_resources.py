@@ -3,8 +3,6 @@
 The launches are those of dcnzoo.ops.fused, recorded on CPU tensors and not executed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Every layer as a program: torch.export, torch.fx, torch.jit.script."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import io

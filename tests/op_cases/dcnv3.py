@@ -1,7 +1,5 @@
 """Samples of dcnv3: the tensors are (input, offset, mask)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from random import Random
 from typing import Any

@@ -1,7 +1,5 @@
 """Samples of dcnv4: the tensors are (input, offset_mask)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

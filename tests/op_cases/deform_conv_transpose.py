@@ -1,7 +1,5 @@
 """Samples of deform_conv_transpose1d, 2d and 3d: the tensors are (input, weight, offset, mask, bias)."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from functools import partial

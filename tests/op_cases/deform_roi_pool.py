@@ -1,7 +1,5 @@
 """Samples of deform_roi_pool: the tensors are (input, rois, offset)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Samples of ms_deform_attn: the tensors are (value, sampling_locations, attention_weights)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from random import Random
 

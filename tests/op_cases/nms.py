@@ -1,7 +1,5 @@
 """Random calls of nms: the tensors are (boxes, scores)."""
 
-from __future__ import annotations
-
 from random import Random
 
 from torch import Tensor

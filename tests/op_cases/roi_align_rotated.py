@@ -1,7 +1,5 @@
 """Samples of roi_align_rotated: the tensors are (input, rois)."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Random calls of box_iou_rotated and nms_rotated: the tensors are (boxes1, boxes2), and (boxes, scores)."""
 
-from __future__ import annotations
-
 from random import Random
 
 import torch

@@ -1,7 +1,5 @@
 """Forward mode, ``torch.func``, vmap and subsets of the gradients of every operator; errors of torch."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 

@@ -1,7 +1,5 @@
 """DCNZOO_BACKEND. Fused kernels: tests/fused. Without compiled kernels: test_plain.py."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The CPU kernels of every instruction set that this machine supports, not only the best."""
 
-from __future__ import annotations
-
 import platform
 
 import pytest

@@ -1,7 +1,5 @@
 """dcnv3, dcnv4, ms_deform_attn, flash_deform_attn: agreement with F.grid_sample, the layouts, edge cases."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """deform_conv beyond agreement with the reference: identities, borders and chunks."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

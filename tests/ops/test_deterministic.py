@@ -1,7 +1,5 @@
 """Sums in a fixed order, for devices whose kernels have none. Tested on the CPU instead of a GPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

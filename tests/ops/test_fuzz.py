@@ -4,8 +4,6 @@ A sample named ``zero …`` has a size of zero that an operator may reject. Empt
 RoIs, boxes, queries or points are drawn as well, but must not be rejected.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

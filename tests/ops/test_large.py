@@ -3,8 +3,6 @@
 The largest tensors are zeros that use no memory until they are written. All reads are at their far end.
 """
 
-from __future__ import annotations
-
 import fcntl
 import math
 import mmap

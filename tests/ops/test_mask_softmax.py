@@ -1,7 +1,5 @@
 """mask_softmax: the taps of each group sum to one; it can be scripted, and rejects wrong shapes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

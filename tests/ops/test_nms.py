@@ -1,7 +1,5 @@
 """nms: decisions compared with a loop over pairs, and edge cases."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -4,8 +4,6 @@ The rule (docs/ops/deform_conv.md) is the plain formula. Pixels and corners outs
 do not count. All values that are read are multiplied, even by a weight, a mask or a value of zero.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The cases of every operator (tests/op_cases) against its oracle, and PyTorch's rules for operators."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

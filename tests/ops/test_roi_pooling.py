@@ -1,7 +1,5 @@
 """RoI pooling: results by hand and edge cases. More cases in tests/op_cases."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """box_iou_rotated and nms_rotated against shapely and areas by hand, and edge cases. See test_fuzz.py."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

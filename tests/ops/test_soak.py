@@ -1,7 +1,5 @@
 """Memory stays constant and nothing fails with several threads and processes. `nox -s soak`: half an hour."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

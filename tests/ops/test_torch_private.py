@@ -1,7 +1,5 @@
 """The private torch symbols that the operators use exist, and each degrades alone."""
 
-from __future__ import annotations
-
 from dcnzoo.ops import _torch_private as private
 
 from ..processes import python_with_torch

@@ -1,7 +1,5 @@
 """Runtimes of exported files: each module has ``open_file(path, device, threads)``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np

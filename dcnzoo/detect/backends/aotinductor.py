@@ -1,7 +1,5 @@
 """Packages of AOTInductor. Requires torch."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

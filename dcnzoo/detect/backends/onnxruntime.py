@@ -1,7 +1,5 @@
 """ONNX files in onnxruntime."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """ONNX translations, one file per operator. New files are imported automatically."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 

@@ -1,7 +1,5 @@
 """DCNv4 as ONNX nodes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from dcnzoo.export.graph import Graph, Value, translates

@@ -14,8 +14,6 @@ All targets treat borders as the operator does: a sample outside the map, or at 
 are computed in float32 (float64 for float64 inputs), whatever the input's type.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Deformable RoI pooling as ONNX nodes."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from dcnzoo.export.graph import Graph, Value, translates

@@ -1,7 +1,5 @@
 """Multi-scale deformable attention as ONNX nodes."""
 
-from __future__ import annotations
-
 from dcnzoo.export.graph import Graph, Value, translates
 from dcnzoo.export.sampling import neighbours, read_rows, wide
 

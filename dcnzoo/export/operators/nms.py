@@ -1,7 +1,5 @@
 """Non-maximum suppression as ONNX nodes."""
 
-from __future__ import annotations
-
 from dcnzoo.export.graph import FLOAT, Graph, Value, translates
 
 

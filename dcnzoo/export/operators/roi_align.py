@@ -1,7 +1,5 @@
 """RoIAlign as an ONNX node."""
 
-from __future__ import annotations
-
 from dcnzoo.export.graph import INT64, Graph, Value, translates
 
 _FIRST_ROI_ALIGN = 16  # the first RoiAlign with half-pixel coordinates

@@ -5,8 +5,6 @@ does not name, even every annotation of a file. Training then runs with less dat
 are those of ``dcnzoo data check``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

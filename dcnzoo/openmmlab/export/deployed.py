@@ -1,7 +1,5 @@
 """An exported detector as a model for MMDetection's test loop."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

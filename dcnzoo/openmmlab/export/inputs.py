@@ -1,7 +1,5 @@
 """The part of a detector to export, and the images for tracing, calibration and verification."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Sizes in the traced code of MMDetection: symbolic numbers for inputs, scalar tensors for pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ image, so that the number of images stays dynamic. Masks of boxes are predicted 
 once: only then it is known which of the rows hold a detection.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence

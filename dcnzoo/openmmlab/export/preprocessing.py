@@ -1,7 +1,5 @@
 """The preprocessing of exported files, read from a config's test pipeline."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@
 a size that depends on the data (selection by score, NMS, RoIAlign of a pyramid), and loops over images.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Selection and suppression of boxes by a config's settings, with results of a fixed size."""
 
-from __future__ import annotations
-
 import torch
 from mmengine.config import ConfigDict
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What the terminal shows of a training or a test: a head, a row per epoch, the result and the next step."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import re

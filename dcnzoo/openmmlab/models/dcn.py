@@ -1,7 +1,5 @@
 """``DCN`` and ``DCNv2``: deformable convolutions that predict their own offsets."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mmcv.ops

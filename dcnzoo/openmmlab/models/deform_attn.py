@@ -3,8 +3,6 @@
 Also deformable RoI pooling, and ``LN2d``, the norm in FlashInternImage's FPN.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """InternImage and FlashInternImage in mmengine's registries, and their layer-wise learning rate decay."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import logging

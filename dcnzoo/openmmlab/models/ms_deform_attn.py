@@ -1,7 +1,5 @@
 """Multi-scale deformable attention in OpenMMLab's registry; replaces mmcv's."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from mmcv.ops import MultiScaleDeformableAttention as MmcvAttention

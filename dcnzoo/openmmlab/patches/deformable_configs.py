@@ -1,7 +1,5 @@
 """One hook around every build of a module: it applies the settings of :mod:`dcnzoo.openmmlab.deformable`."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence

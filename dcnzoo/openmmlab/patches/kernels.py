@@ -1,7 +1,5 @@
 """Patches that run OpenMMLab's layers on dcnzoo: the kernels of ``mmcv.ops``, and classes in registries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module

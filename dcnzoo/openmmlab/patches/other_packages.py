@@ -1,7 +1,5 @@
 """Patches for OpenMMLab's other packages. A patch takes effect when its package is imported."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@
 ``versions`` lists the versions with the bug.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec

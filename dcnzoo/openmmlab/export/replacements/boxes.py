@@ -1,7 +1,5 @@
 """Heads that predict boxes, and the functions that select boxes, with results of a fixed size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

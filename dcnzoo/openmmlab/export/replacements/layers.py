@@ -1,7 +1,5 @@
 """Layers that ``torch.vmap``, the exporter or a runtime does not handle as PyTorch does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

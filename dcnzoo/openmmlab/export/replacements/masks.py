@@ -1,7 +1,5 @@
 """Heads that predict masks of an image, with results of a fixed size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """RoI heads, for the images of a batch at once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Detection transformers, for a batch: one data sample has the sizes of all pictures, as tensors [N]."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
