@@ -78,6 +78,10 @@ class Detections:
         known = dict(enumerate(self.classes))
         return [known.get(label, str(label)) for label in self.labels.tolist()]
 
+    def select(self, index: np.ndarray | slice) -> Detections:
+        """``result[index]``: select objects by their numbers, by a mask [K], or by a slice."""
+        return self[index]
+
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
         from dcnzoo.detect.drawing import draw

@@ -49,6 +49,11 @@ class BaseDetector:
     device: str
     score_threshold: float
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The name of each label."""
+        return dict(enumerate(self.classes))
+
     def __repr__(self) -> str:
         classes = f"{counted(len(self.classes), 'classes')}: {few(self.classes, 4)}"
         return f"{type(self).__name__}({self._source}, {classes}, {self.device})"

@@ -236,7 +236,7 @@ def test_crops_are_masks():
     result = Detections(np.zeros((5, 4)), np.ones(5), np.zeros(5, int), crops)
     assert np.array_equal(result.masks, masks) and np.array_equal(crops[4], masks[4])
     index = np.array([True, False, True, False, True])
-    assert np.array_equal(result[index].masks, masks[index])
+    assert np.array_equal(result.select(index).masks, masks[index])
     assert np.array_equal(pickle.loads(pickle.dumps(result)).masks, masks)
     assert Detections(np.zeros((0, 4)), np.ones(0), np.zeros(0, int)).masks is None
 
@@ -326,7 +326,7 @@ def test_features(detector, folder):
     for feature, stride, following in zip(features, features.strides, features.strides[1:], strict=False):
         assert feature.shape[:2] == (1, detector.model.neck.out_channels) and following == 2 * stride
     text = repr(detector)
-    assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.classes[0] in text
+    assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.names[0] in text
 
 
 def test_a_batch_tensor(detector, folder):
