@@ -1,7 +1,5 @@
 """Installed versions, the problems of the installation, and the commands that fix them."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform
@@ -132,7 +130,7 @@ class Installation:
         return bool(self.torch_cuda) and "cuda" in self.libraries and not self.torch_sees_gpu
 
     @classmethod
-    def here(cls) -> Installation:
+    def here(cls) -> "Installation":
         import torch
 
         from dcnzoo.ops import _library, _torch_private

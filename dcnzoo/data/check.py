@@ -1,7 +1,5 @@
 """Find all problems in a COCO file, and write a file without them."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -294,7 +292,7 @@ class _Checker:
             self.at(f"{place[0]}[{place[1]}]", place).add_text("text-id", text)
         self.at("file")
 
-    def at(self, where: str, place: Place = None) -> _Checker:
+    def at(self, where: str, place: Place = None) -> "_Checker":
         """Set the position for the problems that follow."""
         self.where, self.place = where, place
         return self

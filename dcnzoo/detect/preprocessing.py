@@ -1,7 +1,5 @@
 """Convert pictures to a detector's input, as its exported file describes it. Requires only numpy."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
@@ -47,7 +45,7 @@ class Preprocessing:
         return {KEY: json.dumps(dataclasses.asdict(self))}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing:
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing":
         """Read it from the metadata of an exported file.
 
         Raises:

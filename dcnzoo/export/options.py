@@ -1,23 +1,17 @@
 """The options of an export, checked before a model is loaded, and its result."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
+from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.known_problems import RUNTIMES
 from dcnzoo.export.operators.deform_conv import check_target
 from dcnzoo.utils.files import EXPORTED, picture_files, require_file
 from dcnzoo.utils.findings import Finding
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from dcnzoo.detect.exported import ExportedDetector
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Agreement:
         """At least 99 % match. Where two boxes overlap by exactly NMS's threshold, rounding decides."""
         return self.number > 0 and self.matched >= 0.99 * self.number
 
-    def __add__(self, other: Agreement) -> Agreement:
+    def __add__(self, other: "Agreement") -> "Agreement":
         exchanged = self.exchanged or other.exchanged
         return Agreement(self.matched + other.matched, self.number + other.number, exchanged)
 
@@ -128,8 +122,6 @@ class ExportResult:
 
     def load(self, **options: Any) -> ExportedDetector:
         """Open the file; options: those of :class:`dcnzoo.export.Detector`."""
-        from dcnzoo.detect.exported import ExportedDetector
-
         return ExportedDetector(self.files[0], **options)
 
     def __str__(self) -> str:

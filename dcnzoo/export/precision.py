@@ -5,19 +5,15 @@ masks. So do the last layers before those in int8, whose results have too many d
 and deformable convolutions, which no runtime computes in int8.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dcnzoo.detect.backends.onnxruntime import values_read
 from dcnzoo.export.onnx import quiet
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
 
 Feed = Mapping[str, np.ndarray]  # input → value
 
@@ -52,9 +48,6 @@ def to_float16(path: str | os.PathLike) -> None:
     more than 256 pixels are not exact in float16. The converter of onnxruntime rounds the results of every
     node to float16, also between those that stay in float32.
     """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     model = _named(onnx.shape_inference.infer_shapes(onnx.load(path)))
     graph, (exact, _) = model.graph, _exact_nodes(model)
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -117,7 +110,6 @@ def to_int8(path: str | os.PathLike, samples: Iterable[Feed]) -> None:
     Raises:
         ValueError: the model has no layer for int8.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):

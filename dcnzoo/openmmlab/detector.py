@@ -1,7 +1,5 @@
 """Build detectors, load their weights, detect objects with them, and count their operations."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools
@@ -9,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -33,6 +31,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
+from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.layers.fuse import Fuser, view
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
@@ -48,8 +47,6 @@ from dcnzoo.utils.errors import UserError, one_line, printable
 setup()
 Model = Any  # a detector of MMDetection, whose classes have no types
 LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
-if TYPE_CHECKING:
-    from dcnzoo.export.options import ExportResult, Int8
 
 
 def require_device(name: str) -> torch.device:
@@ -114,7 +111,7 @@ class Features(tuple[Tensor, ...]):
 
     strides: tuple[int, ...]
 
-    def __new__(cls, maps: Sequence[Tensor], height: int) -> Features:
+    def __new__(cls, maps: Sequence[Tensor], height: int) -> "Features":
         features = super().__new__(cls, maps)
         features.strides = tuple(round(height / each.shape[-2]) for each in maps)
         return features
@@ -234,7 +231,6 @@ class TorchDetector(BaseDetector):
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
                 agree with PyTorch's: the file stays.
         """
-        from dcnzoo.export.options import ExportOptions
         from dcnzoo.openmmlab.export.export import export_detector
 
         options = ExportOptions(
