@@ -31,7 +31,8 @@ struct Corners {
   static constexpr int count = 1 << Rank;
   Index index[count];    // flat pixel, always inside the map, even if valid is 0
   Value valid[count];    // 1 if the pixel is inside the map and the point counts, else 0
-  Value fraction[Rank];  // the point's distance from the low corner
+  Index low[Rank];       // of the low corner
+  Value fraction[Rank];  // the point's distance from it
   decltype(Value{} > Value{}) inside;
 };
 
@@ -54,6 +55,7 @@ DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* ex
     const Value floor = On::floor(coordinate);
     corners.fraction[axis] = coordinate - floor;
     const Index low = On::template to_index<Index>(floor), high = low + 1;
+    corners.low[axis] = low;
     const auto low_ok = low >= 0;
     const auto high_ok = high < size[axis];
     const Index low_index = On::blend(low_ok, low, nowhere);

@@ -48,7 +48,7 @@ DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Valu
   return stored;
 }
 
-// The corners inside the map of a point that is not whole. index_of(corner) returns the stored index.
+// The corners of a point inside the map. index_of(corner) returns the stored index.
 template <int Count>
 struct InsideCorners {
   int count = 0;
@@ -58,7 +58,7 @@ struct InsideCorners {
   template <typename IndexOf>
   DCNZOO_INLINE explicit InsideCorners(const IndexOf& index_of) {
     for (int c = 0; c < Count; ++c) {
-      const int64_t at = c ? int64_t(index_of(c)) : stored_index(int64_t(index_of(0)));
+      const int64_t stored = index_of(c), at = c || stored >= 0 ? stored : stored_index(stored);
       if (at < 0) continue;
       corner[count] = c;
       index[count++] = at;

@@ -210,6 +210,8 @@ template <typename T, typename S>
 void store_row(const T* __restrict from, S* __restrict to, int64_t count) {
   int64_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) store_lanes(to + i, load(from + i));
+  for (; i + kLanes<T> / 2 <= count; i += kLanes<T> / 2)
+    store_lanes(to + i, load_lanes<HalfVector<T>>(from + i));
   for (; i < count; ++i) store_lanes(to + i, from[i]);
 }
 

@@ -15,8 +15,9 @@ namespace {
 template <typename T, typename S>
 using Params = DeformConvForwardParams<T, S>;
 
-// Computes the columns of a tile for a block of channels.
-template <typename T, typename S, int Rank, typename Panel>
+// Computes the columns of a tile for a block of channels. Of few channels, several rows of a tap are sampled in turn, to
+// have the place of their columns in a register. whole: all points of the table are.
+template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
             const ForwardPoints<T, Rank>* table, S* __restrict columns) {
   constexpr int corners = kCorners<Rank>;
@@ -29,49 +30,49 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
   const int64_t count = rows.count, taps = p.shape.taps;
   const int64_t* const starts = rows.map;
   const auto run = [&](auto channels) {
-    for (int64_t r = 0; r < count; ++r)
+    constexpr bool few = !std::is_same_v<decltype(channels), int64_t>;
+    constexpr int64_t step = few ? 16 : 1;
+    for (int64_t begin = 0; begin < count; begin += step)
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const S* const map = maps + starts[r];
         const ForwardPoints<T, Rank>& points = table[tap];
-        if (points.index[0][r] >= 0) {
-          const S* const first = map + int64_t(points.index[0][r]) * pixel_stride;
+        const int64_t end = few && count - begin < step ? count : begin + step;
+        for (int64_t r = begin; r < end; ++r) {
+          const S* const map = maps + starts[r];
           const S* from[corners];
           T weight[corners];
-          for (int corner = 0; corner < corners; ++corner) {  // the corners of a pair need one register
-            from[corner] = first + distance.of[corner & ~1] + (corner & 1) * pixel_stride;
-            weight[corner] = points.weight[corner][r];
+          int used = corners;
+          if constexpr (whole) {
+            const S* const first = map + int64_t(points.index[0][r]) * pixel_stride;
+            for (int corner = 0; corner < corners; ++corner) {  // the corners of a pair need one register
+              from[corner] = first + distance.of[corner & ~1] + (corner & 1) * pixel_stride;
+              weight[corner] = points.weight[corner][r];
+            }
+          } else {
+            const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
+            used = inside.count;
+            for (int i = 0; i < used; ++i) {
+              from[i] = map + inside.index[i] * pixel_stride;
+              weight[i] = points.weight[inside.corner[i]][r];
+            }
           }
           each_column<T>(
               tap, channels, r, stride,
               [&](auto value, int64_t c, int64_t at) {
-                for (int corner = 0; corner < corners; ++corner)
-                  value += weight[corner] * load_lanes<decltype(value)>(from[corner] + c);
-                store_lanes(columns + at, value);
-                if constexpr (!std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
-                  __builtin_prefetch(from[corners - 1] + c + ahead, 0, 2);
-              },
-              Panel{});
-        } else {
-          const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
-          const T rest = points.rest[r];
-          const S* from[corners];
-          T weight[corners];
-          for (int i = 0; i < inside.count; ++i) {
-            from[i] = map + inside.index[i] * pixel_stride;
-            weight[i] = points.weight[inside.corner[i]][r];
-          }
-          each_column<T>(
-              tap, channels, r, stride,
-              [&](auto value, int64_t c, int64_t at) {
-                for (int i = 0; i < inside.count; ++i)
+                for (int i = 0; i < (whole ? corners : used); ++i)
                   value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
-                store_lanes(columns + at, value * rest);
+                store_lanes(columns + at, whole ? value : value * points.rest[r]);
+                if constexpr (whole && !few &&
+                              !std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
+                  __builtin_prefetch(from[corners - 1] + c + ahead, 0, 2);
               },
               Panel{});
         }
       }
   };
-  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, run);
+  if constexpr (whole)
+    with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, run);
+  else
+    run(block.count);
 }
 
 // Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
@@ -139,6 +140,17 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t r
   }
 }
 
+template <typename T>
+bool all_finite(const T* result, int64_t padded, int64_t rows, int64_t outputs) {
+  Vector<IntegerOf<T>> bits{};  // x - x is 0, or NaN if x is not finite
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; o += kLanes<T>) {
+      const Vector<T> value = load_some(result + r * padded + o, outputs - o);
+      bits |= (Vector<IntegerOf<T>>)(value - value);
+    }
+  return all_zero<T>((Vector<T>)bits);
+}
+
 template <typename T, typename S, int Rank>
 struct ForwardScratch {
   Rows<T, Rank> rows;
@@ -160,23 +172,38 @@ void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
   tile.rows.set(p.shape, p.input, first, rows);
-  for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
+  // At first, all points are stored as whole ones. If a group has an output that is not finite, pixels of the weight 0 may be
+  // the cause: it is computed again.
+  bool whole = true;
+  for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
+  const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
+  for (int64_t i = p.blocks.begin, group_begin = i; i < p.blocks.end; ++i) {
     const ChannelBlock& block = p.blocks.data[i];
-    const ChannelBlock* const before = i > p.blocks.begin ? &block - 1 : nullptr;
-    if (!before || block.offset_group != before->offset_group || block.mask_group != before->mask_group)
-      compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
-    const auto sampler = has_whole_panels(p.shape, block, kNR<S>) ? sample<T, S, Rank, Whole<S>>
-                                                                  : sample<T, S, Rank, Vector<T>>;
-    sampler(p, block, tile.rows, tile.table, tile.columns);
-    if (!before && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
+    if (!sampled || block.offset_group != sampled->offset_group || block.mask_group != sampled->mask_group)
+      compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table, whole);
+    sampled = &block;
+    const auto run_sample = [&](auto panel, auto all_whole) {
+      sample<T, S, Rank, decltype(panel), all_whole()>(p, block, tile.rows, tile.table, tile.columns);
+    };
+    const auto with_panel = [&](auto all_whole) {
+      has_whole_panels(p.shape, block, kNR<S>) ? run_sample(Whole<S>{}, all_whole)
+                                               : run_sample(Vector<T>{}, all_whole);
+    };
+    whole ? with_panel(std::true_type()) : with_panel(std::false_type());
+    if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
     if (p.shape.is_depthwise()) {
       const DepthwiseTile depthwise{p.shape.taps, block.count, rows, panel_stride<S>(p.tile), p.tile.outputs};
       depthwise_forward<T, S>(depthwise, tile.columns, p.weight + block.weight_at, tile.result);
     } else {
       multiply_groups<T, S>(p, block, rows, tile.columns, tile.result);
     }
-    if (i + 1 == p.blocks.end || block.closes_group)
-      store_group<T, S, Rank>(p, block, tile.rows, tile.result, tile.turned);
+    if (i + 1 < p.blocks.end && !block.closes_group) continue;
+    if (whole && !all_finite(tile.result, p.tile.outputs, rows, block.outputs)) {
+      whole = false, sampled = nullptr, i = group_begin - 1;
+      continue;
+    }
+    store_group<T, S, Rank>(p, block, tile.rows, tile.result, tile.turned);
+    group_begin = i + 1;
   }
 }
 

@@ -95,13 +95,19 @@ struct Rows {
     }
     const int64_t map_size = s.in_pixels * input.channels;
     int64_t place = image * map_size;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int axis = 0; axis < Rank; ++axis)
-        base[axis][r] = T(position[axis] * s.stride[axis] - s.padding[axis]);
-      map[r] = place;
+    for (int64_t r = 0, end; r < rows; r = end) {  // a stretch of the last axis
+      const int64_t left = s.out[Rank - 1] - position[Rank - 1];
+      end = rows - r < left ? rows : r + left;
+      for (int axis = 0; axis < Rank; ++axis) {
+        const int64_t from = position[axis] * s.stride[axis] - s.padding[axis];
+        const int64_t step = axis == Rank - 1 ? s.stride[axis] : 0;
+        for (int64_t i = r; i < end; ++i) base[axis][i] = T(from + (i - r) * step);
+      }
+      for (int64_t i = r; i < end; ++i) map[i] = place;
+      position[Rank - 1] += end - r;
       int axis = Rank - 1;
-      while (axis >= 0 && ++position[axis] == s.out[axis]) position[axis--] = 0;
-      if (axis < 0) place += map_size;
+      while (axis > 0 && position[axis] == s.out[axis]) position[axis--] = 0, ++position[axis];
+      if (position[0] == s.out[0]) position[0] = 0, place += map_size;
     }
   }
 
@@ -128,15 +134,44 @@ struct TapSampling {
   Points* points;
   int64_t begin;  // the stretch's first row
 
+  // Stores neighbouring pixels in place of the corners: all are inside the map, and those that do not count have the weight 0.
+  // Only index[0] and the weights are used. If map and mask are finite, the samples are those of the corners, bit by bit.
+  template <typename Value, typename IndexValue, typename Write>
+  DCNZOO_INLINE void store_whole(const Corners<Value, IndexValue, Rank>& found, Value factor,
+                                 Write write) const {
+    using On = VecTraitsOf<Value>;
+    const Value zero{}, one = zero + 1;
+    const IndexValue start{};
+    IndexValue index{};
+    Value weight[kCorners<Rank>] = {On::blend(found.inside, one, zero)};
+    for (int axis = 0; axis < Rank; ++axis) {
+      const IndexValue last = start + (size[axis] - 2);  // every axis has at least two pixels
+      const auto before = found.low[axis] < start;
+      const auto after = found.low[axis] > last;
+      const Value high = found.fraction[axis], low = one - high;
+      const Value first = On::blend(before, high, On::blend(after, zero, low));
+      const Value second = On::blend(before, zero, On::blend(after, low, high));
+      index = index * size[axis] + On::blend(before, start, On::blend(after, last, found.low[axis]));
+      for (int corner = (1 << axis) - 1; corner >= 0; --corner) {
+        weight[2 * corner + 1] = weight[corner] * second;
+        weight[2 * corner] = weight[corner] * first;
+      }
+    }
+    write(points->index[0], index);
+    for (int corner = 0; corner < kCorners<Rank>; ++corner)
+      write(points->weight[corner], weight[corner] * factor);
+  }
+
   // Computes as many rows, from `begin` + r on, as Value has lanes (a scalar has one).
   template <typename Value, typename IndexValue>
-  DCNZOO_INLINE void at(int64_t r) const {
+  DCNZOO_INLINE void at(int64_t r, bool whole) const {
     using On = VecTraitsOf<Value>;
     const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
     const auto write = [row = begin + r](auto* to, auto value) { store_lanes(to + row, value); };
     Value point[Rank];
     for (int axis = 0; axis < Rank; ++axis) point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
     const auto found = corners_at<Value, IndexValue, Rank, On>(point, extent, size);
+    if (!backward && whole) return store_whole(found, read(mask), write);
     const auto stored = store_corners<Value, IndexValue, Rank>(found, read(mask));
     for (int corner = 0; corner < kCorners<Rank>; ++corner) {
       const Value share = found.valid[corner] * corner_weight<Value, Rank>(corner, found.fraction);
@@ -151,17 +186,19 @@ struct TapSampling {
     write(points->rest, stored.rest);
   }
 
-  void run(int64_t count) const {
+  void run(int64_t count, bool whole) const {
+    const TapSampling part = *this;  // a local copy: the compiler would read members again after every store
     int64_t r = 0;
-    for (; r + kLanes<T> <= count; r += kLanes<T>) at<Vector<T>, Vector<Index>>(r);
-    for (; r < count; ++r) at<T, Index>(r);
+    for (; r + kLanes<T> <= count; r += kLanes<T>) part.template at<Vector<T>, Vector<Index>>(r, whole);
+    for (; r < count; ++r) part.template at<T, Index>(r, whole);
   }
 };
 
-// table: [tap]
+// table: [tap]. whole: as in store_whole.
 template <typename T, int Rank, typename Points>
 void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>& given,
-                            const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table) {
+                            const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table,
+                            bool whole = false) {
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       TapSampling<T, Rank, Points> part;
@@ -179,7 +216,7 @@ void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>
       }
       const int64_t channel = (image * s.mask_groups + block.mask_group) * s.taps + tap;
       part.mask = given.mask ? given.mask + channel * s.out_pixels + pixel : rows.ones;
-      part.run(end - begin);
+      part.run(end - begin, whole);
     }
   });
 }
