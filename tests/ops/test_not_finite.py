@@ -32,6 +32,7 @@ CASES = chosen(
     {
         *("v2", "mask alone", "all groups differ", "32 channels", "48 channels", "one to one, 70 channels"),
         *("groups of 8", "groups of 8, not all in whole panels", "groups of 2, cut by offset groups"),
+        *("groups of 4, as many outputs", "groups of 8, as many outputs"),
         *("without center", "asymmetric", "one level, one head"),
     }
 )
@@ -110,6 +111,19 @@ def test_infinite_mask(value):
     input, weight = torch.full((1, 40, 3, 4), 2.0), torch.ones(3, 40, 1, 1)
     mask = torch.full((1, 1, 3, 4), value)
     assert (deform_conv2d(input, weight, torch.zeros(1, 2, 3, 4), mask) == value).all()
+
+
+@pytest.mark.parametrize("channels", [8, 12, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_outputs_keep_their_bits(channels, dtype):
+    """Outputs that read no Inf or NaN, also at borders, in the tile of one that does."""
+    tensors = op_cases.deform_conv.make("bits", batch=1, channels=channels, padding=1).to(dtype).tensors
+    expected = deform_conv2d(*tensors, padding=1)
+    tensors[0][0, 1, 3, 4] = NAN
+    output = deform_conv2d(*tensors, padding=1)
+    finite = output.isfinite()
+    assert 0 < finite.sum() < finite.numel()
+    assert torch.equal(output[finite], expected[finite])
 
 
 # RoI pooling
