@@ -5,8 +5,6 @@
 ``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`).
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +51,7 @@ def load(
     unsafe_load: bool = False,
     allow_partial: bool = False,
     trust_config: bool = False,
-) -> BaseDetector:
+) -> "BaseDetector":
     """Load a detector with its weights::
 
         detector = dcnzoo.load("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")

@@ -1,7 +1,5 @@
 """Read and resize pictures. Requires numpy and, to read files, OpenCV or Pillow."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path
@@ -106,7 +104,7 @@ def _decoded_by_pillow(content: bytes, name: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"image: expected a picture that Pillow can read, got {name}: {error}") from None
 
 
-def _from_pillow(image: PIL.Image.Image) -> np.ndarray:
+def _from_pillow(image: "PIL.Image.Image") -> np.ndarray:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)

@@ -1,7 +1,5 @@
 """Read the frames of a video, and write drawn pictures into one. Requires OpenCV or PyAV."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -68,7 +66,7 @@ class VideoFile:
         self._writer: Writer | None = None
         self._size = (0, 0)
 
-    def add(self, frame: PIL.Image.Image) -> None:
+    def add(self, frame: "PIL.Image.Image") -> None:
         """Append a frame. A frame of another size is resized to that of the first."""
         if self._writer is None:
             self._size = frame.size

@@ -1,7 +1,5 @@
 """Changes to traced programs and ONNX graphs that torch's exporter needs, and corrections of its graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -64,7 +62,7 @@ def set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
         node.update_kwarg("dtype", node.meta["val"].dtype)
 
 
-def remove_reshapes(model: onnx_ir.Model) -> None:
+def remove_reshapes(model: "onnx_ir.Model") -> None:
     """Remove reshapes that undo each other, also before and after an elementwise function.
 
     ``torch.vmap`` adds them between convolutions. At each of them, OpenVINO would convert the map's layout.

@@ -1,12 +1,10 @@
 """Export a detector: trace it, write the file, check it for known problems, compare it with PyTorch."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
@@ -28,9 +27,6 @@ from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.findings import Finding
-
-if TYPE_CHECKING:
-    from dcnzoo.openmmlab.detector import TorchDetector
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.

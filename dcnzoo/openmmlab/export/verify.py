@@ -1,12 +1,10 @@
 """Compare the results of an exported file with those of PyTorch, on the same pictures."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +18,9 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.exported import ExportedDetector, stack
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import Agreement, ExportResult
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
-
-if TYPE_CHECKING:
-    from dcnzoo.openmmlab.detector import TorchDetector
 
 TOLERANCE = 1e-3  # of scores, and of boxes relative to the largest coordinate
 NEAR = 1e-5  # scores of queries that are closer, relative to the largest, may change their order

@@ -1,7 +1,5 @@
 """Patches for models, their optimizers, and trainings without a GPU."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
