@@ -67,10 +67,6 @@ def _roi_align_backward(
     return torch.ops.dcnzoo._roi_align_backward(grad, rois, no_maxima, no_maxima, *arguments).contiguous()
 
 
-def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    return ops.nms(dets, scores, iou_threshold)
-
-
 # Position-sensitive RoIAlign (Dai et al. 2016): bin (i, j) reads its own channel of each group of channels
 
 
@@ -127,7 +123,7 @@ SCHEMAS = (
 KERNELS: dict[str, Callable] = {
     "deform_conv2d": deform_conv2d,
     "_deform_conv2d_backward": _deform_conv2d_backward,
-    "nms": nms,
+    "nms": ops.nms,
     "roi_align": roi_align,
     "_roi_align_backward": _roi_align_backward,
     "ps_roi_align": ps_roi_align,

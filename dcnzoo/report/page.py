@@ -26,6 +26,7 @@ _ENVIRONMENT = Environment(
 _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 
 table, fold, text = _PARTS.table, _PARTS.fold, _PARTS.text
+pictures = _PARTS.pictures  # of Picture; side by side if there is room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,6 @@ def charts(figures: Sequence[Figure]) -> Markup:
         options = {"metadata": {"Date": None, "Creator": None}}
         uris = [_uri("svg+xml", figure.savefig, format="svg", **options) for figure in figures]
     return _PARTS.charts(list(zip(uris, (figure.get_label() for figure in figures), strict=True)))
-
-
-def pictures(images: Sequence[Picture], small: bool = False) -> Markup:
-    """Place pictures side by side if there is room."""
-    return _PARTS.pictures(images, small)
 
 
 def image_uri(pixels: np.ndarray) -> str:  # [H, W, 3 or 4], uint8
