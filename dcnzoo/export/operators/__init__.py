@@ -1,4 +1,4 @@
-"""ONNX translations, one file per operator. New files are imported automatically."""
+"""ONNX translations, one file per family of operators. New files are imported automatically."""
 
 import importlib
 import pkgutil
