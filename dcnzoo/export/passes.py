@@ -71,13 +71,14 @@ def remove_reshapes(model: "onnx_ir.Model") -> None:
 
     for node in model.graph:
         shape = node.outputs[0].shape
-        if node.op_type != "Reshape" or shape is None or shape.has_unknown_dim():
+        if node.op_type not in _RESHAPES or shape is None or shape.has_unknown_dim():
             continue
-        result, value, function = node.outputs[0], node.inputs[0], None
-        while value and value.shape != shape and len(value.uses()) == 1 and (maker := value.producer()):
-            if maker.op_type in _ELEMENTWISE and function is None:
+        result, value, function, is_only_user = node.outputs[0], node.inputs[0], None, True
+        while value and value.shape != shape and (maker := value.producer()):
+            is_only_user = is_only_user and len(value.uses()) == 1
+            if maker.op_type in _ELEMENTWISE and function is None and is_only_user:
                 function = maker
-            elif maker.op_type != "Reshape":
+            elif maker.op_type not in _RESHAPES:
                 break
             value = maker.inputs[0]
         if value is None or value.shape != shape or result.is_graph_output():
@@ -92,3 +93,4 @@ def remove_reshapes(model: "onnx_ir.Model") -> None:
 
 
 _ELEMENTWISE = ("Relu", "Sigmoid")
+_RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")

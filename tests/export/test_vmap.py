@@ -104,3 +104,17 @@ def test_reshapes_between_layers_are_removed(tmp_path):
         node = makers.get(node.input[0])
     assert path_of_last[:6] == ["Conv", "Conv", "Reshape", "Sigmoid", "Reshape", "Conv"]
     assert path_of_last[6:8] == ["Relu", "Conv"]
+
+
+def test_reshapes_of_a_map_with_two_readers_are_removed(tmp_path):
+    class Model(nn.Module):
+        def forward(self, images):
+            maps = torch.vmap(lambda image: image[None])(images.relu())  # [N, 1, 3, 8, 12]
+            return maps.flatten(0, 1).exp(), maps.squeeze(1).sin()
+
+    path, images = tmp_path / "model.onnx", torch.randn(2, 3, 8, 12)
+    with symbolic_batches():
+        export_onnx(Model(), (images,), path, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["Relu", "Exp", "Sin"]
+    for actual, value in zip(Session(path)(images.numpy()).values(), Model()(images), strict=True):
+        torch.testing.assert_close(torch.from_numpy(actual), value)
