@@ -156,7 +156,7 @@ def _register_fake_backward(
         ]
         if keeps_format and needed[0]:
             gradients[0] = gradients[0].to(memory_format=memory_format(inputs[differentiable[0]]))
-        return tuple(gradients)
+        return tuple(gradients) if len(gradients) > 1 else gradients[0]
 
 
 def _second_gradients(
@@ -231,6 +231,8 @@ def register_derivatives(
         else:
             arguments = (grad_output, *saved, *ctx.arguments)
             gradients = backward_operator(*arguments, [needed[0] and not in_order, *needed[1:]])
+            if len(differentiable) == 1:  # torch returns a single result without a tuple
+                gradients = (gradients,)
             if in_order:
                 gradients = (grad_input_in_order(*arguments), *gradients[1:])
         results = [None] * number

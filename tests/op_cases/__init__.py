@@ -74,6 +74,7 @@ class Operator:
         invalid: samples with a regular expression for the error; see :func:`wrong_calls`.
         overload_calls: the registered operators with a sample's arguments, for opcheck.
         resized_samples: one call with several batch and spatial sizes, for torch.compile.
+        batched: whether it has a batching rule; otherwise ``torch.vmap`` is a loop, about which torch warns.
         autocasts: whether it computes in autocast's dtype; otherwise autocast has no effect.
         differentiable: whether it has gradients.
         continuous: whether a small change of a coordinate changes the result only slightly.
@@ -89,6 +90,7 @@ class Operator:
     invalid: Callable[[], Iterable[tuple[Sample, str]]] = tuple
     overload_calls: Callable[[Sample], Iterator[tuple[torch._ops.OpOverload, tuple]]] | None = None
     resized_samples: Callable[[], Iterable[Sample]] = tuple
+    batched: bool = True
     autocasts: bool = True
     differentiable: bool = True
     continuous: bool = True

@@ -16,7 +16,7 @@ from .roi_align import can_be_zero as can_be_zero
 from .roi_align import random_regions, region_rows
 
 NAME = "deform_roi_pool"
-autocasts = continuous = False
+batched = autocasts = continuous = False
 
 
 def call(sample: Sample) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dcnzoo.ops import reference as oracle
 from . import CHANNELS, Sample, absolute_at, emptied, normal, per_axis, random_name, wrong_calls
 
 NAME = "roi_align"
-autocasts = continuous = False
+batched = autocasts = continuous = False
 can_be_zero = ("images", "channels", "size", "bins")
 absolute = absolute_at(0)
 

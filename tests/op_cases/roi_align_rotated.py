@@ -18,7 +18,7 @@ from .roi_align import can_be_zero as can_be_zero
 from .roi_align import random_regions, region_rows
 
 NAME = "roi_align_rotated"
-autocasts = continuous = False
+batched = autocasts = continuous = False
 
 
 def call(sample: Sample) -> Tensor:
