@@ -15,7 +15,7 @@ from . import commands
 from .processes import python_with_torch
 from .test_import import OPENMMLAB, run
 
-ORIGINALS = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmdet": "3.3.0"}
+ORIGINALS = dict(package.split("==") for package in diagnosis.TESTED.split()[2:])
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 CPU = Installation(
     torch="2.13.0+cpu",
@@ -58,7 +58,6 @@ def fails(error, message, name):
     return replace(CPU, import_error=error(message, name=name))
 
 
-BACK = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
     (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", diagnosis.BUILD),
@@ -78,12 +77,12 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (
         packages(ORIGINALS, onedl_mmcv="2.3.6"),
         "onedl-mmcv",
-        f"pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && {BACK}",
+        f"pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && {diagnosis.TESTED}",
     ),
     (
         packages(ORIGINALS, "mmengine", onedl_mmengine="0.10.12"),
         "onedl-mmengine",
-        f"pip uninstall -y mmcv-lite mmdet onedl-mmengine && {BACK}",
+        f"pip uninstall -y mmcv-lite mmdet onedl-mmengine && {diagnosis.TESTED}",
     ),
     (replace(CPU, numpy="1.26.4"), "numpy 1.26.4", 'pip install --upgrade "numpy>=2"'),
     (
@@ -111,7 +110,7 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (
         fails(ImportError, "_ext.so: undefined symbol: _ZN", None),
         "undefined symbol",
-        f"pip uninstall -y mmcv && {BACK}",
+        f"pip uninstall -y mmcv && {diagnosis.TESTED}",
     ),
     (
         fails(ImportError, "libGL.so.1: cannot open", "cv2"),
