@@ -99,15 +99,24 @@ class Patch:
         return self._changes is not None
 
     def apply(self) -> None:
-        """Makes the changes, unless they are made already or not needed."""
+        """Makes the changes, unless they are made already or not needed.
+
+        Raises:
+            RuntimeError: the installed version of the package lacks a name that the patch changes.
+        """
         if self.applied or not self.needed():
             return
         changes = Changes()
         try:
             self.change(changes)
-        except BaseException:
+        except BaseException as error:
             changes.close()
-            raise
+            if not isinstance(error, AttributeError) and type(error) is not ImportError:
+                raise
+            raise RuntimeError(
+                f"{self.name}: expected {self.versions}, for which this patch of {self.target} was written, "
+                f"got a version without one of its names: {error}; {VARIABLE}=-{self.name} skips the patch"
+            ) from error
         self._changes = changes
 
     def undo(self) -> None:

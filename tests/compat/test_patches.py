@@ -126,6 +126,16 @@ def test_a_patch_that_fails_halfway_is_undone():
     assert not patch.applied and not hasattr(Owner, "name")
 
 
+def test_a_patch_that_does_not_fit_the_version_is_named():
+    def change(changes):
+        changes.wrap(patches, "renamed_meanwhile", lambda original: original())
+
+    patch = patches.Patch("some", "Owner.name", "for this test", "package 1.0", change)
+    with pytest.raises(RuntimeError, match=r"^some: expected package 1\.0, .*DCNZOO_PATCHES=-some"):
+        patch.apply()
+    assert not patch.applied
+
+
 def test_changes_are_undone_in_reverse():
     class Parent:
         def method(self):
