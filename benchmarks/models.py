@@ -420,9 +420,11 @@ def measure_zoo(rounds: int, threads: int) -> None:
         }
         entries = {name: value for name, value in entries.items() if name not in model.metadata}
         file = ROOT / "configs" / model.config.parent.name / "metafile.yml"
-        start = rf"(  - Name: {re.escape(model.name)}\n(?:    .*\n)*?    Metadata:\n)"
+        # up to the entry's Metadata, or to its end if it has none
+        start = rf"(  - Name: {re.escape(model.name)}\n(?:    .*\n)*?)(?:    Metadata:\n|(?!    ))"
         lines = "".join(f"      {name}: {value}\n" for name, value in entries.items())
-        write_text(file, re.sub(start, rf"\g<1>{lines}", file.read_text(encoding="utf-8"), count=1))
+        text = re.sub(start, rf"\g<1>    Metadata:\n{lines}", file.read_text(encoding="utf-8"), count=1)
+        write_text(file, text)
         print(f"{model.name}: {entries}", flush=True)
 
 
