@@ -127,11 +127,25 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
   }
 }
 
+// A chunk's points in memory.
+template <typename T>
+struct ChunkPoints {
+  typename SampleTable<T>::Index index[kCorners][kLanes<T>];  // as in StoredCorners
+  T weight[kCorners][kLanes<T>], rest[kLanes<T>];
+
+  DCNZOO_INLINE explicit ChunkPoints(const Chunk<T>& chunk) {
+    store(rest, chunk.stored.rest);
+    for (int corner = 0; corner < kCorners; ++corner) {
+      store(index[corner], chunk.stored.index[corner]);
+      store(weight[corner], chunk.weight(corner));
+    }
+  }
+};
+
 // Recomputes a place's output by the plain formula if a sum is not finite: corners outside the map are not read, and the
 // factor multiplies the interpolated value.
 template <typename T>
 __attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, const Place<T>& place) {
-  using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t pixel_stride = p.groups * p.channels;
   const T* const map = p.input + place.map(p);
@@ -141,24 +155,16 @@ __attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, const Plac
   if (finite) return;  // the Inf or NaN is in another place: leave this one unchanged
   for (int64_t c = 0; c < p.channels; ++c) output[c] = 0;
   for (int64_t first = 0; first < p.points; first += lanes) {
-    const Chunk<T> chunk = plan(p, &place, 1, first);
-    Index index[kCorners][lanes];
-    T weight[kCorners][lanes], rest[lanes];
-    store(rest, chunk.stored.rest);
-    for (int corner = 0; corner < kCorners; ++corner) {
-      store(index[corner], chunk.at.index[corner]);
-      store(weight[corner], chunk.weight(corner));
-    }
-    T valid[kCorners][lanes];
-    for (int corner = 0; corner < kCorners; ++corner) store(valid[corner], chunk.at.valid[corner]);
-    for (int64_t point = 0; point < lanes && first + point < p.points; ++point)
+    const ChunkPoints<T> points(plan(p, &place, 1, first));
+    for (int64_t point = 0; point < lanes && first + point < p.points; ++point) {
+      const InsideCorners<kCorners> inside([&](int c) { return points.index[c][point]; });
       for (int64_t c = 0; c < p.channels; ++c) {
         T value = 0;
-        for (int corner = 0; corner < kCorners; ++corner)
-          if (valid[corner][point] != T(0))
-            value += weight[corner][point] * map[int64_t(index[corner][point]) * pixel_stride + c];
-        output[c] += value * rest[point];
+        for (int i = 0; i < inside.count; ++i)
+          value += points.weight[inside.corner[i]][point] * map[inside.index[i] * pixel_stride + c];
+        output[c] += value * points.rest[point];
       }
+    }
   }
 }
 
@@ -269,21 +275,6 @@ struct Slice {
 // Size per corner of the products that sum_rows reduces: [corner][point of the chunk][kLanes].
 template <typename T>
 constexpr int64_t kRows = kLanes<T> * kLanes<T>;
-
-// A chunk's points in memory.
-template <typename T>
-struct ChunkPoints {
-  typename SampleTable<T>::Index index[kCorners][kLanes<T>];  // as in StoredCorners
-  T weight[kCorners][kLanes<T>], rest[kLanes<T>];
-
-  DCNZOO_INLINE explicit ChunkPoints(const Chunk<T>& chunk) {
-    store(rest, chunk.stored.rest);
-    for (int corner = 0; corner < kCorners; ++corner) {
-      store(index[corner], chunk.stored.index[corner]);
-      store(weight[corner], chunk.weight(corner));
-    }
-  }
-};
 
 // The backward of points [begin, end) of a chunk. Adds to the gradient of their pixels and writes to `dots`, per corner,
 // the sum over channels of gradient · pixel, from which FieldGradients computes the gradients of the fields.

@@ -15,8 +15,8 @@ namespace {
 template <typename T, typename S>
 using Params = DeformConvForwardParams<T, S>;
 
-// Computes the columns of a tile for a block of channels. Of few channels, several rows of a tap are sampled in turn, to
-// have the place of their columns in a register. whole: all points of the table are.
+// Computes the columns of a tile for a block of channels. whole: all points of the table are. For few channels, the inner
+// loop is over several rows of a tap: the place of their columns is constant.
 template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
             const ForwardPoints<T, Rank>* table, S* __restrict columns) {
@@ -30,7 +30,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
   const int64_t count = rows.count, taps = p.shape.taps;
   const int64_t* const starts = rows.map;
   const auto run = [&](auto channels) {
-    constexpr bool few = !std::is_same_v<decltype(channels), int64_t>;
+    constexpr bool few = !whole || !std::is_same_v<decltype(channels), int64_t>;
     constexpr int64_t step = few ? 16 : 1;
     for (int64_t begin = 0; begin < count; begin += step)
       for (int64_t tap = 0; tap < taps; ++tap) {
@@ -61,7 +61,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
                 for (int i = 0; i < (whole ? corners : used); ++i)
                   value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
                 store_lanes(columns + at, whole ? value : value * points.rest[r]);
-                if constexpr (whole && !few &&
+                if constexpr (!few &&
                               !std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
                   __builtin_prefetch(from[corners - 1] + c + ahead, 0, 2);
               },
@@ -69,10 +69,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
         }
       }
   };
-  if constexpr (whole)
-    with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, run);
-  else
-    run(block.count);
+  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, run);
 }
 
 // Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
@@ -124,6 +121,13 @@ template <typename T, typename S>
 void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, S* columns, T* result) {
   constexpr int64_t panel = kNR<S>;
   const int64_t stride = panel_stride<S>(p.tile), channels = block.count / block.groups;
+  if (narrow_channels<T>(p.shape, block)) {
+    const auto multiply = channels == 4 ? multiply_narrow<T, S, 4> : multiply_narrow<T, S, 8>;
+    for (int64_t c = 0; c < block.count; c += kColumns<S>)
+      multiply(columns + c / panel * stride + c % panel, rows, p.shape.taps, block.count / panel * stride,
+               p.weight + block.weight_at + c * p.shape.taps * channels, result + c, p.tile.outputs);
+    return;
+  }
   const int64_t outputs = block.outputs / block.groups, depth = packed_depth<T, S>(p.shape, block);
   if (depth > p.shape.taps * channels)  // the weight's last row is zero, but the column must not be NaN
     for (int64_t r = 0, last = depth - 1; r < rows; ++r)
@@ -172,8 +176,8 @@ void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
   tile.rows.set(p.shape, p.input, first, rows);
-  // At first, all points are stored as whole ones. If a group has an output that is not finite, pixels of the weight 0 may be
-  // the cause: it is computed again.
+  // At first, all points are stored as whole ones. If an output is not finite, a pixel that does not count may be the cause:
+  // its group is computed again.
   bool whole = true;
   for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
   const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
@@ -182,14 +186,12 @@ void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
     if (!sampled || block.offset_group != sampled->offset_group || block.mask_group != sampled->mask_group)
       compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table, whole);
     sampled = &block;
-    const auto run_sample = [&](auto panel, auto all_whole) {
-      sample<T, S, Rank, decltype(panel), all_whole()>(p, block, tile.rows, tile.table, tile.columns);
+    const auto run_sample = [&](auto panel) {
+      const auto sampler =
+          whole ? sample<T, S, Rank, decltype(panel), true> : sample<T, S, Rank, decltype(panel), false>;
+      sampler(p, block, tile.rows, tile.table, tile.columns);
     };
-    const auto with_panel = [&](auto all_whole) {
-      has_whole_panels(p.shape, block, kNR<S>) ? run_sample(Whole<S>{}, all_whole)
-                                               : run_sample(Vector<T>{}, all_whole);
-    };
-    whole ? with_panel(std::true_type()) : with_panel(std::false_type());
+    has_whole_panels(p.shape, block, kNR<S>) ? run_sample(Whole<S>{}) : run_sample(Vector<T>{});
     if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
     if (p.shape.is_depthwise()) {
       const DepthwiseTile depthwise{p.shape.taps, block.count, rows, panel_stride<S>(p.tile), p.tile.outputs};

@@ -87,8 +87,7 @@ struct Rows {
     count = rows;
     image = first / s.out_pixels;
     pixel = first % s.out_pixels;
-    int64_t position[Rank];
-    int64_t rest = pixel;
+    int64_t position[Rank], rest = pixel;
     for (int axis = Rank - 1; axis >= 0; --axis) {
       position[axis] = rest % s.out[axis];
       rest /= s.out[axis];
@@ -96,17 +95,16 @@ struct Rows {
     const int64_t map_size = s.in_pixels * input.channels;
     int64_t place = image * map_size;
     for (int64_t r = 0, end; r < rows; r = end) {  // a stretch of the last axis
-      const int64_t left = s.out[Rank - 1] - position[Rank - 1];
-      end = rows - r < left ? rows : r + left;
-      for (int axis = 0; axis < Rank; ++axis) {
-        const int64_t from = position[axis] * s.stride[axis] - s.padding[axis];
-        const int64_t step = axis == Rank - 1 ? s.stride[axis] : 0;
-        for (int64_t i = r; i < end; ++i) base[axis][i] = T(from + (i - r) * step);
-      }
+      end = r + s.out[Rank - 1] - position[Rank - 1] < rows ? r + s.out[Rank - 1] - position[Rank - 1] : rows;
+      for (int axis = 0; axis < Rank; ++axis)
+        for (int64_t i = r; i < end; ++i) {
+          const int64_t at = position[axis] + (axis == Rank - 1 ? i - r : 0);
+          base[axis][i] = T(at * s.stride[axis] - s.padding[axis]);
+        }
       for (int64_t i = r; i < end; ++i) map[i] = place;
       position[Rank - 1] += end - r;
-      int axis = Rank - 1;
-      while (axis > 0 && position[axis] == s.out[axis]) position[axis--] = 0, ++position[axis];
+      for (int axis = Rank - 1; axis > 0 && position[axis] == s.out[axis]; --axis)
+        position[axis] = 0, ++position[axis - 1];
       if (position[0] == s.out[0]) position[0] = 0, place += map_size;
     }
   }
@@ -134,35 +132,8 @@ struct TapSampling {
   Points* points;
   int64_t begin;  // the stretch's first row
 
-  // Stores neighbouring pixels in place of the corners: all are inside the map, and those that do not count have the weight 0.
-  // Only index[0] and the weights are used. If map and mask are finite, the samples are those of the corners, bit by bit.
-  template <typename Value, typename IndexValue, typename Write>
-  DCNZOO_INLINE void store_whole(const Corners<Value, IndexValue, Rank>& found, Value factor,
-                                 Write write) const {
-    using On = VecTraitsOf<Value>;
-    const Value zero{}, one = zero + 1;
-    const IndexValue start{};
-    IndexValue index{};
-    Value weight[kCorners<Rank>] = {On::blend(found.inside, one, zero)};
-    for (int axis = 0; axis < Rank; ++axis) {
-      const IndexValue last = start + (size[axis] - 2);  // every axis has at least two pixels
-      const auto before = found.low[axis] < start;
-      const auto after = found.low[axis] > last;
-      const Value high = found.fraction[axis], low = one - high;
-      const Value first = On::blend(before, high, On::blend(after, zero, low));
-      const Value second = On::blend(before, zero, On::blend(after, low, high));
-      index = index * size[axis] + On::blend(before, start, On::blend(after, last, found.low[axis]));
-      for (int corner = (1 << axis) - 1; corner >= 0; --corner) {
-        weight[2 * corner + 1] = weight[corner] * second;
-        weight[2 * corner] = weight[corner] * first;
-      }
-    }
-    write(points->index[0], index);
-    for (int corner = 0; corner < kCorners<Rank>; ++corner)
-      write(points->weight[corner], weight[corner] * factor);
-  }
-
-  // Computes as many rows, from `begin` + r on, as Value has lanes (a scalar has one).
+  // Computes as many rows, from `begin` + r on, as Value has lanes (a scalar has one). whole: stores all points as whole
+  // ones, whose pixels outside the corners have the weight 0: the same samples if map and mask are finite.
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r, bool whole) const {
     using On = VecTraitsOf<Value>;
@@ -171,7 +142,28 @@ struct TapSampling {
     Value point[Rank];
     for (int axis = 0; axis < Rank; ++axis) point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
     const auto found = corners_at<Value, IndexValue, Rank, On>(point, extent, size);
-    if (!backward && whole) return store_whole(found, read(mask), write);
+    if (!backward && whole) {
+      const Value zero{}, one = zero + 1;
+      const IndexValue start{};
+      IndexValue index{};
+      Value weight[kCorners<Rank>] = {On::blend(found.inside, one, zero)};
+      for (int axis = 0; axis < Rank; ++axis) {
+        const IndexValue last = start + (size[axis] - 2);  // every axis has at least two pixels
+        const auto before = found.low[axis]<start, after = found.low[axis]> last;
+        const Value high = found.fraction[axis], low = one - high;
+        const Value first = On::blend(before, high, On::blend(after, zero, low));
+        const Value second = On::blend(before, zero, On::blend(after, low, high));
+        index = index * size[axis] + On::blend(before, start, On::blend(after, last, found.low[axis]));
+        for (int corner = (1 << axis) - 1; corner >= 0; --corner) {
+          weight[2 * corner + 1] = weight[corner] * second;
+          weight[2 * corner] = weight[corner] * first;
+        }
+      }
+      write(points->index[0], index);
+      for (int corner = 0; corner < kCorners<Rank>; ++corner)
+        write(points->weight[corner], weight[corner] * read(mask));
+      return;
+    }
     const auto stored = store_corners<Value, IndexValue, Rank>(found, read(mask));
     for (int corner = 0; corner < kCorners<Rank>; ++corner) {
       const Value share = found.valid[corner] * corner_weight<Value, Rank>(corner, found.fraction);
@@ -194,7 +186,7 @@ struct TapSampling {
   }
 };
 
-// table: [tap]. whole: as in store_whole.
+// table: [tap]. whole: as in TapSampling.
 template <typename T, int Rank, typename Points>
 void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>& given,
                             const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table,

@@ -5,6 +5,7 @@
 
 #include "../common/simd.h"
 #include "depthwise.h"
+#include "narrow_groups.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
@@ -23,6 +24,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
       each_depthwise_weight(s.taps, block, [=](int64_t from, int64_t to) { packed[to] = weight.data[from]; });
     return;
   }
+  if (narrow_channels<T>(s, block)) return pack_narrow(s, block, piece, weight, packed + block.weight_at);
   constexpr int64_t panel = kNR<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
   S turned[stretch * panel];
   const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
