@@ -157,8 +157,8 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     wide = dict(channels=80, groups=10, out_channels=40, padding=1, size=(4, 5))
     yield make("groups of 8, not all in whole panels", offset_groups=2, **wide)
     yield make("groups of 2, cut by offset groups", **(wide | dict(groups=40)), offset_groups=5)
-    yield make("groups of 4, as many outputs", **(wide | dict(groups=20, out_channels=80)), offset_groups=2)
-    yield make("groups of 8, as many outputs", **(wide | dict(out_channels=80)))
+    yield make("groups of 4 in and out", **(wide | dict(groups=20, out_channels=80)), offset_groups=2)
+    yield make("groups of 8 in and out", **(wide | dict(out_channels=80)))
     # as many groups as channels and outputs: depthwise kernels
     yield make("one to one", groups=6, out_channels=6, padding=1)
     wide = dict(channels=70, out_channels=70, groups=70, size=(4, 5))

@@ -32,7 +32,7 @@ CASES = chosen(
     {
         *("v2", "mask alone", "all groups differ", "32 channels", "48 channels", "one to one, 70 channels"),
         *("groups of 8", "groups of 8, not all in whole panels", "groups of 2, cut by offset groups"),
-        *("groups of 4, as many outputs", "groups of 8, as many outputs"),
+        *("groups of 4 in and out", "groups of 8 in and out"),
         *("without center", "asymmetric", "one level, one head"),
     }
 )
