@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
-
-# isort: split
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
+import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo import zoo
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes

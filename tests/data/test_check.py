@@ -11,16 +11,13 @@ from functools import partial
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mmdet.registry import DATASETS, METRICS
+from mmengine.registry import DefaultScope
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets
-
-# isort: split
-from mmdet.registry import DATASETS, METRICS
-from mmengine.registry import DefaultScope
-
 from dcnzoo.cli import commands
 from dcnzoo.data.check import KINDS, check_coco, checked_coco, decode_counts, fix
 from dcnzoo.data.split import split_coco

@@ -8,16 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-import dcnzoo.openmmlab.datasets
-
-# isort: split
 from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
+import dcnzoo.openmmlab.datasets
 from dcnzoo.cli import one_line_errors
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.openmmlab.datasets import CocoDataset

@@ -12,12 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-
-# isort: split
 from mmengine.config import Config
 
+import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.utils.errors import UserError

@@ -2,20 +2,16 @@
 
 import logging
 import math
+import re
 
 import pytest
 import torch
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-
-# isort: split
-import re
-
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 
+import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.offset_statistics import MODULATION, OFFSETS

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 from mmcv.cnn import ConvAWS2d, ConvWS2d
+from mmdet.models import FCNMaskHead, SSDHead
+from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
 from mmengine.config import config as config_module
 from mmengine.hub import get_config
@@ -29,12 +33,6 @@ from dcnzoo.openmmlab import detector
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.patches import table as fixes
-
-# isort: split
-from mmdet.models import FCNMaskHead, SSDHead
-from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
 
 # Checkpoints
 

@@ -15,10 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext; and it lets checkpoints load
-
-# isort: split
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_flip
 from mmengine.config import ConfigDict
@@ -32,6 +28,7 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from torch.utils.data import Dataset
 
+import dcnzoo.models  # noqa: F401  registers the layers and lets checkpoints load
 from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import training

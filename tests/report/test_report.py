@@ -8,12 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
-import dcnzoo.openmmlab.hooks  # noqa: F401
-
-# isort: split
 from mmengine.config import Config
 
+import dcnzoo.openmmlab.hooks  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.export import Detections

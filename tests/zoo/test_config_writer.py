@@ -6,15 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo.models  # noqa: F401
-
-# isort: split
-from mmdet.registry import DATASETS
-from mmengine.registry import DefaultScope
-
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError

@@ -7,12 +7,9 @@ import re
 import numpy as np
 import pytest
 import torch
-
-import dcnzoo.models  # first: mmdet needs mmcv._ext
-
-# isort: split
 from mmdet.apis import DetInferencer, inference_detector, init_detector
 
+import dcnzoo.models
 from dcnzoo import zoo
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.runner import read_config_file
