@@ -50,22 +50,38 @@ struct PointBackward {
     if (Input) to[i] = p.grad_input + place;
   }
 
-  // If the point is not whole: only the `count` corners in the map, by the plain formula.
-  template <bool IsWhole>
-  DCNZOO_INLINE void run(const int* corner, int count, const T* gradients, S* columns) {
+  // For points whose corners are all in the map and whose mask is finite.
+  DCNZOO_INLINE void run_whole(const T* gradients, S* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const Value gradient = load_lanes<Value>(gradients + at),
-                  modulator = IsWhole ? gradient : gradient * rest;
-      for (int i = 0; reads_input && i < (IsWhole ? corners : count); ++i) {
-        const Value pixel = load_lanes<Value>(from[i] + c);
-        if (Columns) value += modulated[i] * pixel;
-        if (Points) add_dot<Value>(IsWhole ? i : corner[i], gradient * pixel);
+      const Value gradient = load_lanes<Value>(gradients + at);
+      if (reads_input) {
+        for (int corner = 0; corner < corners; ++corner) {
+          const Value pixel = load_lanes<Value>(from[corner] + c);
+          if (Columns) value += modulated[corner] * pixel;
+          if (Points) add_dot<Value>(corner, gradient * pixel);
+        }
+        if (Columns) store_lanes(columns + at, value);
       }
-      if (Points && !IsWhole && count == 0) add_dot<Value>(0, gradient * T(0));
-      if (Columns) store_lanes(columns + at, IsWhole ? value : value * rest);
-      for (int i = 0; Input && i < (IsWhole ? corners : count); ++i)
-        store_lanes(to[i] + c, load_lanes<Value>(to[i] + c) + modulated[i] * modulator);
+      if (Input) {
+        for (int corner = 0; corner < corners; ++corner)
+          store_lanes(to[corner] + c, load_lanes<Value>(to[corner] + c) + modulated[corner] * gradient);
+      }
+    });
+  }
+
+  // For all other points: only the corners in the map, by the plain formula.
+  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, S* columns) {
+    each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+      using Value = decltype(value);
+      const Value gradient = load_lanes<Value>(gradients + at);
+      for (int i = 0; i < found.count; ++i) {
+        if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
+        if (Points) add_dot<Value>(found.corner[i], gradient * load_lanes<Value>(from[i] + c));
+        if (Input) store_lanes(to[i] + c, load_lanes<Value>(to[i] + c) + modulated[i] * (gradient * rest));
+      }
+      if (Points && found.count == 0) add_dot<Value>(0, gradient * T(0));
+      if (Columns) store_lanes(columns + at, value * rest);
     });
   }
 
@@ -132,14 +148,14 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
             point.locate(p, corner, at + distance.of[corner]);
             point.modulated[corner] = factor * points.weight[corner][r];
           }
-          point.template run<true>(nullptr, corners, tile.gradients, tile.columns);
+          point.run_whole(tile.gradients, tile.columns);
         } else {
           const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
           for (int i = 0; i < found.count; ++i) {
             point.locate(p, i, map + found.index[i] * p.input.channels);
             point.modulated[i] = factor * points.weight[found.corner[i]][r];
           }
-          point.template run<false>(found.corner, found.count, tile.gradients, tile.columns);
+          point.run_partial(found, tile.gradients, tile.columns);
         }
         if (Points) {
           const int64_t at = tap % together;
