@@ -4,7 +4,7 @@
 
     python -m benchmarks.deployment --write     # about an hour on one core; finished results are kept
     python -m benchmarks.deployment RetinaNet
-    python -m benchmarks.deployment --masks     # a quarter of an hour; writes the page of large detectors
+    python -m benchmarks.deployment --large     # a quarter of an hour; writes the page of large detectors
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
 PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
@@ -300,7 +300,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n\n".join(tables)
 
 
-# Detectors of full size, with a few masks
+# Detectors of full size
 
 MASKS = 5
 LARGE = {
@@ -308,17 +308,18 @@ LARGE = {
     "Mask R-CNN R-50": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     "Cascade Mask R-CNN R-50": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
     "PointRend R-50": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+    "Deformable DETR R-50": "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
 }
 METHOD = f"""One image per call, from its array to the detections, one thread. The shipped detector sees a
 photograph. The others have random weights, scaled for outputs of unit variance, and see noise of 800 × 1333
-pixels; their `score_thr` lets {MASKS} masks pass. PyTorch runs channels last, with layers that are not fused.
-The runtimes take turns; each ratio is the median over the rounds. *Same*: the share of detections with the
-same class and an IoU of at least 0.8. Written by `python -m benchmarks.deployment --masks`.
+pixels; the `score_thr` of those with masks lets {MASKS} pass. PyTorch runs channels last, with layers that are
+not fused. The runtimes take turns; each ratio is the median over the rounds. *Same*: the share of detections
+with the same class and an IoU of at least 0.8. Written by `python -m benchmarks.deployment --large`.
 """
 
 
-def with_masks(source: str) -> tuple[TorchDetector, np.ndarray]:
-    """Return a detector, and a picture in which it predicts :data:`MASKS` masks."""
+def large(source: str) -> tuple[TorchDetector, np.ndarray]:
+    """Return a detector, and a picture; if it predicts masks, it predicts :data:`MASKS` in the picture."""
     if not source.endswith(".py"):
         picture = cv2.imread(str(ROOT / "docs/images/fruits.jpg"))[..., ::-1]
         return dcnzoo.load(source, device="cpu", fuse=False), np.ascontiguousarray(picture)
@@ -329,6 +330,8 @@ def with_masks(source: str) -> tuple[TorchDetector, np.ndarray]:
     detector = TorchDetector(build(cfg), fuse=False)
     example = torch.from_numpy(np.ascontiguousarray(picture[:256, :256].transpose(2, 0, 1)))
     calibrate(detector.model, detector.model.data_preprocessor({"inputs": [example]})["inputs"])
+    if not hasattr(detector.model, "roi_head"):
+        return detector, picture
     settings = detector.model.roi_head.test_cfg
     settings.score_thr = 0.0
     scores = detector(picture, score_threshold=0.0).scores
@@ -339,11 +342,11 @@ def with_masks(source: str) -> tuple[TorchDetector, np.ndarray]:
     return detector, picture
 
 
-def measure_masks(rounds: int) -> list[list[object]]:
+def measure_large(rounds: int) -> list[list[object]]:
     """Return a table of the large detectors' times in each runtime, relative to PyTorch."""
-    rows = [["detector", "masks", "runtime", "seconds", "time / PyTorch", "quartiles", "same"]]
+    rows = [["detector", "objects", "runtime", "seconds", "time / PyTorch", "quartiles", "same"]]
     for name, source in LARGE.items():
-        detector, picture = with_masks(source)
+        detector, picture = large(source)
         detector.score_threshold = 0.0
         with TemporaryDirectory() as folder:
             result = detector.export(Path(folder, "model.onnx"))
@@ -376,11 +379,11 @@ def main() -> None:
     add("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
     add("--write", action="store_true", help="write the tables to docs/deploy.md")
-    add("--masks", action="store_true", help="measure large detectors with masks, and write their page")
+    add("--large", action="store_true", help="measure large detectors, and write their page")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.masks:
-        write_page("deployment", "Exported detectors with masks", {}, partial(measure_masks, 7), METHOD)
+    if args.large:
+        write_page("deployment", "Exported detectors of full size", {}, partial(measure_large, 7), METHOD)
         return
     rows = [Row(name, args.work_dir) for name in FAMILIES]
     wrong = []
