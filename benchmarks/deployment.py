@@ -312,9 +312,9 @@ LARGE = {
 }
 METHOD = f"""One image per call, from its array to the detections, one thread. The shipped detector sees a
 photograph. The others have random weights, scaled for outputs of unit variance, and see noise of 800 × 1333
-pixels; the `score_thr` of those with masks lets {MASKS} pass. PyTorch runs channels last, with layers that
-are not fused. The runtimes take turns; each ratio is the median over the rounds. *Same*: the share of
-detections with the same class and an IoU of at least 0.8. Written by `python -m benchmarks.deployment --large`.
+pixels; the `score_thr` of those with masks lets {MASKS} pass. PyTorch runs channels last, without fused
+layers. The runtimes take turns; each ratio is the median over the rounds. *Same*: the share of detections
+with the same class and an IoU of at least 0.8. Written by `python -m benchmarks.deployment --large`.
 """
 
 
