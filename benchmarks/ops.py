@@ -18,7 +18,7 @@ import ctypes
 import fnmatch
 import json
 import math
-import multiprocessing
+import multiprocessing.pool
 import shlex
 import statistics
 import sys
