@@ -578,9 +578,12 @@ def test_patience_and_loggers(monkeypatch):
     with pytest.raises(UserError, match=r"^--logger: .*pip install wandb"):
         set_up_training(cfg, logger="wandb")
     monkeypatch.setattr(training, "find_spec", lambda name: True)
-    for _ in range(2):
+    for given in (True, True, False):
+        if not given:
+            cfg.visualizer = None
         set_up_training(cfg, logger="tensorboard")
-    assert [b["type"] for b in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
+        backends = [backend["type"] for backend in cfg.visualizer.vis_backends]
+        assert backends == ["LocalVisBackend", "TensorboardVisBackend"]
 
 
 class Steady(BaseMetric):
