@@ -99,7 +99,7 @@ from dcnzoo.compat import torchvision_ops
 torchvision_ops.define_missing(with_autograd=False)
 calls = []
 for name in ("deform_conv2d", "nms", "roi_align"):  # torchvision's kernels for the device
-    kernel = getattr(torchvision_ops, name)
+    kernel = torchvision_ops.KERNELS[name]
     call = lambda *args, name=name, kernel=kernel: calls.append(name) or kernel(*args)
     torchvision_ops._library.impl(name, call, "XPU")
     torchvision_ops._library.impl(name, call, "CPU", allow_override=True)  # the tensors are on the CPU
