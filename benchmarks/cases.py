@@ -85,6 +85,8 @@ def _convolutions() -> Iterator[Case]:
         yield two(f"{name}-v1", "v1", 1, channels, size, mask_groups=None)
         yield two(f"{name}-og4", "offset groups", 1, channels, size, offset_groups=4, mask_groups=4)
         yield two(f"{name}-x101", "ResNeXt-101 32×8d", 1, 4 * channels, size, groups=32)
+        finer = tuple(2 * extent for extent in size)  # c2 to c4
+        yield two(f"c{int(name[1]) - 1}-x50", "ResNeXt-50 32×4d", 1, channels, finer, groups=32)
     yield two("demo-c3-s2", "demo", 4, 32, (32, 32), stride=2)
     yield two("demo-c4-s2", "demo", 4, 64, (16, 16), stride=2)
     yield two("many-step8", "many small images", 64, 32, (16, 16), im2col_step=8)

@@ -73,9 +73,7 @@ def detector(
     cfg = get_config(config) if "::" in config else Config.fromfile(ROOT / config)
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    if hasattr(model, "roi_head"):
-        # random weights give all classes the same score: peaks, so that there are detections and masks
-        model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
+    _separate_classes(model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
 
@@ -95,6 +93,12 @@ def detector(
         loss.backward()
 
     return step
+
+
+def _separate_classes(model: torch.nn.Module) -> None:
+    """Scale random weights, which give all classes the same score, so that there are detections and masks."""
+    if hasattr(model, "roi_head"):
+        model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
 
 
 def transformer(cls: str, size: tuple, config: dict, outputs: tuple, text: tuple, plugin: bool) -> Step:
@@ -165,8 +169,7 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
     model = detectors.build(cfg, weights)
     if weights is None:
         model.init_weights()  # Deformable DETR creates parameters from memory that is not initialized
-        if hasattr(model, "roi_head"):
-            model.roi_head.bbox_head.fc_cls.weight.data.mul_(100)
+        _separate_classes(model)
     fusing = hasattr(detectors, "TorchDetector")
     if fusing:
         detect = detectors.TorchDetector(model, fuse=fuse, precision="bf16" if amp else "float32")
@@ -212,7 +215,9 @@ def _transformer(cls: str, size: tuple[int, int], config: dict, outputs=("logits
     return {"dcnzoo": partial(build, plugin=True), "own operator": partial(build, plugin=False)}
 
 
-_DETR = partial(detector, "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", (800, 1344))
+_MASK_RCNN = "mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+_DEFORMABLE_DETR = "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"
+_DETR = partial(detector, _DEFORMABLE_DETR, (800, 1344))
 _DINO = partial(detector, "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py", (800, 1066))
 _FCOS = "mmdet::fcos/fcos_r50{}-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
 _SWIN_T = dict(model_type="swin", embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
@@ -220,7 +225,7 @@ _SWIN_T["drop_path_rate"] = 0.0
 _RESNET = {"model_type": "resnet", "out_features": ["stage2", "stage3", "stage4"]}
 COMPARISONS: dict[str, dict[str, Callable[[], Step]]] = {
     "Mask R-CNN R-50, DCNv2": _with_dcn(
-        "mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+        _MASK_RCNN,
         "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     ),
     "FCOS R-50, DCN": _with_dcn(_FCOS.format("-dcn"), _FCOS.format("")),
@@ -327,10 +332,8 @@ METHOD = """Batch size 1, channels last, random weights unless trained. Each var
 turns. An inference is from a picture to its detections. Ratios are medians over the rounds, of the two times
 in a round. The other columns compare the detections with those of the first variant: the share with the same
 class and an IoU of at least 0.8 (*same*), and the largest differences of their boxes, in pixels, and scores.
-Random weights amplify rounding. Written by `python -m benchmarks.models --precisions`.
+Random weights amplify rounding. Written by `python -m benchmarks.models --precisions --against 70c76ea`.
 """
-_MASK_RCNN = "mmdet::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
-_DEFORMABLE_DETR = "mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"
 PRECISIONS = {  # models with their pass, and contestants to which the variants give arguments
     ("Mask R-CNN R-50, DCNv2", INFERENCE): partial(loaded, _MASK_RCNN, (480, 800)),
     ("Mask R-CNN R-50, DCNv2", TRAINING): partial(detector, _MASK_RCNN, (480, 800), channels_last=True),

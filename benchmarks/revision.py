@@ -35,7 +35,7 @@ def checkout(revision: str, renamed: bool = False) -> Path:
     git = ("git", "-C", str(ROOT))
     parse = (*git, "rev-parse", "--short=7", f"{revision}^{{commit}}")
     commit = subprocess.check_output(parse, text=True).strip()
-    tree = ROOT / "build" / ("renamed" if renamed else "revisions") / commit
+    tree = ROOT / "build" / ("revisions" if renamed else "trees") / commit
     if not (tree / LIBRARY).exists():
         tree.mkdir(parents=True, exist_ok=True)
         archive = subprocess.check_output((*git, "archive", commit))
