@@ -7,7 +7,7 @@ from tests.commands import error_of, run
 onnx = pytest.importorskip("onnx")
 from dcnzoo.export.known_problems import RUNTIMES, check  # noqa: E402
 
-MAPS, ROIS = [1, 3, 8, 9], [4, 5]
+MAPS = [1, 3, 8, 9]
 
 
 def write(path, operator, opset, inputs, domain="", kind="FLOAT", **attributes):
@@ -29,44 +29,12 @@ def floats(*shapes, kind=1):
     return [(shape, kind) for shape in shapes]
 
 
+POINTS = MAPS, [1, 4, 4, 2]
+ROIS = [*floats(MAPS, [4, 4]), ([4], 7)]
+
+
 def runtimes(findings):
     return [finding.subject for finding in findings]
-
-
-@pytest.mark.parametrize(
-    ("opset", "mode", "sources"),
-    [
-        (19, {"mode": "bilinear"}, ["4813"]),
-        (20, {"mode": "linear"}, ["1060", "4813"]),
-        (20, {}, ["1060", "4813"]),
-        (20, {"mode": "cubic"}, ["1060", "4813"]),
-        (20, {"mode": "nearest"}, ["4813"]),
-    ],
-)
-def test_grid_sample_in_tensorrt(opset, mode, sources, tmp_path):
-    path = write(tmp_path / "m.onnx", "GridSample", opset, floats(MAPS, [1, 4, 4, 2]), **mode)
-    findings = check(path, "tensorrt")
-    assert [finding.source.rpartition("/")[2] for finding in findings] == sources
-    assert runtimes(check(path, "openvino")) == ["openvino"] * (opset == 20)
-    assert not check(path, "onnxruntime")
-
-
-@pytest.mark.parametrize(
-    ("opset", "kind", "fails"), [(19, 1, False), (19, 11, True), (20, 11, False), (19, 10, False)]
-)
-def test_types_of_grid_sample_in_onnxruntime(opset, kind, fails, tmp_path):
-    path = write(
-        tmp_path / "m.onnx", "GridSample", opset, floats(MAPS, [1, 4, 4, 2], kind=kind), kind="DOUBLE"
-    )
-    assert runtimes(check(path, "onnxruntime")) == ["onnxruntime"] * fails
-
-
-@pytest.mark.parametrize(("opset", "fails"), [(16, False), (21, False), (22, True)])
-def test_roi_align_in_onnxruntime(opset, fails, tmp_path):
-    inputs = [*floats(MAPS, [4, 4]), ([4], onnx.TensorProto.INT64)]
-    path = write(tmp_path / "m.onnx", "RoiAlign", opset, inputs)
-    assert runtimes(check(path, "onnxruntime")) == ["onnxruntime"] * fails
-    assert not check(path, "openvino")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +47,7 @@ def test_roi_align_in_onnxruntime(opset, fails, tmp_path):
         (floats(MAPS, [4, 3, 3, 3], [1, 18, 6, 7]), dict(operator="DeformConv"), ["tensorrt", "openvino"]),
         ([(MAPS, 1), ([], 7)], dict(operator="Gather"), ["coreml"]),
         ([(MAPS, 1), ([2], 7)], dict(operator="Gather"), []),
-        ([(MAPS, 1), ([2], 6)], dict(operator="Gather"), []),
+        (floats(MAPS), dict(operator="Relu", opset=25), []),
         (floats(MAPS), dict(operator="Relu", opset=26), ["tensorrt"]),
         (floats(MAPS), dict(operator="MMCVRoiAlign", domain="mmdeploy"),
          ["openvino", "tensorrt", "coreml", "onnxruntime"]),
@@ -90,7 +58,17 @@ def test_roi_align_in_onnxruntime(opset, fails, tmp_path):
         (floats(MAPS), dict(operator="Relu6"), list(RUNTIMES)),
         (floats(MAPS, [4]), dict(operator="Upsample"), list(RUNTIMES)),
         (floats(MAPS), dict(operator="Normalizer", domain="ai.onnx.ml"), []),
-        ([*floats(MAPS, [4, 4]), ([4], 7)], dict(operator="RoiAlign", mode="max"), ["onnxruntime"]),
+        (ROIS, dict(operator="RoiAlign", mode="max"), ["onnxruntime"]),
+        (ROIS, dict(operator="RoiAlign", opset=21), []),
+        (ROIS, dict(operator="RoiAlign", opset=22), ["onnxruntime"]),
+        (floats(*POINTS), dict(operator="GridSample", opset=19, mode="bilinear"), ["tensorrt"]),
+        (floats(*POINTS), dict(operator="GridSample"), ["tensorrt"] * 2 + ["openvino"]),
+        (floats(*POINTS), dict(operator="GridSample", mode="cubic"), ["tensorrt"] * 2 + ["openvino"]),
+        (floats(*POINTS), dict(operator="GridSample", mode="nearest"), ["tensorrt", "openvino"]),
+        (floats(*POINTS, kind=11), dict(operator="GridSample", opset=19, kind="DOUBLE"),
+         ["tensorrt", "onnxruntime"]),
+        (floats(*POINTS, kind=11), dict(operator="GridSample", kind="DOUBLE"),
+         ["tensorrt"] * 2 + ["openvino"]),
     ],
 )  # fmt: skip
 def test_problems(inputs, node, expected, tmp_path):
@@ -139,7 +117,7 @@ def test_nodes_in_a_local_function(tmp_path):
 
 
 def test_command(tmp_path):
-    path = write(tmp_path / "m.onnx", "GridSample", 20, floats(MAPS, [1, 4, 4, 2]))
+    path = write(tmp_path / "m.onnx", "GridSample", 20, floats(*POINTS))
     lines = run("export", "--check", path, "--for", "tensorrt").splitlines()
     assert len(lines) == 2 and "onnx-tensorrt/pull/1060" in lines[0]
     assert len(run("export", "--check", path).splitlines()) == 3
