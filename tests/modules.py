@@ -1,5 +1,7 @@
 """Helpers for tests of modules."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -23,3 +25,10 @@ def assert_same(
     """Compare two outputs and their gradients with respect to ``leaves``."""
     results = ([o, *torch.autograd.grad(o.square().sum(), leaves)] for o in (output, expected))
     torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
+
+
+def module_of(function: Callable) -> nn.Module:
+    """A module whose forward is a function."""
+    module = nn.Module()
+    module.forward = function
+    return module.eval()

@@ -34,6 +34,7 @@ from dcnzoo.openmmlab.export.suppress import suppress
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, verify_raw_outputs
 from dcnzoo.ops import reference_boxes
 
+from ..modules import module_of
 from .detectors import CONFIGS, WIDTH, agreement_of, build, calibrate, has_dcn, padded, size
 from .test_deform_conv import run
 
@@ -177,14 +178,10 @@ def test_modules_still_share_their_attributes(tmp_path):
 
 def test_a_range_up_to_a_float(tmp_path):
     """As in the attention of GRoIE. onnxruntime refused the file: its ``Range`` had two types."""
-
-    class Scale(nn.Module):
-        def forward(self, x):
-            return x * torch.arange(0, x.shape[1] / 2).repeat(2)
-
+    scale = module_of(lambda x: x * torch.arange(0, x.shape[1] / 2).repeat(2))
     x = torch.randn(3, 8)
-    export_onnx(Scale(), (x,), tmp_path / "model.onnx")
-    np.testing.assert_allclose(run(tmp_path / "model.onnx", x)[0], Scale()(x).numpy())
+    export_onnx(scale, (x,), tmp_path / "model.onnx")
+    np.testing.assert_allclose(run(tmp_path / "model.onnx", x)[0], scale(x).numpy())
 
 
 def test_the_predicting_part_of_semi_supervised_detectors():
@@ -283,14 +280,10 @@ def best_boxes(boxes, scores, labels, threshold, max_per_class):
 )
 def test_suppression(max_per_class, boxes_given, threshold, tmp_path):
     inputs = boxes, scores, labels = candidates(boxes_given)
-
-    class Model(nn.Module):
-        def forward(self, boxes, scores, labels):
-            return keep_boxes(boxes, scores, labels, threshold, 12, 3, max_per_class)
-
+    model = module_of(lambda *candidates: keep_boxes(*candidates, threshold, 12, 3, max_per_class))
     path = tmp_path / "nms.onnx"
-    export_onnx(Model(), inputs, path)
-    for dets, kept, index in (run(path, *inputs), Model()(*inputs)):
+    export_onnx(model, inputs, path)
+    for dets, kept, index in (run(path, *inputs), model(*inputs)):
         assert index.min() >= 0 and index.max() < boxes_given
         for n in range(3):
             best = best_boxes(boxes[n], scores[n], labels[n], threshold, max_per_class)
@@ -310,16 +303,16 @@ def test_soft_suppression(tmp_path):
     ]
     methods = [ConfigDict(nms=dict(type="soft_nms", **method), max_per_img=30) for method in methods]
 
-    class Model(nn.Module):
-        def forward(self, boxes, scores, labels):
-            found = (torch.vmap(partial(suppress, cfg, ""))(boxes, scores, labels) for cfg in methods)
-            return [part for dets, kept, _ in found for part in (dets, kept)]
+    @module_of
+    def model(boxes, scores, labels):
+        results = (torch.vmap(partial(suppress, cfg, ""))(boxes, scores, labels) for cfg in methods)
+        return [part for dets, kept, _ in results for part in (dets, kept)]
 
     path = tmp_path / "nms.onnx"
     with symbolic_batches():
-        export_onnx(Model(), (boxes, scores, labels), path, dynamic_shapes=({0: DYNAMIC},) * 3)
+        export_onnx(model, (boxes, scores, labels), path, dynamic_shapes=({0: DYNAMIC},) * 3)
     assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
-    for outputs in (Model()(boxes, scores, labels), run(path, boxes, scores, labels)):
+    for outputs in (model(boxes, scores, labels), run(path, boxes, scores, labels)):
         for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
             assert (kept[2] == -1).all() and (dets[2] == 0).all()
             for n in (0, 1):
@@ -341,15 +334,11 @@ def test_soft_suppression(tmp_path):
 )
 def test_running_max(axis, shape, dynamic, tmp_path):
     """The running maximum of corner pooling, for any length."""
-
-    class Model(nn.Module):
-        def forward(self, x):
-            return running_max(x, axis)
-
     path = tmp_path / "cummax.onnx"
     x = torch.randint(-9, 9, shape).float()  # with equal values
     shapes = ({i: DYNAMIC for i, size in enumerate(shape) if size > 1},)
-    export_onnx(Model(), (x,), path, dynamic_shapes=shapes if dynamic else None)
+    model = module_of(lambda x: running_max(x, axis))
+    export_onnx(model, (x,), path, dynamic_shapes=shapes if dynamic else None)
     inputs = [x]
     if dynamic:
         inputs += [torch.randn(1, shape[1], *(70 + size for size in shape[2:]))]
@@ -366,15 +355,12 @@ def test_roi_align_in_the_graph(monkeypatch, tmp_path):
     rois = torch.cat([torch.arange(9)[:, None] % 2, corner, corner + 1 + torch.rand(9, 2) * 60], 1)
     rois[2, 3] = rois[2, 1] - 4  # the root of a negative area fits no level
     rois[5, 4] = float("nan")
-
-    class Model(nn.Module):
-        def forward(self, a, b, rois):
-            return roi_align_pyramid([a, b], rois, [0.25, 0.125], [3, 2], 16.0, 0, "avg", True)
-
+    arguments = [0.25, 0.125], [3, 2], 16.0, 0, "avg", True
+    model = module_of(lambda a, b, rois: roi_align_pyramid([a, b], rois, *arguments))
     path = tmp_path / "roi.onnx"
-    export_onnx(Model(), (*levels, rois), path)
+    export_onnx(model, (*levels, rois), path)
     (pooled,) = run(path, *levels, rois)
-    np.testing.assert_allclose(pooled, Model()(*levels, rois), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pooled, model(*levels, rois), rtol=0, atol=1e-5)
     assert (pooled[[2, 5]] == 0).all() and (pooled != 0).flatten(1).any(1).sum() == 7
 
 
@@ -383,14 +369,14 @@ def test_constants_in_a_graph_of_fixed_size(tmp_path):
     openvino = pytest.importorskip("openvino")
     from dcnzoo.export.openvino import save_ir
 
-    class Model(nn.Module):
-        def forward(self, a, b, rois):
-            pooled = roi_align_pyramid([a, b], rois, [0.25, 0.125], [14, 14], 16.0, 0, "avg", True)
-            return paste_masks(pooled[:, 0].sigmoid(), rois[:, 1:], rois[:, 1] > 0, 60, 80)
+    @module_of
+    def model(a, b, rois):
+        pooled = roi_align_pyramid([a, b], rois, [0.25, 0.125], [14, 14], 16.0, 0, "avg", True)
+        return paste_masks(pooled[:, 0].sigmoid(), rois[:, 1:], rois[:, 1] > 0, 60, 80)
 
     levels = [torch.randn(1, 3, 24 // s, 32 // s) for s in (1, 2)]
     rois = torch.tensor([[0.0, 4, 6, 40, 30]]).repeat(50, 1)
-    export_onnx(Model(), (*levels, rois), tmp_path / "model.onnx")
+    export_onnx(model, (*levels, rois), tmp_path / "model.onnx")
     save_ir(tmp_path / "model.onnx", tmp_path / "model.xml")
     stored = [op.get_byte_size() for op in openvino.Core().read_model(tmp_path / "model.xml").get_ops()
               if op.get_type_name() == "Constant"]  # fmt: skip
@@ -444,10 +430,10 @@ def test_pasting_in_a_graph_of_any_size(tmp_path, backend):
     """Images of one size in a batch; in the last image, no mask is there."""
     pytest.importorskip(backend)
 
-    class Model(nn.Module):
-        def forward(self, images, masks, boxes, there):
-            paste = partial(paste_masks, height=images.shape[2], width=images.shape[3])
-            return torch.vmap(paste)(masks, boxes, there > 0)
+    @module_of
+    def model(images, masks, boxes, there):
+        paste = partial(paste_masks, height=images.shape[2], width=images.shape[3])
+        return torch.vmap(paste)(masks, boxes, there > 0)
 
     def inputs(count, height, width):
         low = torch.rand(count, 5, 2) * torch.tensor([width, height]) - 3
@@ -459,12 +445,12 @@ def test_pasting_in_a_graph_of_any_size(tmp_path, backend):
     path, names = tmp_path / "paste.onnx", ["images", "masks", "boxes", "there"]
     shapes = (dict.fromkeys((0, 2, 3), DYNAMIC), *({0: DYNAMIC} for _ in range(3)))
     with symbolic_batches():
-        export_onnx(Model(), inputs(2, 20, 30), path, dynamic_shapes=shapes, input_names=names)
+        export_onnx(model, inputs(2, 20, 30), path, dynamic_shapes=shapes, input_names=names)
     session = Session(path, backend)
     for sizes in ((1, 20, 30), (3, 33, 41)):
         values = inputs(*sizes)
         (found,) = session._run({name: value.numpy() for name, value in zip(names, values, strict=True)})
-        expected = Model()(*values)
+        expected = model(*values)
         assert found.dtype == np.uint8 and (found[-1] == 0).all()
         np.testing.assert_allclose(found.astype(int), expected.numpy().astype(int), rtol=0, atol=1)
         assert (found > 0).any() == (len(found) > 1)
@@ -484,12 +470,8 @@ def test_raw_outputs():
 
 def test_all_true(tmp_path):
     """RT-DETRv2, D-FINE and DEIMv2 of transformers have ``torch.equal`` or ``all`` in their traces."""
-
-    class Model(nn.Module):
-        def forward(self, x):
-            return torch.ops.aten._is_all_true(x > 0)
-
-    export_onnx(Model(), (torch.ones(2, 3),), tmp_path / "model.onnx")
+    model = module_of(lambda x: torch.ops.aten._is_all_true(x > 0))
+    export_onnx(model, (torch.ones(2, 3),), tmp_path / "model.onnx")
     for x in (torch.ones(2, 3), torch.eye(2, 3)):
         assert run(tmp_path / "model.onnx", x)[0] == (x > 0).all()
 
@@ -497,21 +479,17 @@ def test_all_true(tmp_path):
 def test_sigmoids_round_as_in_torch(tmp_path):
     """Equal scores of a confident RPN are ranked by index: in the file, half of them were not equal."""
 
-    class Model(nn.Module):
-        def forward(self, x):
-            with TorchSigmoid():
-                return x.sigmoid()
+    @module_of
+    def model(x):
+        with TorchSigmoid():
+            return x.sigmoid()
 
     x = torch.linspace(2, 14, 10_000)
-    export_onnx(Model(), (x,), tmp_path / "model.onnx")
+    export_onnx(model, (x,), tmp_path / "model.onnx")
     assert (run(tmp_path / "model.onnx", x)[0] == x.sigmoid()).float().mean() > 0.98
 
 
 def test_what_the_exporter_does_not_know_is_named(tmp_path):
-    class Model(nn.Module):
-        def forward(self, x):
-            return torch.cummin(x, 1).values
-
     with pytest.raises(ValueError, match=r"aten\.cummin"):
-        export_onnx(Model(), (torch.randn(2, 3),), tmp_path / "m.onnx")
+        export_onnx(module_of(lambda x: x.cummin(1).values), (torch.randn(2, 3),), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 import dcnzoo.ops
 from dcnzoo.export import export_onnx, register_onnx_ops
 from dcnzoo.ops import reference, reference_boxes
+from tests.modules import module_of
 from tests.op_cases.deform_roi_pool import make
 from tests.ops.test_nms import random_boxes
 
@@ -21,24 +21,10 @@ def example(rois=7, **kwargs):
     return make("example", rois, **kwargs).tensors
 
 
-class Call(nn.Module):
-    def __init__(self, name, *arguments):
-        super().__init__()
-        self.function, self.arguments = getattr(dcnzoo.ops, name), arguments
-
-    def forward(self, *tensors):
-        return self.function(*tensors, *self.arguments)
-
-
-class Several(nn.Module):
-    """Several calls of an operator on the same tensors: exporting them takes no longer than one call."""
-
-    def __init__(self, name, all_arguments):
-        super().__init__()
-        self.calls = [Call(name, *arguments) for arguments in all_arguments]
-
-    def forward(self, *tensors):
-        return [call(*tensors) for call in self.calls]
+def calls(name, *all_arguments):
+    """Calls of an operator on the same tensors: exporting several takes no longer than one."""
+    function = getattr(dcnzoo.ops, name)
+    return module_of(lambda *tensors: [function(*tensors, *arguments) for arguments in all_arguments])
 
 
 def export(exporter, model, args, path, opset=19, dynamic=None):
@@ -60,7 +46,7 @@ def test_nms(exporter, tmp_path):
     path = str(tmp_path / "model.onnx")
     arguments = [(0.0, 1), (0.3, 0), (0.7, 1)]
     boxes, scores = random_boxes(20)
-    export(exporter, Several("nms", arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
+    export(exporter, calls("nms", *arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
     for count in (1, 20, 130):
         boxes, scores = random_boxes(count, seed=count)
         scores[-1] = scores[0]  # equal scores keep their order
@@ -83,13 +69,13 @@ POOLING = {
     ],
 )
 def test_pooling(exporter, name, opset, tmp_path):
-    path, (count, calls) = str(tmp_path / "model.onnx"), POOLING[name]
+    path, (count, settings) = str(tmp_path / "model.onnx"), POOLING[name]
     tensors = tuple(t.float() for t in example()[:count])
     dynamic = [(0, 2, 3), (0,), (0,)][:count]
-    export(exporter, Several(name, calls), tensors, path, opset, dynamic=dynamic)
+    export(exporter, calls(name, *settings), tensors, path, opset, dynamic=dynamic)
     for case in ({}, dict(rois=11, size=(13, 8)), dict(rois=1)):
         exact = example(**case)[:count]
-        for actual, arguments in zip(run(path, *(t.float() for t in exact)), calls, strict=True):
+        for actual, arguments in zip(run(path, *(t.float() for t in exact)), settings, strict=True):
             assert_close(actual, getattr(reference, name)(*exact, *arguments))
 
 
@@ -101,7 +87,7 @@ def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
     extent = torch.tensor([3.0, 2.0]) * pixels
     rois = torch.cat([torch.zeros(60, 1), start, start + extent.flip(1)], 1)
     offset, path = torch.randn(60, 2, 3, 2), str(tmp_path / "model.onnx")
-    export("torchscript", Call("deform_roi_pool", (3, 2)), (maps, rois, offset), path)
+    export("torchscript", calls("deform_roi_pool", [(3, 2)]), (maps, rois, offset), path)
     expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2))
     torch.testing.assert_close(run(path, maps, rois, offset)[0], expected, rtol=0, atol=1e-4)
 
@@ -115,7 +101,7 @@ def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
     offset[3, 1, 2, 0] = -float("inf")
     rois[4, 3:] = rois[4, 1:3]  # zero size: with ratio 0, zero pixels give zero samples
     path = str(tmp_path / "model.onnx")
-    export("torchscript", Call("deform_roi_pool", (3, 2), 0.5, ratio), (maps, rois, offset), path)
+    export("torchscript", calls("deform_roi_pool", ((3, 2), 0.5, ratio)), (maps, rois, offset), path)
     expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2), 0.5, ratio)
     assert (expected[:2] == 0).all() and (expected[5] != 0).any()
     assert_close(run(path, maps, rois, offset)[0], expected)
@@ -132,4 +118,4 @@ def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
 def test_impossible_requests(name, arguments, opset, message, tmp_path):
     tensors = tuple(t.float() for t in example())[: 2 if name == "roi_align" else 3]
     with pytest.raises(Exception, match=message):
-        export("torchscript", Call(name, *arguments), tensors, str(tmp_path / "model.onnx"), opset)
+        export("torchscript", calls(name, arguments), tensors, str(tmp_path / "model.onnx"), opset)

@@ -7,6 +7,7 @@ from torch import nn
 import dcnzoo.ops
 from dcnzoo.export import export_onnx, register_onnx_ops
 from dcnzoo.layers import DCNv3
+from tests.modules import module_of
 from tests.op_cases import dcnv3, dcnv4, ms_deform_attn
 
 from .test_deform_conv import DYNAMIC, assert_close, by_torchscript, run
@@ -23,15 +24,9 @@ SAMPLES = [  # no runtime accepts an empty tensor
 CHOSEN = ("asymmetric", "without center", "far outside", "two levels", "gaps between levels")
 
 
-class Call(nn.Module):
-    """A call of an operator. The sizes of levels are constants of the graph."""
-
-    def __init__(self, name, sample):
-        super().__init__()
-        self.cases, self.sample = OPERATORS[name], sample
-
-    def forward(self, *tensors):
-        return self.cases.call(type(self.sample)("", tensors, self.sample.kwargs))
+def call(name, sample):
+    """A call of an operator as a model. The sizes of levels are constants of the graph."""
+    return module_of(lambda *tensors: OPERATORS[name].call(type(sample)("", tensors, sample.kwargs)))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +40,7 @@ class Call(nn.Module):
 def test_torchscript_exporter(name, sample, opset, tmp_path):
     register_onnx_ops()
     path, single = str(tmp_path / "model.onnx"), sample.to(torch.float32)
-    by_torchscript(Call(name, single), single.tensors, path, opset)
+    by_torchscript(call(name, single), single.tensors, path, opset)
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
     (actual,) = run(path, *single.tensors)
     assert_close(actual, OPERATORS[name].reference(single.to(torch.float64)))
@@ -56,17 +51,17 @@ def test_dynamo_exporter(opset, tmp_path):
     singles = [(name, sample.to(torch.float32)) for name, sample in SAMPLES if sample.name in CHOSEN]
     assert len(singles) == 9
 
-    class All(nn.Module):
-        def forward(self, *args):
-            args = iter(args)
-            return [Call(name, s)(*(next(args) for _ in s.tensors)) for name, s in singles]
+    @module_of
+    def model(*args):
+        args = iter(args)
+        return [call(name, s)(*(next(args) for _ in s.tensors)) for name, s in singles]
 
     path = tmp_path / "model.onnx"
     args = tuple(tensor for _, s in singles for tensor in s.tensors)
-    export_onnx(All().eval(), args, path, opset_version=opset)
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    export_onnx(model, args, path, opset_version=opset)
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    assert {node.domain for node in file.graph.node} <= {"", "ai.onnx"}
     for (name, sample), actual in zip(singles, run(path, *args), strict=True):
         assert_close(actual, OPERATORS[name].reference(sample.to(torch.float64)))
 
@@ -77,7 +72,7 @@ def test_double_and_points_that_are_no_numbers(name, tmp_path):
     sample = next(sample for n, sample in SAMPLES if n == name)
     sample.tensors[1].view(-1)[:6] = torch.tensor([float("nan"), 0, float("inf"), -float("inf"), 3e38, 0])
     path = str(tmp_path / "model.onnx")
-    by_torchscript(Call(name, sample), sample.tensors, path, 19)
+    by_torchscript(call(name, sample), sample.tensors, path, 19)
     expected = OPERATORS[name].call(sample)
     if name != "dcnv4":  # offsets and mask are one tensor, so that the mask is not finite either
         assert expected.isfinite().all()
@@ -104,10 +99,7 @@ def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
     """Batch, queries, pixels and level sizes are dynamic; the graph includes FlashDeformAttn's softmax."""
-
-    class Model(nn.Module):
-        def forward(self, value, shapes, starts, fields):
-            return dcnzoo.ops.flash_deform_attn(value, shapes, starts, fields)
+    model = module_of(dcnzoo.ops.flash_deform_attn)
 
     def arguments(batch, queries, sizes):
         areas = [height * width for height, width in sizes]
@@ -118,13 +110,13 @@ def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
     path, example = str(tmp_path / "model.onnx"), arguments(2, 7, [(6, 9), (3, 5)])
     if exporter == "dynamo":
         shapes = ({0: DYNAMIC, 1: DYNAMIC}, None, None, {0: DYNAMIC, 1: DYNAMIC})
-        export_onnx(Model(), example, path, dynamic_shapes=shapes)
+        export_onnx(model, example, path, dynamic_shapes=shapes)
     else:
         register_onnx_ops()
         axes = {name: {0: "batch", 1: size} for name, size in (("value", "pixels"), ("fields", "queries"))}
         names = ["value", "shapes", "starts", "fields"]
         torch.onnx.export(
-            Model(), example, path, dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes
+            model, example, path, dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes
         )
     for args in (example, arguments(1, 4, [(5, 4), (8, 3)]), arguments(3, 11, [(2, 2), (1, 7)])):
-        assert_close(run(path, *args)[0], Model()(*args))
+        assert_close(run(path, *args)[0], model(*args))

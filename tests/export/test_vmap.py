@@ -12,6 +12,8 @@ from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.replacements.layers import convolve
 
+from ..modules import module_of
+
 WEIGHT = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 FUNCTIONS = {  # of one image [2, 8, 12]
     "convolution": lambda x: F.conv2d(x[None], WEIGHT, padding=1),
@@ -49,16 +51,12 @@ def boxes_of(x):  # [2, 12, 4]
     return torch.cat([corner, corner + 1 + x[:, 4:6].transpose(1, 2).abs() * 4], -1)
 
 
-class All(nn.Module):
-    def forward(self, images):
-        return {name: torch.vmap(function)(images) for name, function in FUNCTIONS.items()}
-
-
 def test_rules():
+    model = module_of(lambda x: {name: torch.vmap(function)(x) for name, function in FUNCTIONS.items()})
     example, images = torch.randn(2, 2, 8, 12), torch.randn(5, 2, 8, 12)
     with torch.no_grad(), symbolic_batches():
         shapes = ({0: torch.export.Dim.DYNAMIC},)
-        program = torch.export.export(All(), (example,), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
         found = program.run_decompositions().module()(images)
     for name, function in FUNCTIONS.items():
         for n, image in enumerate(images):
@@ -107,14 +105,14 @@ def test_reshapes_between_layers_are_removed(tmp_path):
 
 
 def test_reshapes_of_a_map_with_two_readers_are_removed(tmp_path):
-    class Model(nn.Module):
-        def forward(self, images):
-            maps = torch.vmap(lambda image: image[None])(images.relu())  # [N, 1, 3, 8, 12]
-            return maps.flatten(0, 1).exp(), maps.squeeze(1).sin()
+    @module_of
+    def model(images):
+        maps = torch.vmap(lambda image: image[None])(images.relu())  # [N, 1, 3, 8, 12]
+        return maps.flatten(0, 1).exp(), maps.squeeze(1).sin()
 
     path, images = tmp_path / "model.onnx", torch.randn(2, 3, 8, 12)
     with symbolic_batches():
-        export_onnx(Model(), (images,), path, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        export_onnx(model, (images,), path, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Relu", "Exp", "Sin"]
-    for actual, value in zip(Session(path)(images.numpy()).values(), Model()(images), strict=True):
+    for actual, value in zip(Session(path)(images.numpy()).values(), model(images), strict=True):
         torch.testing.assert_close(torch.from_numpy(actual), value)
