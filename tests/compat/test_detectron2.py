@@ -4,15 +4,15 @@ import importlib
 import math
 
 import pytest
-import shapely
 import torch
 import torch.nn.functional as F
-from shapely import affinity
 from torch import nn
 
+from dcnzoo import ops
 from dcnzoo.compat import detectron2
 from dcnzoo.ops import reference
 
+from ..op_cases.rotated_boxes import overlapping_boxes
 from .programs import V1, V2, compare, random, v1_leaves, v1_reference, v2_leaves, v2_reference
 
 
@@ -31,30 +31,17 @@ def test_detectron2_evaluates_with_pycocotools(provide, package):
 # Rotated boxes: angles in degrees, counter-clockwise on the screen, where y points down
 
 
-def polygon(box):
-    x, y, width, height, angle = box.tolist()
-    return affinity.translate(
-        affinity.rotate(shapely.box(-width / 2, -height / 2, width / 2, height / 2), -angle), x, y
-    )
-
-
 def test_rotated_boxes(provide, package):
     package("detectron2.config")
     provide("detectron2._C")
     compiled = importlib.import_module("detectron2._C")
-    boxes = torch.rand(8, 5).double() * torch.tensor([6, 6, 5, 3, 300]) + torch.tensor([0, 0, 1, 1, -150])
-    polygons = [polygon(box) for box in boxes]
-    expected = [[p.intersection(q).area / p.union(q).area for q in polygons[2:]] for p in polygons]
+    boxes, scores = overlapping_boxes(40)
+    degrees = torch.cat([boxes[:, :4], boxes[:, 4:] * 180 / math.pi], 1)
     for module in (compiled, torch.ops.detectron2):
-        torch.testing.assert_close(module.box_iou_rotated(boxes, boxes[2:]), torch.tensor(expected).double())
-    for _ in range(20):
-        boxes = torch.rand(8, 5).double() * torch.tensor([6, 6, 5, 3, 300]) + torch.tensor([0, 0, 1, 1, -150])
-        overlaps, kept = compiled.box_iou_rotated(boxes, boxes), []
-        for box in reversed(range(8)):
-            if (overlaps[box, kept] < 0.2).all():
-                kept.append(box)
-        for module in (compiled, torch.ops.detectron2):
-            assert module.nms_rotated(boxes, torch.arange(8.0), 0.2).tolist() == kept
+        expected = ops.box_iou_rotated(boxes, boxes[2:], clockwise=False)
+        torch.testing.assert_close(module.box_iou_rotated(degrees, degrees[2:]), expected)
+        kept = ops.nms_rotated(boxes, scores, 0.2, clockwise=False)
+        assert 5 < len(kept) < 35 and module.nms_rotated(degrees, scores, 0.2).equal(kept)
 
 
 def test_roi_align_of_rotated_boxes(provide, package):
@@ -63,6 +50,7 @@ def test_roi_align_of_rotated_boxes(provide, package):
     provide("detectron2._C")
     compiled = importlib.import_module("detectron2._C")
     rois = torch.tensor([[1, 5, 4, 3, 3, 0], [1, 5, 4, 3, 3, 90]]).double()
+    radians = torch.cat([rois[:, :5], rois[:, 5:] * math.pi / 180], 1)
     numbers, size = (0.8, 2, 2), (2, 3, 8, 9)
 
     def pooled(input):
@@ -70,7 +58,6 @@ def test_roi_align_of_rotated_boxes(provide, package):
 
     straight, turned = pooled(random(*size))
     torch.testing.assert_close(turned, straight.rot90(-1, (1, 2)))
-    radians = torch.cat([rois[:, :5], rois[:, 5:] * math.pi / 180], 1)
     compare(
         lambda input: torch.ops.detectron2.roi_align_rotated_forward(input, rois, *numbers, 2),
         lambda input: reference.roi_align_rotated(input, radians, (2, 2), 0.8, 2),

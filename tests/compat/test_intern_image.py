@@ -11,6 +11,7 @@ from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.ops import reference
 
+from ..op_cases import output_size
 from .programs import SHAPES, STARTS, attention, attention_leaves, compare, random
 
 # kernel, stride, padding and dilation; remove_center, which version 1.0 does not have
@@ -21,12 +22,9 @@ DCNV3 = [
 ]
 
 
-def dcnv3_sizes(kernel, stride, padding, dilation, last) -> tuple[int, int, int]:
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip((9, 7), kernel, stride, padding, dilation, strict=True)
-    ]
-    return *size, 2 * (kernel[0] * kernel[1] - sum(last))
+def dcnv3_sizes(kernel, *others) -> tuple[int, int, int]:
+    *geometry, last = others
+    return *output_size((9, 7), kernel, *geometry), 2 * (kernel[0] * kernel[1] - sum(last))
 
 
 @pytest.mark.parametrize(

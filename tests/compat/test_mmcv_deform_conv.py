@@ -39,14 +39,14 @@ of_mmcv_and_dcnzoo = pytest.mark.parametrize("module", [mmcv_ops, compat], ids=[
 each_pack = pytest.mark.parametrize("pack", PACKS)
 
 
-def tensors(deform_groups=2, batch=3, dtype=torch.float64, larger=(0, 0)):
+def tensors(deform_groups=2, dtype=torch.float64, larger=(0, 0)):
     """input (3, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) for 2 groups, bias."""
     torch.manual_seed(0)
     out = (OUT[0] + larger[0], OUT[1] + larger[1])
     values = (
-        torch.randn(batch, 4, 9, 7, dtype=dtype),
-        torch.randn(batch, deform_groups * 12, *out, dtype=dtype) * 2,
-        torch.rand(batch, deform_groups * 6, *out, dtype=dtype),
+        torch.randn(3, 4, 9, 7, dtype=dtype),
+        torch.randn(3, deform_groups * 12, *out, dtype=dtype) * 2,
+        torch.rand(3, deform_groups * 6, *out, dtype=dtype),
         torch.randn(6, 2, 3, 2, dtype=dtype),
         torch.randn(6, dtype=dtype),
     )
@@ -114,17 +114,6 @@ def test_functions(module, deform_groups, kind):
     assert_same(output, reference.deform_conv(input, weight, offset, mask, bias, *geometry), leaves)
 
 
-@pytest.mark.parametrize(("im2col_step", "batch"), [(1, 3), (2, 3), (32, 33), (32, 0)])
-def test_batches_that_im2col_step_does_not_divide(im2col_step, batch):
-    """mmcv rejects them."""
-    input, offset, _, weight, _ = tensors(2, batch)
-    geometry = (*GEOMETRY.values(), 2)
-    expected = reference.deform_conv(input, weight, offset, None, None, *geometry)
-    output = compat.deform_conv2d(input, offset, weight, *geometry, 2, False, im2col_step)
-    assert_same(output, expected, (input, offset, weight))
-    assert DCN(4, 6, 3, im2col_step=im2col_step).double()(input).shape == (batch, 6, 7, 5)
-
-
 @of_mmcv_and_dcnzoo
 def test_type_of_the_offset_decides(module):
     """mmcv computes in the type of ``offset``, under autocast too: float32 offsets keep float32."""
@@ -168,28 +157,15 @@ def test_larger_offsets_are_read_as_memory(module):
 )
 def test_bad_input(function, name, value, message):
     given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
-    given |= dict(groups=2, deform_groups=2, **GEOMETRY)
+    given |= dict(**GEOMETRY, groups=2, deform_groups=2)
     if function == 0:
         del given["mask"], given["bias"]
     given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
     with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
         (compat.deform_conv2d, compat.modulated_deform_conv2d)[function](**given)
-
-
-@pytest.mark.parametrize(
-    ("name", "index", "message"),
-    [
-        ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
-        # read as memory of a larger map, these would be other taps and groups
-        ("offset", (slice(None), [*range(24), 0]), "24 channels.* got 25"),
-        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* got 24"),
-    ],
-)
-def test_mmcvs_function_refuses(name, index, message):
-    given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
-    given[name] = given[name][index]
-    with pytest.raises(RuntimeError, match=f"{name}: expected {message}"):
-        mmcv_ops.modulated_deform_conv2d(*given.values(), *GEOMETRY.values(), 2, 2)
+    if function == 1 and name != "input":  # mmcv's own function takes no keywords
+        with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
+            mmcv_ops.modulated_deform_conv2d(*given.values())
 
 
 # Layers
@@ -229,21 +205,16 @@ def predicted(pack, input):
     return (output[:, :taps], output[:, taps:].sigmoid()) if taps == 24 else (output, None)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("pack", [DCN, DCNv2])
+@pytest.mark.parametrize(("pack", "bias"), [(DCN, True), (DCNv2, False)])
 def test_registered_packs(pack, bias):
-    """With and without bias and offset limit."""
-    layer = randomise(pack(*ARGUMENTS, bias=bias, im2col_step=2)).double()
-    bounded = pack(*ARGUMENTS, bias=bias, offset_limit=0.5).double()
-    bounded.load_state_dict(layer.state_dict())
+    """With an offset limit, and a bias where mmcv has none by default."""
+    layer = randomise(pack(*ARGUMENTS, bias=bias, im2col_step=2, offset_limit=0.5)).double()
+    assert (layer.bias is not None) == bias
     input = tensors()[0]
     offset, mask = predicted(layer, input)
-    assert (layer.bias is not None) == bias and offset.abs().max() > 1
-    for module, moved in ((layer, offset), (bounded, (offset / 0.5).tanh() * 0.5)):
-        expected = reference.deform_conv(input, layer.weight, moved, mask, layer.bias, *GEOMETRY.values(), 2)
-        torch.testing.assert_close(module(input), expected, atol=1e-10, rtol=1e-10)
-    with pytest.raises(ValueError, match=rf"^{pack.__name__}: offset_limit: expected a positive number"):
-        pack(4, 6, 3, offset_limit=0)
+    offset = (offset / 0.5).tanh() * 0.5
+    expected = reference.deform_conv(input, layer.weight, offset, mask, layer.bias, *GEOMETRY.values(), 2)
+    torch.testing.assert_close(layer(input), expected, atol=1e-10, rtol=1e-10)
 
 
 @each_pack

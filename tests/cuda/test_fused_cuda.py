@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from dcnzoo.ops import _backend, deform_conv2d, with_cuda
 
 from ..fused import interpreter
-from ..fused.test_fused import SAMPLES, assert_near, exact, gradient_for
-from ..op_cases import deform_conv
+from ..fused.test_fused import SAMPLES, assert_near, exact
+from ..op_cases import deform_conv, ramp
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
@@ -34,7 +34,7 @@ def on_cpu(results):
 def test_matches_reference(name, dtype):
     sample = SAMPLES[name].to(dtype)
     expected = exact(sample)
-    grad = gradient_for(expected["output"]).to("cuda", dtype)
+    grad = ramp(expected["output"]).to("cuda", dtype)
     results = interpreter.run_kernels(on_gpu(sample, dtype), grad, "long" in name)
     assert_near(on_cpu(results), expected, dtype)
 
@@ -49,7 +49,7 @@ def test_every_configuration_of_the_table(kernel, dtype):
     input, weight, offset, mask, bias = sample.tensors
     problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=False)
     expected = exact(make.to(dtype))
-    grad = gradient_for(expected["output"]).to("cuda", dtype)
+    grad = ramp(expected["output"]).to("cuda", dtype)
     entry = fused.entry_of(fused.target(torch.device("cuda", 0)))
     for sizes in entry[kernel]["float32" if dtype == torch.float32 else "half"]:
         config = fused.Config(*sizes)

@@ -17,6 +17,7 @@ from ..op_cases import (
     deform_conv,
     deform_roi_pool,
     ms_deform_attn,
+    ramp,
     roi_align,
     roi_align_rotated,
 )
@@ -59,9 +60,7 @@ def calls(op: Operator, sample: Sample) -> Iterator[tuple[torch._ops.OpOverload,
     for overload, arguments in op.overload_calls(sample):
         arguments = converted(arguments, torch.Tensor.detach)
         if is_backward(overload):
-            grad = arguments[0]
-            ramp = torch.linspace(-1, 1, grad.numel(), dtype=torch.float64)
-            arguments[0] = ramp.view(grad.shape).to(grad.dtype)
+            arguments[0] = ramp(arguments[0])
         yield overload, arguments
 
 

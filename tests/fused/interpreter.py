@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..op_cases import Sample, deform_conv
+from ..op_cases import Sample, deform_conv, results
 from ..processes import SERVER, set_variables
 
 GRADIENTS = ("input", "weight", "offset", "mask", "bias")
@@ -97,13 +97,16 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
 
         return mock.patch.object(fused, name, record)
 
-    leaves = sample.leaves()
     deterministic = mock.patch.object(_deterministic, "deterministic", lambda tensor: ordered)
     with recorded("forward"), recorded("grad_weight"), recorded("grad_samples"), deterministic:
-        output = deform_conv.call(leaves)
-        gradients = torch.autograd.grad(output, leaves.given, grad)
-    names = [name for name, tensor in zip(GRADIENTS, leaves.tensors, strict=True) if tensor is not None]
-    return ran, {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
+        values = results(deform_conv.call, sample, grad)
+    return ran, named(sample, values)
+
+
+def named(sample: Sample, values: list[Tensor]) -> dict[str, Tensor]:
+    """The output and the gradients of the tensors, by their names."""
+    names = [name for name, tensor in zip(GRADIENTS, sample.tensors, strict=True) if tensor is not None]
+    return dict(zip(["output", *names], values, strict=True))
 
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:

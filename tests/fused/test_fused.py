@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from ..op_cases import Sample, deform_conv
+from ..op_cases import Sample, deform_conv, ramp, results
 from ..ops.test_ops import largest
 from . import interpreter
 
@@ -45,18 +45,10 @@ def interpret():
     interpret.pool.shutdown()
 
 
-def gradient_for(expected: torch.Tensor) -> torch.Tensor:
-    return torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
-
-
 def exact(sample: Sample, grad: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Output and gradients of the reference for the values of ``sample``, in float64."""
-    leaves = sample.to(torch.float64).leaves()
-    output = deform_conv.reference(leaves)
-    grad = gradient_for(output) if grad is None else grad.double()
-    gradients = torch.autograd.grad(output, leaves.given, grad)
-    names = [n for n, t in zip(interpreter.GRADIENTS, leaves.tensors, strict=True) if t is not None]
-    return {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
+    grad = None if grad is None else grad.double()
+    return interpreter.named(sample, results(deform_conv.reference, sample.to(torch.float64), grad))
 
 
 def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], dtype) -> None:
@@ -80,7 +72,7 @@ def test_values_that_are_not_finite(interpret, place, value):
     """Inf and NaN spread to the same results as in the reference, even if channels do not fill a block."""
     size = dict(channels=20, out_channels=24, size=(3, 4), batch=1)
     sample = deform_conv.make(f"{place} {value}", padding=1, spread=3.0, **size).to(torch.float32)
-    grad = gradient_for(deform_conv.reference(sample)).float()
+    grad = ramp(deform_conv.reference(sample)).float()
     changed = dict(zip((*interpreter.GRADIENTS, "grad"), (*sample.tensors, grad), strict=True))[place]
     changed.view(-1)[:: max(changed.numel() // 3, 1)] = value
     expected = exact(sample, grad)
@@ -94,7 +86,7 @@ def test_values_that_are_not_finite(interpret, place, value):
 def test_matches_reference(interpret, sample):
     sample = sample.to(torch.float32)
     expected = exact(sample)
-    grad = gradient_for(expected["output"]).float()
+    grad = ramp(expected["output"]).float()
     results = interpret(interpreter.run_kernels, sample, grad, "long" in sample.name)
     given = [n for n, t in zip(interpreter.GRADIENTS, sample.tensors, strict=True) if t is not None]
     assert {*results, "bias"} == {*given, "output", "bias"}
@@ -108,7 +100,7 @@ def test_matches_reference(interpret, sample):
 def test_half_types(interpret, name, dtype):
     sample = SAMPLES[name].to(dtype)
     expected = exact(sample)
-    results = interpret(interpreter.run_kernels, sample, gradient_for(expected["output"]).to(dtype))
+    results = interpret(interpreter.run_kernels, sample, ramp(expected["output"]).to(dtype))
     assert all(result.dtype == dtype for result in results.values())
     assert_near(results, expected, dtype)
 
@@ -118,7 +110,7 @@ def test_float32_fields_with_half_maps(interpret):
     half = [t.to(torch.bfloat16) for t in (input, weight, bias)]
     sample = Sample("", (half[0], half[1], offset, mask, half[2]), SMALL.kwargs)
     expected = exact(sample)
-    grad = gradient_for(expected["output"]).bfloat16()
+    grad = ramp(expected["output"]).bfloat16()
     results = interpret(interpreter.run_kernels, sample, grad)
     assert results["offset"].dtype == results["mask"].dtype == torch.float32
     assert_near(results, expected, torch.bfloat16)
@@ -139,7 +131,7 @@ def test_memory_formats(interpret):
     """Channels-last input and output; offset and mask as parts of one map, in either format."""
     sample = SMALL.to(torch.float32)
     expected = exact(sample)
-    grad = gradient_for(expected["output"]).float()
+    grad = ramp(expected["output"]).float()
     both = torch.cat(sample.tensors[2:4], 1)
     for layout in (torch.channels_last, torch.contiguous_format):
         offset, mask = both.contiguous(memory_format=layout).split([12, 6], 1)
@@ -180,7 +172,7 @@ ALL = ["forward", "grad_weight", "grad_samples(True, True, True)"]
 def test_operator_runs_fused_kernels_where_they_fit(interpret, sample, ordered, kernels):
     sample = sample.to(torch.float32)
     expected = exact(sample)
-    grad = gradient_for(expected["output"]).float()
+    grad = ramp(expected["output"]).float()
     ran, results = interpret(interpreter.call_operator, sample, grad, ordered)
     assert ran == kernels
     assert_near(results, expected, torch.float32)
@@ -200,13 +192,13 @@ def test_operator_runs_fused_kernels_where_they_fit(interpret, sample, ordered, 
 )
 def test_auto_takes_what_the_table_lists_as_faster(interpret, dtype, listed, kernels):
     sample = SAMPLES["one output pixel"].to(dtype)
-    grad = gradient_for(exact(sample)["output"]).to(dtype)
+    grad = ramp(exact(sample)["output"]).to(dtype)
     assert interpret(interpreter.chosen_by_auto, sample, grad, listed) == kernels
 
 
 def test_auto_without_a_c_compiler_runs_the_compiled_kernels(interpret):
     sample = SAMPLES["one output pixel"].to(torch.bfloat16)
-    grad = gradient_for(exact(sample)["output"]).bfloat16()
+    grad = ramp(exact(sample)["output"]).bfloat16()
     ran, messages = interpret(interpreter.chosen_without_compiler, sample, grad)
     assert ran == []
     assert len(messages) == 1 and "no C compiler" in messages[0]

@@ -98,6 +98,23 @@ class Operator:
     def forms(self) -> list[Sample]:
         return list(self.samples())[:4]
 
+    def results(self, sample: Sample) -> list[Tensor]:
+        """The output and, if the operator has them, the gradients."""
+        return results(self.call, sample) if self.differentiable else [self.call(sample)]
+
+
+def ramp(like: Tensor) -> Tensor:
+    """A gradient for this output: values from -1 to 1."""
+    return torch.linspace(-1, 1, like.numel(), dtype=torch.float64).view(like.shape).to(like)
+
+
+def results(function: Callable[[Sample], Tensor], sample: Sample, grad: Tensor | None = None) -> list[Tensor]:
+    """The output and the gradients of the sample's tensors; ``grad`` is the output's, by default a ramp."""
+    leaves = sample.leaves()
+    output = function(leaves)
+    grad = ramp(output) if grad is None else grad
+    return [output.detach(), *torch.autograd.grad(output, leaves.given, grad, materialize_grads=True)]
+
 
 def operators(differentiable: bool = True) -> list[Operator]:
     """All operators, or only the differentiable ones."""
@@ -142,6 +159,12 @@ CHANNELS = (1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 31, 32, 33, 64, 65)
 def normal(rng: Random, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(rng.randint(0, 2**16))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def output_size(size: Sequence[int], *geometry: Sequence[int]) -> list[int]:
+    """The size of a convolution's output; the geometry is kernel, stride, padding and dilation, per axis."""
+    axes = zip(size, *geometry, strict=True)
+    return [max((n + 2 * pad - dilation * (k - 1) - 1) // step + 1, 0) for n, k, step, pad, dilation in axes]
 
 
 def per_axis(rng: Random, rank: int, low: int, high: int) -> tuple[int, ...]:

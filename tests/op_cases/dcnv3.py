@@ -8,8 +8,9 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
+from dcnzoo.ops.geometry import deform_attn_points
 
-from . import CHANNELS, Sample, absolute_at, emptied, per_axis, random_name, wrong_calls
+from . import CHANNELS, Sample, absolute_at, emptied, output_size, per_axis, random_name, wrong_calls
 
 NAME = "dcnv3"
 can_be_zero = ("size", "kernel", "group", "channels")
@@ -63,10 +64,7 @@ def make(
         pair(kwargs[n]) for n in ("kernel_size", "stride", "padding", "dilation")
     )
     group, remove_center = kwargs["group"], kwargs["remove_center"]
-    out = [
-        max((size[a] + 2 * pads[a] - dilations[a] * (kernel[a] - 1) - 1) // steps[a] + 1, 0)
-        for a in range(len(size))
-    ]
+    out = output_size(size, kernel, steps, pads, dilations)
     points = kernel[0] * kernel[1] - remove_center
 
     def normal(*shape: int) -> torch.Tensor:
@@ -76,19 +74,9 @@ def make(
     # unscaled tap to its position plus `moved`.
     moved = normal(batch, *out, group, points, 2) * spread
     moved = moved.floor() + 0.1 + 0.8 * (moved - moved.floor())
-    tap = torch.stack(
-        [
-            (torch.arange(kernel[a]) * dilations[a] - dilations[a] * (kernel[a] - 1) // 2)
-            .double()
-            .view((-1, 1) if a == 1 else (1, -1))
-            .expand(kernel[1], kernel[0])
-            .flatten()
-            for a in (1, 0)
-        ],
-        dim=-1,
-    )  # (taps, 2), x-major, (x, y)
-    if remove_center:
-        tap = torch.cat([tap[: len(tap) // 2], tap[len(tap) // 2 + 1 :]])
+    middle = [dilations[a] * (kernel[a] - 1) // 2 for a in (0, 1)]
+    one = ((1, 1), kernel, (1, 1), middle, dilations, 1.0, remove_center)
+    tap = deform_attn_points(*one, moved)[0, 0, 0]  # (taps, 2), (x, y) around the middle
     offset = (tap + moved) / kwargs["offset_scale"] - tap
     tensors = (
         normal(batch, *size, group * kwargs["group_channels"]),

@@ -12,7 +12,17 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import CHANNELS, Operator, Sample, absolute_at, emptied, per_axis, random_name, wrong_calls
+from . import (
+    CHANNELS,
+    Operator,
+    Sample,
+    absolute_at,
+    emptied,
+    output_size,
+    per_axis,
+    random_name,
+    wrong_calls,
+)
 
 # By rank. All axes differ, so that a mix-up shows.
 SIZE = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
@@ -109,10 +119,7 @@ def make(
         return (value,) * len(kernel) if isinstance(value, int) else value
 
     stride, padding, dilation = per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1)
-    out = tuple(
-        max((size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1, 0)
-        for a in range(len(kernel))
-    )
+    out = tuple(output_size(size, kernel, stride, padding, dilation))
     input, weight = (batch, channels, *size), (out_channels, channels // kwargs.get("groups", 1), *kernel)
     tensors = tensors_of(name, input, weight, out, out_channels, offset_groups, mask_groups, bias, spread)
     return Sample(name, tensors, kwargs)
@@ -243,6 +250,7 @@ def rows_of_both(good: Sample, inputs: int) -> Rows:
         yield name, "device cpu like input, got meta", {name: tensor.to("meta")}
     yield "input", "got Int", {n: t.int() for n, t in zip(NAMES, good.tensors, strict=True)}
     yield "input", "got ComplexDouble", {"input": input.to(torch.complex128)}
+    yield "mask", "got the tensor of offset", {"mask": offset}
     half = {n: t.bfloat16() for n, t in zip(NAMES, good.tensors, strict=True)}
     yield "mask", "like input or float32, got float64", {**half, "mask": mask}
 

@@ -24,7 +24,7 @@ from ..op_cases import deform_conv as conv
 from ..op_cases import deform_conv_transpose as transpose
 from ..op_cases.deform_conv import make
 from ..processes import ROOT
-from .test_ops import assert_same, gradients, largest
+from .test_ops import assert_same
 
 both = pytest.mark.parametrize(
     ("function", "cases"),
@@ -206,12 +206,10 @@ def test_threads_that_share_blocks(sample, channels_last, set_threads):
     for dtype, counts in ((torch.float32, (2, 3, 7, 16, 64)), (torch.bfloat16, (3, 16))):
         typed = sample.to(dtype)
         set_threads(1)
-        output = conv.call(typed)
-        grad = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
-        expected = [output, *gradients(conv.call, typed, grad)]
+        expected = op_cases.results(conv.call, typed)
         for threads in counts:
             set_threads(threads)
-            results = [conv.call(typed), *gradients(conv.call, typed, grad)]
+            results = op_cases.results(conv.call, typed)
             assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), (dtype, threads)
 
 
@@ -286,28 +284,6 @@ def test_geometry_of_another_type(op, value):
             op.call(Sample("", op.forms()[0].tensors, {name: value}))
 
 
-@every_op
-def test_what_is_no_tensor_is_named(op):
-    tensors = op.forms()[0].tensors
-    for index, name in enumerate(("input", "weight", "offset", "mask", "bias")):
-        for wrong in ([1.0], None):
-            if wrong is None and index > 1:
-                continue
-            call = (*tensors[:index], wrong, *tensors[index + 1 :])
-            with pytest.raises(TypeError, match=f"^{op.name}: {name}: .*got {type(wrong).__name__}"):
-                op.call(Sample("", call, {}))
-    with pytest.raises(TypeError, match=f"^{op.name}: input: .*got NoneType"):
-        op.call(Sample("", (None, tensors[1], None, None, None), {}))
-
-
-@every_op
-def test_offset_as_mask(op):
-    """Its channels would be a mask of several groups."""
-    input, weight, offset, *_ = op.forms()[0].tensors
-    with pytest.raises(RuntimeError, match=f"^{op.name}: mask: "):
-        op.call(Sample("", (input, weight, offset, offset, None), {}))
-
-
 def test_torchvisions_order_of_the_arguments():
     input, offset, weight = torch.zeros(2, 4, 5, 6), torch.zeros(2, 18, 5, 6), torch.zeros(3, 4, 3, 3)
     deform_conv2d = dcnzoo.ops.deform_conv2d
@@ -316,22 +292,6 @@ def test_torchvisions_order_of_the_arguments():
             deform_conv2d(input, offset, given, padding=1)
     with pytest.raises(TypeError, match=r"bias: .*got tuple .*input, weight, offset"):
         deform_conv2d(input, offset, weight, None, (1, 1), (1, 1))
-
-
-@every_op
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_maps_with_float32_offsets_and_masks(op, dtype):
-    """Coordinates keep float32's precision, and gradients their arguments' types."""
-    sample = op.forms()[0].to(torch.float32)
-    input, weight, offset, mask, bias = sample.tensors
-    mixed = Sample("mixed", (input.to(dtype), weight.to(dtype), offset, mask, bias.to(dtype)), sample.kwargs)
-    leaves = mixed.leaves()
-    output = op.call(leaves)
-    exact = op.reference(mixed.to(torch.float64))
-    assert output.dtype == dtype
-    assert largest(output.double() - exact) <= torch.finfo(dtype).eps * largest(exact)
-    output.float().sum().backward()
-    assert [t.grad.dtype for t in leaves.tensors] == [dtype, dtype, torch.float32, torch.float32, dtype]
 
 
 # Deployment

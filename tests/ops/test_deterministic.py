@@ -14,13 +14,10 @@ SAMPLES = [(rank, sample) for rank in (1, 2, 3) for sample in deform_conv.sample
 
 @pytest.mark.parametrize("rank, sample", SAMPLES, ids=[f"{r}-{s.name}" for r, s in SAMPLES])
 def test_grad_input_in_order(rank, sample):
-    leaves = sample.leaves()
-    output = deform_conv.reference(leaves)
-    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
-    (expected,) = torch.autograd.grad(output, leaves.tensors[:1], grad)
+    output, expected, *_ = op_cases.results(deform_conv.reference, sample)
     geometry = deform_conv.geometry(sample, stride=1, padding=0, dilation=1)
     groups = sample.kwargs.get("groups", 1)
-    result = _deterministic.grad_input_in_order(grad, *sample.tensors[:4], *geometry, groups)
+    result = _deterministic.grad_input_in_order(op_cases.ramp(output), *sample.tensors[:4], *geometry, groups)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 

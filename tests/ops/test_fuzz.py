@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from .. import op_cases
-from ..op_cases import Operator, Sample, is_plain_convolution
+from ..op_cases import Operator, Sample, is_plain_convolution, ramp
 
 EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "25"))  # per operator and test
 # relative to the largest sum of the absolute values of a result's terms
@@ -179,7 +179,7 @@ def gradients(function: Callable, sample: Sample, grad_output: Tensor | None = N
     # without RoIs, the reference's result does not depend on its arguments
     output = function(sample.with_given(wanted)) + sum(t.flatten()[:0].sum() for t in wanted)
     if grad_output is None:
-        grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+        grad_output = ramp(output)
     return [output.detach(), *torch.autograd.grad(output, wanted, grad_output)]
 
 
@@ -262,15 +262,15 @@ def test_extreme_values_do_no_harm(name, data):
     # torch's convolution does not read pixels of weight zero, unlike the reference
     if not op.differentiable or name in POOLS or is_plain_convolution(sample):
         return
-    grad_output = torch.linspace(-1, 1, actual.numel(), dtype=actual.dtype)
+    grad = ramp(actual)
     if actual.numel() and data.draw(st.booleans()):
-        grad_output[data.draw(st.integers(0, actual.numel() - 1))] = data.draw(st.sampled_from(EXTREME))
-    mine = gradients(op.call, sample, grad_output.view(actual.shape))
+        grad.view(-1)[data.draw(st.integers(0, actual.numel() - 1))] = data.draw(st.sampled_from(EXTREME))
+    mine = gradients(op.call, sample, grad)
     if not actual.numel():  # the reference multiplies gradients of zero by NaN
         assert not any(gradient.any() for gradient in mine)
         return
-    true = gradients(op.reference, exact(sample), grad_output.view(actual.shape))
-    terms = gradients(op.reference, op.absolute(exact(sample)), grad_output.abs().view(actual.shape))
+    true = gradients(op.reference, exact(sample), grad)
+    terms = gradients(op.reference, op.absolute(exact(sample)), grad.abs())
     for each in zip(mine, true, terms, strict=True):
         assert_equal(each[0], each[1], TOLERANCE[torch.float64], each[2])
 

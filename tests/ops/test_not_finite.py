@@ -16,7 +16,7 @@ import dcnzoo.ops
 from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
 
 from .. import op_cases
-from ..op_cases import Sample
+from ..op_cases import Sample, ramp, results
 from .test_ops import largest
 
 OPERATORS = op_cases.operators()
@@ -39,16 +39,6 @@ CASES = chosen(
 every_case = pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{o.name}-{s.name}" for o, s in CASES])
 
 
-def results(op, function, sample: Sample, grad_place: int | None, value: float) -> list[torch.Tensor]:
-    """Output and gradients. The output's gradient has ``value`` at ``grad_place``."""
-    leaves = sample.leaves()
-    output = function(leaves)
-    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
-    if grad_place is not None:
-        grad.view(-1)[grad_place % grad.numel()] = value
-    return [output.detach(), *torch.autograd.grad(output, leaves.given, grad)]
-
-
 def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     """The same elements are finite and equal. Others are Inf or NaN, depending on the order of a sum."""
     finite = expected.isfinite()
@@ -64,17 +54,14 @@ def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: 
 def test_reaches_what_the_formula_reads(op, sample, dtype):
     generator = torch.Generator().manual_seed(1)
     sample = sample.to(dtype)
+    output = op.call(sample)
     for place, value in itertools.product([*range(len(sample.tensors)), None], (INF, -INF, NAN)):
-        at = int(torch.randint(2**31, (), generator=generator))
-        bad = sample.map(torch.clone)
-        if place is not None:
-            if bad.tensors[place] is None:
-                continue
-            flat = bad.tensors[place].view(-1)
-            flat[at % flat.numel()] = value
-        grad_place = at if place is None else None
-        mine = results(op, op.call, bad, grad_place, value)
-        true = results(op, op.reference, bad.to(torch.float64), grad_place, value)
+        bad, grad = sample.map(torch.clone), ramp(output)
+        changed = grad if place is None else bad.tensors[place]
+        if changed is None:
+            continue
+        changed.view(-1)[int(torch.randint(changed.numel(), (), generator=generator))] = value
+        mine, true = results(op.call, bad, grad), results(op.reference, bad.to(torch.float64), grad.double())
         for actual, expected in zip(mine, true, strict=True):
             assert_same_values(actual, expected, 1e-9 if dtype == torch.float64 else 1e-4)
 

@@ -1,5 +1,7 @@
 """The cases of every operator (tests/op_cases) against its oracle, and PyTorch's rules for operators."""
 
+import inspect
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import dcnzoo.ops
+
 from .. import op_cases
-from ..op_cases import Sample
+from ..op_cases import Sample, ramp, results
 
 OPERATORS = op_cases.operators()
 CASES = [(op, sample) for op in OPERATORS for sample in op.samples()]
@@ -63,26 +67,11 @@ def moved(sample: Sample, device: str = "cuda") -> Sample:
     return replace(sample.map(to), kwargs=kwargs)
 
 
-def gradients(function, sample: Sample, grad: Tensor) -> list[Tensor]:
-    sample = sample.leaves()
-    return torch.autograd.grad(function(sample), sample.given, grad)
-
-
 def assert_same(op, sample: Sample, oracle: Sample, tolerance: float) -> None:
     """Compare output and gradients of ``sample`` with those of the reference on ``oracle``, in float64."""
-    expected = op.reference(oracle)
-    actual = op.call(sample)
-    assert actual.shape == expected.shape and actual.dtype == sample.tensors[0].dtype
-    close = {"rtol": tolerance, "atol": tolerance * largest(expected)}
-    torch.testing.assert_close(actual.cpu().double(), expected.double(), **close)
-    grad = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
-    for mine, true, tensor in zip(
-        gradients(op.call, sample, grad.to(actual)),
-        gradients(op.reference, oracle, grad),
-        sample.given,
-        strict=True,
-    ):
-        assert mine.shape == tensor.shape and mine.dtype == tensor.dtype
+    actual, expected = results(op.call, sample), results(op.reference, oracle)
+    for mine, true, like in zip(actual, expected, [sample.tensors[0], *sample.given], strict=True):
+        assert mine.shape == true.shape and mine.dtype == like.dtype
         close = {"rtol": tolerance, "atol": tolerance * largest(true)}
         torch.testing.assert_close(mine.cpu().double(), true.double(), **close)
 
@@ -113,12 +102,40 @@ def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
 )
 def test_invalid_input_says_what_is_wrong(op, sample, message, device):
-    unchecked = (" got meta", " in row ", " for level ")
+    unchecked = (" got meta", " got the tensor of offset", " in row ", " for level ")
     if device == "cuda" and any(got in sample.name for got in unchecked):
         pytest.skip("is moved to the device; the kernels do not check the numbers of images and levels")
     with pytest.raises(RuntimeError, match=message) as error:
         op.call(sample if device == "cpu" else moved(sample))
     assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if "roi" not in op.name], ids=lambda op: op.name)
+def test_what_is_no_tensor_is_named(op):
+    sample = op.forms()[0]
+    parameters = inspect.signature(getattr(dcnzoo.ops, op.name)).parameters.values()
+    tensors = [p for p in parameters if p.name not in sample.kwargs][: len(sample.tensors)]
+    for (place, parameter), wrong in itertools.product(enumerate(tensors), ([1.0], None)):
+        if wrong is None and parameter.default is None:
+            continue
+        call = replace(sample, tensors=(*sample.tensors[:place], wrong, *sample.tensors[place + 1 :]))
+        with pytest.raises(TypeError, match=f"^{op.name}: {parameter.name}: .*got {type(wrong).__name__}"):
+            op.call(call)
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_maps_with_float32_coordinates(op, dtype):
+    """Offsets, masks and locations keep float32's precision, and gradients their arguments' types."""
+    sample, half = op.forms()[0].to(torch.float32), (0, 1, 4) if "conv" in op.name else (0,)
+    tensors = (t.to(dtype) if place in half else t for place, t in enumerate(sample.tensors))
+    mixed = replace(sample, tensors=tuple(tensors))
+    grad = ramp(op.call(mixed))
+    actual = results(op.call, mixed, grad)
+    expected = results(op.reference, mixed.to(torch.float64), grad.double())
+    for mine, true, like in zip(actual, expected, [mixed.tensors[0], *mixed.given], strict=True):
+        assert mine.dtype == like.dtype
+        assert largest(mine.double() - true) <= 2 * torch.finfo(dtype).eps * largest(true)
 
 
 def as_function(op, sample: Sample):
@@ -210,14 +227,12 @@ def test_autocast(op, sample, dtype, device):
 
 @own_forms_first
 def test_same_bits_for_every_number_of_threads(op, sample, set_threads):
-    sample = sample.to(torch.float32)
-    grad = torch.ones_like(op.call(sample))
-    results = []
+    by_count = []
     for count in (1, 2, 3, 7, 16, 64):
         set_threads(count)
-        results.append([op.call(sample), *gradients(op.call, sample, grad)])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        by_count.append(op.results(sample.to(torch.float32)))
+    for other in by_count[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(by_count[0], other, strict=True))
 
 
 @every_op

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcnzoo.ops import deform_conv2d
 
-from ..op_cases import deform_conv
+from ..op_cases import deform_conv, ramp
 from ..processes import ROOT, python
 
 SECONDS = float(os.environ.get("DCNZOO_SOAK_SECONDS", "20"))
@@ -31,7 +31,7 @@ def test_gradients_from_several_threads():
     """Every thread with its own graph of shared parameters, and all threads with one graph."""
     sample = deform_conv.make("shared", batch=3, padding=1).leaves()
     output = deform_conv.call(sample)
-    grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    grad = ramp(output)
     expected = torch.autograd.grad(output, sample.given, grad, retain_graph=True)
     together = threading.Barrier(4)
 
