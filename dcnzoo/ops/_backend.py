@@ -143,14 +143,15 @@ def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tens
     problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
     if problem is None:
         return fallback(grad_output, *arguments)
-    fused, none = _fused(), grad_output.new_empty(0)
-    results = [none] * 5
+    fused = _fused()
+    results = [grad_output.new_empty(0) for _ in range(5)]  # an operator's results must not share memory
     if needed[1]:
         results[1] = fused.grad_weight(problem, grad_output)
     if needed[0] or needed[2] or needed[3]:
         gradients = fused.grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
         for place, gradient in zip((0, 2, 3), gradients, strict=True):
-            results[place] = none if gradient is None else gradient
+            if gradient is not None:
+                results[place] = gradient
     if needed[4]:
         results[4] = grad_output.sum((0, 2, 3))
     return tuple(results)
