@@ -52,7 +52,8 @@ def test_deform_conv(deform_conv_module, dtype):
     def backward(grad_output, input, offset, weight):
         grad_input, grad_offset, grad_weight = map(torch.zeros_like, (input, offset, weight))
         functions[1](input, offset, grad_output, grad_input, grad_offset, weight, EMPTY, *V1_NUMBERS, 2)
-        functions[2](input, offset, grad_output, grad_weight, EMPTY, EMPTY, *V1_NUMBERS, 1, 2)
+        for scale in (0.25, 0.75):  # adds to the gradient
+            functions[2](input, offset, grad_output, grad_weight, EMPTY, EMPTY, *V1_NUMBERS, scale, 2)
         return grad_input, grad_offset, grad_weight
 
     compare(forward, v1_reference, *v1_leaves(), dtype=dtype, backward=backward)

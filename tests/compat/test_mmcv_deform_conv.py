@@ -20,6 +20,7 @@ from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.models import DCN, DCNv2
 
 from ..modules import assert_same, randomise
+from ..op_cases.deform_conv import make
 
 mmcv_ops = importlib.import_module("mmcv.ops")  # mmcv's Python code on dcnzoo's operators
 FUNCTIONS = {
@@ -39,18 +40,12 @@ of_mmcv_and_dcnzoo = pytest.mark.parametrize("module", [mmcv_ops, compat], ids=[
 each_pack = pytest.mark.parametrize("pack", PACKS)
 
 
-def tensors(deform_groups=2, dtype=torch.float64, larger=(0, 0)):
+def tensors(deform_groups=2, dtype=torch.float64):
     """input (3, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) for 2 groups, bias."""
-    torch.manual_seed(0)
-    out = (OUT[0] + larger[0], OUT[1] + larger[1])
-    values = (
-        torch.randn(3, 4, 9, 7, dtype=dtype),
-        torch.randn(3, deform_groups * 12, *out, dtype=dtype) * 2,
-        torch.rand(3, deform_groups * 6, *out, dtype=dtype),
-        torch.randn(6, 2, 3, 2, dtype=dtype),
-        torch.randn(6, dtype=dtype),
-    )
-    return [t.requires_grad_() for t in values]
+    groups = dict(groups=2, offset_groups=deform_groups, mask_groups=deform_groups)
+    sample = make("mmcv", batch=3, channels=4, out_channels=6, size=(9, 7), **groups, **GEOMETRY)
+    input, weight, offset, mask, bias = sample.to(dtype).leaves().tensors
+    return [input, offset, mask, weight, bias]
 
 
 # Arguments
@@ -130,7 +125,9 @@ def test_type_of_the_offset_decides(module):
 @of_mmcv_and_dcnzoo
 def test_larger_offsets_are_read_as_memory(module):
     """DyHead passes offsets and masks of a finer level; the kernels read their memory from the start."""
-    input, offset, mask, weight, bias = leaves = tensors(larger=(3, 4))
+    leaves = tensors()
+    leaves[1:3] = (torch.cat([t, t], 2).detach()[:, :, :8].requires_grad_() for t in leaves[1:3])
+    input, offset, mask, weight, bias = leaves
     geometry = (*GEOMETRY.values(), 2)
     output = module.modulated_deform_conv2d(*leaves, *geometry, 2)
 

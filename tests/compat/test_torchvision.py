@@ -16,22 +16,19 @@ from dcnzoo.diagnosis import _import_fix
 from dcnzoo.ops import reference, reference_boxes
 
 from ..modules import assert_same
+from ..op_cases.deform_conv import make
 from ..processes import ROOT, python, python_with_torch
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
 
 
-def tensors(groups=2, offset_groups=2, dtype=torch.float64):
-    """input (3, 4, 9, 7), offset, weight (6, 4 / groups, 3, 2), bias, mask."""
-    torch.manual_seed(0)
-    return (
-        torch.randn(3, 4, 9, 7, dtype=dtype),
-        torch.randn(3, offset_groups * 12, *OUT, dtype=dtype) * 2,
-        torch.randn(6, 4 // groups, 3, 2, dtype=dtype),
-        torch.randn(6, dtype=dtype),
-        torch.rand(3, offset_groups * 6, *OUT, dtype=dtype),
-    )
+def tensors(groups=2):
+    """input (3, 4, 9, 7), offset, weight (8, 4 / groups, 3, 2), bias, mask."""
+    sizes = dict(batch=3, channels=4, out_channels=8, size=(9, 7), groups=groups)
+    sample = make("torchvision", **sizes, offset_groups=2, mask_groups=2, **GEOMETRY)
+    input, weight, offset, mask, bias = sample.tensors
+    return input, offset, weight, bias, mask
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -40,8 +37,7 @@ def tensors(groups=2, offset_groups=2, dtype=torch.float64):
 def test_deform_conv2d(groups, with_mask, with_bias):
     """``nox -s others`` compares with torchvision itself, signatures included."""
     input, offset, weight, bias, mask = tensors(groups)
-    weight, bias = weight[:4], bias[:4] if with_bias else None
-    mask = mask if with_mask else None
+    bias, mask = bias if with_bias else None, mask if with_mask else None
     leaves = [t.requires_grad_() for t in (input, offset, weight, bias, mask) if t is not None]
     output = deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask)
     expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), groups)
@@ -54,7 +50,7 @@ def test_deform_conv2d(groups, with_mask, with_bias):
 
 def test_roi_align_of_one_size_without_boxes_and_of_bad_ones():
     input, boxes = maps_and_boxes()
-    assert roi_align(input, boxes, 4).shape == (5, 2, 4, 4)
+    assert roi_align(input, boxes, 4).equal(roi_align(input, boxes, (4, 4), 1.0))
     input.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: roi_align(x, boxes, 2, 0.5), input, fast_mode=True)
     assert roi_align(input, [torch.zeros(0, 4, dtype=torch.float64)] * 3, 2).shape == (0, 2, 2, 2)

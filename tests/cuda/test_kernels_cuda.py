@@ -159,20 +159,11 @@ def test_channels_last_with_groups(kernels):
 @first_forms
 def test_memory_formats(kernels, op, sample):
     """Strided, channels-last and misaligned tensors. Results have the same memory format as on the CPU."""
-
-    def channels_last(tensor):
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    for change in (
-        lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
-        lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
-        lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
-        channels_last,
-    ):
+    for change in op_cases.LAYOUTS:
         for overload, arguments in calls(op, sample):
             arguments = converted(arguments, change)
             check(kernels, overload, arguments, TOLERANCE[torch.float64])
-            if change is channels_last:
+            if change is op_cases.channels_last:
                 both = run(kernels, overload, arguments), on_the_cpu(overload, arguments)
                 for actual, expected in zip(*both, strict=True):
                     assert actual.stride() == expected.stride() or actual.numel() == 0

@@ -137,7 +137,7 @@ def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], li
 
 
 def opcheck(sample: Sample) -> None:
-    for overload, arguments in deform_conv.overload_calls(sample):
+    for overload, arguments in deform_conv.OPERATORS[1].overload_calls(sample):
         torch.library.opcheck(overload, arguments)
 
 

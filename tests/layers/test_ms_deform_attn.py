@@ -241,6 +241,8 @@ def test_the_official_arguments(reference, ratio):
     official = randomise(MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=ratio)).double()
     assert official.value_proj.out_features == 12 * ratio
     assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
+    defaults = MSDeformAttn(), layers.MultiScaleDeformableAttention(), MmcvAttention()
+    assert len({tuple(getattr(layer, name) for name in ARGUMENTS) for layer in defaults}) == 1
     layer = alone(value_proj_ratio=ratio).double()
     layer.load_state_dict(official.state_dict())
     given = inputs(reference=reference)

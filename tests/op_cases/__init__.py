@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Operator:
             the sum of the absolute values of its terms.
         samples: in float64, small and asymmetric; the first four are its forms, which more tests use.
         invalid: samples with a regular expression for the error; see :func:`wrong_calls`.
-        overload_calls: the registered operators with a sample's arguments, for opcheck.
+        operator: calls the registered operator, where the function does not always call it.
         resized_samples: one call with several batch and spatial sizes, for torch.compile.
         batched: whether it has a batching rule; otherwise ``torch.vmap`` is a loop, about which torch warns.
         autocasts: whether it computes in autocast's dtype; otherwise autocast has no effect.
@@ -88,7 +89,7 @@ class Operator:
     absolute: Callable[[Sample], Sample] | None = None
     samples: Callable[[], Iterable[Sample]] = tuple
     invalid: Callable[[], Iterable[tuple[Sample, str]]] = tuple
-    overload_calls: Callable[[Sample], Iterator[tuple[torch._ops.OpOverload, tuple]]] | None = None
+    operator: Callable[[Sample], Tensor] | None = None
     resized_samples: Callable[[], Iterable[Sample]] = tuple
     batched: bool = True
     autocasts: bool = True
@@ -101,6 +102,38 @@ class Operator:
     def results(self, sample: Sample) -> list[Tensor]:
         """The output and, if the operator has them, the gradients."""
         return results(self.call, sample) if self.differentiable else [self.call(sample)]
+
+    def overload_calls(self, sample: Sample) -> list[tuple[torch._ops.OpOverload, tuple]]:
+        """The registered operators with a sample's arguments: forward, backward, backward of one gradient.
+
+        The gradient of the output is one everywhere.
+        """
+        leaves = sample.leaves()
+        with _Recorder() as recorder:
+            output = (self.operator or self.call)(leaves)
+            torch.autograd.grad(output, leaves.given, torch.ones_like(output))
+        calls = [recorder.calls[0]]
+        forward = calls[0][0].name().removeprefix("dcnzoo::")
+        for overload, arguments in recorder.calls[1:]:
+            if overload.name() == f"dcnzoo::_{forward}_backward":
+                *others, last = (a.detach() if isinstance(a, Tensor) else a for a in arguments)
+                calls.append((overload, (*others, last)))
+                if isinstance(last, list) and len(last) > 1 and last[0] is True:  # the gradients to compute
+                    calls.append((overload, (*others, [i == 1 for i in range(len(last))])))
+        return calls
+
+
+class _Recorder(TorchDispatchMode):
+    """Records the calls of dcnzoo's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch._ops.OpOverload, tuple]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "dcnzoo":
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
 
 
 def ramp(like: Tensor) -> Tensor:
@@ -126,6 +159,10 @@ def operators(differentiable: bool = True) -> list[Operator]:
             Operator(module.NAME, **{name: getattr(module, name) for name in asked if hasattr(module, name)})
         ]
     return [op for op in found if op.differentiable or not differentiable]
+
+
+def call_function(function: Callable[..., Tensor], sample: Sample) -> Tensor:
+    return function(*sample.tensors, **sample.kwargs)
 
 
 def absolute_at(*places: int) -> Callable[[Sample], Sample]:
@@ -180,6 +217,30 @@ def emptied(rng: Random, sizes: tuple[int, ...]) -> tuple[int, ...]:
 def random_name(rng: Random, nothing: str) -> str:
     """A name. It seeds the tensors' random numbers."""
     return f"zero {nothing}" if nothing else str(rng.randint(0, 2**16))
+
+
+# Memory layouts of a tensor, with the same values
+
+
+def strided(tensor: Tensor) -> Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 2 else tensor
+
+
+def offset_by_one(tensor: Tensor) -> Tensor:
+    """A tensor that does not start at the beginning of an allocation."""
+    padded = torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])
+    return padded[1:].view(tensor.shape)
+
+
+LAYOUTS = (strided, transposed, channels_last, offset_by_one)
 
 
 def is_plain_convolution(sample: Sample) -> bool:

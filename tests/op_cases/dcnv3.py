@@ -1,6 +1,7 @@
 """Samples of dcnv3: the tensors are (input, offset, mask)."""
 
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -10,27 +11,26 @@ import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 from dcnzoo.ops.geometry import deform_attn_points
 
-from . import CHANNELS, Sample, absolute_at, emptied, output_size, per_axis, random_name, wrong_calls
+from . import (
+    CHANNELS,
+    Sample,
+    absolute_at,
+    call_function,
+    emptied,
+    output_size,
+    per_axis,
+    random_name,
+    wrong_calls,
+)
 
 NAME = "dcnv3"
+call = partial(call_function, dcnzoo.ops.dcnv3)
 can_be_zero = ("size", "kernel", "group", "channels")
 absolute = absolute_at(0, 2)
 
 
-def call(sample: Sample) -> torch.Tensor:
-    return dcnzoo.ops.dcnv3(*sample.tensors, **sample.kwargs)
-
-
 def reference(sample: Sample) -> torch.Tensor:
     return oracle.dcnv3(*sample.tensors, *geometry(sample))
-
-
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    arguments = geometry(sample)
-    yield torch.ops.dcnzoo.dcnv3.default, (*sample.leaves().tensors, *arguments)
-    grad = torch.ones_like(reference(sample))
-    for wanted in ([True] * 3, [False, True, False]):
-        yield torch.ops.dcnzoo._dcnv3_backward.default, (grad, *sample.tensors, *arguments, wanted)
 
 
 def resized_samples() -> Iterator[Sample]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import torch
@@ -10,27 +11,16 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample, dcnv3, wrong_calls
+from . import Sample, call_function, dcnv3, wrong_calls
 from .dcnv3 import can_be_zero as can_be_zero
 from .dcnv3 import geometry
 
 NAME = "dcnv4"
-
-
-def call(sample: Sample) -> torch.Tensor:
-    return dcnzoo.ops.dcnv4(*sample.tensors, **sample.kwargs)
+call = partial(call_function, dcnzoo.ops.dcnv4)
 
 
 def reference(sample: Sample) -> torch.Tensor:
     return oracle.dcnv4(*sample.tensors, *geometry(sample))
-
-
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    arguments = geometry(sample)
-    yield torch.ops.dcnzoo.dcnv4.default, (*sample.leaves().tensors, *arguments)
-    grad = torch.ones_like(reference(sample))
-    for wanted in ([True] * 2, [False, True]):
-        yield torch.ops.dcnzoo._dcnv4_backward.default, (grad, *sample.tensors, *arguments, wanted)
 
 
 def resized_samples() -> Iterator[Sample]:

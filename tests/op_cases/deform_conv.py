@@ -17,6 +17,7 @@ from . import (
     Operator,
     Sample,
     absolute_at,
+    call_function,
     emptied,
     output_size,
     per_axis,
@@ -38,12 +39,8 @@ def rank_of(sample: Sample) -> int:
     return sample.tensors[1].dim() - 2
 
 
-def call_by_name(name: str, sample: Sample) -> torch.Tensor:
-    return getattr(dcnzoo.ops, name)(*sample.tensors, **sample.kwargs)
-
-
 def call(sample: Sample) -> torch.Tensor:
-    return call_by_name(f"deform_conv{rank_of(sample)}d", sample)
+    return call_function(getattr(dcnzoo.ops, f"deform_conv{rank_of(sample)}d"), sample)
 
 
 def geometry(sample: Sample, **defaults: int) -> list[tuple[int, ...]]:
@@ -57,15 +54,11 @@ def reference(sample: Sample) -> torch.Tensor:
     return oracle.deform_conv(*sample.tensors, *lists, sample.kwargs.get("groups", 1))
 
 
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    """The registered operators and their arguments for a sample: forward, then backward."""
-    arguments = [list(v) for v in geometry(sample, stride=1, padding=0, dilation=1)]
-    arguments += [sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step")]
-    yield torch.ops.dcnzoo.deform_conv.default, (*sample.leaves().tensors, *arguments)
-    *tensors, _bias = sample.tensors
-    grad = torch.ones_like(reference(sample))
-    wanted = [t is not None for t in sample.tensors]
-    yield torch.ops.dcnzoo._deform_conv_backward.default, (grad, *tensors, *arguments, wanted)
+def call_operator(sample: Sample) -> torch.Tensor:
+    """The operator, also without offset and mask, where the function calls torch's convolution."""
+    lists = geometry(sample, stride=1, padding=0, dilation=1)
+    numbers = (sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step"))
+    return torch.ops.dcnzoo.deform_conv(*sample.tensors, *lists, *numbers)
 
 
 def tensors_of(
@@ -112,17 +105,22 @@ def make(
     mask_groups: int | None = 1,
     bias: bool = True,
     spread: float = 2.0,
+    transposed: bool = False,
     **kwargs,
 ) -> Sample:
     def per_axis(key: str, default: int) -> tuple[int, ...]:
         value = kwargs.get(key, default)
         return (value,) * len(kernel) if isinstance(value, int) else value
 
-    stride, padding, dilation = per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1)
-    out = tuple(output_size(size, kernel, stride, padding, dilation))
-    input, weight = (batch, channels, *size), (out_channels, channels // kwargs.get("groups", 1), *kernel)
-    tensors = tensors_of(name, input, weight, out, out_channels, offset_groups, mask_groups, bias, spread)
-    return Sample(name, tensors, kwargs)
+    groups = kwargs.get("groups", 1)
+    if transposed:
+        fields, weight = size, (channels, out_channels // groups, *kernel)
+    else:
+        geometry = (per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1))
+        fields, weight = output_size(size, kernel, *geometry), (out_channels, channels // groups, *kernel)
+    shapes = ((batch, channels, *size), weight, fields)
+    numbers = (out_channels, offset_groups, mask_groups)
+    return Sample(name, tensors_of(name, *shapes, *numbers, bias, spread), kwargs)
 
 
 def samples(rank: int = 2) -> Iterator[Sample]:
@@ -300,14 +298,14 @@ def operator(name: str, rank: int, module) -> Operator:
     """The operator of this name and rank that a module with these functions describes."""
     return Operator(
         name,
-        partial(call_by_name, name),
+        partial(call_function, getattr(dcnzoo.ops, name)),
         module.reference,
         partial(module.random_sample, rank),
         CAN_BE_ZERO,
         absolute_at(0, 1, 3, 4),
         partial(module.samples, rank),
         partial(module.invalid, rank),
-        module.overload_calls,
+        getattr(module, "call_operator", None),
         partial(module.resized_samples, rank),
     )
 

@@ -6,21 +6,20 @@ from functools import partial
 
 import torch
 
+import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Operator, Sample, wrong_calls
+from . import Operator, Sample, call_function, deform_conv, wrong_calls
 from .deform_conv import (
     ASYMMETRIC,
     KERNEL,
     NAMES,
     SIZE,
-    call_by_name,
     geometry,
     operator,
     random_convolution,
     rank_of,
     rows_of_both,
-    tensors_of,
 )
 
 # Smaller than the stride, except on one axis of rank 3, where a larger dilation allows it.
@@ -28,7 +27,7 @@ OUTPUT_PADDING = {1: (1,), 2: (1, 0), 3: (1, 0, 2)}
 
 
 def call(sample: Sample) -> torch.Tensor:
-    return call_by_name(f"deform_conv_transpose{rank_of(sample)}d", sample)
+    return call_function(getattr(dcnzoo.ops, f"deform_conv_transpose{rank_of(sample)}d"), sample)
 
 
 def reference(sample: Sample) -> torch.Tensor:
@@ -36,31 +35,7 @@ def reference(sample: Sample) -> torch.Tensor:
     return oracle.deform_conv_transpose(*sample.tensors, *lists, sample.kwargs.get("groups", 1))
 
 
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    lists = [list(v) for v in geometry(sample, stride=1, padding=0, output_padding=0, dilation=1)]
-    lists[2] = [min(lists[2][a], lists[0][a] - 1) for a in range(len(lists[0]))]
-    arguments = (*lists, sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step"))
-    yield torch.ops.dcnzoo.deform_conv_transpose.default, (*sample.leaves().tensors, *arguments)
-
-
-def make(
-    name: str,
-    batch: int = 2,
-    channels: int = 4,
-    out_channels: int = 6,
-    size: tuple[int, ...] = (5, 7),
-    kernel: tuple[int, ...] = (3, 2),
-    offset_groups: int | None = 1,
-    mask_groups: int | None = 1,
-    bias: bool = True,
-    spread: float = 2.0,
-    **kwargs,
-) -> Sample:
-    input, weight = (batch, channels, *size), (channels, out_channels // kwargs.get("groups", 1), *kernel)
-    tensors = tensors_of(name, input, weight, size, out_channels, offset_groups, mask_groups, bias, spread)
-    return Sample(name, tensors, kwargs)
-
-
+make = partial(deform_conv.make, channels=4, out_channels=6, size=(5, 7), transposed=True)
 random_sample = partial(random_convolution, make, True)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import torch
@@ -10,21 +11,15 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample, normal, roi_align, wrong_calls
+from . import Sample, call_function, normal, roi_align, wrong_calls
 from .roi_align import absolute as absolute
 from .roi_align import can_be_zero as can_be_zero
 from .roi_align import random_regions, region_rows
 
 NAME = "deform_roi_pool"
+call = partial(call_function, dcnzoo.ops.deform_roi_pool)
+reference = partial(call_function, oracle.deform_roi_pool)
 batched = autocasts = continuous = False
-
-
-def call(sample: Sample) -> torch.Tensor:
-    return dcnzoo.ops.deform_roi_pool(*sample.tensors, **sample.kwargs)
-
-
-def reference(sample: Sample) -> torch.Tensor:
-    return oracle.deform_roi_pool(*sample.tensors, **sample.kwargs)
 
 
 def make(name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: int = 3, **kwargs) -> Sample:
@@ -52,15 +47,6 @@ def samples() -> Iterator[Sample]:
     yield make("34 channels", size=(5, 70), channels=34)
     yield make("40 RoIs", rois=40, channels=4)
     yield make("no channels", channels=0)
-
-
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    arguments = (0.5, sample.kwargs.get("sampling_ratio", 0), sample.kwargs.get("gamma", 0.1))
-    yield torch.ops.dcnzoo.deform_roi_pool.default, (*sample.leaves().tensors, 3, 2, *arguments)
-    grad = torch.ones_like(reference(sample))
-    for wanted in ([True, True], [True, False], [False, True]):
-        backward = torch.ops.dcnzoo._deform_roi_pool_backward.default
-        yield backward, (grad, *sample.tensors, *arguments, wanted)
 
 
 def resized_samples() -> Iterator[Sample]:

@@ -29,13 +29,6 @@ def reference(sample: Sample) -> torch.Tensor:
     return oracle.ms_deform_attn(*arguments(sample))
 
 
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    yield torch.ops.dcnzoo.ms_deform_attn.default, arguments(sample.leaves())
-    grad = torch.ones_like(reference(sample))
-    for wanted in ([True] * 3, [False, True, False]):
-        yield torch.ops.dcnzoo._ms_deform_attn_backward.default, (grad, *arguments(sample), wanted)
-
-
 def resized_samples() -> Iterator[Sample]:
     # the first call's sizes all differ: torch.compile would treat equal sizes as one symbol
     for batch, queries in ((9, 7), (8, 11), (5, 14)):

@@ -1,25 +1,18 @@
 """Random calls of nms: the tensors are (boxes, scores)."""
 
+from functools import partial
 from random import Random
-
-from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.ops import reference_boxes
 
-from . import Sample, normal
+from . import Sample, call_function, normal
 from .roi_align import random_boxes
 
 NAME = "nms"
+call = partial(call_function, dcnzoo.ops.nms)
+reference = partial(call_function, reference_boxes.nms)
 differentiable = continuous = False
-
-
-def call(sample: Sample) -> Tensor:
-    return dcnzoo.ops.nms(*sample.tensors, **sample.kwargs)
-
-
-def reference(sample: Sample) -> Tensor:
-    return reference_boxes.nms(*sample.tensors, **sample.kwargs)
 
 
 def random_sample(rng: Random, nothing: str) -> Sample:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 
 import torch
@@ -11,20 +12,24 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import CHANNELS, Sample, absolute_at, emptied, normal, per_axis, random_name, wrong_calls
+from . import (
+    CHANNELS,
+    Sample,
+    absolute_at,
+    call_function,
+    emptied,
+    normal,
+    per_axis,
+    random_name,
+    wrong_calls,
+)
 
 NAME = "roi_align"
+call = partial(call_function, dcnzoo.ops.roi_align)
+reference = partial(call_function, oracle.roi_align)
 batched = autocasts = continuous = False
 can_be_zero = ("images", "channels", "size", "bins")
 absolute = absolute_at(0)
-
-
-def call(sample: Sample) -> Tensor:
-    return dcnzoo.ops.roi_align(*sample.tensors, **sample.kwargs)
-
-
-def reference(sample: Sample) -> Tensor:
-    return oracle.roi_align(*sample.tensors, **sample.kwargs)
 
 
 def make(
@@ -83,17 +88,6 @@ def samples() -> Iterator[Sample]:
         yield make(f"{mode}, 33 channels", size=(5, 70), channels=33, pool_mode=mode)
         yield make(f"{mode}, 40 RoIs", rois=40, channels=10, pool_mode=mode)
     yield make("no channels", channels=0)
-
-
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    input, rois = sample.leaves().tensors
-    kwargs = sample.kwargs
-    mode = int(kwargs.get("pool_mode", "avg") == "avg")
-    arguments = (0.5, kwargs.get("sampling_ratio", 0), mode, kwargs.get("aligned", True))
-    yield torch.ops.dcnzoo.roi_align.default, (input, rois, 3, 2, *arguments)
-    output, *argmax = torch.ops.dcnzoo.roi_align(input.detach(), rois, 3, 2, *arguments)
-    backward = torch.ops.dcnzoo._roi_align_backward.default
-    yield backward, (torch.ones_like(output), rois, *argmax, list(input.shape), *arguments)
 
 
 def resized_samples() -> Iterator[Sample]:

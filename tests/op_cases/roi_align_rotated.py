@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import torch
@@ -12,21 +13,15 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample, normal, roi_align, wrong_calls
+from . import Sample, call_function, normal, roi_align, wrong_calls
 from .roi_align import absolute as absolute
 from .roi_align import can_be_zero as can_be_zero
 from .roi_align import random_regions, region_rows
 
 NAME = "roi_align_rotated"
+call = partial(call_function, dcnzoo.ops.roi_align_rotated)
+reference = partial(call_function, oracle.roi_align_rotated)
 batched = autocasts = continuous = False
-
-
-def call(sample: Sample) -> Tensor:
-    return dcnzoo.ops.roi_align_rotated(*sample.tensors, **sample.kwargs)
-
-
-def reference(sample: Sample) -> Tensor:
-    return oracle.roi_align_rotated(*sample.tensors, **sample.kwargs)
 
 
 def turned(rois: Tensor, angle: Tensor) -> Tensor:  # [K, 5], [K] -> [K, 6]
@@ -62,21 +57,6 @@ def samples() -> Iterator[Sample]:
     yield make("257 channels", size=(3, 4), channels=257)
     yield make("40 RoIs", rois=40, channels=10)
     yield make("no channels", channels=0)
-
-
-def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
-    input, rois = sample.leaves().tensors
-    kwargs = sample.kwargs
-    arguments = (
-        0.5,
-        kwargs.get("sampling_ratio", 0),
-        kwargs.get("aligned", True),
-        kwargs.get("clockwise", False),
-    )
-    yield torch.ops.dcnzoo.roi_align_rotated.default, (input, rois, 3, 2, *arguments)
-    grad = input.new_ones(len(rois), input.shape[1], 3, 2)
-    backward = torch.ops.dcnzoo._roi_align_rotated_backward.default
-    yield backward, (grad, rois, list(input.shape), *arguments)
 
 
 def resized_samples() -> Iterator[Sample]:

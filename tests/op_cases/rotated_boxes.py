@@ -1,5 +1,6 @@
 """Random calls of box_iou_rotated and nms_rotated: the tensors are (boxes1, boxes2), and (boxes, scores)."""
 
+from functools import partial
 from random import Random
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.ops import reference_boxes
 
-from . import Operator, Sample, normal
+from . import Operator, Sample, call_function, normal
 
 
 def overlapping_boxes(count: int, seed: int = 0, dtype=torch.float64):
@@ -47,15 +48,11 @@ def random_candidates(rng: Random, nothing: str) -> Sample:
     return Sample("", (random_rotated_boxes(rng, count), scores), settings)
 
 
-def nms_reference(sample: Sample) -> Tensor:
-    return reference_boxes.nms_rotated(*sample.tensors, **sample.kwargs)
-
-
 OPERATORS = [
     Operator(
         "box_iou_rotated",
-        lambda sample: dcnzoo.ops.box_iou_rotated(*sample.tensors, **sample.kwargs),
-        lambda sample: reference_boxes.box_iou_rotated(*sample.tensors, **sample.kwargs),
+        partial(call_function, dcnzoo.ops.box_iou_rotated),
+        partial(call_function, reference_boxes.box_iou_rotated),
         random_pair,
         # rounding errors scale with a whole box, not with the intersection: use equal boxes
         absolute=lambda sample: sample.map(torch.ones_like),
@@ -63,8 +60,8 @@ OPERATORS = [
     ),
     Operator(
         "nms_rotated",
-        lambda sample: dcnzoo.ops.nms_rotated(*sample.tensors, **sample.kwargs),
-        nms_reference,
+        partial(call_function, dcnzoo.ops.nms_rotated),
+        partial(call_function, reference_boxes.nms_rotated),
         random_candidates,
         differentiable=False,
         continuous=False,

@@ -36,7 +36,7 @@ def test_in_half_precision_and_channels_last():
 
 def test_only_this_gradient_is_left_to_it(monkeypatch):
     sample = deform_conv.make("part", padding=1)
-    *_, (_, arguments) = deform_conv.overload_calls(sample)
+    _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
     asked = []
 
     def compiled(*arguments):
