@@ -18,6 +18,15 @@ pytestmark = pytest.mark.slow
 
 PACKAGE = str(Path(dcnzoo.__file__).parent) + "/"
 FRUITS = "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts"
+FLOORS = (
+    "cli", "diagnosis", "report", "zoo", "models", "openmmlab", "export", "data", "detect", "compat",
+    "backbones", "layers", "ops", "utils",
+)  # fmt: skip
+# What a floor calls that a higher one has handed to it: hooks, patches, tensors that watch a call
+CALLBACKS = {
+    ("compat", "openmmlab"), ("compat", "export"), ("detect", "openmmlab"), ("export", "openmmlab"),
+    ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"), ("ops", "openmmlab"),
+}  # fmt: skip
 
 
 def ways():
@@ -28,22 +37,34 @@ def ways():
 
 @contextmanager
 def followed():
-    """Yield the files of dcnzoo that are called, in the order of the first call."""
-    files, importing = {}, 0
+    """Yield the files of dcnzoo that are called, in the order of the first call, and the calls upwards."""
+    files, upwards, importing = {}, set(), 0
+
+    def name(frame):
+        path = frame.f_code.co_filename
+        return path[len(PACKAGE) :] if path.startswith(PACKAGE) else None
 
     def follow(frame, event, _):
         nonlocal importing
-        path = frame.f_code.co_filename
-        if not path.startswith(PACKAGE) or event not in ("call", "return"):
+        file = name(frame)
+        if file is None or event not in ("call", "return"):
             return
         if frame.f_code.co_name == "<module>":
             importing += 1 if event == "call" else -1
         elif event == "call" and not importing:
-            files[path.removeprefix(PACKAGE)] = None
+            files.setdefault(file, None)
+            caller = frame.f_back
+            while caller and not name(caller):
+                caller = caller.f_back
+            above, below = (
+                each.split("/")[0].removesuffix(".py") for each in (file, (caller and name(caller)) or file)
+            )
+            if {above, below} <= set(FLOORS) and FLOORS.index(above) < FLOORS.index(below):
+                upwards.add((below, above))
 
     sys.setprofile(follow)
     try:
-        yield files
+        yield files, upwards
     finally:
         sys.setprofile(None)
 
@@ -64,7 +85,8 @@ def test_ways(tmp_path):
     described = ways()
     assert described.keys() == commands.keys()
     for name, command in commands.items():
-        with followed() as files:
+        with followed() as (files, upwards):
             run(*command)
         assert len(described[name]) <= 12
         assert [file for file in files if file in described[name]] == described[name], name
+        assert upwards <= CALLBACKS, name
