@@ -100,11 +100,8 @@ def size_of(path):
 @pytest.mark.parametrize("path", INTERN_IMAGE, ids=lambda path: path.stem)
 def test_config(path):
     cfg = Config.fromfile(path)
-    backbone, dino, flash = (
-        cfg.model.backbone,
-        path.stem.startswith("dino"),
-        path.parent.name.startswith("flash"),
-    )
+    backbone = cfg.model.backbone
+    dino, flash = path.stem.startswith("dino"), path.parent.name.startswith("flash")
     assert cfg.custom_imports.imports == ["dcnzoo.models"]
     assert backbone.type == ("FlashInternImage" if flash else "InternImage")
     widths = [backbone.channels * 2**i for i in range(4)]
@@ -179,12 +176,7 @@ def build_listed(model: index.Model) -> torch.nn.Module:
     return demo.build(Config.fromfile(model.config).model, "meta")
 
 
-def deformable_layers(detector: torch.nn.Module) -> list[str]:
-    """Names of the modules that are deformable convolutions."""
-    return [n for n, m in detector.named_modules() if isinstance(m, DeformConv2d | ModulatedDeformConv2d)]
-
-
-# deformable_layers does not find the functions that SAC (detectors) and TOOD call, the teacher of LD, or
+# Their classes do not show the functions that SAC (detectors) and TOOD call, the teacher of LD, or
 # RoI pooling. GLIP needs a language model. BoxInst and Swin cannot be built on the meta device.
 OTHERS = ("boxinst", "detectors", "glip", "ld", "tood")
 
@@ -210,8 +202,8 @@ FIRST = {m.config.parent.name: m for m in reversed(BUILT) if m.config.parent.nam
     ids=lambda model: model.name,
 )
 def test_the_model_holds_what_the_config_is_said_to(model):
-    layers = deformable_layers(build_listed(model))
-    parts = {name.partition(".")[0] for name in layers}
+    layers = DeformConv2d | ModulatedDeformConv2d
+    parts = {n.partition(".")[0] for n, m in build_listed(model).named_modules() if isinstance(m, layers)}
     parts = {part if part in ("backbone", "neck") else "head" for part in parts}
     assert parts == set(description.describe(model).operators)
 

@@ -31,9 +31,6 @@ from ..zoo.server import Served, serving
     [
         ("a.JPG", "a picture"),
         ("a.py", "a config"),
-        ("a.json", "a JSON file"),
-        ("a.onnx", "an exported detector"),
-        ("a.pt2", "an exported detector"),
         ("a", "another file"),
     ],
 )
@@ -43,8 +40,7 @@ def test_other_files_are_called_by_their_kind(tmp_path, name, kind):
         load_file(tmp_path / name)
     arguments = ["export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path / name]
     assert kind in (message := error_of(*arguments)) and ("--test-img" in message) == (name == "a.JPG")
-    for command in ("test", "export"):
-        assert "folder" in error_of(command, "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
+    assert "folder" in error_of("test", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
@@ -67,7 +63,7 @@ def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
     torch.save(Harmful(folder), harmful, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=REFUSED):
         CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         load_checkpoint(nn.Linear(2, 1), str(tmp_path / "none.pth"))
     for content in (b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut off"):
         harmful.write_bytes(content)
@@ -148,24 +144,15 @@ def test_map_location(tmp_path):
 
 def test_published_files_load(tmp_path):
     """The content of MMDetection 2 and 3 checkpoints: mmengine's log, numpy 1 and 2 scalars, text configs."""
-    log = HistoryBuffer([1.0, 3.0], [1, 1])
     meta = {
-        "CLASSES": ("bent", "straight"),
-        "PALETTE": [(0, 1, 2)],
-        "env_info": "sys.platform: linux",
         "config": "model = dict(type='FasterRCNN')",
         "hook_msgs": {"best_score": np.float64(0.41), "last_ckpt": "epoch_12.pth"},
-        "seed": None,
         "iter": np.int64(7),
         "palette": np.arange(6, dtype=np.uint8).reshape(2, 3),
     }
-    content = {
-        "meta": meta,
-        "state_dict": {"weight": torch.ones(1, 2)},
-        "message_hub": {"log_scalars": {"loss": log}},
-    }
+    hub = {"log_scalars": {"loss": HistoryBuffer([1.0, 3.0], [1, 1])}}
     path = tmp_path / "x.pth"
-    torch.save(content, path, _use_new_zipfile_serialization=False)
+    torch.save({"meta": meta, "message_hub": hub}, path, _use_new_zipfile_serialization=False)
     written = path.read_bytes()
     assert b"numpy._core.multiarray" in written
     # in pickle protocol 2, a newline ends a module's name
@@ -180,17 +167,6 @@ def test_published_files_load(tmp_path):
 # Backbone weights by name, without torchvision and without network
 
 
-# the first weights (V1) in torchvision.models
-TORCHVISION = {
-    "resnet18": "f37072fd",
-    "resnet50": "0676ba61",
-    "resnext50_32x4d": "7cdf4587",
-    "wide_resnet50_2": "95faca4d",
-    "vgg16_bn": "6c64b313",
-    "mobilenet_v2": "b0353104",
-}
-
-
 def test_names(asked):
     def ask(*names):
         asked.clear()
@@ -198,9 +174,10 @@ def test_names(asked):
             CheckpointLoader.load_checkpoint(name, logger="silent")
         return asked
 
-    for name, digits in TORCHVISION.items():
-        names = (f"torchvision://{name}", f"modelzoo://{name}", f"torchvision://{name}.imagenet1k_v1")
-        assert ask(*names) == [f"https://download.pytorch.org/models/{name}-{digits}.pth"] * 3
+    names = ("torchvision://resnet50", "modelzoo://resnet50", "torchvision://resnet50.imagenet1k_v1")
+    assert (
+        ask(*names) == ["https://download.pytorch.org/models/resnet50-0676ba61.pth"] * 3
+    )  # V1 of torchvision
     address = "https://download.openmmlab.com/pretrain/third_party/resnext101_32x4d-a5af3160.pth"
     assert ask("open-mmlab://resnext101_32x4d", "openmmlab://resnext101_32x4d") == [address] * 2
     # every name in MMDetection's configs

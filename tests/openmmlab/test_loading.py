@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import cv2
@@ -16,14 +14,13 @@ from mmengine.config import Config
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.runner import build_runner
+from dcnzoo.openmmlab.runner import build_runner, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
 from ..commands import invoke
 from ..demo import DEFORMABLE, PLAIN
-from ..distributed.launching import environment, settings
-from ..processes import ROOT
+from ..distributed.launching import settings, start
 from .test_weights import build
 
 OPTION = "model.backbone.dcn=v2"
@@ -79,13 +76,6 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
     assert status == (1 if command == "explain" else 0), output
 
 
-def test_training_does_not_start_from_a_part(run, tmp_path):
-    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
-    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
-    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
-    assert not list((tmp_path / "work").glob("*.pth"))
-
-
 def test_classes_are_known_without_the_data(run, folder, tmp_path):
     status, output = run("infer", DEFORMABLE, "a.png", *WEIGHTS, "--out", tmp_path)
     assert status == 0, output
@@ -109,14 +99,13 @@ def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
     ("text", "expected"),
     [("model = dict(\n  a=)", "SyntaxError"), ("x = 1\nmodel = dict(a=undefined)", "undefined")],
 )
-def test_errors_in_a_config_name_its_file(run, tmp_path, text, expected):
+def test_errors_in_a_config_name_its_file(tmp_path, text, expected):
     base, config = tmp_path / "base.py", tmp_path / "mine.py"
     base.write_text(text)
     config.write_text("_base_ = './base.py'\n")
     for path in (base, config):
-        status, output = run("train", path, "--work-dir", tmp_path / "work")
-        assert status == 1 and f"{base}, line 2" in output and expected in output, output
-        assert len(output.strip().splitlines()) == 1
+        with pytest.raises(UserError, match=rf"^config: {base}, line 2: .*{expected}"):
+            read_config_file(path)
 
 
 def test_a_work_dir_that_is_a_file(run, tmp_path):
@@ -127,17 +116,9 @@ def test_a_work_dir_that_is_a_file(run, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_work_dir_that_cannot_be_written(run, tmp_path, monkeypatch):
-    def refuse(path, *args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", refuse)  # root may write anywhere
-        with (
-            pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}/work.*denied"),
-            lock_work_dir(tmp_path / "work"),
-        ):
-            pass
+def test_a_work_dir_that_cannot_be_written():
+    with pytest.raises(UserError, match=r"^--work-dir: .*/proc/work"), lock_work_dir("/proc/work"):
+        pass
 
 
 def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch):
@@ -187,10 +168,7 @@ with lock_work_dir(sys.argv[1]):
 
 
 def test_the_lock_ends_with_the_process(tmp_path, monkeypatch):
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)],
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start(sys.executable, "-c", HOLDER, tmp_path)
     assert process.stdout.readline() == "held\n"
     with monkeypatch.context() as patch:
         patch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)

@@ -28,14 +28,10 @@ class Model(BaseModel):
     def __init__(self, *kinds, masks=()):
         super().__init__()
         options = dict(in_channels=4, out_channels=4, kernel_size=3, padding=1)
-        self.layers = nn.ModuleDict(
-            {
-                kind if isinstance(kind, str) else kind.__name__: (
-                    MODELS.build(dict(type=kind, **options)) if isinstance(kind, str) else kind(4, group=1)
-                )
-                for kind in kinds
-            }
-        )
+        self.layers = nn.ModuleDict()
+        for kind in kinds:
+            layer = MODELS.build(dict(type=kind, **options)) if isinstance(kind, str) else kind(4, group=1)
+            self.layers[type(layer).__name__] = layer
         self.masks, self.other = masks, nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs, mode):

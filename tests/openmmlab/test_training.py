@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import re
-import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from rich.console import Console
@@ -40,44 +40,24 @@ from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
 from dcnzoo.openmmlab.testing import InstanceTTAModel
 from dcnzoo.openmmlab.training import set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
-from dcnzoo.utils.files import require_file
 from dcnzoo.utils.progress import TimeLeft, make_progress
 
 from ..demo import PLAIN
 
 
 def test_damage_is_noticed(tmp_path):
-    """Detects every changed bit that changes the content, and every truncated archive."""
-    path, file, legacy = tmp_path / "x.pth", io.BytesIO(), io.BytesIO()
-    weight = torch.arange(300.0)
-    state = {"weight": weight, "meta": {"epoch": 3}}
-    torch.save(state, file)
-    torch.save(state, legacy, _use_new_zipfile_serialization=False)  # the format of torch 1.5
-    plain, legacy = file.getvalue(), legacy.getvalue()
-
-    def is_accepted(content, **options):
-        path.write_bytes(content)
-        try:
-            found = load_file(path, **options)
-        except CheckpointError:
-            return False
-        assert found["meta"] == {"epoch": 3} and (
-            found["weight"].is_meta or torch.equal(found["weight"], weight)
-        )
-        return True
-
-    assert is_accepted(plain) and is_accepted(legacy)
-    changed = bytearray(plain)
-    changed[plain.index(weight[100].numpy().tobytes())] ^= 4
-    assert not is_accepted(changed) and not is_accepted(changed, map_location="meta")
-    unnoticed = 0
-    for position in [*range(0, len(plain) - 200, 41), *range(len(plain) - 200, len(plain), 3)]:
-        assert not is_accepted(plain[:position]), position
-        changed = bytearray(plain)
-        changed[position] ^= 1 << position % 8
-        unnoticed += is_accepted(changed)  # padding, dates and the like
-    assert unnoticed < 60
-    assert not is_accepted(bytes(len(plain)))  # zeros, as some file systems leave after a power loss
+    """One bit of a weight, a truncated file, and zeros, as some file systems leave after a power loss."""
+    path, weight = tmp_path / "x.pth", torch.arange(300.0)
+    torch.save({"weight": weight, "meta": {"epoch": 3}}, path)
+    content = path.read_bytes()
+    changed, end = bytearray(content), len(content)
+    changed[content.index(weight[100].numpy().tobytes())] ^= 4
+    lengths = [*range(0, end - 200, 41), *range(end - 200, end, 3)]
+    for damaged in (changed, bytes(end), *(content[:length] for length in lengths)):
+        path.write_bytes(damaged)
+        for location in ("cpu", "meta"):
+            with pytest.raises(CheckpointError):
+                load_file(path, map_location=location)
 
 
 NUMBERS = itertools.count()  # runs with the same name in the same second would share a logger
@@ -126,6 +106,22 @@ def make_runner(work_dir, name, model=None, epochs=4, values=range(3), **changes
     return Runner(model or Model(), str(work_dir), **{**settings, **changes})
 
 
+class Score(BaseMetric):
+    """A metric that returns the model's weight, which increases if not interrupted."""
+
+    interrupted_at = 0
+    calls = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(data_samples[0]))
+
+    def compute_metrics(self, results):
+        type(self).calls += 1
+        if self.calls == self.interrupted_at:
+            raise KeyboardInterrupt
+        return {"score": results[0]}
+
+
 def train(work_dir, name, max_keep_ckpts=2, best=False, **kwargs):
     hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
     if best:
@@ -147,23 +143,13 @@ def test_only_the_last_checkpoints_stay(tmp_path, keep):
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
 
 
-class Weights(BaseMetric):
-    """Records the weight that predicted."""
-
-    def process(self, data_batch, data_samples):
-        self.results.append(float(data_samples[0]))
-
-    def compute_metrics(self, results):
-        return {"weight": results[0]}
-
-
 def test_a_test_after_a_training_uses_the_average(tmp_path):
     """As the checkpoint does: each ``before_run`` of mmengine's EMAHook starts a new average."""
     hook = {"type": "EMAHook", "momentum": 0.5}
-    runner = make_runner(tmp_path, "average", test_evaluator=Evaluator([Weights()]), custom_hooks=[hook])
+    runner = make_runner(tmp_path, "average", test_evaluator=Evaluator([Score()]), custom_hooks=[hook])
     runner.train()
     saved = load_file(tmp_path / "epoch_4.pth")["state_dict"]["weight"]
-    assert runner.test() == runner.test() == {"weight": saved.item()}
+    assert runner.test() == runner.test() == {"score": saved.item()}
     assert runner.model.weight.item() != saved.item()  # the raw weights are restored
 
 
@@ -225,22 +211,6 @@ def test_which_checkpoint_is_the_last(tmp_path):
     assert began(train(work, "nothing is there", resume=True)) == 0
 
 
-class Score(BaseMetric):
-    """A metric that returns the model's weight: 1, 2, 3, … if not interrupted."""
-
-    interrupted_at = 0
-    calls = 0
-
-    def process(self, data_batch, data_samples):
-        self.results.append(float(data_samples[0]))
-
-    def compute_metrics(self, results):
-        type(self).calls += 1
-        if self.calls == self.interrupted_at:
-            raise KeyboardInterrupt
-        return {"score": results[0]}
-
-
 class Death(BaseException):
     """Ends the process while a hook runs."""
 
@@ -296,29 +266,20 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interr
     assert Score.calls == 5, "what is done is not done again"
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    """If the file is a checkpoint, the error names --resume."""
-    (tmp_path / "x.pth").write_bytes(b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(UserError, match=rf"^{tmp_path}/x.pth .*File too large.*--resume$"):
-            AtomicLocalBackend().put(bytes(5000), tmp_path / "x.pth")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
-    with (
-        open("/dev/full", "wb", buffering=0) as full,
-        pytest.raises(SystemExit, match="No space left"),
-        one_line_errors(),
-    ):
-        full.write(b"log")
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, reason):
+    """The old file stays, and the error names --resume."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"old")
     with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not because the disk is full
-        AtomicLocalBackend().put(b"x", tmp_path / "x.pth" / "y.pth")
+        AtomicLocalBackend().put(b"x", path / "y.pth")
     assert "--resume" not in str(error.value)
-    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
-    with pytest.raises(UserError, match=r"no space.*--resume$"):
-        AtomicLocalBackend().put(b"x", tmp_path / "epoch_1.pth")
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(reason, "no space")))
+    with pytest.raises(UserError, match=rf"^{path} .*no space.*--resume$"):
+        AtomicLocalBackend().put(b"x", path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.pth", b"old")]
+    with pytest.raises(SystemExit, match="no space"), one_line_errors():
+        raise OSError(reason, "no space")
 
 
 # Random numbers
@@ -377,7 +338,8 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
         (0, False, True),
         (0, False, False),
         (2, True, True),
-        *[pytest.param(2, *case, marks=pytest.mark.slow) for case in ((True, False), (False, True))],
+        pytest.param(2, True, False, marks=pytest.mark.slow),
+        pytest.param(2, False, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_draws_what_an_unbroken_one_draws(
@@ -454,7 +416,7 @@ def test_channels_last_is_the_default_on_a_cpu(tmp_path, channels_last, used):
 # Losses
 
 
-@pytest.mark.parametrize(("scaled", "iterations"), [(None, 5), (0, 5), (3, 8)])
+@pytest.mark.parametrize(("scaled", "iterations"), [(None, 5), (3, 8)])
 def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scaled, iterations):
     seen = []
 
@@ -466,20 +428,14 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
         return {"loss_a": loss + 1, "loss_b": loss * 0, "acc": loss * float("nan")}
 
     monkeypatch.setattr(Model, "forward", forward)
+    if scaled:  # as in AmpOptimWrapper on a GPU
+        scaler = SimpleNamespace(is_enabled=lambda: True)
+        monkeypatch.setattr(OptimWrapper, "loss_scaler", scaler, raising=False)
     hooks = {
-        "finite_loss": {"type": "FiniteLossHook", **({} if scaled is None else {"scaled": scaled})},
+        "finite_loss": {"type": "FiniteLossHook", "scaled": scaled or 25},
         "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
     }
     runner = make_runner(tmp_path, f"nan {scaled}", default_hooks=hooks)
-    if scaled is not None:  # as in AmpOptimWrapper on a GPU
-        build = runner.build_optim_wrapper
-
-        def with_scaler(cfg):
-            wrapper = build(cfg)
-            wrapper.loss_scaler = SimpleNamespace(is_enabled=lambda: True)
-            return wrapper
-
-        monkeypatch.setattr(runner, "build_optim_wrapper", with_scaler)
     with pytest.raises(UserError, match=rf"^loss: .*loss_b nan in iteration {iterations}, "):
         runner.train()
     assert len(seen) == iterations
@@ -497,7 +453,7 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     streams = [h.stream for h in handlers]
     runner.train()
     shown = screen.getvalue()
-    assert all(text in shown for text in ("train", "12/12", "loss", "left", "validate"))
+    assert all(text in shown for text in ("train", "12/12", "loss", "left", "val"))
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
     assert [h.stream for h in handlers] == streams
     make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()
@@ -642,15 +598,10 @@ def test_resuming_from_weights_alone(tmp_path):
         runner.train()
 
 
-def test_user_errors_become_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"^first line second line$"), user_errors():
-        raise ValueError("first line\n   second line")
-    for defect in (KeyError("neck"), AttributeError("neck"), TypeError("neck"), NotImplementedError("neck")):
-        with pytest.raises(UserError, match=rf"^{type(defect).__name__}: '?neck'?"), user_errors():
-            raise defect
-    require_file("https://example.org/x.pth", "checkpoint")
-    with pytest.raises(UserError, match=f"checkpoint: .*{tmp_path}"):
-        require_file(str(tmp_path), "checkpoint")
+def test_user_errors_become_one_line():
+    for error, text in ((ValueError("first\n   second"), "first second"), (KeyError("a"), "KeyError: a")):
+        with pytest.raises(UserError, match=f"^{text}"), user_errors():
+            raise error
 
 
 @pytest.mark.parametrize(
