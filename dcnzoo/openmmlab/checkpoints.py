@@ -195,22 +195,15 @@ def enforce_weights_only(changes: Changes) -> None:
         return checkpoint
 
     changes.set(CheckpointLoader, "load_checkpoint", classmethod(load_checkpoint))
-    changes.set_item(CheckpointLoader._schemes, "", load_from_local)
+
+    def load_local(file: Source, map_location: MapLocation = None, *_: object) -> Mapping:
+        file = os.path.expanduser(file) if isinstance(file, str) else file
+        return load_file(file, map_location=map_location)
+
+    changes.set_item(CheckpointLoader._schemes, "", load_local)
     changes.set(loading, "load_url", load_url)
     if hasattr(loading, "_safe_torch_load"):  # onedl-mmengine
-        changes.set(
-            loading,
-            "_safe_torch_load",
-            lambda file, map_location=None, *_: load_file(file, map_location=map_location),
-        )
-
-
-def load_from_local(filename: str, map_location: MapLocation = None) -> Mapping:
-    """Replacement for mmengine's loader of local files; uses :func:`load_file`."""
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such checkpoint", str(path))
-    return load_file(path, map_location=map_location)
+        changes.set(loading, "_safe_torch_load", load_local)
 
 
 def load_url(

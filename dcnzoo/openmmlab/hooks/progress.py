@@ -30,28 +30,28 @@ class ProgressHook(Hook):
         self._start(runner)
         self._begin("train", runner.max_iters, runner.iter)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        loss = runner.message_hub.log_scalars.get("train/loss")
+    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+        if mode != "train":
+            self._begin(mode, len(getattr(runner, f"{mode}_dataloader")))
+
+    def _after_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: object = None,
+        outputs: object = None,
+        mode: str = "train",
+    ) -> None:
+        loss = runner.message_hub.log_scalars.get("train/loss") if mode == "train" else None
         note = "" if loss is None else f"loss {loss.current():.3f}"
-        self._progress.update(self._bars["train"], completed=runner.iter + 1, note=note)
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        self._begin("validate", len(runner.val_dataloader))
-
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        self._progress.update(self._bars["validate"], completed=batch_idx + 1)
+        done = runner.iter if mode == "train" else batch_idx
+        self._progress.update(self._bars[mode], completed=done + 1, note=note)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._progress.remove_task(self._bars["validate"])
+        self._progress.remove_task(self._bars["val"])
 
     def before_test(self, runner: Runner) -> None:
         self._start(runner)
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self._begin("test", len(runner.test_dataloader))
-
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        self._progress.update(self._bars["test"], completed=batch_idx + 1)
 
     def after_train(self, runner: Runner, metrics: dict | None = None) -> None:
         self._stop()

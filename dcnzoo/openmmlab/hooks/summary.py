@@ -5,8 +5,9 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
@@ -48,17 +50,12 @@ class SummaryHook(Hook):
     # Training
 
     def before_train(self, runner: Runner) -> None:
-        lines = [
-            ("model", _model(runner)),
-            ("layers", ", ".join(_deformable_layers(runner.model))),
-            ("train", _describe(runner.train_dataloader.dataset)),
-            ("validate", _describe(runner.val_dataloader.dataset) if runner.val_loop else ""),
-            ("device", _device(runner)),
-            ("weights", str(runner._load_from or "")),
-            ("changed", self._changes),
-            ("work dir", f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"),
-        ]
-        _print_pairs(lines)
+        data = {"train": runner.train_dataloader}
+        if runner.val_loop:
+            data["validate"] = runner.val_dataloader
+        log = f"{runner.timestamp}/{runner.timestamp}.log"
+        folder = f"{shown_path(runner.work_dir)} (log: {log})"
+        _print_pairs([*_head(runner, data), ("changed", self._changes), ("work dir", folder)])
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
         self._began = self._started = time.monotonic()
@@ -141,13 +138,7 @@ class SummaryHook(Hook):
     # Test
 
     def before_test(self, runner: Runner) -> None:
-        lines = [
-            ("model", _model(runner)),
-            ("test", _describe(runner.test_dataloader.dataset)),
-            ("device", _device(runner)),
-            ("weights", str(runner._load_from or "")),
-        ]
-        _print_pairs(lines)
+        _print_pairs(_head(runner, {"test": runner.test_dataloader}))
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         metrics = metrics or {}
@@ -169,11 +160,18 @@ def shown_path(path: str | os.PathLike) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _model(runner: Runner) -> str:
+def _head(runner: Runner, loaders: Mapping[str, DataLoader]) -> list[tuple[str, str]]:
+    """Return the model, its deformable layers, the data, the device and the weights."""
     model = without_wrapper(runner.model)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     name = f" ({Path(runner.cfg.filename).stem})" if getattr(runner.cfg, "filename", None) else ""
-    return f"{type(model).__name__}{name}, {millions:.1f} million parameters"
+    return [
+        ("model", f"{type(model).__name__}{name}, {millions:.1f} million parameters"),
+        ("layers", ", ".join(_deformable_layers(model))),
+        *((part, _describe(loader.dataset)) for part, loader in loaders.items()),
+        ("device", _device(runner)),
+        ("weights", str(runner._load_from or "")),
+    ]
 
 
 def _deformable_layers(model: nn.Module) -> Iterator[str]:
@@ -187,7 +185,7 @@ def _deformable_layers(model: nn.Module) -> Iterator[str]:
         yield f"{counts[name]} × {name}"
 
 
-def _describe(dataset: Sized) -> str:
+def _describe(dataset: Any) -> str:
     """Return the numbers of images, objects and classes, and the first names of the classes."""
     text = counted(len(dataset), "images")
     reader = getattr(dataset, "get_data_info", None)

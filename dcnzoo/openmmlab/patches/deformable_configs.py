@@ -3,7 +3,6 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,14 +18,7 @@ from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.layers.packed import PackedDeformConv2d
 from dcnzoo.openmmlab.deformable import LAYERS, SETTINGS, patterns_of, split_settings
 
-
-@dataclass(frozen=True)
-class Replacement:
-    """What :func:`dcnzoo.layers.convert.replace_convolutions` replaces in a module, and by what."""
-
-    where: Where
-    make: Callable[[Any], nn.Module]
-    subclasses: bool = False
+Make = Callable[[Any], nn.Module]  # the new module for a convolution
 
 
 def deformable_configs(changes: Changes) -> None:
@@ -41,10 +33,10 @@ def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kw
     if cfg.keys() & SETTINGS:
         cfg, settings = split_settings(cfg, _class_of(cfg, registry))
     module = build(registry, cfg, *args, **kwargs)
-    for setting, replacement in _replacements(module, settings):
+    for setting, where, make in _replacements(module, settings):
         caller = f"{type(module).__name__}: {setting}"
         with torch.random.fork_rng(devices=[]):  # later layers start as if there were only the new ones
-            report = replace_convolutions(module, **vars(replacement), caller=caller)
+            report = replace_convolutions(module, where, make, subclasses=setting == "dcn", caller=caller)
         for name, reason in report.refused.items():
             print_log(f"{caller}: {name} is not replaced: it {reason}", "current", logging.WARNING)
         if hasattr(module, "_freeze_stages"):
@@ -62,13 +54,13 @@ def _class_of(cfg: dict, registry: Registry) -> type | None:
         return scope.get(name)
 
 
-def _replacements(module: nn.Module, settings: dict) -> Iterator[tuple[str, Replacement]]:
-    """Yield the settings that replace convolutions of a module, with what they replace."""
+def _replacements(module: nn.Module, settings: dict) -> Iterator[tuple[str, Where, Make]]:
+    """Yield the settings that replace convolutions of a module, with which and by what."""
     layer = parse_dcn(settings.get("dcn"), owner=type(module).__name__)
     if layer and (patterns := _with_stages(module, settings.get("stage_with_dcn"))):
-        yield "dcn", _by_dcn(layer, patterns)
+        yield "dcn", *_by_dcn(layer, patterns)
     if settings.get("to_deformable") is not None:
-        yield "to_deformable", _by_to_deformable(module, settings["to_deformable"])
+        yield "to_deformable", *_by_to_deformable(module, settings["to_deformable"])
 
 
 def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
@@ -116,20 +108,18 @@ def _with_stages(module: nn.Module, chosen: Sequence[bool] | None) -> list[str]:
         chosen = [False, *[True] * (len(stages) - 1)]
         chosen[-1] = not trident
     is_list = isinstance(chosen, Sequence) and all(value in (True, False) for value in chosen)
+    expected = ""
     if not is_list or len(chosen) != len(stages):
-        raise ValueError(
-            f"{owner}: stage_with_dcn: expected {len(stages)} values, one for each stage, got {chosen!r}"
-        )
-    if trident and chosen[-1]:
-        raise ValueError(
-            f"{owner}: stage_with_dcn: expected False for the last stage, which has trident convolutions, "
-            f"got {chosen}"
-        )
+        expected = f"{len(stages)} values, one for each stage"
+    elif trident and chosen[-1]:
+        expected = "False for the last stage, which has trident convolutions"
+    if expected:
+        raise ValueError(f"{owner}: stage_with_dcn: expected {expected}, got {chosen!r}")
     names = [stage for stage, deformable in zip(stages, chosen, strict=True) if deformable]
     return [pattern.format(stage=stage) for stage in names for pattern in patterns]
 
 
-def _by_dcn(layer: dict, patterns: Sequence[str]) -> Replacement:
+def _by_dcn(layer: dict, patterns: Sequence[str]) -> tuple[Where, Make]:
     strided = not layer.pop("fallback_on_stride", False)
 
     def where(name: str, module: nn.Module) -> bool:
@@ -150,10 +140,10 @@ def _by_dcn(layer: dict, patterns: Sequence[str]) -> Replacement:
             bias=conv.bias is not None,
         )
 
-    return Replacement(where, make, subclasses=True)
+    return where, make
 
 
-def _by_to_deformable(module: nn.Module, setting: object) -> Replacement:
+def _by_to_deformable(module: nn.Module, setting: object) -> tuple[Where, Make]:
     options: dict[str, Any] = dict(setting) if isinstance(setting, dict) else {"where": setting}
     try:
         inspect.signature(to_deformable).bind(module, **options)
@@ -162,4 +152,4 @@ def _by_to_deformable(module: nn.Module, setting: object) -> Replacement:
             f"{type(module).__name__}: to_deformable: expected a pattern or the arguments of "
             f"dcnzoo.to_deformable, such as dict(where='*.conv2', kind='v2'), got {options}: {error}"
         ) from None
-    return Replacement(options.pop("where"), packed_layer(**options))
+    return options.pop("where"), packed_layer(**options)
