@@ -166,7 +166,7 @@ def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -
         return
     for sample, path in exported(name, form, dtype, dynamic):
         try:
-            result = runtimes.ONNX[runtime](path, [tensor.numpy() for tensor in arrays(sample)])
+            (result,) = runtimes.ONNX[runtime](path, [tensor.numpy() for tensor in arrays(sample)])
         except Exception as problem:  # runtimes have no common base class of exceptions
             yield runtimes.message(problem)
         else:

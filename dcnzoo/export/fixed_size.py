@@ -7,6 +7,7 @@ has the same operators as functions.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -310,14 +311,6 @@ def _placed(g: Graph, values: Value, place: Value, count: Value) -> Value:
     return g.Gather(values, row, axis=0)
 
 
-TRACEABLE = {
-    select_boxes._opoverload: _select_boxes,
-    soft_keep_boxes._opoverload: _soft_keep_boxes,
-    roi_align_pyramid._opoverload: _roi_align_pyramid,
-    paste_masks._opoverload: _paste_masks,
-}
-
-
 def roi_align_pyramid_graph(
     g: Graph,
     levels: list[Value],
@@ -357,6 +350,22 @@ def roi_align_pyramid_graph(
         places.append(g.shaped(g.Gather(pairs, g.ints(1), axis=0), -1))
         parts.append(at(features, g.Gather(rois, places[-1], axis=0), scale))
     return _placed(g, g.Concat(*parts, axis=0), g.Concat(*places, axis=0), g.sizes(rois, 0))
+
+
+TRACEABLE = {
+    select_boxes._opoverload: _select_boxes,
+    soft_keep_boxes._opoverload: _soft_keep_boxes,
+    roi_align_pyramid._opoverload: _roi_align_pyramid,
+    paste_masks._opoverload: _paste_masks,
+}
+GRAPHS: dict[Callable, Callable] = {  # for the exporter to ONNX with dynamo=True
+    select_boxes._opoverload: select_boxes_graph,
+    roi_align_pyramid._opoverload: roi_align_pyramid_graph,
+    paste_masks._opoverload: paste_masks_graph,
+    torch.ops.aten.sort.stable: sort_graph,
+    torch.ops.aten.t.default: transpose_graph,
+    torch.ops.aten._is_all_true.default: all_true_graph,
+}
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

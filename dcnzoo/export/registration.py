@@ -3,23 +3,13 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from dcnzoo.compat import patches, transformers
-from dcnzoo.export.fixed_size import (
-    all_true_graph,
-    paste_masks,
-    paste_masks_graph,
-    roi_align_pyramid,
-    roi_align_pyramid_graph,
-    select_boxes,
-    select_boxes_graph,
-    sort_graph,
-    transpose_graph,
-)
+from dcnzoo.export.fixed_size import GRAPHS
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.ops import _library
@@ -79,8 +69,7 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
         table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], _registered_form)
     except ValueError as error:  # an error only for models with these operators
-        overloads = filter(None, map(_overload, translations))
-        table = dict.fromkeys(overloads, _refusing(str(error)))
+        table = dict.fromkeys(dict(_overloads(translations)).values(), _refusing(str(error)))
     kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
     try:
         return export(*args, **kwargs)
@@ -128,46 +117,32 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
             f"opset_version: expected {first} to {last} for dynamo=True, got {opset_version}"
             + ("; dynamo=False supports 12 and later" if opset_version < first else "")
         )
-    table: dict[Any, Callable] = {}  # by overload
-    for name, translation in translations.items():
-        overload = _overload(name)
-        if overload is not None:
-            table[overload] = _onnxscript_function(opset_version, deform_conv, translation)
-    for name in _untranslated():
-        table[_overload(name)] = _refusing(_no_translation(name))
-    for overload, translate in (
-        (select_boxes._opoverload, select_boxes_graph),
-        (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
-        (paste_masks._opoverload, paste_masks_graph),
-        (torch.ops.aten.sort.stable, sort_graph),
-        (torch.ops.aten.t.default, transpose_graph),
-        (torch.ops.aten._is_all_true.default, all_true_graph),
-    ):
-        table[overload] = _onnxscript_function(opset_version, deform_conv, translate)
+
+    def onnxscript_function(graph: Callable) -> Callable:
+        return lambda *values, **options: graph(DynamoGraph(opset_version, deform_conv), *values, **options)
+
+    graphs = GRAPHS | {overload: translations[name] for name, overload in _overloads(translations)}
+    table = {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
+    for name, overload in _overloads(_untranslated()):
+        table[overload] = _refusing(_no_translation(name))
     return table
 
 
-def _untranslated() -> list[str]:
-    """List the operators that have no translation."""
-    public = (f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_"))
-    return sorted(set(public) - set(translations))
+def _untranslated() -> set[str]:
+    """Return the operators that have no translation."""
+    return {f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_")} - translations.keys()
 
 
 def _no_translation(name: str) -> str:
     return f"{name.removeprefix('dcnzoo::')} to ONNX: not supported: it has no translation to ONNX operators"
 
 
-def _overload(name: str) -> Callable | None:
-    namespace, operator = name.split("::")
-    packet = getattr(getattr(torch.ops, namespace), operator, None)
-    return None if packet is None else packet.default
-
-
-def _onnxscript_function(opset: int, deform_conv: str, translate: Callable) -> Callable:
-    def function(*arguments: Any, **options: Any) -> Value:
-        return translate(DynamoGraph(opset, deform_conv), *arguments, **options)
-
-    return function
+def _overloads(names: Iterable[str]) -> Iterator[tuple[str, Callable]]:
+    """Yield the operators that are defined, by name: torchvision's may not be."""
+    for name in names:
+        namespace, operator = name.split("::")
+        if packet := getattr(getattr(torch.ops, namespace), operator, None):
+            yield name, packet.default
 
 
 def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:

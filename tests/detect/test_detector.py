@@ -9,7 +9,6 @@ import pickle
 import re
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -115,8 +114,8 @@ def test_inputs(detector, folder, tmp_path):
         best = detector(rgb, max_detections=1)
     assert best.names == expected.names[:1] and best.boxes.dtype == best.scores.dtype == np.float32
     np.testing.assert_allclose(best.boxes, expected.boxes[:1], atol=3)
-    several = [*detector([path, rgb], batch_size=2)]
-    assert_equal(several[1], expected, rtol=1e-4)
+    for several in (detector([path, rgb], batch_size=2), detector(torch.stack([planes.flip(2), planes]))):
+        assert_equal([*several][1], expected, rtol=1e-4)
     for images in (folder, str(folder / "*.png")):
         assert [result.path for result in detector(images)] == [str(folder / f"{i}.png") for i in range(3)]
     video = cv2.VideoWriter(str(tmp_path / "x.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 5, (128, 128))
@@ -171,8 +170,6 @@ def test_addresses_on_the_command_line(folder, server, tmp_path):
     assert image["file_name"] == address
     error = error_of("infer", MODEL, f"{server.url}/none.png", *options)
     assert error.startswith(f"error: image: {server.url}/none.png: 404")
-    run("explain", MODEL, address, "--out", tmp_path / "points.png", "--layer", "backbone.layer3.0.conv2")
-    run("bench", MODEL, address, "--max-iter", "1", "--num-warmup", "0")
 
 
 def test_home_folder(detector, folder, coco, tmp_path, monkeypatch):
@@ -187,8 +184,16 @@ def test_home_folder(detector, folder, coco, tmp_path, monkeypatch):
 def test_mistakes_in_python(detector, folder):
     calls = {
         "s3://x/a.jpg: expected an http": lambda: detector("s3://x/a.jpg"),
-        "batch_size: expected an integer ≥ 1, got '2'": lambda: detector(folder, batch_size="2"),
-        "score_threshold: .* got '0.5'": lambda: detector(folder, score_threshold="0.5"),
+        "^batch_size: expected an integer ≥ 1, got '2'": lambda: detector(folder, batch_size="2"),
+        "^batch_size: expected an integer ≥ 1, got 0": lambda: detector.evaluate(
+            "x", images="", batch_size=0
+        ),
+        "^max_detections: expected an integer ≥ 0, got -1": lambda: detector(folder, max_detections=-1),
+        "^tile: expected an integer ≥ 16, got 8": lambda: detector(folder, tile=8),
+        "^score_threshold: .* at most 1, got '0.5'": lambda: detector(folder, score_threshold="0.5"),
+        "^score_threshold: .* at most 1, got 1.5": lambda: detector(folder, score_threshold=1.5),
+        "^score_threshold: .* at most 1, got nan": lambda: detector(folder, score_threshold=float("nan")),
+        "^classes: expected .*zebra": lambda: detector(folder, classes=["zebra"]),
         "image: expected a path, .* got int": lambda: detector(3),
         "bytes": lambda: detector(b"no picture"),
         "model: .* got 3": lambda: dcnzoo.load(3),
@@ -249,15 +254,6 @@ def test_choice_of_objects(detector, folder):
     few = detector(folder / "0.png", max_detections=2)
     np.testing.assert_array_equal(few.scores, whole.scores[:2])
     np.testing.assert_array_equal(detector(folder / "0.png", classes=name).scores, chosen.scores)
-    for wrong, got in (
-        ({"classes": ["zebra"]}, "expected .*zebra"),
-        ({"classes": "zebra"}, "expected .*zebra"),
-        ({"max_detections": -1}, "expected an integer ≥ 0, got -1"),
-        ({"score_threshold": 50}, "expected a number of at most 1, got 50"),
-        ({"score_threshold": float("nan")}, "expected a number of at most 1, got nan"),
-    ):
-        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: {got}"):
-            detector(folder / "0.png", **wrong)
     none = detector(folder / "0.png", score_threshold=1.0)
     assert not len(none) and none.names == [] and none.to_coco()["annotations"] == [] and none.draw()
 
@@ -289,8 +285,12 @@ def test_work_directory(detector, folder, tmp_path, capsys):
         dcnzoo.load(tmp_path / "empty" / "epoch_8.safetensors")
 
 
-def test_selection(detector, folder):
-    result = detector(folder / "0.png", score_threshold=0.05)
+@pytest.fixture(scope="module")
+def result(detector, folder):
+    return detector(folder / "0.png", score_threshold=0.05)
+
+
+def test_selection(result):
     assert len(result) > 2
     for index in (0, 1, -1):
         one = result[index]
@@ -303,8 +303,7 @@ def test_selection(detector, folder):
         result[len(result)]
 
 
-def test_other_packages_results(detector, folder):
-    result = detector(folder / "0.png", score_threshold=0.05)
+def test_other_packages_results(result):
     supervision = pytest.importorskip("supervision")
     theirs = result.to_supervision()
     assert np.array_equal(theirs.xyxy, result.boxes) and np.array_equal(theirs.mask, result.masks)
@@ -314,8 +313,7 @@ def test_other_packages_results(detector, folder):
     assert len(result[:0].to_supervision()) == 0
 
 
-def test_a_notebook_shows_the_picture(detector, folder):
-    result = detector(folder / "0.png")
+def test_a_notebook_shows_the_picture(result):
     assert Image.open(io.BytesIO(result._repr_png_())).size == result.draw().size
     assert dataclasses.replace(result, image=None)._repr_png_() is None
 
@@ -329,12 +327,6 @@ def test_features(detector, folder):
     assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.names[0] in text
 
 
-def test_a_batch_tensor(detector, folder):
-    picture = torch.from_numpy(np.array(Image.open(folder / "0.png").convert("RGB"))).permute(2, 0, 1)
-    results = list(detector(torch.stack([picture, picture.flip(2)])))
-    assert len(results) == 2 and np.array_equal(results[0].boxes, detector(picture).boxes)
-
-
 def test_unknown_labels_are_numbers():
     result = Detections(np.zeros((2, 4)), np.ones(2), np.array([1, 7]), classes=("a", "b"))
     assert result.names == ["b", "7"] and repr(result) == "Detections(1 b, 1 7)"
@@ -346,7 +338,6 @@ def test_unknown_labels_are_numbers():
 @pytest.fixture(scope="module")
 def onnx_file(detector, tmp_path_factory):
     """Of a fixed size, which takes less time to export. export/test_tools.py exports one of any size."""
-    pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     detector.export(path, shape=(128, 128))
@@ -373,12 +364,6 @@ def test_every_backend_detects_the_same(detector, exported_file, folder, coco):
     for name in ("0.png", "1.png"):
         one, other = (each(folder / name, score_threshold=THRESHOLD) for each in (detector, exported))
         assert_equal(one, other, rtol=1e-3, atol=1e-2)
-    expected = [exported(folder / f"{number}.png").boxes for number in range(3)]
-    copy = pickle.loads(pickle.dumps(exported))
-    with ThreadPoolExecutor(4) as pool:  # an infer request of OpenVINO must not run twice at a time
-        for each in (exported, copy):
-            results = list(pool.map(each, [folder / f"{number}.png" for number in range(3)] * 4))
-            assert all(np.array_equal(results[i].boxes, expected[i % 3]) for i in range(12))
     files = coco / "annotations/val.json", coco / "val"
     ours, theirs = (each.evaluate(files[0], images=files[1]) for each in (detector, exported))
     assert theirs == pytest.approx(ours, abs=2e-3)
@@ -428,8 +413,6 @@ def test_evaluation_maps_categories_by_name(detector, coco, tmp_path):
     (tmp_path / "zebra.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"annotations: .*zebra.json: expected .*; got zebra"):
         detector.evaluate(tmp_path / "zebra.json", images=coco / "val")
-    with pytest.raises(ValueError, match="batch_size: expected an integer ≥ 1, got 0"):
-        detector.evaluate(coco / "annotations.json", images=coco, batch_size=0)
     with pytest.raises(FileNotFoundError, match=r"00000\.png"):
         detector.evaluate(coco / "annotations/val.json", images=tmp_path)
 
@@ -536,8 +519,6 @@ def test_a_strip_in_tiles(detector, tmp_path):
     # the same share as in the 24 pictures
     assert max(matches) == 1 and np.mean(matches) > 0.7, "each object once"
     assert np.mean(masks) > 0.9
-    with pytest.raises(ValueError, match="tile: expected an integer ≥ 16, got 8"):
-        detector(strip, tile=8)
 
 
 def test_channels_last(detector, folder):

@@ -51,22 +51,29 @@ def described(resize, settings, pad=None):
     return pipeline, preprocessor, preprocessing_of(pipeline, preprocessor, CLASSES)
 
 
+def run_pipeline(pipeline, path):
+    init_default_scope("mmdet")
+    results = dict(img_path=str(path))
+    for step in pipeline:
+        if step["type"] != "LoadAnnotations":
+            results = TRANSFORMS.build(step)(results)
+    return results
+
+
+def assert_near(inputs, expected):
+    """OpenCV computes in whole numbers: within one grey level."""
+    difference = np.abs(inputs - expected.numpy())
+    assert difference.max() <= 1.01 / 50 and difference.mean() <= 0.15 / 50
+
+
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(
     "case", [*CASES.values(), *[(*CASES["coco"], pad) for pad in PADS.values()]], ids=[*CASES, *PADS]
 )
 def test_input_is_that_of_the_test_pipeline(case, upright, picture, tmp_path):
-    init_default_scope("mmdet")
-    compare(picture.transpose(1, 0, 2).copy() if upright else picture, tmp_path, *case)
-
-
-def compare(picture, tmp_path, resize, settings, pad=None):
-    cv2.imwrite(str(tmp_path / "p.png"), picture)
-    pipeline, preprocessor, ours = described(resize, settings, pad)
-    results = dict(img_path=str(tmp_path / "p.png"))
-    for step in pipeline:
-        if step["type"] != "LoadAnnotations":
-            results = TRANSFORMS.build(step)(results)
+    cv2.imwrite(str(tmp_path / "p.png"), picture.transpose(1, 0, 2) if upright else picture)
+    pipeline, preprocessor, ours = described(*case)
+    results = run_pipeline(pipeline, tmp_path / "p.png")
     expected = preprocessor({"inputs": [results["inputs"]], "data_samples": [results["data_samples"]]})
     inputs, size = ours(read(tmp_path / "p.png"))
     seen, given = results["data_samples"].img_shape, results["data_samples"].ori_shape
@@ -74,27 +81,20 @@ def compare(picture, tmp_path, resize, settings, pad=None):
     assert size == (round(given[0] * factor[1]), round(given[1] * factor[0]))
     assert ours.padded(size) == seen
     assert inputs.dtype == np.float32 and inputs.shape == tuple(expected["inputs"].shape)
-    difference = np.abs(inputs - expected["inputs"].numpy())
-    assert difference.max() <= 1.01 / 50, "one grey level: OpenCV computes in whole numbers"
-    assert difference.mean() <= 0.15 / 50
+    assert_near(inputs, expected["inputs"])
 
 
 @pytest.mark.parametrize("to_rgb", [False, True])
 @pytest.mark.parametrize("pad", [None, "before", "after"])
 def test_normalised_in_the_pipeline(picture, tmp_path, to_rgb, pad):
-    init_default_scope("mmdet")
     steps = [dict(type="Normalize", mean=[10.0, 20, 30], std=[50.0, 60, 70], to_rgb=to_rgb)]
     if pad:
         value = dict(img=(0.5, 1, 2.0) if pad == "after" else (114.0, 100, 90))
         steps.insert(len(steps) * (pad == "after"), dict(type="Pad", size_divisor=32, pad_val=value))
     pipeline = [LOAD, dict(type="Resize", **CASES["coco"][0]), *steps, PACK]
     cv2.imwrite(str(tmp_path / "p.png"), picture)
-    results = dict(img_path=str(tmp_path / "p.png"))
-    for step in pipeline:
-        results = TRANSFORMS.build(step)(results)
     inputs, _ = preprocessing_of(pipeline, DetDataPreprocessor(), CLASSES)(read(tmp_path / "p.png"))
-    difference = np.abs(inputs[0] - results["inputs"].numpy())
-    assert difference.max() <= 1.01 / 50 and difference.mean() <= 0.15 / 50
+    assert_near(inputs[0], run_pipeline(pipeline, tmp_path / "p.png")["inputs"])
     for twice in (dict(mean=[1.0, 2, 3], std=[1.0, 1, 1]), dict(bgr_to_rgb=True)):
         with pytest.raises(ValueError, match=r"Normalize \(once\)"):
             preprocessing_of(pipeline, DetDataPreprocessor(**twice), CLASSES)
@@ -238,5 +238,4 @@ def test_masks_without_boxes():
     mask = np.zeros((1, 8, 8), np.uint8)
     mask[0, 2:5, 3:6] = 255
     outputs = {"dets": np.array([[0, 0, 0, 0, 0.5]], np.float32), "labels": np.array([0]), "masks": mask}
-    found = rescale_detections(outputs, (8, 8), (8, 8), {})
-    np.testing.assert_array_equal(found.masks, mask > 0)
+    np.testing.assert_array_equal(rescale_detections(outputs, (8, 8), (8, 8), {}).masks, mask > 0)

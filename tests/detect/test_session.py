@@ -123,10 +123,6 @@ def test_a_list_of_pictures(name, backend, folder):
         np.testing.assert_array_equal(found.boxes, alone.boxes)
         np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-5)
         np.testing.assert_array_equal(found.masks, alone.masks)
-    with pytest.raises(ValueError, match=r"^threads: expected at least 1, got 0"):
-        Detector(folder / "dynamic.onnx", backend, threads=0)
-    with pytest.raises(ValueError, match=r"^batch_size: expected an integer ≥ 1, got 0"):
-        detector(pictures, batch_size=0)
 
 
 def test_bench(folder):
@@ -222,11 +218,17 @@ def test_weights_outside_the_folder(backend, folder, tmp_path):
         Session(path, backend)
 
 
-def test_backends_that_are_not_there(folder, monkeypatch):
+def test_wrong_arguments(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     for backend, error in (("ncnn", ValueError), ("openvino", ImportError)):
         with pytest.raises(error, match=rf"(?i)backend: .*{backend}"):
             Detector(folder / "dynamic.onnx", backend)
+    with pytest.raises(ValueError, match=r"^threads: expected at least 1, got 0"):
+        Detector(folder / "dynamic.onnx", threads=0)
+    with pytest.raises(
+        ValueError, match=r"input: expected shape \(any, 3, any, any\) or smaller, got \(1, 4, 5, 6\)"
+    ):
+        Session(folder / "dynamic.onnx")(np.zeros((1, 4, 5, 6), np.float32))
 
 
 def test_a_runtime_that_is_too_old(folder, monkeypatch):

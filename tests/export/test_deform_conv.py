@@ -2,13 +2,16 @@
 
 import contextlib
 import inspect
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
 
 import dcnzoo.ops
+from dcnzoo.compat import torchvision_ops
 from dcnzoo.compat.patches import Changes
+from dcnzoo.compat.torchvision_ops import SCHEMAS
 from dcnzoo.export import (
     export_onnx,
     register_deform_conv2d_onnx_op,
@@ -19,6 +22,7 @@ from dcnzoo.export import (
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.ops import reference as oracle
 from dcnzoo.utils.errors import UserError
+from tests.modules import module_of
 from tests.op_cases import deform_conv as cases
 
 onnx = pytest.importorskip("onnx")
@@ -130,19 +134,15 @@ def test_dynamo_exporter(target, path):
     singles += [of_rank(rank) for rank in ((1, 3) if target.startswith("gather") else (1,))]
     assert len(singles) > len(FEW)
 
-    class All(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.calls = nn.ModuleList(map(Call, singles))
+    calls = nn.ModuleList(map(Call, singles)).eval()
 
-        def forward(self, *args):
-            args = iter(args)
-            return [
-                call(*(next(args) for _ in inputs(s))) for call, s in zip(self.calls, singles, strict=True)
-            ]
+    def forward(*args):
+        args = iter(args)
+        return [call(*(next(args) for _ in inputs(s))) for call, s in zip(calls, singles, strict=True)]
 
+    calls.forward = forward
     args = tuple(t for s in singles for t in inputs(s))
-    export_onnx(All().eval(), args, path, deform_conv=target)
+    export_onnx(calls, args, path, deform_conv=target)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     for sample, actual in zip(singles, run(path, *args), strict=True):
         assert_close(actual, cases.reference(sample.to(torch.float64)))
@@ -241,11 +241,11 @@ def test_torchvisions_operator(use_gathernd, use_mask, path, torchvision_op):
     if not use_mask:
         mask = torch.zeros(len(input), 0)
 
-    class Model(nn.Module):
-        def forward(self, input, offset):
-            return torchvision_op(input, weight, offset, mask, bias, 2, 1, 1, 1, 1, 1, 1, 2, use_mask)
+    @module_of
+    def model(input, offset):
+        return torchvision_op(input, weight, offset, mask, bias, 2, 1, 1, 1, 1, 1, 1, 2, use_mask)
 
-    by_torchscript(Model(), (input, offset), path, 12)
+    by_torchscript(model, (input, offset), path, 12)
     assert ("GatherND" in nodes(path)) == use_gathernd
     assert ("GatherElements" in nodes(path)) == (not use_gathernd)
     tensors = [input, weight, offset, mask if use_mask else None, bias]
@@ -262,60 +262,39 @@ def torchs_export(monkeypatch):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("opset", [18, 19])
-def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
+def test_both_operators_in_torchs_default_exporter(path, torchvision_op, torchs_export):
+    """torch itself exports torchvision's as ``DeformConv`` for any opset; runtimes support it from 19 on."""
     register_deform_conv2d_onnx_op()
     register_deform_conv2d_onnx_op(use_gathernd=False)  # the last call takes effect
-    layer = PackedDeformConv2d(4, 6, (3, 2), padding=1, modulated=True).eval()
-    nn.init.normal_(layer.conv_offset.weight, std=0.3)
-    x = torch.randn(2, 4, 7, 9)
-    torch.onnx.export(layer, (x,), path, opset_version=opset)
-    assert "GatherElements" in nodes(path) and "GatherND" not in nodes(path)
-    assert_close(run(path, x)[0], layer.double()(x.double()))
-
-
-def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, torchs_export):
-    """torch itself exports ``DeformConv`` for every opset; runtimes support it only from 19 on."""
-    register_deform_conv2d_onnx_op()
     sample = cases.make("torchvision, dynamo", channels=4, padding=1, stride=(2, 1))
     input, weight, offset, _, bias = sample.to(torch.float32).tensors
 
-    class Model(nn.Module):
-        def forward(self, input, offset):
-            mask = offset.new_zeros(1, 0)
-            return torchvision_op(input, weight, offset, mask, bias, 2, 1, 1, 1, 1, 1, 1, 1, False)
+    @module_of
+    def model(input, offset):
+        theirs = torchvision_op(
+            input, weight, offset, offset.new_zeros(1, 0), bias, 2, 1, 1, 1, 1, 1, 1, 1, False
+        )
+        return theirs, dcnzoo.ops.deform_conv2d(input, weight, offset, None, bias, (2, 1), 1)
 
-    torch.onnx.export(Model(), (input, offset), path, opset_version=18)
+    torch.onnx.export(model, (input, offset), path, opset_version=18)
+    assert "GatherElements" in nodes(path) and "GatherND" not in nodes(path)
     tensors = [t.double() for t in (input, weight, offset)]
     expected = oracle.deform_conv(*tensors, None, bias.double(), (2, 1), (1, 1), (1, 1), 1)
-    assert_close(run(path, input, offset)[0], expected)
+    for result in run(path, input, offset):
+        assert_close(result, expected)
 
 
 @pytest.fixture(scope="module")
 def torchvision_op():
-    """torchvision's operator or, without torchvision, one with the same name and signature."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define(
-            "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, "
-            "int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, "
-            "int groups, int offset_groups, bool use_mask) -> Tensor"
-        )
-
-        def kernel(input, weight, offset, mask, bias, sh, sw, ph, pw, dh, dw, groups, _, use_mask):
-            mask = mask if use_mask else None
-            pairs = ((sh, sw), (ph, pw), (dh, dw))
-            return dcnzoo.ops.deform_conv2d(input, weight, offset, mask, bias, *pairs, groups)
-
-        library.impl("deform_conv2d", kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake("torchvision::deform_conv2d", kernel, lib=library)
-        yield torch.ops.torchvision.deform_conv2d
-        library._destroy()
-    else:
-        yield torch.ops.torchvision.deform_conv2d
+    """torchvision's operator or, without torchvision, dcnzoo's stand-in."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    if find_spec("torchvision") is None:
+        library.define(next(schema for schema in SCHEMAS if schema.startswith("deform_conv2d(")))
+        library.impl("deform_conv2d", torchvision_ops.deform_conv2d, "CompositeExplicitAutograd")
+        name = "torchvision::deform_conv2d"
+        torch.library.register_fake(name, torchvision_ops.deform_conv2d, lib=library)
+    yield torch.ops.torchvision.deform_conv2d
+    library._destroy()
 
 
 @pytest.mark.parametrize(
@@ -330,22 +309,16 @@ def torchvision_op():
 def test_impossible_requests(arguments, message):
     with pytest.raises(ValueError, match=message):
         translation_table(*arguments)
-
-
-def test_an_unknown_target_is_refused_before_anything_is_registered():
     with pytest.raises(ValueError, match=r"deform_conv: .*nope"):
         register_onnx_ops("nope")
 
 
 def test_transposed_convolution_says_that_it_is_not_exported(path):
-    class Model(nn.Module):
-        def forward(self, x, offset):
-            return dcnzoo.ops.deform_conv_transpose2d(x, torch.ones(2, 3, 2, 2), offset)
-
+    model = module_of(lambda x, o: dcnzoo.ops.deform_conv_transpose2d(x, torch.ones(2, 3, 2, 2), o))
     args = (torch.ones(1, 2, 4, 5), torch.zeros(1, 8, 4, 5))
     register_onnx_ops()
     with pytest.raises(Exception, match="deform_conv_transpose"):
-        by_torchscript(Model(), args, path, 19)
+        by_torchscript(model, args, path, 19)
 
 
 def test_the_file_is_whole_or_not_there(tmp_path, monkeypatch):
