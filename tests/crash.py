@@ -60,10 +60,15 @@ model = dict(
 """
 # (workers, persistent_workers) of the data loader
 LOADERS = [(0, False), (2, False), (2, True)]
-# steps of writing a checkpoint, in order; at FULL the disk is full, and the process exits by itself
-FULL = "disk full"
+FULL = "disk full"  # the process exits by itself
 RANDOM = "at a random moment"
-STEPS = ["half written", "written", "renamed", "outdated removed", FULL]
+STEPS = {  # of writing a checkpoint, in order, and the functions that they call
+    "half written": (os, "fsync"),
+    "written": (os, "replace"),
+    "renamed": (os, "replace"),
+    "outdated removed": (LocalBackend, "remove"),
+    FULL: (os, "fsync"),
+}
 
 
 def write_config(folder: Path, loader: int) -> Path:
@@ -114,13 +119,7 @@ def wait(process: int) -> int:
 
 def die_at(step: str, times: int) -> None:
     """Make this process die when it reaches ``step`` of writing for the ``times``-th time."""
-    target, name = {
-        "half written": (os, "fsync"),
-        "written": (os, "replace"),
-        "renamed": (os, "replace"),
-        "outdated removed": (LocalBackend, "remove"),
-        FULL: (os, "fsync"),
-    }[step]
+    target, name = STEPS[step]
     function, left = getattr(target, name), times
 
     def die(*args, **kwargs):
@@ -184,13 +183,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--loaders", type=int, nargs="+", choices=range(3), default=[0, 1, 2])
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    folder, chance = args.folder.resolve(), random.Random(args.seed)
+    folder, chance = args.folder.resolve(), random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
     whole, seconds = {}, {}
-    for loader in args.loaders:
+    for loader in range(len(LOADERS)):
         began = time.monotonic()
         work = folder / f"whole{loader}"
         shutil.rmtree(work, ignore_errors=True)
@@ -204,7 +201,7 @@ def main() -> None:
     order = itertools.cycle([RANDOM, *(how for step in STEPS for how in (step, RANDOM))])
     finished, kills, writing = 0, 0, 0
     while True:
-        loader = args.loaders[finished % len(args.loaders)]
+        loader = finished % len(LOADERS)
         config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
         shutil.rmtree(work, ignore_errors=True)
         while True:

@@ -29,6 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 M_ARENA_MAX = -8  # from malloc.h
 WINDOWS, ROUNDS = 10, 5  # memory is the median of the rounds of a window
 WARM_UP = 2  # windows
+THREADS = 4  # that call operators
 
 
 OPERATORS = op_cases.operators(differentiable=False)
@@ -80,34 +81,30 @@ def memory() -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=1800, help="default: 1800")
-    parser.add_argument("--threads", type=int, default=4, help="that call operators (default: 4)")
-    parser.add_argument("--most", type=float, default=0.02, help="growth that passes (default: 0.02)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--most", type=float, default=0.02, help="growth that passes")
     args = parser.parse_args()
 
     LIBC.mallopt(M_ARENA_MAX, 1)  # separate heaps per thread would have gaps in each
-    counts, failures, readings = Counter(), [], []
-    pause = threading.Barrier(args.threads + 1)
+    counts, failures, readings = [Counter() for _ in range(THREADS)], [], []
+    pause = threading.Barrier(THREADS + 1)
     rounds = WINDOWS * ROUNDS
 
     def work(number: int) -> None:
         torch.set_num_threads(1 + number % 2)  # with one or two threads inside the operators
-        rng = random.Random(args.seed * 1000 + number)
+        rng = random.Random(number)
         for _ in range(rounds):
             end = time.monotonic() + args.seconds / rounds
             while time.monotonic() < end and not failures:
                 try:
-                    counts[number, one_call(rng)] += 1
+                    counts[number][one_call(rng)] += 1
                 except BaseException:
                     failures.append(traceback.format_exc())
             pause.wait()
             pause.wait()
 
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(args.threads)]
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
     for worker in workers:
         worker.start()
     for _ in range(rounds):
@@ -119,23 +116,18 @@ def main() -> None:
     if failures:
         sys.exit(f"error: a call failed\n{failures[0]}")
 
+    starts = range(0, rounds, ROUNDS)
     windows = {
-        kind: [
-            statistics.median(reading[kind] for reading in readings[first : first + ROUNDS])
-            for first in range(0, rounds, ROUNDS)
-        ]
+        kind: [statistics.median(each[kind] for each in readings[i : i + ROUNDS]) for i in starts]
         for kind in readings[0]
     }
     # a sanitizer's allocator reports zero bytes
     growth = {kind: sizes[-1] / max(sizes[WARM_UP], 1) - 1 for kind, sizes in windows.items()}
-    per_operator = Counter()
-    for (_, name), count in counts.items():
-        per_operator[name] += count
+    calls = sum(counts, Counter())
     report = {
         "seconds": args.seconds,
-        "threads": args.threads,
-        "calls": per_operator.total(),
-        "fewest_calls_of_an_operator": min(per_operator[op.name] for op in OPERATORS),
+        "calls": calls.total(),
+        "fewest_calls_of_an_operator": min(calls[op.name] for op in OPERATORS),
         "mib": {kind: [round(size / 2**20, 2) for size in sizes] for kind, sizes in windows.items()},
         "growth": {kind: round(share, 4) for kind, share in growth.items()},
     }

@@ -183,9 +183,8 @@ def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
     resumed = int(re.findall(r"resumed epoch: (\d+)", output)[-1])
     assert resumed >= 1 and (tmp_path / "last_checkpoint").read_text().endswith("epoch_6.pth")
     steps = logged(tmp_path, "step")
-    assert steps[len(steps) - 12 + 2 * resumed :] == list(range(2 * resumed + 1, 13)), (
-        "each epoch once from there on"
-    )
+    # each epoch once from there on
+    assert steps[len(steps) - 12 + 2 * resumed :] == list(range(2 * resumed + 1, 13))
 
 
 # Slurm, of which only the interface is available
@@ -242,15 +241,8 @@ def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
     asked = "--ntasks=32 --ntasks-per-node=4 --cpus-per-task=9 --gres=gpu:4 --kill-on-bad-exit=1"
     assert called["options"][2:] == [*asked.split(), "--account=me", "--time=1:00"]
     assert called["port"] == "123"
-    assert called["command"][2:] == [
-        "tools/test.py",
-        "config.py",
-        "file.pth",
-        "--launcher",
-        "slurm",
-        "--out",
-        "x.pkl",
-    ]
+    words = ["config.py", "file.pth", "--launcher", "slurm", "--out", "x.pkl"]
+    assert called["command"][2:] == ["tools/test.py", *words]
     for more, gpus in ((dict(GPUS_PER_NODE=0), []), ({}, ["--gres=gpu:2"])):  # fewer GPUs than a node has
         _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, **more)
         asked = ["--ntasks=2", "--ntasks-per-node=2", "--cpus-per-task=5", *gpus, "--kill-on-bad-exit=1"]

@@ -24,7 +24,7 @@ def test_memory_is_flat():
     done = python("-m", "tests.soak", f"--seconds={SECONDS}", f"--most={MOST}", cwd=ROOT)
     print(done.stdout)  # `nox -s soak` shows it
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["threads"] == 4 and report["fewest_calls_of_an_operator"] >= 10
+    assert report["fewest_calls_of_an_operator"] >= 10
 
 
 def test_gradients_from_several_threads():
