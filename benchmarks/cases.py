@@ -151,44 +151,28 @@ def _attentions() -> Iterator[Case]:
         yield Case("ms_deform_attn", f"rf-detr-{queries}", "RF-DETR", make)
 
 
-def _regions(count: int, bins: int, rotated: bool = False, offset: bool = False) -> Sample:
+def _regions(count: int, bins: int, offset: bool = False) -> Sample:
     """RoIs of 16 to 112 pixels, which an FPN assigns to its finest level, at 800×1344."""
     generator = torch.Generator().manual_seed(0)
     rand = partial(torch.rand, generator=generator, dtype=torch.float64)
     sides = 16 * 7 ** rand(count, 2)
     corner = rand(count, 2) * (torch.tensor([1344, 800]) - sides)
     rois = [torch.zeros(count, 1), corner, corner + sides]
-    if rotated:
-        rois = [rois[0], corner + sides / 2, sides, torch.linspace(-3, 3, count)[:, None]]
     tensors = [torch.randn(1, 256, 200, 336, generator=generator), torch.cat(rois, 1)]
     if offset:
         tensors.append(torch.randn(count, 2, bins, bins, generator=generator))
-    sampling = {"sampling_ratio": 2} if rotated else {}
-    arguments = {"output_size": (bins, bins), "spatial_scale": 1 / STRIDE, **sampling}
+    arguments = {"output_size": (bins, bins), "spatial_scale": 1 / STRIDE}
     return Sample("", tuple(tensors), arguments, constant=(1,))
 
 
-def _boxes(count: int, size: int = 1200) -> tuple[Tensor, Tensor]:
-    """Ten boxes around each object, as from a dense head: (x, y, w, h) and scores."""
+def _suppression(count: int) -> Sample:
+    """Ten boxes around each object, as from a dense head."""
     generator = torch.Generator().manual_seed(0)
-    objects = torch.rand(count // 10, 4, generator=generator) * torch.tensor([size, size, 80, 80])
+    objects = torch.rand(count // 10, 4, generator=generator) * torch.tensor([1200, 1200, 80, 80])
     boxes = objects.repeat(10, 1) + torch.randn(count, 4, generator=generator) * 6
-    boxes[:, 2:] = 16 + boxes[:, 2:].abs()
-    return boxes, torch.rand(count, generator=generator)
-
-
-def _suppression(count: int, rotated: bool = False, size: int = 1200) -> Sample:
-    boxes, scores = _boxes(count, size)
-    if rotated:
-        boxes = torch.cat([boxes, scores[:, None] * 3], 1)
-    else:
-        boxes[:, 2:] += boxes[:, :2]
-    return Sample("", (boxes, scores), {"iou_threshold": 0.3 if rotated else 0.5}, constant=(0, 1))
-
-
-def _rotated_pairs(first: int, second: int) -> Sample:
-    tensors = (_suppression(count, rotated=True).tensors[0] for count in (first, second))
-    return Sample("", tuple(tensors), {}, constant=(0, 1))
+    boxes[:, 2:] = boxes[:, :2] + 16 + boxes[:, 2:].abs()
+    scores = torch.rand(count, generator=generator)
+    return Sample("", (boxes, scores), {"iou_threshold": 0.5}, constant=(0, 1))
 
 
 CASES = [
@@ -198,11 +182,7 @@ CASES = [
     Case("deform_roi_pool", "box-head", "RoIs", partial(_regions, 1000, 7, offset=True)),
     Case("roi_align", "box-head", "Mask R-CNN", partial(_regions, 1000, 7)),
     Case("roi_align", "mask-head", "Mask R-CNN", partial(_regions, 100, 14)),
-    Case("roi_align_rotated", "box-head", "RoI Transformer", partial(_regions, 1000, 7, rotated=True)),
     *(Case("nms", str(n), "proposals", partial(_suppression, n)) for n in (1000, 10000)),
-    Case("nms_rotated", "2000", "proposals", partial(_suppression, 2000, rotated=True)),
-    Case("nms_rotated", "dense", "proposals", partial(_suppression, 2000, rotated=True, size=100)),
-    Case("box_iou_rotated", "2000", "all pairs", partial(_rotated_pairs, 2000, 2000)),
 ]
 
 
@@ -352,10 +332,9 @@ def _openvino_convolution(sample: Sample) -> Forward:
     return lambda: torch.from_numpy(compiled(arrays, share_inputs=True, share_outputs=True)[0])
 
 
-def _mmcv_regions(name: str, options: tuple, sample: Sample) -> Forward:
-    function = getattr(compiled_mmcv(), name)
-    size, scale = sample.kwargs["output_size"], sample.kwargs["spatial_scale"]
-    return lambda: function(*sample.tensors, size, scale, *options)
+def _mmcv_roi_align(sample: Sample) -> Forward:
+    function, size = compiled_mmcv().roi_align, sample.kwargs["output_size"]
+    return lambda: function(*sample.tensors, size, 1 / STRIDE, 0, "avg", True)
 
 
 def _torchvision_roi_align(sample: Sample) -> Forward:
@@ -364,14 +343,9 @@ def _torchvision_roi_align(sample: Sample) -> Forward:
     return lambda: roi_align(*sample.tensors, sample.kwargs["output_size"], 1 / STRIDE, -1, True)
 
 
-def _mmcv_nms(name: str, sample: Sample) -> Forward:
-    function = getattr(compiled_mmcv(), name)
+def _mmcv_nms(sample: Sample) -> Forward:
+    function = compiled_mmcv().nms
     return lambda: function(*sample.tensors, sample.kwargs["iou_threshold"])[1]
-
-
-def _mmcv_box_iou_rotated(sample: Sample) -> Forward:
-    function = compiled_mmcv().box_iou_rotated
-    return lambda: function(*sample.tensors)
 
 
 def _torchvision_nms(sample: Sample) -> Forward:
@@ -416,18 +390,9 @@ RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
     },
     "dcnv3": {"F.conv2d depthwise": depthwise, "grid_sample": grid_sample_dcnv3},
     "dcnv4": {"F.conv2d depthwise": depthwise},
-    "ms_deform_attn": {
-        "torch-ms-deform-attn": _package_attention,
-        "grid_sample": grid_sample_attention,
-    },
-    "roi_align": {
-        "mmcv": partial(_mmcv_regions, "roi_align", (0, "avg", True)),
-        "torchvision": _torchvision_roi_align,
-    },
-    "roi_align_rotated": {"mmcv": partial(_mmcv_regions, "roi_align_rotated", (2, True, False))},
-    "nms": {"mmcv": partial(_mmcv_nms, "nms"), "torchvision": _torchvision_nms},
-    "nms_rotated": {"mmcv": partial(_mmcv_nms, "nms_rotated")},
-    "box_iou_rotated": {"mmcv": _mmcv_box_iou_rotated},
+    "ms_deform_attn": {"torch-ms-deform-attn": _package_attention, "grid_sample": grid_sample_attention},
+    "roi_align": {"mmcv": _mmcv_roi_align, "torchvision": _torchvision_roi_align},
+    "nms": {"mmcv": _mmcv_nms, "torchvision": _torchvision_nms},
 }
 
 

@@ -36,7 +36,7 @@ from dcnzoo.detect.timing import agreement, measure
 from dcnzoo.openmmlab.detector import TorchDetector, build
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.files import write_text
-from tests.export.detectors import CONFIGS, calibrate
+from tests.export.detectors import CONFIGS, calibrate, dicts, narrow
 
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 MMDET = mim_folder("mmdet") / "configs"
@@ -70,7 +70,7 @@ def small(name: str) -> Config:
     backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
     cfg.model = Config.fromfile(MMDET / CONFIGS[name]).model
     masks = "mask_head" in cfg.model.get("roi_head", {})
-    _narrow(cfg.model)
+    narrow(cfg.model, WIDTH, 128, len(CLASSES))
     cfg.model.backbone = backbone
     cfg.model.data_preprocessor = dict(preprocessor, pad_mask=masks)
     ADJUST.get(name, _one_stage if "bbox_head" in cfg.model else _two_stage)(cfg.model)
@@ -83,28 +83,6 @@ def small(name: str) -> Config:
                 step.with_mask = masks
     cfg.randomness = dict(seed=0)
     return cfg
-
-
-def _dicts(node) -> Iterator[dict]:
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _dicts(item)
-
-
-def _narrow(model: dict) -> None:
-    for part in _dicts(model):
-        for key, value in part.items():
-            if key in ("in_channels", "out_channels", "feat_channels", "conv_out_channels") and value == 256:
-                part[key] = WIDTH
-            elif key == "fc_out_channels":
-                part[key] = 128
-            elif key in ("stacked_convs", "num_convs"):
-                part[key] = 1
-            elif key == "num_classes":
-                part[key] = len(CLASSES)
 
 
 def _one_stage(model: dict) -> None:
@@ -127,7 +105,7 @@ def _two_stage(model: dict) -> None:
         if extractor.get("type") == "SingleRoIExtractor":
             extractor.update(featmap_strides=[8, 16], finest_scale=64)
             extractor.roi_layer.sampling_ratio = 1
-    for part in _dicts([model.train_cfg.rcnn]):
+    for part in dicts([model.train_cfg.rcnn]):
         if part.get("type") == "RandomSampler":
             part.num = 32
     model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=48)
@@ -179,7 +157,7 @@ def _detr(model: dict) -> None:
     model.num_queries = 60
     model.neck.in_channels = [C3, C4]
     model.neck.norm_cfg.num_groups = 8
-    for part in _dicts(model):
+    for part in dicts(model):
         sizes = {"embed_dims": WIDTH, "num_layers": 2, "feedforward_channels": 4 * WIDTH}
         part.update({key: value for key, value in sizes.items() if key in part})
     model.bbox_head.embed_dims = WIDTH

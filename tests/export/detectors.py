@@ -1,6 +1,6 @@
 """Small detectors of each family, whose weights detect objects, and their predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -59,22 +59,29 @@ def has_dcn(family: str) -> bool:
     return family not in PLAIN
 
 
-def narrow(cfg):
-    for key, value in list(cfg.items()):
-        if isinstance(value, dict):
-            narrow(value)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, dict):
-                    narrow(item)
-        if key in ("feat_channels", "conv_out_channels", "fc_out_channels") or (
-            key in ("out_channels", "in_channels") and value in (256, 512)
-        ):
-            cfg[key] = WIDTH
-        elif key in ("stacked_convs", "num_convs") and value > 1:
-            cfg[key] = 1
-        elif key == "num_classes":
-            cfg[key] = CLASSES
+def dicts(node) -> Iterator[dict]:
+    """A part of a config and all dictionaries in it."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from dicts(item)
+
+
+def narrow(cfg: dict, width: int = WIDTH, fc_width: int = WIDTH, classes: int = CLASSES) -> None:
+    for part in dicts(cfg):
+        for key, value in part.items():
+            if key in ("feat_channels", "conv_out_channels") or (
+                key in ("out_channels", "in_channels") and value in (256, 512)
+            ):
+                part[key] = width
+            elif key == "fc_out_channels":
+                part[key] = fc_width
+            elif key in ("stacked_convs", "num_convs") and value > 1:
+                part[key] = 1
+            elif key == "num_classes":
+                part[key] = classes
 
 
 def config(family: str, dcn: bool = False) -> dict:
