@@ -204,7 +204,7 @@ def train(runs: Sequence[Run], jobs: int, threads: int, console: Console) -> Non
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
                     running.append(_Training(run, _start(run, threads), bars.pop(0)))
-                    progress.reset(running[-1].bar, first=History.read(run.folder).iteration)
+                    progress.reset(running[-1].bar, completed=History.read(run.folder).iteration)
                 time.sleep(0.5)
                 for training in list(running):
                     ended = training.process.poll() is not None

@@ -1,7 +1,6 @@
 """The progress bar of the command line."""
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import rich.progress
@@ -11,11 +10,10 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
-from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -27,19 +25,6 @@ def track(items: Sequence[Item], title: str) -> Iterable[Item]:
     return rich.progress.track(items, title, console=console, disable=hidden, transient=True)
 
 
-class TimeLeft(ProgressColumn):
-    """The time left, from the first step on; rich's own column needs several steps in half a minute.
-
-    The field ``first`` of a task is the number of steps of an earlier process.
-    """
-
-    def render(self, task: Task) -> Text:
-        done = int(task.completed) - task.fields.get("first", 0)
-        seconds = round((task.elapsed or 0) / done * (task.remaining or 0)) if done > 0 else None
-        left = "-:--:--" if seconds is None else str(timedelta(seconds=seconds))
-        return Text(f"{left} left", "progress.remaining")
-
-
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:
     """A progress bar with a description, the columns ``done``, the time left and a note.
 
@@ -49,8 +34,9 @@ def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Pro
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
-        TimeLeft(),
-        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[note]}"),
         console=console,
+        speed_estimate_period=3600,  # a step of a training may take minutes
         **kwargs,
     )

@@ -40,7 +40,6 @@ from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
 from dcnzoo.openmmlab.testing import InstanceTTAModel
 from dcnzoo.openmmlab.training import set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
-from dcnzoo.utils.progress import TimeLeft, make_progress
 
 from ..demo import PLAIN
 
@@ -460,19 +459,6 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
     make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
     assert file.getvalue() == ""
-
-
-def test_remaining_time_from_the_first_step_on():
-    """Also for a resumed training, and for steps of more than half a minute."""
-    seconds = 0.0
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    progress = make_progress(console, auto_refresh=False, get_time=lambda: seconds)
-    bar = progress.add_task("train", total=20, completed=10, first=10, note="")
-    task = progress.tasks[0]
-    assert TimeLeft().render(task).plain == "-:--:-- left"
-    seconds = 40.0
-    progress.update(bar, completed=11)
-    assert TimeLeft().render(task).plain == "0:06:00 left"
 
 
 # Options of dcnzoo train
