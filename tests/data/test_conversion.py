@@ -9,12 +9,10 @@ import os
 import mmcv
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets  # noqa: F401
-from dcnzoo.cli import commands
 from dcnzoo.data.check import check_coco
 from dcnzoo.data.conversion import InvalidAnnotation, clip_box, clip_polygon, image_size, polygon_area
 from dcnzoo.data.labelme import convert_labelme
@@ -23,7 +21,7 @@ from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 
-from ..commands import error_of
+from ..commands import error_of, run
 from ..formats import write
 
 WIDTH, HEIGHT = 40, 30
@@ -65,11 +63,8 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
     width, height = image_size(file)
     assert mmcv.imread(str(file)).shape == (height, width, 3)
     file.unlink()
-    for content in (None, b"text", b"", b"\x89PNG\r\n\x1a\n\0\0"):
-        if content is not None:
-            file.write_bytes(content)
-        with pytest.raises(InvalidAnnotation, match=file.name):
-            image_size(file)
+    with pytest.raises(InvalidAnnotation, match=file.name):
+        image_size(file)
 
 
 # Geometry
@@ -281,8 +276,6 @@ def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
     with pytest.raises(UserError, match=place) as error:
         convert_yolo(yolo)
     assert "\n" not in str(error.value) and not (yolo / "hacked").exists()
-    with pytest.raises(UserError, match=r"none.yaml: expected a readable file"):
-        convert_yolo(yolo / "none.yaml")
 
 
 @pytest.mark.parametrize("place", ["obj.data", "data/obj.data"])
@@ -334,7 +327,7 @@ def test_labelme_by_hand(tmp_path):
     write_image(tmp_path / "photos/a.jpg")
     mask = np.array([[0, 255, 255], [255, 255, 0]], np.uint8)
     shapes = [
-        shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]]),
+        shape("fig", "polygon", [[2, 3], [12, 3], [12, 23]]),
         shape("date", "rectangle", [[30.5, 20], [20, 8]]),  # from any corner to the opposite one
         shape("date", "circle", [[20, 15], [23, 19]]),  # radius 5
         # two parts of one object, which overlap in 2 × 2 pixels, and an object of another group
@@ -356,7 +349,7 @@ def test_labelme_by_hand(tmp_path):
     ]
     content = conversion.write(tmp_path / "out.json")
     areas = [annotation["area"] for annotation in content["annotations"]]
-    assert areas == [150, 126, pytest.approx(25 * math.pi, rel=0.002), 16 + 16 - 4, 16, 4]
+    assert areas == [100, 126, pytest.approx(25 * math.pi, rel=0.002), 16 + 16 - 4, 16, 4]
     assert content["annotations"][1]["segmentation"] == [[30.5, 20, 20, 20, 20, 8, 30.5, 8]]
     assert len(content["annotations"][3]["segmentation"]) == 2
     coco = COCO(tmp_path / "out.json")
@@ -389,7 +382,7 @@ def test_labelme_embedded_images(tmp_path):
 LABELME_SHAPES = [
     (("line", BOX), "fig: shape_type: "),
     ((["polygon"], BOX), "fig: shape_type: "),
-    (("polygon", BOX), "fig: points: "),
+    (("polygon", BOX), "fig: points: expected at least 3"),
     (("polygon", None), "fig: points: "),
     (("rectangle", [[1, 2], [5]]), "fig: points: "),
     (("rectangle", [[1, math.nan], [5, 1]]), "fig: points: "),
@@ -486,15 +479,11 @@ def test_encodings(tmp_path, encoding):
         assert boxes(convert(tmp_path)[0]) == [("a.jpg", "Feige ü", [15, 9, 10, 12])]
 
 
-def test_pipes_are_not_read(tmp_path, yolo):
+def test_pipes_are_not_read(tmp_path):
     """Reading one would wait for its other end for ever."""
-    for name in ("voc/a.xml", "labelme/a.json", "images/train/p.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        os.mkfifo(tmp_path / name)
-    for convert, folder in ((convert_voc, "voc"), (convert_labelme, "labelme"), (convert_yolo, "")):
-        (problem,) = convert(tmp_path / folder)[0].problems
-        assert problem.text == "expected a file, got a pipe"
-    pipe = str(tmp_path / "voc/a.xml")
+    os.mkfifo(pipe := tmp_path / "a.xml")
+    (problem,) = convert_voc(tmp_path)[0].problems
+    assert problem.text == "expected a file, got a pipe"
     for command in (
         f"data convert yolo {pipe} out.json",
         f"data config {pipe} {pipe} out.py --images {tmp_path}",
@@ -536,18 +525,11 @@ def test_the_same_data_gives_the_same_file(voc):
 # The commands
 
 
-def test_convert_commands(voc):
-    def invoke(*arguments):
-        return CliRunner().invoke(commands, ["data", "convert", "voc", *map(str, arguments)])
-
-    out = voc / "train.json"
+def test_convert_command(voc):
+    arguments = "data", "convert", "voc", voc, voc / "train.json", "--classes", "date,fig"
     for number in range(30):
         write(voc / f"Annotations/b{number:02}.xml", "<annotation>")
-    result = invoke(voc, voc / "all.json")
-    lines = result.stderr.splitlines()
-    assert result.exit_code == 1 and lines[0].startswith(f"{voc}/Annotations/b00.xml:1: ")
-    assert len(lines) <= 20 + 2, "long lists are cut"
-    write(voc / "names.txt", "date\nfig\n")
-    result = invoke(voc, out, "--classes", voc / "names.txt", "--skip-invalid")
-    assert result.exit_code == 0
-    assert [category["name"] for category in json.loads(out.read_text())["categories"]] == ["date", "fig"]
+    problems = run(*arguments, status=1)
+    assert f"{voc}/Annotations/b.xml:4: " in problems and len(problems.splitlines()) == 20 + 2, "cut"
+    assert "classes: date, fig\n" in (output := run(*arguments, "--skip-invalid"))
+    assert "objects: 31 skipped\n" in output
