@@ -109,8 +109,4 @@ def write_labelme(folder, parts):
             write((folder / image["file_name"]).with_suffix(".json"), text)
 
 
-FORMATS = {  # heading of the page: (writer, image folder)
-    "Pascal VOC": (write_voc, "fruits/JPEGImages"),
-    "YOLO": (write_yolo, "fruits"),
-    "LabelMe": (write_labelme, "fruits"),
-}
+FORMATS = {"Pascal VOC": write_voc, "YOLO": write_yolo, "LabelMe": write_labelme}  # by the page's headings

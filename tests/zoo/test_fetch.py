@@ -5,7 +5,6 @@ import io
 import multiprocessing
 import random
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from dcnzoo.utils import fetch as module
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, fetch, verify
-from dcnzoo.utils.files import cache_folder
 
 from .server import Served, serving
 
@@ -44,17 +42,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
-def test_the_folder_is_torchs_without_torch(name, tmp_path, monkeypatch):
-    monkeypatch.delenv("TORCH_HOME", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv(name, str(tmp_path))
-    expected = cache_folder()
-    monkeypatch.delitem(sys.modules, "torch")
-    assert tmp_path in expected.parents and cache_folder() == expected
-
-
-def test_whole_file(server, tmp_path, monkeypatch, screen):
+def test_whole_file(server, tmp_path, screen):
     path = fetch(f"{server.url}/zoo/{NAME}", tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / NAME and path.read_bytes() == CONTENT
     assert names(path.parent) == [NAME], "nothing else stays"
@@ -68,8 +56,6 @@ def test_whole_file(server, tmp_path, monkeypatch, screen):
     server.files["/zoo/..%2F..%2Fescaped.pth"] = b"x"
     path = fetch(f"{server.url}/zoo/..%2F..%2Fescaped.pth", tmp_path / "in")
     assert path == tmp_path / "in" / "escaped.pth"
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "hub" / "checkpoints"
 
 
 def test_checksums(server, tmp_path):

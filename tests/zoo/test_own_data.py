@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
 
-import dcnzoo
+import dcnzoo.models
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
@@ -47,9 +50,17 @@ def test_every_format(tmp_path, name):
     assert objects(train, val) == set().union(*map(objects_of, parts.values()))
     cfg = read_config_file(result.config)
     assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES) and cfg.model.backbone.dcn
-    dataset = cfg.train_dataloader.dataset
-    dataset = dataset.get("dataset", dataset)  # inside of RepeatDataset
-    assert tuple(dataset.metainfo.classes) == CLASSES and dataset.ann_file == str(train)
+    kind = "segm" if name == "labelme" else "bbox"
+    assert cfg.default_hooks.checkpoint.save_best == f"coco/{kind}_mAP"
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        data = DATASETS.build(cfg.train_dataloader.dataset)
+    assert tuple(data.metainfo["classes"]) == CLASSES
+    learnt = {
+        (Path(item["img_path"]).name, CLASSES[instance["bbox_label"]], *instance["bbox"])
+        for item in map(data.get_data_info, range(len(data)))
+        for instance in item["instances"]
+    }
+    assert learnt == {(name, c, x, y, x + w, y + h) for name, c, x, y, w, h in objects(train)}
     assert result.epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
 
 
