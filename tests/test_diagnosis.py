@@ -31,9 +31,7 @@ GPU = replace(
 HEALTHY = {
     "cpu": CPU,
     "gpu": GPU,
-    "CUDA build without a GPU": replace(
-        GPU, torch_sees_gpu=False, nvidia_driver=False, libraries={"cuda": "not there"}
-    ),
+    "CUDA build without a GPU": replace(CPU, torch_cuda="13.0"),
     "torch alone, numpy 1, no cache": replace(CPU, packages={}, numpy="1.26.4", cache_problem="/x"),
     "forks": replace(CPU, packages=FORKS),
     "compiled mmcv without mmdet": replace(CPU, packages={"mmengine": "0.10.7", "mmcv": "2.1.0"}),
@@ -47,24 +45,27 @@ def test_nothing_is_wrong(name):
     assert list(problems(HEALTHY[name])) == []
 
 
-def packages(found, *without, **more):
-    kept = {name: version for name, version in found.items() if name not in without}
-    return replace(
-        CPU, packages={**kept, **{name.replace("_", "-"): version for name, version in more.items()}}
-    )
+def packages(installed, *without, **more):
+    kept = {name: version for name, version in installed.items() if name not in without}
+    added = {name.replace("_", "-"): version for name, version in more.items()}
+    return replace(CPU, packages=kept | added)
 
 
-def fails(error, message, name):
-    return replace(CPU, import_error=error(message, name=name))
+def fails(error):
+    return replace(CPU, import_error=error)
+
+
+def lacks(module):
+    return fails(ModuleNotFoundError(f"No module named {module!r}", name=module))
 
 
 BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
     (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", diagnosis.BUILD),
     (
-        replace(GPU, libraries={"cuda": "not in /x"}),
-        "not in /x",
-        f"DCNZOO_CUDA=1 {diagnosis.BUILD}, with nvcc of CUDA 13.0",
+        replace(GPU, libraries={"cuda": "not in /y"}),
+        "not in /y",
+        f"DCNZOO_CUDA=1 {diagnosis.BUILD}, with nvcc",
     ),
     (replace(CPU, nvidia_driver=True), "CPU build", "pip uninstall -y torch && pip install torch  # "),
     (packages(ORIGINALS, "mmcv-lite"), "no mmcv", "pip install mmcv-lite==2.1.0"),
@@ -79,49 +80,19 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
         "onedl-mmcv",
         f"pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && {diagnosis.TESTED}",
     ),
-    (
-        packages(ORIGINALS, "mmengine", onedl_mmengine="0.10.12"),
-        "onedl-mmengine",
-        f"pip uninstall -y mmcv-lite mmdet onedl-mmengine && {diagnosis.TESTED}",
-    ),
     (replace(CPU, numpy="1.26.4"), "numpy 1.26.4", 'pip install --upgrade "numpy>=2"'),
     (
         replace(CPU, opencv=("opencv-python", "opencv-python-headless")),
         "opencv-python and opencv-python-headless",
         "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless",
     ),
-    (fails(ImportError, "Hook is already registered at dcnzoo.engine.x", None), "Hook", diagnosis.REINSTALL),
-    (
-        fails(ModuleNotFoundError, "No module named 'dcnzoo.x'", "dcnzoo.x"),
-        "dcnzoo.x",
-        diagnosis.REINSTALL,
-    ),
-    (
-        fails(ModuleNotFoundError, "pycocotools", "pycocotools"),
-        "pycocotools",
-        "pip install pycocotools",
-    ),
-    (fails(ModuleNotFoundError, "yaml", "yaml"), "yaml", "pip install pyyaml"),
-    (
-        fails(ModuleNotFoundError, "pkg_resources", "pkg_resources"),
-        "pkg_resources",
-        'pip install "setuptools<81"',
-    ),
-    (
-        fails(ImportError, "_ext.so: undefined symbol: _ZN", None),
-        "undefined symbol",
-        f"pip uninstall -y mmcv && {diagnosis.TESTED}",
-    ),
-    (
-        fails(ImportError, "libGL.so.1: cannot open", "cv2"),
-        "libGL.so.1",
-        "pip uninstall -y opencv-python && ",
-    ),
-    (
-        replace(CPU, features={"autocast": "torch 9.9 has no X"}),
-        "autocast: torch 9.9",
-        'pip install "torch==2',
-    ),
+    (fails(ImportError("Hook is already registered at dcnzoo.engine.x")), "Hook", diagnosis.REINSTALL),
+    (lacks("dcnzoo.x"), "dcnzoo.x", diagnosis.REINSTALL),
+    (lacks("pycocotools"), "pycocotools", "pip install pycocotools"),
+    (lacks("pkg_resources.x"), "pkg_resources", 'pip install "setuptools<81"'),
+    (fails(ImportError("_ext.so: undefined symbol: _ZN")), "symbol", "pip uninstall -y mmcv && "),
+    (fails(ImportError("libGL.so.1: cannot open")), "libGL", "pip uninstall -y opencv-python && "),
+    (replace(CPU, features={"autocast": "torch has no X"}), "autocast: torch has no X", 'pip install "torch'),
     (replace(CPU, cache_problem="/x is not writable"), "/x is not writable", "export TORCH_HOME="),
 ]
 
@@ -134,34 +105,33 @@ def test_broken(found, word, remedy):
     subprocess.run(["bash", "-n", "-c", problem.remedy], check=True)  # valid when pasted into a shell
 
 
-def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
+def install(folder, module, **records):
+    """Write a package, and the metadata of distributions that contain it."""
+    (folder / module).mkdir(parents=True)
+    (folder / module / "__init__.py").touch()
+    for name, record in records.items():
+        info = folder / f"{name}-9.9.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+        (info / "RECORD").write_text(record)
+    return f"import sys\nsys.path.insert(0, {str(folder)!r})\n"
+
+
+def test_distributions_of_one_folder_are_a_mixture(tmp_path):
     """Distributions in another folder that is not imported are not listed."""
-    for folder, names in (("first", ("mmcv", "onedl_mmcv")), ("second", ("mmcv_lite",))):
-        (tmp_path / folder / "mmcv").mkdir(parents=True)
-        (tmp_path / folder / "mmcv" / "__init__.py").touch()
-        for name in names:
-            info = tmp_path / folder / f"{name}-9.9.dist-info"
-            info.mkdir()
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
-    paths = f"sys.path[:0] = [{str(tmp_path / 'first')!r}, {str(tmp_path / 'second')!r}]"
-    output = run(
-        f"import sys\n{paths}\nfrom dcnzoo.diagnosis import installed\n"
-        "print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
-    )
+    code = install(tmp_path / "second", "mmcv", mmcv_lite="")
+    code += install(tmp_path / "first", "mmcv", mmcv="", onedl_mmcv="")
+    code += "from dcnzoo.diagnosis import installed\n"
+    output = run(f"{code}print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))")
     assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
 
 
 def test_distributions_that_contain_opencv(tmp_path):
     """Two that overwrite each other's files, and one without files, as in ``.ci/opencv-python``."""
-    (tmp_path / "cv2").mkdir()
-    (tmp_path / "cv2" / "__init__.py").touch()
-    for name, record in (("first", "cv2/__init__.py,,"), ("second", "cv2/__init__.py,,"), ("empty", "")):
-        info = tmp_path / f"opencv_{name}-9.9.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: opencv-{name}\nVersion: 9.9\n")
-        (info / "RECORD").write_text(record)
-    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom dcnzoo import diagnosis\n"
-    assert run(f"{code}print(*sorted(diagnosis._opencv()))").split() == ["opencv-first", "opencv-second"]
+    file = "cv2/__init__.py,,"
+    code = install(tmp_path, "cv2", opencv_first=file, opencv_second=file, opencv_empty="")
+    output = run(f"{code}from dcnzoo import diagnosis\nprint(*sorted(diagnosis._opencv()))")
+    assert output.split() == ["opencv_first", "opencv_second"]
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "CUDA build without a GPU"])

@@ -1,20 +1,34 @@
 """dcnzoo replaces only files that it has written: ``dcnzoo.utils.files.output_files`` and the commands."""
 
+import gc
 import hashlib
 import json
 import os
+import shutil
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
-from dcnzoo.data.shapes import CLASSES
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import RECORD, output_files, write_text
+from dcnzoo.utils.files import (
+    RECORD,
+    cache_folder,
+    collector_paused,
+    image_folder,
+    output_files,
+    replacing,
+    require_file,
+    write_text,
+)
 
 from ..commands import error_of, invoke, run
 from ..demo import DEFORMABLE
@@ -75,6 +89,48 @@ def test_places_where_nothing_is_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, "file", "link", "pipe"]
 
 
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "out") as partial:
+        partial.mkdir()
+        1 / 0  # noqa: B018
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_images(tmp_path):
+    for name in ("annotations", "images"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+    file = tmp_path / "annotations/train.json"
+    assert image_folder(file, ["images.png"]) == tmp_path / "images"
+    assert image_folder(file, ["annotations.png"]) == tmp_path / "annotations"
+    assert image_folder(file, ["none.png"]) is None
+
+
+def test_addresses_are_no_missing_files():
+    require_file("https://example.org/x.pth", "checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint: expected a file, found none at /x\.pth"):
+        require_file("/x.pth", "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
+    for variable in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    expected = Path(torch.hub.get_dir(), "checkpoints")
+    assert tmp_path in expected.parents and cache_folder() == expected
+    monkeypatch.delitem(sys.modules, "torch")
+    assert cache_folder() == expected
+
+
+def test_pausing_the_collector_twice():
+    with collector_paused():
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
 def hashes(folder):
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -84,42 +140,18 @@ def hashes(folder):
 def mine(tmp_path_factory):
     """A user's folder: pictures, annotations, results, and a config with the demo's data in it."""
     folder = tmp_path_factory.mktemp("mine")
-    for name in (
-        "photos/a.png",
-        "photos/b.jpg",
-        "labels/a.txt",
-        "all.json",
-        "all.bbox.json",
-        "model.onnx",
-        "weights.pth",
-        "page.html",
-        "run/report.html",
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        if "photos" in name:
-            cv2.imwrite(str(folder / name), np.zeros((64, 64, 3), np.uint8))
-        else:
-            (folder / name).write_text("mine")
-    coco = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0,
-             "segmentation": [[1, 1, 10, 1, 10, 10, 1, 10]]}
-        ],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)],
-    }  # fmt: skip
+    make_shapes(folder / "shapes", ShapesSpec(train=1, val=1))
+    for name in ("photos", "data"):
+        shutil.copytree(folder / "shapes/val", folder / name)
     for name in ("coco.json", "data/train.json"):
+        shutil.copy(folder / "shapes/annotations/val.json", folder / name)
+    results = "all.json all.bbox.json model.onnx weights.pth page.html run/report.html labels/00000.txt"
+    for name in results.split():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(coco))
-    (folder / "data/a.png").symlink_to(folder / "photos/a.png")
-    data = {"type": "CocoDataset", "metainfo": {"classes": CLASSES}, "ann_file": f"{folder}/coco.json"}
-    data |= {"data_prefix": {"img": f"{folder}/photos"}, "test_mode": True, "pipeline": [], "_delete_": True}
-    config = f"""
-_base_ = {DEFORMABLE!r}
-test_dataloader = dict(dataset={data})
-test_evaluator = dict(ann_file={data["ann_file"]!r})
-"""
-    (folder / "config.py").write_text(config)
+        (folder / name).write_text("mine")
+    data = f"test_dataloader = dict(dataset=dict(data_root='{folder}/shapes/', shapes=None))"
+    evaluator = f"test_evaluator = dict(ann_file='{folder}/coco.json')"
+    (folder / "config.py").write_text(f"_base_ = {DEFORMABLE!r}\n{data}\n{evaluator}\n")
     return folder
 
 
@@ -130,11 +162,11 @@ REFUSED = [
     ["test", "config.py", "weights.pth", "--show-dir", "photos", "--work-dir", "LOGS"],
     ["test", "config.py", "weights.pth", "--out", "all.json", "--format-only"],
     ["report", "run", "--out", "all.html"],
-    ["explain", DEMO, "photos/a.png", "--out", "page.html"],
-    ["explain", DEMO, "photos/a.png", "--out", "photos/a.png"],
+    ["explain", DEMO, "photos/00000.png", "--out", "page.html"],
+    ["explain", DEMO, "photos/00000.png", "--out", "photos/00000.png"],
     ["export", DEMO, "--out", "model.onnx"],
     ["export", DEMO, "--out", "/proc/dcnzoo/model.onnx"],
-    ["browse", DEFORMABLE, "--out", "photos/a.png/x"],
+    ["browse", DEFORMABLE, "--out", "photos/00000.png/x"],
     ["data", "convert", "labelme", "photos", "all.json"],
     ["data", "split", "coco.json", "all.json", "val.json"],
     ["data", "check", "coco.json", "--fix", "all.json"],
@@ -186,7 +218,7 @@ def test_a_command_can_run_twice(mine, tmp_path, monkeypatch):
     for _ in range(2):
         run("infer", DEMO, "photos", "--txt", "--out", tmp_path)
         run("data", "check", "coco.json", "--fix", tmp_path / "fixed.json")
-    (tmp_path / "a.txt").write_text("edited")
+    (tmp_path / "00000.txt").write_text("edited")
     error_of("infer", DEMO, "photos", "--txt", "--out", tmp_path)
     run("infer", DEMO, "photos", "--txt", "--out", tmp_path, "--force")
 
