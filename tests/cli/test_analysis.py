@@ -160,7 +160,6 @@ def test_publish_model(tmp_path):
 
 
 MISTAKES = [
-    (2, ["flops", DEMO, "--shape", "x", 1], "--shape"),
     (2, ["flops", DEMO, "--shape", -1, 5], "--shape"),
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),

@@ -8,16 +8,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import inference_detector
+from mmdet.models import MaskRCNN
+from mmdet.structures import DetDataSample
+from mmengine.structures import PixelData
 from torch import nn
 
-import dcnzoo
+import dcnzoo.models
 from dcnzoo.cli.infer import DEMO_MODEL
-from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
+from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
+from dcnzoo.report.detector import explain
+from dcnzoo.utils.errors import UserError
 
 from ..commands import invoke
 from ..demo import DEFORMABLE as CONFIG
-from ..demo import build_demo
+from ..demo import PLAIN, build_demo
 from ..report.test_explain import decoded, page_data
 
 HEIGHT, WIDTH = 96, 150  # of the files; the detector's input is 82 × 128, padded to 96 × 128
@@ -32,9 +38,8 @@ def folder(tmp_path_factory):
         if "conv_offset" in name:
             nn.init.normal_(parameter, std=0.1)
         elif name.endswith("fc_cls.bias"):
-            parameter.data.copy_(
-                torch.tensor([2.0, 0.0, -9.0, 1.0])
-            )  # mostly the first class, sometimes another
+            # mostly the first class, sometimes another
+            parameter.data.copy_(torch.tensor([2.0, 0.0, -9.0, 1.0]))
     torch.save({"state_dict": detector.state_dict(), "meta": {}}, folder / "weights.pth")
     pixels = np.random.default_rng(0)
     for name in ("a", "b/a"):
@@ -58,8 +63,6 @@ def run(folder, monkeypatch):
 
 
 def detections(folder, image):
-    from mmdet.apis import inference_detector
-
     detector = dcnzoo.load(CONFIG, checkpoint=folder / "weights.pth").model
     with record_sampling(detector) as fields:
         found = inference_detector(detector, str(folder / image)).pred_instances
@@ -74,10 +77,8 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.png", "a_2.png", "detections.json"]
     assert cv2.imread(str(tmp_path / "a_2.png")).shape == (384, 600, 3)
     content = json.loads((tmp_path / "detections.json").read_text())
-    assert [(i["file_name"], i["width"], i["height"]) for i in content["images"]] == [
-        ("a.png", WIDTH, HEIGHT),
-        ("b/a.png", WIDTH, HEIGHT),
-    ]
+    sizes = [(image["file_name"], image["width"], image["height"]) for image in content["images"]]
+    assert sizes == [("a.png", WIDTH, HEIGHT), ("b/a.png", WIDTH, HEIGHT)]
     names = {category["id"]: category["name"] for category in content["categories"]}
     for image in content["images"]:
         expected, _ = detections(folder, image["file_name"])
@@ -147,33 +148,20 @@ def test_an_image_of_which_nothing_is_left(run, folder, tmp_path, command):
 
 
 def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
-    from mmdet.models import MaskRCNN
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import PixelData
-
-    monkeypatch.setattr(MaskRCNN, "test_step", lambda *_: [DetDataSample(pred_sem_seg=PixelData())])
+    sample = DetDataSample(pred_sem_seg=PixelData())
+    monkeypatch.setattr(MaskRCNN, "test_step", lambda *_: [sample])
     status, output = run("infer", "a.png", "--out", tmp_path)
-    assert (status, output) == (
-        1,
-        "error: model: expected a detector, got a model that predicts pred_sem_seg\n",
-    )
+    expected = "error: model: expected a detector, got a model that predicts pred_sem_seg\n"
+    assert (status, output) == (1, expected)
 
 
 def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
-    """Each is one line, and the exit status tells. The other images are detected."""
+    """The other images are detected, and the exit status is 1."""
     (tmp_path / "cut.png").write_bytes((folder / "a.png").read_bytes()[:-100])
-    wrong = [tmp_path / "cut.png", folder / "text.png"]
-    status, output = run("infer", "a.png", *wrong, "b/a.png", "--out", tmp_path / "out")
-    assert status == 1
-    skipped = [line for line in output.splitlines() if line.startswith("skipped: image: ")]
-    listed = output.partition("skipped images:\n")[2].splitlines()[:2]
-    for lines in (skipped, listed):
-        assert all(str(file) in line for line, file in zip(lines, wrong, strict=True))
+    status, output = run("infer", "a.png", tmp_path / "cut.png", "b/a.png", "--out", tmp_path / "out")
+    assert status == 1 and output.count(f"{tmp_path}/cut.png") >= 2 and "3 files" in output
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
-    assert "3 files" in output
-    status, output = run("explain", tmp_path / "cut.png", "--out", tmp_path / "out.png")
-    assert status == 1 and "cut.png" in output and len(output.splitlines()) == 1
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
@@ -207,6 +195,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
             (["a.png"], {"model": "x/no.py"}, "model: .* x/no.py"),
             (["a.png"], {"model": "faster-rcnn_r50_fpn_1x_coc"}, "faster-rcnn_r50_fpn_1x_coco"),
             (["a.png", "--device", "tin"], {}, "^error: --device: .* tin"),
+            (["a.png", "--device", "cuda:99"], {}, "^error: --device: .* cuda:99"),
         )
     ),
     (1, ["explain", "a.png", "--at", "150,3"], {}, "x1 ≤ x2 < 150 and y1 ≤ y2 < 96, got 150,3,150,3"),
@@ -239,14 +228,11 @@ def test_explain_shows_what_was_recorded(run, folder, tmp_path):
     assert file.stat().st_size < 300_000 and (data["width"], data["height"]) == (128, 82)
     np.testing.assert_allclose(data["box"], [75 * scale, 30 * 82 / HEIGHT] * 2, rtol=1e-6)
     _, fields = detections(folder, "a.png")
-    assert [layer["name"] for layer in data["layers"]] == [field.name for field in fields]
     for layer, field in zip(data["layers"], fields, strict=True):
-        points, weights = decoded(layer)
+        points, _ = decoded(layer)
         pixels = torch.tensor(data["seen"]) / torch.tensor(field.input_size)  # per pixel of the map
         expected = (field.points * pixels[:, None, None]).permute(2, 3, 0, 1).flip(-1).numpy()
-        assert np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
-        weights = weights * data["largestWeight"]
-        assert np.abs(weights - field.weight.permute(1, 2, 0).numpy()).max() <= 1 / 510 + 1e-4
+        assert layer["name"] == field.name and np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
         rows, columns = field.weight.shape[1:]
         assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)
 
@@ -261,13 +247,7 @@ def test_explain_draws_a_figure_of_one_layer(run, folder, tmp_path):
 
 
 def test_layers_that_are_not_drawn_are_named(folder):
-    from dcnzoo.report.detector import explain
-    from dcnzoo.utils.errors import UserError
-
-    detector = dcnzoo.load(CONFIG, checkpoint=folder / "weights.pth")
-    for block in (getattr(detector.model.backbone, name)[0] for name in ("layer1", "layer2", "layer3")):
-        conv = block.conv2
-        block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1)
+    detector = dcnzoo.load(PLAIN, checkpoint=folder / "weights.pth", allow_partial=True)
     with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):
         explain(detector, folder / "a.png")
 
@@ -278,10 +258,9 @@ def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
     assert status == 0, output
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["detections.json", "input", "shapes.png"]
     content = json.loads((tmp_path / "detections.json").read_text())
-    names = {category["id"]: category["name"] for category in content["categories"]}
     _, truth = draw_image(ShapesSpec(), "val", 0)
-    sure = [names[each["category_id"]] for each in content["annotations"] if each["score"] > 0.7]
-    assert sure and not Counter(sure) - Counter(CLASSES[each["label"]] for each in truth)
+    sure = [each["category_id"] - 1 for each in content["annotations"] if each["score"] > 0.7]
+    assert sure and not Counter(sure) - Counter(each["label"] for each in truth)
     for arguments in ([], [tmp_path / "shapes.png"]):
         status, output = invoke("infer", *arguments)
         assert status == 2 and "MODEL" in output.splitlines()[-1]

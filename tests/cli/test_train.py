@@ -8,14 +8,10 @@ import cv2
 import pytest
 import torch
 
-from dcnzoo.openmmlab.packages import base_path
-from dcnzoo.utils.errors import UserError
-
 from .. import commands
 from ..commands import error_of
 from ..demo import PLAIN as CONFIG
 from ..distributed.launching import settings
-from ..processes import ROOT
 
 
 def tiny(data, train=8, val=4, epochs=2):
@@ -141,18 +137,3 @@ def test_browse_dataset(data, trained, tmp_path):
     assert len(images) == 3
     plain = cv2.imread(str(data / "train" / "00000.png"))
     assert images[0].shape[:2] >= plain.shape[:2]
-
-
-def test_a_config_of_an_installed_package():
-    name = "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
-    path, scope = base_path(name, "configs/mine.py")
-    assert Path(path).samefile(ROOT / "configs" / name.partition("::")[2]) and scope == "mmdet"
-    assert Path(base_path("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py", "")[0]).is_file()
-    assert base_path("base.py", "configs/mine.py") == ("configs/base.py", None)
-    for name, reason in (
-        ("dcnzoo::dcnv2/none.py", "found no file "),
-        ("nothing::x.py", "nothing is not installed or has no configs"),
-    ):
-        expected = f"config: expected a config of an installed package, got {name}: .*{reason}"
-        with pytest.raises(UserError, match=expected):
-            base_path(name, "")
