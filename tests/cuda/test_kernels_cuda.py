@@ -40,7 +40,6 @@ CASES = [
     for op in OPERATORS.values()
     for sample in (op.forms() if op.name in ("deform_conv1d", "deform_conv3d") else op.samples())
 ]
-SAMPLING = ("deform_", "dcnv", "ms_deform_", "roi_")  # accept half maps with float32 coordinates
 
 
 def parametrized(cases):
@@ -109,7 +108,7 @@ def test_other_types(kernels, op, sample, dtype):
         check(kernels, overload, arguments, TOLERANCE[dtype])
 
 
-@parametrized([(op, op.forms()[0]) for op in OPERATORS.values() if op.name.startswith(SAMPLING)])
+@first_forms
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):
     half = (0, 1, 4) if "conv" in op.name else (0,)

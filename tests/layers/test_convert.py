@@ -104,7 +104,7 @@ def test_output_is_unchanged_before_training_and_after_the_way_back(network, kin
             assert getattr(now, attribute, None) == getattr(then, attribute, None)
 
 
-def test_compiles_copies_and_round_trips():
+def test_scripts_copies_and_round_trips():
     """The new layers alone: test_programs.py. A transposed one gets the size of its output here."""
     model, where, input, count = build("unet3d")
     before = copy.deepcopy(model.state_dict())
@@ -121,9 +121,6 @@ def test_compiles_copies_and_round_trips():
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(input), expected)
     torch.testing.assert_close(torch.jit.script(other)(input), expected, atol=1e-5, rtol=1e-5)
-    torch._dynamo.reset()
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(input), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_everything_else_is_kept():

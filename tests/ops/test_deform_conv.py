@@ -218,16 +218,13 @@ def test_threads_that_share_blocks(sample, channels_last, set_threads):
 def test_channels_last_weight_has_the_results_of_a_contiguous_one(dtype, groups):
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, 140, 5, 6), (70, 140 // groups, 2, 3), (1, 12, 6, 6), (1, 6, 6, 6)]
-    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-    grad = torch.randn(1, 70, 6, 6, generator=generator).to(dtype)
-    results = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        leaves = [t.clone().requires_grad_() for t in tensors]
-        leaves[1] = tensors[1].contiguous(memory_format=layout).requires_grad_()
-        output = deform_conv2d(*leaves, padding=1, groups=groups)
-        results.append([output, *torch.autograd.grad(output, leaves, grad)])
-    assert not leaves[1].is_contiguous()
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    input, weight, *fields = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    laid_out = weight.contiguous(memory_format=torch.channels_last)
+    assert not laid_out.is_contiguous()
+    settings = dict(padding=1, groups=groups)
+    samples = (Sample("", (input, w, *fields, None), settings) for w in (weight, laid_out))
+    both = (op_cases.results(conv.call, sample) for sample in samples)
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 
 @both

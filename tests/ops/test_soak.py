@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dcnzoo.ops import deform_conv2d
-
-from ..op_cases import deform_conv, ramp
+from ..op_cases import deform_conv, ramp, results
 from ..processes import ROOT, python
 
 SECONDS = float(os.environ.get("DCNZOO_SOAK_SECONDS", "20"))
@@ -57,10 +55,9 @@ class Outputs(Dataset):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         # more pixels than one tile, so that several threads work
-        sample = deform_conv.make(f"item {i}", batch=2, size=(20, 21), padding=1).leaves()
-        output = deform_conv2d(*sample.tensors, padding=1)
-        output.sum().backward()
-        return torch.cat([output.detach().flatten(), sample.tensors[0].grad.flatten()])
+        sample = deform_conv.make(f"item {i}", batch=2, size=(20, 21), padding=1)
+        output, gradient, *_ = results(deform_conv.call, sample)
+        return torch.cat([output.flatten(), gradient.flatten()])
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

@@ -28,22 +28,17 @@ def run(feature, symbols):
         module, _, name = path.rpartition(".")
         removed.append((import_module(module), name, getattr(import_module(module), name)))
         delattr(*removed[-1][:2])
-    from dcnzoo.ops import deform_conv2d, has_ops, reference
+    from tests.op_cases import deform_conv, results
     for symbol in removed:
         setattr(*symbol)  # torch itself uses it
+    from dcnzoo.ops import has_ops
     from dcnzoo.ops._torch_private import missing
     assert has_ops() and list(missing) == [feature], missing
     assert torch.__version__ in missing[feature]
-    torch.manual_seed(0)
-    x, weight = torch.randn(2, 4, 7, 9, requires_grad=True), torch.randn(6, 4, 3, 2, requires_grad=True)
-    offset = torch.randn(2, 12, 5, 8, requires_grad=True)
-    results = []
-    geometry = (None, None, (1, 1), (0, 0), (1, 1), 1)
-    for function, arguments in ((deform_conv2d, ()), (reference.deform_conv, geometry)):
-        output = function(x, weight, offset, *arguments)
-        results.append([output, *torch.autograd.grad(output.sin().sum(), (x, weight, offset))])
+    sample = deform_conv.make("without", padding=1)
+    both = (results(function, sample) for function in (deform_conv.call, deform_conv.reference))
     # the first torch.testing.assert_close of a process imports sympy
-    assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(*results))
+    assert all(torch.allclose(a, b) for a, b in zip(*both))
 
 for feature, symbols in eval(sys.argv[1]).items():
     if not os.fork():  # a process each, without importing torch again

@@ -20,7 +20,8 @@ from dcnzoo.compat import mmcv as compat
 from dcnzoo.compat.mmcv import _ext as stand_in
 from dcnzoo.layers import OffsetConv2d
 
-from ..op_cases import output_size, ramp
+from ..op_cases import ramp
+from ..op_cases.deform_conv import make
 
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
@@ -52,7 +53,6 @@ def assert_equal(got, want, tolerance=1e-5):
 
 def random_case(seed, modulated):
     choose = random.Random(seed)
-    generator = torch.Generator().manual_seed(seed)
     dtype = choose.choice([torch.float32, torch.float64])
 
     def pair(*values):
@@ -61,26 +61,14 @@ def random_case(seed, modulated):
     groups, deform_groups = pair(1, 2, 4)
     batch, kernel = choose.randint(1, 5), pair(1, 2, 3)
     stride, padding, dilation = pair(1, 2, 3), pair(0, 1, 2), pair(1, 2)
-    channels, out_channels = 4 * choose.randint(1, 3), 4 * choose.randint(1, 3)
+    sizes = (batch, 4 * choose.randint(1, 3), 4 * choose.randint(1, 3))
     size = choose.randint(5, 14), choose.randint(5, 14)
-    out = output_size(size, kernel, stride, padding, dilation)
-    taps = kernel[0] * kernel[1] * deform_groups
-
-    def normal(*shape, scale=1.0):
-        return (torch.randn(shape, generator=generator, dtype=dtype) * scale).requires_grad_()
-
-    reach = choose.choice([0.5, 2.0, 8.0])  # 8 often leaves the map
-    tensors = [
-        normal(batch, channels, *size),
-        normal(out_channels, channels // groups, *kernel, scale=0.3),
-        normal(batch, 2 * taps, *out, scale=reach),
-    ]
-    if modulated:
-        tensors.append(normal(batch, taps, *out))
-        if choose.random() < 0.7:
-            tensors.append(normal(out_channels))
+    mask_groups, bias = deform_groups if modulated else None, modulated and choose.random() < 0.7
+    spread = choose.choice([0.5, 2.0, 8.0])  # 8 often leaves the map
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    sample = make(str(seed), *sizes, size, kernel, deform_groups, mask_groups, bias, spread, **geometry)
     im2col_step = choose.choice([step for step in range(1, batch + 1) if batch % step == 0])
-    return tensors, (stride, padding, dilation, groups), deform_groups, im2col_step
+    return sample.to(dtype).leaves().given, tuple(geometry.values()), deform_groups, im2col_step
 
 
 def outputs_and_gradients(function, tensors):
