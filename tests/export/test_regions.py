@@ -54,6 +54,17 @@ def test_nms(exporter, tmp_path):
             assert kept.tolist() == reference_boxes.nms(boxes, scores, threshold, offset).tolist()
 
 
+def test_stable_sort(tmp_path):
+    path = str(tmp_path / "model.onnx")
+    values = torch.tensor([[2.0, 1.0, 2.0, 3.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    orders = [(0, False), (1, True)]
+    model = module_of(lambda x: [x.sort(dim=dim, descending=down, stable=True) for dim, down in orders])
+    export("dynamo", model, (values,), path)
+    expected = [part for pair in model(values) for part in pair]
+    for actual, part in zip(run(path, values), expected, strict=True):
+        assert torch.equal(torch.as_tensor(actual), part)
+
+
 POOLING = {
     "roi_align": (2, [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in ((0, 0), (2, 1))]),
     "deform_roi_pool": (3, [((3, 2), 0.5, ratio, gamma) for ratio, gamma in ((0, 0.1), (3, -0.4))]),

@@ -8,8 +8,9 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import RetinaHead
+from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
 from mmdet.models.layers import multiclass_nms
-from mmdet.models.roi_heads import SCNetRoIHead, TridentRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, SCNetRoIHead, StandardRoIHead, TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
@@ -261,6 +262,13 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
 def test_settings_that_cannot_be_exported_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         outputs_of(build("Faster R-CNN"), **settings)
+
+
+def test_heads_of_masks():
+    kinds = BaseMaskHead, StandardRoIHead, CascadeRoIHead
+    for rule in rules.RULES:
+        if issubclass(rule.kind, kinds) and not rule.refused and rule.kind is not TridentRoIHead:
+            assert rule.has_masks, rule.kind
 
 
 def test_settings_of_boxes_and_masks():

@@ -145,6 +145,7 @@ def test_initial_values_are_the_published(heads, levels, points):
                 assert not projection.bias.any()
                 assert 0.8 * math.sqrt(6 / 48) < projection.weight.abs().max() <= math.sqrt(6 / 48)
             parent.init_weights()
+        assert layer.value_proj.weight.shape == (24, 24)
 
 
 # The layer by itself

@@ -104,7 +104,9 @@ def test_known_offsets_every_second_iteration(tmp_path, warned):
 
 
 def test_every_kind_of_layer(tmp_path):
-    train(tmp_path, Model("DCN", "DCNv2", DCNv3, DCNv4), [3], interval=1)
+    model = Model("DCN", "DCNv2", DCNv3, DCNv4)
+    train(tmp_path, model, [3], interval=1)
+    assert not any(getattr(layer, "track_offsets", False) for layer in model.modules())
     found = rows(tmp_path)[1]
     assert list(found) == [f"layers.{name}" for name in ("DCN", "DCNv2", "DCNv3", "DCNv4")]
     for figures in found.values():

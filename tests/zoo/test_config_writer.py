@@ -204,7 +204,7 @@ def test_an_edited_config_is_not_overwritten(tmp_path, coco):
     arguments = ("data", "config", coco(), coco(), out, "--images", tmp_path)
     assert "--force" in error_of(*arguments) and out.read_text() == "edited = True\n"
     run(*arguments, "--force")
-    assert heads(Config.fromfile(out)) == [3, 3]
+    assert heads(Config.fromfile(out)) == [3, 3] and Config.fromfile(out).load_from
 
 
 def test_config_files_are_named(tmp_path, coco):

@@ -33,6 +33,7 @@ R50, VFNET = ("ResNet-50", "12 epochs"), ("ResNet-50", "24 epochs")
         ("fovea_r50_fpn_4xb4-1x_coco", "", *R50),
         ("deformable-detr_r50_16xb2-50e_coco", "", "", ""),
         ("mask-rcnn_internimage-t_fpn_1x_coco", "DCNv3 (backbone)", "InternImage-T", "12 epochs"),
+        ("cascade-mask-rcnn_internimage-l_fpn_3x_coco", "DCNv3 (backbone)", "InternImage-L", "36 epochs"),
     ],
 )
 def test_describe(name, text, backbone, schedule):
