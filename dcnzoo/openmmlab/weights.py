@@ -65,14 +65,12 @@ def convert(
         old, new = next(iter(renamed.items()))
         summary.append(f"{counted(len(renamed), 'parameters')} renamed, such as {old} to {new}")
     if any(new == f"roi_head.{old.removeprefix('module.')}" for old, new in renamed.items()):
-        reordered = {
-            key: background_last
-            for key, value in converted.items()
-            if (background_last := _without_background_first(key, value, expected.get(key))) is not value
-        }
-        converted.update(reordered)
+        before = dict(converted)
+        for key, value in before.items():
+            converted[key] = _without_background_first(key, value, expected.get(key))
+        reordered = sum(converted[key] is not before[key] for key in before)
         summary.append(
-            f"{len(reordered)} changed to the class order of MMDetection 2 and later; version 1 "
+            f"{reordered} changed to the class order of MMDetection 2 and later; version 1 "
             "measured boxes one pixel larger, which configs in mmdet::legacy_1.x correct"
         )
     return converted, "; ".join(summary)
@@ -153,11 +151,8 @@ def load_state(
     for key, value in weights.items():
         if key in expected and expected[key].is_floating_point() and not value.is_floating_point():
             raise CheckpointError(f"{source}: {key}: expected floating-point weights, got {value.dtype}")
-    reshaped = [
-        key
-        for key, value in weights.items()
-        if key in expected and value.shape != expected[key].shape and expected[key].dim() > 0
-    ]
+    common = [key for key in weights if key in expected and expected[key].dim() > 0]
+    reshaped = [key for key in common if weights[key].shape != expected[key].shape]
     by_class = _sized_by_classes(model, reshaped, weights, expected, class_names(meta).get("classes"))
     left_out = set(reshaped) if allow_partial else set(by_class) if fine_tune else set()
     reshaped = [key for key in reshaped if key not in left_out]
@@ -209,20 +204,12 @@ def _sized_by_classes(
     reshaped: Sequence[str],
     weights: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    classes: object,
+    classes: object,  # names of the file's classes, or None
 ) -> list[str]:
-    """Select the parameters whose shape differs because the number of classes differs.
-
-    Args:
-        classes: names of the file's classes, or None.
-    """
+    """Select the parameters whose shape differs because the number of classes differs."""
     before = len(classes) if isinstance(classes, list | tuple) else 0
-    after = {
-        number
-        for name, module in model.named_modules()
-        if not name.startswith(_WITHOUT_CLASSES)
-        and type(number := getattr(module, "num_classes", None)) is int
-    }
+    heads = (part for name, part in model.named_modules() if not name.startswith(_WITHOUT_CLASSES))
+    after = {number for part in heads if type(number := getattr(part, "num_classes", None)) is int}
 
     def differs_by_classes(name: str) -> bool:
         old, new = weights[name].shape, expected[name].shape

@@ -158,6 +158,7 @@ def test_mistakes_in_a_path(root):
     [
         (lambda file: {**file, "annotations": []}, "at least 1 image .*filter_empty_gt.*True"),
         (lambda file: file["categories"][0].update(name="date"), "classes .*missing oval, got date"),
+        (lambda file: file["annotations"][0].update(category_id=9), "annotation 1: category_id: expected"),
         (lambda file: file["categories"].reverse(), "order .*got cross, trefoil, oval"),
     ],
 )
@@ -220,7 +221,10 @@ def test_ap_of_perfect_detections(root, tmp_path, first):
     (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
     with pytest.raises(UserError, match=r"segmentation: expected a mask, which the metric segm requires"):
         CocoMetric(str(tmp_path / "truth.json"), metric="segm")
-    CocoMetric(str(tmp_path / "truth.json"), metric="bbox")
+    CocoMetric(str(tmp_path / "truth.json"), metric="segm", format_only=True, outfile_prefix="unused")
+    coco.dataset["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
+    CocoMetric(str(tmp_path / "truth.json"), metric="segm")
 
 
 def test_annotations_that_are_passed_over_are_counted(root, warnings):

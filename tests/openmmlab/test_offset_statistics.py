@@ -1,12 +1,12 @@
 """OffsetStatisticsHook: figures worked out by hand, warnings, and the file after an interruption."""
 
+import itertools
 import logging
 import math
 import re
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
@@ -23,19 +23,23 @@ HEIGHT, WIDTH = 4, 6
 
 
 class Model(BaseModel):
-    """Layers whose first tap's first offset is the input value."""
+    """Layers whose first tap's first offset is the input value.
 
-    def __init__(self, *kinds, masks=()):
+    Args:
+        masks: logits of DCNv2's modulation, for each iteration.
+    """
+
+    def __init__(self, *kinds, masks=((),)):
         super().__init__()
         options = dict(in_channels=4, out_channels=4, kernel_size=3, padding=1)
         self.layers = nn.ModuleDict()
         for kind in kinds:
             layer = MODELS.build(dict(type=kind, **options)) if isinstance(kind, str) else kind(4, group=1)
             self.layers[type(layer).__name__] = layer
-        self.masks, self.other = masks, nn.Parameter(torch.zeros(1))
+        self.masks, self.other = itertools.cycle(masks), nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs, mode):
-        (shift,) = inputs[0].tolist()
+        (shift,), masks = inputs[0].tolist(), next(self.masks)
         for layer in self.layers.values():
             if isinstance(layer, DCNv3 | DCNv4):
                 predictor = layer.offset if isinstance(layer, DCNv3) else layer.offset_mask
@@ -43,22 +47,13 @@ class Model(BaseModel):
                 layer(torch.ones(1, HEIGHT, WIDTH, 4))
             else:
                 layer.conv_offset.bias.data[0] = shift  # y, x
-                layer.conv_offset.bias.data[18 : 18 + len(self.masks)] = torch.tensor(self.masks)
+                layer.conv_offset.bias.data[18 : 18 + len(masks)] = torch.tensor(masks)
                 layer(torch.ones(1, 4, HEIGHT, WIDTH))
         return {"loss": self.other.sum() * 0} if mode == "loss" else []
 
 
-class Watching(Hook):
-    """Call ``function(runner)`` after each iteration."""
-
-    priority = "LOWEST"
-
-    def __init__(self, function):
-        self.after_train_iter = lambda runner, *args, **kwargs: function(runner)
-
-
-def train(work_dir, model, shifts, hooks=(), **arguments):
-    hooks = [dict(type="OffsetStatisticsHook", **arguments), *hooks]
+def train(work_dir, model, shifts, **arguments):
+    hooks = [dict(type="OffsetStatisticsHook", **arguments)]
     options = dict(train_cfg=dict(by_epoch=True, max_epochs=1), custom_hooks=hooks, **WITHOUT_VALIDATION)
     make_runner(work_dir, "offsets", model, values=shifts, **options).train()
 
@@ -88,8 +83,8 @@ def warned(monkeypatch):
 
 
 def test_known_offsets_every_second_iteration(tmp_path, warned):
-    masks = (-10, 10, *[0] * 7)
-    train(tmp_path, Model("DCNv2", masks=masks), [0, 3, 100, -1, 100], interval=2)
+    masks = (-10.0, 10.0, *[0.0] * 7)
+    train(tmp_path, Model("DCNv2", masks=[masks]), [0, 3, 100, -1, 100], interval=2)
     found = rows(tmp_path)
     assert list(found) == [2, 4] and list(found[2]) == list(found[4]) == ["layers.DCNv2"]
     second, fourth = (found[i]["layers.DCNv2"] for i in (2, 4))
@@ -116,11 +111,6 @@ def test_every_kind_of_layer(tmp_path):
     assert modulation == [[], [0.5, 0, 0], [pytest.approx(1 / 9), 0, 0], [0, 1, 0]]
 
 
-def dim(runner):
-    if runner.iter + 1 == 3:
-        runner.model.masks = (-10.0,) * 9
-
-
 @pytest.mark.parametrize(
     ("model", "shifts", "options", "expected"),
     [
@@ -143,9 +133,9 @@ def dim(runner):
         ),
         (lambda: Model("DCN"), [math.nan], {}, [r"iteration 1: .*mean \|offset\| nan pixels, expected ≤ 32"]),
         (
-            lambda: Model("DCNv2", masks=(0.0,) * 9),
+            lambda: Model("DCNv2", masks=[*[[0.0] * 9] * 3, *[[-10.0] * 9] * 3]),
             [0] * 6,
-            dict(hooks=[Watching(dim)]),
+            {},
             ["iteration 4: layers.DCNv2: modulation has collapsed: mean factor 4.54e-05"],
         ),
         (lambda: Model(DCNv4), [0, 0], {}, []),  # the mask starts at zero

@@ -293,8 +293,9 @@ def test_wrapped_models(weights, wrap):
     assert_same(target.state_dict(), weights)
 
 
-def test_what_does_not_fit_is_refused(weights):
+def test_what_does_not_fit_is_refused(weights, caplog):
     model = build()
+    caplog.set_level(logging.INFO)
     fewer = {key: value for key, value in weights.items() if "mask_head.upsample" not in key}
     more = {**weights, "teacher.weight": torch.ones(2)}
     for state, name in ((fewer, "mask_head.upsample"), (more, "teacher.weight")):
@@ -304,6 +305,7 @@ def test_what_does_not_fit_is_refused(weights):
                 hook.after_load_checkpoint(runner_of(model), {"state_dict": state})
         hook = LoadCheckpointHook(allow_partial=True)
         hook.after_load_checkpoint(runner_of(model), {"state_dict": state})
+        assert name in caplog.text
         with pytest.raises(CheckpointError, match=rf"{name}.*--resume") as error:
             hook.after_load_checkpoint(runner_of(model, resume=True), {"state_dict": state})
         assert "--allow-partial" not in str(error.value)

@@ -100,10 +100,8 @@ class OffsetStatisticsHook(Hook):
         bound = f"{slower} or bound them (offset_limit of the layer)"
         findings = []
         if not mean <= self.max_mean:  # NaN too
-            text = (
-                f"offsets explode: mean |offset| {mean:.3g} pixels, expected ≤ {self.max_mean:g} (max_mean)"
-            )
-            findings.append(Finding(layer, text, "mean", bound))
+            text = f"mean |offset| {mean:.3g} pixels, expected ≤ {self.max_mean:g} (max_mean)"
+            findings.append(Finding(layer, f"offsets explode: {text}", "mean", bound))
         if outside > self.max_outside:
             limit = f"expected ≤ {self.max_outside:.0%} (max_outside)"
             text = f"offsets explode: {outside:.0%} of the samples outside the map, {limit}"

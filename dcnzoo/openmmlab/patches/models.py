@@ -92,11 +92,7 @@ def offset_lr_mult(changes: Changes) -> None:
 
 
 def keep_averaged_weights(changes: Changes) -> None:
-    """Keep the average of ``EMAHook`` for the whole life of a runner.
-
-    mmengine calls ``before_run`` at the start of ``train``, ``val`` and ``test``, and the hook then starts a
-    new average from the model's weights. After a training these are the last weights, not the average.
-    """
+    """Start an average once for a runner, not in each ``before_run``, of ``train``, ``val`` and ``test``."""
 
     def start_once(original: Callable, self: EMAHook, runner: Runner) -> None:
         model = without_wrapper(runner.model)
@@ -164,8 +160,9 @@ def cascade_rpn_head(changes: Changes) -> None:
         if not args:
             kwargs.setdefault("num_classes", 1)
         if "stages" in kwargs:
-            stages = ({k: v for k, v in stage.items() if k != "sampling"} for stage in kwargs["stages"])
-            kwargs["stages"] = [ConfigDict(stage) for stage in stages]
+            kwargs["stages"] = [ConfigDict(stage) for stage in kwargs["stages"]]
+            for stage in kwargs["stages"]:
+                stage.pop("sampling", None)
         original(self, *args, **kwargs)
 
     changes.wrap(CascadeRPNHead, "__init__", construct)
@@ -201,8 +198,7 @@ def teacher_config(changes: Changes) -> None:
 def masks_outside_the_image(changes: Changes) -> None:
     """Paste nothing for a box outside the image, and a flipped mask for an inverted box, as on a GPU.
 
-    Without a GPU, mmdet pastes only into the region of the boxes, which may be empty or inverted; it then
-    fails with ``upper bound and lower bound inconsistent with step sign``.
+    On a CPU, mmdet pastes only into the region of the boxes, which may be empty or inverted.
     """
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
