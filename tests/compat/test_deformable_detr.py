@@ -11,19 +11,24 @@ from .programs import SHAPES, STARTS, attention, attention_leaves, compare
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("MultiScaleDeformableAttention", torch.float64), ("adet._C", torch.float16)]
+    ("name", "levels", "dtype"),
+    [
+        ("MultiScaleDeformableAttention", (SHAPES, STARTS), torch.float64),
+        ("MultiScaleDeformableAttention", (SHAPES,), torch.float64),  # TrackFormer computes the starts itself
+        ("adet._C", (SHAPES, STARTS), torch.float16),
+    ],
 )
-def test_ms_deform_attn(provide, package, name, dtype):
+def test_ms_deform_attn(provide, package, name, levels, dtype):
     if "." in name:
         package(f"{name.partition('.')[0]}.config")
     provide(name)
     compiled = importlib.import_module(name)
     compare(  # 2, the im2col_step, does not divide the batch of 3
-        lambda v, at, w: compiled.ms_deform_attn_forward(v, SHAPES, STARTS, at, w, 2),
+        lambda v, at, w: compiled.ms_deform_attn_forward(v, *levels, at, w, 2),
         attention,
         *attention_leaves(),
         dtype=dtype,
-        backward=lambda g, v, at, w: compiled.ms_deform_attn_backward(v, SHAPES, STARTS, at, w, g, 2),
+        backward=lambda g, v, at, w: compiled.ms_deform_attn_backward(v, *levels, at, w, g, 2),
     )
 
 
@@ -46,18 +51,6 @@ def test_grounding_dino_on_the_cpu(provide, package):
     assert "groundingdino._C" in patches.active()
     with patches.disabled("groundingdino._C"), pytest.raises(NotImplementedError):
         project.multi_scale_deformable_attn_pytorch(*[None] * 4)
-
-
-def test_trackformer(provide):
-    """Its module has five arguments: it computes the levels' starts itself."""
-    provide("MultiScaleDeformableAttention")
-    compiled = importlib.import_module("MultiScaleDeformableAttention")
-    compare(
-        lambda v, at, w: compiled.ms_deform_attn_forward(v, SHAPES, at, w, 64),
-        attention,
-        *attention_leaves(),
-        backward=lambda g, v, at, w: compiled.ms_deform_attn_backward(v, SHAPES, at, w, g, 64),
-    )
 
 
 # BEVFormer and UniAD: function classes on mmcv 1.x's compiled module, and a layer that calls them on a GPU
