@@ -203,6 +203,7 @@ def test_an_edited_config_is_not_overwritten(tmp_path, coco):
     out.write_text("edited = True\n")
     arguments = ("data", "config", coco(), coco(), out, "--images", tmp_path)
     assert "--force" in error_of(*arguments) and out.read_text() == "edited = True\n"
+    assert "--images" in error_of(*arguments[:-2], status=2)
     run(*arguments, "--force")
     assert heads(Config.fromfile(out)) == [3, 3] and Config.fromfile(out).load_from
 

@@ -64,37 +64,24 @@ def test_every_format(tmp_path, name):
     assert result.epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
 
 
-def spoil_voc(folder):
-    file = next((folder / "Annotations").glob("*.xml"))
-    file.write_text(file.read_text().replace("<xmax>", "<xmax>9", 1))
-    return file
+MISTAKES = {  # format: a file, and the text that is replaced
+    "voc": ("Annotations/*.xml", "<xmax>", "<xmax>9"),
+    "yolo": ("labels/train/*.txt", "0 ", "7 "),
+    "labelme": ("*.json", "rectangle", "line"),
+    "coco": ("instances_train.json", '"category_id": 1', '"category_id": 9'),
+}
 
 
-def spoil_yolo(folder):
-    file = next((folder / "labels/train").glob("*.txt"))
-    file.write_text(file.read_text().replace("0 ", "7 ", 1))
-    return file
-
-
-def spoil_labelme(folder):
-    file = next(folder.glob("*.json"))
-    file.write_text(file.read_text().replace("rectangle", "line", 1))
-    return file
-
-
-def spoil_coco(folder):
-    file = folder / "instances_train.json"
-    file.write_text(file.read_text().replace('"category_id": 1', '"category_id": 9', 1))
-    return file
-
-
-SPOIL = {"voc": spoil_voc, "yolo": spoil_yolo, "labelme": spoil_labelme, "coco": spoil_coco}
+def spoil(name, folder):
+    pattern, old, new = MISTAKES[name]
+    file = next(folder.glob(pattern))
+    file.write_text(file.read_text().replace(old, new, 1))
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_mistake_is_one_line_and_nothing_is_prepared(tmp_path, name):
     WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    SPOIL[name](tmp_path / "fruits")
+    spoil(name, tmp_path / "fruits")
     with pytest.raises(UserError) as error:
         prepare(tmp_path / "fruits", tmp_path / "run")
     assert len(error.value.args) == 1
@@ -106,7 +93,7 @@ def test_a_mistake_is_one_line_and_nothing_is_prepared(tmp_path, name):
 def test_one_command_trains(tmp_path, name):
     WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn", [*map(str, range(40))]))
     shutil.copytree(tmp_path / "fruits", tmp_path / "mistake", symlinks=True)
-    SPOIL[name](tmp_path / "mistake")
+    spoil(name, tmp_path / "mistake")
     output = run("train", "--data", tmp_path / "mistake", "--work-dir", tmp_path / "none", status=1)
     assert len(output.splitlines()) == 1 and not list((tmp_path / "none").rglob("*.pth"))
     folder = tmp_path / "run"
