@@ -192,6 +192,13 @@ def test_layers(name):
     torch.testing.assert_close(layer(*inputs), expected, atol=1e-10, rtol=1e-10)
     for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
         assert torch.equal(copied(*inputs), layer(*inputs))
+    if name.startswith("Mod"):
+        layer.init_weights()
+        assert (
+            layer.weight.abs().max()
+            <= 1 / math.sqrt(layer.weight[0].numel())
+            < max(map(torch.max, state.values()))
+        )
 
 
 def predicted(pack, input):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.ops import batched_nms
-from mmdet.models.dense_heads import RetinaHead
+from mmdet.models.dense_heads import RetinaHead, TOODHead
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import CascadeRoIHead, SCNetRoIHead, StandardRoIHead, TridentRoIHead
@@ -24,7 +24,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.replacements.boxes import first_pairs, keep_all, keep_best
-from dcnzoo.openmmlab.export.replacements.layers import normalise_groups
+from dcnzoo.openmmlab.export.replacements.layers import normalise_groups, sample_shifted
 from dcnzoo.openmmlab.export.replacements.masks import around
 from dcnzoo.openmmlab.export.replacements.roi import add_context, pool
 from dcnzoo.openmmlab.export.rules import replace_everywhere
@@ -104,6 +104,12 @@ def test_pooling_of_scaled_rois():
     for factor in (None, 1.3):
         torch.testing.assert_close(pool(extractor, levels, rois, factor), extractor(levels, rois, factor))
     torch.testing.assert_close(pool(extractor, levels[:1], rois, 1.3), extractor(levels[:1], rois, 1.3))
+
+
+def test_samples_of_a_shifted_map():
+    feature, offset = torch.randn(1, 6, 7, 9), 3 * torch.randn(1, 12, 7, 9)
+    expected = TOODHead.deform_sampling(None, feature, offset)
+    torch.testing.assert_close(sample_shifted(None, feature, offset), expected)
 
 
 def test_context_of_the_image():

@@ -83,6 +83,8 @@ def test_float32_offsets_stay_exact_beside_half_input(dtype):
     assert torch.equal(output, exact.to(dtype))
     with torch.autocast("cpu", dtype):
         assert torch.equal(dcnv3(input.float(), offset, mask, 1, 1, 0, 1, 1, 1, 1.0), output)
+        fields = torch.cat([offset, mask, torch.zeros(1, 1, 400, 5)], dim=3)
+        assert torch.equal(dcnv4(input.float(), fields, 1, 1, 0, 1, 1, 1, 1.0), output)
 
 
 def test_levels_that_are_no_tensor_are_named():
