@@ -25,6 +25,7 @@ FOLDER = UserPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
 SETTINGS = "--cfg-options"
 METRICS = ("bbox", "segm", "proposal", "proposal_fast")
+POSITIVE = click.IntRange(min=1)
 
 option = click.option
 
@@ -188,11 +189,11 @@ def refuse_together(*pair: str) -> None:
 
 def shape(help: str) -> Callable:
     """``--shape HEIGHT WIDTH``: the command receives two integers, or None."""
-    return option("--shape", nargs=2, type=click.IntRange(min=1), metavar="HEIGHT WIDTH", help=help)
+    return option("--shape", nargs=2, type=POSITIVE, metavar="HEIGHT WIDTH", help=help)
 
 
 def num_images(default: int | None, help: str) -> Callable:
-    return option("--num-images", type=click.IntRange(min=1), default=default, help=help)
+    return option("--num-images", type=POSITIVE, default=default, help=help)
 
 
 def output_files(force: bool, inputs: Sequence[str | os.PathLike] = ()) -> Callable[..., Path]:

@@ -6,10 +6,8 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXPORTED, FILE, NAME, existing, option
+from dcnzoo.cli._options import EXPORTED, FILE, NAME, POSITIVE, existing, option
 from dcnzoo.cli._terminal import print_columns
-
-POSITIVE = click.IntRange(min=1)
 
 
 @click.command(cls=_options.Command)

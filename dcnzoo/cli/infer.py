@@ -58,14 +58,14 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option(
     "--classes", type=_options.Names(), help="Keep only these classes: a,b,c or a file with one per line."
 )
-@option("--max-detections", type=click.IntRange(min=1), help="Maximum number per image.")
+@option("--max-detections", type=_options.POSITIVE, help="Maximum number per image.")
 @option(
     "--tile",
     type=click.IntRange(min=16),
     help="Detect in overlapping tiles of this side in pixels, for pictures that are much larger than those "
     "of the training.",
 )
-@option("--batch-size", type=click.IntRange(min=1), default=1, help="Images at a time.")
+@option("--batch-size", type=_options.POSITIVE, default=1, help="Images at a time.")
 @option(
     "--save-video",
     type=_options.FileName(".mp4", ".avi"),

@@ -25,7 +25,7 @@ from dcnzoo.utils.files import last_checkpoint
     metavar="FOLDER",
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )
-@option("--subset", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
+@option("--subset", type=_options.POSITIVE, metavar="N", help="Evaluate only the first N images.")
 @option(
     "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to this file."
 )

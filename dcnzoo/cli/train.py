@@ -6,9 +6,7 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import option
-
-POSITIVE = click.IntRange(min=1)
+from dcnzoo.cli._options import POSITIVE, option
 
 
 @click.command(cls=_options.Command)

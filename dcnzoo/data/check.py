@@ -406,7 +406,6 @@ class _Checker:
                 self.add(
                     f"unknown-{key}", f"{key}_id", f"the id of one of the {len(ids)} {PLURALS[key]}", number
                 )
-                known = False
         if entry.get("iscrowd", 0) not in (0, 1):
             self.add("iscrowd", "iscrowd", "0 or 1", entry["iscrowd"])
         size = self.sizes.get(entry["image_id"]) if known else None
