@@ -276,8 +276,16 @@ def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
 def test_differences_fail(work, exported):
     """``verify`` with a file that differs from the model, in its network or in its preprocessing."""
     path, _ = exported
-    detector, pictures = load(work), [read(PICTURE)]
-    assert verify(detector, Detector(path), pictures).holds
+    detector, pictures, batches = load(work), [read(PICTURE)[:250]], []
+
+    class Recorded(Detector):
+        def __call__(self, images, **options):
+            batches.append([image.shape[:2] for image in images])
+            return super().__call__(images, **options)
+
+    assert verify(detector, Recorded(path), pictures).holds
+    wide, high = (250, 320), (320, 250)
+    assert batches == 2 * [[wide], [high], [(215, 214)], [(224, 224)], [wide, high]]  # the second is empty
     other = Detector(path)
     object.__setattr__(other._preprocessing, "rgb", not other._preprocessing.rgb)
     with torch.no_grad():
