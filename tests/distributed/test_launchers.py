@@ -105,10 +105,6 @@ def auditing_config(folder, **more):
     return path
 
 
-def launch(script, *arguments, **extra):
-    return run(f"tools/{script}.sh", *arguments, **extra)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
@@ -123,7 +119,7 @@ def test_two_processes_train(data, tmp_path, port, more):
     options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
                        auto_scale_lr__base_batch_size=4)  # fmt: skip
     arguments = [config, 2, "--verbose", "--work-dir", work, "--auto-scale-lr", *options]
-    output = launch("dist_train", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
+    output = run("tools/dist_train.sh", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
     assert "Scaling the original LR by 2.0" in output and "Each optimizer step has 2 iterations" in output
     # 2 processes · 2 images · 2 accumulated iterations = 8 images per step, twice the base batch size
     assert logged(work, "lr")[0] == pytest.approx(2 * 1.5e-3 * 0.05)
@@ -142,7 +138,7 @@ def test_two_processes_train(data, tmp_path, port, more):
 
 def test_dist_train_on_one_of_several_machines():
     names = dict(PYTHON="echo", NNODES=8, NODE_RANK=3, MASTER_ADDR="first", PORT=23456)
-    words = launch("dist_train", CONFIG, 4, "--resume", **names).split()
+    words = run("tools/dist_train.sh", CONFIG, 4, "--resume", **names).split()
     given = "--nnodes=8 --node_rank=3 --nproc_per_node=4 --master_addr=first --master_port=23456 --resume"
     assert {"torch.distributed.run", *given.split()} <= set(words)
     assert words[words.index("--launcher") + 1] == "pytorch"

@@ -1,7 +1,5 @@
 """Smoke test for any versions of Python, torch and OpenMMLab, with a real training."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from dcnzoo.ops.reference import deform_conv as in_pytorch
 
 from ..cli.test_train import average_precisions, tiny
 from ..distributed.launching import environment
-from ..processes import ROOT
+from ..processes import ROOT, python
 
 CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
@@ -28,16 +26,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(tool, *arguments, status=0, **extra):
-    """Run a tool in a subprocess and return its output. An unexpected exit status fails the test."""
-    result = subprocess.run(
-        [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)],
-        cwd=ROOT, env=environment(**extra), capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == status, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    assert "\x1b[" not in result.stdout + result.stderr, "no colours where there is no terminal"
-    assert "be deprecated" not in result.stdout + result.stderr
-    return result.stdout + result.stderr
+def run(tool, *arguments):
+    """Run a tool in a new process."""
+    done = python("-c", STRICT, f"tools/{tool}.py", *arguments, cwd=ROOT, **environment())
+    assert "\x1b[" not in done.stdout + done.stderr, "no colours where there is no terminal"
+    assert "be deprecated" not in done.stdout + done.stderr
 
 
 def test_operator():
@@ -68,9 +61,7 @@ def test_registry():
 
 
 def test_doctor():
-    command = [sys.executable, "-m", "dcnzoo", "doctor"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0 and "no problems found" in result.stdout, result.stdout + result.stderr
+    assert "no problems found" in python("-m", "dcnzoo", "doctor", cwd=ROOT).stdout
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -256,6 +256,11 @@ def agreement_of(detector: nn.Module, images: torch.Tensor, sizes=None, run=None
     return compare_all(results, predict_batch(detector, images, sizes))
 
 
+def assert_agreement(detector: nn.Module, images: torch.Tensor, sizes=None) -> None:
+    agreement = agreement_of(detector, images, sizes)
+    assert agreement.number >= 100 and agreement.holds
+
+
 @torch.no_grad()
 def balance(detector: nn.Module, images: torch.Tensor) -> None:
     """Make CornerNet's classes equally likely at both corners, so that some corners agree on a class."""

@@ -10,6 +10,7 @@ from torch import nn
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import keep_boxes, soft_keep_boxes
+from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.inputs import calibration_files
@@ -146,8 +147,6 @@ def test_int8(path, original):
     compare(Session(path), original, within=(2.0, 0.05))
 
     openvino = pytest.importorskip("openvino")
-    from dcnzoo.export.openvino import save_ir
-
     ir = path.with_suffix(".xml")
     save_ir(path, ir)
     session = Session(ir, "openvino")
@@ -174,8 +173,6 @@ def test_int8_with_soft_nms(tmp_path):
 def test_biases_are_constants_in_openvino(tmp_path):
     """Otherwise, int8 convolutions of some detectors of dynamic size are wrong: SSD lost half of its AP."""
     openvino = pytest.importorskip("openvino")
-    from dcnzoo.export.openvino import save_ir
-
     model, size = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.export.Dim.DYNAMIC
     path = tmp_path / "model.onnx"
     export_onnx(model, (torch.zeros(2, 3, 8, 8),), path, dynamic_shapes=({0: size, 2: size, 3: size},))
@@ -187,8 +184,6 @@ def test_biases_are_constants_in_openvino(tmp_path):
 
 def test_float16_in_openvino(original, tmp_path):
     pytest.importorskip("openvino")
-    from dcnzoo.export.openvino import save_ir
-
     save_ir(original, tmp_path / "half.xml", float16=True)
     assert (tmp_path / "half.bin").stat().st_size < 0.55 * original.stat().st_size
     compare(Session(tmp_path / "half.xml", "openvino"), original, within=(0.1, 5e-3))
