@@ -94,9 +94,7 @@ def _rate(library: Any, path: str | os.PathLike) -> float | None:
     return None
 
 
-def _create_with_opencv(
-    cv2: Any, path: Path, rate: float, size: tuple[int, int]
-) -> tuple[Callable, Callable]:
+def _create_with_opencv(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Writer:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODECS[path.suffix][0]), rate, size)
     if not writer.isOpened():
         raise ValueError(f"video: {path} cannot be written by OpenCV")

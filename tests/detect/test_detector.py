@@ -24,6 +24,7 @@ from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.tiles import merge, windows
+from dcnzoo.detect.timing import overlaps
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils import fetch
@@ -495,30 +496,23 @@ def test_a_strip_in_tiles(detector, tmp_path):
     """4,800 × 200 pixels: as one image, nothing is left after resizing."""
     pictures = [draw_image(ShapesSpec(), "val", number) for number in range(24)]
     strip = np.concatenate([cv2.resize(image, (200, 200)) for image, _ in pictures], 1)
-    truth = [
-        (np.reshape(each["polygon"], (-1, 2)) * 200 / 128 + (200 * number, 0), each["label"])
-        for number, (_, objects) in enumerate(pictures)
-        for each in objects
-    ]
+    boxes, centres, labels = [], [], []
+    for number, (_, objects) in enumerate(pictures):
+        for each in objects:
+            polygon = np.reshape(each["polygon"], (-1, 2)) * 200 / 128 + (200 * number, 0)
+            if np.ptp(polygon[:, 0]) <= 50:  # not larger than the overlap
+                boxes.append([*polygon.min(0), *polygon.max(0)])
+                centres.append(polygon.mean(0).astype(int))
+                labels.append(each["label"])
     cv2.imwrite(str(tmp_path / "strip.png"), strip)
     assert len(detector(tmp_path / "strip.png")) == 0
     result = detector(tmp_path / "strip.png", tile=200, batch_size=8, score_threshold=THRESHOLD)
     assert result.masks.shape == (len(result), 200, 4800)
-    matches, masks = [], []
-    for polygon, label in truth:
-        (x1, y1), (x2, y2) = polygon.min(0), polygon.max(0)
-        if x2 - x1 > 50:  # larger than the overlap
-            continue
-        low, high = np.maximum(result.boxes[:, :2], (x1, y1)), np.minimum(result.boxes[:, 2:], (x2, y2))
-        shared = (high - low).clip(0).prod(1)
-        union = (x2 - x1) * (y2 - y1) + (result.boxes[:, 2:] - result.boxes[:, :2]).prod(1) - shared
-        same = (shared / union > 0.5) & (result.labels == label)
-        matches.append(same.sum())
-        centre = polygon.mean(0).astype(int)
-        masks += [mask[centre[1], centre[0]] for mask in result.masks[same]]
+    truth = Detections(np.array(boxes), np.ones(len(boxes)), np.array(labels))
+    same = overlaps(truth, result) > 0.5
     # the same share as in the 24 pictures
-    assert max(matches) == 1 and np.mean(matches) > 0.7, "each object once"
-    assert np.mean(masks) > 0.9
+    assert same.sum(1).max() == 1 and same.any(1).mean() > 0.7, "each object once"
+    assert np.mean([result.masks[j][centres[i][1], centres[i][0]] for i, j in np.argwhere(same)]) > 0.9
 
 
 def test_channels_last(detector, folder):
