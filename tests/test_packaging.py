@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -62,24 +63,11 @@ def copy_of_the_sources(tree: Path) -> Path:
     return tree
 
 
-def start_setup(tree: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
-    """Start setup.py."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH")}
-    return subprocess.Popen(
-        [sys.executable, "setup.py", "-q", *command],
-        cwd=tree,
-        env={**kept, "DCNZOO_CUDA": "0", **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def setup(tree: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run setup.py."""
-    process = start_setup(tree, *command, **variables)
-    output, errors = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH")}
+    words, variables = [sys.executable, "setup.py", "-q", *command], {**kept, "DCNZOO_CUDA": "0", **variables}
+    return subprocess.run(words, cwd=tree, env=variables, capture_output=True, text=True)
 
 
 def small_clone(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -148,9 +136,9 @@ def test_one_build_in_a_clone_at_a_time(tmp_path):
     compiler.write_text(f'#!/bin/sh\nmkdir {alone} || exit 1\nsleep 1\ng++ "$@"; rmdir {alone}\n')
     compiler.chmod(0o755)
     variables["CXX"] = str(compiler)
-    builds = [start_setup(tree, "bdist_wheel", **variables) for _ in range(2)]
-    outputs = [build.communicate() for build in builds]
-    assert [build.returncode for build in builds] == [0, 0], outputs
+    with ThreadPoolExecutor(2) as pool:
+        builds = list(pool.map(lambda _: setup(tree, "bdist_wheel", **variables), range(2)))
+    assert [build.returncode for build in builds] == [0, 0], builds
 
 
 @pytest.mark.parametrize(
@@ -337,9 +325,7 @@ def prepare(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_the_cuda_library_is_for_a_torch_that_can_load_it(
-    setup_py, prepare, monkeypatch, environment, torch_cuda, built
-):
+def test_the_cuda_library_is_for_this_torch(setup_py, prepare, monkeypatch, environment, torch_cuda, built):
     prepare(CUDA_13_0, environment)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     assert bool(setup_py["find_nvcc"]()) is built
