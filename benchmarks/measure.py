@@ -1,8 +1,6 @@
 """Measure functions that take turns, describe the machine, and write tables."""
 
 import argparse
-import ast
-import hashlib
 import os
 import platform
 import random
@@ -79,19 +77,6 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def code_version(paths: Iterable[str]) -> str:
-    """Return a hash of these Python files and folders of the repository, without comments and docstrings."""
-    digest = hashlib.sha256()
-    found = ([ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py") for path in paths)
-    for file in sorted(file for files in found for file in files):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                node.value = ast.Constant(None)
-        digest.update((str(file.relative_to(ROOT)) + ast.unparse(tree)).encode())
-    return digest.hexdigest()[:12]
 
 
 def listed(facts: Mapping[str, object]) -> str:

@@ -58,22 +58,6 @@ def study_rows():
     return rows
 
 
-def test_the_version_of_code_ignores_comments_and_docstrings(tmp_path, monkeypatch):
-    from benchmarks import measure
-
-    monkeypatch.setattr(measure, "ROOT", tmp_path)
-    texts = (
-        'def double(x):\n    """Twice."""\n    return 2 * x\n',
-        'def double(x):\n    """Two times."""\n    return 2 * x  # or x + x\n',
-        'def double(x):\n    """Twice."""\n    return 3 * x\n',
-    )
-    found = []
-    for text in texts:
-        (tmp_path / "a.py").write_text(text)
-        found.append(measure.code_version(["a.py"]))
-    assert found[0] == found[1] != found[2]
-
-
 def test_study_continues_with_the_first_incomplete_training(study_rows):
     from benchmarks.study.training import PLAN, pending
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import code_version, listed, versions
+from benchmarks.measure import listed, versions
 
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"),
@@ -16,7 +16,6 @@ PACKAGES = (
     *("onnxscript", "onnxruntime", "openvino", "timm", "torchvision", "transformers", "diffusers"),
     *("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn"),  # required by some families
 )
-DEPENDS = ("dcnzoo/openmmlab", "dcnzoo/compat", "dcnzoo/layers")  # code of a test without DEPENDS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,11 +33,7 @@ def installed(record_testsuite_property: Callable) -> None:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest, record_property: Callable) -> Callable[[str, str, str], None]:
-    depends = getattr(request.module, "DEPENDS", DEPENDS)
-    record_property("depends", " ".join(depends))
-    record_property("code", code_version(depends))
-
+def record(record_property: Callable) -> Callable[[str, str, str], None]:
     def record(*row: str) -> None:
         for name, value in zip(("family", "config", "result"), row, strict=True):
             record_property(name, value)

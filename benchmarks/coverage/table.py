@@ -7,11 +7,9 @@
 
 FURTHER.xml: the results of an environment with further packages, for families that are not ok without them.
 
-Results are kept in SECTION.json, with the version (a hash) of the code that they depend on. The page lists
-which results are of the present code.
+Results are kept in SECTION.json, if it exists, so that a part of the families can be measured again.
 """
 
-import functools
 import json
 import time
 import xml.etree.ElementTree as ElementTree
@@ -19,10 +17,10 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import ROOT, code_version, parser_of, replace_section
+from benchmarks.measure import ROOT, parser_of, replace_section
 from dcnzoo.utils.files import write_text
 
-Rows = dict[str, dict[str, str]]  # family → config, result, code, depends, versions, date
+Rows = dict[str, dict[str, str]]  # family → config, result, versions, date
 
 
 def read(file: Path) -> Rows:
@@ -48,28 +46,15 @@ def merged(files: list[Path]) -> Rows:
     return first
 
 
-@functools.cache
-def _current(depends: str) -> str:
-    try:
-        return code_version(depends.split())
-    except FileNotFoundError:  # a file that the result depends on is gone
-        return ""
-
-
 def text(rows: Rows) -> str:
     results = {family: row["result"] for family, row in rows.items()}
-    tried = {family: row for family, row in rows.items() if not row["result"].startswith("out of scope")}
-    current = [family for family, row in tried.items() if row["code"] == _current(row["depends"])]
-    dates: dict[str, str] = {}
-    for row in tried.values():
-        dates[row["versions"]] = max(dates.get(row["versions"], ""), row["date"])
+    families: dict[tuple[str, str], list[str]] = {}
+    for family, row in sorted(rows.items()):
+        if not row["result"].startswith("out of scope"):
+            families.setdefault((row["date"], row["versions"]), []).append(family)
     lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**"]
-    if len(current) < len(tried):
-        others = max(row["date"] for family, row in tried.items() if family not in current)
-        names = ", ".join(sorted(current)) or "none"
-        lines.append(f"Measured with this version of the code: {names}.")
-        lines.append(f"All others were measured with an earlier version, until {others}.")
-    lines += [f"Tested until {date} with {installed}." for installed, date in dates.items()]
+    for (date, installed), names in sorted(families.items(), reverse=True):
+        lines.append(f"Measured on {date} with {installed}: {', '.join(names)}.")
     return "\n\n".join([*lines, by_result(results)])
 
 

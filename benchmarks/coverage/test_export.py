@@ -30,9 +30,6 @@ from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare, compare_all
 from tests.export.detectors import decoded, predict_batch
 
-_MODULES = ("fixed_size", "graph", "onnx", "openvino", "passes", "registration", "sampling", "vmap")
-DEPENDS = ("dcnzoo/export/operators", "dcnzoo/openmmlab/export", "benchmarks/coverage/test_export.py")
-DEPENDS += tuple(f"dcnzoo/export/{name}.py" for name in (*_MODULES, "writing"))
 SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
 IMAGES, ROUNDING = 5, 1e-6  # images to try, and a relative change like that of another order of sums
 BACKENDS = ("onnxruntime", "openvino")
