@@ -14,7 +14,6 @@ and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=
 
 import argparse
 import contextlib
-import ctypes
 import fnmatch
 import json
 import math
@@ -35,6 +34,7 @@ from torch import Tensor
 from benchmarks import revision
 from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, slug, take_turns
+from dcnzoo.detect.timing import peak, reset_peak
 from dcnzoo.utils.files import write_text
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
@@ -141,18 +141,9 @@ def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) 
         gradients = () if mode == "forward" else torch.autograd.grad(output.sum(), sample.given)
         return output.detach(), *gradients
 
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)  # so that the next allocation is visible
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
+    before = reset_peak()
     results = run()
-    return max(0, _status("VmHWM") - before - sum(t.nbytes for t in results if t is not None))
-
-
-def _status(name: str) -> int:
-    """Return bytes from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return max(0, peak() - before - sum(t.nbytes for t in results if t is not None))
 
 
 # Tables

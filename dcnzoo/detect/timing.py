@@ -51,9 +51,9 @@ def measure(
     """
     timings = {name: Timing() for name in detectors}
     for name, detector in detectors.items():
-        before = _reset_peak()
+        before = reset_peak()
         timings[name].results = [cast(Detections, detector(image)) for image in images[: max(count, 1)]]
-        timings[name].memory = _peak() - before if before else None
+        timings[name].memory = peak() - before if before else None
     for index in range(warmup + count):
         for name, detector in detectors.items():
             start = time.perf_counter()
@@ -141,7 +141,7 @@ def overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M]
     return shared / np.maximum(area + areas - shared, 1e-9) * (one.labels[:, None] == other.labels)
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Reset the peak memory of this process and return its present memory; 0 where the system cannot."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # so that a detector does not use memory of the one before
@@ -151,6 +151,7 @@ def _reset_peak() -> int:
         return 0
 
 
-def _peak() -> int:
+def peak() -> int:
+    """Return the peak memory of this process since it was reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
