@@ -16,6 +16,7 @@ from torch import nn
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
 from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.report import record_sampling
+from dcnzoo.report.detector import record
 from dcnzoo.report.explain import (
     Box,
     Explanation,
@@ -114,6 +115,13 @@ def test_receptive_field_of_maps_with_channels_last(layer):
     assert other.count_nonzero() == 9 and other[5:8, 8:11].all()
     ys, xs = found.nonzero().unbind(1)
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (2, 4, 4, 6), "3×3 around (3, 5)"
+
+
+def test_statistics_are_off_after_the_recording():
+    model, input = nn.Sequential(PackedDeformConv2d(3, 4, 3, padding=1)), torch.randn(1, 3, 8, 8)
+    _, fields, statistics = record(model, lambda: [model(input)])
+    assert [field.name for field in fields] == list(statistics) == ["0"]
+    assert not model[0].track_offsets
 
 
 def test_heat_map_of_one_pixel_and_of_none():
