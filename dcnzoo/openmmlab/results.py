@@ -8,11 +8,7 @@ from dcnzoo.utils.errors import UserError
 
 
 def instances_of(sample: BaseDataElement) -> InstanceData:
-    """Return a sample's ``pred_instances``.
-
-    Raises:
-        UserError: the model detects no objects.
-    """
+    """Return a sample's ``pred_instances``. Raise UserError if the model detects no objects."""
     if "pred_instances" not in sample:
         raise UserError(f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}")
     return sample.pred_instances

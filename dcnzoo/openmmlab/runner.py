@@ -66,11 +66,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
 def read_checked_config(
     path: str | os.PathLike, cfg_options: dict | None = None, required: Sequence[str] = ("model",)
 ) -> Config:
-    """Read a config by :func:`read_config_file` and check the parts that are used without a runner.
-
-    Raises:
-        UserError: see :func:`read_config_file` and :func:`~dcnzoo.openmmlab.config_check.check_config`.
-    """
+    """Read a config by :func:`read_config_file` and check the parts that are used without a runner."""
     cfg = read_config_file(path, cfg_options)
     check_config(cfg, path, required, runs=False)
     return cfg

@@ -113,9 +113,6 @@ def write_detector(
     Args:
         images: an example, [N, 3, H, W].
         dynamic: batch size, height and width are dynamic; otherwise they are the example's.
-
-    Raises:
-        ValueError: see :func:`dcnzoo.export.export_onnx` and :func:`dcnzoo.export.export_pt2`.
     """
     if dynamic and model.one_size:
         raise ValueError("shape: expected height and width for this detector, whose input has a fixed size")

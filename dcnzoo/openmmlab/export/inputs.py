@@ -70,13 +70,11 @@ def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:
 
 
 def calibration_inputs(
-    preprocessing: Preprocessing, files: Sequence[Path], shape: tuple[int, int] | None
+    preprocessing: Preprocessing,
+    files: Sequence[Path],
+    shape: tuple[int, int] | None,  # of the graph; None: dynamic
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the inputs of a model by name for image files.
-
-    Args:
-        shape: the size of the graph; None: that of each image, for a dynamic graph.
-    """
+    """Yield the inputs of a model by name for image files."""
     for file in files:
         limit = shape or (None, None)
         images, size = preprocessing(read(file), limit)

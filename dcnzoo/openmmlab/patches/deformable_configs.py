@@ -66,15 +66,8 @@ def _replacements(module: nn.Module, settings: dict) -> Iterator[tuple[str, Wher
 def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     """Convert the option ``dcn`` to the config of a convolution layer, or None.
 
-    ``True`` and ``'v2'`` select DCNv2, ``'v1'`` DCN, ``'v3'`` and ``'v4'`` DCNv3 and DCNv4 as replacements
-    for a convolution. ``None`` and ``False`` select none. A dict is the config of a registered layer;
-    ``fallback_on_stride=True`` in it leaves strided convolutions as they are.
-
-    Args:
-        owner: class name for the error message.
-
-    Raises:
-        ValueError: any other value, or a dict whose ``type`` is not registered.
+    A dict is the config of a registered layer; ``fallback_on_stride=True`` in it leaves strided convolutions
+    as they are.
     """
     if dcn is None or dcn is False:
         return None
