@@ -534,11 +534,7 @@ def decode_counts(text: str) -> list[int]:
 
 
 def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
-    """Return the area of an RLE.
-
-    Raises:
-        InvalidAnnotation: it cannot be decoded to a mask of this size.
-    """
+    """Return the area of an RLE; raise InvalidAnnotation if it is not one of a mask of this size."""
     extent, counts = mask.get("size"), mask.get("counts")
     if not isinstance(extent, list) or len(extent) != 2 or not all(map(_is_side, extent)):
         raise InvalidAnnotation(f"expected RLE with size [height, width], got {short(extent)}")

@@ -10,25 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Served:
-    """Files, behaviour and requests of the server.
+    """Files, behaviour and requests of the server."""
 
-    Attributes:
-        files: path → content.
-        ranges: whether it supports range requests.
-        etag: ETag of every file; None: neither ETag nor Last-Modified is sent.
-        statuses: error codes of the next answers.
-        cuts: bytes after which the next answers are cut off; None: complete.
-        stalls: bytes after which the next answers hang until the server closes.
-        requests: (path, Range header or None), in order.
-    """
-
-    files: dict[str, bytes]
-    ranges: bool = True
-    etag: str | None = '"1"'
-    statuses: list[int] = field(default_factory=list)
-    cuts: list[int | None] = field(default_factory=list)
-    stalls: list[int] = field(default_factory=list)
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    files: dict[str, bytes]  # path → content
+    ranges: bool = True  # whether it supports range requests
+    etag: str | None = '"1"'  # of every file; None: neither ETag nor Last-Modified is sent
+    statuses: list[int] = field(default_factory=list)  # error codes of the next answers
+    cuts: list[int] = field(default_factory=list)  # bytes after which the next answers are cut off
+    stalls: list[int] = field(default_factory=list)  # bytes after which the next answers hang until the end
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range header or None)
     url: str = ""
     closing: threading.Event = field(default_factory=threading.Event)
 
