@@ -19,8 +19,9 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.export import Detector
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
-from tests.cli.test_train import ROOT, tiny
+from tests.cli.test_train import tiny
 from tests.commands import error_of, run
+from tests.processes import ROOT
 
 from .detectors import calibrate
 

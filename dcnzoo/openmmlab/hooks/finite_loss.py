@@ -9,7 +9,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.text import few
 
 
 @HOOKS.register_module()
@@ -51,7 +50,7 @@ class FiniteLossHook(Hook):
         images = _image_paths(data_batch)
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
-            + (f", images {few(images, 4)}" if images else "")
+            + (f", images {', '.join(images)}" if images else "")
             + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad. Checkpoints are not "
             "affected; continue with --resume"
         )
@@ -59,4 +58,5 @@ class FiniteLossHook(Hook):
 
 def _image_paths(data_batch: object) -> list[str]:
     samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
-    return [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
+    paths = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
+    return paths if len(paths) <= 4 else [*paths[:4], f"{len(paths) - 4} more"]
