@@ -90,7 +90,7 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (lacks("dcnzoo.x"), "dcnzoo.x", diagnosis.REINSTALL),
     (lacks("pycocotools"), "pycocotools", "pip install pycocotools"),
     (lacks("pkg_resources.x"), "pkg_resources", 'pip install "setuptools<81"'),
-    (fails(ImportError("_ext.so: undefined symbol: _ZN")), "symbol", "pip uninstall -y mmcv && "),
+    (fails(ImportError("undefined symbol: _Z")), "symbol", f"pip uninstall -y mmcv && {diagnosis.TESTED}"),
     (fails(ImportError("libGL.so.1: cannot open")), "libGL", "pip uninstall -y opencv-python && "),
     (replace(CPU, features={"autocast": "torch has no X"}), "autocast: torch has no X", 'pip install "torch'),
     (replace(CPU, cache_problem="/x is not writable"), "/x is not writable", "export TORCH_HOME="),

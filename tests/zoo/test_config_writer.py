@@ -171,6 +171,12 @@ def boxes_only(content):
         del annotation["segmentation"]
 
 
+def test_the_default_model_learns_from_masks_if_there_are_some(tmp_path, coco):
+    for change, model in ((None, MASKS), (boxes_only, BOXES)):
+        file = coco(change)
+        assert write_config(file, file, "out.py", tmp_path).endswith(f"/{model}.py")
+
+
 @pytest.mark.parametrize(
     ("train", "val", "model", "message"),
     [
