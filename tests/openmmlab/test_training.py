@@ -452,7 +452,7 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     streams = [h.stream for h in handlers]
     runner.train()
     shown = screen.getvalue()
-    assert all(text in shown for text in ("train", "12/12", "loss", "left", "val"))
+    assert all(text in shown for text in ("train", "12/12", "loss", "left", "validate"))
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
     assert [h.stream for h in handlers] == streams
     make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()

@@ -59,7 +59,8 @@ class ProgressHook(Hook):
     after_test_epoch = after_train
 
     def _begin(self, name: str, total: int, first: int = 0) -> None:
-        self._bars[name] = self._progress.add_task(name, total=total, completed=first, note="")
+        title = "validate" if name == "val" else name
+        self._bars[name] = self._progress.add_task(title, total=total, completed=first, note="")
 
     def _start(self, runner: Runner) -> None:
         if not (is_main_process() and self.console.is_terminal):
