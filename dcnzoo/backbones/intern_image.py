@@ -236,8 +236,8 @@ class InternImage(Classifier):
         extra_norms = list(level2_post_norm_block_ids or ())
         if extra_norms and not level2_post_norm:
             self._refuse("level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
-        if extra_norms and (levels < 3 or not all(0 <= i < depths[2] for i in extra_norms)):
-            blocks = depths[2] if levels > 2 else 0
+        blocks = depths[2] if levels > 2 else 0
+        if not all(0 <= i < blocks for i in extra_norms):
             self._refuse("level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)

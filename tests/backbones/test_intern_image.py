@@ -104,10 +104,13 @@ def test_checkpointing_changes_nothing(kind):
     recomputing = build(kind, drop_path_rate=0.5, with_cp=True)
     recomputing.load_state_dict(plain.state_dict())
     x, gradients = torch.randn(2, 3, 32, 64), []
-    for model in (plain, recomputing):
+    for model, times in ((plain, 1), (recomputing, 2)):
+        calls = []
+        model.levels[0].blocks[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(1)  # for the dropped paths
         sum(y.sin().sum() for y in model(x)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
+        assert len(calls) == times
     torch.testing.assert_close(*gradients)
 
 

@@ -16,6 +16,7 @@ from dcnzoo.layers import (
     PackedDeformConv3d,
     PackedDeformConvTranspose2d,
     limit_offset,
+    modulation_statistics,
     offset_parameter_groups,
     offset_statistics,
     track_offsets,
@@ -95,6 +96,16 @@ def test_statistics_by_hand():
     track_offsets(model, False)
     pack(input)
     assert offset_statistics(model) == {}
+
+
+def test_modulation_statistics():
+    pack = PackedDeformConv2d(1, 1, (3, 2), modulated=True, mask_activation=None)
+    pack.conv_offset.bias.data[-6:] = torch.tensor([0.04, -0.04, 0.06, 0.94, -0.96, 1.04])
+    pack(torch.zeros(1, 1, 4, 4))
+    assert modulation_statistics(pack) == {}  # off by default
+    track_offsets(pack)
+    pack(torch.zeros(1, 1, 4, 4))
+    assert tuple(modulation_statistics(pack)[""]) == pytest.approx((3.08 / 6, 2 / 6, 2 / 6))
 
 
 # Learning rate and start
