@@ -1,8 +1,13 @@
 """Descriptions read from configs."""
 
+import inspect
+import re
+
 import pytest
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
+import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.zoo import description, index
 
@@ -33,12 +38,27 @@ R50, VFNET = ("ResNet-50", "12 epochs"), ("ResNet-50", "24 epochs")
         ("fovea_r50_fpn_4xb4-1x_coco", "", *R50),
         ("deformable-detr_r50_16xb2-50e_coco", "", "", ""),
         ("mask-rcnn_internimage-t_fpn_1x_coco", "DCNv3 (backbone)", "InternImage-T", "12 epochs"),
-        ("cascade-mask-rcnn_internimage-l_fpn_3x_coco", "DCNv3 (backbone)", "InternImage-L", "36 epochs"),
     ],
 )
 def test_describe(name, text, backbone, schedule):
     found = description.describe(index.find(name))
     assert (found.operators_text(), found.backbone, found.schedule) == (text, backbone, schedule)
+
+
+def test_sizes_of_internimages():
+    sizes = {}
+    for model in index.models():
+        if match := re.search("internimage-([a-z]+)_", model.name):
+            sizes.setdefault(match[1].upper(), model)
+    assert len(sizes) == 5
+    for size, model in sizes.items():
+        assert description.describe(model).backbone.endswith(f"InternImage-{size}")
+
+
+def test_defaults_of_mmdetections_classes():
+    for name, (_, option, default) in description._OPERATORS.items():
+        parameter = inspect.signature(MODELS.get(name)).parameters.get(option)
+        assert default == (parameter.default if parameter else True), name
 
 
 def test_a_config_that_is_not_read_has_nothing_deformable():
