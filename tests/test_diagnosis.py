@@ -167,6 +167,7 @@ def test_torch_alone():
         "diagnosis.installed = lambda packages: []\nmain('doctor')"
     ).stdout
     assert "no problems found" in output and "patch " not in output
+    assert re.search("mmdet +not installed", output)
     assert "cpu operators" in output and "none: mmcv is not installed" in output
 
 

@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 import dcnzoo.models
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.own_data import find_format, prepare
 
 from ..commands import run
 from ..formats import CLASSES, fruits, objects, objects_of, write_labelme, write_voc, write_yolo
@@ -103,10 +103,12 @@ def test_one_command_trains(tmp_path, name):
     assert all(each["ap"] > 0 for each in trained["classes"]), trained
 
 
-def test_an_unknown_format(tmp_path):
+def test_an_unknown_format_and_a_single_file(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(UserError, match="expected a COCO file"):
         prepare(tmp_path, tmp_path / "run")
+    write_coco(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    assert find_format(tmp_path / "fruits/instances_val.json") == "coco"
 
 
 def test_a_work_directory_in_the_home_folder(tmp_path, monkeypatch):
