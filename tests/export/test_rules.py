@@ -22,6 +22,7 @@ import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.export import rules
+from dcnzoo.openmmlab.export.modes import SymbolicSizes
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.replacements.boxes import first_pairs, keep_all, keep_best
 from dcnzoo.openmmlab.export.replacements.layers import normalise_groups, sample_shifted
@@ -104,6 +105,12 @@ def test_pooling_of_scaled_rois():
     for factor in (None, 1.3):
         torch.testing.assert_close(pool(extractor, levels, rois, factor), extractor(levels, rois, factor))
     torch.testing.assert_close(pool(extractor, levels[:1], rois, 1.3), extractor(levels[:1], rois, 1.3))
+
+
+def test_points_between_sizes_of_pictures():
+    with SymbolicSizes():
+        points = torch.linspace(0.5, torch.tensor(6.0) - 0.5, 4, dtype=torch.float32)
+    torch.testing.assert_close(points, torch.linspace(0.5, 5.5, 4))
 
 
 def test_samples_of_a_shifted_map():
