@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.ops import batched_nms
-from mmdet.models.dense_heads import RetinaHead, TOODHead
+from mmdet.models.dense_heads import MaskFormerHead, RetinaHead, TOODHead
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
+from mmdet.models.detectors import PanopticFPN
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import CascadeRoIHead, SCNetRoIHead, StandardRoIHead, TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
@@ -226,6 +227,14 @@ def test_fast_rcnn_is_refused():
     del detector.rpn_head
     with pytest.raises(ValueError, match=r"detector: .*proposals of FasterRCNN"):
         Predictor(detector)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(PanopticFPN, "its results are panoptic"), (MaskFormerHead, "its masks are not of instances alone")],
+)
+def test_kinds_with_other_results_are_refused(kind, reason):
+    assert rules.rule_for(kind).refused == reason
 
 
 NMS = dict(type="nms", iou_threshold=0.1)
