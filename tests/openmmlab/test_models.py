@@ -212,6 +212,12 @@ def test_stages():
 WS = dict(depth=26, base_channels=8, conv_cfg=dict(type="ConvWS"))
 
 
+@pytest.mark.parametrize(("depth", "blocks"), [(14, 1), (26, 2)])
+def test_short_resnets(depth, blocks):
+    model = MODELS.build(dict(type="ResNet", depth=depth, base_channels=8))
+    assert [len(getattr(model, name)) for name in model.res_layers] == [blocks] * 4
+
+
 @pytest.mark.parametrize(
     ("cfg", "setting", "names"),
     [

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dcnzoo.ops
@@ -85,6 +86,15 @@ def largest(tensor: Tensor) -> float:
 def test_matches_reference(op, sample, dtype, device):
     sample = sample.to(dtype)
     assert_same(op, moved(sample, device), sample.to(torch.float64), TOLERANCE[dtype])
+
+
+@every_op
+@pytest.mark.parametrize("layout", [torch.clone, op_cases.channels_last])
+def test_fake_results_have_the_strides_of_real_ones(op, layout):
+    sample = op.forms()[0].map(layout)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = op.call(sample.map(mode.from_tensor))
+    assert fake.stride() == op.call(sample).stride()
 
 
 @own_forms_first
