@@ -43,12 +43,12 @@ CONFIG = """
 _base_ = {base!r}
 train_cfg = dict(max_epochs={epochs})
 randomness = dict(seed=5)
-data = dict(
+small = dict(
     data_root={data!r},
     shapes=dict(train=6, val=2, size=64, min_radius=8, max_radius=28))
 train_dataloader = dict(
-    batch_size=2, num_workers={workers}, persistent_workers={persistent}, dataset=data)
-val_dataloader = dict(dataset=data)
+    batch_size=2, num_workers={workers}, persistent_workers={persistent}, dataset=small)
+val_dataloader = dict(dataset=small)
 val_evaluator = dict(ann_file={data!r} + 'annotations/val.json')
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
