@@ -331,6 +331,24 @@ def test_the_cuda_library_is_for_this_torch(setup_py, prepare, monkeypatch, envi
     assert bool(setup_py["find_nvcc"]()) is built
 
 
+@pytest.mark.parametrize(
+    ("environment", "torch_cuda", "built"),
+    [
+        ({}, None, False),
+        ({}, "13.0", True),
+        ({"DCNZOO_CUDA": "1"}, None, True),
+        ({"DCNZOO_CUDA": "0"}, "13.0", False),
+    ],
+    ids=str,
+)
+def test_the_cuda_library_is_for_a_torch_that_can_load_it(
+    setup_py, prepare, monkeypatch, environment, torch_cuda, built
+):
+    prepare(CUDA_13_0, environment)
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    assert bool(setup_py["find_nvcc"]()) is built
+
+
 def targets(setup_py) -> tuple[list[str], list[str]]:
     """The architectures with machine code, and those with PTX."""
     codes = [option.split(",code=")[1] for option in setup_py["cuda_targets"](setup_py["find_nvcc"]())]

@@ -40,10 +40,10 @@ of_mmcv_and_dcnzoo = pytest.mark.parametrize("module", [mmcv_ops, compat], ids=[
 each_pack = pytest.mark.parametrize("pack", PACKS)
 
 
-def tensors(deform_groups=2, dtype=torch.float64):
-    """input (3, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) for 2 groups, bias."""
+def tensors(deform_groups=2, batch=3, dtype=torch.float64):
+    """input (batch, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) for 2 groups, bias."""
     groups = dict(groups=2, offset_groups=deform_groups, mask_groups=deform_groups)
-    sample = make("mmcv", batch=3, channels=4, out_channels=6, size=(9, 7), **groups, **GEOMETRY)
+    sample = make("mmcv", batch=batch, channels=4, out_channels=6, size=(9, 7), **groups, **GEOMETRY)
     input, weight, offset, mask, bias = sample.to(dtype).leaves().tensors
     return [input, offset, mask, weight, bias]
 
@@ -109,6 +109,17 @@ def test_functions(module, deform_groups, kind):
     assert_same(output, reference.deform_conv(input, weight, offset, mask, bias, *geometry), leaves)
 
 
+@pytest.mark.parametrize(("im2col_step", "batch"), [(1, 3), (2, 3), (32, 33), (32, 0)])
+def test_batches_that_im2col_step_does_not_divide(im2col_step, batch):
+    """mmcv rejects them."""
+    input, offset, _, weight, _ = tensors(2, batch)
+    geometry = (*GEOMETRY.values(), 2)
+    expected = reference.deform_conv(input, weight, offset, None, None, *geometry)
+    output = compat.deform_conv2d(input, offset, weight, *geometry, 2, False, im2col_step)
+    assert_same(output, expected, (input, offset, weight))
+    assert DCN(4, 6, 3, im2col_step=im2col_step).double()(input).shape == (batch, 6, 7, 5)
+
+
 @of_mmcv_and_dcnzoo
 def test_type_of_the_offset_decides(module):
     """mmcv computes in the type of ``offset``, under autocast too: float32 offsets keep float32."""
@@ -166,6 +177,22 @@ def test_bad_input(function, name, value, message):
 
 
 # Layers
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "message"),
+    [
+        ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
+        # read as memory of a larger map, these would be other taps and groups
+        ("offset", (slice(None), [*range(24), 0]), "24 channels.* got 25"),
+        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* got 24"),
+    ],
+)
+def test_mmcvs_function_refuses(name, index, message):
+    given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
+    given[name] = given[name][index]
+    with pytest.raises(RuntimeError, match=f"{name}: expected {message}"):
+        mmcv_ops.modulated_deform_conv2d(*given.values(), *GEOMETRY.values(), 2, 2)
 
 
 def is_modulated(pack):

@@ -536,3 +536,11 @@ def test_check_command(root):
     outs = root / "train.json", root / "val.json"
     output = run("data", "split", file, *outs, "--val-ratio", "0.3")
     assert output.startswith(f"written: {outs[0]}: 2 images, ")
+
+
+def test_split_command(root):
+    check(root)
+    said = run(
+        "data", "split", root / "coco.json", root / "train.json", root / "val.json", "--val-ratio", "0.3"
+    )
+    assert said.splitlines()[0].startswith(f"written: {root}/train.json: 2 images, ")

@@ -328,6 +328,12 @@ def test_features(detector, folder):
     assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.names[0] in text
 
 
+def test_a_batch_tensor(detector, folder):
+    picture = torch.from_numpy(np.array(Image.open(folder / "0.png").convert("RGB"))).permute(2, 0, 1)
+    results = list(detector(torch.stack([picture, picture.flip(2)])))
+    assert len(results) == 2 and np.array_equal(results[0].boxes, detector(picture).boxes)
+
+
 def test_unknown_labels_are_numbers():
     result = Detections(np.zeros((2, 4)), np.ones(2), np.array([1, 7]), classes=("a", "b"))
     assert result.names == ["b", "7"] and repr(result) == "Detections(1 b, 1 7)"

@@ -231,6 +231,13 @@ def test_wrong_arguments(folder, monkeypatch):
         Session(folder / "dynamic.onnx")(np.zeros((1, 4, 5, 6), np.float32))
 
 
+def test_backends_that_are_not_there(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for backend, error in (("ncnn", ValueError), ("openvino", ImportError)):
+        with pytest.raises(error, match=rf"(?i)backend: .*{backend}"):
+            Detector(folder / "dynamic.onnx", backend)
+
+
 def test_a_runtime_that_is_too_old(folder, monkeypatch):
     import onnxruntime
 

@@ -313,6 +313,11 @@ def test_impossible_requests(arguments, message):
         register_onnx_ops("nope")
 
 
+def test_an_unknown_target_is_refused_before_anything_is_registered():
+    with pytest.raises(ValueError, match=r"deform_conv: .*nope"):
+        register_onnx_ops("nope")
+
+
 def test_transposed_convolution_says_that_it_is_not_exported(path):
     model = module_of(lambda x, o: dcnzoo.ops.deform_conv_transpose2d(x, torch.ones(2, 3, 2, 2), o))
     args = (torch.ones(1, 2, 4, 5), torch.zeros(1, 8, 4, 5))

@@ -225,6 +225,12 @@ def test_mistakes_end_in_one_line(work, tmp_path, status, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_that_is_none(work, tmp_path):
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    message = error_of("export", work / "config.py", tmp_path / "broken.pth", "--out", tmp_path / "no.onnx")
+    assert re.match(r"error: .*broken\.pth: ", message) and len(message) < 300
+
+
 def graph_of(path, height, width):
     """Write a model that takes images of one size and detects nothing."""
     model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>

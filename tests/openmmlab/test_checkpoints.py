@@ -31,6 +31,9 @@ from ..zoo.server import Served, serving
     [
         ("a.JPG", "a picture"),
         ("a.py", "a config"),
+        ("a.json", "a JSON file"),
+        ("a.onnx", "an exported detector"),
+        ("a.pt2", "an exported detector"),
         ("a", "another file"),
     ],
 )
@@ -40,7 +43,8 @@ def test_other_files_are_called_by_their_kind(tmp_path, name, kind):
         load_file(tmp_path / name)
     arguments = ["export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path / name]
     assert kind in (message := error_of(*arguments)) and ("--test-img" in message) == (name == "a.JPG")
-    assert "folder" in error_of("test", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
+    for command in ("test", "export"):
+        assert "folder" in error_of(command, "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
@@ -167,6 +171,17 @@ def test_published_files_load(tmp_path):
 # Backbone weights by name, without torchvision and without network
 
 
+# the first weights (V1) in torchvision.models
+TORCHVISION = {
+    "resnet18": "f37072fd",
+    "resnet50": "0676ba61",
+    "resnext50_32x4d": "7cdf4587",
+    "wide_resnet50_2": "95faca4d",
+    "vgg16_bn": "6c64b313",
+    "mobilenet_v2": "b0353104",
+}
+
+
 def test_names(asked):
     def ask(*names):
         asked.clear()
@@ -174,10 +189,9 @@ def test_names(asked):
             CheckpointLoader.load_checkpoint(name, logger="silent")
         return asked
 
-    names = ("torchvision://resnet50", "modelzoo://resnet50", "torchvision://resnet50.imagenet1k_v1")
-    assert (
-        ask(*names) == ["https://download.pytorch.org/models/resnet50-0676ba61.pth"] * 3
-    )  # V1 of torchvision
+    for name, digits in TORCHVISION.items():
+        names = (f"torchvision://{name}", f"modelzoo://{name}", f"torchvision://{name}.imagenet1k_v1")
+        assert ask(*names) == [f"https://download.pytorch.org/models/{name}-{digits}.pth"] * 3
     address = "https://download.openmmlab.com/pretrain/third_party/resnext101_32x4d-a5af3160.pth"
     assert ask("open-mmlab://resnext101_32x4d", "openmmlab://resnext101_32x4d") == [address] * 2
     # every name in MMDetection's configs

@@ -131,6 +131,12 @@ def test_default_number_of_classes():
     assert problem.startswith("model.roi_head.mask_head.num_classes: ") and "val_dataloader" in problem
 
 
+def test_class_names_that_are_a_string():
+    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=("date"))))
+    (problem,) = problems_of(dict(val_dataloader=data))
+    assert problem.startswith("val_dataloader: metainfo.classes: expected a tuple")
+
+
 def test_variables_and_other_modules():
     """Free variables, a layer's settings that mmcv removes, and classes that accept any argument."""
     neck = dict(type="FPN", in_channels=[8], norm_cfg=dict(type="BN", requires_grad=True), dcn=True)

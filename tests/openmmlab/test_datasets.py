@@ -36,9 +36,12 @@ def contents(root):
 
 
 def test_seeds(root, tmp_path):
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     make_shapes(tmp_path / "again", SPEC)
     ours = contents(root)
     assert contents(tmp_path / "again") == ours and len(ours) == 6 + 4 + 2 + 1
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
     pictures = {name: data for name, data in ours.items() if name.endswith(".png")}
     assert len(set(pictures.values())) == 10, "the splits share none"
     make_shapes(tmp_path / "other", dataclasses.replace(SPEC, seed=4))
@@ -312,6 +315,7 @@ def to_strip(path):
     [
         (cut_off, "an unreadable file", CocoDataset),
         (to_broken_jpeg, "an unreadable file", MMDetectionsCocoDataset),
+        (lambda path: path.write_bytes(b""), "an unreadable file", CocoDataset),
         (Path.unlink, "no file", CocoDataset),
         (to_strip, "10 × 20000", CocoDataset),
     ],

@@ -71,6 +71,13 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
     assert status == 0, output
 
 
+def test_training_does_not_start_from_a_part(run, tmp_path):
+    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
 def test_classes_are_known_without_the_data(run, folder, tmp_path):
     status, output = run("infer", DEFORMABLE, "a.png", *WEIGHTS, "--out", tmp_path)
     assert status == 0, output

@@ -88,6 +88,8 @@ def test_detector(dcn, pool):
         (dcnzoo.layers.DCNv3(12, group=3), ("offset", "mask")),
         (dcnzoo.layers.DCNv4(12, group=3, dw_kernel_size=3), ("offset_mask",)),
         (dcnzoo.models.DCNv4Conv(32, 32, 3, padding=1), ("dcn.offset_mask",)),
+        (dcnzoo.models.DCNv3Conv(32, 32, 3, padding=1), ("dcn.offset", "dcn.mask")),
+        (dcnzoo.layers.MultiScaleDeformableAttention(12, 3), ("sampling_offsets",)),
         (dcnzoo.models.MultiScaleDeformableAttention(12, 3), ("sampling_offsets",)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

@@ -9,7 +9,7 @@ import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 
-from ..processes import ROOT
+from ..processes import ROOT, run_code
 
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 
@@ -47,3 +47,19 @@ def test_inherits(config, monkeypatch):
     ):
         with pytest.raises(error, match=text):
             config(f"_base_ = '{base}'")
+
+
+@pytest.mark.slow
+def test_without_pkg_resources(tmp_path):
+    """setuptools 81 removed pkg_resources. mmengine and mmcv still import it: give them an empty module."""
+    (tmp_path / "pkg_resources.py").write_text("")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.packages import inherit_from_packages
+from mmengine.config import Config
+inherit_from_packages(Changes())
+print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)
+"""
+    assert run_code(code).strip() == "50"

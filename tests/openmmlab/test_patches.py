@@ -306,20 +306,25 @@ def test_mm_sync_batch_norm(monkeypatch):
 
 # Where a patch is not needed
 
+OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
+
 
 @pytest.mark.parametrize(
-    ("name", "attribute", "value"),
+    ("name", "owner", "attribute", "value"),
     [
-        ("amp_on_cpu", "get_device", "cuda"),
-        ("distributed_without_cuda", "get_device", "cuda"),
-        ("roi_align_without_torchvision", "find_spec", "torchvision"),
-        *((name, "find_spec", None) for name in ("ssd_head", "cascade_rpn_head", "mmyolo_versions")),
+        *((name, fixes, "get_device", lambda: "cuda") for name in ("amp_on_cpu", "distributed_without_cuda")),
+        ("roi_align_without_torchvision", fixes, "find_spec", lambda name: True),
+        *((patch.name, fixes, "find_spec", lambda name: None) for patch in OF_MMDET),
     ],
 )
-def test_a_patch_is_not_needed(name, attribute, value, monkeypatch):
-    """A patch is not needed where the error does not occur, on a GPU, or without the package."""
-    monkeypatch.setattr(fixes, attribute, lambda *name: value)
-    assert not next(patch for patch in fixes.TABLE if patch.name == name).needed()
+def test_a_patch_is_not_needed(name, owner, attribute, value, monkeypatch):
+    """A patch is not needed where the error does not occur, on a GPU, or without mmdet."""
+    patch = next(patch for patch in fixes.TABLE if patch.name == name)
+    with patches.disabled(name), monkeypatch.context() as patched:
+        patched.setattr(owner, attribute, value, raising=False)
+        assert not patch.needed()
+        patch.apply()
+        assert not patch.applied
 
 
 # Without a patch

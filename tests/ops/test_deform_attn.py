@@ -133,6 +133,36 @@ def test_bfloat16_backward_is_rounded_once():
 # ms_deform_attn and flash_deform_attn
 
 
+MS_DEFORM_ATTN = [pytest.param(s, id=s.name) for s in ms_cases.samples() if all(t.numel() for t in s.tensors)]
+
+
+def ms_deform_attn_formula(value, spatial_shapes, level_start_index, locations, weights):
+    """Deformable DETR's plain PyTorch function."""
+    batch, _, heads, channels = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    out = torch.zeros(batch * heads, channels, queries, **F64)
+    for level, ((height, width), start) in enumerate(
+        zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
+    ):
+        maps = value[:, start : start + height * width].view(batch, height, width, heads, channels)
+        maps = maps.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        at = 2 * locations[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2) - 1
+        samples = F.grid_sample(maps, at, "bilinear", "zeros", align_corners=False)
+        factors = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+        out = out + (samples * factors).sum(-1)
+    return out.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+@pytest.mark.parametrize("sample", MS_DEFORM_ATTN)
+def test_ms_deform_attn_agrees_with_grid_sample(sample):
+    mine, other = sample.leaves(), sample.leaves()
+    output, expected = ms_cases.call(mine), ms_deform_attn_formula(*ms_cases.arguments(other))
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
+    got = torch.autograd.grad(output, mine.tensors, grad)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, other.tensors, grad), rtol=1e-10, atol=1e-9)
+
+
 def test_hand_worked():
     """Two levels of one row. Locations are normalised to the level; pixel i has its centre at i + 0.5."""
     value = torch.tensor([1.0, 2, 3, 4, 50, 70], **F64).view(1, 6, 1, 1)

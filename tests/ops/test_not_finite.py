@@ -177,7 +177,7 @@ def outcome(function, *arguments, **options) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_empty_maps_are_as_in_torch(dtype):
-    """Errors match those of torch's convolution. Transposed convolution always fails."""
+    """Errors match those of torch's convolution. Transposed convolution and RoI pooling always fail."""
     for rank, batch, transposed in itertools.product((1, 2, 3), (0, 2), (False, True)):
         for size in itertools.product((0, 3), repeat=rank):
             if 0 not in size:
@@ -192,3 +192,12 @@ def test_empty_maps_are_as_in_torch(dtype):
                 expected = outcome(getattr(F, name), *arguments, padding=padding)
                 ours = outcome(getattr(dcnzoo.ops, f"deform_{name}"), *arguments, offset, padding=padding)
                 assert ours == ("error" if transposed else expected), (name, size, batch)
+    for size in ((0, 0), (0, 3), (3, 0)):
+        maps, fields = torch.zeros(1, *size, 16, dtype=dtype), torch.zeros(1, *size, 18, dtype=dtype)
+        rois, first = torch.tensor([[0.0, 0, 0, 2, 2]], dtype=dtype), torch.zeros(1, 3, *size, dtype=dtype)
+        for call in (
+            lambda: dcnzoo.ops.dcnv3(maps, fields, fields[..., :9], 3, 1, 1, 1, 1, 16, 1.0, False),  # noqa: B023
+            lambda: dcnzoo.ops.roi_align(first, rois, 2),  # noqa: B023
+            lambda: dcnzoo.ops.deform_roi_pool(first, rois, None, 2),  # noqa: B023
+        ):
+            assert outcome(call) == "error"

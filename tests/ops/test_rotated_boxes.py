@@ -111,6 +111,30 @@ def test_many_boxes_and_none(dtype):
     assert kept.shape == (0,) and kept.dtype == torch.int64
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_types_layouts_and_empty(dtype):
+    boxes, scores = random_boxes(70, dtype=dtype)
+    others = random_boxes(1030, 1, dtype)[0]
+    expected = reference_boxes.box_iou_rotated(boxes.double(), others.double())
+    close = dict(rtol=torch.finfo(dtype).eps, atol=1e-7)
+    for change in (torch.clone, lambda t: t.repeat_interleave(2, 1)[:, ::2], lambda t: t.T.contiguous().T):
+        result = box_iou_rotated(change(boxes), change(others))
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, **close)
+        kept = nms_rotated(change(boxes), scores, 0.3)
+        assert kept.tolist() == reference_boxes.nms_rotated(boxes.double(), scores, 0.3).tolist()
+    aligned = box_iou_rotated(boxes, others[:70], aligned=True)
+    torch.testing.assert_close(aligned.double(), expected[:, :70].diagonal(), **close)
+    none = boxes[:0]
+    assert [tuple(box_iou_rotated(*pair).shape) for pair in ((none, others), (boxes, none))] == [
+        (0, 1030),
+        (70, 0),
+    ]
+    assert box_iou_rotated(none, none, aligned=True).shape == (0,)
+    kept = nms_rotated(none, scores[:0], 0.5)
+    assert kept.shape == (0,) and kept.dtype == torch.int64
+
+
 def test_no_gradient():
     assert not box_iou_rotated(BOX.clone().requires_grad_(), BOX).requires_grad
 
