@@ -50,7 +50,7 @@ def suppress(
 
 
 def _settings(nms: dict, owner: str, per_class: int) -> dict:
-    """Return mmcv's arguments of an NMS, with defaults. Raise ValueError: see :func:`suppress`."""
+    """Return mmcv's arguments of an NMS, with defaults. Its errors are those of :func:`suppress`."""
     kind = nms.pop("type", "nms")
     if kind not in ("nms", "soft_nms"):
         raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', got {kind!r}")
