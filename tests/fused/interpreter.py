@@ -51,6 +51,13 @@ def run_kernels(
     return {name: result for name, result in results.items() if result is not None}
 
 
+def run_not_finite(case: int) -> None:
+    """The test of Inf and NaN in each argument; the public function runs fused kernels where they fit."""
+    from ..ops import test_not_finite
+
+    test_not_finite.test_reaches_what_the_formula_reads(*test_not_finite.CASES[case], torch.float32)
+
+
 def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
     """The planes of offset or mask that the forward reads if they are ``stride`` elements apart."""
     import numpy

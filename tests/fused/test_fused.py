@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ..op_cases import Sample, deform_conv, ramp, results
+from ..ops import test_not_finite as not_finite
 from ..ops.test_ops import largest
 from . import interpreter
 
@@ -80,6 +81,20 @@ def test_values_that_are_not_finite(interpret, place, value):
         finite = expected[name].isfinite()
         assert torch.equal(result.isfinite(), finite), name
         torch.testing.assert_close(result[finite].double(), expected[name][finite], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [not_finite.INF, -not_finite.INF])
+def test_infinite_mask(interpret, value):
+    interpret(not_finite.test_infinite_mask, value)
+
+
+FUSED_CASES = [i for i, (op, s) in enumerate(not_finite.CASES) if op.name == "deform_conv2d"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FUSED_CASES, ids=lambda case: not_finite.CASES[case][1].name)
+def test_not_finite(interpret, case):
+    interpret(interpreter.run_not_finite, case)
 
 
 @every_sample

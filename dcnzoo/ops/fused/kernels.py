@@ -149,12 +149,11 @@ def samples(
     """Bilinear samples times the mask, ``[pixels, channels]``, in the type of ``input``."""
     low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
     low = index_of(low, USE_INT64)
-    top = (1 - ly) * factor
-    bottom = ly * factor
-    result = corner(input, low, 0, channels, c, v00, in_block, EVEN) * (top * (1 - lx))[:, None]
-    result += corner(input, low, 1, channels, c, v01, in_block, EVEN) * (top * lx)[:, None]
-    result += corner(input, low, width, channels, c, v10, in_block, EVEN) * (bottom * (1 - lx))[:, None]
-    result += corner(input, low, width + 1, channels, c, v11, in_block, EVEN) * (bottom * lx)[:, None]
+    result = corner(input, low, 0, channels, c, v00, in_block, EVEN) * ((1 - ly) * (1 - lx))[:, None]
+    result += corner(input, low, 1, channels, c, v01, in_block, EVEN) * ((1 - ly) * lx)[:, None]
+    result += corner(input, low, width, channels, c, v10, in_block, EVEN) * (ly * (1 - lx))[:, None]
+    result += corner(input, low, width + 1, channels, c, v11, in_block, EVEN) * (ly * lx)[:, None]
+    result *= factor[:, None]  # once: in a corner of weight zero, an Inf mask would give NaN
     if not EVEN:
         # An Inf mask turns the zeros beyond the block's channels into NaN, which the product would add
         result = tl.where(in_block[None, :], result, 0.0)
