@@ -83,7 +83,7 @@ bench: setup $(VENV)/.dev  ## compare time and memory with other packages (docs/
 
 # Uses neither .venv nor network: the machine with the GPU needs python3 with torch, numpy and pytest, and a
 # working tree with dcnzoo/ops/_C_*.so, built on a machine with nvcc by DCNZOO_CUDA=1 make setup.
-# One part of four: make gpu ARGS=correctness (tuning, benchmark, training).
+# One part of five: make gpu ARGS=correctness (tuning, benchmark, training, seeds).
 gpu:  ## test, tune and time the kernels on a GPU, and train with them (docs/gpu.md)
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 

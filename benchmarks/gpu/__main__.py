@@ -137,13 +137,23 @@ def benchmark(session: Session) -> str:
     return session.run_jobs("operators")
 
 
+def missing_packages() -> str:
+    names = [name for name in ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2") if not find_spec(name)]
+    return f"not installed: {', '.join(names)}" if names else ""
+
+
 def training(session: Session) -> str:
     """Time a detector's training step with and without dcn, then train and evaluate it."""
-    missing = [name for name in ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2") if not find_spec(name)]
-    if missing:
-        return f"skipped: not installed: {', '.join(missing)}"
+    if missing := missing_packages():
+        return f"skipped: {missing}"
     data = [f"--data={session.data}"] if session.data else []
     return session.run_jobs("training", *data, interpret=False)
+
+
+def seeds(session: Session) -> str:
+    """Train the demo's detector on the GPU and on the CPU, three seeds each, and compare AP."""
+    missing = missing_packages()
+    return f"skipped: {missing}" if missing else session.run_jobs("seeds", interpret=False)
 
 
 PARTS: dict[str, tuple[int, Callable[[Session], str]]] = {  # limit in seconds
@@ -151,6 +161,7 @@ PARTS: dict[str, tuple[int, Callable[[Session], str]]] = {  # limit in seconds
     "tuning": (360, tuning),
     "benchmark": (420, benchmark),
     "training": (360, training),
+    "seeds": (300, seeds),
 }
 
 

@@ -1,12 +1,15 @@
-"""Time the operators on a GPU next to cuDNN, torchvision and plain PyTorch, in CUDA graphs (``make gpu``).
+"""Time the operators on a GPU next to cuDNN, torchvision, deformops and plain PyTorch (``make gpu``).
 
-Every contestant runs in both memory formats where it has both. Then the field "auto" of the fused kernels'
+A call is timed between events, with the L2 cache flushed before it, and again in a CUDA graph, with the
+inputs in the cache if they fit. Every contestant runs in both memory formats where it has both, and its
+output is compared with that of the compiled kernels in float32. Then the field "auto" of the fused kernels'
 table is updated.
 """
 
 import datetime
 import json
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -31,7 +34,9 @@ def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
     nchw, rivals = torch.contiguous_format, RIVALS.get(name, {})
     compiled, floor = partial(ours, name, backend="compiled"), partial(plain, name)
     chosen: dict[str, tuple[torch.memory_format, Contestant]] = {
-        rival: (nchw, rivals[rival]) for rival in ("torchvision", "grid_sample") if rival in rivals
+        rival: (torch.channels_last if rival == "deformops" else nchw, rivals[rival])
+        for rival in ("torchvision", "deformops", "grid_sample")
+        if rival in rivals and find_spec(rival.replace("grid_sample", "torch"))
     }
     if name != "deform_conv2d":
         return {"dcnzoo": (nchw, compiled), **chosen}
@@ -49,17 +54,33 @@ def sample(case: Case, dtype: torch.dtype, device: str) -> Sample:
     return case.sample(dtype, device).leaves()
 
 
+@cache
+def exact(case: Case, device: str) -> torch.Tensor:
+    """The output in float32, by the compiled kernels, which tests/cuda compares with the reference."""
+    with torch.no_grad(), mock.patch.object(torch.backends.cuda.matmul, "allow_tf32", False):
+        return ours(case.operator, sample(case, torch.float32, device), backend="compiled")()
+
+
 def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:
     form, prepare = contestants(case.operator)[name]
-    own = in_format(sample(case, dtype, device), form).leaves()
+    own = sample(case, dtype, device)
+    if name == "deformops" and case.operator == "deform_conv2d":
+        own = own.map(lambda t: t.contiguous(memory_format=form) if t.dim() == 4 else t).leaves()
+    else:
+        own = in_format(own, form).leaves()
     forward = prepare(own)
     with torch.no_grad(), mock.patch.object(fused, "forward", wraps=fused.forward) as ran:
-        forward()
+        output = forward()
     if ran.called != ("fused" in name):
         raise RuntimeError(f"expected the kernels of {name}, {'fused' if ran.called else 'other'} ones ran")
+    result: dict[str, object] = {}
+    if not name.startswith("F."):  # an ordinary convolution computes something else
+        expected = exact(case, device)
+        result["error"] = ((output.float() - expected).norm() / expected.norm()).item()
     run = passes(forward, own.given, mode)
+    result |= tuning.flushed(run, device)
     # torchvision's kernels use the default stream: a graph would not contain them
-    result: dict[str, object] = {"us": tuning.microseconds(run, device, 50, name != "torchvision")}
+    result["cached_us"] = tuning.microseconds(run, device, 20, name != "torchvision")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -134,6 +155,7 @@ def main() -> None:
                     kind = getattr(torch, dtype)
                     journal.run(job, partial(measure, case, name, kind, mode, args.device))
             sample.cache_clear()
+            exact.cache_clear()
     table = json.loads(_block_sizes.TABLE.read_text())
     set_auto(args.file, table)
     tuning.save(table, args.file.with_name("configs.json") if args.rehearse else _block_sizes.TABLE)

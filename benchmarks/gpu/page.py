@@ -12,9 +12,14 @@ from dcnzoo.utils.files import write_text
 
 TEXT = """# {gpu}, torch {torch}, dcnzoo {dcnzoo}
 
-By `make gpu`: {gpu}, CUDA {cuda}, torch {torch}, Triton {triton}, {day}. Median times of CUDA graphs; the
-inputs stay in the L2 cache if they fit. Float32 is TF32. *dcnzoo*: compiled kernels; *dcnzoo fused*: those in
-Triton; *F.conv2d*: cuDNN's ordinary convolution; *grid_sample*: the same formula in plain PyTorch.
+By `make gpu`: {gpu}, CUDA {cuda}, torch {torch}, Triton {triton}, {day}.
+
+Median times between events, with the L2 cache flushed before each call. *Inputs in the cache*: CUDA graphs
+without the flush. *Error*: of the output, relative to the compiled kernels in float32 (norms).
+Float32 is TF32.
+
+*dcnzoo*: compiled kernels; *dcnzoo fused*: those in Triton; *deformops*: that package's, in Triton;
+*F.conv2d*: cuDNN's ordinary convolution; *grid_sample*: the same formula in plain PyTorch.
 
 Tests on this GPU: {tests}.
 
@@ -23,6 +28,14 @@ Kernels that `auto` runs, by type and pass: fused from this number of output pix
 ## Operators
 
 {summary}
+
+### Inputs in the cache
+
+{cached}
+
+### Agreement
+
+{errors}
 
 ## Training
 
@@ -34,22 +47,37 @@ Kernels that `auto` runs, by type and pass: fused from this number of output pix
 """
 
 
-def rows(file: Path) -> list[Row]:
+def rows(file: Path, time: str) -> list[Row]:
     main = {(case.operator, case.name): case.main for case in CASES}
     return [
         Row(
             job["operator"], job["case"], main[job["operator"], job["case"]], job["dtype"], job["mode"], 1,
-            job["contestant"], result["us"] / 1e6, 0.0, result.get("bytes"),
+            job["contestant"], result[time] / 1e6, (result.get("p80_us", 0) - result.get("p20_us", 0)) / 1e6,
+            result.get("bytes"),
         )
         for job, result in results(file)
-        if "us" in result
+        if time in result
     ]  # fmt: skip
+
+
+def errors(file: Path) -> list[list[object]]:
+    """The largest error of each contestant by operator and type."""
+    largest: dict[tuple[str, str, str], float] = {}
+    for job, result in results(file):
+        if "error" in result:
+            key = job["operator"], job["contestant"], job["dtype"]
+            largest[key] = max(largest.get(key, 0.0), result["error"])
+    return [
+        ["operator", "contestant", "type", "largest error"],
+        *([*k, f"{e:.1e}"] for k, e in largest.items()),
+    ]
 
 
 def main(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     machine = report["machine"]
-    measured = rows(folder / "operators.jsonl")
+    file = folder / "operators.jsonl"
+    measured = rows(file, "us")
     table = json.loads((folder / "configs.json").read_text())
     text = TEXT.format(
         **machine,
@@ -57,7 +85,13 @@ def main(folder: Path) -> None:
         tests=report["correctness"],
         auto=listed(table[machine["target"]]["auto"]),
         summary=markdown(summary(measured)),
-        training="\n".join(f"- {job['step']}: {listed(r)}" for job, r in results(folder / "training.jsonl")),
+        errors=markdown(errors(file)),
+        cached=markdown(summary(rows(file, "cached_us"))),
+        training="\n".join(
+            f"- {listed(job)}: {listed(result)}"
+            for part in ("training", "seeds")
+            for job, result in results(folder / f"{part}.jsonl")
+        ),
         cases=markdown(all_cases(measured)),
     )
     path = ROOT / "docs" / "benchmarks" / f"gpu-{slug(machine | {'cpu': machine['gpu']})}.md"

@@ -1,7 +1,8 @@
 """Train Faster R-CNN (ResNet-50, bfloat16) on a COCO data set, with DCNv2 in c3–c5 and without.
 
-Times a training step of both, interleaved, on the same images; then trains the one with DCNv2 from scratch
-for the rest of the time, and evaluates it. Without ``--data``, the data are generated.
+Times a training step of both, interleaved, on the same images, and the share of dcnzoo's operators; then
+trains the one with DCNv2 from scratch for the rest of the time, and evaluates it. Without ``--data``, the
+data are generated.
 """
 
 import itertools
@@ -72,7 +73,19 @@ def time_steps(cfg: Config, seconds: float) -> dict:
     times = take_turns(functions, seconds, timer, rounds=5 if seconds > 1 else 1)
     milliseconds = {f"{arm}_ms": 1e3 * timed.median for arm, timed in times.items()}
     ratio = milliseconds["on_ms"] / milliseconds["off_ms"]
-    return {**milliseconds, "ratio": ratio, "batch": TIMED_BATCH}
+    return {**milliseconds, "ratio": ratio, "batch": TIMED_BATCH, **shares(functions["on"][0])}
+
+
+def shares(step: Callable[[], object]) -> dict[str, float]:
+    """Return the share of each of dcnzoo's operators in the GPU's time of a step, with what they call."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(3):
+            step()
+    averages = profile.key_averages()
+    total = sum(entry.self_device_time_total for entry in averages)
+    own = {e.key: e.device_time_total for e in averages if e.key.startswith("dcnzoo::")}
+    return {f"share of {name}": time / total for name, time in own.items() if time and total}
 
 
 def _step(cfg: Config) -> Callable[[], object]:

@@ -138,6 +138,14 @@ def microseconds(function: Callable[[], object], device: str, rep: int = 20, cap
     return statistics.median(times)
 
 
+def flushed(function: Callable[[], object], device: str) -> dict[str, float]:
+    """Return median, p20 and p80 between events, in microseconds; the L2 cache is flushed before."""
+    if device == "cpu":
+        return {"us": microseconds(function, device)}
+    low, median, high = triton.testing.do_bench(function, warmup=10, rep=60, quantiles=[0.2, 0.5, 0.8])
+    return {"us": 1e3 * median, "p20_us": 1e3 * low, "p80_us": 1e3 * high}
+
+
 def write_table(journal: Path, table: dict, path: Path, rehearse: bool) -> None:
     """Replace the lists of candidates that were measured completely, and write the table."""
     entry = dict(table.get(target(), table["default"]))

@@ -3,6 +3,10 @@
 
 #include "tensor.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+
 namespace dcnzoo {
 
 // [N, C, *size] whose memory is [N, *size, C]
@@ -22,16 +26,25 @@ inline bool wants_channels_last(const Tensor& input) {
   return input.dim() > 3 && !input.is_contiguous() && is_channels_last(input);
 }
 
-// An uninitialised tensor of these sizes whose memory is channels last.
+// An uninitialised tensor of these sizes whose memory is channels last. It must not be a view of another tensor:
+// autograd forbids to change views that a custom function returns, as ReLU(inplace=True) does.
 inline Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes,
                                 std::optional<ScalarType> type = std::nullopt) {
-  std::vector<int64_t> order{sizes[0]};
-  order.insert(order.end(), sizes.begin() + 2, sizes.end());
-  order.push_back(sizes[1]);
-  Tensor tensor = torch::stable::new_empty(like, order, type ? *type : like.scalar_type());
-  for (int64_t axis = int64_t(sizes.size()) - 1; axis > 1; --axis)
-    tensor = torch::stable::transpose(tensor, axis - 1, axis);
-  return tensor;
+  std::vector<int64_t> strides(sizes.size(), 1);
+  int64_t stride = std::max<int64_t>(sizes[1], 1);
+  for (size_t axis = sizes.size() - 1; axis >= 2; --axis) {
+    strides[axis] = stride;
+    stride *= std::max<int64_t>(sizes[axis], 1);
+  }
+  strides[0] = stride;
+  const auto dtype =
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type ? *type : like.scalar_type()));
+  int32_t device;
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                  device, like.get_device_index(), &made));
+  return Tensor(made);
 }
 
 }  // namespace dcnzoo

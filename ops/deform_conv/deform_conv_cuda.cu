@@ -21,6 +21,10 @@ constexpr int kColumnThreads = 128;
 constexpr int64_t kRowMultiple = 8;
 // Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
+// Without im2col_step, the columns of a chunk take at most this. The tests of the emulation define a small number.
+#ifndef DCNZOO_MOST_COLUMN_BYTES
+#define DCNZOO_MOST_COLUMN_BYTES (int64_t(256) << 20)
+#endif
 
 // The work of a thread: a position of a row, one kernel tap, and one part of the channels.
 struct Place {
@@ -423,13 +427,20 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   return sums;
 }
 
-// Checks and, if necessary, shrinks the chunks for the kernels' 32-bit numbers.
-void fit_positions(DeformConvShapes& s) {
+// Checks and, if necessary, shrinks the chunks: for the kernels' 32-bit numbers, and, if the caller did not choose
+// im2col_step, for the memory of the columns. A chunk has at least one image.
+void fit_chunks(DeformConvShapes& s, ScalarType type, bool step_is_chosen) {
   for (const auto& [name, pixels] :
        {std::pair<const char*, int64_t>{"input", s.in_pixels}, {"output", s.out_pixels}})
     check(pixels <= kMostPixels, "deform_conv", s.rank, "d: ", name, ": expected at most ", kMostPixels,
           " pixels per image on CUDA, got ", pixels);
-  s.im2col_step = std::min(s.im2col_step, std::max<int64_t>(1, kMostPixels / s.out_pixels));
+  int64_t most = kMostPixels / s.out_pixels;
+  if (!step_is_chosen) {
+    const int64_t bytes = is_half(type) ? 2 : type == ScalarType::Double ? 8 : 4;
+    const int64_t image = s.channels * s.taps * s.out_pixels * bytes;
+    most = std::min(most, DCNZOO_MOST_COLUMN_BYTES / std::max<int64_t>(1, image));
+  }
+  s.im2col_step = std::min(s.im2col_step, std::max<int64_t>(1, most));
 }
 
 Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
@@ -439,7 +450,7 @@ Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional
                         std::optional<int64_t> im2col_step) {
   DeformConvShapes s =
       check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
-  fit_positions(s);
+  fit_chunks(s, input.scalar_type(), im2col_step.has_value());
   const ScalarType fields = field_type(input, {offset ? &*offset : nullptr, mask ? &*mask : nullptr});
   return dispatch_types(input.scalar_type(), fields, [&](auto map, auto field) {
     return dispatch_rank(s.rank, [&](auto rank) {
@@ -457,7 +468,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
   DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding, dilation,
                                          groups, im2col_step);
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
-  fit_positions(s);
+  fit_chunks(s, input.scalar_type(), im2col_step.has_value());
   const ScalarType fields = field_type(input, {offset ? &*offset : nullptr, mask ? &*mask : nullptr});
   const DeformConvGradients sums = dispatch_types(input.scalar_type(), fields, [&](auto map, auto field) {
     return dispatch_rank(s.rank, [&](auto rank) {

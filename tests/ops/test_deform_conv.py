@@ -20,6 +20,7 @@ from dcnzoo.ops import reference as oracle
 
 from .. import op_cases
 from ..op_cases import Sample
+from ..op_cases import channels_last as conv_channels_last
 from ..op_cases import deform_conv as conv
 from ..op_cases import deform_conv_transpose as transpose
 from ..op_cases.deform_conv import make
@@ -292,6 +293,18 @@ def test_torchvisions_order_of_the_arguments():
 
 
 # Deployment
+
+
+@every_op
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_result_can_be_changed_in_place(op, bias):
+    """As by ``ReLU(inplace=True)``: autograd forbids it for a view that a custom function returned."""
+    sample = op.forms()[0].map(conv_channels_last)
+    sample = replace(sample, tensors=(*sample.tensors[:4], sample.tensors[4] if bias else None))
+    mine = op_cases.results(lambda leaves: torch.relu_(op.call(leaves)), sample)
+    torch.testing.assert_close(
+        mine, op_cases.results(lambda leaves: torch.relu(op.reference(leaves)), sample)
+    )
 
 
 @every_op
