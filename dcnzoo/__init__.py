@@ -75,8 +75,8 @@ def load(
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
-        trust_config: accept a config from the Hub that imports modules or names classes outside of
-            OpenMMLab's registries; this **runs that code**.
+        trust_config: accept a repository of the Hub with a ``config.py`` in place of ``config.json``; this
+            **runs that program**.
 
     Returns:
         A detector; see :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls. ``detector.model``

@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
@@ -116,8 +117,23 @@ def _load_safetensors(path: str | os.PathLike) -> Mapping:
             colors = [tuple(color) for color in names.get("palette", [])]  # MMDetection draws no lists
             names = {"classes": tuple(map(str, names["classes"])), "palette": colors or None}
         return {"state_dict": weights, "meta": {_NAMES: names} if names else {}}
-    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected safetensors: {one_line(error)}") from error
+
+
+def to_safetensors(weights: Mapping[str, Tensor], meta: Mapping) -> bytes:
+    """Return a safetensors file of weights, with the names of the classes in a checkpoint's ``meta``.
+
+    Of weights that share memory, as those of a head for several levels, the file has a copy for each name.
+    """
+    tensors: dict[str, Tensor] = {}
+    written = set()
+    for name, value in weights.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in written else tensor
+        written.add(memory)
+    return save(tensors, names_as_metadata(meta))
 
 
 def names_as_metadata(meta: Mapping) -> dict[str, str]:

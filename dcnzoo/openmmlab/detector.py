@@ -95,7 +95,8 @@ def build(
     if "dcnzoo.models" not in imports["imports"]:  # for programs that read a dump of the config
         cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
     init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
+    model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
     if checkpoint is not None:
         meta, report = load_weights(model, checkpoint, unsafe_load, allow_partial)
         if report:
@@ -291,7 +292,7 @@ def metainfo(dataset: dict) -> dict:
     """Return a data set's metainfo, if possible without building it: that may read or generate files."""
     dataset = next(datasets(dataset))
     declared = declared_metainfo(dataset)
-    if declared.get("classes") or DATASETS.get(dataset.get("type", "")) is None:
+    if declared.get("classes") or "type" not in dataset or DATASETS.get(dataset["type"]) is None:
         return declared
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
 

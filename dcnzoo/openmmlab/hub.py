@@ -1,32 +1,29 @@
-"""Detectors in repositories of the Hugging Face Hub: a config of literals, safetensors and a model card.
+"""Detectors in repositories of the Hugging Face Hub: a config as data, safetensors and a model card.
 
 Requires huggingface_hub.
 """
 
-import ast
-import pprint
+import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import Registry, root
-from safetensors.torch import save
+from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import nn
 
-from dcnzoo.openmmlab.checkpoints import names_as_metadata
-from dcnzoo.openmmlab.config_check import dicts
-from dcnzoo.openmmlab.setup import setup
-from dcnzoo.utils.errors import UserError, one_line, user_errors
+from dcnzoo.openmmlab import json_config
+from dcnzoo.openmmlab.checkpoints import to_safetensors
+from dcnzoo.utils.errors import UserError, one_line, printable, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
-from dcnzoo.utils.text import few
 from dcnzoo.version import __version__
 
 PREFIX = "hf://"
-CONFIG, WEIGHTS, CARD = "config.py", "model.safetensors", "README.md"
-OWN_IMPORTS = ("dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets")
-# what a detector needs of its config
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+PROGRAM = "config.py"  # in place of CONFIG, for detectors with other classes than OpenMMLab's and dcnzoo's
+# what a detector needs of a program
 KEYS = ("model", "test_pipeline", "test_dataloader", "default_scope", "custom_imports")
 
 
@@ -35,70 +32,46 @@ def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
 
     Args:
         name: ``hf://OWNER/NAME``, or ``hf://OWNER/NAME@REVISION``.
-        trust_config: accept a config that imports modules or names classes outside of OpenMMLab's
-            registries. Building it then **runs the code that it names**.
+        trust_config: accept a repository with a ``config.py`` in place of ``config.json``. Reading it **runs
+            the code in it**.
 
     Raises:
         UserError: the name is not of this form, the repository or a file does not exist, or the config is not
             accepted.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match:
         raise UserError(f"model: expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION, got {name}")
+
+    def download(file: str) -> Path:
+        try:
+            return Path(hf_hub_download(match[1], file, revision=match[2]))
+        except EntryNotFoundError:
+            raise
+        except Exception as error:  # huggingface_hub's errors have several base classes
+            raise UserError(f"{name}: {file} cannot be downloaded: {one_line(error)}") from error
+
     try:
-        files = [hf_hub_download(match[1], file, revision=match[2]) for file in (CONFIG, WEIGHTS)]
-    except Exception as error:  # huggingface_hub's errors have several base classes
-        raise UserError(f"{name}: {CONFIG} or {WEIGHTS} cannot be downloaded: {one_line(error)}") from error
-    config, weights = map(Path, files)
-    if not trust_config and (reasons := list(code_in(config.read_text(encoding="utf-8")))):
-        raise UserError(
-            f"{name}: {CONFIG}: expected classes of OpenMMLab and dcnzoo only, got {few(reasons)}; "
-            "trust_config=True accepts it, and runs that code"
-        )
-    return config, weights
-
-
-def code_in(text: str) -> Iterator[str]:
-    """Yield what a config runs beside OpenMMLab's and dcnzoo's classes; nothing is executed."""
-    settings = {}
+        config = download(CONFIG)
+    except EntryNotFoundError as error:
+        try:
+            config = download(PROGRAM)
+        except EntryNotFoundError:
+            raise UserError(f"{name}: {CONFIG} cannot be downloaded: {one_line(error)}") from error
+        if trust_config is not True:
+            raise UserError(
+                f"{name}: expected {CONFIG}, got {PROGRAM}, a program. Only if you trust its author: "
+                "trust_config=True runs it"
+            ) from None
+    else:
+        json_config.read(config, f"{name}: {CONFIG}")
     try:
-        for line in ast.parse(text).body:
-            if not (isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)):
-                yield f"line {line.lineno}: {ast.unparse(line)}"
-            else:
-                settings[line.targets[0].id] = ast.literal_eval(line.value)
-    except (SyntaxError, ValueError) as error:  # not a literal
-        yield one_line(error)
-    if "{{" in text or "_base_" in settings:  # mmengine replaces the first and reads the second
-        yield "another file"
-    yield from foreign_types(settings)
-
-
-def foreign_types(settings: dict) -> Iterator[str]:
-    """Yield the imports of a config, and the types that are in none of OpenMMLab's registries.
-
-    MMEngine builds ``type='os.system'`` by importing it, and mmcv evaluates the type of an NMS.
-    """
-    imports = settings.get("custom_imports") or {}
-    for name in imports.get("imports", ()):
-        if name not in OWN_IMPORTS:
-            yield f"custom_imports {name}"
-    from mmcv import ops
-
-    setup()  # registers dcnzoo's classes
-    registries = [each for each in vars(root).values() if isinstance(each, Registry)]
-    children = [child for registry in registries for child in registry.children.values()]
-    for child in children:
-        child.import_from_location()
-    scopes = {"", *(registry.scope for registry in (*registries, *children))}
-    known = {"", *ops.__all__}.union(*(registry.module_dict for registry in (*registries, *children)))
-    for path, node in dicts(settings):
-        kind = node.get("type", "")  # RoI layers and NMS, of mmcv.ops, have no registry
-        scope, _, name = kind.rpartition(".") if isinstance(kind, str) else ("?", "", "")
-        if scope not in scopes or name not in known:
-            yield f"{path}.type {kind}"
+        return config, download(WEIGHTS)
+    except EntryNotFoundError as error:
+        raise UserError(f"{name}: {WEIGHTS} cannot be downloaded: {one_line(error)}") from error
 
 
 def push_model(
@@ -127,21 +100,29 @@ def push_model(
 
     api, meta = HfApi(token=token), getattr(model, "dataset_meta", {})
     cfg: Any = model.cfg
-    settings = {key: value for key, value in cfg.to_dict().items() if key in KEYS}
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    try:
+        config, text = CONFIG, json_config.write(cfg)
+    except ValueError as error:
+        config, text = PROGRAM, _program(cfg)
+        line = f"push_to_hub: wrote {PROGRAM}, which dcnzoo.load refuses without trust_config=True: {error}"
+        print_log(printable(line), "current", logging.WARNING)
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        lines = [f"{name} = {pprint.pformat(value, width=110)}\n" for name, value in settings.items()]
-        write_text(Path(folder, CONFIG), "\n".join(lines))
-        write_bytes(Path(folder, WEIGHTS), save(weights, names_as_metadata({"dataset_meta": meta})))
+        write_text(Path(folder, config), text)
+        write_bytes(Path(folder, WEIGHTS), to_safetensors(model.state_dict(), {"dataset_meta": meta}))
         write_text(Path(folder, CARD), card(model, repository, metrics or {}, data))
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             revision=revision,
+            delete_patterns=[CONFIG, PROGRAM],  # that of an earlier version
             commit_message=f"Detector, written by dcnzoo {__version__}",
         )
     return PREFIX + repository
+
+
+def _program(cfg: Config) -> str:
+    return Config({key: value for key, value in cfg.to_dict().items() if key in KEYS}).pretty_text
 
 
 def card(model: nn.Module, repository: str, metrics: Mapping[str, float], data: str) -> str:

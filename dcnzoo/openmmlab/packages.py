@@ -5,11 +5,13 @@ mmengine has a fixed list of packages with configs and locates them by ``pkg_res
 for every base config, which takes longer than reading the config.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import registry
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError
@@ -44,6 +46,15 @@ def inherit_from_packages(changes: Changes) -> None:
     """Let ``mmengine.config`` find dcnzoo's configs, and MMDetection's without reading metafiles."""
     changes.set_item(MODULE2PACKAGE, "dcnzoo", "dcnzoo")
     changes.set(Config, "_get_cfg_path", staticmethod(base_path))
+
+
+def types_import_no_modules(changes: Changes) -> None:
+    """Let a type without a dot be only that of a registered class; ``torch.nn.ReLU`` is imported."""
+
+    def named(get_object: Callable[[str], object], name: str) -> object:
+        return get_object(name) if "." in name else None
+
+    changes.wrap(registry, "get_object_from_string", named)
 
 
 def config_text(changes: Changes) -> None:

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
+from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
@@ -30,14 +31,15 @@ setup()  # any config may use dcn=True
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:
-    """Read a config by ``Config.fromfile`` and merge ``cfg_options``. Errors name the file and the line.
+    """Read a config and merge ``cfg_options``. Errors name the file and the line.
 
     Raises:
         UserError: the config or one of its bases cannot be read, or it has no place for an option.
         FileNotFoundError: one of its bases does not exist.
     """
     try:
-        cfg = Config.fromfile(path)
+        is_data = json_config.is_json_config(path)
+        cfg = json_config.read(path) if is_data else Config.fromfile(path)
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dcnzoo.openmmlab import hub
+from dcnzoo.openmmlab.json_config import is_json_config
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import CHECKPOINTS, last_checkpoint, require_file
@@ -40,6 +41,8 @@ def locate(
         raise UserError("model: expected a name, a config or a work directory, got an empty text")
     if name.startswith(hub.PREFIX):
         config, last = hub.fetch_model(name, trust_config)
+    elif is_json_config(path / hub.CONFIG):  # a repository that was downloaded by another program
+        config, last = path / hub.CONFIG, path / hub.WEIGHTS
     elif path.is_dir():
         config = work_directory(path)
         if weights and checkpoint in (None, *CHECKPOINTS):

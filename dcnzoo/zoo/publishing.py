@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata
+from dcnzoo.openmmlab.checkpoints import load_file, to_safetensors
+from dcnzoo.openmmlab.weights import find_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file, write_bytes
 
@@ -39,11 +40,9 @@ def publish(
     published = {key: content[key] for key in keys if key in content}
     ending = ".pth"
     if out.suffix == ".safetensors":
-        from safetensors.torch import save
-
-        names = names_as_metadata(published.get("meta") or {})
-        ending, published = ".safetensors", {"state_dict": published["state_dict"]}
-        data = save({name: value.contiguous() for name, value in published["state_dict"].items()}, names)
+        ending, meta = ".safetensors", published.get("meta") or {}
+        published = {"state_dict": find_weights(published, checkpoint)}
+        data = to_safetensors(published["state_dict"], meta)
     else:
         buffer = io.BytesIO()  # not a file: torch.save would store its name
         torch.save(published, buffer)

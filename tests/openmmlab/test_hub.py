@@ -1,18 +1,32 @@
 """Detectors on the Hugging Face Hub, with a local copy of its cache in place of the network."""
 
+import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.openmmlab import json_config
+from dcnzoo.openmmlab.detector import TorchDetector, build
+from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.publishing import publish
+
+from ..demo import DEFORMABLE, PLAIN
+from ..export import detectors
+from ..processes import ROOT
 
 hub = pytest.importorskip("huggingface_hub")
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+NAME = "hf://owner/name"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PIPELINE = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(192, 160)), dict(type="PackDetInputs")]
 
 
 @pytest.fixture
@@ -35,48 +49,254 @@ def repository(tmp_path, monkeypatch):
     return snapshot
 
 
-def test_a_detector_comes_back_from_the_hub(repository):
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_detector_comes_back_from_the_hub(repository, tmp_path):
     detector = dcnzoo.load(MODEL, device="cpu")
     name = detector.push_to_hub("owner/name", metrics={"box AP": 0.711}, data="generated shapes")
-    names = sorted(path.name for path in repository.iterdir())
-    assert names == ["README.md", "config.py", "model.safetensors"]
+    assert names_in(repository) == ["README.md", "config.json", "model.safetensors"]
     card = (repository / "README.md").read_text()
-    assert "| box AP | 0.711 |" in card and 'dcnzoo.load("hf://owner/name")' in card
+    assert "| box AP | 0.711 |" in card and f'dcnzoo.load("{NAME}")' in card
     picture = draw_image(ShapesSpec(), "val", 0)[0]
     expected = detector(picture)
-    for each in (name, f"{name}@main", f"{name}@{COMMIT}"):
-        result = dcnzoo.load(each, device="cpu")(picture)
-        assert len(result) > 1 and result.names == expected.names
+    for each in (name, f"{name}@main", f"{name}@{COMMIT}", shutil.copytree(repository, tmp_path / "copy")):
+        loaded = dcnzoo.load(each, device="cpu")
+        result = loaded(picture)
+        assert len(result) > 1 and result.names == expected.names and loaded.classes == detector.classes
         assert np.array_equal(result.boxes, expected.boxes) and np.array_equal(result.masks, expected.masks)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"custom_imports": {"imports": ["os"], "allow_failed_imports": False}},
-        {"model.backbone": {"type": "os.system", "command": "true"}},
-        {"model.backbone": {"type": "antigravity.ResNet"}},  # the name of a class, in a module
-        {"model.neck.type": "mmengine.load"},
-        "import os",
-        "model['neck'] = None",
-        "size = __import__('os').getpid()",
-        "_base_ = ['/tmp/other.py']",
-        {"model.test_cfg.rcnn.nms.type": "exit"},
-        {"test_dataloader.dataset.pipeline": [{"type": "subprocess.run", "args": "true"}]},
-    ],
-)
-def test_a_config_with_code_is_refused(repository, change):
-    detector = dcnzoo.load(MODEL, device="cpu")
+@pytest.mark.parametrize("family", ["RTMDet-Ins", "Deformable DETR", "DINO"])
+def test_detectors_whose_weights_share_memory(repository, tmp_path, family):
+    settings = detectors.config(family)
+    settings.update({"with_box_refine": False} if family == "Deformable DETR" else {})
+    dataset = dict(pipeline=PIPELINE)
+    model = build(Config(dict(model=settings, test_dataloader=dict(dataset=dataset))))
+    if hasattr(model, "level_embed"):
+        torch.nn.init.ones_(model.level_embed)  # else uninitialised memory
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    addresses = [value.data_ptr() for value in model.state_dict().values()]
+    assert family == "DINO" or len(set(addresses)) < len(addresses)  # DINO adds settings to its head's
+    model.dataset_meta = dict(classes=tuple("abcde"), palette="random")
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / "shared.pth")
+    published, _ = publish(tmp_path / "shared.pth", tmp_path / "shared.safetensors")
+    TorchDetector(model).push_to_hub("owner/name")
+    for checkpoint in (None, published):
+        loaded = dcnzoo.load(NAME, checkpoint=checkpoint, device="cpu", channels_last=False).model
+        after = loaded.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+VALID = """
+    tood/tood_r50_fpn_1x_coco.py fpg/retinanet_r50_fpg_crop640_50e_coco.py htc/htc_r50_fpn_1x_coco.py
+    cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py rtmdet/rtmdet_s_8xb32-300e_coco.py
+    regnet/faster-rcnn_regnetx-3.2GF_fpn_ms-3x_coco.py detectors/cascade-rcnn_r50-sac_1x_coco.py
+    grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py guided_anchoring/ga-rpn_r50-caffe_fpn_1x_coco.py
+    soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py
+    queryinst/queryinst_r50_fpn_1x_coco.py swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py
+    """  # beside those of the families of tests/export
+
+
+def valid_configs():
+    names = {*detectors.CONFIGS.values(), *VALID.split()}
+    own = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)[::4]
+    return [*(mim_folder("mmdet") / "configs" / name for name in sorted(names)), *own]
+
+
+def test_published_configs_are_data(tmp_path):
+    """The same settings come back, except those that name files: a detector with weights uses none."""
+    assert len(valid_configs()) >= 45
+    for path in valid_configs():
+        cfg = Config.fromfile(path)
+        (tmp_path / "config.json").write_text(json_config.write(cfg))
+        json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)  # no Infinity
+        read = json_config.read(tmp_path / "config.json")
+        assert repr(read.model.to_dict()) == repr(without_sources(cfg.model.to_dict())), path
+        assert read.test_dataloader.dataset.pipeline[-1].type == "PackDetInputs"
+
+
+def without_sources(node):
+    if isinstance(node, dict):
+        sources = ("init_cfg", "pretrained", "teacher_ckpt")
+        return {key: without_sources(value) for key, value in node.items() if key not in sources}
+    return type(node)(map(without_sources, node)) if isinstance(node, list | tuple) else node
+
+
+def test_spellings(tmp_path):
+    model = dict(type="ResNet", ranges=((-1, 64), (64, float("inf"))), weights={0: 1.0, "a": [(2,)]},
+                 none=None, least=-float("inf"), arch="regnetx_3.2gf", act_cfg=dict(type=torch.nn.ReLU),
+                 to_deformable=dict(where="layer[34].*(conv1|conv2)", kind="v2"))  # fmt: skip
+    cfg = Config(dict(model=model, test_dataloader=dict(dataset=dict(pipeline=PIPELINE))))
+    (tmp_path / "config.json").write_text(json_config.write(cfg))
+    read = json_config.read(tmp_path / "config.json")
+    assert read.model.to_dict() == {**model, "act_cfg": dict(type="ReLU")}
+    assert read.test_dataloader.dataset.pipeline[1].scale == (192, 160)
+    for value in ({1, 2}, print, torch.float32, torch.nn.ReLU, "https://host/x.pth", "a/b", "f(x)"):
+        cfg.model.other = value
+        with pytest.raises(ValueError, match=r"model\.other"):
+            json_config.write(cfg)
+
+
+# What is executed if a repository can run code: a module that leaves a file, and the same as a text.
+EVIL = "__import__('os').system('touch PWNED')"
+PROGRAMS = {
+    "subscript": 'x = {}[__import__("os").system("touch PWNED")] = 1',
+    "two targets": "x = custom_imports = dict(imports=['evilmod'], allow_failed_imports=False)",
+    "custom_imports": "custom_imports = dict(imports=['evilmod'], allow_failed_imports=False)",
+    "default_scope": "default_scope = 'evilmod'",
+    "import": "import evilmod",
+    "lazy": "from mmengine.config import read_base\nwith read_base():\n    from .evilmod import *",
+    "base": "_base_ = ['evilmod.py']",
+    "call": f"x = {EVIL}",
+    "decorator": "@__import__('evilmod')\nclass A: pass",
+    "default": "def f(x=__import__('evilmod')): pass",
+    "annotation": "x: __import__('evilmod') = 1",
+    "walrus": "x = [y := __import__('evilmod')]",
+    "substituted": "x = '{{$PATH:'\" + " + EVIL + " + \"'}}'",
+    "data only": "",
+    "no Python": "\x00(",
+}
+DEEP = {"type": "ResNet"}
+for _ in range(5000):
+    DEEP = {"a": DEEP}
+# key → the change of a valid config.json
+CHANGES = {
+    "custom_imports": {"imports": ["evilmod"], "allow_failed_imports": False},
+    "_base_": "evilmod.py",
+    "work_dir": "evilmod",
+    "load_from": "evilmod.pth",
+    "test_dataloader": {"dataset": {"type": "evilmod.X", "metainfo": {"classes": "evilmod.txt"}}},
+    "test_evaluator": {"type": "evilmod.X"},
+    "visualizer": {"type": "evilmod.X"},
+    "default_scope": "evilmod",
+    "model._scope_": "evilmod",
+    "model.type": "evilmod.X",
+    "model.backbone.type": "evilmod",
+    "model.neck.type": "os.system",
+    "model.rpn_head.type": ["evilmod", "X"],
+    "model.rpn_head.loss_cls.type": EVIL,
+    "model.rpn_head.anchor_generator.type": "mmdet.evilmod.X",
+    "model.rpn_head.bbox_coder.type": "evilmod.ResNet",
+    "model.roi_head.type": "mmengine.load",
+    "model.roi_head.bbox_head.type": None,
+    "model.roi_head.bbox_roi_extractor.roi_layer.type": "evilmod.RoIAlign",
+    "model.test_cfg.rcnn.nms.type": EVIL,
+    "model.test_cfg.rpn.nms.type": "exec",
+    "model.test_cfg.rcnn.mask_thr_binary": EVIL,
+    "model.train_cfg.rcnn.sampler.type": "builtins.exec",
+    "model.data_preprocessor.type": "subprocess.run",
+    "model.data_preprocessor.batch_augments": [{"type": "evilmod.X"}],
+    "model.backbone.init_cfg": {"type": "Pretrained", "checkpoint": "evilmod.pth"},
+    "model.backbone.pretrained": "evilmod.pth",
+    "model.backbone.norm_cfg._scope_": "evilmod",
+    "model.backbone.dcn": {"type": "evilmod.X"},
+    "model.backbone.plugins": [{"cfg": {"type": "evilmod.X"}, "position": "after_conv3"}],
+    "model.backbone.style": "../evilmod.py",
+    "model.backbone.$tuple": [1],
+    "model.backbone.$call": ["os.system", "touch PWNED"],
+    "model.backbone.__class__": "evilmod",
+    "model.teacher_config": "evilmod.py",
+    "model.teacher_ckpt": "https://host/evilmod.pth",
+    "model.language_model": {"type": "BertModel", "name": "evilmod"},
+    "model.tracker": {"type": "CameraMotionCompensation", "warp_mode": EVIL},
+    "model.motion": {"type": "CameraMotionCompensation", "warp_mode": "evilmod.x"},
+    "model.neck": {"type": "ATSSVLFusionHead", "lang_model_name": "evilmod"},
+    "model.detector": {"type": "Detectron2Wrapper", "detector": {}},
+    "test_pipeline.0.type": "evilmod.Load",
+    "test_pipeline.0.backend_args": {"backend": "petrel"},
+    "test_pipeline.1.type": "Albu",
+    "test_pipeline.2": {"type": "RandomSamplingNegPos", "tokenizer_name": "evilmod", "label_map_file": "x"},
+    "test_pipeline": EVIL,
+    "model": [{"type": "ResNet"}],
+    "dcnzoo": EVIL,
+    "model.backbone.deep": DEEP,
+    "config.json": "[1, 2",
+}  # fmt: skip
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """The events of Python's audit that only executed code causes, and the modules imported meanwhile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evilmod.py").write_text(EVIL)
+    events, active = [], True
+    starts = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.connect", "pickle.")
+
+    def hook(event, arguments):
+        if active and (event.startswith(starts) or (event == "import" and "evil" in str(arguments[0]))):
+            events.append((event, arguments))
+
+    sys.addaudithook(hook)
+    modules = {*sys.modules}
+    yield events
+    active = False
+    assert not events
+    roots = {name.partition(".")[0] for name in {*sys.modules} - modules} - {*sys.stdlib_module_names}
+    assert roots <= {"mmdet", "mmengine", "mmcv", "dcnzoo", "torch", "huggingface_hub"}
+    assert not (tmp_path / "PWNED").exists()
+
+
+def change(content, key, value):
+    *path, last = key.split(".")
+    for each in path:
+        content = content[int(each)] if isinstance(content, list) else content[each]
+    content[int(last) if isinstance(content, list) else last] = value
+
+
+def test_a_repository_executes_nothing(repository, watch):
+    dcnzoo.load(MODEL, device="cpu").push_to_hub("owner/name")
+    config, valid = repository / "config.json", json.loads((repository / "config.json").read_text())
+    dcnzoo.load(NAME, device="cpu")
+    assert len(CHANGES) + len(PROGRAMS) >= 60
+    for key, value in CHANGES.items():
+        content = json.loads(json.dumps(valid))
+        if key == "model.backbone.deep":  # json.dumps refuses it
+            text = json.dumps(content).replace('"backbone": {', '"backbone": {' + '"deep": {' * 5000, 1)
+            text = text.replace('"neck"', "}" * 5000 + ', "neck"', 1)
+        elif key == "config.json":
+            text = value
+        else:
+            change(content, key, value)
+            text = json.dumps(content)
+        config.write_text(text)
+        with pytest.raises(UserError) as error:
+            dcnzoo.load(NAME, device="cpu")
+        named = "config.json" if key.endswith("deep") else key
+        assert f"{NAME}: " in str(error.value) and f"{named}" in str(error.value), key
+        with pytest.raises(UserError):  # as a file of this computer
+            dcnzoo.load(repository, device="cpu")
+    config.unlink()
+    for text in PROGRAMS.values():
+        (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{text}")
+        for trust in ({}, {"trust_config": False}, {"trust_config": "no"}, {"trust_config": 1}):
+            with pytest.raises(UserError, match=r"trust_config=True") as error:
+                dcnzoo.load(NAME, device="cpu", **trust)
+            assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_program_is_trusted_only_if_there_are_no_data(repository, package, monkeypatch, tmp_path):
+    """Classes of others cannot be written as data: the repository gets a program."""
+    package("own_models", "from mmdet.models import MaskRCNN\nfrom mmdet.registry import MODELS\n"
+            "@MODELS.register_module(force=True)\nclass OwnRCNN(MaskRCNN): pass")  # fmt: skip
+    own = tmp_path / "own.py"
+    own.write_text(f"_base_ = {PLAIN!r}\n"
+                   "custom_imports = dict(imports=['own_models'])\nmodel = dict(type='OwnRCNN')")  # fmt: skip
+    weights = dcnzoo.load("mask-rcnn_r14_fpn_8e_shapes", device="cpu").model.state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "own.pth")
+    detector = dcnzoo.load(own, checkpoint=tmp_path / "own.pth", device="cpu")
     name = detector.push_to_hub("owner/name")
-    config = repository / "config.py"
-    if isinstance(change, str):
-        config.write_text(f"{config.read_text()}\n{change}\n")
-    else:
-        cfg = Config.fromfile(config)
-        cfg.merge_from_dict(change)
-        config.write_text("\n".join(f"{name} = {value!r}" for name, value in cfg.to_dict().items()))
-    with pytest.raises(UserError, match=r"expected classes of OpenMMLab and dcnzoo only.*trust_config=True"):
+    assert names_in(repository) == ["README.md", "config.py", "model.safetensors"]
+    with pytest.raises(UserError, match="trust_config=True"):
         dcnzoo.load(name, device="cpu")
+    loaded = dcnzoo.load(name, device="cpu", trust_config=True)
+    assert type(loaded.model).__name__ == "OwnRCNN"
+    (repository / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json: expected a detector of dcnzoo"):
+        dcnzoo.load(name, device="cpu", trust_config=True)
 
 
 @pytest.mark.parametrize("name", ["hf://owner", "hf://owner/name/x", "hf://", "hf://owner/name@"])
@@ -86,5 +306,5 @@ def test_names(name):
 
 
 def test_a_repository_that_does_not_exist(repository):
-    with pytest.raises(UserError, match=r"config\.py"):
+    with pytest.raises(UserError, match=r"config\.json"):
         dcnzoo.load("hf://owner/other")

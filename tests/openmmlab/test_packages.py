@@ -3,9 +3,15 @@
 import sys
 
 import pytest
+import torch
 from mmengine.config import Config
 
 import dcnzoo.models  # noqa: F401  lets configs inherit from packages
+
+# isort: split
+from mmdet.registry import MODELS
+
+from dcnzoo.compat import patches
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 
@@ -47,6 +53,17 @@ def test_inherits(config, monkeypatch):
     ):
         with pytest.raises(error, match=text):
             config(f"_base_ = '{base}'")
+
+
+def test_a_type_imports_no_module(package):
+    """Without a dot. mmengine imported the module of an unknown type, such as a script in the folder."""
+    package("train_it", "raise SystemExit('executed')")
+    assert MODELS.get("train_it") is None
+    with pytest.raises(KeyError, match="train_it"):
+        MODELS.build(dict(type="train_it"))
+    assert MODELS.get("torch.nn.ReLU") is MODELS.get("ReLU") is torch.nn.ReLU
+    with patches.disabled("types_import_no_modules"), pytest.raises(SystemExit, match="executed"):
+        MODELS.get("train_it")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from mmengine.device import get_device
 
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.packages import config_text, inherit_from_packages
+from dcnzoo.openmmlab.packages import config_text, inherit_from_packages, types_import_no_modules
 from dcnzoo.openmmlab.patches import models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 
@@ -54,6 +54,12 @@ TABLE = (
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
+    ),
+    of_mmengine(
+        "types_import_no_modules",
+        types_import_no_modules,
+        target="mmengine.registry.registry.get_object_from_string",
+        reason="an unknown type imports the module of this name, such as train.py in the current folder",
     ),
     of_mmengine(
         "config_text",
