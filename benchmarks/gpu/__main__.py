@@ -87,16 +87,21 @@ class Session:
 
 
 def correctness(session: Session) -> str:
-    """Run tests/cuda, one process per file, then small cases under compute-sanitizer."""
+    """Run tests/cuda in several processes, then small cases under compute-sanitizer."""
     files = sorted((ROOT / "tests/cuda").glob("test_*.py"))
     if session.rehearse:  # `make test` runs these on the host
         files = [path for path in files if path.name not in ("test_kernels_cuda.py", "test_large_cuda.py")]
-    pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"]
+    commands = [[*pytest, "-p", "no:xdist", str(file)] for file in files]
+    if find_spec("xdist") and not session.rehearse:  # Triton compiles on many cores
+        commands = [[*pytest, "-n", str(session.processes), "--dist", "loadgroup", *map(str, files)]]
     log, end = session.out / "correctness.log", session.end
     session.end -= 0.3 * session.left
-    statuses = session.run(*([*pytest, str(file)] for file in files), log=log, OMP_NUM_THREADS="1")
+    statuses = session.run(*commands, log=log, OMP_NUM_THREADS="1")
     session.end = end
-    words = re.findall(r"^tests/\S+.* (PASSED|FAILED|ERROR|SKIPPED)", log.read_text(), re.MULTILINE)
+    outcome = r"(PASSED|FAILED|ERROR|SKIPPED)"
+    lines = rf"^tests/\S+.* {outcome}|^\[gw\d+\] .* {outcome} tests/"
+    words = [alone or shared for alone, shared in re.findall(lines, log.read_text(), re.MULTILINE)]
     counts = ", ".join(f"{words.count(word)} {word.lower()}" for word in sorted(set(words)))
     stopped = f", stopped: {statuses.count(None)} files" if None in statuses else ""
     sanitizer = shutil.which("compute-sanitizer")
@@ -106,7 +111,7 @@ def correctness(session: Session) -> str:
         # without torch's cache, whose memory next to a tensor hides invalid accesses
         log = session.out / "sanitizer.log"
         under = [sanitizer, "--tool=memcheck", "--report-api-errors=no", "--error-exitcode=9"]
-        small = [*pytest, "tests/cuda", "-k", "matches_reference and float32"]
+        small = [*pytest, "-p", "no:xdist", "tests/cuda", "-k", "matches_reference and float32"]
         (status,) = session.run(small, under=under, log=log, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         memory = f"sanitizer: {'stopped at the limit' if status is None else f'status {status}'}"
         memory = f"FAILED: {memory}" if status or "Invalid" in log.read_text() else memory

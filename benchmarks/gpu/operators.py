@@ -57,8 +57,13 @@ def sample(case: Case, dtype: torch.dtype, device: str) -> Sample:
 @cache
 def exact(case: Case, device: str) -> torch.Tensor:
     """The output in float32, by the compiled kernels, which tests/cuda compares with the reference."""
-    with torch.no_grad(), mock.patch.object(torch.backends.cuda.matmul, "allow_tf32", False):
-        return ours(case.operator, sample(case, torch.float32, device), backend="compiled")()
+    matmul = torch.backends.cuda.matmul
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.no_grad():
+            return ours(case.operator, sample(case, torch.float32, device), backend="compiled")()
+    finally:
+        matmul.allow_tf32 = allowed
 
 
 def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:

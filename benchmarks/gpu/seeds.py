@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.gpu.journal import Journal, results
@@ -19,10 +20,9 @@ def train(device: str, folder: Path, rehearse: bool) -> dict:
     """Run the demo in a process of its own; on the CPU, the GPU is hidden from it."""
     seeds, options = SEEDS, []
     if rehearse:
-        seeds, options = (
-            2,
-            ["--cfg-options", "train_cfg.max_epochs=1", "train_dataloader.dataset.shapes.train=8"],
-        )
+        parts = ("train", "val", "test")
+        sizes = [f"{part}_dataloader.dataset.shapes.{size}=8" for part in parts for size in parts[:2]]
+        seeds, options = 2, ["--cfg-options", "train_cfg.max_epochs=1", *sizes]
     command = ["tools/demo.py", "--arms", "v2", "--seeds", str(seeds), "--jobs", str(seeds), *options]
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     command = [sys.executable, *command, "--work-dir", str(folder)]
@@ -46,10 +46,13 @@ def compare(gpu: dict, cpu: dict) -> dict:
 def main() -> None:
     journal, args = Journal.of_command_line()
     with tempfile.TemporaryDirectory() as name:
-        for device in (args.device, "cpu"):
-            folder = Path(name) / f"{device}-{len(results(args.file))}"
+
+        def run(device: str) -> None:
             job = {"device": device, "seeds": SEEDS}
-            journal.run(job, lambda d=device, f=folder: train(d, f, args.rehearse))
+            journal.run(job, lambda: train(device, Path(name) / device, args.rehearse))
+
+        with ThreadPoolExecutor() as pool:  # at the same time: each waits for its child process
+            list(pool.map(run, {args.device, "cpu"}))
     sides = [result for _, result in results(args.file, seeds=SEEDS) if "problem" not in result]
     if len(sides) == 2:
         journal.run({"step": "compare"}, lambda: compare(*sides))
