@@ -97,8 +97,8 @@ def load(
         options["precision"] = precision if precision != "float32" else None
         options["allow_partial"] = allow_partial
         for name, value in options.items():
-            if value:
-                raise ValueError(f"{name}: expected none with an exported file, got {value}")
+            if value not in (None, False, {}):
+                raise ValueError(f"{name}: expected none with an exported file, got {value!r}")
         return ExportedDetector(model, device=device, score_threshold=score_threshold)
 
     from dcnzoo.openmmlab.config_errors import config_errors

@@ -1,9 +1,9 @@
 """Kill a training repeatedly, resume it, and compare it with an uninterrupted one.
 
 ``python tests/crash.py FOLDER --kills 20``. Each training is forked from a process that has imported all
-packages, so that it starts fast. SIGKILL ends it at a random moment or at a chosen step of writing a
-checkpoint. The resumed epoch and the final result are compared with an uninterrupted run. Prints a summary
-as JSON; any difference raises an AssertionError.
+packages, so that it starts fast. SIGKILL ends it at a random moment or at a chosen step of an epoch. The
+resumed epoch and the final result are compared with an uninterrupted run. Prints a summary as JSON; any
+difference raises an AssertionError.
 """
 
 import argparse
@@ -33,8 +33,9 @@ import dcnzoo.openmmlab.datasets  # noqa: E402
 import dcnzoo.openmmlab.hooks  # noqa: E402, F401
 
 # isort: split
-from mmdet.evaluation import CocoMetric  # noqa: E402, F401
+from mmdet.evaluation import CocoMetric  # noqa: E402
 from mmengine.fileio import LocalBackend  # noqa: E402
+from mmengine.runner import EpochBasedTrainLoop, ValLoop  # noqa: E402
 
 from dcnzoo.openmmlab.checkpoints import load_file  # noqa: E402
 
@@ -62,7 +63,11 @@ model = dict(
 LOADERS = [(0, False), (2, False), (2, True)]
 FULL = "disk full"  # the process exits by itself
 RANDOM = "at a random moment"
-STEPS = {  # of writing a checkpoint, in order, and the functions that they call
+STEPS = {  # of an epoch and of writing a checkpoint, in order, and the functions that they call
+    "training": (EpochBasedTrainLoop, "run_iter"),
+    "validation begins": (ValLoop, "run"),
+    "validating": (ValLoop, "run_iter"),
+    "metrics": (CocoMetric, "compute_metrics"),
     "half written": (os, "fsync"),
     "written": (os, "replace"),
     "renamed": (os, "replace"),
@@ -95,7 +100,7 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
         if death is not None:
             die_at(*death)
         resume = ["--resume"] if any(work.glob("*.pth")) else []
-        sys.argv = ["train", str(config), "--work-dir", str(work), "--verbose", *resume]
+        sys.argv = ["train", str(config), "--work-dir", str(work), *resume]
         runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
         status = 0
     except SystemExit as end:
@@ -118,7 +123,7 @@ def wait(process: int) -> int:
 
 
 def die_at(step: str, times: int) -> None:
-    """Make this process die when it reaches ``step`` of writing for the ``times``-th time."""
+    """Make this process die when it reaches ``step`` for the ``times``-th time."""
     target, name = STEPS[step]
     function, left = getattr(target, name), times
 
@@ -169,9 +174,8 @@ def assert_same(a: object, b: object) -> None:
         assert same, (x, y)
 
 
-def assert_resumed(work: Path, last: int | None) -> None:
+def assert_resumed(text: str, last: int | None) -> None:
     """The run continued after epoch ``last``, the newest checkpoint when the previous process died."""
-    text = log(work)
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
     # empty if the process died before it resumed
     assert resumed in ([], [] if last is None else [(str(last), str(3 * last))]), (last, text)
@@ -208,6 +212,7 @@ def main() -> None:
             # after the last kill, the run may finish
             how = next(order) if kills < args.kills else None
             death = (how, chance.randint(1, 5)) if how in STEPS else None
+            before = {*work.glob("*/*.log")}
             process = start(config, work, death)
             if how is not None and death is None:
                 left = 1 - (last or 0) / EPOCHS
@@ -216,7 +221,7 @@ def main() -> None:
             status = wait(process)
             full = re.search(rf"^error: {work}/\S+ cannot be written.*No space left", log(work), re.MULTILINE)
             assert status in (0, signal.SIGKILL) or (how == FULL and full), log(work)
-            assert_resumed(work, last)
+            assert_resumed("".join(path.read_text() for path in {*work.glob("*/*.log")} - before), last)
             if status == 0:
                 break
             kills += how != FULL

@@ -1,7 +1,9 @@
 """Arguments and options that several commands share."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,10 @@ class Command(click.Command):
             height, *width = words[words.index("--shape") + 1 :][:2] or [""]
             if not "".join(width).isdecimal():
                 words.insert(words.index("--shape") + 1, height)
+        for before, word in pairwise(["", *words]):
+            if word == "" or re.fullmatch("--[a-z-]+=", word):  # an unset variable of the shell
+                name = word.rstrip("=") or (before if before.startswith("-") else "argument")
+                raise click.UsageError(f"{name}: expected a value, got an empty text", ctx)
         return super().parse_args(ctx, words)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -63,6 +69,13 @@ class Command(click.Command):
             texts = error.args if isinstance(error, UserError) else [one_line(error)]
             lines = [str(text).partition(": ") for text in texts]
             raise UserError(*(flags.get(name, name) + colon + rest for name, colon, rest in lines)) from error
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+    group_class = type
 
 
 def combined(*decorators: Callable) -> Callable[[Callable], Callable]:

@@ -35,7 +35,7 @@ conversion_options = _options.combined(
 )
 
 
-@click.group()
+@click.group(cls=_options.Group)
 def command() -> None:
     """Convert your own data to COCO's format, check it, split it.
 

@@ -6,13 +6,14 @@ from importlib.util import find_spec
 import click
 
 from dcnzoo import diagnosis
+from dcnzoo.cli import _options
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.compat import host
 from dcnzoo.utils.files import cache_folder
 from dcnzoo.utils.text import counted
 
 
-@click.command
+@click.command(cls=_options.Command)
 @click.option(
     "--for",
     "package",

@@ -124,7 +124,7 @@ def command(
     coco = claim(out / "detections.json") if ending != ".txt" or as_json else None
     video = VideoFile(claim(save_video), images) if save_video else None
     _print_best_threshold(model)
-    detector = dcnzoo.load(model or DEMO_MODEL, score_threshold=score_threshold, **loading)
+    detector = dcnzoo.load(DEMO_MODEL if model is None else model, score_threshold=score_threshold, **loading)
     results = detector(
         images[0] if len(images) == 1 else images,
         batch_size=batch_size,

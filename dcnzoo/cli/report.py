@@ -9,7 +9,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
 
-@click.command()
+@click.command(cls=_options.Command)
 @click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.EXISTING_FOLDER)
 @option(
     "--labels",

@@ -66,7 +66,8 @@ def command(
     from dcnzoo import zoo
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
-    from dcnzoo.openmmlab.runner import build_runner, load_config
+    from dcnzoo.openmmlab.runner import Start, build_runner, load_config
+    from dcnzoo.openmmlab.work_dir import has_checkpoints
     from dcnzoo.utils.fetch import verify
     from dcnzoo.utils.jsonl import append_row, circumstances
     from dcnzoo.utils.lock import lock_work_dir
@@ -78,14 +79,16 @@ def command(
     if not (train or weights or listed):
         raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
     cfg = load_config(str(config), **run)
-    cfg.load_from, cfg.resume = None, train
+    start = Start()
+    if train:
+        start = Start(resumes=True) if has_checkpoints(cfg.work_dir) else Start(cfg.get("load_from"))
     lock = lock_work_dir(cfg.work_dir, cfg.launcher) if train else contextlib.nullcontext()
     with lock, config_errors(cfg):
         images = reproduction.use_data(cfg, data_root, subset, claim)
         if listed and not (train or weights):
             weights = zoo.download(listed.id)
         summary = None if verbose else SummaryHook()
-        runner = build_runner(cfg, training=train, summary=summary, force=force)
+        runner = build_runner(cfg, training=train, summary=summary, force=force, start=start)
         if cfg.launcher == "none":
             runner.model = revert_sync_batchnorm(runner.model)
         started = time.time()

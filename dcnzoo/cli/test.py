@@ -82,12 +82,11 @@ def command(
     from dcnzoo.openmmlab import testing
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
-    from dcnzoo.openmmlab.runner import build_runner, load_config
+    from dcnzoo.openmmlab.runner import Start, build_runner, load_config
     from dcnzoo.zoo.loading import locate
 
     config, file = locate(model, checkpoint, required=True)
     cfg = load_config(str(config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
-    cfg.load_from, cfg.resume = str(file), False  # the config of a resumed run has resume=True
     with config_errors(cfg):
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
@@ -96,7 +95,12 @@ def command(
             testing.use_onnx_file(cfg, str(file), backend, device)
         elif tta:
             testing.use_test_time_augmentation(cfg)
-        runner = build_runner(cfg, allow_partial=allow_partial, summary=None if verbose else SummaryHook())
+        runner = build_runner(
+            cfg,
+            allow_partial=allow_partial,
+            summary=None if verbose else SummaryHook(),
+            start=Start(None if exported else str(file)),
+        )
         if show_dir is not None:
             testing.claim_drawings(runner, show_dir, claim)
         if out is not None and not as_json:

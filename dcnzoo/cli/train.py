@@ -39,7 +39,9 @@ from dcnzoo.cli._options import POSITIVE, option
     metavar="[CHECKPOINT]",
     help="Resume from a checkpoint (default: the latest in the work directory).",
 )
-@option("--force", is_flag=True, help="Train in a work directory that has checkpoints, and replace them.")
+@option(
+    "--force", is_flag=True, help="Train in a work directory that has checkpoints: they move to replaced_1/."
+)
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
 @_options.verbose

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
 
 
-@click.group()
+@click.group(cls=_options.Group)
 def command() -> None:
     """List, search, download and verify published models.
 

@@ -37,7 +37,8 @@ class Session:
         device: str = "auto",
         threads: int | None = None,
     ) -> None:
-        backend = backend or BACKENDS.get(Path(path).suffix, "onnxruntime")
+        if backend is None:
+            backend = BACKENDS.get(Path(path).suffix, "onnxruntime")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         if backend not in BACKENDS.values():

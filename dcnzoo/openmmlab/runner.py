@@ -3,15 +3,15 @@
 import functools
 import logging
 import os
-import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
@@ -24,6 +24,7 @@ from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.settings import wrong_options
 from dcnzoo.openmmlab.setup import setup
+from dcnzoo.openmmlab.work_dir import WorkDirHook, has_checkpoints
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.files import output_files, require_file, require_folder
 
@@ -54,7 +55,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    options = cfg_options or {}
+    options = {} if cfg_options is None else cfg_options
     if not isinstance(options, Mapping):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
@@ -124,14 +125,31 @@ def load_config(
     return cfg
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a training or a test starts.
+
+    Attributes:
+        file: a checkpoint; None: random weights, or with ``resumes`` the latest one in the work directory.
+        resumes: continue the training of the checkpoint; else take only its weights.
+    """
+
+    file: str | None = None
+    resumes: bool = False
+
+
 def build_runner(
     cfg: Config,
     training: bool = False,
     allow_partial: bool = False,
     summary: SummaryHook | None = None,
     force: bool = False,
+    start: Start | None = None,
+    replaced: Path | None = None,
 ) -> Runner:
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
+
+    The start is no setting of the config, so that the config in the work directory is the same for each.
 
     Args:
         training: write the config to the work directory and fine-tune from ``load_from``. Otherwise, an
@@ -140,6 +158,8 @@ def build_runner(
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
             has the whole log.
         force: replace another config in the work directory.
+        start: default: as the config says.
+        replaced: folder for the files of the training that this one replaces.
 
     Raises:
         UserError: the work directory has another file with the config's name and no checkpoint.
@@ -148,34 +168,27 @@ def build_runner(
     kind: Any = name if isinstance(name, type) else RUNNERS.get(name)
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
-    changes: dict[str, object] = {"dump_config": lambda self: None}
-    if training:
-        force = force or has_checkpoints(cfg.work_dir)  # the config there belongs to this training
-        changes["dump_config"] = functools.partialmethod(_dump_config, kind.dump_config, force)
+    resumes = cfg.pop("resume", False)
+    start = start or Start(cfg.get("load_from"), resumes)
+    changes: dict[str, object] = {"dump_config": lambda self: None}  # WorkDirHook writes it
     if summary is not None:
         changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
     subclass: Any = type(kind.__name__, (kind,), changes)
     runner = subclass.from_cfg(cfg)
+    runner._load_from, runner._resume = start.file, start.resumes
+    if training:
+        file = Path(cfg.filename or f"{runner.timestamp}.py").name
+        force = force or has_checkpoints(cfg.work_dir)  # the config there belongs to this training
+        if is_main_process():
+            with output_files("train", force=force) as claim:
+                claim(Path(cfg.work_dir, file))
+        runner.register_hook(WorkDirHook(file, force, replaced))
     if summary is not None:
         runner.register_hook(summary)
     # warnings about deprecated names that mmengine's own hooks use
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
     runner.register_hook(LoadCheckpointHook(fine_tune=training, allow_partial=allow_partial))
     return runner
-
-
-def has_checkpoints(work_dir: str | os.PathLike) -> bool:
-    """Whether a training has written checkpoints to a folder."""
-    names = [path.name for path in Path(work_dir).glob("*")]
-    # a process that was killed may have left a checkpoint without last_checkpoint
-    return any(re.fullmatch(r"last_checkpoint|(epoch|iter)_\d+\.pth", name) for name in names)
-
-
-@master_only
-def _dump_config(runner: Runner, dump_config: Callable[[Runner], None], force: bool) -> None:
-    with output_files("train", force=force) as claim:
-        claim(Path(runner.work_dir, Path(runner.cfg.filename or f"{runner.timestamp}.py").name))
-        dump_config(runner)
 
 
 def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs: object) -> MMLogger:

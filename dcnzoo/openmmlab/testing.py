@@ -79,7 +79,6 @@ def use_test_time_augmentation(cfg: Config) -> None:
 
 def use_onnx_file(cfg: Config, path: str, backend: str | None, device: str) -> None:
     """Replace the model by an ONNX file that was exported from it."""
-    cfg.load_from = None
     cfg.model = dict(
         type="DeployedDetector",
         path=str(Path(path).resolve()),

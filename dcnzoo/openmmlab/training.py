@@ -1,5 +1,6 @@
 """Training from the command line."""
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from mmengine.runner import Runner
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.openmmlab.hooks import SummaryHook
-from dcnzoo.openmmlab.runner import build_runner, has_checkpoints
+from dcnzoo.openmmlab.runner import Start, build_runner
+from dcnzoo.openmmlab.work_dir import has_checkpoints, is_trained, next_replaced
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_file
@@ -30,46 +32,44 @@ TRAINED = (
 )
 
 
+def require_numbers(lr: float | None, **counts: int | None) -> None:
+    """Raise UserError if an option of :func:`set_up_training` is out of range."""
+    for name, value in counts.items():
+        if value is not None and not (type(value) is int and value >= 1):
+            raise UserError(f"{name}: expected an integer ≥ 1, got {value!r}")
+    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise UserError(f"lr: expected a positive number, got {lr!r}")
+
+
 def set_up_training(
     cfg: Config,
     *,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resume: bool | str = False,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     patience: int | None = None,
     logger: str | None = None,
-    force: bool = False,
 ) -> str:
     """Write the options of a training into its config.
 
     Args:
         amp: use mixed precision.
         auto_scale_lr: scale the learning rate by the batch size.
-        resume: a checkpoint to resume from; True: the latest one in the work directory. In a distributed
-            training, whose launcher repeats the command after a failure, there may be none.
         epochs: number of epochs; the schedule is scaled with it.
         batch_size: images per iteration and process.
         lr: learning rate of the optimizer.
         patience: stop after this number of validations without a better result.
         logger: ``tensorboard`` or ``wandb``.
-        force: train in a work directory that has checkpoints.
 
     Returns:
         What ``epochs``, ``batch_size`` and ``lr`` have changed, on one line.
 
     Raises:
-        UserError: a number is out of range, ``auto_scale_lr`` without a base batch size, the checkpoint does
-            not exist, the config has not the setting of an option, the package of ``logger`` is not
-            installed, or the work directory has checkpoints, although ``resume`` and ``force`` are not set.
+        UserError: ``auto_scale_lr`` without a base batch size, the config has not
+            the setting of an option, or the package of ``logger`` is not installed.
     """
-    for name, value in {"epochs": epochs, "batch_size": batch_size, "patience": patience}.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise UserError(f"{name}: expected an integer ≥ 1, got {value!r}")
-    if lr is not None and not (isinstance(lr, int | float) and lr > 0):
-        raise UserError(f"lr: expected a positive number, got {lr!r}")
     if amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
@@ -93,39 +93,68 @@ def set_up_training(
         _stop_early(cfg, patience)
     if logger is not None:
         _add_logger(cfg, logger)
-    trained = has_checkpoints(cfg.work_dir)
-    if resume is True:
-        if not trained and cfg.launcher == "none":
-            raise UserError(f"--resume: expected a checkpoint in {cfg.work_dir}, found none")
-        # without a checkpoint to resume from, training starts from load_from
-        cfg.resume = trained or not cfg.get("load_from")
-        cfg.load_from = None if cfg.resume else cfg.load_from
-    elif resume is not False:
-        require_file(resume, "--resume")
-        cfg.resume, cfg.load_from = True, resume
-    elif not (force or cfg.get("resume")) and (trained or any(Path(cfg.work_dir).glob("best_*.pth"))):
-        raise UserError(TRAINED.format(cfg.work_dir))
-    if cfg.get("load_from"):
-        require_file(cfg.load_from, "checkpoint")
     return ", ".join(changes)
 
 
+def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
+    """Decide how a training starts.
+
+    Args:
+        resume: a checkpoint to resume from; True: the latest one in the work directory. In a distributed
+            training, whose launcher repeats the command after a failure, there may be none.
+        force: train in a work directory that has checkpoints.
+
+    Raises:
+        UserError: the checkpoint does not exist; or the work directory has checkpoints, although ``resume``
+            and ``force`` are not set.
+    """
+    start = Start(cfg.get("load_from"))
+    if resume is True:
+        resumable = has_checkpoints(cfg.work_dir)
+        if not resumable and cfg.launcher == "none":
+            raise UserError(f"--resume: expected a checkpoint in {cfg.work_dir}, found none")
+        if resumable or start.file is None:
+            return Start(resumes=True)
+    elif not (resume is None or resume is False):
+        require_file(resume, "resume")
+        return Start(resume, resumes=True)
+    elif cfg.get("resume") and not force:
+        start = Start(start.file, resumes=True)
+    elif is_trained(cfg.work_dir) and not force:
+        raise UserError(TRAINED.format(cfg.work_dir))
+    if start.file:
+        require_file(start.file, "checkpoint")
+    return start
+
+
 def train(
-    cfg: Config, allow_partial: bool = False, changes: str = "", verbose: bool = True, force: bool = False
+    cfg: Config,
+    start: Start,
+    allow_partial: bool = False,
+    changes: str = "",
+    verbose: bool = True,
+    force: bool = False,
 ) -> None:
     """Train a detector as configured; log ``changes`` first.
 
     Args:
-        force: replace another config in the work directory.
+        force: replace the training in the work directory, and another config.
 
     Raises:
         UserError: a mistake in the config, or weights that cannot be downloaded or do not fit.
     """
     summary = None if verbose else SummaryHook(changes)
+    replaces = is_trained(cfg.work_dir) and not start.resumes
     try:
         with config_errors(cfg):
             runner = build_runner(
-                cfg, training=True, allow_partial=allow_partial, summary=summary, force=force
+                cfg,
+                training=True,
+                allow_partial=allow_partial,
+                summary=summary,
+                force=force,
+                start=start,
+                replaced=next_replaced(Path(cfg.work_dir)) if replaces else None,
             )
             _count_accumulated_batches(runner)
             if changes:
@@ -207,6 +236,8 @@ def _stop_early(cfg: Config, patience: int) -> None:
 
 
 def _add_logger(cfg: Config, name: str) -> None:
+    if name not in LOGGERS:
+        raise UserError(f"logger: expected tensorboard or wandb, got {name!r}")
     if find_spec(name) is None:
         raise UserError(f"--logger: expected the package {name} to be installed: pip install {name}")
     visualizer = cfg.get("visualizer") or {"type": "DetLocalVisualizer", "name": "visualizer"}

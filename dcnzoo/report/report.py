@@ -56,7 +56,10 @@ def write_report(
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
     """
-    out = out or folders[0] / FILES[0]
+    if out is None:
+        out = folders[0] / FILES[0]
+    elif out == "":
+        raise UserError("out: expected a file, got an empty text")
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     data = out.with_suffix(".json")

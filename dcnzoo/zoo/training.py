@@ -1,11 +1,14 @@
 """``dcnzoo.train``: train a model of the zoo, a config or your own pictures."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dcnzoo.openmmlab import training
-from dcnzoo.openmmlab.runner import has_checkpoints, load_config
+from dcnzoo.openmmlab.runner import load_config
+from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import output_files
 from dcnzoo.utils.lock import lock_work_dir
@@ -26,7 +29,7 @@ def train(
     patience: int | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resume: bool | str = False,
+    resume: bool | str | None = False,
     force: bool = False,
     logger: str | None = None,
     cfg_options: dict | None = None,
@@ -52,7 +55,8 @@ def train(
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger: see
             :func:`dcnzoo.openmmlab.training.set_up_training`.
         resume: continue the training in the work directory, or from this checkpoint.
-        force: train in a work directory that has checkpoints, and replace files that no training wrote.
+        force: train in a work directory that has checkpoints, and replace files that no training wrote. The
+            files of the training before move to ``replaced_1/`` in the work directory.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         allow_partial: if the weights to start from do not fit, load the parameters that fit.
         channels_last: on a CPU, compute in channels-last order, which is faster.
@@ -68,8 +72,10 @@ def train(
         UserError: the model is unknown; the data, the config or a setting has a mistake; the folder has
             checkpoints or other files that would be replaced, or another process trains in it.
     """
+    resumes = resume not in (False, None)
+    training.require_numbers(lr, epochs=epochs, batch_size=batch_size, patience=patience)
     with user_errors():
-        config, work_dir, chosen = _find_config(model, data, work_dir, launcher, resume is not False, force)
+        config, work_dir, chosen = _find_config(model, data, work_dir, launcher, resumes, force)
         cfg = load_config(
             str(config), work_dir, cfg_options, launcher, local_rank, channels_last, required=REQUIRED
         )
@@ -77,20 +83,19 @@ def train(
             cfg,
             amp=amp,
             auto_scale_lr=auto_scale_lr,
-            resume=resume,
-            epochs=epochs or chosen,
+            epochs=chosen if epochs is None else epochs,
             batch_size=batch_size,
             lr=lr,
             patience=patience,
             logger=logger,
-            force=force,
         )
+        start = training.choose_start(cfg, resume, force)
         with output_files("report", force=force) as claim:
             for name in outputs:
                 claim(Path(cfg.work_dir, name))
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         try:
-            training.train(cfg, allow_partial, changes, verbose, force)
+            training.train(cfg, start, allow_partial, changes, verbose, force)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
     return Path(cfg.work_dir)
@@ -105,6 +110,8 @@ def _find_config(
     force: bool,
 ) -> tuple[Path, str | None, int | None]:
     """Return the config, the work directory, and the number of epochs if it is not that of the config."""
+    if work_dir == "":
+        raise UserError("work_dir: expected a folder, got an empty text")
     work_dir = None if work_dir is None else os.path.expanduser(work_dir)
     if data is None:
         if model is None:
@@ -112,13 +119,40 @@ def _find_config(
         return locate(model, weights=False)[0], work_dir, None
     if launcher != "none":
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
+    if model == "":
+        raise UserError("model: expected a name, a config or a work directory, got an empty text")
     source = Path(data).expanduser()
-    folder = Path(work_dir or Path("work_dirs", source.resolve().stem))
-    if has_checkpoints(folder):
-        if resume:
-            return work_directory(folder), str(folder), None
-        if not force:
-            raise UserError(training.TRAINED.format(folder))
+    folder = Path("work_dirs", source.resolve().stem) if work_dir is None else Path(work_dir)
+    if not is_trained(folder):
+        return _prepare(source, folder, model, force)
+    if resume:
+        return work_directory(folder), str(folder), None
+    if not force:
+        raise UserError(training.TRAINED.format(folder))
+    with lock_work_dir(folder), _data_set_aside(folder / "data", next_replaced(folder)):
+        return _prepare(source, folder, model, force)
+
+
+def _prepare(
+    source: Path, folder: Path, model: str | os.PathLike | None, force: bool
+) -> tuple[Path, str, int | None]:
     own = prepare(source, folder, None if model is None else str(model), force=force)
     print(*own.decisions, sep="\n")
     return own.config, str(folder), own.epochs
+
+
+@contextlib.contextmanager
+def _data_set_aside(data: Path, replaced: Path) -> Iterator[None]:
+    """Move the data of the training that is replaced; move it back if the new data has a mistake."""
+    if not data.is_dir():
+        yield
+        return
+    replaced.mkdir()
+    data.rename(replaced / "data")
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(data, ignore_errors=True)
+        (replaced / "data").rename(data)
+        replaced.rmdir()
+        raise

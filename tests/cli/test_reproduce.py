@@ -173,6 +173,15 @@ def test_train(reproduce, coco):
     assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
 
 
+def test_train_starts_where_the_published_training_started(reproduce, checkpoint, coco, tmp_path):
+    options = [f"load_from={checkpoint(3 / IMAGES)}", "optim_wrapper.optimizer.lr=0.0"]
+    options = ["--data-root", coco, "--cfg-options", *options]
+    _, (expected,) = reproduce("--checkpoint", tmp_path / "weights.pth", *options)
+    for _ in range(2):  # the second resumes, where there is nothing to train
+        _, (*_, row) = reproduce("--train", *options)
+        assert row["measured"] == expected["measured"] and 0 < row["measured"]["box AP"] < 100
+
+
 def test_training_where_another_process_trains(reproduce, coco, tmp_path, monkeypatch):
     monkeypatch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
     with lock_work_dir(tmp_path / "work"):

@@ -1,5 +1,6 @@
 """The train, test and browse commands, with a configuration that trains in seconds."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -7,11 +8,17 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from mmengine.config import Config
+
+import dcnzoo
+from dcnzoo.openmmlab import training
+from dcnzoo.utils.errors import UserError
 
 from .. import commands
 from ..commands import error_of
 from ..demo import PLAIN as CONFIG
 from ..distributed.launching import settings
+from ..formats import fruits, write_yolo
 
 
 def tiny(data, train=8, val=4, epochs=2):
@@ -137,3 +144,57 @@ def test_browse_dataset(data, trained, tmp_path):
     assert len(images) == 3
     plain = cv2.imread(str(data / "train" / "00000.png"))
     assert images[0].shape[:2] >= plain.shape[:2]
+
+
+# A training that replaces another
+
+
+def weights_of(folder, name="last"):
+    return dcnzoo.load(folder, checkpoint=name, device="cpu").model.state_dict()
+
+
+def test_force_replaces_a_training_and_loses_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
+    small = [*tiny(data, train=2, val=1, epochs=1), "val_evaluator.metric=bbox"]
+    commands.run("train", CONFIG, "--work-dir", work, "--patience", 5, *small, "randomness.seed=1")
+    fresh = Config.fromfile(work / Path(CONFIG).name)
+    commands.run("train", work, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
+    resumed = Config.fromfile(work / Path(CONFIG).name)
+    assert (fresh.train_cfg.pop("max_epochs"), resumed.train_cfg.pop("max_epochs")) == (1, 2)
+    assert resumed.to_dict() == fresh.to_dict() and "resume" not in resumed
+
+    assert "--force" in error_of("train", work)
+    before = weights_of(work), weights_of(work, "best")
+    files = {path.name for path in work.iterdir() if not path.name.startswith(".")}
+    mistake = "train_dataloader.dataset.ann_file=missing.json"
+    assert "missing.json" in error_of("train", work, "--force", "--cfg-options", mistake)
+    assert files <= {path.name for path in work.iterdir()}, "a mistake moves nothing"
+
+    printed = commands.run("train", work, "--force", "--cfg-options", "randomness.seed=2")
+    assert f"{work}/replaced_1" in printed and "2/2" in printed, "it trains all epochs"
+    replaced = {path.name for path in (work / "replaced_1").iterdir()}
+    assert files <= replaced
+    for ours, name in zip(before, ("last", "best"), strict=True):
+        torch.testing.assert_close(weights_of(work / "replaced_1", name), ours, rtol=0, atol=0)
+        new = weights_of(work, name)
+        assert any(not torch.equal(new[key], ours[key]) for key in new)
+    commands.run("train", work, "--force", "--cfg-options", f"load_from={work}/epoch_2.pth")
+    assert (work / "replaced_2/epoch_2.pth").is_file()
+    assert Config.fromfile(work / Path(CONFIG).name).load_from == f"{work}/replaced_2/epoch_2.pth"
+
+
+def test_force_replaces_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *arguments: None)
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    work, old = tmp_path / "work", tmp_path / "work/data/train.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    (work / "epoch_1.pth").touch()
+    for data in (tmp_path / "fruits", tmp_path / "drawn"):
+        with pytest.raises(UserError, match=r"--force|expected a COCO file"):
+            dcnzoo.train(data=data, work_dir=work, force=data.name == "drawn")
+        assert old.read_text() == "old" and not (work / "replaced_1").exists()
+    dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)
+    assert (work / "replaced_1/data/train.json").read_text() == "old"
+    assert json.loads(old.read_text())["images"]

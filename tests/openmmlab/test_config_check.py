@@ -201,11 +201,6 @@ def test_commands_without_a_runner_name_the_config(tmp_path, command):
     assert "mine.py: " in message and "in dcnzoo" not in message
 
 
-@pytest.mark.parametrize("arguments", [["flops", ""], ["train", PLAIN, "--resume", ""]])
-def test_an_empty_text_is_not_the_current_folder(arguments):
-    assert "expected a " in error_of(*arguments)
-
-
 def test_options_of_a_published_config_with_problems():
     path = MMDETS / "guided_anchoring/ga-fast-rcnn_r50-caffe_fpn_1x_coco.py"
     with pytest.raises(UserError) as caught:

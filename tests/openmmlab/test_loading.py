@@ -15,6 +15,7 @@ from mmengine.config import Config
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.runner import build_runner, read_config_file
+from dcnzoo.openmmlab.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
@@ -93,7 +94,10 @@ def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
     for training in (True, False):
         cfg = Config.fromfile(PLAIN)
         cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
-        build_runner(cfg, training=training)
+        runner = build_runner(cfg, training=training)
+        for hook in runner.hooks:
+            if isinstance(hook, WorkDirHook):
+                hook.before_train(runner)
     assert Config.fromfile(tmp_path / Path(PLAIN).name).model.backbone.dcn is True
 
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -29,17 +30,17 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from torch.utils.data import Dataset
 
-import dcnzoo.models  # noqa: F401  registers the layers and lets checkpoints load
+import dcnzoo.models
 from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import training
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook, SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
 from dcnzoo.openmmlab.testing import InstanceTTAModel
-from dcnzoo.openmmlab.training import set_up_training
+from dcnzoo.openmmlab.training import choose_start, set_up_training
 from dcnzoo.utils.errors import UserError, user_errors
 
 from ..demo import PLAIN
@@ -83,8 +84,14 @@ NUMBERS = itertools.count()  # runs with the same name in the same second would 
 
 
 class Began(Hook):
+    priority = "LOWEST"
+    epoch = None
+
     def before_train(self, runner):
         self.epoch = runner.epoch
+
+    def after_val_epoch(self, runner, metrics=None):
+        assert self.epoch is not None, "before_train comes first, also of the last hook"
 
 
 class Model(BaseModel):
@@ -146,7 +153,8 @@ def train(work_dir, name, max_keep_ckpts=2, best=False, **kwargs):
     if best:
         hook.update(save_best="score", rule="greater")
         kwargs["val_evaluator"] = Evaluator([Score()])
-    runner = make_runner(work_dir, name, default_hooks={"checkpoint": hook}, custom_hooks=[Began()], **kwargs)
+    hooks = {"default_hooks": {"checkpoint": hook}, "custom_hooks": [Began(), SummaryHook()]}
+    runner = make_runner(work_dir, name, **hooks, **kwargs)
     runner.train()
     return runner
 
@@ -260,15 +268,19 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("interrupted_at", [0, 1, 2])
-def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interrupted_at):
+def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys, interrupted_at):
     monkeypatch.setattr(Score, "calls", 0)
     monkeypatch.setattr(Score, "interrupted_at", interrupted_at)
     if interrupted_at:
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, "cut off", best=True)
         assert checkpoints(tmp_path)[-1] == f"epoch_{2 * interrupted_at}.pth"
+        capsys.readouterr()
     runner = train(tmp_path, "rest", resume=True, best=True)
     assert began(runner) == 2 * interrupted_at
+    assert re.findall(r"^ +(\d)/4 ", capsys.readouterr().out, re.MULTILINE) == [
+        str(epoch) for epoch in range(1, 5) if epoch > 2 * interrupted_at or epoch == 2 * interrupted_at
+    ]
     assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
     scores = [
         json.loads(line)["score"]
@@ -568,25 +580,30 @@ def test_patience_ends_a_training_without_improvement(tmp_path, monkeypatch, met
     assert runner.epoch == 4  # the first validation is the best one, three follow
 
 
-@pytest.mark.parametrize("options", [{"epochs": "3"}, {"batch_size": 0}, {"patience": 1.5}, {"lr": "x"}])
+@pytest.mark.parametrize(
+    "options", [{"epochs": "3"}, {"batch_size": 0}, {"patience": 1.5}, {"lr": "x"}, {"lr": math.nan}]
+)
 def test_numbers_out_of_range(options):
     with pytest.raises(UserError, match=f"^{next(iter(options))}: expected a"):
-        set_up_training(schedule()[0], **options)
+        dcnzoo.train(PLAIN, **options)
 
 
 def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
     def resumes(**options):
         cfg, _ = schedule(work_dir=str(tmp_path))
-        set_up_training(cfg, **options)
-        return cfg.get("resume", False)
+        return choose_start(cfg, **{"resume": None, "force": False, **options}).resumes
 
-    assert not resumes()
+    assert not resumes() and not resumes(resume=False)
     with pytest.raises(UserError, match=rf"^--resume: expected a checkpoint in {tmp_path}"):
         resumes(resume=True)
     (tmp_path / "epoch_1.pth").touch()
-    with pytest.raises(UserError, match=r"^--work-dir: .*--resume.*--force"):
-        resumes()
-    assert resumes(resume=True) and not resumes(force=True)
+    for name in ("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth"):
+        (tmp_path / "epoch_1.pth").rename(tmp_path / name)
+        with pytest.raises(UserError, match=r"^--work-dir: .*--resume.*--force"):
+            resumes()
+        assert not resumes(force=True)
+        (tmp_path / name).rename(tmp_path / "epoch_1.pth")
+    assert resumes(resume=True)
 
 
 def test_resuming_from_weights_alone(tmp_path):

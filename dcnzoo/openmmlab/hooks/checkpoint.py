@@ -62,7 +62,6 @@ class AtomicCheckpointHook(CheckpointHook):
         self.max_keep_ckpts += self._number_kept > 0  # the parent class removes first
         self._validated = False
         self._unvalidated_step: int | None = None  # of the last checkpoint
-        self._resumed_unvalidated = False
 
     @property
     def _is_local(self) -> bool:
@@ -112,16 +111,19 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # checkpoints of mmengine's own hook lack this entry
-        self._resumed_unvalidated = runner._resume and checkpoint["meta"].get("validated") is False
+        if runner._resume and checkpoint["meta"].get("validated") is False:
+            runner.register_hook(_InterruptedValidation(self))
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         if is_main_process() and self._is_local:
             for left_over in Path(self.out_dir).glob(".*.partial"):
                 left_over.unlink(missing_ok=True)
-        if not self._resumed_unvalidated or runner.val_loop is None:
+
+    def validate_first(self, runner: Runner) -> None:
+        """Run the validation that followed the checkpoint, if there was one."""
+        if runner.val_loop is None:
             return
-        self._resumed_unvalidated = False
         loop = runner.train_loop
         loop._decide_current_val_interval()
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
@@ -188,6 +190,18 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _step(self, runner: Runner) -> int:
         return runner.epoch if self.by_epoch else runner.iter
+
+
+class _InterruptedValidation(Hook):
+    """Runs a validation after the ``before_train`` of all hooks: it calls them."""
+
+    priority = "LOWEST"
+
+    def __init__(self, checkpoints: AtomicCheckpointHook) -> None:
+        self._checkpoints = checkpoints
+
+    def before_train(self, runner: Runner) -> None:
+        self._checkpoints.validate_first(runner)
 
 
 class LoadCheckpointHook(Hook):

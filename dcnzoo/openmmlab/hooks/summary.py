@@ -73,8 +73,12 @@ class SummaryHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         metrics = metrics or {}
-        if not self._row:  # it counts iterations
-            self._row = self._progress(runner, runner.iter, runner.max_iters, runner.train_loop.val_interval)
+        if not self._row:  # it counts iterations, or resumes with the validation of the last epoch
+            if self._by_epoch:
+                step, end, window = runner.epoch, runner.max_epochs, len(runner.train_dataloader)
+            else:
+                step, end, window = runner.iter, runner.max_iters, runner.train_loop.val_interval
+            self._row = self._progress(runner, step, end, window)
         values = {label: metrics[key] for key, label in labels(metrics).items()}
         self._row.update({label: f"{value:.3f}" for label, value in values.items()})
         if values:

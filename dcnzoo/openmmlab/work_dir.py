@@ -1,0 +1,76 @@
+"""The work directory of a training: its checkpoints, its config, and what the next training replaces."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from dcnzoo.utils.files import output_files, write_text
+
+CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
+# of a training and its report; logs are in folders that are named after the time
+WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|report\.(html|json)|.+\.py")
+
+
+def has_checkpoints(work_dir: str | os.PathLike) -> bool:
+    """Whether a folder has a checkpoint from which its training can be resumed.
+
+    A process that was killed may have left one without the file ``last_checkpoint``.
+    """
+    return any(CHECKPOINT.fullmatch(path.name) for path in Path(work_dir).glob("*"))
+
+
+def is_trained(work_dir: str | os.PathLike) -> bool:
+    """Whether a training has written checkpoints to a folder, even if only the best one is left."""
+    return has_checkpoints(work_dir) or any(Path(work_dir).glob("best_*.pth"))
+
+
+def next_replaced(work_dir: Path) -> Path:
+    """Return the folder for the training that the next one replaces: ``replaced_1``, ``replaced_2``, …"""
+    numbers = [int(path.name[9:]) for path in work_dir.glob("replaced_*") if path.name[9:].isdecimal()]
+    return work_dir / f"replaced_{max(numbers, default=0) + 1}"
+
+
+def set_aside(work_dir: Path, replaced: Path, stays: Iterable[str]) -> None:
+    """Move the checkpoints, logs, reports and configs of a training to the folder ``replaced``.
+
+    Args:
+        stays: names that belong to the new training.
+    """
+    names = [path.name for path in work_dir.glob("*") if WRITTEN.fullmatch(path.name)]
+    replaced.mkdir(exist_ok=True)
+    for name in set(names).difference(stays):
+        (work_dir / name).rename(replaced / name)
+
+
+class WorkDirHook(Hook):
+    """Write the config to the work directory when a training begins.
+
+    Everything is built and loaded then, so that a mistake in the config leaves the folder as it was.
+
+    Args:
+        name: of the config's file.
+        force: replace a file of this name that no training wrote.
+        replaced: first move the files of the training before to this folder.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, name: str, force: bool, replaced: Path | None) -> None:
+        self._name, self._force, self._replaced = name, force, replaced
+
+    def before_train(self, runner: Runner) -> None:
+        if not is_main_process():
+            return
+        folder, cfg = Path(runner.work_dir), runner.cfg
+        if self._replaced is not None:
+            set_aside(folder, self._replaced, stays=[Path(runner.log_dir).name])
+            print(f"replaced: the files of the training before are now in {self._replaced}")
+            if cfg.get("load_from") and not Path(cfg.load_from).exists():
+                cfg.load_from = str(self._replaced / Path(cfg.load_from).name)
+        with output_files("train", force=self._force) as claim:
+            write_text(claim(folder / self._name), cfg.dump())
