@@ -10,8 +10,9 @@ from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.config_errors import config_errors
-from dcnzoo.openmmlab.hooks import SummaryHook
+from dcnzoo.openmmlab.hooks import ProgressHook, SummaryHook
 from dcnzoo.openmmlab.runner import Start, build_runner
+from dcnzoo.openmmlab.separate_run import separate_run
 from dcnzoo.openmmlab.work_dir import has_checkpoints, is_trained, next_replaced
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import DownloadError
@@ -127,6 +128,7 @@ def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
     return start
 
 
+@separate_run()
 def train(
     cfg: Config,
     start: Start,
@@ -159,7 +161,12 @@ def train(
             _count_accumulated_batches(runner)
             if changes:
                 runner.logger.info(f"changed: {changes}")
-            runner.train()
+            try:
+                runner.train()
+            finally:
+                for hook in runner.hooks:
+                    if isinstance(hook, ProgressHook):
+                        hook.stop()  # after an error, mmengine calls no hook
     except DownloadError as error:
         raise UserError(
             f"{error}; to train without them, write the config with dcnzoo data config --no-weights"

@@ -54,7 +54,7 @@ class ProgressHook(Hook):
         self._start(runner)
 
     def after_train(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._stop()
+        self.stop()
 
     after_test_epoch = after_train
 
@@ -67,13 +67,14 @@ class ProgressHook(Hook):
             return
         self._progress = make_progress(self.console)
         self._progress.start()
-        atexit.register(self._stop)  # after an error no hook runs, but the cursor must be shown again
+        atexit.register(self.stop)  # after an error no hook runs, but the cursor must be shown again
         # rich replaces sys.stdout by a stream that writes above the bar; loggers still have the old one
         for handler in runner.logger.handlers:
             if type(handler) is logging.StreamHandler:
                 self._streams.append((handler, handler.setStream(sys.stdout)))
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        atexit.unregister(self.stop)
         for handler, stream in self._streams:
             if stream is not None:
                 handler.setStream(stream)

@@ -1,0 +1,54 @@
+"""Runners that share nothing, in one process."""
+
+import contextlib
+import gc
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.utils import ManagerMixin
+from mmengine.visualization import Visualizer
+
+from dcnzoo.compat.patches import Changes
+
+
+@contextlib.contextmanager
+def separate_run() -> Iterator[None]:
+    """Context of a runner that shares nothing with other runners of the process. Also usable as a decorator.
+
+    mmengine keeps its scopes, loggers, message hubs and visualizers by name. All visualizers of MMDetection's
+    configs have the same name: without this context, the curves of a second training are written to the work
+    directory of the first one.
+    """
+    managers: list[Any] = [ManagerMixin]
+    for manager in managers:
+        managers += manager.__subclasses__()
+    cudnn: Any = torch.backends.cudnn
+    with Changes() as changes:
+        changes.callback(gc.collect)  # runner and hooks refer to each other
+        changes.callback(
+            torch.use_deterministic_algorithms,
+            torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        for flag in ("benchmark", "deterministic"):
+            changes.callback(setattr, cudnn, flag, getattr(cudnn, flag))
+        for manager in managers:
+            changes.set(manager, "_instance_dict", OrderedDict())
+        changes.callback(_close_logs)
+        try:
+            yield
+        except BaseException:  # otherwise, LoggerHook closes them
+            for visualizer in Visualizer._instance_dict.values():
+                visualizer.close()
+            raise
+
+
+def _close_logs() -> None:
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.close()

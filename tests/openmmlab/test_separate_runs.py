@@ -1,0 +1,128 @@
+"""Several trainings in one process."""
+
+import gc
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo  # an optimizer imports it; here, forked processes need not
+from mmengine.config import DictAction
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS, VISBACKENDS, DefaultScope
+from mmengine.visualization import BaseVisBackend
+
+import dcnzoo
+import dcnzoo.zoo.training
+from dcnzoo.report.history import History
+
+from ..demo import PLAIN
+from ..distributed.launching import settings
+
+# folder, arguments: another folder, the same one again, and its continuation
+TRAININGS = (
+    ("first", {}),
+    ("second", {}),
+    ("second", {"force": True}),
+    ("second", {"resume": True, "epochs": 2}),
+)
+
+
+@VISBACKENDS.register_module()
+class OneRun(BaseVisBackend):
+    """Like wandb: until it is closed, a process has one run, whose folder does not change."""
+
+    run = None
+
+    def __init__(self, save_dir):
+        super().__init__(save_dir)
+        OneRun.run = OneRun.run or Path(save_dir)
+
+    def _init_env(self):
+        pass
+
+    def add_scalar(self, *args, **kwargs):
+        (self.run / "one_run").touch()
+
+    add_scalars = add_config = add_graph = add_image = add_scalar
+
+    @property
+    def experiment(self):
+        return self
+
+    def close(self):
+        OneRun.run = None
+
+
+def train(root, name, arguments, **more):
+    texts = [text.partition("=") for text in settings(root.parent / "data", 4, 2)[1:]]
+    options = {key: DictAction._parse_iterable(value) for key, _, value in texts}
+    options["visualizer.vis_backends"] = [{"type": "LocalVisBackend"}, {"type": "OneRun"}]
+    options["randomness"] = {"seed": 3}
+    dcnzoo.train(PLAIN, work_dir=root / name, cfg_options={**options, **more}, **arguments)
+
+
+def in_own_process(root, name, arguments):
+    torch.set_num_threads(1)  # of OpenMP, a forked process has only one
+    train(root, name, arguments)
+
+
+def contents(folder):
+    """The files below a folder with the number of their start instead of its time, and the curves."""
+    starts = {path.name: f"start {number}" for number, path in enumerate(sorted(folder.rglob("2*_*[0-9]")))}
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    for time, start in starts.items():
+        files = [name.replace(time, start) for name in files]
+    history = History.read(folder)
+    losses = {step: (entry["loss"], entry["lr"]) for step, entry in history.training.items()}
+    return sorted(files), losses, history.validation
+
+
+def memory():
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    return sum(item.numel() for item in tensors), len(os.listdir("/proc/self/fd"))
+
+
+def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, set_threads):
+    set_threads(1)
+    expected = []
+    for name, arguments in TRAININGS:
+        child = multiprocessing.get_context("fork").Process(
+            target=in_own_process, args=(tmp_path / "alone", name, arguments)
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        expected.append(contents(tmp_path / "alone" / name))
+    used = []
+    for (name, arguments), alone in zip(TRAININGS, expected, strict=True):
+        train(tmp_path / "together", name, arguments)
+        used.append(memory())
+        assert contents(tmp_path / "together" / name) == alone
+        if name == "first":
+            shutil.rmtree(tmp_path / "together" / name)
+    assert used[-1] == used[0]
+
+
+@HOOKS.register_module()
+class InterruptHook(Hook):
+    def after_train_iter(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_leaves_nothing_open(tmp_path):
+    scope = DefaultScope.get_current_instance()
+    logger = MMLogger.get_current_instance()
+    changed = {"randomness": {"seed": 3, "deterministic": True}, "env_cfg.cudnn_benchmark": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "interrupted", {}, custom_hooks=[{"type": "InterruptHook"}], **changed)
+    assert OneRun.run is None
+    assert DefaultScope.get_current_instance() is scope and MMLogger.get_current_instance() is logger
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not (torch.backends.cudnn.deterministic or torch.backends.cudnn.benchmark)
+    opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    assert not [path for path in opened if path.startswith(str(tmp_path)) and path.endswith(".log")]
