@@ -104,7 +104,7 @@ def points_kernel(
     tl.store(corners + place, low * 16 + tl.where(inside, rows & columns, 0), mask=exists)
     tl.store(factors + place, at_y - low_y, mask=exists)
     tl.store(factors + points + place, at_x - low_x, mask=exists)
-    tl.store(factors + 2 * points + place, factor, mask=exists)
+    tl.store(factors + points + points + place, factor, mask=exists)  # 2 · points may need 33 bits
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def points_of(corners, factors, place, exists, points):
     packed = tl.load(corners + place, mask=exists, other=0)
     ly = tl.load(factors + place, mask=exists, other=0.0)
     lx = tl.load(factors + points + place, mask=exists, other=0.0)
-    factor = tl.load(factors + 2 * points + place, mask=exists, other=0.0)
+    factor = tl.load(factors + points + points + place, mask=exists, other=0.0)
     return (
         packed >> 4, ly, lx, factor,
         (packed & 1) > 0, (packed & 2) > 0, (packed & 4) > 0, (packed & 8) > 0,
