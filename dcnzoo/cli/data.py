@@ -357,6 +357,8 @@ def _show(report: Report) -> None:
         print_columns([("class", "annotations"), *rows], numbers=True)
     if report.empty_images:
         print(f"{counted(report.empty_images, 'images')} without an annotation")
+    if report.crowds and report.crowds == report.counts["annotations"]:
+        print("all annotations are crowds (iscrowd is 1), which training ignores")
     if not report.problems:
         print("no problems")
         return

@@ -19,6 +19,10 @@ from dcnzoo.cli._options import POSITIVE, option
     help="Train on these pictures: a folder or file of COCO, Pascal VOC, YOLO or LabelMe. Converts, checks "
     "and splits them, and writes a config, all to the folder data in the work directory, and a report.",
 )
+@option("--zero-based", is_flag=True, help="With --data of Pascal VOC: coordinates are edges counted from 0.")
+@option("--clip", is_flag=True, help="With --data: clip objects to their images.")
+@option("--skip-invalid", is_flag=True, help="With --data: leave out invalid objects and images.")
+@option("--dry-run", is_flag=True, help="With --data: write annotations and config, and do not train.")
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
@@ -56,6 +60,7 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
       dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
       dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
       dcnzoo train --data fruits/ --work-dir work_dirs/fruits
+      dcnzoo train --data fruits/ --dry-run
       dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
     if not (model or base or options["data"]):
@@ -66,7 +71,7 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
     from dcnzoo.report.report import FILES, write_report
     from dcnzoo.zoo.training import train
 
-    outputs = FILES if report or options["data"] else ()
+    outputs = FILES if (report or options["data"]) and not options["dry_run"] else ()
     again = resume == "auto" or (False if resume is None else resume)
     work_dir = train(model or base, resume=again, outputs=outputs, **options)
     if outputs and is_main_process():

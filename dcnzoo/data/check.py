@@ -98,6 +98,7 @@ class Report:
         counts: numbers of ``images``, ``annotations``, ``categories``.
         per_class: number of annotations by category name.
         empty_images: number of images without an annotation.
+        crowds: number of annotations with ``iscrowd``, which training ignores.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Report:
         # repr: an invalid id may be a list
         numbers = Counter(repr(entry.get("category_id")) for entry in annotations)
         self.per_class = {str(entry.get("name")): numbers[repr(entry.get("id"))] for entry in categories}
+        self.crowds = sum(entry.get("iscrowd") == 1 for entry in annotations)
         annotated = {repr(entry.get("image_id")) for entry in annotations}
         self.empty_images = sum(repr(entry.get("id")) not in annotated for entry in images)
 
@@ -125,7 +127,6 @@ class Report:
         }
 
 
-@collector_paused()
 def check_coco(
     file: str | Path,
     images: str | Path | None = None,
@@ -146,16 +147,32 @@ def check_coco(
         progress: show a progress bar on a terminal.
     """
     file = Path(file)
+    with collector_paused():
+        try:
+            content = read_json(file)
+        except InvalidAnnotation as error:
+            where = "file" if error.line is None else f"line {error.line}"
+            return Report(file, {}, [Finding(where, str(error), "file")], [None])
+        return check_content(file, content, images, classes, progress, decode)
+
+
+def check_content(
+    file: Path,
+    content: Any,
+    images: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    progress: bool = False,
+    decode: bool = False,
+) -> Report:
+    """Check the content of a COCO file that has been read; see :func:`check_coco`."""
     try:
-        content = read_json(file)
         if not isinstance(content, dict):
             raise InvalidAnnotation(f"expected an object with images and annotations, got {short(content)}")
         for key in _KEYS:
             if not isinstance(content.get(key, []), list):
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
-        where = "file" if error.line is None else f"line {error.line}"
-        return Report(file, {}, [Finding(where, str(error), "file")], [None])
+        return Report(file, {}, [Finding("file", str(error), "file")], [None])
     checker = _Checker(content, progress)
     for key in _KEYS:
         if not content.get(key):
@@ -210,13 +227,22 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     Raises:
         UserError: a problem cannot be fixed, or nothing is left. Nothing is written.
     """
-    remedies: dict[Place, set[str]] = defaultdict(set)
-    for problem, place in zip(report.problems, report.places, strict=True):
+    for problem in report.problems:
         if not problem.remedy:
             kind = KINDS[problem.kind].text
             raise UserError(f"{report.file}: {problem}; --fix cannot fix this kind of problem: {kind}")
+    fixed = Report(report.file, copy.deepcopy(report.content), report.problems, report.places)
+    done = repair(fixed)
+    write_json(fixed.content, out)
+    return done
+
+
+def repair(report: Report) -> dict[str, Counter]:
+    """Apply the remedies of all problems to the content of a report; see :func:`fix`."""
+    remedies: dict[Place, set[str]] = defaultdict(set)
+    for problem, place in zip(report.problems, report.places, strict=True):
         remedies[place].add(problem.remedy)
-    content = copy.deepcopy(report.content)
+    content = report.content
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
     sizes: dict[int, tuple[int, int]] = {}  # of the images that are kept
     for key in done:
@@ -230,13 +256,12 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
             kept.append(entry)
             if key == "images":
                 sizes[entry["id"]] = (entry["width"], entry["height"])
-        if not kept:
+        if content[key] and not kept:
             raise UserError(f"{report.file}: {key}: expected at least 1 valid entry; nothing is written")
         content[key] = kept
     if done["annotations"]["renumbered"]:
         for number, annotation in enumerate(content["annotations"], 1):
             annotation["id"] = number
-    write_json(content, out)
     return done
 
 

@@ -153,6 +153,7 @@ class CocoBuilder:
     Args:
         classes: names in the order of their labels; None: the names that occur, sorted.
         clip: clip objects to the image; otherwise, more than a pixel outside is a problem.
+        folder: to which the names of the images are relative; None: the deepest that contains them all.
 
     Attributes:
         problems: of the files that were read.
@@ -161,7 +162,9 @@ class CocoBuilder:
         extracted: images to write with the COCO file: path, and a function that returns the content.
     """
 
-    def __init__(self, classes: Sequence[str] | None = None, clip: bool = False) -> None:
+    def __init__(
+        self, classes: Sequence[str] | None = None, clip: bool = False, folder: Path | None = None
+    ) -> None:
         if classes is not None:
             repeated = [name for name, count in Counter(classes).items() if count > 1]
             if not classes or repeated or not all(classes):
@@ -175,24 +178,31 @@ class CocoBuilder:
         self.clipped = 0
         self.extracted: list[tuple[Path, Callable[[], bytes]]] = []
         self.size = (0, 0)  # (width, height) of the last image
-        self._images: dict[str, dict] = {}  # by file name
+        self._folder = folder
+        self._images: dict[Path, tuple[int, int]] = {}  # (width, height)
         self._objects: list[tuple[str, dict]] = []  # class name, entry
 
-    def add_image(self, file_name: str, size: tuple[int, int]) -> None:
-        """Add an image.
+    @property
+    def pictures(self) -> list[Path]:
+        """The files of the images, in the order of the content."""
+        return [*self._images]
 
-        Args:
-            file_name: relative to the future ``data_prefix``.
-            size: (width, height)
+    @property
+    def folder(self) -> Path:
+        """The folder to which the names of the images are relative."""
+        if self._folder is None and self._images:
+            self._folder = Path(os.path.commonpath({file.parent for file in self._images}))
+        return self._folder or Path()
+
+    def add_image(self, file: Path, size: tuple[int, int]) -> None:
+        """Add an image of this size, (width, height).
 
         Raises:
             InvalidAnnotation: the image has been added before.
         """
-        if file_name in self._images:
-            raise InvalidAnnotation(f"expected each image once, got {file_name} again")
-        self.size = size
-        entry = {"id": len(self._images) + 1, "file_name": file_name, "width": size[0], "height": size[1]}
-        self._images[file_name] = entry
+        if file in self._images:
+            raise InvalidAnnotation(f"expected each image once, got {file} again")
+        self._images[file] = self.size = size
 
     def add_box(self, name: str, corners: Corners, iscrowd: int = 0, **extra: object) -> None:
         """Add an object without an outline."""
@@ -277,13 +287,17 @@ class CocoBuilder:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
         names = self.classes or tuple(sorted({name for name, _ in self._objects}))
         ids = {name: number for number, name in enumerate(names, 1)}
+        images = [
+            {"id": number, "file_name": relative(file, self.folder), "width": width, "height": height}
+            for number, (file, (width, height)) in enumerate(self._images.items(), 1)
+        ]
         annotations = [
             {"id": number, "category_id": ids[name], **entry}
             for number, (name, entry) in enumerate(self._objects, 1)
         ]
         return {
             "info": {"description": f"written by dcnzoo {__version__}"},
-            "images": list(self._images.values()),
+            "images": images,
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }

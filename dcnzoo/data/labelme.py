@@ -4,8 +4,10 @@ import base64
 import io
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,15 +19,22 @@ from dcnzoo.data.conversion import (
     image_size,
     is_number,
     read_json,
-    relative,
     wrong_size,
 )
+from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, annotations_of, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.text import short
 
 _CIRCLE = 64  # corners of the polygon for a circle; its area is 0.2 % smaller
-_KINDS = ("polygon", "rectangle", "circle", "mask")  # those with an area
+# those with an area → the number of points; X-AnyLabeling writes four corners, also of rotated rectangles
+_POINTS = {
+    "polygon": ("at least 3", range(3, sys.maxsize)),
+    "rectangle": ("2 or 4", (2, 4)),
+    "rotation": ("4", (4,)),
+    "circle": ("2", (2,)),
+    "mask": ("2", (2,)),
+}
 
 
 def convert_labelme(
@@ -48,26 +57,51 @@ def convert_labelme(
         UserError: the folder contains no JSON file.
     """
     root = Path(root)
-    conversion = CocoBuilder(classes, clip)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".json")
-    if not files:
+    tree = Tree(root, descend=False)
+    if not (files := tree.ending(".json")):
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
+    builder = CocoBuilder(classes, clip, root)
     folder = None if extract is None else Path(extract)
-    conversion.convert(files, lambda file: _convert_file(file, root, conversion, folder))
-    return conversion, root
+    builder.convert(files, lambda file: _convert_file(file, read_json(file), tree, builder, folder))
+    return builder, root
 
 
-def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path | None) -> None:
-    content = read_json(file)
-    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+def find_labelme(tree: Tree) -> list[Part]:
+    """Return the parts of a folder with LabelMe's files."""
+    files = {file: tree.split_of(file, own=False) for file, each in tree.json.items() if is_labelme(each)}
+    parts = []
+    for split in sorted(set(files.values())):
+        own = tuple(file for file in files if files[file] == split)
+
+        def read(options: ReadOptions, own: tuple[Path, ...] = own, split: str = split) -> Annotations:
+            builder = CocoBuilder(clip=options.clip, folder=tree.root)
+            for file in own:
+                builder.sources.append(file)
+                with builder.refusing(file):
+                    _convert_file(file, tree.json[file], tree, builder, options.extract, split)
+            return annotations_of(builder, options)
+
+        parts.append(Part(split, own, tree.root, read))
+    return parts
+
+
+def is_labelme(content: object) -> bool:
+    """Whether this is the content of one of LabelMe's files."""
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
+
+
+def _convert_file(
+    file: Path, content: Any, tree: Tree, conversion: CocoBuilder, extract: Path | None, split: str = ""
+) -> None:
+    if not is_labelme(content):
         raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")
-    image, pixels = _image(file, root, content, extract)
+    image, pixels = _image(file, tree, content, extract, split)
     conversion.sources.append(image)
     size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
     stated = (content.get("imageWidth"), content.get("imageHeight"))
     if stated not in (size, (None, None)):
         raise InvalidAnnotation(f"imageWidth, imageHeight: {wrong_size(stated, size, image)}")
-    conversion.add_image(relative(image, root), size)
+    conversion.add_image(image, size)
     if pixels is not None:
         # read again when written: the images of a folder may not fit into memory
         conversion.extracted.append((image, lambda: base64.b64decode(read_json(file)["imageData"])))
@@ -82,13 +116,21 @@ def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path
             _convert_shapes([shape for _, shape in shapes], conversion)
 
 
-def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple[Path, bytes | None]:
+def _image(
+    file: Path, tree: Tree, content: dict, extract: Path | None, split: str
+) -> tuple[Path, bytes | None]:
     """Return the image's file, and its bytes if it exists only in the JSON."""
     named = content.get("imagePath")
     if isinstance(named, str) and named:
         image = file.parent / named.replace("\\", "/")
         if os.path.isfile(image):  # Path.is_file raises if the name is too long
-            return image, None
+            return Path(os.path.normpath(image)), None
+        # as it was on another machine
+        parts = path_parts(named)
+        paths = tree.best(tree.by_name.get(parts[-1], ()) if parts else (), file, split)
+        if len(paths) == 1:
+            return paths[0], None
+    content = read_json(file)  # again: the content that was handed over may lack imageData
     if not content.get("imageData"):
         raise InvalidAnnotation(
             f"expected an image at imagePath or in imageData, found none at {short(named)}"
@@ -103,7 +145,7 @@ def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple
     if suffix not in PICTURES:
         raise InvalidAnnotation(f"imageData: expected one of {', '.join(PICTURES)}, got {kind}")
     # from the JSON file's name: a path in its content could point anywhere
-    return (extract / file.relative_to(root)).with_suffix(suffix), pixels
+    return (extract / file.relative_to(tree.root)).with_suffix(suffix), pixels
 
 
 def _decode(data: object, field: str) -> tuple[bytes, Image.Image]:
@@ -138,11 +180,11 @@ def _check(shape: object) -> None:
     label, kind, points = shape.get("label"), shape.get("shape_type", "polygon"), shape.get("points")
     if not isinstance(label, str) or not label:
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
-    if kind not in _KINDS:
-        kinds = ", ".join(_KINDS)
+    if not isinstance(kind, str) or kind not in _POINTS:
+        kinds = ", ".join(_POINTS)
         raise InvalidAnnotation(f"{label}: shape_type: expected one of {kinds}, got {short(kind)}")
-    expected = "at least 3" if kind == "polygon" else "2"
-    if not isinstance(points, list) or (len(points) < 3 if kind == "polygon" else len(points) != 2):
+    expected, valid = _POINTS[kind]
+    if not isinstance(points, list) or len(points) not in valid:
         raise InvalidAnnotation(f"{label}: points: expected {expected} for a {kind}, got {short(points)}")
     for point in points:
         if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
@@ -151,7 +193,7 @@ def _check(shape: object) -> None:
 
 def _outline(shape: dict) -> Polygon:
     kind, points = shape.get("shape_type", "polygon"), shape["points"]
-    if kind == "polygon":
+    if kind in ("polygon", "rotation") or len(points) == 4:
         return [(x, y) for x, y in points]
     (x1, y1), (x2, y2) = points
     if kind == "rectangle":

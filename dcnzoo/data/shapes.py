@@ -147,13 +147,13 @@ def _recorded(root: Path) -> dict | None:
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
-    size, coco = (spec.size, spec.size), CocoBuilder(CLASSES)
+    size, coco = (spec.size, spec.size), CocoBuilder(CLASSES, folder=root / split)
     for index in range(getattr(spec, split)):
         pixels, instances = draw_image(spec, split, index)
-        name = f"{index:05d}.png"
-        if not cv2.imwrite(str(root / split / name), pixels):
-            raise OSError(f"{root / split / name}: cannot write the image")
-        coco.add_image(name, size)
+        file = root / split / f"{index:05d}.png"
+        if not cv2.imwrite(str(file), pixels):
+            raise OSError(f"{file}: cannot write the image")
+        coco.add_image(file, size)
         for instance in instances:
             coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"]])
     coco.write(root / "annotations" / f"{split}.json")

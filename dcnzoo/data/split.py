@@ -1,7 +1,7 @@
 """Split a COCO file in two."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dcnzoo.data.check import checked_coco
@@ -32,13 +32,29 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
     if not 0 < share < 1:
         raise UserError(f"share: expected a number between 0 and 1, got {share}")
     content = checked_coco(file).content
-    images = content["images"]
-    number = min(max(round(share * len(images)), 1), len(images) - 1)
-    if number < 1:
-        raise UserError(f"{file}: images: expected at least 2, got {len(images)}")
-    chosen = {image["id"] for image in random.Random(seed).sample(images, number)}  # nosec B311  # no secret
-    train = select_images(content, {image["id"] for image in images} - chosen)
-    val = select_images(content, chosen)
+    try:
+        train, val = split_content(content, share, seed)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     write_json(train, outs[0])
     write_json(val, outs[1])
     return train, val
+
+
+def split_content(
+    content: dict, share: float, seed: int = 0, copies: Mapping[int, int] | None = None
+) -> tuple[dict, dict]:
+    """Split the content of a COCO file; see :func:`split_coco`.
+
+    Args:
+        copies: ids of images, and of the one of which each is a copy: they stay together.
+    """
+    copies = copies or {}
+    ids = [image["id"] for image in content["images"] if image["id"] not in copies]
+    number = min(max(round(share * len(ids)), 1), len(ids) - 1)
+    if number < 1:
+        raise UserError(f"images: expected at least 2, got {len(ids)}")
+    chosen = set(random.Random(seed).sample(ids, number))  # nosec B311  # no secret
+    chosen |= {copy for copy, original in copies.items() if original in chosen}
+    rest = {image["id"] for image in content["images"]} - chosen
+    return select_images(content, rest), select_images(content, chosen)

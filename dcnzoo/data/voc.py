@@ -1,7 +1,10 @@
 """Convert Pascal VOC's XML files to COCO's format."""
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -13,8 +16,12 @@ from dcnzoo.data.conversion import (
     image_size,
     wrong_size,
 )
+from dcnzoo.data.splits import SPLITS, Annotations, Part, ReadOptions, Tree, annotations_of, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.text import few, short
+
+LISTS = (*SPLITS, "default")  # names of lists in ImageSets that are not those of a class
 
 
 def convert_voc(
@@ -33,8 +40,7 @@ def convert_voc(
     width 3.
 
     Args:
-        root: contains ``Annotations``, ``JPEGImages`` and ``ImageSets``; or contains the XML files, with
-            images in the same folder or in ``images``.
+        root: contains the XML files and the images: in ``Annotations`` and ``JPEGImages``, or in any folders.
         split: read only the XML files listed in ``ImageSets/Main/{split}.txt`` or ``ImageSets/{split}.txt``;
             by default all.
         annotations, images: other folders for the XML files and the images.
@@ -46,45 +52,115 @@ def convert_voc(
     Raises:
         UserError: the split does not exist, or there is no XML file.
     """
-    root = Path(root)
-    xml_folder = Path(annotations or _first_folder(root, "Annotations", "annotations") or root)
-    image_folder = Path(images or _first_folder(root, "JPEGImages", "images", "Images") or xml_folder)
-    conversion = CocoBuilder(classes, clip)
-    if split:
-        files = list(_of_split(root, split, xml_folder, conversion))
-    else:
-        files = sorted(file for file in xml_folder.iterdir() if file.suffix.lower() == ".xml")
-    if not files and not conversion.problems:
-        raise UserError(
-            f"annotations: expected XML files, found none in {f'{split}.txt' if split else xml_folder}"
-        )
+    tree = Tree(Path(root))
+    listings = [file for file in _lists(tree) if file.stem == split]
+    if split and not listings:
+        raise UserError(f"split: expected {tree.root}/ImageSets/Main/{split}.txt, found none")
+    builder = _read(
+        (Tree(Path(annotations)) if annotations else tree).ending(".xml"),
+        listings,
+        Tree(Path(images)) if images else tree,
+        CocoBuilder(classes, clip),
+        difficult,
+        zero_based,
+    )
+    if not builder.pictures and not builder.problems:
+        where = f"{split}.txt" if split else annotations or tree.root
+        raise UserError(f"annotations: expected XML files, found none in {where}")
+    return builder, builder.folder
+
+
+def find_voc(tree: Tree) -> list[Part]:
+    """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders."""
+    files = [file for file in tree.ending(".xml") if _is_voc(file)]
+    lists = {file: SPLITS.get(file.stem.lower(), "") for file in _lists(tree) if file.stem.lower() in LISTS}
+    splits = lists if files and lists else {file: tree.split_of(file, own=False) for file in files}
+    parts = []
+    for split in sorted(set(splits.values())):
+        own = tuple(file for file in splits if splits[file] == split)
+
+        def read(options: ReadOptions, own: tuple[Path, ...] = own, split: str = split) -> Annotations:
+            builder = CocoBuilder(clip=options.clip)
+            if lists:
+                _read(files, own, tree, builder, zero_based=options.zero_based, split=split)
+            else:
+                _read(own, (), tree, builder, zero_based=options.zero_based, split=split)
+            return annotations_of(builder, options)
+
+        parts.append(Part(split, own, tree.root, read))
+    return parts
+
+
+def _is_voc(file: Path) -> bool:
+    """Whether the first bytes of a file, in any encoding, have VOC's outermost element."""
+    if not os.path.isfile(file):
+        return False
+    with open(file, "rb") as opened:
+        return re.search(rb"<annotation[\s>/]", opened.read(1000).replace(b"\0", b"")) is not None
+
+
+def _lists(tree: Tree) -> list[Path]:
+    """Return the lists of images in ``ImageSets/Main``, and in ``ImageSets`` those with other names."""
+    files = [file for file in tree.ending(".txt") if file.parent.parts[-2:] == ("ImageSets", "Main")]
+    others = [file for file in tree.ending(".txt") if file.parent.name == "ImageSets"]
+    return files + [file for file in others if file.parent / "Main" / file.name not in files]
+
+
+def _read(
+    files: Sequence[Path],
+    listings: Sequence[Path],  # empty: all files
+    pictures: Tree,
+    builder: CocoBuilder,
+    difficult: str = "ignore",
+    zero_based: bool = False,
+    split: str = "",
+) -> CocoBuilder:
+    """Add the images and objects of XML files."""
+    if listings:
+        by_stem: dict[str, list[Path]] = defaultdict(list)
+        for file in files:
+            by_stem[file.stem].append(file)
+        files = []
+        for listing in listings:
+            find = functools.partial(_of_line, listing=listing, by_stem=by_stem, tree=pictures, split=split)
+            files += builder.listed(listing, find)
 
     def convert(file: Path) -> None:
         tree = _parse(file)
-        for thing in _convert_image(file, tree, image_folder, conversion):
-            with conversion.refusing(file, _line(thing)):
-                _convert_object(thing, conversion, difficult, zero_based)
+        for thing in _convert_image(file, tree, pictures, split, builder):
+            with builder.refusing(file, _line(thing)):
+                _convert_object(thing, builder, difficult, zero_based)
 
-    conversion.convert(files, convert)
-    return conversion, image_folder
-
-
-def _first_folder(root: Path, *names: str) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    builder.convert(files, convert)
+    return builder
 
 
-def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> Iterator[Path]:
-    listings = [root / "ImageSets" / "Main" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
-    listing = next((listing for listing in listings if os.path.isfile(listing)), None)
-    if listing is None:
-        raise UserError(f"split: expected {listings[0]} or {listings[1]}, found neither")
+def _of_line(line: str, listing: Path, by_stem: Mapping[str, list[Path]], tree: Tree, split: str) -> Path:
+    """Return the XML file of a line of a list: a name, perhaps with folders, an ending, quotes or a flag."""
+    name = ""
     # in the list of a class, 1, 0 or -1 follows the name
-    return conversion.listed(listing, lambda line: folder / f"{line.split()[0]}.xml")
+    for name in dict.fromkeys((line.strip('"'), re.sub(r"\s+-?[01]$", "", line).strip('"'))):
+        *folders, last = path_parts(name)
+        stems = {last, Path(last).stem} if Path(last).suffix.lower() in (".xml", *PICTURES) else {last}
+        files = [
+            file
+            for stem in stems
+            for file in by_stem.get(stem, ())
+            if file.parent.parts[len(file.parent.parts) - len(folders) :] == tuple(folders)
+        ]
+        if files := tree.best(files, listing, split):
+            if len(files) > 1:
+                raise InvalidAnnotation(f"expected one XML file of {short(name)}, found {few(files)}")
+            return files[0]
+    folder = next(iter(by_stem.values()))[0].parent if by_stem else listing.parent
+    return folder / f"{name}.xml"
 
 
-def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuilder) -> list[Element]:
+def _convert_image(
+    file: Path, tree: Element, pictures: Tree, split: str, conversion: CocoBuilder
+) -> list[Element]:
     """Add the image of an XML file; return its objects."""
-    picture = _picture(file, tree, images)
+    picture = _picture(file, tree, pictures, split)
     conversion.sources.append(picture)
     size = image_size(picture)
     element = _find(tree, "size")
@@ -92,7 +168,7 @@ def _convert_image(file: Path, tree: Element, images: Path, conversion: CocoBuil
         stated = tuple(_number(element, side) for side in ("width", "height"))
         if stated not in (size, (0, 0)):  # some tools write zeros
             raise InvalidAnnotation(f"<size>: {wrong_size(stated, size, picture)}", _line(element))
-    conversion.add_image(picture.relative_to(images).as_posix(), size)
+    conversion.add_image(picture, size)
     return tree.findall("object")
 
 
@@ -116,22 +192,22 @@ def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zer
         conversion.add_box(name, (x1, y1, x2, y2), int(hard and difficult == "ignore"), **flags)
 
 
-def _picture(file: Path, tree: Element, images: Path) -> Path:
+def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:
     """Find the image of an XML file: the one with the same name, or the one in ``<filename>``."""
-    suffixes = [spelt for suffix in PICTURES for spelt in (suffix, suffix.upper())]
-    paths = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
+    paths = pictures.best(pictures.by_stem.get(file.stem, ()), file, split)
     names, line = f"{file.stem}.jpg (.png, …)", _line(tree)
     stated = _find(tree, "filename")
-    if stated is not None and _content(stated):
+    if stated is not None and (parts := path_parts(_content(stated))):
         # without the folders of the machine on which it was written
-        named, line = images / _content(stated).replace("\\", "/").rpartition("/")[2], _line(stated)
-        if named in paths:
-            return named
-        names += f" or {named.name}"
-        paths += [named] if os.path.isfile(named) else []
+        line = _line(stated)
+        named = pictures.best(pictures.by_name.get(parts[-1], ()), file, split)
+        if len(named) == 1 and named[0] in paths:
+            return named[0]
+        names += f" or {parts[-1]}"
+        paths = [*dict.fromkeys([*paths, *named])]
     if len(paths) != 1:
         got = " and ".join(path.name for path in paths) or "none"
-        raise InvalidAnnotation(f"expected one image {names} in {images}, found {got}", line)
+        raise InvalidAnnotation(f"expected one image {names} in {pictures.root}, found {got}", line)
     return paths[0]
 
 

@@ -1,8 +1,12 @@
 """Convert YOLO's text files, with boxes or polygons, to COCO's format."""
 
+import contextlib
+import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,12 +17,13 @@ from dcnzoo.data.conversion import (
     image_size,
     read_lines,
     read_text,
-    relative,
 )
+from dcnzoo.data.splits import SPLITS, Annotations, Part, ReadOptions, Tree, annotations_of, path_parts
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, require_file
-from dcnzoo.utils.text import counted, short
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.text import counted, few, short
 
+CLASSES = ("classes.txt", "obj.names")  # files with a name per line
 YOLO = ("data.yaml", "data.yml", "obj.data")  # the file that describes a data set, in its folder
 
 
@@ -45,31 +50,128 @@ def convert_yolo(
     """
     file = Path(source)
     if os.path.isdir(file):
-        names = [name for name in YOLO if (file / name).is_file()]
-        file = file / (names or YOLO)[0]
+        file = _description(Tree(file)) or file / YOLO[0]
     try:
         described = _read(file)
-        conversion = CocoBuilder(_names(described) if classes is None else classes, clip)
-        root = _root(file, described)
-        images = list(dict.fromkeys(_images(described, split, root, conversion)))
-        if not images and not conversion.problems:
+        names = _names(described) if classes is None else classes
+        root = _root(file, described, split)
+        builder = CocoBuilder(names, clip, root)
+        images = list(dict.fromkeys(_images(described, split, root, builder)))
+        if not images and not builder.problems:
             raise InvalidAnnotation(f"{split}: expected images, found none")
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
-    conversion.sources += [file, *map(_labels, images)]
+    builder.sources.append(file)
+    return _convert(images, builder), root
+
+
+def find_yolo(tree: Tree) -> list[Part]:
+    """Return the parts of a folder with ``data.yaml``, under any name, or darknet's ``obj.data``."""
+    file = _description(tree)
+    if file is None:
+        return []
+    try:
+        described = _read(file)
+        _names(described)
+    except InvalidAnnotation as error:
+        raise UserError(f"{file}: {error}") from None
+
+    def read(options: ReadOptions, split: str) -> Annotations:
+        builder, _ = convert_yolo(file, split, clip=options.clip)
+        return _require_labels(builder, split, options)
+
+    splits = {SPLITS.get(str(key).lower()) for key, value in described.items() if value}
+    return [
+        Part(split, (file,), file.parent, functools.partial(read, split=split))
+        for split in sorted(filter(None, splits))
+    ]
+
+
+def _description(tree: Tree) -> Path | None:
+    """Find the file that describes a data set: the nearest to the root with the keys of ``data.yaml``."""
+    if tree.description:
+        return tree.description
+    files = [tree.root / name for name in YOLO if (tree.root / name).is_file()]
+    if files:
+        return files[0]
+    for file in sorted(tree.ending(".yaml", ".yml", ".data"), key=lambda file: len(file.parts)):
+        with contextlib.suppress(InvalidAnnotation, UserError):
+            keys = {str(key).lower() for key in _read(file)}
+            if "names" in keys and keys & {*SPLITS}:
+                files.append(file)
+    nearest = [file for file in files if len(file.parts) == len(files[0].parts)]
+    if len(nearest) > 1:
+        raise UserError(
+            f"data: expected one description of a data set, found {few(nearest)}: pass one as data"
+        )
+    return nearest[0] if nearest else None
+
+
+def find_plain_yolo(tree: Tree) -> list[Part]:
+    """Return the parts of a folder with labels and the names of the classes in a text file."""
+    pictures = [picture for picture in tree.pictures if _has_boxes(_labels(picture))]
+    if not pictures:
+        return []
+    folders = {picture.parent for picture in pictures}  # of a folder with labels, all pictures are used
+    files = [file for file in tree.files if file.name in CLASSES or file.suffix == ".names"]
+    if len(files) != 1:
+        expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
+        raise UserError(f"data: expected {expected}, found {few(files)}")
+    images = {p: tree.split_of(p, own=False) for p in tree.pictures if p.parent in folders}
+
+    def read(options: ReadOptions, split: str) -> Annotations:
+        builder = CocoBuilder([line for _, line in read_lines(files[0])], options.clip, tree.root)
+        builder.sources += files
+        return _require_labels(_convert([p for p in images if images[p] == split], builder), split, options)
+
+    return [
+        Part(split, (files[0],), tree.root, functools.partial(read, split=split))
+        for split in sorted(set(images.values()))
+    ]
+
+
+def _has_boxes(labels: Path) -> bool:
+    """Whether the first line of a text file has a class and four or more numbers."""
+    try:
+        _, line = next(read_lines(labels), (0, ""))
+        return len([float(word) for word in line.split()]) >= 5
+    except (InvalidAnnotation, ValueError):
+        return False
+
+
+def _convert(images: Sequence[Path], builder: CocoBuilder) -> CocoBuilder:
+    """Add images and the objects in their labels."""
+    tracks = []
 
     def convert(image: Path) -> None:
-        conversion.add_image(relative(image, root), image_size(image))
+        builder.add_image(image, image_size(image))
         labels = _labels(image)
         if not os.path.isfile(labels):
             return
-        with conversion.refusing(labels):
+        builder.sources.append(labels)
+        with builder.refusing(labels):
             for at, line in read_lines(labels):
-                with conversion.refusing(labels, at):
-                    _convert_line(line.split(), conversion)
+                words = line.split()
+                tracks.append(len(words) == 7 and words[-1].isdigit())
+                with builder.refusing(labels, at):
+                    _convert_line(words, builder)
 
-    conversion.convert(images, convert)
-    return conversion, root
+    builder.convert(images, convert)
+    if tracks and all(tracks):
+        expected = "lines of class x y width height, or of polygons"
+        got = "only lines of seven values: a class, a box, a confidence and the number of a track"
+        raise UserError(f"{_labels(images[0]).parent}: expected {expected}, got {got}")
+    return builder
+
+
+def _require_labels(builder: CocoBuilder, split: str, options: ReadOptions) -> Annotations:
+    images = builder.pictures
+    if images and split != "test" and not any(map(os.path.isfile, map(_labels, images))):
+        raise UserError(
+            f"data: expected labels of the {len(images)} pictures of {split or 'the data'}, found no text "
+            f"file in {_labels(images[0]).parent} or beside the pictures"
+        )
+    return annotations_of(builder, options)
 
 
 def _read(file: Path) -> dict:
@@ -91,13 +193,14 @@ def _read(file: Path) -> dict:
 def _read_darknet(file: Path, text: str) -> dict:
     """Return darknet's ``obj.data``, lines of ``key = value``, as the keys of ``data.yaml``."""
     pairs = (line.partition("=") for line in text.splitlines())
-    values = {key.strip(): value.strip() for key, _, value in pairs}
-    root, names = file.resolve().parent, values.get("names", "")
-    if not os.path.isfile(root / names):  # paths are relative to darknet's folder: data/obj.data's parent
+    values: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+    root, name = file.resolve().parent, values.get("names") or "obj.names"
+    names = _located(name, root)
+    if names is None:  # paths are relative to darknet's folder: data/obj.data's parent
         root = root.parent
-    require_file(str(root / names), f"{file}: names")
-    classes = [line for _, line in read_lines(root / names)]
-    return {"path": str(root), "names": classes, "train": values.get("train"), "val": values.get("valid")}
+        names = root / name
+        require_file(str(names), f"{file}: names")
+    return {**values, "path": str(root), "names": [line for _, line in read_lines(names)]}
 
 
 def _names(described: dict) -> list[str]:
@@ -117,48 +220,79 @@ def _names(described: dict) -> list[str]:
     return [str(name) for name in names]
 
 
-def _root(file: Path, described: dict) -> Path:
-    """Return the data set's folder: ``path``, relative to the file if it exists there, else as given."""
+def _root(file: Path, described: dict, split: str) -> Path:
+    """Return the folder to which the paths are relative.
+
+    ``path`` is relative to the file, to the current folder or, as Ultralytics reads it, to a folder of data
+    sets: then the file usually lies in the folder that it names.
+    """
     path = str(described.get("path") or ".")
-    for folder in (file.parent / path, Path(path)):
-        if os.path.isdir(folder):  # Path.is_dir raises if the name is too long
-            return folder
-    raise InvalidAnnotation(f"path: expected a folder, found none at {short(path)}")
+    roots = [file.parent / path, Path(path)]
+    if not Path(path).is_absolute() and not re.match("[A-Za-z]:", path):
+        roots += [file.parent / Path(path).name, file.parent]
+    roots = [root for root in roots if os.path.isdir(root)]  # Path.is_dir raises if the name is too long
+    if not roots:
+        raise InvalidAnnotation(f"path: expected a folder, found none at {short(path)}")
+    places = _places(described, split)
+    return next((root for root in roots if all(_located(str(place), root) for place in places)), roots[0])
 
 
-def _images(described: dict, split: str, root: Path, conversion: CocoBuilder) -> Iterator[Path]:
-    places = described.get(split)
-    if not places or not isinstance(places, str | list):
-        known = ", ".join(key for key in ("train", "val", "test") if described.get(key)) or "none"
+def _places(described: dict, split: str) -> list:
+    """Return the folders and lists of a split, whose key may be ``validation`` or ``Train``."""
+    keys = [key for key in described if key == split or SPLITS.get(str(key).lower()) == split]
+    places = [described[key] for key in keys if described[key]]
+    flat = [place for each in places for place in (each if isinstance(each, list) else [each])]
+    if not flat or not all(isinstance(place, str) for place in flat):
+        known = ", ".join(key for key in described if str(key).lower() in SPLITS and described[key]) or "none"
         raise InvalidAnnotation(f"expected a split {split!r}, found {known}")
-    for place in [places] if isinstance(places, str) else places:
-        # Roboflow writes ../train for a folder next to the file
-        candidates = [root / str(place), root / str(place).removeprefix("../")]
-        path = next((path for path in candidates if os.path.exists(path)), None)
+    return flat
+
+
+def _located(place: str, root: Path, base: Path | None = None) -> Path | None:
+    """Find a file or folder that a description or list names, perhaps as it was on another machine.
+
+    Args:
+        base: folder of the list, to which ``./`` refers.
+    """
+    slashes = place.replace("\\", "/")
+    # Roboflow writes ../train for a folder next to the file; darknet's and CVAT's paths start with data/
+    candidates = [root / slashes, root / slashes.removeprefix("../"), root / slashes.removeprefix("data/")]
+    if base is not None:
+        candidates = (
+            [base / slashes, *candidates] if slashes.startswith("./") else [*candidates, base / slashes]
+        )
+    parts = path_parts(place)
+    absolute = slashes.startswith("/") or slashes[1:2] == ":"
+    # without the first folders, of another machine
+    candidates += [root.joinpath(*parts[cut:]) for cut in range(len(parts) - (0 if absolute else 1))]
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def _images(described: dict, split: str, root: Path, builder: CocoBuilder) -> Iterator[Path]:
+    for place in _places(described, split):
+        path = _located(place, root)
         if path is None:
-            raise InvalidAnnotation(f"{split}: expected a folder or a list, found none at {candidates[0]}")
+            raise InvalidAnnotation(f"{split}: expected a folder or a list, found none at {root / place}")
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+            yield from Tree(path, descend=False).pictures
         else:
-            yield from _listed(path, root, conversion)
+            builder.sources.append(path)
+            yield from builder.listed(path, functools.partial(_of_line, root=root, base=path.parent))
 
 
-def _listed(listing: Path, root: Path, conversion: CocoBuilder) -> Iterator[Path]:
-    def image_of(line: str) -> Path:
-        # ./ refers to the folder of the list
-        return (listing.parent if line.startswith("./") else root) / line
-
-    return conversion.listed(listing, image_of)
+def _of_line(line: str, root: Path, base: Path) -> Path:
+    return _located(line, root, base) or root / line
 
 
 def _labels(image: Path) -> Path:
     """Return ``…/labels/….txt`` for ``…/images/….jpg``; without a folder ``images``, next to the image."""
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    beside = image.with_suffix(".txt")
+    for index in range(len(beside.parts) - 2, -1, -1):
+        if beside.parts[index].lower() in ("images", "jpegimages"):
+            name = "Labels" if beside.parts[index] == "Images" else "labels"
+            labels = Path(*beside.parts[:index], name, *beside.parts[index + 1 :])
+            return beside if os.path.isfile(beside) and not os.path.isfile(labels) else labels
+    return beside
 
 
 def _convert_line(words: list[str], conversion: CocoBuilder) -> None:

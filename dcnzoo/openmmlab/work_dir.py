@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from dcnzoo.utils.files import output_files, write_text
 
+DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 # of a training and its report; logs are in folders that are named after the time
 WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|report\.(html|json)|.+\.py")
@@ -73,4 +75,14 @@ class WorkDirHook(Hook):
             if cfg.get("load_from") and not Path(cfg.load_from).exists():
                 cfg.load_from = str(self._replaced / Path(cfg.load_from).name)
         with output_files("train", force=self._force) as claim:
-            write_text(claim(folder / self._name), cfg.dump())
+            write_text(claim(folder / self._name), _portable_text(cfg, folder))
+
+
+def _portable_text(cfg: Config, folder: Path) -> str:
+    """Return the text of a config for a folder; paths relative to the config that was read stay relative."""
+    source = Path(os.path.abspath(cfg.filename or ""))
+    text = cfg.dump()
+    if not source.is_file() or DIRECTORY not in source.read_text(encoding="utf-8"):
+        return text
+    steps = Path(os.path.relpath(source.parent, os.path.realpath(folder))).as_posix()
+    return text.replace(f"'{source.parent}/", f"'{DIRECTORY}/{steps}/")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from dcnzoo.data.check import Report, checked_coco
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.openmmlab.training import main_metric
+from dcnzoo.openmmlab.work_dir import DIRECTORY
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.zoo.index import find
 
 HEAD = """\
 # Written by `dcnzoo data config`. Contains all settings of the data; _base_ contains all others.
-# Paths are relative to the folder in which training is started.
+# Paths are relative to this file.
 """
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
@@ -28,6 +30,14 @@ CLASSES = ("num_classes", "num_things_classes")
 FROZEN = {"frozen_stages": -1, "norm_eval": False}
 # values that disable the arguments of a data set that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Checked annotations, and the folder of their images."""
+
+    report: Report
+    images: Path
 
 
 def write_config(
@@ -60,12 +70,32 @@ def write_config(
         UserError: the data has problems or does not fit the model; the model is not configured for COCO;
             ``out`` does not end in .py.
     """
+    reports = [checked_coco(train, images)]
+    reports.append(checked_coco(val, val_images or images, tuple(reports[0].per_class)))
+    folders = Path(images), Path(val_images or images)
+    sources = dict(zip(("train", "val"), map(Source, reports, folders), strict=True))
+    return write_settings(sources, out, model, weights, changes)[0]
+
+
+def write_settings(
+    sources: Mapping[str, Source],
+    out: str | Path,
+    model: str | None = None,
+    weights: bool = True,
+    changes: Mapping[str, object] | None = None,
+) -> tuple[str, str | None]:
+    """Write the config of data that has been checked; see :func:`write_config`.
+
+    Args:
+        sources: the data of ``train``, ``val`` and perhaps ``test``.
+
+    Returns:
+        The base of the config, and the weights from which it starts.
+    """
     if Path(out).suffix != ".py":
         raise UserError(f"out: expected a name that ends in .py, got {out}")
-    reports = [checked_coco(train, images)]
-    classes = tuple(reports[0].per_class)
-    reports.append(checked_coco(val, val_images or images, classes))
-    without = {report.file: _objects_without_mask(report) for report in reports}
+    classes = tuple(sources["train"].report.per_class)
+    without = {source.report.file: objects_without_mask(source.report) for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
     base, address, config = _read_base(model, out)
@@ -79,7 +109,7 @@ def write_config(
             _remove_weights(node, unfreeze=not address)
     different = _difference(config.model.to_dict(), changed)
     settings: dict[str, object] = {"model": different} if different else {}
-    settings |= _data_settings(config, model, without, (train, images), (val, val_images or images))
+    settings |= _data_settings(config, model, without, sources, Path(out).parent)
     settings |= {
         "_base_": base,
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
@@ -91,8 +121,9 @@ def write_config(
     written = Config(settings)
     written.merge_from_dict(dict(changes or {}))
     write_text(out, f"{HEAD}{written.pretty_text}")  # sorts by name: variables come first
-    check_config(read_config_file(out), out)
-    return base
+    config = read_config_file(out)
+    check_config(config, out)
+    return base, config.get("load_from")
 
 
 def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
@@ -114,32 +145,35 @@ def _data_settings(
     config: Config,
     model: str,
     without: Mapping[Path, int],  # file → number of objects without a mask
-    train: tuple[str | Path, str | Path],  # COCO file, folder of its images
-    val: tuple[str | Path, str | Path],
+    sources: Mapping[str, Source],
+    folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
     _, learns_from = _dataset(config, LOADERS[0])
     wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
-    for source, number in without.items():
+    for file, number in without.items():
         if wants_masks and number:
             raise UserError(
-                f"{source}: expected a mask of every object, since {model} learns from masks, found {number} "
+                f"{file}: expected a mask of every object, since {model} learns from masks, found {number} "
                 f"objects without one; --model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
             )
     settings: dict[str, object] = {}
-    for loader, (file, folder) in zip(LOADERS, [train, val, val], strict=True):
-        settings[loader] = _with_data(config, loader, file, folder)
-    for evaluator in ("val_evaluator", "test_evaluator"):
+    tested = sources.get("test", sources["val"])
+    by_loader = dict(zip(LOADERS, (sources["train"], sources["val"], tested), strict=True))
+    for loader, source in by_loader.items():
+        settings[loader] = _with_data(config, loader, source, folder)
+    for evaluator, loader in (("val_evaluator", LOADERS[1]), ("test_evaluator", LOADERS[2])):
         if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
             raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": Path(val[0]).as_posix()}
+        settings[evaluator] = {"ann_file": portable(by_loader[loader].report.file, folder)}
     for first, second in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
         if settings[first] == settings[second]:
             settings[first] = _Name(second)
     return settings
 
 
-def _objects_without_mask(report: Report) -> int:
+def objects_without_mask(report: Report) -> int:
+    """Return the number of objects without a mask, except crowds."""
     annotations = report.content["annotations"]
     return sum(not a.get("segmentation") for a in annotations if not a.get("iscrowd"))
 
@@ -156,18 +190,34 @@ def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:
     return keys, dataset
 
 
-def _with_data(config: Config, loader: str, file: str | Path, images: str | Path) -> dict:
+def _with_data(config: Config, loader: str, source: Source, folder: Path) -> dict:
     keys, dataset = _dataset(config, loader)
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],
         "data_root": "",
-        "ann_file": Path(file).as_posix(),
-        "data_prefix": {"img": f"{Path(images).as_posix()}/"},
+        "ann_file": portable(source.report.file, folder),
+        "data_prefix": {"img": f"{portable(source.images, folder)}/"},
         "metainfo": {"classes": _Name("classes")},
     }
+    if loader == LOADERS[0]:
+        inner["filter_cfg"] = {"filter_empty_gt": False}  # a detector learns from pictures without objects
     for key in reversed(keys):
         inner = {key: inner}
+    if loader != LOADERS[0]:
+        inner["batch_size"] = 1  # as in the prediction of one picture: padding changes detections
     return inner
+
+
+def portable(path: str | Path, folder: Path) -> str:
+    """Return a path for a config in this folder, by which both can be moved together.
+
+    It is relative to the config; absolute if they have no common folder, or if MMEngine could not read it.
+    """
+    path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    common = os.path.commonpath([path, folder])
+    if common == path.anchor or any(letter in str(folder) for letter in "'\"\\{}"):
+        return path.as_posix()
+    return f"{DIRECTORY}/{Path(os.path.relpath(path, folder)).as_posix()}"
 
 
 def _number_of_classes(config: Config, model: str) -> int:

@@ -5,9 +5,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from mmengine.config import Config
+
+from dcnzoo.data.splits import ReadOptions
 from dcnzoo.openmmlab import training
-from dcnzoo.openmmlab.runner import load_config
+from dcnzoo.openmmlab.runner import Start, load_config
 from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import output_files
@@ -39,8 +43,12 @@ def train(
     local_rank: int = 0,
     verbose: bool = False,
     outputs: Iterable[str] = (),
+    zero_based: bool = False,
+    clip: bool = False,
+    skip_invalid: bool = False,
+    dry_run: bool = False,
 ) -> Path:
-    """Train a detector::
+    """Train a detector; return the work directory, which :func:`dcnzoo.load` takes::
 
         work_dir = dcnzoo.train(data="fruits/", work_dir="work_dirs/fruits", epochs=20)
         result = dcnzoo.load(work_dir)("street.jpg")
@@ -48,9 +56,8 @@ def train(
     Args:
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
-        data: a folder or file with annotated pictures: COCO, Pascal VOC, YOLO or LabelMe. They are converted
-            and checked, split if there is no validation set, and a config is written to the folder ``data``
-            in the work directory.
+        data: a folder or file with annotated pictures: COCO, Pascal VOC, YOLO or LabelMe. They and a config
+            are written to the folder ``data`` in the work directory.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger: see
             :func:`dcnzoo.openmmlab.training.set_up_training`.
@@ -62,23 +69,22 @@ def train(
         channels_last: on a CPU, compute in channels-last order, which is faster.
         launcher, local_rank: of a distributed training.
         verbose: print mmengine's whole log.
-        outputs: files of a report that the caller then writes to the work directory; checked before the
-            training.
-
-    Returns:
-        The work directory, which :func:`dcnzoo.load` takes.
+        outputs: files that the caller then writes to the work directory; checked before the training.
+        zero_based, clip, skip_invalid: see :class:`dcnzoo.data.splits.ReadOptions`.
+        dry_run: convert and check ``data``, write the config, and do not train.
 
     Raises:
         UserError: the model is unknown; the data, the config or a setting has a mistake; the folder has
             checkpoints or other files that would be replaced, or another process trains in it.
     """
+    only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
     resumes = resume not in (False, None)
     training.require_numbers(lr, epochs=epochs, batch_size=batch_size, patience=patience)
     with user_errors():
-        config, work_dir, chosen = _find_config(model, data, work_dir, launcher, resumes, force)
-        cfg = load_config(
-            str(config), work_dir, cfg_options, launcher, local_rank, channels_last, required=REQUIRED
-        )
+        config, folder, chosen = _find_config(model, data, work_dir, launcher, resumes, force, only_data)
+        if dry_run:
+            return Path(str(folder))
+        cfg = load_config(str(config), folder, cfg_options, launcher, local_rank, channels_last, REQUIRED)
         changes = training.set_up_training(
             cfg,
             amp=amp,
@@ -93,12 +99,16 @@ def train(
         with output_files("report", force=force) as claim:
             for name in outputs:
                 claim(Path(cfg.work_dir, name))
-    with lock_work_dir(cfg.work_dir, cfg.launcher):
-        try:
-            training.train(cfg, start, allow_partial, changes, verbose, force)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
+    _run(cfg, start, allow_partial, changes, verbose, force)
     return Path(cfg.work_dir)
+
+
+def _run(cfg: Config, start: Start, *options: Any) -> None:
+    try:
+        with lock_work_dir(cfg.work_dir, cfg.launcher):
+            training.train(cfg, start, *options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
 
 
 def _find_config(
@@ -108,6 +118,7 @@ def _find_config(
     launcher: str,
     resume: bool,
     force: bool,
+    only_data: dict[str, bool],
 ) -> tuple[Path, str | None, int | None]:
     """Return the config, the work directory, and the number of epochs if it is not that of the config."""
     if work_dir == "":
@@ -116,27 +127,31 @@ def _find_config(
     if data is None:
         if model is None:
             raise UserError("model: expected a name, a config or a work directory, or data, got none")
+        for name, value in only_data.items():
+            if value:
+                raise UserError(f"{name}: expected data, got a training without it")
         return locate(model, weights=False)[0], work_dir, None
     if launcher != "none":
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
     if model == "":
         raise UserError("model: expected a name, a config or a work directory, got an empty text")
     source = Path(data).expanduser()
+    options = ReadOptions(only_data["zero_based"], only_data["clip"], only_data["skip_invalid"])
     folder = Path("work_dirs", source.resolve().stem) if work_dir is None else Path(work_dir)
     if not is_trained(folder):
-        return _prepare(source, folder, model, force)
+        return _prepare(source, folder, model, force, options)
     if resume:
         return work_directory(folder), str(folder), None
     if not force:
         raise UserError(training.TRAINED.format(folder))
     with lock_work_dir(folder), _data_set_aside(folder / "data", next_replaced(folder)):
-        return _prepare(source, folder, model, force)
+        return _prepare(source, folder, model, force, options)
 
 
 def _prepare(
-    source: Path, folder: Path, model: str | os.PathLike | None, force: bool
+    source: Path, folder: Path, model: str | os.PathLike | None, force: bool, options: ReadOptions
 ) -> tuple[Path, str, int | None]:
-    own = prepare(source, folder, None if model is None else str(model), force=force)
+    own = prepare(source, folder, None if model is None else str(model), force, options)
     print(*own.decisions, sep="\n")
     return own.config, str(folder), own.epochs
 

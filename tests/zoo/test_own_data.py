@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
+from PIL import Image
 
 import dcnzoo.models
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.own_data import find_format, prepare
+from dcnzoo.zoo.own_data import prepare
 
-from ..commands import run
+from ..commands import error_of, run
 from ..formats import CLASSES, fruits, objects, objects_of, write_labelme, write_voc, write_yolo
 
 
@@ -103,12 +104,10 @@ def test_one_command_trains(tmp_path, name):
     assert all(each["ap"] > 0 for each in trained["classes"]), trained
 
 
-def test_an_unknown_format_and_a_single_file(tmp_path):
+def test_an_unknown_format(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(UserError, match="expected a COCO file"):
+    with pytest.raises(UserError, match=r"1 \.npy"):
         prepare(tmp_path, tmp_path / "run")
-    write_coco(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    assert find_format(tmp_path / "fruits/instances_val.json") == "coco"
 
 
 def test_a_work_directory_in_the_home_folder(tmp_path, monkeypatch):
@@ -117,3 +116,100 @@ def test_a_work_directory_in_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "run/epoch_1.pth").touch()
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "run"))):
         dcnzoo.train("mask-rcnn_r14_fpn_8e_shapes", work_dir="~/run")
+
+
+def test_dry_run_says_what_was_decided(tmp_path):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
+    background = tmp_path / "fruits/images/train/empty.jpg"
+    Image.new("RGB", (64, 48)).save(background)
+    output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
+    assert len(output.splitlines()) <= 8 and not list(tmp_path.rglob("*.pth"))
+    assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
+    cfg = read_config_file(tmp_path / "run/data/run.py")
+    assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 7, "pictures without objects are used"
+    for option in ("--zero-based", "--dry-run", "--clip", "--skip-invalid"):
+        config = tmp_path / "run/data/run.py"
+        assert option in error_of("train", config, option, "--work-dir", tmp_path / "other")
+    assert "--zero-based" in error_of(
+        "train", "--data", tmp_path / "fruits", "--zero-based", "--work-dir", tmp_path / "other", "--dry-run"
+    )
+
+
+def test_test_pictures_are_only_for_tests(tmp_path):
+    parts = fruits(tmp_path / "drawn", "abcdef")
+    write_voc(tmp_path / "fruits", parts)
+    (tmp_path / "fruits/ImageSets/Main/val.txt").rename(tmp_path / "fruits/ImageSets/Main/test.txt")
+    result = prepare(tmp_path / "fruits", tmp_path / "run")
+    cfg = read_config_file(result.config)
+    assert objects(cfg.test_dataloader.dataset.ann_file) == objects_of(parts["val"])
+    assert cfg.test_evaluator.ann_file == cfg.test_dataloader.dataset.ann_file
+    train, val = (cfg[f"{split}_dataloader"].dataset.ann_file for split in ("train", "val"))
+    assert objects(train, val) == objects_of(parts["train"]) and not objects(train) & objects(val)
+
+
+def test_remedies_that_are_named_exist(tmp_path):
+    write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
+    file = next((tmp_path / "fruits/Annotations").glob("*.xml"))
+    good = file.read_text()
+    for pattern, text, option in (
+        (r"<xmin>\d+", "<xmin>0", "--zero-based"),
+        (r"<xmax>\d+", "<xmax>999", "--skip-invalid"),
+        (r"<xmax>\d+", "<xmax>999", "--clip"),
+    ):
+        file.write_text(re.sub(pattern, text, good, count=1))
+        command = ("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
+        error = error_of(*command)
+        assert option in error or option == "--clip"
+        run(*command, option)
+
+
+def test_equal_pictures_stay_in_one_part(tmp_path):
+    write_labelme(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdef"))
+    for file in [*(tmp_path / "fruits").glob("*.jpg")]:
+        for number in range(3):
+            copy = file.with_name(f"{file.stem}{number}.jpg")
+            copy.write_bytes(file.read_bytes())
+            content = json.loads(file.with_suffix(".json").read_text())
+            copy.with_suffix(".json").write_text(json.dumps({**content, "imagePath": copy.name}))
+    prepare(tmp_path / "fruits", tmp_path / "run")
+    letters = [
+        {image["file_name"][0] for image in json.loads(file.read_text())["images"]}
+        for file in (tmp_path / "run/data/train.json", tmp_path / "run/data/val.json")
+    ]
+    assert not letters[0] & letters[1] and len(letters[0] | letters[1]) == 6
+
+
+@pytest.mark.slow
+def test_a_work_directory_from_any_folder_and_moved(tmp_path, monkeypatch):
+    """Training, test and evaluation give one AP, to the digit, for pictures of several sizes."""
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    write_labelme(Path("fruits"), fruits(tmp_path / "drawn", [*map(str, range(30))]))
+    for file in Path("fruits").glob("*.jpg"):
+        picture = tmp_path / "drawn" / file.name
+        file.unlink()
+        shutil.copyfile(picture, file)
+    run(
+        "train",
+        "--data",
+        "fruits",
+        "--work-dir",
+        "runs/one",
+        "--epochs",
+        "12",
+        "--cfg-options",
+        "randomness.seed=0",
+    )
+    best = re.search(r"best .*box AP ([\d.]+)", run("test", "runs/one"))
+    del best
+    expected = metrics(run("test", "runs/one"))
+    monkeypatch.chdir("/")
+    assert metrics(run("test", tmp_path / "a/runs/one")) == expected
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert metrics(run("test", tmp_path / "b/runs/one")) == expected
+
+
+def metrics(output):
+    return re.findall(r"AP\S*\s+[\d.]+", output)

@@ -1,0 +1,238 @@
+"""The layouts of annotated pictures that tools write: one table, one check of what holds in all of them."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dcnzoo.data.check import KINDS, check_content, repair
+from dcnzoo.data.labelme import find_labelme
+from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, choose, folder_of, path_parts
+from dcnzoo.data.voc import find_voc
+from dcnzoo.data.yolo import find_plain_yolo, find_yolo
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import counted, few
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to lay out annotated pictures.
+
+    Attributes:
+        name: the format, and the tool.
+        example: the files.
+        find: returns the parts of a folder; none if it has another layout. Layouts of one format share it.
+    """
+
+    name: str
+    example: str
+    find: Callable[[Tree], list[Part]]
+
+
+def find_parts(data: str | os.PathLike) -> tuple[Layout, list[Part]]:
+    """Find the layout of annotated pictures, and the parts for training, validation and test.
+
+    Args:
+        data: a folder, a COCO file, or a file like YOLO's ``data.yaml``.
+
+    Raises:
+        UserError: no layout fits; the message says what lies there. Or a split is ambiguous.
+    """
+    data = Path(data)
+    if not os.path.exists(data):
+        raise UserError(f"data: expected a folder or file, found none at {data}")
+    layouts = {layout.find: layout for layout in reversed(LAYOUTS)}  # the first of each format
+    tree = _tree_of_file(data) if data.is_file() else Tree(data)
+    for find in dict.fromkeys(layout.find for layout in LAYOUTS):
+        if parts := find(tree):
+            if data.is_file() and len(parts) == 1:
+                parts[0].split = ""  # the file was chosen, whatever its name
+            return layouts[find], choose(parts)
+    counts = Counter(file.suffix.lower() or "without ending" for file in tree.files)
+    lies = few([f"{number} {suffix}" for suffix, number in counts.most_common()])
+    formats = ", ".join(dict.fromkeys(layout.name.partition(",")[0] for layout in LAYOUTS))
+    raise UserError(f"data: expected annotations in a layout of {formats}, got {data} with {lies}")
+
+
+def _tree_of_file(data: Path) -> Tree:
+    """Return the files among which the pictures of a file of annotations are."""
+    tree = Tree(data.parent, descend=False)
+    if data.suffix.lower() in (".yaml", ".yml", ".data"):
+        tree.description = data
+    elif data.suffix.lower() == ".json":
+        content = tree.json_of(data)
+        names = (
+            [path_parts(image["file_name"])[-1:] for image in _images(content)] if _is_coco(content) else []
+        )
+        if names and not any(name[0] in tree.by_name for name in names if name):
+            # the pictures may be in a folder beside that of the file
+            tree = Tree(data.absolute().parent.parent, depth=2, descend=False)
+        tree.json = {data: content}
+    return tree
+
+
+def find_coco(tree: Tree) -> list[Part]:
+    """Return the parts of a folder with COCO files: one for each file of boxes or masks."""
+    parts = []
+    for file, content in tree.json.items():
+        if not _is_coco(content):
+            continue
+        split = tree.split_of(file)
+        folder = folder_of([image["file_name"] for image in _images(content)], tree, split)
+
+        def read(
+            options: ReadOptions, file: Path = file, folder: tuple[Path, int] | None = folder
+        ) -> Annotations:
+            if folder is None:
+                raise UserError(f"{file}: expected its pictures below {tree.root}, found none of them")
+            return _read_coco(file, tree.json[file], *folder, options)
+
+        parts.append(Part(split, (file,), folder[0] if folder else tree.root, read))
+    return parts
+
+
+def _is_coco(content: Any) -> bool:
+    """Whether this is the content of a COCO file with objects, or with none; captions are not objects."""
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        return False
+    lists = [content[key] for key in ("images", "annotations")]
+    if not all(isinstance(each, list) for each in lists):
+        return True  # the check explains it
+    return (
+        not lists[1]
+        or not isinstance(lists[1][0], dict)
+        or bool({"bbox", "segmentation"} & lists[1][0].keys())
+    )
+
+
+def _images(content: dict) -> list[dict]:
+    """Return the images of a COCO file that have a name."""
+    images = content["images"] if isinstance(content["images"], list) else []
+    return [each for each in images if isinstance(each, dict) and isinstance(each.get("file_name"), str)]
+
+
+def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadOptions) -> Annotations:
+    """Check a COCO file; repair what can be repaired without a loss, and what the options allow."""
+    for image in _images(content):
+        if parts := path_parts(image["file_name"]):
+            image["file_name"] = "/".join(parts[min(cut, len(parts) - 1) :])
+    report = check_content(file, content, folder)
+    allowed = {"renumbered", "converted", "computed"}  # keep all that the annotations state
+    if options.clip:
+        allowed.add("clipped")
+    if options.skip_invalid:
+        allowed.add("dropped")
+    # a missing box is computed from the mask
+    kinds = {kind for kind in KINDS if KINDS[kind].remedy in allowed or kind == "box-with-mask"}
+    left = [p for p in report.problems if p.kind not in kinds and (p.kind != "empty" or p.stops)]
+    result = Annotations(report.content, folder, left, [], [file])
+    if left:
+        return result
+    if counts := Counter(problem.kind for problem in report.problems if problem.remedy):
+        repair(report)
+        result.repaired = [f"{KINDS[kind].text} ({KINDS[kind].remedy}): {n}" for kind, n in counts.items()]
+    result.pictures = [folder / image["file_name"] for image in content["images"]]
+    return result
+
+
+def check_parts(parts: Sequence[Part]) -> list[Finding]:
+    """Check what must hold in every layout: there are objects to learn, and no picture is in two splits."""
+    findings = []
+    for part in parts:
+        objects = part.load().content["annotations"]
+        # pictures without any objects can be validated on
+        if all(each.get("iscrowd") for each in objects) and (objects or part is parts[0]):
+            got = f"{len(objects)} crowds or difficult ones, which training ignores" if objects else "none"
+            findings.append(Finding(part.split, f"expected objects, got {got}", "objects"))
+    for first, second in combinations(parts, 2):
+        both = {os.path.realpath(picture): picture for picture in first.load().pictures}
+        shared = [picture for picture in second.load().pictures if os.path.realpath(picture) in both]
+        if shared:
+            text = f"{counted(len(shared), 'pictures')} of {second.split} are also in {first.split}"
+            findings.append(_shared(text, shared))
+            continue
+        copies = copies_of(second.load().pictures, first.load().pictures)
+        if copies:
+            text = f"{counted(len(copies), 'pictures')} of {second.split} are copies of ones of {first.split}"
+            findings.append(_shared(text, list(copies)))
+    return findings
+
+
+def _shared(text: str, pictures: Sequence[Path]) -> Finding:
+    return Finding("", f"{text}: {few(pictures, 3)}; remove them from one of the two", "shared")
+
+
+def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
+    """Return those pictures whose content is that of another one, and that one."""
+    sizes: dict[int, list[Path]] = defaultdict(list)
+    for other in others:
+        sizes[other.stat().st_size].append(other)
+    hashes: dict[int, dict[bytes, Path]] = {}
+    copies = {}
+    for picture in pictures:
+        size = picture.stat().st_size
+        if sizes.get(size, [picture]) != [picture]:
+            if size not in hashes:
+                hashes[size] = {_hash(other): other for other in reversed(sizes[size])}
+            original = hashes[size].get(_hash(picture), picture)
+            if original != picture:
+                copies[picture] = original
+    return copies
+
+
+def _hash(file: Path) -> bytes:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
+def unused(data: Path, parts: Sequence[Part]) -> str:
+    """Describe the pictures and annotations below a folder that no part uses; empty if there are none."""
+    if not data.is_dir():
+        return ""
+    tree = Tree(data)
+    used = {os.path.abspath(file) for part in parts for file in (*part.load().pictures, *part.load().sources)}
+    left = [file for file in tree.files if os.path.abspath(file) not in used]
+    texts = []
+    for what, endings in (("pictures", PICTURES), ("files", (".json", ".xml"))):
+        files = [file for file in left if file.suffix.lower() in endings]
+        if files:
+            names = few([file.relative_to(tree.root) for file in files], 2)
+            texts.append(f"{counted(len(files), what)} ({names})")
+    return ", ".join(texts)
+
+
+# The rows of a format are read by one function; formats are tried in this order.
+_ROWS = (
+    (find_yolo, "YOLO, Ultralytics", "data.yaml (any name), images/train/a.jpg, labels/train/a.txt"),
+    (find_yolo, "YOLO, Roboflow", "data.yaml, train/images/a.jpg, train/labels/a.txt, valid/…"),
+    (find_yolo, "YOLO, CVAT", "data.yaml, train.txt, images/train/a.jpg, labels/train/a.txt"),
+    (
+        find_yolo,
+        "YOLO, FiftyOne",
+        "dataset.yaml (validation:), images/validation/a.jpg, labels/validation/a.txt",
+    ),
+    (find_yolo, "YOLO, darknet and CVAT 1.1", "obj.data, obj.names, train.txt, obj_train_data/a.jpg, a.txt"),
+    (find_voc, "Pascal VOC", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/train.txt, val.txt"),
+    (find_voc, "Pascal VOC, devkit", "VOC2007/Annotations/…, VOC2012/Annotations/…"),
+    (find_voc, "Pascal VOC, CVAT", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/default.txt"),
+    (find_voc, "Pascal VOC, Roboflow", "train/a.xml, train/a.jpg, valid/…"),
+    (find_voc, "Pascal VOC, without lists", "annotations/cam 1/a.xml, images/cam 1/a.jpg"),
+    (find_coco, "COCO", "annotations/instances_train2017.json, train2017/a.jpg, …val2017"),
+    (find_coco, "COCO, CVAT", "annotations/instances_Train.json, images/Train/a.jpg"),
+    (find_coco, "COCO, Roboflow", "train/_annotations.coco.json, train/a.jpg, valid/…"),
+    (find_coco, "COCO, Label Studio", "result.json, images/a.jpg; also paths of another machine"),
+    (find_coco, "COCO, FiftyOne", "labels.json, data/a.jpg; also in train/ and val/"),
+    (find_coco, "COCO, two files", "train.json, val.json, images/a.jpg"),
+    (find_labelme, "LabelMe", "a.json, a.jpg; also in train/ and val/"),
+    (find_labelme, "LabelMe, pictures elsewhere", "annotations/a.json, images/a.jpg"),
+    (find_labelme, "LabelMe, X-AnyLabeling", "a.json, a.jpg, with rectangles of four points"),
+    (find_plain_yolo, "YOLO, Label Studio", "classes.txt, images/a.jpg, labels/a.txt"),
+    (find_plain_yolo, "YOLO, LabelImg", "classes.txt, a.jpg, a.txt"),
+)
+LAYOUTS = tuple(Layout(name, example, find) for find, name, example in _ROWS)

@@ -1,0 +1,316 @@
+"""What all layouts share: the files below a folder, splits in names, pictures of annotation files."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import few
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "trainval": "all",
+}
+# words of folders, by how likely their pictures are the annotated ones
+_PICTURES = {"data", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "rgb"}
+_OTHERS = {
+    "annotated",
+    "depth",
+    "gt",
+    "mask",
+    "masks",
+    "segmentation",
+    "segmentations",
+    "thumbnails",
+    "thumbs",
+    "vis",
+}
+# words of COCO's files without boxes, or with the boxes that another file has, too
+_NOT_OBJECTS = {"captions", "keypoints", "panoptic", "stuff"}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How annotations are read.
+
+    Attributes:
+        zero_based: for Pascal VOC, see :func:`dcnzoo.data.voc.convert_voc`.
+        clip: clip objects to the image.
+        skip_invalid: leave out objects and images with problems.
+        extract: folder for images that exist only inside LabelMe's JSON files.
+    """
+
+    zero_based: bool = False
+    clip: bool = False
+    skip_invalid: bool = False
+    extract: Path | None = None
+
+
+@dataclass
+class Annotations:
+    """What was read from a part.
+
+    Attributes:
+        content: of a COCO file, whose file names are relative to ``folder``.
+        problems: those that are neither repaired nor skipped.
+        pictures: the path of each image, in the order of the content.
+        sources: the files that were read.
+        extracted: see :class:`dcnzoo.data.conversion.CocoBuilder`.
+        repaired: a text for each kind of repair.
+    """
+
+    content: dict
+    folder: Path
+    problems: list[Finding]
+    pictures: list[Path]
+    sources: list[Path] = field(default_factory=list)
+    extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Part:
+    """A split of a data set on the disk.
+
+    Attributes:
+        split: train, val or test; ``all`` if the data has no splits, or empty if no name says it.
+        annotations: the files with the annotations, or those that list them.
+        images: the folder to which the file names are relative.
+        read: parses the annotations.
+    """
+
+    split: str
+    annotations: tuple[Path, ...]
+    images: Path
+    read: Callable[[ReadOptions], Annotations]
+    _loaded: Annotations | None = None
+
+    def load(self, options: ReadOptions | None = None) -> Annotations:
+        """Return the annotations; they are read once."""
+        if self._loaded is None:
+            self._loaded = self.read(options or ReadOptions())
+        return self._loaded
+
+
+def annotations_of(builder: CocoBuilder, options: ReadOptions) -> Annotations:
+    """Return what a converter has read."""
+    repaired = (
+        [f"objects clipped to their images: {builder.clipped}"] if options.clip and builder.clipped else []
+    )
+    problems = builder.problems
+    if options.skip_invalid and problems:
+        repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
+        problems = []
+    return Annotations(
+        builder.content(),
+        builder.folder,
+        problems,
+        builder.pictures,
+        builder.sources,
+        builder.extracted,
+        repaired,
+    )
+
+
+def split_of(name: str) -> str:
+    """Return the split that a word of a name states: ``instances_train2017`` is train; empty if none does.
+
+    ``test`` takes precedence, because nothing that is named like it may be trained on.
+    """
+    splits = {SPLITS[word] for word in _words(name) if word in SPLITS}
+    if "test" in splits:
+        return "test"
+    return "all" if len(splits) > 1 else next(iter(splits), "")
+
+
+def path_parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a path that may have been written on Windows, without drive, ``.`` and ``..``."""
+    parts = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/"))).parts
+    return tuple(part for part in parts if part not in ("/", ".", ".."))
+
+
+class Tree:
+    """The files below a folder, sorted, without hidden ones.
+
+    Args:
+        root: a folder.
+        depth: of the subfolders that are read; by default all.
+        descend: if the folder only contains another one, use that as the root.
+    """
+
+    def __init__(self, root: Path, depth: int | None = None, descend: bool = True) -> None:
+        self.root, self.files = root, list[Path]()
+        self.description: Path | None = None  # the file like data.yaml, if it was chosen
+        visited = set()
+        for folder, folders, names in os.walk(root, followlinks=True):
+            names = sorted(filter(_is_visible, names))
+            level = len(Path(folder).relative_to(root).parts)
+            key = os.path.realpath(folder)
+            deeper = key not in visited and (depth is None or level < depth)
+            folders[:] = sorted(filter(_is_visible, folders)) if deeper else []
+            self.files += [Path(folder, name) for name in names]
+            visited.add(key)
+            if descend and self.root == Path(folder) and len(folders) == 1 and not names:
+                self.root = Path(folder, folders[0])
+        self.files.sort()
+
+    def ending(self, *suffixes: str) -> list[Path]:
+        """Return the files with these endings, in small or capital letters."""
+        return [file for file in self.files if file.suffix.lower() in suffixes]
+
+    @cached_property
+    def pictures(self) -> list[Path]:
+        """The files of pictures."""
+        return self.ending(*PICTURES)
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[Path]]:
+        """The pictures by their names without ending."""
+        return _grouped(self.pictures, lambda file: file.stem)
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Path]]:
+        """The pictures by their names."""
+        return _grouped(self.pictures, lambda file: file.name)
+
+    @cached_property
+    def json(self) -> dict[Path, Any]:
+        """The contents of the JSON files, without the pictures inside LabelMe's.
+
+        Files that are not of objects by their names are left out if there are others: ``captions_….json``.
+        """
+        files = self.ending(".json")
+        named = [file for file in files if not _NOT_OBJECTS & {*_words(file.stem)}]
+        return {file: self.json_of(file) for file in named or files}
+
+    @staticmethod
+    def json_of(file: Path) -> Any:
+        """Return the content of a JSON file."""
+        try:
+            content = read_json(file)
+        except InvalidAnnotation as error:
+            raise UserError(f"{file}: {error}") from None
+        if isinstance(content, dict):
+            content.pop("imageData", None)
+        return content
+
+    def parents(self, file: Path) -> tuple[str, ...]:
+        """Return the names of the folders between the root and a file."""
+        return file.relative_to(self.root).parts[:-1] if file.is_relative_to(self.root) else ()
+
+    def split_of(self, file: Path, own: bool = True) -> str:
+        """Return the split in a file's name, with ``own``, or in that of the nearest folder that has one."""
+        names = [*self.parents(file)]
+        if own:
+            names.append(file.stem)
+        return next(filter(None, map(split_of, reversed(names))), "")
+
+    def rank(self, picture: Path, split: str) -> tuple[int, int]:
+        """Return values that are larger, the more likely a picture is one of the split."""
+        words = set(_words("/".join(self.parents(picture))))
+        likely = 0 if words & _OTHERS else 2 if words & _PICTURES else 1
+        return int(self.split_of(picture, own=False) == split), likely
+
+    def allows(self, picture: Path, split: str) -> bool:
+        """Whether a picture does not lie in a folder that is named like another split."""
+        other = self.split_of(picture, own=False)
+        return not split or other in ("", "all", split) or (split == "all" and other != "test")
+
+    def best(self, pictures: Iterable[Path], near: Path, split: str) -> list[Path]:
+        """Return the pictures that most likely belong to an annotation file: one, or several that tie."""
+        folders = Counter(self.parents(near))
+
+        def likelihood(picture: Path) -> tuple[object, ...]:
+            common = (folders & Counter(self.parents(picture))).total()
+            return (picture.parent == near.parent, common, *self.rank(picture, split))
+
+        allowed = [picture for picture in pictures if self.allows(picture, split)]
+        most = max(map(likelihood, allowed), default=None)
+        return [picture for picture in allowed if likelihood(picture) == most]
+
+
+def folder_of(names: Sequence[str], tree: Tree, split: str) -> tuple[Path, int] | None:
+    """Find the folder that contains most of the pictures with these names.
+
+    Folders that are named like another split are left out. If no name exists below any folder, as with paths
+    of another machine, the names are shortened from the left.
+
+    Returns:
+        The folder, and the number of leading parts by which the names were shortened; None if there is no
+        such folder.
+
+    Raises:
+        UserError: several folders qualify.
+    """
+    paths = [path_parts(name) for name in names]
+    for cut in range(max(map(len, paths), default=0)):
+        folders: Counter[Path] = Counter()
+        for parts in paths:
+            tail = parts[min(cut, len(parts) - 1) :] if parts else ()
+            for picture in tree.by_name.get(tail[-1], ()) if tail else ():
+                if picture.parts[-len(tail) :] == tail and tree.allows(picture, split):
+                    folders[Path(*picture.parts[: -len(tail)])] += 1
+        if folders:
+            most = max(folders.values())
+            ranks = {
+                folder: tree.rank(folder / "x", split) for folder, count in folders.items() if count == most
+            }
+            best = [folder for folder, rank in ranks.items() if rank == max(ranks.values())]
+            if len(best) > 1:
+                raise UserError(
+                    f"data: expected the {len(names)} pictures in one folder, found them in {few(best)}: "
+                    "leave one of these folders"
+                )
+            return best[0], cut
+    return None
+
+
+def choose(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts for training (train, or all), validation and test, from those of a layout.
+
+    Raises:
+        UserError: there are several for a split, or none for training.
+    """
+    by_split: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        by_split[part.split].append(part)
+    if not by_split["train"] or (by_split["all"] and not by_split["val"]):
+        by_split["train"] = by_split["all"] or by_split["train"] or by_split[""]
+    chosen = [by_split[split] for split in ("train", "val", "test") if by_split[split]]
+    for several in chosen:
+        if len(several) > 1:
+            files = few([part.annotations[0] for part in several])
+            raise UserError(
+                f"data: expected one file of annotations for a split, got {files}: pass one as data"
+            )
+    if not by_split["train"]:
+        raise UserError(f"data: expected annotations for training, found only {few([*by_split])}")
+    train = by_split["train"][0]
+    train.split = "train" if by_split["val"] else "all"
+    return [several[0] for several in chosen]
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in small letters: train, images of ``trainImages2017``."""
+    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _grouped(files: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        groups[key(file)].append(file)
+    return groups

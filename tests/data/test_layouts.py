@@ -1,0 +1,340 @@
+"""Layouts of annotated pictures: for each row of the table, a generator of a folder as the tool writes it."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dcnzoo.data.layouts import LAYOUTS, check_parts, find_parts, unused
+from dcnzoo.data.splits import split_of
+
+CLASSES = ("disc", "box", "star")
+WIDTH, HEIGHT = 60, 40
+GENERATOR = random.Random(0)
+SIZES = {"train": 6, "val": 3, "test": 2}
+
+
+def draw(root, number, empty=(1,)):
+    """Pictures that are numbered alike in each split: name → objects, (class, x, y, width, height)."""
+    part = {}
+    for index in range(number):
+        file = root / f"{index:04d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), tuple(GENERATOR.randrange(256) for _ in range(3))).save(file)
+        boxes = [(GENERATOR.randrange(3), GENERATOR.randrange(20), 4, GENERATOR.randrange(9, 30), 20)]
+        part[file.name] = [] if index in empty else boxes
+    return part
+
+
+def write(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def coco(part, prefix="", root_category=False):
+    names = ("shapes", *CLASSES) if root_category else CLASSES
+    ids = {name: number for number, name in enumerate(names, 0 if root_category else 1)}
+    group = {"supercategory": "shapes" if root_category else "shape"}
+    images, annotations = [], []
+    for number, (name, boxes) in enumerate(part.items(), 1):
+        images.append({"id": number, "file_name": f"{prefix}{name}", "width": WIDTH, "height": HEIGHT})
+        for label, *box in boxes:
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[CLASSES[label]]}
+            annotations.append(
+                {**entry, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []}
+            )
+    categories = [{"id": ids[name], "name": name, **group} for name in names]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def voc(file, name, boxes):
+    objects = "".join(
+        f"<object><name>{CLASSES[label]}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
+        f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+        for label, x, y, w, h in boxes
+    )
+    write(file, f"<annotation><filename>{name}</filename>{objects}</annotation>")
+
+
+def yolo(file, boxes):
+    rows = [((x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT) for _, x, y, w, h in boxes]
+    lines = [f"{box[0]} {' '.join(map(str, row))}\n" for box, row in zip(boxes, rows, strict=True)]
+    write(file, "".join(lines))
+
+
+def labelme(file, path, boxes, corners=False):
+    shapes = []
+    for label, x, y, w, h in boxes:
+        points = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+        points = points if corners else points[::2]
+        shapes.append({"label": CLASSES[label], "shape_type": "rectangle", "points": points})
+    write(file, {"imagePath": path, "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": shapes})
+
+
+# Generators get a folder and the number of pictures of each split, and return split → (folder, objects).
+
+
+def by_folder(writer, images="{}", names=("train", "val", "test")):
+    """A generator of splits in folders; ``writer(root, split, folder of the pictures, name, boxes)``."""
+
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            name = dict(zip(SIZES, names, strict=True))[split]
+            folder = root / images.format(name)
+            part = draw(folder, number)
+            truth[split] = (folder, part)
+            for file, boxes in part.items():
+                writer(root, name, folder, Path(file), boxes)
+        return truth
+
+    return generate
+
+
+def labels_beside(root, name, folder, file, boxes):
+    labels = str(folder).replace(f"{root}/images", f"{root}/labels").replace("/images", "/labels")
+    yolo(Path(labels) / file.with_suffix(".txt"), boxes)
+
+
+def described(generate, text, file="data.yaml"):
+    def write_all(root, splits):
+        truth = generate(root, splits)
+        lines = [line for line in text.splitlines() if any(key in line for key in (*splits, "path"))]
+        write(root / file, "\n".join([*lines, f"names: [{', '.join(CLASSES)}]\n"]))
+        return truth
+
+    return write_all
+
+
+def yolo_lists(root, splits):
+    truth = by_folder(labels_beside, "images/{}")(root, splits)
+    for split, (folder, part) in truth.items():
+        write(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name in part))
+        assert folder.name == split
+    write(
+        root / "data.yaml",
+        "path: ./\n" + "".join(f"{s}: {s}.txt\n" for s in splits) + "names: {0: disc, 1: box, 2: star}",
+    )
+    return truth
+
+
+def darknet(root, splits):
+    def writer(root, name, folder, file, boxes):
+        yolo(folder / file.with_suffix(".txt"), boxes)
+
+    truth = by_folder(writer, "obj_{}_data", ("train", "valid", "test"))(root, splits)
+    names = {"train": "train", "val": "valid", "test": "test"}
+    for split, (folder, part) in truth.items():
+        write(root / f"{names[split]}.txt", "".join(f"data/{folder.name}/{name}\n" for name in part))
+    write(root / "obj.names", "\n".join(CLASSES))
+    rows = "".join(f"{names[split]} = data/{names[split]}.txt\n" for split in splits)
+    write(root / "obj.data", f"classes = 3\n{rows}names = data/obj.names\nbackup = backup/\n")
+    return truth
+
+
+def classes_file(generate):
+    def write_all(root, splits):
+        truth = generate(root, splits)
+        write(root / "classes.txt", "\n".join(CLASSES))
+        return truth
+
+    return write_all
+
+
+def voc_lists(annotations="Annotations", images="JPEGImages", names=("train", "val", "test"), quoted=False):
+    """One folder of pictures, whose names do not repeat, and lists."""
+
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            part = draw(root / "drawn" / split, number)
+            renamed = {f"{split} {name}": boxes for name, boxes in part.items()}
+            for name in part:
+                (root / images).mkdir(parents=True, exist_ok=True)
+                shutil.move(root / "drawn" / split / name, root / images / f"{split} {name}")
+            for name, boxes in renamed.items():
+                voc(root / annotations / Path(name).with_suffix(".xml"), name, boxes)
+            stems = [f'"{Path(name).stem}"' if quoted else Path(name).stem for name in renamed]
+            listed = dict(zip(SIZES, names, strict=True))[split]
+            write(root / f"ImageSets/Main/{listed}.txt", "\n".join(stems))
+            truth[split] = (root / images, renamed)
+        shutil.rmtree(root / "drawn")
+        return truth
+
+    return generate
+
+
+def devkit(root, splits):
+    truth = {split: (root, {}) for split in splits}
+    for year in ("VOC2007", "VOC2012"):
+        for split, (folder, part) in voc_lists()(root / year, splits).items():
+            truth[split][1].update({f"{folder.relative_to(root)}/{name}": part[name] for name in part})
+    return truth
+
+
+def voc_folders(images="{}", annotations="{}", names=("train", "val", "test")):
+    def writer(root, name, folder, file, boxes):
+        voc(root / annotations.format(name) / file.with_suffix(".xml"), file.name, boxes)
+
+    return by_folder(writer, images, names)
+
+
+def coco_folders(images, annotations, names=("train", "val", "test"), prefix="", root_category=False):
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            name = dict(zip(SIZES, names, strict=True))[split]
+            part = draw(root / images.format(name), number)
+            write(root / annotations.format(name), coco(part, prefix, root_category))
+            truth[split] = (root / images.format(name), part)
+        return truth
+
+    return generate
+
+
+def coco_official(root, splits):
+    truth = coco_folders("{}2017", "annotations/instances_{}2017.json")(root, splits)
+    for split, (_, part) in truth.items():
+        content = coco(part)
+        captions = [{"id": 1, "image_id": 1, "caption": "a disc"}]
+        write(root / f"annotations/captions_{split}2017.json", {**content, "annotations": captions})
+        write(root / f"annotations/person_keypoints_{split}2017.json", content)
+    return truth
+
+
+def labelme_folders(images, annotations, path="{}", corners=False):
+    def writer(root, name, folder, file, boxes):
+        stated = path.format(file.name)
+        labelme(root / annotations.format(name) / file.with_suffix(".json"), stated, boxes, corners)
+
+    return by_folder(writer, images)
+
+
+KEYS = "train: {0}\nval: {1}\ntest: {2}\n"
+GENERATORS = {
+    "YOLO, Ultralytics": described(
+        by_folder(labels_beside, "images/{}"),
+        "path: ../datasets/shapes\n" + KEYS.format("images/train", "images/val", "images/test"),
+        "shapes.yaml",
+    ),
+    "YOLO, Roboflow": described(
+        by_folder(labels_beside, "{}/images", ("train", "valid", "test")),
+        KEYS.format("../train/images", "../valid/images", "../test/images"),
+    ),
+    "YOLO, CVAT": yolo_lists,
+    "YOLO, FiftyOne": described(
+        by_folder(labels_beside, "images/{}", ("train", "validation", "test")),
+        "path: .\ntrain: ./images/train/\nvalidation: ./images/validation/  # val\ntest: ./images/test/\n",
+        "dataset.yaml",
+    ),
+    "YOLO, darknet and CVAT 1.1": darknet,
+    "Pascal VOC": voc_lists(),
+    "Pascal VOC, devkit": devkit,
+    "Pascal VOC, CVAT": voc_lists(names=("Train", "Validation", "Test"), quoted=True),
+    "Pascal VOC, Roboflow": voc_folders(names=("train", "valid", "test")),
+    "Pascal VOC, without lists": voc_folders("images/{}/cam 1", "annotations/{}/cam 1"),
+    "COCO": coco_official,
+    "COCO, CVAT": coco_folders("images/{}", "annotations/instances_{}.json", ("Train", "Validation", "Test")),
+    "COCO, Roboflow": coco_folders(
+        "{}", "{}/_annotations.coco.json", ("train", "valid", "test"), root_category=True
+    ),
+    "COCO, Label Studio": coco_folders("{}/images", "{}/result.json", prefix="..\\..\\media\\upload\\3\\"),
+    "COCO, FiftyOne": coco_folders("{}/data", "{}/labels.json"),
+    "COCO, two files": coco_folders("images/{}", "{}.json"),
+    "LabelMe": labelme_folders("{}", "{}"),
+    "LabelMe, pictures elsewhere": labelme_folders("images/{}", "annotations/{}", "C:\\me\\{}"),
+    "LabelMe, X-AnyLabeling": labelme_folders("{}", "{}", corners=True),
+    "YOLO, Label Studio": classes_file(by_folder(labels_beside, "images/{}")),
+    "YOLO, LabelImg": classes_file(
+        by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes))
+    ),
+}
+
+
+def read(data):
+    """Split → {path of the picture: [(class, box)]}, by what is written for a training."""
+    _, parts = find_parts(data)
+    result = {}
+    for part in parts:
+        each = part.load()
+        assert not each.problems
+        names = {category["id"]: category["name"] for category in each.content["categories"]}
+        pictures = {
+            image["id"]: os.path.realpath(each.folder / image["file_name"])
+            for image in each.content["images"]
+        }
+        objects = {path: [] for path in pictures.values()}
+        assert len(objects) == len(pictures)
+        for a in each.content["annotations"]:
+            objects[pictures[a["image_id"]]].append(
+                (CLASSES.index(names[a["category_id"]]), *map(round, a["bbox"]))
+            )
+        result[part.split] = objects
+    return result, parts
+
+
+def test_every_row_has_a_generator():
+    assert [layout.name for layout in LAYOUTS] == list(GENERATORS)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("splits", ["train val test", "train val", "train test", "train"])
+def test_splits_pictures_and_objects(tmp_path, name, splits):
+    root = tmp_path / "data"
+    truth = GENERATORS[name](root, {split: SIZES[split] for split in splits.split()})
+    result, parts = read(root)
+    expected = {
+        "all" if split == "train" and "val" not in splits else split: {
+            os.path.realpath(folder / file): boxes for file, boxes in part.items()
+        }
+        for split, (folder, part) in truth.items()
+    }
+    assert {split: set(objects) for split, objects in result.items()} == {
+        s: set(o) for s, o in expected.items()
+    }
+    assert result == expected
+    assert check_parts(parts) == []
+    assert "picture" not in unused(root, parts)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_pictures_in_two_splits_are_refused(tmp_path, name):
+    truth = GENERATORS[name](tmp_path, {"train": 6, "val": 3})
+    (train, files), (val, others) = truth["train"], truth["val"]
+    others = [*others][:3]
+    for source, target in zip(files, others, strict=False):
+        shutil.copyfile(train / source, val / target)
+    _, parts = read(tmp_path)
+    (finding,) = check_parts(parts)
+    assert "3 pictures of val" in finding.text and all(Path(name).name in finding.text for name in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[("train", "train"), ("instances_train2017", "train"), ("Train", "train"), ("trainImages", "train")],
+        *[("val2017", "val"), ("instances_Validation", "val"), ("valid", "val"), ("my-dev", "val")],
+        *[("TEST", "test"), ("image_info_test-dev2017", "test"), ("trainval", "all"), ("train_val", "all")],
+        *[
+            ("naval", ""),
+            ("oval", ""),
+            ("trains", ""),
+            ("contest", ""),
+            ("interval_3", ""),
+            ("developer", ""),
+        ],
+        ("oval_train", "train"),
+    ],
+)
+def test_a_split_is_a_word(name, split):
+    assert split_of(name) == split
+
+
+def test_the_table_of_the_page():
+    page = (Path(__file__).parents[2] / "docs/train_your_data.md").read_text(encoding="utf-8")
+    rows = [f"| {layout.name} | {layout.example} |\n" for layout in LAYOUTS]
+    assert "".join(rows) in page
