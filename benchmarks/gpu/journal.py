@@ -38,8 +38,8 @@ def key(job: dict) -> str:
 class Journal:
     """Runs jobs that the file does not list yet, until the time is over. Processes may share a file."""
 
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.end = path, time.monotonic() + seconds
+    def __init__(self, path: Path, seconds: float, share: tuple[int, int] = (0, 1)) -> None:
+        self.path, self.end, self.share, self.jobs = path, time.monotonic() + seconds, share, 0
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             self._append("\n")
         self.known = {key(job) for job, _ in results(path)}
@@ -57,15 +57,16 @@ class Journal:
         parser.add_argument("--rehearse", action="store_true")
         args = parser.parse_args()
         args.device = "cpu" if args.rehearse else "cuda"
-        return cls(args.file, args.limit), args
+        return cls(args.file, args.limit, tuple(args.share)), args
 
     def exit(self) -> None:
         """End the process; the status tells whether jobs were skipped for lack of time."""
         sys.exit(UNFINISHED if self.skipped else 0)
 
     def run(self, job: dict, function: Callable[[], dict]) -> None:
-        """Run a job that has no result, if there is time."""
-        if key(job) in self.known:
+        """Run a job of this process's share that has no result, if there is time."""
+        self.jobs += 1
+        if key(job) in self.known or self.jobs % self.share[1] != self.share[0]:
             return
         if time.monotonic() > self.end:
             self.skipped += 1

@@ -214,9 +214,8 @@ def main() -> None:
         for kernel in MORE
         for config in candidates(table, kernel, kind, args.rehearse)
     ]
-    first, step = args.share
     if args.step == "check":
-        for kernel, kind, config in every[first::step]:
+        for kernel, kind, config in every:
             job = {"step": "check", "kernel": kernel, "kind": kind, "config": list(config)}
             journal.run(job, lambda k=kernel, d=kind, c=config: check(k, d, c, args.device))
         journal.exit()
