@@ -9,6 +9,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Literal
 
+from dcnzoo.compat import flop_counters as _flop_counters
 from dcnzoo.compat import host as _host
 from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.version import __version__
@@ -24,6 +25,7 @@ __all__ = ["__version__", "from_deformable", "load", "to_deformable", "train"]
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 _mmcv.install()
 _host.provide_from_environment()
+_flop_counters.install()
 
 
 def __getattr__(name: str):

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-Call = Callable[[ModuleType], None]
+Call = Callable[[ModuleType], object]
 Around = Callable[[], AbstractContextManager]
 Watch = tuple[str, Call, Around, str]  # the arguments of watch()
 _watched: list[Watch] = []

@@ -1,6 +1,6 @@
 """Prediction of offsets: convolutions, limit, statistics and learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,13 +10,45 @@ from torch.fx import Proxy
 
 from dcnzoo.ops.geometry import sampling_points
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of Python 3.11
+
 
 class _ZeroInit(nn.Module):
-    """Mixin: all parameters start at zero."""
+    """Mixin: all parameters start at zero, and an initialisation of the whole model leaves them there."""
 
+    __jit_unused_properties__ = ["_is_hf_initialized"]
+    _initialized_by_transformers = False
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+            parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
+        """Apply ``fn`` as in ``nn.Module``, but keep zeros: most functions are initialisations."""
+        known = not any(p.is_meta or hasattr(p, "fake_mode") for p in self.parameters())
+        untrained = known and not any(p.any() for p in self.parameters())
+        super().apply(fn)
+        if untrained:
+            self.reset_parameters()
+        return self
+
+    @property
+    def _is_hf_initialized(self) -> bool:
+        return self._initialized_by_transformers
+
+    @_is_hf_initialized.setter
+    @torch.no_grad()
+    def _is_hf_initialized(self, value: bool) -> None:
+        """Transformers sets this after it has initialised a layer that a checkpoint lacks.
+
+        Before, the parameters were in undefined memory. It marks the parameters that it has loaded.
+        """
+        self._initialized_by_transformers = value
+        for parameter in self.parameters():
+            if not getattr(parameter, "_is_hf_initialized", False):
+                parameter.zero_()
 
 
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its

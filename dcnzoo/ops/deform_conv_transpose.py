@@ -198,9 +198,10 @@ def _backward(ctx, grad_output):
     if needed[4]:
         # torch splits a sum with a single result among threads, so its rounding depends on their number:
         # with one channel, sum two copies instead
-        channels = grad_output.shape[1]
-        several = torch.cat([grad_output] * 2, 1) if channels == 1 else grad_output
-        grad_bias = several.sum([0, *range(2, grad_output.dim())])[:channels]
+        several = torch.cat([grad_output] * 2, 1) if grad_output.shape[1] == 1 else grad_output
+        grad_bias = several.sum([0, *range(2, grad_output.dim())])
+        if several is not grad_output:
+            grad_bias = grad_bias[:1].clone()
     return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
 
 

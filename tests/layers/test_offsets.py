@@ -21,6 +21,54 @@ from dcnzoo.layers import (
     offset_statistics,
     track_offsets,
 )
+from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+
+# Initial values
+
+
+def he_init(module):
+    """As nnU-Net's InitWeights_He, and most functions that are passed to ``apply``."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        module.bias = nn.init.constant_(module.bias, 0)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: PackedDeformConv2d(4, 6, 3, modulated=True),
+    lambda: PackedDeformConv3d(4, 6, 3),
+    lambda: PackedDeformConvTranspose2d(4, 6, 3),
+    lambda: DCNv3(8, group=2),
+    lambda: DCNv4(8, group=2),
+])  # fmt: skip
+def test_an_initialisation_of_the_model_keeps_zeros(make):
+    model = nn.Sequential(make(), nn.Conv2d(3, 3, 3))
+    model.apply(he_init)
+    predictors = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
+    assert predictors and not any(p.any() for m in predictors for p in m.parameters())
+    assert model[1].weight.std() > 0.1
+
+
+def test_apply_changes_learnt_offsets():
+    pack = PackedDeformConv2d(4, 6, 3)
+    nn.init.ones_(pack.conv_offset.weight)
+    pack.apply(lambda module: [p.data.mul_(2) for p in module.parameters(recurse=False)])
+    assert (pack.conv_offset.weight == 2).all()
+    with torch.device("meta"):
+        PackedDeformConv2d(4, 6, 3).apply(lambda module: None)
+
+
+def test_a_layer_that_transformers_initialises_after_loading():
+    """It allocates what a checkpoint lacks without values, initialises it, and marks what it has loaded."""
+    layer = OffsetConv2d(4, 6, 3)
+    for loaded in (False, True):
+        layer.weight = nn.Parameter(torch.full_like(layer.weight, 7))
+        layer.bias = nn.Parameter(torch.full_like(layer.bias, 7))
+        layer.bias._is_hf_initialized = True
+        layer.weight._is_hf_initialized = loaded
+        layer._is_hf_initialized = True
+        assert (layer.weight == 7 * loaded).all() and (layer.bias == 7).all()
+    torch.jit.script(layer)
+
 
 # The limit
 

@@ -1,0 +1,121 @@
+"""A layer behaves as torch's layer in its place: in-place operations, strides, hooks, a second backward."""
+
+import pytest
+import torch
+from torch import nn
+
+from dcnzoo import layers
+
+from ..op_cases import channels_last
+from .test_programs import CASES, maps, randomised
+
+LAYOUTS = {"contiguous": torch.clone, "channels last": channels_last}
+TRAINED = [name for name in CASES if not name.startswith(("Mask", "Offset"))]
+
+
+def prepared(name, layout):
+    """A layer and its arguments, whose first is a map in this memory format that requires a gradient."""
+    layer, arguments = randomised(name)
+    first, *others = (LAYOUTS[layout](t) if t.dim() > 2 else t for t in arguments)
+    return layer.train(), first.detach().requires_grad_(), others
+
+
+def gradients(layer, first, others, function, module=None):
+    tensors = [first, *layer.parameters()]
+    output = function((module or layer)(first, *others))
+    loss = (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum()
+    return [output, *torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)]
+
+
+every_layer = pytest.mark.parametrize("name", TRAINED)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+@every_layer
+@every_layout
+@pytest.mark.parametrize("operation", ["relu_", "add_", "mul_"])
+def test_contract_in_place_operations_train(name, layout, operation):
+    def in_place(y):
+        return getattr(y, operation)(*(() if operation == "relu_" else (2,)))
+
+    layer, first, others = prepared(name, layout)
+    expected = gradients(layer, first, others, lambda y: in_place(y.clone()))
+    torch.testing.assert_close(gradients(layer, first, others, in_place), expected)
+
+
+@every_layer
+@every_layout
+def test_contract_residual_connection(name, layout):
+    """``y += x`` behind the layer, and an in-place operation on the layer's own input before it."""
+    layer, first, others = prepared(name, layout)
+
+    def residual(y):
+        y += y.detach().clone()
+        return nn.functional.silu(y, inplace=True)
+
+    def run(x, *others):
+        return layer(nn.functional.relu(x + 1, inplace=True), *others)
+
+    expected = gradients(layer, first, others, lambda y: nn.functional.silu(y + y.detach()), run)
+    torch.testing.assert_close(gradients(layer, first, others, residual, run), expected)
+
+
+@every_layer
+@every_layout
+def test_contract_hooks_and_second_backward(name, layout):
+    layer, first, others = prepared(name, layout)
+    seen = []
+    layer.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
+    layer.register_full_backward_pre_hook(lambda module, grads: seen.append(grads[0].shape))
+    output = layer(first, *others)
+    output.retain_grad()
+    output.sum().backward(retain_graph=True)
+    once = [first.grad.clone(), *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
+    output.sum().backward()
+    twice = [first.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+    torch.testing.assert_close(twice, [2 * grad for grad in once])
+    assert seen == [output.shape] * 3
+    assert torch.equal(output.grad, torch.full_like(output, 2))
+
+
+def strides(tensor):
+    """Of the axes with more than one element; those of the others have no meaning."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+# (1, 6) and one image in 3-D have no clear format: there, torch's choice depends on the kernel that it runs
+CONVOLUTIONS = [
+    (rank, kind, packed, batch, channels, layout)
+    for rank in (1, 2, 3)
+    for kind in ("", "Transpose")
+    for packed in ("Packed", "")
+    for batch in (1, 2)
+    for channels in ((4, 6), (1, 6), (4, 1))
+    for layout in LAYOUTS
+    if layout == "contiguous" or (channels[0] > 1 and batch * rank != 3)
+]
+
+
+@pytest.mark.parametrize(("rank", "kind", "packed", "batch", "channels", "layout"), CONVOLUTIONS)
+def test_contract_strides_are_those_of_torchs_layer(rank, kind, packed, batch, channels, layout):
+    """Of the output and of the gradients, in training and in inference."""
+    geometry = dict(kernel_size=3, stride=2, padding=1)
+    plain = getattr(nn, f"Conv{kind}{rank}d")(*channels, **geometry)
+    layer = getattr(layers, f"{packed}DeformConv{kind}{rank}d")(*channels, **geometry)
+    x = maps(rank)[:batch, : channels[0]]
+    size = x.shape[2:] if kind else plain(x).shape[2:]
+    taps = 3**rank
+    fields = () if packed else (torch.randn(batch, taps * rank, *size), torch.rand(batch, taps, *size))
+    outputs = []
+    for module, others in ((plain, ()), (layer, fields)):
+        if layout != "contiguous" and rank > 1:
+            module.to(memory_format=torch.channels_last if rank == 2 else torch.channels_last_3d)
+        given = LAYOUTS[layout](x).requires_grad_()
+        others = [LAYOUTS[layout](t) for t in others]
+        output = module(given, *others)
+        output.sum().backward()
+        outputs.append([output, given.grad, module.weight.grad, module(given.detach(), *others)])
+        with torch.no_grad():
+            outputs[-1].append(module(given, *others))
+    mine, true = reversed(outputs)
+    assert [strides(t) for t in mine] == [strides(t) for t in true]

@@ -1,0 +1,138 @@
+"""The results of every operator are tensors of their own: any operation of a network may follow it.
+
+Autograd forbids in-place operations on a view that a custom function returns: a ``ReLU(inplace=True)``
+behind it would fail, and only in training. The cases are those of every schema, in each memory format.
+"""
+
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dcnzoo.ops import _library
+
+from .. import op_cases
+from ..op_cases import ramp, results
+
+ALL = op_cases.operators(differentiable=False)
+LAYOUTS = {"contiguous": torch.clone, "channels last": op_cases.channels_last}
+SCHEMAS = {schema.partition("(")[0] for schema in _library._SCHEMAS.read_text().splitlines()}
+
+
+def forms(op):
+    """Its forms without torch's own convolution, which a call without offset and mask is."""
+    if op.differentiable:
+        return [sample for sample in op.forms() if not op_cases.is_plain_convolution(sample)]
+    return [op.random_sample(Random(seed), "") for seed in range(4)]
+
+
+def cases(differentiable=True):
+    return [
+        pytest.param(op, sample.map(change), id=f"{op.name}-{number} {sample.name}-{layout}")
+        for op in ALL
+        for number, sample in enumerate(forms(op))
+        for layout, change in LAYOUTS.items()
+        if op.differentiable or not differentiable
+    ]
+
+
+every_call = pytest.mark.parametrize(("op", "sample"), cases())
+
+
+class Calls(TorchDispatchMode):
+    """Collects the calls of dcnzoo's operators, with detached arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch._ops.OpOverload, list]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "dcnzoo":
+            self.calls.append((function, [a.detach() if isinstance(a, Tensor) else a for a in args]))
+        return function(*args, **(kwargs or {}))
+
+
+def calls_of(op, sample) -> list[tuple[torch._ops.OpOverload, list]]:
+    with Calls() as recorder:
+        op.results(sample)
+    return recorder.calls
+
+
+def memory(tensors) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, Tensor) and t.numel()}
+
+
+@pytest.mark.parametrize(("op", "sample"), cases(differentiable=False))
+def test_contract_results_are_no_views(op, sample):
+    """Of the forward and the backward operator, called without autograd."""
+    calls = calls_of(op, sample)
+    assert calls
+    for function, arguments in calls:
+        returned = function(*arguments)
+        tensors = returned if isinstance(returned, tuple) else (returned,)
+        assert not any(t._is_view() for t in tensors)
+        # no memory is shared, and none is held that the result does not use
+        assert len(memory(tensors)) == sum(t.numel() > 0 for t in tensors)
+        assert not memory(tensors) & memory(arguments)
+        assert all(t.untyped_storage().nbytes() == t.numel() * t.itemsize for t in tensors)
+
+
+def test_contract_covers_every_schema():
+    called = {
+        function._schema.name.removeprefix("dcnzoo::")
+        for op in ALL
+        for sample in forms(op)
+        for function, _ in calls_of(op, sample)
+    }
+    assert SCHEMAS - called == {"_check_deform_conv", "_cpu_capability"}  # without results
+
+
+IN_PLACE = {
+    "relu": (torch.relu_, torch.relu),
+    "add": (lambda y: y.add_(ramp(y)), lambda y: y + ramp(y)),
+    "part": (lambda y: _double_first(y), lambda y: torch.cat([2 * y[:1], y[1:]])),
+}
+
+
+def _double_first(y: Tensor) -> Tensor:
+    y[:1] *= 2
+    return y
+
+
+@every_call
+@pytest.mark.parametrize("operation", IN_PLACE)
+def test_contract_in_place_operations_train(op, sample, operation):
+    in_place, out_of_place = IN_PLACE[operation]
+    mine = results(lambda leaves: in_place(op.call(leaves)), sample)
+    true = results(lambda leaves: out_of_place(op.reference(leaves)), sample)
+    torch.testing.assert_close(mine, true)
+
+
+@every_call
+def test_contract_hooks_and_second_backward(op, sample):
+    leaves = sample.leaves()
+    output = op.call(leaves)
+    output.retain_grad()
+    output.register_hook(lambda grad: grad.mul_(2))
+    output.backward(ramp(output), retain_graph=True)
+    torch.testing.assert_close(output.grad, 2 * ramp(output))
+    once = [t.grad.clone() for t in leaves.given]
+    output.backward(ramp(output))
+    torch.testing.assert_close([t.grad for t in leaves.given], [2 * grad for grad in once])
+    _, *true = results(op.reference, sample)
+    torch.testing.assert_close(once, [2 * grad for grad in true])
+
+
+@pytest.mark.parametrize(("op", "sample"), [case for case in cases() if "-0 " in case.id])
+def test_contract_gradients_are_changed_in_place(op, sample):
+    """Gradients that are differentiated again, as in a gradient penalty."""
+    leaves = sample.leaves()
+    output = op.call(leaves)
+    gradients = torch.autograd.grad(output, leaves.given, ramp(output), create_graph=True)
+    for gradient in gradients:
+        assert not gradient._is_view()
+        gradient.mul_(2)
+    _, *true = results(op.reference, sample)
+    torch.testing.assert_close([g.detach() for g in gradients], [2 * grad for grad in true])

@@ -1,0 +1,60 @@
+"""FLOPs of the operators in torch's counter."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+import dcnzoo
+from dcnzoo.ops import _library
+
+from .. import op_cases
+from ..processes import python_with_torch
+
+SCHEMAS = [schema.partition("(")[0] for schema in _library._SCHEMAS.read_text().splitlines()]
+
+
+def count(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_operator_has_a_formula(name):
+    assert getattr(torch.ops.dcnzoo, name) in flop_registry
+
+
+@pytest.mark.parametrize("op", op_cases.operators(), ids=lambda op: op.name)
+def test_forward_and_backward_are_counted(op):
+    sample = op.forms()[0]
+    forward = count(lambda: op.call(sample))
+    assert forward > 0
+    assert count(lambda: op.results(sample)) >= 2 * forward
+
+
+@pytest.mark.parametrize("kind", [f"Conv{kind}{rank}d" for kind in ("", "Transpose") for rank in (1, 2, 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_converted_layer_counts_the_samples_in_addition(kind, groups):
+    rank = int(kind[-2])
+    network = nn.Sequential(nn.Identity(), getattr(nn, kind)(4, 6, 3, stride=2, padding=1, groups=groups))
+    x = torch.randn(2, 4, *[9, 8, 7][:rank])
+    forward, both = count(lambda: network(x)), count(lambda: network(x).sum().backward())
+    outputs = network(x).numel() // 6
+    dcnzoo.to_deformable(network, "1", kind="v1")
+    layer = network[1]
+    prediction = count(lambda: layer.conv_offset(x))
+    taps = 3**rank
+    # per tap and channel of the sampled map, 2^rank corners, each a product and a sum
+    sampled = (x.numel() // 4) * 6 if layer.transposed else outputs * 4
+    assert count(lambda: network(x)) == forward + prediction + 2 * 2**rank * sampled * taps
+    assert count(lambda: network(x).sum().backward()) > both + prediction
+
+
+def test_import_of_the_counter_registers_the_formulas():
+    python_with_torch("""
+import sys, torch, dcnzoo.ops
+assert "torch.utils.flop_counter" not in sys.modules  # it imports Triton, which takes time
+from torch.utils.flop_counter import flop_registry
+assert torch.ops.dcnzoo.deform_conv in flop_registry
+""")
