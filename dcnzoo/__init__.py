@@ -25,6 +25,7 @@ __all__ = ["__version__", "from_deformable", "load", "to_deformable", "train"]
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 _mmcv.install()
 _host.provide_from_environment()
+_host.known()["ultralytics"].provide()
 _flop_counters.install()
 
 

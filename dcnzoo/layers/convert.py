@@ -16,9 +16,10 @@ from torch.nn.utils import parametrize
 
 from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS
+from dcnzoo.layers.rebuilding import protect
 from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.utils.text import columns, few
+from dcnzoo.utils.text import columns, counted, few
 
 _PACKS = {
     nn.Conv1d: packed.PackedDeformConv1d,
@@ -30,6 +31,7 @@ _PACKS = {
 }
 _CONVOLUTIONS = {pack: convolution for convolution, pack in _PACKS.items()}
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COMPUTING = ("__call__", "forward", "_conv_forward", "predict", "_convolve", "_call_impl")
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"}
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -46,17 +48,36 @@ class ConversionReport:
     Attributes:
         replaced: name of each replaced module -> old class, new class and number of added parameters.
         refused: name of each other matching module -> the reason why it was not replaced.
+        classes: name of each replaced module -> its new class.
+        advice: what would make the conversion cheaper, or an empty text.
     """
 
     replaced: dict[str, str]
     refused: dict[str, str]
+    classes: dict[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
+    advice: str = ""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise an error unless the model still has all layers that the conversion has made.
+
+        Call it after a program of others has fused, copied or loaded the model, without its wrappers.
+
+        Raises:
+            RuntimeError: a layer is missing or has another class.
+        """
+        modules = dict(model.named_modules(remove_duplicate=False))
+        lost = [name for name, kind in self.classes.items() if not isinstance(modules.get(name), kind)]
+        if lost:
+            expected = f"{len(self.classes)} converted layers"
+            raise RuntimeError(f"check: model: expected {expected}, got others for {_quoted(lost)}")
 
     def __str__(self) -> str:
         rows = [
             *self.replaced.items(),
             *((name, f"not replaced: {why}") for name, why in self.refused.items()),
         ]
-        return "\n".join([*columns(rows), f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"])
+        counts = f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"
+        return "\n".join([*columns(rows), counts, *filter(None, [self.advice])])
 
 
 def to_deformable(
@@ -69,6 +90,8 @@ def to_deformable(
     offset_limit: float | None = None,
     offset_activation: nn.Module | None = None,
     mask_activation: str | nn.Module = "sigmoid",
+    prediction: str = "dense",
+    float32_offsets: bool = False,
     im2col_step: int | None = None,
 ) -> ConversionReport:
     """Replaces convolutions of a model with deformable ones, in place. Its output changes only by training.
@@ -87,8 +110,9 @@ def to_deformable(
             a list of patterns, or a function ``(name, module) -> bool``. A module with several names is
             replaced under all of them.
         kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2).
-        offset_groups, mask_groups, offset_limit, offset_activation, mask_activation, im2col_step: see
-            :class:`dcnzoo.layers.PackedDeformConv2d`. Each layer gets its own copy of the activations.
+        offset_groups, mask_groups, offset_limit, offset_activation, mask_activation, prediction,
+            float32_offsets, im2col_step: see :class:`dcnzoo.layers.PackedDeformConv2d`. Each layer gets its
+            own copy of the activations. Transposed layers always have a pointwise prediction.
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
@@ -106,6 +130,8 @@ def to_deformable(
         offset_limit=offset_limit,
         offset_activation=offset_activation,
         mask_activation=mask_activation,
+        prediction=prediction,
+        float32_offsets=float32_offsets,
         im2col_step=im2col_step,
     )
     report = replace_convolutions(model, where, make, caller="to_deformable")
@@ -128,6 +154,8 @@ def packed_layer(
             taps = math.prod(convolution.kernel_size)
             activation = packed.MaskSoftmax(taps, scale=taps)
         arguments = dict(copy.deepcopy(options), modulated=kind == "v2", mask_activation=activation)
+        if convolution.transposed and arguments.get("prediction") == "separable":
+            arguments["prediction"] = "dense"
         try:
             return _packed(convolution, arguments)
         except ValueError as error:
@@ -206,7 +234,7 @@ def replace_convolutions(
     chosen = _choose(caller, noun, candidates, where)
 
     replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, new module
-    replaced, refused = {}, {}
+    replaced, refused, doubled = {}, {}, 0
     for name in chosen:
         module = candidates[name]
         if id(module) in replacements:
@@ -215,13 +243,18 @@ def replace_convolutions(
             if module is model:
                 raise _Refused("is the root module: wrap it in another module first")
             _check_replaceable(module, _CONVOLUTIONS if deformable else _PACKS, subclasses)
-            new = make(module)
+            new: Any = make(module)
         except _Refused as why:
             refused[name] = str(why)
             continue
         replacements[id(module)] = (name, new)
-        more = sum(p.numel() for p in new.parameters()) - sum(p.numel() for p in module.parameters())
-        replaced[name] = f"{type(module).__name__} → {type(new).__name__}, {more:+,} parameters"
+        before, after = (sum(p.numel() for p in layer.parameters()) for layer in (module, new))
+        text = f"{type(module).__name__} → {type(new).__name__}, {after - before:+,} parameters"
+        if isinstance(new, packed._Pack):
+            text += f", {_flops_per_pixel(module):,} → {_flops_per_pixel(new):,} FLOPs per pixel"
+            is_depthwise = new.groups == new.in_channels > 1 and not new.transposed
+            doubled += bool(is_depthwise and new.offset_features is None and after > 2 * before)
+        replaced[name] = text
     for name, module in candidates.items():
         if name not in replaced and id(module) in replacements:
             replaced[name] = f"the same as {replacements[id(module)][0]}"
@@ -233,7 +266,21 @@ def replace_convolutions(
         for key, child in parent._modules.items():
             if id(child) in replacements:
                 parent._modules[key] = replacements[id(child)][1]
-    return ConversionReport(replaced, refused)
+    protect(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    classes = {name: type(modules[name]) for name in replaced}
+    depthwise = counted(doubled, "depthwise layers")
+    advice = f"{depthwise} at more than twice the parameters: use prediction='separable'" if doubled else ""
+    return ConversionReport(replaced, refused, classes, advice)
+
+
+def _flops_per_pixel(layer: Any) -> int:
+    """FLOPs per output pixel; of a transposed layer, per input pixel."""
+    flops: int = sum(2 * parameter.numel() for parameter in layer.parameters() if parameter.dim() > 2)
+    if isinstance(layer, packed._Pack):
+        channels = layer.out_channels if layer.transposed else layer.in_channels
+        flops += 2 * 2**layer.rank * channels * math.prod(layer.kernel_size)  # of the samples
+    return flops
 
 
 def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:
@@ -265,6 +312,15 @@ def _quoted(names: Iterable[str]) -> str:
     return few([repr(name) for name in names], 3)
 
 
+def _kind(module: nn.Module, known: Iterable[type[nn.Module]]) -> Any:
+    """The class in ``known`` that computes what the module does: its own, or one that it inherits from."""
+    for base in type(module).__mro__:
+        if base in known:
+            same = (getattr(type(module), name, None) is getattr(base, name, None) for name in _COMPUTING)
+            return base if all(same) else None
+    return None
+
+
 def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]], subclasses: bool) -> None:
     """Raise ``_Refused`` with the reason if the module cannot be replaced."""
     if parametrize.is_parametrized(module):
@@ -272,7 +328,7 @@ def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]], subc
     if isinstance(module, LazyModuleMixin):
         raise _Refused("is lazy: run a batch through the model first")
     is_subclass = isinstance(module, tuple(known))
-    if type(module) not in known and not (subclasses and is_subclass):
+    if not (_kind(module, known) or (subclasses and is_subclass)):
         why = (
             "a subclass that may compute something else" if is_subclass else "not one of torch's convolutions"
         )
@@ -324,11 +380,16 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if weight.dtype not in _DTYPES:
         raise _Refused(f"has dtype {weight.dtype}, which is not supported")
     options |= dict(padding=_padding(convolution), dtype=weight.dtype)
-    pack = _like(convolution, _PACKS[type(convolution)], **options)
+    pack = _like(convolution, _PACKS[_kind(convolution, _PACKS)], **options)
     pack.weight, pack.bias = convolution.weight, convolution.bias
-    pack.conv_offset.to_empty(device=weight.device).reset_parameters()
-    if (layout := memory_format(weight)) != torch.contiguous_format:
-        pack.conv_offset.to(memory_format=layout)
+    layout = memory_format(weight)
+    for part in filter(None, (pack.conv_offset, pack.offset_features)):
+        part.to_empty(device=weight.device)
+        for layer in part.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        if layout != torch.contiguous_format:
+            part.to(memory_format=layout)
     for activation in filter(None, (pack.offset_activation, pack.mask_activation)):
         activation.to(weight.device, weight.dtype)
     if weight.device.type != "meta":
@@ -364,6 +425,6 @@ def _folded(pack: packed._Pack) -> nn.Module:
         raise _Refused(f"has offsets, up to {offset:.3g} pixels")
     if factor != 1:
         raise _Refused(f"has a mask of {factor:.3g}, not 1")
-    convolution = _like(pack, _CONVOLUTIONS[type(pack)], padding=pack.padding)
+    convolution = _like(pack, _CONVOLUTIONS[_kind(pack, _CONVOLUTIONS)], padding=pack.padding)
     convolution.weight, convolution.bias = pack.weight, pack.bias
     return convolution.train(pack.training)

@@ -206,11 +206,14 @@ class DCNv4(_ChannelsLast):
         center_feature_scale: as in :class:`DCNv3`, but predicted from the operator's output.
         output_bias: whether ``output_proj`` has a bias.
         without_pointwise: leave out both projections.
+        mask_start: initial value of the mask. With the official 0, the output does not depend on the input
+            at first; a batch norm and a ReLU then make it zero, and no gradient ever changes that. 1 / P for
+            P taps starts as the average of the samples.
         act_layer, norm_layer: no effect, as in the official layer. Networks written for :class:`DCNv3` pass
             them.
 
-    Offsets and mask start at zero, so the output starts at ``output_proj``'s bias. ``init_weights()`` of an
-    OpenMMLab model keeps these values.
+    Offsets and, by default, mask start at zero, so the output starts at ``output_proj``'s bias.
+    ``init_weights()`` of an OpenMMLab model keeps these values.
 
     ``forward(input, shape=None)`` takes maps ``(N, H, W, channels)`` or, like the official layer,
     ``(N, L, channels)`` with ``shape`` ``(H, W)`` (default: square). It returns the same form.
@@ -237,12 +240,14 @@ class DCNv4(_ChannelsLast):
         output_bias: bool = True,
         without_pointwise: bool = False,
         *,
+        mask_start: float = 0.0,
         act_layer: object = None,
         norm_layer: object = None,
     ) -> None:
         geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
         super().__init__(channels, *geometry, center_feature_scale, remove_center)
         self.without_pointwise = without_pointwise
+        self.mask_start = float(mask_start)
         if dw_kernel_size is not None:
             self.offset_mask_dw = nn.Conv2d(
                 channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels
@@ -252,6 +257,13 @@ class DCNv4(_ChannelsLast):
             self.value_proj = nn.Linear(channels, channels)
             self.output_proj = nn.Linear(channels, channels, bias=output_bias)
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        per_group = self.offset_mask.bias.detach()[: self.taps * 3].view(
+            self.group, -1
+        )  # 2P offsets, P factors
+        per_group[:, self.taps // self.group * 2 :] = self.mask_start
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if not torch.jit.is_scripting():

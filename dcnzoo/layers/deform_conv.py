@@ -1,8 +1,9 @@
 """Layers of deformable convolution, plain and transposed, that take offsets as an input."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from dcnzoo.layers.tracing import Leaf
@@ -14,11 +15,15 @@ from dcnzoo.ops import (
     deform_conv_transpose2d,
     deform_conv_transpose3d,
 )
+from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
 class _Deformable(Leaf):
     """Base of the plain and transposed layers. A subclass sets ``rank`` and the ``function`` to call."""
+
+    if TYPE_CHECKING:  # an attribute of the layer, which TorchScript must not find annotated here
+        kernel_size: tuple[int, ...]
 
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
@@ -41,6 +46,12 @@ class _Deformable(Leaf):
                 expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
                 self._refuse(name, f"{expected} of at least {least}", repr(value))
         return options
+
+    def _is_unbatched(self, input: Tensor) -> bool:
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
+            if is_traced(input):
+                return False
+        return input.dim() == len(self.kernel_size) + 1
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -70,7 +81,11 @@ class _DeformConvNd(_Deformable, ConvNd):
         self.im2col_step = im2col_step
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return self._convolve(input, offset, mask)
+        if not self._is_unbatched(input):
+            return self._convolve(input, offset, mask)
+        offset = offset.unsqueeze(0) if offset is not None else None
+        mask = mask.unsqueeze(0) if mask is not None else None
+        return self._convolve(input.unsqueeze(0), offset, mask).squeeze(0)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         geometry = (self.stride, self.padding, self.dilation, self.groups, self.im2col_step)
@@ -107,7 +122,11 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         mask: Tensor | None = None,
         output_size: list[int] | None = None,
     ) -> Tensor:
-        return self._convolve(input, offset, mask, output_size)
+        if not self._is_unbatched(input):
+            return self._convolve(input, offset, mask, output_size)
+        offset = offset.unsqueeze(0) if offset is not None else None
+        mask = mask.unsqueeze(0) if mask is not None else None
+        return self._convolve(input.unsqueeze(0), offset, mask, output_size).squeeze(0)
 
     def _convolve(
         self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None

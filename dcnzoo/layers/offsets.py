@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _ZeroInit(nn.Module):
-    """Mixin: all parameters start at zero, and an initialisation of the whole model leaves them there."""
+    """Mixin: all parameters start at zero, and an initialisation of the whole model does not change them."""
 
     __jit_unused_properties__ = ["_is_hf_initialized"]
     _initialized_by_transformers = False
@@ -26,12 +26,14 @@ class _ZeroInit(nn.Module):
             parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
-        """Apply ``fn`` as in ``nn.Module``, but keep zeros: most functions are initialisations."""
-        known = not any(p.is_meta or hasattr(p, "fake_mode") for p in self.parameters())
-        untrained = known and not any(p.any() for p in self.parameters())
+        """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations."""
+        values = [parameter.detach().clone() for parameter in self.parameters()]
+        has_values = not any(value.is_meta or hasattr(value, "fake_mode") for value in values)
+        untrained = has_values and not values[0].any()
         super().apply(fn)
         if untrained:
-            self.reset_parameters()
+            for parameter, value in zip(self.parameters(), values, strict=True):
+                parameter.data.copy_(value)
         return self
 
     @property
@@ -257,7 +259,9 @@ def _rename_legacy_offsets(model: nn.Module, state_dict: dict[str, Tensor], pref
                 state_dict[new] = state_dict.pop(old)
 
 
-def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float = 0.1) -> list[dict]:
+def offset_parameter_groups(
+    model: nn.Module, lr: float, offset_lr_mult: float = 0.1, groups: Sequence[dict] | None = None
+) -> list[dict]:
     """Optimizer parameter groups with a lower learning rate for the prediction of offsets and masks.
 
     Example: ``torch.optim.AdamW(offset_parameter_groups(model, lr=1e-3), weight_decay=0.05)``. In a config of
@@ -266,11 +270,13 @@ def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float =
     Args:
         model: a model with layers of :mod:`dcnzoo.layers` or :mod:`dcnzoo.models` that predict offsets.
         lr: learning rate of all other parameters.
-        offset_lr_mult: the prediction's learning rate, as a multiple of ``lr``.
+        offset_lr_mult: the prediction's learning rate, as a multiple of ``lr``, or of the group's.
+        groups: existing groups to split, with their options, such as exemptions from weight decay (timm's
+            ``param_groups_weight_decay(model)``). Default: one group of all parameters.
 
     Returns:
-        A group of the other parameters and a group of the prediction's, without empty groups. Each parameter
-        is in one group.
+        For each group, a group of the other parameters and a group of the prediction's, without empty groups.
+        Each parameter is in one group.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -282,11 +288,16 @@ def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float =
         if not isinstance(value, Real | Tensor) or not value >= 0:  # optimizers do not check a group's lr
             raise ValueError(f"offset_parameter_groups: {name}: expected at least 0, got {value!r}")
     offsets = {
-        id(parameter): parameter
+        id(parameter)
         for module in model.modules()
         if isinstance(module, OFFSET_PREDICTORS)
         for parameter in module.parameters()
     }
-    others = [parameter for parameter in model.parameters() if id(parameter) not in offsets]
-    groups = [{"params": others, "lr": lr}, {"params": list(offsets.values()), "lr": lr * offset_lr_mult}]
-    return [group for group in groups if group["params"]]
+    split = []
+    for group in groups or [{"params": model.parameters()}]:
+        options = {"lr": lr, **group, "params": list(group["params"])}
+        for chosen, factor in ((False, 1.0), (True, offset_lr_mult)):
+            parameters = [p for p in options["params"] if (id(p) in offsets) is chosen]
+            if parameters:
+                split.append({**options, "params": parameters, "lr": options["lr"] * factor})
+    return split

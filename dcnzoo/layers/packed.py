@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dcnzoo.layers.deform_conv import (
     DeformConv1d,
@@ -55,6 +56,14 @@ class MaskSoftmax(nn.Module):
         return f"{self.taps}, scale={self.scale}"
 
 
+class _ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map ``(N, C, *size)``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.movedim(1, -1)
+        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
 class _Pack(TracksOffsets, nn.Module):
     """Mixin of all packed layers. It must precede the class of the convolution."""
 
@@ -65,6 +74,7 @@ class _Pack(TracksOffsets, nn.Module):
         _refuse: Callable[..., NoReturn]
         weight: Tensor
         bias: Tensor | None
+        conv_offset: Any
 
     def __init__(
         self,
@@ -84,6 +94,8 @@ class _Pack(TracksOffsets, nn.Module):
         offset_activation: nn.Module | None = None,
         mask_activation: str | nn.Module | None = "sigmoid",
         offset_limit: float | None = None,
+        prediction: str = "dense",
+        float32_offsets: bool = False,
         padding_mode: str = "zeros",
         device=None,
         dtype=None,
@@ -109,18 +121,31 @@ class _Pack(TracksOffsets, nn.Module):
             expected = "'sigmoid', 'softmax', an nn.Module or None"
             self._refuse("mask_activation", expected, repr(mask_activation))
 
+        if prediction not in ("dense", "separable") or (prediction == "separable" and self.transposed):
+            expected = "'dense'" if self.transposed else "'dense' or 'separable'"
+            self._refuse("prediction", expected, repr(prediction))
+
+        self.float32_offsets = float32_offsets
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
         self.offset_limit = None if offset_limit is None else float(offset_limit)
         self.offset_channels = offset_groups * taps * self.rank if deformable else 0
         self.mask_channels = mask_groups * taps if modulated else 0
-        self.conv_offset = None
+        self.conv_offset = self.offset_features = None
         if channels := self.offset_channels + self.mask_channels:
             geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
             if not self.transposed:  # the layer's own, so that the prediction has the size of the output
                 names = ("kernel_size", "stride", "padding", "dilation")
                 geometry = {name: getattr(self, name) for name in names}
-            kind = OFFSET_CONVS[self.rank]
-            self.conv_offset = kind(self.in_channels, channels, **geometry, device=device, dtype=dtype)
+            more = dict(device=device, dtype=dtype)
+            if prediction == "separable":
+                depthwise = getattr(nn, f"Conv{self.rank}d")
+                self.offset_features = nn.Sequential(
+                    depthwise(in_channels, in_channels, **geometry, groups=in_channels, **more),
+                    _ChannelNorm(in_channels, **more),
+                    nn.GELU(),
+                )
+                geometry = dict(kernel_size=1)
+            self.conv_offset = OFFSET_CONVS[self.rank](in_channels, channels, **geometry, **more)
         self.offset_activation = offset_activation if deformable else None
         self.mask_activation = mask_activation if modulated else None
 
@@ -129,7 +154,7 @@ class _Pack(TracksOffsets, nn.Module):
         offset: Tensor | None = None
         mask: Tensor | None = None
         if self.conv_offset is not None:
-            prediction = self.conv_offset(input)
+            prediction = self._predict_raw(input)
             if self.offset_channels > 0:
                 raw = prediction[:, : self.offset_channels]
                 if self.offset_activation is not None:
@@ -143,6 +168,18 @@ class _Pack(TracksOffsets, nn.Module):
                     raw = self.mask_activation(raw)
                 mask = raw
         return offset, mask
+
+    def _predict_raw(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
+            if self.float32_offsets and torch.is_autocast_enabled(input.device.type):
+                with torch.autocast(input.device.type, enabled=False):
+                    return self._convolve_features(input.float())
+        return self._convolve_features(input)
+
+    def _convolve_features(self, input: Tensor) -> Tensor:
+        if self.offset_features is not None:
+            input = self.offset_features(input)
+        return self.conv_offset(input)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._join_predictions(state_dict, prefix)
@@ -190,11 +227,15 @@ class _Pack(TracksOffsets, nn.Module):
 class _PackedDeformConvNd(_Pack, _DeformConvNd):
     # no offset and mask arguments: the layer predicts them itself
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        unbatched = self._is_unbatched(input)
+        if unbatched:
+            input = input.unsqueeze(0)
         offset, mask = self.predict(input)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[2:])
             self._record_modulation(mask)
-        return self._convolve(input, offset, mask)
+        output = self._convolve(input, offset, mask)
+        return output.squeeze(0) if unbatched else output
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
@@ -220,12 +261,15 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
     def forward(  # type: ignore[override]
         self, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
+        unbatched = self._is_unbatched(input)
+        if unbatched:
+            input = input.unsqueeze(0)
         offset, mask = self.predict(input)
         output = self._convolve(input, offset, mask, output_size)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, output.shape[2:])
             self._record_modulation(mask)
-        return output
+        return output.squeeze(0) if unbatched else output
 
 
 class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):
@@ -250,6 +294,11 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
             starts at 1.
         offset_limit: bounds offsets to this number of input pixels (:func:`dcnzoo.layers.limit_offset`). Use
             it if offsets diverge in training.
+        prediction: ``'dense'``: a convolution predicts the offsets, as in the papers. ``'separable'``: a
+            depthwise convolution, a layer norm, GELU and a pointwise convolution do, as in DCNv3. Choose it
+            for depthwise layers, of which a dense convolution costs many times more than the layer itself.
+        float32_offsets: predict offsets and mask in float32 under autocast. bfloat16 rounds them to 1/128
+            pixel at 1 pixel, and more beyond.
         im2col_step: maximum number of images processed at a time, to bound memory.
 
     Parameters: ``weight``, ``bias``, and those of ``conv_offset``, a convolution with the geometry of the

@@ -237,3 +237,9 @@ def test_doctor_finds_the_state(broken, monkeypatch):
     assert repair_command("2.13.0") == command
     assert repair_command("2.13.0+cpu") == f"{command} --index-url https://download.pytorch.org/whl/cpu"
     assert _import_fix(RuntimeError("operator torchvision::nms does not exist")).startswith(command[:36])
+
+
+def test_functions_that_check_for_operators_are_scripted():
+    from dcnzoo.compat.hosts.torchvision import _has_ops
+
+    assert torch.jit.script(_has_ops)() is True  # a lambda would be an error

@@ -18,7 +18,7 @@ pytest.importorskip("ultralytics", exc_type=ImportError)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
 SECTION = PAGE.read_text().split("## Ultralytics YOLO")[1].split("\n## ")[0]
-TRAINING, EXPORT = re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
+TRAINING, TRAINER, EXPORT = re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
 OPTIONS = dict(
     **dict(imgsz=96, batch=8, nbs=8, device="cpu", workers=0, plots=False, verbose=False),
     **dict(optimizer="AdamW", lr0=0.002, warmup_epochs=0, seed=0, exist_ok=True, name="shapes"),
@@ -48,6 +48,7 @@ def test_recipe(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     draw_shapes(tmp_path / "shapes")
+    torch.save({"model": YOLO("yolo11n.yaml").model, "train_args": {}}, "yolo11n.pt")
     recipe = {"options": OPTIONS, "project": str(tmp_path / "runs")}
     training = TRAINING.replace("epochs=100)", "epochs=2, project=project, **options)")
     assert training != TRAINING
@@ -58,7 +59,11 @@ def test_recipe(tmp_path, monkeypatch):
     assert len(learnt) == 4
     assert all(pack.conv_offset.weight.abs().max() > 0 for pack in learnt.values())
 
-    # the next training starts from these weights, including those of the offsets
+    # the next training starts from these weights, including those of the offsets, also without the recipe
+    second = YOLO(checkpoint)
+    second.train(data="data.yaml", epochs=1, project=recipe["project"], **OPTIONS | {"name": "second"})
+    assert packs(second.trainer.model).keys() == learnt.keys()
+    exec(TRAINER.split("yolo =")[0], recipe)
     again = recipe["DeformableTrainer"](overrides=dict(model="yolo11n.yaml", data="data.yaml", **OPTIONS))
     continued = packs(again.get_model("yolo11n.yaml", best, verbose=False))
     for name, pack in learnt.items():

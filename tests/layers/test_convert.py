@@ -231,7 +231,24 @@ def test_where_nothing_is_replaced(model, arguments, options, named):
 
 
 class Standardised(nn.Conv2d):
-    pass
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Renamed(nn.Conv3d):
+    """As Conv3DSimple of torchvision and the depthwise convolutions of Transformers' EfficientNet."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1)
+
+
+def test_a_subclass_that_computes_the_same_is_converted():
+    model = nn.Sequential(Renamed(4), nn.ReLU())
+    x = torch.randn(2, 4, 5, 6, 7)
+    before = model(x)
+    report = dcnzoo.to_deformable(model, "0")
+    torch.testing.assert_close(model(x), before)
+    assert report.replaced["0"].startswith("Renamed → PackedDeformConv3d")
 
 
 def changed(change, layer=nn.Conv2d):
@@ -353,3 +370,28 @@ def test_folds_what_can_only_be_zero():
     dcnzoo.from_deformable(model)
     torch.testing.assert_close(model(input), expected)
     assert [type(module) for module in model] == [nn.Conv2d] * 2
+
+
+def test_depthwise_layers_at_their_price():
+    """A dense prediction costs many times the layer; the report recommends the separable one."""
+
+    def network():
+        return nn.Sequential(nn.Conv2d(64, 64, 7, padding=3, groups=64), nn.Conv2d(64, 64, 1))
+
+    dense, separable = network(), network()
+    report = dcnzoo.to_deformable(dense, "0", kind="v1")
+    # 49 taps · 64 channels, twice; with the prediction of 98 channels, and samples of 4 corners
+    flops = [2 * 49 * 64, 2 * 49 * 64 + 2 * 98 * 64 * 49 + 8 * 49 * 64]
+    assert report.replaced["0"].endswith(f"{flops[0]:,} → {flops[1]:,} FLOPs per pixel")
+    assert "1 depthwise layer" in report.advice and "separable" in str(report)
+    report = dcnzoo.to_deformable(separable, "0", kind="v1", prediction="separable")
+    assert not report.advice
+    weights = 49 * 64 + 98 * 64  # depthwise, pointwise
+    assert sum(p.numel() for p in separable[0].parameters()) == 49 * 64 + 64 + weights + 3 * 64 + 98
+    x = torch.randn(1, 64, 9, 8)
+    torch.testing.assert_close(
+        separable[0](x), nn.functional.conv2d(x, separable[0].weight, separable[0].bias, padding=3, groups=64)
+    )
+    transposed = nn.Sequential(nn.ConvTranspose2d(4, 4, 3))
+    dcnzoo.to_deformable(transposed, "0", prediction="separable")
+    assert transposed[0].offset_features is None

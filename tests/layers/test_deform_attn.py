@@ -248,3 +248,23 @@ def test_dcnv4_refuses_a_shape_that_is_not_its_lengths(input, shape, message):
 def test_defaults_are_the_official_ones(layer):
     names = ("channels", "kernel_size", "stride", "pad", "dilation", "group", "offset_scale")
     assert [getattr(layer(), name) for name in names] == [64, 3, 1, 1, 1, 4, 1.0]
+
+
+@pytest.mark.parametrize("mask_start", [0.0, 1 / 9])
+def test_dcnv4_before_a_relu_trains_with_mask_start(mask_start):
+    """With the official start of 0, a batch norm and a ReLU stop all gradients for ever."""
+    torch.manual_seed(0)
+    layer, norm = DCNv4(8, group=2, mask_start=mask_start), nn.BatchNorm2d(8)
+    x = torch.randn(2, 5, 6, 8)
+    target = torch.rand(2, 8, 5, 6)
+    before = [p.detach().clone() for p in layer.parameters()]
+    optimizer = torch.optim.SGD([*layer.parameters(), *norm.parameters()], lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (norm(layer(x).permute(0, 3, 1, 2)).relu() - target).square().mean().backward()
+        optimizer.step()
+    moved = [not torch.equal(p, old) for p, old in zip(layer.parameters(), before, strict=True)]
+    assert sum(moved) >= len(moved) - 1 if mask_start else not any(moved)
+    same = DCNv4(8, group=2, mask_start=mask_start)
+    same.apply(lambda m: [nn.init.normal_(p) for p in m.parameters(recurse=False)])
+    assert (same.offset_mask.bias == mask_start).sum() >= 2 * 9 and not same.offset_mask.weight.any()

@@ -196,3 +196,16 @@ def test_offset_convs_start_at_zero(convolution):
     plain = convolution.__name__.removeprefix("Offset")
     assert isinstance(layer, getattr(nn, plain))
     assert plain not in {base.__name__ for base in (convolution, *convolution.__bases__)}  # mmengine's check
+
+
+def test_parameter_groups_are_split_with_their_options():
+    """Groups as of timm, which exempts biases and norms from weight decay."""
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), nn.BatchNorm2d(6))
+    exempt = [p for p in model.parameters() if p.dim() == 1]
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    existing = [{"params": exempt, "weight_decay": 0.0}, {"params": iter(decayed), "lr": 0.5}]
+    groups = offset_parameter_groups(model, lr=1.0, offset_lr_mult=0.1, groups=existing)
+    rows = [(group["lr"], group.get("weight_decay"), len(group["params"])) for group in groups]
+    assert rows == [(1.0, 0.0, 3), (0.1, 0.0, 1), (0.5, None, 1), (0.05, None, 1)]
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert groups[1]["params"][0] is model[0].conv_offset.bias

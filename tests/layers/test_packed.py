@@ -259,3 +259,56 @@ def test_memory_format_dtype_and_autocast():
     for other in (half, automatic):
         assert other.dtype == torch.bfloat16
         torch.testing.assert_close(other.float(), output, atol=0.02 * output.abs().max().item(), rtol=0)
+
+
+# Options that other networks need
+
+
+@ranks
+@directions
+def test_one_map_without_a_batch(rank, transposed):
+    """As torch's convolutions."""
+    x = torch.randn(4, *SIZE[:rank], dtype=torch.float64)
+    pack = randomise(make_pack(rank, transposed, modulated=True, dtype=torch.float64))
+    torch.testing.assert_close(pack(x), pack(x[None])[0])
+    layer = randomise(make(rank, transposed, dtype=torch.float64))
+    fields = pack.predict(x[None])
+    torch.testing.assert_close(layer(x, *(t[0] for t in fields)), layer(x[None], *fields)[0])
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+
+
+@ranks
+def test_separable_prediction(rank):
+    """As in DCNv3: depthwise with the layer's geometry, norm of each pixel, GELU, pointwise."""
+    pack = randomise(make_pack(rank, False, modulated=True, prediction="separable", dtype=torch.float64))
+    x = torch.randn(2, 4, *SIZE[:rank], dtype=torch.float64)
+    depthwise, norm, _ = pack.offset_features
+    geometry = (pack.stride, pack.padding, pack.dilation, 4)
+    y = getattr(F, f"conv{rank}d")(x, depthwise.weight, depthwise.bias, *geometry)
+    mean, variance = y.mean(1, keepdim=True), y.var(1, keepdim=True, correction=0)
+    scale, shift = (t.view(-1, *[1] * rank) for t in (norm.weight, norm.bias))
+    y = F.gelu((y - mean) / (variance + 1e-5).sqrt() * scale + shift)
+    y = torch.einsum("nc...,oc->no...", y, pack.conv_offset.weight.flatten(1))
+    y = y + pack.conv_offset.bias.view(-1, *[1] * rank)
+    offset, mask = pack.predict(x)
+    torch.testing.assert_close(torch.cat([offset, mask.logit()], 1), y)
+    assert make_pack(rank, False).state_dict().keys() == {"weight", "bias", *PREDICTED}
+    for layer, wrong in (
+        (layers.PackedDeformConv2d, "wide"),
+        (layers.PackedDeformConvTranspose2d, "separable"),
+    ):
+        with pytest.raises(ValueError, match=f"{layer.__name__}: prediction: expected 'dense'.*{wrong}"):
+            layer(4, 4, 3, prediction=wrong)
+
+
+@pytest.mark.parametrize("prediction", ["dense", "separable"])
+def test_float32_offsets_under_autocast(prediction):
+    x = torch.randn(1, 4, 9, 8)
+    for option, dtype in ((False, torch.bfloat16), (True, torch.float32)):
+        pack = layers.PackedDeformConv2d(4, 6, 3, prediction=prediction, float32_offsets=option)
+        randomise(pack)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            offset, _ = pack.predict(x)
+            assert pack(x).dtype == torch.bfloat16
+        assert offset.dtype == dtype
+    torch.testing.assert_close(offset, pack.predict(x)[0])

@@ -52,6 +52,7 @@ VERSIONS = {
     "v1": {},
     "v2": {"modulated": True},
     "softmax": {"modulated": True, "mask_activation": "softmax", "offset_limit": 2.0},
+    "separable": {"modulated": True, "prediction": "separable"},
 }
 
 
@@ -61,9 +62,9 @@ CASES = {
             rank, f"PackedDeformConv{kind}", **options
         )
         for kind in ("", "Transpose")
-        for rank, names in ((1, ("softmax",)), (2, ("v1", "v2", "softmax")), (3, ("v2",)))
+        for rank, names in ((1, ("softmax",)), (2, ("v1", "v2", "softmax", "separable")), (3, ("v2",)))
         for name, options in VERSIONS.items()
-        if name in names
+        if name in names and (kind, name) != ("Transpose", "separable")
     },
     **{
         f"DeformConv{kind}{rank}d": lambda kind=kind, rank=rank: convolution(rank, f"DeformConv{kind}")

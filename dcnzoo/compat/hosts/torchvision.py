@@ -66,12 +66,16 @@ def _explained() -> Iterator[None]:
         raise ImportError(f"{text}\nTo repair it: {repair_command(torch)}") from error
 
 
+def _has_ops() -> bool:  # a function with a name: torch.jit.script compiles it
+    return True
+
+
 def _add_operators(changes: Changes) -> None:
     def complete(extension: ModuleType) -> None:
         operators = importlib.import_module("dcnzoo.compat.torchvision_ops")
         in_python = Path(extension.__file__ or "").with_name("_autograd_registrations.py").exists()
         operators.define_missing(with_autograd=not in_python)
-        changes.set(extension, "_has_ops", lambda: True)
+        changes.set(extension, "_has_ops", _has_ops)
 
     changes.callback(watch("torchvision", around=_explained))
     changes.callback(call("torchvision.extension", complete))

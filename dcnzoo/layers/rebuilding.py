@@ -1,0 +1,82 @@
+"""Methods of other packages that rebuild a model for inference leave deformable layers as they are.
+
+Blocks of RepVGG, MobileOne, LeViT, YOLO and others replace a convolution and its batch norm by one
+``nn.Conv2d`` with the attributes of the convolution. A packed layer has these attributes too: it would become
+a plain convolution, without an error.
+"""
+
+import functools
+import inspect
+import re
+import warnings
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+from dcnzoo.layers.packed import _Pack
+from dcnzoo.utils.text import few
+
+_REBUILD = re.compile(r"fuse|fuse_(convs?|model|repvgg_block)|reparam\w*|(switch|convert)_to_deploy")
+_depth: ContextVar[int] = ContextVar("depth", default=0)
+
+
+class _Lost(Exception):
+    """A method inside another one would have removed deformable layers."""
+
+
+def protect(model: nn.Module) -> None:
+    """Wrap these methods of all modules in ``model`` that contain packed layers."""
+    for module in model.modules():
+        if any(isinstance(part, _Pack) for part in module.modules()):
+            for name in filter(_REBUILD.fullmatch, dir(type(module))):
+                method = inspect.getattr_static(type(module), name)
+                if inspect.isfunction(method) and not _requires_arguments(method):
+                    # picklable, and a copy of the module gets one of its own
+                    vars(module)[name] = functools.partial(_rebuild, module, name)
+
+
+def _requires_arguments(method: Any) -> bool:  # such as the features that it fuses
+    _, *parameters = inspect.signature(method).parameters.values()
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _packs(module: nn.Module) -> dict[int, str]:
+    return {id(part): name for name, part in module.named_modules() if isinstance(part, _Pack)}
+
+
+def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call the method. If it removes packed layers or fails because of one, undo it and return the module."""
+    before = _packs(module)
+    state = [
+        (part, {key: value.copy() if isinstance(value, dict) else value for key, value in vars(part).items()})
+        for part in module.modules()
+    ]
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    token = _depth.set(_depth.get() + 1)
+    reason = ""
+    try:
+        result = getattr(type(module), name)(module, *args, **kwargs)
+        lost = before.keys() - _packs(result if isinstance(result, nn.Module) else module)
+        if not lost:
+            return result
+    except _Lost:
+        lost = set(before)
+    except Exception as error:
+        lost, reason = set(before), f" ({error})"
+    finally:
+        _depth.reset(token)
+    for part, attributes in state:
+        vars(part).clear()
+        vars(part).update(attributes)
+    for parameter, requires_grad in trained:
+        parameter.requires_grad_(requires_grad)
+    if _depth.get():  # the caller may rely on the result: undo that too
+        raise _Lost
+    names = few([before[key] for key in before if key in lost], 3)
+    warnings.warn(
+        f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it was undone: "
+        f"{names}{reason}",
+        stacklevel=2,
+    )
+    return module

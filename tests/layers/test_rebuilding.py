@@ -1,0 +1,156 @@
+"""Methods that rebuild convolutions for inference, as in RepVGG, LeViT and YOLO: deformable layers stay."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+import dcnzoo
+from dcnzoo.layers import PackedDeformConv2d
+
+
+def rebuilt(conv, norm):
+    new = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    weights = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    new.weight, new.bias = weights
+    return new
+
+
+class ConvNorm(nn.Sequential):
+    """As in LeViT: ``fuse`` returns a new module."""
+
+    def __init__(self, channels=4):
+        super().__init__(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+        self[1].running_mean.normal_()
+
+    def fuse(self):
+        return rebuilt(*self)
+
+
+class Branches(nn.Module):
+    """As in RepViT: relies on the result of its children's ``fuse``."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = ConvNorm(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x) + self.other(x)
+
+    def fuse(self):
+        conv = self.conv.fuse()
+        conv.weight.data += nn.functional.pad(self.other.weight.data, [1] * 4)
+        conv.bias.data += self.other.bias.data
+        return conv
+
+
+class Block(nn.Module):
+    """As in RepVGG: changes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.fused = ConvNorm(), None
+
+    def forward(self, x):
+        return (self.branch if self.fused is None else self.fused)(x)
+
+    def switch_to_deploy(self):
+        self.fused = rebuilt(*self.branch)
+        for parameter in self.parameters():
+            parameter.detach_()
+        del self.branch
+
+
+class Network(nn.Module):
+    """As in YOLOv5: a method of the network handles all blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Branches(), ConvNorm())
+
+    def forward(self, x):
+        return self.blocks(x)
+
+    def fuse_features(self, features):  # no conversion
+        return sum(features)
+
+    def fuse(self, verbose=True):
+        self.blocks[0].switch_to_deploy()
+        for number in (1, 2):
+            self.blocks[number] = self.blocks[number].fuse()
+        return self
+
+
+def converted(where):
+    torch.manual_seed(0)
+    network = Network().eval()
+    report = dcnzoo.to_deformable(network, where)
+    for module in network.modules():
+        if isinstance(module, PackedDeformConv2d):
+            nn.init.normal_(module.conv_offset.weight, std=0.2)
+    return network, report
+
+
+def reparameterise(model):
+    """As timm does: every child that has such a method, then its children."""
+    for name, child in model.named_children():
+        if hasattr(child, "fuse"):
+            child = child.fuse()
+            setattr(model, name, child)
+        elif hasattr(child, "switch_to_deploy"):
+            child.switch_to_deploy()
+        reparameterise(child)
+    return model
+
+
+@pytest.mark.parametrize("function", [lambda network: network.fuse(verbose=False), reparameterise])
+@pytest.mark.parametrize("where", ["blocks.0.branch.0", "blocks.1.conv.0", "blocks.2.0", "*.0"])
+@pytest.mark.parametrize("change", [lambda n: n, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_deformable_layers_stay(function, where, change):
+    network, report = converted(where)
+    network = change(network)
+    x = torch.randn(2, 4, 7, 9)
+    before = network(x)
+    with pytest.warns(UserWarning, match="would replace deformable layers"):
+        function(network)
+    torch.testing.assert_close(network(x), before)
+    report.check(network)
+    packs = [network.get_submodule(name) for name in report.replaced]
+    assert all(parameter.requires_grad for pack in packs for parameter in pack.parameters())
+
+
+def test_other_blocks_are_rebuilt():
+    network, _ = converted("blocks.0.branch.0")
+    with pytest.warns(UserWarning, match=r"Block\.switch_to_deploy: .*branch\.0"):
+        reparameterise(network)
+    assert type(network.blocks[2]) is nn.Conv2d
+    assert network.fuse_features([1, 2]) == 3 and "fuse_features" not in vars(network)
+
+
+def test_a_method_that_keeps_the_layer_runs():
+    class Kept(ConvNorm):
+        def fuse(self):
+            self[0].weight.data *= 2
+            self[1] = nn.Identity()
+            return self
+
+    model = nn.Sequential(Kept())
+    dcnzoo.to_deformable(model, "0.0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model[0].fuse()
+    assert isinstance(model[0][1], nn.Identity) and isinstance(model[0][0], PackedDeformConv2d)
+
+
+def test_check_names_what_was_lost():
+    network, report = converted(["blocks.0.branch.0", "blocks.2.0"])
+    report.check(network)
+    network.blocks[2] = rebuilt(*network.blocks[2])
+    with pytest.raises(RuntimeError, match=r"2 converted layers, got others for 'blocks\.2\.0'$"):
+        report.check(network)
