@@ -127,7 +127,7 @@ def _image(
             return Path(os.path.normpath(image)), None
         # as it was on another machine
         parts = path_parts(named)
-        paths = tree.best(tree.by_name.get(parts[-1], ()) if parts else (), file, split)
+        paths = tree.best(tree.named(parts[-1]) if parts else (), file, split)
         if len(paths) == 1:
             return paths[0], None
     content = read_json(file)  # again: the content that was handed over may lack imageData

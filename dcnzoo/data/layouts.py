@@ -1,10 +1,10 @@
 """The layouts of annotated pictures that tools write: one table, one check of what holds in all of them."""
 
+import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """A way to lay out annotated pictures.
 
@@ -70,7 +70,7 @@ def _tree_of_file(data: Path) -> Tree:
         names = (
             [path_parts(image["file_name"])[-1:] for image in _images(content)] if _is_coco(content) else []
         )
-        if names and not any(name[0] in tree.by_name for name in names if name):
+        if names and not any(tree.named(name[0]) for name in names if name):
             # the pictures may be in a folder beside that of the file
             tree = Tree(data.absolute().parent.parent, depth=2, descend=False)
         tree.json = {data: content}
@@ -130,7 +130,11 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
         allowed.add("dropped")
     # a missing box is computed from the mask
     kinds = {kind for kind in KINDS if KINDS[kind].remedy in allowed or kind == "box-with-mask"}
-    left = [p for p in report.problems if p.kind not in kinds and (p.kind != "empty" or p.stops)]
+    left = [
+        dataclasses.replace(problem, subject=f"{file}: {problem.subject}")
+        for problem in report.problems
+        if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
+    ]
     result = Annotations(report.content, folder, left, [], [file])
     if left:
         return result

@@ -1,11 +1,11 @@
 """What all layouts share: the files below a folder, splits in names, pictures of annotation files."""
 
+import functools
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,18 +23,7 @@ SPLITS = {
 }
 # words of folders, by how likely their pictures are the annotated ones
 _PICTURES = {"data", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "rgb"}
-_OTHERS = {
-    "annotated",
-    "depth",
-    "gt",
-    "mask",
-    "masks",
-    "segmentation",
-    "segmentations",
-    "thumbnails",
-    "thumbs",
-    "vis",
-}
+_OTHERS = {"depth", "gt", "mask", "masks", "segmentation", "segmentations", "thumbnails", "vis"}
 # words of COCO's files without boxes, or with the boxes that another file has, too
 _NOT_OBJECTS = {"captions", "keypoints", "panoptic", "stuff"}
 
@@ -104,10 +93,9 @@ class Part:
 
 def annotations_of(builder: CocoBuilder, options: ReadOptions) -> Annotations:
     """Return what a converter has read."""
-    repaired = (
-        [f"objects clipped to their images: {builder.clipped}"] if options.clip and builder.clipped else []
-    )
-    problems = builder.problems
+    problems, repaired = builder.problems, []
+    if options.clip and builder.clipped:
+        repaired.append(f"objects clipped to their images: {builder.clipped}")
     if options.skip_invalid and problems:
         repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
         problems = []
@@ -122,6 +110,7 @@ def annotations_of(builder: CocoBuilder, options: ReadOptions) -> Annotations:
     )
 
 
+@functools.cache
 def split_of(name: str) -> str:
     """Return the split that a word of a name states: ``instances_train2017`` is train; empty if none does.
 
@@ -168,22 +157,24 @@ class Tree:
         """Return the files with these endings, in small or capital letters."""
         return [file for file in self.files if file.suffix.lower() in suffixes]
 
-    @cached_property
+    @functools.cached_property
     def pictures(self) -> list[Path]:
         """The files of pictures."""
         return self.ending(*PICTURES)
 
-    @cached_property
+    @functools.cached_property
     def by_stem(self) -> dict[str, list[Path]]:
         """The pictures by their names without ending."""
-        return _grouped(self.pictures, lambda file: file.stem)
+        groups: dict[str, list[Path]] = defaultdict(list)
+        for file in self.pictures:
+            groups[file.stem].append(file)
+        return groups
 
-    @cached_property
-    def by_name(self) -> dict[str, list[Path]]:
-        """The pictures by their names."""
-        return _grouped(self.pictures, lambda file: file.name)
+    def named(self, name: str) -> list[Path]:
+        """Return the pictures with this name."""
+        return [file for file in self.by_stem.get(Path(name).stem, ()) if file.name == name]
 
-    @cached_property
+    @functools.cached_property
     def json(self) -> dict[Path, Any]:
         """The contents of the JSON files, without the pictures inside LabelMe's.
 
@@ -257,15 +248,14 @@ def folder_of(names: Sequence[str], tree: Tree, split: str) -> tuple[Path, int] 
         folders: Counter[Path] = Counter()
         for parts in paths:
             tail = parts[min(cut, len(parts) - 1) :] if parts else ()
-            for picture in tree.by_name.get(tail[-1], ()) if tail else ():
+            for picture in tree.named(tail[-1]) if tail else ():
                 if picture.parts[-len(tail) :] == tail and tree.allows(picture, split):
                     folders[Path(*picture.parts[: -len(tail)])] += 1
         if folders:
             most = max(folders.values())
-            ranks = {
-                folder: tree.rank(folder / "x", split) for folder, count in folders.items() if count == most
-            }
-            best = [folder for folder, rank in ranks.items() if rank == max(ranks.values())]
+            likely = [folder for folder in folders if folders[folder] == most]
+            rank = max(tree.rank(folder / "x", split) for folder in likely)
+            best = [folder for folder in likely if tree.rank(folder / "x", split) == rank]
             if len(best) > 1:
                 raise UserError(
                     f"data: expected the {len(names)} pictures in one folder, found them in {few(best)}: "
@@ -284,8 +274,9 @@ def choose(parts: Sequence[Part]) -> list[Part]:
     by_split: dict[str, list[Part]] = defaultdict(list)
     for part in parts:
         by_split[part.split].append(part)
-    if not by_split["train"] or (by_split["all"] and not by_split["val"]):
-        by_split["train"] = by_split["all"] or by_split["train"] or by_split[""]
+    if by_split["all"] and not by_split["val"]:
+        by_split["train"] = by_split["all"]
+    by_split["train"] = by_split["train"] or by_split["all"] or by_split[""]
     chosen = [by_split[split] for split in ("train", "val", "test") if by_split[split]]
     for several in chosen:
         if len(several) > 1:
@@ -294,7 +285,8 @@ def choose(parts: Sequence[Part]) -> list[Part]:
                 f"data: expected one file of annotations for a split, got {files}: pass one as data"
             )
     if not by_split["train"]:
-        raise UserError(f"data: expected annotations for training, found only {few([*by_split])}")
+        splits = " and ".join(sorted({part.split for part in parts}))
+        raise UserError(f"data: expected annotations for training, found only those for {splits}")
     train = by_split["train"][0]
     train.split = "train" if by_split["val"] else "all"
     return [several[0] for several in chosen]
@@ -307,10 +299,3 @@ def _words(name: str) -> list[str]:
 
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
-
-
-def _grouped(files: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        groups[key(file)].append(file)
-    return groups

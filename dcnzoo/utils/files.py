@@ -218,14 +218,22 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
     path = Path(name).expanduser()
     if "://" in str(name):
         return None
+    below = 0
     if path.is_dir():
         files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        below = sum(file.suffix.lower() in PICTURES for file in path.glob("*/**/*"))
+        if below and files:
+            pattern = path / "**" / "*.jpg"
+            print(
+                f"left out: {below} pictures in subfolders of {name}; '{pattern}' reads them", file=sys.stderr
+            )
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
     else:
         return None
     if not files:
-        raise UserError(f"image: expected pictures, found none in {name}")
+        below_too = f", but {below} in its subfolders: name one, or '{path}/**/*.jpg'" if below else ""
+        raise UserError(f"image: expected pictures, found none in {name}{below_too}")
     return files
 
 

@@ -71,17 +71,22 @@ def prepare(
     layout, parts = find_parts(data)
     if options.zero_based and not layout.name.startswith("Pascal VOC"):
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {layout.name}")
-    _read(parts, dataclasses.replace(options, extract=folder / "images"))
-    decisions = [f"data      {data}, {layout.name.partition(',')[0]}"]
-    sources, chosen = _sources(parts, folder)
-    for split, source in sources.items():
-        decisions.append(_described(split, source, chosen if split != "test" else ""))
-    if left := unused(data, parts):
-        decisions.append(f"not used  {left}: no annotation names them, or they are of another split")
-    if repaired := [text for part in parts for text in part.load().repaired]:
-        decisions.append(f"repaired  {'; '.join(repaired)}")
     with output_files("train", [file for part in parts for file in part.annotations], force) as claim:
         out = claim(folder / f"{work_dir.name}.py")
+        for split in ("train", "val"):
+            claim(folder / f"{split}.json")  # before the work
+        has_test = parts[-1].split == "test"
+        parts = _read(parts, dataclasses.replace(options, extract=folder / "images"))
+        sources, chosen = _sources(parts, folder)
+        decisions = [f"data      {data}, {layout.name.partition(',')[0]}"]
+        for split, source in sources.items():
+            decisions.append(_described(split, source, chosen if split == "val" else ""))
+        if has_test and "test" not in sources:
+            decisions.append("test      not used: no objects or no pictures of the test set were found")
+        if left := unused(data, parts):
+            decisions.append(f"not used  {left}: no annotation names them, or they are of another split")
+        if repaired := [text for part in parts for text in part.load().repaired]:
+            decisions.append(f"repaired  {'; '.join(repaired)}")
         extracted = [each for part in parts for each in part.load().extracted]
         for file in (*(source.report.file for source in sources.values()), *(file for file, _ in extracted)):
             claim(file)
@@ -92,8 +97,12 @@ def prepare(
         return _configure(out, sources, model, decisions)
 
 
-def _read(parts: Sequence[Part], options: ReadOptions) -> None:
-    """Read all parts, give them the same categories, and check what must hold between them."""
+def _read(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
+    """Read all parts, give them the same categories, and check what must hold between them.
+
+    A test part without pictures or objects, such as one whose annotations are secret, is left out.
+    """
+    parts = [part for part in parts if part.split != "test" or _can_be_tested(part, options)]
     read = [part.load(options) for part in parts]
     if problems := [problem for each in read for problem in each.problems]:
         *lines, last = shown(problems)
@@ -107,6 +116,14 @@ def _read(parts: Sequence[Part], options: ReadOptions) -> None:
     _unify([each.content for each in read])
     if findings := check_parts(parts):
         raise UserError(*(f"data: {finding}" for finding in findings))
+    return parts
+
+
+def _can_be_tested(part: Part, options: ReadOptions) -> bool:
+    try:
+        return bool(part.load(options).content["annotations"])
+    except UserError:
+        return False
 
 
 def _unify(contents: Sequence[dict]) -> None:
@@ -151,8 +168,6 @@ def _sources(parts: Sequence[Part], folder: Path) -> tuple[dict[str, Source], st
         train, val = split_content(pool[0], VALIDATION, copies=copies)
         read = {"train": (train, pool[1]), "val": (val, pool[1]), **read}
         chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
-    if "test" in read and not read["test"][0]["annotations"]:
-        del read["test"]  # AP needs objects
     sources = {
         split: Source(Report(folder / f"{split}.json", content, []), images)
         for split, (content, images) in read.items()
@@ -168,7 +183,7 @@ def _described(split: str, source: Source, how: str) -> str:
         f"{counted(report.counts['annotations'] - report.crowds, 'objects')}{crowds}",
         f"{report.empty_images} without objects",
     ]
-    return f"{split:8}  {', '.join(counts)}: {source.images}{how if split == 'val' else ''}"
+    return f"{split:8}  {', '.join(counts)}: {source.images}{how}"
 
 
 def _configure(out: Path, sources: Mapping[str, Source], model: str | None, decisions: list[str]) -> OwnData:

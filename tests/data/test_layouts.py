@@ -11,6 +11,7 @@ from PIL import Image
 
 from dcnzoo.data.layouts import LAYOUTS, check_parts, find_parts, unused
 from dcnzoo.data.splits import split_of
+from dcnzoo.utils.errors import UserError
 
 CLASSES = ("disc", "box", "star")
 WIDTH, HEIGHT = 60, 40
@@ -332,6 +333,38 @@ def test_pictures_in_two_splits_are_refused(tmp_path, name):
 )
 def test_a_split_is_a_word(name, split):
     assert split_of(name) == split
+
+
+def test_what_lies_there_is_named(tmp_path):
+    draw(tmp_path, 4)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"4 \.jpg, 1 \.txt"):
+        find_parts(tmp_path)
+    write(tmp_path / "test.json", coco(draw(tmp_path, 4)))
+    with pytest.raises(UserError, match=r"training.* test$"):
+        find_parts(tmp_path)
+    write(tmp_path / "train.json", coco({"none.jpg": []}))
+    with pytest.raises(UserError, match="found none of them"):
+        read(tmp_path)
+
+
+def test_pictures_are_never_taken_from_another_split(tmp_path):
+    for split in ("train", "val"):
+        part = draw(tmp_path / split, 3)
+        write(tmp_path / f"{split}.json", coco(part))
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match=r"train\.json: .*found none of them"):
+        read(tmp_path)
+
+
+def test_two_folders_with_the_same_names_are_ambiguous_unless_one_has_masks(tmp_path):
+    write(tmp_path / "all.json", coco(draw(tmp_path / "left", 3)))
+    draw(tmp_path / "right", 3)
+    with pytest.raises(UserError, match=r"left.*right"):
+        find_parts(tmp_path)
+    (tmp_path / "right").rename(tmp_path / "SegmentationClass")
+    result, _ = read(tmp_path)
+    assert {Path(picture).parent.name for picture in result["all"]} == {"left"}
 
 
 def test_the_table_of_the_page():

@@ -25,6 +25,7 @@ from dcnzoo.utils.files import (
     collector_paused,
     image_folder,
     output_files,
+    picture_files,
     replacing,
     require_file,
     write_text,
@@ -240,3 +241,14 @@ def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path, monk
     assert status == 130 and output.splitlines()[-1].startswith("interrupted")
     images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
     assert [image["file_name"].rpartition("#")[2] for image in images] == ["1", "2"]
+
+
+def test_pictures_in_subfolders_are_counted(tmp_path, capsys):
+    for name in ("a.jpg", "one/b.png", "one/two/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert picture_files(tmp_path) == [str(tmp_path / "a.jpg")]
+    assert "2 pictures in subfolders" in capsys.readouterr().err
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(UserError, match="2 in its subfolders"):
+        picture_files(tmp_path)

@@ -17,7 +17,17 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
 
 from ..commands import error_of, run
-from ..formats import CLASSES, fruits, objects, objects_of, write_labelme, write_voc, write_yolo
+from ..formats import (
+    CLASSES,
+    HEIGHT,
+    WIDTH,
+    fruits,
+    objects,
+    objects_of,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 
 
 def write_coco(folder, parts):
@@ -149,6 +159,15 @@ def test_test_pictures_are_only_for_tests(tmp_path):
     assert objects(train, val) == objects_of(parts["train"]) and not objects(train) & objects(val)
 
 
+def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
+    write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    (tmp_path / "fruits/ImageSets/Main/test.txt").write_text("x1\nx2\n")
+    result = prepare(tmp_path / "fruits", tmp_path / "run")
+    assert any(line.startswith("test ") and "not used" in line for line in result.decisions)
+    cfg = read_config_file(result.config)
+    assert cfg.test_dataloader == cfg.val_dataloader
+
+
 def test_remedies_that_are_named_exist(tmp_path):
     write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     file = next((tmp_path / "fruits/Annotations").glob("*.xml"))
@@ -187,29 +206,19 @@ def test_a_work_directory_from_any_folder_and_moved(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     write_labelme(Path("fruits"), fruits(tmp_path / "drawn", [*map(str, range(30))]))
-    for file in Path("fruits").glob("*.jpg"):
-        picture = tmp_path / "drawn" / file.name
-        file.unlink()
-        shutil.copyfile(picture, file)
-    run(
-        "train",
-        "--data",
-        "fruits",
-        "--work-dir",
-        "runs/one",
-        "--epochs",
-        "12",
-        "--cfg-options",
-        "randomness.seed=0",
-    )
-    best = re.search(r"best .*box AP ([\d.]+)", run("test", "runs/one"))
-    del best
-    expected = metrics(run("test", "runs/one"))
+    for number, file in enumerate(sorted(Path("fruits").glob("*.json"))):
+        wide = Image.new("RGB", (WIDTH + number % 3 * 40, HEIGHT))
+        wide.paste(Image.open(tmp_path / "drawn" / f"{file.stem}.jpg"))
+        file.with_suffix(".jpg").unlink()  # a link
+        wide.save(file.with_suffix(".jpg"))
+        file.write_text(json.dumps({**json.loads(file.read_text()), "imageWidth": wide.width}))
+    command = ("train", "--data", "fruits", "--work-dir", "runs/one", "--epochs", "12")
+    (trained,) = re.findall(r"^best .* mask AP ([\d.]+)", run(*command), re.MULTILINE)
+    result = dcnzoo.load("runs/one").evaluate("runs/one/data/val.json", images="fruits")
+    assert float(trained) == round(result["mask AP"], 3) > 0
     monkeypatch.chdir("/")
-    assert metrics(run("test", tmp_path / "a/runs/one")) == expected
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert metrics(run("test", tmp_path / "b/runs/one")) == expected
-
-
-def metrics(output):
-    return re.findall(r"AP\S*\s+[\d.]+", output)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        if not folder.exists():
+            (tmp_path / "a").rename(folder)
+        output = run("test", folder / "runs/one")
+        assert re.search(r"^mask AP +([\d.]+)", output, re.MULTILINE)[1] == trained
