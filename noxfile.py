@@ -302,6 +302,14 @@ def fuzz(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
+def settings(session: Session) -> None:
+    """Check 25,000 valid edits of all configs of MMDetection and the zoo (in `make test`: 150)."""
+    update_venv(session)
+    workers = ("-n", "2", "--dist", "worksteal")
+    test(session, "tests/openmmlab/test_settings.py", *workers, python=PYTHON, env={"DCNZOO_SETTINGS": "all"})
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
 def crash(session: Session) -> None:
     """Kill and resume a training 50 times; compare it with an uninterrupted one bit by bit."""
     update_venv(session)

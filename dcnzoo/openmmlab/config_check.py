@@ -1,11 +1,10 @@
-"""Find frequent mistakes in a config before anything is built."""
+"""Find mistakes in a config before anything is built."""
 
-import inspect
 import logging
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,14 @@ from dcnzoo.openmmlab.settings import (
     RUNNER_KEYS,
     Place,
     class_of,
-    keys_read,
+    dicts,
+    is_old,
     places,
     registered,
     registry_of,
+    variables,
 )
+from dcnzoo.openmmlab.value_rules import refusal, wrong_monitors
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest
@@ -36,35 +38,39 @@ CLASSES = ("num_classes", "num_things_classes", "num_stuff_classes")
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
 # dictionaries whose keys are names that the user chooses
-NAMES = re.compile(r"\b(custom_keys|caption_prompt|metainfo\.\w+)\b")
-# lowest and highest value of numbers that mean the same in every class
-RANGES = {
-    **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "batch_size"), (1, math.inf)),
-    **dict.fromkeys(("num_workers", "lr", "weight_decay", "max_norm", "clip_value"), (0, math.inf)),
-    **dict.fromkeys(("score_thr", "iou_threshold", "pos_iou_thr", "neg_iou_thr", "prob"), (0, 1)),
-    "accumulative_counts": (1, math.inf),
-    "mask_thr_binary": (-1, 1),
-}
+NAMES = re.compile(r"\b(custom_keys|caption_prompt|path_mapping|metainfo\.\w+)$|^default_hooks$")
+# the parts that only these commands use
+_TRAINING = {"train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr"}
+_VALIDATION = {"val_dataloader", "val_cfg", "val_evaluator"}
+_TEST = {"test_dataloader", "test_cfg", "test_evaluator"}
 
 
 def check_config(
-    cfg: Config, name: str | os.PathLike, required: Sequence[str] = (), runs: bool = True
+    cfg: Config,
+    name: str | os.PathLike,
+    required: Sequence[str] = (),
+    runs: bool = True,
+    options: Mapping[str, object] | None = None,
 ) -> None:
     """Check a config without building it; print a warning for each key that probably is not used.
 
-    Problems that MMDetection's own files have, such as keys of version 2, are warnings too.
+    Problems that MMDetection's own files have, such as keys of version 2, are warnings too, and so are those
+    of parts that the command does not use.
 
     Args:
         name: the config's file, for the messages.
-        required: top-level keys that the command uses.
+        required: top-level keys that the command uses. A training does not use the parts of the test, and
+            the other way round.
         runs: also check the parts that only a runner uses, and whether they fit the model.
+        options: settings that were merged into the config. An unknown key in them is an error.
 
     Raises:
         UserError: the config has problems, one line for each.
     """
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
-    problems, known = find_problems(cfg, required, runs), []
+    keys = {*_paths(options or {})}
+    problems, known = find_problems(cfg, required, runs, keys), []
     folder = mim_folder("mmdet")
     if folder and Path(name).is_relative_to(folder) and any(problem.stops for problem in problems):
         known = find_problems(Config.fromfile(name), required, runs)
@@ -78,40 +84,83 @@ def check_config(
         raise UserError(*lines)
 
 
-def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) -> list[Finding]:
-    """List the problems of a config; see :func:`check_config`."""
+def _paths(options: Mapping, start: str = "") -> Iterator[str]:
+    """Yield the paths of options and of the dictionaries that contain them."""
+    for name, value in options.items():
+        parts = f"{start}{name}".split(".")
+        yield from (".".join(parts[:number]) for number in range(1, len(parts) + 1))
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{start}{name}.")
+
+
+def find_problems(
+    cfg: Config, required: Sequence[str] = (), runs: bool = True, options: Collection[str] = ()
+) -> list[Finding]:
+    """List the problems of a config; see :func:`check_config`. ``options`` are paths."""
+    unused = _unused(required, runs)
     missing = [key for key in required if not cfg.get(key) or isinstance(cfg[key], str | int | float)]
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         nodes = list(places(cfg))
         problems += [*wrong_keys(nodes), *wrong_values(nodes), *wrong_class_names(cfg)]
+        if runs or options:
+            problems += wrong_top_level_keys(cfg, options)
         if runs:
-            for check in (wrong_runner_keys, wrong_class_numbers, wrong_evaluator_files):
-                problems += check(cfg)
-            problems += contradictions(cfg, nodes)
+            used = [loader for loader in LOADERS if loader not in unused]
+            problems += [*wrong_class_numbers(cfg, used), *wrong_evaluator_files(cfg)]
+            problems += [*wrong_monitors(cfg), *contradictions(cfg, nodes)]
+    for index, problem in enumerate(problems):
+        stops = problem.stops and re.split(r"[.:]", problem.subject)[0] not in unused
+        stops |= problem.kind == "key" and problem.subject in options
+        problems[index] = replace(problem, stops=stops)
     return problems
 
 
-def wrong_runner_keys(cfg: Config) -> Iterator[Finding]:
-    """Yield keys of MMDetection 2, and keys that nearly are keys of the runner. Others may be variables."""
-    values = [node for key in cfg if key in RUNNER_KEYS for _, node in dicts(cfg[key])]
-    for key in cfg:
-        if key in OLD_KEYS and cfg[key] is not None:
-            # a data set as a variable, which is merged with that of the base, is in no loader as it is here
-            if cfg[key] in values or (key == "data" and "type" in cfg.data):
-                continue
-            text = f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2"
-            yield Finding(key, text, stops=key != "cudnn_benchmark")  # SSD sets it in version 3 too
-        elif key not in RUNNER_KEYS:
-            # val_evaluator_2 and conv_cfg are variables
-            similar = [each for each in RUNNER_KEYS if each[0] == key[0] and not key.startswith(f"{each}_")]
-            if close := nearest(key, similar, 0.8):
-                yield Finding(key, f"expected {close}, got an unknown key")
+def _unused(required: Sequence[str], runs: bool) -> set[str]:
+    """Return the top-level keys that a command does not use."""
+    if not runs:
+        unused = _TRAINING | _VALIDATION | {"test_cfg", "test_evaluator"}
+    elif _TRAINING & {*required}:
+        unused = _TEST
+    else:
+        unused = _TRAINING | _VALIDATION if _TEST & {*required} else set()
+    return unused - {*required}
+
+
+def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield keys of MMDetection 2, and keys that are neither the runner's nor variables."""
+    stored, read = variables(cfg.text)
+    settings = [node for key in cfg if key in RUNNER_KEYS for _, node in dicts(cfg[key])]
+    for key in sorted({*cfg} - RUNNER_KEYS - read):
+        new = key in options and key not in stored
+        if cfg.text and key not in stored and not new:
+            continue  # of a published base, or of one in MMEngine's new style
+        if is_old(key, cfg[key]):
+            instead = OLD_KEYS[key][1]
+            # a dump has variables too, which its lines do not read
+            if cfg[key] not in (*settings, _at(cfg, instead)):
+                text = f"expected version 3's {instead}, got a key of MMDetection 2"
+                yield Finding(key, text, "key", stops=key != "cudnn_benchmark")  # SSD's config sets it
+        elif new or nearest(key, RUNNER_KEYS, 0.8):
+            expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
+            yield Finding(
+                key,
+                f"expected {expected}, or a variable that is used, got an unknown key",
+                "key",
+                stops=False,
+            )
+
+
+def _at(cfg: Config, path: str) -> object:
+    node: Any = cfg
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping | Config) else None
+    return node
 
 
 def wrong_keys(nodes: Sequence[Place]) -> Iterator[Finding]:
     """Yield keys that the class of their dictionary does not have, and names that no class has."""
-    read = keys_read(nodes)
+    own_model = not all(place.is_published for place in nodes if place.path.startswith("model"))
     for place in nodes:
         if NAMES.search(place.path) or _is_layer(place):
             continue
@@ -123,15 +172,17 @@ def wrong_keys(nodes: Sequence[Place]) -> Iterator[Finding]:
                 split_settings(dict(place.node), place.kind)
             except ValueError as error:
                 yield Finding(place.path, str(error))
-        known, complete = place.known(read), place.arguments()[1]
+        known, complete = place.known(), place.arguments()[1]
         for key in sorted(place.node.keys() - known) if known else ():
             path, close = f"{place.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
-            if close and not re.match(rf"{close}[_\d]", key):
-                yield Finding(path, f"expected {close}, got an unknown key")
+            # a class of the user's own may read other keys
+            certain = complete or (place.is_published and not (place.is_read and own_model))
+            if close and certain and not re.match(rf"{close}[_\d]", key):
+                yield Finding(path, f"expected {close}, got an unknown key", "key")
             elif complete:
-                yield Finding(path, f"expected one of {few(sorted(known), 30)}, got an unknown key")
+                yield Finding(path, f"expected one of {few(sorted(known), 30)}, got an unknown key", "key")
             elif place.is_read:
-                yield Finding(path, "unknown key, probably not used", stops=False)
+                yield Finding(path, "unknown key, probably not used", "key", stops=False)
 
 
 def _is_layer(place: Place) -> bool:
@@ -151,39 +202,11 @@ def _wrong_name(place: Place) -> Iterator[Finding]:
 
 
 def wrong_values(nodes: Sequence[Place]) -> Iterator[Finding]:
-    """Yield texts where a class takes none, and numbers out of range."""
+    """Yield values that the annotation or the table does not accept."""
     for place in nodes:
-        known = place.arguments()[0]
         for key, value in place.node.items():
-            limits = RANGES.get(key)
-            if isinstance(value, str) and (limits or key == "stage_with_dcn"):
-                yield Finding(f"{place.path}.{key}", f"expected {_kind(known.get(key))}, got {value!r}")
-            elif isinstance(value, str | int | float) and key in known and _refuses(known[key], value):
-                yield Finding(f"{place.path}.{key}", f"expected {_kind(known[key])}, got {value!r}")
-            elif isinstance(value, int | float) and limits and not limits[0] <= value <= limits[1]:
-                low, high = limits
-                expected = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
-                yield Finding(f"{place.path}.{key}", f"expected {expected}, got {value}")
-
-
-def _refuses(argument: inspect.Parameter, value: str | int | float) -> bool:
-    """Whether an argument's annotation, or else its default, says that it takes no text or number."""
-    if argument.annotation is argument.empty:
-        return isinstance(value, str) and isinstance(argument.default, bool | int | float | tuple | list)
-    text = str(argument.annotation)
-    if re.search(r"str|Any|object|Path|Callable|Literal|[Tt]ype\b|~", text):
-        return False
-    numbers = r"int|float|bool"
-    others = "tuple|list|dict|Tuple|List|Sequence|Dict|ConfigDict"
-    if isinstance(value, str):
-        return bool(re.search(rf"\b({numbers}|{others})\b", text))
-    return bool(re.search(rf"\b({others})\b", text)) and not re.search(numbers, text)
-
-
-def _kind(argument: inspect.Parameter | None) -> str:
-    if argument is None or argument.default in (argument.empty, None):
-        return "another type"
-    return f"a value such as {argument.default!r}"
+            if text := refusal(place, key, value):
+                yield Finding(f"{place.path}.{key}", text)
 
 
 def contradictions(cfg: Config, nodes: Sequence[Place]) -> Iterator[Finding]:
@@ -202,9 +225,11 @@ def wrong_class_names(cfg: Config) -> Iterator[Finding]:
             yield Finding(f"{loader}: metainfo.classes", text)
 
 
-def wrong_class_numbers(cfg: Config) -> Iterator[Finding]:
+def wrong_class_numbers(cfg: Config, loaders: Collection[str] = LOADERS) -> Iterator[Finding]:
     expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASSES}
     for loader, dataset, info in _data(cfg):
+        if loader not in loaders:
+            continue
         # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
         if isinstance(info.get("classes"), list | tuple) and dataset.get("type") != "MOTChallengeDataset":
             things, stuff = info.get("thing_classes", info["classes"]), info.get("stuff_classes", ())
@@ -224,22 +249,12 @@ def wrong_class_numbers(cfg: Config) -> Iterator[Finding]:
                 yield Finding(f"{path}.{key}", text)
 
 
-def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Yield every dict in a part of a config, with its path."""
-    if isinstance(node, dict):
-        yield path, node
-        for key, value in node.items():
-            yield from dicts(value, f"{path}.{key}")
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from dicts(value, f"{path}.{index}")
-
-
 def datasets(node: Mapping) -> Iterator[Any]:
     """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
-    for dataset in inner:
-        yield from datasets(dataset)
+    for dataset in inner if isinstance(inner, list | tuple) else ():
+        if isinstance(dataset, Mapping):
+            yield from datasets(dataset)
     if not inner:
         yield node
 
@@ -247,7 +262,8 @@ def datasets(node: Mapping) -> Iterator[Any]:
 def declared_metainfo(dataset: Mapping) -> dict:
     """Return the metainfo of a data set's class and config, without building the data set."""
     load = getattr(class_of(dataset, "DATASETS"), "_load_metainfo", dict)
-    return load(dataset.get("metainfo") or {})
+    info = dataset.get("metainfo")
+    return load(info if isinstance(info, Mapping) else {})
 
 
 def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
@@ -258,12 +274,13 @@ def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
         if loaders.count(loader) > 1:
             continue
         key = loader.replace("dataloader", "evaluator")
-        expected = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
-        metrics = cfg.get(key) or []
-        for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
-            file = metric.get("ann_file") if isinstance(metric, Mapping) else None
-            if file and not _same_images(file, expected):
-                yield Finding(f"{key}.ann_file", f"expected {expected}, as in {loader}, got {file}")
+        expected = [dataset.get(key) or "" for key in ("data_root", "ann_file")]
+        for _, metric in dicts(cfg.get(key)):
+            files = [metric.get("ann_file"), *expected]
+            if files[0] and all(isinstance(file, str) for file in files):
+                path = os.path.join(*expected)
+                if not _same_images(files[0], path):
+                    yield Finding(f"{key}.ann_file", f"expected {path}, as in {loader}, got {files[0]}")
 
 
 def _same_images(*files: str) -> bool:
@@ -282,5 +299,6 @@ def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
     """Yield every data set's loader, config and metainfo."""
     for loader in filter(cfg.get, LOADERS):
         node = cfg[loader]
-        for dataset in datasets(node.get("dataset") or {}) if isinstance(node, Mapping) else ():
+        outer = node.get("dataset") if isinstance(node, Mapping) else None
+        for dataset in datasets(outer) if isinstance(outer, Mapping) else ():
             yield loader, dataset, declared_metainfo(dataset)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.config_check import dicts
-from dcnzoo.utils.errors import UserError, describe, printable
+from dcnzoo.utils.errors import HINT, UserError, describe, printable
 
 # local variables of mmengine's functions that build something from a dictionary
 _BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator")
@@ -24,7 +24,8 @@ def config_errors(cfg: Config) -> Iterator[None]:
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:
-        parts = [cfg.filename, _key(cfg, error), describe(error)]
+        key, text = _key(cfg, error), describe(error)
+        parts = [cfg.filename, key, text.removesuffix(HINT) if key else text]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 

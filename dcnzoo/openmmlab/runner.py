@@ -13,19 +13,20 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
-from mmengine.registry import RUNNERS, DefaultScope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab import json_config
+from dcnzoo.openmmlab.class_names import use_names
 from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
-from dcnzoo.openmmlab.settings import wrong_options
+from dcnzoo.openmmlab.settings import OLD_KEYS, variables
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.work_dir import WorkDirHook, has_checkpoints
-from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import output_files, require_file, require_folder
 
 setup()  # any config may use dcn=True
@@ -40,10 +41,10 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
     """
     try:
         is_data = json_config.is_json_config(path)
-        cfg = json_config.read(path) if is_data else Config.fromfile(path)
+        cfg = json_config.read(path) if is_data else use_names(Config.fromfile(path))
     except (UserError, FileNotFoundError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         name, line = str(path), getattr(error, "lineno", None)
         # mmengine executes the text without a file name; mmengine's own frames have it
         for frame, number in traceback.walk_tb(error.__traceback__):
@@ -55,14 +56,16 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+    if old := OLD_KEYS.keys() & cfg.keys():  # variables, which a dump would set without reading them
+        for key in old & variables(cfg.text)[1]:
+            cfg.pop(key)
     options = {} if cfg_options is None else cfg_options
     if not isinstance(options, Mapping):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        problems = list(wrong_options(cfg, options))
-    if problems:
-        raise UserError(*(printable(f"{path}: {problem}") for problem in problems))
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: cfg_options: {one_line(error)}") from error
     return cfg
 
 
@@ -71,7 +74,7 @@ def read_checked_config(
 ) -> Config:
     """Read a config by :func:`read_config_file` and check the parts that are used without a runner."""
     cfg = read_config_file(path, cfg_options)
-    check_config(cfg, path, required, runs=False)
+    check_config(cfg, path, required, runs=False, options=cfg_options)
     return cfg
 
 
@@ -98,7 +101,7 @@ def load_config(
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
     cfg = read_config_file(config, cfg_options)
-    check_config(cfg, config, ("model", *required))
+    check_config(cfg, config, ("model", *required), options=cfg_options)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -177,7 +180,7 @@ def build_runner(
     runner = subclass.from_cfg(cfg)
     runner._load_from, runner._resume = start.file, start.resumes
     if training:
-        file = Path(cfg.filename or f"{runner.timestamp}.py").name
+        file = Path(cfg.filename or f"{runner.timestamp}.py").with_suffix(".py").name  # also of JSON or YAML
         force = force or has_checkpoints(cfg.work_dir)  # the config there belongs to this training
         if is_main_process():
             with output_files("train", force=force) as claim:

@@ -1,11 +1,12 @@
-"""Which keys a dictionary of a config may have, by its class and by published configs."""
+"""Which keys a config may have: by signatures of classes, and by a table for what has none."""
 
+import ast
 import functools
 import inspect
 import json
 import re
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,22 @@ import mmcv.ops
 import torch
 from mmdet import registry as registries
 from mmengine.config import Config
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
-from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from mmengine.runner import (
+    EpochBasedTrainLoop,
+    FlexibleRunner,
+    IterBasedTrainLoop,
+    LogProcessor,
+    Runner,
+    TestLoop,
+    ValLoop,
+    set_random_seed,
+)
+from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.deformable import SETTINGS, arguments
-from dcnzoo.utils.text import few, nearest
 
 RUNNER_KEYS = {
     *inspect.signature(Runner).parameters,
@@ -32,46 +42,50 @@ RUNNER_KEYS = {
 LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
 ANY_MODULE = {"type", "_scope_", "init_cfg", "bg_cls_weight", *SETTINGS}
-# MMDetection 2's key → that of version 3
-OLD_KEYS = {
-    "data": "train_dataloader, val_dataloader and test_dataloader",
-    "optimizer": "optim_wrapper.optimizer",
-    "optimizer_config": "optim_wrapper",
-    "lr_config": "param_scheduler",
-    "momentum_config": "param_scheduler",
-    "total_epochs": "train_cfg.max_epochs",
-    "total_iters": "train_cfg.max_iters",
-    "runner": "train_cfg",
-    "evaluation": "val_evaluator and train_cfg.val_interval",
-    "checkpoint_config": "default_hooks.checkpoint",
-    "log_config": "default_hooks.logger and visualizer",
-    "workflow": "train_cfg and val_cfg",
-    "dist_params": "env_cfg.dist_cfg",
-    "opencv_num_threads": "env_cfg.mp_cfg.opencv_num_threads",
-    "mp_start_method": "env_cfg.mp_cfg.mp_start_method",
-    "cudnn_benchmark": "env_cfg.cudnn_benchmark",
-    "fp16": "optim_wrapper.type='AmpOptimWrapper' and optim_wrapper.loss_scale",
-    "seed": "randomness.seed",
-    "deterministic": "randomness.deterministic",
-    "resume_from": "resume=True and load_from",
-    "auto_resume": "resume=True",
-    "gpu_ids": "the environment variable CUDA_VISIBLE_DEVICES",
-    "gpus": "the environment variable CUDA_VISIBLE_DEVICES",
-    "device": "the environment variable CUDA_VISIBLE_DEVICES",
+# the packages whose classes the table knows
+PACKAGES = ("dcnzoo", "mmcv", "mmdet", "mmengine", "torch")
+
+# MMDetection 2's key → its type or some keys of its dictionary, and the key of version 3
+OLD_KEYS: dict[str, tuple[type | str, str]] = {
+    "data": ("samples_per_gpu workers_per_gpu train", "train_dataloader, val_dataloader and test_dataloader"),
+    "optimizer": ("type", "optim_wrapper.optimizer"),
+    "optimizer_config": ("grad_clip type", "optim_wrapper"),
+    "lr_config": ("policy warmup", "param_scheduler"),
+    "momentum_config": ("policy", "param_scheduler"),
+    "total_epochs": (int, "train_cfg.max_epochs"),
+    "total_iters": (int, "train_cfg.max_iters"),
+    "runner": ("max_epochs max_iters", "train_cfg"),
+    "evaluation": ("interval metric save_best", "val_evaluator and train_cfg.val_interval"),
+    "checkpoint_config": ("interval max_keep_ckpts", "default_hooks.checkpoint"),
+    "log_config": ("interval hooks", "default_hooks.logger and visualizer"),
+    "workflow": (list, "train_cfg and val_cfg"),
+    "dist_params": ("backend", "env_cfg.dist_cfg"),
+    "opencv_num_threads": (int, "env_cfg.mp_cfg.opencv_num_threads"),
+    "mp_start_method": (str, "env_cfg.mp_cfg.mp_start_method"),
+    "cudnn_benchmark": (bool, "env_cfg.cudnn_benchmark"),
+    "fp16": ("loss_scale", "optim_wrapper.type='AmpOptimWrapper' and optim_wrapper.loss_scale"),
+    "seed": (int, "randomness.seed"),
+    "deterministic": (bool, "randomness.deterministic"),
+    "resume_from": (str, "resume=True and load_from"),
+    "auto_resume": (bool, "resume=True"),
+    "gpu_ids": (list, "the environment variable CUDA_VISIBLE_DEVICES"),
+    "gpus": (int, "the environment variable CUDA_VISIBLE_DEVICES"),
+    "device": (str, "the environment variable CUDA_VISIBLE_DEVICES"),
 }
 # the registries of the classes in each part of a config
 _MODEL = ("MODELS", "TASK_UTILS")
 _HOOKS = ("HOOKS", "TRANSFORMS")
 _DATA = ("DATASETS", "TRANSFORMS", "DATA_SAMPLERS")
 _REGISTRIES = {
-    **dict.fromkeys(("model", "tta_model"), _MODEL),
+    **dict.fromkeys(("model", "tta_model", "data_preprocessor"), _MODEL),
     **dict.fromkeys(("train_dataloader", "val_dataloader", "test_dataloader"), _DATA),
-    **dict.fromkeys(("val_evaluator", "test_evaluator"), ("METRICS",)),
+    **dict.fromkeys(("val_evaluator", "test_evaluator"), ("METRICS", "EVALUATOR")),
     **dict.fromkeys(("default_hooks", "custom_hooks"), _HOOKS),
     **dict.fromkeys(("train_cfg", "val_cfg", "test_cfg"), ("LOOPS",)),
     "optim_wrapper": ("OPTIM_WRAPPERS", "OPTIMIZERS"),
     "param_scheduler": ("PARAM_SCHEDULERS",),
     "visualizer": ("VISUALIZERS", "VISBACKENDS"),
+    "log_processor": ("LOG_PROCESSORS",),
     "tta_pipeline": ("TRANSFORMS",),
 }
 # the classes and functions that receive dictionaries without a type
@@ -81,10 +95,10 @@ _UNTYPED = {
     "optim_wrapper.clip_grad": torch.nn.utils.clip_grad_norm_,
     "val_cfg": ValLoop,
     "test_cfg": TestLoop,
+    "log_processor": LogProcessor,
+    "randomness": set_random_seed,
+    "env_cfg.mp_cfg": set_multi_processing,
 }
-_READS = re.compile(
-    r"""cfg(?:\.get\(|\.pop\(|\[|,\ |\.)\s*['"]?(\w+)|['"](\w+)['"]\ (?:not\ )?in\ [\w.]*cfg\b""", re.VERBOSE
-)
 
 
 @dataclass(frozen=True)
@@ -107,32 +121,49 @@ class Place:
     @property
     def is_read(self) -> bool:
         """Whether code reads the keys one by one, so that Python notices no unknown key."""
-        return bool(re.match(r"(semi_)?(train|test)_cfg\b|paramwise_cfg$", self.inner))
+        return bool(re.match(r"(semi_)?(train|test)_cfg\b|paramwise_cfg\b", self.inner))
+
+    @property
+    def bases(self) -> list[str]:
+        """The names of the class and its bases, or of the function."""
+        kinds = getattr(self.kind, "__mro__", (self.kind,))
+        return [getattr(kind, "__name__", "") for kind in kinds]
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the class is one of those that the table knows, or none."""
+        return self.kind is None or self.kind.__module__.partition(".")[0] in PACKAGES
 
     def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
         """The arguments of the class, if it is that of this dictionary, and whether they are all."""
         return arguments(self.kind) if self.kind is not None and not self.inner else ({}, False)
 
-    def known(self, read: set[str]) -> set[str]:
-        """All keys that the dictionary may have, as far as they are known.
-
-        Args:
-            read: the keys that the code of the config's classes reads.
-        """
-        bases = [base.__name__ for base in getattr(self.kind, "__mro__", ())] or [""]
-        keys = {key for base in bases for key in _table().get(base, {}).get(self.inner, ())}
+    def known(self) -> set[str]:
+        """All keys that the dictionary may have, as far as they are known."""
+        table = read_table()
+        keys = {key for base in self.bases for key in table["keys"].get(base, {}).get(self.inner, ())}
         keys |= self.arguments()[0].keys()
         if self.names == _MODEL and not self.inner:
             keys |= ANY_MODULE
-        if self.inner.endswith("nms"):
+        if "custom_keys." in self.inner:
+            keys = {"lr_mult", "decay_mult"}
+        elif self.inner.endswith("nms"):
             function = getattr(mmcv.ops, str(self.node.get("type")), mmcv.ops.nms)
             keys |= {"split_thr", *arguments(function)[0], *arguments(mmcv.ops.batched_nms)[0]}
-        if self.inner == "paramwise_cfg":
-            keys |= _keys_read(DefaultOptimWrapperConstructor)
-        # a two-stage detector reads nothing but rpn and rcnn itself
-        if self.is_read and not (self.inner in ("train_cfg", "test_cfg") and {"rpn", "rcnn"} <= keys):
-            keys |= read
+        elif self.is_read and not (self.inner in ("train_cfg", "test_cfg") and {"rpn", "rcnn"} <= keys):
+            # a two-stage detector reads nothing but rpn and rcnn itself
+            keys |= {*table["read"]}
         return keys | {"type", "_scope_"} if keys else keys
+
+
+@functools.cache
+def read_table() -> dict[str, Any]:
+    """Return the table that benchmarks/coverage/collect_keys.py writes.
+
+    ``keys``: class → path in its dictionary → keys that published configs set there and no signature has;
+    ``read``: keys that MMDetection reads from ``train_cfg`` and ``test_cfg``.
+    """
+    return json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
 
 
 def places(cfg: Config) -> Iterator[Place]:
@@ -147,7 +178,12 @@ def _places(value: object, at: Place) -> Iterator[Place]:
         kind = class_of(value, *at.names) or _UNTYPED.get(at.path)
         if at.path == "train_cfg" and kind is None:
             kind = EpochBasedTrainLoop if value.get("by_epoch") else IterBasedTrainLoop
-        at = Place(at.path, value, kind or at.kind, "" if kind else at.inner, at.names)
+        if at.path == "optim_wrapper.clip_grad" and value.get("type") == "value":
+            kind = torch.nn.utils.clip_grad_value_
+        names = (
+            at.names if getattr(kind, "__name__", "") != "Albu" else ()
+        )  # inside are albumentations' names
+        at = Place(at.path, value, kind or at.kind, "" if kind else at.inner, names)
         yield at
         for key, child in value.items():
             inner = f"{at.inner}.{key}".lstrip(".")
@@ -157,68 +193,44 @@ def _places(value: object, at: Place) -> Iterator[Place]:
             yield from _places(child, Place(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*", at.names))
 
 
-@functools.cache
-def _table() -> dict[str, dict[str, list[str]]]:
-    """Class → path in its dictionary → keys that published configs set there and the signature lacks."""
-    return json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))["keys"]
+def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Yield every dict in a part of a config, with its path."""
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from dicts(value, f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from dicts(value, f"{path}.{index}")
 
 
-def wrong_options(cfg: Config, options: Mapping, prefix: str = "") -> Iterator[str]:
-    """Yield the options that no part of the config uses, with the nearest key."""
-    by_path = {place.path: place for place in places(cfg)}
-    read = keys_read(by_path.values())
-    for name, value in options.items():
-        node, path, option = cfg, "", f"{prefix}{name}"
-        for key in option.split("."):
-            place = by_path.get(path) or Place(path, {})
-            if isinstance(node, list | tuple):
-                if not (key.isdigit() and int(key) < len(node)):
-                    yield f"{option}: expected a number below {len(node)} after {path}, got {key}"
-                    break
-                node = node[int(key)]
-            elif isinstance(node, Mapping | Config) and key in node:
-                node = node[key]
-            else:
-                known = {*node, *place.known(read)} if isinstance(node, Mapping) else {*cfg, *RUNNER_KEYS}
-                of_layer = LAYERS & {*path.split(".")} and not nearest(key, known, 0.75)
-                if key not in {*known, "_delete_"} and not of_layer and path != "default_hooks":
-                    yield f"{option}: {_instead(option, path, known, by_path)}, got an unknown key"
-                break
-            path = f"{path}.{key}".lstrip(".")
-        else:
-            if isinstance(node, Mapping) and isinstance(value, Mapping) and "_delete_" not in value:
-                yield from wrong_options(cfg, value, f"{path}.")
-            elif isinstance(node, Mapping) and isinstance(value, str | int | float) and key not in SETTINGS:
-                yield f"{path}: expected settings, such as {path}.{next(iter(node), 'type')}=…, got {value!r}"
+def is_old(key: str, value: object) -> bool:
+    """Whether a top-level key has the name and the shape of one of MMDetection 2."""
+    shape = OLD_KEYS[key][0] if key in OLD_KEYS else ""
+    if isinstance(shape, type):
+        return type(value) is shape
+    return isinstance(value, Mapping) and not value.keys().isdisjoint(shape.split())
 
 
-def _instead(option: str, path: str, known: set[str], places: Mapping[str, Place]) -> str:
-    """Describe which key is expected in place of the first unknown one, which follows ``path``."""
-    start = f"{path}." if path else ""
-    key = option.removeprefix(start).partition(".")[0]
-    if not path and key in OLD_KEYS:
-        return f"expected version 3's {OLD_KEYS[key]}"
-    if close := nearest(key, known, 0.75):
-        return f"expected {start}{close}"
-    paths = [f"{place.path}.{name}" for place in places.values() for name in place.node]
-    if close := nearest(option, paths):
-        return f"expected {close}"
-    return f"expected one of {few(sorted(known), 30)}"
+def variables(text: str) -> tuple[set[str], set[str]]:
+    """Return the names that the lines of a config and of its bases set, and those that they read.
 
+    The names that configs of an installed package set are left out.
 
-def keys_read(places: Iterable[Place]) -> set[str]:
-    """The keys that the code of the classes and their bases reads from dictionaries of settings."""
-    kinds: list[Any] = [place.kind for place in places if inspect.isclass(place.kind)]
-    return {key for kind in kinds for key in _keys_read(kind)}
-
-
-@functools.cache
-def _keys_read(kind: type) -> set[str]:
-    bases = [base for base in kind.__mro__ if not base.__module__.startswith(("torch", "builtins"))]
-    with suppress(OSError, TypeError):  # no source
-        text = "".join(map(inspect.getsource, bases))
-        return {word for match in _READS.findall(text) for word in match if word}
-    return set()
+    Args:
+        text: ``Config.text``, in which a line with its path precedes the text of each file.
+    """
+    stored, read = set(), {*re.findall(r"\b_base_\.(\w+)", text)}
+    parts = re.split(r"(?m)^(/.*\.(?:py|json|ya?ml))$", f"{'' if text.startswith('/') else '/.py'}\n{text}")
+    for file, part in zip(parts[1::2], parts[2::2], strict=True):
+        names = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}
+        if file.endswith(".py"):
+            nodes = [*ast.walk(ast.parse(re.sub(r"\{\{[^{}]*\}\}", "0", part)))]
+            used = [node for node in nodes if isinstance(node, ast.Name)]
+            read |= {name.id for name in used if isinstance(name.ctx, ast.Load)}
+            names = {name.id for name in used if isinstance(name.ctx, ast.Store)}
+        stored |= names if "/.mim/" not in file else set()
+    return stored, read
 
 
 def class_of(node: Mapping, *names: str) -> type | None:

@@ -81,7 +81,7 @@ class WorkDirHook(Hook):
 def _portable_text(cfg: Config, folder: Path) -> str:
     """Return the text of a config for a folder; paths relative to the config that was read stay relative."""
     source = Path(os.path.abspath(cfg.filename or ""))
-    text = cfg.dump()
+    text = cfg.pretty_text  # dump() would write JSON for a JSON file
     if not source.is_file() or DIRECTORY not in source.read_text(encoding="utf-8"):
         return text
     steps = Path(os.path.relpath(source.parent, os.path.realpath(folder))).as_posix()

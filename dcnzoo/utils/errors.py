@@ -15,6 +15,7 @@ class UserError(Exception):
         return "\n".join(map(str, self.args))
 
 
+HINT = " (DCNZOO_TRACEBACK=1 shows where)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,7 +55,7 @@ def describe(error: Exception) -> str:
     libraries = sys.stdlib_module_names | {"torch", "numpy"}
     if [package for package in packages if package not in libraries][-1:] == ["dcnzoo"]:
         return f"this is an error in dcnzoo: {text}; please report it with the output of DCNZOO_TRACEBACK=1"
-    return f"{text} (DCNZOO_TRACEBACK=1 shows where)"
+    return text + HINT
 
 
 def one_line(error: BaseException) -> str:

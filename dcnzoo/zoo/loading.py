@@ -11,6 +11,8 @@ from dcnzoo.utils.files import CHECKPOINTS, last_checkpoint, require_file
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
+CONFIGS = (".py", ".json", ".yaml", ".yml")
+
 
 def locate(
     model: str | os.PathLike,
@@ -49,7 +51,7 @@ def locate(
             last, checkpoint = checkpoint_of(path, checkpoint), None
     elif path.suffix in (".pth", ".safetensors") and path.is_file() and _configs(path.parent):
         config, last = work_directory(path.parent), path  # a checkpoint of a work directory
-    elif path.suffix == ".py" and "::" not in name and (path.is_file() or len(path.parts) > 1):
+    elif path.suffix in CONFIGS and "::" not in name and (path.is_file() or len(path.parts) > 1):
         require_file(name, "model")
         config = path
     elif "::" in name and (checkpoint is not None or not weights):

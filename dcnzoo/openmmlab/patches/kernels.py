@@ -63,11 +63,15 @@ def _replace_kernels(operator: str, changes: Changes) -> None:
         changes.set(module, name, extension.attention_in_place_of(getattr(module, name)))
 
 
+replaced: dict[object, str] = {}  # class → the name under which another one is registered now
+
+
 def registered(registry: Registry, kind: type, reason: str) -> Patch:
     """A patch that replaces the class of the same name in a registry."""
     name = kind.__name__
 
     def change(changes: Changes) -> None:
+        replaced[registry.module_dict[name]] = name
         changes.set_item(registry.module_dict, name, kind)
 
     return Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change)

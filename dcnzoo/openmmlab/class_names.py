@@ -1,0 +1,75 @@
+"""Types of a config are names of registered classes, also where the config imports the classes.
+
+MMEngine's new style has classes, its dumps have their modules' paths, and a config in the old style may
+import a class too. Only names lead to the classes that dcnzoo registers in place of MMDetection's, and only
+they can be compared.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import mmcv.ops
+from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.registry import Registry, root
+from mmengine.utils import get_object_from_string
+
+from dcnzoo.openmmlab.patches.kernels import replaced
+
+
+def use_names(cfg: Config) -> Config:
+    """Return the config with names as types, without the objects that it imports.
+
+    A class that no registry has stays one, which a dump writes as its path.
+    """
+    settings = cfg._to_lazy_dict()
+    nodes = [node for node in _dicts(settings) if _is_class(node.get("type"))]
+    imported = {key for key, value in settings.items() if inspect.isclass(value)}
+    if not nodes and not imported and cfg.keys() == settings.keys():
+        return cfg
+    if settings.get("default_scope") is None:
+        settings["default_scope"] = "mmdet"
+    names = _names(settings["default_scope"])
+    for node in nodes:
+        kind = _build(node["type"])
+        if kind in names:
+            node["type"] = names[kind]
+        elif inspect.isclass(node["type"]):
+            node["type"] = LazyObject(kind.__module__, kind.__name__)
+    settings = {key: value for key, value in settings.items() if key not in imported}
+    return Config(settings, cfg_text=cfg.text, filename=cfg.filename)
+
+
+def _dicts(value: object) -> Iterator[dict]:
+    if isinstance(value, dict):
+        yield value
+        value = [*value.values()]
+    for inner in value if isinstance(value, list | tuple) else ():
+        yield from _dicts(inner)
+
+
+def _is_class(kind: object) -> bool:
+    """Whether a type is no name. ``mmdet.CocoDataset`` is one, ``mmdet.datasets.CocoDataset`` is a path."""
+    return kind.count(".") > 1 if isinstance(kind, str) else callable(kind)
+
+
+def _build(kind: Any) -> Any:
+    if isinstance(kind, str):
+        return get_object_from_string(kind)
+    return kind.build() if isinstance(kind, LazyAttr | LazyObject) else kind
+
+
+def _names(scope: str) -> dict[object, str]:
+    """Return the name of each class in the registries, and of each function in ``mmcv.ops``."""
+    names: dict[object, str] = {getattr(mmcv.ops, name): name for name in mmcv.ops.__all__}
+    for registry in [each for each in vars(root).values() if isinstance(each, Registry)]:
+        children = registry.children
+        if scope in children:
+            children[scope].import_from_location()
+        for each in (registry, *children.values()):
+            for name, kind in each.module_dict.items():
+                first = children[scope].module_dict.get(name) if scope in children else None
+                same = each.scope == scope or (each is registry and first in (None, kind))
+                names[kind] = name if same else f"{each.scope}.{name}"
+    return names | replaced
