@@ -56,8 +56,9 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    if old := OLD_KEYS.keys() & cfg.keys():  # variables, which a dump would set without reading them
-        for key in old & variables(cfg.text)[1]:
+    if old := OLD_KEYS.keys() & cfg.keys():
+        stored, read = variables(cfg.text)
+        for key in old & read | old - stored:  # variables; a dump would set them without reading them
             cfg.pop(key)
     options = {} if cfg_options is None else cfg_options
     if not isinstance(options, Mapping):

@@ -114,7 +114,8 @@ def in_new_style(cfg: Config, folder: Path) -> Path:
     child = (
         "from mmengine.config import read_base\nwith read_base():\n    from .new_base import *\n"
         "from mmengine.dataset import InfiniteSampler\nseed = 3\nrandomness = dict(seed=seed)\n"
-        "if 'train_dataloader' in globals():\n    train_dataloader['sampler'] = dict(type=InfiniteSampler)\n"
+        "if globals().get('train_dataloader'):\n"
+        "    train_dataloader['sampler'] = dict(type=InfiniteSampler)\n"
     )
     (folder / "new.py").write_text(child)
     return folder / "new.py"
@@ -123,9 +124,13 @@ def in_new_style(cfg: Config, folder: Path) -> Path:
 def in_other_formats(cfg: Config, folder: Path) -> Iterator[Path]:
     """Write a config as MMEngine dumps it, as JSON and as YAML."""
     settings = cfg.to_dict()
+    try:
+        text = json.dumps(settings)
+    except TypeError:  # a function
+        return
     (folder / "dump.py").write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
     yield folder / "dump.py"
-    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(text)
     for ending in (".json", ".yaml"):
         (folder / f"child{ending}").write_text(json.dumps({"_base_": "config.json", "resume": False}))
         yield folder / f"child{ending}"
