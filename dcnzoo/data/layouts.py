@@ -13,7 +13,7 @@ from dcnzoo.data.check import KINDS, check_content, repair
 from dcnzoo.data.labelme import find_labelme
 from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, choose, folder_of, path_parts
 from dcnzoo.data.voc import find_voc
-from dcnzoo.data.yolo import find_plain_yolo, find_yolo
+from dcnzoo.data.yolo import find_plain_yolo, find_yolo, has_boxes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.findings import Finding
@@ -205,6 +205,8 @@ def unused(data: Path, parts: Sequence[Part]) -> str:
     texts = []
     for what, endings in (("pictures", PICTURES), ("files", (".json", ".xml"))):
         files = [file for file in left if file.suffix.lower() in endings]
+        if what == "files":
+            files += [file for file in left if file.suffix == ".txt" and has_boxes(file)]
         if files:
             names = few([file.relative_to(tree.root) for file in files], 2)
             texts.append(f"{counted(len(files), what)} ({names})")

@@ -11,7 +11,7 @@ from typing import Any
 
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.files import PICTURES, is_written_by
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few
 
@@ -142,6 +142,9 @@ class Tree:
         self.description: Path | None = None  # the file like data.yaml, if it was chosen
         visited = set()
         for folder, folders, names in os.walk(root, followlinks=True):
+            if Path(folder) != root and is_written_by("train", Path(folder)):
+                folders[:] = []  # a work directory, with the pictures and annotations of a training
+                continue
             names = sorted(filter(_is_visible, names))
             level = len(Path(folder).relative_to(root).parts)
             key = os.path.realpath(folder)
@@ -149,7 +152,10 @@ class Tree:
             folders[:] = sorted(filter(_is_visible, folders)) if deeper else []
             self.files += [Path(folder, name) for name in names]
             visited.add(key)
-            if descend and self.root == Path(folder) and len(folders) == 1 and not names:
+            lonely = len(folders) == 1 and all(
+                name.lower().startswith(("readme", "license")) for name in names
+            )
+            if descend and self.root == Path(folder) and lonely:
                 self.root = Path(folder, folders[0])
         self.files.sort()
 

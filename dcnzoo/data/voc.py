@@ -41,8 +41,8 @@ def convert_voc(
 
     Args:
         root: contains the XML files and the images: in ``Annotations`` and ``JPEGImages``, or in any folders.
-        split: read only the XML files listed in ``ImageSets/Main/{split}.txt`` or ``ImageSets/{split}.txt``;
-            by default all.
+        split: read only the XML files listed in ``ImageSets/Main/{split}.txt`` or ``ImageSets/{split}.txt``,
+            or, without lists, those in folders of this name; by default all.
         annotations, images: other folders for the XML files and the images.
         difficult: handling of objects marked as difficult: ``'ignore'`` sets COCO's ``iscrowd``, which
             excludes them from training and evaluation; ``'keep'`` and ``'drop'``.
@@ -54,15 +54,21 @@ def convert_voc(
     """
     tree = Tree(Path(root))
     listings = [file for file in _lists(tree) if file.stem == split]
+    xml_tree = Tree(Path(annotations)) if annotations else tree
+    files = xml_tree.ending(".xml")
     if split and not listings:
-        raise UserError(f"split: expected {tree.root}/ImageSets/Main/{split}.txt, found none")
+        files = [file for file in files if xml_tree.split_of(file, own=False) == SPLITS.get(split, split)]
+        if not files:
+            expected = f"{tree.root}/ImageSets/Main/{split}.txt, or XML files in a folder {split}"
+            raise UserError(f"split: expected {expected}, found neither")
     builder = _read(
-        (Tree(Path(annotations)) if annotations else tree).ending(".xml"),
+        files,
         listings,
         Tree(Path(images)) if images else tree,
         CocoBuilder(classes, clip),
         difficult,
         zero_based,
+        SPLITS.get(split or "", ""),
     )
     if not builder.pictures and not builder.problems:
         where = f"{split}.txt" if split else annotations or tree.root

@@ -109,18 +109,19 @@ def _description(tree: Tree) -> Path | None:
 
 def find_plain_yolo(tree: Tree) -> list[Part]:
     """Return the parts of a folder with labels and the names of the classes in a text file."""
-    pictures = [picture for picture in tree.pictures if _has_boxes(_labels(picture))]
+    pictures = [picture for picture in tree.pictures if has_boxes(_labels(picture))]
     if not pictures:
         return []
     folders = {picture.parent for picture in pictures}  # of a folder with labels, all pictures are used
     files = [file for file in tree.files if file.name in CLASSES or file.suffix == ".names"]
-    if len(files) != 1:
+    names = {tuple(line for _, line in read_lines(file)) for file in files}  # LabelImg: one in each folder
+    if len(names) != 1:
         expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
         raise UserError(f"data: expected {expected}, found {few(files)}")
     images = {p: tree.split_of(p, own=False) for p in tree.pictures if p.parent in folders}
 
     def read(options: ReadOptions, split: str) -> Annotations:
-        builder = CocoBuilder([line for _, line in read_lines(files[0])], options.clip, tree.root)
+        builder = CocoBuilder(next(iter(names)), options.clip, tree.root)
         builder.sources += files
         return _require_labels(_convert([p for p in images if images[p] == split], builder), split, options)
 
@@ -130,7 +131,7 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
     ]
 
 
-def _has_boxes(labels: Path) -> bool:
+def has_boxes(labels: Path) -> bool:
     """Whether the first line of a text file has a class and four or more numbers."""
     try:
         _, line = next(read_lines(labels), (0, ""))

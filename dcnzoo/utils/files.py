@@ -135,6 +135,11 @@ def _recorded(folder: Path) -> set[tuple[str, str, str]]:
     return entries
 
 
+def is_written_by(command: str, folder: Path) -> bool:
+    """Whether a command has written files to a folder."""
+    return any(entry[0] == command for entry in _recorded(folder))
+
+
 def require_writable(folder: str | os.PathLike) -> None:
     """Raise UserError unless files can be written to a folder, or it can be created."""
     parents = (Path(folder), *Path(folder).absolute().parents)

@@ -11,6 +11,8 @@ from PIL import Image
 
 from dcnzoo.data.layouts import LAYOUTS, check_parts, find_parts, unused
 from dcnzoo.data.splits import split_of
+from dcnzoo.data.voc import convert_voc
+from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
 
 CLASSES = ("disc", "box", "star")
@@ -371,3 +373,30 @@ def test_the_table_of_the_page():
     page = (Path(__file__).parents[2] / "docs/train_your_data.md").read_text(encoding="utf-8")
     rows = [f"| {layout.name} | {layout.example} |\n" for layout in LAYOUTS]
     assert "".join(rows) in page
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name.startswith(("Pascal", "YOLO"))])
+def test_converters_read_the_same_splits(tmp_path, name):
+    """``data convert`` with ``--split``, also where the tool calls a split otherwise."""
+    truth = GENERATORS[name](tmp_path, {"train": 4, "val": 3})
+    if name in ("YOLO, Label Studio", "YOLO, LabelImg", "Pascal VOC, CVAT"):
+        pytest.skip("no description of splits, or lists with other names")
+    convert = convert_yolo if name.startswith("YOLO") else convert_voc
+    for split, (folder, part) in truth.items():
+        builder, _ = convert(tmp_path, split)
+        expected = {os.path.realpath(folder / file) for file in part}
+        assert {os.path.realpath(picture) for picture in builder.pictures} == expected
+
+
+def test_what_is_not_used_is_named(tmp_path):
+    truth = GENERATORS["YOLO, LabelImg"](tmp_path, {"train": 4, "val": 3})
+    for folder, _ in truth.values():  # LabelImg writes one in each folder
+        shutil.copyfile(tmp_path / "classes.txt", folder / "classes.txt")
+    _, parts = read(tmp_path)
+    assert unused(tmp_path, parts) == ""
+    yolo(tmp_path / "train/gone.txt", [(0, 1, 2, 3, 4)])
+    draw(tmp_path / "photos", 2)
+    assert unused(tmp_path, parts) == "2 pictures (photos/0000.jpg, photos/0001.jpg), 1 file (train/gone.txt)"
+    write(tmp_path / "val/classes.txt", "star\ndisc\n")
+    with pytest.raises(UserError, match="names of the classes"):
+        find_parts(tmp_path)

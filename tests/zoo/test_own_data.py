@@ -168,6 +168,16 @@ def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
     assert cfg.test_dataloader == cfg.val_dataloader
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_work_directories_in_the_data_are_not_read(tmp_path, name):
+    root = tmp_path / "fruits"
+    WRITERS[name](root, fruits(tmp_path / "drawn"))
+    first = prepare(root, root / "work_dirs/one")
+    second = prepare(root, root / "two")
+    train = [objects(result.config.parent / "train.json") for result in (first, second)]
+    assert train[0] == train[1] and len(first.decisions) == len(second.decisions)
+
+
 def test_remedies_that_are_named_exist(tmp_path):
     write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     file = next((tmp_path / "fruits/Annotations").glob("*.xml"))
