@@ -3,9 +3,12 @@
 If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyTorch runs them.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
+
+from ..version import __version__
 
 _FOLDER = Path(__file__).parent
 _SCHEMAS = _FOLDER / "schemas.txt"  # written by setup.py
@@ -52,6 +55,19 @@ elif _SCHEMAS.exists():
     _definitions = torch.library.Library("dcnzoo", "FRAGMENT")
     for _schema in _schemas():
         _definitions.define(_schema)
+
+
+def _revision() -> str:
+    """The version, and a checksum of the operators' Python files and libraries."""
+    digest = hashlib.sha256()
+    for path in sorted([*_FOLDER.rglob("*.py"), *loaded.values()]):
+        digest.update(path.read_bytes())
+    return f"dcnzoo {__version__} {digest.hexdigest()[:16]}"
+
+
+# torch keeps compiled code on disk, by the names of its operators. The derivatives that dcnzoo registers are in
+# this code: with the same key, code of the version before would run after an upgrade.
+torch.compiler.config.cache_key_tag += _revision()
 
 
 def has_ops() -> bool:
