@@ -65,8 +65,8 @@ def _revision() -> str:
     return f"dcnzoo {__version__} {digest.hexdigest()[:16]}"
 
 
-# torch keeps compiled code on disk, by the names of its operators. The derivatives that dcnzoo registers are in
-# this code: with the same key, code of the version before would run after an upgrade.
+# torch keeps compiled code on disk, by the names of its operators. The derivatives that dcnzoo registers are
+# in this code: with the same key, code of the version before would run after an upgrade.
 torch.compiler.config.cache_key_tag += _revision()
 
 
