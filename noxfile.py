@@ -139,6 +139,18 @@ def browser(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
+def node(session: Session) -> None:
+    """Detect with onnxruntime-node and onnxruntime-web, by the code in docs/deploy.md (needs npm)."""
+    update_venv(session)
+    folder = Path(session.create_tmp()).resolve()
+    packages = ("onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0")
+    # --ignore-scripts: no downloads of other files, such as those for CUDA
+    command = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", folder, *packages)
+    session.run_install(*command, external=True)
+    test(session, "tests/environments/test_node.py", python=PYTHON, env={"NODE": str(folder)}, external=True)
+
+
+@nox.session(tags=NIGHTLY)
 def ray(session: Session) -> None:
     """Detect 200 pictures with the recipe for Ray Data in docs/scale.md, and kill its processes."""
     use_venv(session)

@@ -29,11 +29,11 @@ def command(
     """
     from mmdet.registry import DATASETS, VISUALIZERS
     from mmengine.registry import init_default_scope
-    from rich.progress import track
 
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.runner import read_checked_config
     from dcnzoo.utils.files import require_writable
+    from dcnzoo.utils.progress import track
     from dcnzoo.zoo.loading import locate
 
     config = locate(model, weights=False)[0]
@@ -46,7 +46,7 @@ def command(
         dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
         visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None})
         visualizer.dataset_meta = dataset.metainfo
-        for index in track(range(min(num_images, len(dataset))), description="drawing"):
+        for index in track(range(min(num_images, len(dataset))), "drawing"):
             item = dataset[index]
             sample = item["data_samples"]
             truth = sample.gt_instances

@@ -38,6 +38,12 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 @_options.num_images(100, "Number of images for --int8.")
 @option("--skip-postprocess", "raw_outputs", is_flag=True, help="Export a single-stage head's raw outputs.")
 @option("--deform-conv", type=FORMS, help="Form of deformable convolution (default: that of the runtime).")
+@option(
+    "--img-shape",
+    type=click.Choice(["optional", "required", "none"]),
+    default="optional",
+    help="Input for the sizes of padded pictures: onnxruntime-web needs required; none: never padded.",
+)
 @option("--for", "runtime", type=RUNTIMES, help="Runtime of the file; its known problems are listed.")
 @option("--check", is_flag=True, help="Only list the known problems of MODEL, an ONNX file.")
 @_options.force
@@ -48,7 +54,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 def command(
     model: str, weights: str | None, checkpoint: str | None, path: Path, verify: bool, show: bool,
     test_img: str | None, fp16: bool, int8: str | None, num_images: int, runtime: str | None, check: bool,
-    cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
+    img_shape: str, cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Export a detector to ONNX, OpenVINO or AOTInductor.
 
@@ -77,6 +83,7 @@ def command(
     claim = _options.output_files(force)
     for ending in filter(None, (path.suffix, ".bin" * (path.suffix == ".xml"), ".png" * show)):
         claim(path.with_suffix(ending))
+    options |= {"img_shape": None if img_shape == "none" else img_shape}
     options |= {"verify": verify and (test_img or True), "runtime": runtime or "onnxruntime"}
     checked = ExportOptions(path, **options)  # before the model is loaded
     loading: dict[str, Any] = {
@@ -86,8 +93,11 @@ def command(
     }
     detector: Any = dcnzoo.load(model, checkpoint=checkpoint or weights, device="cpu", **loading)
     from dcnzoo.openmmlab.export.export import draw_both, export_detector
+    from dcnzoo.utils.progress import waiting
 
-    print(result := export_detector(detector, checked))
+    with waiting("exporting"):
+        result = export_detector(detector, checked)
+    print(result)
     print_findings(result.findings)
     if show:
         print(f"drawn: {draw_both(detector, result, test_img or True)}")

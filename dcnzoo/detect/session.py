@@ -1,6 +1,7 @@
 """An exported file in a runtime. Requires numpy and the runtime, but not torch."""
 
 import os
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -90,6 +91,11 @@ class Session:
             )
         if sizes is None:
             sizes = np.tile(np.array(images.shape[2:], np.int64), (len(images), 1))
+        elif len(self.inputs) == 1 and (sizes < images.shape[2:]).any():
+            warnings.warn(
+                f"{self.path}: a padded picture, but no input img_shape: boxes may reach into the padding",
+                stacklevel=2,
+            )
         step = self.shape[0] or len(images)
         parts = []
         for start in range(0, len(images), step):

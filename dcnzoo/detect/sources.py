@@ -58,20 +58,11 @@ def count(images: Iterable[Any]) -> int | None:
 
 
 def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:
-    """Yield the images; if there are several and standard error is a terminal, show a progress bar."""
-    if total == 1 or not sys.stderr.isatty():
+    """Yield the images; if there are several, show the progress."""
+    if total == 1:
         return images
     try:
-        from rich.console import Console
-
-        from dcnzoo.utils.progress import make_progress
+        from dcnzoo.utils.progress import track
     except ModuleNotFoundError:  # an exported detector does not require rich
         return images
-
-    def tracked() -> Iterator[Any]:
-        options = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
-        with make_progress(Console(stderr=True), **options) as progress:
-            bar = progress.add_task("detecting", total=total, note="")
-            yield from progress.track(images, task_id=bar)
-
-    return tracked()
+    return track(images, "detecting", total)

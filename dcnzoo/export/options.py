@@ -42,6 +42,7 @@ class ExportOptions:
     simplify: bool = False
     verify: str | os.PathLike | bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    img_shape: Literal["optional", "required"] | None = "optional"
 
     def __post_init__(self) -> None:
         ending = Path(self.path).suffix
@@ -53,6 +54,10 @@ class ExportOptions:
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
         if self.runtime not in RUNTIMES:
             raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
+        if self.img_shape not in ("optional", "required", None):
+            raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
+        if self.img_shape is None and self.verify and not self.raw_outputs:
+            raise ValueError("verify: expected a file with img_shape: it is compared on padded pictures")
         if self.verify and self.precision != "float32":
             raise ValueError("verify: expected precision='float32': compare the AP of other files")
         if ending == ".pt2":

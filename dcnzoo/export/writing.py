@@ -68,7 +68,7 @@ def write_file(
         if path.suffix == ".xml":
             save_ir(partial, path, options.precision == "float16")
             return path, path.with_suffix(".bin")
-        if SIZES in input_names:
+        if SIZES in input_names and options.img_shape == "optional":
             onnx.save(_with_default_size(onnx.load(partial)), partial)
         seal(partial)
         with replacing(path) as target:

@@ -209,6 +209,7 @@ class TorchDetector(BaseDetector):
         simplify: bool = False,
         verify: str | os.PathLike | bool = False,
         metadata: Mapping[str, str] | None = None,
+        img_shape: Literal["optional", "required"] | None = "optional",
     ) -> ExportResult:
         """Write a file that :func:`dcnzoo.load` and other programs run without OpenMMLab.
 
@@ -227,6 +228,8 @@ class TorchDetector(BaseDetector):
             verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
                 picture.
             metadata: entries for the metadata of the file.
+            img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``,
+                as onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
@@ -245,6 +248,7 @@ class TorchDetector(BaseDetector):
             simplify=simplify,
             verify=verify,
             metadata=metadata or {},
+            img_shape=img_shape,
         )
         return export_detector(self, options)
 

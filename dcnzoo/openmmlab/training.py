@@ -1,6 +1,7 @@
 """Training from the command line."""
 
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import Runner
 
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.openmmlab.hooks import ProgressHook, SummaryHook
@@ -16,7 +18,7 @@ from dcnzoo.openmmlab.separate_run import separate_run
 from dcnzoo.openmmlab.work_dir import has_checkpoints, is_trained, next_replaced
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import DownloadError
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import last_checkpoint, require_file
 
 LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
 # the settings that count epochs or iterations, by part of the config
@@ -94,7 +96,7 @@ def set_up_training(
         _stop_early(cfg, patience)
     if logger is not None:
         _add_logger(cfg, logger)
-    return ", ".join(changes)
+    return ", ".join(filter(None, changes))
 
 
 def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
@@ -126,6 +128,28 @@ def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
     if start.file:
         require_file(start.file, "checkpoint")
     return start
+
+
+def nothing_left(cfg: Config, start: Start) -> str | None:
+    """Return a line that says so if the checkpoint to resume from is the end of the training."""
+    path = Path(start.file) if start.file else last_checkpoint(Path(cfg.work_dir))
+    unit, end = "epoch", cfg.train_cfg.get("max_epochs")
+    if not end:
+        unit, end = "iter", cfg.train_cfg.get("max_iters")
+    if not (start.resumes and end and path and path.is_file()):
+        return None
+    name = re.fullmatch(rf"{unit}_(\d+)\.pth", path.name)
+    if name and int(name[1]) < end:  # without reading the file
+        return None
+    try:
+        meta = load_file(path, map_location="meta").get("meta") or {}
+    except CheckpointError:  # training resumes from an older one
+        return None
+    done = meta.get(unit, 0)
+    if done < end or (done == end and cfg.get("val_cfg") and meta.get("validated") is False):
+        return None
+    units = "epochs" if unit == "epoch" else "iterations"
+    return f"{cfg.work_dir}: has {done} {units} of {end}, nothing to train; --epochs sets a larger number"
 
 
 @separate_run()
@@ -182,10 +206,9 @@ def main_metric(cfg: Config) -> str | None:
 
 
 def _set(node: dict, key: str, value: object, owner: str = "") -> str:
-    """Set ``node[key]``; return a description of the change."""
-    text = f"{owner}{key} {node.get(key)} → {value}"
-    node[key] = value
-    return text
+    """Set ``node[key]``; return a description of the change, empty if there is none."""
+    before, node[key] = node.get(key), value
+    return "" if before == value else f"{owner}{key} {before} → {value}"
 
 
 def _set_epochs(cfg: Config, epochs: int) -> list[str]:

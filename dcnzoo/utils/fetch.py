@@ -220,7 +220,7 @@ def _size(part: Path) -> int:
 
 def _download(url: str, part: Path, console: Console) -> None:
     """Download to ``part``, and continue it after interruptions if the server names the file's version."""
-    bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
+    bar = make_progress(console, DownloadColumn(), TransferSpeedColumn())
     failures, reached = 0, False
     with requests.Session() as session, bar:
         task = bar.add_task(part.stem, total=None, note="")

@@ -1,9 +1,12 @@
-"""The progress bar of the command line."""
+"""Progress of long steps: a bar on a terminal, a line that is updated in a notebook, else some lines."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,21 +19,85 @@ from rich.progress import (
 )
 
 Item = TypeVar("Item")
+SILENCE = 30  # seconds without a line, after which one is printed
 
 
-def track(items: Sequence[Item], title: str) -> Iterable[Item]:
-    """Yield the items; show a progress bar if standard error is a terminal."""
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return rich.progress.track(items, title, console=console, disable=hidden, transient=True)
+def is_terminal(console: Console) -> bool:
+    """Whether the output of a console is a terminal. For rich, it also is if FORCE_COLOR is set."""
+    isatty = getattr(console.file, "isatty", None)
+    return isatty is not None and isatty()
+
+
+class LineProgress(Progress):
+    """Progress without a terminal: prints the columns other than the bar after 30 s of silence.
+
+    In a notebook, it updates one line every second instead.
+    """
+
+    def __init__(self, *columns: ProgressColumn, **kwargs: Any) -> None:
+        super().__init__(*columns, **{**kwargs, "disable": True})
+        self._ended = threading.Event()
+        self.note_output()
+
+    def note_output(self) -> None:
+        """Start another period of silence, because something else was printed."""
+        self._spoke = time.monotonic()
+
+    def start(self) -> None:
+        update = _line_of_notebook()
+        threading.Thread(target=self._run, args=(update,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _run(self, update: Callable[[str], None] | None) -> None:
+        while not self._ended.wait(min(1, SILENCE)):
+            tasks = self.tasks
+            if not tasks or (update is None and time.monotonic() - self._spoke < SILENCE):
+                continue
+            columns = [column for column in self.columns if isinstance(column, ProgressColumn)]
+            cells = [str(column(tasks[-1])) for column in columns if not isinstance(column, BarColumn)]
+            (update or self._print)("  ".join(cells).rstrip())
+            self.note_output()
+
+    def _print(self, text: str) -> None:
+        print(text, file=self.console.file, flush=True)
+
+
+def _line_of_notebook() -> Callable[[str], None] | None:
+    """Return a function that replaces the text of a new line in a notebook; elsewhere, None."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    line = display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda text: line.update({"text/plain": text}, raw=True)
+
+
+def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items and show the progress. The total number defaults to the length of the items."""
+    with make_progress(Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(title, total=total, note="")
+        yield from progress.track(items, total=total, task_id=bar)
+
+
+@contextlib.contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Context that shows the time of a step of unknown length."""
+    with make_progress(Console(stderr=True), TimeElapsedColumn(), transient=True) as progress:
+        progress.add_task(title, total=None, note="")
+        yield
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:
-    """A progress bar with a description, the columns ``done``, the time left and a note.
+    """Return a progress bar with a description, the columns ``done``, the time left and a note.
 
-    By default ``done`` is the count and the elapsed time.
+    By default ``done`` is the count and the elapsed time. Text on standard output is printed above the bar
+    if it goes to a terminal, too.
     """
-    return Progress(
+    kind = Progress if is_terminal(console) else LineProgress
+    return kind(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
@@ -38,5 +105,6 @@ def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Pro
         TextColumn("left  {task.fields[note]}"),
         console=console,
         speed_estimate_period=3600,  # a step of a training may take minutes
+        redirect_stdout=sys.stdout.isatty(),
         **kwargs,
     )

@@ -96,6 +96,9 @@ def train(
             logger=logger,
         )
         start = training.choose_start(cfg, resume, force)
+        if line := training.nothing_left(cfg, start):
+            print(line)
+            return Path(cfg.work_dir)
         with output_files("report", force=force) as claim:
             for name in outputs:
                 claim(Path(cfg.work_dir, name))

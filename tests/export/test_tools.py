@@ -16,6 +16,7 @@ import dcnzoo
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.outputs import paste
 from dcnzoo.detect.pictures import read
+from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
@@ -329,3 +330,33 @@ def test_pictures_without_their_size(exported):
     np.testing.assert_array_equal(dets, same)
     np.testing.assert_array_equal(dets[0], smaller[0])
     assert smaller[1, :, :4].max() <= 64 < dets[1, :, :4].max()
+
+
+@pytest.mark.slow
+def test_forms_of_the_sizes(work, exported, tmp_path):
+    """img_shape without a default, which onnxruntime-web cannot feed, and files without it."""
+    session, detector = onnxruntime.InferenceSession(exported[0]), load(work)
+    images = np.random.default_rng(0).standard_normal((2, 3, 96, 128), np.float32)
+    sizes = {"img_shape": np.array([[96, 128], [64, 64]])}
+    detector.export(tmp_path / "required.onnx", img_shape="required")
+    graph = onnx.load(tmp_path / "required.onnx").graph
+    assert [value.name for value in graph.input] == ["input", "img_shape"]
+    assert "img_shape" not in {tensor.name for tensor in graph.initializer}
+    required = onnxruntime.InferenceSession(tmp_path / "required.onnx")
+    with pytest.raises(ValueError, match="img_shape"):
+        required.run(None, {"input": images})
+    for expected, output in zip(
+        *(s.run(None, {"input": images, **sizes}) for s in (session, required)), strict=True
+    ):
+        np.testing.assert_array_equal(output, expected)
+    detector.export(tmp_path / "none.onnx", img_shape=None)
+    unsized = onnxruntime.InferenceSession(tmp_path / "none.onnx")
+    assert [value.name for value in unsized.get_inputs()] == ["input"]
+    for expected, output in zip(*(s.run(None, {"input": images}) for s in (session, unsized)), strict=True):
+        np.testing.assert_array_equal(output, expected)
+    with pytest.warns(UserWarning, match="no input img_shape"):
+        Session(tmp_path / "none.onnx")(images, sizes["img_shape"])
+    with pytest.raises(ValueError, match=r"^verify: "):
+        detector.export(tmp_path / "none.onnx", img_shape=None, verify=True)
+    with pytest.raises(ValueError, match=r"^img_shape: "):
+        detector.export(tmp_path / "none.onnx", img_shape="never")

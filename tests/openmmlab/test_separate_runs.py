@@ -58,11 +58,20 @@ class OneRun(BaseVisBackend):
 
 
 def train(root, name, arguments, **more):
-    texts = [text.partition("=") for text in settings(root.parent / "data", 4, 2)[1:]]
+    epochs = arguments.get("epochs", 1)
+    texts = [text.partition("=") for text in settings(root.parent / "data", 4, 2, epochs)[1:]]
     options = {key: DictAction._parse_iterable(value) for key, _, value in texts}
     options["visualizer.vis_backends"] = [{"type": "LocalVisBackend"}, {"type": "OneRun"}]
     options["randomness"] = {"seed": 3}
     dcnzoo.train(PLAIN, work_dir=root / name, cfg_options={**options, **more}, **arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a training of two epochs."""
+    root = tmp_path_factory.mktemp("finished") / "runs"
+    train(root, "two", {"epochs": 2})
+    return root
 
 
 def in_own_process(root, name, arguments):
@@ -106,6 +115,18 @@ def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, 
         if name == "first":
             shutil.rmtree(tmp_path / "together" / name)
     assert used[-1] == used[0]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_finished_training_is_not_resumed(finished, capsys, epochs):
+    """With as many or fewer epochs than are done, one line says so and nothing is written."""
+    folder = finished / "two"
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    capsys.readouterr()
+    train(finished, "two", {"resume": True, "epochs": epochs})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{folder}: has 2 epochs of {epochs}") and "→" not in line
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
 
 
 @HOOKS.register_module()

@@ -485,8 +485,13 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
     assert saved.isfinite().all()
 
 
-def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
-    screen, file = io.StringIO(), io.StringIO()
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bar_on_a_terminal_and_none_in_a_file(tmp_path, monkeypatch):
+    screen, file = Terminal(), io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
     runner = make_runner(tmp_path, "bar", custom_hooks=[ProgressHook(console)])
     handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
@@ -498,6 +503,7 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     assert [h.stream for h in handlers] == streams
     make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()
     assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in Jupyter
     make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
     assert file.getvalue() == ""
 

@@ -52,7 +52,8 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
         text = f"dcnzoo.load cannot use the file: {one_line(error)}"
         findings.append(Finding(str(options.path), text, stops=False))
     package = Path(options.path).suffix == ".pt2"
-    model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package)
+    sized = options.img_shape is not None
+    model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package, sized=sized)
     _require_class_names(network, detector.classes)
     example = options.shape or (640, 640)
     if preprocessing is not None:

@@ -53,6 +53,7 @@ class Predictor(nn.Module):
 
     Args:
         all_masks: predict the masks of all rows, also of unused ones.
+        sized: with the input ``img_shape``. Without, the pictures have no padding.
 
     Raises:
         ValueError: the detector is not supported.
@@ -61,8 +62,10 @@ class Predictor(nn.Module):
     input_names: tuple[str, ...] = ("input", "img_shape")
     output_names: tuple[str, ...] = ("dets", "labels")
 
-    def __init__(self, detector: Any, all_masks: bool = False) -> None:
+    def __init__(self, detector: Any, all_masks: bool = False, sized: bool = True) -> None:
         super().__init__()
+        if not sized:
+            self.input_names = ("input",)
         if reason := rules.reason_to_refuse_detector(detector):
             raise ValueError(
                 f"detector: expected one that can be exported: {reason}; raw_outputs=True exports the "

@@ -9,20 +9,20 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 
-from dcnzoo.utils.progress import make_progress
+from dcnzoo.utils.progress import LineProgress, make_progress
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show a progress bar below the log lines, if the output is a terminal."""
+    """Show a progress bar below the log lines; without a terminal, see :mod:`dcnzoo.utils.progress`."""
 
     priority = "VERY_LOW"  # after the logger hook, which updates the current loss
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._progress = make_progress(self.console, disable=True)
+        self._progress = Progress(disable=True)
         self._streams: list[tuple[logging.StreamHandler, object]] = []
         self._bars: dict[str, TaskID] = {}
 
@@ -31,6 +31,8 @@ class ProgressHook(Hook):
         self._begin("train", runner.max_iters, runner.iter)
 
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+        if isinstance(self._progress, LineProgress):
+            self._progress.note_output()  # a row of the last epoch
         if mode != "train":
             self._begin(mode, len(getattr(runner, f"{mode}_dataloader")))
 
@@ -63,10 +65,12 @@ class ProgressHook(Hook):
         self._bars[name] = self._progress.add_task(title, total=total, completed=first, note="")
 
     def _start(self, runner: Runner) -> None:
-        if not (is_main_process() and self.console.is_terminal):
+        if not is_main_process():
             return
         self._progress = make_progress(self.console)
         self._progress.start()
+        if isinstance(self._progress, LineProgress):
+            return
         atexit.register(self.stop)  # after an error no hook runs, but the cursor must be shown again
         # rich replaces sys.stdout by a stream that writes above the bar; loggers still have the old one
         for handler in runner.logger.handlers:
@@ -79,5 +83,4 @@ class ProgressHook(Hook):
             if stream is not None:
                 handler.setStream(stream)
         self._streams.clear()
-        if self.console.is_terminal:  # to a file, rich would write an empty line
-            self._progress.stop()
+        self._progress.stop()

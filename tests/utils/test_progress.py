@@ -1,0 +1,80 @@
+"""The progress of long steps on terminals, in files and in notebooks."""
+
+import io
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from dcnzoo.utils import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def no_silence(monkeypatch):
+    monkeypatch.setattr(progress, "SILENCE", 0.05)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Jupyter sets it
+
+
+def slow(items):
+    for item in items:
+        time.sleep(0.06)
+        yield item
+
+
+def test_lines_in_a_file(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    assert [*slow(progress.track(range(8), "reading"))] == [*range(8)]
+    lines = file.getvalue().splitlines()
+    assert 3 <= len(lines) <= 11 and not any("\x1b" in line for line in lines)
+    assert all(line.startswith("reading ") and "/8" in line and line.endswith("left") for line in lines)
+
+
+def test_nothing_in_a_file_before_the_silence(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    monkeypatch.setattr(progress, "SILENCE", 30)
+    assert [*slow(progress.track(range(3), "reading"))] == [*range(3)]
+    with progress.waiting("exporting"):
+        time.sleep(0.1)
+    assert file.getvalue() == ""
+
+
+def test_a_step_of_unknown_length(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    with progress.waiting("exporting"):
+        time.sleep(0.3)
+    assert file.getvalue().startswith("exporting ")
+
+
+def test_a_bar_on_a_terminal_leaves_standard_output_alone(monkeypatch):
+    screen, file = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", file)
+    with progress.make_progress(Console(file=screen, force_terminal=True)) as bar:
+        task = bar.add_task("train", total=2, note="")
+        print("row of an epoch")
+        bar.update(task, completed=2)
+    assert file.getvalue() == "row of an epoch\n"
+    assert "train" in screen.getvalue() and "row" not in screen.getvalue()
+
+
+def test_a_notebook_updates_one_line(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+    ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.get_ipython = lambda: SimpleNamespace(kernel=True)
+    display.display = lambda data, raw, display_id: handle
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    assert len([*slow(progress.track(range(8), "detecting"))]) == 8
+    assert len(shown) >= 3 and "detecting" in shown[-1] and file.getvalue() == ""
