@@ -5,17 +5,31 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 
+// The next word of a PPM's head. A comment reaches from # to the end of the line.
+std::string word(std::istream& file) {
+  std::string text, comment;
+  while (file >> text) {
+    const size_t end = text.find('#');
+    if (end == std::string::npos) return text;
+    std::getline(file, comment);
+    if (end > 0) return text.substr(0, end);
+  }
+  return "";
+}
+
 // Read a binary PPM: [1, 3, H, W], float, channels in the order red, green, blue.
 at::Tensor read_image(const char* path) {
   std::ifstream file(path, std::ios::binary);
-  std::string kind;
-  int64_t width = 0, height = 0, largest = 0;
-  file >> kind >> width >> height >> largest;
+  TORCH_CHECK(file, path, ": cannot be read: ", std::strerror(errno));
+  const std::string kind = word(file);
+  int64_t width = std::atoll(word(file).c_str()), height = std::atoll(word(file).c_str());
+  int64_t largest = std::atoll(word(file).c_str());
   bool valid = kind == "P6" && largest == 255 && width > 0 && height > 0 && width < 1 << 20 && height < 1 << 20;
   TORCH_CHECK(valid, path, ": expected a binary PPM (P6) with 8 bits");
   at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
@@ -36,8 +50,15 @@ std::vector<double> numbers(const std::string& json, const std::string& key) {
 void detect(int argc, char** argv) {
   TORCH_CHECK(argc == 4, "usage: detect MODEL.pt2 _C_cpu.so IMAGE.ppm");
   c10::InferenceMode no_gradients;
-  TORCH_CHECK(dlopen(argv[2], RTLD_NOW), dlerror());  // registers dcnzoo's operators
-  torch::inductor::AOTIModelPackageLoader model(argv[1]);
+  const std::string package = argv[1], library = argv[2];
+  TORCH_CHECK(package.size() > 4 && package.substr(package.size() - 4) == ".pt2", package,
+              ": expected a package of dcnzoo export --out MODEL.pt2");
+  TORCH_CHECK(std::ifstream(package), package, ": cannot be read: ", std::strerror(errno));
+  // a name without a slash is searched only in the system's folders; this registers dcnzoo's operators
+  const std::string prefix = library.find('/') == std::string::npos ? "./" : "";
+  TORCH_CHECK(dlopen((prefix + library).c_str(), RTLD_NOW), dlerror());
+  at::Tensor image = read_image(argv[3]);
+  torch::inductor::AOTIModelPackageLoader model(package);
   auto texts = model.get_metadata();
   for (const char* key : {"dcnzoo", "dcnzoo.names"})
     TORCH_CHECK(texts.count(key), argv[1], ": expected a detector of dcnzoo export, got no metadata ", key);
@@ -46,7 +67,6 @@ void detect(int argc, char** argv) {
     return at::tensor(at::ArrayRef<double>(numbers(texts.at("dcnzoo"), key)), at::kFloat).view({1, 3, 1, 1});
   };
 
-  at::Tensor image = read_image(argv[3]);
   double scale = std::min(room[2] / image.size(2), room[3] / image.size(3));
   int64_t height = image.size(2) * scale + 0.5, width = image.size(3) * scale + 0.5;
   image = at::upsample_bilinear2d(image, {height, width}, false);
