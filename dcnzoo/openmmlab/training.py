@@ -148,8 +148,8 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
     done = meta.get(unit, 0)
     if done < end or (done == end and cfg.get("val_cfg") and meta.get("validated") is False):
         return None
-    units = "epochs" if unit == "epoch" else "iterations"
-    return f"{cfg.work_dir}: has {done} {units} of {end}, nothing to train; --epochs sets a larger number"
+    units, hint = ("epochs", "; --epochs sets a larger number") if unit == "epoch" else ("iterations", "")
+    return f"{cfg.work_dir}: {done} of {end} {units} are done, nothing is left to train{hint}"
 
 
 @separate_run()

@@ -37,6 +37,7 @@ class LineProgress(Progress):
     def __init__(self, *columns: ProgressColumn, **kwargs: Any) -> None:
         super().__init__(*columns, **{**kwargs, "disable": True})
         self._ended = threading.Event()
+        self._update: Callable[[str], None] | None = None
         self.note_output()
 
     def note_output(self) -> None:
@@ -44,24 +45,26 @@ class LineProgress(Progress):
         self._spoke = time.monotonic()
 
     def start(self) -> None:
-        update = _line_of_notebook()
-        threading.Thread(target=self._run, args=(update,), daemon=True).start()
+        self._update = _line_of_notebook()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
+        if self._update and not self._ended.is_set():
+            self._update(self._text())
         self._ended.set()
 
-    def _run(self, update: Callable[[str], None] | None) -> None:
+    def _run(self) -> None:
         while not self._ended.wait(min(1, SILENCE)):
-            tasks = self.tasks
-            if not tasks or (update is None and time.monotonic() - self._spoke < SILENCE):
-                continue
-            columns = [column for column in self.columns if isinstance(column, ProgressColumn)]
-            cells = [str(column(tasks[-1])) for column in columns if not isinstance(column, BarColumn)]
-            (update or self._print)("  ".join(cells).rstrip())
-            self.note_output()
+            if self._update:
+                self._update(self._text())
+            elif self.tasks and time.monotonic() - self._spoke >= SILENCE:
+                print(self._text(), file=self.console.file, flush=True)
+                self.note_output()
 
-    def _print(self, text: str) -> None:
-        print(text, file=self.console.file, flush=True)
+    def _text(self) -> str:
+        columns = [column for column in self.columns if isinstance(column, ProgressColumn)]
+        shown = [column for column in columns if not isinstance(column, BarColumn)]
+        return "  ".join(str(column(task)) for task in self.tasks[-1:] for column in shown).rstrip()
 
 
 def _line_of_notebook() -> Callable[[str], None] | None:

@@ -125,7 +125,7 @@ def test_a_finished_training_is_not_resumed(finished, capsys, epochs):
     capsys.readouterr()
     train(finished, "two", {"resume": True, "epochs": epochs})
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{folder}: has 2 epochs of {epochs}") and "→" not in line
+    assert line.startswith(f"{folder}: 2 of {epochs} epochs ") and "→" not in line
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
 
 
