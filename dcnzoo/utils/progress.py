@@ -88,8 +88,11 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[None]:
     """Context that shows the time of a step of unknown length."""
-    with make_progress(Console(stderr=True), TimeElapsedColumn(), transient=True) as progress:
-        progress.add_task(title, total=None, note="")
+    console = Console(stderr=True)
+    kind = Progress if is_terminal(console) else LineProgress
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+        progress.add_task(title, total=None)
         yield
 
 
