@@ -100,6 +100,8 @@ def find_problems(
     unused = _unused(required, runs)
     missing = [key for key in required if not cfg.get(key) or isinstance(cfg[key], str | int | float)]
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
+    files = [key for key in ("work_dir", "load_from") if not isinstance(cfg.get(key), str | None)]
+    problems += [Finding(key, f"expected a path, got {cfg[key]}") for key in files]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         nodes = list(places(cfg))
         problems += [*wrong_keys(nodes), *wrong_values(nodes), *wrong_class_names(cfg)]
@@ -108,7 +110,7 @@ def find_problems(
         if runs:
             used = [loader for loader in LOADERS if loader not in unused]
             problems += [*wrong_class_numbers(cfg, used), *wrong_evaluator_files(cfg)]
-            problems += [*wrong_monitors(cfg), *contradictions(cfg, nodes)]
+            problems += [*wrong_monitors(cfg), *contradictions(nodes)]
     for index, problem in enumerate(problems):
         stops = problem.stops and re.split(r"[.:]", problem.subject)[0] not in unused
         stops |= problem.kind == "key" and problem.subject in options
@@ -209,11 +211,10 @@ def wrong_values(nodes: Sequence[Place]) -> Iterator[Finding]:
                 yield Finding(f"{place.path}.{key}", text)
 
 
-def contradictions(cfg: Config, nodes: Sequence[Place]) -> Iterator[Finding]:
+def contradictions(nodes: Sequence[Place]) -> Iterator[Finding]:
     """Yield steps of pipelines that repeat what the model does."""
-    model = cfg.get("model")
-    preprocessor = (model.get("data_preprocessor") if isinstance(model, Mapping) else None) or {}
-    for place in nodes if preprocessor.get("mean") is not None else ():
+    normalises = any(node.path == "model.data_preprocessor" and "mean" in node.node for node in nodes)
+    for place in nodes if normalises else ():
         if place.names and place.node.get("type") in ("Normalize", "mmcv.Normalize", "mmdet.Normalize"):
             yield Finding(place.path, "expected no Normalize: model.data_preprocessor normalises too")
 
