@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -16,13 +17,14 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import picture_files, require_file, write_bytes, write_text
+from dcnzoo.utils.files import picture_files, read_beside, require_file, write_bytes, write_text
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
     from dcnzoo.detect.video import VideoFile
 
 
+_LONGEST = 240  # bytes of the name of an output file without ending: systems allow 255
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
@@ -204,7 +206,10 @@ class _Names(Counter):
 
     def add(self, image: str) -> str:
         """Return the name for an image, with a number if another image has it: ``dog``, then ``dog_2``."""
-        name = stem = Path(image).stem
+        stem = Path(image).stem
+        while len(os.fsencode(stem)) > _LONGEST:
+            stem = stem[:-1]
+        name = stem
         while self[name]:
             self[stem] += 1
             name = f"{stem}_{self[stem]}"
@@ -232,12 +237,14 @@ def _line(result: Detections) -> str:
 
 def _print_best_threshold(model: str | None) -> None:
     """Print the threshold with the best F1, if the work directory has a report."""
-    file = Path(model or "", "report.json")
-    if model and file.is_file():
-        run = json.loads(file.read_text(encoding="utf-8"))["runs"][0]
-        print(
-            f"best F1 on the validation images: {run['f1']:.2f} with --score-threshold {run['threshold']:.2f}"
-        )
+
+    def describe(text: str) -> str:
+        run = json.loads(text)["runs"][0]
+        best = f"{run['f1']:.2f} with --score-threshold {run['threshold']:.2f}"
+        return f"best F1 on the validation images: {best}"
+
+    if model and (line := read_beside(Path(model, "report.json"), describe)):
+        print(line)
 
 
 def _print_table(result: Detections) -> None:

@@ -48,7 +48,10 @@ class _Finder:
         if not watches:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]
+            find_spec = (
+                None if finder is self else getattr(finder, "find_spec", None)
+            )  # importlib skips these
+            spec = find_spec(name, path, target) if find_spec else None
             if spec is not None and spec.loader is not None:
                 if watches := [each for each in watches if not each[3] or _contains(spec, each[3])]:
                     _surround(spec, spec.loader, watches)

@@ -12,6 +12,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
+from dcnzoo.detect.sources import ModelError
 
 
 class ExportedDetector(BaseDetector):
@@ -84,13 +85,13 @@ class ExportedDetector(BaseDetector):
         images, sizes, pictures = zip(*inputs, strict=True)
         outputs = self.model(stack(images), np.array([self.border(size) for size in sizes]))
         if np.isnan(outputs["dets"]).any():
-            raise ValueError(f"{self.model.path}: expected finite boxes and scores, got NaN")
+            raise ModelError(f"{self.model.path}: expected finite boxes and scores, got NaN")
         results = []
         for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
             chosen = outputs["dets"][i, :, 4] >= threshold
             values = {name: value[i][chosen] for name, value in outputs.items()}
             if self.classes and values["labels"].max(initial=0) >= len(self.classes):
-                raise ValueError(
+                raise ModelError(
                     f"{self.model.path}: expected the names of all classes, got {len(self.classes)}"
                 )
             results.append(rescale_detections(values, size, picture.shape[:2], self.model.metadata))

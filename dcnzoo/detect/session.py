@@ -18,12 +18,13 @@ class Session:
         path: see :class:`dcnzoo.export.Detector`.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"aotinductor"``, which requires torch; None: the one
             for the file's ending.
-        device: ``"cpu"``, ``"cuda"``, which requires onnxruntime-gpu, or ``"auto"``.
+        device: ``"cpu"``; ``"cuda"`` or ``"cuda:1"``, which require onnxruntime-gpu; or ``"auto"``.
         threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
             the whole process.
 
     Attributes:
         metadata: the file's metadata.
+        device: the one that runs the model, ``"cpu"`` or ``"cuda:0"``.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -48,15 +49,15 @@ class Session:
             raise FileNotFoundError(2, "No such file", str(path))
         require_intact(path)
         self.path, self.backend = str(path), backend
-        self.device = _best_device(backend) if device == "auto" else device
+        device = _best_device(backend) if device == "auto" else device
         try:
             runtime = import_module(f"dcnzoo.detect.backends.{backend}")
-            opened = runtime.open_file(self.path, self.device, threads)
+            opened = runtime.open_file(self.path, device, threads)
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
             ) from error
-        self.inputs, self.output_names, self.metadata, self._run = opened
+        self.inputs, self.output_names, self.metadata, self._run, self.device = opened
         self.shape = next(iter(self.inputs.values()))
         self._arguments = os.path.abspath(path), backend, self.device, threads
 

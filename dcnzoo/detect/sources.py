@@ -38,13 +38,17 @@ def named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterat
             yield str(image) if isinstance(image, str | os.PathLike) else "", image
 
 
+class ModelError(ValueError):
+    """A detector cannot be used, whatever the picture."""
+
+
 @contextlib.contextmanager
 def skipping(skipped: list[str] | None) -> Iterator[None]:
     """Context in which an image that cannot be read is added to the list; without a list, it is an error."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
-        if skipped is None:
+        if skipped is None or isinstance(error, ModelError):
             raise
         skipped.append(one_line(error))
         print(f"skipped: {skipped[-1]}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Time detectors of one model in turn: time, memory, average precision, and agreement of the detections."""
 
 import ctypes
+import math
 import os
 import statistics
 import time
@@ -95,7 +96,9 @@ def exported(
 def table(timings: Mapping[str, Timing]) -> list[list[str]]:
     """Return rows for the terminal; the first detector is the reference of the times and the detections."""
     first = next(iter(timings.values()))
-    metrics = list(first.metrics)[:1] + [name for name in first.metrics if name == "mask AP"]
+    metrics = list(first.metrics)[:1]
+    if any("mask AP" in timing.metrics for timing in timings.values()):  # not all detectors have masks
+        metrics.append("mask AP")
     rows = [["", "ms/image", "relative", "MiB", "same", *metrics]]
     for name, timing in timings.items():
         rows.append(
@@ -105,7 +108,7 @@ def table(timings: Mapping[str, Timing]) -> list[list[str]]:
                 f"{timing.median / first.median:.2f}",
                 "" if timing.memory is None else f"{timing.memory / 2**20:.0f}",
                 f"{agreement(first.results, timing.results):.1%}",
-                *(f"{timing.metrics[metric]:.3f}" for metric in metrics),
+                *(f"{timing.metrics[each]:.3f}" if each in timing.metrics else "" for each in metrics),
             ]
         )
     return rows
@@ -116,7 +119,11 @@ def fastest(timings: Mapping[str, Timing]) -> str:
     first = next(iter(timings.values()))
 
     def holds(timing: Timing) -> bool:
-        drops = (value - timing.metrics[name] for name, value in first.metrics.items() if name.endswith("AP"))
+        drops = (
+            value - timing.metrics.get(name, -math.inf)  # it has no masks
+            for name, value in first.metrics.items()
+            if name.endswith("AP")
+        )
         return agreement(first.results, timing.results) >= 0.98 and max(drops, default=0.0) <= 0.005
 
     return min((name for name in timings if holds(timings[name])), key=lambda name: timings[name].median)

@@ -46,6 +46,8 @@ def damage(path: str | os.PathLike) -> str | None:
     """
     if kind := KINDS.get(Path(path).suffix.lower()):
         return kind
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its other end
+        return "a folder, pipe or device"
     with open(path, "rb") as file:
         first = file.read(2)
     if first != b"PK":

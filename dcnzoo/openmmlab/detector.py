@@ -31,6 +31,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
+from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.layers.fuse import Fuser, view
 from dcnzoo.openmmlab.checkpoints import class_names
@@ -272,12 +273,12 @@ class TorchDetector(BaseDetector):
     def _require_finite(self, model: Model, batch: dict, instances: Sequence[InstanceData]) -> None:
         """Raise ValueError if the outputs are NaN, which would read as no objects."""
         if any(torch.isnan(each.scores).any() for each in instances):
-            raise ValueError("model: expected finite scores, got NaN")
+            raise ModelError("model: expected finite scores, got NaN")
         if not self._finite and not any(map(len, instances)) and hasattr(model, "extract_feat"):
             # only once: non-maximum suppression drops NaN
             features = model.extract_feat(model.data_preprocessor(batch)["inputs"])
             if not all(torch.isfinite(each).all() for each in features):
-                raise ValueError("model: expected finite feature maps, got NaN or infinity")
+                raise ModelError("model: expected finite feature maps, got NaN or infinity")
         self._finite = True
 
 

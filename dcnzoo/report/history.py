@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dcnzoo.utils.files import files_beside, read_beside
+
 
 @dataclasses.dataclass(frozen=True)
 class History:
@@ -27,7 +29,7 @@ class History:
         training: dict[int, dict[str, float]] = {}
         validation: dict[int, dict[str, float]] = {}
         offsets: dict[int, dict[str, float]] = {}
-        for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for log in sorted(files_beside(work_dir, "*/vis_data/scalars.json")):
             begun = False
             for entry in _entries(log):
                 step = entry["step"]
@@ -55,13 +57,13 @@ class History:
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a ``scalars.json``, which may still be written to."""
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in (read_beside(log) or "").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # being written, or truncated by a killed process
+        except (ValueError, RecursionError):  # being written, or truncated by a killed process
             continue
-        if "step" in entry:
-            yield entry
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield {key: value for key, value in entry.items() if isinstance(value, int | float)}
 
 
 def _forget(entries: dict[int, dict[str, float]], first: int) -> None:

@@ -1,7 +1,8 @@
 """Downloads that resume after an interruption and are verified before they get their final name.
 
 A download is called ``NAME.part`` until it is complete and its checksum is correct. ``NAME.part.tag`` stores
-the version of the file that the part belongs to.
+the version of the file that the part belongs to. In the cache, two addresses without a checksum are two
+files: the name of each contains a hash of its address.
 
 Environment variables:
     TORCH_HOME       folder of torch's cache: downloads go to ``$TORCH_HOME/hub/checkpoints``
@@ -120,14 +121,24 @@ def fetch_bytes(url: str, limit: int) -> bytes:
 
 
 def name_of(url: str) -> str:
-    """Return the name under which a download is stored."""
+    """Return the name of the file at an address."""
     return PurePosixPath(unquote(urlsplit(url).path)).name
+
+
+def name_in_cache(url: str) -> str:
+    """Return the name of a download in the cache: it contains a checksum, or a hash of the address."""
+    name = name_of(url)
+    if checksum_in_name(name) or name in ("", ".."):
+        return name
+    digest = hashlib.sha256(url.partition("#")[0].encode()).hexdigest()[:16]
+    return f"{PurePosixPath(name).stem[:40]}.{digest}{PurePosixPath(name).suffix}"
 
 
 def fetch(
     url: str,
     folder: str | os.PathLike | None = None,
     checksum: str | None = None,
+    name: str | None = None,
 ) -> Path:
     """The path of a file, which is downloaded unless it is in ``folder`` already.
 
@@ -136,12 +147,13 @@ def fetch(
     Args:
         folder: Default: :func:`cache_folder`.
         checksum: as in :func:`verify`. A file with another checksum is rejected.
+        name: of the file. Default: its name at the address, in the cache that of :func:`name_in_cache`.
 
     Raises:
         DownloadError: the download failed. The message has one line: the address, the reason and, where it
             helps, the path to which you can copy the file.
     """
-    name = name_of(url)
+    name = name or (name_in_cache(url) if folder is None else name_of(url))
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
         raise DownloadError(f"{url}: expected the http:// or https:// address of a file")
     folder = cache_folder() if folder is None else Path(folder)

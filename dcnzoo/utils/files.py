@@ -7,13 +7,17 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from dcnzoo.utils.errors import UserError, disk_is_full
+from dcnzoo.utils.errors import UserError, disk_is_full, one_line
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -26,7 +30,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # short, since the name may have the maximum length; threads may write the same file
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    partial = target.with_name(f".{digest}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -101,8 +107,9 @@ def output_files(
     finally:
         for path, stamp in before.items():
             entry = _entry(command, path) if _stamp(path) != stamp else None
-            if entry and entry not in records[path.parent]:
-                with contextlib.suppress(OSError), open(path.parent / RECORD, "a") as file:
+            record = path.parent / RECORD
+            if entry and entry not in records[path.parent] and (record.is_file() or not record.exists()):
+                with contextlib.suppress(OSError), open(record, "a") as file:
                     file.write(f"{json.dumps(entry)}\n")
 
 
@@ -128,16 +135,50 @@ def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
 def _recorded(folder: Path) -> set[tuple[str, str, str]]:
     """Return the entries of a folder's record; a damaged line counts as none."""
     entries: set[tuple[str, str, str]] = set()
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in (folder / RECORD).read_text().splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                entries.add(tuple(json.loads(line)))
+    for line in (read_beside(folder / RECORD) or "").splitlines():
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            entries.add(tuple(json.loads(line)))
     return entries
 
 
 def is_written_by(command: str, folder: Path) -> bool:
     """Whether a command has written files to a folder."""
     return any(entry[0] == command for entry in _recorded(folder))
+
+
+# Files that a command reads by itself, beside one that the user names
+
+
+def files_beside(folder: Path, pattern: str) -> list[Path]:
+    """List files by a pattern; a pipe, device or broken link is named in a warning, and left out."""
+    return [path for path in folder.glob(pattern) if not path.is_dir() and _is_file(path)]
+
+
+def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | None:  # type: ignore[assignment]
+    """Return the content of a file; None if it does not exist, or is damaged, which a warning says.
+
+    Args:
+        parse: reads the text. ValueError, TypeError, LookupError and AttributeError mean that it is damaged.
+    """
+    if not os.path.lexists(path) or not _is_file(path):
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        print(f"{path}: not used: {one_line(error)}", file=sys.stderr)
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file: reading a pipe would wait for its other end."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return True
+        problem = "not a file"
+    except OSError as error:
+        problem = str(error.strerror)
+    print(f"{path}: not used: {problem}", file=sys.stderr)
+    return False
 
 
 def require_writable(folder: str | os.PathLike) -> None:
@@ -174,8 +215,14 @@ LAST = "last_checkpoint"  # in a work directory: the file whose text is the path
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint of a work directory, which may have been moved after it was written."""
-    pointer = folder / LAST
-    return folder / Path(pointer.read_text(encoding="utf-8").strip()).name if pointer.is_file() else None
+    return read_beside(folder / LAST, lambda text: _named_in(folder, text))
+
+
+def _named_in(folder: Path, text: str) -> Path:
+    name = Path(text.strip()).name
+    if not name or not name.isprintable():
+        raise ValueError("expected the path of a checkpoint")
+    return folder / name
 
 
 def cache_folder() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_text
+from dcnzoo.utils.files import read_beside, write_text
 
 _RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 _ORPHANS_END = 6  # seconds; data-loading processes notice within five that their parent has died
@@ -33,7 +33,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
         owner.parent.mkdir(parents=True, exist_ok=True)
         acquired = lock.acquire(timeout=_ORPHANS_END)
     except Timeout:
-        process = owner.read_text() if owner.exists() else "another process"
+        process = read_beside(owner) or "another process"
         raise UserError(
             f"--work-dir: expected a folder without a running training, got {folder}, used by {process}; use "
             "another folder, or wait until it ends"
@@ -42,5 +42,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
         raise UserError(f"--work-dir: {folder} cannot be written: {error.strerror or error}") from error
     with acquired:
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
-        yield
-        owner.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            owner.unlink(missing_ok=True)

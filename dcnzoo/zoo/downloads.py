@@ -25,7 +25,7 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     """
     weights = find(name).only_weights()
     if "://" in weights:
-        return fetch(weights, folder)
+        return fetch(weights, folder, name=name_of(weights))  # as torch.hub and MMDetection call it
     file = Path(weights)
     if not file.exists():
         raise UserError(

@@ -7,7 +7,7 @@ from dcnzoo.openmmlab import hub
 from dcnzoo.openmmlab.json_config import is_json_config
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import CHECKPOINTS, last_checkpoint, require_file
+from dcnzoo.utils.files import CHECKPOINTS, files_beside, last_checkpoint, require_file
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
@@ -90,7 +90,7 @@ def work_directory(folder: Path) -> Path:
 
 
 def _configs(folder: Path) -> list[Path]:
-    return list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
+    return files_beside(folder, "*.py") or files_beside(folder, "*/vis_data/config.py")
 
 
 def checkpoint_of(folder: Path, which: str | None = None) -> Path | None:
@@ -99,7 +99,7 @@ def checkpoint_of(folder: Path, which: str | None = None) -> Path | None:
     Args:
         which: ``best``, ``last``, or None: the best one if the training has recorded one, else the last.
     """
-    best = max(folder.glob("best_*.pth"), key=_time, default=None)
+    best = max(files_beside(folder, "best_*.pth"), key=_time, default=None)
     if which == "best" and best is None:
         raise UserError(f"checkpoint: expected a best one (best_*.pth) in {folder}, found none")
     if best is not None and which != "last":

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcnzoo.ops.flops  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.timing import Timing, agreement, fastest
+from dcnzoo.detect.timing import Timing, agreement, fastest, table
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.zoo import verify
@@ -119,6 +119,10 @@ def test_agreement_and_choice():
     shares = [agreement(timings["reference"].results, each.results) for each in timings.values()]
     assert shares == pytest.approx([1, 0, 0.8, 0.5, 1, 1])
     assert fastest(timings) == "same"
+    timings["reference"].metrics["mask AP"] = 0.4  # the others have no masks
+    assert fastest(timings) == "reference"
+    assert [len(row) for row in table(timings)] == [7] * 7 and table(timings)[1][6] == "0.400"
+    assert [row[6] for row in table(dict(reversed(timings.items())))] == ["mask AP", *[""] * 5, "0.400"]
 
 
 # Publishing

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -162,6 +164,18 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     assert status == 1 and output.count(f"{tmp_path}/cut.png") >= 2 and "3 files" in output
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
+
+
+def test_names_of_the_maximum_length(run, folder, tmp_path):
+    """A file name has at most 255 bytes; two of these differ in the last letter only."""
+    names = [f"{'é' * 124}{letter}.png" for letter in "xy"]
+    for name in (*names, "c.png"):
+        shutil.copy(folder / "a.png", tmp_path / name)
+    status, output = run("infer", tmp_path, "--out", tmp_path / "out")
+    assert status == 0, output
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert sorted(Path(image["file_name"]).name for image in content["images"]) == sorted([*names, "c.png"])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

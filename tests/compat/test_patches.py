@@ -35,6 +35,16 @@ OTHERWISE = {
 }
 
 
+def test_imports_beside_a_finder_without_find_spec(package, monkeypatch):
+    """importlib skips such finders, which old packages install."""
+    package("watched_module", "value = 1")
+    modules = []
+    cancel = after_import.watch("watched_module", modules.append)
+    monkeypatch.setattr(sys, "meta_path", [sys.meta_path[0], object(), *sys.meta_path[1:]])
+    assert __import__("watched_module").value == 1 and len(modules) == 1
+    cancel()
+
+
 class Recorded(patches.Changes):
     """Changes that record their owners and names."""
 

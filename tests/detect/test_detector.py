@@ -5,6 +5,7 @@ import importlib
 import io
 import itertools
 import json
+import os
 import pickle
 import re
 import shutil
@@ -26,6 +27,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.detect.timing import overlaps
 from dcnzoo.export.openvino import save_ir
+from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
@@ -165,7 +167,7 @@ def test_addresses(detector, folder, server, monkeypatch):
 
 
 def test_addresses_on_the_command_line(folder, server, tmp_path):
-    address, options = f"{server.url}/0.png", ("--out", tmp_path, "--json")
+    address, options = f"{server.url}/0.png", ("--out", tmp_path, "--json", "--force")
     run("infer", MODEL, address, *options)
     (image,) = json.loads((tmp_path / "detections.json").read_text())["images"]
     assert image["file_name"] == address
@@ -217,6 +219,17 @@ def test_a_call_predicts_in_evaluation_mode(folder):
     assert_equal(detector(folder / "0.png"), expected)
     assert detector.model.backbone.training and not detector.model.neck.training
     assert all(torch.equal(value, before[name]) for name, value in detector.model.state_dict().items())
+
+
+def test_a_model_that_is_not_finite_is_no_skipped_picture(folder, tmp_path):
+    """Neither in a list nor in tiles."""
+    detector = dcnzoo.load(MODEL, device="cpu")
+    torch.nn.init.constant_(detector.model.backbone.conv1.weight, float("nan"))
+    picture = folder / "0.png"
+    for options in ({}, {"tile": 100}):
+        for images in (picture, [picture, picture]):
+            with pytest.raises(ValueError, match="expected finite"):
+                list(detector(images, **options))
 
 
 def test_outputs_that_are_no_numbers_are_an_error(folder):
@@ -289,6 +302,35 @@ def test_work_directory(detector, folder, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def result(detector, folder):
     return detector(folder / "0.png", score_threshold=0.05)
+
+
+def test_damaged_files_in_a_work_directory(detector, folder, tmp_path, capsys):
+    shutil.copy(find(MODEL).config, tmp_path / "config.py")
+    (tmp_path / "config.py").write_text(
+        (tmp_path / "config.py").read_text().replace("'./", f"'{find(MODEL).config.parent}/")
+    )
+    shutil.copy(download(MODEL), tmp_path / "epoch_8.safetensors")
+    (tmp_path / "last_checkpoint").write_text("epoch_8.safetensors")
+    for name in ("best_x.pth", "newer.py", ".dcnzoo.txt"):
+        os.mkfifo(tmp_path / name)
+    assert_equal(dcnzoo.load(tmp_path)(folder / "0.png"), detector(folder / "0.png"))
+    warned = capsys.readouterr().err
+    assert "best_x.pth: not used" in warned and "newer.py: not used" in warned
+    for text in (b"", b"{", b"\xff", b'{"runs": []}', b'{"runs": [{"f1": "a", "threshold": 1}]}', None):
+        if text is None:
+            (tmp_path / "report.json").unlink()
+            os.mkfifo(tmp_path / "report.json")
+        else:
+            (tmp_path / "report.json").write_bytes(text)
+        output = run("infer", tmp_path, folder / "0.png", "--out", tmp_path, "--json", "--force")
+        assert "report.json: not used: " in output and "1 files" not in output
+    for load in (load_file, lambda path: dcnzoo.load(MODEL, checkpoint=path)):
+        with pytest.raises(UserError, match=r"pipe"):
+            load(tmp_path / "best_x.pth")
+    (tmp_path / "last_checkpoint").write_bytes(b"\x00\xff")
+    with pytest.raises(UserError, match="checkpoint: expected a file with weights"):
+        dcnzoo.load(tmp_path)
+    assert "last_checkpoint: not used" in capsys.readouterr().err
 
 
 def test_selection(result):

@@ -238,6 +238,47 @@ def test_backends_that_are_not_there(folder, monkeypatch):
             Detector(folder / "dynamic.onnx", backend)
 
 
+@pytest.mark.parametrize(
+    ("device", "provider", "number", "name"),
+    [("cpu", "CPU", None, "cpu"), ("cuda", "CUDA", "0", "cuda:0"), ("cuda:1", "CUDA", "1", "cuda:1"),
+     ("auto", "CUDA", "0", "cuda:0")],
+)  # fmt: skip
+def test_a_device_is_used(folder, monkeypatch, device, provider, number, name):
+    """On this machine a session records its providers, and runs on the CPU."""
+    import onnxruntime
+
+    original, requested = onnxruntime.InferenceSession, []
+
+    class Recorded(original):
+        def __init__(self, path, options, providers):
+            requested.extend(providers)
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self):
+            return [requested[0][0], "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    detector = Detector(folder / "dynamic.onnx", device=device)
+    assert requested == [(f"{provider}ExecutionProvider", {} if number is None else {"device_id": number})]
+    assert detector.device == name and name in repr(detector)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:x", "cuda:-1", "gpu", "", "cpu:1", "cuda:0:1", "meta"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_device_is_refused(folder, monkeypatch, backend, device):
+    """Also if onnxruntime only warns that it cannot use the GPU, and uses the CPU."""
+    runtime = pytest.importorskip(backend)
+    with pytest.raises(ValueError, match=r"^device: expected .*cpu"):
+        Detector(folder / "dynamic.onnx", backend, device)
+    if backend == "onnxruntime" and device == "cuda:1":
+        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(runtime, "get_available_providers", lambda: both)
+        with pytest.raises(ValueError, match=r"^device: expected .*uses CPUExecutionProvider"):
+            Detector(folder / "dynamic.onnx", backend, device)
+
+
 def test_a_runtime_that_is_too_old(folder, monkeypatch):
     import onnxruntime
 

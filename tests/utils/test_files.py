@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -23,13 +25,16 @@ from dcnzoo.utils.files import (
     RECORD,
     cache_folder,
     collector_paused,
+    files_beside,
     image_folder,
     output_files,
     picture_files,
+    read_beside,
     replacing,
     require_file,
     write_text,
 )
+from dcnzoo.utils.lock import lock_work_dir
 
 from ..commands import error_of, invoke, run
 from ..demo import DEFORMABLE
@@ -72,6 +77,51 @@ def test_files_that_were_not_written_are_not_recorded(tmp_path):
     write(tmp_path / "b.txt")
     with pytest.raises(UserError, match="mine"):
         write(mine)
+
+
+def test_threads_that_write_one_file(tmp_path):
+    """Each has a temporary file of its own, also for a name of the maximum length."""
+    path, barrier = tmp_path / f"{'é' * 125}.png", threading.Barrier(2)
+
+    def write_together(text):
+        with replacing(path) as partial:
+            partial.write_text(text)
+            barrier.wait(10)
+            assert partial.read_text() == text
+            barrier.wait(10)
+        return partial
+
+    with ThreadPoolExecutor(2) as pool:
+        partials = {*pool.map(write_together, ("one", "other"))}
+    assert len(partials) == 2 and path.read_text() in ("one", "other")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_damaged_files_beside_a_model(tmp_path, capfd):
+    """What a command reads by itself: a damaged file is named in a warning and not used; nothing hangs."""
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).write_text("weights")
+    os.mkfifo(tmp_path / "c.pth")
+    (tmp_path / "d.pth").symlink_to(tmp_path / "none")
+    (tmp_path / "e.pth").mkdir()
+    assert sorted(path.name for path in files_beside(tmp_path, "*.pth")) == ["a.pth", "b.pth"]
+    warned = capfd.readouterr().err
+    assert all(f"{name}.pth: not used" in warned for name in "cd")
+    for text in (b"", b"\xff\x00", b"[1", b"{}", b'{"runs": []}', b'{"runs": 3}', b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(text)
+        assert read_beside(tmp_path / "x.json", lambda text: json.loads(text)["runs"][0]) is None
+        assert "x.json: not used: " in capfd.readouterr().err
+    (tmp_path / "x.json").write_text('{"runs": [7]}')
+    assert read_beside(tmp_path / "x.json", lambda text: json.loads(text)["runs"][0]) == 7
+    assert read_beside(tmp_path / "c.pth") is None and "c.pth" in capfd.readouterr().err
+    assert read_beside(tmp_path / "missing") is None and capfd.readouterr().err == ""
+
+
+def test_the_lock_of_a_training_that_failed(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_work_dir(tmp_path):
+        assert "process" in (tmp_path / ".training.txt").read_text()
+        1 / 0  # noqa: B018
+    assert not (tmp_path / ".training.txt").exists()
 
 
 def test_places_where_nothing_is_written(tmp_path):

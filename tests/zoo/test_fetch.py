@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import random
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def test_checksums(server, tmp_path):
     fetch(f"{server.url}/zoo/net.pth", tmp_path, checksum=f"sha1:{hashlib.sha1(CONTENT).hexdigest()}")
     with pytest.raises(ChecksumError, match="md5 12"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path / "other", checksum="md5:12")
+
+
+def test_two_addresses_are_two_files(server, tmp_path, monkeypatch):
+    """In the cache, unless the name has a checksum; a row of the zoo keeps its name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    long = "n" * 300
+    names = ["a/net.pth", "b/net.pth", "get?file=a.pth", "get?file=b.pth", f"{long}.pth", f"{long}2.pth"]
+    server.files |= {f"/{name}": name.encode() for name in names}
+    for _ in range(2):
+        paths = [fetch(f"{server.url}/{name}") for name in names]
+        assert [path.read_bytes().decode() for path in paths] == names
+    assert len({*paths}) == 6 == len(server.requests) and paths[0].suffix == ".pth"
+    assert fetch(f"{server.url}/a/net.pth#part") == paths[0]
+    assert fetch(f"{server.url}/zoo/{NAME}").name == NAME
+    assert fetch(f"{server.url}/b/net.pth", name="net.pth").name == "net.pth"
+    assert fetch(f"{server.url}/a/net.pth", tmp_path / "own").name == "net.pth"
 
 
 def test_broken_connection_goes_on_by_itself(server, tmp_path, monkeypatch, screen):

@@ -7,9 +7,9 @@ import numpy as np
 BOX_MASKS = "box_masks"  # output of a file: masks in the pixels of the mask head
 
 Shape = tuple[int | None, ...]  # None: any size
-# inputs, names of the outputs, metadata, and a function that runs the model
+# inputs, names of the outputs, metadata, a function that runs the model, and the device that it uses
 Opened = tuple[
-    dict[str, Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+    dict[str, Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]], str
 ]
 
 

@@ -33,4 +33,10 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
         with torch.inference_mode():
             return [value.numpy() for value in model(*map(torch.from_numpy, feed.values()))]
 
-    return {name: tuple(shape) for name, shape in names["inputs"].items()}, names["outputs"], metadata, run
+    return (
+        {name: tuple(shape) for name, shape in names["inputs"].items()},
+        names["outputs"],
+        metadata,
+        run,
+        "cpu",
+    )

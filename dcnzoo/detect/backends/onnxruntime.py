@@ -1,11 +1,13 @@
 """ONNX files in onnxruntime."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dcnzoo.detect.backends import Opened, outputs_to_read
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
 ONE, ANY = 1, 3  # numbers of values, and types, in protobuf's descriptors
 TEXT, MESSAGE = 9, 11
@@ -26,15 +28,19 @@ def release(version: str) -> tuple[int, ...]:
 def open_file(path: str, device: str, threads: int | None) -> Opened:
     import onnxruntime
 
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.split(":")[0])
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise ValueError(f"device: expected one of {', '.join(available)}, got {device!r}")
+    match = re.fullmatch(r"(cpu)|cuda(?::(\d+))?", device)
+    if not match:
+        raise ValueError(f"device: expected cpu, cuda or a number, cuda:1, for onnxruntime, got {device!r}")
+    number = int(match[2] or 0)
+    provider = (CPU, {}) if match[1] else (CUDA, {"device_id": str(number)})
+    if provider[0] not in onnxruntime.get_available_providers():
+        raise ValueError(f"device: expected cpu, for this onnxruntime has no {provider[0]}, got {device!r}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     try:
         session = onnxruntime.InferenceSession(_without_unread(path), options, providers=[provider])
+        used = session.get_providers()[0]
     except Exception as error:  # onnxruntime's exceptions have no common base class
         if "DeformConv" in str(error) and release(onnxruntime.__version__) < FIRST_DEFORM_CONV:
             first = ".".join(map(str, FIRST_DEFORM_CONV))
@@ -43,13 +49,16 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
                 f"{onnxruntime.__version__}: update it, or export with --deform-conv gathernd"
             ) from error
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
+    if used != provider[0]:  # it only warns
+        raise ValueError(f"device: expected one that onnxruntime can use, got {device!r}: it uses {used}")
     inputs = {
         node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
         for node in (*session.get_inputs(), *session.get_overridable_initializers())
     }
     names = outputs_to_read(output.name for output in session.get_outputs())
     metadata = session.get_modelmeta().custom_metadata_map
-    return inputs, names, metadata, lambda feed: session.run(names, feed)
+    run_on = "cpu" if match[1] else f"cuda:{number}"
+    return inputs, names, metadata, lambda feed: session.run(names, feed), run_on
 
 
 def _without_unread(path: str) -> str | bytes:

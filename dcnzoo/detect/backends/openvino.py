@@ -42,7 +42,7 @@ def open_file(path: str, device: str, threads: int | None) -> Opened:
             requests.own = compiled.create_infer_request()
         return [np.array(value) for value in requests.own.infer(feed).values()]
 
-    return inputs, names, metadata, run
+    return inputs, names, metadata, run, "cpu"
 
 
 def make_core() -> Core:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label
+from dcnzoo.utils.files import files_beside
 
 
 def show_configuration(runs: Sequence[TrainedRun]) -> Section:
@@ -30,7 +31,7 @@ def show_environment(runs: Sequence[TrainedRun]) -> Section:
     """Show the environment from the last start's log: the report may be written on another machine."""
     parts = []
     for seeds in by_label(runs).values():
-        logs = sorted(seeds[0].folder.glob("*/*.log"))
+        logs = sorted(files_beside(seeds[0].folder, "*/*.log"))
         text = logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
         match = re.search(r"^System environment:\n(.*?)^-{20,}$", text, re.DOTALL | re.MULTILINE)
         if match:
