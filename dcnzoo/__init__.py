@@ -91,6 +91,10 @@ def load(
     """
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"load: model: expected a name, a path or a file of dcnzoo export, got {model!r}")
+    flags = {"unsafe_load": unsafe_load, "allow_partial": allow_partial, "trust_config": trust_config}
+    for name, flag in {**flags, "channels_last": channels_last, "fuse": fuse}.items():
+        if isinstance(flag, str):  # "no" would count as true
+            raise TypeError(f"load: {name}: expected True or False, got {flag!r}")
     from dcnzoo.utils.files import EXPORTED
 
     if str(model).endswith(EXPORTED):

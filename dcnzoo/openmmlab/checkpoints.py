@@ -26,7 +26,7 @@ from torch import Tensor
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.files import KINDS
-from dcnzoo.utils.text import few
+from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
@@ -116,8 +116,10 @@ def _load_safetensors(path: str | os.PathLike) -> Mapping:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
             names = json.loads((file.metadata() or {}).get(_NAMES, "{}"))
         if names:
+            if not (isinstance(names["classes"], list) and all(isinstance(c, str) for c in names["classes"])):
+                raise ValueError(f"classes: expected a list of names, got {short(names['classes'])}")
             colors = [tuple(color) for color in names.get("palette", [])]  # MMDetection draws no lists
-            names = {"classes": tuple(map(str, names["classes"])), "palette": colors or None}
+            names = {"classes": tuple(names["classes"]), "palette": colors or None}
         return {"state_dict": weights, "meta": {_NAMES: names} if names else {}}
     except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected safetensors: {one_line(error)}") from error
@@ -141,7 +143,11 @@ def to_safetensors(weights: Mapping[str, Tensor], meta: Mapping) -> bytes:
 def names_as_metadata(meta: Mapping) -> dict[str, str]:
     """Write the classes and colours in a checkpoint's ``meta`` as the metadata of a safetensors file."""
     known, kinds = class_names(meta), (list, tuple, np.ndarray)
-    names = {key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)}
+    names: dict[str, Any] = {
+        key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)
+    }
+    if "classes" in names:
+        names["classes"] = [str(name) for name in names["classes"]]
     return {_NAMES: json.dumps(names, default=np.ndarray.tolist)} if "classes" in names else {}
 
 

@@ -62,9 +62,9 @@ def require_device(name: str) -> torch.device:
     gpus = f"or a GPU from cuda:0 to cuda:{count - 1}" if count else "(torch detects no GPU)"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = None
-    if device is None or (device.type == "cuda" and (device.index or 0) >= count):
+    if device is None or device.type == "meta" or (device.type == "cuda" and (device.index or 0) >= count):
         raise UserError(f"device: expected auto, cpu {gpus}, got {name}")
     return device
 

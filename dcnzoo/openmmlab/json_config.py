@@ -65,7 +65,7 @@ _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 def is_json_config(path: str | os.PathLike) -> bool:
     """Whether a file says that it is in this format; :func:`read` checks it."""
-    if Path(path).suffix != ".json" or not Path(path).is_file():
+    if Path(path).suffix != ".json" or not os.path.isfile(path):  # Path.is_file raises if it is too long
         return False
     content = _parse(Path(path), str(path))
     return isinstance(content, dict) and MARK in content
@@ -127,10 +127,13 @@ def find_problems(settings: Mapping[str, Any]) -> Iterator[str]:
     model, pipeline = settings.get("model"), settings.get("test_pipeline")
     if not isinstance(model, Mapping) or "type" not in model:
         yield f"model: expected a detector, got {short(model)}"
-    if not isinstance(pipeline, list | tuple) or not all(isinstance(step, Mapping) for step in pipeline):
-        yield f"test_pipeline: expected a list of steps, got {short(pipeline)}"
-    if (scope := settings.get("default_scope")) not in SCOPES:
-        yield f"default_scope: expected one of {', '.join(SCOPES)}, got {short(scope)}"
+    steps = pipeline if isinstance(pipeline, list | tuple) else []
+    names = [str(step.get("type")).rpartition(".")[2] if isinstance(step, Mapping) else "" for step in steps]
+    if not names or not all(names) or not names[0].startswith("LoadImage") or names[-1] != "PackDetInputs":
+        got = short(names or pipeline)
+        yield f"test_pipeline: expected steps from LoadImageFromFile to PackDetInputs, got {got}"
+    if (scope := settings.get("default_scope")) != "mmdet":
+        yield f"default_scope: expected mmdet, got {short(scope)}"
     yield from _problems(model, "model", "", _types()["model"])
     yield from _problems(pipeline, "test_pipeline", "", _types()["test_pipeline"])
 

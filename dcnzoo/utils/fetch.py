@@ -128,10 +128,11 @@ def name_of(url: str) -> str:
 def name_in_cache(url: str) -> str:
     """Return the name of a download in the cache: it contains a checksum, or a hash of the address."""
     name = name_of(url)
-    if checksum_in_name(name) or name in ("", ".."):
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
+    if (checksum_in_name(name) and plain == name and len(name) < 200) or name in ("", ".."):
         return name
     digest = hashlib.sha256(url.partition("#")[0].encode()).hexdigest()[:16]
-    return f"{PurePosixPath(name).stem[:40]}.{digest}{PurePosixPath(name).suffix}"
+    return f"{PurePosixPath(plain).stem[:80]}.{digest}{PurePosixPath(plain).suffix[:20]}"
 
 
 def fetch(
@@ -158,7 +159,7 @@ def fetch(
         raise DownloadError(f"{url}: expected the http:// or https:// address of a file")
     folder = cache_folder() if folder is None else Path(folder)
     target = folder / name
-    checksum = checksum or checksum_in_name(name)
+    checksum = checksum or checksum_in_name(name) or checksum_in_name(name_of(url))
     if _is_intact(target, checksum):
         return target
     if _is_offline():
@@ -181,6 +182,9 @@ def fetch(
                 hint = f"you can download it elsewhere and put it at {target}"
                 raise DownloadError(f"{source}: {_reason(error)}{kept}; {hint}") from error
             _tag_of(part).unlink(missing_ok=True)
+            if not _size(part):
+                part.unlink()
+                raise DownloadError(f"{source}: expected a file, got an empty answer")
             try:
                 if checksum is not None:
                     verify(part, checksum)

@@ -38,25 +38,25 @@ def locate(
     Raises:
         UserError: the model or the file is unknown, has no weights, or the download failed.
     """
-    name, path, last = str(model), Path(model).expanduser(), None
+    name, path, last = str(model), Path(os.path.expanduser(model)), None
     if not name:  # Path("") is the current folder
         raise UserError("model: expected a name, a config or a work directory, got an empty text")
     if name.startswith(hub.PREFIX):
         config, last = hub.fetch_model(name, trust_config)
     elif is_json_config(path / hub.CONFIG):  # a repository that was downloaded by another program
         config, last = path / hub.CONFIG, path / hub.WEIGHTS
-    elif path.is_dir():
+    elif os.path.isdir(path):  # Path.is_dir raises if the name is too long
         config = work_directory(path)
         if weights and checkpoint in (None, *CHECKPOINTS):
             last, checkpoint = checkpoint_of(path, checkpoint), None
-    elif path.suffix in (".pth", ".safetensors") and path.is_file() and _configs(path.parent):
+    elif path.suffix in (".pth", ".safetensors") and os.path.isfile(path) and _configs(path.parent):
         config, last = work_directory(path.parent), path  # a checkpoint of a work directory
-    elif path.suffix in CONFIGS and "::" not in name and (path.is_file() or len(path.parts) > 1):
+    elif path.suffix in CONFIGS and "::" not in name and (os.path.isfile(path) or len(path.parts) > 1):
         require_file(name, "model")
         config = path
     elif "::" in name and (checkpoint is not None or not weights):
         config = Path(base_path(name, "")[0])
-    elif path.suffix and path.is_file():
+    elif path.suffix and os.path.isfile(path):
         raise UserError(
             f"model: expected a name in the zoo, a config (.py) or a work directory, got {model}. "
             "A file of weights or an exported file is the checkpoint, not the model"
@@ -90,6 +90,8 @@ def work_directory(folder: Path) -> Path:
 
 
 def _configs(folder: Path) -> list[Path]:
+    if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
+        return [folder / hub.CONFIG]
     return files_beside(folder, "*.py") or files_beside(folder, "*/vis_data/config.py")
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab import json_config
+from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import TorchDetector, build
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
@@ -61,7 +63,9 @@ def test_a_detector_comes_back_from_the_hub(repository, tmp_path):
     assert "| box AP | 0.711 |" in card and f'dcnzoo.load("{NAME}")' in card
     picture = draw_image(ShapesSpec(), "val", 0)[0]
     expected = detector(picture)
-    for each in (name, f"{name}@main", f"{name}@{COMMIT}", shutil.copytree(repository, tmp_path / "copy")):
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    (copy / "config.py").write_text("raise SystemExit('executed')")
+    for each in (name, f"{name}@main", f"{name}@{COMMIT}", copy, copy / "model.safetensors"):
         loaded = dcnzoo.load(each, device="cpu")
         result = loaded(picture)
         assert len(result) > 1 and result.names == expected.names and loaded.classes == detector.classes
@@ -171,7 +175,7 @@ CHANGES = {
     "test_dataloader": {"dataset": {"type": "evilmod.X", "metainfo": {"classes": "evilmod.txt"}}},
     "test_evaluator": {"type": "evilmod.X"},
     "visualizer": {"type": "evilmod.X"},
-    "default_scope": "evilmod",
+    "default_scope": "mmcv",
     "model._scope_": "evilmod",
     "model.type": "evilmod.X",
     "model.backbone.type": "evilmod",
@@ -209,7 +213,7 @@ CHANGES = {
     "test_pipeline.0.backend_args": {"backend": "petrel"},
     "test_pipeline.1.type": "Albu",
     "test_pipeline.2": {"type": "RandomSamplingNegPos", "tokenizer_name": "evilmod", "label_map_file": "x"},
-    "test_pipeline": EVIL,
+    "test_pipeline": [],
     "model": [{"type": "ResNet"}],
     "dcnzoo": EVIL,
     "model.backbone.deep": DEEP,
@@ -272,7 +276,7 @@ def test_a_repository_executes_nothing(repository, watch):
     config.unlink()
     for text in PROGRAMS.values():
         (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{text}")
-        for trust in ({}, {"trust_config": False}, {"trust_config": "no"}, {"trust_config": 1}):
+        for trust in ({}, {"trust_config": False}, {"trust_config": 1}):
             with pytest.raises(UserError, match=r"trust_config=True") as error:
                 dcnzoo.load(NAME, device="cpu", **trust)
             assert len(str(error.value).splitlines()) == 1
@@ -297,6 +301,27 @@ def test_a_program_is_trusted_only_if_there_are_no_data(repository, package, mon
     (repository / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json: expected a detector of dcnzoo"):
         dcnzoo.load(name, device="cpu", trust_config=True)
+
+
+@pytest.mark.parametrize("classes", ["abc", {"a": 1}, [1, 2, 3], 5, [["a"]]])
+def test_names_of_classes_are_a_list_of_texts(tmp_path, classes):
+    """A text is a sequence too: these were three classes."""
+    data = safetensors.torch.save({"w": torch.ones(1)}, {"dataset_meta": json.dumps({"classes": classes})})
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="expected safetensors"):
+        load_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "trust_config", "fuse", "channels_last"])
+def test_a_text_is_no_flag(name):
+    with pytest.raises(TypeError, match=f"load: {name}: expected True or False, got 'no'"):
+        dcnzoo.load(MODEL, device="cpu", **{name: "no"})
+
+
+@pytest.mark.parametrize("device", ["meta", None, "", "cuda:-1", "gpu", "cuda:99"])
+def test_devices_that_torch_cannot_use(device):
+    with pytest.raises(UserError, match="device: expected auto, cpu"):
+        dcnzoo.load(MODEL, device=device)
 
 
 @pytest.mark.parametrize("name", ["hf://owner", "hf://owner/name/x", "hf://", "hf://owner/name@"])

@@ -77,12 +77,25 @@ def test_two_addresses_are_two_files(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     long = "n" * 300
-    names = ["a/net.pth", "b/net.pth", "get?file=a.pth", "get?file=b.pth", f"{long}.pth", f"{long}2.pth"]
+    names = [
+        "a/net.pth",
+        "b/net.pth",
+        "n%00l.pth",
+        f"{long}-{'0' * 8}/x.pth",
+        "get?file=a.pth",
+        "get?file=b.pth",
+        f"{long}.pth",
+        f"{long}2.pth",
+    ]
+    with pytest.raises(DownloadError, match="empty"):
+        server.files["/empty.pth"] = b""
+        fetch(f"{server.url}/empty.pth")
+    server.requests.clear()
     server.files |= {f"/{name}": name.encode() for name in names}
     for _ in range(2):
         paths = [fetch(f"{server.url}/{name}") for name in names]
         assert [path.read_bytes().decode() for path in paths] == names
-    assert len({*paths}) == 6 == len(server.requests) and paths[0].suffix == ".pth"
+    assert len({*paths}) == 8 == len(server.requests) and paths[0].suffix == ".pth"
     assert fetch(f"{server.url}/a/net.pth#part") == paths[0]
     assert fetch(f"{server.url}/zoo/{NAME}").name == NAME
     assert fetch(f"{server.url}/b/net.pth", name="net.pth").name == "net.pth"
