@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.compat.hosts.torchvision import repair_command
+from dcnzoo.ops._torchvision import registered  # operators and dispatch keys with a kernel of this module
 
 
 def _arguments(
@@ -129,7 +130,6 @@ KERNELS: dict[str, Callable] = {
     "ps_roi_align": ps_roi_align,
     "_ps_roi_align_backward": _ps_roi_align_backward,
 }
-registered: set[tuple[str, str]] = set()  # operators and dispatch keys with a kernel of this module
 _library: torch.library.Library | None = None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _deterministic, _plain, _torch_private
+from . import _choice, _deterministic, _torch_private
 from ._arguments import memory_format
 from ._backend import raise_out_of_memory
 from ._torch_private import (
@@ -37,16 +37,16 @@ def register_autograd(
     """Register the derivatives of ``dcnzoo::name``, in the form of ``torch.autograd.Function``.
 
     Args:
-        reference_impl: the operator in plain PyTorch, with the same arguments. Runs on the devices of
-            :mod:`_plain`.
+        reference_impl: the operator in plain PyTorch, with the same arguments. Runs where
+            :mod:`._choice` has no other kernel.
         forward_mode: likewise, in forward mode. Default: ``reference_impl``. Without either, forward mode
             raises an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
     forward_mode = forward_mode or reference_impl
-    if reference_impl is not None:
-        _plain.register(name, reference_impl)
     if _torch_private.TRANSFORMS in _torch_private.missing:
+        if reference_impl is not None:
+            _choice.register(name, reference_impl)
         torch.library.register_autograd(f"dcnzoo::{name}", backward, setup_context=setup_context)
         return
 
@@ -94,6 +94,8 @@ def register_autograd(
         return below_autograd(*arguments, keys)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
+    if reference_impl is not None:
+        _choice.register(name, reference_impl, node=autograd)
 
 
 def tangent(argument: object) -> Tensor | None:
@@ -257,5 +259,22 @@ def register_derivatives(
                 results[place + 1] = gradient
         return tuple(results)
 
+    def plain_backward(grad_output, *arguments):
+        *saved, needed = arguments
+        inputs = restore(grad_output, *saved)
+        gradients = reference_gradients(reference_impl, grad_output, inputs, differentiable)
+        results = [
+            grad_output.new_empty(0) if gradient is None or not is_needed else gradient.contiguous()
+            for gradient, is_needed in zip(gradients, needed, strict=True)
+        ]
+        if keeps_format and needed[0]:
+            results[0] = results[0].contiguous(memory_format=memory_format(inputs[differentiable[0]]))
+        return tuple(results) if len(results) > 1 else results[0]
+
+    def check_backward(grad_output, *arguments):
+        check(*restore(grad_output, *arguments[:-1]), grad_output)
+
+    check = _choice.check_of(name)
     register_autograd(name, setup_context, first_backward, reference_impl)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
+    _choice.register_backward(name, plain_backward, check_backward)

@@ -1,7 +1,4 @@
-"""Choice of the kernels that an operator runs: fused, compiled or reference (``DCNZOO_BACKEND``).
-
-The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator.
-"""
+"""The preferred kernels (``DCNZOO_BACKEND``), and whether Triton's run here. The choice: :mod:`._choice`."""
 
 import contextlib
 import os
@@ -12,9 +9,8 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
-from . import _deterministic, _library
+from . import _library
 from ._block_sizes import table
 
 DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
@@ -44,7 +40,9 @@ def use(name: str) -> None:
     global backend
     backend = _valid(name)
     if backend == "fused" and "cuda" in _library.loaded:
-        _replace(_FORWARD, "CUDA")
+        from . import _choice  # not above: it imports this module
+
+        _choice.offer_fused("CUDA")
 
 
 @contextlib.contextmanager
@@ -58,18 +56,17 @@ def using(name: str) -> Iterator[None]:
         use(before)
 
 
+def interprets() -> bool:
+    """Whether Triton's interpreter may run the fused kernels on the CPU."""
+    return backend == "fused" and bool(os.environ.get("TRITON_INTERPRET"))
+
+
+def any_listed() -> bool:
+    return any(entry["auto"] for entry in table().values())
+
+
 @cache
-def _fused():
-    """The module of fused kernels, or None if Triton is not installed."""
-    if find_spec("triton") is None:
-        return None
-    from .fused import deform_conv as fused
-
-    return fused
-
-
-@cache
-def _listed(device: torch.device) -> bool:
+def listed(device: torch.device) -> bool:
     """Whether the table lists fused kernels as faster here. On other GPUs, Triton is not imported."""
     if device.type != "cuda" or torch.version.hip is not None:
         return True  # the module of fused kernels decides
@@ -78,115 +75,44 @@ def _listed(device: torch.device) -> bool:
 
 
 @cache
-def _triton_works(device: torch.device) -> bool:
-    """Whether Triton can compile here. It needs a C compiler; an image for deployment may have none."""
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton compiles and runs a small kernel here.
+
+    Its driver alone shows too little: Triton needs a C compiler, Python's headers and a folder for its cache,
+    and an old one cannot compile for a new GPU.
+    """
+    if find_spec("triton") is None:
+        if backend == "fused":
+            warnings.warn("DCNZOO_BACKEND=fused: no Triton; run pip install triton", stacklevel=2)
+        return False
     try:
-        _fused().target(device)
+        from .fused import launch
+
+        if device.type == "cpu" and not launch.INTERPRETED:
+            return False
+        launch.run_trial(device)
     except Exception as error:  # of any type: Triton runs the compiler and loads what it built
-        text = " ".join(str(error).split())
-        warnings.warn(f"dcnzoo: Triton does not work, so the compiled kernels run: {text}", stacklevel=2)
+        warn_of_triton("a trial kernel", error)
         return False
     return True
 
 
-def _tf32() -> bool:
+def warn_of_triton(kernel: str, error: Exception) -> None:
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    warnings.warn(
+        f"dcnzoo: Triton does not run {kernel}, so other kernels run: {text}. Triton needs a C compiler "
+        "(gcc), Python's headers (python3-dev), a folder for its cache that can be written and is not "
+        "damaged (TRITON_CACHE_DIR), and a version for this GPU",
+        stacklevel=2,
+    )
+
+
+def tf32() -> bool:
     # The compiled kernels multiply with torch's matmul, so the fused ones follow the same setting.
     return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _problem(arguments: tuple):
-    """The call in the form of the fused kernels, or None if another backend must run it.
-
-    Args:
-        arguments: those of ``dcnzoo::deform_conv``, then the output's gradient, or None in a forward pass.
-
-    Raises:
-        RuntimeError: the backend is ``fused`` and Triton is not installed, or an argument is invalid.
-    """
-    if backend not in ("auto", "fused") or (backend == "auto" and not _listed(arguments[0].device)):
-        return None
-    fused = _fused()
-    if fused is None:
-        if backend == "auto":
-            return None
-        raise RuntimeError(
-            "DCNZOO_BACKEND=fused: expected an installed Triton, got none; run pip install triton"
-        )
-    input, weight, offset, mask, _bias, *geometry = arguments[:9]
-    if input.device.type == "cpu" and not fused.INTERPRETED:
-        return None
-    if backend == "auto" and not _triton_works(input.device):
-        return None
-    problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
-    least_pixels: int | None = 0
-    if backend == "auto":
-        least_pixels = problem.least_pixels(arguments[-1] is not None)
-        if least_pixels is None:
-            return None
-    torch.ops.dcnzoo._check_deform_conv(*arguments)
-    return problem if problem.fits() and problem.pixels >= least_pixels else None
-
-
-def _forward(fallback: Callable, *arguments) -> Tensor:
-    problem = _problem((*arguments, None))
-    if problem is None:
-        return fallback(*arguments)
-    return _fused().forward(problem, bias=arguments[4])
-
-
-def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    *inputs, needed = arguments
-    if needed[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
-        torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
-        _, *others = _backward(fallback, grad_output, *inputs, [False, *needed[1:]])
-        return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
-    problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
-    if problem is None:
-        return fallback(grad_output, *arguments)
-    fused = _fused()
-    results = [grad_output.new_empty(0) for _ in range(5)]  # an operator's results must not share memory
-    if needed[1]:
-        results[1] = fused.grad_weight(problem, grad_output)
-    if needed[0] or needed[2] or needed[3]:
-        gradients = fused.grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
-        for place, gradient in zip((0, 2, 3), gradients, strict=True):
-            if gradient is not None:
-                results[place] = gradient
-    if needed[4]:
-        results[4] = grad_output.sum((0, 2, 3))
-    return tuple(results)
-
-
-_FORWARD = "dcnzoo::deform_conv"
-_CHOOSERS: dict[str, Callable] = {_FORWARD: _forward, "dcnzoo::_deform_conv_backward": _backward}
 _implementations = torch.library.Library("dcnzoo", "IMPL")
-
-
-def register(key: str) -> None:
-    """Make the operators of a device choose the backend at every call.
-
-    The choice costs time in every call, so the forward operator chooses only if a fused kernel may run. The
-    backward operator always chooses, because the user may require deterministic algorithms at any time.
-    """
-    fused_may_run = backend == "fused" or any(entry["auto"] for entry in table().values())
-    for name in _CHOOSERS:
-        if name != _FORWARD or fused_may_run:
-            _replace(name, key)
-
-
-@cache
-def _replace(name: str, key: str) -> None:
-    """Replace an operator's kernel with one that chooses the backend."""
-    kernel = _kernel(_CHOOSERS[name], compiled_kernel(name, key))
-    override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
-
-
-def compiled_kernel(name: str, key: str):
-    """The compiled kernel of an operator, or None."""
-    try:
-        return torch.library.get_kernel(name, key)
-    except RuntimeError:  # the operator has no kernel for this device
-        return None
 
 
 def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:
@@ -194,29 +120,3 @@ def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
         _implementations.impl(name, kernel, key, with_keyset=with_keyset)
-
-
-def _kernel(chooser: Callable, compiled) -> Callable:
-    def kernel(keys, *arguments):
-        def fallback(*arguments):
-            if compiled is None:
-                problem = _library.problems["cuda"].rstrip(".")
-                raise RuntimeError(
-                    f"DCNZOO_BACKEND=fused: no fused kernel fits, and no compiled ones: {problem}"
-                )
-            try:
-                return compiled.call_boxed(keys, *arguments)
-            except RuntimeError as error:
-                raise_out_of_memory(error)
-                raise
-
-        return chooser(fallback, *arguments)
-
-    return kernel
-
-
-if _library.has_ops():
-    if "cuda" in _library.loaded or backend == "fused":
-        register("CUDA")
-    if backend == "fused":  # on the CPU, fused kernels run only in Triton's interpreter
-        register("CPU")

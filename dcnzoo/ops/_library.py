@@ -4,6 +4,7 @@ If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyT
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ if "cpu" in loaded:
         problems["cuda"] = "this torch is a ROCm build, and dcnzoo has compiled kernels only for CPU and CUDA"
     elif torch.version.cuda is None:
         problems["cuda"] = "this torch is a CPU build"
+    elif os.environ.get("DCNZOO_CUDA") == "0":
+        problems["cuda"] = "DCNZOO_CUDA=0 leaves them out"
     else:
         _load("cuda")
 elif _SCHEMAS.exists():

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _library, reference
+from . import reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
@@ -137,15 +137,13 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
 
 
 def _reference(*arguments):
-    if _library.has_ops() and arguments[0].device.type not in _library.loaded:  # no kernel has checked them
-        torch.ops.dcnzoo._check_deform_conv(*arguments, None)
     *arguments, _im2col_step = arguments
     return reference.deform_conv(*arguments)
 
 
 def _with_bias(grad_output, input, weight, offset, mask, *geometry):
-    """The operator's arguments with zeros for the bias, whose value no gradient depends on."""
-    return input, weight, offset, mask, grad_output.new_zeros(grad_output.shape[1]), *geometry
+    """The operator's arguments with any bias: no gradient depends on its values."""
+    return input, weight, offset, mask, grad_output.new_empty(grad_output.shape[1]), *geometry
 
 
 register_derivatives(
@@ -155,7 +153,7 @@ register_derivatives(
     _reference,
     recomputed=(4,),
     restore=_with_bias,
-    has_order=True,  # _backend.py makes grad_input deterministic
+    has_order=True,  # _choice.py makes grad_input deterministic
     keeps_format=True,
 )
 register_vmap("deform_conv", "mwmmw", "m", groups=8)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import _plain, reference_boxes
+from . import _choice, reference_boxes
 
 
 def nms(
@@ -35,7 +35,7 @@ def nms(
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
 
 
-_plain.register("nms", reference_boxes.nms, autograd=False)
+_choice.register("nms", reference_boxes.nms, differentiable=False)
 
 
 @torch.library.register_fake("dcnzoo::nms")

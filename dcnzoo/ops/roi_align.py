@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _deterministic, reference
+from . import _choice, _deterministic, reference
 from ._arguments import Int2, pair, shape_text
 from ._autograd import in_forward_mode, register_autograd
 
@@ -162,8 +162,16 @@ def register_pooling(
         pooled = pool(grad, *tensors, *ctx.size, *ctx.options)
         return pooled, *[None] * (1 + len(tensors) + len(ctx.options))
 
+    def plain_backward(grad_output, *arguments):
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        input_size, *options = arguments[len(tensors) :]
+        maps = grad_output.new_zeros(input_size)
+        pull = torch.func.vjp(lambda maps: plain(maps, *tensors, *grad_output.shape[2:], *options), maps)[1]
+        return pull(grad_output)[0].contiguous()
+
     register_autograd(name, setup_context, first_backward, reference_impl, forward_mode)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
+    _choice.register_backward(name, plain_backward, _choice.check_of(f"{name}_backward"))
 
 
 def _at_maxima(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import _plain, reference_boxes
+from . import _choice, reference_boxes
 
 
 def box_iou_rotated(
@@ -72,7 +72,7 @@ def _reference(boxes1, boxes2, over_first=False, *how):
     return reference_boxes.box_iou_rotated(boxes1, boxes2, "iof" if over_first else "iou", *how)
 
 
-_plain.register("box_iou_rotated", _reference, autograd=False)
+_choice.register("box_iou_rotated", _reference, differentiable=False)
 
 
 @torch.library.register_fake("dcnzoo::box_iou_rotated")
@@ -80,4 +80,4 @@ def _(boxes1, boxes2, over_first=False, aligned=False, clockwise=True):
     return boxes1.new_empty(boxes1.shape[:1] if aligned else (boxes1.shape[0], boxes2.shape[0]))
 
 
-_plain.register("nms_rotated", reference_boxes.nms_rotated, autograd=False)
+_choice.register("nms_rotated", reference_boxes.nms_rotated, differentiable=False)

@@ -1,5 +1,50 @@
 #include "../common/tensor.h"
 
+#include "deform_attn_checks.h"
+
+namespace dcnzoo {
+namespace {
+
+// The checks of the kernels, with the same messages, for kernels that are not written in C++.
+
+void check_gradient(const char* op, const DeformAttnShapes& s, const Tensor& input,
+                    const std::optional<Tensor>& grad_output) {
+  if (grad_output) check_backward(op, *grad_output, s.output_sizes, input, std::vector<bool>(3), 3);
+}
+
+void check_dcnv3_arguments(const Tensor& input, const Tensor& offset, const Tensor& mask,
+                           const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                           int64_t group, int64_t group_channels, double offset_scale, bool remove_center,
+                           std::optional<Tensor> grad_output) {
+  const KernelShapes s = check_dcnv3(
+      input, offset, mask,
+      {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
+  check_gradient("dcnv3 backward: ", s.sizes, input, grad_output);
+}
+
+void check_dcnv4_arguments(const Tensor& input, const Tensor& offset_mask,
+                           const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                           int64_t group, int64_t group_channels, double offset_scale, bool remove_center,
+                           std::optional<Tensor> grad_output) {
+  const KernelShapes s = check_dcnv4(
+      input, offset_mask,
+      {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
+  check_gradient("dcnv4 backward: ", s.sizes, input, grad_output);
+}
+
+void check_ms_deform_attn_arguments(const Tensor& value, const Tensor& spatial_shapes,
+                                    const Tensor& level_start_index, const Tensor& sampling_locations,
+                                    const Tensor& attention_weights, std::optional<Tensor> grad_output) {
+  const DeformAttnShapes s =
+      check_ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  check_gradient("ms_deform_attn backward: ", s, value, grad_output);
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
 // output_mask of a backward: the differentiable tensors whose gradient is needed; the other gradients are empty.
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   m.def(
@@ -23,4 +68,21 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "_ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
       "Tensor level_start_index, Tensor sampling_locations, Tensor attention_weights, "
       "bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_check_dcnv3(Tensor input, Tensor offset, Tensor mask, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, int group, int group_channels, float offset_scale, bool remove_center, "
+      "Tensor? grad_output=None) -> ()");
+  m.def(
+      "_check_dcnv4(Tensor input, Tensor offset_mask, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, int group, int group_channels, float offset_scale, bool remove_center, "
+      "Tensor? grad_output=None) -> ()");
+  m.def(
+      "_check_ms_deform_attn(Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
+      "Tensor sampling_locations, Tensor attention_weights, Tensor? grad_output=None) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+  m.impl("_check_dcnv3", TORCH_BOX(&dcnzoo::check_dcnv3_arguments));
+  m.impl("_check_dcnv4", TORCH_BOX(&dcnzoo::check_dcnv4_arguments));
+  m.impl("_check_ms_deform_attn", TORCH_BOX(&dcnzoo::check_ms_deform_attn_arguments));
 }

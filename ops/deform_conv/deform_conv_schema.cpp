@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "_check_deform_conv(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
-      "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, Tensor? grad_output) -> ()");
+      "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, Tensor? grad_output=None) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {

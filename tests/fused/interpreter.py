@@ -7,6 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from .. import op_cases
 from ..op_cases import Sample, deform_conv, results
 from ..processes import SERVER, set_variables
 
@@ -29,16 +30,17 @@ def run_kernels(
 ) -> dict[str, Tensor]:
     """Output and gradients of the fused kernels, even where another backend would be chosen."""
     from dcnzoo.ops.fused import deform_conv as fused
+    from dcnzoo.ops.fused import launch
 
     input, weight, offset, mask, bias = sample.tensors
     geometry = [list(v) for v in deform_conv.geometry(sample, stride=1, padding=0, dilation=1)]
     problem = fused.Problem(
         input, weight, offset, mask, *geometry, sample.kwargs.get("groups", 1), allow_tf32=False
     )
-    extent = fused._extent
+    extent = launch.extent
     try:
         if long_indices:
-            fused._extent = lambda tensor: 2**31
+            launch.extent = lambda tensor: 2**31
         results = {"output": fused.forward(problem, bias)}
         if forward_only:
             return results
@@ -46,7 +48,7 @@ def run_kernels(
         wanted = (True, offset is not None, mask is not None)
         gradients = fused.grad_samples(problem, grad, *wanted)
     finally:
-        fused._extent = extent
+        launch.extent = extent
     results |= dict(zip(("input", "offset", "mask"), gradients, strict=True))
     return {name: result for name, result in results.items() if result is not None}
 
@@ -117,30 +119,55 @@ def named(sample: Sample, values: list[Tensor]) -> dict[str, Tensor]:
 
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
-    """The kernels that run if the table lists these types as faster, from so many output pixels on."""
-    from dcnzoo.ops import _backend
+    """The kernels that run if the table lists these types as faster, from so many output pixels on.
+
+    In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
+    """
+    from dcnzoo.ops import _backend, _choice
     from dcnzoo.ops.fused import deform_conv as fused
 
     entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
-    with entry, _backend.using("auto"):
+    order = mock.patch.object(_choice, "order", lambda *_: (_choice.FUSED, _choice.COMPILED))
+    with entry, order, _backend.using("auto"):
         return call_operator(sample, grad)[0]
 
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
     """The kernels that run if Triton cannot compile, and the warnings."""
     from dcnzoo.ops import _backend
-    from dcnzoo.ops.fused import deform_conv as fused
+    from dcnzoo.ops.fused import launch
 
-    _backend._triton_works.cache_clear()
-    failing = mock.patch.object(fused, "target", side_effect=RuntimeError("no C compiler"))
+    _backend.triton_works.cache_clear()
+    failing = mock.patch.object(launch, "run_trial", side_effect=RuntimeError("no C compiler"))
     try:
         with failing, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             listed = {"bfloat16": {"forward": 0, "backward": 0}}
             ran = [*chosen_by_auto(sample, grad, listed), *chosen_by_auto(sample, grad, listed)]
+            ran += call_operator(sample, grad)[0]  # DCNZOO_BACKEND=fused
     finally:
-        _backend._triton_works.cache_clear()
+        _backend.triton_works.cache_clear()
     return ran, [str(warning.message) for warning in caught]
+
+
+def run_operator(
+    name: str, sample: Sample, grad: Tensor | None, long_indices: bool = False
+) -> tuple[list[str], list[Tensor]]:
+    """Call a public function. Returns the operators that Triton ran, the output and the gradients."""
+    from dcnzoo.ops.fused import launch, operators
+
+    (operator,) = (op for op in op_cases.operators(differentiable=False) if op.name == name)
+    ran, run = [], operators.run
+
+    def record(name, arguments):
+        ran.append(name)
+        return run(name, arguments)
+
+    extent = (lambda tensor: 2**31) if long_indices else launch.extent
+    with mock.patch.object(operators, "run", record), mock.patch.object(launch, "extent", extent):
+        if not operator.differentiable:
+            return ran, [operator.call(sample)]
+        return ran, results(operator.call, sample, grad)
 
 
 def opcheck(sample: Sample) -> None:
@@ -157,3 +184,9 @@ def nodes_when_compiled(sample: Sample) -> list[str]:
     compiled(sample)
     (graph,) = graphs.graphs
     return [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
+
+
+def opcheck_operator(name: str) -> None:
+    (operator,) = (op for op in op_cases.operators() if op.name == name)
+    for overload, arguments in operator.overload_calls(next(iter(operator.samples())).to(torch.float32)):
+        torch.library.opcheck(overload, arguments)

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from dcnzoo.ops import _autograd, _backend
+from dcnzoo.ops import _autograd, _choice
 
 from .. import op_cases
 from ..op_cases import Sample
@@ -235,6 +235,5 @@ def test_out_of_memory_below_the_choice_of_a_backend():
         def call_boxed(self, keys, *arguments):
             raise RuntimeError(OUT_OF_MEMORY)
 
-    kernel = _backend._kernel(lambda fallback, *a: fallback(*a), Compiled())
     with pytest.raises(torch.OutOfMemoryError):
-        kernel(None, torch.zeros(1))
+        _choice._call(Compiled(), None, (torch.zeros(1),))

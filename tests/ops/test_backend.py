@@ -11,14 +11,16 @@ from ..processes import python_with_torch
 
 
 def test_backends_that_are_not_installed_or_unknown():
+    """A backend is a preference: without Triton, the compiled kernels run."""
     code = """
 import importlib.util, torch
 importlib.util.find_spec = lambda *_: None
 from dcnzoo.ops import deform_conv2d
-deform_conv2d(torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7), padding=1)
+for _ in range(2):
+    deform_conv2d(torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7), padding=1)
 """
-    last = python_with_torch(code, status=1, DCNZOO_BACKEND="fused").stderr.splitlines()[-1]
-    assert re.match("RuntimeError: DCNZOO_BACKEND=fused: .*pip install triton", last), last
+    errors = python_with_torch(code, DCNZOO_BACKEND="fused", TRITON_INTERPRET="1").stderr
+    assert len(re.findall("Warning: DCNZOO_BACKEND=fused: .*pip install triton", errors)) == 1
     with pytest.raises(RuntimeError, match="'slow'"):
         _backend.using("slow").__enter__()
     with _backend.using("compiled"):
@@ -67,6 +69,6 @@ def test_tf32_only_where_torch_allows_it():
     try:
         for allowed in (False, True):
             torch.backends.cuda.matmul.allow_tf32 = allowed
-            assert _backend._tf32() == allowed
+            assert _backend.tf32() == allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

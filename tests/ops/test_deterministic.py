@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dcnzoo.ops
-from dcnzoo.ops import _backend, _deterministic
+from dcnzoo.ops import _choice, _deterministic
 
 from .. import op_cases
 from ..op_cases import deform_conv, deform_roi_pool, roi_align
@@ -39,13 +39,14 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
     _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
     asked = []
 
-    def compiled(*arguments):
+    def kernel(keyset, *arguments):
         asked.append(arguments[-1])
         return torch.ops.dcnzoo._deform_conv_backward(*arguments)
 
-    expected = _backend._backward(compiled, *arguments)
+    backward = _choice._deterministic_backward(kernel)
+    expected = backward(None, *arguments)
     monkeypatch.setattr(_deterministic, "deterministic", lambda tensor: True)
-    results = _backend._backward(compiled, *arguments)
+    results = backward(None, *arguments)
     assert asked == [[True] * 5, [False, True, True, True, True]]
     torch.testing.assert_close(results, expected)
 

@@ -1,6 +1,5 @@
 """The calls of the fused kernels: block sizes, sampling points, launches."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from .._arguments import memory_format
 from .._block_sizes import table
 from . import kernels
+from .launch import INTERPRETED, cdiv, launch, target
 
 
 class Config(NamedTuple):
@@ -46,8 +46,7 @@ def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config]
     return min((Config(*sizes) for sizes in entry_of(target)[kernel][kind]), key=cost)
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores would be padding
+LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores is padding
 # A sample costs as much time as the products with this many outputs (counted instructions on sm_90).
 SAMPLE_COST = 256
 MOST_SPLITS = 32  # of the pixels in grad_weight
@@ -56,7 +55,7 @@ MOST_SPLITS = 32  # of the pixels in grad_weight
 PROGRAMS_PER_STEP = 12
 POINTS = Config(BLOCK_M=256, BLOCK_N=1, BLOCK_K=1, warps=4, stages=1)
 TRANSPOSE = Config(BLOCK_M=64, BLOCK_N=64, BLOCK_K=1, warps=4, stages=1)
-INTERPRETED = triton.knobs.runtime.interpret
+DEPTHWISE_BLOCK = 2048  # pixels · channels of a program without matrix products
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Problem:
     dilation: list[int]
     groups: int
     allow_tf32: bool
+    axes: int = 2  # with 1, all tensors have one row, and offsets are x alone
 
     @cached_property
     def taps(self) -> int:
@@ -79,17 +79,24 @@ class Problem:
 
     @cached_property
     def offset_groups(self) -> int:
-        return 1 if self.offset is None else self.offset.shape[1] // (2 * self.taps)
+        return 1 if self.offset is None else self.offset.shape[1] // (self.axes * self.taps)
 
     @cached_property
     def mask_groups(self) -> int:
         return 1 if self.mask is None else self.mask.shape[1] // self.taps
 
     @cached_property
+    def is_depthwise(self) -> bool:
+        """Whether each group has one input channel: then there are no matrix products."""
+        return self.weight.shape[1] == 1 and self.groups > 1
+
+    @cached_property
     def block_channels(self) -> int:
-        """Number of channels with the same offset group, mask group and convolution group."""
+        """Number of channels with the same offset group and mask group and, unless there are no products,
+        convolution group."""
         channels = self.input.shape[1]
-        return math.gcd(channels // self.groups, channels // self.offset_groups, channels // self.mask_groups)
+        share = math.gcd(channels // self.offset_groups, channels // self.mask_groups)
+        return share if self.is_depthwise else math.gcd(share, channels // self.groups)
 
     @cached_property
     def blocks(self) -> int:
@@ -112,13 +119,11 @@ class Problem:
         """Number of output pixels of all images."""
         return self.input.shape[0] * math.prod(self.out_size)
 
-    def fits(self) -> bool:
-        """Whether the fused kernels support this call. Otherwise another backend runs it."""
-        if self.weight.dim() != 4 or self.weight.numel() == 0 or self.input.dtype not in DTYPES:
-            return False
+    @cached_property
+    def is_wide(self) -> bool:
+        """Whether the channels fill matrix products. With one group, few are padded, as in a first layer."""
         narrow = min(self.block_channels, self.group_outputs) < LEAST_CHANNELS
-        one_group = self.blocks == self.groups == 1  # few channels are padded then, as in a first layer
-        return one_group or not narrow
+        return not self.is_depthwise and (self.blocks == self.groups == 1 or not narrow)
 
     def least_pixels(self, backward: bool) -> int | None:
         """Output pixels from which the fused kernels were measured to be faster on this architecture.
@@ -143,7 +148,7 @@ class Problem:
         offset, mask = _strided(self.offset), _strided(self.mask)
         _launch(
             kernels.points_kernel,
-            self.blocks * self.taps * _cdiv(self.pixels, POINTS.BLOCK_M),
+            self.blocks * self.taps * cdiv(self.pixels, POINTS.BLOCK_M),
             POINTS,
             self,
             offset=offset,
@@ -158,6 +163,7 @@ class Problem:
             **_places("mask", mask),
             offset_blocks=self.blocks // self.offset_groups,
             mask_blocks=self.blocks // self.mask_groups,
+            AXES=self.axes,
             HAS_OFFSET=offset is not None,
             HAS_MASK=mask is not None,
         )  # fmt: skip
@@ -179,40 +185,42 @@ class Problem:
             "outputs": outputs,
             "group_outputs": self.group_outputs,
             "block_channels": self.block_channels,
-            "group_blocks": self.blocks // self.groups,
+            "group_blocks": max(self.blocks // self.groups, 1),
         }
 
     def sampled(self) -> dict[str, Tensor]:
         """The input and its sampling points, arguments of every kernel that samples."""
         corners, factors = self.points
-        return {"input": self.channels_last(self.input), "corners": corners, "factors": factors}
+        return {"input": to_channels_last(self.input), "corners": corners, "factors": factors}
 
-    def channels_last(self, tensor: Tensor) -> Tensor:
-        """Return a map or weight in channels-last order."""
-        if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_contiguous():
-            return tensor.contiguous(memory_format=torch.channels_last)
-        batch, channels, height, width = tensor.shape
-        result = torch.empty_like(tensor, memory_format=torch.channels_last)
-        self._transpose(tensor, result, batch, channels, height * width)
-        return result
 
-    def from_channels_last(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """Return a channels-last map in the type and memory format of ``like``."""
-        if memory_format(like) == torch.channels_last:
-            return tensor.to(like.dtype)
-        batch, channels, height, width = tensor.shape
-        result = torch.empty(tensor.shape, dtype=like.dtype, device=tensor.device)
-        self._transpose(tensor, result, batch, height * width, channels)
-        return result
+def to_channels_last(tensor: Tensor) -> Tensor:
+    """Return a map or weight in channels-last order."""
+    if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_contiguous():
+        return tensor.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = tensor.shape
+    result = torch.empty_like(tensor, memory_format=torch.channels_last)
+    _transpose(tensor, result, batch, channels, height * width)
+    return result
 
-    def _transpose(self, source: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
-        if source.numel() == 0:
-            return
-        tiles = _cdiv(rows, TRANSPOSE.BLOCK_M) * _cdiv(columns, TRANSPOSE.BLOCK_N)
-        sizes = {"rows": rows, "columns": columns}
-        _launch(
-            kernels.transpose_kernel, batch * tiles, TRANSPOSE, self, source=source, result=result, **sizes
-        )
+
+def from_channels_last(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a channels-last map in the type and memory format of ``like``."""
+    if memory_format(like) == torch.channels_last:
+        return tensor.to(like.dtype)
+    batch, channels, height, width = tensor.shape
+    result = torch.empty(tensor.shape, dtype=like.dtype, device=tensor.device)
+    _transpose(tensor, result, batch, height * width, channels)
+    return result
+
+
+def _transpose(source: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
+    if source.numel() == 0:
+        return
+    tiles = cdiv(rows, TRANSPOSE.BLOCK_M) * cdiv(columns, TRANSPOSE.BLOCK_N)
+    sizes = {"rows": rows, "columns": columns, "BLOCK_M": TRANSPOSE.BLOCK_M, "BLOCK_N": TRANSPOSE.BLOCK_N}
+    arguments = {"source": source, "result": result, **sizes}
+    launch(kernels.transpose_kernel, batch * tiles, source.device, arguments)
 
 
 def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
@@ -228,26 +236,41 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
         return output
 
     def programs_of(c: Config) -> int:
-        return _cdiv(p.pixels, c.BLOCK_M) * p.groups * _cdiv(p.group_outputs, c.BLOCK_N)
+        return cdiv(p.pixels, c.BLOCK_M) * p.groups * cdiv(p.group_outputs, c.BLOCK_N)
 
     def cost(c: Config) -> int:
-        channels = p.blocks // p.groups * _cdiv(p.block_channels, c.BLOCK_K) * c.BLOCK_K
+        channels = p.blocks // p.groups * cdiv(p.block_channels, c.BLOCK_K) * c.BLOCK_K
         return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (c.BLOCK_N + SAMPLE_COST)
 
     config = config or _config(p, "forward", cost)
+    shared = {
+        **p.sampled(),
+        **_places("output", output),
+        "output": output,
+        "bias": None if bias is None else bias.contiguous(),
+        "HAS_BIAS": bias is not None,
+    }
+    if p.is_depthwise:
+        blocks = p.blocks * cdiv(p.block_channels, config.BLOCK_N)
+        _launch(
+            kernels.depthwise_forward_kernel,
+            cdiv(p.pixels, config.BLOCK_M) * blocks * p.group_outputs,
+            config,
+            p,
+            **shared,
+            EVEN=_is_even(p, config),
+            weight=p.weight.reshape(outputs, p.taps).t().contiguous(),
+        )
+        return output
     _launch(
         kernels.forward_kernel,
         programs_of(config),
         config,
         p,
-        **p.sampled(),
+        **shared,
         EVEN=p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0,
-        weight=p.channels_last(p.weight),
-        bias=None if bias is None else bias.contiguous(),
-        output=output,
-        **_places("output", output),
-        tiles=_cdiv(p.group_outputs, config.BLOCK_N),
-        HAS_BIAS=bias is not None,
+        weight=to_channels_last(p.weight),
+        tiles=cdiv(p.group_outputs, config.BLOCK_N),
     )
     return output
 
@@ -260,10 +283,11 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         return torch.zeros_like(p.weight, memory_format=torch.contiguous_format)
 
     def tiles_of(c: Config) -> int:
-        return p.taps * p.blocks * _cdiv(p.block_channels, c.BLOCK_N) * _cdiv(p.group_outputs, c.BLOCK_K)
+        sums = p.group_outputs if p.is_depthwise else cdiv(p.group_outputs, c.BLOCK_K)
+        return p.taps * p.blocks * cdiv(p.block_channels, c.BLOCK_N) * sums
 
     def steps_of(c: Config, splits: int) -> int:
-        return _cdiv(_cdiv(p.pixels, c.BLOCK_M), splits)
+        return cdiv(cdiv(p.pixels, c.BLOCK_M), splits)
 
     def time(c: Config, splits: int) -> float:
         """Time of the busiest multiprocessor and of the partial sums, in steps."""
@@ -273,7 +297,7 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
     def splits_of(c: Config) -> int:
         """The fastest number of splits among those that fill one, two or three rounds."""
         room = _multiprocessors(p.input.device)
-        most = min(MOST_SPLITS, _cdiv(p.pixels, c.BLOCK_M))
+        most = min(MOST_SPLITS, cdiv(p.pixels, c.BLOCK_M))
         candidates = [max(1, min(most, rounds * room // tiles_of(c))) for rounds in (1, 2, 3)]
         return min(candidates, key=lambda splits: time(c, splits))
 
@@ -286,15 +310,15 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         (splits, p.taps, group_channels, outputs), dtype=torch.float32, device=p.input.device
     )
     _launch(
-        kernels.grad_weight_kernel,
+        kernels.depthwise_grad_weight_kernel if p.is_depthwise else kernels.grad_weight_kernel,
         splits * tiles_of(config),
         config,
         p,
         **p.sampled(),
-        EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
-        grad_output=p.channels_last(grad_output),
+        EVEN=_is_even(p, config),
+        grad_output=to_channels_last(grad_output),
         partial=partial,
-        tiles=_cdiv(p.group_outputs, config.BLOCK_K),
+        tiles=cdiv(p.group_outputs, config.BLOCK_K),
         steps=steps_of(config, splits),
         splits=splits,
     )
@@ -326,16 +350,16 @@ def grad_samples(
         return torch.empty(shape, dtype=dtype, device=like.device)
 
     if want_offset and p.offset is not None:
-        grad_offset = new_planes(p.offset, p.offset_groups, 2)
+        grad_offset = new_planes(p.offset, p.offset_groups, p.axes)
     if want_mask and p.mask is not None:
         grad_mask = new_planes(p.mask, p.mask_groups, 1)
 
     def programs_of(c: Config) -> int:
-        return _cdiv(p.pixels, c.BLOCK_M) * p.taps * p.blocks
+        return cdiv(p.pixels, c.BLOCK_M) * p.taps * p.blocks
 
     def cost(c: Config) -> int:
-        channels = _cdiv(p.block_channels, c.BLOCK_N) * c.BLOCK_N
-        outputs = _cdiv(p.group_outputs, c.BLOCK_K) * c.BLOCK_K
+        channels = cdiv(p.block_channels, c.BLOCK_N) * c.BLOCK_N
+        outputs = cdiv(p.group_outputs, c.BLOCK_K) * c.BLOCK_K
         return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
 
     if p.pixels > 0:
@@ -346,10 +370,12 @@ def grad_samples(
             config,
             p,
             **p.sampled(),
-            EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
-            READ_ONCE=p.group_outputs <= config.BLOCK_K,
-            weight=p.channels_last(p.weight),
-            grad_output=p.channels_last(grad_output),
+            EVEN=_is_even(p, config),
+            READ_ONCE=p.group_outputs <= config.BLOCK_K and not p.is_depthwise,
+            DEPTHWISE=p.is_depthwise,
+            AXES=p.axes,
+            weight=to_channels_last(p.weight),
+            grad_output=to_channels_last(grad_output),
             grad_input=grad_input,
             grad_offset=grad_offset,
             grad_mask=grad_mask,
@@ -358,12 +384,27 @@ def grad_samples(
             WANT_MASK=want_mask,
         )
     if grad_input is not None:
-        grad_input = p.from_channels_last(grad_input, p.input)
+        grad_input = from_channels_last(grad_input, p.input)
     return (
         grad_input,
         _per_group(grad_offset, p.offset, p.offset_groups),
         _per_group(grad_mask, p.mask, p.mask_groups),
     )
+
+
+def backward(problem: Problem, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
+    """Gradients of input, weight, offset, mask and bias; empty tensors for those that are not needed."""
+    results = [grad_output.new_empty(0) for _ in range(5)]  # an operator's results must not share memory
+    if needed[1]:
+        results[1] = grad_weight(problem, grad_output)
+    if needed[0] or needed[2] or needed[3]:
+        gradients = grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
+        for i, gradient in zip((0, 2, 3), gradients, strict=True):
+            if gradient is not None:
+                results[i] = gradient
+    if needed[4]:
+        results[4] = grad_output.sum((0, 2, 3))
+    return tuple(results)
 
 
 def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tensor | None:
@@ -373,10 +414,6 @@ def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tenso
     values = like.shape[1] // groups
     per_block = planes.unflatten(1, (groups, -1, values))
     return per_block.sum(2).flatten(1, 2).to(like.dtype)
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _strided(tensor: Tensor | None) -> Tensor | None:
@@ -394,12 +431,26 @@ def _places(name: str, tensor: Tensor | None) -> dict[str, int]:
     return dict(zip((f"{name}_image", f"{name}_channel", f"{name}_pixel"), strides, strict=True))
 
 
-def _extent(tensor: Tensor) -> int:
-    """Distance in memory from the first element to the end of the last one, in elements."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+def _is_even(p: Problem, config: Config) -> bool:
+    """Whether the blocks divide the channels."""
+    return p.block_channels % config.BLOCK_N == 0 and (
+        p.is_depthwise or p.group_outputs % config.BLOCK_K == 0
+    )
 
 
 def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> Config:
+    p = problem
+    if p.is_depthwise:
+        channels = min(triton.next_power_of_2(p.block_channels), 64)
+        return Config(DEPTHWISE_BLOCK // channels, channels, BLOCK_K=1, warps=4, stages=1)
+    if not p.is_wide:  # the least product, padded; the table's blocks would need too many registers
+        inputs, outputs = (
+            min(max(triton.next_power_of_2(n), LEAST_CHANNELS), 32)
+            for n in (p.block_channels, p.group_outputs)
+        )
+        if kernel == "forward":
+            inputs, outputs = outputs, inputs
+        return Config(64, inputs, outputs, warps=4, stages=2)
     return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
 
 
@@ -408,7 +459,7 @@ def _rounds(problem: Problem, programs: int) -> int:
 
     It does not matter how many of them run at a time: then each takes longer.
     """
-    return _cdiv(programs, _multiprocessors(problem.input.device))
+    return cdiv(programs, _multiprocessors(problem.input.device))
 
 
 @cache
@@ -418,40 +469,15 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@cache
-def target(device: torch.device) -> str:
-    """The architecture of a device as a key of the table: ``sm_90``, ``gfx942``, ``interpreter``.
-
-    Raises:
-        RuntimeError: Triton finds no driver or no C compiler.
-    """
-    if INTERPRETED:
-        return "interpreter"
-    with _current(device):
-        target = triton.runtime.driver.active.get_current_target()
-    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager:
-    """Context that makes ``device`` current: Triton uses the current device, not that of the tensors."""
-    return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
-
-
 def _launch(kernel, programs: int, config: Config, problem: Problem, **arguments) -> None:
-    arguments = {**problem.arguments(), **arguments}
-    tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
-    arguments |= {
-        "USE_INT64": max(map(_extent, tensors)) >= 2**31,
+    arguments = {
+        **problem.arguments(),
+        **arguments,
         "UPCAST": INTERPRETED,
         "PRECISION": "tf32" if problem.allow_tf32 else "ieee",
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_K": config.BLOCK_K,
     }
-    with _current(problem.input.device):
-        kernel[(programs,)](
-            **{name: arguments[name] for name in kernel.arg_names},
-            num_warps=config.warps,
-            num_stages=config.stages,
-            enable_fp_fusion=True,  # explicit, because Triton warns that the default will change
-        )
+    device = problem.input.device
+    launch(kernel, programs, device, arguments, warps=config.warps, stages=config.stages)

@@ -67,7 +67,8 @@ def points_kernel(
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
     offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
     offset_blocks, mask_blocks, points,
-    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
+    AXES: tl.constexpr, HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, USE_INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """A program computes BLOCK_M sampling points of a tap and a channel block."""
     parts = tl.cdiv(pixels, BLOCK_M)
@@ -81,10 +82,12 @@ def points_kernel(
     at_y = (pixel // out_w * stride_y - padding_y + tap // kernel_w * dilation_y).to(tl.float32)
     at_x = (pixel % out_w * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
     if HAS_OFFSET:
-        channel = index_of((block // offset_blocks * taps + tap) * 2, USE_INT64)
+        channel = index_of((block // offset_blocks * taps + tap) * AXES, USE_INT64)
         place = offset + image * offset_image + channel * offset_channel + pixel * offset_pixel
-        at_y += tl.load(place, mask=exists, other=0.0).to(tl.float32)
-        at_x += tl.load(place + offset_channel, mask=exists, other=0.0).to(tl.float32)
+        if AXES == 2:
+            at_y += tl.load(place, mask=exists, other=0.0).to(tl.float32)
+            place += offset_channel
+        at_x += tl.load(place, mask=exists, other=0.0).to(tl.float32)
     factor = tl.full(at_y.shape, 1.0, tl.float32)
     if HAS_MASK:
         channel = index_of(block // mask_blocks * taps + tap, USE_INT64)
@@ -146,7 +149,7 @@ def samples(
     input, corners, factors, place, exists, points, width, channels, c, in_block,
     USE_INT64: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Bilinear samples times the mask, ``[pixels, channels]``, in the type of ``input``."""
+    """Bilinear samples times the mask, ``[pixels, channels]``, in float32."""
     low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
     low = index_of(low, USE_INT64)
     result = corner(input, low, 0, channels, c, v00, in_block, EVEN) * ((1 - ly) * (1 - lx))[:, None]
@@ -157,7 +160,7 @@ def samples(
     if not EVEN:
         # An Inf mask turns the zeros beyond the block's channels into NaN, which the product would add
         result = tl.where(in_block[None, :], result, 0.0)
-    return result.to(input.dtype.element_ty)
+    return result
 
 
 @triton.jit
@@ -212,7 +215,7 @@ def forward_kernel(
         a = samples(
             input, corners, factors, start + q, exists, points, width, channels, c, k < block_channels,
             USE_INT64, EVEN,
-        )  # fmt: skip
+        ).to(input.dtype.element_ty)  # fmt: skip
         tap = 0
         first = 0
         for _ in range(tl.cdiv(block_channels, BLOCK_K) * taps):
@@ -227,7 +230,7 @@ def forward_kernel(
             a = samples(
                 input, corners, factors, start + index_of(tap, USE_INT64) * pixels + q, exists, points,
                 width, channels, first + c, first + k < block_channels, USE_INT64, EVEN,
-            )  # fmt: skip
+            ).to(input.dtype.element_ty)  # fmt: skip
     written = exists[:, None] if EVEN else exists[:, None] & in_group[None, :]
     if HAS_BIAS:
         sum += tl.load(bias + o, mask=in_group, other=0.0).to(tl.float32)[None, :]
@@ -270,7 +273,7 @@ def grad_weight_kernel(
     q = index_of(split * steps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     a = samples(
         input, corners, factors, place + q, q < pixels, points, width, channels, c, in_block, USE_INT64, EVEN
-    )
+    ).to(input.dtype.element_ty)
     for _ in range(steps):
         read = (q < pixels)[:, None] if EVEN else (q < pixels)[:, None] & in_group[None, :]
         g = tl.load(grad_output + ((q * outputs)[:, None] + o[None, :]), mask=read, other=0.0)
@@ -279,11 +282,90 @@ def grad_weight_kernel(
         a = samples(
             input, corners, factors, place + q, q < pixels, points, width, channels, c, in_block,
             USE_INT64, EVEN,
-        )  # fmt: skip
+        ).to(input.dtype.element_ty)  # fmt: skip
     row = (index_of(split, USE_INT64) * taps + tap) * group_channels
     row += block % group_blocks * block_channels
     places = ((row + inside) * outputs)[:, None] + o[None, :]
     tl.store(partial + places, sum, mask=in_block[:, None] & in_group[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def depthwise_forward_kernel(
+    input,  # [N, H, W, C]
+    corners, factors,
+    weight,  # [taps, O]
+    bias, output,
+    pixels, out_pixels, out_h, out_w, width, taps, points, output_image, output_channel, output_pixel,
+    channels, outputs, group_outputs, block_channels,
+    HAS_BIAS: tl.constexpr, USE_INT64: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A program computes, for BLOCK_M output pixels and BLOCK_N input channels, one output of each."""
+    tiles = tl.cdiv(block_channels, BLOCK_N)
+    program = tl.program_id(0)
+    turn = program % group_outputs
+    program = program // group_outputs
+    inside = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    program = program // tiles
+    block = program % (channels // block_channels)
+    number = index_of(program // (channels // block_channels), USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = number < pixels
+    q = in_bands(number, out_pixels, out_h, out_w)
+    in_block = inside < block_channels
+    c = block * block_channels + inside
+    o = c * group_outputs + turn
+    sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for tap in range(taps):
+        place = index_of(block * taps + tap, USE_INT64) * pixels + q
+        values = samples(
+            input, corners, factors, place, exists, points, width, channels, c, in_block, USE_INT64, EVEN
+        )
+        factor = tl.load(weight + tap * outputs + o, mask=in_block, other=0.0)
+        sum += values * factor.to(tl.float32)[None, :]
+    if HAS_BIAS:
+        sum += tl.load(bias + o, mask=in_block, other=0.0).to(tl.float32)[None, :]
+    places = (q // out_pixels * output_image + q % out_pixels * output_pixel)[:, None]
+    places += (index_of(o, USE_INT64) * output_channel)[None, :]
+    tl.store(output + places, sum.to(output.dtype.element_ty), mask=exists[:, None] & in_block[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def depthwise_grad_weight_kernel(
+    input,  # [N, H, W, C]
+    corners, factors,
+    grad_output,  # [N, oH, oW, O]
+    partial,  # [splits, taps, O]
+    pixels, width, taps, points, channels, outputs, group_outputs, block_channels, steps, splits,
+    USE_INT64: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A program sums one output of BLOCK_N input channels for a tap over ``steps`` blocks of pixels."""
+    split = tl.program_id(0) % splits
+    program = tl.program_id(0) // splits
+    turn = program % group_outputs
+    program = program // group_outputs
+    tiles = tl.cdiv(block_channels, BLOCK_N)
+    inside = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    program = program // tiles
+    blocks = channels // block_channels
+    block = program % blocks
+    tap = program // blocks
+    in_block = inside < block_channels
+    c = block * block_channels + inside
+    o = c * group_outputs + turn
+    sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    place = index_of(block * taps + tap, USE_INT64) * pixels
+    q = index_of(split * steps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    for _ in range(steps):
+        exists = q < pixels
+        values = samples(
+            input, corners, factors, place + q, exists, points, width, channels, c, in_block, USE_INT64, EVEN
+        )
+        read = exists[:, None] & in_block[None, :]
+        g = tl.load(grad_output + ((q * outputs)[:, None] + o[None, :]), mask=read, other=0.0)
+        sum += values * g.to(tl.float32)
+        q += BLOCK_M
+    places = (index_of(split, USE_INT64) * taps + tap) * outputs + o
+    tl.store(partial + places, tl.sum(sum, 0), mask=in_block)
 
 
 @triton.jit
@@ -309,7 +391,7 @@ def store_gradients(
     grad_offset, grad_mask, plane, pixel, out_pixels, exists, ly, lx, factor,
     v00, v01, v10, v11,  # [M], whether a corner is on the map
     dot00, dot01, dot10, dot11,  # [M], columns' gradient · values of each corner
-    WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr,
+    AXES: tl.constexpr, WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr,
 ):  # fmt: skip
     """Store the gradients of offset and mask for M output pixels."""
     reads = v00 | v01 | v10 | v11
@@ -321,9 +403,11 @@ def store_gradients(
     if WANT_OFFSET:
         of_y = tl.where(reads, factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01)), 0.0)
         of_x = tl.where(reads, factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10)), 0.0)
-        places = grad_offset + plane * 2 * out_pixels + pixel
-        tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=exists)
-        tl.store(places + out_pixels, of_x.to(grad_offset.dtype.element_ty), mask=exists)
+        places = grad_offset + plane * AXES * out_pixels + pixel
+        if AXES == 2:
+            tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=exists)
+            places += out_pixels
+        tl.store(places, of_x.to(grad_offset.dtype.element_ty), mask=exists)
     if WANT_MASK:
         value = (1 - ly) * ((1 - lx) * dot00 + lx * dot01) + ly * ((1 - lx) * dot10 + lx * dot11)
         value = tl.where(reads, value, beyond)
@@ -342,6 +426,7 @@ def grad_samples_kernel(
     pixels, out_pixels, out_h, out_w, width, taps, points,
     channels, group_channels, outputs, group_outputs, block_channels, group_blocks,
     WANT_INPUT: tl.constexpr, WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr, READ_ONCE: tl.constexpr,
+    DEPTHWISE: tl.constexpr, AXES: tl.constexpr,
     USE_INT64: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -381,6 +466,15 @@ def grad_samples_kernel(
         if READ_ONCE:
             w = loaded(weight + w_rows, in_group[:, None] & in_block[None, :], EVEN)
             gradient = product(g, w, gradient, UPCAST, PRECISION)
+        elif DEPTHWISE:
+            for turn in range(group_outputs):
+                of_channel = (block * block_channels + inside) * group_outputs + turn
+                w = tl.load(weight + index_of(of_channel, USE_INT64) * taps + tap, mask=in_block, other=0.0)
+                read = exists[:, None] & in_block[None, :]
+                g = tl.load(
+                    grad_output + ((q * outputs)[:, None] + of_channel[None, :]), mask=read, other=0.0
+                )
+                gradient += g.to(tl.float32) * w.to(tl.float32)[None, :]
         else:
             for start in range(0, group_outputs, BLOCK_K):
                 in_group = start + inner < group_outputs
@@ -409,5 +503,5 @@ def grad_samples_kernel(
     plane = (q // out_pixels * blocks + block) * taps + tap
     store_gradients(
         grad_offset, grad_mask, plane, q % out_pixels, out_pixels, exists, ly, lx, factor,
-        v00, v01, v10, v11, dot00, dot01, dot10, dot11, WANT_OFFSET, WANT_MASK,
+        v00, v01, v10, v11, dot00, dot01, dot10, dot11, AXES, WANT_OFFSET, WANT_MASK,
     )  # fmt: skip

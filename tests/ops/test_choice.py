@@ -1,0 +1,157 @@
+"""Which kernels run on a GPU, with and without the compiled library, Triton and torchvision."""
+
+import re
+import warnings
+
+import pytest
+import torch
+
+from dcnzoo.ops import _backend, _choice, _library, _torchvision
+
+from .. import op_cases
+from ..op_cases import deform_conv
+
+COMPILED, FUSED, TORCHVISION, PLAIN = (
+    _choice.COMPILED, _choice.FUSED, _choice.TORCHVISION, _choice.PLAIN,
+)  # fmt: skip
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def call_of(name: str, **changed) -> tuple:
+    """The arguments of the registered operator."""
+    size = {"deform_conv1d": 1, "deform_conv2d": 2, "deform_conv3d": 3}.get(name)
+    if size is not None:
+        given = {"size": deform_conv.SIZE[size], "kernel": deform_conv.KERNEL[size], "padding": 1}
+        sample = deform_conv.make("choice", **(given | changed))
+    else:
+        (operator,) = (op for op in op_cases.operators() if op.name == name)
+        sample = next(s for s in operator.samples() if s.kwargs.items() >= changed.items())
+    (operator,) = (op for op in op_cases.operators() if op.name == name)
+    overload, arguments = operator.overload_calls(sample)[0]
+    return overload.name().removeprefix("dcnzoo::"), arguments
+
+
+BOXES = torch.rand(9, 4)
+CALLS = {
+    "deform_conv2d": call_of("deform_conv2d", channels=32, out_channels=32),
+    "depthwise": call_of("deform_conv2d", groups=6, out_channels=6),
+    "deform_conv1d": call_of("deform_conv1d"),
+    "deform_conv3d": call_of("deform_conv3d"),
+    "mask in other groups": call_of("deform_conv2d", mask_groups=3, channels=96, out_channels=32),
+    **{name: call_of(name) for name in ("dcnv3", "dcnv4", "ms_deform_attn", "deform_roi_pool")},
+    "deform_conv_transpose2d": call_of("deform_conv_transpose2d"),
+    "roi_align": call_of("roi_align", pool_mode="avg"),
+    "maximum": call_of("roi_align", pool_mode="max"),
+    "roi_align_rotated": call_of("roi_align_rotated"),
+    "nms": ("nms", (BOXES, torch.rand(9), 0.5, 0)),
+    "nms, offset 1": ("nms", (BOXES, torch.rand(9), 0.5, 1)),
+    "nms_rotated": ("nms_rotated", (torch.rand(9, 5), torch.rand(9), 0.5, True)),
+    "box_iou_rotated": ("box_iou_rotated", (torch.rand(9, 5), torch.rand(9, 5), False, False, True)),
+}
+ONLY_PLAIN = {"deform_conv3d", "deform_conv_transpose2d", "maximum", "roi_align_rotated", "nms_rotated"}
+ONLY_PLAIN |= {"box_iou_rotated"}
+# with torchvision; None: as without
+TORCHVISIONS = {"deform_conv2d": None, "depthwise": TORCHVISION, "nms": TORCHVISION, "roi_align": TORCHVISION}
+
+
+def chosen(call: str, dtype: torch.dtype) -> str:
+    name, arguments = CALLS[call]
+    cast = lambda a: a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a  # noqa: E731
+    return _choice.choose(_choice._operators[name], "CUDA", tuple(map(cast, arguments)))
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The compiled CUDA library is loaded or not."""
+    monkeypatch.setattr(_backend, "triton_works", lambda device: True)
+    monkeypatch.setattr(_backend, "listed", lambda device: False)
+    monkeypatch.setattr(_torchvision, "has", lambda name, key: False)
+    _choice.order.cache_clear()
+
+    def set_loaded(compiled: bool) -> None:
+        devices = {"cpu": None, "cuda": None} if compiled else {"cpu": None}
+        monkeypatch.setattr(_library, "loaded", devices)
+
+    set_loaded(False)
+    yield set_loaded
+    _choice.order.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_without_the_compiled_library(loaded, call, dtype):
+    expected = PLAIN if call in ONLY_PLAIN or dtype == torch.float64 else FUSED
+    assert chosen(call, dtype) == expected
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_with_the_compiled_library(loaded, call, dtype):
+    loaded(True)
+    assert chosen(call, dtype) == COMPILED
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_torchvision(loaded, monkeypatch, call):
+    """Before Triton for operators whose Triton kernels have no measurements."""
+    before = {dtype: chosen(call, dtype) for dtype in TYPES}
+    has = lambda name, key: name in _torchvision.CAPABILITIES  # noqa: E731
+    monkeypatch.setattr(_torchvision, "has", has)
+    expected = TORCHVISIONS.get(call)
+    for dtype in (torch.float16, torch.float32):
+        assert chosen(call, dtype) == (expected or before[dtype])
+    assert chosen(call, torch.bfloat16) == before[torch.bfloat16]  # it has no kernel
+    assert chosen(call, torch.float64) == (TORCHVISION if call in TORCHVISIONS else PLAIN)
+    with _backend.using("fused"):
+        assert chosen(call, torch.float32) == before[torch.float32]
+
+
+def test_never_triton_without_the_checks_of_arguments(loaded, monkeypatch):
+    monkeypatch.setattr(_library, "loaded", {})
+    assert {chosen(call, torch.float32) for call in CALLS} == {PLAIN}
+
+
+def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
+    from dcnzoo.ops.fused import operators
+
+    def fail(name, arguments):
+        tried.append(name)
+        raise OSError("no space left on device")
+
+    tried = []
+    monkeypatch.setattr(operators, "run", fail)
+    monkeypatch.setattr(_choice, "_failed", set())
+    monkeypatch.setattr(_choice, "_warn", lambda key: None)
+    name, arguments = CALLS["dcnv3"]
+    arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
+    keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [getattr(torch.ops.dcnzoo, name).default.redispatch(keyset, *arguments) for _ in range(2)]
+    assert tried == ["dcnv3"] and len(caught) == 1 and "no space left" in str(caught[0].message)
+    expected = getattr(torch.ops.dcnzoo, name)(*arguments)
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CALLS.values()}))
+def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch, name):
+    """The messages are those of the compiled kernels, whichever kernel would run."""
+    monkeypatch.setattr(_choice, "_warn", lambda key: None)
+    keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    for operator in op_cases.operators(differentiable=False):
+        for sample, _ in operator.invalid():
+            if operator.name.rstrip("123d") != name and operator.name != name:
+                continue
+            try:
+                with torch.no_grad(), op_cases._Recorder() as recorder:
+                    operator.call(sample)
+            except (RuntimeError, TypeError) as error:
+                message = str(error)
+            # the last two need the values, for which only the CPU's kernels wait
+            if re.search("got meta|image number|for level", message):
+                continue
+            for overload, arguments in recorder.calls:
+                with pytest.raises(RuntimeError) as caught:
+                    overload.redispatch(keyset, *arguments)
+                assert str(caught.value) == message
