@@ -63,13 +63,16 @@ class Session:
             return process.wait(self.left)
         return None
 
-    def run_jobs(self, part: str, *options: str, processes: int = 1, interpret: bool = True) -> str:
+    def run_jobs(
+        self, part: str, *options: str, processes: int = 1, interpret: bool = True, **variables: str
+    ) -> str:
         """Run a script that works through its journal; continue after a crash. Return a line about it."""
         file = self.out / f"{part}.jsonl"
         command = ["-m", f"benchmarks.gpu.{part}", str(file), *options, *["--rehearse"] * self.rehearse]
         environment = {"OMP_NUM_THREADS": "1"} if self.rehearse else {}
         if self.rehearse and interpret:  # Triton's interpreter is slow
             environment |= {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused"}
+        environment |= variables
         statuses: list[int | None] = []
         while self.left > 2 * GRACE:
             before = len(journal.results(file))
@@ -142,6 +145,22 @@ def benchmark(session: Session) -> str:
     return session.run_jobs("operators")
 
 
+def without_library(session: Session) -> str:
+    """Test the operators without the compiled CUDA library, then time them, and the library's."""
+    pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/cuda/test_without_library.py"]
+    pytest += ["-n", str(session.processes)] if find_spec("xdist") and not session.rehearse else []
+    log, end = session.out / "without_library.log", session.end
+    session.end -= 0.5 * session.left
+    (status,) = session.run(pytest, log=log, OMP_NUM_THREADS="1", DCNZOO_CUDA="0")
+    session.end = end
+    passed = status == (NO_TESTS if session.rehearse else 0)
+    tests = "tests passed" if passed else f"FAILED: tests: {'stopped' if status is None else status}"
+    jobs = session.run_jobs("without_library", DCNZOO_CUDA="0")
+    if not session.rehearse:
+        jobs = session.run_jobs("without_library")  # the compiled kernels, into the same journal
+    return f"{tests}; {jobs}"
+
+
 def missing_packages() -> str:
     names = [name for name in ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2") if not find_spec(name)]
     return f"not installed: {', '.join(names)}" if names else ""
@@ -165,12 +184,13 @@ PARTS: dict[str, tuple[int, Callable[[Session], str]]] = {  # limit in seconds
     "correctness": (400, correctness),
     "tuning": (360, tuning),
     "benchmark": (420, benchmark),
+    "without_library": (180, without_library),
     "training": (360, training),
     "seeds": (300, seeds),
 }
 
 
-def require(rehearse: bool) -> None:
+def require(rehearse: bool, with_library: bool) -> None:
     """Exit with one line if a requirement is missing."""
     import torch
 
@@ -182,7 +202,7 @@ def require(rehearse: bool) -> None:
         return
     if not torch.cuda.is_available():
         sys.exit(f"error: expected a GPU, torch {torch.__version__} finds none; --rehearse runs without one")
-    if not with_cuda():
+    if with_library and not with_cuda():
         sys.exit(f"error: {_library.problems['cuda']}")
 
 
@@ -202,7 +222,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"PART: expected {', '.join(PARTS)}, got {', '.join(unknown)}")
-    require(args.rehearse)
+    require(args.rehearse, with_library=args.parts != ["without_library"])
     from benchmarks.measure import describe
 
     out = args.out or ROOT / "work_dirs" / ("gpu-rehearsal" if args.rehearse else "gpu")

@@ -21,6 +21,7 @@ from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `de
     test_matches_reference,
     test_opcheck,
 )
+from .conftest import replayed
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
@@ -29,16 +30,6 @@ if not with_cuda():
 @pytest.fixture
 def device() -> str:
     return "cuda"
-
-
-def replayed(call) -> torch.Tensor:
-    """Output of a call after it is captured in a CUDA graph and replayed."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call()
-    output.zero_()
-    graph.replay()
-    return output
 
 
 @every_op

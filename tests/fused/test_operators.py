@@ -20,9 +20,17 @@ OPERATORS = {
     for op in op_cases.operators()
     if op.name in ("dcnv3", "dcnv4", "ms_deform_attn", "roi_align", "deform_roi_pool", "deform_conv1d")
 }
-ATTENTIONS = {"dcnv3": dcnv3, "dcnv4": dcnv4, "ms_deform_attn": ms_deform_attn}
+ATTENTIONS = ("dcnv3", "dcnv4", "ms_deform_attn")
 # `make test` runs the first sample of each operator and these: the interpreter takes seconds per sample
 QUICK = ("without center", "gaps between levels", "depthwise", "no channels")
+
+
+def with_channels(name: str, channels: int) -> Sample:
+    """A sample of dcnv3, dcnv4 or ms_deform_attn with this number of channels per group."""
+    if name == "ms_deform_attn":
+        return ms_deform_attn.make(f"{channels} channels", batch=1, channels=channels)
+    sample = dcnv3.make(f"{channels} channels", batch=1, size=(3, 4), group_channels=channels)
+    return dcnv4.packed(sample) if name == "dcnv4" else sample
 
 
 def is_fused(op: op_cases.Operator, sample: Sample) -> bool:
@@ -74,10 +82,7 @@ def test_long_indices(interpret, name):  # noqa: F811
 @pytest.mark.parametrize("channels", [4, 8, 24, 32, 36, 64, 128, 256])
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_channels_per_group(interpret, name, channels):  # noqa: F811
-    size = (
-        {"channels": channels} if name == "ms_deform_attn" else {"group_channels": channels, "size": (3, 4)}
-    )
-    assert_right(interpret, name, ATTENTIONS[name].make(f"{channels} channels", batch=1, **size))
+    assert_right(interpret, name, with_channels(name, channels))
 
 
 def test_levels_that_exceed_the_value_are_empty(interpret):  # noqa: F811

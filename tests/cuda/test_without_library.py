@@ -1,0 +1,150 @@
+"""The operators on a GPU without the compiled CUDA library (``DCNZOO_CUDA=0``): Triton, or plain PyTorch."""
+
+from random import Random
+
+import pytest
+import torch
+
+from dcnzoo.ops import has_ops, with_cuda
+
+from .. import op_cases
+from ..fused.test_fused import TOLERANCE
+from ..fused.test_operators import ATTENTIONS, is_fused, with_channels
+from ..op_cases import deform_conv, ms_deform_attn, ramp, results
+from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
+    every_op,
+    largest,
+    moved,
+    test_autocast,
+    test_checkpoint,
+    test_invalid_input_says_what_is_wrong,
+    test_opcheck,
+)
+from .conftest import replayed
+
+if not (torch.cuda.is_available() and has_ops()) or with_cuda():
+    pytest.skip("no GPU, or with the compiled library", allow_module_level=True)
+pytest.importorskip("triton")
+from dcnzoo.ops import _choice
+from dcnzoo.ops.fused import operators
+
+FUSED = ("deform_conv1d", "deform_conv2d", *ATTENTIONS, "roi_align", "deform_roi_pool")
+OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda"
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_failed():
+    yield
+    assert not _choice._failed
+
+
+def assert_right(name: str, sample, dtype: torch.dtype, monkeypatch) -> None:
+    """The operator and its backward run in Triton, and their results are the reference's."""
+    op, sample = OPERATORS[name], sample.to(dtype)
+    exact = sample.to(torch.float64)
+    grad = ramp(op.reference(exact)).to(dtype)
+    expected = results(op.reference, exact, grad.double())
+    ran, run = [], operators.run
+    monkeypatch.setattr(operators, "run", lambda name, a: ran.append(name) or run(name, a))
+    actual = results(op.call, moved(sample), grad.cuda())
+    assert len(ran) == 2
+    for result, reference in zip(actual, expected, strict=True):
+        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(reference)}
+        torch.testing.assert_close(result.cpu().double(), reference, **close)
+
+
+CASES = [
+    pytest.param(name, sample, dtype, id=f"{name}-{sample.name}-{str(dtype).removeprefix('torch.')}")
+    for dtype in TOLERANCE
+    for name in FUSED
+    for i, sample in enumerate(s for s in OPERATORS[name].samples() if is_fused(OPERATORS[name], s))
+    if dtype == torch.float32 or i < 3
+]
+
+
+@pytest.mark.parametrize(("name", "sample", "dtype"), CASES)
+def test_triton_matches_reference(name, sample, dtype, monkeypatch):
+    assert_right(name, sample, dtype, monkeypatch)
+
+
+@pytest.mark.parametrize("channels", [8, 24, 32, 36, 64, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_channels_per_group(name, dtype, channels, monkeypatch):
+    assert_right(name, with_channels(name, channels), dtype, monkeypatch)
+
+
+def test_nms():
+    op = OPERATORS["nms"]
+    for seed in range(40):
+        sample = op.random_sample(Random(seed), "").to(torch.float32)
+        assert torch.equal(op.call(moved(sample)).cpu(), op.call(sample))
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(5000, 2, generator=generator) * 300
+    boxes = torch.cat([corner, corner + 5 + torch.rand(5000, 2, generator=generator) * 20], 1)
+    scores = torch.rand(5000, generator=generator)
+    call = torch.ops.dcnzoo.nms
+    assert torch.equal(call(boxes.cuda(), scores.cuda(), 0.4).cpu(), call(boxes, scores, 0.4))
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_cuda_graph(name):
+    op = OPERATORS[name]
+    sample = moved(next(iter(op.samples())).to(torch.float32))
+    with torch.no_grad():
+        expected = op.call(sample)  # compile and look up kernels before the capture
+        output = replayed(lambda: op.call(sample))
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_same_bits_in_deterministic_mode(name):
+    op = OPERATORS[name]
+    sample = moved(next(iter(op.samples())).to(torch.float32))
+    expected = results(op.call, sample)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = results(op.call, sample), results(op.call, sample)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b, atomic in zip(first, second, expected, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, atomic, rtol=1e-4, atol=1e-4 * largest(atomic))
+
+
+def test_current_stream():
+    sample = moved(deform_conv.make("stream", channels=32, out_channels=32, padding=1).to(torch.float32))
+    expected = deform_conv.call(sample)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(10_000_000)  # work on another stream would read the input too early
+        output = deform_conv.call(sample.map(lambda t: t * 1))
+    torch.cuda.synchronize()
+    torch.testing.assert_close(output, expected)
+
+
+def test_levels_beyond_the_value_read_zeros():
+    sample = moved(ms_deform_attn.make("two levels").to(torch.float32))
+    sample.kwargs["spatial_shapes"][1] = 2**20
+    assert ms_deform_attn.call(sample).isfinite().all()
+
+
+def test_all_operators_run():
+    """Also in float64, and without a Triton kernel, in plain PyTorch."""
+    for op in OPERATORS.values():
+        sample = op.random_sample(Random(1), "")
+        torch.testing.assert_close(op.call(moved(sample)).cpu(), op.call(sample))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torch_compile(dtype, monkeypatch):
+    sample = moved(deform_conv.make("compile", channels=32, out_channels=32, padding=1).to(dtype))
+    compiled = torch.compile(deform_conv.call, fullgraph=True)
+    expected = results(deform_conv.call, sample)
+    for result, reference in zip(results(compiled, sample), expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=2e-2, atol=2e-2 * largest(reference))
