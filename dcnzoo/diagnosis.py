@@ -79,6 +79,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
         yield "cpu capability", ops.cpu_capability()
         yield "DCNZOO_BACKEND", _backend.backend
+    yield from _kernel_lines()
     if ops.with_cuda():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"
@@ -90,6 +91,20 @@ def environment() -> Iterator[tuple[str, str]]:
     else:
         whose = "dcnzoo's" if extension.origin == str(STAND_IN) else "mmcv's"
         yield EXTENSION, f"{whose}, {extension.origin}"
+
+
+def _kernel_lines() -> Iterator[tuple[str, str]]:
+    """Yield, for each device here, the kernels in order of preference and their operators."""
+    import torch
+
+    from dcnzoo.ops import _choice
+
+    for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+        rows = _choice.table(device.upper())
+        for kernels in dict.fromkeys(rows.values()):
+            names = [name for name in rows if rows[name] == kernels]
+            text = "all operators" if len(names) == len(rows) else ", ".join(names)
+            yield f"{device} kernels", f"{', else '.join(kernels)}: {text}"
 
 
 def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -118,6 +133,7 @@ class Installation:
     libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
     features: dict[str, str] = field(default_factory=dict)  # feature without its symbols in torch -> reason
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
+    triton_runs: bool = False  # on the GPU, in place of compiled CUDA operators
     opencv: tuple[str, ...] = ()  # distributions that contain cv2
     numpy: str = "2.0"
     import_error: Exception | None = None  # why the modules for training cannot be imported
@@ -129,11 +145,17 @@ class Installation:
         """Whether torch was built for CUDA and dcnzoo was not, on a machine without a GPU: not a problem."""
         return bool(self.torch_cuda) and "cuda" in self.libraries and not self.torch_sees_gpu
 
+    @property
+    def lacks_gpu_kernels(self) -> bool:
+        """Whether torch finds a GPU, on which plain PyTorch runs all operators."""
+        without = bool(self.torch_cuda) and "cuda" in self.libraries and self.torch_sees_gpu
+        return without and not self.triton_runs
+
     @classmethod
     def here(cls) -> "Installation":
         import torch
 
-        from dcnzoo.ops import _library, _torch_private
+        from dcnzoo.ops import _backend, _library, _torch_private
 
         packages = dict(installed(MODULES))
         installation = cls(
@@ -144,6 +166,7 @@ class Installation:
             libraries=dict(_library.problems),
             features=_torch_private.missing,
             packages=packages,
+            triton_runs=torch.cuda.is_available() and _backend.triton_works(torch.device("cuda")),
             opencv=_opencv(),
             numpy=version("numpy") if find_spec("numpy") else "0",
             cache_problem=_cache_problem(),
@@ -197,7 +220,7 @@ def _set_up_problems(installation: Installation) -> Iterator[Finding]:
         yield _problem(text, 'pip install --upgrade "torch>=2.10"')
     elif "cpu" in installation.libraries:
         yield _problem(f"no compiled operators: {installation.libraries['cpu']}", BUILD)
-    elif installation.torch_cuda and installation.torch_sees_gpu and "cuda" in installation.libraries:
+    elif installation.lacks_gpu_kernels:
         reason = installation.libraries["cuda"]
         text = f"torch finds a GPU, but the CUDA operators are not loaded: {reason}"
         nvcc = f"nvcc of CUDA {installation.torch_cuda} on the PATH"

@@ -442,7 +442,8 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
     p = problem
     if p.is_depthwise:
         channels = min(triton.next_power_of_2(p.block_channels), 64)
-        return Config(DEPTHWISE_BLOCK // channels, channels, BLOCK_K=1, warps=4, stages=1)
+        block = DEPTHWISE_BLOCK // 2 if kernel == "grad_samples" else DEPTHWISE_BLOCK  # registers
+        return Config(block // channels, channels, BLOCK_K=1, warps=4, stages=1)
     if not p.is_wide:  # the least product, padded; the table's blocks would need too many registers
         inputs, outputs = (
             min(max(triton.next_power_of_2(n), LEAST_CHANNELS), 32)
@@ -450,7 +451,7 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
         )
         if kernel == "forward":
             inputs, outputs = outputs, inputs
-        return Config(64, inputs, outputs, warps=4, stages=2)
+        return Config(32 if kernel == "grad_samples" else 64, inputs, outputs, warps=4, stages=2)
     return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
 
 
