@@ -1,11 +1,14 @@
-"""Every launch of the fused kernels, compiled for GPUs that are not there: its shared memory fits.
+"""Every launch of the fused kernels, compiled for GPUs that are not there: no spills, shared memory fits.
 
 The launches are those of dcnzoo.ops.fused, recorded on CPU tensors and not executed.
 """
 
 import dataclasses
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -17,17 +20,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from dcnzoo.ops import _backend
 from dcnzoo.ops.fused import deform_conv as fused
+from dcnzoo.ops.fused import operators
 from dcnzoo.ops.fused.deform_conv import Config, table
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
-MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+MOST_SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.int32: "i32",
     torch.int64: "i64",
+    torch.bool: "i1",
 }
 KERNELS = ("forward", "grad_weight", "grad_samples")
 CHANNELS = 256
@@ -105,8 +111,12 @@ def launches_of(kernel: str, config: Config, variant: Variant, channels: int = C
     return launches
 
 
-def shared_memory(architecture: int, launch: Launch) -> int:
-    """Compile a launch for ``sm_{architecture}``, specialised as at run time. Returns bytes of a block."""
+def resources(architecture: int, launch: Launch, folder: Path) -> tuple[int, int]:
+    """Compile a launch for ``sm_{architecture}``, specialised as at run time.
+
+    Returns:
+        bytes of a thread's stack, which are spilled registers, and of a block's shared memory.
+    """
     function, signature, constants, attributes = launch.kernel, {}, {}, {}
     for place, parameter in enumerate(function.params):
         value = launch.arguments.get(parameter.name, parameter.default)
@@ -129,7 +139,11 @@ def shared_memory(architecture: int, launch: Launch) -> int:
         target=GPUTarget("cuda", architecture, 32),
         options={name: value for name, value in launch.options.items() if name in known},
     )
-    return compiled.metadata.shared
+    file = folder / "kernel.cubin"
+    file.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", usage)[1]), compiled.metadata.shared
 
 
 def configurations(architecture: int, kernel: str, variant: Variant) -> list[Config]:
@@ -137,25 +151,91 @@ def configurations(architecture: int, kernel: str, variant: Variant) -> list[Con
     return [Config(*sizes) for sizes in entry[kernel][variant.kind]]
 
 
-def check(architecture: int, kernel: str, variant: Variant, config: Config) -> None:
-    for launch in launches_of(kernel, config, variant):
-        what = f"sm_{architecture}, {kernel}, {variant}, {tuple(config)}"
-        shared = shared_memory(architecture, launch)
-        assert shared <= MOST_SHARED[architecture], what
-        # the first launch of a call computes the sampling points, without a product
-        assert shared > 0 or "BLOCK_N" not in launch.kernel.arg_names
+def check(architecture: int, launches: list[Launch], what: str, folder: Path) -> None:
+    for launch in launches:
+        spilled, shared = resources(architecture, launch, folder)
+        assert spilled == 0 and shared <= MOST_SHARED[architecture], f"{launch.kernel.fn.__name__}: {what}"
 
 
 @pytest.mark.parametrize("architecture", [86, 90])  # the smallest memory; Hopper
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_first_choice(architecture, kernel):
-    check(architecture, kernel, VARIANTS[0], configurations(architecture, kernel, VARIANTS[0])[0])
+def test_first_choice(architecture, kernel, tmp_path):
+    config = configurations(architecture, kernel, VARIANTS[0])[0]
+    check(architecture, launches_of(kernel, config, VARIANTS[0]), f"sm_{architecture}, {config}", tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", MOST_SHARED)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_the_table(architecture, kernel, variant):
+def test_the_table(architecture, kernel, variant, tmp_path):
     for config in configurations(architecture, kernel, variant):
-        check(architecture, kernel, variant, config)
+        check(architecture, launches_of(kernel, config, variant), f"sm_{architecture}, {config}", tmp_path)
+
+
+def operator_calls(variant: Variant) -> dict[str, list[tuple[str, tuple]]]:
+    """Calls of the operators with fused kernels, and of their backwards."""
+
+    def normal(*shape: int, dtype: torch.dtype = variant.dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def fields(*shape: int) -> torch.Tensor:
+        return normal(*shape, dtype=variant.fields)
+
+    calls = {}
+    taps = ([3, 3], [1, 1], [1, 1], [1, 1], 2)
+    for channels in (8, 24, 32, 64, 256):
+        rest = (*taps, channels, 1.0, False)
+        first = normal(1, 4, 5, 2 * channels)
+        dcnv3, dcnv4 = (first, fields(1, 4, 5, 36), fields(1, 4, 5, 18)), (first, fields(1, 4, 5, 56))
+        sizes, starts = torch.tensor([[4, 5], [2, 3]]), torch.tensor([0, 20])
+        value = normal(1, 26, 8, channels)
+        attention = (value, sizes, starts, fields(1, 7, 8, 2, 4, 2), fields(1, 7, 8, 2, 4))
+        calls[f"attention, {channels} channels"] = [
+            ("dcnv3", (*dcnv3, *rest)), ("_dcnv3_backward", (first, *dcnv3, *rest, [True] * 3)),
+            ("dcnv4", (*dcnv4, *rest)), ("_dcnv4_backward", (first, *dcnv4, *rest, [True] * 2)),
+            ("ms_deform_attn", attention),
+            ("_ms_deform_attn_backward", (normal(1, 7, 8 * channels), *attention, [True] * 3)),
+        ]  # fmt: skip
+    for groups, axes in ((128, 2), (16, 2), (8, 2), (1, 1)):
+        size, one = (4, 5)[-axes:], [1] * axes
+        input, offset, mask = (
+            normal(1, 128, *size),
+            fields(1, axes * 3**axes, *size),
+            fields(1, 3**axes, *size),
+        )
+        weight = normal(128, 128 // groups, *[3] * axes)
+        numbers = (one, one, one, groups, None)
+        calls[f"{groups} groups, {axes} axes"] = [
+            ("deform_conv", (input, weight, offset, mask, normal(128), *numbers)),
+            ("_deform_conv_backward", (input, input, weight, offset, mask, *numbers, [True] * 5)),
+        ]
+    maps, rois, grad = normal(1, 256, 4, 5), torch.tensor([[0, 1.0, 1, 3, 3]]), normal(1, 256, 7, 7)
+    moved = (maps, rois, fields(1, 2, 7, 7))
+    none = torch.empty(0)
+    calls["boxes"] = [
+        ("roi_align", (maps, rois, 7, 7, 1.0, 2, 1, True)),
+        ("_roi_align_backward", (grad, rois, none, none, [1, 256, 4, 5], 1.0, 2, 1, True)),
+        ("deform_roi_pool", (*moved, 7, 7, 1.0, 2, 0.1)),
+        ("_deform_roi_pool_backward", (grad, *moved, 1.0, 2, 0.1, [True, True])),
+        ("nms", (normal(70, 4), normal(70), 0.5, 0)),
+    ]
+    return calls
+
+
+OPERATORS = list(operator_calls(VARIANTS[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", MOST_SHARED)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("call", OPERATORS)
+def test_operators(architecture, call, variant, tmp_path, monkeypatch):
+    monkeypatch.setattr(fused, "INTERPRETED", False)
+    monkeypatch.setattr(fused, "target", lambda device: f"sm_{architecture}")
+    monkeypatch.setattr(_backend, "tf32", lambda: variant.tf32)
+    for name, arguments in operator_calls(variant)[call]:
+        with recorded() as launches:
+            operators.run(name, arguments)
+        assert launches
+        check(architecture, launches, f"sm_{architecture}, {name}, {call}, {variant}", tmp_path)

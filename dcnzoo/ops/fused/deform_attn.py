@@ -1,5 +1,7 @@
 """The calls of the Triton kernels of dcnv3, dcnv4 and ms_deform_attn."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +44,7 @@ class Call:
 
     def launch(self, kernel, bytes_per_value: int, **arguments) -> None:
         """Launch a kernel whose threads read vectors of 16 bytes."""
-        queries = 1
-        for size in self.output[1:-1]:
-            queries *= size
+        queries = math.prod(self.output[1:-1])
         parts = self.output[0] * queries * self.groups
         block_d = triton.next_power_of_2(self.channels)
         block_m = max(WARPS * 32 // max(block_d * bytes_per_value // 16, 1), 1)
@@ -62,9 +62,8 @@ class Call:
         return output
 
     def backward(self, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
-        """Gradients of input, offset and weight; empty tensors for those that are not needed."""
+        """Gradients of input, offset and weight, or of input and both in one tensor; empty if not needed."""
         offset, weight = self.fields()
-        of_fields = needed[1] or needed[2]
         grad_input = torch.zeros(self.input.shape, dtype=torch.float32, device=self.input.device)
         if offset is weight:  # the kernel does not write the padding
             grad_offset = grad_weight = torch.zeros_like(offset)
@@ -73,88 +72,59 @@ class Call:
         self.launch(
             kernels.backward_kernel, 4, offset=offset, weight=weight, grad_output=grad_output.contiguous(),
             grad_input=grad_input, grad_offset=grad_offset, grad_weight=grad_weight,
-            WANT_INPUT=needed[0], WANT_FIELDS=of_fields,
+            WANT_INPUT=needed[0], WANT_FIELDS=any(needed[1:]),
         )  # fmt: skip
         tensors = (self.input, self.offset, self.weight)
         gradients = (grad_input, grad_offset, grad_weight)
         return tuple(
             gradient.to(tensor.dtype) if is_needed else tensor.new_empty(0)
-            for gradient, tensor, is_needed in zip(gradients, tensors, needed, strict=True)
+            for gradient, tensor, is_needed in zip(gradients, tensors, needed, strict=False)
         )
 
 
-def _layout(offset: tuple[int, int], weight: tuple[int, int, int]) -> dict[str, object]:
-    """Where fields begin: (query, group) strides of offsets; first, (query, group) strides of weights."""
+def _layout(*numbers: int) -> dict[str, object]:
+    """Where a query's fields for a group begin."""
     names = ("offset_query", "offset_group", "weight_first", "weight_query", "weight_group")
-    return dict(zip(names, (*offset, *weight), strict=True))
+    return dict(zip(names, numbers, strict=True))
 
 
-def _kernel_grid(
-    input: Tensor,  # [N, H, W, C]
-    out_w: int,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    offset_scale: float,
-    remove_center: bool,
-) -> dict[str, object]:
-    """The positions of KernelGrid (ops/deform_attn/deform_attn_math.h)."""
+def _kernel_call(input: Tensor, offset: Tensor, mask: Tensor, layout: dict, geometry: tuple) -> Call:
+    """A call with the positions of KernelGrid (ops/deform_attn/deform_attn_math.h)."""
+    kernel_size, stride, padding, dilation, group, channels, offset_scale, remove_center = geometry
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
-    base = [float(middle[a] - padding[a] - middle[a] * offset_scale) for a in (0, 1)]
-    return {
-        "pixels": input.shape[1] * input.shape[2], "height": input.shape[1], "width": input.shape[2],
-        "out_w": out_w, "outers": kernel_size[1], "INNERS": kernel_size[0],
+    base_y, base_x = (float(middle[a] - padding[a] - middle[a] * offset_scale) for a in (0, 1))
+    height, width = input.shape[1:3]
+    grid = {
+        "pixels": height * width, "height": height, "width": width, "out_w": offset.shape[2],
+        "outers": kernel_size[1], "INNERS": kernel_size[0],
         "removed": kernel_size[0] * kernel_size[1] // 2 if remove_center else -1,
         "stride_y": stride[0], "stride_x": stride[1], "dilation_y": dilation[0], "dilation_x": dilation[1],
-        "base_y": base[0], "base_x": base[1], "scale": float(offset_scale),
+        "base_y": base_y, "base_x": base_x, "scale": float(offset_scale),
         "level_sizes": None, "level_starts": None, "LEVELS": False,
     }  # fmt: skip
+    output = (*offset.shape[:3], group * channels)
+    return Call(input, offset, mask, group, channels, output, grid | layout)
 
 
-def _dcnv3(
-    input, offset, mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale,
-    remove_center,
-) -> Call:  # fmt: skip
-    geometry = (kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    grid = _kernel_grid(input, offset.shape[2], *geometry)
-    points = kernel_size[0] * kernel_size[1] - remove_center
-    layout = _layout((2 * points * group, 2 * points), (0, points * group, points))
-    output = (*offset.shape[:3], group * group_channels)
-    return Call(input, offset, mask, group, group_channels, output, grid | layout)
+def _points(geometry: tuple) -> tuple[int, int]:
+    """Number of points of a group, and of groups."""
+    kernel_size, *_, remove_center = geometry
+    return kernel_size[0] * kernel_size[1] - remove_center, geometry[4]
 
 
-def dcnv3(*arguments) -> Tensor:
-    return _dcnv3(*arguments).forward()
+def dcnv3(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Call:
+    points, groups = _points(geometry)
+    layout = _layout(2 * points * groups, 2 * points, 0, points * groups, points)
+    return _kernel_call(input, offset, mask, layout, geometry)
 
 
-def dcnv3_backward(grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    return _dcnv3(*arguments[:-1]).backward(grad_output, arguments[-1])
+def dcnv4(input: Tensor, offset_mask: Tensor, *geometry) -> Call:
+    (points, _), width = _points(geometry), offset_mask.shape[3]
+    layout = _layout(width, 3 * points, 2 * points, width, 3 * points)
+    return _kernel_call(input, offset_mask, offset_mask, layout, geometry)
 
 
-def _dcnv4(
-    input, offset_mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale,
-    remove_center,
-) -> Call:  # fmt: skip
-    geometry = (kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    grid = _kernel_grid(input, offset_mask.shape[2], *geometry)
-    points = kernel_size[0] * kernel_size[1] - remove_center
-    width = offset_mask.shape[3]
-    layout = _layout((width, 3 * points), (2 * points, width, 3 * points))
-    output = (*offset_mask.shape[:3], group * group_channels)
-    return Call(input, offset_mask, offset_mask, group, group_channels, output, grid | layout)
-
-
-def dcnv4(*arguments) -> Tensor:
-    return _dcnv4(*arguments).forward()
-
-
-def dcnv4_backward(grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    needed = arguments[-1]
-    return _dcnv4(*arguments[:-1]).backward(grad_output, [*needed, needed[1]])[:2]
-
-
-def _ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights) -> Call:
+def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights) -> Call:
     heads, channels = value.shape[2:]
     levels, points = sampling_locations.shape[3:5]
     total = levels * points
@@ -164,15 +134,15 @@ def _ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations
         "level_sizes": spatial_shapes.contiguous(), "level_starts": level_start_index.contiguous(),
         "LEVELS": True,
     }  # fmt: skip
-    layout = _layout((2 * total * heads, 2 * total), (0, total * heads, total))
+    layout = _layout(2 * total * heads, 2 * total, 0, total * heads, total)
     output = (value.shape[0], sampling_locations.shape[1], heads * channels)
     fields = (sampling_locations, attention_weights)
     return Call(value, *fields, heads, channels, output, grid | layout)
 
 
-def ms_deform_attn(*arguments) -> Tensor:
-    return _ms_deform_attn(*arguments).forward()
+def forward(call: Callable[..., Call]) -> Callable[..., Tensor]:
+    return lambda *arguments: call(*arguments).forward()
 
 
-def ms_deform_attn_backward(grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
-    return _ms_deform_attn(*arguments[:-1]).backward(grad_output, arguments[-1])
+def backward(call: Callable[..., Call]) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda grad_output, *arguments: call(*arguments[:-1]).backward(grad_output, arguments[-1])
