@@ -151,17 +151,28 @@ def configurations(architecture: int, kernel: str, variant: Variant) -> list[Con
     return [Config(*sizes) for sizes in entry[kernel][variant.kind]]
 
 
-def check(architecture: int, launches: list[Launch], what: str, folder: Path) -> None:
+def check(
+    architecture: int, launches: list[Launch], what: str, folder: Path, is_measured: bool = False
+) -> None:
+    """Check the resources of launches. Block sizes that a GPU has shown to be the fastest may spill."""
     for launch in launches:
         spilled, shared = resources(architecture, launch, folder)
-        assert spilled == 0 and shared <= MOST_SHARED[architecture], f"{launch.kernel.fn.__name__}: {what}"
+        text = f"{launch.kernel.fn.__name__}: {what}: {spilled} bytes spilled, {shared} shared"
+        assert shared <= MOST_SHARED[architecture], text
+        assert spilled == 0 or is_measured, text
+
+
+def is_measured(architecture: int, kernel: str) -> bool:
+    source = table()[f"sm_{architecture}"]["source"]
+    return kernel in source and "measured on" in source
 
 
 @pytest.mark.parametrize("architecture", [86, 90])  # the smallest memory; Hopper
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_first_choice(architecture, kernel, tmp_path):
     config = configurations(architecture, kernel, VARIANTS[0])[0]
-    check(architecture, launches_of(kernel, config, VARIANTS[0]), f"sm_{architecture}, {config}", tmp_path)
+    launches = launches_of(kernel, config, VARIANTS[0])
+    check(architecture, launches, f"sm_{architecture}, {config}", tmp_path, is_measured(architecture, kernel))
 
 
 @pytest.mark.slow
@@ -170,7 +181,8 @@ def test_first_choice(architecture, kernel, tmp_path):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_table(architecture, kernel, variant, tmp_path):
     for config in configurations(architecture, kernel, variant):
-        check(architecture, launches_of(kernel, config, variant), f"sm_{architecture}, {config}", tmp_path)
+        launches, what = launches_of(kernel, config, variant), f"sm_{architecture}, {config}"
+        check(architecture, launches, what, tmp_path, is_measured(architecture, kernel))
 
 
 def operator_calls(variant: Variant) -> dict[str, list[tuple[str, tuple]]]:

@@ -451,7 +451,7 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
         )
         if kernel == "forward":
             inputs, outputs = outputs, inputs
-        return Config(32 if kernel == "grad_samples" else 64, inputs, outputs, warps=4, stages=2)
+        return Config(32, inputs, outputs, warps=4, stages=2)
     return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
 
 
