@@ -37,7 +37,9 @@ def contestants(operator: str) -> dict[str, Contestant]:
         return {"dcnzoo compiled": partial(ours, operator, backend="compiled")}
     plain = lambda sample: partial(operators()[operator].reference, sample)  # noqa: E731
     rivals = {name: rival for name, rival in RIVALS.get(operator, {}).items() if name == "torchvision"}
-    return {"dcnzoo Triton": partial(ours, operator, backend="fused"), **rivals, "plain PyTorch": plain}
+    rivals = {"dcnzoo Triton": partial(ours, operator, backend="fused"), **rivals}
+    # plain RoI pooling and NMS are loops in Python, which take a second
+    return rivals if "roi" in operator or operator == "nms" else {**rivals, "plain PyTorch": plain}
 
 
 @cache

@@ -8,7 +8,7 @@ Python runs before them.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Operator:
     node: Callable[..., Result] | None = None
     may_fuse: bool = True
 
-    @property
+    @cached_property
     def forward_name(self) -> str:
         return self.name.strip("_").removesuffix("_backward")
 

@@ -1,7 +1,11 @@
 """The committed table of block sizes, and the choices from it."""
 
+import re
+
 import pytest
 import torch
+
+from ..processes import ROOT
 
 pytest.importorskip("triton")
 from dcnzoo.ops import _backend
@@ -70,3 +74,9 @@ def test_architectures_without_measurements_do_not_import_triton(monkeypatch, ca
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     assert _backend.listed.__wrapped__(torch.device("cuda", 0)) is listed
+
+
+def test_no_value_minus_itself():
+    """Of a product, Triton fuses it to the product's rounding error, which is no test of being finite."""
+    for file in (ROOT / "dcnzoo/ops/fused").glob("*.py"):
+        assert not re.search(r"(\b\w+\b) - \1\b", file.read_text()), file

@@ -21,6 +21,12 @@ SIZES = ("batch", "channels", "height", "width", "output_h", "output_w", "ratio"
 
 
 @triton.jit
+def is_finite(value):
+    # not by its difference with itself: of a product, Triton fuses that to the product's rounding error
+    return tl.abs(value) < float("inf")  # false for NaN
+
+
+@triton.jit
 def axis_of(low, high, scale, gamma, bins, ratio, ALIGNED: tl.constexpr, MOVED: tl.constexpr):
     """A RoI along an axis: start, length of a bin, samples per bin (0 if it is not finite or too large), and
     how far an offset of 1 moves a bin."""
@@ -32,16 +38,16 @@ def axis_of(low, high, scale, gamma, bins, ratio, ALIGNED: tl.constexpr, MOVED: 
         length = tl.where(length < 1, 1.0, length)
     bin = length / bins
     samples = tl.where(ratio > 0, ratio.to(tl.float32), tl.ceil(bin))
-    valid = (start - start == 0) & (bin - bin == 0) & (samples > 0) & (samples <= 4194304)
+    valid = is_finite(start) & is_finite(bin) & (samples > 0) & (samples <= 4194304)
     if MOVED:
-        valid = valid & (reach - reach == 0)
+        valid = valid & is_finite(reach)
     return start, bin, tl.where(valid, samples, 0.0).to(tl.int32), reach
 
 
 @triton.jit
 def span_of(start, bin, samples, number, size):
     """The samples [begin, end) of bins that may lie on the map, at most two too many at each end."""
-    valid = (samples > 0) & (start - start == 0)
+    valid = (samples > 0) & is_finite(start)
     count = tl.maximum(samples, 1).to(tl.float32)
     step = bin / count
     origin = tl.where(valid, start, 0.0) + number * bin
