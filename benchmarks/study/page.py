@@ -1,5 +1,6 @@
 """The page of the study: statistics, tables and pictures, all from the CSV."""
 
+import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -56,34 +57,59 @@ def gains(main: Results) -> dict[str, np.ndarray]:
     return {arm: values(main["v2"]) - values(results) for arm, results in main.items() if arm != "v2"}
 
 
-def curve(rows: list[Row], last: Row) -> np.ndarray:
-    """Return CPU seconds and AP at the validations of a training with the result ``last``.  # [2, N]"""
+def curve(rows: list[Row], last: Row) -> dict[str, np.ndarray]:
+    """Return the values at the validations of a training with the result ``last``."""
     training = {name: last[name] for name in ("stage", "setting", "arm", "model_seed")}
     epochs = {row["epoch"]: row for row in select(rows, **training, split="val")}  # the last row of each
-    return np.stack([values(epochs.values(), "cpu_seconds"), values(epochs.values())])
+    columns = {name: values(epochs.values(), name) for name in ("epoch", "cpu_seconds", "box_ap", "mask_ap")}
+    return {**columns, "ap": values(epochs.values())}
 
 
-def at_equal_time(rows: list[Row], one: Row, other: Row) -> float:
-    """Return the difference of validation AP at the end of the shorter training, in CPU seconds."""
-    curves = curve(rows, one), curve(rows, other)
-    end = min(seconds[-1] for seconds, _ in curves)
-    return float(np.interp(end, *curves[0]) - np.interp(end, *curves[1]))
+def ratio_of_times(file: Path) -> float:
+    """Return the CPU time of an iteration with DCNv2 relative to one without, a median over rounds."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        seconds = {
+            (row["arm"], row["round"]): float(row["cpu_seconds_per_iteration"])
+            for row in csv.DictReader(lines)
+        }
+    return float(
+        np.median([time / seconds["off", name] for (arm, name), time in seconds.items() if arm == "v2"])
+    )
+
+
+def at_equal_time(rows: list[Row], main: Results, ratio: float) -> dict[str, dict[str, str]]:
+    """Return v2 − plain in validation AP, box AP and mask AP at equal CPU time.
+
+    ``recorded``: at the end of the shorter training in recorded CPU seconds. ``corrected``: at the last
+    epoch of ``plain``, if an epoch of ``v2`` takes ``ratio`` times as long.
+    """
+    recorded, corrected = ({"ap": [], "box_ap": [], "mask_ap": []} for _ in range(2))
+    for results in zip(main["v2"], main["plain"], strict=True):
+        v2, plain = (curve(rows, last) for last in results)
+        seconds = min(v2["cpu_seconds"][-1], plain["cpu_seconds"][-1])
+        for name in recorded:
+            aps = [np.interp(seconds, each["cpu_seconds"], each[name]) for each in (v2, plain)]
+            recorded[name].append(aps[0] - aps[1])
+            epoch = plain["epoch"][-1] / ratio
+            corrected[name].append(np.interp(epoch, v2["epoch"], v2[name]) - plain[name][-1])
+    return {
+        key: {name: with_interval(differences) for name, differences in part.items()}
+        for key, part in {"recorded": recorded, "corrected": corrected}.items()
+    }
 
 
 def arms_table(rows: list[Row], main: Results) -> str:
-    lines = [("arm", "parameters", "learning rate", "CPU time", "box AP", "mask AP")]
+    lines = [("arm", "parameters", "learning rate", "box AP", "mask AP")]
     for arm, results in main.items():
-        time = np.median(values(results, "cpu_seconds") / values(main["plain"], "cpu_seconds"))
         aps = (mean_and_spread(values(results, name).tolist()) for name in ("box_ap", "mask_ap"))
-        lines.append((arm, results[0]["parameters"], best_rate(rows, arm), f"{time:.2f}×", *aps))
+        lines.append((arm, results[0]["parameters"], best_rate(rows, arm), *aps))
     return markdown(lines)
 
 
-def comparisons_table(rows: list[Row], main: Results) -> str:
-    lines = [("v2 −", "AP (99%)", "verdict", "box AP (95%)", "mask AP (95%)", "AP at equal time (95%)")]
+def comparisons_table(main: Results) -> str:
+    lines = [("v2 −", "AP (99%)", "verdict", "box AP (95%)", "mask AP (95%)")]
     for arm, gain in gains(main).items():
         parts = [values(main["v2"], name) - values(main[arm], name) for name in ("box_ap", "mask_ap")]
-        parts.append([at_equal_time(rows, *pair) for pair in zip(main["v2"], main[arm], strict=True)])
         lines.append((arm, with_interval(gain, FAMILY), verdict(gain), *map(with_interval, parts)))
     return markdown(lines)
 
@@ -113,11 +139,12 @@ def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
     figures = {name: Figure(figsize=(6, 3.6), layout="constrained") for name in ("curves", "differences")}
     curves, differences = (figure.subplots() for figure in figures.values())
     for (arm, results), colour in zip(main.items(), COLOURS, strict=True):
-        seconds, aps = np.stack([curve(rows, last) for last in results], 1)  # each [seeds, epochs]
-        time = (seconds / values(main["plain"], "cpu_seconds")[:, None]).mean(0)  # seeds have two machines
-        curves.plot(time, aps.mean(0), color=colour, label=arm)
-        curves.fill_between(time, *zip(*map(interval, aps.T), strict=True), color=colour, alpha=0.12)
-    curves.set(xlabel="CPU time relative to the training of plain", ylabel="validation AP")
+        validations = [curve(rows, last) for last in results]
+        aps = np.stack([each["ap"] for each in validations])  # [seeds, epochs]
+        epochs = validations[0]["epoch"]
+        curves.plot(epochs, aps.mean(0), color=colour, label=arm)
+        curves.fill_between(epochs, *zip(*map(interval, aps.T), strict=True), color=colour, alpha=0.12)
+    curves.set(xlabel="epoch", ylabel="validation AP")
     curves.legend()
     for place, gain in enumerate(gains(main).values()):
         differences.plot([place] * len(gain), gain, "o", color=COLOURS[0], alpha=0.3, ms=4)
@@ -128,23 +155,32 @@ def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
     return figures
 
 
-def results_of(rows: list[Row], main: Results) -> dict[str, object]:
+def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]:
     """Return the variables of the section of results."""
-    late = [np.diff(curve(rows, last)[1])[-1] for last in main["plain"]]
+    late = [np.diff(curve(rows, last)["ap"])[-1] for last in main["plain"]]
+    seconds = values(main["v2"], "cpu_seconds") / values(main["plain"], "cpu_seconds")
+    ratio, wider = ratio_of_times(times), gains(main)["wider"]
+    bounds = [interval(np.delete(wider, seed), FAMILY)[0] for seed in range(len(wider))]
     return {
         "verdicts": {arm: verdict(gain) for arm, gain in gains(main).items()},
         "gain": with_interval(gains(main)["plain"], FAMILY),
         "late": with_interval(late),
         "converged": np.mean(late) < 0.005,
         "arms": arms_table(rows, main),
-        "comparisons": comparisons_table(rows, main),
+        "comparisons": comparisons_table(main),
+        "ratio": ratio,
+        "ratios": (seconds.min(), seconds.max()),
+        "equal_time": at_equal_time(rows, main, ratio),
+        "late_seeds": with_interval(gains(main)["plain"][5:], FAMILY) if len(seconds) == 10 else None,
+        "wider_bound": interval(wider, FAMILY)[0],
+        "fragile": sum(bound <= 0 for bound in bounds),
     }
 
 
 def write_page(rows: list[Row], docs: Path) -> None:
     """Write study.md from the template, and its pictures."""
     main = complete(rows, "shapes", tuple(ARMS))
-    results = results_of(rows, main) if len(main["v2"]) >= 2 else {}
+    results = results_of(rows, main, docs / "demo_times.csv") if len(main["v2"]) >= 2 else {}
     for name, figure in (plot(rows, main) if results else {}).items():
         with replacing(docs / f"images/study-{name}.svg") as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None})
