@@ -18,8 +18,9 @@ Median times between events, with the L2 cache flushed before each call. *Inputs
 without the flush. *Error*: of the output, relative to the compiled kernels in float32 (norms).
 Float32 is TF32.
 
-*dcnzoo*: compiled kernels; *dcnzoo fused*: those in Triton; *deformops*: that package's, in Triton;
-*F.conv2d*: cuDNN's ordinary convolution; *grid_sample*: the same formula in plain PyTorch.
+*dcnzoo*: compiled kernels; *dcnzoo fused*: those in Triton; *dcnzoo Triton*: these
+without the compiled library; *deformops*: that package's, in Triton; *F.conv2d*: cuDNN's ordinary
+convolution; *grid_sample*: the same formula in plain PyTorch.
 
 Tests on this GPU: {tests}.
 
@@ -48,16 +49,23 @@ Kernels that `auto` runs, by type and pass: fused from this number of output pix
 
 
 def rows(file: Path, time: str) -> list[Row]:
-    main = {(case.operator, case.name): case.main for case in CASES}
+    main = {(case.operator, case.name) for case in CASES if case.main}
     return [
         Row(
-            job["operator"], job["case"], main[job["operator"], job["case"]], job["dtype"], job["mode"], 1,
-            job["contestant"], result[time] / 1e6, (result.get("p80_us", 0) - result.get("p20_us", 0)) / 1e6,
+            job["operator"],
+            job["case"],
+            (job["operator"], job["case"]) in main,
+            job["dtype"],
+            job["mode"],
+            1,
+            job["contestant"].removesuffix(" compiled"),
+            result[time] / 1e6,
+            (result.get("p80_us", 0) - result.get("p20_us", 0)) / 1e6,
             result.get("bytes"),
         )
         for job, result in results(file)
         if time in result
-    ]  # fmt: skip
+    ]
 
 
 def errors(file: Path) -> list[list[object]]:
@@ -77,7 +85,8 @@ def main(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     machine = report["machine"]
     file = folder / "operators.jsonl"
-    measured = rows(file, "us")
+    without = folder / "without_library.jsonl"
+    measured = [*rows(file, "us"), *rows(without, "us")]
     table = json.loads((folder / "configs.json").read_text())
     text = TEXT.format(
         **machine,
@@ -85,7 +94,7 @@ def main(folder: Path) -> None:
         tests=report["correctness"],
         auto=listed(table[machine["target"]]["auto"]),
         summary=markdown(summary(measured)),
-        errors=markdown(errors(file)),
+        errors=markdown([*errors(file), *errors(without)[1:]]),
         cached=markdown(summary(rows(file, "cached_us"))),
         training="\n".join(
             f"- {listed(job)}: {listed(result)}"
