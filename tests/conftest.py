@@ -10,12 +10,25 @@ import zlib
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# torch keeps compiled code in a folder that all clones of a machine share
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", os.path.join(os.path.dirname(__file__), os.pardir, "build", "inductor")
+)
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Print how a worker of xdist ended that did not end by itself: -9 is out of memory, mostly."""
+    process = getattr(getattr(node.gateway, "_io", None), "popen", None)
+    if error and process is not None:
+        print(f"\n{node.gateway.id} ended with status {process.wait()}", file=sys.stderr)
 
 
 def seed(request):
