@@ -37,13 +37,6 @@ every_sample = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="session")
-def interpret():
-    interpret = interpreter.Interpreter()
-    yield interpret
-    interpret.pool.shutdown()
-
-
 def exact(sample: Sample, grad: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Output and gradients of the reference for the values of ``sample``, in float64."""
     grad = None if grad is None else grad.double()

@@ -11,7 +11,7 @@ from ..op_cases import Sample, dcnv3, dcnv4, ms_deform_attn, ramp, results
 from ..ops import test_not_finite as not_finite
 from ..ops.test_ops import largest
 from . import interpreter
-from .test_fused import TOLERANCE, interpret  # noqa: F401  a fixture
+from .test_fused import TOLERANCE
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -49,7 +49,7 @@ CASES = [
 ]
 
 
-def assert_right(interpret, name: str, sample: Sample, dtype=torch.float32, long_indices=False) -> None:  # noqa: F811
+def assert_right(interpret, name: str, sample: Sample, dtype=torch.float32, long_indices=False) -> None:
     """The operator and its backward run in Triton, and their results are the reference's."""
     op, sample = OPERATORS[name], sample.to(dtype)
     exact = sample.to(torch.float64)
@@ -63,29 +63,32 @@ def assert_right(interpret, name: str, sample: Sample, dtype=torch.float32, long
 
 
 @pytest.mark.parametrize(("name", "sample"), CASES)
-def test_matches_reference(interpret, name, sample):  # noqa: F811
+def test_matches_reference(interpret, name, sample):
     assert_right(interpret, name, sample)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_half_types(interpret, name, dtype):  # noqa: F811
+def test_half_types(interpret, name, dtype):
     assert_right(interpret, name, next(iter(OPERATORS[name].samples())), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
-def test_long_indices(interpret, name):  # noqa: F811
+def test_long_indices(interpret, name):
     assert_right(interpret, name, next(iter(OPERATORS[name].samples())), long_indices=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [4, 8, 24, 32, 36, 64, 128, 256])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_channels_per_group(interpret, name, channels):  # noqa: F811
+def test_channels_per_group(interpret, name, channels):
     assert_right(interpret, name, with_channels(name, channels))
 
 
-def test_levels_that_exceed_the_value_are_empty(interpret):  # noqa: F811
+def test_levels_that_exceed_the_value_are_empty(interpret):
     sample = ms_deform_attn.make("two levels").to(torch.float32)
     shapes = sample.kwargs["spatial_shapes"].clone()
     shapes[1] = torch.tensor([2**20, 2**20])
@@ -98,9 +101,10 @@ def test_levels_that_exceed_the_value_are_empty(interpret):  # noqa: F811
     torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", op_cases.LAYOUTS)
 @pytest.mark.parametrize("name", ["dcnv3", "roi_align"])
-def test_memory_layouts(interpret, name, layout):  # noqa: F811
+def test_memory_layouts(interpret, name, layout):
     sample = next(iter(OPERATORS[name].samples())).to(torch.float32)
     grad = ramp(OPERATORS[name].reference(sample))
     _, expected = interpret(interpreter.run_operator, name, sample, grad)
@@ -110,7 +114,7 @@ def test_memory_layouts(interpret, name, layout):  # noqa: F811
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_nms(interpret, seed):  # noqa: F811
+def test_nms(interpret, seed):
     (op,) = (op for op in op_cases.operators(differentiable=False) if op.name == "nms")
     sample = op.random_sample(Random(seed), "").to(torch.float32)
     ran, (result,) = interpret(interpreter.run_operator, "nms", sample, None)
@@ -118,7 +122,7 @@ def test_nms(interpret, seed):  # noqa: F811
     assert torch.equal(result, op.reference(sample))
 
 
-def test_nms_of_several_words(interpret):  # noqa: F811
+def test_nms_of_several_words(interpret):
     (op,) = (op for op in op_cases.operators(differentiable=False) if op.name == "nms")
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(400, 2, generator=generator) * 60
@@ -134,14 +138,15 @@ def test_nms_of_several_words(interpret):  # noqa: F811
     "case", [i for i, (op, _) in enumerate(not_finite.CASES) if op.name in OPERATORS],
     ids=lambda i: f"{not_finite.CASES[i][0].name}-{not_finite.CASES[i][1].name}",
 )  # fmt: skip
-def test_not_finite(interpret, case):  # noqa: F811
+def test_not_finite(interpret, case):
     interpret(interpreter.run_not_finite, case)
 
 
-def test_pooling_reads_no_more(interpret):  # noqa: F811
+def test_pooling_reads_no_more(interpret):
     interpret(not_finite.test_pooling_reads_no_more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dcnv3", "ms_deform_attn", "deform_roi_pool"])
-def test_opcheck(interpret, name):  # noqa: F811
+def test_opcheck(interpret, name):
     interpret(interpreter.opcheck_operator, name)

@@ -138,6 +138,24 @@ def test_torchvision_runs_where_it_has_a_kernel():
     python_with_torch(TORCHVISION)
 
 
+def test_no_recursion_where_torchvision_runs_our_kernels():
+    """On CUDA without the library, dcnzoo registers its kernels under torchvision's names."""
+    code = """
+import torch
+import dcnzoo.ops
+from dcnzoo.compat import torchvision_ops
+from dcnzoo.ops import _torchvision
+
+torchvision_ops.define_missing(with_autograd=False)
+assert ("nms", "CUDA") in _torchvision.registered and not _torchvision.has("nms", "CUDA")
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+boxes, scores = torch.rand(9, 4), torch.rand(9)
+kept = torch.ops.dcnzoo.nms.default.redispatch(key, boxes, scores, 0.5, 0)
+assert torch.equal(kept, dcnzoo.ops.nms(boxes, scores, 0.5))
+"""
+    python_with_torch(code)
+
+
 def test_a_device_without_float64(monkeypatch):
     boxes = torch.rand(9, 5, dtype=torch.float64) * torch.tensor([9, 9, 5, 5, 3])
     expected = reference_boxes.box_iou_rotated(boxes, boxes)

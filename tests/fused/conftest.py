@@ -1,0 +1,10 @@
+import pytest
+
+from . import interpreter
+
+
+@pytest.fixture(scope="session")
+def interpret():
+    interpret = interpreter.Interpreter()
+    yield interpret
+    interpret.pool.shutdown()
