@@ -152,7 +152,7 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
     from dcnzoo.data.shapes import ShapesSpec, draw_image
     from dcnzoo.openmmlab import detector as detectors
     from dcnzoo.openmmlab.runner import read_config_file
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.source import resolve
 
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     weights = None
@@ -160,8 +160,9 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
         cfg = get_config(config)
         cfg.model.backbone.init_cfg = None
     else:
-        path, weights = locate(config)
-        cfg = read_config_file(path, {})
+        source = resolve(config)
+        weights = None if source.weights is None else source.read_weights()
+        cfg = read_config_file(source.config, {})
         image = np.ascontiguousarray(draw_image(ShapesSpec(size=size[0]), "val", 0)[0][..., ::-1])
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.type == "Resize":

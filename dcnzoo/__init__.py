@@ -111,11 +111,12 @@ def load(
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.detector import TorchDetector, build, require_device
     from dcnzoo.openmmlab.runner import read_checked_config
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.source import resolve
 
     require_device(device)  # before the download
-    config, weights = locate(model, checkpoint, required=True, trust_config=trust_config)
-    cfg = read_checked_config(config, cfg_options)
+    source = resolve(model, checkpoint, trust_config=trust_config)
+    weights = source.read_weights()
+    cfg = read_checked_config(source.config, cfg_options)
     with config_errors(cfg):
         network = build(cfg, weights, device=device, unsafe_load=unsafe_load, allow_partial=allow_partial)
     return TorchDetector(network, score_threshold, channels_last, fuse, precision)

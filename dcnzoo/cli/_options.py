@@ -241,7 +241,7 @@ backend = option(
     help="Runtime of an exported file (default: the one for its ending).",
 )
 
-# MODEL and --checkpoint, for dcnzoo.zoo.loading.locate
+# MODEL and --checkpoint, for dcnzoo.zoo.source.resolve
 model = click.argument("model", type=NAME, callback=existing_model)
 checkpoint = option(
     "--checkpoint",

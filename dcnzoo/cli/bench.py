@@ -76,10 +76,11 @@ def command(
         from dcnzoo.openmmlab.config_errors import config_errors
         from dcnzoo.openmmlab.detector import build
         from dcnzoo.openmmlab.runner import read_checked_config
-        from dcnzoo.zoo.loading import locate
+        from dcnzoo.zoo.source import resolve
 
-        config, weights = locate(model, checkpoint)
-        cfg = read_checked_config(config, cfg_options)
+        source = resolve(model, checkpoint)
+        weights = None if source.weights is None else source.read_weights()
+        cfg = read_checked_config(source.config, cfg_options)
         with config_errors(cfg):
             network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
         detectors |= of_pytorch.variants(network, threads)

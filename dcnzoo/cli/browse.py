@@ -34,9 +34,9 @@ def command(
     from dcnzoo.openmmlab.runner import read_checked_config
     from dcnzoo.utils.files import require_writable
     from dcnzoo.utils.progress import track
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.source import resolve
 
-    config = locate(model, weights=False)[0]
+    config = resolve(model).config
     folder = out or Path("work_dirs") / "browse" / config.stem
     require_writable(folder)
     claim = _options.output_files(force)

@@ -40,9 +40,9 @@ def command(
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_checked_config
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.source import resolve
 
-    cfg = read_checked_config(locate(model, weights=False)[0], cfg_options)
+    cfg = read_checked_config(resolve(model).config, cfg_options)
     with config_errors(cfg):
         network = build(cfg, device=device)
         batches: Iterable[dict] = (

@@ -10,7 +10,6 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import last_checkpoint
 
 
@@ -63,32 +62,28 @@ def command(
     from mmengine.dist import is_main_process
     from mmengine.model import revert_sync_batchnorm
 
-    from dcnzoo import zoo
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
-    from dcnzoo.openmmlab.runner import Start, build_runner, load_config
-    from dcnzoo.openmmlab.work_dir import has_checkpoints
+    from dcnzoo.openmmlab.runner import Start, build_runner, load_config, start_of
     from dcnzoo.utils.fetch import verify
     from dcnzoo.utils.jsonl import append_row, circumstances
     from dcnzoo.utils.lock import lock_work_dir
     from dcnzoo.zoo import reproduction
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.source import resolve
 
-    config, weights = locate(model, checkpoint, weights=Path(model).is_dir() and not train)
-    listed = reproduction.find_model(model, config)
-    if not (train or weights or listed):
-        raise UserError(f"expected --checkpoint FILE or --train: the zoo has no weights for {model}")
-    cfg = load_config(str(config), **run)
-    start = Start()
-    if train:
-        start = Start(resumes=True) if has_checkpoints(cfg.work_dir) else Start(cfg.get("load_from"))
+    source = resolve(model, checkpoint)
+    listed = source.entry
+    if listed and source.weights is None:  # of a config file
+        source = resolve(listed.id)
+    cfg = load_config(str(source.config), **run)
     lock = lock_work_dir(cfg.work_dir, cfg.launcher) if train else contextlib.nullcontext()
     with lock, config_errors(cfg):
         images = reproduction.use_data(cfg, data_root, subset, claim)
-        if listed and not (train or weights):
-            weights = zoo.download(listed.id)
+        weights = None if train else source.read_weights()
         summary = None if verbose else SummaryHook()
-        runner = build_runner(cfg, training=train, summary=summary, force=force, start=start)
+        runner = build_runner(
+            cfg, training=train, summary=summary, force=force, start=start_of(cfg) if train else Start()
+        )
         if cfg.launcher == "none":
             runner.model = revert_sync_batchnorm(runner.model)
         started = time.time()

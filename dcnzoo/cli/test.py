@@ -83,10 +83,11 @@ def command(
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import Start, build_runner, load_config
-    from dcnzoo.zoo.loading import locate
+    from dcnzoo.zoo.source import resolve
 
-    config, file = locate(model, checkpoint, required=True)
-    cfg = load_config(str(config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
+    source = resolve(model, checkpoint)
+    file = source.read_weights()
+    cfg = load_config(str(source.config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
     with config_errors(cfg):
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:

@@ -174,7 +174,7 @@ def _known(model: Model, description: Description) -> dict:
 def _here(model: Model) -> str:
     """Return what a call with the model needs on this machine."""
     from dcnzoo.zoo.description import missing_packages
-    from dcnzoo.zoo.downloads import is_downloaded
+    from dcnzoo.zoo.source import is_downloaded
 
     if missing := missing_packages(model):
         return f"needs {', '.join(missing)}"

@@ -81,7 +81,7 @@ def read_checked_config(
 
 def load_config(
     config: str,
-    work_dir: str | None = None,
+    work_dir: str | os.PathLike | None = None,
     cfg_options: dict | None = None,
     launcher: str = "none",
     local_rank: int = 0,
@@ -105,7 +105,7 @@ def load_config(
     check_config(cfg, config, ("model", *required), options=cfg_options)
     cfg.launcher = launcher
     if work_dir is not None:
-        cfg.work_dir = work_dir
+        cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(config).stem)
     require_folder(cfg.work_dir, "--work-dir")
@@ -140,6 +140,11 @@ class Start:
 
     file: str | None = None
     resumes: bool = False
+
+
+def start_of(cfg: Config) -> Start:
+    """Continue the training in the work directory if there is one; else start as the config says."""
+    return Start(resumes=True) if has_checkpoints(cfg.work_dir) else Start(cfg.get("load_from"))
 
 
 def build_runner(

@@ -9,8 +9,7 @@ from mmengine.config import Config
 
 from dcnzoo.report.history import History
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import CHECKPOINTS
-from dcnzoo.zoo.loading import checkpoint_of, work_directory
+from dcnzoo.zoo.source import resolve
 
 _MAIN_METRICS = 3
 
@@ -39,19 +38,14 @@ class TrainedRun:
         Raises:
             UserError: the folder or the checkpoint does not exist, or the folder contains no training.
         """
-        config = work_directory(folder)
+        source = resolve(folder, checkpoint)
         history = History.read(folder)
         if not history.training:
             raise UserError(
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
-        if checkpoint is None or checkpoint in CHECKPOINTS:
-            file = checkpoint_of(folder, checkpoint and str(checkpoint))
-        else:
-            file = Path(checkpoint)
-        if file is not None and not file.is_file():
-            raise UserError(f"checkpoint: expected a file, found none at {file}")
-        cfg = Config.fromfile(config)
+        file = None if source.weights is None else source.read_weights()
+        cfg = Config.fromfile(source.config)
         return cls(label or folder.resolve().name, folder, cfg, history, file)
 
     @property

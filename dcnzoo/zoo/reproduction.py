@@ -19,14 +19,6 @@ from dcnzoo.utils.files import write_text
 FIGURES = ("box AP", "mask AP")  # in metafiles
 
 
-def find_model(name: str, config: Path) -> zoo.Model | None:
-    """Find the zoo's entry for MODEL and its config; None if it is not in the zoo."""
-    models = [m for m in zoo.models() if m.name == config.stem and m.config.samefile(config)]
-    return next(
-        (model for model in models if name in (model.id, *model.aliases)), models[0] if models else None
-    )
-
-
 def use_data(cfg: Config, root: str | None, subset: int | None, claim: Callable[[Path], Path]) -> int:
     """Set the data paths in the config; return the number of images to evaluate.
 

@@ -16,8 +16,8 @@ from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import output_files
 from dcnzoo.utils.lock import lock_work_dir
-from dcnzoo.zoo.loading import locate, work_directory
 from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.source import resolve
 
 REQUIRED = ("train_dataloader", "train_cfg", "optim_wrapper")
 
@@ -62,10 +62,10 @@ def train(
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger: see
             :func:`dcnzoo.openmmlab.training.set_up_training`.
         resume: continue the training in the work directory, or from this checkpoint.
-        force: train in a work directory that has checkpoints, and replace files that no training wrote. The
-            files of the training before move to ``replaced_1/`` in the work directory.
+        force: also train in a work directory that has checkpoints: the files of the training before move to
+            ``replaced_1/``. Replaces files that no training wrote.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
-        allow_partial: if the weights to start from do not fit, load the parameters that fit.
+        allow_partial: load those of the weights to start from that fit.
         channels_last: on a CPU, compute in channels-last order, which is faster.
         launcher, local_rank: of a distributed training.
         verbose: print mmengine's whole log.
@@ -74,8 +74,7 @@ def train(
         dry_run: convert and check ``data``, write the config, and do not train.
 
     Raises:
-        UserError: the model is unknown; the data, the config or a setting has a mistake; the folder has
-            checkpoints or other files that would be replaced, or another process trains in it.
+        UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
     resumes = resume not in (False, None)
@@ -122,7 +121,7 @@ def _find_config(
     resume: bool,
     force: bool,
     only_data: dict[str, bool],
-) -> tuple[Path, str | None, int | None]:
+) -> tuple[Path, str | os.PathLike | None, int | None]:
     """Return the config, the work directory, and the number of epochs if it is not that of the config."""
     if work_dir == "":
         raise UserError("work_dir: expected a folder, got an empty text")
@@ -133,7 +132,8 @@ def _find_config(
         for name, value in only_data.items():
             if value:
                 raise UserError(f"{name}: expected data, got a training without it")
-        return locate(model, weights=False)[0], work_dir, None
+        trained = resolve(model)
+        return trained.config, trained.work_dir if work_dir is None else work_dir, None
     if launcher != "none":
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
     if model == "":
@@ -144,7 +144,7 @@ def _find_config(
     if not is_trained(folder):
         return _prepare(source, folder, model, force, options)
     if resume:
-        return work_directory(folder), str(folder), None
+        return resolve(folder).config, folder, None
     if not force:
         raise UserError(training.TRAINED.format(folder))
     with lock_work_dir(folder), _data_set_aside(folder / "data", next_replaced(folder)):
@@ -153,10 +153,10 @@ def _find_config(
 
 def _prepare(
     source: Path, folder: Path, model: str | os.PathLike | None, force: bool, options: ReadOptions
-) -> tuple[Path, str, int | None]:
+) -> tuple[Path, Path, int | None]:
     own = prepare(source, folder, None if model is None else str(model), force, options)
     print(*own.decisions, sep="\n")
-    return own.config, str(folder), own.epochs
+    return own.config, folder, own.epochs
 
 
 @contextlib.contextmanager

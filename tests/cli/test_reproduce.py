@@ -202,8 +202,8 @@ def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path
         ("knows", [*data, "--subset", 0], 2, "--subset"),
         ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
         ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
-        ("knows", data, 1, "of weights"),
-        (str(own), data, 1, "--checkpoint FILE or --train"),
+        ("knows", data, 1, "--checkpoint: expected a file with weights"),
+        (str(own), data, 1, "--checkpoint: expected a file with weights"),
         ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
     ):
         assert word in reproduce(*arguments, config=config, status=status)

@@ -32,7 +32,7 @@ from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import download, find
-from dcnzoo.zoo.loading import checkpoint_of, locate
+from dcnzoo.zoo.source import resolve
 from tests.commands import error_of, run
 from tests.distributed.launching import settings
 from tests.zoo.server import Served, serving
@@ -286,11 +286,9 @@ def test_work_directory(detector, folder, tmp_path, capsys):
     shutil.copy(tmp_path / "epoch_8.safetensors", tmp_path / "best_coco_bbox_mAP_epoch_3.pth")
     capsys.readouterr()
     for which, name in ((None, "best_coco_bbox_mAP_epoch_3.pth"), ("last", "epoch_8.safetensors")):
-        assert checkpoint_of(tmp_path, which) == locate(tmp_path, which)[1] == tmp_path / name
-        assert capsys.readouterr().out.count(name) == 2
+        assert resolve(tmp_path, which).read_weights() == tmp_path / name
+        assert capsys.readouterr().out.count(name) == 1
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"checkpoint: expected a best one"):
-        checkpoint_of(tmp_path / "empty", "best")
     with pytest.raises(UserError, match=r"model: .*empty"):
         dcnzoo.load(tmp_path / "empty")
     assert_equal(dcnzoo.load(tmp_path / "epoch_8.safetensors")(folder / "0.png"), detector(folder / "0.png"))

@@ -1,0 +1,201 @@
+"""What MODEL stands for, in every command and in :func:`dcnzoo.load`: a config, and weights."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dcnzoo.openmmlab import hub
+from dcnzoo.openmmlab.json_config import is_json_config
+from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.fetch import fetch, name_of, verify
+from dcnzoo.utils.files import (
+    CHECKPOINTS,
+    cache_folder,
+    files_beside,
+    last_checkpoint,
+    require_file,
+    write_bytes,
+)
+from dcnzoo.zoo.index import Model, UnknownModelError, find, models
+
+CONFIGS = (".py", ".json", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What MODEL stands for: :func:`resolve` returns it.
+
+    Attributes:
+        name: MODEL.
+        weights: a file, or the zoo's file or an address, as a text; None if there are none.
+        work_dir: the folder, if it is that of a training.
+        choice: of a checkpoint in a work directory.
+    """
+
+    name: str
+    config: Path
+    weights: Path | str | None = None
+    work_dir: Path | None = None
+    choice: str = ""
+
+    @functools.cached_property
+    def entry(self) -> Model | None:
+        """The entry of the zoo that has this config."""
+        entries = [m for m in models() if m.name == self.config.stem and m.config.samefile(self.config)]
+        named = [entry for entry in entries if self.name in (entry.id, *entry.aliases)]
+        return next(iter(named or entries), None)
+
+    def read_weights(self) -> Path:
+        """Return the file of the weights, downloaded if necessary; print the choice of a checkpoint.
+
+        Raises:
+            UserError: there are none, or the download failed.
+        """
+        if self.weights is None:
+            raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
+        if self.choice:
+            print(f"checkpoint: {self.weights}, {self.choice}")
+        if isinstance(self.weights, Path):
+            require_file(str(self.weights), "checkpoint")
+            return self.weights
+        published = self.entry is not None and self.weights in self.entry.weights
+        return local_file(self.weights, self.name) if published else fetch(self.weights)
+
+
+def resolve(
+    model: str | os.PathLike, checkpoint: str | os.PathLike | None = None, *, trust_config: bool = False
+) -> Source:
+    """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
+
+    Args:
+        model: as for :func:`dcnzoo.load`.
+        checkpoint: a file or an address with other weights; ``best`` or ``last`` of a work directory.
+        trust_config: see :func:`dcnzoo.openmmlab.hub.fetch_model`.
+
+    Raises:
+        UserError: the model or the file is unknown.
+    """
+    if not isinstance(model, str | os.PathLike) or not str(model):
+        raise UserError(f"model: expected a name, a config or a work directory, got {model!r}")
+    name = str(model)
+    if name.startswith(hub.PREFIX):
+        source = Source(name, *hub.fetch_model(name, trust_config))
+    elif trust_config:
+        raise UserError(f"trust_config: expected a model of the Hub, {hub.PREFIX}OWNER/NAME, got {name}")
+    else:
+        sources = (kind(name, Path(os.path.expanduser(name)), checkpoint) for kind in KINDS)
+        source = next(source for source in sources if source is not None)
+    if checkpoint is None or (source.choice and checkpoint in CHECKPOINTS):
+        return source
+    if "://" in str(checkpoint):
+        return replace(source, weights=str(checkpoint), choice="")
+    require_file(str(checkpoint), "checkpoint")
+    return replace(source, weights=Path(checkpoint).expanduser(), choice="")
+
+
+# A function for each kind of MODEL, which returns None if MODEL is of another kind
+
+
+def _repository(name: str, path: Path, checkpoint: object) -> Source | None:
+    """Of the Hub, downloaded by another program."""
+    config = path / hub.CONFIG
+    return Source(name, config, path / hub.WEIGHTS) if is_json_config(config) else None
+
+
+def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike | None) -> Source | None:
+    if not os.path.isdir(path):  # Path.is_dir raises if the name is too long
+        return None
+    configs = _configs(path)
+    if not configs:
+        raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {path}")
+    source = Source(name, max(configs, key=_time), work_dir=path)
+    best, last = max(files_beside(path, "best_*.pth"), key=_time, default=None), last_checkpoint(path)
+    if checkpoint == "best" and best is None:
+        raise UserError(f"checkpoint: expected a best one (best_*.pth) in {path}, found none")
+    if best is not None and checkpoint != "last":
+        return replace(source, weights=best, choice="the best; `last` selects the last one")
+    if checkpoint == "last" and last is None:
+        raise UserError(f"checkpoint: expected a last one in {path}, found none")
+    return source if last is None else replace(source, weights=last, choice="the last")
+
+
+def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
+    if path.suffix not in (".pth", ".safetensors") or not os.path.isfile(path) or not _configs(path.parent):
+        return None
+    if checkpoint is not None:
+        raise UserError(f"checkpoint: expected none with a checkpoint as model, {name}, got {checkpoint}")
+    return Source(name, max(_configs(path.parent), key=_time), path)
+
+
+def _config(name: str, path: Path, checkpoint: object) -> Source | None:
+    if path.suffix not in CONFIGS or "::" in name or not (os.path.isfile(path) or len(path.parts) > 1):
+        return None
+    require_file(name, "model")
+    return Source(name, path)
+
+
+def _published(name: str, path: Path, checkpoint: object) -> Source:
+    if path.suffix and os.path.isfile(path):
+        raise UserError(
+            f"model: expected a name in the zoo, a config (.py) or a work directory, got {name}. "
+            "A file of weights or an exported file is the checkpoint, not the model"
+        )
+    try:
+        entry = find(name)
+    except UnknownModelError:
+        if "::" not in name:
+            raise
+        return Source(name, Path(base_path(name, "")[0]))  # a config of a package that is not in the zoo
+    return Source(name, entry.config, entry.weights[0] if len(entry.weights) == 1 else None)
+
+
+Kind = Callable[[str, Path, str | os.PathLike | None], Source | None]
+KINDS: tuple[Kind, ...] = (_repository, _work_directory, _checkpoint, _config, _published)
+
+
+def _configs(folder: Path) -> list[Path]:
+    if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
+        return [folder / hub.CONFIG]
+    return files_beside(folder, "*.py") or files_beside(folder, "*/vis_data/config.py")
+
+
+def _time(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def local_file(weights: str, name: str, folder: str | os.PathLike | None = None) -> Path:
+    """Return a file of the zoo's weights on this machine: see :func:`download`."""
+    if "://" in weights:
+        return fetch(weights, folder, name=name_of(weights))  # as torch.hub and MMDetection call it
+    file = Path(weights)
+    if not file.exists():
+        raise UserError(
+            f"{name}: its weights are in dcnzoo's repository, not in the wheel: expected {file.name} in "
+            f"{file.parent}"
+        )
+    verify(file)
+    if folder is None:
+        return file
+    copy = Path(folder) / file.name
+    write_bytes(copy, file.read_bytes())
+    return copy
+
+
+def download(name: str, folder: str | os.PathLike | None = None) -> Path:
+    """Download the weights of a model to torch's cache or to ``folder``; return the path.
+
+    Weights that are part of dcnzoo are used in place, or copied to ``folder``.
+
+    Raises:
+        UserError: the model is unknown or has no weights, or the download failed.
+    """
+    return local_file(find(name).only_weights(), name, folder)
+
+
+def is_downloaded(model: Model) -> bool:
+    """Whether all files of the model's weights are in the package or in torch's cache."""
+    files = [cache_folder() / name_of(each) if "://" in each else Path(each) for each in model.weights]
+    return bool(files) and all(file.is_file() for file in files)

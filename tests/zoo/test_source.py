@@ -1,0 +1,124 @@
+"""What MODEL stands for: every kind, and every mistake."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+from dcnzoo import zoo
+from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.source import resolve
+
+from ..demo import PLAIN
+
+SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+PUBLISHED = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+MMDET = Path(zoo.find(f"mmdet::dcnv2/{PUBLISHED}").config).parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work directories ``best``, ``last``, ``none`` (without checkpoints), and files beside them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("best", "last", "none"):
+        work = tmp_path / name
+        work.mkdir()
+        for number, config in enumerate(("old.py", "new.py")):
+            shutil.copy(PLAIN, work / config)
+            os.utime(work / config, (number, number))
+        if name != "none":
+            for checkpoint in ("epoch_1.pth", "epoch_2.pth"):
+                (work / checkpoint).touch()
+            (work / "last_checkpoint").write_text("/moved/since/epoch_2.pth")
+    (tmp_path / "best/best_coco_bbox_mAP_epoch_1.pth").touch()
+    (tmp_path / "moved/20260101_000000/vis_data").mkdir(parents=True)
+    (tmp_path / "moved/20260101_000000/vis_data/config.py").touch()
+    (tmp_path / "files").mkdir()
+    for name in ("files/weights.pth", "files/m.onnx", "own.py"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpoint", "config", "weights"),
+    [
+        ("best", None, "best/new.py", "best/best_coco_bbox_mAP_epoch_1.pth"),
+        ("best", "best", "best/new.py", "best/best_coco_bbox_mAP_epoch_1.pth"),
+        ("best", "last", "best/new.py", "best/epoch_2.pth"),
+        ("best", "files/weights.pth", "best/new.py", "files/weights.pth"),
+        ("last", None, "last/new.py", "last/epoch_2.pth"),
+        ("~/last", None, "last/new.py", "last/epoch_2.pth"),
+        (Path("last"), Path("files/weights.pth"), "last/new.py", "files/weights.pth"),
+        ("none", None, "none/new.py", None),
+        ("none", "https://x/y.pth", "none/new.py", "https://x/y.pth"),
+        ("moved", None, "moved/20260101_000000/vis_data/config.py", None),
+        ("last/epoch_1.pth", None, "last/new.py", "last/epoch_1.pth"),
+        ("own.py", None, "own.py", None),
+        ("./own.py", "~/files/weights.pth", "own.py", "files/weights.pth"),
+        (PLAIN, None, PLAIN, None),
+        (SHAPES, None, zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0]),
+        (SHAPES, "files/weights.pth", zoo.find(SHAPES).config, "files/weights.pth"),
+        (f"{SHAPES}.py", None, zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0]),
+        (f"dcnzoo::demo/{SHAPES}.py", None, zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0]),
+        (
+            f"mmdet::dcnv2/{PUBLISHED}.py",
+            None,
+            MMDET / f"dcnv2/{PUBLISHED}.py",
+            zoo.find(f"mmdet::dcnv2/{PUBLISHED}").weights[0],
+        ),
+        ("mmdet::_base_/models/ssd300.py", None, MMDET / "_base_/models/ssd300.py", None),
+    ],
+)
+def test_every_kind(folder, model, checkpoint, config, weights):
+    source = resolve(model, checkpoint)
+    assert source.config.resolve() == (folder / config).resolve()
+    if weights is None or "://" in weights:
+        assert source.weights == weights
+    else:
+        assert Path(source.weights).resolve() == (folder / weights).resolve()
+    path = Path(model).expanduser()
+    assert source.work_dir == (path if path.is_dir() else None)
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpoint", "message"),
+    [
+        ("", None, "model: expected a name"),
+        (None, None, "model: expected a name"),
+        (3, None, "model: expected a name"),
+        ("files", None, "model: .* found no config"),
+        ("nowhere.py/", None, "nowhere"),
+        ("nowhere/x.py", None, "model: .*nowhere/x.py"),
+        ("files/weights.pth", None, "is the checkpoint, not the model"),
+        ("files/m.onnx", None, "is the checkpoint, not the model"),
+        ("mask-rcnn_r14-mdconv_fpn_8e_shape", None, f"closest names: .*{SHAPES}"),
+        ("mmdet::nowhere.py", None, "mmdet::nowhere.py"),
+        (SHAPES, "best", "checkpoint: .*best"),
+        (SHAPES, "", "checkpoint: expected a file"),
+        (SHAPES, "nowhere.pth", "checkpoint: .*nowhere.pth"),
+        ("last", "best", "checkpoint: expected a best one"),
+        ("none", "last", "checkpoint: expected a last one"),
+        ("last/epoch_1.pth", "files/weights.pth", "checkpoint: expected none .*files/weights.pth"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_every_mistake(model, checkpoint, message):
+    with pytest.raises(UserError, match=message):
+        resolve(model, checkpoint)
+
+
+@pytest.mark.usefixtures("folder")
+def test_weights_are_found_when_they_are_read(capsys):
+    assert resolve("best").read_weights() == Path("best/best_coco_bbox_mAP_epoch_1.pth")
+    assert "best/best_coco_bbox_mAP_epoch_1.pth, the best" in capsys.readouterr().out
+    assert resolve(SHAPES).read_weights() == Path(zoo.find(SHAPES).weights[0])
+    assert resolve(PLAIN).entry == zoo.find(Path(PLAIN).stem) and resolve("own.py").entry is None
+    Path("last/epoch_2.pth").unlink()
+    for model, message in (("last", "last/epoch_2.pth"), ("own.py", "with weights for own.py")):
+        with pytest.raises(UserError, match=f"^checkpoint: .*{message}"):
+            resolve(model).read_weights()
+    with pytest.raises(UserError, match=r"^trust_config: "):
+        resolve(SHAPES, trust_config=True)
