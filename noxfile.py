@@ -330,6 +330,14 @@ def crash(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
+def types(session: Session) -> None:
+    """Check a program of a user with mypy --strict."""
+    update_venv(session)
+    options = ("--strict", "--follow-imports", "silent", "--config-file", "")
+    session.run(PYTHON, "-m", "mypy", *options, "tests/user_program.py")
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
 def soak(session: Session) -> None:
     """Check that memory does not grow in half an hour of random calls from four threads."""
     update_venv(session)

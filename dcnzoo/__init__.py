@@ -5,8 +5,10 @@
 ``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`).
 """
 
+import inspect
 import os
 import warnings
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 from dcnzoo.compat import flop_counters as _flop_counters
@@ -92,24 +94,21 @@ def load(
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"load: model: expected a name, a path or a file of dcnzoo export, got {model!r}")
     flags = {"unsafe_load": unsafe_load, "allow_partial": allow_partial, "trust_config": trust_config}
-    for name, flag in {**flags, "channels_last": channels_last, "fuse": fuse}.items():
+    flags |= {"channels_last": channels_last, "fuse": fuse}
+    for name, flag in flags.items():
         if isinstance(flag, str):  # "no" would count as true
             raise TypeError(f"load: {name}: expected True or False, got {flag!r}")
     from dcnzoo.utils.files import EXPORTED
 
+    if not (isinstance(score_threshold, Real) and score_threshold <= 1):  # nor NaN
+        raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")
     if str(model).endswith(EXPORTED):
-        from dcnzoo.detect.exported import ExportedDetector
-
-        options = {"checkpoint": checkpoint, "cfg_options": cfg_options, "unsafe_load": unsafe_load}
-        options["precision"] = precision if precision != "float32" else None
-        options["allow_partial"] = allow_partial
-        for name, value in options.items():
-            if value not in (None, False, {}):
-                raise ValueError(f"{name}: expected none with an exported file, got {value!r}")
-        return ExportedDetector(model, device=device, score_threshold=score_threshold)
+        others = {"checkpoint": checkpoint, "cfg_options": cfg_options, "precision": precision}
+        return _load_exported(model, device, score_threshold, {**others, **flags})
 
     from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.detector import TorchDetector, build, require_device
+    from dcnzoo.openmmlab.detector import TorchDetector, build
+    from dcnzoo.openmmlab.device import require_device
     from dcnzoo.openmmlab.runner import read_checked_config
     from dcnzoo.zoo.source import resolve
 
@@ -120,3 +119,16 @@ def load(
     with config_errors(cfg):
         network = build(cfg, weights, device=device, unsafe_load=unsafe_load, allow_partial=allow_partial)
     return TorchDetector(network, score_threshold, channels_last, fuse, precision)
+
+
+def _load_exported(
+    model: str | os.PathLike, device: str, score_threshold: float, others: dict[str, object]
+) -> "BaseDetector":
+    """Open an exported file; the other arguments of :func:`load` must have their defaults."""
+    from dcnzoo.detect.exported import ExportedDetector
+
+    defaults = inspect.signature(load).parameters
+    for name, value in others.items():
+        if value not in (defaults[name].default, {}):
+            raise ValueError(f"{name}: expected none with an exported file, got {value!r}")
+    return ExportedDetector(model, device=device, score_threshold=score_threshold)

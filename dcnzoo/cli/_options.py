@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError, one_line
@@ -193,11 +194,14 @@ def settings(name: str, help: str) -> Callable:
     return option(name, multiple=True, metavar="KEY=VALUE", callback=_settings, help=help)
 
 
-def refuse_together(*pair: str) -> None:
-    """Raise UsageError if both options are given."""
-    values = click.get_current_context().params
-    if all(values[name.removeprefix("--")] for name in pair):
-        raise click.UsageError(f"{pair[0]}: not allowed with {pair[1]}")
+def refuse(reason: str, *names: str) -> None:
+    """Raise UsageError for the first of the parameters that is on the command line: it has no effect."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        given = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+        if given and param.name in names:
+            label = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(context)
+            raise click.UsageError(f"{label.strip('[]')}: not allowed with {reason}", context)
 
 
 def shape(help: str) -> Callable:

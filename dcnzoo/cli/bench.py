@@ -60,13 +60,14 @@ def command(
     """
     from dcnzoo.detect import timing
 
-    if images and shape:
-        raise click.UsageError("--shape: not allowed with IMAGE")
+    if images:
+        _options.refuse("IMAGE", "shape")
     if (annotations is None) != (folder is None):
         raise click.UsageError("--annotations: expected together with --images")
-    for name, value in {"checkpoint": checkpoint, "profile": profile}.items():
-        if value and model.endswith(EXPORTED):
-            raise click.UsageError(f"--{name}: not allowed with an exported file, got {model}")
+    if model.endswith(EXPORTED):
+        _options.refuse("an exported file", "checkpoint", "profile", "unsafe_load", "cfg_options")
+    elif not exported:
+        _options.refuse("no exported file", "backend")
     pictures = timing.pictures(images, shape or (480, 640))
     detectors: dict[str, Any] = {}
     if model.endswith(EXPORTED):

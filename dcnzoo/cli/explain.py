@@ -74,7 +74,10 @@ def command(
       dcnzoo explain faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
       dcnzoo explain CONFIG street.jpg --checkpoint epoch_12.pth --at 120,80 --out points.png
     """
-    _options.refuse_together("--box", "--at")
+    if box:
+        _options.refuse("--box", "at")
+    if out.suffix == ".png":
+        _options.refuse("a .png file", "further")
     _options.output_files(force)(out)
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")

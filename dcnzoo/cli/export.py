@@ -71,6 +71,8 @@ def command(
     from dcnzoo.export import known_problems
 
     if check:
+        others = (param.name for param in click.get_current_context().command.params)
+        _options.refuse("--check", *(name for name in others if name not in ("model", "runtime", "check")))
         problems = known_problems.check(model, *filter(None, [runtime]))
         print_findings(problems)
         if not problems:
@@ -78,7 +80,16 @@ def command(
         return
     from dcnzoo.export.options import ExportOptions, Int8
 
-    _options.refuse_together("--int8", "--fp16")
+    if weights:
+        _options.refuse("CHECKPOINT", "checkpoint")
+    if path.suffix == ".pt2":
+        _options.refuse("a .pt2 file", "fp16", "int8")
+    if int8:
+        _options.refuse("--int8", "fp16")
+    else:
+        _options.refuse("no --int8", "num_images")
+    if not (verify or show):
+        _options.refuse("neither --verify nor --show", "test_img")
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
     claim = _options.output_files(force)
     for ending in filter(None, (path.suffix, ".bin" * (path.suffix == ".xml"), ".png" * show)):

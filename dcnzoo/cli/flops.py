@@ -37,6 +37,8 @@ def command(
     examples:
       dcnzoo flops CONFIG --shape 800 1280 --by-operator
     """
+    if num_images:
+        _options.refuse("--num-images", "shape")
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch, test_batches
     from dcnzoo.openmmlab.runner import read_checked_config

@@ -55,7 +55,8 @@ def command(
       dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
       dcnzoo reproduce CONFIG --train
     """
-    _options.refuse_together("--train", "--checkpoint")
+    if train:
+        _options.refuse("--train", "checkpoint", "unsafe_load")
     claim = _options.output_files(force)
     claim(out)
 

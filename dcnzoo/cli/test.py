@@ -33,7 +33,7 @@ from dcnzoo.cli._options import NAME, option
 @_options.settings("--eval-options", "Settings of the evaluator, such as classwise=True.")
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
 @_options.backend
-@option("--device", default="auto", help="Device for an exported model: cpu, cuda or auto.")
+@_options.device
 @_options.force
 @_options.allow_partial
 @_options.verbose
@@ -70,10 +70,13 @@ def command(
     as_json = out is not None and out.suffix == ".json"
     if format_only and (metrics or not as_json):
         raise click.UsageError("--format-only: expected --out FILE.json, and no --eval")
-    checkpoint = checkpoint or weights
+    if weights:
+        _options.refuse("CHECKPOINT", "checkpoint")
+        checkpoint = weights
+    if not show_dir:
+        _options.refuse("no --show-dir", "show_score_thr")
     exported = checkpoint is not None and checkpoint.endswith(_options.EXPORTED)
-    if exported and tta:
-        raise click.UsageError("--tta: expected a file of weights, got an exported model")
+    _refuse_of_the_other(exported, run["cfg_options"])
     claim = _options.output_files(force)
     if out is not None:
         for ending in (".bbox.json", ".segm.json") if as_json else (out.suffix,):
@@ -81,6 +84,7 @@ def command(
 
     from dcnzoo.openmmlab import testing
     from dcnzoo.openmmlab.config_errors import config_errors
+    from dcnzoo.openmmlab.device import use_device
     from dcnzoo.openmmlab.hooks import SummaryHook
     from dcnzoo.openmmlab.runner import Start, build_runner, load_config
     from dcnzoo.zoo.source import resolve
@@ -88,7 +92,7 @@ def command(
     source = resolve(model, checkpoint)
     file = source.read_weights()
     cfg = load_config(str(source.config), **run, required=("test_dataloader", "test_cfg", "test_evaluator"))
-    with config_errors(cfg):
+    with use_device("auto" if exported else device, cfg.launcher), config_errors(cfg):
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
             testing.draw_detections(cfg, show_dir, show_score_thr)
@@ -109,3 +113,13 @@ def command(
 
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
         runner.test()
+
+
+def _refuse_of_the_other(exported: bool, cfg_options: dict) -> None:
+    """Refuse the options that only weights, or only exported models, use."""
+    if not exported:
+        _options.refuse("a file of weights", "backend")
+        return
+    _options.refuse("an exported model", "tta", "allow_partial", "channels_last")
+    if any(key.startswith("model.") for key in cfg_options):
+        raise click.UsageError("--cfg-options: expected no setting of the model with an exported model")

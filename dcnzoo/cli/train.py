@@ -28,6 +28,8 @@ from dcnzoo.cli._options import POSITIVE, option
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
 @option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
 @option("--patience", type=POSITIVE, help="Stop after this number of validations without a better AP.")
+@option("--seed", type=click.IntRange(min=0), help="Seed of all random numbers.")
+@_options.device
 @option("--logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log to this program.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
 @option(
@@ -65,6 +67,8 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
     """
     if not (model or base or options["data"]):
         raise click.UsageError("expected MODEL or --data")
+    if model:
+        _options.refuse("MODEL", "base")
 
     from mmengine.dist import is_main_process
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -62,6 +62,33 @@ class BaseDetector:
     def _source(self) -> str:
         """The model and its runtime, for ``repr``."""
         raise NotImplementedError
+
+    # for type checkers, a text is one picture: the Results of a folder, a pattern or a video need a cast
+    @overload
+    def __call__(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = ...,
+        score_threshold: float | None = ...,
+        classes: str | Sequence[str] | None = ...,
+        max_detections: int | None = ...,
+        bgr: bool = ...,
+        tile: int | None = ...,
+    ) -> Results: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Any,
+        *,
+        batch_size: int = ...,
+        score_threshold: float | None = ...,
+        classes: str | Sequence[str] | None = ...,
+        max_detections: int | None = ...,
+        bgr: bool = ...,
+        tile: int | None = ...,
+    ) -> Detections: ...
 
     def __call__(
         self,
@@ -141,6 +168,21 @@ class BaseDetector:
         truth = read_coco(os.path.expanduser(annotations), self.classes)
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
+
+    def export(self, path: str | os.PathLike, **options: Any) -> Any:
+        """Write a file that runs without OpenMMLab: :meth:`.TorchDetector.export`."""
+        raise self._only_pytorch("export")
+
+    def features(self, image: Any, *, bgr: bool = False) -> Any:
+        """Return the feature maps of a picture: :meth:`.TorchDetector.features`."""
+        raise self._only_pytorch("features")
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the detector to the Hugging Face Hub: :meth:`.TorchDetector.push_to_hub`."""
+        raise self._only_pytorch("push_to_hub")
+
+    def _only_pytorch(self, method: str) -> ValueError:
+        return ValueError(f"{method}: expected a detector of PyTorch, got {self!r}")
 
     def _results(
         self,

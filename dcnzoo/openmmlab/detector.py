@@ -36,6 +36,7 @@ from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.layers.fuse import Fuser, view
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
+from dcnzoo.openmmlab.device import require_device
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
@@ -48,25 +49,6 @@ from dcnzoo.utils.errors import UserError, one_line, printable
 setup()
 Model = Any  # a detector of MMDetection, whose classes have no types
 LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
-
-
-def require_device(name: str) -> torch.device:
-    """Return the device; for ``auto`` a GPU if torch detects one, else the CPU.
-
-    Raises:
-        UserError: torch cannot use the device.
-    """
-    count = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    gpus = f"or a GPU from cuda:0 to cuda:{count - 1}" if count else "(torch detects no GPU)"
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type == "meta" or (device.type == "cuda" and (device.index or 0) >= count):
-        raise UserError(f"device: expected auto, cpu {gpus}, got {name}")
-    return device
 
 
 def build(
@@ -197,7 +179,7 @@ class TorchDetector(BaseDetector):
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
-    def export(
+    def export(  # type: ignore[override]  # its options have names
         self,
         path: str | os.PathLike,
         *,

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dcnzoo.openmmlab.hooks import ProgressHook, SummaryHook
 from dcnzoo.openmmlab.runner import Start, build_runner
 from dcnzoo.openmmlab.separate_run import separate_run
 from dcnzoo.openmmlab.work_dir import has_checkpoints, is_trained, next_replaced
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, require_flags
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import last_checkpoint, require_file
 
@@ -35,48 +36,59 @@ TRAINED = (
 )
 
 
-def require_numbers(lr: float | None, **counts: int | None) -> None:
-    """Raise UserError if an option of :func:`set_up_training` is out of range."""
-    for name, value in counts.items():
-        if value is not None and not (type(value) is int and value >= 1):
-            raise UserError(f"{name}: expected an integer ≥ 1, got {value!r}")
-    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
-        raise UserError(f"lr: expected a positive number, got {lr!r}")
+@dataclass(frozen=True)
+class TrainOptions:
+    """The arguments of :func:`dcnzoo.train` that change the config; None leaves its setting.
 
-
-def set_up_training(
-    cfg: Config,
-    *,
-    amp: bool = False,
-    auto_scale_lr: bool = False,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    patience: int | None = None,
-    logger: str | None = None,
-) -> str:
-    """Write the options of a training into its config.
-
-    Args:
-        amp: use mixed precision.
-        auto_scale_lr: scale the learning rate by the batch size.
+    Attributes:
         epochs: number of epochs; the schedule is scaled with it.
         batch_size: images per iteration and process.
         lr: learning rate of the optimizer.
         patience: stop after this number of validations without a better result.
+        amp: use mixed precision.
+        auto_scale_lr: scale the learning rate by the batch size.
         logger: ``tensorboard`` or ``wandb``.
-
-    Returns:
-        What ``epochs``, ``batch_size`` and ``lr`` have changed, on one line.
+        seed: of all random numbers. On a CPU, two trainings with one seed give the same weights.
 
     Raises:
-        UserError: ``auto_scale_lr`` without a base batch size, the config has not
-            the setting of an option, or the package of ``logger`` is not installed.
+        UserError: a value is out of range.
     """
-    if amp:
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    patience: int | None = None
+    amp: bool = False
+    auto_scale_lr: bool = False
+    logger: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        require_flags(amp=self.amp, auto_scale_lr=self.auto_scale_lr)
+        for name in ("epochs", "batch_size", "patience", "seed"):
+            value, least = getattr(self, name), int(name != "seed")
+            if value is not None and not (type(value) is int and least <= value < 2**32):
+                raise UserError(f"{name}: expected an integer ≥ {least}, got {value!r}")
+        if self.lr is not None and not (isinstance(self.lr, int | float) and 0 < self.lr < math.inf):
+            raise UserError(f"lr: expected a positive number, got {self.lr!r}")
+        if self.logger is not None and self.logger not in LOGGERS:
+            raise UserError(f"logger: expected tensorboard or wandb, got {self.logger!r}")
+
+
+def set_up_training(cfg: Config, options: TrainOptions) -> str:
+    """Write the options of a training into its config.
+
+    Returns:
+        What has changed, on one line.
+
+    Raises:
+        UserError: ``auto_scale_lr`` without a base batch size, the config has not the setting of an option,
+            or the package of ``logger`` is not installed.
+    """
+    if options.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
-    if auto_scale_lr:
+    if options.auto_scale_lr:
         cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
     scaling = cfg.get("auto_scale_lr") or {}
     base = scaling.get("base_batch_size")
@@ -86,16 +98,19 @@ def set_up_training(
             f"got {base}"
         )
     changes = []
-    if epochs is not None:
-        changes += _set_epochs(cfg, epochs)
-    if batch_size is not None:
-        changes.append(_set(cfg.train_dataloader, "batch_size", batch_size))
-    if lr is not None:
-        changes += _set_learning_rate(cfg, lr)
-    if patience is not None:
-        _stop_early(cfg, patience)
-    if logger is not None:
-        _add_logger(cfg, logger)
+    if options.epochs is not None:
+        changes += _set_epochs(cfg, options.epochs)
+    if options.batch_size is not None:
+        changes.append(_set(cfg.train_dataloader, "batch_size", options.batch_size))
+    if options.lr is not None:
+        changes += _set_learning_rate(cfg, options.lr)
+    if options.seed is not None:
+        cfg.randomness = cfg.get("randomness") or {}
+        changes.append(_set(cfg.randomness, "seed", options.seed))
+    if options.patience is not None:
+        _stop_early(cfg, options.patience)
+    if options.logger is not None:
+        _add_logger(cfg, options.logger)
     return ", ".join(filter(None, changes))
 
 
@@ -266,8 +281,6 @@ def _stop_early(cfg: Config, patience: int) -> None:
 
 
 def _add_logger(cfg: Config, name: str) -> None:
-    if name not in LOGGERS:
-        raise UserError(f"logger: expected tensorboard or wandb, got {name!r}")
     if find_spec(name) is None:
         raise UserError(f"--logger: expected the package {name} to be installed: pip install {name}")
     visualizer = cfg.get("visualizer") or {"type": "DetLocalVisualizer", "name": "visualizer"}

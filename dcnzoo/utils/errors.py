@@ -15,6 +15,13 @@ class UserError(Exception):
         return "\n".join(map(str, self.args))
 
 
+def require_flags(**flags: object) -> None:
+    """Raise UserError unless all values are True or False: the text "no" would count as true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name}: expected True or False, got {value!r}")
+
+
 HINT = " (DCNZOO_TRACEBACK=1 shows where)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

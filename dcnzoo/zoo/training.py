@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from mmengine.config import Config
 
 from dcnzoo.data.splits import ReadOptions
 from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab.device import use_device
 from dcnzoo.openmmlab.runner import Start, load_config
+from dcnzoo.openmmlab.training import TrainOptions, choose_start, set_up_training
 from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.errors import UserError, require_flags, user_errors
 from dcnzoo.utils.files import output_files
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.zoo.own_data import prepare
@@ -36,6 +39,8 @@ def train(
     resume: bool | str | None = False,
     force: bool = False,
     logger: str | None = None,
+    seed: int | None = None,
+    device: str = "auto",
     cfg_options: dict | None = None,
     allow_partial: bool = False,
     channels_last: bool = True,
@@ -59,11 +64,12 @@ def train(
         data: a folder or file with annotated pictures: COCO, Pascal VOC, YOLO or LabelMe. They and a config
             are written to the folder ``data`` in the work directory.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
-        epochs, batch_size, lr, patience, amp, auto_scale_lr, logger: see
-            :func:`dcnzoo.openmmlab.training.set_up_training`.
+        epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
+            :class:`dcnzoo.openmmlab.training.TrainOptions`.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the files of the training before move to
             ``replaced_1/``. Replaces files that no training wrote.
+        device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         allow_partial: load those of the weights to start from that fit.
         channels_last: on a CPU, compute in channels-last order, which is faster.
@@ -77,31 +83,26 @@ def train(
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    resumes = resume not in (False, None)
-    training.require_numbers(lr, epochs=epochs, batch_size=batch_size, patience=patience)
-    with user_errors():
-        config, folder, chosen = _find_config(model, data, work_dir, launcher, resumes, force, only_data)
-        if dry_run:
-            return Path(str(folder))
-        cfg = load_config(str(config), folder, cfg_options, launcher, local_rank, channels_last, REQUIRED)
-        changes = training.set_up_training(
-            cfg,
-            amp=amp,
-            auto_scale_lr=auto_scale_lr,
-            epochs=chosen if epochs is None else epochs,
-            batch_size=batch_size,
-            lr=lr,
-            patience=patience,
-            logger=logger,
-        )
-        start = training.choose_start(cfg, resume, force)
-        if line := training.nothing_left(cfg, start):
-            print(line)
-            return Path(cfg.work_dir)
-        with output_files("report", force=force) as claim:
-            for name in outputs:
-                claim(Path(cfg.work_dir, name))
-    _run(cfg, start, allow_partial, changes, verbose, force)
+    require_flags(force=force, allow_partial=allow_partial, channels_last=channels_last, verbose=verbose)
+    options = TrainOptions(epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed)
+    with use_device(device, launcher):
+        with user_errors():
+            resumes = resume not in (False, None)
+            config, folder, chosen = _find_config(model, data, work_dir, launcher, resumes, force, only_data)
+            if dry_run:
+                return Path(str(folder))
+            cfg = load_config(str(config), folder, cfg_options, launcher, local_rank, channels_last, REQUIRED)
+            if options.epochs is None:
+                options = replace(options, epochs=chosen)
+            changes = set_up_training(cfg, options)
+            start = choose_start(cfg, resume, force)
+            if line := training.nothing_left(cfg, start):
+                print(line)
+                return Path(cfg.work_dir)
+            with output_files("report", force=force) as claim:
+                for name in outputs:
+                    claim(Path(cfg.work_dir, name))
+        _run(cfg, start, allow_partial, changes, verbose, force)
     return Path(cfg.work_dir)
 
 

@@ -1,16 +1,26 @@
 """Every option is used or refused."""
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
+import torch
+from mmengine.config import Config
 
 import dcnzoo
+import dcnzoo.openmmlab.export.export
+import dcnzoo.openmmlab.profile
+import dcnzoo.report.detector
+import dcnzoo.zoo.reproduction
+import dcnzoo.zoo.training
+from dcnzoo.cli import _options
 from dcnzoo.detect.session import Session
 from dcnzoo.report.report import write_report
 from dcnzoo.utils.errors import UserError
 
-from ..commands import error_of
+from ..commands import error_of, invoke
 from .test_cli import every_command
 
 COMMANDS = {
@@ -62,3 +72,198 @@ def test_a_default_replaces_only_none(function, arguments, options, named, tmp_p
     with pytest.raises((UserError, ValueError, TypeError)) as error:
         function(*arguments, **options)
     assert str(error.value).startswith(named), error.value
+
+
+# An option changes what the library is called with, or is refused by its name
+
+MODELS = {"zoo": "mask-rcnn_r14_fpn_8e_shapes", "config": "own.py", "work directory": "work",
+          ".onnx": "m.onnx", ".xml": "m.xml", ".pt2": "m.pt2"}  # fmt: skip
+LINES = {
+    "infer": [["infer", model, "a.png"] for model in MODELS.values()],
+    "explain": [["explain", MODELS[kind], "a.png"] for kind in ("zoo", "config", "work directory")],
+    "bench": [["bench", model] for model in MODELS.values()],
+    "flops": [["flops", model] for model in ("own.py", "work")],
+    "export": [
+        ["export", "own.py", "w.pth"],
+        ["export", "work"],
+        ["export", "work", "--check"],
+        ["export", "work", "--out", "x.pt2"],
+    ],
+    "test": [
+        ["test", "own.py", "w.pth"],
+        *(["test", "own.py", f"m{end}"] for end in (".onnx", ".xml", ".pt2")),
+    ],
+    "train": [["train", "own.py"], ["train", "work"], ["train", "--data", "fruits"]],
+    "reproduce": [["reproduce", "own.py"], ["reproduce", "own.py", "--train"]],
+    "report": [["report", "work"], ["report", "work", "other"]],
+}
+VALUES = {
+    "--out": ["new.png"], "--output-file": ["new.onnx"], "--shape": ["64", "96"], "--at": ["3,4"],
+    "--box": ["1,2,3,4"], "--checkpoint": ["other.pth"], "--classes": ["fig"], "--layer": ["conv"],
+    "--cfg-options": ["model.a=1"], "--eval-options": ["classwise=True"], "--eval": ["segm"],
+    "--labels": ["one"], "--images": ["fruits"], "--annotations": ["a.json"], "--exported": ["m.onnx"],
+    "--save-video": ["new.mp4"], "--device": ["cuda:3"], "--test-img": ["a.png"], "--input-img": ["a.png"],
+    "--int8": ["fruits"], "--data": ["fruits"], "--resume": ["other.pth"], "--work-dir": ["elsewhere"],
+    "--show-dir": ["shown"], "--data-root": ["fruits"], "--model": ["own.py"], "--opset-version": ["20"],
+}  # fmt: skip
+# an option that has an effect only beside another one
+BESIDE = {
+    ("test", "--show-score-thr"): ["--show-dir", "shown"], ("test", "--format-only"): ["--out", "x.json"],
+    ("export", "--num-images"): ["--int8", "fruits"], ("export", "--test-img"): ["--verify"],
+    ("bench", "--images"): ["--annotations", "a.json"], ("bench", "--annotations"): ["--images", "fruits"],
+    ("report", "--labels"): [],
+}  # fmt: skip
+# change only what is printed
+AFTERWARDS = {("infer", "--verbose"), ("flops", "--by-operator")}
+
+
+def value_of(param):
+    """Return the words after an option: another value than the default."""
+    if param.is_flag and param.opts[0] != "--resume":
+        return []
+    if (words := next((VALUES[name] for name in param.opts if name in VALUES), None)) is not None:
+        return words
+    if isinstance(param.type, click.Choice):
+        return [next(choice for choice in reversed(param.type.choices) if choice != param.default)]
+    return ["0.75"] if isinstance(param.type, click.types.FloatParamType) else ["17"]
+
+
+OPTIONS = [
+    (line, param)
+    for name, lines in LINES.items()
+    for param in COMMANDS[name].params
+    if isinstance(param, click.Option) and not param.hidden and (name, param.opts[0]) not in AFTERWARDS
+    for line in lines
+    if param.opts[0] not in line and (line[1], param.opts[0]) != ("--data", "--report")  # always
+]
+
+
+class Called(BaseException):
+    """The library has everything that it needs."""
+
+
+class Recorder:
+    """Stand-ins of the library's functions, which note their calls."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self._patch = [], monkeypatch
+
+    def replace(self, path, result=None, last=False):
+        def stand_in(*args, **kwargs):
+            self.calls.append((path, repr(args), repr(sorted(kwargs.items()))))
+            if last:
+                raise Called
+            return result
+
+        self._patch.setattr(path, stand_in)
+
+
+CFG = {
+    "launcher": "none",
+    "work_dir": "work_dirs/own",
+    "model": {"type": "Model", "data_preprocessor": {}},
+    "test_dataloader": {"dataset": {"type": "Data", "pipeline": [{"type": "Pack"}]}},
+    "test_evaluator": {"type": "CocoMetric", "metric": "bbox", "ann_file": "a.json"},
+    "default_hooks": {},
+}
+
+
+@pytest.fixture
+def library(monkeypatch, tmp_path):
+    """Replace what runs a model; return the function that runs a command and the calls that it makes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("work", "other", "fruits"):
+        (tmp_path / name).mkdir()
+    for name in (
+        "own.py",
+        "m.onnx",
+        "m.xml",
+        "m.pt2",
+        "a.png",
+        "w.pth",
+        "other.pth",
+        "a.json",
+        "fruits/a.png",
+    ):
+        (tmp_path / name).touch()
+    recorder = Recorder(monkeypatch)
+    source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None, work_dir=None)
+    source.read_weights = lambda: Path("w.pth")
+    runner = SimpleNamespace(model=torch.nn.Identity(), train=lambda: None)
+
+    class Detector:
+        def __init__(self, *args, **kwargs):
+            recorder.calls.append(("Detector", repr(args), repr(sorted(kwargs.items()))))
+
+        def __call__(self, *args, **kwargs):
+            recorder.calls.append(("call", repr(args), repr(sorted(kwargs.items()))))
+            raise Called
+
+    def cfg_of(*args, **kwargs):
+        recorder.calls.append(("cfg", repr(args), repr(sorted(kwargs.items()))))
+        return Config(CFG)
+
+    def run_with(cfg, **kwargs):
+        kwargs["summary"] = kwargs.get("summary") is not None
+        recorder.calls.append(("build_runner", repr(cfg.to_dict()), repr(sorted(kwargs.items()))))
+        if kwargs["start"].file == "w.pth" or cfg.model.type == "DeployedDetector":
+            raise Called
+        return runner
+
+    def output_files(force, inputs=()):
+        recorder.calls.append(("output_files", repr(force), repr(inputs)))
+
+        def claim(path):
+            recorder.calls.append(("claim", str(path), ""))
+            return Path(path)
+
+        return claim
+
+    monkeypatch.setattr(_options, "output_files", output_files)
+    for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
+        monkeypatch.setattr(f"dcnzoo.{path}", Detector)
+    for path in ("read_checked_config", "load_config"):
+        monkeypatch.setattr(f"dcnzoo.openmmlab.runner.{path}", cfg_of)
+    monkeypatch.setattr("dcnzoo.openmmlab.runner.build_runner", run_with)
+    for path, result in {
+        "zoo.source.resolve": source,
+        "openmmlab.detector.build": torch.nn.Identity(), "openmmlab.device.require_device": None,
+        "openmmlab.device.use_device": nullcontext(), "detect.timing.exported": {},
+        "openmmlab.detector.random_batch": {}, "openmmlab.detector.test_batches": [{}],
+        "openmmlab.detector.input_size": (1, 1), "detect.timing.pictures": [0],
+        "openmmlab.profile.variants": {}, "openmmlab.profile.shares": [], "detect.timing.measure": {},
+        "detect.timing.evaluate": None, "detect.timing.fastest": "", "zoo.reproduction.use_data": 1,
+        "openmmlab.detector.count_operations": ({"conv": 1}, (1, 3, 2, 2)),
+        "export.known_problems.check": [], "cli.reproduce.last_checkpoint": Path("w.pth"),
+    }.items():  # fmt: skip
+        recorder.replace(f"dcnzoo.{path}", result)
+    for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
+                 "zoo.reproduction.evaluate", "report.report.write_report"):  # fmt: skip
+        recorder.replace(f"dcnzoo.{path}", last=True)
+    monkeypatch.setattr("dcnzoo.detect.timing.table", lambda timings: [["a"]])
+
+    def run(*line):
+        recorder.calls.clear()
+        status, output = 0, ""
+        with suppress(Called):
+            status, output = invoke(*line)
+        return status, output, list(recorder.calls)
+
+    return run
+
+
+def named(value):
+    return value.opts[0] if isinstance(value, click.Option) else " ".join(value)
+
+
+@pytest.mark.parametrize(("line", "param"), OPTIONS, ids=named)
+def test_every_option_is_used_or_refused(library, line, param):
+    name = param.opts[0]
+    alone = "--check" in line or "x.pt2" in line
+    beside = [] if alone else BESIDE.get((line[0], name), [])
+    status, output, calls = library(*line, *beside, name, *value_of(param))
+    if status:
+        flags = [*param.opts, f"{param.name}:"]
+        assert any(flag in output.splitlines()[-1] for flag in flags), output
+    else:
+        assert calls != library(*line, *beside)[2], "the option changes nothing"

@@ -3,15 +3,18 @@
 import json
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 
 import dcnzoo
 from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab.device import use_device
 from dcnzoo.utils.errors import UserError
 
 from .. import commands
@@ -192,9 +195,33 @@ def test_force_replaces_data(tmp_path, monkeypatch):
     old.write_text("old")
     (work / "epoch_1.pth").touch()
     for data in (tmp_path / "fruits", tmp_path / "drawn"):
-        with pytest.raises(UserError, match=r"--force|expected a COCO file"):
+        with pytest.raises(UserError, match=r"--force|expected annotations"):
             dcnzoo.train(data=data, work_dir=work, force=data.name == "drawn")
         assert old.read_text() == "old" and not (work / "replaced_1").exists()
     dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)
     assert (work / "replaced_1/data/train.json").read_text() == "old"
     assert json.loads(old.read_text())["images"]
+
+
+def test_seed_and_device(data, tmp_path):
+    options = ["--seed", 3, "--device", "cpu", *tiny(data, train=4, val=1, epochs=1)]
+    states = []
+    for name in ("first", "second"):
+        output = commands.run("train", CONFIG, "--work-dir", tmp_path / name, *options)
+        states.append(torch.load(tmp_path / name / "epoch_1.pth", weights_only=False)["state_dict"])
+    assert "seed None → 3" in output
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert "--device: expected auto, cpu" in error_of("train", CONFIG, "--device", "cuda:7")
+    message = error_of("train", CONFIG, "--device", "cpu", "--launcher", "pytorch")
+    assert message == "error: --device: expected auto with launcher=pytorch, got cpu"
+
+
+def test_a_gpu_is_used(monkeypatch):
+    """With a stand-in, because the machine has none."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(chosen.append(device)))
+    before = get_device()
+    with use_device("cuda:1"):
+        assert get_device() == "cuda" and chosen == [torch.device("cuda:1")]
+    assert get_device() == before

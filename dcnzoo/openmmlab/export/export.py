@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.outputs import MASK_THRESHOLD
 from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
-from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
@@ -33,7 +33,7 @@ from dcnzoo.utils.findings import Finding
 LEAST_TRACED = 512
 
 
-def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportResult:
+def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportResult:
     """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
     if detector.device != "cpu":
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
@@ -87,7 +87,7 @@ def export_detector(detector: TorchDetector, options: ExportOptions) -> ExportRe
     return result
 
 
-def draw_both(detector: TorchDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
+def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
     """Draw the detections of PyTorch, at the left, and of the file, at the right; return the drawing."""
     exported, path = result.load(device="cpu"), result.files[0].with_suffix(".png")
     pipeline = get_test_pipeline_cfg(detector.model.cfg)

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from dcnzoo.detect.backends import BOX_MASKS
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector, stack
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import Agreement, ExportResult
-from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
 
@@ -70,7 +70,7 @@ def _sort(values: Tensor, dim: int = -1, descending: bool = False, stable: bool 
     return torch.sort(values, dim=dim, descending=descending, stable=True)
 
 
-def verify(detector: TorchDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]) -> Agreement:
+def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]) -> Agreement:
     """Compare ``detector(picture)`` with ``exported(picture)``, through all of preprocessing.
 
     Each picture is also turned by 90°, cropped so that padding differs, cropped to fill the input, and
@@ -115,7 +115,7 @@ def variants(picture: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def compare_with_ties(
-    detector: TorchDetector,
+    detector: BaseDetector,
     exported: ExportedDetector,
     pictures: Sequence[np.ndarray],
     results: Sequence[Detections],
@@ -135,7 +135,7 @@ def compare_with_ties(
 
 @torch.no_grad()
 def predict(
-    detector: TorchDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]
+    detector: BaseDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]
 ) -> list[Detections]:
     """Detect objects with PyTorch, by MMDetection's test pipeline.
 
