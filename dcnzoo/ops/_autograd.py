@@ -161,6 +161,30 @@ def _register_fake_backward(
         return tuple(gradients) if len(gradients) > 1 else gradients[0]
 
 
+def _register_plain_backward(
+    name: str, reference_impl: Callable, restore: Callable, differentiable: Sequence[int], keeps_format: bool
+) -> None:
+    """Register the first derivative in plain PyTorch. Arguments: see :func:`register_derivatives`."""
+    check = _choice.check_of(name)
+
+    def plain_backward(grad_output, *arguments):
+        *saved, needed = arguments
+        inputs = restore(grad_output, *saved)
+        gradients = reference_gradients(reference_impl, grad_output, inputs, differentiable)
+        results = [
+            grad_output.new_empty(0) if gradient is None or not is_needed else gradient.contiguous()
+            for gradient, is_needed in zip(gradients, needed, strict=True)
+        ]
+        if keeps_format and needed[0]:
+            results[0] = results[0].contiguous(memory_format=memory_format(inputs[differentiable[0]]))
+        return tuple(results) if len(results) > 1 else results[0]
+
+    def check_backward(grad_output, *arguments):
+        check(*restore(grad_output, *arguments[:-1]), grad_output)
+
+    _choice.register_backward(name, plain_backward, check_backward)
+
+
 def _second_gradients(
     forward: Callable, present: Sequence[int], grad_output: Tensor, inputs: Sequence[Tensor], chosen: dict
 ) -> tuple[Tensor, list[Tensor]]:
@@ -259,22 +283,6 @@ def register_derivatives(
                 results[place + 1] = gradient
         return tuple(results)
 
-    def plain_backward(grad_output, *arguments):
-        *saved, needed = arguments
-        inputs = restore(grad_output, *saved)
-        gradients = reference_gradients(reference_impl, grad_output, inputs, differentiable)
-        results = [
-            grad_output.new_empty(0) if gradient is None or not is_needed else gradient.contiguous()
-            for gradient, is_needed in zip(gradients, needed, strict=True)
-        ]
-        if keeps_format and needed[0]:
-            results[0] = results[0].contiguous(memory_format=memory_format(inputs[differentiable[0]]))
-        return tuple(results) if len(results) > 1 else results[0]
-
-    def check_backward(grad_output, *arguments):
-        check(*restore(grad_output, *arguments[:-1]), grad_output)
-
-    check = _choice.check_of(name)
     register_autograd(name, setup_context, first_backward, reference_impl)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
-    _choice.register_backward(name, plain_backward, check_backward)
+    _register_plain_backward(name, reference_impl, restore, differentiable, keeps_format)

@@ -387,6 +387,35 @@ def read_and_spread(
 
 
 @triton.jit
+def depthwise_gradient(
+    grad_output, weight, q, exists, c, in_block, tap, taps, outputs, group_outputs, gradient
+):
+    """Add the gradient of a tap's columns, where each input channel has outputs of its own."""
+    read = exists[:, None] & in_block[None, :]
+    for turn in range(group_outputs):
+        o = c * group_outputs + turn
+        w = tl.load(weight + tl.cast(o, tl.int64) * taps + tap, mask=in_block, other=0.0)
+        g = tl.load(grad_output + ((q * outputs)[:, None] + o[None, :]), mask=read, other=0.0)
+        gradient += g.to(tl.float32) * w.to(tl.float32)[None, :]
+    return gradient
+
+
+@triton.jit
+def product_in_parts(
+    grad_output, weight, inner, exists, in_block, row, group_outputs, gradient,
+    EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Add ``grad_output · weight``, BLOCK_K outputs at a time; ``row``: distance of an output's weights."""
+    for start in range(0, group_outputs, BLOCK_K):
+        in_group = start + inner < group_outputs
+        w = loaded(weight + start * row, in_group[:, None] & in_block[None, :], EVEN)
+        read = exists[:, None] if EVEN else exists[:, None] & in_group[None, :]
+        g = tl.load(grad_output + start, mask=read, other=0.0)
+        gradient = product(g, w, gradient, UPCAST, PRECISION)
+    return gradient
+
+
+@triton.jit
 def store_gradients(
     grad_offset, grad_mask, plane, pixel, out_pixels, exists, ly, lx, factor,
     v00, v01, v10, v11,  # [M], whether a corner is on the map
@@ -431,7 +460,6 @@ def grad_samples_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program handles BLOCK_M output pixels, one tap and one channel block, BLOCK_N channels at a time.
-
     ``READ_ONCE``: BLOCK_K covers the group's outputs, so that the program reads ``grad_output`` only once.
     """
     blocks = channels // block_channels
@@ -460,6 +488,7 @@ def grad_samples_kernel(
     for first in range(0, block_channels, BLOCK_N):
         inside = first + tl.arange(0, BLOCK_N)
         in_block = inside < block_channels
+        c = block * block_channels + inside
         row = tap * group_channels + block % group_blocks * block_channels + inside
         w_rows = (index_of(o, USE_INT64) * taps * group_channels)[:, None] + row[None, :]
         gradient = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)  # of the columns, before the mask
@@ -467,23 +496,13 @@ def grad_samples_kernel(
             w = loaded(weight + w_rows, in_group[:, None] & in_block[None, :], EVEN)
             gradient = product(g, w, gradient, UPCAST, PRECISION)
         elif DEPTHWISE:
-            for turn in range(group_outputs):
-                of_channel = (block * block_channels + inside) * group_outputs + turn
-                w = tl.load(weight + index_of(of_channel, USE_INT64) * taps + tap, mask=in_block, other=0.0)
-                read = exists[:, None] & in_block[None, :]
-                g = tl.load(
-                    grad_output + ((q * outputs)[:, None] + of_channel[None, :]), mask=read, other=0.0
-                )
-                gradient += g.to(tl.float32) * w.to(tl.float32)[None, :]
+            gradient = depthwise_gradient(
+                grad_output, weight, q, exists, c, in_block, tap, taps, outputs, group_outputs, gradient
+            )
         else:
-            for start in range(0, group_outputs, BLOCK_K):
-                in_group = start + inner < group_outputs
-                read = in_group[:, None] & in_block[None, :]
-                w = loaded(weight + start * taps * group_channels + w_rows, read, EVEN)
-                read = exists[:, None] if EVEN else exists[:, None] & in_group[None, :]
-                g = tl.load(grad_output + start + g_rows, mask=read, other=0.0)
-                gradient = product(g, w, gradient, UPCAST, PRECISION)
-        c = block * block_channels + inside
+            gradient = product_in_parts(
+                grad_output + g_rows, weight + w_rows, inner, exists, in_block, taps * group_channels,
+                group_outputs, gradient, EVEN, UPCAST, PRECISION, BLOCK_K)  # fmt: skip
         dot00 += read_and_spread(
             input, grad_input, low, 0, top * (1 - lx), v00, channels, c, in_block, gradient,
             WANT_INPUT, WANT_OFFSET_MASK, EVEN,
