@@ -1,9 +1,10 @@
-"""Measure AP and time of exported detectors of each family, beside PyTorch's: docs/deploy.md.
+"""Measure AP and time of exported detectors of each family, beside PyTorch's.
 
 ::
 
     python -m benchmarks.deployment --write     # about an hour on one core; finished results are kept
     python -m benchmarks.deployment RetinaNet
+    dcnzoo data download --dataset-name fruits_nuts
     python -m benchmarks.deployment --large     # a quarter of an hour; writes the page of large detectors
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
@@ -299,7 +300,7 @@ with the same class and an IoU of at least 0.8. Written by `python -m benchmarks
 def large(source: str) -> tuple[TorchDetector, np.ndarray]:
     """Return a detector, and a picture; if it predicts masks, it predicts :data:`MASKS` in the picture."""
     if not source.endswith(".py"):
-        picture = cv2.imread(str(ROOT / "docs/images/fruits.jpg"))[..., ::-1]
+        picture = cv2.imread(str(ROOT / "data/fruits_nuts/images/5.jpg"))[..., ::-1]
         return dcnzoo.load(source, device="cpu", fuse=False), np.ascontiguousarray(picture)
     cfg = Config.fromfile(MMDET / source)
     cfg.model.backbone.init_cfg = None
@@ -356,7 +357,7 @@ def main() -> None:
     add = parser.add_argument
     add("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
-    add("--write", action="store_true", help="write the tables to docs/deploy.md")
+    add("--write", action="store_true", help="write the tables to docs/benchmarks/exported_detectors.md")
     add("--large", action="store_true", help="measure large detectors, and write their page")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -375,7 +376,7 @@ def main() -> None:
     text = table({row.name: row.results for row in rows})
     print(text)
     if args.write:
-        replace_section(ROOT / "docs/deploy.md", "deployment", text)
+        replace_section(ROOT / "docs/benchmarks/exported_detectors.md", "deployment", text)
     if wrong:
         raise SystemExit("error: " + "; ".join(wrong))
 

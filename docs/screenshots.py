@@ -1,12 +1,10 @@
-"""Makes docs/images/{photo,explain,report}.png, from a detector of fruits, in headless Chromium.
+"""Makes docs/images/{sampling,explain}.png with weights that are in the repository, in headless Chromium.
 
-First train the detector (two minutes; the weights in the repository are those of such a training)::
+::
 
-    dcnzoo data download --dataset-name fruits_nuts
-    dcnzoo train configs/demo/mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts.py --work-dir work_dirs/fruits --report
     python docs/screenshots.py
 
-The images are from https://github.com/Tony607/mmdetection_instance_segmentation_demo (MIT).
+The picture is a validation image of the demo's data, which the project draws itself.
 """
 
 import argparse
@@ -16,24 +14,23 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cv2
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-IMAGES = ROOT / "docs" / "images"
-LAYER, PLACE = "backbone.layer3.0.conv2", "375,260"  # of the photograph, on a date
+from dcnzoo.data.shapes import ShapesSpec, draw_image
+
+IMAGES = Path(__file__).resolve().parent / "images"
+MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+INDEX = 9  # of the validation images
+LAYER, POSITION = "backbone.layer3.0.conv2", "47,65"  # on a cross
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/fruits")
-    parser.add_argument("--image", type=Path, default=IMAGES / "fruits.jpg")
     parser.add_argument("--chromium", default="chromium", help="the program (default: chromium)")
     args = parser.parse_args()
     if shutil.which(args.chromium) is None:
         parser.error(f"--chromium: expected a program, found none called {args.chromium}")
-    for name, path in (("--work-dir", args.work_dir / "report.html"), ("--image", args.image)):
-        if not path.is_file():
-            parser.error(f"{name}: expected a file, found none at {path}")
     return args
 
 
@@ -41,30 +38,29 @@ def main() -> None:
     args = parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dcnzoo("infer", args.work_dir, args.image, "--out", folder)
-        explain = ("explain", args.work_dir, args.image, "--at", PLACE)
+        image = folder / "shapes.png"
+        cv2.imwrite(str(image), draw_image(ShapesSpec(), "val", INDEX)[0])
+        dcnzoo("infer", MODEL, image, "--out", folder / "detections", "--score-threshold", 0.5)
+        explain = ("explain", MODEL, image, "--at", POSITION)
         dcnzoo(*explain, "--layer", LAYER, "--out", folder / "points.png")
         dcnzoo(*explain, "--out", folder / "explain.html")
-        beside("photo", Image.open(folder / f"{args.image.stem}.png"), Image.open(folder / "points.png"))
-        page = (folder / "explain.html").as_uri()
-        take(args.chromium, f"{page}#heat=1", "explain", (1150, 560), folder)
-        take(
-            args.chromium, (args.work_dir / "report.html").resolve().as_uri(), "report", (1150, 1400), folder
-        )
+        left, right = (Image.open(folder / file) for file in ("detections/shapes.png", "points.png"))
+        save(side_by_side(left, right), "sampling")
+        take(args.chromium, f"{(folder / 'explain.html').as_uri()}#heat=1", "explain", (1150, 560), folder)
 
 
 def dcnzoo(*command: object) -> None:
     subprocess.run([sys.executable, "-m", "dcnzoo", *map(str, command)], check=True)
 
 
-def beside(name: str, left: Image.Image, right: Image.Image, width: int = 1300) -> None:
-    """Place two pictures of the same height side by side."""
+def side_by_side(left: Image.Image, right: Image.Image, width: int = 1300) -> Image.Image:
+    """Return both pictures, scaled to one height."""
     height = round(width / (left.width / left.height + right.width / right.height))
-    whole = Image.new("RGB", (width, height), "white")
-    left = left.resize((round(left.width * height / left.height), height))
-    whole.paste(left)
-    whole.paste(right.convert("RGB").resize((width - left.width, height)), (left.width, 0))
-    save(whole, name)
+    both = Image.new("RGB", (width, height), "white")
+    left = left.convert("RGB").resize((round(left.width * height / left.height), height))
+    both.paste(left)
+    both.paste(right.convert("RGB").resize((width - left.width, height)), (left.width, 0))
+    return both
 
 
 def take(chromium: str, address: str, name: str, size: tuple[int, int], folder: Path) -> None:

@@ -37,7 +37,10 @@ DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
 # Pages whose Python blocks run in order, with the variables that they assume
 RUN = {
     "README.md": {},
-    **{f"docs/{name}.md": {} for name in ("layers", "migration", "internimage", "offset_layout", "deploy")},
+    **{
+        f"docs/{name}.md": {}
+        for name in ("layers", "your_network", "migration", "internimage", "offset_layout", "deploy")
+    },
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3), transposed_weight=(4, 2, 3, 3)),
     "docs/ops/deform_attn.md": {
         **LEVELS,

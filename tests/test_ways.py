@@ -5,9 +5,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import pytest
 
 import dcnzoo
+from dcnzoo.data.shapes import ShapesSpec, draw_image
 
 from .commands import run
 from .demo import PLAIN
@@ -17,7 +19,7 @@ from .processes import ROOT
 pytestmark = pytest.mark.slow
 
 PACKAGE = str(Path(dcnzoo.__file__).parent) + "/"
-FRUITS = "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts"
+SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 FLOORS = (
     "cli", "diagnosis", "report", "zoo", "models", "openmmlab", "export", "data", "detect", "compat",
     "backbones", "layers", "ops", "utils",
@@ -71,14 +73,15 @@ def followed():
 
 def test_ways(tmp_path):
     work, file = tmp_path / "run", tmp_path / "model.onnx"
-    picture = ROOT / "docs/images/fruits.jpg"
+    picture = tmp_path / "shapes.png"
+    cv2.imwrite(str(picture), draw_image(ShapesSpec(), "val", 9)[0])
     tiny = settings(tmp_path / "data", 8, 4, 1, train_dataloader__batch_size=4)
     commands = {
-        "predict": ("infer", FRUITS, picture, "--out", tmp_path),
+        "predict": ("infer", SHAPES, picture, "--out", tmp_path),
         "train with DCN": (
             *("train", PLAIN, "--work-dir", work), *tiny, "model.backbone.dcn=True",
         ),
-        "export and verify": ("export", FRUITS, "--out", file, "--verify"),
+        "export and verify": ("export", SHAPES, "--out", file, "--verify"),
         "predict with a file": ("infer", file, picture, "--out", tmp_path / "of_file"),
         "report": ("report", work),
     }  # fmt: skip
