@@ -306,9 +306,9 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
     try:
         steps = preprocessing_of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
     except (AttributeError, KeyError, ValueError) as error:
-        raise UserError(f"--shape: expected height and width with this config: {one_line(error)}") from error
+        raise UserError(f"shape: expected height and width with this config: {one_line(error)}") from error
     if steps.scale is None:
-        raise UserError("--shape: expected height and width: the test pipeline does not resize images")
+        raise UserError("shape: expected height and width: the test pipeline does not resize images")
     return steps.padded(steps.scale[::-1])
 
 

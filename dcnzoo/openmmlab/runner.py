@@ -108,7 +108,7 @@ def load_config(
         cfg.work_dir = str(work_dir)
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(config).stem)
-    require_folder(cfg.work_dir, "--work-dir")
+    require_folder(cfg.work_dir, "work_dir")
 
     if launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
         cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy

@@ -31,7 +31,7 @@ STEPS = {
 
 
 TRAINED = (
-    "--work-dir: expected a folder without checkpoints, got {}; --resume continues its training, --force "
+    "work_dir: expected a folder without checkpoints, got {}; --resume continues its training, --force "
     "replaces it"
 )
 
@@ -130,7 +130,7 @@ def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
     if resume is True:
         resumable = has_checkpoints(cfg.work_dir)
         if not resumable and cfg.launcher == "none":
-            raise UserError(f"--resume: expected a checkpoint in {cfg.work_dir}, found none")
+            raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found none")
         if resumable or start.file is None:
             return Start(resumes=True)
     elif not (resume is None or resume is False):
@@ -230,7 +230,7 @@ def _set_epochs(cfg: Config, epochs: int) -> list[str]:
     """Set the number of epochs, and scale all settings that count epochs or iterations."""
     before = cfg.train_cfg.get("max_epochs")
     if not before:
-        raise UserError(f"--epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
+        raise UserError(f"epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
     factor = epochs / before
 
     def scaled(steps: int) -> int:
@@ -256,7 +256,7 @@ def _set_learning_rate(cfg: Config, lr: float) -> list[str]:
     optimizer = cfg.optim_wrapper.get("optimizer") or {}
     before = optimizer.get("lr")
     if not before:
-        raise UserError("--lr: expected a config with optim_wrapper.optimizer.lr, found none")
+        raise UserError("lr: expected a config with optim_wrapper.optimizer.lr, found none")
     schedules = [node for _, node in dicts(cfg.get("param_scheduler")) if node.get("eta_min")]
     return [
         _set(optimizer, "lr", lr),
@@ -270,7 +270,7 @@ def _stop_early(cfg: Config, patience: int) -> None:
     monitor = best if isinstance(best, str) and best != "auto" else main_metric(cfg)
     if monitor is None:
         raise UserError(
-            "--patience: expected a val_evaluator of type CocoMetric, found none; "
+            "patience: expected a val_evaluator of type CocoMetric, found none; "
             "default_hooks.checkpoint.save_best names another metric"
         )
     if not best:
@@ -282,7 +282,7 @@ def _stop_early(cfg: Config, patience: int) -> None:
 
 def _add_logger(cfg: Config, name: str) -> None:
     if find_spec(name) is None:
-        raise UserError(f"--logger: expected the package {name} to be installed: pip install {name}")
+        raise UserError(f"logger: expected the package {name} to be installed: pip install {name}")
     visualizer = cfg.get("visualizer") or {"type": "DetLocalVisualizer", "name": "visualizer"}
     backends = visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}]
     others = [backend for backend in backends if backend["type"] != LOGGERS[name]]

@@ -35,11 +35,11 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
     except Timeout:
         process = read_beside(owner) or "another process"
         raise UserError(
-            f"--work-dir: expected a folder without a running training, got {folder}, used by {process}; use "
+            f"work_dir: expected a folder without a running training, got {folder}, used by {process}; use "
             "another folder, or wait until it ends"
         ) from None
     except OSError as error:
-        raise UserError(f"--work-dir: {folder} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
     with acquired:
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
         try:

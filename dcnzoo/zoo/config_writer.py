@@ -100,7 +100,7 @@ def write_settings(
         model = BOXES if any(without.values()) else MASKS
     base, address, config = _read_base(model, out)
     if not weights and config.model.get("teacher_ckpt"):
-        raise UserError(f"--no-weights: {model}: expected a model without a teacher: a teacher needs weights")
+        raise UserError(f"weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
     before, changed = _number_of_classes(config, model), config.model.to_dict()
     for _, node in dicts(changed):
@@ -137,7 +137,7 @@ def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
         config = read_config_file(entry.config)
     for key in ("model", *LOADERS):
         if key not in config:
-            raise UserError(f"--model: {model}: expected a config with {key}, found none")
+            raise UserError(f"model: {model}: expected a config with {key}, found none")
     return base, address, config
 
 

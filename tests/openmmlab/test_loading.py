@@ -123,7 +123,7 @@ def test_a_work_dir_that_is_a_file(run, tmp_path):
 
 
 def test_a_work_dir_that_cannot_be_written():
-    with pytest.raises(UserError, match=r"^--work-dir: .*/proc/work"), lock_work_dir("/proc/work"):
+    with pytest.raises(UserError, match=r"^work_dir: .*/proc/work"), lock_work_dir("/proc/work"):
         pass
 
 
@@ -179,7 +179,7 @@ def test_the_lock_ends_with_the_process(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
         with (
-            pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}.*\b{process.pid}\b"),
+            pytest.raises(UserError, match=rf"^work_dir: .*{tmp_path}.*\b{process.pid}\b"),
             lock_work_dir(tmp_path),
         ):
             pass

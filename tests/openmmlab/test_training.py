@@ -206,7 +206,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
 
     for path in tmp_path.glob("*.pth"):
         harm(path)
-    with pytest.raises(UserError, match=r"^--resume: .* 2 damaged"):
+    with pytest.raises(UserError, match=r"^resume: .* 2 damaged"):
         train(tmp_path, "nothing left", resume=True)
     for resume in (True, False):
         with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*damaged"):
@@ -535,7 +535,7 @@ def test_epochs_scale_the_schedule():
         cosine = cfg.param_scheduler[1]
         assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
     cfg, _ = schedule(train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9})
-    with pytest.raises(UserError, match=r"^--epochs: expected .*max_epochs.*'max_iters': 9"):
+    with pytest.raises(UserError, match=r"^epochs: expected .*max_epochs.*'max_iters': 9"):
         set_up_training(cfg, TrainOptions(epochs=3))
 
 
@@ -546,7 +546,7 @@ def test_batch_size_and_learning_rate():
     assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"
     assert text.startswith("batch_size 32 → 5, lr 0.004 → 0.001")
     del cfg.optim_wrapper.optimizer["lr"]
-    with pytest.raises(UserError, match=r"^--lr: "):
+    with pytest.raises(UserError, match=r"^lr: "):
         set_up_training(cfg, TrainOptions(lr=0.1))
 
 
@@ -561,10 +561,10 @@ def test_patience_and_loggers(monkeypatch):
     set_up_training(cfg, TrainOptions(patience=4))
     assert cfg.custom_hooks[0].monitor == "other/metric"
     cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
-    with pytest.raises(UserError, match=r"^--patience: .*CocoMetric"):
+    with pytest.raises(UserError, match=r"^patience: .*CocoMetric"):
         set_up_training(cfg, TrainOptions(patience=4))
     monkeypatch.setattr(training, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^--logger: .*pip install wandb"):
+    with pytest.raises(UserError, match=r"^logger: .*pip install wandb"):
         set_up_training(cfg, TrainOptions(logger="wandb"))
     monkeypatch.setattr(training, "find_spec", lambda name: True)
     for given in (True, True, False):
@@ -600,12 +600,12 @@ def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
         return choose_start(cfg, **{"resume": None, "force": False, **options}).resumes
 
     assert not resumes() and not resumes(resume=False)
-    with pytest.raises(UserError, match=rf"^--resume: expected a checkpoint in {tmp_path}"):
+    with pytest.raises(UserError, match=rf"^resume: expected a checkpoint in {tmp_path}"):
         resumes(resume=True)
     (tmp_path / "epoch_1.pth").touch()
     for name in ("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth"):
         (tmp_path / "epoch_1.pth").rename(tmp_path / name)
-        with pytest.raises(UserError, match=r"^--work-dir: .*--resume.*--force"):
+        with pytest.raises(UserError, match=r"^work_dir: .*--resume.*--force"):
             resumes()
         assert not resumes(force=True)
         (tmp_path / name).rename(tmp_path / "epoch_1.pth")
@@ -619,7 +619,7 @@ def test_resuming_from_weights_alone(tmp_path):
     file = str(tmp_path / "published.pth")
     runner = make_runner(tmp_path / "second", "second", load_from=file, resume=True)
     runner.register_hook(LoadCheckpointHook(fine_tune=True))
-    with pytest.raises(UserError, match=rf"^--resume: expected .*{file}, which has only weights: "):
+    with pytest.raises(UserError, match=rf"^resume: expected .*{file}, which has only weights: "):
         runner.train()
 
 

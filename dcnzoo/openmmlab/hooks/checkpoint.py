@@ -85,9 +85,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 runner._load_from = str(path)
                 return
         if candidates:
-            raise UserError(
-                f"--resume: expected an undamaged checkpoint, found {len(candidates)} damaged ones"
-            )
+            raise UserError(f"resume: expected an undamaged checkpoint, found {len(candidates)} damaged ones")
 
     def _candidates(self, work_dir: Path) -> list[Path]:
         """List the checkpoints to resume from, the latest first.
@@ -243,7 +241,7 @@ class LoadCheckpointHook(Hook):
             runner.logger.info(f"{source}: {report}")
         if resume and not {"epoch", "iter"} <= set(meta):
             raise UserError(
-                f"--resume: expected a checkpoint of an interrupted training, got {source}, which has only "
+                f"resume: expected a checkpoint of an interrupted training, got {source}, which has only "
                 f"weights: --cfg-options load_from={source} starts a training from them"
             )
         if "state_dict" not in checkpoint:  # the file contains only weights
