@@ -9,6 +9,7 @@ conversion with its problems, and the folder to which the images' names are rela
 import json
 import math
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, TypeGuard
 import numpy as np
 import shapely
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as coco_mask
 
 from dcnzoo.utils.errors import UserError
@@ -32,6 +34,7 @@ TOLERANCE = 1.0  # pixels
 # Larger than any image. pycocotools crashes at much larger coordinates.
 FAR = 1_000_000  # pixels
 _ORIENTATION = 0x0112
+_RAW_EXIF, _XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # keywords of texts in a PNG
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
@@ -61,13 +64,43 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
         raise InvalidAnnotation(f"expected an image, found none at {name}")
     try:
         with Image.open(file) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = _exif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
             if decode:
                 image.load()
             # Pillow's size of TIFF is that of the rotated image; OpenCV does not rotate AVIF
             return image.size[::-1] if turned and image.format not in ("TIFF", "AVIF") else image.size
     except Exception as error:  # each decoder has its own errors: OSError, SyntaxError, zlib.error, …
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """Return the EXIF data of an open image. Of a PNG, Pillow's method decodes the pixels before."""
+    if isinstance(image, PngImageFile) and "exif" not in image.info and not _pixels_hide_exif(image):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _pixels_hide_exif(image: PngImageFile) -> bool:
+    """Whether a PNG has EXIF data behind its pixels, or is cut off; reads only the heads of its chunks."""
+    file = image.fp
+    if file is None:
+        return True
+    position = file.tell()
+    try:
+        file.seek(0, os.SEEK_END)
+        size, start, behind = file.tell(), 8, False
+        while start + 8 <= size:
+            file.seek(start)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            behind |= kind == b"IDAT"
+            if kind == b"IEND":
+                return False
+            if behind and (kind == b"eXIf" or file.read(len(_RAW_EXIF)).startswith((_RAW_EXIF, _XMP))):
+                return True
+            start += 12 + length  # with the checksum
+        return True
+    finally:
+        file.seek(position)
 
 
 def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path) -> str:
@@ -171,6 +204,7 @@ class CocoBuilder:
                 found = f"{', '.join(repeated)} more than once" if repeated else f"{list(classes)}"
                 raise UserError(f"classes: expected at least 1 name, each once, got {found}")
         self.classes = None if classes is None else tuple(classes)
+        self._known = frozenset(classes or ())
         self.clip, self.tolerance = clip, math.inf if clip else TOLERANCE
         self.problems: list[Finding] = []
         self.sources: list[Path] = []
@@ -247,7 +281,7 @@ class CocoBuilder:
             )
 
     def _add(self, name: str, box: Sequence[float], area: float, **more: object) -> None:
-        if self.classes is not None and name not in self.classes:
+        if self.classes is not None and name not in self._known:
             raise InvalidAnnotation(f"expected one of the classes {few(self.classes)}, got {short(name)}")
         box = [round(value, 2) for value in box]
         self._objects.append(

@@ -1,7 +1,6 @@
 """The layouts of annotated pictures that tools write: one table, one check of what holds in all of them."""
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, choose, fol
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_plain_yolo, find_yolo, has_boxes
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.files import PICTURES, sha256
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
@@ -183,16 +182,11 @@ def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Pa
         size = picture.stat().st_size
         if sizes.get(size, [picture]) != [picture]:
             if size not in hashes:
-                hashes[size] = {_hash(other): other for other in reversed(sizes[size])}
-            original = hashes[size].get(_hash(picture), picture)
+                hashes[size] = {sha256(other).digest(): other for other in reversed(sizes[size])}
+            original = hashes[size].get(sha256(picture).digest(), picture)
             if original != picture:
                 copies[picture] = original
     return copies
-
-
-def _hash(file: Path) -> bytes:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def unused(data: Path, parts: Sequence[Part]) -> str:

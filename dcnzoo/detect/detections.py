@@ -75,8 +75,8 @@ class Detections:
     @property
     def names(self) -> list[str]:
         """The class of each object."""
-        known = dict(enumerate(self.classes))
-        return [known.get(label, str(label)) for label in self.labels.tolist()]
+        known = range(len(self.classes))
+        return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
 
     def select(self, index: np.ndarray | slice) -> Detections:
         """``result[index]``: select objects by their numbers, by a mask [K], or by a slice."""

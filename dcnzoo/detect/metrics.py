@@ -48,9 +48,10 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
 
 def replace_id_0(annotations: list[dict]) -> None:
     """Give an annotation with the id 0 a free one: pycocotools' evaluation never matches it."""
-    for annotation in annotations:
-        if annotation["id"] == 0:
-            annotation["id"] = 1 + max(each["id"] for each in annotations)
+    if zeros := [annotation for annotation in annotations if annotation["id"] == 0]:
+        free = 1 + max(annotation["id"] for annotation in annotations)
+        for number, annotation in enumerate(zeros, free):
+            annotation["id"] = number
 
 
 def evaluate(truth: COCO, results: Iterable[Detections]) -> dict[str, float]:

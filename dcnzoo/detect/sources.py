@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.detect.video import frames
+from dcnzoo.detect.video import frame_count, frames
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import is_video, picture_files
 
@@ -55,10 +55,11 @@ def skipping(skipped: list[str] | None) -> Iterator[None]:
 
 
 def count(images: Iterable[Any]) -> int | None:
-    """Return the number of images; None if it is unknown, as with a video."""
-    if not isinstance(images, Sized) or any(map(is_video, images)):
+    """Return the number of images and frames; None if it is unknown."""
+    if not isinstance(images, Sized):
         return None
-    return len(images)
+    videos = [frame_count(image) for image in images if is_video(image)]
+    return None if None in videos else len(images) - len(videos) + sum(filter(None, videos))
 
 
 def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:

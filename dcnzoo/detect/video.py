@@ -84,6 +84,17 @@ class VideoFile:
         return [self.path]
 
 
+def frame_count(path: str | os.PathLike) -> int | None:
+    """Return the number of frames that a video's head states; None if it states none."""
+    library, name = _library(), os.path.expanduser(path)
+    if library.__name__ != "av":
+        number = int(library.VideoCapture(name).get(library.CAP_PROP_FRAME_COUNT))
+        return number if number > 0 else None
+    with suppress(library.FFmpegError, IndexError), library.open(name) as container:
+        return container.streams.video[0].frames or None
+    return None
+
+
 def _rate(library: Any, path: str | os.PathLike) -> float | None:
     """Return the frames per second of a video; None if they are unknown."""
     name = os.path.expanduser(path)

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import heapq
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dcnzoo.detect.metrics import match, numbered
 
 IOU = 0.5  # of boxes that match
 THRESHOLDS = np.linspace(0, 1, 101)
+MOST_IMAGES = 10  # whose mistakes are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Evaluation:
             without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
-        mistakes: per image.
+        images: their number.
+        mistakes: those of the :data:`MOST_IMAGES` images with the most, by the image's index, the most first.
     """
 
     objects: np.ndarray
@@ -60,7 +63,8 @@ class Evaluation:
     f1: np.ndarray
     recall: np.ndarray
     confusion: np.ndarray
-    mistakes: Sequence[Sequence[Mistake]]
+    images: int
+    mistakes: Mapping[int, Sequence[Mistake]]
 
     @property
     def mean_f1(self) -> np.ndarray:  # [101]
@@ -113,8 +117,9 @@ def evaluate(
     matches = match(annotated, likely, **every, useCats=0, iouThrs=np.array([IOU]))
     precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
     counts, f1, recall = _by_threshold(evaluation, classes)
-    confusion, mistakes = _mistakes(objects, likely, matches, len(truth), classes)
-    return Evaluation(counts, precision.mean((1, 2)), precision[..., 0], f1, recall, confusion, mistakes)
+    confusion, mistakes = _mistakes(objects, likely, matches, classes)
+    ap, precision = precision.mean((1, 2)), precision[..., 0]
+    return Evaluation(counts, ap, precision, f1, recall, confusion, len(truth), mistakes)
 
 
 def _by_threshold(evaluation: COCOeval, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,12 +139,11 @@ def _by_threshold(evaluation: COCOeval, classes: int) -> tuple[np.ndarray, np.nd
 
 
 def _mistakes(
-    objects: list[dict], likely: list[dict], matches: COCOeval, images: int, classes: int
-) -> tuple[np.ndarray, list[list[Mistake]]]:
+    objects: list[dict], likely: list[dict], matches: COCOeval, classes: int
+) -> tuple[np.ndarray, dict[int, list[Mistake]]]:
     confusion = np.zeros((classes + 1, classes + 1), int)
-    mistakes: list[list[Mistake]] = [[] for _ in range(images)]
 
-    def count(image: int, entry: dict | None, result: dict | None) -> None:
+    def count(entry: dict | None, result: dict | None) -> Iterator[Mistake]:
         label = None if entry is None else entry["category_id"]
         detected = None if result is None else result["category_id"]
         confusion[-1 if label is None else label, -1 if detected is None else detected] += 1
@@ -147,17 +151,20 @@ def _mistakes(
         if label != detected and drawn:
             x, y, width, height = drawn["bbox"]
             score = result["score"] if result else 1.0
-            mistakes[image].append(Mistake((x, y, x + width, y + height), label, detected, score))
+            yield Mistake((x, y, x + width, y + height), label, detected, score)
 
-    for image in filter(None, matches.evalImgs):
+    def count_image(image: dict) -> Iterator[Mistake]:
         for i, number in enumerate(image["dtIds"]):  # ids start at 1; a match of 0 is none
             if not image["dtIgnore"][0][i]:
                 match = int(image["dtMatches"][0][i])
-                count(image["image_id"], objects[match - 1] if match else None, likely[number - 1])
+                yield from count(objects[match - 1] if match else None, likely[number - 1])
         for i, number in enumerate(image["gtIds"]):
             if not image["gtIgnore"][i] and not image["gtMatches"][0][i]:
-                count(image["image_id"], objects[number - 1], None)
-    return confusion, mistakes
+                yield from count(objects[number - 1], None)
+
+    images = ((int(image["image_id"]), [*count_image(image)]) for image in filter(None, matches.evalImgs))
+    worst = heapq.nlargest(MOST_IMAGES, images, key=lambda image: len(image[1]))
+    return confusion, {number: mistakes for number, mistakes in worst if mistakes}
 
 
 def _entry(image: int, box: Sequence[float], label: int, **more: float) -> dict:

@@ -64,6 +64,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def sha256(path: str | os.PathLike) -> "hashlib._Hash":
+    """Return the SHA-256 of a file of any size; at most a megabyte of it is in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest
+
+
 RECORD = ".dcnzoo.txt"  # in a folder: command, name and SHA-256 of each output file, one JSON object per line
 
 
@@ -128,7 +137,7 @@ def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
     """Return the entry of a file in the record; None if it is not a readable file."""
     with contextlib.suppress(OSError):
         if path.is_file():  # reading a pipe would wait for its other end
-            return command, path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+            return command, path.name, sha256(path).hexdigest()
     return None
 
 

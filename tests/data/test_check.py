@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 import dcnzoo.openmmlab.datasets
 from dcnzoo.data.check import KINDS, check_coco, checked_coco, decode_counts, fix
 from dcnzoo.data.split import split_coco
+from dcnzoo.detect.metrics import replace_id_0
 from dcnzoo.utils.errors import UserError, one_line
 
 from ..commands import error_of, run
@@ -544,3 +545,17 @@ def test_split_command(root):
         "data", "split", root / "coco.json", root / "train.json", root / "val.json", "--val-ratio", "0.3"
     )
     assert said.splitlines()[0].startswith(f"written: {root}/train.json: 2 images, ")
+
+
+def test_many_ids_of_zero_take_linear_time():
+    class Annotation(dict):
+        reads = 0
+
+        def __getitem__(self, key):
+            Annotation.reads += 1
+            return super().__getitem__(key)
+
+    annotations = [Annotation(id=number % 3) for number in range(999)]
+    replace_id_0(annotations)
+    assert [each.get("id") for each in annotations[:7]] == [3, 1, 2, 4, 1, 2, 5]
+    assert Annotation.reads <= 3 * 999

@@ -5,11 +5,14 @@ import io
 import json
 import math
 import os
+import struct
+import zlib
 
 import mmcv
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets  # noqa: F401
@@ -65,6 +68,48 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
     file.unlink()
     with pytest.raises(InvalidAnnotation, match=file.name):
         image_size(file)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "turned"),
+    [
+        ([], [], False),
+        ([], [(b"tEXt", b"date:create\x002026"), (b"tIME", bytes(7))], False),
+        ([(b"eXIf", EXIF)], [(b"tEXt", b"Comment\0 ")], True),
+        ([(b"iTXt", XMP)], [], True),
+        ([], [(b"eXIf", EXIF)], True),
+        ([], [(b"tEXt", b"Comment\0 "), (b"iTXt", XMP)], True),
+        ([], [(b"tEXt", b"Raw profile type exif\0\nexif\n26\n" + EXIF.hex().encode())], True),
+    ],
+)
+def test_size_of_a_png_without_its_pixels(tmp_path, monkeypatch, before, behind, turned):
+    """Pillow's result after it has decoded the pixels is the oracle."""
+    file = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(file)
+    content = file.read_bytes()
+    pixels = content.index(b"IDAT") - 4
+    parts = [content[:pixels], *(chunk(*each) for each in before), content[pixels:-12]]
+    file.write_bytes(b"".join([*parts, *(chunk(*each) for each in behind), content[-12:]]))
+    with Image.open(file) as image:
+        assert (image.getexif().get(0x0112) == 6) is turned
+    expected = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)
+    assert image_size(file) == image_size(file, decode=True) == expected
+    cut = tmp_path / "cut.png"
+    for length in (pixels + 4, pixels + 30, pixels + 900):
+        cut.write_bytes(content[:length])
+        with pytest.raises(InvalidAnnotation, match=r"cut\.png"):
+            image_size(cut)
+    if not any(kind == b"eXIf" or text.startswith((b"XML", b"Raw")) for kind, text in behind):
+        monkeypatch.setattr(PngImageFile, "load", None)
+        assert image_size(file) == image_size(io.BytesIO(file.read_bytes()), "image") == expected
 
 
 # Geometry

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dcnzoo.detect import video
+from dcnzoo.detect.sources import count
 
 
 @pytest.mark.parametrize("ending", video.CODECS)
@@ -26,8 +27,10 @@ def test_videos(tmp_path, monkeypatch, name, ending):
     read = list(video.frames(paths[1]))
     assert len(read) == 3 and all(frame.shape == picture.shape for frame in read)
     assert np.abs(read[0][..., ::-1].astype(int) - picture).mean() < 12
+    (tmp_path / "text.avi").write_text("no video")
+    assert video.frame_count(paths[1]) == 3 and count(["a.png", paths[1], paths[0]]) == 7
+    assert count(["a.png", tmp_path / "text.avi"]) is None
     with pytest.raises(ValueError, match="expected a video"):
-        (tmp_path / "text.avi").write_text("no video")
         list(video.frames(tmp_path / "text.avi"))
 
 

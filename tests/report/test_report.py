@@ -259,7 +259,8 @@ def test_precision_and_confusion():
     assert result.f1[0, [0, 20, 50, 85, 95]] == pytest.approx([0.8, 0.8, 0.5, 2 / 3, 0])
     assert result.recall[0, [0, 50, 95]].tolist() == [1, 0.5, 0] and not result.f1[1:].any()
     assert result.best == 10, "in the middle of 0 to .2"
-    kinds = [[(m.kind, m.label, m.detected, m.score) for m in image] for image in result.mistakes]
+    assert result.images == 2 and list(result.mistakes) == [0, 1], "the most first"
+    kinds = [[(m.kind, m.label, m.detected, m.score) for m in image] for image in result.mistakes.values()]
     assert sorted(kinds[0]) == [("false", None, 1, 0.7), ("of another class", 1, 0, 0.8)]
     assert kinds[1] == [("missed", 0, None, 1.0)]
     assert {m.box for m in result.mistakes[0]} == {(50, 0, 60, 9), (30, 0, 40, 9)}
@@ -268,6 +269,23 @@ def test_precision_and_confusion():
         ["a", "2", ap, ap, "1.000", "0.800"],
         ["b", "1", "0.000", "0.000", "0.000", "0.000"],
     ]
+    many = evaluate(
+        [[], [], *[first] * 20], [made([box] * (i % 11), [1] * (i % 11)) for i in range(22)], 2, 0.3
+    )
+    numbers = [(image, len(mistakes)) for image, mistakes in many.mistakes.items()]
+    assert numbers == [
+        (10, 11),
+        (21, 11),
+        (9, 10),
+        (20, 10),
+        (8, 9),
+        (19, 9),
+        (7, 8),
+        (18, 8),
+        (6, 7),
+        (17, 7),
+    ]
+    assert many.images == 22 and many.confusion.sum() == sum(max(2, i % 11 + 1) for i in range(2, 22)) + 1
     empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
     assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()
     assert not evaluate([[]], [made([], [])], 2, threshold=0.3).mean_f1.any(), "no objects"

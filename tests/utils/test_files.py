@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,6 +78,20 @@ def test_files_that_were_not_written_are_not_recorded(tmp_path):
     write(tmp_path / "b.txt")
     with pytest.raises(UserError, match="mine"):
         write(mine)
+
+
+def test_checksum_of_a_large_file(tmp_path):
+    large = tmp_path / "large.onnx"
+    with open(large, "wb") as file:
+        file.truncate(2**25 + 1)
+    tracemalloc.start()
+    with output_files("export", force=True) as claim:
+        claim(large).touch()
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert memory < 2**23, "it is never in memory as a whole"
+    entry = ["export", large.name, hashlib.sha256(large.read_bytes()).hexdigest()]
+    assert json.loads((tmp_path / RECORD).read_text()) == entry
 
 
 def test_threads_that_write_one_file(tmp_path):

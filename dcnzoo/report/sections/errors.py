@@ -16,7 +16,6 @@ from dcnzoo.report.validation import THRESHOLD, ValidationRunner
 from dcnzoo.utils.text import cut
 
 _MOST_CLASSES = 12  # in a chart
-_MOST_PICTURES = 10
 
 
 def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, Evaluation]) -> Section:
@@ -40,7 +39,7 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         if suffix:
             parts.append(Markup("<h3>{}</h3>").format(label))
         parts += [page.table(class_table(result, all_names)), page.charts(figures)]
-        images, classes = len(result.mistakes), len(all_names)
+        images, classes = result.images, len(all_names)
     text = (
         f"Boxes in the first {images} validation images; they match from IoU {IOU} on (AP: 0.5 to 0.95). "
         "Recall and F1 are those at the threshold of the scores with the best mean F1. The legends show AP50 "
@@ -78,11 +77,10 @@ def show_worst(
     detectors: Mapping[str, ValidationRunner], results: Mapping[str, Evaluation]
 ) -> Iterator[Section]:
     for label, result in results.items():
-        order = sorted(range(len(result.mistakes)), key=lambda image: -len(result.mistakes[image]))
-        images = [image for image in order[:_MOST_PICTURES] if result.mistakes[image]]
-        pictures = [_mistakes_picture(detectors[label], image, result.mistakes[image]) for image in images]
+        worst = result.mistakes.items()
+        pictures = [_mistakes_picture(detectors[label], image, mistakes) for image, mistakes in worst]
         text = (
-            f"Those of the first {len(result.mistakes)} validation images with the most objects that were "
+            f"Those of the first {result.images} validation images with the most objects that were "
             "missed, detections without an object (false), and detections of another class. Only these are "
             f"drawn. Detections have a score of at least {THRESHOLD}."
         )
@@ -125,7 +123,7 @@ def results_data(result: Evaluation, names: Sequence[str]) -> dict:
         for number in np.flatnonzero(result.objects).tolist()
     ]
     return {
-        "images": len(result.mistakes),
+        "images": result.images,
         "iou": IOU,
         "threshold": round(float(THRESHOLDS[result.best]), 2),
         "f1": round(float(result.mean_f1[result.best]), 4),
