@@ -57,10 +57,15 @@ if platform.machine() in ("x86_64", "AMD64"):
     CPU_CAPABILITIES["AVX2"] = avx2
     CPU_CAPABILITIES["AVX512"] = [*avx512, "-mprefer-vector-width=512"]
     CPU_CAPABILITIES["AVX512_BF16"] = [*CPU_CAPABILITIES["AVX512"], "-mavx512bf16"]
+    if sys.platform == "linux":  # if the compiler supports it
+        CPU_CAPABILITIES["AMX_BF16"] = [*CPU_CAPABILITIES["AVX512_BF16"], "-mamx-tile", "-mamx-bf16"]
 if platform.machine() in ("aarch64", "arm64"):
     # GCC would schedule loads so early that it runs out of registers; Clang has no such option.
     CPU_CAPABILITIES["DEFAULT"] = ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]
     CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], "-march=armv8.2-a+bf16"]
+
+# Instruction sets of which only the kernels in some folders of ops/ have a use.
+FOLDERS_OF_CAPABILITY = {"AMX_BF16": ["deform_conv"]}
 
 # Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
 FOLDER_FLAGS = {
@@ -204,6 +209,14 @@ def common_flags(library: Path, device: str) -> list[str]:
     ]
 
 
+def assembles_amx() -> bool:
+    """Whether the compiler supports AMX, and its assembler, which may be older."""
+    options = ["-x", "c++", "-c", "-o", os.devnull, "-"]
+    command = [*shlex.split(find_compiler()), *CPU_CAPABILITIES["AMX_BF16"], *options]
+    source = 'void multiply() { asm("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
+    return subprocess.run(command, input=source, text=True, stderr=subprocess.DEVNULL).returncode == 0
+
+
 def cpu_build(library: Path, folder: Path, target: Path) -> str:
     command = [
         *shlex.split(find_compiler()),
@@ -214,6 +227,12 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
         # lets floor and selects vectorise; NaN and Inf stay defined
         *("-fno-math-errno", "-fno-trapping-math"),
     ]
+    capabilities = dict(CPU_CAPABILITIES)
+    if "AMX_BF16" in capabilities:
+        if assembles_amx():
+            command.append("-DDCNZOO_WITH_AMX")
+        else:
+            del capabilities["AMX_BF16"]
     libraries = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
     libraries += shlex.split(os.environ.get("LDFLAGS", ""))
     link = f"{find_compiler()} -shared $in -o $out {quote(libraries)}"
@@ -224,7 +243,9 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
         if not source.stem.endswith("_cpu_kernel"):
             objects[f"{name}.o"] = source, shared
             continue
-        for capability, options in CPU_CAPABILITIES.items():
+        for capability, options in capabilities.items():
+            if name.parts[0] not in FOLDERS_OF_CAPABILITY.get(capability, name.parts):
+                continue
             further = FOLDER_FLAGS.get(f"{name.parts[0]}.{capability}", [])
             options = [*options, *shared, *further, f"-DDCNZOO_CAPABILITY={capability}"]
             objects[f"{name}.{capability.lower()}.o"] = source, options

@@ -77,7 +77,10 @@ def environment() -> Iterator[tuple[str, str]]:
     if ops.has_ops():
         from dcnzoo.ops import _backend
 
-        yield "cpu capability", ops.cpu_capability()
+        chosen = ops.cpu_capability()
+        if refusal := torch.ops.dcnzoo._amx_refusal():
+            chosen += f" (the system refuses AMX: {refusal})"
+        yield "cpu capability", chosen
         yield "DCNZOO_BACKEND", _backend.backend
     yield from _kernel_lines()
     if ops.with_cuda():

@@ -31,6 +31,12 @@ def pytest_testnodedown(node, error):
         print(f"\n{node.gateway.id} ended with status {process.wait()}", file=sys.stderr)
 
 
+def pytest_terminal_summary(terminalreporter):
+    from dcnzoo import ops
+
+    terminalreporter.write_line(f"cpu capability: {ops.cpu_capability()}")
+
+
 def seed(request):
     """The same random numbers whichever tests ran before, on every worker."""
     number = zlib.crc32(request.node.nodeid.encode())

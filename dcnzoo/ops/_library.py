@@ -91,7 +91,7 @@ def with_cuda() -> bool:
 def cpu_capability() -> str:
     """The instruction set that the CPU kernels use.
 
-    On x86-64 ``default``, ``avx2``, ``avx512`` or ``avx512_bf16``, on Arm ``default`` or ``neon_bf16``.
-    ``none`` without compiled operators.
+    On x86-64 ``default``, ``avx2``, ``avx512``, ``avx512_bf16`` or ``amx_bf16``, on Arm ``default`` or
+    ``neon_bf16``. ``none`` without compiled operators.
     """
     return torch.ops.dcnzoo._cpu_capability() if has_ops() else "none"

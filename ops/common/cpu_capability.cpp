@@ -7,6 +7,13 @@
 #elif defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(DCNZOO_WITH_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#endif
 
 #include <cstdlib>
 
@@ -38,6 +45,21 @@ bool converts_float16() {
 }
 #endif
 
+#if defined(DCNZOO_WITH_AMX)
+bool has_tiles() {
+  constexpr unsigned tile = 1 << 24, bfloat16 = 1 << 22;  // AMX-TILE, AMX-BF16
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & tile) && (edx & bfloat16);
+}
+
+// Linux gives a thread the memory for tiles only if its process has asked for it. Returns why it refuses, or an empty text.
+std::string ask_for_tiles() {
+  constexpr int request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM, which older headers do not define
+  constexpr int tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? "" : std::strerror(errno);
+}
+#endif
+
 // The best that is compiled in and that this CPU supports
 CpuCapability best() {
 #if defined(__x86_64__)
@@ -45,7 +67,11 @@ CpuCapability best() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuCapability::AVX512_BF16;
+  const bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#if defined(DCNZOO_WITH_AMX)
+  if (bfloat16 && has_tiles()) return CpuCapability::AMX_BF16;
+#endif
+  if (bfloat16) return CpuCapability::AVX512_BF16;
   if (avx512) return CpuCapability::AVX512;
   if (avx2) return CpuCapability::AVX2;
 #elif defined(__aarch64__)
@@ -54,18 +80,10 @@ CpuCapability best() {
   return CpuCapability::DEFAULT;
 }
 
-// On Intel's CPUs, products of bfloat16 are slower than those of float: deform_conv takes 1.4 times as long on a Xeon of
-// 2023.
-CpuCapability fastest() {
-#if defined(__x86_64__)
-  if (best() == CpuCapability::AVX512_BF16 && __builtin_cpu_is("intel")) return CpuCapability::AVX512;
-#endif
-  return best();
-}
-
 #define DCNZOO_NAME(capability, ...) #capability,
 constexpr const char* kNames[] = {DCNZOO_EACH_CAPABILITY(DCNZOO_NAME, )};
 constexpr int kCount = sizeof(kNames) / sizeof(*kNames);
+const std::string kEmulated = "amx_emulated";
 
 std::string name_of(int capability) {
   std::string name = kNames[capability];
@@ -74,33 +92,87 @@ std::string name_of(int capability) {
   return name;
 }
 
-CpuCapability choose() {
+struct Choice {
+  CpuCapability capability;
+  std::string refusal;  // why the system refuses tiles
+  bool emulates_tiles = false;
+};
+
+Choice fastest() {
+  const CpuCapability most = best();
+#if defined(DCNZOO_WITH_AMX)
+  if (most == CpuCapability::AMX_BF16) {
+    const std::string refusal = ask_for_tiles();
+    return {refusal.empty() ? most : CpuCapability::AVX512, refusal};
+  }
+#endif
+#if defined(__x86_64__)
+  // On Intel's CPUs, vector products of bfloat16 are slower than those of float: deform_conv takes 1.4 times as long on a Xeon
+  // of 2023.
+  if (most == CpuCapability::AVX512_BF16 && __builtin_cpu_is("intel")) return {CpuCapability::AVX512, ""};
+#endif
+  return {most, ""};
+}
+
+Choice choose() {
   const char* wish = std::getenv("DCNZOO_CPU_CAPABILITY");
   if (wish == nullptr || *wish == '\0') return fastest();
+  const int most = int(best());
+#if defined(DCNZOO_WITH_AMX)
+  if (wish == kEmulated) {
+    check(most >= int(CpuCapability::AVX512_BF16), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(most),
+          ": ", kEmulated, " needs AVX512-BF16");
+    return {CpuCapability::AMX_BF16, "", true};
+  }
+#endif
   std::string known;
   for (int candidate = 0; candidate < kCount; ++candidate) {
     known += (candidate == 0 ? "" : candidate + 1 < kCount ? ", " : " or ") + name_of(candidate);
     if (wish != name_of(candidate)) continue;
-    check(candidate <= int(best()), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(int(best())),
+    check(candidate <= most, "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(most),
           ", the best of this machine, got ", wish);
-    return CpuCapability(candidate);
+#if defined(DCNZOO_WITH_AMX)
+    if (CpuCapability(candidate) == CpuCapability::AMX_BF16) {
+      const std::string refusal = ask_for_tiles();
+      check(refusal.empty(), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(most - 1),
+            ", because the system refuses AMX (", refusal, "), got ", wish);
+    }
+#endif
+    return {CpuCapability(candidate), ""};
   }
   fail("DCNZOO_CPU_CAPABILITY: expected ", known, ", got ", wish);
 }
 
-}  // namespace
-
-CpuCapability cpu_capability() {
-  static const CpuCapability chosen = choose();
+const Choice& choice() {
+  static const Choice chosen = choose();
   return chosen;
 }
 
-std::string cpu_capability_name() { return name_of(int(cpu_capability())); }
+}  // namespace
+
+CpuCapability cpu_capability() { return choice().capability; }
+
+CpuCapability vector_capability() {
+#if defined(DCNZOO_WITH_AMX)
+  if (cpu_capability() == CpuCapability::AMX_BF16) return CpuCapability::AVX512;
+#endif
+  return cpu_capability();
+}
+
+bool emulates_tiles() { return choice().emulates_tiles; }
+
+std::string cpu_capability_name() { return emulates_tiles() ? kEmulated : name_of(int(cpu_capability())); }
+
+std::string amx_refusal() { return choice().refusal; }
 
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) { m.def("_cpu_capability() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
+  m.def("_cpu_capability() -> str");
+  m.def("_amx_refusal() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("_cpu_capability", TORCH_BOX(&dcnzoo::cpu_capability_name));
+  m.impl("_amx_refusal", TORCH_BOX(&dcnzoo::amx_refusal));
 }

@@ -15,23 +15,35 @@ namespace dcnzoo {
 template <typename T>
 using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// What setup.py compiles for this architecture, the best one last.
+// What setup.py compiles for this architecture, the best one last. AMX, which not every compiler supports, multiplies matrices:
+// only deform_conv has kernels for it.
 #if defined(__x86_64__)
-#define DCNZOO_EACH_CAPABILITY(X, ...) \
+#define DCNZOO_EACH_VECTOR_CAPABILITY(X, ...) \
   X(DEFAULT, __VA_ARGS__) X(AVX2, __VA_ARGS__) X(AVX512, __VA_ARGS__) X(AVX512_BF16, __VA_ARGS__)
 #elif defined(__aarch64__)
-#define DCNZOO_EACH_CAPABILITY(X, ...) X(DEFAULT, __VA_ARGS__) X(NEON_BF16, __VA_ARGS__)
+#define DCNZOO_EACH_VECTOR_CAPABILITY(X, ...) X(DEFAULT, __VA_ARGS__) X(NEON_BF16, __VA_ARGS__)
 #else
-#define DCNZOO_EACH_CAPABILITY(X, ...) X(DEFAULT, __VA_ARGS__)
+#define DCNZOO_EACH_VECTOR_CAPABILITY(X, ...) X(DEFAULT, __VA_ARGS__)
+#endif
+#if defined(DCNZOO_WITH_AMX)
+#define DCNZOO_EACH_CAPABILITY(X, ...) DCNZOO_EACH_VECTOR_CAPABILITY(X, __VA_ARGS__) X(AMX_BF16, __VA_ARGS__)
+#else
+#define DCNZOO_EACH_CAPABILITY DCNZOO_EACH_VECTOR_CAPABILITY
 #endif
 
 #define DCNZOO_ENUMERATOR(capability, ...) capability,
 enum class CpuCapability { DCNZOO_EACH_CAPABILITY(DCNZOO_ENUMERATOR, ) };
 
-// The fastest capability that is compiled in and that this CPU supports, or the value of DCNZOO_CPU_CAPABILITY
+// The fastest capability that is compiled in and that this CPU and the system support, or the value of DCNZOO_CPU_CAPABILITY
 // (default, avx2, …). Throws if that value is unknown or not supported.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
+
+// The one for operators without kernels for AMX: the fastest one for vectors.
+CpuCapability vector_capability();
+
+// Whether the tiles of AMX are emulated, for tests on other CPUs: DCNZOO_CPU_CAPABILITY=amx_emulated.
+bool emulates_tiles();
 
 // The kernels of an operator for each compute type T: float or double.
 template <template <typename> class Kernels>
@@ -78,18 +90,27 @@ struct StoredKernelTable {
   }
 #define DCNZOO_CASE(capability, function) \
   case CpuCapability::capability: return cpu_##capability::function();
-#define DCNZOO_DECLARE_KERNELS(table_type, function)                            \
-  DCNZOO_EACH_CAPABILITY(DCNZOO_DECLARE_IN, table_type, function)               \
-  inline const table_type& function##_dispatched() {                            \
-    switch (cpu_capability()) { DCNZOO_EACH_CAPABILITY(DCNZOO_CASE, function) } \
-    return cpu_DEFAULT::function();                                             \
+#define DCNZOO_DECLARE_KERNELS_FOR(each, chosen, table_type, function)                             \
+  each(DCNZOO_DECLARE_IN, table_type, function) inline const table_type& function##_dispatched() { \
+    switch (chosen()) { each(DCNZOO_CASE, function) default : break; }                             \
+    return cpu_DEFAULT::function();                                                                \
   }
+#define DCNZOO_DECLARE_KERNELS(table_type, function) \
+  DCNZOO_DECLARE_KERNELS_FOR(DCNZOO_EACH_VECTOR_CAPABILITY, vector_capability, table_type, function)
+#define DCNZOO_DECLARE_MATRIX_KERNELS(table_type, function) \
+  DCNZOO_DECLARE_KERNELS_FOR(DCNZOO_EACH_CAPABILITY, cpu_capability, table_type, function)
 
-// The kernels of double. AVX-512 uses those of AVX2, which saves a sixth of the time to compile the library.
+// The kernels of double and float. AVX-512 uses those of AVX2 for double, which saves a sixth of the time to compile the
+// library, and AMX those of AVX-512 for float.
 #if defined(__AVX512F__)
 #define DCNZOO_DOUBLE_KERNELS(function, ...) cpu_AVX2::function().of_double
 #else
 #define DCNZOO_DOUBLE_KERNELS(function, ...) __VA_ARGS__
+#endif
+#if defined(__AMX_BF16__)
+#define DCNZOO_FLOAT_KERNELS(function, ...) cpu_AVX512::function().of_float
+#else
+#define DCNZOO_FLOAT_KERNELS(function, ...) __VA_ARGS__
 #endif
 
 // The namespace of the capability that is being compiled: cpu_AVX2, …

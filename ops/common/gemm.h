@@ -8,6 +8,9 @@
 
 #include "integers.h"
 #include "simd.h"
+#if defined(__AMX_BF16__)
+#include "tiles.h"
+#endif
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
@@ -113,6 +116,13 @@ DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...
 template <typename T, typename S, typename Left>
 void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t columns, T* c, int64_t c_row_stride,
           int64_t c_panel_stride, bool accumulate) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<S, uint16_t>) {
+    const auto multiply =
+        emulates_tiles() ? gemm_of_tiles<EmulatedTiles, Left> : gemm_of_tiles<CpuTiles, Left>;
+    return multiply(a, rows, b, depth, columns, c, c_row_stride, c_panel_stride, accumulate);
+  }
+#endif
   using Sequence = std::make_integer_sequence<int, kMR>;
   const S* const first = a.data;
   const int64_t panels = ceil_div(columns, kNR<S>);

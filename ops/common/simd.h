@@ -44,6 +44,14 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T) == 2 ? sizeof(float) : sizeo
 template <typename T>
 constexpr int kNR = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
 
+// The depth of a GEMM of the storage type S is a multiple of this: bfloat16 is multiplied in pairs, or in tiles of 16 pairs.
+template <typename T, typename S>
+#if defined(__AMX_BF16__)
+constexpr int64_t kDepthStep = sizeof(T) == sizeof(S) ? 1 : 32;
+#else
+constexpr int64_t kDepthStep = sizeof(T) / sizeof(S);
+#endif
+
 template <typename T, int lanes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(lanes * sizeof(T)), aligned(alignof(T)), may_alias));

@@ -30,9 +30,9 @@ class StagedBlock {
     in_place_ = channels_last && block.count == p.shape.channels;
     DeformConvBackwardParams<T, S> mine = p;
     mine.input = {p.input.data, block.first, block.count, true};
-    if (in_place_) return mine;
-    mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;
-    mine.grad_input = p.grad_input ? at_least(size, gradient_) : nullptr;
+    if (!in_place_) mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;
+    if constexpr (std::is_same_v<T, S>) mine.grad_input = p.stored_grad_input;
+    if (p.stored_grad_input && !adds_in_place()) mine.grad_input = at_least(size, gradient_);
     return mine;
   }
 
@@ -49,19 +49,17 @@ class StagedBlock {
         forward_kernels<T, S>().transpose(from, p.shape.in_pixels, input_.data() + at.copy, block_.count,
                                           block_.count, at.pixels);
     }
-    T* const gradient = in_place_ ? p.grad_input : gradient_.data();
-    if (p.grad_input) std::fill_n(gradient + at.copy, at.pixels * block_.count, T(0));
+    T* gradient = gradient_.data();
+    if constexpr (std::is_same_v<T, S>) gradient = in_place_ ? p.stored_grad_input : gradient;
+    if (p.stored_grad_input) std::fill_n(gradient + at.copy, at.pixels * block_.count, T(0));
   }
 
   void store_gradient(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    if (in_place_) return;
+    if (adds_in_place()) return;
     const Places at(*this, p.shape, piece);
-    const T* const from = gradient_.data() + at.copy;
-    T* const to = p.grad_input + at.map;
-    if (channels_last_)
-      copy_rows(from, block_.count, to, p.shape.channels, at.pixels, block_.count);
-    else
-      forward_kernels<T, T>().transpose(from, block_.count, to, p.shape.in_pixels, at.pixels, block_.count);
+    backward_kernels<T, S>().store_map(gradient_.data() + at.copy, at.pixels, block_.count,
+                                       p.stored_grad_input + at.map,
+                                       channels_last_ ? p.shape.channels : p.shape.in_pixels, channels_last_);
   }
 
  private:
@@ -78,6 +76,8 @@ class StagedBlock {
     }
   };
 
+  // Whether the sums are the result: those of bfloat16 are float.
+  bool adds_in_place() const { return in_place_ && std::is_same_v<T, S>; }
   static bool reads_input(const DeformConvBackwardParams<T, S>& p) {
     return p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask;
   }
@@ -192,23 +192,24 @@ void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows, bool
     }
   });
   const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
-  run_tasks(p.grad_input ? blocks * pieces : 0, store);
+  run_tasks(p.stored_grad_input ? blocks * pieces : 0, store);
 }
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
                                   const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
-  const ScalarType type = accumulate_type(weight.scalar_type());
+  const ScalarType stored = weight.scalar_type(), type = accumulate_type(stored);
   // a separate empty tensor for each: outputs must not alias
-  const auto like = [&](bool is_wanted, const std::optional<Tensor>& tensor) {
+  const auto like = [&](bool is_wanted, const std::optional<Tensor>& tensor, ScalarType type) {
     return torch::stable::new_empty(weight, is_wanted ? sizes_of(*tensor) : std::vector<int64_t>{0}, type);
   };
   const bool channels_last = wanted[0] && input.channels_last;
-  return {channels_last ? new_channels_last(input.tensor, sizes_of(input.tensor), type)
-                        : like(wanted[0], input.tensor),
-          like(wanted[1], weight), like(wanted[2], offset), like(wanted[3], mask)};
+  return {channels_last ? new_channels_last(input.tensor, sizes_of(input.tensor), stored)
+                        : like(wanted[0], input.tensor, stored),
+          like(wanted[1], weight, stored), like(wanted[2], offset, type), like(wanted[3], mask, type)};
 }
 
-// S is the type of grad_output, input and weight; T is the type of offset, mask and gradients.
+// S is the type of grad_output, input, weight and their gradients; T is the type of the others' gradients. Offset and mask are
+// T or bfloat16.
 template <typename T, typename S = T>
 DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
                              const Tensor& weight, const std::optional<Tensor>& offset,
@@ -224,11 +225,13 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
 
   // No two blocks write the same elements of the gradients of input and weight. Inputs with few channels get narrower
   // blocks.
-  const int64_t most = kBackwardBlockBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
+  // Products of tiles leave most of the time to what every block does again, and their CPUs have L2 caches of 2 MiB.
+  const int64_t factor = kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
+  const int64_t most = factor * kBackwardBlockBytes / int64_t(sizeof(T)),
+                panel = forward_kernels<T, T>().panel;
   ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
-  const int64_t packed_size = blocking.place_weights([](const ChannelBlock& block) {
-    return round_up(block.panel_outputs, int64_t(sizeof(T) / sizeof(S)));
-  });
+  const int64_t packed_size = blocking.place_weights(
+      [&](const ChannelBlock& block) { return round_up(block.panel_outputs, kernels.depth_step); });
   Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
     packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
@@ -246,7 +249,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
                                     : std::clamp<int64_t>(blocking.blocks[0].panel_outputs / kLeastOutputs, 1,
                                                           block_threads);
   p.grad_offset_mask_of_blocks = work.grad_offset_mask_of_blocks.data();
-  const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
+  const StoredOffsetMask<T> offset_mask = stored_offset_mask<T>(offset, mask);
   const OffsetMask<T> grad_offset_mask{wanted[2] ? gradients.offset.mutable_data_ptr<T>() : nullptr,
                                        wanted[3] ? gradients.mask.mutable_data_ptr<T>() : nullptr};
   const int64_t image_size = s.channels * s.in_pixels;
@@ -258,7 +261,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     p.grad_output.data =
         static_cast<const S*>(grad_map.tensor.const_data_ptr()) + first * s.out_pixels * s.out_channels;
     p.grad_offset_mask = from_image(s, grad_offset_mask, first);
-    p.grad_input = wanted[0] ? gradients.input.mutable_data_ptr<T>() + first * image_size : nullptr;
+    S* const grad_input = wanted[0] ? static_cast<S*>(gradients.input.mutable_data_ptr()) : nullptr;
+    p.stored_grad_input = grad_input ? grad_input + first * image_size : nullptr;
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = std::min(p.blocks.begin + work.blocks, blocking.count());
@@ -269,7 +273,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     }
   }
   if (wanted[1]) {
-    const auto to = weight_of(s, gradients.weight.mutable_data_ptr<T>(), false);
+    const auto to = weight_of(s, static_cast<S*>(gradients.weight.mutable_data_ptr()), false);
     each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
       kernels.unpack_weight_gradient(s, block, piece, work.grad_weight.data(), to);
     });
@@ -287,16 +291,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
-  const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type);
   const bool is_double = type == ScalarType::Double;
   // whether to multiply bfloat16
-  const bool narrow = input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() &&
-                      backward_kernels<float, BFloat16Bits>().run;
+  const bool narrow =
+      input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() && multiplies_bfloat16(s);
   const ScalarType stored = narrow ? ScalarType::BFloat16 : type;
   const Tensor grad = as_type(grad_output, stored);
   const auto run = narrow ? backward<float, BFloat16Bits> : is_double ? backward<double> : backward<float>;
-  const DeformConvGradients sums =
-      run(s, grad, as_type(input, stored), as_type(weight, stored), wide_offset, wide_mask, output_mask);
+  const DeformConvGradients sums = run(s, grad, as_type(input, stored), as_type(weight, stored),
+                                       as_readable(offset, type), as_readable(mask, type), output_mask);
   Tensor grad_bias = torch::stable::new_empty(grad, {0});
   if (output_mask[4]) {
     const auto sum = narrow      ? bias_gradient<float, torch::headeronly::BFloat16>

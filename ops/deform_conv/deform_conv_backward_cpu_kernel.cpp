@@ -268,11 +268,32 @@ void sum_offset_mask(const Params<T, S>& p, int64_t image, int64_t index) {
     const ChannelBlock& block = p.blocks.data[i];
     T* __restrict to = offset_mask_channel(p, block, image, index);
     if (to == nullptr || !block.shares_points) continue;
-    bool first = true;
-    for (int64_t j = 0; j < i; ++j) first &= group_of(p.blocks.data[j]) != group_of(block);
+    const bool first = i == 0 || group_of(p.blocks.data[i - 1]) != group_of(block);
     const T* __restrict from = offset_mask_channel_of_block(p, i, image, index);
     for (int64_t pixel = 0; pixel < p.shape.out_pixels; ++pixel)
       to[pixel] = first ? from[pixel] : to[pixel] + from[pixel];
+  }
+}
+
+template <typename T, typename S>
+void store_map(const T* from, int64_t pixels, int64_t channels, S* to, int64_t to_stride,
+               bool channels_last) {
+  if (channels_last) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel)
+      store_row(from + pixel * channels, to + pixel * to_stride, channels);
+  } else if constexpr (std::is_same_v<T, S>) {
+    transpose(from, channels, to, to_stride, pixels, channels);
+  } else {
+    constexpr int64_t most = 256;  // pixels that fit the L1 cache
+    T turned[kNR<T> * most];
+    for (int64_t first = 0; first < pixels; first += most)
+      for (int64_t channel = 0; channel < channels; channel += kNR<T>) {
+        const int64_t rows = pixels - first < most ? pixels - first : most;
+        const int64_t columns = channels - channel < kNR<T> ? channels - channel : kNR<T>;
+        transpose(from + first * channels + channel, channels, turned, most, rows, columns);
+        for (int64_t i = 0; i < columns; ++i)
+          store_row(turned + i * most, to + (channel + i) * to_stride + first, rows);
+      }
   }
 }
 
@@ -331,41 +352,49 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
                         const TileMemory<T, S, Rank>& tile) {
   constexpr int64_t pair = kPair<T, S>;
   const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
-  const int64_t outputs = round_up(block.panel_outputs, pair);
+  const int64_t outputs = round_up(block.panel_outputs, kDepthStep<T, S>),
+                more = outputs - block.panel_outputs;
   const bool together = block.groups == 1 || all_finite(tile.gradient, block.outputs, rows);
   const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
-  if constexpr (pair > 1) {
+  // channels-last gradients of bfloat16 are read where they lie, if no other outputs follow
+  const bool in_place = p.grad_output.channels_last && more == 0;
+  if (pair > 1 && !in_place) {
     transpose(tile.gradient, kBackwardRows, tile.pairs, stride, block.outputs, rows);
-    for (int64_t r = 0; block.outputs % pair && r < rows; ++r) tile.pairs[r * stride + block.outputs] = 0;
+    for (int64_t r = 0; more > 0 && r < rows; ++r)
+      std::memset(tile.pairs + r * stride + block.outputs, 0, more * sizeof(S));
   }
+  const int64_t first_row = tile.rows.image * p.shape.out_pixels + tile.rows.pixel;
+  const S* const left =
+      in_place ? p.grad_output.data + first_row * p.shape.out_channels + block.first_output : tile.pairs;
+  const int64_t left_stride = in_place ? p.shape.out_channels : stride;
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t first = first_output_of<T>(block, panel);
     const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
     T* const to = tile.gradients + panel * panel_stride<T>(p.tile);
     const int64_t columns = columns_of<T>(p, block, panel);
-    const auto multiply = [&](const auto& left) {
-      gemm<T, S>(left, rows, weight, outputs, columns, to, kNR<T>, 0, false);
+    const auto multiply = [&](const auto& operand) {
+      gemm<T, S>(operand, rows, weight, outputs, columns, to, kNR<T>, 0, false);
     };
     if (!together)
       multiply_panel_by_groups<T>(block, rows, tile.gradient + first * kBackwardRows, weight, to);
     else if constexpr (pair > 1)
-      multiply(LeftOperand<S, int64_t, Constant<1>>{tile.pairs + first, stride, {}, outputs, 0});
+      multiply(LeftOperand<S, int64_t, Constant<1>>{left + first, left_stride, {}, outputs, 0});
     else
       multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{
           tile.gradient + first * kBackwardRows, {}, {}, outputs, 0});
   }
 }
 
-// Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. If the number of rows is
-// odd, columns and gradient get one more row, of zeros.
+// Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. Columns and gradient get
+// more rows, of zeros, up to a multiple of kDepthStep.
 template <typename T, typename S, int Rank>
 void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
-  const int64_t rows = tile.rows.count;
-  if (rows % 2)
-    for (int64_t o = 0; o < block.outputs; ++o) tile.gradient[o * kBackwardRows + rows] = 0;
+  const int64_t rows = tile.rows.count, more = round_up(rows, kDepthStep<T, S>) - rows;
+  for (int64_t o = 0; more > 0 && o < block.outputs; ++o)
+    std::memset(tile.gradient + o * kBackwardRows + rows, 0, more * sizeof(S));
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
     S* at = tile.columns + panel * panel_stride<S>(p.tile);
-    if (rows % 2) std::memset(at + rows * kNR<S>, 0, kNR<S> * sizeof(S));
+    std::memset(at + rows * kNR<S>, 0, more * kNR<S> * sizeof(S));
     for (int64_t r = 0; r < rows; r += 2, at += 2 * kNR<S>) {
       constexpr int64_t lanes = kLanes<S>;
       Vector<S> row[2][2], paired[2][2];
@@ -390,7 +419,7 @@ void add_weight_gradient(const Params<T, S>& p, const ChannelBlock& block, const
     if (p.shape.is_depthwise())
       return depthwise_weight_gradient(depthwise_tile(p, block, tile.rows.count), tile.gradient, tile.columns,
                                        to);
-  const int64_t rows = round_up(tile.rows.count, kPair<T, S>);
+  const int64_t rows = round_up(tile.rows.count, kDepthStep<T, S>);
   const int64_t part = ceil_div(block.panel_outputs, p.weight_parts), first = index * part;
   const int64_t outputs = block.panel_outputs - first < part ? block.panel_outputs - first : part;
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
@@ -451,14 +480,16 @@ void run(const Params<T, S>& p, const BackwardTile& tile, const RunInTurn& run_i
 }
 
 template <typename T, typename S = T>
-constexpr DeformConvBackward<T, S> kernels_of{tile_bytes<T, S>, pack_backward<T, S>, run<T, S>,
-                                              unpack_weight_gradient<T>, sum_offset_mask<T, S>};
+constexpr DeformConvBackward<T, S> kernels_of{
+    kDepthStep<T, S>, tile_bytes<T, S>,     pack_backward<T, S>, run<T, S>, unpack_weight_gradient<T, S>,
+    store_map<T, S>,  sum_offset_mask<T, S>};
 
 }  // namespace
 
 const StoredKernelTable<DeformConvBackward>& deform_conv_backward_kernels() {
   static const StoredKernelTable<DeformConvBackward> kernels{
-      kernels_of<float>, DCNZOO_DOUBLE_KERNELS(deform_conv_backward_kernels, kernels_of<double>),
+      DCNZOO_FLOAT_KERNELS(deform_conv_backward_kernels, kernels_of<float>),
+      DCNZOO_DOUBLE_KERNELS(deform_conv_backward_kernels, kernels_of<double>),
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
       kernels_of<float, BFloat16Bits>
 #else

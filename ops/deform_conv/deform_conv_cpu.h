@@ -13,6 +13,12 @@ const DeformConvForward<T, S>& forward_kernels() {
   return deform_conv_forward_kernels_dispatched().of<T, S>();
 }
 
+// Whether to compute bfloat16 as it is stored, not as float.
+inline bool multiplies_bfloat16(const DeformConvShapes& s) {
+  const auto& kernels = forward_kernels<float, BFloat16Bits>();
+  return kernels.run && s.channels % kernels.suited_channels == 0;
+}
+
 // A map without gaps in memory, channels last or channels first.
 struct Map {
   Tensor tensor;
@@ -35,12 +41,38 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
+// Offset or mask, contiguous, in a type that the kernels of `type` read: those of float convert bfloat16 themselves.
+inline std::optional<Tensor> as_readable(const std::optional<Tensor>& tensor, ScalarType type) {
+  const bool converts = type == ScalarType::Float && tensor && tensor->scalar_type() == ScalarType::BFloat16;
+  return contiguous_as(tensor, converts ? ScalarType::BFloat16 : type);
+}
+
+template <typename T>
+StoredOffsetMask<T> stored_offset_mask(const std::optional<Tensor>& offset,
+                                       const std::optional<Tensor>& mask) {
+  StoredOffsetMask<T> stored{};
+  const auto set = [](const std::optional<Tensor>& tensor, const T*& values, const BFloat16Bits*& bits) {
+    if (tensor && tensor->scalar_type() == ScalarType::BFloat16)
+      bits = data_or_null<BFloat16Bits>(tensor);
+    else
+      values = data_or_null<T>(tensor);
+  };
+  set(offset, stored.values.offset, stored.bits.offset);
+  set(mask, stored.values.mask, stored.bits.mask);
+  return stored;
+}
+
 // Offset and mask, or their gradients, from image `first` on.
 template <typename T>
 OffsetMask<T> from_image(const DeformConvShapes& s, OffsetMask<T> all, int64_t first) {
   const int64_t points = first * s.taps * s.out_pixels;
   return {all.offset ? all.offset + points * s.offset_groups * s.rank : nullptr,
           all.mask ? all.mask + points * s.mask_groups : nullptr};
+}
+
+template <typename T>
+StoredOffsetMask<T> from_image(const DeformConvShapes& s, const StoredOffsetMask<T>& all, int64_t first) {
+  return {from_image(s, all.values, first), from_image(s, all.bits, first)};
 }
 
 // Calls run(block, piece) for every piece of the blocks' weights.

@@ -88,6 +88,13 @@ struct OffsetMask {
   T* mask;    // [images][mask_groups · taps][out_pixels], or null
 };
 
+// Offset and mask as they are read: each is in `values` or, as bfloat16, in `bits`, or null in both.
+template <typename T>
+struct StoredOffsetMask {
+  OffsetMask<const T> values;
+  OffsetMask<const BFloat16Bits> bits;
+};
+
 template <typename T, typename S = T>
 struct DeformConvParams {
   DeformConvShapes shape;
@@ -95,7 +102,7 @@ struct DeformConvParams {
   ChannelBlocks blocks;
   TileSizes tile;
   InputMaps<S> input;  // the backward reads it for all gradients except the input's
-  OffsetMask<const T> offset_mask;
+  StoredOffsetMask<T> offset_mask;
 };
 
 template <typename T, typename S = T>
@@ -109,8 +116,9 @@ template <typename T, typename S = T>
 struct DeformConvBackwardParams : DeformConvParams<T, S> {
   const S* weight;  // packed
   OutputMaps<const S> grad_output;
-  T* grad_input;   // like input, accumulated, or null
-  T* grad_weight;  // like weight, accumulated, or null
+  T* grad_input;         // like input, accumulated, or null
+  S* stored_grad_input;  // the result, laid out like the map from which input was copied, or null
+  T* grad_weight;        // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
   // For several threads per block: add to the input's gradient in a loop of its own, and to the weight's gradient in parts
   // of the outputs (1 if depthwise). Both make the steps shorter that the threads do in turn.
@@ -133,7 +141,8 @@ using RunInTurn = std::function<void(int64_t step, const std::function<void()>& 
 
 template <typename T, typename S = T>
 struct DeformConvForward {
-  int64_t panel;                                                   // columns of a GEMM panel
+  int64_t panel;            // columns of a GEMM panel
+  int64_t suited_channels;  // S is faster than float if the channels are a multiple of it
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
@@ -146,20 +155,24 @@ struct DeformConvForward {
 
 template <typename T, typename S = T>
 struct DeformConvBackward {
+  int64_t depth_step;  // the depth of a GEMM is a multiple of it
   int64_t (*tile_bytes)(const DeformConvBackwardParams<T, S>&);
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
   // Adds a tile's part to all gradients.
   void (*run)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const RunInTurn&);
   void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
-                                 const WeightOf<T>& grad_weight);
+                                 const WeightOf<S>& grad_weight);
+  // Stores [pixels][channels], as [pixels][to_stride] or, if not channels_last, as [channels][to_stride].
+  void (*store_map)(const T* from, int64_t pixels, int64_t channels, S* to, int64_t to_stride,
+                    bool channels_last);
   // Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
   void (*sum_offset_mask)(const DeformConvBackwardParams<T, S>&, int64_t image, int64_t index);
 };
 
 // The kernels of bfloat16 are null if the CPU cannot multiply it; in the backward, they do not support depthwise
 // convolutions.
-DCNZOO_DECLARE_KERNELS(StoredKernelTable<DeformConvForward>, deform_conv_forward_kernels)
-DCNZOO_DECLARE_KERNELS(StoredKernelTable<DeformConvBackward>, deform_conv_backward_kernels)
+DCNZOO_DECLARE_MATRIX_KERNELS(StoredKernelTable<DeformConvForward>, deform_conv_forward_kernels)
+DCNZOO_DECLARE_MATRIX_KERNELS(StoredKernelTable<DeformConvBackward>, deform_conv_backward_kernels)
 
 }  // namespace dcnzoo

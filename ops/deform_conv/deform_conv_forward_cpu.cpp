@@ -63,7 +63,7 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
   });
 }
 
-// S is the type of input, packed weight and output; T is the type of offset, mask and bias.
+// S is the type of input, packed weight and output; T is the type of the bias. Offset and mask are T or bfloat16.
 template <typename T, typename S>
 Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
@@ -88,7 +88,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   p.weight = packed.data();
   p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;
-  const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
+  const StoredOffsetMask<T> offset_mask = stored_offset_mask<T>(offset, mask);
   const int64_t image_bytes = s.in_pixels * int64_t(sizeof(S)), image_size = s.channels * s.in_pixels;
   const int64_t chunk = images_at_a_time(s, s.channels * image_bytes);
   Buffer<S> staged;
@@ -119,12 +119,12 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
       check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
-  const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
+  const auto readable_offset = as_readable(offset, type), readable_mask = as_readable(mask, type),
              wide_bias = contiguous_as(bias, type);
-  if (input.scalar_type() == ScalarType::BFloat16 && forward_kernels<float, BFloat16Bits>().run)
-    return forward<float, BFloat16Bits>(s, input, weight, wide_offset, wide_mask, wide_bias);
+  if (input.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16(s))
+    return forward<float, BFloat16Bits>(s, input, weight, readable_offset, readable_mask, wide_bias);
   const auto compute = type == ScalarType::Double ? forward<double, double> : forward<float, float>;
-  const Tensor output = compute(s, as_type(input, type), weight, wide_offset, wide_mask, wide_bias);
+  const Tensor output = compute(s, as_type(input, type), weight, readable_offset, readable_mask, wide_bias);
   return as_type(output, input.scalar_type());
 }
 

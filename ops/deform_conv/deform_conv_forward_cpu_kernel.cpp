@@ -55,6 +55,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
               weight[i] = points.weight[inside.corner[i]][r];
             }
           }
+          const S* const fetched = from[corners - 1] + ahead;
           each_column<T>(
               tap, channels, r, stride,
               [&](auto value, int64_t c, int64_t at) {
@@ -63,7 +64,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
                 store_lanes(columns + at, whole ? value : value * points.rest[r]);
                 if constexpr (!few &&
                               !std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
-                  __builtin_prefetch(from[corners - 1] + c + ahead, 0, 2);
+                  __builtin_prefetch(fetched + c, 0, 2);
               },
               Panel{});
         }
@@ -129,9 +130,9 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t r
     return;
   }
   const int64_t outputs = block.outputs / block.groups, depth = packed_depth<T, S>(p.shape, block);
-  if (depth > p.shape.taps * channels)  // the weight's last row is zero, but the column must not be NaN
-    for (int64_t r = 0, last = depth - 1; r < rows; ++r)
-      columns[last / panel * stride + r * panel + last % panel] = 0;
+  // the weight's last rows are zero, but the columns must not be NaN
+  for (int64_t last = p.shape.taps * channels; last < depth; ++last)
+    for (int64_t r = 0; r < rows; ++r) columns[last / panel * stride + r * panel + last % panel] = 0;
   // a single group uses all columns; each of several groups uses its channels of every tap
   const int64_t width = block.groups == 1 ? panel : channels;
   const int64_t width_stride = block.groups == 1 ? stride : block.count / panel * stride;
@@ -219,15 +220,24 @@ void run(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, first, rows, scratch); });
 }
 
+// Channels that do not fill half vectors are sampled one by one. AMX is so much faster than conversions of single values that
+// products of float, which other Intel CPUs prefer anyway, take less time in total.
+#if defined(__AMX_BF16__)
+constexpr int64_t kSuitedChannels = kLanes<float> / 2;
+#else
+constexpr int64_t kSuitedChannels = 1;
+#endif
+
 template <typename T, typename S = T>
-constexpr DeformConvForward<T, S> kernels_of{kNR<S>, scratch_bytes<T, S>, pack_forward<T, S>, run<T, S>,
-                                             transpose<S>};
+constexpr DeformConvForward<T, S> kernels_of{
+    kNR<S>, kSuitedChannels, scratch_bytes<T, S>, pack_forward<T, S>, run<T, S>, transpose<S>};
 
 }  // namespace
 
 const StoredKernelTable<DeformConvForward>& deform_conv_forward_kernels() {
   static const StoredKernelTable<DeformConvForward> kernels{
-      kernels_of<float>, DCNZOO_DOUBLE_KERNELS(deform_conv_forward_kernels, kernels_of<double>),
+      DCNZOO_FLOAT_KERNELS(deform_conv_forward_kernels, kernels_of<float>),
+      DCNZOO_DOUBLE_KERNELS(deform_conv_forward_kernels, kernels_of<double>),
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
       kernels_of<float, BFloat16Bits>
 #else

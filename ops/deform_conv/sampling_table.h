@@ -188,10 +188,23 @@ struct TapSampling {
 
 // table: [tap]. whole: as in TapSampling.
 template <typename T, int Rank, typename Points>
-void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>& given,
+void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>& stored,
                             const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table,
                             bool whole = false) {
+  T converted[Rank + 1][kBackwardRows];
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    // A channel of offset or mask for these rows: where it lies if it has the type T, a copy if it is bfloat16, or `absent`
+    const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, T* copy,
+                                const T* absent) -> const T* {
+      const int64_t at = channel * s.out_pixels + pixel;
+      if constexpr (std::is_same_v<T, float>)
+        if (bits) {
+          load_row(bits + at, copy, end - begin);
+          return copy;
+        }
+      return values ? values + at : absent;
+    };
+    const auto& [values, bits] = stored;
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       TapSampling<T, Rank, Points> part;
       part.points = &table[tap], part.begin = begin;
@@ -204,10 +217,10 @@ void compute_sampling_table(const DeformConvShapes& s, const OffsetMask<const T>
         part.base[axis] = rows.base[axis] + begin;
         const int64_t channel =
             (image * s.offset_groups + block.offset_group) * s.taps * Rank + tap * Rank + axis;
-        part.offset[axis] = given.offset ? given.offset + channel * s.out_pixels + pixel : rows.zeros;
+        part.offset[axis] = channel_of(values.offset, bits.offset, channel, converted[axis], rows.zeros);
       }
       const int64_t channel = (image * s.mask_groups + block.mask_group) * s.taps + tap;
-      part.mask = given.mask ? given.mask + channel * s.out_pixels + pixel : rows.ones;
+      part.mask = channel_of(values.mask, bits.mask, channel, converted[Rank], rows.ones);
       part.run(end - begin, whole);
     }
   });

@@ -9,10 +9,23 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// The rows of a panel of a group's packed weight: even for bfloat16.
+// The rows of a panel of a group's packed weight. A tap of one of several groups is a product of its own.
 template <typename T, typename S>
 int64_t packed_depth(const DeformConvShapes& s, const ChannelBlock& block) {
-  return round_up(s.taps * (block.count / block.groups), int64_t(sizeof(T) / sizeof(S)));
+  const int64_t depth = s.taps * (block.count / block.groups);
+  return block.groups == 1 ? round_up(depth, kDepthStep<T, S>) : depth;
+}
+
+// Stores a row of a panel of pairs of rows, [panel][2]: in the lower or, if it is the second of its pair, upper halves of
+// 32-bit lanes.
+DCNZOO_INLINE void store_row_of_pair(const uint16_t* row, uint16_t* to, bool second) {
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+  constexpr int lanes = kLanes<uint16_t>;
+  for (int i = 0; i < 2; ++i) {
+    const Wide bits = (Wide)load_lanes<Vector<float>>(row + i * lanes);
+    Wide& pairs = *reinterpret_cast<Wide*>(to + i * 2 * lanes);
+    pairs = second ? (pairs & 0xffff) | bits : (pairs & 0xffff0000) | bits >> 16;
+  }
 }
 
 // weight -> panels of outputs, each [tap · channel of the block][kNR], bfloat16 in pairs of rows
@@ -37,6 +50,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
     S* const to = packed + block.weight_at + i * depth * panel;
     const int64_t width = outputs - o0 < panel ? outputs - o0 : panel;
     if (width < panel || depth > s.taps * channels) std::memset(to, 0, depth * panel * sizeof(S));
+    if (width < panel) std::memset(turned, 0, sizeof turned);
     const int64_t from_stride = group_channels * s.taps;
     const S* const from = weight.data + (group * outputs + o0) * from_stride + inner * weight.channel_stride;
     // (channel, tap) pairs in the order of memory: all of them, or all channels of a tap
@@ -50,13 +64,14 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
                 width, count);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t row = tap * channels + (sorts ? EvenOdd::column_of(channel) : channel);
-        S* const row_to = to + row / pair * panel * pair + row % pair;
+        S* const row_to = to + row / pair * panel * pair;
         const S* const row_from = turned + r * panel;
-        if (pair == 1 && width == panel) {  // a fixed size, which is copied in vectors
+        if constexpr (pair == 2)
+          store_row_of_pair(row_from, row_to, row % 2);
+        else if (width == panel)  // a fixed size, which is copied in vectors
           std::memcpy(row_to, row_from, panel * sizeof(S));
-        } else {
-          for (int64_t o = 0; o < width; ++o) row_to[o * pair] = row_from[o];
-        }
+        else
+          for (int64_t o = 0; o < width; ++o) row_to[o] = row_from[o];
         if (last || ++tap == s.taps) tap = last ? tap : 0, ++channel;
       }
     }
@@ -65,11 +80,12 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
 
 // Calls run(place, packed, count) for runs of weights in a piece of a block, which is some rows of every panel. A run
 // starts at `place` in weight, where its elements are channel_stride apart. It starts at `packed` in the backward's
-// panels of columns (tap · channel of the block), each [panel_outputs][kNR] or, if Pair is 2, [panel_outputs / 2][kNR][2],
-// where its elements are Pair apart.
-template <typename T, int Pair, typename Weight, typename Run>
+// panels of columns (tap · channel of the block), each [rows][kNR] or, of bfloat16, [rows / 2][kNR][2], where its elements are
+// 1 or 2 apart. The rows are panel_outputs, rounded up to kDepthStep.
+template <typename T, typename S, typename Weight, typename Run>
 void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                        const Weight& weight, Run run) {
+  constexpr int64_t pair = sizeof(T) / sizeof(S);
   if (s.is_depthwise()) {
     if (piece.index == 0)
       each_depthwise_weight(s.taps, block,
@@ -78,8 +94,8 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
   }
   const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
   const int64_t inner = block.first - block.group * group_channels, channels = block.count / block.groups;
-  const int64_t rows = block.panel_outputs, pairs = ceil_div(rows, Pair);
-  const int64_t begin = piece.begin_of(pairs) * Pair, last = piece.end_of(pairs) * Pair;
+  const int64_t rows = block.panel_outputs, depth = round_up(rows, kDepthStep<T, S>);
+  const int64_t begin = piece.begin_of(depth / pair) * pair, last = piece.end_of(depth / pair) * pair;
   const int64_t end = last < rows ? last : rows;
   for (int64_t i = 0; i < block.outputs / rows * (end - begin); ++i) {
     const int64_t row = begin + i % (end - begin), o = i / (end - begin) * rows + row, group = o / outputs;
@@ -88,10 +104,10 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
     for (int64_t tap = 0; tap < s.taps; ++tap)
       for (int64_t c = 0, count; c < channels; c += count) {
         const int64_t column = tap * block.count + group * channels + c, lane = column % kNR<T>;
-        const int64_t packed_row = column / kNR<T> * pairs * Pair + row / Pair * Pair;
+        const int64_t packed_row = column / kNR<T> * depth + row / pair * pair;
         count = channels - c < kNR<T> - lane ? channels - c : kNR<T> - lane;
         run(from + c * weight.channel_stride + tap * weight.tap_stride,
-            block.weight_at + packed_row * kNR<T> + lane * Pair + row % Pair, count);
+            block.weight_at + packed_row * kNR<T> + lane * pair + row % pair, count);
       }
   }
 }
@@ -99,14 +115,14 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
 template <typename T, typename S>
 void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                    const WeightOf<const S>& weight, S* packed) {
-  constexpr int pair = sizeof(T) / sizeof(S);
-  const int64_t pairs = ceil_div(block.panel_outputs, pair);
-  const int64_t begin = piece.begin_of(pairs) * pair, end = piece.end_of(pairs) * pair;
+  constexpr int64_t pair = sizeof(T) / sizeof(S);
+  const int64_t depth = round_up(block.panel_outputs, kDepthStep<T, S>);
+  const int64_t begin = piece.begin_of(depth / pair) * pair, end = piece.end_of(depth / pair) * pair;
   for (int64_t panel = 0; !s.is_depthwise() && panel < block.depth / kNR<T>; ++panel)
-    std::memset(packed + block.weight_at + (panel * pairs * pair + begin) * kNR<T>, 0,
+    std::memset(packed + block.weight_at + (panel * depth + begin) * kNR<T>, 0,
                 (end - begin) * kNR<T> * sizeof(S));
   const int64_t apart = weight.channel_stride;
-  each_backward_run<T, pair>(s, block, piece, weight, [=](int64_t from, int64_t to, int64_t count) {
+  each_backward_run<T, S>(s, block, piece, weight, [=](int64_t from, int64_t to, int64_t count) {
     if (apart == 1 && pair == 1) {
       std::memcpy(packed + to, weight.data + from, count * sizeof(S));
     } else {
@@ -115,12 +131,14 @@ void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const P
   });
 }
 
-template <typename T>
+template <typename T, typename S>
 void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                            const T* packed, const WeightOf<T>& grad_weight) {
+                            const T* packed, const WeightOf<S>& grad_weight) {
   const int64_t apart = grad_weight.channel_stride;
-  each_backward_run<T, 1>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) grad_weight.data[to + i * apart] = packed[from + i];
+  each_backward_run<T, T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
+    S stored[kNR<T>];  // a run is not longer, except in a depthwise convolution, where it is one element
+    store_row(packed + from, stored, count);
+    for (int64_t i = 0; i < count; ++i) grad_weight.data[to + i * apart] = stored[i];
   });
 }
 

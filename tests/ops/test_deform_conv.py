@@ -228,6 +228,45 @@ def test_channels_last_weight_has_the_results_of_a_contiguous_one(dtype, groups)
     assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 
+# With AMX, bfloat16 is multiplied in tiles of 16 rows × 16 columns, 32 deep, if 8 divides the channels.
+# Channels, outputs and pixels that fill tiles, leave over parts of them, or are less than one.
+TILES = [
+    make("whole tiles", channels=64, out_channels=64, size=(8, 12), kernel=(3, 3), padding=1),
+    make("parts of tiles", channels=72, out_channels=40, size=(7, 9), offset_groups=3),
+    make("less than a tile", channels=8, out_channels=5, size=(4, 5)),
+    make("one output", channels=104, out_channels=1, size=(5, 5), batch=1),
+    make("several blocks", channels=264, out_channels=72, size=(6, 7), batch=1),
+    make("offset groups of 16", channels=96, out_channels=48, size=(5, 7), offset_groups=6, mask_groups=2),
+    make("groups of 2", channels=64, out_channels=96, groups=32, size=(5, 6)),
+    make("groups of 4 in and out", channels=128, out_channels=128, groups=32, size=(5, 6)),
+    make("groups of 8", channels=64, out_channels=24, groups=8, size=(9, 7), offset_groups=2),
+    make("groups of 16", channels=64, out_channels=136, groups=4, size=(7, 9)),
+    make("groups of 24", channels=72, out_channels=48, groups=3, size=(7, 9), mask_groups=None),
+    make("groups of 40", channels=80, out_channels=34, groups=2, size=(5, 7), bias=False),
+    make("more rows than a tile of pixels", channels=16, out_channels=24, size=(19, 23), kernel=(1, 1)),
+    make("one axis", channels=40, out_channels=24, size=(203,), kernel=(3,)),
+    make("three axes", channels=32, out_channels=40, size=(4, 5, 6), kernel=(2, 3, 1)),
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("sample", TILES, ids=lambda sample: sample.name)
+def test_bfloat16_products_match_reference(sample, channels_last):
+    """Each result differs by few roundings of the sum of its terms' absolute values."""
+    sample = sample.to(torch.bfloat16)
+    if channels_last and sample.tensors[0].dim() == 4:
+        input, *rest = sample.tensors
+        sample = replace(sample, tensors=(input.contiguous(memory_format=torch.channels_last), *rest))
+    op_cases.results(conv.call, sample.map(lambda tensor: tensor * math.nan))  # what memory may hold
+    exact = sample.to(torch.float64)
+    absolute = op_cases.absolute_at(0, 1, 3, 4)(exact)
+    actual, expected = op_cases.results(conv.call, sample), op_cases.results(conv.reference, exact)
+    output = conv.reference(absolute)
+    terms = op_cases.results(conv.reference, absolute, op_cases.ramp(output).abs())
+    for mine, true, largest in zip(actual, expected, terms, strict=True):
+        assert (mine.double() - true).abs().max() <= 2**-7 * largest.abs().max()
+
+
 @both
 def test_bias_gradient_does_not_depend_on_threads(function, cases, set_threads):
     """With one output channel, its sum is split among threads."""

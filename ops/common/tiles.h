@@ -1,0 +1,177 @@
+// gemm.h's product of bfloat16 on the matrix unit of Intel's CPUs (AMX). Included by gemm.h only.
+//
+// The unit has eight tiles of up to 16 rows of 64 bytes. Tiles 0 to 3 hold sums, 32 rows × 32 columns; 4 and 5 hold 16 rows
+// each of the left operand, 6 and 7 hold 16 columns each of the right one.
+#pragma once
+
+#include <cstring>
+
+#include "integers.h"
+#include "simd.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+
+constexpr int64_t kTileRows = 16, kTileBytes = 64;
+// The tiles of a stretch of k for which a panel of the right operand stays in the L1 cache: 24 KiB
+constexpr int64_t kTileStretch = 12;
+
+// The sizes of the tiles, as the instruction ldtilecfg reads them
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  // For blocks of `upper` + `lower` rows and products of `step` k. A tile without rows must not have columns.
+  TileConfig(int64_t upper, int64_t lower, int64_t step) {
+    const int64_t rows_of[8] = {upper, upper, lower, lower, upper, lower, step / 2, step / 2};
+    for (int i = 0; i < 8; ++i) {
+      const int64_t bytes = i == 4 || i == 5 ? step * int64_t(sizeof(uint16_t)) : kTileBytes;
+      rows[i] = uint8_t(rows_of[i]);
+      row_bytes[i] = uint16_t(rows_of[i] == 0 ? 0 : bytes);
+    }
+  }
+};
+
+// The tiles of the CPU. In assembly, because GCC 12's intrinsics do not declare the memory that they read: it moves stores
+// behind them.
+class CpuTiles {
+ public:
+  explicit CpuTiles(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
+  CpuTiles(const CpuTiles&) = delete;
+  ~CpuTiles() { asm volatile("tilerelease"); }  // the system then saves less when it changes threads
+
+  template <int tile>
+  void clear() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(tile));
+  }
+  template <int tile, typename E>
+  void load(const E* from, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+                 :
+                 : "r"(from), "r"(stride * int64_t(sizeof(E))), "i"(tile)
+                 : "memory");
+  }
+  template <int tile>
+  void store(float* to, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
+                 :
+                 : "r"(to), "r"(stride * int64_t(sizeof(float))), "i"(tile)
+                 : "memory");
+  }
+  template <int sums, int left, int right>
+  void add_product() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(left), "i"(right));
+  }
+};
+
+// The same in C++, for CPUs without AMX: tests compare what is read and written, and in which order it is summed.
+class EmulatedTiles {
+ public:
+  explicit EmulatedTiles(const TileConfig& config) : config_(config) {}
+
+  template <int tile>
+  void clear() {
+    std::memset(data_[tile], 0, sizeof data_[tile]);
+  }
+  template <int tile, typename E>
+  void load(const E* from, int64_t stride) {
+    clear<tile>();
+    for (int64_t row = 0; row < config_.rows[tile]; ++row)
+      std::memcpy(data_[tile][row], from + row * stride, config_.row_bytes[tile]);
+  }
+  template <int tile>
+  void store(float* to, int64_t stride) const {
+    for (int64_t row = 0; row < config_.rows[tile]; ++row)
+      std::memcpy(to + row * stride, data_[tile][row], config_.row_bytes[tile]);
+  }
+  // The sums of the even and of the odd k of a tile are added at the end.
+  template <int sums, int left, int right>
+  void add_product() {
+    for (int64_t row = 0; row < config_.rows[sums]; ++row) {
+      Vector<float> even{}, odd{};
+      for (int64_t pair = 0; pair < config_.rows[right]; ++pair) {
+        uint16_t factors[2];
+        std::memcpy(factors, data_[left][row] + pair * sizeof factors, sizeof factors);
+        typedef uint32_t Pairs __attribute__((vector_size(kTileBytes), aligned(kTileBytes), may_alias));
+        const Pairs pairs = *reinterpret_cast<const Pairs*>(data_[right][pair]);
+        even += from_stored(factors[0]) * (Vector<float>)(pairs << 16);
+        odd += from_stored(factors[1]) * (Vector<float>)(pairs & 0xffff0000u);
+      }
+      *reinterpret_cast<Vector<float>*>(data_[sums][row]) += even + odd;
+    }
+  }
+
+ private:
+  const TileConfig config_;
+  alignas(kTileBytes) char data_[8][kTileRows][kTileBytes];
+};
+
+// Adds k in [begin, end) to a block of sums. lower, right: whether it has more than 16 rows, and more than 16 columns.
+template <bool lower, bool right, typename Tiles, typename Left>
+void multiply_tiles(Tiles& tiles, const Left& a, int64_t row, const uint16_t* b, int64_t begin, int64_t end,
+                    int64_t step, float* c, int64_t c_stride, bool accumulate) {
+  constexpr int64_t b_stride = 2 * kNR<uint16_t>;  // of a pair of rows
+  // Local variables, because the compiler would read members again after every load of a tile.
+  const int64_t a_stride = a.row_stride, block_size = a.block, block_stride = a.block_stride;
+  float* const c_lower = c + kTileRows * c_stride;
+  if (accumulate) {
+    tiles.template load<0>(c, c_stride);
+    if (right) tiles.template load<1>(c + kTileRows, c_stride);
+    if (lower) tiles.template load<2>(c_lower, c_stride);
+    if (lower && right) tiles.template load<3>(c_lower + kTileRows, c_stride);
+  } else {
+    tiles.template clear<0>();
+    if (right) tiles.template clear<1>();
+    if (lower) tiles.template clear<2>();
+    if (lower && right) tiles.template clear<3>();
+  }
+  const uint16_t* a_block = a.data + row * a_stride + begin / block_size * block_stride;
+  int64_t inner = begin % block_size;
+  b += begin * kNR<uint16_t>;
+  for (int64_t k = begin; k < end; k += step, b += step * kNR<uint16_t>) {
+    tiles.template load<4>(a_block + inner, a_stride);
+    tiles.template load<6>(b, b_stride);
+    if (right) tiles.template load<7>(b + 2 * kTileRows, b_stride);
+    if (lower) tiles.template load<5>(a_block + inner + kTileRows * a_stride, a_stride);
+    tiles.template add_product<0, 4, 6>();
+    if (right) tiles.template add_product<1, 4, 7>();
+    if (lower) tiles.template add_product<2, 5, 6>();
+    if (lower && right) tiles.template add_product<3, 5, 7>();
+    inner += step;
+    if (inner == block_size) inner = 0, a_block += block_stride;
+  }
+  tiles.template store<0>(c, c_stride);
+  if (right) tiles.template store<1>(c + kTileRows, c_stride);
+  if (lower) tiles.template store<2>(c_lower, c_stride);
+  if (lower && right) tiles.template store<3>(c_lower + kTileRows, c_stride);
+}
+
+// As gemm. a.block is a multiple of a tile's depth, or is the depth of all tiles. Operands must be zero where they are padded:
+// 0 × NaN is not 0.
+template <typename Tiles, typename Left>
+void gemm_of_tiles(const Left& a, int64_t rows, const uint16_t* b, int64_t depth, int64_t columns, float* c,
+                   int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {
+  constexpr int64_t most = kDepthStep<float, uint16_t>, panel = kNR<uint16_t>, block = 2 * kTileRows;
+  const int64_t step = a.block < most ? a.block : most, stretch = kTileStretch * step;
+  for (int64_t first = 0, last; first < rows; first = last) {  // all whole blocks, then the rest
+    const int64_t size = rows - first < block ? rows - first : block;
+    const int64_t upper = size < kTileRows ? size : kTileRows, lower = size - upper;
+    last = size < block ? rows : rows / block * block;
+    Tiles tiles(TileConfig(upper, lower, step));
+    for (int64_t j = 0; j * panel < columns; ++j) {
+      const bool right = columns - j * panel > panel / 2;
+      const auto multiply =
+          lower   ? right ? multiply_tiles<true, true, Tiles, Left> : multiply_tiles<true, false, Tiles, Left>
+          : right ? multiply_tiles<false, true, Tiles, Left>
+                  : multiply_tiles<false, false, Tiles, Left>;
+      for (int64_t k = 0; k < depth; k += stretch) {
+        const int64_t end = k + stretch < depth ? k + stretch : depth;
+        for (int64_t row = first; row < last; row += block)
+          multiply(tiles, a, row, b + j * depth * panel, k, end, step,
+                   c + j * c_panel_stride + row * c_row_stride, c_row_stride, accumulate || k > 0);
+      }
+    }
+  }
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE
