@@ -204,6 +204,25 @@ DCNZOO_INLINE Value load_lanes(const S* from) {
   }
 }
 
+// Two vectors of bfloat16, converted without a shuffle: the even elements are the lower halves of 32-bit lanes, the odd ones
+// the upper halves.
+struct EvenOdd {
+  Vector<float> even, odd;
+
+  DCNZOO_INLINE void operator+=(const EvenOdd& other) { even += other.even, odd += other.odd; }
+  DCNZOO_INLINE friend EvenOdd operator*(float factor, const EvenOdd& value) {
+    return {factor * value.even, factor * value.odd};
+  }
+  DCNZOO_INLINE friend EvenOdd operator*(const EvenOdd& value, float factor) { return factor * value; }
+};
+
+template <typename Value, std::enable_if_t<std::is_same_v<Value, EvenOdd>, int> = 0>
+DCNZOO_INLINE EvenOdd load_lanes(const uint16_t* from) {
+  typedef uint32_t Pairs __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
+  const Pairs pairs = *reinterpret_cast<const Pairs*>(from);
+  return {(Vector<float>)(pairs << 16), (Vector<float>)(pairs & 0xffff0000u)};
+}
+
 template <typename S, typename Value>
 DCNZOO_INLINE void store_lanes(S* to, Value value) {
   const auto stored = to_stored<S>(value);

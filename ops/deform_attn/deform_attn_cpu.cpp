@@ -7,9 +7,9 @@
 namespace dcnzoo {
 namespace {
 
-template <typename T>
-const DeformAttnKernels<T>& kernels() {
-  return deform_attn_kernels_dispatched().of<T>();
+template <typename T, typename S = T>
+const DeformAttnKernels<T, S>& kernels() {
+  return deform_attn_kernels_dispatched().of<T, S>();
 }
 
 // Sampling points per forward task: enough to make the cost of scheduling negligible.
@@ -18,8 +18,8 @@ constexpr int64_t kTaskPoints = 4096;
 int64_t whole_vectors(int64_t count) { return round_up(count, kMostLanes); }
 
 // The kernels' arguments for a grid, and the memory of its tables.
-template <typename T>
-class Problem : public DeformAttnCpu<T> {
+template <typename T, typename S = T>
+class Problem : public DeformAttnCpu<T, S> {
  public:
   Problem(const DeformAttnSizes& sizes, const KernelGrid& grid) : Problem(sizes) {
     fill(grid);
@@ -41,7 +41,7 @@ class Problem : public DeformAttnCpu<T> {
   using Index = typename SampleTable<T>::Index;
 
   explicit Problem(const DeformAttnSizes& sizes)
-      : DeformAttnCpu<T>{},
+      : DeformAttnCpu<T, S>{},
         numbers_(6 * whole_vectors(sizes.points)),
         indices_(3 * whole_vectors(sizes.points)) {
     DeformAttnSizes& mine = *this;
@@ -75,13 +75,20 @@ class Problem : public DeformAttnCpu<T> {
   std::vector<Index> indices_;
 };
 
-template <typename T, typename Grid>
+template <typename T>
+StoredField<T> stored_field(const Tensor& field) {
+  const void* const data = field.const_data_ptr();
+  if (field.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<const BFloat16Bits*>(data)};
+  return {static_cast<const T*>(data), nullptr};
+}
+
+template <typename T, typename S, typename Grid>
 void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, const Tensor& offset,
              const Tensor& weight, const Tensor& output) {
-  Problem<T> p(s, grid);
-  p.input = input.const_data_ptr<T>();
-  p.offset = offset.const_data_ptr<T>(), p.weight = weight.const_data_ptr<T>();
-  p.output = output.mutable_data_ptr<T>();
+  Problem<T, S> p(s, grid);
+  p.input = static_cast<const S*>(input.const_data_ptr());
+  p.offset = stored_field<T>(offset), p.weight = stored_field<T>(weight);
+  p.output = static_cast<S*>(output.mutable_data_ptr());
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
   TaskQueue queue(s.batch * tasks);
@@ -89,7 +96,7 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
     T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
     for (int64_t task; queue.take(task);) {
       const int64_t begin = task % tasks * rows;
-      kernels<T>().forward(p, task / tasks, begin, std::min(begin + rows, s.queries), plan);
+      kernels<T, S>().forward(p, task / tasks, begin, std::min(begin + rows, s.queries), plan);
     }
   });
 }
@@ -102,7 +109,7 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   };
   Problem<T> p(s, grid);
   p.input = input.const_data_ptr<T>();
-  p.offset = offset.const_data_ptr<T>(), p.weight = weight.const_data_ptr<T>();
+  p.offset = stored_field<T>(offset), p.weight = stored_field<T>(weight);
   p.grad_output = grad_output.const_data_ptr<T>();
   p.grad_input = memory(gradients.input);
   p.grad_offset = memory(gradients.offset), p.grad_weight = memory(gradients.weight);
@@ -124,10 +131,13 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   });
 }
 
-// Half types are converted to float32, whole tensors at a time.
+// The forward reads bfloat16 and sums in float32. Elsewhere, half types are converted to float32, whole tensors at a time.
 struct CpuDeformAttn {
-  static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*>) {
-    return accumulate_type(input.scalar_type());
+  static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields,
+                               bool backward) {
+    bool reads = !backward;
+    for (const Tensor* field : fields) reads &= field->scalar_type() == ScalarType::BFloat16;
+    return reads ? ScalarType::BFloat16 : accumulate_type(input.scalar_type());
   }
 
   static Tensor new_sum(const Tensor& input) {
@@ -152,11 +162,15 @@ struct CpuDeformAttn {
   template <typename Grid>
   static Tensor forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                         const Tensor& offset, const Tensor& weight) {
-    const ScalarType wide = offset.scalar_type();
-    const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
-    (wide == ScalarType::Double ? dcnzoo::forward<double, Grid>
-                                : dcnzoo::forward<float, Grid>)(s, grid, maps, offset, weight, output);
-    return as_type(output, input.scalar_type());
+    const ScalarType type = input.scalar_type();
+    const bool reads = type == ScalarType::BFloat16;
+    const Tensor maps = contiguous_as(input, reads ? type : accumulate_type(type));
+    const Tensor output = torch::stable::new_empty(maps, s.output_sizes);
+    const auto run = reads                        ? dcnzoo::forward<float, BFloat16Bits, Grid>
+                     : type == ScalarType::Double ? dcnzoo::forward<double, double, Grid>
+                                                  : dcnzoo::forward<float, float, Grid>;
+    run(s, grid, maps, offset, weight, output);
+    return as_type(output, type);
   }
 
   template <typename Grid>

@@ -33,7 +33,8 @@ struct Place {
   T base[2];
 
   Place() = default;
-  DCNZOO_INLINE Place(const DeformAttnCpu<T>& p, int64_t image, int64_t query, int64_t group)
+  template <typename S>
+  DCNZOO_INLINE Place(const DeformAttnCpu<T, S>& p, int64_t image, int64_t query, int64_t group)
       : image(image), query(query), group(group) {
     const int64_t row = image * p.queries + query;
     offset = p.offset_at.first + row * p.offset_at.query + group * p.offset_at.group;
@@ -43,44 +44,59 @@ struct Place {
   }
 
   // The index of its first channel in the output, and in the first pixel of the image's input.
-  DCNZOO_INLINE int64_t output(const DeformAttnCpu<T>& p) const {
+  DCNZOO_INLINE int64_t output(const DeformAttnSizes& p) const {
     return ((image * p.queries + query) * p.groups + group) * p.channels;
   }
-  DCNZOO_INLINE int64_t map(const DeformAttnCpu<T>& p) const {
+  DCNZOO_INLINE int64_t map(const DeformAttnSizes& p) const {
     return (image * p.pixels * p.groups + group) * p.channels;
   }
 };
 
 // The most places whose points fit a vector; 1 if even those of one do not.
 template <typename T>
-DCNZOO_INLINE int64_t places_of_chunk(const DeformAttnCpu<T>& p) {
+DCNZOO_INLINE int64_t places_of_chunk(const DeformAttnSizes& p) {
   return p.points < 1 || p.points > kLanes<T> ? 1 : kLanes<T> / p.points;
 }
 
+// Loads the first `count` lanes of a field, from `at` on. With maps of T, fields are T.
+template <typename T, typename S>
+DCNZOO_INLINE Vector<T> load_field(const StoredField<T>& field, int64_t at, int64_t count) {
+  if constexpr (!std::is_same_v<S, T>)
+    if (field.bits) return load_some(field.bits + at, count);
+  return load_some(field.values + at, count);
+}
+
 // Plans the points at `first` of a place, or all points of several.
-template <typename T>
-DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const Place<T>* place, int64_t places, int64_t first) {
+template <typename T, typename S>
+DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T, S>& p, const Place<T>* place, int64_t places,
+                            int64_t first) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
   int64_t count = p.points - first;
-  const T *offset = p.offset + place->offset + 2 * first, *weight = p.weight + place->weight + first;
   Vector<T> base[2] = {place->base[0] + Vector<T>{}, place->base[1] + Vector<T>{}};
-  // The fields of all places, one after another. Each store writes a whole vector; the next one overwrites its unused
-  // lanes.
-  T offsets[3 * lanes], weights[2 * lanes], bases[2][2 * lanes];
+  Vector<T> pairs[2], weight;
   if (places > 1) {
+    // The fields of all places, one after another. Each store writes a whole vector; the next one overwrites its unused
+    // lanes.
+    T offsets[3 * lanes], weights[2 * lanes], bases[2][2 * lanes];
     for (int64_t i = 0; i < places; ++i) {
-      store(offsets + i * 2 * count, load_some(p.offset + place[i].offset, 2 * count));
-      store(weights + i * count, load_some(p.weight + place[i].weight, count));
+      store(offsets + i * 2 * count, load_field<T, S>(p.offset, place[i].offset, 2 * count));
+      store(weights + i * count, load_field<T, S>(p.weight, place[i].weight, count));
       for (int axis = 0; axis < 2; ++axis) store(bases[axis] + i * count, place[i].base[axis] + Vector<T>{});
     }
-    offset = offsets, weight = weights, count *= places;
+    count *= places;
     for (int axis = 0; axis < 2; ++axis) base[axis] = load(bases[axis]);
+    pairs[0] = load_some(offsets, 2 * count), pairs[1] = load_some(offsets + lanes, 2 * count - lanes);
+    weight = load_some(weights, count);
+  } else {
+    const int64_t at = place->offset + 2 * first;
+    pairs[0] = load_field<T, S>(p.offset, at, 2 * count),
+    pairs[1] = load_field<T, S>(p.offset, at + lanes, 2 * count - lanes);
+    weight = load_field<T, S>(p.weight, place->weight + first, count);
   }
   Vector<T> field[2], point[2], extent[2];
   Vector<Index> size[2];
-  split_pairs<T>(load_some(offset, 2 * count), load_some(offset + lanes, 2 * count - lanes), field[1],
-                 field[0]);
+  split_pairs<T>(pairs[0], pairs[1], field[1], field[0]);
   for (int axis = 0; axis < 2; ++axis) {
     point[axis] = sample_coordinate<Vector<T>>(base[axis], load(p.table.tap[axis] + first), field[axis],
                                                load(p.table.scale[axis] + first));
@@ -91,23 +107,48 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const Place<T>* place, in
   chunk.at = corners_at<Vector<T>, Vector<Index>, 2, VecTraitsOf<Vector<T>>>(point, extent, size);
   const Vector<Index> start = load(p.table.start + first);
   for (int corner = 0; corner < kCorners; ++corner) chunk.at.index[corner] += start;
-  chunk.factor = load_some(weight, count);
+  chunk.factor = weight;
   chunk.stored = store_corners<Vector<T>, Vector<Index>, 2>(chunk.at, chunk.factor);
   return chunk;
 }
 
-// Sums V vectors of channels over a query's points. Rest: V is 1, and the vector has only `rest` lanes. check becomes
-// NaN if a sum is not finite.
-template <typename T, int V, bool Rest>
+// 0, or NaN in lanes that are not finite
+template <typename Value>
+DCNZOO_INLINE Value not_finite(Value value) {
+  return value - value;
+}
+DCNZOO_INLINE Vector<float> not_finite(const EvenOdd& value) {
+  return (value.even - value.even) + (value.odd - value.odd);
+}
+
+// Stores the sums of two vectors of bfloat16 in the order of the channels.
+DCNZOO_INLINE void store_sums(uint16_t* to, const EvenOdd& value) {
+  Vector<float> low, high;
+  join_pairs<float>(value.even, value.odd, low, high);
+  store_lanes(to, low), store_lanes(to + kLanes<float>, high);
+}
+template <typename S, typename Value>
+DCNZOO_INLINE void store_sums(S* to, Value value) {
+  store_lanes(to, value);
+}
+
+// Sums V values of channels, vectors or pairs of them, over a query's points. Rest: V is 1, and the vector has only `rest`
+// lanes. check becomes NaN if a sum is not finite.
+template <typename T, typename S, typename Value, int V, bool Rest>
 DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const T* weight, int64_t padded,
-                              int64_t points, const T* map, int64_t pixel_stride, int64_t rest, T* output,
+                              int64_t points, const S* map, int64_t pixel_stride, int64_t rest, S* output,
                               Vector<T>& check) {
-  constexpr int lanes = kLanes<T>;
-  const auto read = [rest](const T* from) { return Rest ? load_some(from, rest) : load(from); };
-  Vector<T> sum[2][V] = {};  // two accumulators each, to shorten the dependency chain
+  constexpr int channels = sizeof(Value) / sizeof(T);
+  const auto read = [rest](const S* from) -> Value {
+    if constexpr (Rest)
+      return load_some(from, rest);
+    else
+      return load_lanes<Value>(from);
+  };
+  Value sum[2][V] = {};  // two accumulators each, to shorten the dependency chain
   for (int64_t point = 0; point < points; ++point) {
     if (index[point] < 0) continue;
-    const T* from[kCorners];
+    const S* from[kCorners];
     T share[kCorners];
     for (int corner = 0; corner < kCorners; ++corner) {
       from[corner] = map + int64_t(index[corner * padded + point]) * pixel_stride;
@@ -115,15 +156,20 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
     }
     for (int v = 0; v < V; ++v)
       for (int corner = 0; corner < kCorners; ++corner)
-        sum[corner / 2][v] += share[corner] * read(from[corner] + v * lanes);
+        sum[corner / 2][v] += share[corner] * read(from[corner] + v * channels);
   }
   for (int v = 0; v < V; ++v) {
-    const Vector<T> total = sum[0][v] + sum[1][v];
-    check += total - total;
-    if (Rest)
-      store_some(output + v * lanes, total, rest);
-    else
-      store(output + v * lanes, total);
+    sum[0][v] += sum[1][v];
+    check += not_finite(sum[0][v]);
+    if constexpr (!Rest) {
+      store_sums(output + v * channels, sum[0][v]);
+    } else if constexpr (std::is_same_v<S, T>) {
+      store_some(output, sum[0][v], rest);
+    } else {
+      T sums[kLanes<T>];
+      store(sums, sum[0][v]);
+      store_row(sums, output, rest);
+    }
   }
 }
 
@@ -144,36 +190,43 @@ struct ChunkPoints {
 
 // Recomputes a place's output by the plain formula if a sum is not finite: corners outside the map are not read, and the
 // factor multiplies the interpolated value.
-template <typename T>
-__attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, const Place<T>& place) {
+template <typename T, typename S>
+__attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T, S>& p, const Place<T>& place) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t pixel_stride = p.groups * p.channels;
-  const T* const map = p.input + place.map(p);
-  T* const output = p.output + place.output(p);
+  const S* const map = p.input + place.map(p);
+  S* const output = p.output + place.output(p);
   bool finite = true;
-  for (int64_t c = 0; c < p.channels; ++c) finite &= output[c] - output[c] == T(0);
+  for (int64_t c = 0; c < p.channels; ++c) finite &= from_stored(output[c]) - from_stored(output[c]) == T(0);
   if (finite) return;  // the Inf or NaN is in another place: leave this one unchanged
-  for (int64_t c = 0; c < p.channels; ++c) output[c] = 0;
-  for (int64_t first = 0; first < p.points; first += lanes) {
-    const ChunkPoints<T> points(plan(p, &place, 1, first));
-    for (int64_t point = 0; point < lanes && first + point < p.points; ++point) {
-      const InsideCorners<kCorners> inside([&](int c) { return points.index[c][point]; });
-      for (int64_t c = 0; c < p.channels; ++c) {
-        T value = 0;
-        for (int i = 0; i < inside.count; ++i)
-          value += points.weight[inside.corner[i]][point] * map[inside.index[i] * pixel_stride + c];
-        output[c] += value * points.rest[point];
+  for (int64_t begin = 0; begin < p.channels; begin += lanes) {
+    const int64_t channels = p.channels - begin < lanes ? p.channels - begin : lanes;
+    T sums[lanes] = {};
+    for (int64_t first = 0; first < p.points; first += lanes) {
+      const ChunkPoints<T> points(plan(p, &place, 1, first));
+      for (int64_t point = 0; point < lanes && first + point < p.points; ++point) {
+        const InsideCorners<kCorners> inside([&](int c) { return points.index[c][point]; });
+        for (int64_t c = 0; c < channels; ++c) {
+          T value = 0;
+          for (int i = 0; i < inside.count; ++i)
+            value += points.weight[inside.corner[i]][point] *
+                     from_stored(map[inside.index[i] * pixel_stride + begin + c]);
+          sums[c] += value * points.rest[point];
+        }
       }
     }
+    store_row(sums, output + begin, channels);
   }
 }
 
-template <typename T>
-void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t end, T* scratch) {
+template <typename T, typename S>
+void forward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t begin, int64_t end, T* scratch) {
   using Index = typename SampleTable<T>::Index;
+  // what is sampled at once: two vectors of bfloat16 are converted together
+  using Pair = std::conditional_t<std::is_same_v<S, T>, Vector<T>, EvenOdd>;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
-  const int64_t full = p.channels / lanes, rest = p.channels % lanes, most = places_of_chunk(p);
+  const int64_t full = p.channels / lanes, rest = p.channels % lanes, most = places_of_chunk<T>(p);
   T* const weight = scratch;
   Index* const index = reinterpret_cast<Index*>(scratch + kCorners * padded);
   Place<T> place[lanes];
@@ -198,20 +251,22 @@ void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t en
     }
     Vector<T> check{};
     for (int64_t i = 0; i < places; ++i) {
-      const T* map = p.input + place[i].map(p);
-      T* output = p.output + place[i].output(p);
-      const auto sum = [&](auto vectors, auto partial) {
-        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(
-            index + i * p.points, weight + i * p.points, padded, p.points, map, pixel_stride, rest, output,
-            check);
-        map += vectors * lanes, output += vectors * lanes;
+      const S* map = p.input + place[i].map(p);
+      S* output = p.output + place[i].output(p);
+      const auto sum = [&](auto value, auto count, auto partial) {
+        using Value = decltype(value);
+        constexpr int64_t channels = count * int64_t(sizeof(Value) / sizeof(T));
+        sum_points<T, S, Value, count(), partial()>(index + i * p.points, weight + i * p.points, padded,
+                                                    p.points, map, pixel_stride, rest, output, check);
+        map += channels, output += channels;
       };
       using std::false_type, std::integral_constant;
+      constexpr int pair = sizeof(Pair) / sizeof(Vector<T>);
       int64_t vectors = full;
-      for (; vectors >= 4; vectors -= 4) sum(integral_constant<int, 4>{}, false_type{});
-      if (vectors & 2) sum(integral_constant<int, 2>{}, false_type{});
-      if (vectors & 1) sum(integral_constant<int, 1>{}, false_type{});
-      if (rest) sum(integral_constant<int, 1>{}, std::true_type{});
+      for (; vectors >= 4; vectors -= 4) sum(Pair{}, integral_constant<int, 4 / pair>{}, false_type{});
+      if (vectors & 2) sum(Pair{}, integral_constant<int, 2 / pair>{}, false_type{});
+      if (vectors & 1) sum(Vector<T>{}, integral_constant<int, 1>{}, false_type{});
+      if (rest) sum(Vector<T>{}, integral_constant<int, 1>{}, std::true_type{});
     }
     if (all_zero<T>(check)) continue;
     for (int64_t i = 0; i < places; ++i) sum_exactly(p, place[i]);
@@ -365,11 +420,11 @@ DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T>& p, const Place<T>& pla
   const int64_t offset = place.offset + queries * p.offset_at.query;
   const int64_t weight = place.weight + queries * p.weight_at.query;
   for (int64_t i = 0; i < 2 * p.points + line; i += line) {
-    __builtin_prefetch(p.offset + offset + i);
+    __builtin_prefetch(p.offset.values + offset + i);
     if (Fields) __builtin_prefetch(p.grad_offset + offset + i, 1);
   }
   for (int64_t i = 0; i < p.points + line; i += line) {
-    __builtin_prefetch(p.weight + weight + i);
+    __builtin_prefetch(p.weight.values + weight + i);
     if (Fields) __builtin_prefetch(p.grad_weight + weight + i, 1);
   }
   __builtin_prefetch(p.grad_output + place.output(p) + queries * p.groups * p.channels);
@@ -379,7 +434,7 @@ template <typename T, int V, bool Input, bool Fields>
 void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratch) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.channels, lanes), pixel_stride = p.groups * p.channels;
-  const int64_t begin = Place<T>(p, image, 0, group).map(p), most = places_of_chunk(p);
+  const int64_t begin = Place<T>(p, image, 0, group).map(p), most = places_of_chunk<T>(p);
   T* const gradient = scratch;
   const Slice<T, Input, Fields> slice(p, begin, scratch + padded);
   T dots[Fields ? kCorners * kRows<T> : 1];
@@ -425,10 +480,11 @@ void backward(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratc
 
 }  // namespace
 
-const KernelTable<DeformAttnKernels>& deform_attn_kernels() {
-  static const KernelTable<DeformAttnKernels> kernels{
-      {forward<float>, backward<float>},
-      DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double>, backward<double>})};
+const StoredKernelTable<DeformAttnKernels>& deform_attn_kernels() {
+  static const StoredKernelTable<DeformAttnKernels> kernels{
+      {forward<float, float>, backward<float>},
+      DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double, double>, backward<double>}),
+      {forward<float, BFloat16Bits>, nullptr}};
   return kernels;
 }
 

@@ -18,16 +18,24 @@ struct SampleTable {
   const Index *size[2], *start;
 };
 
+// Offset or weight as it is read: T or, in the forward, bfloat16 (`values` is then null).
 template <typename T>
+struct StoredField {
+  const T* values;
+  const BFloat16Bits* bits;
+};
+
+// T is the type of the computation, S that of input and output: T, or bfloat16 in the forward.
+template <typename T, typename S = T>
 struct DeformAttnCpu : DeformAttnSizes {
   SampleTable<T> table;
   T origin[2], step[2];  // a query's base: origin + step · its position on a grid of width out_w
   int64_t out_w;
 
-  const T* input;            // [batch][pixels][groups · channels]
-  const T *offset, *weight;  // laid out by offset_at and weight_at
+  const S* input;                 // [batch][pixels][groups · channels]
+  StoredField<T> offset, weight;  // laid out by offset_at and weight_at
 
-  T* output;  // [batch][queries][groups · channels]
+  S* output;  // [batch][queries][groups · channels]
 
   // backward
   const T* grad_output;          // like output
@@ -36,15 +44,15 @@ struct DeformAttnCpu : DeformAttnSizes {
   bool in_place;                 // adds to grad_input, which is zero, without scratch for input and gradient
 };
 
-template <typename T>
+template <typename T, typename S = T>
 struct DeformAttnKernels {
   // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
-  void (*forward)(const DeformAttnCpu<T>&, int64_t image, int64_t begin, int64_t end, T* plan);
+  void (*forward)(const DeformAttnCpu<T, S>&, int64_t image, int64_t begin, int64_t end, T* plan);
   // All queries of an image, one group: no two calls write the same memory. scratch: (2 · pixels + 1) · channels
-  // (padded to a multiple of kMostLanes) of T.
+  // (padded to a multiple of kMostLanes) of T. Null for bfloat16.
   void (*backward)(const DeformAttnCpu<T>&, int64_t image, int64_t group, T* scratch);
 };
 
-DCNZOO_DECLARE_KERNELS(KernelTable<DeformAttnKernels>, deform_attn_kernels)
+DCNZOO_DECLARE_KERNELS(StoredKernelTable<DeformAttnKernels>, deform_attn_kernels)
 
 }  // namespace dcnzoo

@@ -1,8 +1,8 @@
 // dcnv3, dcnv4 and ms_deform_attn on any device: checks, layouts and gradients around the forward and backward of a
 // Backend:
 //
-//   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields)
-//     the type of offsets, locations and weights that it expects
+//   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields, bool backward)
+//     the type of offsets, locations and weights that its forward or backward expects
 //   static Tensor new_sum(const Tensor& input)
 //     memory for the gradient of the input
 //   static LevelGrid levels(const DeformAttnShapes&, const Tensor& sizes, const Tensor& starts)
@@ -31,7 +31,7 @@ struct DeformAttnOps {
   template <typename Grid>
   static Tensor forward_of(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                            const Tensor& offset, const Tensor& weight) {
-    const ScalarType type = Backend::field_type(input, {&offset, &weight});
+    const ScalarType type = Backend::field_type(input, {&offset, &weight}, false);
     return Backend::forward(s, grid, input, contiguous_as(offset, type), contiguous_as(weight, type));
   }
 
@@ -40,7 +40,7 @@ struct DeformAttnOps {
                                                         const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& offset, const Tensor& weight,
                                                         const std::vector<bool>& wanted) {
-    const ScalarType type = Backend::field_type(input, {&offset, &weight});
+    const ScalarType type = Backend::field_type(input, {&offset, &weight}, true);
     const Tensor offsets = contiguous_as(offset, type), weights = contiguous_as(weight, type);
     const bool fields = wanted[1] || wanted[2];
     const auto like = [&](const Tensor& tensor) {
@@ -84,7 +84,7 @@ struct DeformAttnOps {
     const KernelShapes s = check_dcnv4(
         input, offset_mask,
         {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
-    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
+    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}, false));
     return Backend::forward(s.sizes, s.grid, input, fields, fields);
   }
 
@@ -97,7 +97,7 @@ struct DeformAttnOps {
         input, offset_mask,
         {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     check_backward("dcnv4 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 2);
-    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
+    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}, true));
     // zeros: no kernel writes the padding channels
     const Tensor of_fields =
         output_mask[1] ? torch::stable::new_zeros(fields, sizes_of(fields)) : none(fields);

@@ -47,7 +47,8 @@ class ChannelBlocking {
       : shape_(s), depthwise_(s.is_depthwise()), panel_(panel) {
     for (int64_t channel = 0; channel < s.channels; channel += blocks.back().count)
       blocks.push_back(block_from(channel, most_channels));
-    for (size_t i = 1; i < blocks.size(); ++i) {  // the blocks of an offset group or mask group are neighbours
+    // The blocks of an offset group or a mask group are neighbours.
+    for (size_t i = 1; i < blocks.size(); ++i) {
       ChannelBlock &before = blocks[i - 1], &block = blocks[i];
       if (before.offset_group == block.offset_group || before.mask_group == block.mask_group)
         before.shares_points = block.shares_points = true;

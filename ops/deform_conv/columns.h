@@ -26,29 +26,10 @@ DCNZOO_INLINE void with_channels(int64_t channels, const Run& run) {
     run(channels);
 }
 
-// A panel's channels of bfloat16, converted without a shuffle: the even ones are the lower halves of 32-bit lanes, the
-// odd ones the upper halves. In a column, the even ones are stored first.
-struct EvenOdd {
-  static constexpr int channels = kNR<uint16_t>;
-  Vector<float> even, odd;
-
-  DCNZOO_INLINE void operator+=(const EvenOdd& other) { even += other.even, odd += other.odd; }
-  DCNZOO_INLINE friend EvenOdd operator*(float factor, const EvenOdd& value) {
-    return {factor * value.even, factor * value.odd};
-  }
-  DCNZOO_INLINE friend EvenOdd operator*(const EvenOdd& value, float factor) { return factor * value; }
-
-  // The column of a channel of a block.
-  static int64_t column_of(int64_t channel) {
-    return channel / channels * channels + channel % 2 * (channels / 2) + channel % channels / 2;
-  }
-};
-
-template <typename Value, std::enable_if_t<std::is_same_v<Value, EvenOdd>, int> = 0>
-DCNZOO_INLINE EvenOdd load_lanes(const uint16_t* from) {
-  typedef uint32_t Pairs __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
-  const Pairs pairs = *reinterpret_cast<const Pairs*>(from);
-  return {(Vector<float>)(pairs << 16), (Vector<float>)(pairs & 0xffff0000u)};
+// The column of a channel of a block: in a panel of bfloat16, the even channels are stored first.
+inline int64_t even_odd_column(int64_t channel) {
+  constexpr int64_t panel = kNR<uint16_t>;
+  return channel / panel * panel + channel % 2 * (panel / 2) + channel % panel / 2;
 }
 
 DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {

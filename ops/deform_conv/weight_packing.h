@@ -63,7 +63,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
       transpose(from + channel * weight.channel_stride + tap * weight.tap_stride, from_stride, turned, panel,
                 width, count);
       for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = tap * channels + (sorts ? EvenOdd::column_of(channel) : channel);
+        const int64_t row = tap * channels + (sorts ? even_odd_column(channel) : channel);
         S* const row_to = to + row / pair * panel * pair;
         const S* const row_from = turned + r * panel;
         if constexpr (pair == 2)

@@ -1,6 +1,7 @@
 """dcnv3, dcnv4, ms_deform_attn, flash_deform_attn: agreement with F.grid_sample, the layouts, edge cases."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -128,6 +129,21 @@ def test_bfloat16_backward_is_rounded_once():
         assert gradient.dtype == torch.bfloat16
         tolerance = dict(rtol=2**-8, atol=1e-5 * exact.abs().max().item())
         torch.testing.assert_close(gradient.double(), exact, **tolerance)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8, 16, 24, 32, 40, 48, 64, 80])
+def test_bfloat16_forward_is_that_of_float32_rounded_once(channels):
+    """Pairs of vectors, single ones and parts of them, with and without Inf in the map."""
+    grid = dcnv3_cases.make("half", kernel_size=3, group=2, group_channels=channels)
+    attention = ms_cases.make("half", channels=channels)
+    packed = dcnv4_cases.packed(grid)
+    for cases, sample in ((dcnv3_cases, grid), (dcnv4_cases, packed), (ms_cases, attention)):
+        half = sample.to(torch.bfloat16)
+        for value in (None, math.inf):
+            if value:
+                half.tensors[0].view(-1)[channels // 2 :: 97] = value
+            expected = cases.call(half.to(torch.float32)).bfloat16()
+            torch.testing.assert_close(cases.call(half), expected, rtol=0, atol=0, equal_nan=True)
 
 
 # ms_deform_attn and flash_deform_attn
