@@ -9,7 +9,7 @@ import inspect
 import os
 import warnings
 from numbers import Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat import flop_counters as _flop_counters
 from dcnzoo.compat import host as _host
@@ -76,7 +76,7 @@ def load(
             Results differ by rounding. ``detector.model`` does not change.
         precision: ``"bf16"`` computes in bfloat16, except for the heads' last layers. This is faster on CPUs
             that multiply bfloat16 and on GPUs, and changes scores and boxes a little
-            (docs/performance.md).
+            (docs/performance.md). Of exported files, only those for OpenVINO (``.xml``) support it.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
@@ -103,8 +103,9 @@ def load(
     if not (isinstance(score_threshold, Real) and score_threshold <= 1):  # nor NaN
         raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")
     if str(model).endswith(EXPORTED):
-        others = {"checkpoint": checkpoint, "cfg_options": cfg_options, "precision": precision}
-        return _load_exported(model, device, score_threshold, {**others, **flags})
+        others = {"checkpoint": checkpoint, "cfg_options": cfg_options, **flags}
+        settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
+        return _load_exported(model, settings, others)
 
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.detector import TorchDetector, build
@@ -122,7 +123,7 @@ def load(
 
 
 def _load_exported(
-    model: str | os.PathLike, device: str, score_threshold: float, others: dict[str, object]
+    model: str | os.PathLike, settings: dict[str, Any], others: dict[str, object]
 ) -> "BaseDetector":
     """Open an exported file; the other arguments of :func:`load` must have their defaults."""
     from dcnzoo.detect.exported import ExportedDetector
@@ -131,4 +132,4 @@ def _load_exported(
     for name, value in others.items():
         if value not in (defaults[name].default, {}):
             raise ValueError(f"{name}: expected none with an exported file, got {value!r}")
-    return ExportedDetector(model, device=device, score_threshold=score_threshold)
+    return ExportedDetector(model, **settings)

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
+from dcnzoo.utils.memory import KeptMemory
 
 
 class ExportedDetector(BaseDetector):
@@ -29,7 +31,7 @@ class ExportedDetector(BaseDetector):
     Args:
         path: the ONNX file; an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file; or a ``.pt2`` file,
             which contains compiled code: open only files that you trust.
-        backend, device, threads: see :class:`Session`.
+        backend, device, threads, precision: see :class:`Session`.
         score_threshold: default of calls.
 
     Raises:
@@ -45,8 +47,9 @@ class ExportedDetector(BaseDetector):
         device: str = "auto",
         threads: int | None = None,
         score_threshold: float = 0.3,
+        precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
-        self.model = Session(path, backend, device, threads)
+        self.model = Session(path, backend, device, threads, precision)
         self.device, self.score_threshold = self.model.device, score_threshold
         try:
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
@@ -54,10 +57,12 @@ class ExportedDetector(BaseDetector):
             raise ValueError(f"{path}: {error}") from error
         self.model.require_detections()
         self.classes = self._preprocessing.classes
+        self._memory = KeptMemory()
 
     @property
     def _source(self) -> str:
-        return f"{Path(self.model.path).name} in {self.model.backend}"
+        name, precision = Path(self.model.path).name, self.model.precision
+        return f"{name} in {self.model.backend}{f', {precision}' if precision != 'float32' else ''}"
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""

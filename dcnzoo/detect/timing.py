@@ -82,15 +82,20 @@ def evaluate(
 def exported(
     path: str, backend: str | None = None, device: str = "auto", threads: int | None = None
 ) -> dict[str, BaseDetector]:
-    """Open an exported file in a runtime; with ``backend`` None, in each installed one that reads it."""
+    """Open an exported file in a runtime; with ``backend`` None, in each installed one that reads it.
+
+    In OpenVINO, it is opened twice: also in bfloat16.
+    """
     backends = [backend]
     if backend is None and Path(path).suffix == ".onnx":
         backends = [name for name in ("onnxruntime", "openvino") if find_spec(name)] or [None]
-    detectors = (ExportedDetector(path, name, device, threads) for name in backends)
-    return {
-        ", ".join(filter(None, (Path(path).name, name))): detector
-        for name, detector in zip(backends, detectors, strict=True)
-    }
+    detectors: dict[str, BaseDetector] = {}
+    for runtime in backends:
+        name = ", ".join(filter(None, (Path(path).name, runtime)))
+        detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
+        if detector.model.backend == "openvino":
+            detectors[f"{name}, bf16"] = ExportedDetector(path, runtime, device, threads, precision="bf16")
+    return detectors
 
 
 def table(timings: Mapping[str, Timing]) -> list[list[str]]:

@@ -45,6 +45,7 @@ from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.memory import KeptMemory
 
 setup()
 Model = Any  # a detector of MMDetection, whose classes have no types
@@ -128,6 +129,8 @@ class TorchDetector(BaseDetector):
             to_channels_last(model)
         self.precision, self.fuses = precision, fuse and not self._not_fused
         self._fuser = Fuser(BLOCKS, SAME)
+        if self.device == "cpu":
+            self._memory = KeptMemory()
 
     @property
     def _not_fused(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -216,6 +217,30 @@ def test_weights_outside_the_folder(backend, folder, tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match=r"x\.onnx: "):
         Session(path, backend)
+
+
+def test_bfloat16_in_openvino(tmp_path):
+    """Where the CPU multiplies bfloat16, results are rounded; a copy keeps the precision."""
+    openvino = pytest.importorskip("openvino")
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]> g (float[1, 3, 16, 16] input) => (float[1, 8, 14, 14] y)'
+        "{ y = Conv(input, w) }"
+    )
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 3, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "x.onnx")
+    images = rng.standard_normal((1, 3, 16, 16)).astype(np.float32)
+    exact = Session(tmp_path / "x.onnx", "openvino")(images)["y"]
+    session = Session(tmp_path / "x.onnx", "openvino", precision="bf16")
+    for each in (session, pickle.loads(pickle.dumps(session))):
+        error = np.abs(each(images)["y"] - exact).max() / np.abs(exact).max()
+        multiplies = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        assert error < 0.02 and (error > 1e-4) == multiplies
+    with pytest.raises(ValueError, match=r"^precision: expected float32 with onnxruntime"):
+        Session(tmp_path / "x.onnx", precision="bf16")
+    with pytest.raises(ValueError, match=r"^precision: expected float32 or bf16, got 'fp16'"):
+        Session(tmp_path / "x.onnx", "openvino", precision="fp16")
 
 
 def test_wrong_arguments(folder, monkeypatch):

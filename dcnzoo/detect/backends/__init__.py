@@ -1,4 +1,4 @@
-"""Runtimes of exported files: each module has ``open_file(path, device, threads)``."""
+"""Runtimes of exported files: each module has ``open_file(path, device, threads, precision)``."""
 
 from collections.abc import Callable, Iterable
 

@@ -10,7 +10,7 @@ from dcnzoo.detect.backends import Opened
 NAMES = "dcnzoo.names"  # key in the metadata: shapes of the inputs, names of the outputs
 
 
-def open_file(path: str, device: str, threads: int | None) -> Opened:
+def open_file(path: str, device: str, threads: int | None, precision: str) -> Opened:
     """Open a package for :class:`dcnzoo.detect.session.Session`.
 
     Raises:

@@ -25,7 +25,7 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def open_file(path: str, device: str, threads: int | None) -> Opened:
+def open_file(path: str, device: str, threads: int | None, precision: str) -> Opened:
     import onnxruntime
 
     match = re.fullmatch(r"(cpu)|cuda(?::(\d+))?", device)
