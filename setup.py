@@ -362,7 +362,7 @@ def write_schemas() -> None:
 
 
 with suppress(ImportError, OSError):  # Windows and some file systems have no locks
-    import fcntl
+    import fcntl  # noqa: TID251
 
     fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)  # until exit: builds share build/
 write_schemas()

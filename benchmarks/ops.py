@@ -34,8 +34,8 @@ from torch import Tensor
 from benchmarks import revision
 from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, slug, take_turns
-from dcnzoo.detect.timing import peak, reset_peak
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.memory import peak, reset_peak
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}

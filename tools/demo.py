@@ -37,6 +37,7 @@ from dcnzoo.report.validation import load_detectors
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
+from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -175,7 +176,7 @@ def make_data(cfg: Config, console: Console) -> None:
     started = time.monotonic()
     made = make_shapes(dataset.data_root, spec)
     how = f"generated in {time.monotonic() - started:.1f} s" if made else "already exists"
-    console.print(f"data: {dataset.data_root}, {spec.train} + {spec.val} images, {how}")
+    console.print(f"data: {dataset.data_root}, {spec.train} + {counted(spec.val, 'images')}, {how}")
 
 
 def cores() -> int:

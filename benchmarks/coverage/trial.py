@@ -4,7 +4,7 @@ import copy
 import importlib
 import multiprocessing
 import re
-import resource
+import resource  # noqa: TID251  these trials are forked, which Windows cannot do either
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -298,7 +298,7 @@ def download(
         archive = fetch(url, out, checksum=checksum)
         print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
         if unzip:
-            print(f"{out}: {unpack(archive, out, force)} files", flush=True)
+            print(f"{out}: {counted(unpack(archive, out, force), 'files')}", flush=True)
             unpacked.touch()
         if delete:
             archive.unlink()

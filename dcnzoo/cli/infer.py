@@ -18,6 +18,7 @@ from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import picture_files, read_beside, require_file, write_bytes, write_text
+from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
@@ -186,7 +187,7 @@ class _Outputs:
             write_text(self._coco, json.dumps(self._content))
             self._written.append(self._coco)
         if self._written:
-            several = f"{len(self._written)} files in {self._folder}"
+            several = f"{counted(len(self._written), 'files')} in {self._folder}"
             print(f"written: {' and '.join(map(str, self._written)) if len(self._written) < 3 else several}")
 
 

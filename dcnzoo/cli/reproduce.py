@@ -11,6 +11,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.files import last_checkpoint
+from dcnzoo.utils.text import counted
 
 
 @click.command(cls=_options.Command)
@@ -114,7 +115,7 @@ def command(
 
 
 def _show(row: dict) -> None:
-    print(f"\n{row['model']} on {row['images']} images of {row['data']}")
+    print(f"\n{row['model']} on {counted(row['images'], 'images')} of {row['data']}")
     lines = [("", "measured", "listed", "difference")]
     for name, value in row["measured"].items():
         difference = row["difference"].get(name)

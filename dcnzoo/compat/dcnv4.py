@@ -15,6 +15,7 @@ from dcnzoo.compat.compiled import geometry
 from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv.plain import gradients
 from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
+from dcnzoo.utils.text import counted
 
 FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only the kernels differ
 
@@ -56,8 +57,8 @@ def flash_deform_attn_forward(
     expected, got = len(shapes) * K * 3, sampling_loc_attn.shape[-1]
     if got != expected:
         raise RuntimeError(
-            f"flash_deform_attn: sampling_loc_attn: expected {expected} values per head "
-            f"({len(shapes)} levels · {K} points · 3), got {got}"
+            f"flash_deform_attn: sampling_loc_attn: expected {counted(expected, 'values')} per head "
+            f"({counted(len(shapes), 'levels')} · {counted(K, 'points')} · 3), got {got}"
         )
     with torch.autocast(value.device.type, enabled=False):
         return dcnzoo.ops.flash_deform_attn(value, shapes, starts, sampling_loc_attn)

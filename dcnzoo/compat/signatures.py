@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from inspect import Parameter, Signature
 
+from dcnzoo.utils.text import counted
+
 
 def takes(names: str) -> Callable[[Callable], Callable]:
     """Decorator for a function of keyword arguments: accepts them by position too, in the order of ``names``.
@@ -18,7 +20,9 @@ def takes(names: str) -> Callable[[Callable], Callable]:
         def wrapper(*args: object, **kwargs: object) -> object:
             if len(args) > len(order):
                 name = function.__qualname__
-                raise TypeError(f"{name}: expected at most {len(order)} arguments, got {len(args)}")
+                raise TypeError(
+                    f"{name}: expected at most {counted(len(order), 'arguments')}, got {len(args)}"
+                )
             return function(**dict(zip(order, args, strict=False)), **kwargs)
 
         # for help(): the parameters of ``function`` have another order

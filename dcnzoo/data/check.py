@@ -35,7 +35,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import counted, few, short
 
 
 class Kind(NamedTuple):
@@ -203,7 +203,7 @@ def as_error(report: Report, problems: Sequence[Finding], images: str | Path | N
     """Return an error with the first of these problems and the command that lists all."""
     number = len(report.problems)
     command = f"dcnzoo data check {report.file}" + (f" --images {images}" if images is not None else "")
-    more = f"; `{command}` lists all {number} problems" if number > 1 else ""
+    more = f"; `{command}` lists all {counted(number, 'problems')}" if number > 1 else ""
     return UserError(f"{report.file}: {problems[0]}{more}")
 
 

@@ -151,7 +151,8 @@ def check_parts(parts: Sequence[Part]) -> list[Finding]:
         objects = part.load().content["annotations"]
         # pictures without any objects can be validated on
         if all(each.get("iscrowd") for each in objects) and (objects or part is parts[0]):
-            got = f"{len(objects)} crowds or difficult ones, which training ignores" if objects else "none"
+            crowds = f"{counted(len(objects), 'crowds')} or difficult ones, which training ignores"
+            got = crowds if objects else "none"
             findings.append(Finding(part.split, f"expected objects, got {got}", "objects"))
     for first, second in combinations(parts, 2):
         both = {os.path.realpath(picture): picture for picture in first.load().pictures}

@@ -13,7 +13,7 @@ from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, is_written_by
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few
+from dcnzoo.utils.text import counted, few
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -264,8 +264,8 @@ def folder_of(names: Sequence[str], tree: Tree, split: str) -> tuple[Path, int] 
             best = [folder for folder in likely if tree.rank(folder / "x", split) == rank]
             if len(best) > 1:
                 raise UserError(
-                    f"data: expected the {len(names)} pictures in one folder, found them in {few(best)}: "
-                    "leave one of these folders"
+                    f"data: expected the {counted(len(names), 'pictures')} in one folder, "
+                    f"found them in {few(best)}: leave one of these folders"
                 )
             return best[0], cut
     return None

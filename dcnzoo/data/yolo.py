@@ -169,8 +169,8 @@ def _require_labels(builder: CocoBuilder, split: str, options: ReadOptions) -> A
     images = builder.pictures
     if images and split != "test" and not any(map(os.path.isfile, map(_labels, images))):
         raise UserError(
-            f"data: expected labels of the {len(images)} pictures of {split or 'the data'}, found no text "
-            f"file in {_labels(images[0]).parent} or beside the pictures"
+            f"data: expected labels of the {counted(len(images), 'pictures')} of {split or 'the data'}, "
+            f"found no text file in {_labels(images[0]).parent} or beside the pictures"
         )
     return annotations_of(builder, options)
 

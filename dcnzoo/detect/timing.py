@@ -1,8 +1,6 @@
 """Time detectors of one model in turn: time, memory, average precision, and agreement of the detections."""
 
-import ctypes
 import math
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.pictures import read, reverse_channels
+from dcnzoo.utils.memory import peak, reset_peak
 
 SAME = 0.8  # least IoU of two boxes that count as the same
 
@@ -151,19 +150,3 @@ def overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M]
     shared = sides.clip(0).prod(-1)
     area, areas = ((each[..., 2:] - each[..., :2]).prod(-1) for each in (boxes, others))
     return shared / np.maximum(area + areas - shared, 1e-9) * (one.labels[:, None] == other.labels)
-
-
-def reset_peak() -> int:
-    """Reset the peak memory of this process and return its present memory; 0 where the system cannot."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # so that a detector does not use memory of the one before
-        Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, TypeError):
-        return 0
-
-
-def peak() -> int:
-    """Return the peak memory of this process since it was reset, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -20,6 +20,7 @@ from dcnzoo.openmmlab.work_dir import has_checkpoints, is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, require_flags
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import last_checkpoint, require_file
+from dcnzoo.utils.text import counted
 
 LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
 # the settings that count epochs or iterations, by part of the config
@@ -299,7 +300,9 @@ def _count_accumulated_batches(runner: Runner) -> None:
     if count == 1 or not scaling.get("enable"):
         return
     scaled = {"enable": True, "base_batch_size": scaling["base_batch_size"] / count}
-    runner.logger.info(f"Each optimizer step has {count} iterations (accumulative_counts): {scaled}")
+    runner.logger.info(
+        f"Each optimizer step has {counted(count, 'iterations')} (accumulative_counts): {scaled}"
+    )
     if isinstance(runner, Runner):
         runner.auto_scale_lr = scaled
     else:

@@ -19,6 +19,7 @@ from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.utils.jsonl import versions
+from dcnzoo.utils.text import counted
 
 FILES = ("report.html", "report.json")  # in the work directory
 
@@ -119,7 +120,9 @@ def render_runs(
     sections += _pictures(detectors, images, evaluated)
     sections += [show_offsets(runs), show_validations(runs)]
     sections += [show_configuration(runs), show_environment(runs)]
-    lengths = (f"{run.label}: {run.history.iteration:,} iterations in {run.folder}." for run in runs)
+    lengths = (
+        f"{run.label}: {counted(run.history.iteration, 'iterations')} in {run.folder}." for run in runs
+    )
     return page.render(
         "report.html",
         title=title or " and ".join(by_label(runs)),

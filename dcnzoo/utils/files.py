@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line
+from dcnzoo.utils.text import counted
 
 Result = TypeVar("Result")
 
@@ -286,7 +287,8 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
         if below and files:
             pattern = path / "**" / "*.jpg"
             print(
-                f"left out: {below} pictures in subfolders of {name}; '{pattern}' reads them", file=sys.stderr
+                f"left out: {counted(below, 'pictures')} in subfolders of {name}; '{pattern}' reads them",
+                file=sys.stderr,
             )
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))

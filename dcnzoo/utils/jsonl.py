@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.text import counted
 
 
 def append_row(path: str | os.PathLike, row: dict) -> None:
@@ -44,7 +45,7 @@ def machine(device: torch.device) -> str:
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     match = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     name = match[1].strip() if match else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {counted(torch.get_num_threads(), 'threads')}"
 
 
 def versions() -> dict[str, str]:

@@ -1,10 +1,14 @@
-"""Reuse freed buffers: on Linux, glibc returns large ones to the system and maps others later."""
+"""Memory of this process: its peak, and reuse of freed buffers.
+
+On Linux, glibc returns large freed buffers to the system and maps others later.
+"""
 
 import ctypes
 import os
 import platform
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 # of <malloc.h>: M_MMAP_MAX: no buffer has a mapping of its own; M_TRIM_THRESHOLD: the freed memory that a
 # process keeps; M_TOP_PAD: the memory that it requests at a time
@@ -39,3 +43,19 @@ class KeptMemory:
     def __del__(self, configured: Callable = _configured) -> None:  # the module may be gone
         if trim := configured():
             trim(0)
+
+
+def reset_peak() -> int:
+    """Reset the peak memory of this process and return its present memory; 0 where the system cannot."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # so that a detector does not use memory of the one before
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, TypeError):
+        return 0
+
+
+def peak() -> int:
+    """Return the peak memory of this process since it was reset, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -23,8 +23,13 @@ def short(value: object) -> str:
 
 
 def counted(number: int, plural: str) -> str:
-    """``1 image``, ``2 images``"""
-    return f"{number} {plural if number != 1 else plural.replace('ies', 'y').removesuffix('s')}"
+    """``1 image``, ``2,000 images``; also of plurals in -ies and -es: categories, classes, boxes, patches."""
+    if number != 1:
+        return f"{number:,} {plural}"
+    if plural.endswith("ies"):
+        return f"1 {plural[:-3]}y"
+    ending = "es" if plural.endswith(("sses", "xes", "ches", "shes")) else "s"
+    return f"1 {plural.removesuffix(ending)}"
 
 
 def few(names: Sequence[object], shown: int = 5) -> str:

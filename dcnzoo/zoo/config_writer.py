@@ -15,6 +15,7 @@ from dcnzoo.openmmlab.training import main_metric
 from dcnzoo.openmmlab.work_dir import DIRECTORY
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.text import counted
 from dcnzoo.zoo.index import find
 
 HEAD = """\
@@ -154,8 +155,9 @@ def _data_settings(
     for file, number in without.items():
         if wants_masks and number:
             raise UserError(
-                f"{file}: expected a mask of every object, since {model} learns from masks, found {number} "
-                f"objects without one; --model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
+                f"{file}: expected a mask of every object, since {model} learns from masks, found "
+                f"{counted(number, 'objects')} without one; "
+                f"--model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
             )
     settings: dict[str, object] = {}
     tested = sources.get("test", sources["val"])

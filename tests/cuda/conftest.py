@@ -31,6 +31,13 @@ def no_tf32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+@pytest.fixture(autouse=True)
+def skip_without_kernels(request):
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "op" in parameters and not parameters["op"].cuda:
+        pytest.skip(f"{parameters['op'].name} has no CUDA kernels")
+
+
 def run_program(text: str, folder: Path, *options: str) -> str:
     """Compile a C++ program that includes headers of ``ops``, run it and return what it prints."""
     compiler = os.environ.get("CXX") or shutil.which("g++")

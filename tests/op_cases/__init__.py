@@ -75,6 +75,7 @@ class Operator:
         invalid: samples with a regular expression for the error; see :func:`wrong_calls`.
         operator: calls the registered operator, where the function does not always call it.
         resized_samples: one call with several batch and spatial sizes, for torch.compile.
+        cuda: whether it has CUDA kernels; otherwise tests/cuda skips it.
         batched: whether it has a batching rule; otherwise ``torch.vmap`` is a loop, about which torch warns.
         autocasts: whether it computes in autocast's dtype; otherwise autocast has no effect.
         differentiable: whether it has gradients.
@@ -91,6 +92,7 @@ class Operator:
     invalid: Callable[[], Iterable[tuple[Sample, str]]] = tuple
     operator: Callable[[Sample], Tensor] | None = None
     resized_samples: Callable[[], Iterable[Sample]] = tuple
+    cuda: bool = True
     batched: bool = True
     autocasts: bool = True
     differentiable: bool = True

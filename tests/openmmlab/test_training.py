@@ -8,7 +8,6 @@ import math
 import os
 import random
 import re
-import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -299,6 +298,7 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     """If the file is a checkpoint, the error names --resume."""
+    resource = pytest.importorskip("resource")
     (tmp_path / "x.pth").write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))

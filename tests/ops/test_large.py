@@ -3,7 +3,6 @@
 The largest tensors are zeros that use no memory until they are written. All reads are at their far end.
 """
 
-import fcntl
 import math
 import mmap
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from dcnzoo import ops
@@ -42,8 +42,7 @@ def require_memory(tmp_path_factory):
         if available < gib:
             pytest.skip(f"needs {gib:g} GiB of memory, {available:.1f} are available")
 
-    with open(tmp_path_factory.getbasetemp().parent / "large.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "large.lock"):
         yield require
 
 

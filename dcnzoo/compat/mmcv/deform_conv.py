@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
 from dcnzoo.layers.tracing import Leaf
+from dcnzoo.utils.text import counted
 
 Pair = int | tuple[int, int]
 
@@ -99,7 +100,7 @@ def as_read(values: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
     if math.prod(values.shape[1:]) < needed:
         expected, shape = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
         raise RuntimeError(
-            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {shape}"
+            f"modulated_deform_conv2d: {name}: expected values of at least {expected} per image, got {shape}"
         )
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
@@ -121,7 +122,8 @@ def check_groups(
         if tensor.shape[1] != expected:
             meaning = f"{per_tap} · {height}·{width} taps · {deform_groups} deform_groups"
             raise RuntimeError(
-                f"{owner}: {name}: expected {expected} channels ({meaning}), got {tensor.shape[1]}"
+                f"{owner}: {name}: expected {counted(expected, 'channels')} ({meaning}), "
+                f"got {tensor.shape[1]}"
             )
 
 

@@ -56,7 +56,7 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
             names = [self.get_data_info(idx).get("img_path"), _failed_step(error), describe(error)]
             raise UserError(": ".join(printable(str(name)) for name in names if name)) from error
         if self.test_mode:
-            raise UserError(f"{reason}; a test needs all {len(self)} images") from error
+            raise UserError(f"{reason}; a test needs every image") from error
     if self.unreadable[idx]:
         return None
     self.unreadable[idx] = 1

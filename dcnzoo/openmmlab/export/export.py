@@ -27,6 +27,7 @@ from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import counted
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
@@ -145,4 +146,4 @@ def _require_class_names(network: nn.Module, classes: tuple[str, ...]) -> None:
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     count = getattr(head, "num_things_classes", getattr(head, "num_classes", len(classes)))
     if classes and len(classes) != count:
-        raise ValueError(f"classes: expected the names of {count} classes, got {len(classes)} names")
+        raise ValueError(f"classes: expected the names of {counted(count, 'classes')}, got {len(classes)}")

@@ -15,6 +15,7 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, image_folder, picture_files, require_file
+from dcnzoo.utils.text import counted
 
 
 def predicting_part(detector: nn.Module) -> nn.Module:
@@ -63,7 +64,7 @@ def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:
             raise UserError(f"{expected}, got neither: {data}") from error
         root = image_folder(data.resolve(), names)
         if root is None:
-            raise UserError(f"{expected}, got a file of {len(names)} images that are elsewhere: {data}")
+            raise UserError(f"{expected}, found none of the {counted(len(names), 'images')} of {data}")
         files = [root / name for name in names]
     count = min(count, len(files))
     return [files[i * len(files) // count] for i in range(count)]

@@ -17,6 +17,7 @@ from dcnzoo.layers.convert import Where, packed_layer, replace_convolutions, to_
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.layers.packed import PackedDeformConv2d
 from dcnzoo.openmmlab.deformable import LAYERS, SETTINGS, patterns_of, split_settings
+from dcnzoo.utils.text import counted
 
 Make = Callable[[Any], nn.Module]  # the new module for a convolution
 
@@ -103,7 +104,7 @@ def _with_stages(module: nn.Module, chosen: Sequence[bool] | None) -> list[str]:
     is_list = isinstance(chosen, Sequence) and all(value in (True, False) for value in chosen)
     expected = ""
     if not is_list or len(chosen) != len(stages):
-        expected = f"{len(stages)} values, one for each stage"
+        expected = f"{counted(len(stages), 'values')}, one for each stage"
     elif trident and chosen[-1]:
         expected = "False for the last stage, which has trident convolutions"
     if expected:

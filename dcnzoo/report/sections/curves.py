@@ -10,6 +10,7 @@ from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import COLOURS, Curves, plot_curves
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, name_of
+from dcnzoo.utils.text import counted
 
 _LOW_AP = 0.1
 _EARLY = 2000  # iterations
@@ -35,7 +36,7 @@ def _low_ap(runs: Sequence[TrainedRun]) -> str:
     low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
     if not low:
         return ""
-    text = f" An AP below {_LOW_AP} after {max(low):,} iterations is "
+    text = f" An AP below {_LOW_AP} after {counted(max(low), 'iterations')} is "
     if max(low) <= _EARLY:
         return f"{text}normal: AP rises after the loss has fallen. Train longer."
     return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
@@ -83,7 +84,7 @@ def show_offsets(runs: Sequence[TrainedRun]) -> Section:
                 figures.append(plot_curves(title, curves))
         if figures:
             parts += [Markup("<h3>{}</h3>").format(name_of(run, runs)), page.charts(figures)]
-    text = f"From OffsetStatisticsHook: the {len(COLOURS)} layers with the largest final offsets."
+    text = f"From OffsetStatisticsHook: the {counted(len(COLOURS), 'layers')} with the largest final offsets."
     return Section("Offsets during training", text, parts)
 
 

@@ -15,6 +15,7 @@ from dcnzoo.report.page import Picture, Section
 from dcnzoo.report.plots import Panel, plot_panel
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.report.validation import THRESHOLD, Prediction
+from dcnzoo.utils.text import counted
 
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
@@ -72,7 +73,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     ]
     left_out = len(prediction.fields) - len(layers)
     text = f"Sampling points of each layer at one position ({name})"
-    text += f"; {left_out} more layers are not shown" if left_out else ""
+    text += f"; not shown: {counted(left_out, 'more layers')}" if left_out else ""
     parts += [Markup("<h3>{}</h3>").format(text), page.pictures(layers, small=True)]
     parts += [
         Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
@@ -89,7 +90,7 @@ def _panel(
     figure = plot_panel(image, Panel(title, Box(x, y, x, y), points=points, weight=weight))
     down, across = np.abs(points - place).mean(0)
     distance = f"mean distance from ({x:.0f}, {y:.0f}): x {across:.1f}, y {down:.1f}"
-    alt = f"Photo with {len(points)} points; {distance}"
+    alt = f"Photo with {counted(len(points), 'points')}; {distance}"
     return Picture(figure, title, alt)
 
 
