@@ -404,7 +404,7 @@ def sanitize_threads(session: Session) -> None:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def conformance(session: Session) -> None:
-    """Compare every exported form of the operators in each runtime: docs/conformance.md."""
+    """Compare every exported form of the operators in each runtime: docs/benchmarks/conformance.md."""
     update_venv(session)
     results = "work_dirs/conformance.xml"
     options = ("-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance", f"--junitxml={results}")

@@ -73,7 +73,8 @@ def followed():
 
 def test_ways(tmp_path):
     work, file = tmp_path / "run", tmp_path / "model.onnx"
-    picture = tmp_path / "shapes.png"
+    picture = tmp_path / "pictures" / "shapes.png"
+    picture.parent.mkdir()
     cv2.imwrite(str(picture), draw_image(ShapesSpec(), "val", 9)[0])
     tiny = settings(tmp_path / "data", 8, 4, 1, train_dataloader__batch_size=4)
     commands = {

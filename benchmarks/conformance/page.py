@@ -1,4 +1,4 @@
-"""Write the tables of docs/conformance.md from the junit file of pytest. Fails if a test failed.
+"""Write the tables of docs/benchmarks/conformance.md from the junit file of pytest. Fails if a test failed.
 
 ::
 
@@ -55,7 +55,7 @@ def cell(result: str, notes: list[str]) -> str:
 
 def main() -> None:
     (suite,) = ElementTree.parse(sys.argv[1]).iter("testsuite")
-    replace_section(ROOT / "docs/conformance.md", "conformance", text(suite))
+    replace_section(ROOT / "docs/benchmarks/conformance.md", "conformance", text(suite))
     if failed := len(list(suite.iter("failure"))):
         raise SystemExit(f"error: {failed} tests failed")
 

@@ -2,7 +2,7 @@
 
 A test records the largest error of an operator's samples, relative to the largest value (at least 1), or the
 runtime's message. It fails if results are wrong, or if a runtime refuses what it is not known to refuse
-(``REFUSED``). ``page.py`` writes docs/conformance.md from the junit file.
+(``REFUSED``). ``page.py`` writes docs/benchmarks/conformance.md from the junit file.
 """
 
 import functools
