@@ -438,6 +438,18 @@ def coverage(session: Session, name: str) -> None:
         session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
 
 
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def networks(session: Session) -> None:
+    """Try 35 operations on 20 networks of other packages, and write docs/coverage.md (20 minutes)."""
+    update_venv(session)
+    python = environment(session, "others") / "bin/python"
+    session.run_install(python, "-m", "pip", "install", "--quiet", "--no-deps", "--group", "networks")
+    results = "work_dirs/networks.xml"
+    command = ("-m", "pytest", "-q", "benchmarks/coverage/test_networks.py", f"--junitxml={results}")
+    session.run(python, *command, *session.posargs, success_codes=[0, 1], env={"OMP_NUM_THREADS": "1"})
+    session.run(PYTHON, "-m", "benchmarks.coverage.table", "networks", results)
+
+
 @nox.session(venv_backend="none")
 def study(session: Session) -> None:
     """Run the trainings of benchmarks/study/plan.md (12 core-hours; resumable), and write docs/study.md."""

@@ -14,6 +14,7 @@ PACKAGES = (
     *("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"),
     *("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy", "onnx"),
     *("onnxscript", "onnxruntime", "openvino", "timm", "torchvision", "transformers", "diffusers"),
+    *("segmentation-models-pytorch", "monai", "dynamic-network-architectures", "ultralytics", "fvcore"),
     *("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn"),  # required by some families
 )
 

@@ -58,6 +58,27 @@ def text(rows: Rows) -> str:
     return "\n\n".join([*lines, by_result(results)])
 
 
+def matrix(rows: Rows) -> str:
+    """A table of operations and networks, from the results of ``test_networks.py``."""
+    results = {name: json.loads(row["operations"]) for name, row in rows.items()}
+    bad = sum(text.startswith(("wrong", "crash")) for row in results.values() for text in row.values())
+    count = sum(map(len, results.values()))
+    names = list(results)
+    networks = (f"{number} {name} ({rows[name]['config']})" for number, name in enumerate(names, 1))
+    date, installed = max((row["date"], row["versions"]) for row in rows.values())
+    lines = [
+        f"**{count - bad} of {count} results are neither *wrong* nor a *crash*.**",
+        f"Networks: {'; '.join(networks)}.",
+        f"Measured on {date} with {installed}.",
+        "| operation | " + " | ".join(str(number) for number, _ in enumerate(names, 1)) + " |\n"
+        "|---|" + "---|" * len(names),
+    ]
+    for operation in results[names[0]]:
+        cells = (results[name].get(operation, "skipped").partition(":")[0] for name in names)
+        lines[-1] += f"\n| {operation.replace('_', ' ')} | {' | '.join(cells)} |"
+    return "\n\n".join(lines)
+
+
 def by_result(results: dict[str, str]) -> str:
     """List the families of each result, except of *ok*, to which a config may add its layers (*ok: …*)."""
     plain = {family for family, result in results.items() if result.split(":")[0] == "ok"}
@@ -72,7 +93,7 @@ def by_result(results: dict[str, str]) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("section", help="mmdet, deformable, export or openmmlab")
+    parser.add_argument("section", help="mmdet, deformable, export, openmmlab or networks")
     parser.add_argument("files", type=Path, nargs="*")
     args = parser.parse_args()
     kept = ROOT / f"benchmarks/coverage/{args.section}.json"
@@ -80,7 +101,8 @@ def main() -> None:
     if args.files:
         rows |= merged(args.files)
         write_text(kept, json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    replace_section(ROOT / "docs/coverage.md", args.section, text(rows))
+    write = matrix if args.section == "networks" else text
+    replace_section(ROOT / "docs/coverage.md", args.section, write(rows))
 
 
 if __name__ == "__main__":

@@ -57,9 +57,10 @@ def deform_conv_backward_flops(
     others = of_input or any(of_fields)
     positions = _positions(grad_output)
     samples = _samples(positions, input[1], weight, offset)
-    return (others + of_weight) * _convolution(positions, weight) + (
-        of_input + of_weight + any(of_fields)
-    ) * samples
+    # as torch's formula for the gradient of a weight, which does not divide by the number of groups
+    dense = _convolution(positions, [grad_output[1], input[1], *weight[2:]])
+    products = others * _convolution(positions, weight) + of_weight * dense
+    return products + (of_input + of_weight + any(of_fields)) * samples
 
 
 @register_flop_formula(ops.deform_conv_transpose)

@@ -51,6 +51,16 @@ def test_a_converted_layer_counts_the_samples_in_addition(kind, groups):
     assert count(lambda: network(x).sum().backward()) > both + prediction
 
 
+@pytest.mark.parametrize("kind", ["Conv2d", "ConvTranspose2d"])
+def test_the_backward_of_many_groups_counts_no_less_than_torchs(kind):
+    """torch's formula for the gradient of a weight counts as if there were one group."""
+    network = nn.Sequential(nn.Identity(), getattr(nn, kind)(256, 256, 3, groups=128))
+    x = torch.randn(1, 256, 5, 5)
+    plain = count(lambda: network(x).sum().backward())
+    dcnzoo.to_deformable(network, "1", prediction="separable")
+    assert count(lambda: network(x).sum().backward()) > plain
+
+
 def test_import_of_the_counter_registers_the_formulas():
     python_with_torch("""
 import sys, torch, dcnzoo.ops
