@@ -116,7 +116,7 @@ NETWORKS = {
     ),
     "R3D-18": Network("torchvision", _torchvision("r3d_18"), "layer4.*.conv2.0", (2, 3, 8, 32, 32)),
     "RegNetX": Network("timm", _timm("regnetx_002"), "s4.*.conv2.conv"),
-    "VGG-11 (timm)": Network("timm", _timm("vgg11_bn"), "features.2[25]", (2, 3, 224, 224)),
+    "VGG-11 (timm)": Network("timm", _timm("vgg11_bn"), "features.2[25]"),
     "RepVGG-A0": Network("timm", _timm("repvgg_a0"), "stages.3.*conv_kxk.conv"),
     "MobileOne-S0": Network("timm", _timm("mobileone_s0"), "stages.3.*conv_kxk.0.conv"),
     "EfficientNet-B0": Network("timm", _timm("efficientnet_b0"), "blocks.5.[23].conv_dw", options=DEPTHWISE),
