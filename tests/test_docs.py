@@ -147,7 +147,10 @@ def test_configs_turn_dcn_on(tmp_path):
     from .demo import Config, build
 
     configs = [
-        block for path in PAGES for block in blocks(path, "python") if block.startswith("_base_ = 'mmdet::")
+        block
+        for path in PAGES
+        for block in blocks(path, "python")
+        if re.match(r"""_base_ = ["']mmdet::""", block) and "dcn=True" in block
     ]
     assert configs
     for text in configs:
