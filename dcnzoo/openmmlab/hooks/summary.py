@@ -111,7 +111,7 @@ class SummaryHook(Hook):
         now = time.monotonic()
         scalars = runner.message_hub.log_scalars
         losses = {
-            name.removeprefix("train/"): buffer.mean(min(window, len(buffer.data[0])))
+            name.removeprefix("train/"): buffer.mean(window)
             for name, buffer in scalars.items()
             if re.fullmatch(r"train/(loss|loss_(?!.*\.d\d).{1,12})", name) and len(buffer.data[0])
         }

@@ -14,7 +14,7 @@ from mmengine.device import get_device
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.packages import config_text, inherit_from_packages, types_import_no_modules
-from dcnzoo.openmmlab.patches import models, other_packages
+from dcnzoo.openmmlab.patches import history, models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 
 
@@ -86,6 +86,12 @@ TABLE = (
         models.keep_averaged_weights,
         target="mmengine.hooks.EMAHook.before_run",
         reason="runner.test() after runner.train() discards the average and tests the last weights",
+    ),
+    of_mmengine(
+        "short_histories",
+        history.short_histories,
+        target="mmengine.logging.HistoryBuffer",
+        reason="all logged values are copied in each iteration, and saved in each checkpoint",
     ),
     of_mmengine(
         "weights_by_name",
