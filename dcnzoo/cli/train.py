@@ -16,8 +16,9 @@ from dcnzoo.cli._options import POSITIVE, option
     "--data",
     type=_options.UserPath(path_type=Path),
     metavar="PATH",
-    help="Train on these pictures: a folder or file of COCO, Pascal VOC, YOLO or LabelMe. Converts, checks "
-    "and splits them, and writes a config, all to the folder data in the work directory, and a report.",
+    help="Train on these pictures: a folder or file as labelling tools write it, such as COCO or YOLO. "
+    "Converts, checks and splits them, and writes a config, all to the folder data in the work directory, "
+    "and a report.",
 )
 @option("--zero-based", is_flag=True, help="With --data of Pascal VOC: coordinates are edges counted from 0.")
 @option("--clip", is_flag=True, help="With --data: clip objects to their images.")

@@ -11,6 +11,7 @@ from typing import Any
 from dcnzoo.data.check import KINDS, check_content, repair
 from dcnzoo.data.labelme import find_labelme
 from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, choose, folder_of, path_parts
+from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_plain_yolo, find_yolo, has_boxes
 from dcnzoo.utils.errors import UserError
@@ -233,6 +234,7 @@ _ROWS = (
     (find_labelme, "LabelMe", "a.json, a.jpg; also in train/ and val/"),
     (find_labelme, "LabelMe, pictures elsewhere", "annotations/a.json, images/a.jpg"),
     (find_labelme, "LabelMe, X-AnyLabeling", "a.json, a.jpg, with rectangles of four points"),
+    (find_via, "VIA", "via_region_data.json (any name), images/a.jpg; also in train/ and val/"),
     (find_plain_yolo, "YOLO, Label Studio", "classes.txt, images/a.jpg, labels/a.txt"),
     (find_plain_yolo, "YOLO, LabelImg", "classes.txt, a.jpg, a.txt"),
 )

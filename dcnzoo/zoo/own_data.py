@@ -56,7 +56,7 @@ def prepare(
     work directory.
 
     Args:
-        data: a folder or file: COCO, Pascal VOC, YOLO or LabelMe; see :data:`dcnzoo.data.layouts.LAYOUTS`.
+        data: a folder or file, in any of :data:`dcnzoo.data.layouts.LAYOUTS`.
         work_dir: the work directory of the training.
         model: a name in the zoo or a config file. Default: on a GPU, a published model with DCNv2; on a CPU,
             a small one.

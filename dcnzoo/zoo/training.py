@@ -61,8 +61,8 @@ def train(
     Args:
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
-        data: a folder or file with annotated pictures: COCO, Pascal VOC, YOLO or LabelMe. They and a config
-            are written to the folder ``data`` in the work directory.
+        data: a folder or file with annotated pictures, in any of :data:`dcnzoo.data.layouts.LAYOUTS`. They
+            and a config are written to the folder ``data`` in the work directory.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
             :class:`dcnzoo.openmmlab.training.TrainOptions`.

@@ -217,6 +217,33 @@ def labelme_folders(images, annotations, path="{}", corners=False):
     return by_folder(writer, images)
 
 
+def via(file, part, attribute="class", project=False, numbered=False):
+    images = {}
+    for name, boxes in part.items():
+        regions = []
+        for label, x, y, w, h in boxes:
+            shape = {"name": "rect", "x": x, "y": y, "width": w, "height": h}
+            if label == 1:
+                xs, ys = [x, x + w, x + w, x], [y, y, y + h, y + h]
+                shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+            regions.append({"shape_attributes": shape, "region_attributes": {attribute: CLASSES[label]}})
+        entries = {str(index): region for index, region in enumerate(regions)} if numbered else regions
+        images[f"{name}-1"] = {"filename": name, "size": -1, "regions": entries, "file_attributes": {}}
+    write(file, {"_via_settings": {}, "_via_img_metadata": images} if project else images)
+
+
+def via_files(annotations, images, **options):
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            part = draw(root / images.format(split), number)
+            via(root / annotations.format(split), part, **options)
+            truth[split] = (root / images.format(split), part)
+        return truth
+
+    return generate
+
+
 KEYS = "train: {0}\nval: {1}\ntest: {2}\n"
 GENERATORS = {
     "YOLO, Ultralytics": described(
@@ -251,6 +278,7 @@ GENERATORS = {
     "LabelMe": labelme_folders("{}", "{}"),
     "LabelMe, pictures elsewhere": labelme_folders("images/{}", "annotations/{}", "C:\\me\\{}"),
     "LabelMe, X-AnyLabeling": labelme_folders("{}", "{}", corners=True),
+    "VIA": via_files("{}/via_region_data.json", "{}/images"),
     "YOLO, Label Studio": classes_file(by_folder(labels_beside, "images/{}")),
     "YOLO, LabelImg": classes_file(
         by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes))
@@ -386,6 +414,62 @@ def test_converters_read_the_same_splits(tmp_path, name):
         builder, _ = convert(tmp_path, split)
         expected = {os.path.realpath(folder / file) for file in part}
         assert {os.path.realpath(picture) for picture in builder.pictures} == expected
+
+
+@pytest.mark.parametrize("options", [{"project": True}, {"numbered": True}, {"attribute": "object_name"}])
+def test_versions_of_via(tmp_path, options):
+    part = draw(tmp_path / "images", 5)
+    via(tmp_path / "via.json", part, **options)
+    assert list(read(tmp_path)[0]["all"].values()) == list(part.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "attributes", "text"),
+    [
+        ({"name": "circle", "cx": 9, "cy": 9, "r": 3}, {"class": "disc"}, "expected rect or polygon, got"),
+        ({"name": "rect", "x": 1, "y": 2, "width": "wide", "height": 4}, {"class": "disc"}, "finite numbers"),
+        (
+            {"name": "polygon", "all_points_x": [1, 5, 3], "all_points_y": [1, 1]},
+            {"class": "disc"},
+            "as many",
+        ),
+        ({"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4}, {}, "class: expected one name"),
+        (
+            {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4},
+            {"class": {"a": True, "b": True}},
+            "one name",
+        ),
+        (None, {"class": "disc"}, "shape_attributes"),
+    ],
+)
+def test_mistakes_in_via_are_named(tmp_path, shape, attributes, text):
+    part = draw(tmp_path, 3)
+    via(tmp_path / "via.json", part)
+    content = json.loads((tmp_path / "via.json").read_text())
+    regions = content["0001.jpg-1"]["regions"]
+    regions.append({"shape_attributes": shape, "region_attributes": attributes})
+    write(tmp_path / "via.json", content)
+    (problem,) = find_parts(tmp_path)[1][0].load().problems
+    assert "0001.jpg: regions[0]" in str(problem) and text in str(problem)
+
+
+def test_classes_of_via(tmp_path):
+    """A box that is ticked, regions without attributes, attributes without a class among them."""
+    part = draw(tmp_path, 3, empty=())
+    for attributes, expected in (
+        ({"class": {"disc": True, "box": False}, "occluded": "no"}, ["disc"]),
+        ({}, ["object"]),
+        ({"colour": "red", "size": "big"}, []),
+    ):
+        via(tmp_path / "via.json", part)
+        content = json.loads((tmp_path / "via.json").read_text())
+        for image in content.values():
+            for region in image["regions"]:
+                region["region_attributes"] = attributes
+        write(tmp_path / "via.json", content)
+        loaded = find_parts(tmp_path)[1][0].load()
+        assert [category["name"] for category in loaded.content["categories"]] == expected
+        assert bool(loaded.problems) == (not expected)
 
 
 def test_what_is_not_used_is_named(tmp_path):
