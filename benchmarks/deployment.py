@@ -69,7 +69,7 @@ def small(name: str) -> Config:
     """Return the demo's config with a small detector of the family, for training on the generated shapes."""
     cfg = Config.fromfile(DEMO)
     backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
-    cfg.model = Config.fromfile(MMDET / CONFIGS[name]).model
+    cfg.model = Config.fromfile(MMDET / CONFIGS[name].file).model
     masks = "mask_head" in cfg.model.get("roi_head", {})
     narrow(cfg.model, WIDTH, 128, len(CLASSES))
     cfg.model.backbone = backbone

@@ -1,12 +1,14 @@
 """Small detectors of each family, whose weights detect objects, and their predictions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
@@ -19,44 +21,188 @@ from dcnzoo.openmmlab.results import to_detections
 
 CLASSES = 5
 WIDTH = 16
+WIDTHS = [32, 64, 128]  # of the small ResNet's levels
+
+
+class Family(NamedTuple):
+    """A config of MMDetection, and what makes its detector small.
+
+    Attributes:
+        file: the config.
+        shrink: changes the config, whose channels are narrow and whose backbone is a small ResNet.
+        dcn: whether the tests replace convolutions of the backbone.
+        resnet: whether it has a ResNet.
+    """
+
+    file: str
+    shrink: Callable[[ConfigDict], None]
+    dcn: bool = True
+    resnet: bool = True
+
+
+def shrink_pyramid(cfg):
+    cfg.neck.update(in_channels=WIDTHS, out_channels=WIDTH, num_outs=3)
+
+
+def shrink_anchors(cfg):
+    shrink_pyramid(cfg)
+    cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
+
+
+def shrink_grouped(cfg):
+    shrink_anchors(cfg)
+    cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
+
+
+def shrink_fcos(cfg):
+    shrink_pyramid(cfg)
+    cfg.bbox_head.update(strides=[8, 16, 32], norm_cfg=dict(type="GN", num_groups=4))
+
+
+def shrink_reppoints(cfg):
+    shrink_pyramid(cfg)
+    cfg.bbox_head.update(point_strides=[8, 16, 32], point_feat_channels=WIDTH)
+    cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
+
+
+def shrink_ssd(cfg):
+    """The extra levels of SSD300, above c3 and c4."""
+    cfg.backbone.out_indices = (1, 2)
+    cfg.neck.update(in_channels=WIDTHS[1:], out_channels=[*WIDTHS[1:], *[WIDTH] * 4])
+    cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
+    cfg.bbox_head.in_channels = cfg.neck.out_channels
+
+
+def shrink_yolov3(cfg):
+    cfg.neck.update(in_channels=WIDTHS[::-1], out_channels=[WIDTH] * 3)
+    cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
+    cfg.bbox_head.anchor_generator.strides = [16, 8, 4]
+
+
+def shrink_yolox(cfg):
+    cfg.backbone.widen_factor = 0.125
+    cfg.neck.update(in_channels=[32, 64, 128], out_channels=WIDTH)
+    cfg.bbox_head.in_channels = WIDTH
+
+
+def shrink_cornernet(cfg):
+    cfg.backbone.update(downsample_times=1, stage_channels=[WIDTH, 24], stage_blocks=[1, 1])
+    cfg.backbone.feat_channel = WIDTH
+    cfg.bbox_head.in_channels = WIDTH
+
+
+def shrink_two_stages(cfg):
+    shrink_pyramid(cfg)
+    cfg.rpn_head.anchor_generator.strides = [4, 8, 16]
+    cfg.roi_head.bbox_roi_extractor.featmap_strides = [4, 8]
+    if "mask_roi_extractor" in cfg.roi_head:
+        cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8]
+
+
+def shrink_point_rend(cfg):
+    shrink_two_stages(cfg)
+    cfg.roi_head.mask_roi_extractor.featmap_strides = [4]
+    cfg.roi_head.point_head.fc_channels = WIDTH
+
+
+def shrink_solo(cfg):
+    shrink_pyramid(cfg)
+    cfg.neck.num_outs = 5
+    cfg.mask_head.update(strides=[4, 8, 16, 32, 64], num_grids=[12, 10, 8, 6, 4])
+    cfg.mask_head.norm_cfg = dict(type="GN", num_groups=4)
+
+
+def shrink_solov2(cfg):
+    shrink_solo(cfg)
+    cfg.mask_head.mask_feature_head.norm_cfg = cfg.mask_head.norm_cfg
+
+
+def shrink_rtmdet_ins(cfg):
+    norm = dict(type="BN")
+    cfg.neck.update(in_channels=WIDTHS, out_channels=WIDTH, norm_cfg=norm)
+    cfg.bbox_head.update(in_channels=WIDTH, feat_channels=WIDTH, norm_cfg=norm)
+    cfg.bbox_head.anchor_generator.strides = [4, 8, 16]
+
+
+def shrink_detr(cfg, width=WIDTH, layers=1):
+    cfg.backbone.out_indices = (2,)
+    cfg.num_queries = 100
+    cfg.neck.update(in_channels=WIDTHS[2:], out_channels=width)
+    for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
+        part.num_layers = layers
+        for attention in attentions:
+            part.layer_cfg[f"{attention}_cfg"].update(embed_dims=width, num_heads=4)
+        part.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=WIDTH)
+    cfg.positional_encoding.num_feats = width // 2
+    cfg.bbox_head.embed_dims = width
+
+
+def shrink_deformable_detr(cfg, width=WIDTH):
+    shrink_detr(cfg, width, layers=2)
+    cfg.backbone.out_indices = (0, 1, 2)
+    cfg.neck.in_channels = WIDTHS
+    cfg.neck.norm_cfg.num_groups = 4
+
+
+def shrink_mask2former(cfg):
+    head, attentions = cfg.panoptic_head, ("self_attn_cfg", "cross_attn_cfg")
+    decoder, fusion = head.pixel_decoder, cfg.panoptic_fusion_head
+    head.update(in_channels=WIDTHS, strides=[4, 8, 16], num_transformer_feat_level=2, num_queries=50)
+    head.update(num_things_classes=CLASSES, loss_cls=dict(head.loss_cls, class_weight=[1.0] * 6))
+    fusion.num_things_classes = CLASSES
+    decoder.update(num_outs=2, norm_cfg=dict(type="GN", num_groups=4))
+    decoder.encoder.layer_cfg.self_attn_cfg.num_levels = 2
+    for part in (decoder.encoder, head.transformer_decoder):
+        part.num_layers = 2
+        for name in attentions:
+            if name in part.layer_cfg:
+                part.layer_cfg[name].update(embed_dims=WIDTH, num_heads=4)
+        part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
+    for part in (head, decoder):
+        part.positional_encoding.num_feats = WIDTH // 2
+
+
+# A transformer with positional encodings of a fixed width
+_wide_detr = partial(shrink_detr, width=256)
+_wide_deformable_detr = partial(shrink_deformable_detr, width=256)
 
 CONFIGS = {
-    "FCOS": "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
-    "FSAF": "fsaf/fsaf_r50_fpn_1x_coco.py",
-    "RetinaNet": "retinanet/retinanet_r50_fpn_1x_coco.py",
-    "SSD": "ssd/ssd300_coco.py",
-    "YOLOv3": "yolo/yolov3_d53_8xb8-ms-608-273e_coco.py",
-    "YOLOX": "yolox/yolox_tiny_8xb8-300e_coco.py",
-    "Faster R-CNN": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
-    "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
-    "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
-    "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
-    "CornerNet": "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py",
-    "DETR": "detr/detr_r50_8xb2-150e_coco.py",
-    "PointRend": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
-    "Deformable DETR": "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py",
-    "Conditional DETR": "conditional_detr/conditional-detr_r50_8xb2-50e_coco.py",
-    "DAB-DETR": "dab_detr/dab-detr_r50_8xb2-50e_coco.py",
-    "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
-    "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
-    "PAA": "paa/paa_r50_fpn_1x_coco.py",
-    "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
-    "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
-    "Mask Scoring R-CNN": "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py",
-    "Mask2Former": "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",
-    "RTMDet-Ins": "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
-    "SOLO": "solo/solo_r50_fpn_1x_coco.py",
-    "SOLOv2": "solov2/solov2_r50_fpn_1x_coco.py",
-    "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
+    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", shrink_fcos),
+    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py", shrink_anchors),
+    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py", shrink_anchors),
+    "SSD": Family("ssd/ssd300_coco.py", shrink_ssd),
+    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py", shrink_yolov3),
+    "YOLOX": Family("yolox/yolox_tiny_8xb8-300e_coco.py", shrink_yolox, dcn=False, resnet=False),
+    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
+    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
+    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
+    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
+    "CornerNet": Family(
+        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", shrink_cornernet, dcn=False, resnet=False
+    ),
+    "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", shrink_detr),
+    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", shrink_point_rend),
+    "Deformable DETR": Family(
+        "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py", shrink_deformable_detr
+    ),
+    "Conditional DETR": Family("conditional_detr/conditional-detr_r50_8xb2-50e_coco.py", _wide_detr),
+    "DAB-DETR": Family("dab_detr/dab-detr_r50_8xb2-50e_coco.py", shrink_detr),
+    "DINO": Family("dino/dino-4scale_r50_8xb2-12e_coco.py", _wide_deformable_detr),
+    "GFL": Family("gfl/gfl_r50_fpn_1x_coco.py", shrink_grouped, dcn=False),
+    "PAA": Family("paa/paa_r50_fpn_1x_coco.py", shrink_grouped, dcn=False),
+    "RepPoints": Family("reppoints/reppoints-moment_r50_fpn_1x_coco.py", shrink_reppoints, dcn=False),
+    "Double-Head": Family("double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py", shrink_two_stages, dcn=False),
+    "Mask Scoring R-CNN": Family("ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py", shrink_two_stages, dcn=False),
+    "Mask2Former": Family("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py", shrink_mask2former, dcn=False),
+    "RTMDet-Ins": Family("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py", shrink_rtmdet_ins, dcn=False),
+    "SOLO": Family("solo/solo_r50_fpn_1x_coco.py", shrink_solo, dcn=False),
+    "SOLOv2": Family("solov2/solov2_r50_fpn_1x_coco.py", shrink_solov2, dcn=False),
+    "DDQ": Family("ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py", _wide_deformable_detr, dcn=False),
 }
-PLAIN = ("CornerNet", "YOLOX", "DDQ", "GFL", "PAA", "RepPoints", "Double-Head", "Mask Scoring R-CNN",
-         "Mask2Former", "RTMDet-Ins", "SOLO", "SOLOv2")  # without DCN in the backbone  # fmt: skip
-DEFORMABLE = ("Deformable DETR", "DINO", "DDQ")
-PADDING_MASKED = ("DETR", "Conditional DETR", "DAB-DETR", *DEFORMABLE)
 
 
 def has_dcn(family: str) -> bool:
-    return family not in PLAIN
+    return CONFIGS[family].dcn
 
 
 def dicts(node) -> Iterator[dict]:
@@ -84,99 +230,20 @@ def narrow(cfg: dict, width: int = WIDTH, fc_width: int = WIDTH, classes: int = 
                 part[key] = classes
 
 
-def config(family: str, dcn: bool = False) -> dict:
+def config(name: str, dcn: bool = False) -> dict:
     register_all_modules()
-    cfg = Config.fromfile(f"{mmdet_configs()}/{CONFIGS[family]}").model
+    family = CONFIGS[name]
+    cfg = Config.fromfile(f"{mmdet_configs()}/{family.file}").model
     narrow(cfg)
-    if family == "CornerNet":
-        assert not dcn
-        cfg.backbone.update(downsample_times=1, stage_channels=[WIDTH, 24], stage_blocks=[1, 1])
-        cfg.backbone.feat_channel = WIDTH
-        cfg.bbox_head.in_channels = WIDTH
-        return cfg
-    if family == "YOLOX":
-        assert not dcn
-        cfg.backbone.widen_factor = 0.125
-        cfg.neck.update(in_channels=[32, 64, 128], out_channels=WIDTH)
-        cfg.bbox_head.in_channels = WIDTH
-        return cfg
-    widths = [4 * 8 * 2**stage for stage in range(3)]
-    cfg.backbone = dict(
-        type="ResNet", depth=14, base_channels=8, stem_channels=8, norm_cfg=dict(type="BN"),
-        num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
-    )  # fmt: skip
+    assert family.resnet or not dcn
+    if family.resnet:
+        cfg.backbone = dict(
+            type="ResNet", depth=14, base_channels=8, stem_channels=8, norm_cfg=dict(type="BN"),
+            num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
+        )  # fmt: skip
     if dcn:
         cfg.backbone.update(dcn=True)
-    if family == "SSD":  # the extra levels of SSD300, above c3 and c4
-        cfg.backbone.out_indices = (1, 2)
-        cfg.neck.update(in_channels=widths[1:], out_channels=[*widths[1:], *[WIDTH] * 4])
-        cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
-        cfg.bbox_head.in_channels = cfg.neck.out_channels
-    elif family in PADDING_MASKED:
-        deformable = family in DEFORMABLE
-        fixed = family in ("Conditional DETR", "DINO", "DDQ")  # the width of their encodings
-        width = 256 if fixed else WIDTH
-        cfg.backbone.out_indices = (0, 1, 2) if deformable else (2,)
-        cfg.num_queries = 100
-        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=width)
-        if deformable:
-            cfg.neck.norm_cfg.num_groups = 4
-        for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
-            part.num_layers = 2 if deformable else 1
-            for attention in attentions:
-                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=width, num_heads=4)
-            part.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=WIDTH)
-        cfg.positional_encoding.num_feats = width // 2
-        cfg.bbox_head.embed_dims = width
-    elif family == "Mask2Former":
-        head, attentions = cfg.panoptic_head, ("self_attn_cfg", "cross_attn_cfg")
-        decoder, fusion = head.pixel_decoder, cfg.panoptic_fusion_head
-        head.update(in_channels=widths, strides=[4, 8, 16], num_transformer_feat_level=2, num_queries=50)
-        head.update(num_things_classes=CLASSES, loss_cls=dict(head.loss_cls, class_weight=[1.0] * 6))
-        fusion.num_things_classes = CLASSES
-        decoder.update(num_outs=2, norm_cfg=dict(type="GN", num_groups=4))
-        decoder.encoder.layer_cfg.self_attn_cfg.num_levels = 2
-        for part in (decoder.encoder, head.transformer_decoder):
-            part.num_layers = 2
-            for name in attentions:
-                if name in part.layer_cfg:
-                    part.layer_cfg[name].update(embed_dims=WIDTH, num_heads=4)
-            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
-        for part in (head, decoder):
-            part.positional_encoding.num_feats = WIDTH // 2
-    elif family == "RTMDet-Ins":
-        norm = dict(type="BN")
-        cfg.neck.update(in_channels=widths, out_channels=WIDTH, norm_cfg=norm)
-        cfg.bbox_head.update(in_channels=WIDTH, feat_channels=WIDTH, norm_cfg=norm)
-        cfg.bbox_head.anchor_generator.strides = [4, 8, 16]
-    elif family == "YOLOv3":
-        cfg.neck.update(in_channels=widths[::-1], out_channels=[WIDTH] * 3)
-        cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
-        cfg.bbox_head.anchor_generator.strides = [16, 8, 4]
-    else:
-        cfg.neck.update(in_channels=widths, out_channels=WIDTH, num_outs=3)
-        if "rpn_head" in cfg:
-            cfg.rpn_head.anchor_generator.strides = [4, 8, 16]
-            cfg.roi_head.bbox_roi_extractor.featmap_strides = [4, 8]
-            if "mask_roi_extractor" in cfg.roi_head:
-                levels = 1 if family == "PointRend" else 2
-                cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8][:levels]
-            if family == "PointRend":
-                cfg.roi_head.point_head.fc_channels = WIDTH
-        elif family.startswith("SOLO"):
-            cfg.neck.num_outs = 5
-            cfg.mask_head.update(strides=[4, 8, 16, 32, 64], num_grids=[12, 10, 8, 6, 4])
-            cfg.mask_head.norm_cfg = dict(type="GN", num_groups=4)
-            if family == "SOLOv2":
-                cfg.mask_head.mask_feature_head.norm_cfg = cfg.mask_head.norm_cfg
-        elif family == "FCOS":
-            cfg.bbox_head.strides = [8, 16, 32]
-        elif family == "RepPoints":
-            cfg.bbox_head.update(point_strides=[8, 16, 32], point_feat_channels=WIDTH)
-        else:
-            cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
-    if family in ("FCOS", "GFL", "PAA", "RepPoints"):
-        cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
+    family.shrink(cfg)
     return cfg
 
 
@@ -197,7 +264,7 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     settings = cfg.test_cfg.get("rcnn", cfg.test_cfg)
     settings.update(test_cfg)
     detector = MODELS.build(cfg).eval()
-    if family in DEFORMABLE:
+    if hasattr(detector, "level_embed"):
         nn.init.normal_(detector.level_embed)  # uninitialised memory otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)
