@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import runpy
@@ -161,14 +162,27 @@ def test_configs_turn_dcn_on(tmp_path):
         assert any("conv_offset" in name for name in build(cfg.model, "meta").state_dict()), text
 
 
+def printed(notebook) -> list[str]:
+    """What the cells of a notebook print."""
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    return ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
+
+
+def test_training_of_the_page_is_that_of_the_tutorial():
+    (block,) = (b for b in blocks(ROOT / "docs/train_your_data.md", "text") if "epoch       loss" in b)
+    assert block in printed(json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8")))
+
+
 @pytest.mark.slow
 def test_tutorial(monkeypatch):
-    """Every cell runs, and a minute of training gives a detector with an AP."""
+    """Every cell runs and prints what is stored, except numbers; the detector has an AP."""
     for package in ("nbformat", "nbclient", "ipykernel"):
         pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
     executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
-    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    text = "".join(printed(executed))
+    stored = "".join(printed(json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))))
+    words, expected = (sorted(re.findall(r"[^\W\d]+", each)) for each in (text, stored))
+    assert words == expected, "run docs/run_tutorial.py, and paste the training into docs/train_your_data.md"
     ap = dict(re.findall(r"(box|mask) AP ([\d.]+)", text))
     assert float(ap["mask"]) > 0.05 and float(ap["box"]) > 0.05 and "Warning" not in text
