@@ -23,13 +23,24 @@ from dcnzoo.openmmlab.class_names import use_names
 from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
-from dcnzoo.openmmlab.settings import OLD_KEYS, variables
+from dcnzoo.openmmlab.settings import OLD_KEYS, dicts, variables
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.work_dir import WorkDirHook, has_checkpoints
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import output_files, require_file, require_folder
 
 setup()  # any config may use dcn=True
+
+
+# arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
+SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
+
+
+def _as_tuple(value: object) -> object:
+    """Return a list of numbers as a tuple, also inside a list."""
+    if not isinstance(value, list):
+        return value
+    return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(_as_tuple, value)]
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:
@@ -56,6 +67,9 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+    for path, node in dicts(cfg._cfg_dict):
+        if "pipeline" in path:
+            node.update({key: _as_tuple(node[key]) for key in SIZES & node.keys()})
     if old := OLD_KEYS.keys() & cfg.keys():
         stored, read = variables(cfg.text)
         for key in old & read | old - stored:  # variables; a dump would set them without reading them
