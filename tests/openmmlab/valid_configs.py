@@ -113,9 +113,9 @@ def in_new_style(cfg: Config, folder: Path) -> Path:
     (folder / "new_base.py").write_text("".join(head + lines))
     child = (
         "from mmengine.config import read_base\nwith read_base():\n    from .new_base import *\n"
-        "from mmengine.dataset import InfiniteSampler\nseed = 3\nrandomness = dict(seed=seed)\n"
+        "from mmengine.dataset import DefaultSampler\nseed = 3\nrandomness = dict(seed=seed)\n"
         "if globals().get('train_dataloader'):\n"
-        "    train_dataloader['sampler'] = dict(type=InfiniteSampler)\n"
+        "    train_dataloader['sampler'] = dict(type=DefaultSampler, shuffle=True)\n"
     )
     (folder / "new.py").write_text(child)
     return folder / "new.py"
