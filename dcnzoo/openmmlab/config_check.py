@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmdet import registry as registries
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.deformable import arguments, split_settings
-from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.openmmlab.settings import (
     LAYERS,
     OLD_KEYS,
@@ -25,7 +25,6 @@ from dcnzoo.openmmlab.settings import (
     is_old,
     places,
     registered,
-    registry_of,
     variables,
 )
 from dcnzoo.openmmlab.value_rules import refusal, wrong_monitors
@@ -54,8 +53,7 @@ def check_config(
 ) -> None:
     """Check a config without building it; print a warning for each key that probably is not used.
 
-    Problems that MMDetection's own files have, such as keys of version 2, are warnings too, and so are those
-    of parts that the command does not use.
+    Problems of parts that the command does not use are warnings too.
 
     Args:
         name: the config's file, for the messages.
@@ -69,14 +67,9 @@ def check_config(
     """
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
-    keys = {*_paths(options or {})}
-    problems, known = find_problems(cfg, required, runs, keys), []
-    folder = mim_folder("mmdet")
-    if folder and Path(name).is_relative_to(folder) and any(problem.stops for problem in problems):
-        known = find_problems(Config.fromfile(name), required, runs)
     lines = []
-    for problem in problems:
-        if problem.stops and problem not in known:
+    for problem in find_problems(cfg, required, runs, {*_paths(options or {})}):
+        if problem.stops:
             lines.append(printable(f"{name}: {problem}"))
         else:
             print_log(printable(f"{name}: {problem}"), "current", logging.WARNING)
@@ -198,7 +191,7 @@ def _wrong_name(place: Place) -> Iterator[Finding]:
     if not isinstance(name, str) or not name[:1].isupper() or not place.names:
         return
     if class_of(place.node, *place.names) is None:
-        known = [known for registry in map(registry_of, place.names) for known in registered(registry)]
+        known = {key for each in place.names for key in registered(getattr(registries, each))}
         if name not in known and (close := nearest(name, known, 0.8)):
             yield Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
 

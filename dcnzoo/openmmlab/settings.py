@@ -15,27 +15,18 @@ from typing import Any
 import mmcv.ops
 import torch
 from mmdet import registry as registries
+from mmengine import runner
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
-from mmengine.runner import (
-    EpochBasedTrainLoop,
-    FlexibleRunner,
-    IterBasedTrainLoop,
-    LogProcessor,
-    Runner,
-    TestLoop,
-    ValLoop,
-    set_random_seed,
-)
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.deformable import SETTINGS, arguments
 
 RUNNER_KEYS = {
-    *inspect.signature(Runner).parameters,
-    *inspect.signature(FlexibleRunner).parameters,
+    *inspect.signature(runner.Runner).parameters,
+    *inspect.signature(runner.FlexibleRunner).parameters,
     *("custom_imports", "runner_type", "tta_model"),
 }
 # settings of layers, from which mmcv removes some before it builds the layer
@@ -93,10 +84,10 @@ _UNTYPED = {
     **dict.fromkeys(("train_dataloader", "val_dataloader", "test_dataloader"), DataLoader),
     "optim_wrapper": OptimWrapper,
     "optim_wrapper.clip_grad": torch.nn.utils.clip_grad_norm_,
-    "val_cfg": ValLoop,
-    "test_cfg": TestLoop,
-    "log_processor": LogProcessor,
-    "randomness": set_random_seed,
+    "val_cfg": runner.ValLoop,
+    "test_cfg": runner.TestLoop,
+    "log_processor": runner.LogProcessor,
+    "randomness": runner.set_random_seed,
     "env_cfg.mp_cfg": set_multi_processing,
 }
 
@@ -177,7 +168,7 @@ def _places(value: object, at: Place) -> Iterator[Place]:
     if isinstance(value, Mapping):
         kind = class_of(value, *at.names) or _UNTYPED.get(at.path)
         if at.path == "train_cfg" and kind is None:
-            kind = EpochBasedTrainLoop if value.get("by_epoch") else IterBasedTrainLoop
+            kind = runner.EpochBasedTrainLoop if value.get("by_epoch") else runner.IterBasedTrainLoop
         if at.path == "optim_wrapper.clip_grad" and value.get("type") == "value":
             kind = torch.nn.utils.clip_grad_value_
         names = (
@@ -238,17 +229,13 @@ def class_of(node: Mapping, *names: str) -> type | None:
     name = node.get("type")
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
-    for registry in map(registry_of, names):
+    for registry in (getattr(registries, name) for name in names):
         with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
             # Registry.get imports every unknown text as a module; RuntimeError: it is not the name of one
             kind = scoped.get(name) if "." in name else registered(scoped).get(name)
             if inspect.isclass(kind):
                 return kind
     return None
-
-
-def registry_of(name: str) -> Registry:
-    return getattr(registries, name)
 
 
 def registered(registry: Registry | None) -> ChainMap[str, object]:

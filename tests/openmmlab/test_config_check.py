@@ -178,15 +178,12 @@ def test_published_configs():
         except (UserError, FileNotFoundError):
             continue
         loaded += 1
-        check_config(cfg, path)
         problems |= {(path.parent.name, problem.subject) for problem in find_problems(cfg) if problem.stops}
     assert loaded > 850
     assert problems == {
         ("datasets", "val_dataloader.dataset.pipeline.2.type"),  # PackInputs of another package
         ("datasets", "test_dataloader.dataset.pipeline.2.type"),
         ("bytetrack", "test_evaluator.type"),  # MOTChallengeMetrics, which exists nowhere
-        ("guided_anchoring", "data"),  # keys of MMDetection 2
-        ("guided_anchoring", "optimizer_config"),
     }
 
 

@@ -26,7 +26,10 @@ from ..processes import ROOT
 from . import valid_configs, wrong_configs
 
 MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
-CONFIGS = sorted([*MMDETS.rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
+FILES = sorted([*MMDETS.rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
+CONFIGS = [
+    file for file in FILES if "__main__" not in file.read_text(encoding="utf-8")
+]  # others are programs
 COMMANDS = {
     "train": dict(required=("model", *REQUIRED)),
     "test": dict(required=("model", "test_dataloader", "test_cfg", "test_evaluator")),
