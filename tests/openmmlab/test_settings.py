@@ -73,7 +73,7 @@ def refusals(path, cfg, published, edit):
     """The commands that refuse a config, and why; nothing if its base is not complete."""
     for command, options in COMMANDS.items():
         unfit = command == "test" and edit == "only for training"
-        if {*options["required"]} <= cfg.keys() and not unfit:
+        if all(map(cfg.get, options["required"])) and not unfit:
             try:
                 check_config(cfg, path, **options)
             except UserError as error:
