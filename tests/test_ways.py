@@ -78,7 +78,7 @@ def test_ways(tmp_path):
     cv2.imwrite(str(picture), draw_image(ShapesSpec(), "val", 9)[0])
     tiny = settings(tmp_path / "data", 8, 4, 1, train_dataloader__batch_size=4)
     commands = {
-        "predict": ("infer", SHAPES, picture, "--out", tmp_path),
+        "predict": ("infer", SHAPES, picture, "--out", tmp_path / "shown"),
         "train with DCN": (
             *("train", PLAIN, "--work-dir", work), *tiny, "model.backbone.dcn=True",
         ),
