@@ -19,7 +19,6 @@ from dcnzoo.compat import patches, provide, torchvision_ops
 from dcnzoo.layers import DeformConv2d
 from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import shape_text
-from dcnzoo.utils.text import counted
 
 __all__ = ["DeformConv2d", "RoIAlign", "accelerate", "accelerated", "deform_conv2d", "restore", "roi_align"]
 
@@ -80,8 +79,7 @@ def _with_image_numbers(input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor: 
         return boxes
     if len(boxes) != input.shape[0]:
         raise RuntimeError(
-            f"roi_align: boxes: expected {counted(input.shape[0], 'tensors')}, one for each image, "
-            f"got {len(boxes)}"
+            f"roi_align: boxes: expected {input.shape[0]} tensors, one for each image, got {len(boxes)}"
         )
     for image, each in enumerate(boxes):
         if each.dim() != 2 or each.shape[1] != 4:

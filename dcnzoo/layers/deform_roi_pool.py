@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import deform_roi_pool
 from dcnzoo.ops._arguments import is_traced
-from dcnzoo.utils.text import counted
 
 
 class DeformRoIPool(Leaf):
@@ -94,7 +93,7 @@ class DeformRoIPoolPack(DeformRoIPool):
 
     def _check(self, input: Tensor) -> None:
         if not is_traced(input) and (input.dim() != 4 or input.shape[1] != self.output_channels):
-            expected = f"{counted(self.output_channels, 'channels')} (output_channels)"
+            expected = f"{self.output_channels} channels (output_channels)"
             self._refuse("input", expected, f"shape {tuple(input.shape)}", RuntimeError)
 
     def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:

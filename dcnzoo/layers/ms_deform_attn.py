@@ -9,7 +9,6 @@ from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
 from dcnzoo.ops.deform_attn import level_starts
-from dcnzoo.utils.text import counted
 
 
 class MultiScaleDeformableAttention(TracksOffsets, Leaf):
@@ -174,7 +173,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         if not isinstance(shapes, Tensor):
             self._refuse("spatial_shapes", "a tensor", type(shapes).__name__, RuntimeError)
         if tuple(shapes.shape) != (self.num_levels, 2):
-            expected = f"({self.num_levels}, 2), (height, width) of {counted(self.num_levels, 'levels')}"
+            expected = f"({self.num_levels}, 2), (height, width) of {self.num_levels} levels"
             self._refuse("spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
         # On a GPU, reading the values would stall the device.
         if shapes.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -129,7 +129,6 @@ def roi_align_backward_flops(grad_output: Sizes, *args, out_shape: object) -> in
 
 
 @register_flop_formula([ops.nms, ops.nms_rotated, ops.box_iou_rotated])
-@register_flop_formula([ops._check_deform_conv, ops._cpu_capability])
 def no_flops(*args: object, **kwargs: object) -> int:
     """torch's counter counts products and sums of values, not comparisons and geometry."""
     return 0

@@ -153,7 +153,7 @@ MISTAKES = [
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),
     (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
-    (2, ["bench", "ONNX", "--profile"], "--profile: .*model.onnx"),
+    (2, ["bench", "ONNX", "--profile"], "--profile: "),
     (2, ["bench", DEMO, "--images", "tests"], "--annotations"),
     (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
     (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),

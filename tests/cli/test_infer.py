@@ -217,7 +217,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
     (1, ["explain", "a.png", "--layer", "neck"], {}, r"backbone\.layer2\.0\.conv2"),
     (2, ["explain", "a.png", "--at", "3"], {}, "2 numbers .* 3"),
     (2, ["explain", "a.png", "--at", "3,x"], {}, "2 numbers .* 3,x"),
-    (2, ["explain", "a.png", "--at", "3,4", "--box", "1,2,3,4"], {}, "--box: .*--at"),
+    (2, ["explain", "a.png", "--at", "3,4", "--box", "1,2,3,4"], {}, "--at: .*--box"),
     (2, ["explain", "a.png", "--out", "x.pdf"], {}, "x.pdf"),
     (2, ["infer", "a.png", "--score-threshold", "2"], {}, "--score-threshold"),
 ]

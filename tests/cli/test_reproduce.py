@@ -200,7 +200,7 @@ def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path
         ("knowss", ["--checkpoint", path], 1, "closest names: knows"),
         ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
         ("knows", [*data, "--subset", 0], 2, "--subset"),
-        ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
+        ("knows", [*data, "--train", "--checkpoint", path], 2, "--checkpoint: "),
         ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
         ("knows", data, 1, "--checkpoint: expected a file with weights"),
         (str(own), data, 1, "--checkpoint: expected a file with weights"),

@@ -182,7 +182,7 @@ def test_bad_input(function, name, value, message):
 @pytest.mark.parametrize(
     ("name", "index", "message"),
     [
-        ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
+        ("offset", (slice(None), slice(None), slice(1, None)), "values of at least 24 × 5 × 9 .* 24 × 4 × 9"),
         # read as memory of a larger map, these would be other taps and groups
         ("offset", (slice(None), [*range(24), 0]), "24 channels.* got 25"),
         ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* got 24"),

@@ -52,7 +52,7 @@ def test_download_and_unpack(server, tmp_path):
     server.cuts = [200_000]
     arguments = (*PARTS, "--unzip", "--delete", "--out", tmp_path / "coco")
     lines = run("data", "download", *arguments).splitlines()
-    assert lines[:2] == [f"{tmp_path}/coco/val2017.zip", f"{tmp_path}/coco: 1 files"]
+    assert lines[:2] == [f"{tmp_path}/coco/val2017.zip", f"{tmp_path}/coco: 1 file"]
     assert "no checksum" in lines[2]
     assert (tmp_path / "coco/val2017/1").read_bytes() == IMAGE
     assert (tmp_path / "coco/annotations/instances").read_text() == "{}"

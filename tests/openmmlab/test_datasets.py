@@ -332,7 +332,7 @@ def test_an_image_that_cannot_be_read(forty, harm, found, cls, warnings):
     assert text.startswith(f"{forty}/train/00007.png: ") and found in text and "1 of 40 images" in text
     assert options["level"] == logging.WARNING
     tested = read_coco(forty, lambda file: None, cls, pipeline=resize, test_mode=True)
-    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.* 40"):
+    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.*every image"):
         tested[7]
 
 

@@ -105,7 +105,7 @@ VALID = """
 
 
 def valid_configs():
-    names = {*detectors.CONFIGS.values(), *VALID.split()}
+    names = {*(family.file for family in detectors.CONFIGS.values()), *VALID.split()}
     own = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)[::4]
     return [*(mim_folder("mmdet") / "configs" / name for name in sorted(names)), *own]
 

@@ -93,7 +93,9 @@ def contents(folder):
 def memory():
     gc.collect()
     tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
-    return sum(item.numel() for item in tensors), len(os.listdir("/proc/self/fd"))
+    return sum(item.numel() for item in tensors if not torch.nn.parameter.is_lazy(item)), len(
+        os.listdir("/proc/self/fd")
+    )
 
 
 def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, set_threads):

