@@ -120,8 +120,8 @@ def test_valid_edits(tmp_path, monkeypatch, bases_once, part):
     assert sum(numbers.values()) > 100
 
 
-# Mistakes that the check does not find: MMEngine refuses the first three when it builds them; other heads
-# read the fourth from their test_cfg; the last one is that of a CSPNeXt, which compares it with 0.
+# Mistakes that the check does not find. MMEngine and MMDetection refuse them when they build them, except for
+# max_per_image, which other heads read from their test_cfg.
 SILENT = {
     "train_cfg.max_epochs: [3]",
     "model.roi_head.bbox_roi_extractor.roi_layer.type: 'RoIAlin'",
