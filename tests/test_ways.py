@@ -24,10 +24,11 @@ FLOORS = (
     "cli", "diagnosis", "report", "zoo", "models", "openmmlab", "export", "data", "detect", "compat",
     "backbones", "layers", "ops", "utils",
 )  # fmt: skip
-# What a floor calls that a higher one has handed to it: hooks, patches, tensors that watch a call
+# What a floor calls that a higher one has handed to it: hooks, patches, tensors that watch a call, iterators
 CALLBACKS = {
     ("compat", "openmmlab"), ("compat", "export"), ("detect", "openmmlab"), ("export", "openmmlab"),
     ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"), ("ops", "openmmlab"),
+    ("utils", "detect"),
 }  # fmt: skip
 
 
