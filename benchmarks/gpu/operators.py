@@ -151,10 +151,8 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     cases = [CONVOLUTIONS[0], ATTENTIONS[3]] if args.rehearse else [*CONVOLUTIONS, *ATTENTIONS]
     dtypes = DTYPES[: 1 if args.rehearse else None]
-    for late in (
-        False,
-        True,
-    ):  # deformops tunes itself for minutes: one call of it took all the time of a run
+    # deformops comes last: it tunes itself for minutes, and one call of it took all the time of a run
+    for late in (False, True):
         for dtype, case in itertools.product(dtypes, cases):
             for mode, name in itertools.product(PASSES, contestants(case.operator)):
                 if (name == "deformops") != late or (name, dtype) == ("torchvision", "bfloat16"):

@@ -184,7 +184,7 @@ class Tree:
     def json(self) -> dict[Path, Any]:
         """The contents of the JSON files, without the pictures inside LabelMe's.
 
-        Files that are not of objects by their names are left out if there are others: ``captions_….json``.
+        Files whose names say that they have no objects (``captions_….json``) are left out beside others.
         """
         files = self.ending(".json")
         named = [file for file in files if not _NOT_OBJECTS & {*_words(file.stem)}]
