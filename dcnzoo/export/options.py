@@ -69,7 +69,12 @@ class ExportOptions:
                 raise ValueError(f"{name}: expected the default for {self.path}, got {getattr(self, name)}")
         else:
             check_target(self.form, self.opset_version)
-            packages = {"onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
+            packages = {
+                "onnx": True,
+                "onnxscript": True,
+                "onnxslim": self.simplify,
+                "openvino": ending == ".xml",
+            }
             for package in filter(packages.get, packages):
                 import_module(package)
         if isinstance(self.verify, str | os.PathLike) and picture_files(self.verify) is None:

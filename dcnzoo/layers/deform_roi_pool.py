@@ -93,8 +93,8 @@ class DeformRoIPoolPack(DeformRoIPool):
 
     def _check(self, input: Tensor) -> None:
         if not is_traced(input) and (input.dim() != 4 or input.shape[1] != self.output_channels):
-            expected = f"{self.output_channels} channels (output_channels)"
-            self._refuse("input", expected, f"shape {tuple(input.shape)}", RuntimeError)
+            expected = f"(N, {self.output_channels}, H, W), as of output_channels"
+            self._refuse("input", expected, tuple(input.shape), RuntimeError)
 
     def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:
         offset = self.offset_fc(pooled).unflatten(1, (2, self.output_size[0], self.output_size[1]))

@@ -172,9 +172,9 @@ def test_smaller_files(exported, work, tmp_path, to, option):
         pytest.importorskip("openvino")
     whole, _ = exported
     path = tmp_path / ("model.xml" if to == "openvino" else "model.onnx")
-    images = [ROOT / "tests/data"] if option == "--int8" else []
+    images = [ROOT / "tests/data", "--num-images", 5] if option == "--int8" else []
     files = work / "config.py", work / "weights.pth"
-    run("export", *files, "--out", path, option, *images, "--num-images", 5)
+    run("export", *files, "--out", path, option, *images)
     size = sum(file.stat().st_size for file in tmp_path.glob("model*"))
     assert size < 0.75 * whole.stat().st_size
     expected = Detector(whole)(PICTURE, score_threshold=0)
