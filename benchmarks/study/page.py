@@ -65,37 +65,43 @@ def curve(rows: list[Row], last: Row) -> dict[str, np.ndarray]:
     return {**columns, "ap": values(epochs.values())}
 
 
-def ratio_of_times(file: Path) -> float:
-    """Return the CPU time of an iteration with DCNv2 relative to one without, a median over rounds."""
+def ratios_of_times(file: Path) -> np.ndarray:
+    """Return the CPU time of an iteration with DCNv2 relative to one without, by round."""
     with file.open(encoding="utf-8", newline="") as lines:
         seconds = {
             (row["arm"], row["round"]): float(row["cpu_seconds_per_iteration"])
             for row in csv.DictReader(lines)
         }
-    return float(
-        np.median([time / seconds["off", name] for (arm, name), time in seconds.items() if arm == "v2"])
-    )
+    return np.array([time / seconds["off", name] for (arm, name), time in seconds.items() if arm == "v2"])
 
 
-def at_equal_time(rows: list[Row], main: Results, ratio: float) -> dict[str, dict[str, str]]:
-    """Return v2 − plain in validation AP, box AP and mask AP at equal CPU time.
+def at_equal_time(rows: list[Row], main: Results, arm: str, ratio: float | None = None) -> list[str]:
+    """Return the differences of v2 and ``arm`` in validation AP, box AP and mask AP at equal CPU time.
 
-    ``recorded``: at the end of the shorter training in recorded CPU seconds. ``corrected``: at the last
-    epoch of ``plain``, if an epoch of ``v2`` takes ``ratio`` times as long.
+    By the plan, at the end of the shorter training in recorded CPU seconds. With ``ratio``, at the last
+    epoch of ``arm``, if an epoch of ``v2`` takes ``ratio`` times as long.
     """
-    recorded, corrected = ({"ap": [], "box_ap": [], "mask_ap": []} for _ in range(2))
-    for results in zip(main["v2"], main["plain"], strict=True):
-        v2, plain = (curve(rows, last) for last in results)
-        seconds = min(v2["cpu_seconds"][-1], plain["cpu_seconds"][-1])
-        for name in recorded:
-            aps = [np.interp(seconds, each["cpu_seconds"], each[name]) for each in (v2, plain)]
-            recorded[name].append(aps[0] - aps[1])
-            epoch = plain["epoch"][-1] / ratio
-            corrected[name].append(np.interp(epoch, v2["epoch"], v2[name]) - plain[name][-1])
-    return {
-        key: {name: with_interval(differences) for name, differences in part.items()}
-        for key, part in {"recorded": recorded, "corrected": corrected}.items()
-    }
+    differences = []
+    for results in zip(main["v2"], main[arm], strict=True):
+        v2, other = (curve(rows, last) for last in results)
+        ends = [min(v2["cpu_seconds"][-1], other["cpu_seconds"][-1])] * 2
+        unit = "cpu_seconds" if ratio is None else "epoch"
+        if ratio is not None:
+            ends = [other["epoch"][-1] / ratio, other["epoch"][-1]]
+        aps = [
+            [np.interp(end, each[unit], each[name]) for name in ("ap", "box_ap", "mask_ap")]
+            for end, each in zip(ends, (v2, other), strict=True)
+        ]
+        differences.append(np.subtract(*aps))
+    return [with_interval(column) for column in np.transpose(differences)]
+
+
+def equal_time_table(rows: list[Row], main: Results, ratio: float) -> str:
+    lines = [("v2 −", "CPU time of v2 / the other", "AP", "box AP", "mask AP")]
+    for arm in gains(main):
+        lines.append((arm, "as recorded", *at_equal_time(rows, main, arm)))
+    lines.append(("plain", f"{ratio:.2f} in each pair", *at_equal_time(rows, main, "plain", ratio)))
+    return markdown(lines)
 
 
 def arms_table(rows: list[Row], main: Results) -> str:
@@ -159,7 +165,7 @@ def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]
     """Return the variables of the section of results."""
     late = [np.diff(curve(rows, last)["ap"])[-1] for last in main["plain"]]
     seconds = values(main["v2"], "cpu_seconds") / values(main["plain"], "cpu_seconds")
-    ratio, wider = ratio_of_times(times), gains(main)["wider"]
+    ratios, wider = ratios_of_times(times), gains(main)["wider"]
     bounds = [interval(np.delete(wider, seed), FAMILY)[0] for seed in range(len(wider))]
     return {
         "verdicts": {arm: verdict(gain) for arm, gain in gains(main).items()},
@@ -168,9 +174,10 @@ def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]
         "converged": np.mean(late) < 0.005,
         "arms": arms_table(rows, main),
         "comparisons": comparisons_table(main),
-        "ratio": ratio,
-        "ratios": (seconds.min(), seconds.max()),
-        "equal_time": at_equal_time(rows, main, ratio),
+        "recorded_ratios": (seconds.min(), seconds.max()),
+        "rounds": len(ratios),
+        "measured_ratios": (float(np.median(ratios)), ratios.min(), ratios.max()),
+        "equal_time": equal_time_table(rows, main, float(np.median(ratios))),
         "late_seeds": with_interval(gains(main)["plain"][5:], FAMILY) if len(seconds) == 10 else None,
         "wider_bound": interval(wider, FAMILY)[0],
         "fragile": sum(bound <= 0 for bound in bounds),
