@@ -169,7 +169,7 @@ def printed(notebook) -> list[str]:
 
 
 def test_training_of_the_page_is_that_of_the_tutorial():
-    (block,) = (b for b in blocks(ROOT / "docs/train_your_data.md", "text") if "epoch       loss" in b)
+    (block,) = (b for b in blocks(ROOT / "docs/train_your_data.md", "text") if re.search("epoch +loss", b))
     assert block in printed(json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8")))
 
 

@@ -3,6 +3,8 @@
 import datetime
 import os
 import re
+import shlex
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +27,16 @@ from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import last_checkpoint
 from dcnzoo.utils.text import columns, counted, cut, few
 
-WIDTH = 100  # columns of a terminal
+WIDTH = 100  # columns of the rows where there is no terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
 COLUMNS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP")  # of CocoMetric
+# parts of the total loss of MMDetection's heads, by a word in their names; the first that fits
+LOSSES = {
+    "mask loss": "mask|dice|semantic",
+    "class loss": "cls|conf|obj|heatmap",
+    "box loss": "bbox|iou|l1|dfl|xy|wh|off|centerness|reg",
+}
 
 
 class SummaryHook(Hook):
@@ -45,7 +53,7 @@ class SummaryHook(Hook):
         self._row: dict[str, str] = {}
         self._columns: dict[str, int] = {}
         self._best: tuple[str, dict[str, float]] | None = None  # the step and its APs
-        self._class_aps: dict[str, float] = {}
+        self._classes = ""
 
     # Training
 
@@ -85,7 +93,7 @@ class SummaryHook(Hook):
             main = "mask AP" if "mask AP" in values else next(iter(values))
             if self._best is None or values[main] > self._best[1][main]:
                 self._best = self._row["step"].partition("/")[0], values
-                self._class_aps = _class_aps(runner.val_evaluator.metrics)
+                self._classes = _classes(runner.val_evaluator.metrics)
         self._print_row()
 
     def after_train(self, runner: Runner) -> None:
@@ -98,28 +106,32 @@ class SummaryHook(Hook):
         if self._best:
             aps = ", ".join(f"{label} {value:.3f}" for label, value in self._best[1].items())
             lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
+        name = shlex.quote(shown_path(folder))
         lines += [
-            ("classes", _few_classes(self._class_aps)),
+            ("classes", self._classes),
             ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
-            ("next", f"dcnzoo infer {shown_path(folder)} PICTURE, dcnzoo export {shown_path(folder)}"),
+            ("next", f"dcnzoo infer {name} PICTURE, dcnzoo export {name}"),
         ]
         print()
         _print_pairs(lines)
 
     def _progress(self, runner: Runner, step: int, end: int, window: int) -> dict[str, str]:
-        """Return the cells of a row: step, mean losses since the last row, learning rate, seconds."""
+        """Return the cells of a row: step, mean losses since the last row, learning rate, time."""
         now = time.monotonic()
         scalars = runner.message_hub.log_scalars
-        losses = {
+        means = {
             name.removeprefix("train/"): buffer.mean(window)
             for name, buffer in scalars.items()
-            if re.fullmatch(r"train/(loss|loss_(?!.*\.d\d).{1,12})", name) and len(buffer.data[0])
+            if re.fullmatch(r"train/(.*[._])?loss(_.*)?", name) and len(buffer.data[0])
         }
+        cells = {"step": f"{step}/{end}"}
+        if "loss" in means:
+            cells["loss"] = f"{means.pop('loss'):.3f}"
+        cells |= {name: f"{loss:.3f}" for name, loss in loss_parts(means).items()}
         rate = scalars.get("train/lr")
-        cells = {"step": f"{step}/{end}", **{name: f"{loss:.3f}" for name, loss in losses.items()}}
         if rate is not None:
             cells["lr"] = f"{rate.current():.2g}"
-        cells["seconds"] = f"{now - self._began:.0f}"
+        cells["time"] = str(datetime.timedelta(seconds=round(now - self._began)))
         self._began = now
         return cells
 
@@ -128,15 +140,18 @@ class SummaryHook(Hook):
         row, self._row = self._row, {}
         if not (row and is_main_process()):
             return
-        last = {name: row.pop(name) for name in [*row] if name in ("lr", "seconds")}
+        last = {name: row.pop(name) for name in [*row] if name in ("lr", "time")}
         cells = {**row, **{label: row.get(label, "") for label in self._aps}, **last}
-        parts = [name for name in cells if name.startswith("loss_")]
-        while parts and sum(max(len(name), 9) + 2 for name in cells) > WIDTH:
-            del cells[parts.pop()]
+        heads = {name: self._unit if name == "step" else name for name in cells}
+        widths = {name: max(len(heads[name]), len(text), 6) for name, text in cells.items()}
+        room = shutil.get_terminal_size((WIDTH, 0)).columns
+        for part in reversed(LOSSES):
+            if part in cells and sum(widths.values()) + 2 * len(widths) - 2 > room:
+                del cells[part], widths[part]
         if not cells.keys() <= self._columns.keys():
-            self._columns = {name: max(len(name), 9) for name in cells}
+            self._columns = widths
             print()
-            _print_cells({name: self._unit if name == "step" else name for name in cells}, self._columns)
+            _print_cells(heads, self._columns)
         _print_cells(cells, self._columns)
 
     # Test
@@ -147,15 +162,30 @@ class SummaryHook(Hook):
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         metrics = metrics or {}
         lines = [(label, f"{metrics[key]:.3f}") for key, label in labels(metrics, most=100).items()]
-        _print_pairs([*lines, ("classes", _few_classes(_class_aps(runner.test_evaluator.metrics)))])
+        _print_pairs([*lines, ("classes", _classes(runner.test_evaluator.metrics))])
 
 
 def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
-    """Return the metrics to show and their names: the APs of COCO, then others up to a number."""
-    numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
-    last_part = {key: key.rpartition("/")[2] for key in numbers}
-    names = {key: metric_name(part) for key, part in last_part.items() if part in COLUMNS}
-    return names if names and most <= len(COLUMNS) else {**dict([*last_part.items()][:most]), **names}
+    """Return the metrics to show and their names: up to a number, the three APs of COCO or the first ones."""
+    names = {
+        key: metric_name(part)
+        for key, value in metrics.items()
+        if isinstance(value, int | float)
+        if (part := key.rpartition("/")[2]) == metric_name(part) or value >= 0  # -1: no object of this size
+    }
+    main = {key: name for key, name in names.items() if key.rpartition("/")[2] in COLUMNS}
+    return main if main and most <= len(COLUMNS) else dict([*names.items()][:most])
+
+
+def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
+    """Return the sums of the losses of classes, boxes and masks."""
+    sums: Counter[str] = Counter()
+    for name, loss in losses.items():
+        for part, words in LOSSES.items():
+            if re.search(words, name):
+                sums[part] += loss  # type: ignore[assignment]
+                break
+    return {part: sums[part] for part in ("class loss", "box loss", "mask loss") if part in sums}
 
 
 def shown_path(path: str | os.PathLike) -> str:
@@ -208,16 +238,16 @@ def _device(runner: Runner) -> str:
     return f"{device}{threads}, {precision if isinstance(wrapper, AmpOptimWrapper) else 'float32'}"
 
 
-def _class_aps(metrics: Sequence[object]) -> dict[str, float]:
-    return next((aps for metric in metrics if (aps := getattr(metric, "class_aps", None))), {})
-
-
-def _few_classes(aps: Mapping[str, float]) -> str:
-    """Return the AP of each class, of many only the best and the worst."""
-    ordered = sorted(aps.items(), key=lambda item: -np.nan_to_num(item[1], nan=-1))
+def _classes(metrics: Sequence[Any]) -> str:
+    """Return the AP of each class, of many only the best and the worst, after the name of this AP."""
+    metric = next((metric for metric in metrics if getattr(metric, "class_aps", None)), None)
+    if metric is None:
+        return ""
+    ordered = sorted(metric.class_aps.items(), key=lambda item: -np.nan_to_num(item[1], nan=-1))
     half = SHOWN_CLASSES // 2
     shown = ordered if len(ordered) <= SHOWN_CLASSES else [*ordered[:half], ("…", None), *ordered[-half:]]
-    return ", ".join(name if ap is None else f"{cut(printable(name), 20)} {ap:.3f}" for name, ap in shown)
+    aps = (name if ap is None else f"{cut(printable(name), 20)} {ap:.3f}" for name, ap in shown)
+    return f"{metric_name(f'{metric.metrics[-1]}_mAP')}: {', '.join(aps)}"
 
 
 def _print_cells(cells: Mapping[str, str], columns: Mapping[str, int]) -> None:
