@@ -11,6 +11,11 @@ from pycocotools.mask import area
 
 from dcnzoo.detect.detections import Detections
 
+try:
+    from faster_coco_eval import COCOeval_faster as COCOevalBase
+except ImportError:  # no wheel for this platform
+    COCOevalBase = COCOeval
+
 MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the first is that of AP
 KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
@@ -18,6 +23,12 @@ METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order
     **{"mAP_s": "AP, small", "mAP_m": "AP, medium", "mAP_l": "AP, large"},
 }
 NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for end in METRICS}
+
+
+class Evaluation(COCOevalBase):
+    """pycocotools' evaluation in C++: the same numbers, several times as fast, without ``evalImgs``."""
+
+    summarize = COCOeval.summarize  # that of the base class takes the AP at another number of detections
 
 
 def metric_name(key: str) -> str:
@@ -98,14 +109,15 @@ def numbered(annotations: Iterable[dict]) -> list[dict]:
     return [{**each, "id": number} for number, each in enumerate(annotations, 1)]
 
 
-def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> COCOeval:
+def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> Evaluation:
     """Match detections, as annotations, with the objects of a COCO file. Parameters: ``COCOeval.params``."""
     with contextlib.redirect_stdout(io.StringIO()):
         detected = COCO()
         detected.dataset = {**truth.dataset, "annotations": numbered(objects)}
         detected.createIndex()
-        evaluation = COCOeval(truth, detected, kind)
-        vars(evaluation.params).update(parameters)
+        evaluation = Evaluation(truth, detected, kind)
+        for name, value in parameters.items():
+            setattr(evaluation.params, name, value)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

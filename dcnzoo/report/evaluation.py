@@ -1,4 +1,4 @@
-"""Precision, recall and mistakes of detections, from the arrays of pycocotools' evaluation."""
+"""Precision, recall and mistakes of detections, by COCO's rules."""
 
 import contextlib
 import dataclasses
@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import iou
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.metrics import match, numbered
 
 IOU = 0.5  # of boxes that match
+MOST_DETECTIONS = 100  # per image, those with the highest scores
 THRESHOLDS = np.linspace(0, 1, 101)
 MOST_IMAGES = 10  # whose mistakes are shown
 
@@ -111,58 +112,75 @@ def evaluate(
     }
     with contextlib.redirect_stdout(io.StringIO()):
         annotated.createIndex()
-    every: dict[str, Any] = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    evaluation = match(annotated, results, **every)
-    likely = [result for result in results if result["score"] >= threshold]
-    matches = match(annotated, likely, **every, useCats=0, iouThrs=np.array([IOU]))
+    every: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+    evaluation = match(annotated, results, maxDets=[MOST_DETECTIONS], **every)
     precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
-    counts, f1, recall = _by_threshold(evaluation, classes)
-    confusion, mistakes = _mistakes(objects, likely, matches, classes)
+    by_image: list[tuple[list[dict], list[dict]]] = [([], []) for _ in truth]
+    for index, entries in enumerate((objects, results)):
+        for entry in entries:
+            by_image[entry["image_id"]][index].append(entry)
+    counts, f1, recall = _by_threshold(by_image, classes)
+    confusion, mistakes = _mistakes(by_image, classes, threshold)
     ap, precision = precision.mean((1, 2)), precision[..., 0]
     return Evaluation(counts, ap, precision, f1, recall, confusion, len(truth), mistakes)
 
 
-def _by_threshold(evaluation: COCOeval, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+Pair = tuple[dict | None, dict | None]  # an object, and the detection that matches it
+
+
+def match_boxes(objects: Sequence[dict], results: Sequence[dict]) -> list[Pair]:
+    """Match the detections in an image with its objects, those with high scores first, as COCO does.
+
+    Crowds, and the detections that only match crowds, are left out.
+    """
+    results = sorted(results, key=lambda result: -result["score"])[:MOST_DETECTIONS]
+    boxes = [[entry["bbox"] for entry in entries] for entries in (results, objects)]
+    overlaps = iou(*boxes, [entry["iscrowd"] for entry in objects]) if all(boxes) else [[]] * len(results)
+    free, pairs = {*range(len(objects))}, list[Pair]()
+    for result, row in zip(results, overlaps, strict=True):
+        likely = [(not objects[i]["iscrowd"], row[i], i) for i in free if len(row) and row[i] >= IOU]
+        counts, _, best = max(likely, default=(True, 0, None))
+        if counts:
+            pairs.append((None if best is None else objects[best], result))
+            free.discard(best)
+    return pairs + [(objects[i], None) for i in sorted(free) if not objects[i]["iscrowd"]]
+
+
+def _by_threshold(
+    by_image: Sequence[tuple[list[dict], list[dict]]], classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the number of objects [K], and F1 and recall [K, 101] by the threshold of the scores."""
     objects, correct, false = np.zeros(classes), *np.zeros((2, classes, len(THRESHOLDS)))
-    for image in filter(None, evaluation.evalImgs):
-        label = image["category_id"]
-        objects[label] += (image["gtIgnore"] == 0).sum()
-        counted = image["dtIgnore"][0] == 0
-        reached = np.array(image["dtScores"])[counted, None] >= THRESHOLDS
-        matched = image["dtMatches"][0][counted] > 0
-        correct[label] += reached[matched].sum(0)
-        false[label] += reached[~matched].sum(0)
+    for image in by_image:
+        for label in {entry["category_id"] for entries in image for entry in entries}:
+            of_class = ([each for each in entries if each["category_id"] == label] for entries in image)
+            for entry, result in match_boxes(*of_class):
+                objects[label] += entry is not None
+                if result is not None:
+                    (false if entry is None else correct)[label] += result["score"] >= THRESHOLDS
     positive = objects[:, None].clip(min=1)
     f1 = 2 * correct / (correct + false + positive)
     return objects.astype(int), f1, correct / positive
 
 
 def _mistakes(
-    objects: list[dict], likely: list[dict], matches: COCOeval, classes: int
+    by_image: Sequence[tuple[list[dict], list[dict]]], classes: int, threshold: float
 ) -> tuple[np.ndarray, dict[int, list[Mistake]]]:
     confusion = np.zeros((classes + 1, classes + 1), int)
 
-    def count(entry: dict | None, result: dict | None) -> Iterator[Mistake]:
-        label = None if entry is None else entry["category_id"]
-        detected = None if result is None else result["category_id"]
-        confusion[-1 if label is None else label, -1 if detected is None else detected] += 1
-        drawn = result or entry
-        if label != detected and drawn:
-            x, y, width, height = drawn["bbox"]
-            score = result["score"] if result else 1.0
-            yield Mistake((x, y, x + width, y + height), label, detected, score)
+    def mistakes_in(objects: Sequence[dict], results: Sequence[dict]) -> Iterator[Mistake]:
+        likely = [result for result in results if result["score"] >= threshold]
+        for entry, result in match_boxes(objects, likely):
+            label = None if entry is None else entry["category_id"]
+            detected = None if result is None else result["category_id"]
+            confusion[-1 if label is None else label, -1 if detected is None else detected] += 1
+            drawn = result or entry
+            if label != detected and drawn:
+                x, y, width, height = drawn["bbox"]
+                score = result["score"] if result else 1.0
+                yield Mistake((x, y, x + width, y + height), label, detected, score)
 
-    def count_image(image: dict) -> Iterator[Mistake]:
-        for i, number in enumerate(image["dtIds"]):  # ids start at 1; a match of 0 is none
-            if not image["dtIgnore"][0][i]:
-                match = int(image["dtMatches"][0][i])
-                yield from count(objects[match - 1] if match else None, likely[number - 1])
-        for i, number in enumerate(image["gtIds"]):
-            if not image["gtIgnore"][i] and not image["gtMatches"][0][i]:
-                yield from count(objects[number - 1], None)
-
-    images = ((int(image["image_id"]), [*count_image(image)]) for image in filter(None, matches.evalImgs))
+    images = ((number, [*mistakes_in(*image)]) for number, image in enumerate(by_image))
     worst = heapq.nlargest(MOST_IMAGES, images, key=lambda image: len(image[1]))
     return confusion, {number: mistakes for number, mistakes in worst if mistakes}
 

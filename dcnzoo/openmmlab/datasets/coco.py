@@ -21,12 +21,13 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
 from mmdet.registry import DATASETS
 from mmengine.dist import barrier, is_main_process
-from mmengine.fileio import get_local_path
+from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.data.check import KINDS, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
-from dcnzoo.detect.metrics import replace_id_0
+from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.findings import Finding
@@ -137,13 +138,40 @@ class CocoMetric(coco_metric.CocoMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate; the lines that pycocotools prints go to the log."""
         requested, self.classwise = self.classwise, True
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with Changes() as changes, contextlib.redirect_stdout(io.StringIO()) as printed:
+            changes.set(coco_metric, "COCOeval", Evaluation)
+            changes.set(
+                coco_metric, "load", lambda results: results if isinstance(results, list) else load(results)
+            )
             metrics = super().compute_metrics(results)
         self.classwise = requested
         MMLogger.get_current_instance().info(printed.getvalue())
         keys = {f"{name}_precision": name for name in (self.dataset_meta or {}).get("classes", ())}
         self.class_aps = {name: metrics[key] for key, name in keys.items() if key in metrics}
         return {key: value for key, value in metrics.items() if requested or key not in keys}
+
+    def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
+        """Convert the results to COCO's format; write them to files only if the config asks for files."""
+        if self.outfile_prefix is not None:
+            return super().results2json(results, outfile_prefix)
+        entries: dict[str, list[dict]] = {"bbox": []}
+        if "masks" in results[0]:
+            entries["segm"] = []
+        for number, result in enumerate(results):
+            image, boxes = result.get("img_id", number), result["bboxes"].astype(float)
+            boxes[:, 2:] -= boxes[:, :2]
+            labels = [self.cat_ids[label] for label in result["labels"]]
+            for kind, scores in zip(entries, ("scores", "mask_scores"), strict=False):
+                values = result.get(scores, result["scores"]).tolist()
+                objects: list[dict] = [
+                    {"image_id": image, "bbox": box, "score": score, "category_id": label}
+                    for box, score, label in zip(boxes.tolist(), values, labels, strict=True)
+                ]
+                if kind == "segm":
+                    for entry, mask in zip(objects, result["masks"], strict=True):
+                        entry["segmentation"] = mask
+                entries[kind] += objects
+        return {**entries, "proposal": entries["bbox"]}
 
 
 class CocoDataset(coco.CocoDataset):

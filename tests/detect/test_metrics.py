@@ -1,0 +1,173 @@
+"""The metrics equal those of pycocotools and of MMDetection, on random objects with many ties."""
+
+import contextlib
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from mmdet.evaluation.metrics import coco_metric
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dcnzoo.detect import metrics
+from dcnzoo.openmmlab.datasets.coco import CocoMetric
+from dcnzoo.report.evaluation import match_boxes
+
+SIZE = 96
+CLASSES = ["a", "b", "c", "d"]  # d has no objects
+IDS = [7, 3, 90, 4_000_000_000]
+
+
+def rectangle(box):
+    mask = np.zeros((SIZE, SIZE), np.uint8, "F")
+    x, y, width, height = np.array(box, int)
+    mask[y : y + height, x : x + width] = 1
+    rle = coco_mask.encode(mask)
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def made(seed, most=8):
+    """Return objects as a COCO file, and detections; coordinates and scores are coarse, to be equal often."""
+    random = np.random.default_rng(seed)
+    objects, detections = [], []
+    images = [{"id": 10 * i + 1, "width": SIZE, "height": SIZE, "file_name": f"{i}"} for i in range(6)]
+    for image in images[:-1]:
+        for _ in range(random.integers(0, 6)):
+            box = (random.integers(1, 12, 4) * 4.0).tolist()
+            crowd = int(random.random() < 0.2)
+            common = {"image_id": image["id"], "category_id": IDS[random.integers(3)], "bbox": box}
+            shape = rectangle(box) if crowd or random.random() < 0.5 else [corners(box)]
+            more = {"area": box[2] * box[3], "iscrowd": crowd, "segmentation": shape}
+            if random.random() < 0.2:
+                more["ignore"] = 1
+            objects.append({**common, **more, "id": len(objects) + 1})
+            for _ in range(random.integers(0, most)):
+                moved = np.clip(box + random.integers(-1, 2, 4) * [2.0, 2, 2, 2], 1, 47).tolist()
+                label = common["category_id"] if random.random() < 0.8 else IDS[random.integers(4)]
+                score = round(random.random(), 1)
+                detections.append({**common, "bbox": moved, "category_id": label, "score": score})
+    categories = [{"id": number, "name": name} for number, name in zip(IDS, CLASSES, strict=True)]
+    return {"images": images, "annotations": objects, "categories": categories}, detections
+
+
+def corners(box):
+    x, y, width, height = box
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def read(content):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = json.loads(json.dumps(content))
+        truth.createIndex()
+    return truth
+
+
+@pytest.mark.parametrize("use_classes", [1, 0])
+@pytest.mark.parametrize("most", [[1, 10, 100], [100, 300, 1000], [1, 2, 3]])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_evaluation_equals_that_of_pycocotools(monkeypatch, kind, most, use_classes):
+    for seed in range(12):
+        content, detections = made(seed, most=8 if seed else 200)
+        objects = [
+            {
+                **each,
+                "area": each["bbox"][2] * each["bbox"][3],
+                "iscrowd": 0,
+                "segmentation": rectangle(each["bbox"]),
+            }
+            for each in detections
+        ]
+        results = []
+        for evaluation in (metrics.Evaluation, COCOeval):
+            monkeypatch.setattr(metrics, "Evaluation", evaluation)
+            result = metrics.match(read(content), objects, kind, maxDets=most, useCats=use_classes)
+            with contextlib.redirect_stdout(io.StringIO()):
+                result.summarize()
+            results.append({**result.eval, "stats": result.stats})
+        for key in ("precision", "recall", "scores", "stats"):
+            np.testing.assert_allclose(*(result[key] for result in results), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kinds", [["bbox", "segm"], ["bbox", "proposal"]])
+def test_metric_equals_that_of_mmdetection(tmp_path, monkeypatch, kinds):
+    """Also with a file of results, and with none."""
+    for seed in (1, 2):
+        content, detections = made(seed)
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        values = []
+        for kind, prefix in (
+            (coco_metric.CocoMetric, None),
+            (CocoMetric, None),
+            (CocoMetric, str(tmp_path / "results")),
+        ):
+            metric = kind(str(tmp_path / "truth.json"), metric=kinds, classwise=True, outfile_prefix=prefix)
+            metric.dataset_meta = {"classes": CLASSES}
+            for image in content["images"]:
+                own = [each for each in detections if each["image_id"] == image["id"]]
+                boxes = np.array([each["bbox"] for each in own], np.float32).reshape(-1, 4)
+                boxes[:, 2:] += boxes[:, :2]
+                size = {"width": SIZE, "height": SIZE, "img_id": image["id"]}
+                scores = np.array([each["score"] for each in own], np.float32)
+                result = {
+                    "img_id": image["id"],
+                    "bboxes": boxes,
+                    "scores": scores,
+                    "mask_scores": scores[::-1],
+                    "labels": np.array([IDS.index(each["category_id"]) for each in own], int),
+                    "masks": [rectangle(each["bbox"]) for each in own],
+                }
+                metric.results.append((size, result))
+            numbers = metric.evaluate(len(content["images"]))
+            values.append({key: np.nan_to_num(value, nan=-1) for key, value in numbers.items()})
+        assert values[0] == pytest.approx(values[1], abs=1e-12) and values[1] == values[2]
+    assert (tmp_path / "results.bbox.json").is_file()
+
+
+def test_matches_equal_those_of_pycocotools():
+    """The pairs by class, from which the report counts; equal detections and objects are interchangeable."""
+    for seed in range(20):
+        content, detections = made(seed, most=8 if seed else 200)
+        every = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"], "iouThrs": np.array([0.5])}
+        for each in content["annotations"]:
+            each.pop("ignore", None)
+        objects = [{**each, "area": 1.0, "iscrowd": 0} for each in detections]
+        evaluation = COCOeval(
+            *map(read, (content, {**content, "annotations": metrics.numbered(objects)})), "bbox"
+        )
+        vars(evaluation.params).update(every)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.evaluate()
+        boxes = {each["id"]: tuple(each["bbox"]) for each in content["annotations"]}
+        for image in content["images"]:
+            for category in IDS:
+                expected, both = Counter(), (image["id"], category)
+                for part in filter(None, evaluation.evalImgs):
+                    if (part["image_id"], part["category_id"]) == both:
+                        scores = np.round(part["dtScores"], 1).tolist()
+                        for score, match, ignored in zip(
+                            scores, part["dtMatches"][0], part["dtIgnore"][0], strict=True
+                        ):
+                            if not ignored:
+                                expected[boxes[match] if match else None, score] += 1
+                        for number, match, ignored in zip(
+                            part["gtIds"], part["gtMatches"][0], part["gtIgnore"], strict=True
+                        ):
+                            if not match and not ignored:
+                                expected[boxes[number], None] += 1
+                pairs = match_boxes(
+                    *(
+                        [each for each in entries if (each["image_id"], each["category_id"]) == both]
+                        for entries in (content["annotations"], detections)
+                    )
+                )
+                assert (
+                    Counter(
+                        (entry and tuple(entry["bbox"]), result and result["score"])
+                        for entry, result in pairs
+                    )
+                    == expected
+                )
