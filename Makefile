@@ -40,7 +40,7 @@ $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(OPS)
-	$(INSTALL) --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
+	DCNZOO_BUILD=$(or $(DCNZOO_BUILD),require) $(INSTALL) --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	-$(RUN) -m dcnzoo doctor  # a problem, such as a GPU without its torch, does not stop the target
 	touch $@
 

@@ -3,14 +3,16 @@
 One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` if nvcc is found and torch is a CUDA build.
 Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all of them.
 
-On systems other than Linux and macOS nothing is compiled; dcnzoo.ops then runs in plain PyTorch.
+On systems other than Linux and macOS nothing is compiled, nor without a C++ compiler; dcnzoo.ops then runs in
+plain PyTorch, which is slow, and says so.
 
 Sources are found by name, anywhere under ops/:
     *_cuda.cu          CUDA kernels
     *_cpu_kernel.cpp   CPU kernels without torch, compiled once per instruction set
     *.cpp              everything else
 
-Environment: ``DCNZOO_CUDA=0`` skips the CUDA library, ``DCNZOO_CUDA=1`` builds it for any torch (for another
+Environment: ``DCNZOO_BUILD=require`` stops without a compiler, ``none`` compiles nothing, ``auto`` is the
+default; ``DCNZOO_CUDA=0`` skips the CUDA library, ``DCNZOO_CUDA=1`` builds it for any torch (for another
 machine, or to check that it compiles), ``DCNZOO_CUDA_ARCHS="80;90"`` or
 ``TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"`` selects its architectures, ``CXX`` the compiler, ``CUDA_HOME`` the
 toolkit, ``MAX_JOBS`` the number of jobs; ``DCNZOO_STRICT=1``, as in .ci/run, turns nvcc's warnings into
@@ -29,6 +31,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import setuptools
 
@@ -77,7 +80,7 @@ if "AVX2" in CPU_CAPABILITIES:
     FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
 
 
-def stop(problem: str, remedy: str) -> None:
+def stop(problem: str, remedy: str) -> NoReturn:
     """Stop the build with two lines instead of a traceback; never build a package without operators."""
     raise SystemExit(f"dcnzoo: cannot build the operators: {problem}\n        {remedy}")
 
@@ -93,14 +96,21 @@ def import_torch():
     return torch
 
 
+def compiler() -> str | None:
+    """Return the command of the C++ compiler; None if there is none. A wrong CXX is an error."""
+    name = os.environ.get("CXX") or ("g++" if shutil.which("g++") else "c++")
+    if shutil.which(name.split()[0]) is None:
+        if os.environ.get("CXX"):
+            stop(f"no C++ compiler found (looked for {name!r}).", "Set CXX to its path, or unset it.")
+        return None
+    return name
+
+
 def find_compiler() -> str:
-    compiler = os.environ.get("CXX", "g++" if shutil.which("g++") else "c++")
-    if shutil.which(compiler.split()[0]) is None:
-        stop(
-            f"no C++ compiler found (looked for {compiler!r}).",
-            "Install one (Debian/Ubuntu: apt install g++), or set CXX to its path.",
-        )
-    return compiler
+    return compiler() or stop(
+        "no C++ compiler found (looked for g++ and c++).",
+        "Install one (Debian/Ubuntu: apt install g++), or set CXX to its path.",
+    )
 
 
 def find_ninja() -> str:
@@ -319,13 +329,13 @@ class BuildOps(build_ext):
         (folder / "build.ninja").write_text(build(Path(import_torch().__file__).parent, folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([find_ninja(), "-C", str(folder), *jobs]).returncode != 0:
-            compiler, remedy = (
+            used, remedy = (
                 find_compiler(),
                 "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler.",
             )
             if device == "cuda":
-                compiler, remedy = find_nvcc(), "DCNZOO_CUDA=0 skips the CUDA library."
-            stop(f"compiling {target.name} with {compiler} failed; see the compiler's message above.", remedy)
+                used, remedy = find_nvcc(), "DCNZOO_CUDA=0 skips the CUDA library."
+            stop(f"compiling {target.name} with {used} failed; see the compiler's message above.", remedy)
 
 
 class PlatformWheel(bdist_wheel):
@@ -361,15 +371,26 @@ def write_schemas() -> None:
         stop(f"{error.filename}: {error.strerror}.", "Build in a clone that belongs to you.")
 
 
+def devices() -> tuple[str, ...]:
+    """Return the devices of the libraries to build; none by DCNZOO_BUILD, or where no compiler is."""
+    mode = os.environ.get("DCNZOO_BUILD", "auto")
+    if mode not in ("auto", "require", "none"):
+        stop(f"DCNZOO_BUILD: expected auto, require or none, got {mode!r}.", "Change it, or unset it.")
+    if mode == "require" or (mode == "auto" and sys.platform in ("linux", "darwin") and compiler()):
+        return "cpu", "cuda"
+    reason = {"none": "DCNZOO_BUILD=none"}.get(mode, f"no C++ compiler on {sys.platform}")
+    slow = (
+        "plain PyTorch is used, which takes several times as long on a CPU; on a GPU, Triton needs gcc, too"
+    )
+    print(f"dcnzoo: nothing is compiled ({reason}): {slow}", file=sys.stderr)
+    return ()
+
+
 with suppress(ImportError, OSError):  # Windows and some file systems have no locks
     import fcntl  # noqa: TID251
 
     fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)  # until exit: builds share build/
 write_schemas()
-devices = ("cpu", "cuda")
-if sys.platform not in ("linux", "darwin"):
-    print(f"dcnzoo: nothing is compiled on {sys.platform}: using plain PyTorch", file=sys.stderr)
-    devices = ()
-extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices]
+extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices()]
 commands = {"build_py": BuildPy, "build_ext": BuildOps, "bdist_wheel": PlatformWheel}
 setup(ext_modules=extensions, cmdclass=commands)

@@ -169,6 +169,22 @@ def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, wor
     assert not list(tree.rglob("*.so"))
 
 
+def test_without_a_compiler_plain_pytorch_is_installed(tree, tmp_path):
+    """Unless the build requires a compiler. The schemas that plain PyTorch reads are written."""
+    only_python = {"PATH": str(tmp_path), **empty_torch(tmp_path)}
+    for variables in (only_python, {"DCNZOO_BUILD": "none", **empty_torch(tmp_path / "torch")}):
+        (tree / "dcnzoo/ops/schemas.txt").unlink(missing_ok=True)
+        result = setup(tree, "build_ext", "--inplace", **variables)
+        assert result.returncode == 0 and "plain PyTorch" in result.stderr, result.stderr
+        assert not list(tree.rglob("*.so")) and "deform_conv" in (tree / "dcnzoo/ops/schemas.txt").read_text()
+    for mode, words in (
+        ("require", "no C++ compiler found"),
+        ("yes", "DCNZOO_BUILD: expected auto, require or none"),
+    ):
+        result = setup(tree, "build_ext", "--inplace", **{**only_python, "DCNZOO_BUILD": mode})
+        assert result.returncode != 0 and words in result.stderr and "Traceback" not in result.stderr
+
+
 def test_source_archive_can_be_built_from(tree, built, tmp_path):
     result = setup(tree, "sdist", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
