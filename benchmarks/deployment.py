@@ -34,8 +34,10 @@ from benchmarks.models import relative, write_page
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.timing import agreement, measure
-from dcnzoo.openmmlab.detector import TorchDetector, build
+from dcnzoo.openmmlab import execute
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.utils.files import write_text
 from tests.export.detectors import CONFIGS, calibrate, dicts, narrow
 
@@ -306,7 +308,7 @@ def large(source: str) -> tuple[TorchDetector, np.ndarray]:
     cfg.model.backbone.init_cfg = None
     picture = np.random.default_rng(0).integers(0, 256, (800, 1333, 3)).astype(np.uint8)
     torch.manual_seed(0)
-    detector = TorchDetector(build(cfg), fuse=False)
+    detector = TorchDetector(execute.build(Recipe(cfg)), fuse=False)
     example = torch.from_numpy(np.ascontiguousarray(picture[:256, :256].transpose(2, 0, 1)))
     calibrate(detector.model, detector.model.data_preprocessor({"inputs": [example]})["inputs"])
     if not hasattr(detector.model, "roi_head"):

@@ -133,10 +133,11 @@ def imports(statement: str) -> Step:
 
 def of_zoo(name: str) -> Step:
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import build, random_batch
-    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.openmmlab import execute
+    from dcnzoo.openmmlab.flops import random_batch
+    from dcnzoo.openmmlab.recipe import Recipe
 
-    model = build(read_config_file(str(zoo.find(name).config), {}))
+    model = execute.build(Recipe.read(zoo.find(name).config))
     return lambda mode: len(torch.no_grad()(model.test_step)(random_batch(800, 1333)))
 
 
@@ -151,7 +152,8 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
     import dcnzoo.models  # noqa: F401
     from dcnzoo.data.shapes import ShapesSpec, draw_image
     from dcnzoo.openmmlab import detector as detectors
-    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.openmmlab import execute
+    from dcnzoo.openmmlab.recipe import Recipe, read_config_file
     from dcnzoo.zoo.source import resolve
 
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -167,7 +169,7 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.type == "Resize":
             step.scale = size[::-1]
-    model = detectors.build(cfg, weights)
+    model = execute.build(Recipe(cfg), weights)
     if weights is None:
         model.init_weights()  # Deformable DETR creates parameters from memory that is not initialized
         _separate_classes(model)
@@ -402,8 +404,9 @@ PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 def measure_zoo(rounds: int, threads: int) -> None:
     """Measure the models of the zoo that lack entries, and write these to their metafiles."""
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch
-    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.openmmlab import execute
+    from dcnzoo.openmmlab.flops import count
+    from dcnzoo.openmmlab.recipe import Recipe
     from dcnzoo.utils.files import write_text
 
     baseline = partial(of_zoo, "faster-rcnn_r50_fpn_1x_coco")
@@ -413,9 +416,8 @@ def measure_zoo(rounds: int, threads: int) -> None:
             continue
         pair = {"unit": baseline, "model": partial(of_zoo, model.name)}
         found = measure(pair, (INFERENCE,), rounds, threads)[INFERENCE]
-        cfg = read_config_file(str(model.config), {})
-        built = build(cfg)
-        operations = count_operations(built, random_batch(*input_size(cfg, built)))[0]
+        built = execute.build(Recipe.read(model.config))
+        ((operations, _),) = count(built)
         ratios = [own.seconds / unit.seconds for own, unit in zip(found["model"], found["unit"], strict=True)]
         entries = {
             CPU_TIME: round(statistics.median(ratios), 2),

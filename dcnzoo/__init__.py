@@ -19,9 +19,10 @@ from dcnzoo.version import __version__
 if TYPE_CHECKING:
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
+    from dcnzoo.zoo.evaluation import test
     from dcnzoo.zoo.training import train
 
-__all__ = ["__version__", "from_deformable", "load", "to_deformable", "train"]
+__all__ = ["__version__", "from_deformable", "load", "test", "to_deformable", "train"]
 
 # mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
@@ -40,6 +41,10 @@ def __getattr__(name: str):
         from dcnzoo.zoo.training import train
 
         return train
+    if name == "test":
+        from dcnzoo.zoo.evaluation import test
+
+        return test
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
 
 
@@ -107,18 +112,19 @@ def load(
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
         return _load_exported(model, settings, others)
 
-    from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.detector import TorchDetector, build
+    from dcnzoo.openmmlab import execute
+    from dcnzoo.openmmlab.detector import TorchDetector
     from dcnzoo.openmmlab.device import require_device
-    from dcnzoo.openmmlab.runner import read_checked_config
+    from dcnzoo.openmmlab.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
     require_device(device)  # before the download
     source = resolve(model, checkpoint, trust_config=trust_config)
     weights = source.read_weights()
-    cfg = read_checked_config(source.config, cfg_options)
-    with config_errors(cfg):
-        network = build(cfg, weights, device=device, unsafe_load=unsafe_load, allow_partial=allow_partial)
+    recipe = Recipe.read(source.config, cfg_options)
+    network = execute.build(
+        recipe, weights, device=device, unsafe_load=unsafe_load, allow_partial=allow_partial
+    )
     return TorchDetector(network, score_threshold, channels_last, fuse, precision)
 
 

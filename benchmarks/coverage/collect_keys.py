@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mmdet
 
-from dcnzoo.openmmlab import runner, settings
+from dcnzoo.openmmlab import recipe, settings
 from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def main() -> None:
     number = 0
     for path in sorted(path for folder in CONFIGS for path in folder.rglob("*.py")):
         with suppress(UserError, FileNotFoundError):  # packages that are not installed, missing bases
-            cfg = runner.read_config_file(path)
+            cfg = recipe.read_config_file(path)
             number += 1
             for place in settings.places(cfg):
                 if not FREE & {*place.path.split("."), *place.bases}:

@@ -20,7 +20,10 @@ from torch.utils.benchmark.utils.timer import timer  # waits for the GPU
 from benchmarks.gpu.journal import Journal, results
 from benchmarks.measure import ROOT, take_turns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.runner import build_runner, load_config
+from dcnzoo.openmmlab.execute import build_runner
+from dcnzoo.openmmlab.options import RunOptions
+from dcnzoo.openmmlab.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.work_dir import WorkDirHook
 from dcnzoo.zoo.config_writer import write_config
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -38,7 +41,8 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
     else:
         files, parts = [data / "train.json", data / "val.json"], (data / "images", None)
     write_config(*files, folder / "config.py", *parts, str(MODEL), weights=False)
-    cfg = load_config(str(folder / "config.py"), str(folder / "work"))
+    recipe = Recipe.read(folder / "config.py", required=TRAINING)
+    cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}
     cfg.optim_wrapper = {
         "type": "AmpOptimWrapper",
@@ -112,7 +116,7 @@ def train(cfg: Config, iterations: int, batch: int) -> dict:
     ]
     cfg.default_hooks.checkpoint = None  # no files
     cfg.experiment_name = "training"
-    runner = build_runner(cfg, training=True)
+    runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)))
     start = time.monotonic()
     runner.train()
     seconds, scalars = time.monotonic() - start, runner.message_hub.log_scalars

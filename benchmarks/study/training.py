@@ -20,8 +20,10 @@ import dcnzoo
 from benchmarks.measure import ROOT
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.execute import build_runner
 from dcnzoo.openmmlab.models import DCNv2
-from dcnzoo.openmmlab.runner import build_runner
+from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 
 Row = dict[str, str]  # of the CSV
@@ -231,7 +233,8 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dic
     """Train and, except in the search, evaluate on the test set once. A diverged training has AP 0."""
     torch.set_num_threads(1)
     split = "val" if run.stage == "search" else "test"
-    runner = build_runner(config(run, rate, work_dir, data), training=True)
+    cfg = config(run, rate, work_dir, data)
+    runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)))
     hook = RecordHook({**columns, **run.columns, "rate": rate})
     runner.register_hook(hook)
     try:

@@ -270,7 +270,7 @@ channels_last = option(
 
 verbose = option("--verbose", is_flag=True, help="Print mmengine's whole log, which the log file always has.")
 
-# with `model`, the arguments of dcnzoo.openmmlab.runner.load_config
+# dcnzoo.openmmlab.options.RunOptions, and cfg_options
 runner = combined(
     option(
         "--work-dir",
@@ -285,7 +285,10 @@ runner = combined(
         default="none",
         help="Launcher of a distributed run.",
     ),
+    device,
     channels_last,
+    allow_partial,
+    verbose,
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
     option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
 )

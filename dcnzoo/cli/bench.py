@@ -73,17 +73,15 @@ def command(
     if model.endswith(EXPORTED):
         exported = (model, *exported)
     else:
+        from dcnzoo.openmmlab import execute
         from dcnzoo.openmmlab import profile as of_pytorch
-        from dcnzoo.openmmlab.config_errors import config_errors
-        from dcnzoo.openmmlab.detector import build
-        from dcnzoo.openmmlab.runner import read_checked_config
+        from dcnzoo.openmmlab.recipe import Recipe
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)
         weights = None if source.weights is None else source.read_weights()
-        cfg = read_checked_config(source.config, cfg_options)
-        with config_errors(cfg):
-            network = build(cfg, weights, device=device, unsafe_load=unsafe_load)
+        recipe = Recipe.read(source.config, cfg_options)
+        network = execute.build(recipe, weights, device=device, unsafe_load=unsafe_load)
         detectors |= of_pytorch.variants(network, threads)
     for file in exported:
         detectors |= timing.exported(file, backend, device, threads)

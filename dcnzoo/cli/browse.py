@@ -31,7 +31,7 @@ def command(
     from mmengine.registry import init_default_scope
 
     from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.runner import read_checked_config
+    from dcnzoo.openmmlab.recipe import Recipe
     from dcnzoo.utils.files import require_writable
     from dcnzoo.utils.progress import track
     from dcnzoo.zoo.source import resolve
@@ -40,7 +40,7 @@ def command(
     folder = out or Path("work_dirs") / "browse" / config.stem
     require_writable(folder)
     claim = _options.output_files(force)
-    cfg = read_checked_config(config, cfg_options, [f"{split}_dataloader", "visualizer"])
+    cfg = Recipe.read(config, cfg_options, [f"{split}_dataloader", "visualizer"]).cfg
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))
         dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)

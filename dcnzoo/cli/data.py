@@ -338,11 +338,11 @@ def _convert(
 
 
 def _classes_of(config: Path) -> list[str]:
+    from dcnzoo.openmmlab.config_check import metainfo
     from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.detector import metainfo
-    from dcnzoo.openmmlab.runner import read_checked_config
+    from dcnzoo.openmmlab.recipe import Recipe
 
-    cfg = read_checked_config(config, required=["train_dataloader"])
+    cfg = Recipe.read(config, required=["train_dataloader"]).cfg
     with config_errors(cfg):
         return list(metainfo(cfg.train_dataloader.dataset)["classes"])
 

@@ -1,6 +1,5 @@
 """``dcnzoo flops``, also ``tools/analysis/get_flops.py``."""
 
-from collections.abc import Iterable
 from statistics import mean
 
 import click
@@ -39,20 +38,13 @@ def command(
     """
     if num_images:
         _options.refuse("--num-images", "shape")
-    from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.detector import build, count_operations, input_size, random_batch, test_batches
-    from dcnzoo.openmmlab.runner import read_checked_config
+    from dcnzoo.openmmlab import execute
+    from dcnzoo.openmmlab.flops import count
+    from dcnzoo.openmmlab.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
-    cfg = read_checked_config(resolve(model).config, cfg_options)
-    with config_errors(cfg):
-        network = build(cfg, device=device)
-        batches: Iterable[dict] = (
-            test_batches(cfg, num_images)
-            if num_images
-            else [random_batch(*(shape or input_size(cfg, network)))]
-        )
-        counts = [count_operations(network, batch) for batch in batches]
+    network = execute.build(Recipe.read(resolve(model).config, cfg_options), device=device)
+    counts = count(network, shape, num_images)
     line = "=" * 30
     print(line)
     print(f"Input shape: {counts[0][1][2:]}" if len(counts) == 1 else f"Images: {len(counts)}")

@@ -30,7 +30,6 @@ from dcnzoo.cli._options import POSITIVE, option
 @option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
 @option("--patience", type=POSITIVE, help="Stop after this number of validations without a better AP.")
 @option("--seed", type=click.IntRange(min=0), help="Seed of all random numbers.")
-@_options.device
 @option("--logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log to this program.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
 @option(
@@ -50,8 +49,6 @@ from dcnzoo.cli._options import POSITIVE, option
     "--force", is_flag=True, help="Train in a work directory that has checkpoints: they move to replaced_1/."
 )
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
-@_options.allow_partial
-@_options.verbose
 def command(model: str | None, base: str | None, report: bool, resume: str | None, **options: Any) -> None:
     """Train a detector.
 

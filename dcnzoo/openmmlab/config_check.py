@@ -260,6 +260,17 @@ def declared_metainfo(dataset: Mapping) -> dict:
     return load(info if isinstance(info, Mapping) else {})
 
 
+def metainfo(dataset: dict) -> dict:
+    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
+    dataset = next(datasets(dataset))
+    declared = declared_metainfo(dataset)
+    if declared.get("classes") or "type" not in dataset or registries.DATASETS.get(dataset["type"]) is None:
+        return declared
+    return registries.DATASETS.build(
+        {**dataset, "lazy_init": True}
+    ).metainfo  # this class reads its classes from a file
+
+
 def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
     """Yield annotation files of evaluators whose images are not those of the data set."""
     data = list(_data(cfg))

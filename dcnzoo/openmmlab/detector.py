@@ -3,9 +3,8 @@
 import contextlib
 import copy
 import functools
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,82 +12,27 @@ import cv2
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.models import CascadeRoIHead
-from mmdet.registry import DATASETS, MODELS
-from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import print_log
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DefaultScope, init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.layers.fuse import Fuser, view
-from dcnzoo.openmmlab.checkpoints import class_names
-from dcnzoo.openmmlab.config_check import datasets, declared_metainfo, dicts
-from dcnzoo.openmmlab.device import require_device
-from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
-from dcnzoo.openmmlab.setup import setup
-from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
-from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.memory import KeptMemory
 
-setup()
 Model = Any  # a detector of MMDetection, whose classes have no types
 LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
-
-
-def build(
-    cfg: Config,
-    checkpoint: str | os.PathLike | None = None,
-    *,
-    device: str = "cpu",
-    unsafe_load: bool = False,
-    allow_partial: bool = False,
-) -> nn.Module:
-    """Build the config's model in evaluation mode. Everything but MMEngine's runners uses this function.
-
-    Args:
-        checkpoint: a file with its weights; None: random weights.
-        device, unsafe_load, allow_partial: see :func:`dcnzoo.load`.
-
-    Returns:
-        The model, with the attributes ``cfg`` and, if it has weights, ``dataset_meta``: the names and colours
-        of its classes.
-    """
-    target = require_device(device)
-    if "model" not in cfg:
-        raise UserError(f"{cfg.filename}: expected a config with a model, found none")
-    for _, node in dicts(cfg.model):
-        node.pop("teacher_ckpt", None)  # the teacher is used only in training
-    imports = cfg.get("custom_imports") or {"imports": []}
-    if "dcnzoo.models" not in imports["imports"]:  # for programs that read a dump of the config
-        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
-    init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
-    # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
-    model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    if checkpoint is not None:
-        meta, report = load_weights(model, checkpoint, unsafe_load, allow_partial)
-        if report:
-            print_log(f"{checkpoint}: {report}", logger="current")
-        model.dataset_meta = dataset_meta(cfg, meta)
-    model.cfg = cfg
-    model.eval()  # returns None in detectors with a teacher
-    return model.to(target)
 
 
 class Features(tuple[Tensor, ...]):
@@ -265,81 +209,3 @@ class TorchDetector(BaseDetector):
             if not all(torch.isfinite(each).all() for each in features):
                 raise ModelError("model: expected finite feature maps, got NaN or infinity")
         self._finite = True
-
-
-def dataset_meta(cfg: Config, meta: dict) -> dict:
-    """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
-    of_file = {key: value for key, value in class_names(meta).items() if value is not None}
-    if isinstance(names := of_file.get("classes"), str):
-        raise UserError(f"checkpoint: classes: expected a list of names, got {names!r}")
-    if names:
-        of_file["classes"] = tuple(printable(str(name)) for name in names)
-    merged = {**metainfo(cfg.get("test_dataloader", {}).get("dataset", {})), **of_file}
-    return {**merged, "palette": merged.get("palette") or "random"}
-
-
-def metainfo(dataset: dict) -> dict:
-    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
-    dataset = next(datasets(dataset))
-    declared = declared_metainfo(dataset)
-    if declared.get("classes") or "type" not in dataset or DATASETS.get(dataset["type"]) is None:
-        return declared
-    return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
-
-
-def random_batch(height: int, width: int) -> dict:
-    """Return a batch of one image of noise, [3, height, width], in the format of a data loader."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (height, width))
-    return {"inputs": [image], "data_samples": [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})]}
-
-
-def test_batches(cfg: Config, number: int) -> Iterator[dict]:
-    """Yield the first ``number`` images of the config's test set, one at a time."""
-    yield from itertools.islice(Runner.build_dataloader(dict(cfg.test_dataloader, batch_size=1)), number)
-
-
-def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
-    """Return the height and width of an image after the test pipeline.
-
-    Raises:
-        UserError: the pipeline does not resize images, or has a step that is not supported.
-    """
-    try:
-        steps = preprocessing_of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
-    except (AttributeError, KeyError, ValueError) as error:
-        raise UserError(f"shape: expected height and width with this config: {one_line(error)}") from error
-    if steps.scale is None:
-        raise UserError("shape: expected height and width: the test pipeline does not resize images")
-    return steps.padded(steps.scale[::-1])
-
-
-MASKS = 100  # per image; MMDetection's convention for the operations of a mask head
-
-
-def count_operations(model: Model, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input.
-
-    Mask heads are counted for the first 100 proposals, also those of Cascade Mask R-CNN, where MMDetection's
-    ``forward`` would run them on all.
-    """
-    import dcnzoo.ops.flops  # noqa: F401  registers the counts of dcnzoo's operators
-
-    data = model.data_preprocessor(batch)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, Changes() as changes:
-        roi_head: Any = getattr(model, "roi_head", None)
-        if type(roi_head) is CascadeRoIHead and roi_head.with_mask:
-            changes.wrap(roi_head, "_mask_forward", _first_masks)
-        model(data["inputs"], data["data_samples"], mode="tensor")
-    counts = counter.get_flop_counts()["Global"]
-    return {str(operator): flops // 2 for operator, flops in counts.items()}, tuple(data["inputs"].shape)
-
-
-def _first_masks(
-    forward: Callable[..., dict[str, Tensor]], stage: int, x: tuple[Tensor, ...], rois: Tensor
-) -> dict[str, Tensor]:
-    """Restrict the mask heads of Cascade Mask R-CNN to the first proposals; the other masks are zero."""
-    masks = forward(stage, x, rois[:MASKS])["mask_preds"]
-    return {"mask_preds": masks.new_zeros(len(rois), *masks.shape[1:])}

@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.utils.files import output_files, write_text
 
-DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 # of a training and its report; logs are in folders that are named after the time
 WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|report\.(html|json)|.+\.py")
@@ -55,34 +54,31 @@ class WorkDirHook(Hook):
     Everything is built and loaded then, so that a mistake in the config leaves the folder as it was.
 
     Args:
-        name: of the config's file.
-        force: replace a file of this name that no training wrote.
+        force: replace a file with the config's name that no training wrote.
         replaced: first move the files of the training before to this folder.
+
+    Raises:
+        UserError: the work directory has another file with the config's name and no checkpoint.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, name: str, force: bool, replaced: Path | None) -> None:
-        self._name, self._force, self._replaced = name, force, replaced
+    def __init__(self, recipe: Recipe, force: bool = False, replaced: Path | None = None) -> None:
+        self._recipe, self._replaced = recipe, replaced
+        self._force = force or has_checkpoints(recipe.work_dir)  # the config there belongs to this training
+        name = Path(recipe.cfg.filename or "config").with_suffix(".py").name  # also of JSON or YAML
+        self._file = recipe.work_dir / name
+        with output_files("train", force=self._force) as claim:
+            claim(self._file)
 
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
-        folder, cfg = Path(runner.work_dir), runner.cfg
+        folder, cfg = self._recipe.work_dir, self._recipe.cfg
         if self._replaced is not None:
             set_aside(folder, self._replaced, stays=[Path(runner.log_dir).name])
             print(f"replaced: the files of the training before are now in {self._replaced}")
             if cfg.get("load_from") and not Path(cfg.load_from).exists():
                 cfg.load_from = str(self._replaced / Path(cfg.load_from).name)
         with output_files("train", force=self._force) as claim:
-            write_text(claim(folder / self._name), _portable_text(cfg, folder))
-
-
-def _portable_text(cfg: Config, folder: Path) -> str:
-    """Return the text of a config for a folder; paths relative to the config that was read stay relative."""
-    source = Path(os.path.abspath(cfg.filename or ""))
-    text = cfg.pretty_text  # dump() would write JSON for a JSON file
-    if not source.is_file() or DIRECTORY not in source.read_text(encoding="utf-8"):
-        return text
-    steps = Path(os.path.relpath(source.parent, os.path.realpath(folder))).as_posix()
-    return text.replace(f"'{source.parent}/", f"'{DIRECTORY}/{steps}/")
+            write_text(claim(self._file), self._recipe.text())

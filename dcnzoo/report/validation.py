@@ -15,7 +15,8 @@ from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.layers.offsets import OffsetStatistics
-from dcnzoo.openmmlab.detector import build
+from dcnzoo.openmmlab import execute
+from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.report.detector import record
 from dcnzoo.report.evaluation import Evaluation, evaluate
@@ -51,7 +52,8 @@ class ValidationRunner:
     def __init__(
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
-        self.model: Any = build(cfg, checkpoint, device=device, allow_partial=allow_partial)
+        recipe = Recipe(cfg)
+        self.model: Any = execute.build(recipe, checkpoint, device=device, allow_partial=allow_partial)
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)

@@ -10,9 +10,8 @@ from mmengine.config import Config
 
 from dcnzoo.data.check import Report, checked_coco
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
-from dcnzoo.openmmlab.runner import read_config_file
-from dcnzoo.openmmlab.training import main_metric
-from dcnzoo.openmmlab.work_dir import DIRECTORY
+from dcnzoo.openmmlab.options import main_metric
+from dcnzoo.openmmlab.recipe import DIRECTORY, is_readable, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.text import counted
@@ -217,7 +216,7 @@ def portable(path: str | Path, folder: Path) -> str:
     """
     path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     common = os.path.commonpath([path, folder])
-    if common == path.anchor or any(letter in str(folder) for letter in "'\"\\{}"):
+    if common == path.anchor or not is_readable(folder):
         return path.as_posix()
     return f"{DIRECTORY}/{Path(os.path.relpath(path, folder)).as_posix()}"
 

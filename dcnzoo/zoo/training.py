@@ -6,23 +6,17 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from mmengine.config import Config
 
 from dcnzoo.data.splits import ReadOptions
-from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab import execute
 from dcnzoo.openmmlab.device import use_device
-from dcnzoo.openmmlab.runner import Start, load_config
-from dcnzoo.openmmlab.training import TrainOptions, choose_start, set_up_training
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, require_flags, user_errors
-from dcnzoo.utils.files import output_files
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import resolve
-
-REQUIRED = ("train_dataloader", "train_cfg", "optim_wrapper")
 
 
 def train(
@@ -65,16 +59,13 @@ def train(
             and a config are written to the folder ``data`` in the work directory.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
-            :class:`dcnzoo.openmmlab.training.TrainOptions`.
+            :class:`dcnzoo.openmmlab.options.TrainOptions`.
+        device, channels_last, allow_partial, verbose, launcher, local_rank: see
+            :class:`dcnzoo.openmmlab.options.RunOptions`.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the files of the training before move to
             ``replaced_1/``. Replaces files that no training wrote.
-        device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
-        allow_partial: load those of the weights to start from that fit.
-        channels_last: on a CPU, compute in channels-last order, which is faster.
-        launcher, local_rank: of a distributed training.
-        verbose: print mmengine's whole log.
         outputs: files that the caller then writes to the work directory; checked before the training.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.splits.ReadOptions`.
         dry_run: convert and check ``data``, write the config, and do not train.
@@ -83,35 +74,20 @@ def train(
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    require_flags(force=force, allow_partial=allow_partial, channels_last=channels_last, verbose=verbose)
-    options = TrainOptions(epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed)
-    with use_device(device, launcher):
-        with user_errors():
-            resumes = resume not in (False, None)
-            config, folder, chosen = _find_config(model, data, work_dir, launcher, resumes, force, only_data)
-            if dry_run:
-                return Path(str(folder))
-            cfg = load_config(str(config), folder, cfg_options, launcher, local_rank, channels_last, REQUIRED)
-            if options.epochs is None:
-                options = replace(options, epochs=chosen)
-            changes = set_up_training(cfg, options)
-            start = choose_start(cfg, resume, force)
-            if line := training.nothing_left(cfg, start):
-                print(line)
-                return Path(cfg.work_dir)
-            with output_files("report", force=force) as claim:
-                for name in outputs:
-                    claim(Path(cfg.work_dir, name))
-        _run(cfg, start, allow_partial, changes, verbose, force)
-    return Path(cfg.work_dir)
-
-
-def _run(cfg: Config, start: Start, *options: Any) -> None:
-    try:
-        with lock_work_dir(cfg.work_dir, cfg.launcher):
-            training.train(cfg, start, *options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
+    require_flags(force=force, **only_data)
+    options = TrainOptions(
+        work_dir=work_dir, device=device, channels_last=channels_last, allow_partial=allow_partial,
+        verbose=verbose, launcher=launcher, local_rank=local_rank, epochs=epochs, batch_size=batch_size,
+        lr=lr, patience=patience, amp=amp, auto_scale_lr=auto_scale_lr, logger=logger, seed=seed,
+    )  # fmt: skip
+    with use_device(device, launcher), user_errors():
+        resumes = resume not in (False, None)
+        config, folder, chosen = _find_config(model, data, work_dir, launcher, resumes, force, only_data)
+        if dry_run:
+            return Path(str(folder))
+        recipe = Recipe.read(config, cfg_options, TRAINING)
+    options = replace(options, work_dir=folder, epochs=chosen if epochs is None else epochs)
+    return execute.train(recipe, options, resume=resume, force=force, outputs=outputs)
 
 
 def _find_config(
@@ -124,8 +100,6 @@ def _find_config(
     only_data: dict[str, bool],
 ) -> tuple[Path, str | os.PathLike | None, int | None]:
     """Return the config, the work directory, and the number of epochs if it is not that of the config."""
-    if work_dir == "":
-        raise UserError("work_dir: expected a folder, got an empty text")
     work_dir = None if work_dir is None else os.path.expanduser(work_dir)
     if data is None:
         if model is None:
@@ -147,7 +121,7 @@ def _find_config(
     if resume:
         return resolve(folder).config, folder, None
     if not force:
-        raise UserError(training.TRAINED.format(folder))
+        raise UserError(execute.TRAINED.format(folder))
     with lock_work_dir(folder), _data_set_aside(folder / "data", next_replaced(folder)):
         return _prepare(source, folder, model, force, options)
 

@@ -13,9 +13,8 @@ import dcnzoo
 import dcnzoo.openmmlab.export.export
 import dcnzoo.openmmlab.profile
 import dcnzoo.report.detector
-import dcnzoo.zoo.reproduction
+import dcnzoo.zoo.evaluation
 import dcnzoo.zoo.training
-from dcnzoo.cli import _options
 from dcnzoo.detect.session import Session
 from dcnzoo.report.report import write_report
 from dcnzoo.utils.errors import UserError
@@ -189,7 +188,6 @@ def library(monkeypatch, tmp_path):
     recorder = Recorder(monkeypatch)
     source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None, work_dir=None)
     source.read_weights = lambda: Path("w.pth")
-    runner = SimpleNamespace(model=torch.nn.Identity(), train=lambda: None)
 
     class Detector:
         def __init__(self, *args, **kwargs):
@@ -201,44 +199,30 @@ def library(monkeypatch, tmp_path):
 
     def cfg_of(*args, **kwargs):
         recorder.calls.append(("cfg", repr(args), repr(sorted(kwargs.items()))))
-        return Config(CFG)
+        return Config(CFG, filename="own.py")
 
-    def run_with(cfg, **kwargs):
-        kwargs["summary"] = kwargs.get("summary") is not None
-        recorder.calls.append(("build_runner", repr(cfg.to_dict()), repr(sorted(kwargs.items()))))
-        if kwargs["start"].file == "w.pth" or cfg.model.type == "DeployedDetector":
-            raise Called
-        return runner
+    def claim(path):
+        recorder.calls.append(("claim", str(path), ""))
+        return Path(path)
 
-    def output_files(force, inputs=()):
-        recorder.calls.append(("output_files", repr(force), repr(inputs)))
-
-        def claim(path):
-            recorder.calls.append(("claim", str(path), ""))
-            return Path(path)
-
-        return claim
-
-    monkeypatch.setattr(_options, "output_files", output_files)
+    for path, result in (("cli._options", claim), ("zoo.evaluation", nullcontext(claim))):
+        recorder.replace(f"dcnzoo.{path}.output_files", result)
     for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
         monkeypatch.setattr(f"dcnzoo.{path}", Detector)
-    for path in ("read_checked_config", "load_config"):
-        monkeypatch.setattr(f"dcnzoo.openmmlab.runner.{path}", cfg_of)
-    monkeypatch.setattr("dcnzoo.openmmlab.runner.build_runner", run_with)
+    monkeypatch.setattr("dcnzoo.openmmlab.recipe.read_config_file", cfg_of)
+    monkeypatch.setattr("dcnzoo.openmmlab.recipe.check_config", lambda *args: None)
     for path, result in {
-        "zoo.source.resolve": source,
-        "openmmlab.detector.build": torch.nn.Identity(), "openmmlab.device.require_device": None,
-        "openmmlab.device.use_device": nullcontext(), "detect.timing.exported": {},
-        "openmmlab.detector.random_batch": {}, "openmmlab.detector.test_batches": [{}],
-        "openmmlab.detector.input_size": (1, 1), "detect.timing.pictures": [0],
-        "openmmlab.profile.variants": {}, "openmmlab.profile.shares": [], "detect.timing.measure": {},
-        "detect.timing.evaluate": None, "detect.timing.fastest": "", "zoo.reproduction.use_data": 1,
-        "openmmlab.detector.count_operations": ({"conv": 1}, (1, 3, 2, 2)),
-        "export.known_problems.check": [], "cli.reproduce.last_checkpoint": Path("w.pth"),
+        "zoo.source.resolve": source, "zoo.evaluation.resolve": source,
+        "openmmlab.execute.build": torch.nn.Identity(), "openmmlab.device.require_device": None,
+        "openmmlab.flops.count": [({"conv": 1}, (1, 3, 2, 2))], "detect.timing.exported": {},
+        "detect.timing.pictures": [0], "openmmlab.profile.variants": {}, "openmmlab.profile.shares": [],
+        "detect.timing.measure": {}, "detect.timing.evaluate": None, "detect.timing.fastest": "",
+        "zoo.evaluation.use_data": 1, "openmmlab.execute.train": None,
+        "zoo.evaluation.last_checkpoint": Path("w.pth"), "export.known_problems.check": [],
     }.items():  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", result)
     for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
-                 "zoo.reproduction.evaluate", "report.report.write_report"):  # fmt: skip
+                 "openmmlab.execute.test", "report.report.write_report"):  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", last=True)
     monkeypatch.setattr("dcnzoo.detect.timing.table", lambda timings: [["a"]])
 

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 import dcnzoo
-from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab import execute
 from dcnzoo.openmmlab.device import use_device
 from dcnzoo.utils.errors import UserError
 
@@ -116,8 +116,8 @@ MISTAKES = [
     (2, "train", ["--cfg-options", "x"], "got x"),
     (2, "train", ["--cfg-options", "x=[(1,2]"], "--cfg-options': x: "),
     (2, "test", ["weights.pth", "--out", "x.txt"], r"\.pkl"),
-    (2, "test", ["weights.pth", "--format-only", "--out", "x.pkl"], "--format-only"),
-    (2, "test", ["x.onnx", "--tta"], "--tta"),
+    (1, "test", ["weights.pth", "--format-only", "--out", "x.pkl"], "--format-only"),
+    (1, "test", ["x.onnx", "--tta"], "--tta"),
     (2, "browse", ["--num-images", "0"], "--num-images"),
 ]
 
@@ -188,7 +188,7 @@ def test_force_replaces_a_training_and_loses_nothing(data, tmp_path, monkeypatch
 
 
 def test_force_replaces_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "train", lambda *arguments: None)
+    monkeypatch.setattr(execute, "train", lambda *arguments, **options: None)
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     work, old = tmp_path / "work", tmp_path / "work/data/train.json"
     old.parent.mkdir(parents=True)

@@ -13,10 +13,10 @@ from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab import runner, training
+from dcnzoo.openmmlab import execute, recipe
 from dcnzoo.openmmlab.config_check import check_config, find_problems
 from dcnzoo.openmmlab.packages import base_path
-from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.recipe import read_config_file
 from dcnzoo.openmmlab.settings import OLD_KEYS
 from dcnzoo.utils.errors import UserError
 
@@ -321,7 +321,7 @@ def test_mistakes(tmp_path, monkeypatch, built):
     (tmp_path / "mine.py").touch()
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     if not built:  # the check alone refuses them
-        monkeypatch.setattr(training, "build_runner", refuse)
+        monkeypatch.setattr(execute, "build_runner", refuse)
     passed, cases = [], list(mistakes(built))
     for name, path, make in cases:
         cfg = copy.deepcopy(read(name))
@@ -329,7 +329,7 @@ def test_mistakes(tmp_path, monkeypatch, built):
         cfg.train_dataloader.dataset.shapes = {"train": 4, "val": 4, "seed": 0}
         make(cfg)
         object.__setattr__(cfg, "_filename", "mine.py")
-        monkeypatch.setattr(runner, "read_config_file", lambda *args, cfg=cfg: cfg)
+        monkeypatch.setattr(recipe, "read_config_file", lambda *args, cfg=cfg: cfg)
         status, output = invoke("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work")
         lines = [line for line in output.splitlines() if line.startswith("error: ")]
         names = ["no/such.pth", "mine.py: " if built else path.rpartition(".")[2]]

@@ -15,8 +15,10 @@ import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.detector import TorchDetector, build
+from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.execute import build
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.publishing import publish
 
@@ -77,7 +79,7 @@ def test_detectors_whose_weights_share_memory(repository, tmp_path, family):
     settings = detectors.config(family)
     settings.update({"with_box_refine": False} if family == "Deformable DETR" else {})
     dataset = dict(pipeline=PIPELINE)
-    model = build(Config(dict(model=settings, test_dataloader=dict(dataset=dataset))))
+    model = build(Recipe(Config(dict(model=settings, test_dataloader=dict(dataset=dataset)))))
     if hasattr(model, "level_embed"):
         torch.nn.init.ones_(model.level_embed)  # else uninitialised memory
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -14,7 +14,8 @@ from mmengine.config import Config
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.runner import build_runner, read_config_file
+from dcnzoo.openmmlab.execute import build_runner
+from dcnzoo.openmmlab.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
@@ -94,7 +95,7 @@ def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
     for training in (True, False):
         cfg = Config.fromfile(PLAIN)
         cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
-        runner = build_runner(cfg, training=training)
+        runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)) if training else None)
         for hook in runner.hooks:
             if isinstance(hook, WorkDirHook):
                 hook.before_train(runner)
@@ -131,7 +132,7 @@ def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcnzoo.openmmlab.training.build_runner", interrupt)
+    monkeypatch.setattr("dcnzoo.openmmlab.execute.build_runner", interrupt)
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work")
     assert status == 130 and len(output.splitlines()) == 1
     assert "--resume" in output and f"{tmp_path}/work" in output

@@ -17,9 +17,8 @@ import dcnzoo
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, find_problems
-from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.recipe import TEST, TRAINING, read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.training import REQUIRED
 
 from ..commands import error_of, run
 from ..processes import ROOT
@@ -31,8 +30,8 @@ CONFIGS = [
     file for file in FILES if "__main__" not in file.read_text(encoding="utf-8")
 ]  # others are programs
 COMMANDS = {
-    "train": dict(required=("model", *REQUIRED)),
-    "test": dict(required=("model", "test_dataloader", "test_cfg", "test_evaluator")),
+    "train": dict(required=TRAINING),
+    "test": dict(required=TEST),
     "predict": dict(required=("model",), runs=False),
 }
 SAMPLE = [  # two stages, one stage, a DETR, masks by queries, of the zoo

@@ -32,14 +32,15 @@ from torch.utils.data import Dataset
 import dcnzoo.models
 from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab import training
+from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.execute import build_runner, choose_start
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook, SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.packages import base_path
-from dcnzoo.openmmlab.runner import build_runner, load_config, read_config_file
-from dcnzoo.openmmlab.testing import InstanceTTAModel
-from dcnzoo.openmmlab.training import TrainOptions, choose_start, set_up_training
+from dcnzoo.openmmlab.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.tta import InstanceTTAModel
 from dcnzoo.utils.errors import UserError, user_errors
 
 from ..demo import PLAIN
@@ -447,10 +448,12 @@ def test_channels_last(tmp_path):
 
 @pytest.mark.parametrize(("channels_last", "used"), [(True, get_device() == "cpu"), (False, False)])
 def test_channels_last_is_the_default_on_a_cpu(tmp_path, channels_last, used):
-    cfg = load_config(PLAIN, work_dir=str(tmp_path), channels_last=channels_last)
-    assert any(isinstance(hook, ChannelsLastHook) for hook in build_runner(cfg).hooks) == used
-    for options in ({"launcher": "pytorch"}, {"cfg_options": {"default_scope": "mmseg"}}):
-        assert "channels_last" not in load_config(PLAIN, work_dir="unused", **options).default_hooks
+    recipe, options = Recipe.read(PLAIN), RunOptions(work_dir=tmp_path, channels_last=channels_last)
+    hooks = build_runner(recipe.with_options(options).cfg).hooks
+    assert any(isinstance(hook, ChannelsLastHook) for hook in hooks) == used
+    other = Recipe.read(PLAIN, {"default_scope": "mmseg"})
+    for others in (recipe.with_options(RunOptions(launcher="pytorch")), other.with_options(RunOptions())):
+        assert "channels_last" not in others.cfg.default_hooks
 
 
 # Losses
@@ -522,55 +525,55 @@ def schedule(name="dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", *
 
 def test_epochs_scale_the_schedule():
     cfg, (warm_up, steps) = schedule(**{"train_cfg.val_begin": 8})
-    text = set_up_training(cfg, TrainOptions(epochs=3))
+    text = ", ".join(TrainOptions(epochs=3).apply(cfg))
     assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_begin) == (3, 2)
     assert (warm_up.begin, warm_up.end, steps.end, steps.milestones) == (0, 125, 3, [2, 3])
     assert "max_epochs 12 → 3" in text and "LinearLR.end 500 → 125" in text and "\n" not in text
     cfg, (warm_up, steps) = schedule()
-    set_up_training(cfg, TrainOptions(epochs=36))
+    TrainOptions(epochs=36).apply(cfg)
     assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])
     for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
         cfg, _ = schedule(RTMDET)
-        set_up_training(cfg, TrainOptions(epochs=epochs))
+        TrainOptions(epochs=epochs).apply(cfg)
         cosine = cfg.param_scheduler[1]
         assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
     cfg, _ = schedule(train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9})
     with pytest.raises(UserError, match=r"^epochs: expected .*max_epochs.*'max_iters': 9"):
-        set_up_training(cfg, TrainOptions(epochs=3))
+        TrainOptions(epochs=3).apply(cfg)
 
 
 def test_batch_size_and_learning_rate():
     cfg, _ = schedule(RTMDET)
-    text = set_up_training(cfg, TrainOptions(batch_size=5, lr=0.001))
+    text = ", ".join(TrainOptions(batch_size=5, lr=0.001).apply(cfg))
     assert cfg.train_dataloader.batch_size == 5 and cfg.optim_wrapper.optimizer.lr == 0.001
     assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"
     assert text.startswith("batch_size 32 → 5, lr 0.004 → 0.001")
     del cfg.optim_wrapper.optimizer["lr"]
     with pytest.raises(UserError, match=r"^lr: "):
-        set_up_training(cfg, TrainOptions(lr=0.1))
+        TrainOptions(lr=0.1).apply(cfg)
 
 
 def test_patience_and_loggers(monkeypatch):
     cfg, _ = schedule()
     for patience in (3, 4):  # the config of a work directory already has the hook
-        set_up_training(cfg, TrainOptions(patience=patience))
+        TrainOptions(patience=patience).apply(cfg)
     (hook,) = cfg.custom_hooks
     assert (hook.type, hook.monitor, hook.patience) == ("PlateauEarlyStoppingHook", "coco/bbox_mAP", 4)
     assert cfg.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
     cfg.default_hooks.checkpoint.save_best = "other/metric"
-    set_up_training(cfg, TrainOptions(patience=4))
+    TrainOptions(patience=4).apply(cfg)
     assert cfg.custom_hooks[0].monitor == "other/metric"
     cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
     with pytest.raises(UserError, match=r"^patience: .*CocoMetric"):
-        set_up_training(cfg, TrainOptions(patience=4))
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+        TrainOptions(patience=4).apply(cfg)
+    monkeypatch.setattr(run_options, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^logger: .*pip install wandb"):
-        set_up_training(cfg, TrainOptions(logger="wandb"))
-    monkeypatch.setattr(training, "find_spec", lambda name: True)
+        TrainOptions(logger="wandb").apply(cfg)
+    monkeypatch.setattr(run_options, "find_spec", lambda name: True)
     for given in (True, True, False):
         if not given:
             cfg.visualizer = None
-        set_up_training(cfg, TrainOptions(logger="tensorboard"))
+        TrainOptions(logger="tensorboard").apply(cfg)
         backends = [backend["type"] for backend in cfg.visualizer.vis_backends]
         assert backends == ["LocalVisBackend", "TensorboardVisBackend"]
 

@@ -1,8 +1,7 @@
-"""Evaluation from the command line, of a detector's checkpoint or of an ONNX file."""
+"""Test-time augmentation: the detections of an image and of its mirror image, merged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from mmcv.ops import batched_nms
@@ -10,11 +9,8 @@ from mmdet.models import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
-from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
 from dcnzoo.openmmlab.config_check import datasets
 
 TTA_MODEL = {
@@ -75,44 +71,3 @@ def use_test_time_augmentation(cfg: Config) -> None:
     if model["type"] == "DetTTAModel":
         model["type"] = "InstanceTTAModel"  # the same, but it merges masks too
     cfg.model = ConfigDict(**model, module=cfg.model)
-
-
-def use_onnx_file(cfg: Config, path: str, backend: str | None, device: str) -> None:
-    """Replace the model by an ONNX file that was exported from it."""
-    cfg.model = dict(
-        type="DeployedDetector",
-        path=str(Path(path).resolve()),
-        backend=backend,
-        device=device,
-        data_preprocessor=cfg.model.data_preprocessor,
-    )
-
-
-def draw_detections(cfg: Config, folder: str, threshold: float | None) -> None:
-    """Draw detections above a score threshold (default: the config's, else 0.3) into a folder."""
-    drawing = dict(cfg.default_hooks.get("visualization") or {"type": "DetVisualizationHook"})
-    # absolute: mmdet prepends the work directory to a relative one, once per iteration
-    drawing.update(draw=True, test_out_dir=str(Path(folder).resolve()))
-    if threshold is not None:
-        drawing["score_thr"] = threshold
-    cfg.default_hooks.visualization = drawing
-
-
-def claim_drawings(runner: Runner, folder: str, claim: Callable[[Path], Path]) -> None:
-    """Check that the drawings replace no other files; see :func:`dcnzoo.utils.files.output_files`."""
-    dataset = runner.test_dataloader.dataset
-    if is_main_process():  # another process may have started to draw
-        for index in range(len(dataset)):
-            claim(Path(folder, Path(dataset.get_data_info(index)["img_path"]).name))
-
-
-def set_evaluator(
-    cfg: Config, metrics: Sequence[str], options: dict, out: Path | None, format_only: bool
-) -> None:
-    """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format."""
-    for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
-        if metrics:
-            evaluator.metric = list(metrics)
-        evaluator.update(options)
-        if out is not None:
-            evaluator.update(format_only=format_only, outfile_prefix=str(out.with_suffix("")))

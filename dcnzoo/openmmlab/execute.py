@@ -1,0 +1,335 @@
+"""Train, test or build the model of a recipe. Only this module decides how a run starts."""
+
+import copy
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger, print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
+
+import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
+from dcnzoo.compat.patches import Changes
+from dcnzoo.detect.metrics import metric_name
+from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.config_check import dicts, metainfo
+from dcnzoo.openmmlab.config_errors import config_errors
+from dcnzoo.openmmlab.device import require_device, use_device
+from dcnzoo.openmmlab.hooks import ProgressHook, SummaryHook
+from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.options import TestOptions, TrainOptions
+from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.separate_run import separate_run
+from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.openmmlab.work_dir import WorkDirHook, has_checkpoints, is_trained, next_replaced
+from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.fetch import DownloadError
+from dcnzoo.utils.files import last_checkpoint, output_files, require_file
+from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.text import counted
+
+TRAINED = (
+    "work_dir: expected a folder without checkpoints, got {}; --resume continues its training, --force "
+    "replaces it"
+)
+Claim = Callable[[Path], Path]  # of dcnzoo.utils.files.output_files
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training or a test starts.
+
+    Attributes:
+        file: a checkpoint; None: random weights, or with ``resumes`` the latest one in the work directory.
+        resumes: continue the training of the checkpoint; else take only its weights.
+    """
+
+    file: str | None = None
+    resumes: bool = False
+
+
+def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
+    """Decide how a training starts.
+
+    Args:
+        resume: a checkpoint to resume from; True: the latest one in the work directory. In a distributed
+            training, whose launcher repeats the command after a failure, there may be none.
+        force: train in a work directory that has checkpoints.
+
+    Raises:
+        UserError: the checkpoint does not exist; or the work directory has checkpoints, although ``resume``
+            and ``force`` are not set.
+    """
+    start = Start(cfg.get("load_from"))
+    if resume is True:
+        resumable = has_checkpoints(cfg.work_dir)
+        if not resumable and cfg.launcher == "none":
+            raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found none")
+        if resumable or start.file is None:
+            return Start(resumes=True)
+    elif not (resume is None or resume is False):
+        require_file(resume, "resume")
+        return Start(resume, resumes=True)
+    elif cfg.get("resume") and not force:
+        start = Start(start.file, resumes=True)
+    elif is_trained(cfg.work_dir) and not force:
+        raise UserError(TRAINED.format(cfg.work_dir))
+    if start.file:
+        require_file(start.file, "checkpoint")
+    return start
+
+
+def nothing_left(cfg: Config, start: Start) -> str | None:
+    """Return a line that says so if the checkpoint to resume from is the end of the training."""
+    path = Path(start.file) if start.file else last_checkpoint(Path(cfg.work_dir))
+    unit, end = "epoch", cfg.train_cfg.get("max_epochs")
+    if not end:
+        unit, end = "iter", cfg.train_cfg.get("max_iters")
+    if not (start.resumes and end and path and path.is_file()):
+        return None
+    name = re.fullmatch(rf"{unit}_(\d+)\.pth", path.name)
+    if name and int(name[1]) < end:  # without reading the file
+        return None
+    try:
+        meta = load_file(path, map_location="meta").get("meta") or {}
+    except CheckpointError:  # training resumes from an older one
+        return None
+    done = meta.get(unit, 0)
+    if done < end or (done == end and cfg.get("val_cfg") and meta.get("validated") is False):
+        return None
+    units, hint = ("epochs", "; --epochs sets a larger number") if unit == "epoch" else ("iterations", "")
+    return f"{cfg.work_dir}: {done} of {end} {units} are done, nothing is left to train{hint}"
+
+
+@separate_run()
+def train(
+    recipe: Recipe,
+    options: TrainOptions,
+    *,
+    resume: bool | str | None = False,
+    force: bool = False,
+    outputs: Iterable[str] = (),
+) -> Path:
+    """Train a detector; return the work directory.
+
+    Args:
+        resume, force: see :func:`choose_start`. ``force`` also replaces another config.
+        outputs: files that the caller then writes to the work directory; checked before the training.
+
+    Raises:
+        UserError: a mistake in the config, the folder is in use, or weights that cannot be downloaded or do
+            not fit.
+    """
+    with use_device(options.device, options.launcher):
+        with user_errors():
+            recipe = recipe.with_options(options)
+            cfg, work_dir = recipe.cfg, recipe.work_dir
+            start = choose_start(cfg, resume, force)
+            if line := nothing_left(cfg, start):
+                print(line)
+                return work_dir
+            with output_files("report", force=force) as claim:
+                for name in outputs:
+                    claim(work_dir / name)
+        with lock_work_dir(work_dir, cfg.launcher), _training_hints(work_dir), config_errors(cfg):
+            replaces = is_trained(work_dir) and not start.resumes
+            changes = ", ".join(recipe.changes)
+            runner = build_runner(
+                cfg,
+                start,
+                writer=WorkDirHook(recipe, force, next_replaced(work_dir) if replaces else None),
+                summary=None if options.verbose else SummaryHook(changes),
+                allow_partial=options.allow_partial,
+            )
+            _count_accumulated_batches(runner)
+            if changes:
+                runner.logger.info(f"changed: {changes}")
+            try:
+                runner.train()
+            finally:
+                for hook in runner.hooks:
+                    if isinstance(hook, ProgressHook):
+                        hook.stop()  # after an error, mmengine calls no hook
+    return work_dir
+
+
+@separate_run()
+def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Claim) -> dict[str, float]:
+    """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metrics`.
+
+    Args:
+        weights: a checkpoint; None: those of ``options.exported``.
+        claim: called with the path of each drawing.
+
+    Raises:
+        UserError: a mistake in the config, or weights that do not fit.
+    """
+    with use_device("auto" if options.exported else options.device, options.launcher), user_errors():
+        recipe = recipe.with_options(options)
+        with config_errors(recipe.cfg), Changes() as changes:
+            if options.unsafe_load:
+                load = functools.partial(load_file, unsafe_load=True)
+                changes.set_item(
+                    CheckpointLoader._schemes, "", lambda file, where=None: load(file, map_location=where)
+                )
+            runner = build_runner(
+                recipe.cfg,
+                Start(None if weights is None else str(weights)),
+                summary=None if options.verbose else SummaryHook(),
+                allow_partial=options.allow_partial,
+            )
+            dataset = runner.test_dataloader.dataset
+            if options.show_dir is not None and is_main_process():  # another process may have started to draw
+                for index in range(len(dataset)):
+                    claim(Path(options.show_dir, Path(dataset.get_data_info(index)["img_path"]).name))
+            metrics = runner.test()
+            if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
+                kinds = [
+                    kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())
+                ]
+                metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
+    return {metric_name(key): value for key, value in metrics.items()}
+
+
+def build(
+    recipe: Recipe,
+    weights: Path | str | None = None,
+    *,
+    device: str = "cpu",
+    unsafe_load: bool = False,
+    allow_partial: bool = False,
+) -> nn.Module:
+    """Build the model in evaluation mode. Everything but MMEngine's runners uses this function.
+
+    Args:
+        weights: a checkpoint; None: random weights.
+        device, unsafe_load, allow_partial: see :func:`dcnzoo.load`.
+
+    Returns:
+        The model, with the attributes ``cfg`` and, if it has weights, ``dataset_meta``: the names and colours
+        of its classes.
+    """
+    target, cfg = require_device(device), copy.deepcopy(recipe.cfg)
+    if "model" not in cfg:
+        raise UserError(f"{cfg.filename}: expected a config with a model, found none")
+    for _, node in dicts(cfg.model):
+        node.pop("teacher_ckpt", None)  # the teacher is used only in training
+    imports = cfg.get("custom_imports") or {"imports": []}
+    if "dcnzoo.models" not in imports["imports"]:  # for programs that read a dump of the config
+        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
+    with config_errors(cfg):
+        init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
+        # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
+        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+        if weights is not None:
+            meta, report = load_weights(model, weights, unsafe_load, allow_partial)
+            if report:
+                print_log(f"{weights}: {report}", logger="current")
+            model.dataset_meta = _dataset_meta(cfg, meta)
+        model.cfg = cfg
+        model.eval()  # returns None in detectors with a teacher
+        return model.to(target)
+
+
+def _dataset_meta(cfg: Config, meta: dict) -> dict:
+    """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
+    of_file = {key: value for key, value in class_names(meta).items() if value is not None}
+    if isinstance(names := of_file.get("classes"), str):
+        raise UserError(f"checkpoint: classes: expected a list of names, got {names!r}")
+    if names:
+        of_file["classes"] = tuple(printable(str(name)) for name in names)
+    merged = {**metainfo(cfg.get("test_dataloader", {}).get("dataset", {})), **of_file}
+    return {**merged, "palette": merged.get("palette") or "random"}
+
+
+def build_runner(
+    cfg: Config,
+    start: Start | None = None,
+    *,
+    writer: WorkDirHook | None = None,
+    summary: SummaryHook | None = None,
+    allow_partial: bool = False,
+) -> Runner:
+    """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
+
+    The start is no setting of the config, so that the config in the work directory is the same for each.
+
+    Args:
+        start: default: as the config says.
+        writer: of a training, which fine-tunes from ``load_from``. Otherwise, the config in the work
+            directory stays: it belongs to the checkpoints there.
+        summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
+            has the whole log.
+        allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
+    """
+    name = cfg.get("runner_type", "Runner")
+    kind: Any = name if isinstance(name, type) else RUNNERS.get(name)
+    if kind is None:
+        raise UserError(f"runner_type: expected the name of a runner, got {name}")
+    resumes = cfg.pop("resume", False)
+    start = start or Start(cfg.get("load_from"), resumes)
+    changes: dict[str, object] = {"dump_config": lambda self: None}  # WorkDirHook writes it
+    if summary is not None:
+        changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
+    subclass: Any = type(kind.__name__, (kind,), changes)
+    runner = subclass.from_cfg(cfg)
+    runner._load_from, runner._resume = start.file, start.resumes
+    if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
+        runner.model = revert_sync_batchnorm(runner.model)
+    for hook in filter(None, (writer, summary)):
+        runner.register_hook(hook)
+    # warnings about deprecated names that mmengine's own hooks use
+    runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
+    runner.register_hook(LoadCheckpointHook(fine_tune=writer is not None, allow_partial=allow_partial))
+    return runner
+
+
+def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs: object) -> MMLogger:
+    """Build the logger of a runner; it prints only warnings."""
+    logger = build_logger(runner, **kwargs)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.WARNING)
+    return logger
+
+
+@contextmanager
+def _training_hints(work_dir: Path):
+    """Context that adds to an interruption and to a failed download how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"--resume continues the training in {work_dir}") from None
+    except DownloadError as error:
+        hint = "to train without them, write the config with dcnzoo data config --no-weights"
+        raise UserError(f"{error}; {hint}") from error
+
+
+def _count_accumulated_batches(runner: Runner) -> None:
+    """Scale the learning rate by the images per optimizer step, not per iteration as mmengine does.
+
+    With ``accumulative_counts``, a step has that many iterations.
+    """
+    count = runner.cfg.optim_wrapper.get("accumulative_counts", 1)
+    scaling = runner.cfg.get("auto_scale_lr") or {}
+    if count == 1 or not scaling.get("enable"):
+        return
+    scaled = {"enable": True, "base_batch_size": scaling["base_batch_size"] / count}
+    runner.logger.info(
+        f"Each optimizer step has {counted(count, 'iterations')} (accumulative_counts): {scaled}"
+    )
+    if isinstance(runner, Runner):
+        runner.auto_scale_lr = scaled
+    else:
+        runner.strategy._auto_scale_lr = scaled

@@ -1,0 +1,143 @@
+"""A config as it was read and checked, and what the options of a run change in it."""
+
+import copy
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
+from dcnzoo.openmmlab import json_config
+from dcnzoo.openmmlab.class_names import use_names
+from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.options import RunOptions
+from dcnzoo.openmmlab.settings import OLD_KEYS, dicts, variables
+from dcnzoo.openmmlab.setup import setup
+from dcnzoo.utils.errors import UserError, one_line
+
+setup()  # any config may use dcn=True
+
+# the keys that a command uses, for Recipe.read
+MODEL = ("model",)
+TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
+TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
+DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
+# arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
+SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config that was read and checked, and what the options of a run have changed in it.
+
+    How a run starts is no part of it: see :class:`dcnzoo.openmmlab.execute.Start`.
+
+    Attributes:
+        changes: a text for each, for the terminal and the log.
+    """
+
+    cfg: Config
+    changes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike,
+        cfg_options: Mapping[str, object] | None = None,
+        required: Sequence[str] = MODEL,
+    ) -> "Recipe":
+        """Read a config by :func:`read_config_file` and check the parts that a command uses.
+
+        Args:
+            required: their keys. With ``train_cfg`` or ``test_cfg``, the command has a runner.
+
+        Raises:
+            UserError: see :func:`dcnzoo.openmmlab.config_check.check_config`.
+        """
+        cfg = read_config_file(path, cfg_options)
+        runs = not {"train_cfg", "test_cfg"}.isdisjoint(required)
+        check_config(cfg, path, required, runs, cfg_options)
+        return cls(cfg)
+
+    def with_options(self, options: RunOptions) -> "Recipe":
+        """Return the recipe of a run with these options."""
+        cfg = copy.deepcopy(self.cfg)
+        return Recipe(cfg, (*self.changes, *filter(None, options.apply(cfg))))
+
+    @property
+    def work_dir(self) -> Path:
+        return Path(self.cfg.work_dir)
+
+    def text(self) -> str:
+        """Return what a training writes to its work directory.
+
+        Paths in this folder are relative to the config, so that it can be moved; so are those that are
+        relative in the config that was read.
+        """
+        folder, source = os.path.realpath(self.work_dir), Path(os.path.abspath(self.cfg.filename or ""))
+        text = self.cfg.pretty_text  # dump() would write JSON for a JSON file
+        if not is_readable(folder):
+            return text
+        for name in (folder, os.path.abspath(self.work_dir), str(self.work_dir)):
+            text = text.replace(f"'{name}/", f"'{DIRECTORY}/")
+        if source.is_file() and DIRECTORY in source.read_text(encoding="utf-8"):
+            steps = Path(os.path.relpath(source.parent, folder)).as_posix()
+            text = text.replace(f"'{source.parent}/", f"'{DIRECTORY}/{steps}/")
+        return text
+
+
+def is_readable(folder: str | os.PathLike) -> bool:
+    """Whether MMEngine can read :data:`DIRECTORY` in a config in this folder."""
+    return not any(letter in str(folder) for letter in "'\"\\{}")
+
+
+def _as_tuple(value: object) -> object:
+    """Return a list of numbers as a tuple, also inside a list."""
+    if not isinstance(value, list):
+        return value
+    return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(_as_tuple, value)]
+
+
+def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] | None = None) -> Config:
+    """Read a config and merge ``cfg_options``. Errors name the file and the line.
+
+    Raises:
+        UserError: the config or one of its bases cannot be read, or it has no place for an option.
+        FileNotFoundError: one of its bases does not exist.
+    """
+    try:
+        is_data = json_config.is_json_config(path)
+        cfg = json_config.read(path) if is_data else use_names(Config.fromfile(path))
+    except (UserError, FileNotFoundError):
+        raise
+    except (Exception, SystemExit) as error:
+        name, line = str(path), getattr(error, "lineno", None)
+        # mmengine executes the text without a file name; mmengine's own frames have it
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            code, filename = frame.f_code, frame.f_locals.get("filename")
+            if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
+                name = str(filename)
+            elif code.co_filename in ("", name):
+                line = number
+        where = f"{name}, line {line}" if line else name
+        text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+    for path, node in dicts(cfg._cfg_dict):
+        if "pipeline" in path:
+            node.update({key: _as_tuple(node[key]) for key in SIZES & node.keys()})
+    if old := OLD_KEYS.keys() & cfg.keys():
+        stored, read = variables(cfg.text)
+        for key in old & read | old - stored:  # variables; a dump would set them without reading them
+            cfg.pop(key)
+    options = {} if cfg_options is None else cfg_options
+    if not isinstance(options, Mapping):
+        raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: cfg_options: {one_line(error)}") from error
+    return cfg

@@ -1,0 +1,214 @@
+"""``dcnzoo.test``: evaluate a detector; and compare its AP with the published one."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.data.split import select_images
+from dcnzoo.openmmlab import execute
+from dcnzoo.openmmlab.config_check import datasets
+from dcnzoo.openmmlab.device import require_device
+from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
+from dcnzoo.openmmlab.recipe import TEST, TRAINING, Recipe
+from dcnzoo.openmmlab.work_dir import has_checkpoints
+from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.fetch import verify
+from dcnzoo.utils.files import EXPORTED, last_checkpoint, output_files, write_text
+from dcnzoo.utils.jsonl import append_row, circumstances
+from dcnzoo.zoo.index import Model
+from dcnzoo.zoo.source import resolve
+
+FIGURES = ("box AP", "mask AP")  # in metafiles
+
+
+def test(
+    model: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    metrics: Sequence[str] = (),
+    eval_options: Mapping[str, object] | None = None,
+    out: str | os.PathLike | None = None,
+    format_only: bool = False,
+    show_dir: str | os.PathLike | None = None,
+    show_score_thr: float | None = None,
+    tta: bool = False,
+    backend: str | None = None,
+    work_dir: str | os.PathLike | None = None,
+    cfg_options: Mapping[str, object] | None = None,
+    device: str = "auto",
+    channels_last: bool = True,
+    allow_partial: bool = False,
+    unsafe_load: bool = False,
+    force: bool = False,
+    verbose: bool = False,
+    launcher: str = "none",
+    local_rank: int = 0,
+) -> dict[str, float]:
+    """Evaluate a detector on the test set of its config; return the metrics::
+
+        dcnzoo.test("work_dirs/fruits")["box AP"]
+
+    ``detector.evaluate`` needs only a COCO file; this function needs a config, and runs its loader,
+    evaluator and hooks, also on several GPUs.
+
+    Args:
+        model: a name in the zoo, a config file or a work directory.
+        checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
+            or the best of the work directory).
+        metrics, eval_options, out, format_only, show_dir, show_score_thr, tta, backend, work_dir, device,
+            channels_last, allow_partial, unsafe_load, verbose, launcher, local_rank: see
+            :class:`dcnzoo.openmmlab.options.TestOptions`.
+        cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
+        force: replace output files that no test has written.
+
+    Returns:
+        ``box AP``, ``mask AP50`` and so on, from 0 to 1; other metrics under the evaluator's names.
+
+    Raises:
+        UserError: a mistake in an argument or the config, or weights that do not fit.
+    """
+    exported = Path(checkpoint) if checkpoint and str(checkpoint).endswith(EXPORTED) else None
+    of_model = [key for key in cfg_options or () if key.startswith("model.")]
+    if exported and of_model:
+        raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
+    options = TestOptions(
+        metrics=metrics, eval_options=eval_options or {}, out=out, format_only=format_only, show_dir=show_dir,
+        show_score_thr=show_score_thr, tta=tta, backend=backend, work_dir=work_dir, device=device,
+        channels_last=channels_last, allow_partial=allow_partial, unsafe_load=unsafe_load, verbose=verbose,
+        launcher=launcher, local_rank=local_rank, exported=exported,
+    )  # fmt: skip
+    with output_files("test", force=force) as claim, user_errors():
+        for file in options.files():
+            claim(file)
+        source = resolve(model, checkpoint)
+        weights = source.read_weights()
+        recipe = Recipe.read(source.config, cfg_options, TEST)
+        return execute.test(recipe, options, None if exported else weights, claim)
+
+
+def reproduce(
+    model: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    train: bool = False,
+    data_root: str | None = None,
+    subset: int | None = None,
+    out: str | os.PathLike = "work_dirs/reproduce.jsonl",
+    cfg_options: Mapping[str, object] | None = None,
+    unsafe_load: bool = False,
+    force: bool = False,
+    **run: Any,
+) -> dict[str, Any]:
+    """Evaluate a detector, and compare its AP with the one in the zoo.
+
+    Args:
+        model, checkpoint: as for :func:`test`.
+        train: train the model first, or resume its training.
+        data_root, subset: see :func:`use_data`.
+        out: file to which the main process appends the result.
+        unsafe_load, force: as for :func:`test`.
+        run: see :class:`dcnzoo.openmmlab.options.RunOptions`.
+
+    Returns:
+        The result: see :func:`compare`, and the circumstances.
+    """
+    options = RunOptions(**run)
+    with output_files("reproduce", force=force) as claim, user_errors():
+        claim(Path(out))
+        source = resolve(model, checkpoint)
+        listed = source.entry
+        if listed and source.weights is None:  # of a config file
+            source = resolve(listed.id)
+        required = (*TEST, *TRAINING) if train else TEST
+        recipe = Recipe.read(source.config, cfg_options, required).with_options(options)
+        images = use_data(recipe.cfg, data_root, subset, claim)
+        started = time.time()
+        if train:
+            resume = has_checkpoints(recipe.work_dir)
+            execute.train(recipe, TrainOptions(**run), resume=resume, force=force)
+            # from the file: it contains the moving average if the config has one
+            weights = last_checkpoint(recipe.work_dir)
+        else:
+            weights = source.read_weights()
+        assert weights is not None  # of the options, of the zoo, or of the training
+        metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights, claim)
+        measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
+        row = {
+            "model": listed.id if listed else str(model),
+            **compare(measured, listed),
+            "data": recipe.cfg.test_evaluator.get("ann_file", ""),
+            "images": images,
+            "subset": subset,
+            "trained": train,
+            "checkpoint": weights.name,
+            "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
+            "seconds": round(time.time() - started, 1),
+            **circumstances(require_device(options.device)),
+        }
+        if is_main_process():
+            append_row(out, row)
+        return row
+
+
+def use_data(cfg: Config, root: str | None, subset: int | None, claim: Callable[[Path], Path]) -> int:
+    """Set the data paths in the config; return the number of images to evaluate.
+
+    Args:
+        root: folder of the data; None: the config's.
+        subset: evaluate only this many images; None: all.
+        claim: of :func:`dcnzoo.utils.files.output_files`, for the annotations of the subset.
+
+    Raises:
+        UserError: the annotations are missing or empty, or the test set is not a single data set.
+    """
+    loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
+    if root is not None:
+        for dataset in (d for loader in loaders if cfg.get(loader) for d in datasets(cfg[loader].dataset)):
+            dataset.data_root = f"{root.rstrip('/')}/"
+    tested = list(datasets(cfg.test_dataloader.dataset))
+    if len(tested) != 1 or "ann_file" not in tested[0]:
+        raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
+    if tested[0].get("shapes"):
+        make_shapes(tested[0].data_root, ShapesSpec(**tested[0].shapes))
+    annotations = Path(tested[0].get("data_root") or "", tested[0].ann_file)
+    if not annotations.is_file():
+        raise UserError(
+            f"annotations: expected a file, found none at {annotations} "
+            "(dcnzoo data download downloads COCO; --data-root sets its folder)"
+        )
+    content = json.loads(annotations.read_text())
+    if subset is not None:
+        # also selects annotations: other objects would count as missed
+        numbers = sorted(image["id"] for image in content["images"])[:subset]
+        content = select_images(content, set(numbers))
+        annotations, text = Path(cfg.work_dir, f"first-{subset}-images.json"), json.dumps(content)
+        if not (annotations.is_file() and annotations.read_text() == text):  # by another process
+            write_text(claim(annotations), text)
+    if not content["annotations"]:
+        raise UserError(f"{annotations}: expected annotated objects, found none")
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    for evaluator in evaluators:
+        evaluator.ann_file = str(annotations.resolve())
+    tested[0].ann_file = str(annotations.resolve())
+    return len(content["images"])
+
+
+def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:
+    """Return the measured AP, that in the zoo, their difference, and the source of the AP in the zoo.
+
+    A published result takes precedence over a measured one.
+    """
+    listed: dict[str, float] = {}
+    sources = [] if model is None else model.sources()
+    source = min(sources, key=lambda source: not source.startswith("published"), default="")
+    if model is not None and source:
+        listed = {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES}
+    difference = {k: round(v - listed[k], 1) for k, v in measured.items() if k in listed}
+    return {"measured": measured, "listed": listed, "difference": difference, "source": source}
