@@ -75,13 +75,13 @@ def environment() -> Iterator[tuple[str, str]]:
         reason = _library.problems.get(device, "they need the CPU operators")
         yield f"{device} operators", str(_library.loaded.get(device) or f"not loaded: {reason}")
     if ops.has_ops():
-        from dcnzoo.ops import _backend
+        from dcnzoo.ops import _choice
 
         chosen = ops.cpu_capability()
         if refusal := torch.ops.dcnzoo._amx_refusal():
             chosen += f" (the system refuses AMX: {refusal})"
         yield "cpu capability", chosen
-        yield "DCNZOO_BACKEND", _backend.backend
+        yield "DCNZOO_BACKEND", _choice.backend
     yield from _kernel_lines()
     if ops.with_cuda():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
@@ -158,7 +158,8 @@ class Installation:
     def here(cls) -> "Installation":
         import torch
 
-        from dcnzoo.ops import _backend, _library, _torch_private
+        from dcnzoo.ops import _library, _torch_private
+        from dcnzoo.ops.fused import available
 
         packages = dict(installed(MODULES))
         installation = cls(
@@ -169,7 +170,7 @@ class Installation:
             libraries=dict(_library.problems),
             features=_torch_private.missing,
             packages=packages,
-            triton_runs=torch.cuda.is_available() and _backend.triton_works(torch.device("cuda")),
+            triton_runs=torch.cuda.is_available() and available.triton_works(torch.device("cuda")),
             opencv=_opencv(),
             numpy=version("numpy") if find_spec("numpy") else "0",
             cache_problem=_cache_problem(),

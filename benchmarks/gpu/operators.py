@@ -19,7 +19,7 @@ import torch
 from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format, ours, passes, plain
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import _block_sizes
+from dcnzoo.ops.fused import available
 from dcnzoo.ops.fused import deform_conv as fused
 from tests.op_cases import Sample
 
@@ -163,9 +163,9 @@ def main() -> None:
                 journal.run(job, partial(measure, case, name, kind, mode, args.device))
             sample.cache_clear()
             exact.cache_clear()
-    table = json.loads(_block_sizes.TABLE.read_text())
+    table = json.loads(available.TABLE.read_text())
     set_auto(args.file, table)
-    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else _block_sizes.TABLE)
+    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else available.TABLE)
     journal.exit()
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.cases import CASES, in_format
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import _block_sizes, reference
+from dcnzoo.ops import reference
+from dcnzoo.ops.fused import available
 from dcnzoo.ops.fused import deform_conv as fused
 from dcnzoo.ops.fused.deform_conv import Config
 from dcnzoo.utils.files import write_text
@@ -201,12 +202,12 @@ def save(table: dict, path: Path) -> None:
 
 def main() -> None:
     journal, args = Journal.of_command_line()
-    table = json.loads(_block_sizes.TABLE.read_text())
+    table = json.loads(available.TABLE.read_text())
     if args.step == "write":
         out = args.file.with_name("configs.json")
         write_table(args.file, table, out, args.rehearse)
         if not args.rehearse:
-            shutil.copy(out, _block_sizes.TABLE)
+            shutil.copy(out, available.TABLE)
         return
     every = [
         (kernel, kind, config)

@@ -55,10 +55,10 @@ def _add_layers(module: ModuleType) -> None:
 
     def count(layer: Any, arguments: tuple, output: Any) -> None:
         flops = _formulas()
-        formula = flops.deform_conv_transpose_flops if layer.transposed else flops.deform_conv_flops
         is_deformable = getattr(layer, "offset_channels", len(arguments) > 1)
-        x, offset = arguments[0].shape, arguments[0].shape if is_deformable else None
-        layer.total_ops += formula(x, layer.weight.shape, offset, out_val=output.shape) // 2
+        shapes = (output.shape, arguments[0].shape)
+        positions, sampled = reversed(shapes) if layer.transposed else shapes
+        layer.total_ops += flops.of_convolution(positions, sampled, layer.weight.shape, is_deformable) // 2
         # the first thop, which counts in buffers, leaves out the children of a layer that it has a rule for
         if "total_ops" in layer._buffers and getattr(layer, "conv_offset", None) is not None:
             layer.total_ops += layer.conv_offset.total_ops

@@ -17,7 +17,7 @@ import dcnzoo.ops
 from dcnzoo.export.graph import FLOAT, UINT8, Graph, Value
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
-from dcnzoo.ops._vmap import fold, unfold
+from dcnzoo.ops._transforms import fold, unfold
 
 TINY = 1e-12  # avoids division by zero; smaller than the area of any box
 TILE, TILES = 128, 16  # pixels of a tile's sides, tiles of each axis; the last ones are larger

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcnzoo.ops._vmap import fold, unfold
+from dcnzoo.ops._transforms import fold, unfold
 
 aten = torch.ops.aten
 # operators that treat the rows of their first axis separately

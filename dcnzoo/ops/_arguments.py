@@ -1,8 +1,14 @@
-"""Argument checks, and sizes given as one integer or one per axis.
+"""Arguments by name, their checks, and sizes given as one integer or one per axis.
 
 Operators must stay scriptable: code that ``torch.jit.script`` cannot compile is guarded by
 ``torch.jit.is_scripting()``.
 """
+
+import inspect
+from collections import namedtuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +18,36 @@ from torch.fx import Proxy
 Int1 = int | tuple[int] | list[int]
 Int2 = int | tuple[int, int] | list[int]
 Int3 = int | tuple[int, int, int] | list[int]
+
+
+@cache
+def arguments_of(name: str) -> Any:
+    """The named tuple of the arguments of ``dcnzoo::name``, in the order of its schema, with its defaults.
+
+    Kernels in Python make it where torch calls them: torch leaves out trailing arguments that equal their
+    defaults.
+    """
+    arguments = getattr(torch.ops.dcnzoo, name).default._schema.arguments
+    defaults = [argument.default_value for argument in arguments if argument.has_default_value()]
+    return namedtuple(f"{name.strip('_')}_arguments", [a.name for a in arguments], defaults=defaults)
+
+
+@cache
+def _not_taken(kernel: Callable, fields: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(fields) - {*inspect.signature(kernel).parameters, "grad_output", "output_mask"}
+
+
+def takes(kernel: Callable, call: Any) -> bool:
+    """Whether a kernel in Python takes all arguments of a call, except those with the schema's default."""
+    defaults = call._field_defaults
+    ignored = _not_taken(kernel, call._fields)
+    return all(name in defaults and getattr(call, name) == defaults[name] for name in ignored)
+
+
+def keywords(kernel: Callable, call: Any) -> dict[str, Any]:
+    """The arguments of a call that a kernel in Python takes."""
+    ignored = _not_taken(kernel, call._fields)
+    return {name: value for name, value in call._asdict().items() if name not in ignored}
 
 
 def single(value: Int1, name: str) -> list[int]:

@@ -5,14 +5,15 @@ forward-mode tangents silently.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _choice, _deterministic, _torch_private
-from ._arguments import memory_format
-from ._backend import raise_out_of_memory
+from . import _choice, _torch_private
+from ._arguments import arguments_of, memory_format
 from ._torch_private import (
     AutoDispatchBelowAutograd,
     SingleLevelFunction,
@@ -31,23 +32,28 @@ def register_autograd(
     name: str,
     setup_context: Callable,
     backward: Callable,
-    reference_impl: Callable | None = None,
+    reference: Callable | None = None,
     forward_mode: Callable | None = None,
 ) -> None:
     """Register the derivatives of ``dcnzoo::name``, in the form of ``torch.autograd.Function``.
 
     Args:
-        reference_impl: the operator in plain PyTorch, with the same arguments. Runs where
-            :mod:`._choice` has no other kernel.
-        forward_mode: likewise, in forward mode. Default: ``reference_impl``. Without either, forward mode
-            raises an error.
+        reference: the operator in plain PyTorch, with the same arguments. Runs where :mod:`._choice` has no
+            other kernel.
+        forward_mode: likewise, in forward mode. Default: ``reference``. Without either, forward mode raises
+            an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
-    forward_mode = forward_mode or reference_impl
+    named = arguments_of(name)
+    forward_mode = forward_mode or reference
     if _torch_private.TRANSFORMS in _torch_private.missing:
-        if reference_impl is not None:
-            _choice.register(name, reference_impl)
-        torch.library.register_autograd(f"dcnzoo::{name}", backward, setup_context=setup_context)
+        if reference is not None:
+            _choice.register(name, reference)
+        torch.library.register_autograd(
+            f"dcnzoo::{name}",
+            backward,
+            setup_context=lambda ctx, inputs, output: setup_context(ctx, named(*inputs), output),
+        )
         return
 
     def below_autograd(*arguments):
@@ -57,7 +63,7 @@ def register_autograd(
             try:
                 return operator.redispatch(keys & after_autograd_keyset, *arguments)
             except RuntimeError as error:
-                raise_out_of_memory(error)
+                _choice.raise_out_of_memory(error)
                 raise
 
     def forward(*arguments):
@@ -77,13 +83,14 @@ def register_autograd(
             "forward": staticmethod(forward),
             # the last input is the dispatch keys, which have no gradient
             "setup_context": staticmethod(
-                lambda ctx, inputs, output: setup_context(ctx, inputs[:-1], output)
+                lambda ctx, inputs, output: setup_context(ctx, named(*inputs[:-1]), output)
             ),
             "backward": staticmethod(lambda ctx, *grads: (*backward(ctx, *grads), None)),
         },
     )
 
     def autograd(keys, *arguments):
+        arguments = named(*arguments)
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if has_tangents and forward_mode is not None:
             below_autograd(*arguments, keys)  # to check the arguments
@@ -94,8 +101,8 @@ def register_autograd(
         return below_autograd(*arguments, keys)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
-    if reference_impl is not None:
-        _choice.register(name, reference_impl, node=autograd)
+    if reference is not None:
+        _choice.register(name, reference, node=autograd)
 
 
 def tangent(argument: object) -> Tensor | None:
@@ -113,85 +120,43 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
 
 
 def reference_gradients(
-    reference_impl: Callable, grad_output: Tensor, arguments: Sequence, places: Sequence[int]
+    reference: Callable, grad_output: Tensor, arguments: Any, names: Sequence[str]
 ) -> list[Tensor | None]:
-    """The gradients of the arguments at positions ``places``, computed by differentiating the reference.
+    """The gradients of the arguments with these names, computed by differentiating the reference.
 
     They are deterministic and support forward mode. The gradient of an argument that is None is None.
+
+    Args:
+        arguments: a named tuple.
     """
-    forward, present, inputs = _of_tensors(reference_impl, arguments, places)
+    forward, present, inputs = _of_tensors(reference, arguments, names)
     gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
-    return [gradients.get(place) for place in places]
+    return [gradients.get(name) for name in names]
 
 
 def _of_tensors(
-    reference_impl: Callable, arguments: Sequence, places: Sequence[int]
-) -> tuple[Callable, list[int], list[Tensor]]:
-    """The reference as a function of only the tensors at positions ``places``; None is left out.
+    reference: Callable, arguments: Any, names: Sequence[str]
+) -> tuple[Callable, list[str], list[Tensor]]:
+    """The reference as a function of only the tensors with these names; None is left out.
 
     Returns:
-        the function, the positions, and the tensors at these positions.
+        the function, the names, and the tensors.
     """
-    present = [place for place in places if arguments[place] is not None]
+    present = [name for name in names if getattr(arguments, name) is not None]
 
     def forward(*tensors: Tensor) -> Tensor:
-        changed = dict(zip(present, tensors, strict=True))
-        return reference_impl(*(changed.get(i, argument) for i, argument in enumerate(arguments)))
+        return reference(*arguments._replace(**dict(zip(present, tensors, strict=True))))
 
-    return forward, present, [arguments[place] for place in present]
-
-
-def _register_fake_backward(
-    name: str, differentiable: Sequence[int], restore: Callable, keeps_format: bool
-) -> None:
-    """Register the fake kernel of a first derivative. Arguments: see :func:`register_derivatives`."""
-
-    @torch.library.register_fake(f"dcnzoo::_{name}_backward")
-    def _(grad_output, *arguments):
-        *saved, needed = arguments
-        inputs = restore(grad_output, *saved)
-        gradients = [
-            torch.empty_like(inputs[place], memory_format=torch.contiguous_format)
-            if is_needed and inputs[place] is not None
-            else inputs[0].new_empty(0)
-            for place, is_needed in zip(differentiable, needed, strict=True)
-        ]
-        if keeps_format and needed[0]:
-            gradients[0] = gradients[0].to(memory_format=memory_format(inputs[differentiable[0]]))
-        return tuple(gradients) if len(gradients) > 1 else gradients[0]
-
-
-def _register_plain_backward(
-    name: str, reference_impl: Callable, restore: Callable, differentiable: Sequence[int], keeps_format: bool
-) -> None:
-    """Register the first derivative in plain PyTorch. Arguments: see :func:`register_derivatives`."""
-    check = _choice.check_of(name)
-
-    def plain_backward(grad_output, *arguments):
-        *saved, needed = arguments
-        inputs = restore(grad_output, *saved)
-        gradients = reference_gradients(reference_impl, grad_output, inputs, differentiable)
-        results = [
-            grad_output.new_empty(0) if gradient is None or not is_needed else gradient.contiguous()
-            for gradient, is_needed in zip(gradients, needed, strict=True)
-        ]
-        if keeps_format and needed[0]:
-            results[0] = results[0].contiguous(memory_format=memory_format(inputs[differentiable[0]]))
-        return tuple(results) if len(results) > 1 else results[0]
-
-    def check_backward(grad_output, *arguments):
-        check(*restore(grad_output, *arguments[:-1]), grad_output)
-
-    _choice.register_backward(name, plain_backward, check_backward)
+    return forward, present, [getattr(arguments, name) for name in present]
 
 
 def _second_gradients(
-    forward: Callable, present: Sequence[int], grad_output: Tensor, inputs: Sequence[Tensor], chosen: dict
+    forward: Callable, present: Sequence[str], grad_output: Tensor, inputs: Sequence[Tensor], chosen: dict
 ) -> tuple[Tensor, list[Tensor]]:
     """Differentiate the first derivative of ``forward``, as a function of all its inputs.
 
     Args:
-        chosen: position of a first gradient -> the gradient that arrives for it.
+        chosen: name of a first gradient -> the gradient that arrives for it.
 
     Returns:
         The gradients of ``grad_output`` and of the inputs, on which the first gradients depend.
@@ -199,90 +164,155 @@ def _second_gradients(
 
     def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
-        return tuple(gradients[place] for place in chosen)
+        return tuple(gradients[name] for name in chosen)
 
     pull = torch.func.vjp(backward, grad_output, *inputs)[1]
     of_grad_output, *of_inputs = pull(tuple(chosen.values()))
     return of_grad_output, of_inputs
 
 
+class _Backward:
+    """The operator of a first derivative, and the relation of its arguments to those of the operator."""
+
+    def __init__(self, name: str, recompute: Callable[[Tensor], dict]) -> None:
+        self.name = f"_{name}_backward"
+        self.operator = getattr(torch.ops.dcnzoo, self.name).default
+        self.forward_named, self.named = arguments_of(name), arguments_of(self.name)
+        self.recompute = recompute
+        types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
+        self.tensors = [name for name, type in types.items() if type in ("Tensor", "Optional[Tensor]")]
+
+    def forward_arguments(self, arguments: Any) -> Any:
+        """The arguments of the operator, from those of its backward."""
+        shared = {name: value for name, value in arguments._asdict().items() if name in self.shared}
+        return self.forward_named(**shared, **self.recompute(arguments.grad_output))
+
+    @cached_property
+    def shared(self) -> set[str]:
+        return {*self.forward_named._fields} & {*self.named._fields}
+
+
 def register_derivatives(
     name: str,
-    tensors: int,
-    differentiable: Sequence[int],
-    reference_impl: Callable,
+    differentiable: Sequence[str],
+    reference: Callable,
     *,
-    recomputed: Sequence[int] = (),
-    restore: Callable = lambda grad_output, *saved: saved,
+    recompute: Callable[[Tensor], dict] = lambda grad_output: {},
     grad_input_in_order: Callable | None = None,
-    has_order: bool = False,
+    for_every_call: bool = False,
     keeps_format: bool = False,
 ) -> None:
-    """Register the first and second derivative of an operator, and the fake kernel of the first.
+    """Register the first and second derivative of an operator, and the kernels of the first in Python.
 
-    The first derivative is the operator ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``.
-    It returns the gradients of the arguments at positions ``differentiable``, and an empty tensor for each
-    that ``output_mask`` excludes. The second derivative differentiates ``reference_impl`` twice, which is
-    exact but slow.
+    The first derivative is the operator ``dcnzoo::_{name}_backward``. It takes ``grad_output``, arguments of
+    ``dcnzoo::name`` and ``output_mask``. It returns the gradients of the arguments ``differentiable``, and an
+    empty tensor for each that ``output_mask`` excludes. The second derivative differentiates ``reference``
+    twice, which is exact but slow.
 
     Args:
-        tensors: number of tensors that the backward operator takes after ``grad_output``.
-        differentiable: positions of the arguments that have gradients.
-        recomputed: positions of the arguments that the backward operator does not take.
-        restore: function that computes the operator's arguments from those of the backward operator.
+        recompute: function that computes the arguments that the backward operator does not take, by name,
+            from ``grad_output``.
         grad_input_in_order: function that computes a deterministic first gradient from the arguments of the
-            backward operator, because the CUDA kernel adds atomically. Default: differentiate
-            ``reference_impl``.
-        has_order: whether the backward operator itself is deterministic if torch requires that.
+            backward operator, because the CUDA kernel adds atomically. Default: differentiate ``reference``.
+        for_every_call: whether that also applies where the backward operator is not called by autograd.
         keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
             contiguous.
     """
-    backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
-    number = len(getattr(torch.ops.dcnzoo, name).default._schema.arguments)
+    backward = _Backward(name, recompute)
+    forward_names, tensors = backward.forward_named._fields, backward.tensors[1:]  # without grad_output
+    positions = [forward_names.index(argument) for argument in differentiable]
 
-    _register_fake_backward(name, differentiable, restore, keeps_format)
-
-    def setup_context(ctx, inputs, output):
-        saved = [argument for i, argument in enumerate(inputs) if i not in recomputed]
-        ctx.save_for_backward(*saved[:tensors])
-        ctx.arguments = saved[tensors:]
+    def save(ctx, inputs, names):
+        ctx.save_for_backward(*(getattr(inputs, name) for name in names))
+        ctx.numbers = {
+            name: value
+            for name, value in inputs._asdict().items()
+            if name in backward.named._fields and name not in names
+        }
 
     def first_backward(ctx, grad_output):
-        needed = [ctx.needs_input_grad[place] for place in differentiable]
+        needed = [ctx.needs_input_grad[position] for position in positions]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        in_order = needed[0] and not has_order and _deterministic.deterministic(grad_output)
+        in_order = needed[0] and not for_every_call and _choice.is_deterministic(grad_output)
+        output_mask = [needed[0] and not in_order, *needed[1:]]
+        arguments = backward.named(
+            grad_output=grad_output,
+            output_mask=output_mask,
+            **dict(zip(tensors, saved, strict=True)),
+            **ctx.numbers,
+        )
         if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
-            arguments = restore(grad_output, *saved, *ctx.arguments)
-            gradients = reference_gradients(reference_impl, grad_output, arguments, differentiable)
+            inputs = backward.forward_arguments(arguments)
+            gradients = reference_gradients(reference, grad_output, inputs, differentiable)
         else:
-            arguments = (grad_output, *saved, *ctx.arguments)
-            gradients = backward_operator(*arguments, [needed[0] and not in_order, *needed[1:]])
+            gradients = backward.operator(*arguments)
             if len(differentiable) == 1:  # torch returns a single result without a tuple
                 gradients = (gradients,)
             if in_order:
-                gradients = (grad_input_in_order(*arguments), *gradients[1:])
-        results = [None] * number
-        for place, gradient, is_needed in zip(differentiable, gradients, needed, strict=True):
-            results[place] = gradient if is_needed else None
+                gradients = (grad_input_in_order(arguments), *gradients[1:])
+        results = [None] * len(forward_names)
+        for position, gradient, is_needed in zip(positions, gradients, needed, strict=True):
+            results[position] = gradient if is_needed else None
         return tuple(results)
-
-    def setup_backward_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[: tensors + 1])
-        *ctx.arguments, ctx.needed = inputs[tensors + 1 :]
 
     def second_backward(ctx, *grads):
-        grad_output, *saved = ctx.saved_tensors
-        arguments = restore(grad_output, *saved, *ctx.arguments)
-        forward, present, inputs = _of_tensors(reference_impl, arguments, differentiable)
-        chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.needed, strict=True) if w}
+        arguments = backward.named(
+            **dict(zip(backward.tensors, ctx.saved_tensors, strict=True)), **ctx.numbers
+        )
+        inputs = backward.forward_arguments(arguments)
+        forward, present, tensors = _of_tensors(reference, inputs, differentiable)
+        needed = zip(differentiable, grads, arguments.output_mask, strict=True)
+        chosen = {name: grad for name, grad, is_needed in needed if is_needed}
+        of_grad_output, of_inputs = _second_gradients(
+            forward, present, arguments.grad_output, tensors, chosen
+        )
+        gradients = {"grad_output": of_grad_output, **dict(zip(present, of_inputs, strict=True))}
+        return tuple(gradients.get(name) for name in backward.named._fields)
 
-        of_grad_output, of_inputs = _second_gradients(forward, present, grad_output, inputs, chosen)
-        results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
-        for place, gradient in zip(present, of_inputs, strict=True):
-            if place < tensors:  # otherwise the backward operator does not take this argument
-                results[place + 1] = gradient
-        return tuple(results)
+    register_autograd(name, lambda ctx, inputs, _: save(ctx, inputs, tensors), first_backward, reference)
+    register_autograd(
+        backward.name, lambda ctx, inputs, _: save(ctx, inputs, backward.tensors), second_backward
+    )
+    in_order = grad_input_in_order if for_every_call else None
+    _register_backward_kernels(backward, differentiable, reference, keeps_format, in_order)
 
-    register_autograd(name, setup_context, first_backward, reference_impl)
-    register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
-    _register_plain_backward(name, reference_impl, restore, differentiable, keeps_format)
+
+def _register_backward_kernels(
+    backward: _Backward,
+    differentiable: Sequence[str],
+    reference: Callable,
+    keeps_format: bool,
+    grad_input_in_order: Callable | None,
+) -> None:
+    """Register a first derivative in plain PyTorch, and its fake kernel."""
+
+    def kernel(compute: Callable[[Any, Any], list[Tensor | None]]) -> Callable:
+        def kernel(*arguments):
+            arguments = backward.named(*arguments)
+            inputs = backward.forward_arguments(arguments)
+            results = [
+                arguments.grad_output.new_empty(0)
+                if gradient is None or not is_needed
+                else gradient.contiguous()
+                for gradient, is_needed in zip(compute(arguments, inputs), arguments.output_mask, strict=True)
+            ]
+            if keeps_format and arguments.output_mask[0]:
+                results[0] = results[0].to(memory_format=memory_format(inputs[0]))
+            return tuple(results) if len(results) > 1 else results[0]
+
+        return kernel
+
+    def differentiate(arguments, inputs):
+        return reference_gradients(reference, arguments.grad_output, inputs, differentiable)
+
+    def empty(arguments, inputs):
+        tensors = (getattr(inputs, name) for name in differentiable)
+        return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+
+    def check(*arguments):
+        arguments = backward.named(*arguments)
+        check_of_forward(*backward.forward_arguments(arguments), arguments.grad_output)
+
+    check_of_forward = _choice.check_of(backward.name.removesuffix("_backward").strip("_"))
+    torch.library.register_fake(f"dcnzoo::{backward.name}", kernel(empty))
+    _choice.register_backward(backward.name, kernel(differentiate), check, grad_input_in_order)

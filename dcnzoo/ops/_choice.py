@@ -1,35 +1,75 @@
 """The kernels that run each operator on each device, in order of preference, and their registration.
 
+``DCNZOO_BACKEND`` is the preference of the user.
+
 The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator. Where
 the compiled kernels support every call and no other may be faster, they stay registered as they are: no
 Python runs before them.
 """
 
+import contextlib
+import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from . import _backend, _deterministic, _library, _torchvision
+from . import _library, _torchvision
+from ._arguments import arguments_of
+from .fused import available
 
 Result = Tensor | tuple[Tensor, ...]
-COMPILED, FUSED, TORCHVISION, PLAIN = "compiled", "fused", "torchvision", "plain PyTorch"
+DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
+BACKENDS = ("auto", "fused", "compiled", "reference")
+COMPILED, FUSED, TORCHVISION, REFERENCE = "compiled", "fused", "torchvision", "plain PyTorch"
 # compiled: ops/, for the CPU and CUDA. fused: Triton. torchvision: where it is installed. plain PyTorch: the
 # reference, which supports every device and call, and is many times slower.
 KERNELS = {
-    "deform_conv": (COMPILED, FUSED, TORCHVISION, PLAIN),
-    "dcnv3": (COMPILED, FUSED, PLAIN),
-    "dcnv4": (COMPILED, FUSED, PLAIN),
-    "ms_deform_attn": (COMPILED, FUSED, PLAIN),
-    "deform_roi_pool": (COMPILED, FUSED, PLAIN),
-    "nms": (COMPILED, TORCHVISION, FUSED, PLAIN),
-    "roi_align": (COMPILED, TORCHVISION, FUSED, PLAIN),
+    "deform_conv": (COMPILED, FUSED, TORCHVISION, REFERENCE),
+    "dcnv3": (COMPILED, FUSED, REFERENCE),
+    "dcnv4": (COMPILED, FUSED, REFERENCE),
+    "ms_deform_attn": (COMPILED, FUSED, REFERENCE),
+    "deform_roi_pool": (COMPILED, FUSED, REFERENCE),
+    "nms": (COMPILED, TORCHVISION, FUSED, REFERENCE),
+    "roi_align": (COMPILED, TORCHVISION, FUSED, REFERENCE),
 }
-OTHERS = (COMPILED, PLAIN)
+OTHERS = (COMPILED, REFERENCE)
+
+
+def _valid(name: str) -> str:
+    if name not in BACKENDS:
+        expected = f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
+        raise RuntimeError(f"DCNZOO_BACKEND: expected {expected}, got {name!r}")
+    return name
+
+
+backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
+
+
+def use(name: str) -> None:
+    """Switch the GPU operators to another backend, for benchmarks. Does not support ``reference``."""
+    global backend
+    backend = _valid(name)
+    if backend == "fused" and "cuda" in _library.loaded:
+        for operator in _operators.values():
+            if operator.forward_name in KERNELS:
+                choose_at_every_call(operator.name, "CUDA")
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Context in which :func:`use` applies, for tests."""
+    before = backend
+    use(name)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 @dataclass(frozen=True)
@@ -37,17 +77,19 @@ class Operator:
     """An operator, or the backward of one.
 
     Attributes:
-        plain: computes it in plain PyTorch.
+        reference: computes it in plain PyTorch.
         check: raises an error for invalid arguments. Needs the CPU library.
         node: computes it as a node of autograd's graph, for kernels that autograd cannot differentiate.
         may_fuse: whether Triton may run it.
+        grad_input_in_order: of a backward whose first gradient is deterministic if torch requires that.
     """
 
     name: str
-    plain: Callable[..., Result]
+    reference: Callable[..., Result]
     check: Callable[..., None]
     node: Callable[..., Result] | None = None
     may_fuse: bool = True
+    grad_input_in_order: Callable[..., Tensor] | None = None
 
     @cached_property
     def forward_name(self) -> str:
@@ -62,7 +104,7 @@ _failed: set[str] = set()  # operators whose Triton kernel did not run
 def order(name: str, key: str, backend: str) -> tuple[str, ...]:
     """The kernels that may run an operator on a device, in order of preference."""
     if backend == "reference":
-        return (PLAIN,)
+        return (REFERENCE,)
     kernels = list(KERNELS.get(name, OTHERS))
     preferred = backend == "fused" and FUSED in kernels
     if key.lower() in _library.loaded:
@@ -76,77 +118,85 @@ def order(name: str, key: str, backend: str) -> tuple[str, ...]:
     return tuple(kernels)
 
 
-def choose(operator: Operator, key: str, arguments: tuple) -> str:
-    """The first kernel that supports a call."""
-    kernels = order(operator.forward_name, key, _backend.backend)
+def choose(operator: Operator, key: str, call: Any) -> str:
+    """The first kernel that supports a call, which is a named tuple (:func:`arguments_of`)."""
+    kernels = order(operator.forward_name, key, backend)
     for kernel in kernels[:-1]:
-        if kernel == FUSED and _fused_fits(operator, key, arguments, kernels):
+        if kernel == FUSED and _fused_fits(operator, key, call, kernels):
             return FUSED
-        if kernel == TORCHVISION and _torchvision.fits(operator.name, key, arguments):
+        if kernel == TORCHVISION and _torchvision.fits(operator.name, key, call):
             return TORCHVISION
     return kernels[-1]
 
 
-def _fused_fits(operator: Operator, key: str, arguments: tuple, kernels: tuple[str, ...]) -> bool:
-    device = arguments[0].device
-    compared = _backend.backend == "auto" and COMPILED in kernels
+def _fused_fits(operator: Operator, key: str, call: Any, kernels: tuple[str, ...]) -> bool:
+    device = call[0].device
+    compared = backend == "auto" and COMPILED in kernels
     if not operator.may_fuse or operator.forward_name in _failed:
         return False
-    if (compared and not _backend.listed(device)) or not _backend.triton_works(device):
+    if (compared and not available.listed(device)) or not available.triton_works(device):
         return False
     from .fused import operators
 
-    if not operators.fits(operator.name, arguments):
+    if not operators.fits(operator.name, call):
         return False
     # a kernel without measurements is preferred only to plain PyTorch
-    unless_measured = _backend.backend == "auto" and TORCHVISION in kernels[kernels.index(FUSED) :]
-    if not compared and not (unless_measured and _torchvision.fits(operator.name, key, arguments)):
+    unless_measured = backend == "auto" and TORCHVISION in kernels[kernels.index(FUSED) :]
+    if not compared and not (unless_measured and _torchvision.fits(operator.name, key, call)):
         return True
-    operator.check(*arguments)  # the sizes are used
+    operator.check(*call)  # the sizes are used
     is_better = operators.measured_faster if compared else operators.is_measured
-    return is_better(operator.name, arguments)
+    return is_better(operator.name, call)
 
 
-def _run(operator: Operator, key: str, compiled: Any, keyset: object, arguments: tuple) -> Result:
-    kernel = choose(operator, key, arguments)
+def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any) -> Result:
+    kernel = choose(operator, key, call)
     if kernel == FUSED:
         from .fused import operators
 
-        if _backend.backend != "auto" or key.lower() not in _library.loaded:  # else the choice has checked
-            operator.check(*arguments)
+        if backend != "auto" or key.lower() not in _library.loaded:  # else the choice has checked
+            operator.check(*call)
         try:
-            return operators.run(operator.name, arguments)
+            return operators.run(operator.name, call)
         except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
             raise
         except Exception as error:  # of any type: Triton compiles, loads and launches
             _failed.add(operator.forward_name)
-            _backend.warn_of_triton(operator.forward_name, error)
-            return _run(operator, key, compiled, keyset, arguments)
+            available.warn(operator.forward_name, error)
+            return _run(operator, key, compiled, keyset, call)
     if kernel == TORCHVISION:
-        return _torchvision.run(operator.name, arguments)
+        return _torchvision.run(operator.name, call)
     if kernel == COMPILED:
-        return _call(compiled, keyset, arguments)
+        return _run_compiled(compiled, keyset, call)
     if compiled is not None:  # DCNZOO_BACKEND=reference: the compiled kernel checks the arguments
         with torch.no_grad():
-            _call(compiled, keyset, arguments)
+            _run_compiled(compiled, keyset, call)
     else:
         _warn(key)
-        if _library.has_ops() and _sizes_are_numbers(arguments):
-            operator.check(*arguments)
-    return operator.plain(*arguments)
+        if _library.has_ops() and _sizes_are_numbers(call):
+            operator.check(*call)
+    return operator.reference(*call)
 
 
-def _call(compiled: Any, keyset: object, arguments: tuple) -> Result:
+def raise_out_of_memory(error: RuntimeError) -> None:
+    """Raise ``torch.OutOfMemoryError`` if ``error`` reports that; C++ code on the stable ABI cannot."""
+    if re.search(r"(CUDA|HIP|XPU) out of memory", str(error)) and not isinstance(
+        error, torch.OutOfMemoryError
+    ):
+        raise torch.OutOfMemoryError(str(error)) from None
+
+
+def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
     try:
-        return compiled.call_boxed(keyset, *arguments)
+        return compiled.call_boxed(keyset, *call)
     except RuntimeError as error:
-        _backend.raise_out_of_memory(error)
+        raise_out_of_memory(error)
         raise
 
 
-def _sizes_are_numbers(arguments: tuple) -> bool:
+def _sizes_are_numbers(call: Any) -> bool:
     """Whether C++ can read the sizes: ``torch.compile`` and ``torch.export`` may trace them as symbols."""
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    tensors = [a for a in call if isinstance(a, Tensor)]
     return all(type(size) is int for tensor in tensors for size in tensor.shape)
 
 
@@ -154,7 +204,7 @@ def _sizes_are_numbers(arguments: tuple) -> bool:
 def _warn(key: str) -> None:
     problems = _library.problems
     why = problems.get(key.lower(), problems.get("cpu", "dcnzoo has them only for CPU and CUDA"))
-    only_plain = [name for name, kernels in table(key).items() if kernels == (PLAIN,)]
+    only_plain = [name for name, kernels in table(key).items() if kernels == (REFERENCE,)]
     rest = ", and the others for float64" if len(only_plain) < len(table(key)) else ""
     warnings.warn(
         f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs instead, which "
@@ -168,30 +218,32 @@ def table(key: str) -> dict[str, tuple[str, ...]]:
     device = torch.device(key.lower()) if key in ("CPU", "CUDA") else None
     rows = {}
     for name in (name for name in _library.names() if name[0] != "_"):
-        kernels = order(name, key, _backend.backend)
+        kernels = order(name, key, backend)
         rows[name] = tuple(
             kernel
             for kernel in kernels
             if (kernel != TORCHVISION or _torchvision.has(name, key))
-            and (kernel != FUSED or (name not in _failed and _backend.triton_works(device)))
+            and (kernel != FUSED or (name not in _failed and available.triton_works(device)))
         )
     return rows
 
 
 def register(
-    name: str, plain: Callable, *, node: Callable | None = None, differentiable: bool = True
+    name: str, reference: Callable, *, node: Callable | None = None, differentiable: bool = True
 ) -> None:
     """Register the kernels of an operator on the devices where it has a choice.
 
     Args:
-        plain, node: as in :class:`Operator`.
-        differentiable: whether autograd differentiates ``plain``.
+        reference, node: as in :class:`Operator`.
+        differentiable: whether autograd differentiates ``reference``.
     """
-    _register(Operator(name, plain, check_of(name), node), differentiable)
+    _register(Operator(name, reference, check_of(name), node), differentiable)
 
 
-def register_backward(name: str, plain: Callable, check: Callable) -> None:
-    _register(Operator(f"_{name}_backward", plain, check), False)
+def register_backward(
+    name: str, reference: Callable, check: Callable, grad_input_in_order: Callable | None = None
+) -> None:
+    _register(Operator(name, reference, check, grad_input_in_order=grad_input_in_order), False)
 
 
 def check_of(name: str) -> Callable:
@@ -201,16 +253,26 @@ def check_of(name: str) -> Callable:
 
 def _register(operator: Operator, differentiable: bool) -> None:
     _operators[operator.name] = operator
-    for key in _backend.DEVICES:
+    for key in DEVICES:
         is_loaded = key.lower() in _library.loaded
-        if _backend.backend == "reference":
+        if backend == "reference":
             has_choice = not operator.name.endswith("_backward")
         else:
             has_choice = not is_loaded or _may_run_fused(operator, key)
         if has_choice:
             choose_at_every_call(operator.name, key)
-        if has_choice and differentiable and (not is_loaded or _backend.backend == "reference"):
-            _backend.override(operator.name, _above(operator, key), f"Autograd{key}", with_keyset=True)
+        if has_choice and differentiable and (not is_loaded or backend == "reference"):
+            override(operator.name, _above(operator, key), f"Autograd{key}")
+
+
+_implementations = torch.library.Library("dcnzoo", "IMPL")
+
+
+def override(name: str, kernel: Callable, key: str) -> None:
+    """Register a kernel without torch's warning that it replaces another one, which is intended here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+        _implementations.impl(name, kernel, key, with_keyset=True)
 
 
 def _may_run_fused(operator: Operator, key: str) -> bool:
@@ -219,18 +281,12 @@ def _may_run_fused(operator: Operator, key: str) -> bool:
     It costs time in every call, so the forward operators choose only if a fused kernel may run. The backward
     of deform_conv always does, because the user may require deterministic algorithms at any time.
     """
-    if operator.forward_name not in KERNELS or (key == "CPU" and not _backend.interprets()):
+    interprets = backend == "fused" and os.environ.get("TRITON_INTERPRET")
+    if operator.forward_name not in KERNELS or (key == "CPU" and not interprets):
         return False
     if operator.forward_name == "deform_conv" and key == "CUDA":
-        return operator.name != "deform_conv" or _backend.backend == "fused" or _backend.any_listed()
-    return _backend.backend == "fused"
-
-
-def offer_fused(key: str) -> None:
-    """Choose at every call of an operator that has fused kernels, on a device with compiled ones."""
-    for operator in _operators.values():
-        if operator.forward_name in KERNELS:
-            choose_at_every_call(operator.name, key)
+        return operator.grad_input_in_order is not None or backend == "fused" or available.any_listed()
+    return backend == "fused"
 
 
 @cache
@@ -247,43 +303,48 @@ def compiled_kernel(name: str, key: str) -> Any:
 @cache
 def choose_at_every_call(name: str, key: str) -> None:
     """Replace an operator's kernel for a device."""
-    _backend.override(name, kernel_of(_operators[name], key), key, with_keyset=True)
+    override(name, kernel_of(_operators[name], key), key)
 
 
 def kernel_of(operator: Operator, key: str) -> Callable:
     """A kernel that chooses at every call."""
-    compiled = compiled_kernel(operator.name, key)
+    compiled, named = compiled_kernel(operator.name, key), arguments_of(operator.name)
 
     def kernel(keyset: object, *arguments: object) -> Result:
-        return _run(operator, key, compiled, keyset, arguments)
+        return _run(operator, key, compiled, keyset, named(*arguments))
 
-    return _deterministic_backward(kernel) if operator.name == "_deform_conv_backward" else kernel
+    return kernel if operator.grad_input_in_order is None else _in_order(operator, kernel)
 
 
-def _deterministic_backward(kernel: Callable) -> Callable:
-    """The backward of deform_conv, bitwise identical at every call if torch requires that."""
+def _in_order(operator: Operator, kernel: Callable) -> Callable:
+    """A kernel of a backward, whose first gradient is computed in order if torch requires that."""
+    named, grad_input_in_order = arguments_of(operator.name), cast(Callable, operator.grad_input_in_order)
 
-    def backward(keyset: object, grad_output: Tensor, *arguments: Any) -> Result:
-        *inputs, needed = arguments
-        if not needed[0] or not _deterministic.deterministic(grad_output):
-            return kernel(keyset, grad_output, *arguments)
-        # all kernels add the gradient of the input atomically
+    def backward(keyset: object, *arguments: object) -> Result:
+        call = named(*arguments)
+        if not call.output_mask[0] or not is_deterministic(call.grad_output):
+            return kernel(keyset, *call)
         if _library.has_ops():
-            torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
-        _, *others = kernel(keyset, grad_output, *inputs, [False, *needed[1:]])
-        return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
+            operator.check(*call)
+        _, *others = kernel(keyset, *call._replace(output_mask=[False, *call.output_mask[1:]]))
+        return grad_input_in_order(call), *others
 
     return backward
 
 
+def is_deterministic(tensor: Tensor) -> bool:
+    """Whether torch requires deterministic algorithms on a device whose kernels add atomically."""
+    return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()
+
+
 def _above(operator: Operator, key: str) -> Callable:
     """The kernel above autograd: fused kernels are a node of its graph, the others it differentiates."""
-    node, kernel = operator.node, kernel_of(operator, key)
+    node, kernel, named = operator.node, kernel_of(operator, key), arguments_of(operator.name)
     if node is None:
         return kernel_of(replace(operator, may_fuse=False), key)
 
     def above(keyset: object, *arguments: object) -> Result:
-        run = node if choose(operator, key, arguments) == FUSED else kernel
+        run = node if choose(operator, key, named(*arguments)) == FUSED else kernel
         return run(keyset, *arguments)
 
     return above

@@ -1,14 +1,16 @@
-"""torchvision's kernels, for GPUs and devices for which dcnzoo has none, such as MPS and XPU.
+"""torchvision's kernels for dcnzoo's operators, on devices for which dcnzoo has none, such as MPS and XPU.
 
 :data:`CAPABILITIES` lists what they compute. Tests call it with another device's dispatch key; it was **not
-run on these devices**.
+run on these devices**. The reverse, dcnzoo's kernels for torchvision's operators: ``compat/torchvision_ops``.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ._arguments import keywords, takes
 
 Result = Tensor | tuple[Tensor, ...]
 DTYPES = (torch.float16, torch.float32, torch.float64)
@@ -19,16 +21,17 @@ registered: set[tuple[str, str]] = set()
 
 class Kernel(NamedTuple):
     name: str  # in torchvision
-    fits: Callable[..., bool]  # both take the arguments of dcnzoo's operator
-    run: Callable[..., Result]
+    fits: Callable[[Any], bool]  # for a call, a named tuple
+    run: Callable[..., Result]  # of the call's arguments
 
 
-def _convolution_fits(input, weight, offset, mask, bias, *_) -> bool:
+def _convolution_fits(call: Any) -> bool:
     """Two dimensions, offsets, tensors of one dtype, and a mask in the groups of the offset."""
-    tensors = [t for t in (input, weight, offset, mask, bias) if t is not None]
-    if weight.dim() != 4 or offset is None or len({t.dtype for t in tensors}) > 1:
+    if call.weight.dim() != 4 or call.offset is None:
         return False
-    return mask is None or 2 * mask.shape[1] == offset.shape[1]
+    if len({tensor.dtype for tensor in call if isinstance(tensor, Tensor)}) > 1:
+        return False
+    return call.mask is None or 2 * call.mask.shape[1] == call.offset.shape[1]
 
 
 def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step) -> Result:
@@ -40,6 +43,10 @@ def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, g
     return convolve(input, weight, offset, mask_or_empty, bias, *numbers, mask is not None)
 
 
+def _nms(boxes, scores, iou_threshold) -> Result:
+    return torch.ops.torchvision.nms(boxes, scores, iou_threshold)
+
+
 def _roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned) -> Result:
     size = (output_h, output_w)
     pooled = torch.ops.torchvision.roi_align(input, rois, spatial_scale, *size, sampling_ratio, aligned)
@@ -48,17 +55,10 @@ def _roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, p
 
 CAPABILITIES = {
     "deform_conv": Kernel("deform_conv2d", _convolution_fits, _deform_conv),
-    "nms": Kernel(
-        "nms",
-        lambda boxes, scores, iou_threshold, offset=0: offset == 0 and boxes.dtype == scores.dtype,
-        lambda boxes, scores, iou_threshold, offset=0: torch.ops.torchvision.nms(
-            boxes, scores, iou_threshold
-        ),
-    ),
+    "nms": Kernel("nms", lambda call: call.boxes.dtype == call.scores.dtype, _nms),
+    # the average
     "roi_align": Kernel(
-        "roi_align",
-        lambda input, rois, *options: options[-2] == 1 and rois.dtype == input.dtype,  # the average
-        _roi_align,
+        "roi_align", lambda call: call.pool_mode == 1 and call.rois.dtype == call.input.dtype, _roi_align
     ),
 }
 
@@ -75,10 +75,14 @@ def has(name: str, key: str) -> bool:
     )
 
 
-def fits(name: str, key: str, arguments: tuple) -> bool:
+def fits(name: str, key: str, call: Any) -> bool:
     """Whether torchvision has a kernel for this device and these arguments."""
-    return has(name, key) and arguments[0].dtype in DTYPES and CAPABILITIES[name].fits(*arguments)
+    if not has(name, key) or call[0].dtype not in DTYPES:
+        return False
+    kernel = CAPABILITIES[name]
+    return kernel.fits(call) and takes(kernel.run, call)
 
 
-def run(name: str, arguments: tuple) -> Result:
-    return CAPABILITIES[name].run(*arguments)
+def run(name: str, call: Any) -> Result:
+    kernel = CAPABILITIES[name].run
+    return kernel(**keywords(kernel, call))

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from . import reference
 from ._arguments import Int2, check_tensors, is_traced, pair, shape_text
-from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._vmap import register_vmap
+from ._transforms import register_autocast, register_vmap
 
 
 def dcnv3(
@@ -200,15 +199,15 @@ def _(input, field, *arguments):
     return input.new_empty((*field.shape[:3], input.shape[3]))
 
 
-register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
+register_derivatives("dcnv3", ("input", "offset", "mask"), reference.dcnv3)
 register_vmap("dcnv3", "mmm", "m")
 register_vmap("_dcnv3_backward", "mmmm", "mmm")
-register_autocast("dcnv3", float32_arguments=(1, 2))
+register_autocast("dcnv3", "offset", "mask")
 
-register_derivatives("dcnv4", 2, (0, 1), reference.dcnv4)
+register_derivatives("dcnv4", ("input", "offset_mask"), reference.dcnv4)
 register_vmap("dcnv4", "mm", "m")
 register_vmap("_dcnv4_backward", "mmm", "mm")
-register_autocast("dcnv4", float32_arguments=(1,))
+register_autocast("dcnv4", "offset_mask")
 
 
 @torch.library.register_fake("dcnzoo::ms_deform_attn")
@@ -216,7 +215,8 @@ def _(value, spatial_shapes, level_start_index, sampling_locations, attention_we
     return value.new_empty((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]))
 
 
-register_derivatives("ms_deform_attn", 5, (0, 3, 4), reference.ms_deform_attn)
+_DIFFERENTIABLE = ("value", "sampling_locations", "attention_weights")
+register_derivatives("ms_deform_attn", _DIFFERENTIABLE, reference.ms_deform_attn)
 register_vmap("ms_deform_attn", "mssmm", "m")
 register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
-register_autocast("ms_deform_attn", float32_arguments=(3, 4))
+register_autocast("ms_deform_attn", "sampling_locations", "attention_weights")

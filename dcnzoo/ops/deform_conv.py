@@ -1,14 +1,15 @@
 """Deformable convolution v1 and v2, 1-D to 3-D: functions, fake kernel, autograd (twice), autocast, vmap."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
-from ._autocast import register_autocast
 from ._autograd import register_derivatives
-from ._vmap import register_vmap
+from ._transforms import register_autocast, register_vmap
 
 
 def deform_conv1d(
@@ -136,26 +137,47 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
     return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
-def _reference(*arguments):
-    *arguments, _im2col_step = arguments
-    return reference.deform_conv(*arguments)
+def _reference(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
+    return reference.deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups)
 
 
-def _with_bias(grad_output, input, weight, offset, mask, *geometry):
-    """The operator's arguments with any bias: no gradient depends on its values."""
-    return input, weight, offset, mask, grad_output.new_empty(grad_output.shape[1]), *geometry
+def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
+    """The gradient of the input, bitwise identical at every call.
+
+    It is the transposed convolution of ``grad_output``, one image at a time, which needs twice the memory of
+    the image's columns: 2 · C · taps · pixels values.
+
+    Args:
+        arguments: those of ``dcnzoo::_deform_conv_backward``, by name.
+    """
+    input, grad_output, weight = arguments.input, arguments.grad_output, arguments.weight
+    stride, padding, dilation = arguments.stride, arguments.padding, arguments.dilation
+    output_padding = [
+        size - (out - 1) * s + 2 * p - d * (k - 1) - 1
+        for size, out, s, p, d, k in zip(
+            input.shape[2:], grad_output.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
+        )
+    ]
+    gradient = torch.empty_like(input, memory_format=memory_format(input))
+    for image in range(input.shape[0]):
+        fields = (arguments.offset, arguments.mask)
+        shift, factor = (None if t is None else t[image : image + 1] for t in fields)
+        tensors = (grad_output[image : image + 1], weight, shift, factor, None)
+        geometry = (stride, padding, output_padding, dilation, arguments.groups)
+        gradient[image] = reference.deform_conv_transpose(*tensors, *geometry)[0]
+    return gradient
 
 
 register_derivatives(
     "deform_conv",
-    4,
-    (0, 1, 2, 3, 4),
+    ("input", "weight", "offset", "mask", "bias"),
     _reference,
-    recomputed=(4,),
-    restore=_with_bias,
-    has_order=True,  # _choice.py makes grad_input deterministic
+    # no gradient depends on the values of the bias
+    recompute=lambda grad_output: {"bias": grad_output.new_empty(grad_output.shape[1])},
+    grad_input_in_order=grad_input_in_order,
+    for_every_call=True,  # deform_conv_transpose calls the backward
     keeps_format=True,
 )
-register_vmap("deform_conv", "mwmmw", "m", groups=8)
-register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", groups=8)
-register_autocast("deform_conv")
+register_vmap("deform_conv", "mwmmw", "m", mixes_channels=True)
+register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", mixes_channels=True)
+register_autocast("deform_conv", "offset", "mask")

@@ -8,14 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import _arguments, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
-from ._autocast import register_autocast
 from ._autograd import in_forward_mode, reference_gradients, register_autograd
-from ._vmap import register_vmap
-
-_deform_conv = torch.ops.dcnzoo.deform_conv.default
-_deform_conv_backward = torch.ops.dcnzoo._deform_conv_backward.default
+from ._transforms import register_autocast, register_vmap
+from .deform_conv import _reference as deform_conv_reference
 
 
 def deform_conv_transpose1d(
@@ -172,9 +169,8 @@ def _(input, weight, offset, mask, bias, stride, padding, output_padding, dilati
 
 
 def _setup_context(ctx, inputs, output):
-    input, weight, offset, mask, _bias, stride, padding, _output_padding, *arguments = inputs
-    ctx.save_for_backward(input, weight, offset, mask)
-    ctx.arguments = (stride, padding, *arguments)
+    ctx.save_for_backward(inputs.input, inputs.weight, inputs.offset, inputs.mask)
+    ctx.arguments = (inputs.stride, inputs.padding, inputs.dilation, inputs.groups, inputs.im2col_step)
 
 
 def _backward(ctx, grad_output):
@@ -183,13 +179,15 @@ def _backward(ctx, grad_output):
     needed = ctx.needs_input_grad
     grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None
     if needed[0]:
-        grad_input = _deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
+        grad_input = torch.ops.dcnzoo.deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
     if any(needed[1:4]):
         if in_forward_mode(grad_output, input, weight, offset, mask):
-            arguments = (grad_output, weight, offset, mask, None, *ctx.arguments[:-1])
-            gradients = [None, *reference_gradients(reference.deform_conv, input, arguments, (1, 2, 3))]
+            named = _arguments.arguments_of("deform_conv")
+            arguments = named(grad_output, weight, offset, mask, None, *ctx.arguments)
+            names = ("weight", "offset", "mask")
+            gradients = [None, *reference_gradients(deform_conv_reference, input, arguments, names)]
         else:
-            gradients = _deform_conv_backward(
+            gradients = torch.ops.dcnzoo._deform_conv_backward(
                 input, grad_output, weight, offset, mask, *ctx.arguments, [False, *needed[1:4], False]
             )
         grad_weight, grad_offset, grad_mask = (
@@ -205,11 +203,13 @@ def _backward(ctx, grad_output):
     return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
 
 
-def _reference(*arguments):
-    *arguments, _im2col_step = arguments
-    return reference.deform_conv_transpose(*arguments)
+def _reference(
+    input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step
+):
+    geometry = (stride, padding, output_padding, dilation, groups)
+    return reference.deform_conv_transpose(input, weight, offset, mask, bias, *geometry)
 
 
 register_autograd("deform_conv_transpose", _setup_context, _backward, _reference)
-register_vmap("deform_conv_transpose", "mwmmw", "m", groups=9)
-register_autocast("deform_conv_transpose")
+register_vmap("deform_conv_transpose", "mwmmw", "m", mixes_channels=True)
+register_autocast("deform_conv_transpose", "offset", "mask")

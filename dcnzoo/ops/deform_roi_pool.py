@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import _deterministic, reference
+from . import reference
 from ._arguments import Int2
 from ._autograd import register_derivatives
-from .roi_align import bins, roi_align
+from .roi_align import bins, pooling_grad_input_in_order, roi_align
 
 
 def deform_roi_pool(
@@ -57,23 +57,21 @@ def _reference(input, rois, offset, output_h, output_w, *sampling):
     return reference.deform_roi_pool(input, rois, offset, (output_h, output_w), *sampling)
 
 
-def _with_output_size(grad_output, input, rois, offset, *sampling):
-    return input, rois, offset, *grad_output.shape[2:], *sampling
+def _grad_input_in_order(arguments):
+    size = arguments.grad_output.shape[2:]
+    sampling = (arguments.spatial_scale, arguments.sampling_ratio, arguments.gamma)
 
-
-def _grad_input_in_order(grad_output, input, rois, offset, *sampling):
     def pool(maps, rois, offset):
-        return reference.deform_roi_pool(maps, rois, offset, grad_output.shape[2:], *sampling)
+        return reference.deform_roi_pool(maps, rois, offset, size, *sampling)
 
-    return _deterministic.pooling_grad_input_in_order(pool, grad_output, input.shape, rois, offset)
+    of_each = (arguments.rois, arguments.offset)
+    return pooling_grad_input_in_order(pool, arguments.grad_output, arguments.input.shape, *of_each)
 
 
 register_derivatives(
     "deform_roi_pool",
-    3,
-    (0, 2),
+    ("input", "offset"),
     _reference,
-    recomputed=(3, 4),
-    restore=_with_output_size,
+    recompute=lambda grad_output: dict(zip(("output_h", "output_w"), grad_output.shape[2:], strict=True)),
     grad_input_in_order=_grad_input_in_order,
 )

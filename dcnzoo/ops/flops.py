@@ -4,7 +4,7 @@ It is not part of ``dcnzoo.ops``, because torch's counter imports Triton. It is 
 counter (:mod:`dcnzoo.compat.flop_counters`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import flop_registry as flop_registry
 from torch.utils.flop_counter import register_flop_formula
 
 import dcnzoo.ops  # noqa: F401  the operators
+from dcnzoo.ops._arguments import arguments_of
 
 ops = torch.ops.dcnzoo
 Sizes = Sequence[int]
@@ -22,113 +23,124 @@ Sizes = Sequence[int]
 PER_SAMPLE = 2 * 4
 
 
+def _formula(*names: str) -> Callable[[Callable], Callable]:
+    """Decorator for the formula of these operators.
+
+    It takes a call, a named tuple with sizes in place of tensors, and the sizes of the result.
+    """
+
+    def register(formula: Callable[[Any, Any], int]) -> Callable:
+        for name in names:
+
+            def of_arguments(*arguments: object, out_shape: Any, name: str = name, **keywords: object) -> int:
+                return formula(arguments_of(name)(*arguments, **keywords), out_shape)
+
+            register_flop_formula(getattr(ops, name))(of_arguments)
+        return formula
+
+    return register
+
+
 def _convolution(positions: int, weight: Sizes) -> int:
     """Of an ordinary convolution with this number of outputs per channel; of a transposed one, of inputs."""
     return 2 * positions * prod(weight)
 
 
-def _samples(positions: int, channels: int, weight: Sizes, offset: Sizes | None) -> int:
-    """Of one sample per position, tap and channel, with two corners per axis; none without an offset."""
-    return 0 if offset is None else 2 * 2 ** (len(weight) - 2) * positions * channels * prod(weight[2:])
+def _samples(positions: int, channels: int, weight: Sizes) -> int:
+    """Of one sample per position, tap and channel, with two corners per axis."""
+    return 2 * 2 ** (len(weight) - 2) * positions * channels * prod(weight[2:])
 
 
 def _positions(sizes: Sizes) -> int:
     return sizes[0] * prod(sizes[2:])
 
 
-@register_flop_formula(ops.deform_conv)
-def deform_conv_flops(
-    input: Sizes,  # [N, C, *size]
-    weight: Sizes,  # [O, C / groups, *kernel]
-    offset: Sizes | None,
-    *args: object,
-    out_shape: Sizes,  # [N, O, *out]
-) -> int:
-    positions = _positions(out_shape)
-    return _convolution(positions, weight) + _samples(positions, input[1], weight, offset)
+def of_convolution(at: Sizes, sampled: Sizes, weight: Sizes, is_deformable: bool) -> int:
+    """Of the products at the positions of a map ``[N, C, *size]``, and of the samples of another one."""
+    positions = _positions(at)
+    return _convolution(positions, weight) + is_deformable * _samples(positions, sampled[1], weight)
 
 
-@register_flop_formula(ops._deform_conv_backward)
-def deform_conv_backward_flops(
-    grad_output: Sizes, input: Sizes, weight: Sizes, offset: Sizes | None, *args, out_shape: object
-) -> int:
+@_formula("deform_conv")
+def _deform_conv(call: Any, output: Sizes) -> int:
+    return of_convolution(output, call.input, call.weight, call.offset is not None)
+
+
+@_formula("_deform_conv_backward")
+def _deform_conv_backward(call: Any, _: object) -> int:
     """A product and the samples for the weight; a product for the others, and the samples for each."""
-    of_input, of_weight, *of_fields, _ = args[-1]
+    of_input, of_weight, *of_fields, _ = call.output_mask
     others = of_input or any(of_fields)
-    positions = _positions(grad_output)
-    samples = _samples(positions, input[1], weight, offset)
+    positions, channels = _positions(call.grad_output), call.input[1]
+    samples = 0 if call.offset is None else _samples(positions, channels, call.weight)
     # as torch's formula for the gradient of a weight, which does not divide by the number of groups
-    dense = _convolution(positions, [grad_output[1], input[1], *weight[2:]])
-    products = others * _convolution(positions, weight) + of_weight * dense
+    dense = _convolution(positions, [call.grad_output[1], channels, *call.weight[2:]])
+    products = others * _convolution(positions, call.weight) + of_weight * dense
     return products + (of_input + of_weight + any(of_fields)) * samples
 
 
-@register_flop_formula(ops.deform_conv_transpose)
-def deform_conv_transpose_flops(
-    input: Sizes,  # [N, C, *size]
-    weight: Sizes,  # [C, O / groups, *kernel]
-    offset: Sizes | None,
-    *args: object,
-    out_shape: Sizes,  # [N, O, *out]
-) -> int:
-    positions = _positions(input)
-    return _convolution(positions, weight) + _samples(positions, out_shape[1], weight, offset)
+@_formula("deform_conv_transpose")
+def _deform_conv_transpose(call: Any, output: Sizes) -> int:
+    return of_convolution(call.input, output, call.weight, call.offset is not None)
 
 
-def _attention(output: Sizes, arguments: Sequence) -> int:
-    kernel_size, *_, remove_center = arguments[-8:]  # the arguments after the tensors
-    return (PER_SAMPLE + 2) * prod(output) * (prod(kernel_size) - bool(remove_center))
-
-
-@register_flop_formula([ops.dcnv3, ops.dcnv4])
-def deform_attn_flops(*args, out_shape: Sizes) -> int:
+def _attention(output: Sizes, call: Any) -> int:
     """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
-    return _attention(out_shape, args)
+    return (PER_SAMPLE + 2) * prod(output) * (prod(call.kernel_size) - bool(call.remove_center))
 
 
-@register_flop_formula([ops._dcnv3_backward, ops._dcnv4_backward])
-def deform_attn_backward_flops(grad_output: Sizes, *args, out_shape: object) -> int:
+def _both(output_mask: Sequence[bool]) -> int:
     """For the input and for the fields, as many as forward."""
-    return (args[-1][0] + any(args[-1][1:])) * _attention(grad_output, args[:-1])
+    return output_mask[0] + any(output_mask[1:])
 
 
-@register_flop_formula(ops.ms_deform_attn)
-def ms_deform_attn_flops(value: Sizes, *args, out_shape: object) -> int:
+@_formula("dcnv3", "dcnv4")
+def _deform_attn(call: Any, output: Sizes) -> int:
+    return _attention(output, call)
+
+
+@_formula("_dcnv3_backward", "_dcnv4_backward")
+def _deform_attn_backward(call: Any, _: object) -> int:
+    return _both(call.output_mask) * _attention(call.grad_output, call)
+
+
+@_formula("ms_deform_attn")
+def _ms_deform_attn(call: Any, _: object) -> int:
     """Of value ``[N, S, heads, D]`` and attention_weights ``[N, Q, heads, L, P]``."""
-    return (PER_SAMPLE + 2) * prod(args[3]) * value[3]
+    return (PER_SAMPLE + 2) * prod(call.attention_weights) * call.value[3]
 
 
-@register_flop_formula(ops._ms_deform_attn_backward)
-def ms_deform_attn_backward_flops(grad_output: Sizes, value: Sizes, *args, out_shape: object) -> int:
-    return (args[-1][0] + any(args[-1][1:])) * (PER_SAMPLE + 2) * prod(args[3]) * value[3]
+@_formula("_ms_deform_attn_backward")
+def _ms_deform_attn_backward(call: Any, _: object) -> int:
+    return _both(call.output_mask) * _ms_deform_attn(call, _)
 
 
-def _pooling(output: Sizes, sampling_ratio: int) -> int:
+def _pooling(output: Sizes, call: Any) -> int:
     """With a sampling_ratio of 0, the number of samples depends on the boxes: at least one per bin."""
-    return PER_SAMPLE * prod(output) * max(sampling_ratio, 1) ** 2
+    return PER_SAMPLE * prod(output) * max(call.sampling_ratio, 1) ** 2
 
 
-@register_flop_formula(ops.deform_roi_pool)
-def deform_roi_pool_flops(*args, out_shape: Sizes) -> int:
-    return _pooling(out_shape, args[-2])
+@_formula("deform_roi_pool", "roi_align_rotated")
+def _roi_pooling(call: Any, output: Sizes) -> int:
+    return _pooling(output, call)
 
 
-@register_flop_formula(ops._deform_roi_pool_backward)
-def deform_roi_pool_backward_flops(grad_output: Sizes, *args, out_shape: object) -> int:
-    return sum(args[-1]) * _pooling(grad_output, args[-3])
+@_formula("roi_align")
+def _roi_align(call: Any, outputs: Sequence[Sizes]) -> int:
+    return _pooling(outputs[0], call)  # the others are positions of maxima
 
 
-@register_flop_formula([ops.roi_align, ops.roi_align_rotated])
-def roi_align_flops(*args, out_shape: Any) -> int:
-    return _pooling(out_shape[0] if len(out_shape) == 3 else out_shape, args[5])  # with positions of maxima
+@_formula("_roi_align_backward", "_roi_align_rotated_backward")
+def _roi_align_backward(call: Any, _: object) -> int:
+    return _pooling(call.grad_output, call)
 
 
-@register_flop_formula([ops._roi_align_backward, ops._roi_align_rotated_backward])
-def roi_align_backward_flops(grad_output: Sizes, *args, out_shape: object) -> int:
-    return _pooling(grad_output, args[5] if len(args) == 8 else args[3])  # with positions of maxima
+@_formula("_deform_roi_pool_backward")
+def _deform_roi_pool_backward(call: Any, _: object) -> int:
+    return sum(call.output_mask) * _pooling(call.grad_output, call)
 
 
-@register_flop_formula([ops.nms, ops.nms_rotated, ops.box_iou_rotated])
-def no_flops(*args: object, **kwargs: object) -> int:
+@_formula("nms", "nms_rotated", "box_iou_rotated")
+def _no_flops(call: object, _: object) -> int:
     """torch's counter counts products and sums of values, not comparisons and geometry."""
     return 0

@@ -1,12 +1,12 @@
 """RoIAlign: pools the maps inside boxes, also rotated ones, to a fixed size, without rounding the boxes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _choice, _deterministic, reference
+from . import _choice, reference
 from ._arguments import Int2, pair, shape_text
 from ._autograd import in_forward_mode, register_autograd
 
@@ -111,17 +111,21 @@ def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode,
 
 
 def register_pooling(
-    name: str, reference_impl: Callable, pool: Callable, plain: Callable, forward_mode: Callable | None = None
+    name: str,
+    reference: Callable,
+    pool: Callable,
+    reference_pool: Callable,
+    forward_mode: Callable | None = None,
 ) -> None:
     """Register the derivatives of a RoI pooling and of its backward, and the fake kernel of the backward.
 
     Each is linear in its first argument.
 
     Args:
-        reference_impl, forward_mode: as in :func:`register_autograd`.
+        reference, forward_mode: as in :func:`register_autograd`.
         pool: the pooling of the backward's tensors ``(maps, rois, *maxima)``, then numbers of bins and
             options. It reads the maps where the forward found maxima of other maps.
-        plain: ``pool`` in plain PyTorch.
+        reference_pool: ``pool`` in plain PyTorch.
     """
     backward = getattr(torch.ops.dcnzoo, f"_{name}_backward")
 
@@ -140,13 +144,12 @@ def register_pooling(
     def first_backward(ctx, grad_output, *_):
         tensors, size = ctx.saved_tensors, grad_output.shape[2:]
         # the kernel adds atomically, and has no forward mode
-        if _deterministic.deterministic(grad_output) or in_forward_mode(grad_output):
+        if _choice.is_deterministic(grad_output) or in_forward_mode(grad_output):
 
             def pool_one(maps, *per_roi):
-                return plain(maps, *per_roi, *size, *ctx.options)
+                return reference_pool(maps, *per_roi, *size, *ctx.options)
 
-            in_order = _deterministic.pooling_grad_input_in_order
-            gradient = in_order(pool_one, grad_output, ctx.input_size, *tensors)
+            gradient = pooling_grad_input_in_order(pool_one, grad_output, ctx.input_size, *tensors)
         else:
             gradient = backward(grad_output, *tensors, ctx.input_size, *ctx.options)
         return gradient, *[None] * (3 + len(ctx.options))
@@ -162,16 +165,38 @@ def register_pooling(
         pooled = pool(grad, *tensors, *ctx.size, *ctx.options)
         return pooled, *[None] * (1 + len(tensors) + len(ctx.options))
 
-    def plain_backward(grad_output, *arguments):
+    def reference_backward(grad_output, *arguments):
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         input_size, *options = arguments[len(tensors) :]
         maps = grad_output.new_zeros(input_size)
-        pull = torch.func.vjp(lambda maps: plain(maps, *tensors, *grad_output.shape[2:], *options), maps)[1]
+        size = grad_output.shape[2:]
+        pull = torch.func.vjp(lambda maps: reference_pool(maps, *tensors, *size, *options), maps)[1]
         return pull(grad_output)[0].contiguous()
 
-    register_autograd(name, setup_context, first_backward, reference_impl, forward_mode)
+    register_autograd(name, setup_context, first_backward, reference, forward_mode)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
-    _choice.register_backward(name, plain_backward, _choice.check_of(f"{name}_backward"))
+    _choice.register_backward(f"_{name}_backward", reference_backward, _choice.check_of(f"{name}_backward"))
+
+
+def pooling_grad_input_in_order(
+    pool: Callable,  # of (maps, rois, *per_roi), linear in the maps, in plain PyTorch
+    grad_output: Tensor,  # [K, C, oH, oW]
+    input_size: Sequence[int],  # (N, C, H, W)
+    rois: Tensor,  # [K, 5 or 6]
+    *per_roi: Tensor,  # [K, …]
+) -> Tensor:  # [N, C, H, W]
+    """The gradient of the input of a RoI pooling, bitwise identical at every call.
+
+    Differentiates ``pool``, whose derivative is torch's ``index_put_``, one RoI at a time, which bounds the
+    memory.
+    """
+    wide = torch.promote_types(grad_output.dtype, torch.float32)
+    total = grad_output.new_zeros(input_size, dtype=wide)
+    for roi in range(len(rois)):
+        one = [tensor[roi : roi + 1] for tensor in (rois, *per_roi)]
+        pull = torch.func.vjp(lambda maps, one=one: pool(maps, *one), torch.zeros_like(total))[1]
+        total = total + pull(grad_output[roi : roi + 1].to(wide))[0]
+    return total.to(grad_output.dtype)
 
 
 def _at_maxima(
@@ -207,15 +232,17 @@ def _pool_by(average: Callable) -> Callable:
     return pool
 
 
-_plain = _pool_by(_reference)
+_reference_pool = _pool_by(_reference)
 
 
 def _forward_mode(input, rois, *arguments):
     _, *maxima = torch.ops.dcnzoo.roi_align(unpack_dual(input).primal, unpack_dual(rois).primal, *arguments)
-    return _plain(input, rois, *maxima, *arguments), *maxima
+    return _reference_pool(input, rois, *maxima, *arguments), *maxima
 
 
-register_pooling("roi_align", _reference, _pool_by(torch.ops.dcnzoo.roi_align), _plain, _forward_mode)
+register_pooling(
+    "roi_align", _reference, _pool_by(torch.ops.dcnzoo.roi_align), _reference_pool, _forward_mode
+)
 
 
 @torch.library.register_fake("dcnzoo::roi_align_rotated")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.ops import _backend, deform_conv2d, with_cuda
+from dcnzoo.ops import _choice, deform_conv2d, with_cuda
 
 from ..fused import interpreter
 from ..fused.test_fused import SAMPLES, assert_near, exact
@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 @pytest.fixture
 def fused():
-    with _backend.using("fused"):
+    with _choice.using("fused"):
         yield
 
 

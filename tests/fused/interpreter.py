@@ -92,7 +92,7 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
 
 def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
     """Call the public function. Returns the kernels that ran, the output and the gradients."""
-    from dcnzoo.ops import _deterministic
+    from dcnzoo.ops import _choice
     from dcnzoo.ops.fused import deform_conv as fused
 
     ran = []
@@ -106,7 +106,7 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
 
         return mock.patch.object(fused, name, record)
 
-    deterministic = mock.patch.object(_deterministic, "deterministic", lambda tensor: ordered)
+    deterministic = mock.patch.object(_choice, "is_deterministic", lambda tensor: ordered)
     with recorded("forward"), recorded("grad_weight"), recorded("grad_samples"), deterministic:
         values = results(deform_conv.call, sample, grad)
     return ran, named(sample, values)
@@ -123,21 +123,20 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
     In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
     """
-    from dcnzoo.ops import _backend, _choice
+    from dcnzoo.ops import _choice
     from dcnzoo.ops.fused import deform_conv as fused
 
     entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
     order = mock.patch.object(_choice, "order", lambda *_: (_choice.FUSED, _choice.COMPILED))
-    with entry, order, _backend.using("auto"):
+    with entry, order, _choice.using("auto"):
         return call_operator(sample, grad)[0]
 
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
     """The kernels that run if Triton cannot compile, and the warnings."""
-    from dcnzoo.ops import _backend
-    from dcnzoo.ops.fused import launch
+    from dcnzoo.ops.fused import available, launch
 
-    _backend.triton_works.cache_clear()
+    available.triton_works.cache_clear()
     failing = mock.patch.object(launch, "run_trial", side_effect=RuntimeError("no C compiler"))
     try:
         with failing, warnings.catch_warnings(record=True) as caught:
@@ -146,7 +145,7 @@ def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], li
             ran = [*chosen_by_auto(sample, grad, listed), *chosen_by_auto(sample, grad, listed)]
             ran += call_operator(sample, grad)[0]  # DCNZOO_BACKEND=fused
     finally:
-        _backend.triton_works.cache_clear()
+        available.triton_works.cache_clear()
     return ran, [str(warning.message) for warning in caught]
 
 

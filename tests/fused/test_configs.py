@@ -8,7 +8,7 @@ import torch
 from ..processes import ROOT
 
 pytest.importorskip("triton")
-from dcnzoo.ops import _backend
+from dcnzoo.ops.fused import available
 from dcnzoo.ops.fused import deform_conv as fused
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
@@ -73,7 +73,7 @@ def test_few_partial_sums(launched, channels, size):
 def test_architectures_without_measurements_do_not_import_triton(monkeypatch, capability, listed):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert _backend.listed.__wrapped__(torch.device("cuda", 0)) is listed
+    assert available.listed.__wrapped__(torch.device("cuda", 0)) is listed
 
 
 def test_no_value_minus_itself():

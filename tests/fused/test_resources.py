@@ -20,9 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from dcnzoo.ops import _backend
+from dcnzoo.ops.fused import available, operators
 from dcnzoo.ops.fused import deform_conv as fused
-from dcnzoo.ops.fused import operators
 from dcnzoo.ops.fused.deform_conv import Config, table
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
@@ -245,7 +244,7 @@ OPERATORS = list(operator_calls(VARIANTS[0]))
 def test_operators(architecture, call, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(fused, "INTERPRETED", False)
     monkeypatch.setattr(fused, "target", lambda device: f"sm_{architecture}")
-    monkeypatch.setattr(_backend, "tf32", lambda: variant.tf32)
+    monkeypatch.setattr(available, "tf32", lambda: variant.tf32)
     for name, arguments in operator_calls(variant)[call]:
         with recorded() as launches:
             operators.run(name, arguments)

@@ -10,7 +10,9 @@ from mmengine.hub import get_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcnzoo.compat.mmcv import plain
-from dcnzoo.ops import _backend, _choice, _library
+from dcnzoo.ops import _choice, _library
+from dcnzoo.ops._arguments import arguments_of
+from dcnzoo.ops.fused import available
 
 from ..demo import build
 
@@ -31,7 +33,7 @@ class Choices(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "dcnzoo":
             name = function.name().removeprefix("dcnzoo::")
-            self.chosen[name] = _choice.choose(_choice._operators[name], "CUDA", args)
+            self.chosen[name] = _choice.choose(_choice._operators[name], "CUDA", arguments_of(name)(*args))
         return function(*args, **(kwargs or {}))
 
 
@@ -46,7 +48,7 @@ def test_step(monkeypatch, name):
     monkeypatch.setattr(
         plain.features, "_focal_loss", lambda *a, **k: plain_calls.append(1) or focal_loss(*a, **k)
     )
-    monkeypatch.setattr(_backend, "triton_works", lambda device: True)
+    monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(_library, "loaded", {"cpu": None})
     data = demo_mm_inputs(1, [[3, 96, 128]], num_items=[3], num_classes=10, with_mask=True)
     data = model.data_preprocessor(data, training=True)

@@ -172,12 +172,13 @@ def test_operator_with_one_gradient():
     """torch returns the single result of its backward without a tuple."""
     library = torch.library.Library("dcnzoo", "FRAGMENT")
     library.define("square_for_the_test(Tensor x) -> Tensor")
-    library.define("_square_for_the_test_backward(Tensor grad, Tensor x, bool[1] output_mask) -> Tensor")
+    arguments = "Tensor grad_output, Tensor x, bool[1] output_mask"
+    library.define(f"_square_for_the_test_backward({arguments}) -> Tensor")
     library.impl("square_for_the_test", torch.square, "CPU")
     library.impl("_square_for_the_test_backward", lambda grad, x, output_mask: 2 * x * grad, "CPU")
     square = torch.ops.dcnzoo.square_for_the_test
     torch.library.register_fake("dcnzoo::square_for_the_test", torch.empty_like, lib=library)
-    _autograd.register_derivatives("square_for_the_test", 1, (0,), lambda x: x * x)
+    _autograd.register_derivatives("square_for_the_test", ("x",), lambda x: x * x)
     x = torch.randn(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(square, x) and torch.autograd.gradgradcheck(square, x)
     torch.testing.assert_close(grad(lambda x: square(x).sum())(x), 2 * x)
@@ -236,4 +237,4 @@ def test_out_of_memory_below_the_choice_of_a_backend():
             raise RuntimeError(OUT_OF_MEMORY)
 
     with pytest.raises(torch.OutOfMemoryError):
-        _choice._call(Compiled(), None, (torch.zeros(1),))
+        _choice._run_compiled(Compiled(), None, (torch.zeros(1),))

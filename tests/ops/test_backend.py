@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from dcnzoo.ops import _backend
+from dcnzoo.ops import _choice
+from dcnzoo.ops.fused import available
 
 from ..processes import python_with_torch
 
@@ -22,10 +23,10 @@ for _ in range(2):
     errors = python_with_torch(code, DCNZOO_BACKEND="fused", TRITON_INTERPRET="1").stderr
     assert len(re.findall("Warning: DCNZOO_BACKEND=fused: .*pip install triton", errors)) == 1
     with pytest.raises(RuntimeError, match="'slow'"):
-        _backend.using("slow").__enter__()
-    with _backend.using("compiled"):
-        assert _backend.backend == "compiled"
-    assert _backend.backend == "auto"
+        _choice.using("slow").__enter__()
+    with _choice.using("compiled"):
+        assert _choice.backend == "compiled"
+    assert _choice.backend == "auto"
 
 
 def test_reference_is_used_and_checks_arguments():
@@ -69,6 +70,6 @@ def test_tf32_only_where_torch_allows_it():
     try:
         for allowed in (False, True):
             torch.backends.cuda.matmul.allow_tf32 = allowed
-            assert _backend.tf32() == allowed
+            assert available.tf32() == allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

@@ -6,13 +6,15 @@ import warnings
 import pytest
 import torch
 
-from dcnzoo.ops import _backend, _choice, _library, _torchvision
+from dcnzoo.ops import _choice, _library, _torchvision
+from dcnzoo.ops._arguments import arguments_of
+from dcnzoo.ops.fused import available
 
 from .. import op_cases
 from ..op_cases import deform_conv
 
-COMPILED, FUSED, TORCHVISION, PLAIN = (
-    _choice.COMPILED, _choice.FUSED, _choice.TORCHVISION, _choice.PLAIN,
+COMPILED, FUSED, TORCHVISION, REFERENCE = (
+    _choice.COMPILED, _choice.FUSED, _choice.TORCHVISION, _choice.REFERENCE,
 )  # fmt: skip
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -57,14 +59,14 @@ TORCHVISIONS = {"deform_conv2d": None, "depthwise": TORCHVISION, "nms": TORCHVIS
 def chosen(call: str, dtype: torch.dtype) -> str:
     name, arguments = CALLS[call]
     cast = lambda a: a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a  # noqa: E731
-    return _choice.choose(_choice._operators[name], "CUDA", tuple(map(cast, arguments)))
+    return _choice.choose(_choice._operators[name], "CUDA", arguments_of(name)(*map(cast, arguments)))
 
 
 @pytest.fixture
 def loaded(monkeypatch):
     """The compiled CUDA library is loaded or not."""
-    monkeypatch.setattr(_backend, "triton_works", lambda device: True)
-    monkeypatch.setattr(_backend, "listed", lambda device: False)
+    monkeypatch.setattr(available, "triton_works", lambda device: True)
+    monkeypatch.setattr(available, "listed", lambda device: False)
     monkeypatch.setattr(_torchvision, "has", lambda name, key: False)
     _choice.order.cache_clear()
 
@@ -80,7 +82,7 @@ def loaded(monkeypatch):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("call", CALLS)
 def test_without_the_compiled_library(loaded, call, dtype):
-    expected = PLAIN if call in ONLY_PLAIN or dtype == torch.float64 else FUSED
+    expected = REFERENCE if call in ONLY_PLAIN or dtype == torch.float64 else FUSED
     assert chosen(call, dtype) == expected
 
 
@@ -101,14 +103,14 @@ def test_torchvision(loaded, monkeypatch, call):
     for dtype in (torch.float16, torch.float32):
         assert chosen(call, dtype) == (expected or before[dtype])
     assert chosen(call, torch.bfloat16) == before[torch.bfloat16]  # it has no kernel
-    assert chosen(call, torch.float64) == (TORCHVISION if call in TORCHVISIONS else PLAIN)
-    with _backend.using("fused"):
+    assert chosen(call, torch.float64) == (TORCHVISION if call in TORCHVISIONS else REFERENCE)
+    with _choice.using("fused"):
         assert chosen(call, torch.float32) == before[torch.float32]
 
 
 def test_never_triton_without_the_checks_of_arguments(loaded, monkeypatch):
     monkeypatch.setattr(_library, "loaded", {})
-    assert {chosen(call, torch.float32) for call in CALLS} == {PLAIN}
+    assert {chosen(call, torch.float32) for call in CALLS} == {REFERENCE}
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):

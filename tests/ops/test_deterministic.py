@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import dcnzoo.ops
-from dcnzoo.ops import _choice, _deterministic
+from dcnzoo.ops import _choice
+from dcnzoo.ops._arguments import arguments_of
+from dcnzoo.ops.deform_conv import grad_input_in_order
 
 from .. import op_cases
 from ..op_cases import deform_conv, deform_roi_pool, roi_align
@@ -17,7 +19,9 @@ def test_grad_input_in_order(rank, sample):
     output, expected, *_ = op_cases.results(deform_conv.reference, sample)
     geometry = deform_conv.geometry(sample, stride=1, padding=0, dilation=1)
     groups = sample.kwargs.get("groups", 1)
-    result = _deterministic.grad_input_in_order(op_cases.ramp(output), *sample.tensors[:4], *geometry, groups)
+    options = (*geometry, groups, None, [True] * 5)
+    arguments = arguments_of("_deform_conv_backward")(op_cases.ramp(output), *sample.tensors[:4], *options)
+    result = grad_input_in_order(arguments)
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -26,11 +30,13 @@ def test_in_half_precision_and_channels_last():
     input, weight, offset, mask, _ = sample.tensors
     input = input.contiguous(memory_format=torch.channels_last)
     grad = torch.ones(2, 4, 7, 11, dtype=torch.bfloat16)
-    arguments = (weight, offset, mask, (1, 1), (1, 1), (1, 1), 1)
-    result = _deterministic.grad_input_in_order(grad, input, *arguments)
-    exact = [t.double() if isinstance(t, torch.Tensor) else t for t in (grad, input, *arguments)]
+    options = ((1, 1), (1, 1), (1, 1), 1, None, [True] * 5)
+    named = arguments_of("_deform_conv_backward")
+    arguments = named(grad, input, weight, offset, mask, *options)
+    result = grad_input_in_order(arguments)
+    exact = named(*(t.double() if isinstance(t, torch.Tensor) else t for t in arguments))
     assert result.dtype == torch.bfloat16 and result.is_contiguous(memory_format=torch.channels_last)
-    expected = _deterministic.grad_input_in_order(*exact)
+    expected = grad_input_in_order(exact)
     torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=2**-8)
 
 
@@ -39,13 +45,14 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
     _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
     asked = []
 
-    def kernel(keyset, *arguments):
-        asked.append(arguments[-1])
-        return torch.ops.dcnzoo._deform_conv_backward(*arguments)
+    def run(operator, key, compiled, keyset, call):
+        asked.append(call.output_mask)
+        return torch.ops.dcnzoo._deform_conv_backward(*call)
 
-    backward = _choice._deterministic_backward(kernel)
+    monkeypatch.setattr(_choice, "_run", run)
+    backward = _choice.kernel_of(_choice._operators["_deform_conv_backward"], "CPU")
     expected = backward(None, *arguments)
-    monkeypatch.setattr(_deterministic, "deterministic", lambda tensor: True)
+    monkeypatch.setattr(_choice, "is_deterministic", lambda tensor: True)
     results = backward(None, *arguments)
     assert asked == [[True] * 5, [False, True, True, True, True]]
     torch.testing.assert_close(results, expected)
@@ -55,7 +62,7 @@ def assert_same_in_order(op, sample, monkeypatch, **tolerance) -> torch.Tensor:
     """Compare first and second derivatives with the kernels'. Return the gradient of the first tensor."""
     results = []
     for ordered in (False, True):
-        monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
+        monkeypatch.setattr(_choice, "is_deterministic", lambda tensor, ordered=ordered: ordered)
         leaves = sample.leaves()
         first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
@@ -93,7 +100,7 @@ def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
     for images, count in ((2, 5), (2, 0), (0, 0)):
         results = []
         for ordered in (False, True):
-            monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
+            monkeypatch.setattr(_choice, "is_deterministic", lambda tensor, ordered=ordered: ordered)
             leaf = maps[:images].clone().requires_grad_()
             dcnzoo.ops.roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
             results.append(leaf.grad)
@@ -102,5 +109,5 @@ def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
 
 def test_order_is_required_by_torchs_switch(monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not _deterministic.deterministic(torch.empty(0))
-    assert not _deterministic.deterministic(torch.empty(0, device="meta"))
+    assert not _choice.is_deterministic(torch.empty(0))
+    assert not _choice.is_deterministic(torch.empty(0, device="meta"))

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 import triton
@@ -106,21 +108,23 @@ def _kernel_call(input: Tensor, offset: Tensor, mask: Tensor, layout: dict, geom
     return Call(input, offset, mask, group, channels, output, grid | layout)
 
 
-def _points(geometry: tuple) -> tuple[int, int]:
-    """Number of points of a group, and of groups."""
-    kernel_size, *_, remove_center = geometry
-    return kernel_size[0] * kernel_size[1] - remove_center, geometry[4]
-
-
-def dcnv3(input: Tensor, offset: Tensor, mask: Tensor, *geometry) -> Call:
-    points, groups = _points(geometry)
-    layout = _layout(2 * points * groups, 2 * points, 0, points * groups, points)
+def dcnv3(
+    input, offset, mask,
+    kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center,
+) -> Call:  # fmt: skip
+    points = kernel_size[0] * kernel_size[1] - remove_center
+    layout = _layout(2 * points * group, 2 * points, 0, points * group, points)
+    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
     return _kernel_call(input, offset, mask, layout, geometry)
 
 
-def dcnv4(input: Tensor, offset_mask: Tensor, *geometry) -> Call:
-    (points, _), width = _points(geometry), offset_mask.shape[3]
+def dcnv4(
+    input, offset_mask,
+    kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center,
+) -> Call:  # fmt: skip
+    points, width = kernel_size[0] * kernel_size[1] - remove_center, offset_mask.shape[3]
     layout = _layout(width, 3 * points, 2 * points, width, 3 * points)
+    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
     return _kernel_call(input, offset_mask, offset_mask, layout, geometry)
 
 
@@ -141,8 +145,16 @@ def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations,
 
 
 def forward(call: Callable[..., Call]) -> Callable[..., Tensor]:
-    return lambda *arguments: call(*arguments).forward()
+    @wraps(call)  # and its arguments
+    def kernel(**arguments: Any) -> Tensor:
+        return call(**arguments).forward()
+
+    return kernel
 
 
 def backward(call: Callable[..., Call]) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda grad_output, *arguments: call(*arguments[:-1]).backward(grad_output, arguments[-1])
+    @wraps(call)
+    def kernel(grad_output: Tensor, output_mask: list[bool], **arguments: Any) -> tuple[Tensor, ...]:
+        return call(**arguments).backward(grad_output, output_mask)
+
+    return kernel

@@ -11,8 +11,8 @@ import triton
 from torch import Tensor
 
 from .._arguments import memory_format
-from .._block_sizes import table
 from . import kernels
+from .available import table
 from .launch import INTERPRETED, cdiv, launch, target
 
 

@@ -1,26 +1,28 @@
 """The operators that have fused kernels: which calls these support, and where they were measured."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _backend
-from . import deform_attn, deform_conv, nms, roi_pooling
+from .._arguments import keywords, takes
+from . import available, deform_attn, deform_conv, nms, roi_pooling
 from .launch import DTYPES
 
 
-def _problem(name: str, arguments: tuple) -> deform_conv.Problem:
+def _problem(
+    input, weight, offset, mask, stride, padding, dilation, groups, **_: object
+) -> deform_conv.Problem:
     """A call of deform_conv, or of its backward, in the form of the kernels: in two dimensions."""
-    tensors = arguments[1:5] if name.endswith("_backward") else arguments[:4]
-    stride, padding, dilation, groups = arguments[5:9]
     axes = len(stride)
-    if tensors[0].dim() == 3:
-        tensors = tuple(None if tensor is None else tensor.unsqueeze(2) for tensor in tensors)
+    if axes == 1:
+        tensors = (input, weight, offset, mask)
+        input, weight, offset, mask = (None if t is None else t.unsqueeze(2) for t in tensors)
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-    input, weight, offset, mask = tensors
-    numbers = (stride, padding, dilation, groups, _backend.tf32(), axes)
-    return deform_conv.Problem(input, weight, offset, mask, *numbers)
+    return deform_conv.Problem(
+        input, weight, offset, mask, stride, padding, dilation, groups, available.tf32(), axes
+    )
 
 
 def _in_place_of_views(problem: deform_conv.Problem, result: Tensor) -> Tensor:
@@ -30,16 +32,17 @@ def _in_place_of_views(problem: deform_conv.Problem, result: Tensor) -> Tensor:
     return result.squeeze(2).clone(memory_format=torch.contiguous_format)
 
 
-def _deform_conv(*arguments) -> Tensor:
-    problem = _problem("deform_conv", arguments)
-    return _in_place_of_views(problem, deform_conv.forward(problem, bias=arguments[4]))
+def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step) -> Tensor:
+    problem = _problem(input, weight, offset, mask, stride, padding, dilation, groups)
+    return _in_place_of_views(problem, deform_conv.forward(problem, bias=bias))
 
 
-def _deform_conv_backward(*arguments) -> tuple[Tensor, ...]:
-    grad_output, needed = arguments[0], arguments[-1]
-    problem = _problem("_deform_conv_backward", arguments)
+def _deform_conv_backward(
+    grad_output, input, weight, offset, mask, stride, padding, dilation, groups, im2col_step, output_mask
+) -> tuple[Tensor, ...]:
+    problem = _problem(input, weight, offset, mask, stride, padding, dilation, groups)
     results = deform_conv.backward(
-        problem, grad_output.unsqueeze(2) if problem.axes == 1 else grad_output, needed
+        problem, grad_output.unsqueeze(2) if problem.axes == 1 else grad_output, output_mask
     )
     return tuple(_in_place_of_views(problem, result) for result in results)
 
@@ -61,29 +64,29 @@ FUNCTIONS: dict[str, Callable] = {
 }
 
 
-def run(name: str, arguments: tuple) -> Tensor | tuple[Tensor, ...]:
-    return FUNCTIONS[name](*arguments)
+def run(name: str, call: Any) -> Tensor | tuple[Tensor, ...]:
+    return FUNCTIONS[name](**keywords(FUNCTIONS[name], call))
 
 
-def fits(name: str, arguments: tuple) -> bool:
-    """Whether the kernels support a call of an operator or of its backward."""
-    first = arguments[0]  # the input, or the gradient of the output, which has its type and rank
-    if name not in FUNCTIONS or first.dtype not in DTYPES:
+def fits(name: str, call: Any) -> bool:
+    """Whether the kernels support a call of an operator or of its backward, a named tuple."""
+    first = call[0]  # the input, or the gradient of the output, which has its type and rank
+    if name not in FUNCTIONS or first.dtype not in DTYPES or not takes(FUNCTIONS[name], call):
         return False
     if "deform_conv" in name:
-        return first.dim() in (3, 4) and arguments[2 if name.startswith("_") else 1].numel() > 0
+        return first.dim() in (3, 4) and call.weight.numel() > 0
     if "roi_align" in name:
-        return arguments[-2] == 1  # the average
+        return call.pool_mode == 1  # the average
     return True
 
 
-def is_measured(name: str, arguments: tuple) -> bool:
+def is_measured(name: str, call: Any) -> bool:
     """Whether a GPU has shown the kernels to be fast: the matrix products of wide channel groups."""
-    return "deform_conv" in name and arguments[0].dim() == 4 and _problem(name, arguments).is_wide
+    return "deform_conv" in name and call.input.dim() == 4 and _problem(**call._asdict()).is_wide
 
 
-def measured_faster(name: str, arguments: tuple) -> bool:
+def measured_faster(name: str, call: Any) -> bool:
     """Whether the table lists the kernels as faster than the compiled ones for a valid call."""
-    problem = _problem(name, arguments)
+    problem = _problem(**call._asdict())
     least_pixels = problem.least_pixels(name.endswith("_backward"))
     return least_pixels is not None and problem.is_wide and problem.pixels >= least_pixels

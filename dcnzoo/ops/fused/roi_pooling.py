@@ -287,29 +287,35 @@ class Pooling:
         return grad_input, grad_offset
 
 
-def roi_align(input, rois, output_h, output_w, scale, ratio, pool_mode, aligned) -> tuple[Tensor, ...]:
+def roi_align(
+    input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned
+) -> tuple[Tensor, ...]:
     size = (output_h, output_w)
-    output = Pooling(rois, None, tuple(input.shape), size, scale, ratio, 0.0, aligned).forward(input)
+    output = Pooling(
+        rois, None, tuple(input.shape), size, spatial_scale, sampling_ratio, 0.0, aligned
+    ).forward(input)
     return output, *(input.new_empty(0, dtype=torch.float32) for _ in "yx")
 
 
 def roi_align_backward(
-    grad_output, rois, argmax_y, argmax_x, input_size, scale, ratio, pool_mode, aligned
+    grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
 ) -> Tensor:
     size = tuple(grad_output.shape[2:])
-    pooling = Pooling(rois, None, tuple(input_size), size, scale, ratio, 0.0, aligned)
+    pooling = Pooling(rois, None, tuple(input_size), size, spatial_scale, sampling_ratio, 0.0, aligned)
     return pooling.backward(grad_output, None, True, False)[0]
 
 
-def deform_roi_pool(input, rois, offset, output_h, output_w, scale, ratio, gamma) -> Tensor:
+def deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma) -> Tensor:
     size = (output_h, output_w)
-    return Pooling(rois, offset, tuple(input.shape), size, scale, ratio, gamma, True).forward(input)
+    return Pooling(
+        rois, offset, tuple(input.shape), size, spatial_scale, sampling_ratio, gamma, True
+    ).forward(input)
 
 
 def deform_roi_pool_backward(
-    grad_output, input, rois, offset, scale, ratio, gamma, needed
+    grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask
 ) -> tuple[Tensor, Tensor]:
     size = tuple(grad_output.shape[2:])
-    pooling = Pooling(rois, offset, tuple(input.shape), size, scale, ratio, gamma, True)
-    grad_input, grad_offset = pooling.backward(grad_output, input, *needed)
+    pooling = Pooling(rois, offset, tuple(input.shape), size, spatial_scale, sampling_ratio, gamma, True)
+    grad_input, grad_offset = pooling.backward(grad_output, input, *output_mask)
     return grad_input, grad_offset.to(offset.dtype)

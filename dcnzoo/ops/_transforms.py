@@ -1,23 +1,67 @@
-"""Batching rules of the deformable operators: ``torch.vmap`` runs many calls as one."""
+"""The rules that torch applies to a call before autograd: autocast, and the batching of ``torch.vmap``."""
+
+import itertools
 
 import torch
 from torch import Tensor
 
+from ._arguments import arguments_of
+from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
 
-def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = None) -> None:
-    """Register the batching rule of the operator ``dcnzoo::name``.
+_library = torch.library.Library("dcnzoo", "IMPL")
+
+
+def register_autocast(name: str, *float32_arguments: str) -> None:
+    """Register the autocast rule: the operator computes in autocast's dtype.
+
+    Args:
+        float32_arguments: names of offsets, masks and locations, which stay float32 if they are float32.
+    """
+    if AUTOCAST in missing:
+        return
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _register(name, device, key, float32_arguments)
+
+
+def _register(name: str, device: str, key: str, float32_arguments: tuple[str, ...]) -> None:
+    operator = getattr(torch.ops.dcnzoo, name).default
+    names = arguments_of(name)._fields
+    keys = DispatchKeySet(getattr(DispatchKey, key))
+
+    def autocast(*arguments):
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(name: str, argument: object) -> object:
+            if not isinstance(argument, Tensor) or not argument.is_floating_point():
+                return argument
+            # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
+            if argument.dtype == torch.float64 or (
+                name in float32_arguments and argument.dtype == torch.float32
+            ):
+                return argument
+            return argument.to(dtype)
+
+        with ExcludeDispatchKeyGuard(keys):
+            return operator(*itertools.starmap(cast, zip(names, arguments, strict=False)))
+
+    _library.impl(name, autocast, key)
+
+
+def register_vmap(name: str, inputs: str, outputs: str, mixes_channels: bool = False) -> None:
+    """Register the batching rule of the operator ``dcnzoo::name``: it runs many calls as one.
 
     Args:
         inputs, outputs: kinds of its first arguments and of its results, one letter each. ``m``: a map,
             offset or mask, ``(N, …)``. ``w``: weight or bias, whose first axis is channels. ``s``: a tensor
             without a vmap axis.
-        groups: position of the number of groups among the arguments, if the operator's weights mix channels.
+        mixes_channels: whether the operator's weights mix channels, in ``groups``.
 
     If only maps have a vmap axis, it becomes part of the batch. If weights have one, or a weight needs
     separate gradients, it becomes part of the channels, and the number of groups is multiplied by its size.
-    The last argument of an operator with several results selects the results to compute.
+    ``output_mask`` of an operator with several results selects the results to compute.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
+    names = arguments_of(name)._fields
 
     @torch.library.register_vmap(f"dcnzoo::{name}")
     def _(info, dims, *arguments):
@@ -26,15 +70,15 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
             raise RuntimeError(
                 f"{name}: spatial_shapes, level_start_index: expected tensors without a vmap axis"
             )
-        needed = [True] if len(outputs) == 1 else arguments[-1]
+        needed = [True] if len(outputs) == 1 else arguments[names.index("output_mask")]
         apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
         apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, needed, strict=True) if kind == "w")
         axis = {"m": 1 if apart else 0, "w": 0}
         for i, kind in enumerate(inputs):
             if arguments[i] is not None and (apart or kind == "m"):
                 arguments[i] = fold(arguments[i], dims[i], size, axis[kind])
-        if apart and groups is not None:
-            arguments[groups] *= size
+        if apart and mixes_channels:
+            arguments[names.index("groups")] *= size
         results = operator(*arguments)
         if len(outputs) == 1:
             return unfold(results, size, axis["m"]), 0

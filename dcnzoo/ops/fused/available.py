@@ -1,0 +1,69 @@
+"""Whether the fused kernels run here, and where they were measured. Importing this does not import Triton."""
+
+import json
+import os
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+TABLE = Path(__file__).with_name("configs.json")
+
+
+@cache
+def table() -> dict:
+    """Block sizes of the kernels by architecture, so that no call waits for autotuning."""
+    return json.loads(TABLE.read_text())
+
+
+def any_listed() -> bool:
+    return any(entry["auto"] for entry in table().values())
+
+
+@cache
+def listed(device: torch.device) -> bool:
+    """Whether the table lists fused kernels as faster here. On other GPUs, Triton is not imported."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True  # the module of fused kernels decides
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return bool(table().get(architecture, {}).get("auto"))
+
+
+@cache
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton compiles and runs a small kernel here.
+
+    Its driver alone shows too little: Triton needs a C compiler, Python's headers and a folder for its cache,
+    and an old one cannot compile for a new GPU.
+    """
+    if find_spec("triton") is None:
+        if os.environ.get("DCNZOO_BACKEND") == "fused":
+            warnings.warn("DCNZOO_BACKEND=fused: no Triton; run pip install triton", stacklevel=2)
+        return False
+    try:
+        from . import launch
+
+        if device.type == "cpu" and not launch.INTERPRETED:
+            return False
+        launch.run_trial(device)
+    except Exception as error:  # of any type: Triton runs the compiler and loads what it built
+        warn("a trial kernel", error)
+        return False
+    return True
+
+
+def warn(kernel: str, error: Exception) -> None:
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    warnings.warn(
+        f"dcnzoo: Triton does not run {kernel}, so other kernels run: {text}. Triton needs a C compiler "
+        "(gcc), Python's headers (python3-dev), a folder for its cache that can be written and is not "
+        "damaged (TRITON_CACHE_DIR), and a version for this GPU",
+        stacklevel=2,
+    )
+
+
+def tf32() -> bool:
+    # The compiled kernels multiply with torch's matmul, so the fused ones follow the same setting.
+    return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -1,0 +1,89 @@
+"""An argument that is added to an operator reaches every place that takes arguments, or is refused there."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+
+from dcnzoo.ops import _library, _torchvision
+from dcnzoo.ops._arguments import arguments_of
+
+from .test_choice import CALLS
+
+NAMES = [name for name in _library.names() if not name.startswith(("_cpu", "_amx"))]
+TYPES = {name: getattr(torch.ops.dcnzoo, name).default._schema.arguments for name in NAMES}
+IN_TRITON = {
+    "deform_conv2d",
+    "deform_conv1d",
+    "depthwise",
+    "dcnv3",
+    "dcnv4",
+    "ms_deform_attn",
+    "deform_roi_pool",
+}
+IN_TRITON |= {"roi_align", "nms"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.endswith("_backward") and "_check" not in name]
+)
+def test_a_backward_takes_arguments_of_its_operator(name):
+    """By the same names and types: dcnzoo/ops passes them on by name."""
+    types = {argument.name: str(argument.type) for argument in TYPES[name]}
+    forward = {argument.name: str(argument.type) for argument in TYPES[name.removesuffix("_backward")[1:]]}
+    shared = types.keys() & forward.keys()
+    assert {name: types[name] for name in shared} == {name: forward[name] for name in shared}
+    assert next(iter(types)) == "grad_output"
+    assert types.keys() - shared <= {"grad_output", "output_mask", "input_size", "argmax_y", "argmax_x"}
+    # what the backward does not take can be computed from grad_output, or is an output of the operator
+    assert forward.keys() - shared <= {"bias", "output_h", "output_w", "input"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("_")])
+def test_the_check_takes_all_arguments(name):
+    expected = [(argument.name, str(argument.type)) for argument in TYPES[name]]
+    check = [(argument.name, str(argument.type)) for argument in TYPES[f"_check_{name}"]]
+    assert check[: len(expected)] == expected
+    assert {name for name, _ in check[len(expected) :]} <= {"grad_output"}
+
+
+def with_gain(call: str, gain: float) -> tuple[str, tuple]:
+    """A call of an operator with one argument more than today, whose default is 1."""
+    name, arguments = CALLS[call]
+    fields = [*arguments_of(name)._fields, "gain"]
+    defaults = [*arguments_of(name)._field_defaults.values(), 1.0]
+    arguments = [
+        a.float() if isinstance(a, torch.Tensor) and a.dtype == torch.float64 else a for a in arguments
+    ]
+    return name, namedtuple("arguments", fields, defaults=defaults)(*arguments, gain)
+
+
+@pytest.mark.parametrize("call", sorted(IN_TRITON))
+def test_triton_runs_no_call_with_an_argument_that_it_does_not_take(call):
+    operators = pytest.importorskip("dcnzoo.ops.fused.operators")
+    assert operators.fits(*with_gain(call, 1.0))
+    assert not operators.fits(*with_gain(call, 2.0))
+
+
+@pytest.mark.parametrize("call", ["deform_conv2d", "roi_align", "nms"])
+def test_torchvision_runs_no_call_with_an_argument_that_it_does_not_take(monkeypatch, call):
+    monkeypatch.setattr(_torchvision, "has", lambda name, key: True)
+    for gain in (1.0, 2.0):
+        name, arguments = with_gain(call, gain)
+        assert _torchvision.fits(name, "CUDA", arguments) == (gain == 1.0)
+
+
+def test_defaults_that_torch_leaves_out(monkeypatch):
+    """A kernel in Python gets fewer arguments than the schema has."""
+    library = torch.library.Library("dcnzoo", "FRAGMENT")
+    library.define("default_for_the_test(Tensor x, float gain=1.0) -> Tensor")
+    numbers = []
+    library.impl(
+        "default_for_the_test", lambda *arguments: numbers.append(len(arguments)) or arguments[0], "CPU"
+    )
+    try:
+        torch.ops.dcnzoo.default_for_the_test(torch.ones(1), 1.0)
+        assert numbers == [1]
+        assert arguments_of("default_for_the_test")(torch.ones(1)).gain == 1.0
+    finally:
+        library._destroy()
