@@ -345,6 +345,14 @@ def soak(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
+def state(session: Session) -> None:
+    """Compare the process before and after each test: limits, environment, threads, open files, …"""
+    update_venv(session)
+    workers = ("-n", "2", "--dist", "loadfile")
+    test(session, "-p", "tests.state", "-m", "not slow", *workers, python=PYTHON)
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
 def distributed(session: Session) -> None:
     """Test distributed training: results, launchers, killed processes, resuming (10 minutes)."""
     update_venv(session)
