@@ -1,7 +1,7 @@
 """What a test leaves behind in its process: ``pytest -p tests.state``, or ``nox -s state``.
 
-The process is compared before and after each test, and after the fixtures of its module are gone. Differences are
-printed at the end, which makes the status 1. What libraries keep for good when they are first used is in ``LASTING``.
+The process is compared before and after each test; differences are printed at the end and make the status 1.
+What libraries keep for good when they are first used is in ``LASTING``.
 """
 
 import contextlib
@@ -37,7 +37,11 @@ def snapshot() -> set[str]:
     return {
         *(f"limit: {name} {resource.getrlimit(limit)}" for name, limit in LIMITS.items()),
         *(f"environment: {name}" for name in os.environ),
-        *(f"value of {name}: {value}" for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST",)),
+        *(
+            f"value of {name}: {value}"
+            for name, value in os.environ.items()
+            if name not in ("PYTEST_CURRENT_TEST",)
+        ),
         *(f"signal: {number} {signal.getsignal(number)}" for number in numbers),
         *(f"thread: {thread.name}" for thread in threading.enumerate()),
         *(f"file: {re.sub(r':.[0-9]+.$', '', name)}" for name in files),

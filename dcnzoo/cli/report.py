@@ -60,7 +60,8 @@ def command(
 
     The self-contained file shows results, learning curves, AP, recall and F1 of each class, a confusion
     matrix, the pictures with the most mistakes, detections next to the ground truth, sampling points of the
-    deformable layers, the configuration and the environment. report.json beside it has the figures.
+    deformable layers, the configuration and the environment. report.json beside it has the figures,
+    report.csv the history.
     dcnzoo train --report writes it after a training.
 
     \b

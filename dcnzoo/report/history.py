@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dcnzoo.openmmlab.loss_parts import loss_parts
 from dcnzoo.utils.files import files_beside, read_beside
 
 
@@ -14,7 +15,7 @@ class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
     Attributes:
-        training: iteration → loss, time and other logged values.
+        training: iteration → loss, its parts, learning rate, time and other logged values.
         validation: epoch, or iteration if training does not count epochs → metrics.
         offsets: iteration → the figures of OffsetStatisticsHook, as ``<figure>/<layer>``.
     """
@@ -44,7 +45,7 @@ class History:
                         begun = True
                         _forget(training, step)
                         _forget(validation, entry.get("epoch", step))
-                    training[step] = entry
+                    training[step] = {**entry, **loss_parts(entry)}
                 elif metrics := {k: v for k, v in entry.items() if k not in ("step", "time", "data_time")}:
                     validation[step] = metrics
         return cls(training, validation, offsets)

@@ -25,6 +25,7 @@ _GREY, _LINE = "#6b7280", "#e5e7eb"
 RAMP = ("#fde047", "#dc2626")  # of weak and strong modulation
 _MARK = "#22d3ee"
 _SIDE = 3.0  # of a panel, in inches
+_WIDTH = 3.4  # of a chart: 326 pixels
 
 # browsers draw the texts of a chart, in any script
 warnings.filterwarnings("ignore", r"Glyph .* missing from font", module=r"dcnzoo\.report")
@@ -88,12 +89,13 @@ def plot_f1(title: str, f1: Mapping[str, np.ndarray], mean: np.ndarray, best: fl
     return figure
 
 
-def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
+def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str], percent: bool = False) -> Figure:
     """Plot a confusion matrix; the colours show shares of a row.
 
     Args:
         counts: [N, N], rows are the ground truth, columns the detections.
         names: of rows and columns; the last ones are no class.
+        percent: write the shares, not the counts.
     """
     figure, axes = _chart(title, "detected", size=1.6 + 0.42 * len(names))
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -101,7 +103,8 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
     for (row, column), count in np.ndenumerate(counts):
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=9)
+            text = f"{100 * shares[row, column]:.0f}" if percent else f"{count:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     labels = [plain(name) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), labels)
@@ -112,8 +115,20 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
     return figure
 
 
+def plot_objects(title: str, numbers: dict[str, int]) -> Figure:
+    """Plot the number of objects of each class."""
+    figure, axes = _chart(title, "objects", size=1 + 0.25 * len(numbers))
+    names = [plain(name) for name in reversed(numbers)]
+    axes.bar_label(axes.barh(names, [*reversed(numbers.values())], color=COLOURS[0]), padding=2, fontsize=9)
+    axes.margins(x=0.15)
+    axes.grid(visible=False)
+    figure.set_label(f"{title}. {', '.join(f'{name} {number}' for name, number in numbers.items())}")
+    return figure
+
+
 def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(size + 0.7, size), layout="constrained")
+    """Return a chart of a height, as wide as the page of a phone or wider."""
+    figure = Figure(figsize=(max(_WIDTH, size + 0.3), size), layout="constrained")
     axes = figure.subplots()
     axes.set_title(plain(title), loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(xlabel, color=_GREY)
@@ -156,10 +171,11 @@ def _line_style(index: int, points: int) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """Place the legend beside the curves. Lines without a label of their own: matplotlib hides ``_names``."""
-    labels = [plain(label) for label in labels]
-    legend = figure.legend(lines, labels, loc="outside right upper", frameon=False)
-    figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi)
+    """Place the legend below the curves. Lines without a label of their own: matplotlib hides ``_names``."""
+    columns = 2 if max(map(len, labels)) < 16 else 1
+    names = [plain(label) for label in labels]
+    legend = figure.legend(lines, names, loc="outside lower left", frameon=False, ncols=columns, fontsize=9)
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Reports of one or several trainings. Requires mmdet."""
 
+import csv
+import io
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
 
-FILES = ("report.html", "report.json")  # in the work directory
+FILES = ("report.html", "report.json", "report.csv")  # in the work directory
 
 
 def write_report(
@@ -37,7 +39,9 @@ def write_report(
 ) -> Path:
     """Write the page of :func:`render_runs` atomically; return its path.
 
-    Beside it, a file of the same name with the ending .json has the figures of the detectors for programs::
+    Beside it are two files of the same name for programs. That with the ending .csv has a row for each
+    entry of the logs: ``run``, ``iteration`` and the losses, or ``epoch`` and the metrics. That with the
+    ending .json has the figures of the detectors::
 
         {"runs": [{"label", "folder", "checkpoint", "images", "iou", "threshold", "f1", "classes"}]}
 
@@ -63,18 +67,34 @@ def write_report(
         raise UserError("out: expected a file, got an empty text")
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
-    data = out.with_suffix(".json")
-    if out == data:
+    data, history = out.with_suffix(".json"), out.with_suffix(".csv")
+    if out in (data, history):
         raise UserError(f"out: expected a name that ends in .html, got {out}")
     with output_files("report", force=force) as claim:
-        for file in (out, data):
+        for file in (out, data, history):
             claim(file)
         with user_errors():
             runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
             detectors = load_detectors(runs, device, allow_partial)
         write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
         write_text(data, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
+        write_text(history, _history(runs))
     return out
+
+
+def _history(runs: Sequence[TrainedRun]) -> str:
+    rows: list[dict[str, object]] = []
+    for run in runs:
+        unit = "epoch" if run.counts_epochs else "iteration"
+        for entry in run.history.training.values():
+            rows.append({"run": run.label, "iteration": entry["step"], **entry})
+        rows += [{"run": run.label, unit: step, **entry} for step, entry in run.history.validation.items()]
+    columns = dict.fromkeys(name for row in rows for name in row if name not in ("step", "iter"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _data(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]) -> list[dict]:

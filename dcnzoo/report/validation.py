@@ -89,6 +89,10 @@ class ValidationRunner:
             statistics,
         )
 
+    def file(self, index: int) -> Path:
+        """Return the path of image ``index``."""
+        return Path(self.dataset.get_data_info(index).get("img_path", "")).absolute()
+
     def annotated(self, index: int) -> Detections:
         """Return the original image and its annotations; the test pipeline may not load annotations."""
         info = self.dataset.get_data_info(index)

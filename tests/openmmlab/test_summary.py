@@ -2,7 +2,8 @@
 
 import pytest
 
-from dcnzoo.openmmlab.hooks.summary import labels, loss_parts
+from dcnzoo.openmmlab.hooks.summary import labels
+from dcnzoo.openmmlab.loss_parts import loss_parts
 
 from ..commands import run
 from ..demo import DEFORMABLE as CONFIG
@@ -66,7 +67,10 @@ def test_parts_of_the_loss_and_names_of_metrics():
         "box loss": ("loss_rpn_bbox", "s2.loss_bbox", "d0.loss_iou", "dn_loss_bbox", "loss_dfl"),
         "mask loss": ("loss_mask", "loss_mask_iou", "loss_dice"),
     }
-    losses = {name: 1.0 for part in names.values() for name in part} | {"loss_unknown": 9.0}
+    losses = {name: 1.0 for part in names.values() for name in part} | {
+        "loss_unknown": 9.0,
+        "accuracy_cls": 9.0,
+    }
     assert loss_parts(losses) == {part: len(each) for part, each in names.items()}
     metrics = {"coco/bbox_mAP": 0.5, "coco/bbox_mAP_l": -1.0, "coco/bbox_mAP_75": 0.4, "pascal_voc/mAP": -1.0}
     shown = {"coco/bbox_mAP": "box AP", "coco/bbox_mAP_75": "box AP75", "pascal_voc/mAP": "mAP"}

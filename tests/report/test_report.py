@@ -1,6 +1,7 @@
 """The report: reading logs, the figures, and a page without external files."""
 
 import base64
+import csv
 import json
 import re
 
@@ -126,15 +127,23 @@ def test_report_of_a_run(make_run, monkeypatch):
     out = write_report([folder])
     assert out == folder / "report.html" and not list(folder.glob(".*partial"))
     html = out.read_text(encoding="utf-8")
-    assert not re.findall(r'(?:src|href)="(?!data:|#)|url\(', html), "self-contained"
+    assert not re.findall(r'(?:src|href)="(?!data:|#|file:)|url\(', html), "self-contained"
     assert len(html) < 3_000_000
     for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>585,806"):
         assert figure in html
+    rows = list(csv.DictReader((folder / "report.csv").open(encoding="utf-8")))
+    assert [(row["iteration"], row["epoch"], row["loss"]) for row in rows if row["loss"]] == [
+        ("2", "1", "5.0"), ("4", "1", "4.0"), ("6", "2", "3.0")
+    ]  # fmt: skip
+    assert [(row["epoch"], row["coco/bbox_mAP"]) for row in rows if not row["loss"]] == [
+        ("1", "0.125"),
+        ("2", "0.25"),
+    ]
     (figures,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"]
     assert figures["checkpoint"] == str(folder / "epoch_2.pth") and figures["images"] == 6
     assert [each["name"] for each in figures["classes"]] == ["oval", "trefoil", "cross"]
     assert 0 <= figures["threshold"] <= 1 and f"recall at {figures['threshold']:.2f}</th>" in html
-    worst = re.findall(r"<figcaption>\w+\.png: \d missed \(missed", html)
+    worst = re.findall(r'<figcaption><a href="file:///[^"]+">file</a> \w+\.png: \d missed \(missed', html)
     assert len(worst) == 6, "nothing is detected from .3 on"
     assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
     assert html.count('class="pictures small"') == 2, "traced points, points of each layer"

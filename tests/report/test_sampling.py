@@ -162,7 +162,10 @@ def test_learning_curves_draw_seeds_and_mean():
     assert len(axes.lines) == (2 + 1) + (1 + 1) and axes.lines[2].get_ydata().tolist() == [2.0] * 5
     assert [t.get_text() for t in legend.get_texts()] == ["off", "v2"]
     figure.draw_without_rendering()
-    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1, "beside the curves"
+    assert legend.get_window_extent().y1 <= axes.get_window_extent().y0, "below the curves"
+    assert figure.get_figwidth() * 96 <= 390 - 2 * 20 - 2 * 10 - 2, (
+        "the width of a phone without the page's margins"
+    )
     assert not plot_curves("AP", {"off": (steps, two)}).legends, "one arm needs none"
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.openmmlab.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import last_checkpoint
@@ -31,12 +32,6 @@ WIDTH = 100  # columns of the rows where there is no terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
 COLUMNS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP")  # of CocoMetric
-# parts of the total loss of MMDetection's heads, by a word in their names; the first that fits
-LOSSES = {
-    "mask loss": "mask|dice|semantic",
-    "class loss": "cls|conf|obj|heatmap",
-    "box loss": "bbox|iou|l1|dfl|xy|wh|off|centerness|reg",
-}
 
 
 class SummaryHook(Hook):
@@ -145,7 +140,7 @@ class SummaryHook(Hook):
         heads = {name: self._unit if name == "step" else name for name in cells}
         widths = {name: max(len(heads[name]), len(text), 6) for name, text in cells.items()}
         room = shutil.get_terminal_size((WIDTH, 0)).columns
-        for part in reversed(LOSSES):
+        for part in reversed(PARTS):
             if part in cells and sum(widths.values()) + 2 * len(widths) - 2 > room:
                 del cells[part], widths[part]
         if not cells.keys() <= self._columns.keys():
@@ -175,17 +170,6 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     }
     main = {key: name for key, name in names.items() if key.rpartition("/")[2] in COLUMNS}
     return main if main and most <= len(COLUMNS) else dict([*names.items()][:most])
-
-
-def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
-    """Return the sums of the losses of classes, boxes and masks."""
-    sums: Counter[str] = Counter()
-    for name, loss in losses.items():
-        for part, words in LOSSES.items():
-            if re.search(words, name):
-                sums[part] += loss  # type: ignore[assignment]
-                break
-    return {part: sums[part] for part in ("class loss", "box loss", "mask loss") if part in sums}
 
 
 def shown_path(path: str | os.PathLike) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
+from dcnzoo.openmmlab.loss_parts import PARTS
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import COLOURS, Curves, plot_curves
@@ -26,7 +27,14 @@ def show_curves(runs: Sequence[TrainedRun]) -> Section:
     figures = [plot_curves("training loss", _series(runs, "training", "loss"))]
     for metric in main_metrics(runs):
         figures.append(plot_curves(metric_name(metric), _series(runs, "validation", metric), counted))
-    text = "Training loss and validation metrics. Thin lines are single runs, thick lines are means."
+    for name in (*PARTS, "lr"):
+        if all(name in entry for run in runs for entry in run.history.training.values()):
+            title = "learning rate" if name == "lr" else f"training, {name}"
+            figures.append(plot_curves(title, _series(runs, "training", name)))
+    text = (
+        "Training loss and validation metrics, then the losses of all heads by kind. Thin lines are single "
+        "runs, thick lines are means."
+    )
     return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
 
 

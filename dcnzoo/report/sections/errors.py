@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -11,7 +10,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.report import page
 from dcnzoo.report.evaluation import IOU, THRESHOLDS, Evaluation, Mistake
 from dcnzoo.report.page import Picture, Section
-from dcnzoo.report.plots import plot_confusion, plot_f1, plot_precision_recall
+from dcnzoo.report.plots import plot_confusion, plot_f1, plot_objects, plot_precision_recall
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner
 from dcnzoo.utils.text import cut
 
@@ -35,7 +34,11 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
             best = THRESHOLDS[result.best]
             figures.append(plot_f1(f"F1 by threshold{suffix}", f1, result.mean_f1, best))
         counts = result.confusion[np.ix_([*chosen, -1], [*chosen, -1])]
-        figures.append(plot_confusion(f"confusion{suffix}", counts, [*names, "none"]))
+        for title, percent in (("confusion", False), ("confusion, % of the row", True)):
+            figures.append(plot_confusion(f"{title}{suffix}", counts, [*names, "none"], percent))
+        if chosen and label == next(iter(results)):
+            numbers_of = dict(zip(names, result.objects[chosen].tolist(), strict=True))
+            figures.insert(0, plot_objects("objects", numbers_of))
         if suffix:
             parts.append(Markup("<h3>{}</h3>").format(label))
         parts += [page.table(class_table(result, all_names)), page.charts(figures)]
@@ -99,10 +102,12 @@ def _mistakes_picture(detector: ValidationRunner, image: int, mistakes: Sequence
         classes=tuple(texts),
         image=detector.annotated(image).image,
     )
-    name = Path(detector.dataset.get_data_info(image).get("img_path", "")).name
+    file = detector.file(image)
     numbers = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    caption = f"{name}: {numbers} ({'; '.join(texts)})"
-    return Picture(drawn.draw(with_scores=False), caption, "The photo with the boxes of these mistakes")
+    caption = f"{file.name}: {numbers} ({'; '.join(texts)})"
+    return Picture(
+        drawn.draw(with_scores=False), caption, "The photo with the boxes of these mistakes", file.as_uri()
+    )
 
 
 def _in_words(mistake: Mistake, names: Sequence[str]) -> str:
