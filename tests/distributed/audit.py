@@ -11,10 +11,10 @@ def _watch(event: str, arguments: tuple) -> None:
     if event == "open" and not (arguments[2] or 0) & _WRITES:
         return
     if event in ("open", "os.rename", "os.remove", "os.truncate"):
-        path = arguments[0]
-        path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
-        if os.path.abspath(path).startswith(os.environ["AUDITED"]):
-            _notes.write(f"{path}\n")
+        for path in arguments[: 2 if event == "os.rename" else 1]:
+            path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+            if os.path.abspath(path).startswith(os.environ["AUDITED"]):
+                _notes.write(f"{path}\n")
 
 
 sys.addaudithook(_watch)
