@@ -383,7 +383,10 @@ def fx_trace(case, plain):
 @operation
 def export(case, plain):
     model = case.fresh(plain)
-    same(torch.export.export(model, (case.x,)).module()(case.x), model(case.x))
+    expected = case.fresh(plain)(
+        case.x
+    )  # of a copy: the export leaves fake tensors in YOLO's cache of anchors
+    same(torch.export.export(model, (case.x,)).module()(case.x), expected)
 
 
 @operation

@@ -251,6 +251,7 @@ class TestOptions(RunOptions):
                 "backend": self.backend,
                 "device": self.device,
                 "data_preprocessor": cfg.model.data_preprocessor,
+                "loader": cfg.test_dataloader,
             }
         return changes
 

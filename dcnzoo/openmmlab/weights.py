@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.config_check import datasets, declared_metainfo
 from dcnzoo.openmmlab.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.text import counted, few
@@ -112,6 +113,25 @@ def load_weights(
     meta = checkpoint.get("meta") or {}
     weights = find_weights(checkpoint, path)
     return meta, load_state(model, weights, path, meta=meta, allow_partial=allow_partial)
+
+
+def require_class_order(loader: Mapping | None, classes: object, source: str | os.PathLike) -> None:
+    """Refuse a model with the classes of the data in another order: each would count as another one.
+
+    Args:
+        loader: settings of the data loader, if there is one.
+        classes: names in the file of the model; None if it has none.
+    """
+    data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
+    if not (isinstance(data, list | tuple) and isinstance(classes, list | tuple)):
+        return
+    expected, names = [*map(str, data)], [*map(str, classes)]
+    if expected != names and sorted(expected) == sorted(names):
+        number = next(n for n, name in enumerate(names) if name != expected[n])
+        raise CheckpointError(
+            f"{source}: expected the classes in the order of the data, whose class {number} is "
+            f"{expected[number]}, got {names[number]}"
+        )
 
 
 PARTIAL_HINT = "--allow-partial (allow_partial=True) loads the parameters that fit"

@@ -9,8 +9,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from dcnzoo.openmmlab.recipe import Recipe
-from dcnzoo.utils.files import output_files, write_text
+from dcnzoo.openmmlab.recipe import DIRECTORY, Recipe
+from dcnzoo.utils.files import LAST, files_beside, output_files, read_beside, write_text
 
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 # of a training and its report; logs are in folders that are named after the time
@@ -31,8 +31,14 @@ def is_trained(work_dir: str | os.PathLike) -> bool:
 
 
 def next_replaced(work_dir: Path) -> Path:
-    """Return the folder for the training that the next one replaces: ``replaced_1``, ``replaced_2``, …"""
+    """Return the folder for the training that the next one replaces: ``replaced_1``, ``replaced_2``, …
+
+    With ``data``, that of the training has moved there before.
+    """
     numbers = [int(path.name[9:]) for path in work_dir.glob("replaced_*") if path.name[9:].isdecimal()]
+    last = work_dir / f"replaced_{max(numbers, default=0)}"
+    if [path.name for path in last.glob("*")] == ["data"]:
+        return last
     return work_dir / f"replaced_{max(numbers, default=0) + 1}"
 
 
@@ -42,10 +48,27 @@ def set_aside(work_dir: Path, replaced: Path, stays: Iterable[str]) -> None:
     Args:
         stays: names that belong to the new training.
     """
-    names = [path.name for path in work_dir.glob("*") if WRITTEN.fullmatch(path.name)]
+    names = {path.name for path in work_dir.glob("*") if WRITTEN.fullmatch(path.name)}.difference(stays)
     replaced.mkdir(exist_ok=True)
-    for name in set(names).difference(stays):
+    # checkpoints last: until then, the folder counts as trained
+    for name in sorted(names, key=lambda name: (name.endswith(".pth"), name == LAST)):
         (work_dir / name).rename(replaced / name)
+    for config in [*files_beside(replaced, "*.py"), *files_beside(replaced, "data/*.py")]:
+        keep_paths(config, work_dir / config.parent.relative_to(replaced))
+
+
+def keep_paths(config: Path, folder: Path) -> None:
+    """Rewrite the relative paths in a config that was moved from ``folder``, unless the files moved too."""
+
+    def moved(match: re.Match) -> str:
+        if (config.parent / match[1]).exists():
+            return match[0]
+        return f"{DIRECTORY}/{Path(os.path.relpath(folder / match[1], config.parent)).as_posix()}"
+
+    text = read_beside(config) or ""
+    changed = re.sub(rf"{re.escape(DIRECTORY)}/([^'\"]+?)(?=/?['\"])", moved, text)
+    if changed != text:
+        write_text(config, changed)
 
 
 class WorkDirHook(Hook):

@@ -137,7 +137,7 @@ def _prepare(
 @contextlib.contextmanager
 def _data_set_aside(data: Path, replaced: Path) -> Iterator[None]:
     """Move the data of the training that is replaced; move it back if the new data has a mistake."""
-    if not data.is_dir():
+    if not data.is_dir() or (replaced / "data").exists():  # it was moved by a training that did not begin
         yield
         return
     replaced.mkdir()

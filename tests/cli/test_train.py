@@ -15,6 +15,7 @@ from mmengine.device import get_device
 import dcnzoo
 from dcnzoo.openmmlab import execute
 from dcnzoo.openmmlab.device import use_device
+from dcnzoo.openmmlab.work_dir import next_replaced, set_aside
 from dcnzoo.utils.errors import UserError
 
 from .. import commands
@@ -200,7 +201,55 @@ def test_force_replaces_data(tmp_path, monkeypatch):
         assert old.read_text() == "old" and not (work / "replaced_1").exists()
     dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)
     assert (work / "replaced_1/data/train.json").read_text() == "old"
+    assert next_replaced(work) == work / "replaced_1", "the checkpoints follow"
+    dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)
+    assert (work / "replaced_1/data/train.json").read_text() == "old" and not (work / "replaced_2").exists()
     assert json.loads(old.read_text())["images"]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_a_replaced_config_keeps_its_data(tmp_path, with_data):
+    """Paths in a config are relative to it, and it moves one folder down."""
+    work, replaced = tmp_path / "it" / "work", tmp_path / "it/work/replaced_1"
+    for folder in (work / "data", tmp_path / "images"):
+        folder.mkdir(parents=True)
+    (work / "data/train.json").touch()
+    (work / "cfg.py").write_text(
+        "a = '{{ fileDirname }}/data/train.json'\nb = dict(img='{{ fileDirname }}/../../images/')\n"
+    )
+    (work / "data/own.py").write_text(
+        "a = '{{ fileDirname }}/train.json'\nb = '{{ fileDirname }}/../../../images'"
+    )
+    for name in ("epoch_1.pth", "other.py", "stays.py"):
+        (work / name).write_bytes(b"\xff")
+    if with_data:
+        replaced.mkdir()
+        (work / "data").rename(replaced / "data")
+    set_aside(work, replaced, ["stays.py"])
+    assert (work / "stays.py").exists() and (replaced / "other.py").read_bytes() == b"\xff"
+    config = Config.fromfile(replaced / "cfg.py")
+    assert Path(config.a).exists() and Path(config.b.img).samefile(tmp_path / "images")
+    assert config.b.img.endswith("/")
+    own = Config.fromfile((replaced if with_data else work) / "data/own.py")
+    assert Path(own.a).exists() and Path(own.b).samefile(tmp_path / "images")
+
+
+def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
+    """Each object would silently count as one of another class."""
+    work, _ = trained
+    config, weights = work / Path(CONFIG).name, tmp_path / "weights.pth"
+    checkpoint = torch.load(work / "epoch_2.pth", weights_only=False)
+    checkpoint["meta"]["dataset_meta"]["classes"] = ("cross", "trefoil", "oval")
+    torch.save(checkpoint, weights)
+    for line in (
+        ["test", config, weights, "--work-dir", tmp_path],
+        ["reproduce", config, "--checkpoint", weights, "--out", tmp_path / "rows.jsonl"],
+        ["train", config, "--work-dir", tmp_path / "w", "--resume", weights, "--epochs", 3],
+    ):
+        assert "whose class 0 is oval, got cross" in error_of(*line)
+    checkpoint["meta"]["dataset_meta"]["classes"] = ("Oval", "Trefoil", "Cross")
+    torch.save(checkpoint, weights)
+    commands.run("test", config, weights, "--work-dir", tmp_path)
 
 
 def test_seed_and_device(data, tmp_path):

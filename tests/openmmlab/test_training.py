@@ -238,6 +238,12 @@ def test_which_checkpoint_is_the_last(tmp_path):
     assert began(train(work, "nothing is there", resume=True)) == 0
 
 
+def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "last_checkpoint")
+    with pytest.raises(UserError, match="last_checkpoint"):
+        train(tmp_path, "writing to it would wait")
+
+
 class Death(BaseException):
     """Ends the process while a hook runs."""
 

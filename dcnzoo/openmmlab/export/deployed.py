@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.preprocessing import KEY, Preprocessing
 from dcnzoo.detect.session import Session
+from dcnzoo.openmmlab.weights import require_class_order
 from dcnzoo.utils.errors import UserError, one_line
 
 
@@ -23,12 +25,18 @@ class DeployedDetector(BaseModel):
     Args:
         path, backend, device: see :class:`dcnzoo.detect.session.Session`.
         data_preprocessor: the config of the model's data preprocessor.
+        loader: settings of the data loader, whose classes must have the order of the file's.
     """
 
-    def __init__(self, path: str, backend: str | None, device: str, data_preprocessor: dict) -> None:
+    def __init__(
+        self, path: str, backend: str | None, device: str, data_preprocessor: dict, loader: dict | None = None
+    ) -> None:
         super().__init__(data_preprocessor)
         self.session = Session(path, backend, device)
         self.session.require_detections()
+        if KEY in self.session.metadata:
+            names = Preprocessing.from_metadata(self.session.metadata).classes
+            require_class_order(loader, names, path)
 
     def forward(
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"

@@ -13,8 +13,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
+from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, require_class_order
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import LAST, last_checkpoint, write_bytes
 
@@ -114,6 +114,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        pointer = Path(runner.work_dir, LAST)
+        if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
+            raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
         if is_main_process() and self._is_local:
             for left_over in Path(self.out_dir).glob(".*.partial"):
                 left_over.unlink(missing_ok=True)
@@ -228,6 +231,9 @@ class LoadCheckpointHook(Hook):
             model = model.module
         source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
         meta = checkpoint.get("meta") or {}
+        if resume or not self.fine_tune:
+            loader = runner.cfg.get("train_dataloader" if self.fine_tune else "test_dataloader")
+            require_class_order(loader, class_names(meta).get("classes"), source)
         report = load_state(
             model,
             find_weights(checkpoint, source),
