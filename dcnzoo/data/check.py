@@ -147,6 +147,13 @@ def check_coco(
         progress: show a progress bar on a terminal.
     """
     file = Path(file)
+    try:
+        from dcnzoo.data.columns import Unusual, read_columns
+
+        folder = None if images is None else Path(images)
+        return read_columns(file, folder, classes, progress, decode)
+    except (ImportError, Unusual):
+        pass
     with collector_paused():
         try:
             content = read_json(file)
@@ -173,7 +180,7 @@ def check_content(
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         return Report(file, {}, [Finding("file", str(error), "file")], [None])
-    checker = _Checker(content, progress)
+    checker = Checker(content, progress)
     for key in _KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
@@ -303,7 +310,7 @@ def _convert_texts(content: dict) -> Iterator[tuple[tuple[str, int], str]]:
                     yield (key, index), f"{field}: expected an integer, got {short(text)}"
 
 
-class _Checker:
+class Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
     def __init__(self, content: dict, progress: bool) -> None:
@@ -317,7 +324,7 @@ class _Checker:
             self.at(f"{place[0]}[{place[1]}]", place).add_text("text-id", text)
         self.at("file")
 
-    def at(self, where: str, place: Place = None) -> "_Checker":
+    def at(self, where: str, place: Place = None) -> "Checker":
         """Set the position for the problems that follow."""
         self.where, self.place = where, place
         return self
@@ -349,7 +356,7 @@ class _Checker:
         names: list[Any] = []  # strings, unless the file has a problem
         for entry in self.entries("categories", "category"):
             number, name = entry.get("id"), entry.get("name")
-            if not _is_id(number):
+            if not is_id(number):
                 self.add("category-entry", "id", "an integer", number)
                 continue
             if not isinstance(name, str) or not name:
@@ -365,7 +372,7 @@ class _Checker:
         file_names: set[str] = set()
         for entry in self.entries("images", "image"):
             number, name, width, height = (entry.get(key) for key in ("id", "file_name", "width", "height"))
-            if not _is_id(number):
+            if not is_id(number):
                 self.add("image-entry", "id", "an integer", number)
                 continue
             self.where = f"image {number}"
@@ -402,29 +409,33 @@ class _Checker:
     def check_annotations(self) -> None:
         ids: set[object] = set()
         for entry in self.entries("annotations", "annotation"):
-            number = entry.get("id")
-            if not _is_id(number):
-                # new ids fix this; dropping the annotation is not necessary
-                self.add("duplicate-annotation-id", "id", "an integer", number)
-            else:
-                self.where = f"annotation {number}"
-                self.require_unique("duplicate-annotation-id", "id", number, ids)
-                if number == 0:
-                    # COCO's evaluation treats it as no match
-                    self.add("annotation-id-0", "id", "an integer ≥ 1", number)
-            self._check_annotation(entry)
-        boxes = [box for entry in self.content.get("annotations", []) if (box := _box(entry))]
-        small = sum(0 < max(box[2:]) < 2 and max(box[:2]) <= 1 for box in boxes)
-        if small > 0.9 * len(boxes):
-            got = f"{small} of {len(boxes)} boxes between 0 and 1"
+            self.check_entry(entry, ids)
+        boxes = [box for entry in self.content.get("annotations", []) if (box := box_of(entry))]
+        self.check_normalised(sum(0 < max(box[2:]) < 2 and max(box[:2]) <= 1 for box in boxes), len(boxes))
+
+    def check_normalised(self, small: int, boxes: int) -> None:
+        """Check that not almost all boxes are small and at the origin."""
+        if small > 0.9 * boxes:
+            got = f"{small} of {boxes} boxes between 0 and 1"
             remedy = "multiply normalised values by the width and height"
             self.at("annotations").add_text("normalised", f"bbox: expected pixels, got {got}: {remedy}")
 
-    def _check_annotation(self, entry: dict) -> None:
+    def check_entry(self, entry: dict, earlier: set[object]) -> None:
+        """Check an annotation at the current position; ``earlier`` are the ids before it."""
+        number = entry.get("id")
+        if not is_id(number):
+            # new ids fix this; dropping the annotation is not necessary
+            self.add("duplicate-annotation-id", "id", "an integer", number)
+        else:
+            self.where = f"annotation {number}"
+            self.require_unique("duplicate-annotation-id", "id", number, earlier)
+            if number == 0:
+                # COCO's evaluation treats it as no match
+                self.add("annotation-id-0", "id", "an integer ≥ 1", number)
         known = True
         for key, ids in (("image", self.sizes), ("category", self.categories)):
             number = entry.get(f"{key}_id")
-            if not _is_id(number):
+            if not is_id(number):
                 self.add("annotation-entry", f"{key}_id", "an integer", number)
                 known = False
             elif number not in ids:
@@ -444,7 +455,7 @@ class _Checker:
             self._check_agreement(entry, *mask, area)
 
     def _check_box(self, entry: dict, size: tuple[int, int] | None, kind: str) -> bool:
-        box = _box(entry)
+        box = box_of(entry)
         if box is None:
             expected = "[x, y, width, height], four finite numbers"
             self.add(kind, "bbox", expected, entry.get("bbox"), stops=True)
@@ -577,7 +588,7 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     return float(sum(counts[1::2]))
 
 
-def _box(entry: object) -> list[float] | None:
+def box_of(entry: object) -> list[float] | None:
     """Return the box of an annotation, if it has four numbers."""
     box = entry.get("bbox") if isinstance(entry, dict) else None
     return box if isinstance(box, list) and len(box) == 4 and _are_numbers(box) else None
@@ -587,7 +598,7 @@ def _corners(box: Sequence[float]) -> Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
-def _is_id(value: object) -> bool:
+def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -397,7 +397,7 @@ def read_json(file: Path) -> Any:
     """
     text = read_text(file)
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise InvalidAnnotation(f"expected JSON: {error}", error.lineno) from None
     except RecursionError:
@@ -406,7 +406,8 @@ def read_json(file: Path) -> Any:
         raise InvalidAnnotation(f"expected JSON: {error}") from None
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict:
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """Return a JSON object; raise InvalidAnnotation if a key occurs twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)

@@ -11,8 +11,9 @@ import io
 import logging
 import os
 import pickle
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,11 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.check import KINDS, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.check import KINDS, Report, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import collector_paused
-from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 
 
@@ -58,15 +58,15 @@ class CheckedCOCO(COCO):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
         report = check_coco(annotation_file)
-        stops = [p for p in report.problems if p.stops and (masks or not KINDS[p.kind].of_masks)]
-        if stops:
-            raise as_error(report, stops)
+        _require_usable(report, masks)
         self.dataset = report.content
         annotations = self.dataset.setdefault("annotations", [])
         if compared:
             self._require_masks()
         if not quiet:
-            self._warn(report.problems)
+            images = {image["id"]: image for image in self.dataset["images"]}
+            entries = ((annotation, images.get(annotation["image_id"])) for annotation in annotations)
+            _warn(report, entries)
         for annotation in annotations:
             annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
         replace_id_0(annotations)
@@ -84,34 +84,45 @@ class CheckedCOCO(COCO):
                     f"metric segm requires, got {short(mask)}"
                 )
 
-    def _warn(self, problems: Sequence[Finding]) -> None:
-        images = {image["id"]: image for image in self.dataset["images"]}
-        annotations = self.dataset["annotations"]
-        skipped: dict[str, list] = {}
-        for annotation in annotations:
-            if reason := _skip_reason(annotation, images.get(annotation["image_id"])):
-                skipped.setdefault(reason, []).append(annotation["id"])
-        lines = [
-            f"{self.file}: {len(ids)} of {len(annotations)} annotations are skipped: {reason}: ids {few(ids)}"
-            for reason, ids in skipped.items()
-        ]
-        gone = {f"annotation {number}" for ids in skipped.values() for number in ids}
-        others = [p for p in problems if p.subject not in gone and p.kind != "empty"]
-        if others:
-            counts = Counter(problem.kind for problem in others)
-            lines.append(
-                f"{self.file}: {others[0]}; used anyway, with "
-                f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
-                f"`dcnzoo data check {self.file}` lists"
-            )
-        for line in lines:
-            print_log(printable(line), logger="current", level=logging.WARNING)
-
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
         names = [category["name"] for category in self.dataset["categories"]]
-        if cat_names and (problem := wrong_with_classes(names, cat_names)):
-            raise UserError(f"{self.file}: categories: {problem}, as in metainfo")
+        _require_classes(self.file, names, cat_names)
         return super().get_cat_ids(cat_names, *args, **kwargs)
+
+
+def _require_usable(report: Report, masks: bool) -> None:
+    stops = [p for p in report.problems if p.stops and (masks or not KINDS[p.kind].of_masks)]
+    if stops:
+        raise as_error(report, stops)
+
+
+def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    if classes and (problem := wrong_with_classes(names, classes)):
+        raise UserError(f"{file}: categories: {problem}, as in metainfo")
+
+
+def _warn(report: Report, entries: Iterable[tuple[dict, dict | None]]) -> None:
+    """Warn about the skipped ones of these annotations with their images, and about other problems."""
+    skipped: dict[str, list] = {}
+    for annotation, image in entries:
+        if reason := _skip_reason(annotation, image):
+            skipped.setdefault(reason, []).append(annotation["id"])
+    total = report.counts["annotations"]
+    lines = [
+        f"{report.file}: {len(ids)} of {total} annotations are skipped: {reason}: ids {few(ids)}"
+        for reason, ids in skipped.items()
+    ]
+    gone = {f"annotation {number}" for ids in skipped.values() for number in ids}
+    others = [p for p in report.problems if p.subject not in gone and p.kind != "empty"]
+    if others:
+        counts = Counter(problem.kind for problem in others)
+        lines.append(
+            f"{report.file}: {others[0]}; used anyway, with "
+            f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
+            f"`dcnzoo data check {report.file}` lists"
+        )
+    for line in lines:
+        print_log(printable(line), logger="current", level=logging.WARNING)
 
 
 class CocoMetric(coco_metric.CocoMetric):
@@ -183,6 +194,8 @@ class CocoDataset(coco.CocoDataset):
     """
 
     COCOAPI: Any = CheckedCOCO  # or a partial of it
+    _entries: Any = None  # the annotations, in the order of the images, if they are parsed when asked for
+    _masks = False  # whether the pipeline loads masks
 
     @collector_paused()
     def full_init(self) -> None:
@@ -190,18 +203,76 @@ class CocoDataset(coco.CocoDataset):
         super().full_init()
 
     def load_data_list(self) -> list[dict]:
-        masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
-        if self.COCOAPI is CheckedCOCO:
-            self.COCOAPI = functools.partial(CheckedCOCO, masks=masks)
-        images = super().load_data_list()
-        if masks:
-            self._ignore_without_mask(images)
-        first = images[0]["img_path"]
+        self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
+        images = self._load_columns()
+        if images is None:
+            if self.COCOAPI is CheckedCOCO:
+                self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
+            images = super().load_data_list()
+            if self._masks:
+                self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
+        first = (
+            images[0].get("img_path") or self.parse_data_info({**images[0], "raw_ann_info": []})["img_path"]
+        )
         if "://" not in first and self.backend_args is None and not os.path.isfile(first):
             raise UserError(
                 f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
             )
         return images
+
+    def _load_columns(self) -> list[dict] | None:
+        """Return the images of a large file, whose annotations are parsed when they are asked for.
+
+        None: the file is small or unusual; or a subclass or a setting needs the parsed annotations.
+        """
+        own = (getattr(type(self), name) for name in ("load_data_list", "parse_data_info", "filter_data"))
+        needed = self.proposal_file, self.backend_args, None if self.serialize_data else "data_list"
+        changed = self.COCOAPI is not CheckedCOCO or any(method.__module__ != __name__ for method in own)
+        if changed or any(each is not None for each in needed):
+            return None
+        try:
+            from dcnzoo.data.columns import Unusual, read_columns
+
+            report = read_columns(Path(self.ann_file))
+        except (ImportError, Unusual):
+            return None
+        _require_usable(report, self._masks)
+        columns, classes = report.columns, self.metainfo["classes"]
+        _require_classes(self.ann_file, [each["name"] for each in columns.categories], classes)
+        chosen = [each["id"] for each in columns.categories if not classes or each["name"] in classes]
+        self.cat_ids, self.cat2label = chosen, {number: label for label, number in enumerate(chosen)}
+        ids = np.array([image["id"] for image in columns.images])
+        rows, known = columns.rows, columns.rows >= 0
+        self.cat_img_map = defaultdict(list)
+        for number in chosen:
+            self.cat_img_map[number] = ids[np.unique(rows[known & (columns.category_ids == number)])].tolist()
+        used = columns.usable()
+        _warn(report, columns.with_images(np.flatnonzero(~used)))
+        if self._masks:
+            used &= ~columns.ignored & np.isin(columns.category_ids, chosen)
+            self._warn_without_mask(int((used & ~columns.has_mask).sum()), int(used.sum()))
+        order = np.argsort(rows, kind="stable")[np.count_nonzero(~known) :]
+        ends = np.cumsum(np.bincount(rows[known], minlength=len(ids))).tolist()
+        self._entries = columns.entries.take(order)
+        return [
+            {
+                "raw_img_info": {**image, "img_id": image["id"]},
+                "img_id": image["id"],
+                "width": image["width"],
+                "height": image["height"],
+                "span": span,
+            }
+            for image, span in zip(columns.images, zip([0, *ends], ends, strict=False), strict=True)
+        ]
+
+    def get_data_info(self, idx: int) -> dict:
+        info = super().get_data_info(idx)
+        if self._entries is None:
+            return info
+        parsed = self.parse_data_info({**info, "raw_ann_info": self._entries[slice(*info["span"])]})
+        if self._masks:
+            _ignore_without_mask(parsed)
+        return {**parsed, "sample_idx": info["sample_idx"]}
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Convert an image's annotations and free them, which saves a quarter of the memory."""
@@ -219,19 +290,10 @@ class CocoDataset(coco.CocoDataset):
             ends.append(len(data))
         return np.frombuffer(data, np.uint8), np.array(ends, np.int64)
 
-    def _ignore_without_mask(self, images: list[dict]) -> None:
-        """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
-
-        Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
-        """
-        instances = [instance for image in images for instance in image["instances"]]
-        without = [instance for instance in instances if "mask" not in instance]
-        for instance in without:
-            instance.update(mask=[], ignore_flag=1)
+    def _warn_without_mask(self, without: int, total: int) -> None:
         if without:
             print_log(
-                f"{self.ann_file}: {len(without)} of {len(instances)} objects without a "
-                "segmentation are ignored",
+                f"{self.ann_file}: {without} of {total} objects without a segmentation are ignored",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -251,6 +313,20 @@ class CocoDataset(coco.CocoDataset):
                 f"all are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
             )
         return left
+
+
+def _ignore_without_mask(image: dict) -> tuple[int, int]:
+    """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
+
+    Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
+
+    Returns:
+        The numbers of these objects and of all.
+    """
+    without = [instance for instance in image["instances"] if "mask" not in instance]
+    for instance in without:
+        instance.update(mask=[], ignore_flag=1)
+    return len(without), len(image["instances"])
 
 
 @DATASETS.register_module()
