@@ -8,15 +8,18 @@
 import inspect
 import os
 import warnings
-from numbers import Real
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat import flop_counters as _flop_counters
 from dcnzoo.compat import host as _host
 from dcnzoo.compat import mmcv as _mmcv
+from dcnzoo.utils.errors import typed as _typed
 from dcnzoo.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
     from dcnzoo.zoo.evaluation import test
@@ -48,16 +51,17 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
 
 
+@_typed
 def load(
     model: str | os.PathLike,
     *,
     checkpoint: str | os.PathLike | None = None,
-    device: str = "auto",
+    device: "str | torch.device" = "auto",
     score_threshold: float = 0.3,
     channels_last: bool = True,
     fuse: bool = True,
     precision: Literal["float32", "bf16"] = "float32",
-    cfg_options: dict | None = None,
+    cfg_options: Mapping[str, object] | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
     trust_config: bool = False,
@@ -96,19 +100,22 @@ def load(
         UserError: the model is unknown or has no weights, the device cannot be used, the download failed, or
             the checkpoint does not fit.
     """
-    if not isinstance(model, str | os.PathLike):
-        raise TypeError(f"load: model: expected a name, a path or a file of dcnzoo export, got {model!r}")
-    flags = {"unsafe_load": unsafe_load, "allow_partial": allow_partial, "trust_config": trust_config}
-    flags |= {"channels_last": channels_last, "fuse": fuse}
-    for name, flag in flags.items():
-        if isinstance(flag, str):  # "no" would count as true
-            raise TypeError(f"load: {name}: expected True or False, got {flag!r}")
     from dcnzoo.utils.files import EXPORTED
 
-    if not (isinstance(score_threshold, Real) and score_threshold <= 1):  # nor NaN
+    if not score_threshold <= 1:  # nor NaN
         raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")
     if str(model).endswith(EXPORTED):
-        others = {"checkpoint": checkpoint, "cfg_options": cfg_options, **flags}
+        others = {
+            "checkpoint": checkpoint,
+            "cfg_options": cfg_options,
+            "fuse": fuse,
+            "unsafe_load": unsafe_load,
+        }
+        others |= {
+            "allow_partial": allow_partial,
+            "trust_config": trust_config,
+            "channels_last": channels_last,
+        }
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
         return _load_exported(model, settings, others)
 
@@ -129,7 +136,7 @@ def load(
 
 
 def _load_exported(
-    model: str | os.PathLike, settings: dict[str, Any], others: dict[str, object]
+    model: str | os.PathLike, settings: Mapping[str, Any], others: Mapping[str, object]
 ) -> "BaseDetector":
     """Open an exported file; the other arguments of :func:`load` must have their defaults."""
     from dcnzoo.detect.exported import ExportedDetector

@@ -24,7 +24,25 @@ class Int8:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The arguments of ``detector.export``: :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`.
+    """The arguments of ``detector.export``.
+
+    Attributes:
+        path: its ending determines the format: ``.onnx``; ``.xml``, for OpenVINO, with a ``.bin`` file;
+            ``.pt2``, a package of AOTInductor.
+        shape: fixed height and width of the input. Default: number, height and width of images are dynamic;
+            fixed for ``.pt2`` files and detectors that support only one size.
+        precision: of the network; ``Int8("photos/")`` quantises it for these images.
+        opset_version: of ONNX, 18 to 21.
+        deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"``,
+            ``"gatherelements"`` or ``"gridsample"``; default: the one that ``runtime`` supports.
+        runtime: that of the file; its known problems are findings of the result.
+        raw_outputs: export the outputs of a single-stage head.
+        simplify: simplify the graph with onnxslim.
+        verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
+            picture.
+        metadata: entries for the metadata of the file.
+        img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``, as
+            onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
 
     Raises:
         ModuleNotFoundError: a package that writes the file is not installed.

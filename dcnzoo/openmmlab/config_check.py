@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.deformable import arguments, split_settings
 from dcnzoo.openmmlab.settings import (
+    DICTIONARIES,
     LAYERS,
     OLD_KEYS,
     RUNNER_KEYS,
@@ -91,11 +92,14 @@ def find_problems(
 ) -> list[Finding]:
     """List the problems of a config; see :func:`check_config`. ``options`` are paths."""
     unused = _unused(required, runs)
-    missing = [key for key in required if not cfg.get(key) or isinstance(cfg[key], str | int | float)]
-    problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in missing]
-    files = [key for key in ("work_dir", "load_from") if not isinstance(cfg.get(key), str | None)]
-    problems += [Finding(key, f"expected a path, got {cfg[key]}") for key in files]
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+    missing = {key for key in required if not cfg.get(key)}
+    missing |= {key for key in DICTIONARIES if isinstance(cfg.get(key) or {}, str | int | float)}
+    problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in sorted(missing)]
+    texts = [
+        key for key in ("work_dir", "load_from", "default_scope") if not isinstance(cfg.get(key), str | None)
+    ]
+    problems += [Finding(key, f"expected a text, got {cfg[key]}") for key in texts]
+    with DefaultScope.overwrite_default_scope(None if "default_scope" in texts else cfg.get("default_scope")):
         nodes = list(places(cfg))
         problems += [*wrong_keys(nodes), *wrong_values(nodes), *wrong_class_names(cfg)]
         if runs or options:
@@ -213,7 +217,7 @@ def contradictions(nodes: Sequence[Place]) -> Iterator[Finding]:
 
 
 def wrong_class_names(cfg: Config) -> Iterator[Finding]:
-    for loader, _, info in _data(cfg):
+    for loader, _, info in data_sets(cfg):
         if isinstance(names := info.get("classes"), str):
             text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
             yield Finding(f"{loader}: metainfo.classes", text)
@@ -221,7 +225,7 @@ def wrong_class_names(cfg: Config) -> Iterator[Finding]:
 
 def wrong_class_numbers(cfg: Config, loaders: Collection[str] = LOADERS) -> Iterator[Finding]:
     expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASSES}
-    for loader, dataset, info in _data(cfg):
+    for loader, dataset, info in data_sets(cfg):
         if loader not in loaders:
             continue
         # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
@@ -260,7 +264,7 @@ def declared_metainfo(dataset: Mapping) -> dict:
     return load(info if isinstance(info, Mapping) else {})
 
 
-def metainfo(dataset: dict) -> dict:
+def metainfo(dataset: Mapping) -> dict:
     """Return a data set's metainfo, if possible without building it: that may read or generate files."""
     dataset = next(datasets(dataset))
     declared = declared_metainfo(dataset)
@@ -273,7 +277,7 @@ def metainfo(dataset: dict) -> dict:
 
 def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
     """Yield annotation files of evaluators whose images are not those of the data set."""
-    data = list(_data(cfg))
+    data = list(data_sets(cfg))
     loaders = [loader for loader, _, _ in data]
     for loader, dataset, _ in data:
         if loaders.count(loader) > 1:
@@ -300,7 +304,7 @@ def _same_images(*files: str) -> bool:
     return images[0] == images[1]
 
 
-def _data(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
+def data_sets(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
     """Yield every data set's loader, config and metainfo."""
     for loader in filter(cfg.get, LOADERS):
         node = cfg[loader]

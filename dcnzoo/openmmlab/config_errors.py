@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.config_check import dicts
-from dcnzoo.utils.errors import HINT, UserError, describe, printable
+from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 
 # local variables of mmengine's functions that build something from a dictionary
 _BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator")
@@ -25,6 +25,8 @@ def config_errors(cfg: Config) -> Iterator[None]:
         raise
     except Exception as error:
         key, text = _key(cfg, error), describe(error)
+        if key and isinstance(error, TypeError) and "keyword argument" in str(error):
+            text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
         parts = [cfg.filename, key, text.removesuffix(HINT) if key else text]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 

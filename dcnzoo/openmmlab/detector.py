@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.export.options import ExportOptions, ExportResult, Int8
+from dcnzoo.export.options import ExportOptions, ExportResult
 from dcnzoo.layers.fuse import Fuser, view
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
@@ -126,40 +126,11 @@ class TorchDetector(BaseDetector):
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
-    def export(  # type: ignore[override]  # its options have names
-        self,
-        path: str | os.PathLike,
-        *,
-        shape: tuple[int, int] | None = None,
-        precision: Literal["float32", "float16"] | Int8 = "float32",
-        opset_version: int = 19,
-        deform_conv: str | None = None,
-        runtime: str = "onnxruntime",
-        raw_outputs: bool = False,
-        simplify: bool = False,
-        verify: str | os.PathLike | bool = False,
-        metadata: Mapping[str, str] | None = None,
-        img_shape: Literal["optional", "required"] | None = "optional",
-    ) -> ExportResult:
+    def export(self, path: str | os.PathLike, **options: Any) -> ExportResult:
         """Write a file that :func:`dcnzoo.load` and other programs run without OpenMMLab.
 
         Args:
-            path: its ending determines the format: ``.onnx``; ``.xml``, for OpenVINO, with a ``.bin`` file;
-                ``.pt2``, a package of AOTInductor.
-            shape: fixed height and width of the input. Default: number, height and width of images are
-                dynamic; fixed for ``.pt2`` files and detectors that support only one size.
-            precision: of the network; ``Int8("photos/")`` quantises it for these images.
-            opset_version: of ONNX, 18 to 21.
-            deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"``,
-                ``"gatherelements"`` or ``"gridsample"``; default: the one that ``runtime`` supports.
-            runtime: that of the file; its known problems are findings of the result.
-            raw_outputs: export the outputs of a single-stage head.
-            simplify: simplify the graph with onnxslim.
-            verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
-                picture.
-            metadata: entries for the metadata of the file.
-            img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``,
-                as onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
+            path, options: see :class:`dcnzoo.export.options.ExportOptions`.
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
@@ -167,20 +138,7 @@ class TorchDetector(BaseDetector):
         """
         from dcnzoo.openmmlab.export.export import export_detector
 
-        options = ExportOptions(
-            path,
-            shape=shape,
-            precision=precision,
-            opset_version=opset_version,
-            deform_conv=deform_conv,
-            runtime=runtime,
-            raw_outputs=raw_outputs,
-            simplify=simplify,
-            verify=verify,
-            metadata=metadata or {},
-            img_shape=img_shape,
-        )
-        return export_detector(self, options)
+        return export_detector(self, ExportOptions(path, **options))
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         copies = view(self.model)

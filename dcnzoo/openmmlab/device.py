@@ -10,7 +10,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError
 
 
-def require_device(name: str) -> torch.device:
+def require_device(name: str | torch.device) -> torch.device:
     """Return the device; for ``auto`` a GPU if torch detects one, else the CPU.
 
     Raises:
@@ -30,7 +30,7 @@ def require_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def use_device(name: str, launcher: str = "none") -> Iterator[None]:
+def use_device(name: str | torch.device, launcher: str = "none") -> Iterator[None]:
     """Context in which MMEngine's runners use a device.
 
     Raises:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -23,7 +25,7 @@ import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported fil
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
-from dcnzoo.openmmlab.config_check import dicts, metainfo
+from dcnzoo.openmmlab.config_check import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.openmmlab.device import require_device, use_device
 from dcnzoo.openmmlab.hooks import ProgressHook, SummaryHook
@@ -59,7 +61,7 @@ class Start:
     resumes: bool = False
 
 
-def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
+def choose_start(cfg: Config, resume: bool | str | os.PathLike | None, force: bool) -> Start:
     """Decide how a training starts.
 
     Args:
@@ -79,8 +81,8 @@ def choose_start(cfg: Config, resume: bool | str | None, force: bool) -> Start:
         if resumable or start.file is None:
             return Start(resumes=True)
     elif not (resume is None or resume is False):
-        require_file(resume, "resume")
-        return Start(resume, resumes=True)
+        require_file(str(resume), "resume")
+        return Start(str(resume), resumes=True)
     elif cfg.get("resume") and not force:
         start = Start(start.file, resumes=True)
     elif is_trained(cfg.work_dir) and not force:
@@ -117,7 +119,7 @@ def train(
     recipe: Recipe,
     options: TrainOptions,
     *,
-    resume: bool | str | None = False,
+    resume: bool | str | os.PathLike | None = False,
     force: bool = False,
     outputs: Iterable[str] = (),
 ) -> Path:
@@ -206,7 +208,7 @@ def build(
     recipe: Recipe,
     weights: Path | str | None = None,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     unsafe_load: bool = False,
     allow_partial: bool = False,
 ) -> nn.Module:
@@ -249,7 +251,8 @@ def _dataset_meta(cfg: Config, meta: dict) -> dict:
         raise UserError(f"checkpoint: classes: expected a list of names, got {names!r}")
     if names:
         of_file["classes"] = tuple(printable(str(name)) for name in names)
-    merged = {**metainfo(cfg.get("test_dataloader", {}).get("dataset", {})), **of_file}
+    tested = (dataset for loader, dataset, _ in data_sets(cfg) if loader == "test_dataloader")
+    merged = {**metainfo(next(tested, {})), **of_file}
     return {**merged, "palette": merged.get("palette") or "random"}
 
 

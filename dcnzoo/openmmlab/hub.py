@@ -16,7 +16,7 @@ from torch import nn
 
 from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.checkpoints import to_safetensors
-from dcnzoo.utils.errors import UserError, one_line, printable, user_errors
+from dcnzoo.utils.errors import UserError, one_line, printable, typed, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.version import __version__
 
@@ -39,41 +39,33 @@ def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
         UserError: the name is not of this form, the repository or a file does not exist, or the config is not
             accepted.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match:
         raise UserError(f"model: expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION, got {name}")
-
-    def download(file: str) -> Path:
-        try:
-            return Path(hf_hub_download(match[1], file, revision=match[2]))
-        except EntryNotFoundError:
-            raise
-        except Exception as error:  # huggingface_hub's errors have several base classes
-            raise UserError(f"{name}: {file} cannot be downloaded: {one_line(error)}") from error
-
+    files = [CONFIG, PROGRAM, WEIGHTS]
     try:
-        config = download(CONFIG)
-    except EntryNotFoundError as error:
-        try:
-            config = download(PROGRAM)
-        except EntryNotFoundError:
-            raise UserError(f"{name}: {CONFIG} cannot be downloaded: {one_line(error)}") from error
+        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=files))
+    except Exception as error:  # huggingface_hub's errors have several base classes
+        raise UserError(f"{name} cannot be downloaded: {one_line(error)}") from error
+    config, program, weights = (folder / file for file in files)
+    if config.is_file():
+        json_config.read(config, f"{name}: {CONFIG}")
+    elif program.is_file():
+        config = program
         if trust_config is not True:
             raise UserError(
                 f"{name}: expected {CONFIG}, got {PROGRAM}, a program. Only if you trust its author: "
                 "trust_config=True runs it"
-            ) from None
-    else:
-        json_config.read(config, f"{name}: {CONFIG}")
-    try:
-        return config, download(WEIGHTS)
-    except EntryNotFoundError as error:
-        raise UserError(f"{name}: {WEIGHTS} cannot be downloaded: {one_line(error)}") from error
+            )
+    for file in (config, weights):
+        if not file.is_file():
+            raise UserError(f"{name}: expected the file {file.name}, found none")
+    return config, weights
 
 
+@typed
 def push_model(
     model: nn.Module,
     repository: str,

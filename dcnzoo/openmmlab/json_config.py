@@ -6,7 +6,8 @@ other texts are words. What JSON lacks has one spelling each::
     (1, 2)            {"$tuple": [1, 2]}
     {0: 1}            {"$dict": [[0, 1]]}
     float("inf")      {"$float": "inf"}
-    torch.nn.ReLU     "ReLU", its name in the registry, as type
+
+A class as type is its name in the registries.
 """
 
 import inspect
@@ -25,6 +26,7 @@ from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 
+from dcnzoo.openmmlab.class_names import use_names
 from dcnzoo.openmmlab.settings import registered
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.utils.errors import UserError, one_line, printable
@@ -104,6 +106,7 @@ def write(cfg: Config) -> str:
     Raises:
         ValueError: a setting has no spelling in JSON, or is not allowed. The message names the keys.
     """
+    cfg = use_names(cfg)
     try:
         pipeline = get_test_pipeline_cfg(Config(cfg.to_dict()))
     except (AttributeError, RuntimeError) as error:
@@ -165,22 +168,9 @@ def _problems(node: object, path: str, key: str, types: set[str]) -> Iterator[st
 
 
 def _wrong_type(value: object, path: str, types: set[str]) -> Iterator[str]:
-    name = _name_of(value) if inspect.isclass(value) else value
-    scope, _, name = name.rpartition(".") if isinstance(name, str) else ("?", "", "")
+    scope, _, name = value.rpartition(".") if isinstance(value, str) else ("?", "", "")
     if scope not in ("", *SCOPES) or name not in types:
         yield f"{path}: expected a class of {', '.join(SCOPES)}, got {short(value)}"
-
-
-def _name_of(kind: type) -> str | None:
-    """Return the name of a class in the registries, or None."""
-    names = (
-        name
-        for registry in (MODELS, TASK_UTILS, TRANSFORMS)
-        for name, each in registered(registry).items()
-        if each is kind
-    )
-    of_ops = kind.__name__ if getattr(mmcv.ops, kind.__name__, None) is kind else None
-    return next(names, of_ops)
 
 
 @cache
@@ -219,8 +209,6 @@ def _encode(value: Any, path: str) -> Any:
         return [_encode(item, path) for item in value]
     if isinstance(value, tuple):
         return {"$tuple": [_encode(item, path) for item in value]}
-    if inspect.isclass(value):
-        return _name_of(value)
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": str(value)}

@@ -3,17 +3,18 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim.scheduler.param_scheduler import INF
 
 from dcnzoo.openmmlab.settings import dicts
 from dcnzoo.openmmlab.tta import use_test_time_augmentation
-from dcnzoo.utils.errors import UserError, require_flags
+from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_folder
 
 LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
@@ -42,7 +43,7 @@ class RunOptions:
     """
 
     work_dir: str | os.PathLike | None = None
-    device: str = "auto"
+    device: str | torch.device = "auto"
     channels_last: bool = True
     allow_partial: bool = False
     verbose: bool = False
@@ -50,8 +51,7 @@ class RunOptions:
     local_rank: int = 0
 
     def __post_init__(self) -> None:
-        flags = {"allow_partial": self.allow_partial, "verbose": self.verbose}
-        require_flags(channels_last=self.channels_last, **flags)
+        require_types(vars(self), {field.name: field.type for field in fields(self)})
         if self.work_dir == "":
             raise UserError("work_dir: expected a folder, got an empty text")
 
@@ -68,7 +68,7 @@ class RunOptions:
         elif cfg.get("work_dir") is None:
             cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
         require_folder(cfg.work_dir, "work_dir")
-        if self.launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
+        if self.launcher == "none" and (cfg.get("strategy") or {}).get("type") == "DDPStrategy":
             cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
         cfg.default_hooks = cfg.get("default_hooks") or {}
         hooks = cfg.default_hooks
@@ -81,8 +81,8 @@ class RunOptions:
         if self.channels_last and detector and self.launcher == "none" and get_device() == "cpu":
             hooks.channels_last = {"type": "ChannelsLastHook"}
         hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
-        if hooks.checkpoint is not None and hooks.checkpoint.get("type") == "CheckpointHook":
-            hooks.checkpoint.type = "AtomicCheckpointHook"  # None disables it
+        if isinstance(hooks.checkpoint, dict) and hooks.checkpoint.get("type") == "CheckpointHook":
+            hooks.checkpoint["type"] = "AtomicCheckpointHook"  # None disables it
         return []
 
 
@@ -115,7 +115,6 @@ class TrainOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_flags(amp=self.amp, auto_scale_lr=self.auto_scale_lr)
         for name in ("epochs", "batch_size", "patience", "seed"):
             value, least = getattr(self, name), int(name != "seed")
             if value is not None and not (type(value) is int and least <= value < 2**32):
@@ -194,7 +193,6 @@ class TestOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_flags(format_only=self.format_only, tta=self.tta, unsafe_load=self.unsafe_load)
         if self.out is not None and not str(self.out).endswith((".pkl", ".pickle", ".json")):
             raise UserError(f"out: expected a name that ends in .pkl or .json, got {self.out}")
         if self.format_only and (self.metrics or not self.as_json):

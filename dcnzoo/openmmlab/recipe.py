@@ -134,7 +134,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         for key in old & read | old - stored:  # variables; a dump would set them without reading them
             cfg.pop(key)
     options = {} if cfg_options is None else cfg_options
-    if not isinstance(options, Mapping):
+    if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
     try:
         cfg.merge_from_dict(dict(options))

@@ -24,11 +24,14 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.deformable import SETTINGS, arguments
 
-RUNNER_KEYS = {
-    *inspect.signature(runner.Runner).parameters,
-    *inspect.signature(runner.FlexibleRunner).parameters,
-    *("custom_imports", "runner_type", "tta_model"),
+_PARAMETERS = {
+    **inspect.signature(runner.Runner).parameters,
+    **inspect.signature(runner.FlexibleRunner).parameters,
 }
+RUNNER_KEYS = {*_PARAMETERS, "custom_imports", "runner_type", "tta_model"}
+# the keys whose values are dictionaries, some also lists or objects
+DICTIONARIES = {key for key, parameter in _PARAMETERS.items() if "Dict" in str(parameter.annotation)}
+DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
 # settings of layers, from which mmcv removes some before it builds the layer
 LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove

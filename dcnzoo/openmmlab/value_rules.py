@@ -193,7 +193,7 @@ def _metric_names(metric: Mapping) -> str:
     if not default:
         return ""
     prefix, names = re.escape(metric.get("prefix") or default), metric.get("metric", "bbox")
-    names = [names] if isinstance(names, str) else names
+    names = names if isinstance(names, list | tuple) else [str(names)]
     if kind.__name__ != "CocoMetric" or metric.get("metric_items") or not {"bbox", "segm"}.issuperset(names):
         return f"{prefix}/.+"
     items = f"({'|'.join(names)})_mAP(_50|_75|_s|_m|_l)?"

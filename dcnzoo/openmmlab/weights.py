@@ -4,7 +4,6 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from mmengine.model import is_model_wrapper
@@ -201,7 +200,7 @@ def load_state(
     groups = {"with another shape": reshaped, "missing": missing, "not used": unused}
     problems = [f"{_few(names)} {what}" for what, names in groups.items() if names]
     if problems and not allow_partial:
-        hints = [_deformable_hint(model, weights, expected), _config_hint(source), hint]
+        hints = [_deformable_hint(model, weights, expected), hint]
         if name := next((name for name in by_class if name in reshaped), None):
             shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
             hints.insert(0, f"num_classes differs ({shapes})")
@@ -276,14 +275,6 @@ def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
             modulated = value.shape[0] // convolution.shape[-2:].numel() % 3 == 0
             versions[match[1]] = "v2" if modulated else "v1"
     return versions
-
-
-def _config_hint(source: str | os.PathLike) -> str:
-    """Point to the latest config in the checkpoint's folder, where training writes it."""
-    if "://" in str(source):
-        return ""
-    configs = sorted(Path(source).parent.glob("*.py"), key=lambda path: path.stat().st_mtime)
-    return f"the config of its training is {configs[-1]}" if configs else ""
 
 
 def _few(names: Sequence[str]) -> str:

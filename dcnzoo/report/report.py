@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from dcnzoo.report.sections.errors import results_data, show_errors, show_worst
 from dcnzoo.report.sections.pictures import show_detections, show_sampling
 from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
-from dcnzoo.utils.errors import UserError, one_line, user_errors
+from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
 from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
@@ -26,9 +27,10 @@ from dcnzoo.utils.text import counted
 FILES = ("report.html", "report.json", "report.csv")  # in the work directory
 
 
+@typed
 def write_report(
-    folders: Sequence[Path],
-    out: Path | None = None,
+    folders: Sequence[str | os.PathLike],
+    out: str | os.PathLike | None = None,
     labels: Sequence[str] | None = None,
     checkpoint: Path | str | None = None,
     images: int = 5,
@@ -61,10 +63,12 @@ def write_report(
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
     """
-    if out is None:
-        out = folders[0] / FILES[0]
-    elif out == "":
+    if not folders:
+        raise UserError("folders: expected work directories, got none")
+    work_dirs = [*map(Path, folders)]
+    if out == "":
         raise UserError("out: expected a file, got an empty text")
+    out = work_dirs[0] / FILES[0] if out is None else Path(out)
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     data, history = out.with_suffix(".json"), out.with_suffix(".csv")
@@ -74,7 +78,7 @@ def write_report(
         for file in (out, data, history):
             claim(file)
         with user_errors():
-            runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
+            runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
             detectors = load_detectors(runs, device, allow_partial)
         write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
         write_text(data, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")

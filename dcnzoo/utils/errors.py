@@ -1,11 +1,21 @@
 """Errors that the command line prints as one line."""
 
 import errno
+import functools
+import inspect
 import linecache
+import os
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+Function = TypeVar("Function", bound=Callable)
 
 
 class UserError(Exception):
@@ -15,11 +25,56 @@ class UserError(Exception):
         return "\n".join(map(str, self.args))
 
 
-def require_flags(**flags: object) -> None:
-    """Raise UserError unless all values are True or False: the text "no" would count as true."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{name}: expected True or False, got {value!r}")
+class WrongTypeError(UserError, TypeError):
+    """An argument has not the type of its annotation."""
+
+
+# types in annotations → the types of values, and their name in messages
+_KINDS: dict[object, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+    os.PathLike: (os.PathLike, "a path"),
+    Path: (Path, "a path"),
+    Mapping: (Mapping, "a mapping"),
+    Sequence: (Sequence, "a sequence"),
+    Iterable: (Iterable, "a sequence"),
+    type(None): (type(None), "None"),
+}
+
+
+def require_types(values: Mapping[str, object], annotations: Mapping[str, object]) -> None:
+    """Raise WrongTypeError unless each value has the type of its annotation.
+
+    A flag is no number, and a text no sequence and no flag: "no" would count as true. Values with annotations
+    that have other types are not checked.
+    """
+    for name, value in values.items():
+        annotation = annotations.get(name)
+        members = get_args(annotation) if isinstance(annotation, UnionType) else [annotation]
+        types = [get_origin(member) or member for member in members]
+        if not all(each in _KINDS for each in types):
+            continue
+        fits = isinstance(value, tuple(_KINDS[each][0] for each in types))
+        if isinstance(value, bool | str):
+            fits = type(value) in types
+        if not fits:
+            expected = " or ".join(dict.fromkeys(_KINDS[each][1] for each in types))
+            raise WrongTypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def typed(function: Function) -> Function:
+    """Decorator of a public function: :func:`require_types` for its arguments."""
+    signature = inspect.signature(function)
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        require_types(signature.bind(*args, **kwargs).arguments, annotations)
+        return function(*args, **kwargs)
+
+    return cast(Function, checked)
 
 
 HINT = " (DCNZOO_TRACEBACK=1 shows where)"

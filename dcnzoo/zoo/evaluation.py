@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
@@ -18,7 +19,7 @@ from dcnzoo.openmmlab.device import require_device
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
 from dcnzoo.openmmlab.recipe import TEST, TRAINING, Recipe
 from dcnzoo.openmmlab.work_dir import has_checkpoints
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import EXPORTED, last_checkpoint, output_files, write_text
 from dcnzoo.utils.jsonl import append_row, circumstances
@@ -28,6 +29,7 @@ from dcnzoo.zoo.source import resolve
 FIGURES = ("box AP", "mask AP")  # in metafiles
 
 
+@typed
 def test(
     model: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
@@ -42,7 +44,7 @@ def test(
     backend: str | None = None,
     work_dir: str | os.PathLike | None = None,
     cfg_options: Mapping[str, object] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     channels_last: bool = True,
     allow_partial: bool = False,
     unsafe_load: bool = False,
@@ -93,12 +95,13 @@ def test(
         return execute.test(recipe, options, None if exported else weights, claim)
 
 
+@typed
 def reproduce(
     model: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     *,
     train: bool = False,
-    data_root: str | None = None,
+    data_root: str | os.PathLike | None = None,
     subset: int | None = None,
     out: str | os.PathLike = "work_dirs/reproduce.jsonl",
     cfg_options: Mapping[str, object] | None = None,
@@ -157,7 +160,9 @@ def reproduce(
         return row
 
 
-def use_data(cfg: Config, root: str | None, subset: int | None, claim: Callable[[Path], Path]) -> int:
+def use_data(
+    cfg: Config, root: str | os.PathLike | None, subset: int | None, claim: Callable[[Path], Path]
+) -> int:
     """Set the data paths in the config; return the number of images to evaluate.
 
     Args:
@@ -171,7 +176,7 @@ def use_data(cfg: Config, root: str | None, subset: int | None, claim: Callable[
     loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
     if root is not None:
         for dataset in (d for loader in loaders if cfg.get(loader) for d in datasets(cfg[loader].dataset)):
-            dataset.data_root = f"{root.rstrip('/')}/"
+            dataset.data_root = f"{os.fspath(root).rstrip('/')}/"
     tested = list(datasets(cfg.test_dataloader.dataset))
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import yaml
 
 from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, typed
 
 PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
@@ -182,6 +182,7 @@ def _source(package: str, metafile: Path, entry: dict, result: dict) -> str:
     return f"published ({published})"
 
 
+@typed
 def find(name: str) -> Model:
     """Find a model by its config's name, an alias, or ``mmdet::folder/config.py``.
 

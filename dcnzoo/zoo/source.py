@@ -66,7 +66,10 @@ class Source:
 
 
 def resolve(
-    model: str | os.PathLike, checkpoint: str | os.PathLike | None = None, *, trust_config: bool = False
+    model: str | os.PathLike | None,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    trust_config: bool = False,
 ) -> Source:
     """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
 

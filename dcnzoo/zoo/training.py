@@ -3,9 +3,11 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from dcnzoo.data.splits import ReadOptions
 from dcnzoo.openmmlab import execute
@@ -13,12 +15,13 @@ from dcnzoo.openmmlab.device import use_device
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
-from dcnzoo.utils.errors import UserError, require_flags, user_errors
+from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.lock import lock_work_dir
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.own_data import OwnData, prepare
 from dcnzoo.zoo.source import resolve
 
 
+@typed
 def train(
     model: str | os.PathLike | None = None,
     *,
@@ -30,12 +33,12 @@ def train(
     patience: int | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resume: bool | str | None = False,
+    resume: bool | str | os.PathLike | None = False,
     force: bool = False,
     logger: str | None = None,
     seed: int | None = None,
-    device: str = "auto",
-    cfg_options: dict | None = None,
+    device: str | torch.device = "auto",
+    cfg_options: Mapping[str, object] | None = None,
     allow_partial: bool = False,
     channels_last: bool = True,
     launcher: str = "none",
@@ -74,64 +77,57 @@ def train(
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    require_flags(force=force, **only_data)
     options = TrainOptions(
         work_dir=work_dir, device=device, channels_last=channels_last, allow_partial=allow_partial,
         verbose=verbose, launcher=launcher, local_rank=local_rank, epochs=epochs, batch_size=batch_size,
         lr=lr, patience=patience, amp=amp, auto_scale_lr=auto_scale_lr, logger=logger, seed=seed,
     )  # fmt: skip
     with use_device(device, launcher), user_errors():
-        resumes = resume not in (False, None)
-        config, folder, chosen = _find_config(model, data, work_dir, launcher, resumes, force, only_data)
-        if dry_run:
-            return Path(str(folder))
+        if data is None:
+            for name in filter(only_data.get, only_data):
+                raise UserError(f"{name}: expected data, got a training without it")
+            source = resolve(model)
+            config, folder = source.config, source.work_dir if work_dir is None else work_dir
+        else:
+            resumes, reading = resume not in (False, None), ReadOptions(zero_based, clip, skip_invalid)
+            folder, own = _own_data(
+                Path(data).expanduser(), work_dir, model, resumes, force, launcher, reading
+            )
+            if dry_run:
+                return folder
+            config, options = own.config, replace(options, epochs=own.epochs if epochs is None else epochs)
         recipe = Recipe.read(config, cfg_options, TRAINING)
-    options = replace(options, work_dir=folder, epochs=chosen if epochs is None else epochs)
+    options = replace(options, work_dir=folder)
     return execute.train(recipe, options, resume=resume, force=force, outputs=outputs)
 
 
-def _find_config(
-    model: str | os.PathLike | None,
-    data: str | os.PathLike | None,
+def _own_data(
+    data: Path,
     work_dir: str | os.PathLike | None,
-    launcher: str,
+    model: str | os.PathLike | None,
     resume: bool,
     force: bool,
-    only_data: dict[str, bool],
-) -> tuple[Path, str | os.PathLike | None, int | None]:
-    """Return the config, the work directory, and the number of epochs if it is not that of the config."""
-    work_dir = None if work_dir is None else os.path.expanduser(work_dir)
-    if data is None:
-        if model is None:
-            raise UserError("model: expected a name, a config or a work directory, or data, got none")
-        for name, value in only_data.items():
-            if value:
-                raise UserError(f"{name}: expected data, got a training without it")
-        trained = resolve(model)
-        return trained.config, trained.work_dir if work_dir is None else work_dir, None
+    launcher: str,
+    options: ReadOptions,
+) -> tuple[Path, OwnData]:
+    """Prepare data for a training; return the work directory. If it is resumed there, nothing is prepared."""
     if launcher != "none":
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
     if model == "":
         raise UserError("model: expected a name, a config or a work directory, got an empty text")
-    source = Path(data).expanduser()
-    options = ReadOptions(only_data["zero_based"], only_data["clip"], only_data["skip_invalid"])
-    folder = Path("work_dirs", source.resolve().stem) if work_dir is None else Path(work_dir)
-    if not is_trained(folder):
-        return _prepare(source, folder, model, force, options)
-    if resume:
-        return resolve(folder).config, folder, None
-    if not force:
+    folder = Path("work_dirs", data.resolve().stem) if work_dir is None else Path(work_dir).expanduser()
+    replaces = is_trained(folder)
+    if replaces and resume:
+        return folder, OwnData(resolve(folder).config)
+    if replaces and not force:
         raise UserError(execute.TRAINED.format(folder))
-    with lock_work_dir(folder), _data_set_aside(folder / "data", next_replaced(folder)):
-        return _prepare(source, folder, model, force, options)
-
-
-def _prepare(
-    source: Path, folder: Path, model: str | os.PathLike | None, force: bool, options: ReadOptions
-) -> tuple[Path, Path, int | None]:
-    own = prepare(source, folder, None if model is None else str(model), force, options)
+    with contextlib.ExitStack() as stack:
+        if replaces:
+            stack.enter_context(lock_work_dir(folder))
+            stack.enter_context(_data_set_aside(folder / "data", next_replaced(folder)))
+        own = prepare(data, folder, None if model is None else str(model), force, options)
     print(*own.decisions, sep="\n")
-    return own.config, folder, own.epochs
+    return folder, own
 
 
 @contextlib.contextmanager

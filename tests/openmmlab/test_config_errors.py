@@ -3,8 +3,11 @@
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DefaultScope
 
-import dcnzoo.models  # noqa: F401  registers the layers
+import dcnzoo.models
+import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.utils.errors import UserError
 
@@ -17,3 +20,11 @@ def test_the_innermost_dictionary_is_named(tmp_path, depth, key):
     cfg = Config.fromfile(file)
     with pytest.raises(UserError, match=rf"/net\.py: {key}: "), config_errors(cfg):
         MODELS.build(cfg.model)
+
+
+def test_an_unknown_setting_of_a_class_of_dcnzoo():
+    evaluator = {"type": "CocoMetric", "no_such_key": 1}
+    cfg = Config({"test_evaluator": evaluator}, filename=__file__)
+    with pytest.raises(UserError) as error, config_errors(cfg), DefaultScope.overwrite_default_scope("mmdet"):
+        Evaluator([evaluator])
+    assert "no_such_key" in str(error.value) and "error in dcnzoo" not in str(error.value)

@@ -242,7 +242,7 @@ def watch(tmp_path, monkeypatch):
     active = False
     assert not events
     roots = {name.partition(".")[0] for name in {*sys.modules} - modules} - {*sys.stdlib_module_names}
-    assert roots <= {"mmdet", "mmengine", "mmcv", "dcnzoo", "torch", "huggingface_hub"}
+    assert roots <= {"mmdet", "mmengine", "mmcv", "dcnzoo", "torch", "huggingface_hub", "tqdm"}
     assert not (tmp_path / "PWNED").exists()
 
 
@@ -279,7 +279,7 @@ def test_a_repository_executes_nothing(repository, watch):
     for text in PROGRAMS.values():
         (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{text}")
         for trust in ({}, {"trust_config": False}, {"trust_config": 1}):
-            with pytest.raises(UserError, match=r"trust_config=True") as error:
+            with pytest.raises(UserError, match=r"trust_config") as error:
                 dcnzoo.load(NAME, device="cpu", **trust)
             assert len(str(error.value).splitlines()) == 1
 
@@ -316,7 +316,7 @@ def test_names_of_classes_are_a_list_of_texts(tmp_path, classes):
 
 @pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "trust_config", "fuse", "channels_last"])
 def test_a_text_is_no_flag(name):
-    with pytest.raises(TypeError, match=f"load: {name}: expected True or False, got 'no'"):
+    with pytest.raises(TypeError, match=f"^{name}: expected True or False, got 'no'"):
         dcnzoo.load(MODEL, device="cpu", **{name: "no"})
 
 
@@ -333,5 +333,5 @@ def test_names(name):
 
 
 def test_a_repository_that_does_not_exist(repository):
-    with pytest.raises(UserError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"^hf://owner/other cannot be downloaded"):
         dcnzoo.load("hf://owner/other")

@@ -1,0 +1,113 @@
+"""Mistakes in calls: each names the argument or the setting, and none is called an error in dcnzoo."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcnzoo
+from dcnzoo import zoo
+from dcnzoo.openmmlab import execute
+from dcnzoo.report.report import write_report
+from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.evaluation import reproduce
+from dcnzoo.zoo.publishing import publish
+
+from ..demo import PLAIN
+
+MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+ARGUMENTS = [
+    (dcnzoo.load, (3,), {}, "model"),
+    (dcnzoo.load, (["a"],), {}, "model"),
+    (dcnzoo.load, (MODEL,), {"checkpoint": 3}, "checkpoint"),
+    (dcnzoo.load, (MODEL,), {"score_threshold": "0.5"}, "score_threshold"),
+    (dcnzoo.load, (MODEL,), {"fuse": "no"}, "fuse"),
+    (dcnzoo.load, (MODEL,), {"cfg_options": "a=1"}, "cfg_options"),
+    (dcnzoo.load, (MODEL,), {"cfg_options": {3: 4}}, "cfg_options"),
+    (dcnzoo.train, (3,), {}, "model"),
+    (dcnzoo.train, (PLAIN,), {"resume": 3}, "resume"),
+    (dcnzoo.train, (PLAIN,), {"resume": ["a.pth"]}, "resume"),
+    (dcnzoo.train, (PLAIN,), {"work_dir": 3}, "work_dir"),
+    (dcnzoo.train, (), {"data": 3}, "data"),
+    (dcnzoo.train, (), {"data": ["a", "b"]}, "data"),
+    (dcnzoo.train, (PLAIN,), {"logger": ["tensorboard"]}, "logger"),
+    (dcnzoo.train, (PLAIN,), {"outputs": 3}, "outputs"),
+    (dcnzoo.train, (PLAIN,), {"outputs": "report.html"}, "outputs"),
+    (dcnzoo.train, (PLAIN,), {"force": 1}, "force"),
+    (dcnzoo.train, (PLAIN,), {"epochs": True}, "epochs"),
+    (dcnzoo.train, (PLAIN,), {"device": 3}, "device"),
+    (dcnzoo.train, (PLAIN,), {"local_rank": "a"}, "local_rank"),
+    (dcnzoo.train, (PLAIN,), {"cfg_options": [("a", 1)]}, "cfg_options"),
+    (dcnzoo.test, (MODEL,), {"metrics": 3}, "metrics"),
+    (dcnzoo.test, (MODEL,), {"metrics": "bbox"}, "metrics"),
+    (dcnzoo.test, (MODEL,), {"eval_options": [1]}, "eval_options"),
+    (dcnzoo.test, (MODEL,), {"out": 3}, "out"),
+    (dcnzoo.test, (MODEL,), {"out": "x.txt"}, "out"),
+    (dcnzoo.test, (MODEL,), {"show_dir": 3}, "show_dir"),
+    (dcnzoo.test, (MODEL,), {"show_dir": "shown", "show_score_thr": "a"}, "show_score_thr"),
+    (dcnzoo.test, (MODEL,), {"show_score_thr": 0.5}, "show_score_thr"),
+    (dcnzoo.test, (MODEL,), {"backend": "onnxruntime"}, "backend"),
+    (dcnzoo.test, (MODEL, "m.onnx"), {"tta": True}, "tta"),
+    (dcnzoo.test, (MODEL, "m.onnx"), {"unsafe_load": True}, "unsafe_load"),
+    (dcnzoo.test, (MODEL, "m.onnx"), {"cfg_options": {"model.neck": None}}, "cfg_options"),
+    (dcnzoo.test, (MODEL,), {"cfg_options": 3}, "cfg_options"),
+    (reproduce, (MODEL,), {"data_root": 3}, "data_root"),
+    (reproduce, (MODEL,), {"subset": "a"}, "subset"),
+    (reproduce, (MODEL,), {"out": 3}, "out"),
+    (write_report, ([],), {}, "folders"),
+    (write_report, ("work",), {}, "folders"),
+    (write_report, (["work"],), {"out": 3}, "out"),
+    (publish, (3, "x.pth"), {}, "checkpoint"),
+    (zoo.find, (3,), {}, "name"),
+]
+SETTINGS = [
+    (dcnzoo.load, "test_dataloader", 3),
+    (dcnzoo.load, "default_scope", 3),
+    (dcnzoo.load, "custom_imports", 3),
+    (dcnzoo.train, "default_hooks", 3),
+    (dcnzoo.train, "auto_scale_lr", 3),
+    (dcnzoo.train, "strategy", 3),
+    (dcnzoo.test, "default_hooks", 3),
+    (dcnzoo.test, "visualizer", "x"),
+]
+
+
+@pytest.mark.parametrize(("function", "positional", "options", "argument"), ARGUMENTS)
+def test_arguments(function, positional, options, argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").touch()
+    with pytest.raises(UserError, match=f"^{argument}: expected ") as error:
+        function(*positional, **options)
+    assert "error in dcnzoo" not in str(error.value)
+
+
+@pytest.mark.parametrize(("function", "key", "value"), SETTINGS)
+def test_settings(function, key, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = PLAIN if function is dcnzoo.train else MODEL
+    with pytest.raises(UserError, match=key.rpartition(".")[2]) as error:
+        function(model, cfg_options={key: value})
+    assert "error in dcnzoo" not in str(error.value)
+
+
+def test_a_repository_needs_a_name():
+    model = torch.nn.Conv2d(3, 3, 3)
+    push = functools.partial(dcnzoo.openmmlab.hub.push_model, model)
+    for name, options in ((None, {}), ("a/b", {"metrics": 3})):
+        with pytest.raises(UserError, match=r"^(repository|metrics): expected a"):
+            push(name, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": Path(PLAIN), "work_dir": Path("work"), "resume": None, "outputs": ["report.html"]},
+        {"model": PLAIN, "lr": 1, "device": torch.device("cpu"), "cfg_options": {}},
+        {"model": PLAIN, "epochs": None, "seed": 0, "verbose": True, "launcher": "none"},
+    ],
+)
+def test_arguments_that_are_right(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execute, "train", lambda recipe, options, **others: Path(recipe.cfg.filename))
+    assert dcnzoo.train(**options) == Path(PLAIN)
