@@ -24,11 +24,12 @@ FLOORS = (
     "cli", "diagnosis", "report", "zoo", "models", "openmmlab", "export", "data", "detect", "compat",
     "backbones", "layers", "ops", "utils",
 )  # fmt: skip
-# What a floor calls that a higher one has handed to it: hooks, patches, tensors that watch a call, iterators
+# What a floor calls that a higher one has handed to it: hooks, patches, tensors that watch a call, iterators,
+# functions with a decorator
 CALLBACKS = {
     ("compat", "openmmlab"), ("compat", "export"), ("detect", "openmmlab"), ("export", "openmmlab"),
     ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"), ("ops", "openmmlab"),
-    ("utils", "detect"),
+    ("utils", "detect"), ("utils", "openmmlab"), ("utils", "report"), ("utils", "zoo"),
 }  # fmt: skip
 
 
