@@ -104,18 +104,15 @@ def load(
 
     if not score_threshold <= 1:  # nor NaN
         raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")
+    loading = {"unsafe_load": unsafe_load, "allow_partial": allow_partial}
     if str(model).endswith(EXPORTED):
         others = {
             "checkpoint": checkpoint,
             "cfg_options": cfg_options,
-            "fuse": fuse,
-            "unsafe_load": unsafe_load,
-        }
-        others |= {
-            "allow_partial": allow_partial,
             "trust_config": trust_config,
-            "channels_last": channels_last,
+            **loading,
         }
+        others |= {"fuse": fuse, "channels_last": channels_last}
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
         return _load_exported(model, settings, others)
 
@@ -128,10 +125,7 @@ def load(
     require_device(device)  # before the download
     source = resolve(model, checkpoint, trust_config=trust_config)
     weights = source.read_weights()
-    recipe = Recipe.read(source.config, cfg_options)
-    network = execute.build(
-        recipe, weights, device=device, unsafe_load=unsafe_load, allow_partial=allow_partial
-    )
+    network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
     return TorchDetector(network, score_threshold, channels_last, fuse, precision)
 
 
