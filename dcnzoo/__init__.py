@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
-    from dcnzoo.zoo.evaluation import test
+    from dcnzoo.zoo.testing import test
     from dcnzoo.zoo.training import train
 
 __all__ = ["__version__", "from_deformable", "load", "test", "to_deformable", "train"]
@@ -45,7 +45,7 @@ def __getattr__(name: str):
 
         return train
     if name == "test":
-        from dcnzoo.zoo.evaluation import test
+        from dcnzoo.zoo.testing import test
 
         return test
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")

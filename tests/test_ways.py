@@ -93,6 +93,6 @@ def test_ways(tmp_path):
     for name, command in commands.items():
         with followed() as (files, upwards):
             run(*command)
-        assert len(described[name]) <= 12
+        assert len(described[name]) <= 11
         assert [file for file in files if file in described[name]] == described[name], name
         assert upwards <= CALLBACKS, name

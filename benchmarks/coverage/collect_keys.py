@@ -1,8 +1,8 @@
 """Write the keys that the configs of MMDetection and of the zoo set, for dcnzoo's check of configs.
 
 ``python benchmarks/coverage/collect_keys.py`` reads about 900 configs in a minute and writes
-``dcnzoo/openmmlab/settings.json``: class → path in its dictionary → keys that no signature has, and the keys
-that MMDetection's code reads from dictionaries of settings. A class is the most general one that has the
+``dcnzoo/openmmlab/known_keys.json``: class → path in its dictionary → keys that no signature has, and the
+keys that MMDetection's code reads from dictionaries of settings. A class is the most general one that has the
 argument: ``test_cfg`` of a Mask R-CNN is a row of TwoStageDetector.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mmdet
 
-from dcnzoo.openmmlab import recipe, settings
+from dcnzoo.openmmlab import known_keys, recipe
 from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ FREE = {
     "caption_prompt",
     "path_mapping",
     "default_hooks",
-    *settings.LAYERS,
+    *known_keys.LAYER_SETTINGS,
 }
 READ = re.compile(
     r"""(?:train|test|rcnn|rpn|proposal)?_?cfg(?:\.get\(|\.pop\(|\[|,\ |\.)\s*['"]?([a-z]\w+)|"""
@@ -47,9 +47,9 @@ def main() -> None:
         with suppress(UserError, FileNotFoundError):  # packages that are not installed, missing bases
             cfg = recipe.read_config_file(path)
             number += 1
-            for place in settings.places(cfg):
+            for place in known_keys.places(cfg):
                 if not FREE & {*place.path.split("."), *place.bases}:
-                    new = place.node.keys() - place.arguments()[0].keys() - settings.ANY_MODULE
+                    new = place.node.keys() - place.arguments()[0].keys() - known_keys.ANY_MODULE
                     keys[owner(place)][place.inner] |= new
     table = {
         name: {inner: sorted(each) for inner, each in sorted(inners.items()) if each}
@@ -59,10 +59,10 @@ def main() -> None:
     head = f'"date": "{datetime.date.today()}", "mmdet": "{mmdet.__version__}", "configs": {number}'
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(inners)}" for name, inners in table.items())
     text = f'{{{head},\n"read": {json.dumps(sorted(set(keys_read())))},\n"keys": {{\n{rows}\n}}}}\n'
-    (ROOT / "dcnzoo/openmmlab/settings.json").write_text(text)
+    (ROOT / "dcnzoo/openmmlab/known_keys.json").write_text(text)
 
 
-def owner(place: settings.Place) -> str:
+def owner(place: known_keys.Place) -> str:
     """Return the name of the most general class that has the argument which contains the dictionary."""
     argument = place.inner.partition(".")[0]
     bases = [base for base in getattr(place.kind, "__mro__", ()) if base.__module__.startswith("mm")]

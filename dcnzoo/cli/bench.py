@@ -74,7 +74,7 @@ def command(
         exported = (model, *exported)
     else:
         from dcnzoo.openmmlab import execute
-        from dcnzoo.openmmlab import profile as of_pytorch
+        from dcnzoo.openmmlab import variants as of_pytorch
         from dcnzoo.openmmlab.recipe import Recipe
         from dcnzoo.zoo.source import resolve
 

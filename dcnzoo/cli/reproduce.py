@@ -44,7 +44,7 @@ def command(out: Path, **options: Any) -> None:
 
     from mmengine.dist import is_main_process
 
-    from dcnzoo.zoo.evaluation import reproduce
+    from dcnzoo.zoo.testing import reproduce
 
     row = reproduce(out=out, **options)
     if is_main_process():

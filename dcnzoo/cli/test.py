@@ -50,6 +50,6 @@ def command(weights: str | None, checkpoint: str | None, **options: Any) -> None
     if weights:
         _options.refuse("CHECKPOINT", "checkpoint")
 
-    from dcnzoo.zoo.evaluation import test
+    from dcnzoo.zoo.testing import test
 
     test(checkpoint=weights or checkpoint, **options)

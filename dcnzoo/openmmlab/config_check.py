@@ -15,9 +15,9 @@ from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.deformable import arguments, split_settings
-from dcnzoo.openmmlab.settings import (
+from dcnzoo.openmmlab.known_keys import (
     DICTIONARIES,
-    LAYERS,
+    LAYER_SETTINGS,
     OLD_KEYS,
     RUNNER_KEYS,
     Place,
@@ -34,7 +34,7 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-CLASSES = ("num_classes", "num_things_classes", "num_stuff_classes")
+CLASS_NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
 # dictionaries whose keys are names that the user chooses
@@ -186,7 +186,7 @@ def wrong_keys(nodes: Sequence[Place]) -> Iterator[Finding]:
 
 def _is_layer(place: Place) -> bool:
     of_torch = getattr(place.kind, "__module__", "").startswith("torch.")
-    return place.path.startswith("model") and (of_torch or bool(LAYERS & {*place.path.split(".")}))
+    return place.path.startswith("model") and (of_torch or bool(LAYER_SETTINGS & {*place.path.split(".")}))
 
 
 def _wrong_name(place: Place) -> Iterator[Finding]:
@@ -224,14 +224,14 @@ def wrong_class_names(cfg: Config) -> Iterator[Finding]:
 
 
 def wrong_class_numbers(cfg: Config, loaders: Collection[str] = LOADERS) -> Iterator[Finding]:
-    expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASSES}
+    expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASS_NUMBERS}
     for loader, dataset, info in data_sets(cfg):
         if loader not in loaders:
             continue
         # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
         if isinstance(info.get("classes"), list | tuple) and dataset.get("type") != "MOTChallengeDataset":
             things, stuff = info.get("thing_classes", info["classes"]), info.get("stuff_classes", ())
-            for key, names in zip(CLASSES, (things, things, stuff), strict=True):
+            for key, names in zip(CLASS_NUMBERS, (things, things, stuff), strict=True):
                 expected[key].setdefault(len(names), []).append(loader)
     for path, node in dicts(cfg.get("model"), "model"):
         # the outputs of detectors with a language model are words
@@ -239,7 +239,7 @@ def wrong_class_numbers(cfg: Config, loaders: Collection[str] = LOADERS) -> Iter
             continue
         kind = class_of(node, "MODELS")
         signature = {} if kind is None else arguments(kind)[0]
-        for key in CLASSES[1:] if OTHER_CLASSES & {*path.split(".")} else CLASSES:
+        for key in CLASS_NUMBERS[1:] if OTHER_CLASSES & {*path.split(".")} else CLASS_NUMBERS:
             number = node.get(key, signature[key].default if key in signature else None)
             for count in expected[key].keys() - {number} if isinstance(number, int) else ():
                 where = ", ".join(dict.fromkeys(expected[key][count]))

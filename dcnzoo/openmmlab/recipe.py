@@ -12,11 +12,11 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab import json_config
-from dcnzoo.openmmlab.class_names import use_names
 from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.known_keys import OLD_KEYS, dicts, variables
 from dcnzoo.openmmlab.options import RunOptions
-from dcnzoo.openmmlab.settings import OLD_KEYS, dicts, variables
 from dcnzoo.openmmlab.setup import setup
+from dcnzoo.openmmlab.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
 
 setup()  # any config may use dcn=True

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.settings import Place, class_of, dicts
+from dcnzoo.openmmlab.known_keys import Place, class_of, dicts
 from dcnzoo.utils.findings import Finding
 
 

@@ -25,7 +25,7 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
-CLASSES = ("num_classes", "num_things_classes")
+CLASS_NUMBERS = ("num_classes", "num_things_classes")
 # settings of a pretrained backbone that freeze layers → values that do not
 FROZEN = {"frozen_stages": -1, "norm_eval": False}
 # values that disable the arguments of a data set that CocoDataset does not have
@@ -33,7 +33,7 @@ EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckedData:
     """Checked annotations, and the folder of their images."""
 
     report: Report
@@ -73,12 +73,12 @@ def write_config(
     reports = [checked_coco(train, images)]
     reports.append(checked_coco(val, val_images or images, tuple(reports[0].per_class)))
     folders = Path(images), Path(val_images or images)
-    sources = dict(zip(("train", "val"), map(Source, reports, folders), strict=True))
+    sources = dict(zip(("train", "val"), map(CheckedData, reports, folders), strict=True))
     return write_settings(sources, out, model, weights, changes)[0]
 
 
 def write_settings(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, CheckedData],
     out: str | Path,
     model: str | None = None,
     weights: bool = True,
@@ -145,7 +145,7 @@ def _data_settings(
     config: Config,
     model: str,
     without: Mapping[Path, int],  # file → number of objects without a mask
-    sources: Mapping[str, Source],
+    sources: Mapping[str, CheckedData],
     folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
@@ -191,7 +191,7 @@ def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:
     return keys, dataset
 
 
-def _with_data(config: Config, loader: str, source: Source, folder: Path) -> dict:
+def _with_data(config: Config, loader: str, source: CheckedData, folder: Path) -> dict:
     keys, dataset = _dataset(config, loader)
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],
@@ -225,7 +225,7 @@ def _number_of_classes(config: Config, model: str) -> int:
     """Return the value of ``num_classes`` that is the number of classes in the training data."""
     _, dataset = _dataset(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
-    numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in CLASSES}
+    numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in CLASS_NUMBERS}
     values = sorted(number for number in numbers if isinstance(number, int))
     expected = values[0] if len(values) == 1 else len(known)
     if expected not in values:
@@ -238,7 +238,7 @@ def _number_of_classes(config: Config, model: str) -> int:
 
 
 def _set_number_of_classes(node: dict, before: int, after: int) -> None:
-    node.update({key: after for key in CLASSES if node.get(key) == before})
+    node.update({key: after for key in CLASS_NUMBERS if node.get(key) == before})
     weight = node.get("class_weight")
     if isinstance(weight, list | tuple) and len(weight) == before + 1:
         node["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background

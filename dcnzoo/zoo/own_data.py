@@ -17,7 +17,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import output_files, write_bytes
 from dcnzoo.utils.findings import shown
 from dcnzoo.utils.text import counted
-from dcnzoo.zoo.config_writer import BOXES, MASKS, Source, objects_without_mask, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, CheckedData, objects_without_mask, write_settings
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
 # generated shapes, the second from random ones.
@@ -154,7 +154,7 @@ def _unify(contents: Sequence[dict]) -> None:
             annotation["category_id"] = ids[annotation["category_id"]]
 
 
-def _sources(parts: Sequence[Part], folder: Path) -> tuple[dict[str, Source], str]:
+def _sources(parts: Sequence[Part], folder: Path) -> tuple[dict[str, CheckedData], str]:
     """Return the data of each split, and how the validation set was chosen if the data has none."""
     read: dict[str, tuple[dict, Path]] = {
         part.split: (part.load().content, part.load().folder) for part in parts
@@ -169,13 +169,13 @@ def _sources(parts: Sequence[Part], folder: Path) -> tuple[dict[str, Source], st
         read = {"train": (train, pool[1]), "val": (val, pool[1]), **read}
         chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
     sources = {
-        split: Source(Report(folder / f"{split}.json", content, []), images)
+        split: CheckedData(Report(folder / f"{split}.json", content, []), images)
         for split, (content, images) in read.items()
     }
     return sources, chosen
 
 
-def _described(split: str, source: Source, how: str) -> str:
+def _described(split: str, source: CheckedData, how: str) -> str:
     report = source.report
     crowds = f" and {counted(report.crowds, 'crowds')}" if report.crowds else ""
     counts = [
@@ -186,7 +186,9 @@ def _described(split: str, source: Source, how: str) -> str:
     return f"{split:8}  {', '.join(counts)}: {source.images}{how}"
 
 
-def _configure(out: Path, sources: Mapping[str, Source], model: str | None, decisions: list[str]) -> OwnData:
+def _configure(
+    out: Path, sources: Mapping[str, CheckedData], model: str | None, decisions: list[str]
+) -> OwnData:
     """Choose a model and write the config."""
     masks = not any(objects_without_mask(source.report) for source in sources.values())
     small = model is None and get_device() == "cpu"

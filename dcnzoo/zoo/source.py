@@ -89,7 +89,7 @@ def resolve(
     elif trust_config:
         raise UserError(f"trust_config: expected a model of the Hub, {hub.PREFIX}OWNER/NAME, got {name}")
     else:
-        sources = (kind(name, Path(os.path.expanduser(name)), checkpoint) for kind in KINDS)
+        sources = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
         source = next(source for source in sources if source is not None)
     if checkpoint is None or (source.choice and checkpoint in CHECKPOINTS):
         return source
@@ -155,8 +155,8 @@ def _published(name: str, path: Path, checkpoint: object) -> Source:
     return Source(name, entry.config, entry.weights[0] if len(entry.weights) == 1 else None)
 
 
-Kind = Callable[[str, Path, str | os.PathLike | None], Source | None]
-KINDS: tuple[Kind, ...] = (_repository, _work_directory, _checkpoint, _config, _published)
+Resolver = Callable[[str, Path, str | os.PathLike | None], Source | None]
+RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _config, _published)
 
 
 def _configs(folder: Path) -> list[Path]:

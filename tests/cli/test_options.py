@@ -11,9 +11,9 @@ from mmengine.config import Config
 
 import dcnzoo
 import dcnzoo.openmmlab.export.export
-import dcnzoo.openmmlab.profile
+import dcnzoo.openmmlab.variants
 import dcnzoo.report.detector
-import dcnzoo.zoo.evaluation
+import dcnzoo.zoo.testing
 import dcnzoo.zoo.training
 from dcnzoo.detect.session import Session
 from dcnzoo.report.report import write_report
@@ -205,20 +205,20 @@ def library(monkeypatch, tmp_path):
         recorder.calls.append(("claim", str(path), ""))
         return Path(path)
 
-    for path, result in (("cli._options", claim), ("zoo.evaluation", nullcontext(claim))):
+    for path, result in (("cli._options", claim), ("zoo.testing", nullcontext(claim))):
         recorder.replace(f"dcnzoo.{path}.output_files", result)
     for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
         monkeypatch.setattr(f"dcnzoo.{path}", Detector)
     monkeypatch.setattr("dcnzoo.openmmlab.recipe.read_config_file", cfg_of)
     monkeypatch.setattr("dcnzoo.openmmlab.recipe.check_config", lambda *args: None)
     for path, result in {
-        "zoo.source.resolve": source, "zoo.evaluation.resolve": source,
+        "zoo.source.resolve": source, "zoo.testing.resolve": source,
         "openmmlab.execute.build": torch.nn.Identity(), "openmmlab.device.require_device": None,
         "openmmlab.flops.count": [({"conv": 1}, (1, 3, 2, 2))], "detect.timing.exported": {},
-        "detect.timing.pictures": [0], "openmmlab.profile.variants": {}, "openmmlab.profile.shares": [],
+        "detect.timing.pictures": [0], "openmmlab.variants.variants": {}, "openmmlab.variants.shares": [],
         "detect.timing.measure": {}, "detect.timing.evaluate": None, "detect.timing.fastest": "",
-        "zoo.evaluation.use_data": 1, "openmmlab.execute.train": None,
-        "zoo.evaluation.last_checkpoint": Path("w.pth"), "export.known_problems.check": [],
+        "zoo.testing.use_data": 1, "openmmlab.execute.train": None,
+        "zoo.testing.last_checkpoint": Path("w.pth"), "export.known_problems.check": [],
     }.items():  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", result)
     for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",

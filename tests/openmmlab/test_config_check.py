@@ -15,9 +15,9 @@ import dcnzoo
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab import execute, recipe
 from dcnzoo.openmmlab.config_check import check_config, find_problems
+from dcnzoo.openmmlab.known_keys import OLD_KEYS
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.openmmlab.recipe import read_config_file
-from dcnzoo.openmmlab.settings import OLD_KEYS
 from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, invoke, run

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.settings import dicts
+from dcnzoo.openmmlab.known_keys import dicts
 
 # dictionaries whose keys are chosen by the user or by mmcv's layers, which take some of them out
 FREE = {

@@ -11,8 +11,8 @@ from dcnzoo import zoo
 from dcnzoo.openmmlab import execute
 from dcnzoo.report.report import write_report
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.evaluation import reproduce
 from dcnzoo.zoo.publishing import publish
+from dcnzoo.zoo.testing import reproduce
 
 from ..demo import PLAIN
 

@@ -11,7 +11,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.openmmlab.detector import TorchDetector
 
 # parts of the names of operators; the first kind that fits counts
-KINDS = {
+OPERATORS = {
     "deformable operators": ("dcnzoo::deform", "dcnzoo::dcn", "dcnzoo::ms_deform"),
     "RoIAlign": ("roi_align",),
     "NMS": ("nms", "NMS"),
@@ -41,13 +41,15 @@ def shares(detectors: Mapping[str, BaseDetector], image: np.ndarray) -> list[lis
             detector(image)  # a first call allocates memory and creates oneDNN's kernels
             with profile(activities=[ProfilerActivity.CPU]) as profiled:
                 detector(image)
-            times = dict.fromkeys((*KINDS, "other"), 0.0)
+            times = dict.fromkeys((*OPERATORS, "other"), 0.0)
             for event in profiled.key_averages():
-                kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "other")
+                kind = next(
+                    (k for k, parts in OPERATORS.items() if any(p in event.key for p in parts)), "other"
+                )
                 times[kind] += event.self_cpu_time_total
             columns[name] = times
     rows = [
         [kind, *(f"{each[kind] / sum(each.values()):.1%}" for each in columns.values())]
-        for kind in (*KINDS, "other")
+        for kind in (*OPERATORS, "other")
     ]
     return [["", *columns], *rows]

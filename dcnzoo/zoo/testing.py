@@ -3,11 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
@@ -34,24 +33,9 @@ def test(
     model: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     *,
-    metrics: Sequence[str] = (),
-    eval_options: Mapping[str, object] | None = None,
-    out: str | os.PathLike | None = None,
-    format_only: bool = False,
-    show_dir: str | os.PathLike | None = None,
-    show_score_thr: float | None = None,
-    tta: bool = False,
-    backend: str | None = None,
-    work_dir: str | os.PathLike | None = None,
     cfg_options: Mapping[str, object] | None = None,
-    device: str | torch.device = "auto",
-    channels_last: bool = True,
-    allow_partial: bool = False,
-    unsafe_load: bool = False,
     force: bool = False,
-    verbose: bool = False,
-    launcher: str = "none",
-    local_rank: int = 0,
+    **options: Any,
 ) -> dict[str, float]:
     """Evaluate a detector on the test set of its config; return the metrics::
 
@@ -64,11 +48,9 @@ def test(
         model: a name in the zoo, a config file or a work directory.
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
-        metrics, eval_options, out, format_only, show_dir, show_score_thr, tta, backend, work_dir, device,
-            channels_last, allow_partial, unsafe_load, verbose, launcher, local_rank: see
-            :class:`dcnzoo.openmmlab.options.TestOptions`.
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
         force: replace output files that no test has written.
+        options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
 
     Returns:
         ``box AP``, ``mask AP50`` and so on, from 0 to 1; other metrics under the evaluator's names.
@@ -80,19 +62,14 @@ def test(
     of_model = [key for key in cfg_options or () if key.startswith("model.")]
     if exported and of_model:
         raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
-    options = TestOptions(
-        metrics=metrics, eval_options=eval_options or {}, out=out, format_only=format_only, show_dir=show_dir,
-        show_score_thr=show_score_thr, tta=tta, backend=backend, work_dir=work_dir, device=device,
-        channels_last=channels_last, allow_partial=allow_partial, unsafe_load=unsafe_load, verbose=verbose,
-        launcher=launcher, local_rank=local_rank, exported=exported,
-    )  # fmt: skip
+    of_test = TestOptions(exported=exported, **options)
     with output_files("test", force=force) as claim, user_errors():
-        for file in options.files():
+        for file in of_test.files():
             claim(file)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = Recipe.read(source.config, cfg_options, TEST)
-        return execute.test(recipe, options, None if exported else weights, claim)
+        return execute.test(recipe, of_test, None if exported else weights, claim)
 
 
 @typed

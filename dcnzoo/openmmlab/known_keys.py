@@ -33,7 +33,7 @@ RUNNER_KEYS = {*_PARAMETERS, "custom_imports", "runner_type", "tta_model"}
 DICTIONARIES = {key for key, parameter in _PARAMETERS.items() if "Dict" in str(parameter.annotation)}
 DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
 # settings of layers, from which mmcv removes some before it builds the layer
-LAYERS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
+LAYER_SETTINGS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
 ANY_MODULE = {"type", "_scope_", "init_cfg", "bg_cls_weight", *SETTINGS}
 # the packages whose classes the table knows
@@ -157,7 +157,7 @@ def read_table() -> dict[str, Any]:
     ``keys``: class → path in its dictionary → keys that published configs set there and no signature has;
     ``read``: keys that MMDetection reads from ``train_cfg`` and ``test_cfg``.
     """
-    return json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("known_keys.json").read_text(encoding="utf-8"))
 
 
 def places(cfg: Config) -> Iterator[Place]:
