@@ -7,7 +7,8 @@ launch() {
     shift 3
     local per_node=$((gpus_per_node > 0 && gpus_per_node < gpus ? gpus_per_node : gpus))
     [ "$gpus_per_node" -eq 0 ] || resource=--gres=gpu:$per_node
-    export MASTER_PORT=${PORT:-29500}
+    # without PORT, the tasks derive it from the number of the job
+    [ -z "${PORT:-}" ] || export MASTER_PORT=$PORT
     # end the job if a task dies: the other tasks would wait for it
     # shellcheck disable=SC2086  # unquoted: may be empty or several words
     exec srun --partition="$partition" --job-name="$job_name" --ntasks="$gpus" --ntasks-per-node="$per_node" \

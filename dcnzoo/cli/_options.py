@@ -282,7 +282,8 @@ runner = combined(
     option(
         "--launcher",
         type=click.Choice(["none", "pytorch", "slurm", "mpi"]),
-        default="none",
+        default=lambda: "pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none",
+        show_default="none, pytorch under torchrun",
         help="Launcher of a distributed run.",
     ),
     device,

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import click
 
-from dcnzoo.utils.errors import UserError, describe, disk_is_full, one_line
+from dcnzoo.utils.errors import JointError, UserError, describe, disk_is_full, one_line
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.text import columns
 
@@ -37,7 +37,7 @@ def one_line_errors() -> Iterator[None]:
         except Exception as error:
             if os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise
-            sys.exit("\n".join(f"error: {one_line(Exception(line))}" for line in _lines(error)))
+            sys.exit("\n".join(f"error: {one_line(Exception(line))}" for line in _lines(error)) or 1)
         except KeyboardInterrupt as error:
             print(f"interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
             sys.exit(130)  # click would exit with 1
@@ -46,6 +46,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _lines(error: Exception) -> Sequence[object]:
+    if isinstance(error, JointError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        return []
     if isinstance(error, UserError):
         return error.args
     if isinstance(error, FileNotFoundError | ModuleNotFoundError):

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from torch import nn
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
+from dcnzoo.openmmlab import ranks
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.config_check import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.config_errors import config_errors
 from dcnzoo.openmmlab.device import require_device, use_device
-from dcnzoo.openmmlab.hooks import ProgressHook, SummaryHook
+from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.recipe import Recipe
@@ -114,6 +115,20 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
     return f"{cfg.work_dir}: {done} of {end} {units} are done, nothing is left to train{hint}"
 
 
+def _decide(
+    cfg: Config, resume: bool | str | os.PathLike | None, force: bool, outputs: Iterable[str]
+) -> Start | None:
+    """Return how the training starts; None, with a line that says so, if it is complete."""
+    start = choose_start(cfg, resume, force)
+    if line := nothing_left(cfg, start):
+        print(line)
+        return None
+    with output_files("report", force=force) as claim:
+        for name in outputs:
+            claim(Path(cfg.work_dir, name))
+    return start
+
+
 @separate_run()
 def train(
     recipe: Recipe,
@@ -137,14 +152,13 @@ def train(
         with user_errors():
             recipe = recipe.with_options(options)
             cfg, work_dir = recipe.cfg, recipe.work_dir
-            start = choose_start(cfg, resume, force)
-            if line := nothing_left(cfg, start):
-                print(line)
+            ranks.join(cfg)
+            start = ranks.from_rank_0(lambda: _decide(cfg, resume, force, outputs))
+            if start is None:
                 return work_dir
-            with output_files("report", force=force) as claim:
-                for name in outputs:
-                    claim(work_dir / name)
-        with lock_work_dir(work_dir, cfg.launcher), _training_hints(work_dir), config_errors(cfg):
+        with ExitStack() as stack, _training_hints(work_dir), config_errors(cfg), ranks.faults():
+            ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
+            ranks.agree_on_config(cfg)
             replaces = is_trained(work_dir) and not start.resumes
             changes = ", ".join(recipe.changes)
             runner = build_runner(
@@ -282,7 +296,10 @@ def build_runner(
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
     resumes = cfg.pop("resume", False)
     start = start or Start(cfg.get("load_from"), resumes)
-    changes: dict[str, object] = {"dump_config": lambda self: None}  # WorkDirHook writes it
+    changes: dict[str, object] = {
+        "dump_config": lambda self: None,  # WorkDirHook writes it
+        "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
+    }
     if summary is not None:
         changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
     subclass: Any = type(kind.__name__, (kind,), changes)
@@ -290,7 +307,8 @@ def build_runner(
     runner._load_from, runner._resume = start.file, start.resumes
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    for hook in filter(None, (writer, summary)):
+    training_hooks = (ranks.AgreementHook(), ScheduleHook()) if writer else ()
+    for hook in filter(None, (writer, summary, *training_hooks)):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))

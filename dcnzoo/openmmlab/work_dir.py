@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from dcnzoo.openmmlab import ranks
 from dcnzoo.openmmlab.recipe import DIRECTORY, Recipe
 from dcnzoo.utils.files import LAST, files_beside, output_files, read_beside, write_text
 
@@ -92,7 +93,7 @@ class WorkDirHook(Hook):
         name = Path(recipe.cfg.filename or "config").with_suffix(".py").name  # also of JSON or YAML
         self._file = recipe.work_dir / name
         with output_files("train", force=self._force) as claim:
-            claim(self._file)
+            ranks.from_rank_0(lambda: claim(self._file))
 
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():

@@ -25,6 +25,10 @@ class UserError(Exception):
         return "\n".join(map(str, self.args))
 
 
+class JointError(UserError):
+    """An error of all processes of a distributed training. The terminal shows it once for each machine."""
+
+
 class WrongTypeError(UserError, TypeError):
     """An argument has not the type of its annotation."""
 

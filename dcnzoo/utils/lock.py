@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import read_beside, write_text
 
+OWNER = ".training.txt"  # in the folder: the process that trains
 _RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 _ORPHANS_END = 6  # seconds; data-loading processes notice within five that their parent has died
 
@@ -28,7 +29,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
     if int(os.environ.get(_RANKS.get(launcher, ""), 0)) > 0:
         yield
         return
-    lock, owner = FileLock(Path(folder) / ".training.lock"), Path(folder) / ".training.txt"
+    lock, owner = FileLock(Path(folder) / ".training.lock"), Path(folder) / OWNER
     try:
         owner.parent.mkdir(parents=True, exist_ok=True)
         acquired = lock.acquire(timeout=_ORPHANS_END)

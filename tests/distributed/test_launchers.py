@@ -192,7 +192,7 @@ options = []
 while words[0].startswith('-'):
     options.append(words.pop(0))
 with open(os.environ['CALLED'], 'w') as file:
-    json.dump(dict(options=options, command=words, port=os.environ['MASTER_PORT']), file)
+    json.dump(dict(options=options, command=words, port=os.environ.get('MASTER_PORT')), file)
 if os.environ.get('TASKS'):
     names = dict(SLURM_NTASKS=os.environ['TASKS'], SLURM_NODELIST='here[1-2]')
     tasks = [subprocess.Popen(words, env=dict(os.environ, **names, SLURM_PROCID=i, SLURM_LOCALID=i))
@@ -227,7 +227,7 @@ def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
     _, called = slurm("slurm_train", "part", "name", odd, "out dir", "--resume", "--cfg-options", "a=[1, 2]")
     gpus = "--ntasks=8 --ntasks-per-node=8 --cpus-per-task=5 --gres=gpu:8 --kill-on-bad-exit=1"
     assert called["options"] == ["--partition=part", "--job-name=name", *gpus.split()]
-    assert called["port"] == "29500"
+    assert called["port"] is None, "it depends on the job"
     assert called["command"] == [
         *(sys.executable, "-u", "tools/train.py", str(odd), "--work-dir", "out dir"),
         *("--launcher", "slurm", "--resume", "--cfg-options", "a=[1, 2]"),

@@ -35,7 +35,13 @@ from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.execute import build_runner, choose_start
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ChannelsLastHook, ProgressHook, SummaryHook
+from dcnzoo.openmmlab.hooks import (
+    AtomicLocalBackend,
+    ChannelsLastHook,
+    ProgressHook,
+    ScheduleHook,
+    SummaryHook,
+)
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.packages import base_path
@@ -582,6 +588,70 @@ def test_patience_and_loggers(monkeypatch):
         TrainOptions(logger="tensorboard").apply(cfg)
         backends = [backend["type"] for backend in cfg.visualizer.vis_backends]
         assert backends == ["LocalVisBackend", "TensorboardVisBackend"]
+
+
+class Rates(Hook):
+    """Records the learning rate and momentum of each iteration."""
+
+    def before_train(self, runner):
+        self.rates = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        group = runner.optim_wrapper.param_groups[0]
+        self.rates.append((runner.epoch, group["lr"], group["momentum"]))
+
+
+class NoProgress(Score):
+    def compute_metrics(self, results):
+        return {"score": 0.5}
+
+
+WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "end": 20}
+SCHEDULES = {
+    "steps": [WARM_UP, {"type": "MultiStepLR", "milestones": [2, 3], "gamma": 0.3}],
+    "iterations of epochs": [
+        WARM_UP,
+        {"type": "CosineAnnealingLR", "begin": 1, "T_max": 3, "end": 4, "convert_to_iter_based": True},
+        {"type": "CosineAnnealingMomentum", "T_max": 4, "convert_to_iter_based": True},
+    ],
+    "metric": [{"type": "ReduceOnPlateauLR", "monitor": "score", "rule": "less", "patience": 0, "end": 4}],
+    "iterations": [WARM_UP, {"type": "MultiStepLR", "by_epoch": False, "milestones": [6, 10]}],
+}
+
+
+@pytest.mark.parametrize("batches", [(1, 2), (4, 1)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_resumed_training_has_the_learning_rate_of_its_batches(tmp_path, schedule, batches):
+    """With another number of processes, an epoch has another number of iterations, as with another batch."""
+    by_epoch = schedule != "iterations"
+    sampler = {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": False}
+    loader = {"dataset": Numbers(range(12)), "sampler": sampler, "collate_fn": pseudo_collate}
+    saving = {"type": "AtomicCheckpointHook", "interval": 1 if by_epoch else 4, "by_epoch": by_epoch}
+
+    def rates(folder, batch, epochs, resume=False):
+        end = {"max_epochs": epochs} if by_epoch else {"max_iters": 4 * epochs}
+        hook = Rates()
+        make_runner(
+            tmp_path / folder,
+            folder,
+            train_dataloader={**loader, "batch_size": batch},
+            train_cfg={"by_epoch": by_epoch, "val_interval": 1, **end},
+            val_evaluator=Evaluator([NoProgress()]),
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.5}},
+            param_scheduler=SCHEDULES[schedule],
+            auto_scale_lr={"enable": True, "base_batch_size": 2},
+            default_hooks={"checkpoint": saving},
+            custom_hooks=[hook, ScheduleHook()],
+            resume=resume,
+        ).train()
+        return hook.rates
+
+    first, second = batches
+    rates("resumed", first, 2)
+    resumed = rates("resumed", second, 4, resume=True)
+    uninterrupted = rates("uninterrupted", second, 4)
+    assert len(resumed) == (2 * 12 // second if by_epoch else 8)
+    np.testing.assert_allclose(resumed, uninterrupted[-len(resumed) :], rtol=1e-9)
 
 
 @pytest.mark.parametrize("metrics", [{"score": 0.5}, {}])  # {}: as of CocoMetric without detections

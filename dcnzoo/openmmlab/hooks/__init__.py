@@ -5,6 +5,7 @@ from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalB
 from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.progress import ProgressHook
+from dcnzoo.openmmlab.hooks.schedule import ScheduleHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
 from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook, PlateauEarlyStoppingHook
@@ -19,5 +20,6 @@ __all__ = [
     "OffsetStatisticsHook",
     "PlateauEarlyStoppingHook",
     "ProgressHook",
+    "ScheduleHook",
     "SummaryHook",
 ]

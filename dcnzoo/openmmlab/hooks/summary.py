@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, get_world_size, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.openmmlab.hooks.schedule import images_per_step
 from dcnzoo.openmmlab.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
@@ -188,6 +190,7 @@ def _head(runner: Runner, loaders: Mapping[str, DataLoader]) -> list[tuple[str, 
         ("layers", ", ".join(_deformable_layers(model))),
         *((part, _describe(loader.dataset)) for part, loader in loaders.items()),
         ("device", _device(runner)),
+        ("processes", _processes(runner)),
         ("weights", str(runner._load_from or "")),
     ]
 
@@ -220,6 +223,19 @@ def _device(runner: Runner) -> str:
     wrapper = getattr(runner, "optim_wrapper", None)
     precision = getattr(wrapper, "cast_dtype", None) or "mixed precision"
     return f"{device}{threads}, {precision if isinstance(wrapper, AmpOptimWrapper) else 'float32'}"
+
+
+def _processes(runner: Runner) -> str:
+    """Return the numbers of processes, machines and images per step of a distributed run."""
+    if not is_distributed():
+        return ""
+    machines = len(set(all_gather_object(socket.gethostname())))
+    text = f"{get_world_size()} on {counted(machines, 'machines')}"
+    if getattr(runner, "optim_wrapper", None) is None:
+        return text
+    scaling = runner.cfg.get("auto_scale_lr") or {}
+    base = f"scaled from {scaling['base_batch_size']}" if scaling.get("enable") else "not scaled"
+    return f"{text}, {images_per_step(runner)} images per step, learning rate {base}"
 
 
 def _classes(metrics: Sequence[Any]) -> str:

@@ -1,0 +1,96 @@
+"""Resume a training with another number of processes, batch size or number of images."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+
+class ScheduleHook(Hook):
+    """Give a resumed training the learning rate of an uninterrupted one if its epochs have changed.
+
+    Checkpoints record the images per optimizer step and the iterations per epoch. If one of them differs,
+    the schedules, which the runner has built for the new values and for the scaled learning rate, are stepped
+    to the position of the checkpoint. mmengine would load the states of the old schedules, which have the
+    learning rate and the length of the old epochs.
+    """
+
+    priority = "LOWEST"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint["meta"].update(_sizes(runner))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if not runner._resume:
+            return
+        meta, now = checkpoint["meta"], _sizes(runner)
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if by_epoch and meta["epoch"]:  # checkpoints of other versions do not record it
+            meta.setdefault("iterations_per_epoch", meta["iter"] // meta["epoch"])
+        changes = [
+            f"{name.replace('_', ' ')} {meta[name]} → {value}"
+            for name, value in now.items()
+            if meta.get(name, value) != value
+        ]
+        if not changes:
+            return
+        if by_epoch:
+            length = now["iterations_per_epoch"]
+            meta["iter"] = round(meta["iter"] * length / meta["iterations_per_epoch"])
+            ends = {length * number for number in range(1, meta["epoch"] + 1)}
+        else:
+            ends = set()
+        schedules, optimizer = runner.param_schedulers or [], checkpoint["optimizer"]
+        if isinstance(schedules, list) and "param_groups" in optimizer:  # not of several optimizers
+            before = optimizer["param_groups"][0]["lr"]
+            _convert(schedules, runner.optim_wrapper.param_groups, meta["iter"], ends, checkpoint)
+            changes.append(f"learning rate {before:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
+        runner.logger.warning(f"resume: {', '.join(changes)}")
+
+
+def images_per_step(runner: Runner) -> int:
+    """Return the number of images of an optimizer step, of all processes."""
+    loader = runner.train_dataloader
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)
+    return get_world_size() * batch_size * getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+
+
+def _sizes(runner: Runner) -> dict[str, int]:
+    return {
+        "images_per_step": images_per_step(runner),
+        "iterations_per_epoch": len(runner.train_dataloader),
+    }
+
+
+def _convert(
+    schedules: Sequence[Any], groups: Sequence[dict], iterations: int, ends: set[int], checkpoint: dict
+) -> None:
+    """Step new schedules; replace the states of the old ones in a checkpoint, and the values that they set.
+
+    Args:
+        groups: the parameter groups of the new optimizer.
+        iterations: number of steps.
+        ends: the iterations after which an epoch ended.
+    """
+    clocked = [schedule for schedule in schedules if not getattr(schedule, "need_val_args", False)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of schedules that are stepped without the optimizer
+        for iteration in range(1, iterations + 1):
+            for by_epoch in (False, True) if iteration in ends else (False,):
+                for schedule in clocked:
+                    if schedule.by_epoch == by_epoch:
+                        schedule.step()
+    optimizer = checkpoint["optimizer"]
+    names = {schedule.param_name for schedule in clocked} | {"lr"}
+    saved = list(optimizer["param_groups"])
+    if "base_param_settings" in optimizer:
+        saved.append(optimizer["base_param_settings"])
+    for old, new in zip(saved, groups, strict=True):
+        if len(clocked) < len(schedules):  # the others depend on a metric: what they have reached stays
+            new["lr"] = old["lr"] * new["initial_lr"] / old["initial_lr"]
+        old.update({key: new[key] for name in names for key in (name, f"initial_{name}") if key in new})
+    states = zip(schedules, checkpoint["param_schedulers"], strict=True)
+    checkpoint["param_schedulers"] = [new.state_dict() if new in clocked else old for new, old in states]

@@ -1,0 +1,215 @@
+"""A distributed training is one run: its processes join, agree, exchange their results and end together."""
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, init_dist, is_distributed
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
+from torch import distributed
+
+from dcnzoo.openmmlab.config_check import dicts
+from dcnzoo.utils.errors import JointError, UserError, describe, one_line
+from dcnzoo.utils.files import sha256
+from dcnzoo.utils.lock import OWNER
+from dcnzoo.utils.text import few
+
+Result = TypeVar("Result")
+# settings that may differ between machines
+_OF_A_MACHINE = {
+    *("work_dir", "env_cfg", "launcher", "load_from", "resume", "data_root", "save_dir", "out_dir"),
+    *("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "backend_args"),
+}
+_ANSWER = 5  # seconds in which the ranks that are alive report after a fault
+_hosts: list[str] = []  # of the ranks
+
+
+# Join
+
+
+def join(cfg: Config) -> None:
+    """Join the processes of the launcher, as mmengine's runners do later: a rank may refuse before.
+
+    Raises:
+        UserError: the port is in use, or the launcher has not set its variables.
+    """
+    if cfg.launcher == "none":
+        return
+    env = cfg.get("env_cfg") or {}
+    if not is_distributed():
+        if cfg.launcher == "slurm" and "SLURM_JOB_ID" in os.environ:  # jobs may share a machine
+            job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+            os.environ.setdefault("MASTER_PORT", str(20000 + (job + 1009 * step) % 12000))
+        set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
+        try:
+            init_dist(cfg.launcher, **env.get("dist_cfg", {}))
+        except KeyError as error:
+            raise UserError(
+                f"launcher: expected a process that {cfg.launcher} has started, found no {error.args[0]}"
+            ) from error
+        except distributed.DistError as error:
+            port = os.environ.get("MASTER_PORT")
+            if "EADDRINUSE" in str(error):
+                raise UserError(
+                    f"port: expected a free one, got {port}, which is in use on {socket.gethostname()}; the "
+                    "variable PORT of the scripts, or MASTER_PORT, selects another one"
+                ) from error
+            raise UserError(f"launcher: the processes cannot join: {one_line(error)}") from error
+
+
+def from_rank_0(decide: Callable[[], Result]) -> Result:
+    """Return what rank 0 decides; if it refuses, all ranks end."""
+    if not is_distributed():
+        return decide()
+    message: list[Any] = [None, (), socket.gethostname()]
+    if get_rank() == 0:
+        try:
+            message[0] = decide()
+        except UserError as error:
+            message[1] = error.args
+        except Exception as error:
+            message[1] = [describe(error)]
+    broadcast_object_list(message)
+    decision, refusal, host = message
+    if refusal:
+        raise JointError(*(f"rank 0 on {host}: {line}" for line in refusal))
+    return decision
+
+
+# Agree
+
+
+def agree(seen: Mapping[str, object]) -> None:
+    """Require that all ranks see the same.
+
+    Raises:
+        JointError: on all ranks; it names the first rank with a difference.
+    """
+    if not is_distributed():
+        return
+    message: list[Any] = [seen, socket.gethostname()]
+    broadcast_object_list(message)
+    expected, host = message
+    differences = (
+        f"rank {get_rank()} on {socket.gethostname()}: {name}: expected {expected.get(name)}, as on rank 0 "
+        f"on {host}, got {seen.get(name)}"
+        for name in {**expected, **seen}
+        if expected.get(name) != seen.get(name)
+    )
+    if first := next(filter(None, all_gather_object(next(differences, None))), None):
+        raise JointError(first)
+
+
+def agree_on_config(cfg: Config) -> None:
+    """Require the same settings, except paths, and the same versions; name machines with other folders."""
+    if not is_distributed():
+        return
+    versions = {f"version of {name}": version(name) for name in ("torch", "mmengine", "mmdet", "dcnzoo")}
+    agree({**versions, **_settings(cfg)})
+    owner = Path(cfg.work_dir, OWNER)  # rank 0 has written it
+    _hosts[:] = all_gather_object(socket.gethostname())
+    texts = all_gather_object(owner.read_text() if owner.is_file() else None)
+    others = sorted({host for host, text in zip(_hosts, texts, strict=True) if text != texts[0]})
+    if others and get_rank() == 0:
+        print(
+            f"work_dir: {few(others)} has another folder {cfg.work_dir} than rank 0 on {_hosts[0]}, which "
+            "writes all files; --resume requires a folder that all machines share"
+        )
+
+
+def _settings(cfg: Config) -> dict[str, str]:
+    values = {}
+    for path, node in dicts({key: value for key, value in cfg.items() if key not in _OF_A_MACHINE}):
+        for key, value in node.items():
+            is_path = isinstance(value, str) and "/" in value and "://" not in value
+            if not (is_path or key in _OF_A_MACHINE) and next(dicts(value), None) is None:
+                values[f"{path}.{key}".lstrip(".")] = getattr(value, "__qualname__", str(value))
+    return values
+
+
+class AgreementHook(Hook):
+    """Before the first step, require the same number of pictures and the same checkpoint on all ranks."""
+
+    priority = "VERY_LOW"  # after AtomicCheckpointHook, which selects the checkpoint
+
+    def before_run(self, runner: Runner) -> None:
+        if not is_distributed():
+            return
+        runner._load_from, runner._resume = from_rank_0(lambda: (runner._load_from, runner._resume))
+        seen: dict[str, object] = {"pictures": len(runner.train_dataloader.dataset)}
+        if (file := runner._load_from) and "://" not in file:
+            digest = sha256(file).hexdigest()[:16] if os.path.isfile(file) else "no such file"
+            seen["resume" if runner._resume else "load_from"] = f"{file} ({digest})"
+        agree(seen)
+
+
+# Exchange results
+
+
+def build_evaluator(runner: Runner, build: Callable, evaluator: Any) -> Evaluator:
+    """Build an evaluator whose metrics exchange their results by the process group.
+
+    By default, mmengine's write them to files in the current folder, which machines need not share. A metric
+    with ``collect_dir`` or ``collect_device`` in the config keeps its setting.
+    """
+    built = build(runner, evaluator)
+    own = evaluator.get("metrics", evaluator) if isinstance(evaluator, Mapping) else evaluator
+    own = own if isinstance(own, list | tuple) else [own]
+    for metric, setting in zip(built.metrics, own, strict=False):
+        if isinstance(setting, Mapping) and not {"collect_dir", "collect_device"} & setting.keys():
+            metric.collect_device = "gpu"  # the name of this way, also without a GPU
+    return built
+
+
+# End
+
+
+@contextlib.contextmanager
+def faults() -> Iterator[None]:
+    """Context that names the ranks that have ended if the connection to them is lost.
+
+    Raises:
+        UserError: the connection was lost.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_fault = isinstance(error, distributed.DistError) or re.search(r"gloo/|NCCL|TCPStore", str(error))
+        if not (is_distributed() and is_fault):
+            raise
+        ended = _ended_ranks()
+        names = few([f"rank {rank} on {_hosts[rank]}" for rank in ended], 4)
+        reason = f"{names} ended" if ended else "the connection between the processes was lost"
+        raise UserError(f"{reason}; --resume continues the training ({one_line(error)})") from error
+
+
+def _ended_ranks() -> list[int]:
+    """Return the ranks that do not report within some seconds; rank 0, if its store cannot be reached."""
+    ranks: list[int] = [0] if get_rank() else []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # the store has ended, or torch has renamed it
+            store = distributed.distributed_c10d._get_default_store()
+            store.set(f"dcnzoo/alive/{get_rank()}", "")
+            end = time.monotonic() + _ANSWER
+            while time.monotonic() < end:
+                ranks[:] = [n for n in range(len(_hosts)) if not store.check([f"dcnzoo/alive/{n}"])]
+                if not ranks:
+                    break
+                time.sleep(0.2)
+
+    thread = threading.Thread(target=ask, daemon=True)  # a machine without network never answers
+    thread.start()
+    thread.join(2 * _ANSWER)
+    return ranks

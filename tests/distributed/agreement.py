@@ -1,0 +1,157 @@
+"""Processes that join, agree and end as ranks: ``python -m tests.distributed.agreement FOLDER``.
+
+They are forked from one process that has the packages. Each has its own current folder and host name.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+
+# isort: split
+import mmdet.evaluation  # noqa: F401
+import torch
+from mmengine.config import Config
+from mmengine.dist import barrier
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+from torch.multiprocessing import start_processes
+
+from dcnzoo.openmmlab import ranks
+from dcnzoo.utils.errors import JointError, UserError
+from dcnzoo.utils.lock import lock_work_dir
+
+RANKS = 3
+
+
+@METRICS.register_module()
+class Numbers(BaseMetric):
+    default_prefix = "numbers"
+
+    def process(self, data_batch, data_samples):
+        raise AssertionError
+
+    def compute_metrics(self, results):
+        return {"all": results}
+
+
+def error_of(action, *arguments):
+    """The text of the error that an action raises on every rank."""
+    try:
+        action(*arguments)
+    except JointError as error:
+        return str(error)
+    raise AssertionError("no error")
+
+
+def check_port(rank: int) -> None:
+    with socket.socket() as other:  # of another job on this machine
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        try:
+            ranks.join(Config(dict(launcher="pytorch")))
+        except UserError as error:
+            assert all(part in str(error) for part in (port, socket.gethostname(), "PORT"))
+        else:
+            raise AssertionError
+
+
+def check(rank: int, folder: Path, port: int) -> None:
+    (folder / str(rank)).mkdir()
+    os.chdir(folder / str(rank))
+    socket.gethostname = lambda: f"machine-{rank}"
+    variables = dict(RANK=rank, LOCAL_RANK=0, WORLD_SIZE=RANKS, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    settings = dict(model=dict(depth=50, classes=("a", "b"), init="/on/machine/0"), train_dataloader={})
+    cfg = Config(dict(settings, launcher="pytorch", work_dir=str(folder / "work")))
+    ranks.join(cfg)
+
+    # what rank 0 decides and refuses, also if the others would refuse
+    assert ranks.from_rank_0(lambda: f"of {rank}") == "of 0"
+
+    def refuse():
+        raise UserError(f"refused by {rank}")
+
+    assert error_of(ranks.from_rank_0, refuse) == "rank 0 on machine-0: refused by 0"
+    assert "rank 0 on machine-0: [Errno 28]" in error_of(ranks.from_rank_0, lambda: os.write(full, b"x"))
+
+    # settings and versions
+    with lock_work_dir(cfg.work_dir, "pytorch"):
+        barrier()
+        cfg.model.init = f"/on/machine/{rank}"
+        cfg.train_dataloader.num_workers = rank
+        ranks.agree_on_config(cfg)
+        cfg.work_dir = str(folder / "work" if rank != 1 else folder / "other")
+        ranks.agree_on_config(cfg)  # a line says so
+        cfg.model.depth = 50 if rank != 2 else 101
+        text = error_of(ranks.agree_on_config, cfg)
+        assert all(part in text for part in ("rank 2 on machine-2", "model.depth", "50", "101"))
+        barrier()
+
+    # the data set and the checkpoint
+    hook = ranks.AgreementHook()
+    files = [folder / "checkpoint", folder / "checkpoint", Path("checkpoint")]
+    (folder / "checkpoint").write_text("weights")
+    barrier()
+
+    def start(pictures, file, resume):
+        loader = SimpleNamespace(dataset=range(pictures))
+        runner = SimpleNamespace(train_dataloader=loader, _load_from=file, _resume=resume)
+        hook.before_run(runner)
+        return runner._load_from, runner._resume
+
+    assert start(4, str(files[rank]), rank == 0) == (str(files[0]), True)
+    assert start(4, None if rank == 0 else "old.pth", rank != 0) == (None, False), "a fresh training"
+    assert "rank 1 on machine-1: pictures: expected 4" in error_of(start, 4 + (rank == 1), None, False)
+    Path("relative.pth").write_text(f"weights of {rank}")  # in each current folder
+    assert "rank 1 on machine-1: resume" in error_of(start, 4, "relative.pth", True)
+
+    # results, without a common folder
+    for settings in (
+        dict(type="Numbers"),
+        [dict(type="Numbers")],
+        dict(type="Evaluator", metrics=[dict(type="Numbers")]),
+    ):
+        evaluator = ranks.build_evaluator(
+            None, lambda runner, cfg: Runner.build_evaluator(runner, cfg), settings
+        )
+        evaluator.metrics[0].results = [rank, rank + RANKS]
+        assert evaluator.metrics[0].evaluate(5) == {"numbers/all": [0, 1, 2, 3, 4]}
+        assert not Path(".dist_test").exists()
+    for setting in (dict(collect_dir="shared"), dict(collect_device="cpu")):
+        metric = ranks.build_evaluator(
+            None, lambda runner, cfg: Runner.build_evaluator(runner, cfg), dict(type="Numbers", **setting)
+        ).metrics[0]
+        assert metric.collect_device == "cpu" and metric.collect_dir == setting.get("collect_dir")
+
+    # a rank that dies
+    barrier()
+    if rank == 1:
+        os._exit(0)
+    try:
+        with ranks.faults():
+            while True:
+                torch.distributed.all_reduce(torch.ones(1))
+    except UserError as error:
+        assert str(error).startswith("rank 1 on machine-1 ended") and "--resume" in str(error), error
+    else:
+        raise AssertionError
+    print(f"rank {rank}: all checks passed", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks._ANSWER = 1
+    full = os.open("/dev/full", os.O_WRONLY)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(check_port, (), 1, start_method="fork")
+    start_processes(check, (Path(sys.argv[1]), port), RANKS, start_method="fork")
