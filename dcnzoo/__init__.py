@@ -53,9 +53,9 @@ def __getattr__(name: str):
 
 @_typed
 def load(
-    model: str | os.PathLike,
+    model: str | os.PathLike[str],
     *,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     device: "str | torch.device" = "auto",
     score_threshold: float = 0.3,
     channels_last: bool = True,
@@ -130,7 +130,7 @@ def load(
 
 
 def _load_exported(
-    model: str | os.PathLike, settings: Mapping[str, Any], others: Mapping[str, object]
+    model: str | os.PathLike[str], settings: Mapping[str, Any], others: Mapping[str, object]
 ) -> "BaseDetector":
     """Open an exported file; the other arguments of :func:`load` must have their defaults."""
     from dcnzoo.detect.exported import ExportedDetector

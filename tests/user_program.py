@@ -31,6 +31,7 @@ def main() -> None:
     print(one.names, detector.classes, detector.device, names(detector, Path("street.jpg")))
     print(count(detector, [Path("a.jpg"), Path("b.jpg")]))
     average: dict[str, float] = detector.evaluate("val.json", images="val")
+    print(dcnzoo.test("work_dirs/fruits", tta=True)["box AP"])
     print(average["box AP"], detector.features("street.jpg").strides)
     file = detector.export("model.onnx", shape=(800, 1216), verify=True)
     print(file, dcnzoo.load("model.onnx")("street.jpg").names)

@@ -92,7 +92,7 @@ class Detections:
         texts = [f"{name} {score:.2f}" for name, score in titles] if with_scores else self.names
         return draw(self.image, self.boxes, self.labels, texts, self.crops)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Draw the objects into a picture file; its ending determines the format."""
         from PIL import Image
 

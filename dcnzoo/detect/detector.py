@@ -141,7 +141,7 @@ class BaseDetector:
         return next(kept) if skipped is None else Results(kept, skipped)
 
     def evaluate(
-        self, annotations: str | os.PathLike, *, images: str | os.PathLike, batch_size: int = 1
+        self, annotations: str | os.PathLike[str], *, images: str | os.PathLike[str], batch_size: int = 1
     ) -> dict[str, float]:
         """Return the average precision on the images of a COCO file, as ``dcnzoo test`` computes it.
 
@@ -169,7 +169,7 @@ class BaseDetector:
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
 
-    def export(self, path: str | os.PathLike, **options: Any) -> Any:
+    def export(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a file that runs without OpenMMLab: :meth:`.TorchDetector.export`."""
         raise self._only_pytorch("export")
 

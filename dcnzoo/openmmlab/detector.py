@@ -126,7 +126,7 @@ class TorchDetector(BaseDetector):
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
-    def export(self, path: str | os.PathLike, **options: Any) -> ExportResult:
+    def export(self, path: str | os.PathLike[str], **options: Any) -> ExportResult:
         """Write a file that :func:`dcnzoo.load` and other programs run without OpenMMLab.
 
         Args:

@@ -42,7 +42,7 @@ class RunOptions:
         UserError: a value is out of range.
     """
 
-    work_dir: str | os.PathLike | None = None
+    work_dir: str | os.PathLike[str] | None = None
     device: str | torch.device = "auto"
     channels_last: bool = True
     allow_partial: bool = False
@@ -182,9 +182,9 @@ class TestOptions(RunOptions):
 
     metrics: Sequence[str] = ()
     eval_options: Mapping[str, object] = field(default_factory=dict)
-    out: str | os.PathLike | None = None
+    out: str | os.PathLike[str] | None = None
     format_only: bool = False
-    show_dir: str | os.PathLike | None = None
+    show_dir: str | os.PathLike[str] | None = None
     show_score_thr: float | None = None
     tta: bool = False
     unsafe_load: bool = False

@@ -29,8 +29,8 @@ FILES = ("report.html", "report.json", "report.csv")  # in the work directory
 
 @typed
 def write_report(
-    folders: Sequence[str | os.PathLike],
-    out: str | os.PathLike | None = None,
+    folders: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     checkpoint: Path | str | None = None,
     images: int = 5,

@@ -66,8 +66,8 @@ class Source:
 
 
 def resolve(
-    model: str | os.PathLike | None,
-    checkpoint: str | os.PathLike | None = None,
+    model: str | os.PathLike[str] | None,
+    checkpoint: str | os.PathLike[str] | None = None,
     *,
     trust_config: bool = False,
 ) -> Source:
@@ -108,7 +108,7 @@ def _repository(name: str, path: Path, checkpoint: object) -> Source | None:
     return Source(name, config, path / hub.WEIGHTS) if is_json_config(config) else None
 
 
-def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike | None) -> Source | None:
+def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | None) -> Source | None:
     if not os.path.isdir(path):  # Path.is_dir raises if the name is too long
         return None
     configs = _configs(path)
@@ -155,7 +155,7 @@ def _published(name: str, path: Path, checkpoint: object) -> Source:
     return Source(name, entry.config, entry.weights[0] if len(entry.weights) == 1 else None)
 
 
-Resolver = Callable[[str, Path, str | os.PathLike | None], Source | None]
+Resolver = Callable[[str, Path, str | os.PathLike[str] | None], Source | None]
 RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _config, _published)
 
 
@@ -169,7 +169,7 @@ def _time(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def local_file(weights: str, name: str, folder: str | os.PathLike | None = None) -> Path:
+def local_file(weights: str, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """Return a file of the zoo's weights on this machine: see :func:`download`."""
     if "://" in weights:
         return fetch(weights, folder, name=name_of(weights))  # as torch.hub and MMDetection call it
@@ -187,7 +187,7 @@ def local_file(weights: str, name: str, folder: str | os.PathLike | None = None)
     return copy
 
 
-def download(name: str, folder: str | os.PathLike | None = None) -> Path:
+def download(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """Download the weights of a model to torch's cache or to ``folder``; return the path.
 
     Weights that are part of dcnzoo are used in place, or copied to ``folder``.

@@ -30,8 +30,8 @@ FIGURES = ("box AP", "mask AP")  # in metafiles
 
 @typed
 def test(
-    model: str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    model: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
     *,
     cfg_options: Mapping[str, object] | None = None,
     force: bool = False,
@@ -74,13 +74,13 @@ def test(
 
 @typed
 def reproduce(
-    model: str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    model: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
     *,
     train: bool = False,
-    data_root: str | os.PathLike | None = None,
+    data_root: str | os.PathLike[str] | None = None,
     subset: int | None = None,
-    out: str | os.PathLike = "work_dirs/reproduce.jsonl",
+    out: str | os.PathLike[str] = "work_dirs/reproduce.jsonl",
     cfg_options: Mapping[str, object] | None = None,
     unsafe_load: bool = False,
     force: bool = False,
@@ -138,7 +138,7 @@ def reproduce(
 
 
 def use_data(
-    cfg: Config, root: str | os.PathLike | None, subset: int | None, claim: Callable[[Path], Path]
+    cfg: Config, root: str | os.PathLike[str] | None, subset: int | None, claim: Callable[[Path], Path]
 ) -> int:
     """Set the data paths in the config; return the number of images to evaluate.
 

@@ -23,17 +23,17 @@ from dcnzoo.zoo.source import resolve
 
 @typed
 def train(
-    model: str | os.PathLike | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
-    data: str | os.PathLike | None = None,
-    work_dir: str | os.PathLike | None = None,
+    data: str | os.PathLike[str] | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     patience: int | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resume: bool | str | os.PathLike | None = False,
+    resume: bool | str | os.PathLike[str] | None = False,
     force: bool = False,
     logger: str | None = None,
     seed: int | None = None,
@@ -103,8 +103,8 @@ def train(
 
 def _own_data(
     data: Path,
-    work_dir: str | os.PathLike | None,
-    model: str | os.PathLike | None,
+    work_dir: str | os.PathLike[str] | None,
+    model: str | os.PathLike[str] | None,
     resume: bool,
     force: bool,
     launcher: str,
