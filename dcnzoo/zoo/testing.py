@@ -123,7 +123,7 @@ def reproduce(
         row = {
             "model": listed.id if listed else str(model),
             **compare(measured, listed),
-            "data": recipe.cfg.test_evaluator.get("ann_file", ""),
+            "data": next(datasets(recipe.cfg.test_dataloader.dataset)).ann_file,
             "images": images,
             "subset": subset,
             "trained": train,
