@@ -32,22 +32,25 @@ def keep_boxes(
     max_boxes: int,
     classes: int,
     max_per_class: int,
+    order: Tensor | None = None,  # [N, M]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
     """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
 
     If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
-    limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
+    limits the boxes of each class (0: no limit); ``classes`` is the number of classes. Boxes are compared by
+    ``order``, by default the scores, which is negative for unused boxes.
     """
+    order = scores if order is None else order
     present = torch.where(scores[..., None] >= 0, boxes, 0)
     if max_per_class and max_per_class < max_boxes:  # scores by class, so that the limit applies to each
         of_class = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
-        by_class, limit = torch.where(of_class, scores[:, None], ABSENT), max_per_class
+        by_class, limit = torch.where(of_class, order[:, None], ABSENT), max_per_class
     else:  # shift the boxes of each class apart, so that one call treats classes separately
         distance = present.amax((1, 2), keepdim=True) + 1
         present = present + labels[..., None].to(boxes.dtype) * distance
-        by_class, limit = scores[:, None], max_boxes
+        by_class, limit = order[:, None], max_boxes
     remains = select_boxes(present, by_class, iou_threshold, limit)
-    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), labels, max_boxes)
+    return _first_boxes(boxes, scores, labels, max_boxes, torch.where(remains, order, ABSENT))
 
 
 def _select_boxes(
@@ -70,18 +73,15 @@ def _select_boxes(
 
 
 def _first_boxes(
-    boxes: Tensor, scores: Tensor, labels: Tensor, count: int
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: int, order: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, count, 5], [N, count] twice
     """Return the ``count`` best boxes; missing ones are zeros with label -1 and any valid index."""
-    batch, last = boxes.shape[0], boxes.shape[1] - 1
-    scores = torch.cat([scores, scores.new_full((batch, count), ABSENT)], 1)
-    labels = torch.cat([labels, labels.new_full((batch, count), -1)], 1)
-    values, index = scores.topk(count)
-    there = values >= 0
-    boxes = torch.cat([boxes, boxes.new_zeros(batch, count, 4)], 1)
-    dets = torch.cat([take(boxes, index), values[..., None]], -1)
+    last = boxes.shape[1] - 1
+    values, index = torch.cat([order, order.new_full((boxes.shape[0], count), ABSENT)], 1).topk(count)
+    index, there = index.clamp(max=last), values >= 0
+    dets = torch.cat([take(boxes, index), scores.gather(1, index)[..., None]], -1)
     labels = torch.where(there, labels.gather(1, index), -1)
-    return torch.where(there[..., None], dets, 0), labels, index.clamp(max=last)
+    return torch.where(there[..., None], dets, 0), labels, index
 
 
 # An operator, so that the exporter to ONNX can replace it; export_pt2 traces the function instead.
@@ -151,7 +151,7 @@ def _soft_keep_boxes(
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_zeros(max_boxes)]
     _, taken = torch.ops.higher_order.scan(step, states, turns, (boxes, area, labels))
-    return _first_boxes(boxes, taken, labels, max_boxes)
+    return _first_boxes(boxes, taken, labels, max_boxes, taken)
 
 
 # An operator, because torch's vmap rule for scan turns the number of images into a constant.

@@ -17,6 +17,7 @@ from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, compare_all
+from dcnzoo.openmmlab.order import OrderByLogits
 from dcnzoo.openmmlab.results import to_detections
 
 CLASSES = 5
@@ -296,7 +297,7 @@ def predict_batch(
     """
     padded = tuple(images.shape[-2:])
     samples = [data_sample(size, padded) for size in sizes or [padded] * len(images)]
-    with LowerIndexFirst(exchange):
+    with LowerIndexFirst(exchange), OrderByLogits():
         results = [sample.pred_instances for sample in network.predict(images, samples, rescale=False)]
     for result, sample in zip(results, samples, strict=True):
         if "masks" in result:

@@ -29,7 +29,6 @@ from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.export import write_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
-from dcnzoo.openmmlab.export.modes import TorchSigmoid
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.suppress import suppress
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, verify_raw_outputs
@@ -472,19 +471,6 @@ def test_all_true(tmp_path):
     export_onnx(model, (torch.ones(2, 3),), tmp_path / "model.onnx")
     for x in (torch.ones(2, 3), torch.eye(2, 3)):
         assert run(tmp_path / "model.onnx", x)[0] == (x > 0).all()
-
-
-def test_sigmoids_round_as_in_torch(tmp_path):
-    """Equal scores of a confident RPN are ranked by index: in the file, half of them were not equal."""
-
-    @module_of
-    def model(x):
-        with TorchSigmoid():
-            return x.sigmoid()
-
-    x = torch.linspace(2, 14, 10_000)
-    export_onnx(model, (x,), tmp_path / "model.onnx")
-    assert (run(tmp_path / "model.onnx", x)[0] == x.sigmoid()).float().mean() > 0.98
 
 
 def test_what_the_exporter_does_not_know_is_named(tmp_path):

@@ -37,19 +37,6 @@ class SymbolicSizes(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class TorchSigmoid(TorchFunctionMode):
-    """Compute a sigmoid as torch's kernel does, so that equal scores stay equal in a file.
-
-    A confident RPN scores many proposals within a few float32 steps of 1, and equal scores are ranked by
-    index. The Sigmoid of onnxruntime and of OpenVINO rounds every second value to a neighbour of torch's.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.sigmoid, Tensor.sigmoid):
-            return 1 / (1 + torch.exp(-args[0]))
-        return function(*args, **(kwargs or {}))
-
-
 def level_sizes(sizes: Sequence[Sequence[int]]) -> Tensor:  # [L, 2]
     """Return the sizes of a pyramid's levels as a tensor. A loop over it yields them as numbers."""
     values: Any = tensor_of(sizes, dtype=torch.long)

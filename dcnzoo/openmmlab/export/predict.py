@@ -30,13 +30,13 @@ from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import (
     SymbolicSizes,
-    TorchSigmoid,
     data_sample,
     number_of_rows,
     tensor_of,
 )
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
 from dcnzoo.openmmlab.export.replacements.layers import convolve
+from dcnzoo.openmmlab.order import OrderByLogits
 from dcnzoo.utils.errors import one_line
 
 Rows = tuple[Tensor, Tensor, Tensor]  # boxes [N, K, 4], scores and labels [N, K], with unused ones
@@ -104,7 +104,8 @@ class Predictor(nn.Module):
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
         detector, sample = self.detector, data_sample(sizes.unbind(1), images.shape[-2:])
         changes.set(detector, "add_pred_to_datasample", lambda _, results: results)
-        return detector.predict(images, [sample], rescale=False)
+        with OrderByLogits():
+            return detector.predict(images, [sample], rescale=False)
 
     def _predict_images(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         padded = images.shape[-2:]
@@ -131,7 +132,7 @@ class Predictor(nn.Module):
         """Call the detector's ``predict`` with the features and outputs of heads of one image."""
         detector = self.detector
         proposed: list = []
-        with Changes() as changes, TorchSigmoid():
+        with Changes() as changes, OrderByLogits():
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)

@@ -13,6 +13,7 @@ from mmengine.device import get_device
 
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
+from dcnzoo.openmmlab.order import order_by_logits
 from dcnzoo.openmmlab.packages import config_text, inherit_from_packages, types_import_no_modules
 from dcnzoo.openmmlab.patches import history, models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
@@ -167,6 +168,12 @@ TABLE = (
         models.heatmaps_in_channels_last,
         target="get_local_maximum of mmdet's centernet_head and corner_head",
         reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
+    ),
+    of_mmdet(
+        "order_by_logits",
+        order_by_logits,
+        target="mmdet.models.BaseDetector.forward, mmcv.ops.nms",
+        reason="float32 scores of large logits are equal, and their order decides which boxes remain",
     ),
     of_mmdet(
         "teacher_config",

@@ -147,7 +147,7 @@ def keep_best_priors(
         logits, deltas, factors = (
             part.permute(1, 2, 0).reshape(-1, width) for part, width in zip(maps, widths, strict=True)
         )
-        scores = logits.sigmoid().amax(1) * factors[:, 0].sigmoid()
+        scores = logits.amax(1).sigmoid() * factors[:, 0].sigmoid()
         scores, index = (part[0] for part in best(scores[None], most))
         logits = torch.where(scores[:, None] >= 0, logits[index], -torch.inf)
         rows = logits, deltas[index], factors[index]

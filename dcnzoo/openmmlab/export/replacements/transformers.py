@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT, keep_boxes, take
 from dcnzoo.openmmlab.export.modes import level_sizes
+from dcnzoo.openmmlab.export.suppress import positive_key
 
 
 def is_padding(
@@ -118,7 +119,8 @@ def _distinct(cache: dict, boxes: Tensor, scores: Tensor, count: int) -> tuple[T
     if (kind := cache["dqs_cfg"].get("type", "nms")) != "nms":
         raise ValueError(f"DDQDETR: dqs_cfg: expected type='nms', got {kind!r}")
     labels, threshold = torch.zeros_like(scores, dtype=torch.long), cache["dqs_cfg"]["iou_threshold"]
-    _, labels, index = keep_boxes(bbox_cxcywh_to_xyxy(boxes), scores, labels, threshold, count, 1, 0)
+    candidates = bbox_cxcywh_to_xyxy(boxes), scores, labels
+    _, labels, index = keep_boxes(*candidates, threshold, count, 1, 0, positive_key(scores))
     return index, labels >= 0
 
 
