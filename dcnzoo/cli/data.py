@@ -228,6 +228,8 @@ def config(out: Path, force: bool, **options: Any) -> None:
 
     base = write_config(out=out, **options)
     print(f"written: {out}, based on {base}")
+    if options["train"].samefile(options["val"]):
+        print("note: TRAIN is VAL: the validation measures on the pictures of the training", file=sys.stderr)
 
 
 @command.command

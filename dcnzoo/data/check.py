@@ -1,6 +1,7 @@
 """Find all problems in a COCO file, and write a file without them."""
 
 import copy
+import functools
 import itertools
 import math
 import os
@@ -99,22 +100,57 @@ class Report:
         per_class: number of annotations by category name.
         empty_images: number of images without an annotation.
         crowds: number of annotations with ``iscrowd``, which training ignores.
+        without_mask: number of objects without a mask, except crowds.
     """
 
     def __init__(
         self, file: Path, content: dict, problems: list[Finding], places: Sequence[Place] = ()
     ) -> None:
         self.file, self.content, self.problems, self.places = file, content, problems, places
-        self.counts = {key: len(content.get(key, ())) for key in _KEYS}
-        images, annotations, categories = (
-            [entry for entry in content.get(key, ()) if isinstance(entry, dict)] for key in _KEYS
-        )
+
+    def _entries(self, key: str) -> list[dict]:
+        return [entry for entry in self.content.get(key, ()) if isinstance(entry, dict)]
+
+    @property
+    def images(self) -> list[dict]:
+        return self._entries("images")
+
+    @property
+    def categories(self) -> list[dict]:
+        return self._entries("categories")
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        return {key: len(self.content.get(key, ())) for key in _KEYS}
+
+    @functools.cached_property
+    def per_class(self) -> dict[str, int]:
         # repr: an invalid id may be a list
-        numbers = Counter(repr(entry.get("category_id")) for entry in annotations)
-        self.per_class = {str(entry.get("name")): numbers[repr(entry.get("id"))] for entry in categories}
-        self.crowds = sum(entry.get("iscrowd") == 1 for entry in annotations)
-        annotated = {repr(entry.get("image_id")) for entry in annotations}
-        self.empty_images = sum(repr(entry.get("id")) not in annotated for entry in images)
+        numbers = Counter(repr(entry.get("category_id")) for entry in self._entries("annotations"))
+        return {str(entry.get("name")): numbers[repr(entry.get("id"))] for entry in self.categories}
+
+    @functools.cached_property
+    def crowds(self) -> int:
+        return sum(entry.get("iscrowd") == 1 for entry in self._entries("annotations"))
+
+    @functools.cached_property
+    def empty_images(self) -> int:
+        annotated = {repr(entry.get("image_id")) for entry in self._entries("annotations")}
+        return sum(repr(entry.get("id")) not in annotated for entry in self.images)
+
+    @functools.cached_property
+    def without_mask(self) -> int:
+        entries = self._entries("annotations")
+        return sum(not entry.get("segmentation") for entry in entries if not entry.get("iscrowd"))
+
+    def editable(self) -> "Report":
+        """Return a report whose numbers and file follow changes of its content."""
+        return Report(self.file, self.content, self.problems, self.places)
+
+    def write(self, out: Path) -> None:
+        """Write the content, which becomes that of the new file."""
+        write_json(self.content, out)
+        self.file = out
 
     def as_dict(self) -> dict:
         """Return the report for ``--json``."""

@@ -5,12 +5,14 @@ which decide. Files with unusual contents (another encoding, an id that is a tex
 to these checks.
 """
 
+import dataclasses
 import functools
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,25 @@ import msgspec
 import numpy as np
 
 from dcnzoo.data.check import Checker, Report, box_of, is_id
-from dcnzoo.data.conversion import FAR, TOLERANCE, InvalidAnnotation, is_number, read_json, unique_keys
+from dcnzoo.data.conversion import (
+    FAR,
+    TOLERANCE,
+    InvalidAnnotation,
+    Outline,
+    is_number,
+    read_json,
+    unique_keys,
+)
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import collector_paused
+from dcnzoo.utils.files import collector_paused, replacing
 from dcnzoo.utils.progress import track
 
 CHUNK = 16_384  # annotations
 LEAST = 1_000_000  # bytes; a smaller file is read by `json` in a moment
+
+
+# MsgspecError is a ValueError
+_ERRORS = (InvalidAnnotation, OSError, OverflowError, RecursionError, ValueError, KeyError)
 
 
 class Unusual(Exception):
@@ -59,13 +73,12 @@ class Entries:
     file: Path
     starts: np.ndarray  # [N], bytes
     ends: np.ndarray
-    _descriptor: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._stamp = self._open()
 
     def _open(self) -> tuple[int, int]:
-        self._descriptor = os.open(self.file, os.O_RDONLY)
+        self._descriptor: int | None = os.open(self.file, os.O_RDONLY)
         state = os.fstat(self._descriptor)
         return state.st_size, state.st_mtime_ns
 
@@ -75,18 +88,15 @@ class Entries:
 
     def __getitem__(self, numbers: slice | np.ndarray) -> list[dict]:
         """Parse the annotations with these numbers."""
-        if self._descriptor is None and self._open() != self._stamp:
-            raise UserError(
-                f"{self.file}: expected the file as it was at the start, got one that has changed"
-            )
-        spans = zip(self.starts[numbers].tolist(), self.ends[numbers].tolist(), strict=True)
-        texts = [os.pread(self._descriptor, end - start, start) for start, end in spans]  # type: ignore[arg-type]
         try:
+            if self._descriptor is None and self._open() != self._stamp:
+                raise ValueError
+            spans = zip(self.starts[numbers].tolist(), self.ends[numbers].tolist(), strict=True)
+            texts = [os.pread(self._descriptor, end - start, start) for start, end in spans]  # type: ignore[arg-type]
             return json.loads(b"[" + b",".join(texts) + b"]")
         except ValueError:
-            raise UserError(
-                f"{self.file}: expected the file as it was at the start, got one that has changed"
-            ) from None
+            text = f"{self.file}: expected the file as it was at the start, got one that has changed"
+            raise UserError(text) from None
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_descriptor": None}
@@ -143,11 +153,63 @@ class ColumnsReport(Report):
         numbers = dict(zip(values.tolist(), counts.tolist(), strict=True))
         self.per_class = {str(each.get("name")): numbers.get(each["id"], 0) for each in columns.categories}
         self.crowds = int(columns.crowd.sum())
+        self.without_mask = int((~columns.has_mask & ~columns.crowd).sum())
         self.empty_images = len(columns.images) - len(np.unique(columns.rows[columns.rows >= 0]))
 
     @functools.cached_property
     def content(self) -> dict:  # type: ignore[override]
         return read_json(self.file)
+
+    @property
+    def images(self) -> list[dict]:
+        return self.columns.images
+
+    @property
+    def categories(self) -> list[dict]:
+        return self.columns.categories
+
+    def write(self, out: Path) -> None:
+        with replacing(out) as partial:
+            shutil.copyfile(self.file, partial)
+        self.file = out
+        self.columns.entries = dataclasses.replace(self.columns.entries, file=out)
+        if not self.problems:
+            _written[_stamp(out)] = self
+
+
+_written: dict[tuple[int, ...], ColumnsReport] = {}  # until they are read
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    state = file.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def read_outline(file: Path) -> Outline:
+    """Read what tells a COCO file from others, and the names of its pictures.
+
+    Raises:
+        Unusual: it is another file.
+    """
+    try:
+        text = _read_text(file)
+        lists, others = _split(text)
+        raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
+        images = json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)
+        return Outline(
+            {**others, "images": images, "annotations": [json.loads(bytes(raw)) for raw in raws[:1]]}
+        )
+    except _ERRORS as error:
+        raise Unusual from error
+
+
+def _read_text(file: Path) -> bytes:
+    text = file.read_bytes()
+    if len(text) < LEAST or json.detect_encoding(text) != "utf-8":
+        raise Unusual
+    if not text.isascii():
+        text.decode()
+    return text
 
 
 @collector_paused()
@@ -164,11 +226,9 @@ def read_columns(
         Unusual: see there.
     """
     try:
-        text = file.read_bytes()
-        if len(text) < LEAST or json.detect_encoding(text) != "utf-8":
-            raise Unusual
-        if not text.isascii():
-            text.decode()
+        if images is None and classes is None and (known := _written.pop(_stamp(file), None)):
+            return known
+        text = _read_text(file)
         lists, others = _split(text)
         content = {**others, "images": json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)}
         raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
@@ -182,8 +242,8 @@ def read_columns(
         for start in track(range(0, len(raws), CHUNK), "reading") if progress else range(0, len(raws), CHUNK):
             reader.add(raws[start : start + CHUNK])
         columns = reader.columns(Entries(file, starts, ends), content["images"], content["categories"])
-    except (InvalidAnnotation, OSError, OverflowError, RecursionError, ValueError, KeyError) as error:
-        raise Unusual from error  # MsgspecError is a ValueError
+    except _ERRORS as error:
+        raise Unusual from error
     again = _repeated(columns.ids)
     for number in sorted(reader.suspicious | again):
         repeated = {columns.ids[number].item()} if number in again else set[object]()
@@ -258,30 +318,28 @@ class _Reader:
 
     def add(self, raws: Sequence[msgspec.Raw]) -> None:
         """Read and test some annotations."""
+        joined = b"[" + b",".join(raws) + b"]"
+        unreadable: list[int] = []
         try:
-            entries = _decode_entries(b"[" + b",".join(raws) + b"]")
-            unreadable: list[int] = []
+            entries = _decode_entries(joined)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             parsed = [_parse(raw) for raw in raws]
             entries = [entry for entry, _ in parsed]
             unreadable = [number for number, (_, usual) in enumerate(parsed) if not usual]
-        for entry, raw in zip(entries, raws, strict=True):
-            # the usual keys have no quotes but their own; others may occur twice
-            if bytes(raw).count(b'"') != 10 + 2 * sum(
-                getattr(entry, key) is not msgspec.UNSET for key in _OPTIONAL
-            ):
-                json.loads(bytes(raw), object_pairs_hook=unique_keys)
+        optional = [[getattr(entry, key) for entry in entries] for key in _OPTIONAL]
+        # the usual keys have no quotes but their own; others may occur twice
+        if joined.count(b'"') != 2 * (8 * len(entries) - sum(each.count(msgspec.UNSET) for each in optional)):
+            json.loads(joined, object_pairs_hook=unique_keys)
+        crowds, flags, masks = optional
         ids, images, categories = (
             np.array([getattr(entry, key) for entry in entries], np.int64)
             for key in ("id", "image_id", "category_id")
         )
         boxes = np.array([entry.bbox for entry in entries], float)
         areas = np.array([entry.area for entry in entries], float)
-        crowd = np.array([0 if entry.iscrowd is msgspec.UNSET else entry.iscrowd for entry in entries])
-        ignored = np.array([entry.ignore is not msgspec.UNSET and bool(entry.ignore) for entry in entries])
-        masks = [
-            entry.segmentation if isinstance(entry.segmentation, list | dict) else [] for entry in entries
-        ]
+        crowd = np.array([0 if value is msgspec.UNSET else value for value in crowds])
+        ignored = np.array([value is not msgspec.UNSET and bool(value) for value in flags])
+        masks = [mask if isinstance(mask, list | dict) else [] for mask in masks]
         at = self.order[
             np.searchsorted(self.image_ids, images, sorter=self.order).clip(max=len(self.order) - 1)
         ]

@@ -48,6 +48,10 @@ class InvalidAnnotation(Exception):
         self.line = line
 
 
+class Outline(dict):
+    """The content of a large COCO file, with one of its annotations only."""
+
+
 def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = False) -> tuple[int, int]:
     """Return (width, height) of an image as MMDetection loads it: rotated by its EXIF orientation.
 

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.check import KINDS, check_content, repair
+from dcnzoo.data.check import KINDS, check_coco, check_content, repair
+from dcnzoo.data.conversion import Outline, read_json
 from dcnzoo.data.labelme import find_labelme
 from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, choose, folder_of, path_parts
 from dcnzoo.data.via import find_via
@@ -119,10 +120,17 @@ def _images(content: dict) -> list[dict]:
 
 def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadOptions) -> Annotations:
     """Check a COCO file; repair what can be repaired without a loss, and what the options allow."""
+    names = {}
     for image in _images(content):
         if parts := path_parts(image["file_name"]):
-            image["file_name"] = "/".join(parts[min(cut, len(parts) - 1) :])
-    report = check_content(file, content, folder)
+            names[image["file_name"]] = "/".join(parts[min(cut, len(parts) - 1) :])
+    if isinstance(content, Outline) and all(name == old for old, name in names.items()):
+        report = check_coco(file, folder)
+    else:
+        content = read_json(file) if isinstance(content, Outline) else content
+        for image in _images(content):
+            image["file_name"] = names.get(image["file_name"], image["file_name"])
+        report = check_content(file, content, folder)
     allowed = {"renumbered", "converted", "computed"}  # keep all that the annotations state
     if options.clip:
         allowed.add("clipped")
@@ -135,13 +143,14 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
         for problem in report.problems
         if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
     ]
-    result = Annotations(report.content, folder, left, [], [file])
+    result = Annotations(report, folder, left, [], [file])
     if left:
         return result
     if counts := Counter(problem.kind for problem in report.problems if problem.remedy):
+        report = result.report = report.editable()
         repair(report)
         result.repaired = [f"{KINDS[kind].text} ({KINDS[kind].remedy}): {n}" for kind, n in counts.items()]
-    result.pictures = [folder / image["file_name"] for image in content["images"]]
+    result.pictures = [folder / image["file_name"] for image in report.images]
     return result
 
 
@@ -149,10 +158,11 @@ def check_parts(parts: Sequence[Part]) -> list[Finding]:
     """Check what must hold in every layout: there are objects to learn, and no picture is in two splits."""
     findings = []
     for part in parts:
-        objects = part.load().content["annotations"]
+        report = part.load().report
+        objects = report.counts["annotations"]
         # pictures without any objects can be validated on
-        if all(each.get("iscrowd") for each in objects) and (objects or part is parts[0]):
-            crowds = f"{counted(len(objects), 'crowds')} or difficult ones, which training ignores"
+        if objects == report.crowds and (objects or part is parts[0]):
+            crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(part.split, f"expected objects, got {got}", "objects"))
     for first, second in combinations(parts, 2):

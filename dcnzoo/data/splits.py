@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dcnzoo.data.check import Report
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, is_written_by
@@ -50,7 +51,7 @@ class Annotations:
     """What was read from a part.
 
     Attributes:
-        content: of a COCO file, whose file names are relative to ``folder``.
+        report: of a COCO file, whose file names are relative to ``folder``.
         problems: those that are neither repaired nor skipped.
         pictures: the path of each image, in the order of the content.
         sources: the files that were read.
@@ -58,7 +59,7 @@ class Annotations:
         repaired: a text for each kind of repair.
     """
 
-    content: dict
+    report: Report
     folder: Path
     problems: list[Finding]
     pictures: list[Path]
@@ -91,6 +92,13 @@ class Part:
         return self._loaded
 
 
+def of_report(split: str, report: Report, images: Path) -> Part:
+    """Return a split that has been read and checked."""
+    pictures = [images / image["file_name"] for image in report.images]
+    loaded = Annotations(report, images, [], pictures, [report.file])
+    return Part(split, (report.file,), images, lambda options: loaded)
+
+
 def annotations_of(builder: CocoBuilder, options: ReadOptions) -> Annotations:
     """Return what a converter has read."""
     problems, repaired = builder.problems, []
@@ -100,7 +108,7 @@ def annotations_of(builder: CocoBuilder, options: ReadOptions) -> Annotations:
         repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
         problems = []
     return Annotations(
-        builder.content(),
+        Report(Path(), builder.content(), []),
         builder.folder,
         problems,
         builder.pictures,
@@ -192,7 +200,13 @@ class Tree:
 
     @staticmethod
     def json_of(file: Path) -> Any:
-        """Return the content of a JSON file."""
+        """Return the content of a JSON file; of a large COCO file, an outline."""
+        try:
+            from dcnzoo.data.columns import Unusual, read_outline
+
+            return read_outline(file)
+        except (ImportError, Unusual):
+            pass
         try:
             content = read_json(file)
         except InvalidAnnotation as error:

@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.config import Config
 
 from dcnzoo.data.check import Report, checked_coco
+from dcnzoo.data.layouts import check_parts
+from dcnzoo.data.splits import of_report
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
 from dcnzoo.openmmlab.recipe import DIRECTORY, is_readable, read_config_file
@@ -53,7 +55,8 @@ def write_config(
     """Write a config that inherits from a published one and sets everything about the data.
 
     Args:
-        train, val: COCO files with the same categories and without problems.
+        train, val: COCO files with the same categories and without problems. No picture may be in both,
+            unless they are one file, for a test of how well a detector learns it.
         out: path of the config.
         images, val_images: folders that contain the images; ``val_images`` defaults to ``images``.
         model: a name in the zoo, or a config file. Default: a Mask R-CNN with DCNv2 if every object has a
@@ -70,10 +73,13 @@ def write_config(
         UserError: the data has problems or does not fit the model; the model is not configured for COCO;
             ``out`` does not end in .py.
     """
-    reports = [checked_coco(train, images)]
-    reports.append(checked_coco(val, val_images or images, tuple(reports[0].per_class)))
-    folders = Path(images), Path(val_images or images)
-    sources = dict(zip(("train", "val"), map(CheckedData, reports, folders), strict=True))
+    sources = {"train": CheckedData(checked_coco(train, images), Path(images))}
+    classes, folder = tuple(sources["train"].report.per_class), Path(val_images or images)
+    sources["val"] = CheckedData(checked_coco(val, folder, classes), folder)
+    if not os.path.samefile(train, val):
+        parts = [of_report(split, source.report, source.images) for split, source in sources.items()]
+        if findings := check_parts(parts):
+            raise UserError(*(f"data: {finding}" for finding in findings))
     return write_settings(sources, out, model, weights, changes)[0]
 
 
@@ -95,7 +101,7 @@ def write_settings(
     if Path(out).suffix != ".py":
         raise UserError(f"out: expected a name that ends in .py, got {out}")
     classes = tuple(sources["train"].report.per_class)
-    without = {source.report.file: objects_without_mask(source.report) for source in sources.values()}
+    without = {source.report.file: source.report.without_mask for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
     base, address, config = _read_base(model, out)
@@ -171,12 +177,6 @@ def _data_settings(
         if settings[first] == settings[second]:
             settings[first] = _Name(second)
     return settings
-
-
-def objects_without_mask(report: Report) -> int:
-    """Return the number of objects without a mask, except crowds."""
-    annotations = report.content["annotations"]
-    return sum(not a.get("segmentation") for a in annotations if not a.get("iscrowd"))
 
 
 def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:

@@ -9,15 +9,14 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from dcnzoo.data.check import Report
-from dcnzoo.data.conversion import write_json
 from dcnzoo.data.layouts import check_parts, copies_of, find_parts, unused
 from dcnzoo.data.split import split_content
-from dcnzoo.data.splits import Part, ReadOptions
+from dcnzoo.data.splits import Annotations, Part, ReadOptions
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import output_files, write_bytes
 from dcnzoo.utils.findings import shown
 from dcnzoo.utils.text import counted
-from dcnzoo.zoo.config_writer import BOXES, MASKS, CheckedData, objects_without_mask, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, CheckedData, write_settings
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
 # generated shapes, the second from random ones.
@@ -77,7 +76,7 @@ def prepare(
             claim(folder / f"{split}.json")  # before the work
         has_test = parts[-1].split == "test"
         parts = _read(parts, dataclasses.replace(options, extract=folder / "images"))
-        sources, chosen = _sources(parts, folder)
+        sources, chosen = _sources(parts)
         decisions = [f"data      {data}, {layout.name.partition(',')[0]}"]
         for split, source in sources.items():
             decisions.append(_described(split, source, chosen if split == "val" else ""))
@@ -88,12 +87,13 @@ def prepare(
         if repaired := [text for part in parts for text in part.load().repaired]:
             decisions.append(f"repaired  {'; '.join(repaired)}")
         extracted = [each for part in parts for each in part.load().extracted]
-        for file in (*(source.report.file for source in sources.values()), *(file for file, _ in extracted)):
+        files = {split: folder / f"{split}.json" for split in sources}
+        for file in (*files.values(), *(file for file, _ in extracted)):
             claim(file)
         for file, content in extracted:
             write_bytes(file, content())
-        for source in sources.values():
-            write_json(source.report.content, source.report.file)
+        for split, source in sources.items():
+            source.report.write(files[split])
         return _configure(out, sources, model, decisions)
 
 
@@ -113,7 +113,7 @@ def _read(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
         }
         remedies = {problem.remedy for problem in problems} | ({"dropped"} if not problems[0].kind else set())
         raise UserError(*lines, "; ".join([last, *(hints[key] for key in hints if key in remedies)]))
-    _unify([each.content for each in read])
+    _unify(read)
     if findings := check_parts(parts):
         raise UserError(*(f"data: {finding}" for finding in findings))
     return parts
@@ -121,58 +121,47 @@ def _read(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
 
 def _can_be_tested(part: Part, options: ReadOptions) -> bool:
     try:
-        return bool(part.load(options).content["annotations"])
+        return part.load(options).report.counts["annotations"] > 0
     except UserError:
         return False
 
 
-def _unify(contents: Sequence[dict]) -> None:
-    """Give files the categories of the first one, in its order, with the ids 1, 2, 3, ….
+def _unify(parts: Sequence[Annotations]) -> None:
+    """Give parts that differ in their categories those of the first one, in its order, with ids from 1.
 
-    Categories that only other files have follow. A category without objects that contains all others, which
+    Categories that only other parts have follow. A category without objects that contains all others, which
     Roboflow writes, is left out.
     """
-    categories = {each["name"]: each for content in contents for each in content["categories"]}
-    used: set[str] = set()
-    for content in contents:
-        names = {each["id"]: each["name"] for each in content["categories"]}
-        for annotation in content["annotations"]:
-            annotation["category_id"] = names[annotation["category_id"]]
-            used.add(annotation["category_id"])
+    reports = [part.report for part in parts]
+    categories = {each["name"]: each for report in reports for each in report.categories}
     groups = {each.get("supercategory") for each in categories.values()} - {"none", ""}
-    if (
-        len(categories) > 1
-        and len(groups) == 1
-        and (group := groups.pop()) in categories
-        and group not in used
-    ):
+    group = groups.pop() if len(groups) == 1 and len(categories) > 1 else None
+    if group in categories and not any(report.per_class.get(str(group)) for report in reports):
         del categories[group]
+    if all(report.categories == [*categories.values()] for report in reports):
+        return
     ids = {name: number for number, name in enumerate(categories, 1)}
-    for content in contents:
+    for part in parts:
+        names = {each["id"]: each["name"] for each in part.report.categories}
+        part.report = part.report.editable()
+        content = part.report.content
         content["categories"] = [{**each, "id": ids[name]} for name, each in categories.items()]
         for annotation in content["annotations"]:
-            annotation["category_id"] = ids[annotation["category_id"]]
+            annotation["category_id"] = ids[names[annotation["category_id"]]]
 
 
-def _sources(parts: Sequence[Part], folder: Path) -> tuple[dict[str, CheckedData], str]:
+def _sources(parts: Sequence[Part]) -> tuple[dict[str, CheckedData], str]:
     """Return the data of each split, and how the validation set was chosen if the data has none."""
-    read: dict[str, tuple[dict, Path]] = {
-        part.split: (part.load().content, part.load().folder) for part in parts
-    }
-    chosen = ""
-    if pool := read.pop("all", None):
-        pictures = {
-            p: image["id"] for p, image in zip(parts[0].load().pictures, pool[0]["images"], strict=True)
-        }
-        copies = {pictures[a]: pictures[b] for a, b in copies_of(pictures, pictures).items()}
-        train, val = split_content(pool[0], VALIDATION, copies=copies)
-        read = {"train": (train, pool[1]), "val": (val, pool[1]), **read}
-        chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
-    sources = {
-        split: CheckedData(Report(folder / f"{split}.json", content, []), images)
-        for split, (content, images) in read.items()
-    }
-    return sources, chosen
+    loaded = {part.split: part.load() for part in parts}
+    sources = {split: CheckedData(each.report, each.folder) for split, each in loaded.items()}
+    if (pool := sources.pop("all", None)) is None:
+        return sources, ""
+    pictures = dict(zip(loaded["all"].pictures, (image["id"] for image in pool.report.images), strict=True))
+    copies = {pictures[a]: pictures[b] for a, b in copies_of(pictures, pictures).items()}
+    contents = split_content(pool.report.content, VALIDATION, copies=copies)
+    train, val = (CheckedData(Report(Path(), content, []), pool.images) for content in contents)
+    chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
+    return {"train": train, "val": val, **sources}, chosen
 
 
 def _described(split: str, source: CheckedData, how: str) -> str:
@@ -190,7 +179,7 @@ def _configure(
     out: Path, sources: Mapping[str, CheckedData], model: str | None, decisions: list[str]
 ) -> OwnData:
     """Choose a model and write the config."""
-    masks = not any(objects_without_mask(source.report) for source in sources.values())
+    masks = not any(source.report.without_mask for source in sources.values())
     small = model is None and get_device() == "cpu"
     model = model or (SMALL[masks] if small else MASKS if masks else BOXES)
     result = OwnData(out, decisions=decisions)

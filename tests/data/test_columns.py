@@ -9,11 +9,14 @@ import random
 import pytest
 from mmdet.datasets.coco import CocoDataset as MMDetections
 from mmengine.dataset import ClassBalancedDataset
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from dcnzoo.data import check
 from dcnzoo.openmmlab.datasets.coco import CocoDataset
 from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.config_writer import BOXES
+from dcnzoo.zoo.own_data import prepare
 
 columns = pytest.importorskip("dcnzoo.data.columns", reason="needs msgspec", exc_type=ImportError)
 VALUES = (
@@ -118,7 +121,7 @@ def opened(kind, file, **options):
     classes = options.pop("classes", ("a", "b"))
     return kind(
         ann_file=str(file),
-        data_prefix={"img": str(file.parent)},
+        data_prefix={"img": str(options.pop("folder", file.parent))},
         metainfo={"classes": classes},
         pipeline=steps,
         **options,
@@ -199,3 +202,33 @@ def test_problems_of_a_data_set(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"in the order b, a"):
         opened(CocoDataset, file, classes=("b", "a"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_own_data(tmp_path, order):
+    """Files with the same categories are copied; others are written with the same ones."""
+    for number, split in enumerate(("train", "val")):
+        (tmp_path / "fruits" / split).mkdir(parents=True)
+        content = made(random.Random(number))
+        for image in content["images"]:
+            color = (200 * number, 10 * image["id"], 0)
+            Image.new("RGB", (64, 48), color).save(tmp_path / "fruits" / split / image["file_name"])
+        if split == "val":
+            content["categories"] = content["categories"][::order]
+        (tmp_path / "fruits" / f"{split}.json").write_text(json.dumps(content))
+    result = prepare(tmp_path / "fruits", tmp_path / "work", model=BOXES)
+    for split in ("train", "val"):
+        files = [tmp_path / folder / f"{split}.json" for folder in ("fruits", "work/data")]
+        old, new = (json.loads(file.read_text()) for file in files)
+        assert (files[0].read_bytes() == files[1].read_bytes()) == (order > 0)
+        assert [each["name"] for each in new["categories"]] == ["a", "b"]
+        names = [{each["id"]: each["name"] for each in content["categories"]} for content in (old, new)]
+        objects = [
+            [names[i][a["category_id"]] for a in content["annotations"]]
+            for i, content in enumerate((old, new))
+        ]
+        assert objects[0] == objects[1]
+    assert any("6 pictures" in line and "objects and" in line for line in result.decisions)
+    assert columns._written or order < 0
+    dataset = opened(CocoDataset, tmp_path / "work/data/train.json", folder=tmp_path / "fruits/train")
+    assert dataset._entries is not None and len(dataset) == 6

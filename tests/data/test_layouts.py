@@ -293,14 +293,14 @@ def read(data):
     for part in parts:
         each = part.load()
         assert not each.problems
-        names = {category["id"]: category["name"] for category in each.content["categories"]}
+        names = {category["id"]: category["name"] for category in each.report.content["categories"]}
         pictures = {
             image["id"]: os.path.realpath(each.folder / image["file_name"])
-            for image in each.content["images"]
+            for image in each.report.content["images"]
         }
         objects = {path: [] for path in pictures.values()}
         assert len(objects) == len(pictures)
-        for a in each.content["annotations"]:
+        for a in each.report.content["annotations"]:
             objects[pictures[a["image_id"]]].append(
                 (CLASSES.index(names[a["category_id"]]), *map(round, a["bbox"]))
             )
@@ -468,7 +468,7 @@ def test_classes_of_via(tmp_path):
                 region["region_attributes"] = attributes
         write(tmp_path / "via.json", content)
         loaded = find_parts(tmp_path)[1][0].load()
-        assert [category["name"] for category in loaded.content["categories"]] == expected
+        assert [category["name"] for category in loaded.report.content["categories"]] == expected
         assert bool(loaded.problems) == (not expected)
 
 

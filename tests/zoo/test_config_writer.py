@@ -188,9 +188,11 @@ def test_the_default_model_learns_from_masks_if_there_are_some(tmp_path, coco):
     ],
 )
 def test_config_mistakes(tmp_path, coco, train, val, model, message):
-    files = coco(train, "train.json"), coco(val, "val.json")
+    file = coco(train, "train.json")
     with pytest.raises(UserError, match=message):
-        write_config(*files, tmp_path / "out.py", tmp_path, model=model)
+        write_config(
+            file, file if val is train else coco(val, "val.json"), tmp_path / "out.py", tmp_path, model=model
+        )
     assert not (tmp_path / "out.py").exists()
 
 
@@ -202,6 +204,23 @@ def test_heads_with_other_classes_than_the_base(tmp_path, coco):
     with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.mask_head\.num_classes: expected 2.* 5$"):
         coco_of_two = coco(lambda c: (c["categories"].pop(), c["annotations"].pop()))
         write_config(coco_of_two, coco_of_two, tmp_path / "out.py", tmp_path, model=str(tmp_path / "base.py"))
+
+
+def test_a_picture_in_both_files(tmp_path, coco):
+    """Refused by its name or content; one file for both is a choice."""
+
+    def second(content):
+        content["images"] = content["images"][1:2]
+        content["annotations"] = content["annotations"][1:2]
+
+    with pytest.raises(UserError, match=r"^data: 1 picture of val .*2\.png"):
+        write_config(coco(), coco(second, "val.json"), tmp_path / "out.py", tmp_path)
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "val" / "2.png")
+    with pytest.raises(UserError, match=r"^data: 1 picture of val .*cop"):
+        write_config(coco(), tmp_path / "val.json", tmp_path / "out.py", tmp_path, tmp_path / "val")
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "val" / "2.png")
+    write_config(coco(), tmp_path / "val.json", tmp_path / "out.py", tmp_path, tmp_path / "val")
 
 
 def test_an_edited_config_is_not_overwritten(tmp_path, coco):
