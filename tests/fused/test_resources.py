@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available, operators
 from dcnzoo.ops.fused import deform_conv as fused
 from dcnzoo.ops.fused.deform_conv import Config, table
@@ -247,6 +248,6 @@ def test_operators(architecture, call, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(available, "tf32", lambda: variant.tf32)
     for name, arguments in operator_calls(variant)[call]:
         with recorded() as launches:
-            operators.run(name, arguments)
+            operators.run(name, arguments_of(name)(*arguments))
         assert launches
         check(architecture, launches, f"sm_{architecture}, {name}, {call}, {variant}", tmp_path)

@@ -47,30 +47,30 @@ def test_the_check_takes_all_arguments(name):
     assert {name for name, _ in check[len(expected) :]} <= {"grad_output"}
 
 
-def with_gain(call: str, gain: float) -> tuple[str, tuple]:
+def with_another(call: str, value: float) -> tuple[str, tuple]:
     """A call of an operator with one argument more than today, whose default is 1."""
     name, arguments = CALLS[call]
-    fields = [*arguments_of(name)._fields, "gain"]
+    fields = [*arguments_of(name)._fields, "added"]
     defaults = [*arguments_of(name)._field_defaults.values(), 1.0]
     arguments = [
         a.float() if isinstance(a, torch.Tensor) and a.dtype == torch.float64 else a for a in arguments
     ]
-    return name, namedtuple("arguments", fields, defaults=defaults)(*arguments, gain)
+    return name, namedtuple("arguments", fields, defaults=defaults)(*arguments, value)
 
 
 @pytest.mark.parametrize("call", sorted(IN_TRITON))
 def test_triton_runs_no_call_with_an_argument_that_it_does_not_take(call):
     operators = pytest.importorskip("dcnzoo.ops.fused.operators")
-    assert operators.fits(*with_gain(call, 1.0))
-    assert not operators.fits(*with_gain(call, 2.0))
+    assert operators.fits(*with_another(call, 1.0))
+    assert not operators.fits(*with_another(call, 2.0))
 
 
 @pytest.mark.parametrize("call", ["deform_conv2d", "roi_align", "nms"])
 def test_torchvision_runs_no_call_with_an_argument_that_it_does_not_take(monkeypatch, call):
     monkeypatch.setattr(_torchvision, "has", lambda name, key: True)
-    for gain in (1.0, 2.0):
-        name, arguments = with_gain(call, gain)
-        assert _torchvision.fits(name, "CUDA", arguments) == (gain == 1.0)
+    for value in (1.0, 2.0):
+        name, arguments = with_another(call, value)
+        assert _torchvision.fits(name, "CUDA", arguments) == (value == 1.0)
 
 
 def test_defaults_that_torch_leaves_out(monkeypatch):

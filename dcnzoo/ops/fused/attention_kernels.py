@@ -1,4 +1,4 @@
-"""Triton kernels of dcnv3, dcnv4 and ms_deform_attn: one for the output, one for all gradients.
+"""The Triton kernel of dcnv3, dcnv4 and ms_deform_attn: the output, or all gradients.
 
 As in ``ops/deform_attn``, the operators differ only in the positions of their points. A *part* is one
 channel group (a head) of one query; a program computes BLOCK_M parts by all D channels of the group. D is a
@@ -88,49 +88,6 @@ def corner(input, at, step, valid, d, groups, D: tl.constexpr):
     return tl.load(input + places, mask=read, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def forward_kernel(
-    input,  # [N, pixels, groups, D]
-    offset,  # (x, y) pairs; a query's for a group begin at query · offset_query + group · offset_group
-    weight,  # likewise, from weight_first on
-    output,  # [N, queries, groups, D]
-    level_sizes, level_starts, parts, queries, pixels, out_w, height, width, outers, removed,
-    stride_y, stride_x, dilation_y, dilation_x, base_y, base_x, scale, groups,
-    offset_query, offset_group, weight_first, weight_query, weight_group,
-    LEVELS: tl.constexpr, INNERS: tl.constexpr, D: tl.constexpr, USE_INT64: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    part, exists, image, group, offset_at, weight_at, at_y, at_x = part_of(
-        parts, queries, pixels, out_w, stride_y, stride_x, base_y, base_x, groups,
-        offset_query, offset_group, weight_first, weight_query, weight_group, LEVELS, USE_INT64, BLOCK_M,
-    )  # fmt: skip
-    d = tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for outer in range(outers):
-        first, tap_x, scale_y, scale_x = image, 0.0, scale, scale
-        if LEVELS:
-            height, width, start = level_of(level_sizes, level_starts, outer, pixels)
-            first, scale_y, scale_x = image + start, height.to(tl.float32), width.to(tl.float32)
-        else:
-            tap_x = (outer * dilation_x).to(tl.float32)
-        for inner in range(INNERS):
-            tap = outer * INNERS + inner
-            point = tl.where((removed >= 0) & (tap > removed), tap - 1, tap)
-            tap_y = 0.0 if LEVELS else (inner * dilation_y).to(tl.float32)
-            low, ly, lx, factor, _, top, bottom, left, right = point_of(
-                offset, weight, offset_at + 2 * point, weight_at + point, exists & (tap != removed),
-                at_y, at_x, tap_y, tap_x, scale_y, scale_x, height, width,
-            )  # fmt: skip
-            at = (first + low) * groups + group
-            value = corner(input, at, 0, top & left, d, groups, D) * ((1 - ly) * (1 - lx))[:, None]
-            value += corner(input, at, 1, top & right, d, groups, D) * ((1 - ly) * lx)[:, None]
-            value += corner(input, at, width, bottom & left, d, groups, D) * (ly * (1 - lx))[:, None]
-            value += corner(input, at, width + 1, bottom & right, d, groups, D) * (ly * lx)[:, None]
-            total += value * factor[:, None]  # also off the map: zero times Inf is NaN, as in the formula
-    written = exists[:, None] if BLOCK_D == D else exists[:, None] & (d < D)[None, :]
-    tl.store(output + (part * D)[:, None] + d[None, :], total.to(output.dtype.element_ty), mask=written)
-
-
 @triton.jit
 def spread(grad_input, at, step, valid, d, share, gradient, groups, D: tl.constexpr):
     """Add a corner's ``share`` of ``gradient`` to ``grad_input``."""
@@ -141,26 +98,35 @@ def spread(grad_input, at, step, valid, d, share, gradient, groups, D: tl.conste
 
 
 @triton.jit(do_not_specialize=SIZES)
-def backward_kernel(
-    grad_output,  # [N, queries, groups, D]
-    input, offset, weight,
+def attention_kernel(
+    input,  # [N, pixels, groups, D]
+    offset,  # (x, y) pairs; a query's for a group begin at query · offset_query + group · offset_group
+    weight,  # likewise, from weight_first on
+    output,  # [N, queries, groups, D]
+    grad_output,  # like output
     grad_input,  # like input, float32
     grad_offset, grad_weight,  # like offset and weight
     level_sizes, level_starts, parts, queries, pixels, out_w, height, width, outers, removed,
     stride_y, stride_x, dilation_y, dilation_x, base_y, base_x, scale, groups,
     offset_query, offset_group, weight_first, weight_query, weight_group,
     LEVELS: tl.constexpr, INNERS: tl.constexpr, D: tl.constexpr, USE_INT64: tl.constexpr,
-    WANT_INPUT: tl.constexpr, WANT_FIELDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    WANT_OUTPUT: tl.constexpr, WANT_INPUT: tl.constexpr, WANT_FIELDS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """The output, or gradients of the input and of the fields (offset and weight). Other tensors are None."""
     part, exists, image, group, offset_at, weight_at, at_y, at_x = part_of(
         parts, queries, pixels, out_w, stride_y, stride_x, base_y, base_x, groups,
         offset_query, offset_group, weight_first, weight_query, weight_group, LEVELS, USE_INT64, BLOCK_M,
     )  # fmt: skip
-    # values in the layout of the additions of float32: otherwise threads exchange them by shared memory
-    d = tl.max_contiguous(tl.arange(0, BLOCK_D), 4)
+    d = tl.arange(0, BLOCK_D)
+    if not WANT_OUTPUT:
+        # values in the layout of the additions of float32: otherwise threads exchange them by shared memory
+        d = tl.max_contiguous(d, 4)
     is_channel = exists[:, None] if BLOCK_D == D else exists[:, None] & (d < D)[None, :]
-    gradient = tl.load(grad_output + (part * D)[:, None] + d[None, :], mask=is_channel, other=0.0)
-    gradient = gradient.to(tl.float32)
+    places = (part * D)[:, None] + d[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if not WANT_OUTPUT:
+        gradient = tl.load(grad_output + places, mask=is_channel, other=0.0).to(tl.float32)
     for outer in range(outers):
         first, tap_x, scale_y, scale_x = image, 0.0, scale, scale
         if LEVELS:
@@ -179,6 +145,12 @@ def backward_kernel(
             )  # fmt: skip
             at = (first + low) * groups + group
             hy, hx = 1 - ly, 1 - lx
+            if WANT_OUTPUT:
+                value = corner(input, at, 0, top & left, d, groups, D) * (hy * hx)[:, None]
+                value += corner(input, at, 1, top & right, d, groups, D) * (hy * lx)[:, None]
+                value += corner(input, at, width, bottom & left, d, groups, D) * (ly * hx)[:, None]
+                value += corner(input, at, width + 1, bottom & right, d, groups, D) * (ly * lx)[:, None]
+                total += value * factor[:, None]  # also off the map: zero times Inf is NaN, as in the formula
             if WANT_FIELDS:
                 dot00 = tl.sum(corner(input, at, 0, top & left, d, groups, D) * gradient, 1)
                 dot01 = tl.sum(corner(input, at, 1, top & right, d, groups, D) * gradient, 1)
@@ -195,13 +167,15 @@ def backward_kernel(
                 )
                 of_y = (hx * (dot10 - dot00) + lx * (dot11 - dot01)) * (factor * scale_y)
                 of_x = (hy * (dot01 - dot00) + ly * (dot11 - dot10)) * (factor * scale_x)
-                places = grad_offset + offset_at + 2 * point
+                pair = grad_offset + offset_at + 2 * point
                 field = grad_offset.dtype.element_ty
-                tl.store(places, tl.where(inside, of_x, 0.0).to(field), mask=read)
-                tl.store(places + 1, tl.where(inside, of_y, 0.0).to(field), mask=read)
+                tl.store(pair, tl.where(inside, of_x, 0.0).to(field), mask=read)
+                tl.store(pair + 1, tl.where(inside, of_y, 0.0).to(field), mask=read)
                 tl.store(grad_weight + weight_at + point, dot.to(field), mask=read)
             if WANT_INPUT:
                 spread(grad_input, at, 0, top & left, d, hy * hx * factor, gradient, groups, D)
                 spread(grad_input, at, 1, top & right, d, hy * lx * factor, gradient, groups, D)
                 spread(grad_input, at, width, bottom & left, d, ly * hx * factor, gradient, groups, D)
                 spread(grad_input, at, width + 1, bottom & right, d, ly * lx * factor, gradient, groups, D)
+    if WANT_OUTPUT:
+        tl.store(output + places, total.to(output.dtype.element_ty), mask=is_channel)

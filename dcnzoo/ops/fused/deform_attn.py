@@ -10,10 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
-from . import attention_kernels as kernels
+from .attention_kernels import attention_kernel
 from .launch import cdiv, launch
 
 WARPS = 4
+UNUSED = dict.fromkeys(("output", "grad_output", "grad_input", "grad_offset", "grad_weight"))
+UNUSED |= dict.fromkeys(("WANT_OUTPUT", "WANT_INPUT", "WANT_FIELDS"), False)
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,23 @@ class Call:
         offset = self.offset.to(self.field_type).contiguous()
         return offset, offset if self.weight is self.offset else self.weight.to(self.field_type).contiguous()
 
-    def launch(self, kernel, bytes_per_value: int, **arguments) -> None:
-        """Launch a kernel whose threads read vectors of 16 bytes."""
+    def launch(self, bytes_per_value: int, **arguments) -> None:
+        """Launch the kernel, whose threads read vectors of 16 bytes."""
         queries = math.prod(self.output[1:-1])
         parts = self.output[0] * queries * self.groups
         block_d = triton.next_power_of_2(self.channels)
         block_m = max(WARPS * 32 // max(block_d * bytes_per_value // 16, 1), 1)
-        arguments |= self.options | {
+        arguments = UNUSED | arguments | self.options | {
             "input": self.input.contiguous(), "parts": parts, "queries": queries, "groups": self.groups,
             "D": self.channels, "BLOCK_M": block_m, "BLOCK_D": block_d,
         }  # fmt: skip
-        launch(kernel, cdiv(parts, block_m), self.input.device, arguments, warps=WARPS)
+        launch(attention_kernel, cdiv(parts, block_m), self.input.device, arguments, warps=WARPS)
 
     def forward(self) -> Tensor:
         offset, weight = self.fields()
         output = self.input.new_empty(self.output)
         size = self.input.element_size()
-        self.launch(kernels.forward_kernel, size, offset=offset, weight=weight, output=output)
+        self.launch(size, offset=offset, weight=weight, output=output, WANT_OUTPUT=True)
         return output
 
     def backward(self, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
@@ -72,7 +74,7 @@ class Call:
         else:
             grad_offset, grad_weight = torch.empty_like(offset), torch.empty_like(weight)
         self.launch(
-            kernels.backward_kernel, 4, offset=offset, weight=weight, grad_output=grad_output.contiguous(),
+            4, offset=offset, weight=weight, grad_output=grad_output.contiguous(),
             grad_input=grad_input, grad_offset=grad_offset, grad_weight=grad_weight,
             WANT_INPUT=needed[0], WANT_FIELDS=any(needed[1:]),
         )  # fmt: skip

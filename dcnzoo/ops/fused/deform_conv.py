@@ -444,14 +444,14 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
         channels = min(triton.next_power_of_2(p.block_channels), 64)
         block = DEPTHWISE_BLOCK // 2 if kernel == "grad_samples" else DEPTHWISE_BLOCK  # registers
         return Config(block // channels, channels, BLOCK_K=1, warps=4, stages=1)
-    if not p.is_wide:  # the least product, padded; the table's blocks would need too many registers
+    if not p.is_wide:  # the least product, padded; larger blocks or two stages would need too many registers
         inputs, outputs = (
             min(max(triton.next_power_of_2(n), LEAST_CHANNELS), 32)
             for n in (p.block_channels, p.group_outputs)
         )
         if kernel == "forward":
-            inputs, outputs = outputs, inputs
-        return Config(32, inputs, outputs, warps=4, stages=2)
+            return Config(32, outputs, inputs, warps=2, stages=1)
+        return Config(32, inputs, outputs, warps=4, stages=1)
     return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
 
 

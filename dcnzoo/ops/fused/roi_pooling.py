@@ -45,8 +45,9 @@ def axis_of(low, high, scale, gamma, bins, ratio, ALIGNED: tl.constexpr, MOVED: 
 
 
 @triton.jit
-def span_of(start, bin, samples, number, size):
-    """The samples [begin, end) of bins that may lie on the map, at most two too many at each end."""
+def bins_of(start, bin, samples, number, size):
+    """Bins along an axis: start, length, samples per bin, number, and the samples [begin, end) that may lie
+    on the map, at most two too many at each end."""
     valid = (samples > 0) & is_finite(start)
     count = tl.maximum(samples, 1).to(tl.float32)
     step = bin / count
@@ -56,13 +57,23 @@ def span_of(start, bin, samples, number, size):
     end = tl.ceil((size - origin) * per_step - 0.5) + 2
     begin = tl.where(step > 0, tl.minimum(tl.maximum(begin, 0.0), count), 0.0)
     end = tl.where(step > 0, tl.minimum(tl.maximum(end, 0.0), count), count)
-    return tl.where(valid, begin, 0.0).to(tl.int32), tl.where(valid, end, 0.0).to(tl.int32)
+    begin, end = tl.where(valid, begin, 0.0).to(tl.int32), tl.where(valid, end, 0.0).to(tl.int32)
+    return start, bin, samples, number, begin, end
 
 
 @triton.jit
-def sample_of(start, bin, samples, number, sample, end, size):
+def samples_of(bins):
+    """The largest number of samples of a bin."""
+    _, _, _, _, begin, end = bins
+    return tl.max(end - begin, 0)
+
+
+@triton.jit
+def sample_of(bins, i, size):
     """The two pixels beside a sample: the low one, the weight of the high one, whether the sample is on the
     map, and whether it reads two pixels."""
+    start, bin, samples, number, begin, end = bins
+    sample = begin + i
     at = start + number * bin + (sample.to(tl.float32) + 0.5) * bin / tl.maximum(samples, 1).to(tl.float32)
     on_map = (sample < end) & (at >= -1) & (at <= size)  # false for NaN
     at = tl.where(on_map, at, 0.0)
@@ -76,7 +87,7 @@ def region_of(
     rois, offset, batch, height, width, output_h, output_w, scale, ratio, gamma,
     ALIGNED: tl.constexpr, MOVED: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A program's RoI and bins."""
+    """A program's RoI, first pixel of its image, bins, number of samples in each, reach and bins of axes."""
     bins = output_h * output_w
     tiles = tl.cdiv(bins, BLOCK_M)
     roi = index_of(tl.program_id(0) // tiles, USE_INT64)
@@ -96,13 +107,11 @@ def region_of(
     some = (m < bins) & (tl.where(on_batch, tl.minimum(y_samples, x_samples), 0) > 0)
     y_samples, x_samples = tl.where(some, y_samples, 0), tl.where(some, x_samples, 0)
     y_number, x_number = (m // output_w).to(tl.float32), (m % output_w).to(tl.float32)
-    y_begin, y_end = span_of(y_start, y_bin, y_samples, y_number, height)
-    x_begin, x_end = span_of(x_start, x_bin, x_samples, x_number, width)
     count = tl.maximum(y_samples.to(tl.float32) * x_samples.to(tl.float32), 1.0)
     return (
         roi, image * height * width, m, m < bins, count, y_reach, x_reach,
-        y_start, y_bin, y_samples, y_number, y_begin, y_end,
-        x_start, x_bin, x_samples, x_number, x_begin, x_end,
+        bins_of(y_start, y_bin, y_samples, y_number, height),
+        bins_of(x_start, x_bin, x_samples, x_number, width),
     )  # fmt: skip
 
 
@@ -122,22 +131,17 @@ def forward_kernel(
     ALIGNED: tl.constexpr, MOVED: tl.constexpr, USE_INT64: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    (
-        roi, first, m, exists, count, _, _, y_start, y_bin, y_samples, y_number, y_begin, y_end,
-        x_start, x_bin, x_samples, x_number, x_begin, x_end,
-    ) = region_of(
+    roi, first, m, exists, count, _, _, y_bins, x_bins = region_of(
         rois, offset, batch, height, width, output_h, output_w, scale, ratio, gamma,
         ALIGNED, MOVED, USE_INT64, BLOCK_M,
     )  # fmt: skip
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    columns = tl.max(x_end - x_begin, 0)
-    for iy in range(tl.max(y_end - y_begin, 0)):
-        row, ly, on_y, two_y = sample_of(y_start, y_bin, y_samples, y_number, y_begin + iy, y_end, height)
+    columns = samples_of(x_bins)
+    for iy in range(samples_of(y_bins)):
+        row, ly, on_y, two_y = sample_of(y_bins, iy, height)
         for ix in range(columns):
-            column, lx, on_x, two_x = sample_of(
-                x_start, x_bin, x_samples, x_number, x_begin + ix, x_end, width
-            )
+            column, lx, on_x, two_x = sample_of(x_bins, ix, width)
             pixel = first + row * width + column
             on_map = on_y & on_x
             value = pixel_of(input, pixel, channels, c, on_map) * ((1 - ly) * (1 - lx))[:, None]
@@ -171,16 +175,13 @@ def backward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A program goes through all channels, so that it adds up the gradients of offsets in a fixed order."""
-    (
-        roi, first, m, exists, count, y_reach, x_reach, y_start, y_bin, y_samples, y_number, y_begin, y_end,
-        x_start, x_bin, x_samples, x_number, x_begin, x_end,
-    ) = region_of(
+    roi, first, m, exists, count, y_reach, x_reach, y_bins, x_bins = region_of(
         rois, offset, batch, height, width, output_h, output_w, scale, ratio, gamma,
         ALIGNED, MOVED, USE_INT64, BLOCK_M,
     )  # fmt: skip
     bins = output_h * output_w
     of_y, of_x = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
-    columns = tl.max(x_end - x_begin, 0)
+    columns = samples_of(x_bins)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         read = exists[:, None] & (c < channels)[None, :]
@@ -191,12 +192,10 @@ def backward_kernel(
         slope_x = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
         # a bin none of whose samples reads two pixels does not move: an Inf gradient must not give NaN
         moves_y, moves_x = tl.zeros((BLOCK_M,), tl.int32), tl.zeros((BLOCK_M,), tl.int32)
-        for iy in range(tl.max(y_end - y_begin, 0)):
-            row, ly, on_y, two_y = sample_of(y_start, y_bin, y_samples, y_number, y_begin + iy, y_end, height)
+        for iy in range(samples_of(y_bins)):
+            row, ly, on_y, two_y = sample_of(y_bins, iy, height)
             for ix in range(columns):
-                column, lx, on_x, two_x = sample_of(
-                    x_start, x_bin, x_samples, x_number, x_begin + ix, x_end, width
-                )
+                column, lx, on_x, two_x = sample_of(x_bins, ix, width)
                 pixel = first + row * width + column
                 on_map = on_y & on_x
                 right, below, both = on_map & two_x, on_map & two_y, on_map & two_x & two_y
