@@ -20,11 +20,14 @@ apply only if a program calls :func:`dcnzoo.compat.transformers.enable` or
 OpenMMLab.
 """
 
+import builtins
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dcnzoo.utils.text import nearest
 
@@ -71,6 +74,21 @@ class Changes(contextlib.ExitStack):
             self.callback(mapping.pop, key, None)
         else:
             self.callback(mapping.__setitem__, key, before)
+
+
+class ThreadChanges(Changes):
+    """Changes to functions that are seen only by the thread that makes them."""
+
+    def set(self, owner: object, name: str, value: object) -> None:
+        thread = threading.get_ident()
+        original: Any = getattr(owner, name, getattr(builtins, name, None))
+        replacement: Any = value.__func__ if isinstance(value, staticmethod) else value
+
+        @functools.wraps(replacement)
+        def call(*args: object, **kwargs: object) -> object:
+            return (replacement if threading.get_ident() == thread else original)(*args, **kwargs)
+
+        super().set(owner, name, staticmethod(call) if isinstance(value, staticmethod) else call)
 
 
 @dataclass(eq=False)

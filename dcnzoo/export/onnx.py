@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,7 +47,13 @@ def export_onnx(
     from onnxscript.rewriter._matcher import SimplePatternMatcher
 
     table = translation_table(opset_version, deform_conv)
-    with torch.no_grad(), quiet(), transformers.translated(), patches.Changes() as changes:
+    with (
+        torch.no_grad(),
+        quiet(),
+        transformers.translated(),
+        _other_threads_go_on(),
+        patches.Changes() as changes,
+    ):
         changes.wrap(SimplePatternMatcher, "match", passes.match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
@@ -80,13 +87,49 @@ def export_onnx(
 
 
 @contextlib.contextmanager
+def _other_threads_go_on() -> Iterator[None]:
+    """Context in which torch's exporter changes nothing that other threads of the process see."""
+    thread = threading.get_ident()
+
+    def is_ours(flag: Callable[[], bool]) -> bool:
+        return threading.get_ident() == thread and flag()
+
+    def backend(select: Callable, image: torch.Tensor, weight: torch.Tensor, **options: Any) -> Any:
+        if threading.get_ident() != thread:
+            return select(image, weight, **options)
+        kinds: Any = torch._C
+        return kinds._ConvBackend.Slow3d if weight.dim() == 5 else kinds._ConvBackend.Slow2d
+
+    with patches.Changes() as changes, patches.ThreadChanges() as own:
+        # MMDetection and dcnzoo read these flags of the process
+        changes.wrap(torch.compiler, "is_exporting", is_ours)
+        changes.wrap(torch.onnx, "is_in_onnx_export", is_ours)
+        # torch.export switches these libraries off in the process, because the choice between them would
+        # restrict sizes; without the choice, it does not
+        changes.wrap(torch._C, "_select_conv_backend", backend)
+        for library in (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn):
+            own.set(library, "set_flags", lambda *flags: ())
+        yield
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress messages that do not concern the user, such as that torchvision is missing."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    thread, root = threading.get_ident(), logging.getLogger()
+
+    def of_others(record: logging.LogRecord) -> bool:  # onnxruntime's quantisation calls logging.warning
+        return record.thread != thread
+
+    root.addFilter(of_others)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
-        logging.disable(disabled)
+        root.removeFilter(of_others)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

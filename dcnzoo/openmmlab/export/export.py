@@ -1,7 +1,9 @@
 """Export a detector: trace it, write the file, check it for known problems, compare it with PyTorch."""
 
+import copy
 import dataclasses
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
@@ -32,6 +34,7 @@ from dcnzoo.utils.text import counted
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
 LEAST_TRACED = 512
+_one_at_a_time = threading.Lock()
 
 
 def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportResult:
@@ -41,7 +44,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     files, findings = [], []
     if isinstance(options.precision, Int8):
         files = inputs.calibration_files(options.precision.images, options.precision.count)
-    network = inputs.predicting_part(detector.model)
+    network = own_copy(inputs.predicting_part(detector.model))
     try:
         pipeline = get_test_pipeline_cfg(detector.model.cfg)
         preprocessing = preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
@@ -125,7 +128,7 @@ def write_detector(
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
-    with symbolic_batches():
+    with _one_at_a_time, symbolic_batches():
         return write_file(
             model.eval(),
             args,
@@ -136,6 +139,12 @@ def write_detector(
             metadata=metadata,
             calibration=calibration,
         )
+
+
+def own_copy(network: nn.Module) -> nn.Module:
+    """Copy the modules, but not their parameters: tracing changes both, while other threads may predict."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, tensors)
 
 
 def _require_class_names(network: nn.Module, classes: tuple[str, ...]) -> None:

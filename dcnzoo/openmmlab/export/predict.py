@@ -24,7 +24,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dcnzoo.compat.patches import Changes
+from dcnzoo.compat.patches import Changes, ThreadChanges
 from dcnzoo.detect.backends import BOX_MASKS
 from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import rules
@@ -90,7 +90,7 @@ class Predictor(nn.Module):
         sizes = tensor_of(padded, dtype=torch.long).expand(images.shape[0], 2)
         if img_shape is not None:
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
-        with Changes() as changes, SymbolicSizes():
+        with ThreadChanges() as changes, SymbolicSizes():
             rules.apply(changes)
             with named_errors(self.detector):
                 outputs: tuple[Tensor, ...]
@@ -132,7 +132,7 @@ class Predictor(nn.Module):
         """Call the detector's ``predict`` with the features and outputs of heads of one image."""
         detector = self.detector
         proposed: list = []
-        with Changes() as changes, OrderByLogits():
+        with ThreadChanges() as changes, OrderByLogits():
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)
@@ -191,7 +191,7 @@ class DeferredMasks:
         def rois(boxes: Sequence[Tensor]) -> Tensor:
             return torch.cat([image[:, None].to(boxes[0]), boxes[0]], 1)
 
-        with Changes() as changes:
+        with ThreadChanges() as changes:
             rules.replace_everywhere(changes, bbox2roi, rois)
             for name, module in list(sys.modules.items()):
                 if name.startswith("mmdet.models.roi_heads"):
