@@ -234,13 +234,9 @@ def register_derivatives(
         needed = [ctx.needs_input_grad[position] for position in positions]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
         in_order = needed[0] and not for_every_call and _choice.is_deterministic(grad_output)
-        output_mask = [needed[0] and not in_order, *needed[1:]]
-        arguments = backward.named(
-            grad_output=grad_output,
-            output_mask=output_mask,
-            **dict(zip(tensors, saved, strict=True)),
-            **ctx.numbers,
-        )
+        mask = [needed[0] and not in_order, *needed[1:]]
+        by_name = dict(zip(tensors, saved, strict=True), grad_output=grad_output, output_mask=mask)
+        arguments = backward.named(**by_name, **ctx.numbers)
         if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
             inputs = backward.forward_arguments(arguments)
             gradients = reference_gradients(reference, grad_output, inputs, differentiable)

@@ -29,10 +29,11 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
 from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab import detector
+from dcnzoo.openmmlab import detector, execute
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.patches import table as fixes
+from dcnzoo.openmmlab.recipe import Recipe
 
 from .. import demo
 
@@ -160,7 +161,7 @@ def test_a_detector_that_torch_cannot_convert_to_channels_last(family):
 
     def outcome(channels_last):
         torch.manual_seed(0)
-        model = detector.build(copy.deepcopy(cfg))
+        model = execute.build(Recipe(copy.deepcopy(cfg)))
         found = detector.TorchDetector(model, channels_last=channels_last).model.test_step(
             copy.deepcopy(batch)
         )
