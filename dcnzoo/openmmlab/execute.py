@@ -215,7 +215,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Clai
                     kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())
                 ]
                 metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
-    return {metric_name(key): value for key, value in metrics.items()}
+    return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes
 
 
 def build(
