@@ -36,7 +36,7 @@ option = click.option
 class Command(click.Command):
     """A command that accepts MMDetection's syntax: ``--cfg-options a=1 b=2``, ``--eval bbox segm``,
     ``--shape 240``. In errors of the library, arguments become options: ``raw_outputs:`` is shown as
-    ``--skip-postprocess:``.
+    ``--skip-postprocess:``, and ``resume=True`` in a hint as ``--resume``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -66,10 +66,16 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (UserError, ValueError) as error:
-            flags = {param.name: param.opts[0] for param in self.params if isinstance(param, click.Option)}
             texts = error.args if isinstance(error, UserError) else [one_line(error)]
-            lines = [str(text).partition(": ") for text in texts]
-            raise UserError(*(flags.get(name, name) + colon + rest for name, colon, rest in lines)) from error
+            raise UserError(*(self._with_flags(str(text)) for text in texts)) from error
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(self._with_flags(str(error))) from None
+
+    def _with_flags(self, text: str) -> str:
+        flags = {str(each.name): each.opts[0] for each in self.params if isinstance(each, click.Option)}
+        text = re.sub(r"\b(\w+)=(True|…)", lambda match: flags.get(match[1], match[0]), text)
+        name, colon, rest = text.partition(": ")
+        return flags.get(name, name) + colon + rest
 
 
 class Group(click.Group):

@@ -43,8 +43,8 @@ from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.text import counted
 
 TRAINED = (
-    "work_dir: expected a folder without checkpoints, got {}; --resume continues its training, --force "
-    "replaces it"
+    "work_dir: expected a folder without checkpoints, got {}; resume=True continues its training, "
+    "force=True replaces it"
 )
 Claim = Callable[[Path], Path]  # of dcnzoo.utils.files.output_files
 
@@ -111,8 +111,8 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
     done = meta.get(unit, 0)
     if done < end or (done == end and cfg.get("val_cfg") and meta.get("validated") is False):
         return None
-    units, hint = ("epochs", "; --epochs sets a larger number") if unit == "epoch" else ("iterations", "")
-    return f"{cfg.work_dir}: {done} of {end} {units} are done, nothing is left to train{hint}"
+    units = "epochs" if unit == "epoch" else "iterations"
+    return f"{cfg.work_dir}: {done} of {end} {units} are done; set a larger number to train on"
 
 
 def _decide(
@@ -331,7 +331,7 @@ def _training_hints(work_dir: Path):
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"--resume continues the training in {work_dir}") from None
+        raise KeyboardInterrupt(f"resume=True continues the training in {work_dir}") from None
     except DownloadError as error:
         hint = "to train without them, write the config with dcnzoo data config --no-weights"
         raise UserError(f"{error}; {hint}") from error

@@ -133,7 +133,7 @@ def require_class_order(loader: Mapping | None, classes: object, source: str | o
         )
 
 
-PARTIAL_HINT = "--allow-partial (allow_partial=True) loads the parameters that fit"
+PARTIAL_HINT = "allow_partial=True loads the parameters that fit"
 
 
 def load_state(

@@ -107,8 +107,8 @@ def _read(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
     if problems := [problem for each in read for problem in each.problems]:
         *lines, last = shown(problems)
         hints = {
-            "clipped": "--clip cuts objects off at the border",
-            "dropped": "--skip-invalid leaves out what is invalid",
+            "clipped": "clip=True cuts objects off at the border",
+            "dropped": "skip_invalid=True leaves out what is invalid",
             "recomputed": "dcnzoo data check --fix computes boxes from masks",
         }
         remedies = {problem.remedy for problem in problems} | ({"dropped"} if not problems[0].kind else set())

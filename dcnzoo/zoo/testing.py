@@ -163,7 +163,7 @@ def use_data(
     if not annotations.is_file():
         raise UserError(
             f"annotations: expected a file, found none at {annotations} "
-            "(dcnzoo data download downloads COCO; --data-root sets its folder)"
+            "(dcnzoo data download downloads COCO; data_root=… sets its folder)"
         )
     content = json.loads(annotations.read_text())
     if subset is not None:

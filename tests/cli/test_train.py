@@ -133,6 +133,16 @@ def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path, m
     assert re.search(expected, message), message
 
 
+def test_arguments_in_messages_become_options(tmp_path):
+    """The library's messages have Python's spelling."""
+    (tmp_path / "epoch_1.pth").touch()
+    with pytest.raises(UserError, match="resume=True continues its training, force=True replaces it"):
+        dcnzoo.train(CONFIG, work_dir=tmp_path)
+    message = error_of("train", CONFIG, "--work-dir", tmp_path)
+    assert message.startswith("error: --work-dir: expected a folder without checkpoints")
+    assert "--resume continues its training, --force replaces it" in message
+
+
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
@@ -196,7 +206,7 @@ def test_force_replaces_data(tmp_path, monkeypatch):
     old.write_text("old")
     (work / "epoch_1.pth").touch()
     for data in (tmp_path / "fruits", tmp_path / "drawn"):
-        with pytest.raises(UserError, match=r"--force|expected annotations"):
+        with pytest.raises(UserError, match=r"force=True|expected annotations"):
             dcnzoo.train(data=data, work_dir=work, force=data.name == "drawn")
         assert old.read_text() == "old" and not (work / "replaced_1").exists()
     dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)

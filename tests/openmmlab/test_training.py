@@ -316,7 +316,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(UserError, match=rf"^{tmp_path}/x.pth .*File too large.*--resume$"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/x.pth .*File too large.*resume=True$"):
             AtomicLocalBackend().put(bytes(5000), tmp_path / "x.pth")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -329,9 +329,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         full.write(b"log")
     with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not because the disk is full
         AtomicLocalBackend().put(b"x", tmp_path / "x.pth" / "y.pth")
-    assert "--resume" not in str(error.value)
+    assert "resume=" not in str(error.value)
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
-    with pytest.raises(UserError, match=r"no space.*--resume$"):
+    with pytest.raises(UserError, match=r"no space.*resume=True$"):
         AtomicLocalBackend().put(b"x", tmp_path / "epoch_1.pth")
 
 
@@ -684,7 +684,7 @@ def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
     (tmp_path / "epoch_1.pth").touch()
     for name in ("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth"):
         (tmp_path / "epoch_1.pth").rename(tmp_path / name)
-        with pytest.raises(UserError, match=r"^work_dir: .*--resume.*--force"):
+        with pytest.raises(UserError, match=r"^work_dir: .*resume=True.*force=True"):
             resumes()
         assert not resumes(force=True)
         (tmp_path / name).rename(tmp_path / "epoch_1.pth")

@@ -31,7 +31,7 @@ class AtomicLocalBackend(LocalBackend):
         try:
             write_bytes(filepath, obj)
         except UserError as error:
-            hint = ", then continue with --resume" if disk_is_full(error.__cause__) else ""
+            hint = ", then continue with resume=True" if disk_is_full(error.__cause__) else ""
             raise UserError(f"{error}{hint}") from error.__cause__
 
 
@@ -229,7 +229,7 @@ class LoadCheckpointHook(Hook):
             return
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
+        source = runner._load_from or (resume if isinstance(resume, str) else "resume")
         meta = checkpoint.get("meta") or {}
         if resume or not self.fine_tune:
             loader = runner.cfg.get("train_dataloader" if self.fine_tune else "test_dataloader")
@@ -241,14 +241,14 @@ class LoadCheckpointHook(Hook):
             meta=meta,
             fine_tune=self.fine_tune and not resume,
             allow_partial=self.allow_partial and not resume,
-            hint="--resume requires the model of the interrupted training" if resume else PARTIAL_HINT,
+            hint="resume=True requires the model of the interrupted training" if resume else PARTIAL_HINT,
         )
         if report:
             runner.logger.info(f"{source}: {report}")
         if resume and not {"epoch", "iter"} <= set(meta):
             raise UserError(
                 f"resume: expected a checkpoint of an interrupted training, got {source}, which has only "
-                f"weights: --cfg-options load_from={source} starts a training from them"
+                f"weights: the setting load_from={source} starts a training from them"
             )
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()

@@ -52,7 +52,7 @@ class FiniteLossHook(Hook):
             f"loss: expected finite numbers, got {got} {where}"
             + (f", images {', '.join(images)}" if images else "")
             + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad. Checkpoints are not "
-            "affected; continue with --resume"
+            "affected; continue with resume=True"
         )
 
 
