@@ -19,10 +19,10 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 @option(
     *("--out", "--output-file", "path"),
     type=_options.FileName(*_options.EXPORTED),
-    default="tmp.onnx",
     metavar="FILE",
-    help="Output file. Its ending determines the format. .onnx; .xml: also a .bin file, for OpenVINO without "
-    "dcnzoo; .pt2: a package compiled by AOTInductor, for Python or C++ with torch.",
+    help="Output file (default: the name of the model and .onnx). Its ending determines the format. .onnx; "
+    ".xml: also a .bin file, for OpenVINO without dcnzoo; .pt2: a package compiled by AOTInductor, for "
+    "Python or C++ with torch.",
 )
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
@@ -52,7 +52,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 @_options.allow_partial
 @_options.cfg_options
 def command(
-    model: str, weights: str | None, checkpoint: str | None, path: Path, verify: bool, show: bool,
+    model: str, weights: str | None, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
     test_img: str | None, fp16: bool, int8: str | None, num_images: int, runtime: str | None, check: bool,
     img_shape: str, cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
 ) -> None:  # fmt: skip
@@ -82,6 +82,8 @@ def command(
 
     if weights:
         _options.refuse("CHECKPOINT", "checkpoint")
+    if path is None:
+        path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
     if path.suffix == ".pt2":
         _options.refuse("a .pt2 file", "fp16", "int8")
     if int8:

@@ -63,6 +63,16 @@ def test_export_names_the_packages_it_needs(monkeypatch, tmp_path):
     assert "import of onnx" in message and 'pip install "dcnzoo[onnx]"' in message
 
 
+@pytest.mark.parametrize(("model", "file"), [("mine.py", "mine.onnx"), ("run.1/", "run.1.onnx")])
+def test_a_file_is_named_after_its_model(tmp_path, monkeypatch, model, file):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.1").mkdir()
+    for name in ("mine.py", "run.1/config.py", "weights.pth", file):
+        (tmp_path / name).write_text("")
+    weights = ["weights.pth"] if model == "mine.py" else []
+    assert f"{file}: " in error_of("export", model, *weights), "a file of the user, which is not replaced"
+
+
 def load(work):
     return dcnzoo.load(work / "config.py", checkpoint=work / "weights.pth", device="cpu")
 
