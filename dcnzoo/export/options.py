@@ -4,12 +4,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.known_problems import RUNTIMES
 from dcnzoo.export.operators.deform_conv import check_target
+from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import EXPORTED, picture_files, require_file
 from dcnzoo.utils.findings import Finding
 
@@ -20,6 +22,11 @@ class Int8:
 
     images: str | os.PathLike
     count: int = 100
+
+    def __post_init__(self) -> None:
+        require_types(vars(self), type(self).__annotations__)
+        if self.count < 1:
+            raise ValueError(f"count: expected at least 1, got {self.count}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class ExportOptions:
         simplify: simplify the graph with onnxslim.
         verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
             picture.
-        metadata: entries for the metadata of the file.
+        metadata: entries for the metadata of the file. Keys that begin with ``dcnzoo.`` are dcnzoo's.
         img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``, as
             onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
 
@@ -63,13 +70,27 @@ class ExportOptions:
     img_shape: Literal["optional", "required"] | None = "optional"
 
     def __post_init__(self) -> None:
-        ending = Path(self.path).suffix
+        require_types(vars(self), type(self).__annotations__)
+        ending, folder = Path(self.path).suffix, Path(self.path).absolute().parent
         if ending not in EXPORTED:
             raise ValueError(f"path: expected a name that ends in {', '.join(EXPORTED)}, got {self.path}")
-        if self.shape is not None and not (len(self.shape) == 2 and min(self.shape) > 0):
-            raise ValueError(f"shape: expected height and width, got {self.shape}")
+        shape: Any = (1, 1) if self.shape is None else self.shape
+        if not (
+            isinstance(shape, tuple | list)
+            and len(shape) == 2
+            and all(type(n) is not bool and isinstance(n, Integral) and int(n) > 0 for n in shape)
+        ):
+            raise ValueError(f"shape: expected height and width, got {shape!r}")
+        if not (folder.exists() or folder.parent.is_dir()):
+            raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
+        if not 18 <= self.opset_version <= 21:
+            raise ValueError(f"opset_version: expected 18 to 21, got {self.opset_version}")
+        if not {*map(type, self.metadata), *map(type, self.metadata.values())} <= {str}:
+            raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
+        if reserved := [key for key in self.metadata if key.startswith("dcnzoo.")]:
+            raise ValueError(f"metadata: expected keys that do not begin with dcnzoo., got {reserved[0]!r}")
         if self.runtime not in RUNTIMES:
             raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
         if self.img_shape not in ("optional", "required", None):
@@ -97,6 +118,11 @@ class ExportOptions:
                 import_module(package)
         if isinstance(self.verify, str | os.PathLike) and picture_files(self.verify) is None:
             require_file(str(self.verify), "verify")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        path = Path(self.path)
+        return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
 
     @property
     def form(self) -> str:

@@ -29,6 +29,7 @@ from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.files import output_files
 from dcnzoo.utils.memory import KeptMemory
 
 Model = Any  # a detector of MMDetection, whose classes have no types
@@ -126,11 +127,12 @@ class TorchDetector(BaseDetector):
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
-    def export(self, path: str | os.PathLike[str], **options: Any) -> ExportResult:
+    def export(self, path: str | os.PathLike[str], force: bool = False, **options: Any) -> ExportResult:
         """Write a file that :func:`dcnzoo.load` and other programs run without OpenMMLab.
 
         Args:
             path, options: see :class:`dcnzoo.export.options.ExportOptions`.
+            force: replace a file that this function and ``dcnzoo export`` have not written.
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
@@ -138,7 +140,11 @@ class TorchDetector(BaseDetector):
         """
         from dcnzoo.openmmlab.export.export import export_detector
 
-        return export_detector(self, ExportOptions(path, **options))
+        checked = ExportOptions(path, **options)
+        with output_files("export", force=force) as claim:
+            for file in checked.files:
+                claim(file)
+            return export_detector(self, checked)
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         copies = view(self.model)

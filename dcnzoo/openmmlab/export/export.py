@@ -55,6 +55,11 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         preprocessing = None
         text = f"dcnzoo.load cannot use the file: {one_line(error)}"
         findings.append(Finding(str(options.path), text, stops=False))
+    pictures = []
+    if options.verify and not options.raw_outputs and preprocessing is not None:
+        pictures = inputs.pictures_to_verify(
+            options.verify, preprocessing
+        )  # before the work: one may be damaged
     package = Path(options.path).suffix == ".pt2"
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package, sized=sized)
@@ -84,8 +89,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     result = ExportResult(written, shape, tuple(findings))
     if options.raw_outputs and options.verify:
         verify_raw_outputs(network, result, example)
-    elif options.verify and preprocessing is not None:
-        pictures = inputs.pictures_to_verify(options.verify, preprocessing)
+    elif pictures:
         agreement = verify(detector, result.load(device="cpu"), pictures)
         result = dataclasses.replace(result, agreement=agreement)
     return result

@@ -1,0 +1,79 @@
+"""Options of an export are checked before its work."""
+
+import os
+
+import numpy as np
+import pytest
+
+import dcnzoo
+from dcnzoo.export.options import ExportOptions, Int8
+from dcnzoo.openmmlab.export import export as export_module
+from dcnzoo.utils.errors import UserError
+
+pytest.importorskip("onnx")
+
+VALID = (
+    {}, {"shape": (240, 320)}, {"shape": [240, np.int64(320)]}, {"precision": "float16"},
+    {"precision": Int8("photos", 3)},
+    {"opset_version": 21}, {"deform_conv": "gathernd"}, {"raw_outputs": True}, {"verify": True},
+    {"metadata": {"author": "me", "dcnzoo": "a word"}}, {"img_shape": None}, {"runtime": "openvino"},
+)  # fmt: skip
+WRONG = (
+    ("shape", "240"), ("shape", 240), ("shape", (240.0, 320)), ("shape", (True, 320)), ("shape", (0, 320)),
+    ("shape", (240,)), ("precision", "fp16"), ("precision", 16), ("opset_version", "19"),
+    ("opset_version", 19.0), ("opset_version", 22),
+    ("deform_conv", 2), ("raw_outputs", "no"), ("simplify", 1), ("verify", 3), ("metadata", "author"),
+    ("metadata", {"author": 1}), ("metadata", {"dcnzoo.classes": "[]"}), ("runtime", None),
+    ("img_shape", True),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", VALID)
+def test_valid_options(options, tmp_path):
+    ExportOptions(tmp_path / "model.onnx", **options)
+    ExportOptions(os.fspath(tmp_path / "new" / "model.onnx"), **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_options_are_named(name, value, tmp_path):
+    with pytest.raises((ValueError, UserError), match=f"^{name}: expected"):
+        ExportOptions(tmp_path / "model.onnx", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "options", [{"images": 3}, {"images": "photos", "count": 0}, {"images": "photos", "count": "3"}]
+)
+def test_wrong_options_of_int8_are_named(options):
+    with pytest.raises((ValueError, UserError), match=f"^{list(options)[-1]}: expected"):
+        Int8(**options)
+
+
+@pytest.mark.parametrize("path", [None, b"model.onnx", "model", "new/folder/model.onnx"])
+def test_wrong_paths(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, UserError), match=r"^path: expected"):
+        ExportOptions(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_file_and_the_pictures_are_checked_before_the_work(tmp_path, monkeypatch):
+    def write(model, images, options, **_):
+        options.path.write_text("a model")
+        return (options.path,)
+
+    monkeypatch.setattr(export_module, "write_detector", write)
+    monkeypatch.setattr(export_module, "check", lambda *_: [])
+    detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes")
+    path, damaged = tmp_path / "model.onnx", tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"damaged\.png"):
+        detector.export(path, verify=damaged)
+    assert not path.exists()
+    path.write_text("of somebody")
+    with pytest.raises(UserError, match=r"model\.onnx: expected a new file"):
+        detector.export(path)
+    assert path.read_text() == "of somebody"
+    detector.export(path, force=True)
+    detector.export(path)  # its own file
+    assert path.read_text() == "a model"
