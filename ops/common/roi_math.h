@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "host_device.h"
 
@@ -17,14 +18,24 @@ struct RoiAxis {
   int64_t samples;  // per bin; 0 if the RoI is empty, not finite or unreasonably large
 };
 
+// Not by its difference with itself: where that is a product, a compiler that fuses multiplications gets its rounding
+// error.
+template <typename T>
+DCNZOO_HD bool is_finite(T value) {
+  constexpr T most = std::numeric_limits<T>::max();
+  return value >= -most && value <= most;  // false for NaN
+}
+
 template <typename T>
 DCNZOO_HD RoiAxis<T> roi_axis_from(T start, T length, int64_t bins, int64_t sampling_ratio) {
   RoiAxis<T> axis;
   axis.start = start;
   axis.bin = length / T(bins);
   const T samples = sampling_ratio > 0 ? T(sampling_ratio) : std::ceil(axis.bin);
-  const bool finite = axis.start - axis.start == T(0) && axis.bin - axis.bin == T(0);
-  axis.samples = finite && samples > T(0) && samples <= T(kMaxSamplingRatio) ? int64_t(samples) : 0;
+  axis.samples =
+      is_finite(axis.start) && is_finite(axis.bin) && samples > T(0) && samples <= T(kMaxSamplingRatio)
+          ? int64_t(samples)
+          : 0;
   return axis;
 }
 

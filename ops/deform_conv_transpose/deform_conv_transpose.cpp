@@ -100,18 +100,6 @@ Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::opt
   return torch::stable::to(torch::stable::subtract(output, wide(bias_map), -1.0), input.scalar_type());
 }
 
-// The checks, with the same messages, for kernels that are not written in C++.
-void check_deform_conv_transpose_arguments(const Tensor& input, const Tensor& weight,
-                                           std::optional<Tensor> offset, std::optional<Tensor> mask,
-                                           std::optional<Tensor> bias, const std::vector<int64_t>& stride,
-                                           const std::vector<int64_t>& padding,
-                                           const std::vector<int64_t>& output_padding,
-                                           const std::vector<int64_t>& dilation, int64_t groups,
-                                           std::optional<int64_t> im2col_step) {
-  check_deform_conv_transpose(input, weight, offset, mask, bias, stride, padding, output_padding, dilation,
-                              groups, im2col_step);
-}
-
 }  // namespace
 }  // namespace dcnzoo
 
@@ -127,7 +115,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
-  m.impl("_check_deform_conv_transpose", TORCH_BOX(&dcnzoo::check_deform_conv_transpose_arguments));
+  m.impl("_check_deform_conv_transpose",
+         TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_deform_conv_transpose>::run));
 }
 
 // The same function for both devices: it only calls operators that both have.

@@ -14,7 +14,7 @@ struct DeformRoiAxis {
   DCNZOO_HD RoiAxis<T> moved(T offset) const {
     RoiAxis<T> result = grid;
     result.start += reach * offset;
-    if (!(result.start - result.start == T(0))) result.samples = 0;
+    if (!is_finite(result.start)) result.samples = 0;
     return result;
   }
 };
@@ -24,7 +24,7 @@ DCNZOO_HD DeformRoiAxis<T> deform_roi_axis(T low, T high, T scale, T gamma, int6
                                            int64_t sampling_ratio) {
   DeformRoiAxis<T> axis{roi_axis(low, high, scale, true, bins, sampling_ratio), T(0)};
   const T reach = gamma * (high * scale - T(0.5) - (low * scale - T(0.5)));
-  if (reach - reach == T(0))
+  if (is_finite(reach))
     axis.reach = reach;
   else
     axis.grid.samples = 0;

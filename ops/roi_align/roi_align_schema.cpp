@@ -2,41 +2,6 @@
 
 #include "roi_align_checks.h"
 
-namespace dcnzoo {
-namespace {
-
-// The checks of the kernels, with the same messages, for kernels that are not written in C++.
-
-void check_roi_align_arguments(const Tensor& input, const Tensor& rois, int64_t output_h, int64_t output_w,
-                               double spatial_scale, int64_t sampling_ratio, int64_t pool_mode,
-                               bool aligned) {
-  check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
-}
-
-void check_roi_align_backward_arguments(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
-                                        const Tensor& argmax_x, const std::vector<int64_t>& input_size,
-                                        double spatial_scale, int64_t sampling_ratio, int64_t pool_mode,
-                                        bool aligned) {
-  check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio,
-                           pool_mode, aligned);
-}
-
-void check_roi_align_rotated_arguments(const Tensor& input, const Tensor& rois, int64_t output_h,
-                                       int64_t output_w, double spatial_scale, int64_t sampling_ratio,
-                                       bool aligned, bool clockwise) {
-  check_roi_align_rotated(input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned, clockwise);
-}
-
-void check_roi_align_rotated_backward_arguments(const Tensor& grad_output, const Tensor& rois,
-                                                const std::vector<int64_t>& input_size, double spatial_scale,
-                                                int64_t sampling_ratio, bool aligned, bool clockwise) {
-  check_roi_align_rotated_backward(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned,
-                                   clockwise);
-}
-
-}  // namespace
-}  // namespace dcnzoo
-
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   // pool_mode: 0 maximum, 1 average. argmax_y, argmax_x: the position of each maximum in pixels of the map (outside the
   // map if it receives no gradient); empty for the average.
@@ -69,8 +34,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
-  m.impl("_check_roi_align", TORCH_BOX(&dcnzoo::check_roi_align_arguments));
-  m.impl("_check_roi_align_backward", TORCH_BOX(&dcnzoo::check_roi_align_backward_arguments));
-  m.impl("_check_roi_align_rotated", TORCH_BOX(&dcnzoo::check_roi_align_rotated_arguments));
-  m.impl("_check_roi_align_rotated_backward", TORCH_BOX(&dcnzoo::check_roi_align_rotated_backward_arguments));
+  m.impl("_check_roi_align", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align>::run));
+  m.impl("_check_roi_align_backward", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align_backward>::run));
+  m.impl("_check_roi_align_rotated", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align_rotated>::run));
+  m.impl("_check_roi_align_rotated_backward",
+         TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align_rotated_backward>::run));
 }
