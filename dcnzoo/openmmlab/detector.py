@@ -24,6 +24,7 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult
 from dcnzoo.layers.fuse import Fuser, view
+from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
@@ -114,6 +115,7 @@ class TorchDetector(BaseDetector):
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict], dict]:
         steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
+        require_colour(steps[0])
         steps[0].type = "mmdet.LoadImageFromNDArray"
         # a program may have selected another scope since the model was built
         with DefaultScope.overwrite_default_scope(self.model.cfg.get("default_scope", "mmdet")):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcnzoo.detect.preprocessing import Preprocessing
+from dcnzoo.detect.sources import ModelError
 
 
 def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Sequence[str]) -> Preprocessing:
@@ -35,7 +36,9 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
         elif kind == "Normalize" and not normalised and not rgb:
             rgb, normalised = step.get("to_rgb", True), True
             mean, std = (tuple(map(float, step[key])) for key in ("mean", "std"))
-        elif kind not in ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs"):
+        elif kind == "LoadImageFromFile":
+            require_colour(step)
+        elif kind not in ("LoadAnnotations", "PackDetInputs"):
             raise ValueError(
                 "test_pipeline: expected LoadImageFromFile, Resize (bilinear, to a scale), Pad (with a "
                 f"constant), Normalize (once), LoadAnnotations and PackDetInputs, got {dict(step)}"
@@ -53,6 +56,15 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
         pad_divisor=preprocessor.pad_size_divisor,
         **(pad or {}),
     )
+
+
+def require_colour(step: Mapping) -> None:
+    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels, or no orientation."""
+    if (value := step.get("color_type", "color")) != "color":
+        raise ModelError(
+            f"test_pipeline: LoadImageFromFile: color_type: expected 'color', got {value!r}, with which only "
+            "dcnzoo train and dcnzoo test read pictures"
+        )
 
 
 def _padding(step: Mapping) -> dict[str, Any]:
