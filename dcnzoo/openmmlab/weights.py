@@ -177,31 +177,14 @@ def load_state(
     reshaped = [key for key in reshaped if key not in left_out]
     fitting: Any = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
     fitting._metadata = getattr(weights, "_metadata", OrderedDict())
-    try:
-        result = model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        if not reshaped:
-            raise CheckpointError(f"{source}: {one_line(error)}") from error
-        missing, unused = [], []
-    else:
-        reshaped = []  # the model's layers accepted the other shapes
-        missing = [
-            key
-            for key in result.missing_keys
-            if key not in left_out and (key not in expected or expected[key].is_floating_point())
-        ]
-        unused = [
-            key
-            for key in result.unexpected_keys
-            if not key.startswith("ema_") and (key not in weights or weights[key].is_floating_point())
-        ]
-        if len(missing) + len(left_out) >= sum(value.is_floating_point() for value in expected.values()):
-            allow_partial, hint = False, "no parameter fits"
-    groups = {"with another shape": reshaped, "missing": missing, "not used": unused}
+    groups = _load(model, fitting, expected, reshaped, source)
+    groups["missing"] = [key for key in groups["missing"] if key not in left_out]
+    if len(groups["missing"]) + len(left_out) >= sum(each.is_floating_point() for each in expected.values()):
+        allow_partial, hint = False, "no parameter fits"
     problems = [f"{_few(names)} {what}" for what, names in groups.items() if names]
     if problems and not allow_partial:
         hints = [_deformable_hint(model, weights, expected), hint]
-        if name := next((name for name in by_class if name in reshaped), None):
+        if name := next((name for name in by_class if name in groups["with another shape"]), None):
             shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
             hints.insert(0, f"num_classes differs ({shapes})")
         raise CheckpointError(
@@ -213,6 +196,33 @@ def load_state(
         reason = "the classes differ" if left_out == set(by_class) else "another shape"
         lines.append(f"{reason}: {_few(sorted(left_out))} not loaded")
     return "; ".join(filter(None, [*lines, *problems]))
+
+
+def _load(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    reshaped: list[str],
+    source: str | os.PathLike,
+) -> dict[str, list[str]]:
+    """Load weights; return the names of those that do not fit, by what is wrong with them.
+
+    Args:
+        reshaped: those with another shape, which a module may accept.
+    """
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        if not reshaped:
+            raise CheckpointError(f"{source}: {one_line(error)}") from error
+        return {"with another shape": reshaped, "missing": [], "not used": []}
+
+    def counts(key: str, values: Mapping[str, Tensor]) -> bool:
+        return key not in values or values[key].is_floating_point()
+
+    missing = [key for key in result.missing_keys if counts(key, expected)]
+    unused = [key for key in result.unexpected_keys if not key.startswith("ema_") and counts(key, weights)]
+    return {"with another shape": [], "missing": missing, "not used": unused}
 
 
 _WITHOUT_CLASSES = ("backbone", "neck", "rpn_head")
