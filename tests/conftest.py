@@ -12,7 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # torch keeps compiled code in a folder that all clones of a machine share
 os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR", os.path.join(os.path.dirname(__file__), os.pardir, "build", "inductor")
+    "TORCHINDUCTOR_CACHE_DIR",
+    os.path.abspath(os.path.join(os.path.dirname(__file__), os.pardir, "build", "inductor")),
 )
 
 import numpy as np

@@ -5,6 +5,7 @@ What libraries keep for good when they are first used is in ``LASTING``.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.starts
 LASTING = [
     r"environment: (PYTEST_CURRENT_TEST|PYTEST_VERSION)$",  # pytest's own
     r"environment: (TORCHINDUCTOR_CACHE_DIR|TRITON_\w+)$",  # set by torch's compiler
-    r"file: (/dev/|anon_inode|socket|pipe|.*\.(so|lock|json|py|pt2)\b)",  # of event loops and of caches
+    r"file: (/dev/|anon_inode|socket|pipe|.*\.(so|lock|json|py|pt2|ttf)\b)",  # of event loops and of caches
     r"thread: (Thread-\d+ \((_read_thread|_monitor|_run)\)|pymp|ThreadPoolExecutor|InductorSubproc|tqdm)",
     r"finder: (_SixMetaPathImporter|.*EditableFinder)",
 ]
@@ -64,6 +65,8 @@ def lasting(text: str) -> bool:
 def pytest_runtest_protocol(item, nextitem):
     before = snapshot()
     result = yield
+    if snapshot() != before:
+        gc.collect()  # the traceback of an expected exception keeps files open
     after = snapshot()
     same_module = nextitem is not None and nextitem.path == item.path
     changed = [f"+ {text}" for text in after - before] + [f"- {text}" for text in before - after]
@@ -75,7 +78,16 @@ def pytest_runtest_protocol(item, nextitem):
     return result
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take what a worker of xdist has found."""
+    differences.update(getattr(node, "workeroutput", {}).get("state", {}))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["state"] = differences
     if differences and exitstatus == 0:
         session.exitstatus = 1
 

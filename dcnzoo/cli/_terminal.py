@@ -28,6 +28,7 @@ def one_line_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    raises = logging.raiseExceptions
     logging.raiseExceptions = False  # a log on a full disk: the next checkpoint ends the training
     with _quiet_broken_pipe():
         try:
@@ -42,6 +43,7 @@ def one_line_errors() -> Iterator[None]:
             print(f"interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
             sys.exit(130)  # click would exit with 1
         finally:
+            logging.raiseExceptions = raises
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
 
 

@@ -61,7 +61,8 @@ class RunOptions:
         Raises:
             UserError: ``work_dir`` is a file, or the config does not have the setting of an option.
         """
-        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
+        if self.launcher != "none":
+            os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         cfg.launcher = self.launcher
         if self.work_dir is not None:
             cfg.work_dir = os.path.expanduser(self.work_dir)

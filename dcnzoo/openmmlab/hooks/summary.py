@@ -235,7 +235,7 @@ def _processes(runner: Runner) -> str:
         return text
     scaling = runner.cfg.get("auto_scale_lr") or {}
     base = f"scaled from {scaling['base_batch_size']}" if scaling.get("enable") else "not scaled"
-    return f"{text}, {images_per_step(runner)} images per step, learning rate {base}"
+    return f"{text}, {counted(images_per_step(runner), 'images')} per step, learning rate {base}"
 
 
 def _classes(metrics: Sequence[Any]) -> str:
