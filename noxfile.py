@@ -152,7 +152,7 @@ def node(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def ray(session: Session) -> None:
-    """Detect 200 pictures with the recipe for Ray Data in docs/scale.md, and kill its processes."""
+    """Detect 200 pictures with `dcnzoo infer --ray`, and kill its processes."""
     use_venv(session)
     session.install("--group", "ray")
     test(session, "tests/environments/test_ray.py")

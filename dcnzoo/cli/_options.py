@@ -159,6 +159,18 @@ class Names(click.ParamType):
         return [name.strip() for name in names if name.strip()]
 
 
+class Shard(click.ParamType):
+    """``3/1000``: the third of a thousand equal parts."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
+        number, _, total = value.partition("/")
+        if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+            self.fail(f"expected K/N with 1 ≤ K ≤ N, got {value}", param, ctx)
+        return slice(int(number) - 1, None, int(total))
+
+
 class Numbers(click.ParamType):
     """``count`` numbers, separated by commas."""
 

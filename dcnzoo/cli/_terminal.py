@@ -63,6 +63,8 @@ _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("mmcv", "mmdet", "mmengine", "cv2", "matplotlib", "safetensors"), "mmdet"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
     "openvino": "openvino",
+    "pyarrow": "parquet",
+    "ray": "ray",
 }
 _IN_SEVERAL_EXTRAS = ("PIL", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml")
 

@@ -9,15 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import picture_files, read_beside, require_file, write_bytes, write_text
+from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.files import is_video, picture_files, read_beside, require_file, write_bytes, write_text
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     """Callback: list the files of folders and patterns, before the imports of OpenMMLab."""
     files: list[str] = []
     for name in () if ctx.resilient_parsing else names:
-        several = picture_files(name)
+        several = picture_files(name, below=ctx.params.get("kind") is not None)
         if several is None:
             require_file(name, "image")
         files += [name] if several is None else several
@@ -42,7 +42,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 @click.command(cls=_options.Command)
 @click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
-@click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
+@click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading
 @_options.channels_last
@@ -75,6 +75,20 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     metavar="FILE",
     help="Draw a video into this video.",
 )
+@option(
+    "--format",
+    "kind",
+    type=click.Choice(["jsonl", "parquet"]),
+    is_eager=True,
+    help="For many pictures: write only rows of detections, to files in the output folder, while they are "
+    "detected. IMAGE includes subfolders and text files with paths; the same command continues.",
+)
+@option(
+    "--shard", type=_options.Shard(), metavar="K/N", help="With --format: the K-th of N parts of the images."
+)
+@option(
+    "--ray", "address", metavar="ADDRESS", help="With --format: detect on this Ray cluster, auto or local."
+)
 @option("--verbose", is_flag=True, help="Print every detection of every image.")
 def command(
     model: str | None,
@@ -90,6 +104,9 @@ def command(
     tile: int | None,
     batch_size: int,
     save_video: Path | None,
+    kind: Literal["jsonl", "parquet"] | None,
+    shard: slice | None,
+    address: str | None,
     verbose: bool,
     **loading: Any,
 ) -> None:
@@ -118,6 +135,16 @@ def command(
     from dcnzoo.detect.detector import Results
     from dcnzoo.detect.video import VideoFile
 
+    options: dict[str, Any] = {"classes": classes, "max_detections": max_detections, "tile": tile}
+    if kind:
+        _options.refuse("--format", "demo", "as_json", "as_txt", "force", "save_video", "verbose")
+        options["batch_size"] = batch_size
+        images = images[shard or slice(None)]
+        _write_parts(
+            str(model), images, out, kind, address, options, {"score_threshold": score_threshold, **loading}
+        )
+        return
+    _options.refuse("no --format", "shard", "address")
     ending = ".txt" if as_txt else "" if as_json or save_video else ".png"
     claim = _options.output_files(force, images)
     if demo:
@@ -131,9 +158,7 @@ def command(
     results = detector(
         images[0] if len(images) == 1 else images,
         batch_size=batch_size,
-        classes=classes,
-        max_detections=max_detections,
-        tile=tile,
+        **options,
     )
     several, began = isinstance(results, Results), time.monotonic()
     shown: Any = results if several else [results]
@@ -145,6 +170,38 @@ def command(
             outputs.add(result)
             began = time.monotonic()
     if isinstance(results, Results) and results.skipped:
+        sys.exit(1)
+
+
+def _write_parts(
+    model: str,
+    images: list[str],
+    out: Path,
+    kind: Any,
+    address: str | None,
+    options: dict[str, Any],
+    loading: dict[str, Any],
+) -> None:
+    import dcnzoo
+    from dcnzoo.detect.parts import Parts, detect_into
+
+    if videos := list(filter(is_video, images)):
+        raise UserError(f"images: expected pictures with --format, got the video {videos[0]}")
+    detector = dcnzoo.load(model, **loading)
+    settings = {"model": detector.checksum(), "score_threshold": loading["score_threshold"], **options}
+    del settings["batch_size"]
+    parts = Parts(out, kind, {**settings, "names": detector.classes})
+    if address:
+        from dcnzoo.ray import detect_on_cluster
+
+        del detector  # the memory is for the workers
+        images = [image if "://" in image else os.path.abspath(image) for image in images]
+        model = os.path.abspath(model) if os.path.exists(model) else model
+        skipped = detect_on_cluster(address, parts, model, images, options, **loading)
+    else:
+        skipped = detect_into(parts, detector, parts.missing(images), **options)
+    print(f"written to {out}; skipped: {len(skipped)} of {counted(len(images), 'images')}")
+    if skipped:
         sys.exit(1)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +127,44 @@ class Detections:
         table = pandas.DataFrame(rows, columns=["name", "score", "x1", "y1", "x2", "y2"])
         table.insert(0, "path", self.path)
         return table
+
+    def to_row(self) -> dict:
+        """Return a dictionary of plain numbers and texts, for a file of results; see :meth:`from_row`.
+
+        Masks are texts in COCO's run-length encoding, and require pycocotools.
+        """
+        height, width = (None, None) if self.image is None else self.image.shape[:2]
+        row = {"path": self.path, "width": width, "height": height, "boxes": self.boxes.tolist()}
+        row |= {"scores": self.scores.tolist(), "labels": self.labels.tolist(), "names": self.names}
+        if self.crops is not None:
+            from pycocotools.mask import encode
+
+            masks = (np.asfortranarray(self.crops[i], dtype=np.uint8) for i in range(len(self)))
+            row["masks"] = [encode(mask)["counts"].decode() for mask in masks]
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping, classes: Sequence[str] = ()) -> Detections:
+        """Return the objects of a row of ``dcnzoo infer --format``, also as pandas reads it.
+
+        Args:
+            classes: all names that the detector has, of ``results.json``.
+
+        Raises:
+            ValueError: the picture of the row could not be decoded.
+        """
+        if isinstance(row.get("error"), str):  # pandas reads NaN for none
+            raise ValueError(f"{row['path']}: expected detections, got an error: {row['error']}")
+        boxes = np.array([*map(np.asarray, row["boxes"])], np.float32).reshape(-1, 4)
+        masks, texts = None, row.get("masks")
+        if not (texts is None or isinstance(texts, float)):
+            from pycocotools.mask import decode
+
+            size = [int(row["height"]), int(row["width"])]
+            parts = [decode({"size": size, "counts": text.encode()}) for text in texts]
+            masks = Crops.of(np.array(parts, bool).reshape(-1, *size))
+        scores, labels = np.array(row["scores"], np.float32), np.array(row["labels"], np.int64)
+        return cls(boxes, scores, labels, masks, tuple(classes), path=row["path"])
 
     def to_coco(self, content: dict | None = None) -> dict:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.

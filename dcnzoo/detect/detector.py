@@ -13,7 +13,7 @@ import numpy as np
 
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.pictures import read, reverse_channels
+from dcnzoo.detect.pictures import reverse_channels
 from dcnzoo.utils.text import counted, few
 
 
@@ -26,7 +26,7 @@ class Results(Iterator[Detections]):
         skipped: one line for each image that was skipped.
     """
 
-    def __init__(self, results: Iterator[Detections], skipped: list[str]) -> None:
+    def __init__(self, results: Iterator[Detections], skipped: list[sources.Skipped]) -> None:
         self.skipped = skipped
         self._results = results
 
@@ -134,7 +134,7 @@ class BaseDetector:
         if unknown:
             raise ValueError(f"classes: expected some of {', '.join(self.classes)}, got {unknown[0]}")
         sequence = sources.several(images)
-        skipped: list[str] | None = None if sequence is None else []
+        skipped: list[sources.Skipped] | None = None if sequence is None else []
         sequence = [images] if sequence is None else sequence
         results = self._results(sequence, batch_size, threshold, bgr, tile, skipped)
         kept = (_filtered(result, classes, max_detections) for result in results)
@@ -169,6 +169,10 @@ class BaseDetector:
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
 
+    def checksum(self) -> str:
+        """Return a number that changes with the weights of the model."""
+        raise NotImplementedError
+
     def export(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a file that runs without OpenMMLab: :meth:`.TorchDetector.export`."""
         raise self._only_pytorch("export")
@@ -191,14 +195,15 @@ class BaseDetector:
         threshold: float,
         bgr: bool,
         tile: int | None,
-        skipped: list[str] | None,  # None: errors are raised
+        skipped: list[sources.Skipped] | None,  # None: errors are raised
     ) -> Iterator[Detections]:
         named = sources.with_progress(sources.named(images, bgr, skipped), sources.count(images))
+        named = sources.read_ahead(named, bgr, batch_size + 2)
         while batch := list(itertools.islice(named, 1 if tile else batch_size)):
             pictures, inputs, results = [], [], []
-            for path, image in batch:
-                with sources.skipping(skipped):
-                    picture = read(image, bgr)
+            for path, read_picture in batch:
+                with sources.skipping(skipped, path):
+                    picture = read_picture()
                     if tile:
                         results.append(self._detect_in_tiles(picture, path, threshold, batch_size, tile))
                     else:

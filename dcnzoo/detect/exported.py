@@ -14,6 +14,7 @@ from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
+from dcnzoo.utils.files import sha256
 from dcnzoo.utils.memory import KeptMemory
 
 
@@ -63,6 +64,12 @@ class ExportedDetector(BaseDetector):
     def _source(self) -> str:
         name, precision = Path(self.model.path).name, self.model.precision
         return f"{name} in {self.model.backend}{f', {precision}' if precision != 'float32' else ''}"
+
+    def checksum(self) -> str:
+        path, digest = Path(self.model.path), sha256(self.model.path)
+        if path.suffix == ".xml":
+            digest.update(path.with_suffix(".bin").read_bytes())
+        return digest.hexdigest()
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""

@@ -10,6 +10,11 @@ import numpy as np
 if TYPE_CHECKING:
     import PIL.Image
 
+
+class DownloadFailure(ValueError):
+    """A picture cannot be downloaded."""
+
+
 LIMIT = 100_000_000  # bytes of a picture that is downloaded
 
 
@@ -73,7 +78,7 @@ def _download(address: str) -> bytes:
     try:
         return fetch_bytes(address, LIMIT)
     except DownloadError as error:
-        raise ValueError(f"image: {error}") from None
+        raise DownloadFailure(f"image: {error}") from None
 
 
 def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:

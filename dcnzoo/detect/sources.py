@@ -3,10 +3,15 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dcnzoo.detect.pictures import DownloadFailure, read
 from dcnzoo.detect.video import frame_count, frames
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import is_video, picture_files
@@ -27,11 +32,23 @@ def several(images: Any) -> Iterable[Any] | None:
     return None if single or isinstance(images, bytes | bytearray) else images
 
 
-def named(images: Iterable[Any], bgr: bool, skipped: list[str] | None) -> Iterator[tuple[str, Any]]:
+class Skipped(str):
+    """Why an image was skipped.
+
+    Attributes:
+        path: of the image.
+        is_opened: its content was read, and is no picture that fits. Others may be opened later.
+    """
+
+    path: str
+    is_opened: bool
+
+
+def named(images: Iterable[Any], bgr: bool, skipped: list[Skipped] | None) -> Iterator[tuple[str, Any]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none."""
     for image in images:
         if is_video(image):
-            with skipping(skipped):
+            with skipping(skipped, str(image)):
                 for number, frame in enumerate(frames(image), 1):
                     yield f"{image}#{number}", frame if bgr else frame[..., ::-1]
         else:
@@ -43,14 +60,15 @@ class ModelError(ValueError):
 
 
 @contextlib.contextmanager
-def skipping(skipped: list[str] | None) -> Iterator[None]:
+def skipping(skipped: list[Skipped] | None, path: str) -> Iterator[None]:
     """Context in which an image that cannot be read is added to the list; without a list, it is an error."""
     try:
         yield
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if skipped is None or isinstance(error, ModelError):
             raise
-        skipped.append(one_line(error))
+        skipped.append(Skipped(one_line(error)))
+        skipped[-1].path, skipped[-1].is_opened = path, not isinstance(error, OSError | DownloadFailure)
         print(f"skipped: {skipped[-1]}", file=sys.stderr)
 
 
@@ -71,3 +89,21 @@ def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:
     except ModuleNotFoundError:  # an exported detector does not require rich
         return images
     return track(images, "detecting", total)
+
+
+def read_ahead(
+    images: Iterator[tuple[str, Any]], bgr: bool, number: int
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yield images with a function that returns the picture; the next ones are read in other threads."""
+    with ThreadPoolExecutor(2) as pool:
+        ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
+        try:
+            for path, image in images:
+                ahead.append((path, pool.submit(read, image, bgr)))
+                if len(ahead) > number:
+                    first, picture = ahead.popleft()
+                    yield first, picture.result
+            for path, picture in ahead:
+                yield path, picture.result
+        finally:
+            pool.shutdown(cancel_futures=True)

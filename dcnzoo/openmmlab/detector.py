@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,6 +89,13 @@ class TorchDetector(BaseDetector):
         name = getattr(self.model.cfg, "filename", None)
         state = "fused layers" if self.fuses else f"layers not fused: {self._not_fused or 'fuse=False'}"
         return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {self.precision}, {state}"
+
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + content.numpy().tobytes())
+        return digest.hexdigest()
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Upload the detector to the Hugging Face Hub; see :func:`dcnzoo.openmmlab.hub.push_model`."""

@@ -269,10 +269,13 @@ def is_video(image: Any) -> bool:
     return named and Path(image).suffix.lower() in VIDEOS
 
 
-def picture_files(name: str | os.PathLike) -> list[str] | None:
+def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | None:
     """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``.
 
     Returns None for a file or an address.
+
+    Args:
+        below: also list those in subfolders, and the paths in a text file.
 
     Raises:
         UserError: there are none.
@@ -280,22 +283,27 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
     path = Path(name).expanduser()
     if "://" in str(name):
         return None
-    below = 0
-    if path.is_dir():
+    others = 0
+    if path.is_dir() and below:
+        walked = (Path(top, name) for top, _, names in os.walk(path) for name in names)
+        files = sorted(str(file) for file in walked if file.suffix.lower() in PICTURES)
+    elif path.is_dir():
         files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
-        below = sum(file.suffix.lower() in PICTURES for file in path.glob("*/**/*"))
-        if below and files:
+        others = sum(file.suffix.lower() in PICTURES for file in path.glob("*/**/*"))
+        if others and files:
             pattern = path / "**" / "*.jpg"
             print(
-                f"left out: {counted(below, 'pictures')} in subfolders of {name}; '{pattern}' reads them",
+                f"left out: {counted(others, 'pictures')} in subfolders of {name}; '{pattern}' reads them",
                 file=sys.stderr,
             )
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
+    elif below and path.suffix.lower() == ".txt" and path.is_file():
+        files = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
         return None
     if not files:
-        below_too = f", but {below} in its subfolders: name one, or '{path}/**/*.jpg'" if below else ""
+        below_too = f", but {others} in its subfolders: name one, or '{path}/**/*.jpg'" if others else ""
         raise UserError(f"image: expected pictures, found none in {name}{below_too}")
     return files
 

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -85,8 +85,11 @@ def _line_of_notebook() -> Callable[[str], None] | None:
 def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items and show the progress. The total number defaults to the length of the items."""
     with make_progress(Console(stderr=True), transient=True) as progress:
+        total = len(items) if total is None and isinstance(items, Sized) else total
         bar = progress.add_task(title, total=total, note="")
-        yield from progress.track(items, total=total, task_id=bar)
+        for item in items:  # rich's track updates only a bar that is shown
+            yield item
+            progress.advance(bar)
 
 
 @contextlib.contextmanager

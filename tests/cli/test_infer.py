@@ -19,6 +19,8 @@ from torch import nn
 import dcnzoo.models
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.parts import rows
 from dcnzoo.report import record_sampling
 from dcnzoo.report.detector import explain
 from dcnzoo.utils.errors import UserError
@@ -164,6 +166,38 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     assert status == 1 and output.count(f"{tmp_path}/cut.png") >= 2 and "3 files" in output
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
+
+
+def test_rows_of_many_pictures(run, folder, tmp_path):
+    (tmp_path / "list.txt").write_text("a.png\nb/a.png\n")
+    out, options = (
+        tmp_path / "out",
+        ("--format", "jsonl", "--score-threshold", 0.2, "--out", tmp_path / "out"),
+    )
+    status, output = run("infer", ".", *options)
+    assert status == 1 and "text.png" in output, output
+    by_path = {row["path"]: row for row in rows(out)}
+    assert by_path.keys() == {"a.png", "b/a.png", "text.png"} and "text.png" in by_path["text.png"]["error"]
+    for path in ("a.png", "b/a.png"):
+        expected, _ = detections(folder, path)
+        expected = expected[expected.scores >= 0.2]
+        result = Detections.from_row(by_path[path])
+        np.testing.assert_allclose(result.boxes, expected.bboxes, atol=1e-4)
+        np.testing.assert_array_equal(result.masks, expected.masks)
+    files = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert run("infer", "b", tmp_path / "list.txt", *options)[0] == 0, "nothing is left"
+    assert files == {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    shards = [tmp_path / "1", tmp_path / "2"]
+    for number, shard in enumerate(shards, 1):
+        assert (
+            run("infer", tmp_path / "list.txt", *options[:4], "--out", shard, "--shard", f"{number}/2")[0]
+            == 0
+        )
+    assert [[row["path"] for row in rows(shard)] for shard in shards] == [["a.png"], ["b/a.png"]]
+    status, output = run("infer", "b", *options, "--max-detections", 1)
+    assert status == 1 and "max_detections" in output.splitlines()[-1]
+    for wrong in (["--shard", "3/2"], ["--shard", "1/2", "--json"], [*options, "--verbose"]):
+        assert run("infer", "b", *wrong)[0] == 2
 
 
 def test_names_of_the_maximum_length(run, folder, tmp_path):

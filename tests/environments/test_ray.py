@@ -1,10 +1,8 @@
-"""The recipe for Ray Data in docs/scale.md: ``nox -s ray``."""
+"""``dcnzoo infer --ray`` and ``dcnzoo.ray.Detect``: ``nox -s ray``."""
 
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,33 +10,33 @@ import pytest
 
 pytest.importorskip("ray", exc_type=ImportError)
 import psutil  # Ray contains it
-import pyarrow.dataset
+import ray
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.parts import rows
+from dcnzoo.ray import Detect
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/scale.md"
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 COUNT = 200
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/sub").mkdir(parents=True)
     for number in range(COUNT):
         picture, _ = draw_image(ShapesSpec(), "val", number)
-        cv2.imwrite(str(tmp_path / f"pictures/{number}.jpg"), picture)
-    (tmp_path / "pictures/7.jpg").write_text("no picture")
-    recipe = re.search(
-        r'^```python\n("""python predict.py .*?)^```', PAGE.read_text(), re.MULTILINE | re.DOTALL
-    )
-    (tmp_path / "predict.py").write_text(recipe[1])
+        name = f"{number}.png" if number % 2 else f"sub/{number}.JPG"
+        cv2.imwrite(str(tmp_path / "pictures" / name), picture)
+    (tmp_path / "pictures/7.png").write_text("no picture")
+    (tmp_path / "pictures/gone.png").symlink_to("nowhere")
     return tmp_path
 
 
-def start(folder):
-    command = [sys.executable, "predict.py", MODEL, "pictures", "results", "2"]
-    return subprocess.Popen(command, cwd=folder)
+def start(folder, *options):
+    command = ["infer", MODEL, "pictures", "--out", "results", "--format", "parquet", "--ray", "local"]
+    return subprocess.Popen([sys.executable, "-m", "dcnzoo", *command, *options], cwd=folder)
 
 
 def wait_for(condition, job):
@@ -70,19 +68,36 @@ def test_no_row_is_lost_or_detected_twice(folder):
     with start(folder) as job:
         wait_for(lambda: len(files(folder)) > len(before), job)
         kill(next(child for child in children(job) if "MapWorker" in " ".join(child.cmdline())))
-        assert job.wait() == 0
+        assert job.wait() == 1, "a picture cannot be opened"
     after = files(folder)
     assert before.items() <= after.items()
-    rows = pyarrow.dataset.dataset(list(map(str, after))).to_table().to_pylist()
-    assert sorted(row["path"] for row in rows) == sorted(f"pictures/{number}.jpg" for number in range(COUNT))
+    by_path = {row["path"]: row for row in rows(folder / "results")}
+    assert len([*rows(folder / "results")]) == len(by_path) == COUNT
+    assert {*by_path} | {str(folder / "pictures/gone.png")} == {
+        str(path) for path in (folder / "pictures").rglob("*.*")
+    }
     detector = dcnzoo.load(MODEL)
-    for row in rows:
-        if row["path"] == "pictures/7.jpg":
-            assert "7.jpg" in row["error"] and not row["names"]
+    for path, row in by_path.items():
+        if path.endswith("/7.png"):
+            assert "7.png" in row["error"]
             continue
-        expected = detector(folder / row["path"])
-        assert row["names"] == expected.names and row["error"] is None
-        np.testing.assert_allclose(np.reshape(row["boxes"], (-1, 4)), expected.boxes, atol=1e-3)
-    with start(folder) as job:
-        assert job.wait() == 0
-    assert files(folder) == after
+        expected, result = detector(path), Detections.from_row(row, detector.classes)
+        assert result.names == expected.names and row["error"] is None
+        np.testing.assert_allclose(result.boxes, expected.boxes, atol=1e-3)
+    with start(folder, "--score-threshold", "0.5") as job:
+        assert job.wait() == 1
+    assert files(folder) == after, "other settings are refused"
+
+
+def test_in_a_program(folder):
+    paths = [str(folder / "pictures" / name) for name in ("1.png", "7.png", "gone.png", "sub")]
+    ray.init("local", num_cpus=2)
+    try:
+        pictures = ray.data.from_items([{"path": path} for path in paths])
+        found = pictures.map_batches(Detect, fn_constructor_args=[MODEL], concurrency=1).take_all()
+    finally:
+        ray.shutdown()
+    by_path = {row["path"]: row for row in found}
+    assert by_path.keys() == {*paths}
+    assert [by_path[path]["error"] is None for path in paths] == [True, False, False, False]
+    assert Detections.from_row(by_path[paths[0]]).names == dcnzoo.load(MODEL)(paths[0]).names
