@@ -448,6 +448,14 @@ def coverage(session: Session, name: str) -> None:
         session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
 
 
+@nox.session
+def projects(session: Session) -> None:
+    """Run the code of the projects in docs/hosts.md, cloned from GitHub (-- NAME: one of them)."""
+    see(session, environment(session, "others"))
+    session.install("--no-deps", "--group", "projects")
+    session.run("python", "-m", "benchmarks.projects", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def networks(session: Session) -> None:
     """Try 35 operations on 20 networks of other packages, and write docs/coverage.md (20 minutes)."""

@@ -6,20 +6,19 @@ from pathlib import Path
 from dcnzoo.compat import host
 
 PAGE = Path(__file__).with_name("hosts.md")
-HEAD = "| `--provide` | project | run | not covered |\n|---|---|---|---|"
+HEAD = "| `--provide` | project | revision | what ran | not covered |\n|---|---|---|---|---|"
 
 
 def table() -> str:
-    """A row for each project whose own code has run, and a sentence that names the others."""
-    rows, others = [], []
+    """A row for each project."""
+    rows = []
     for each in host.known().values():
         for project, run in each.projects.items():
-            if run:
-                rows.append(f"| `{each.name}` | {project} | {run} | {each.missing} |")
-            else:
-                others.append(f"{project} (`{each.name}`)")
-    note = "The code of these projects has not run; tests run small modules with their imports and calls"
-    return "\n".join([HEAD, *rows, "", f"{note}: {', '.join(others)}."])
+            revision = run.revision[:7] if re.fullmatch("[0-9a-f]{40}", run.revision) else run.revision
+            rows.append(
+                f"| `{each.name}` | {project} | {revision} | {run.date}: {run.ran} | {each.missing} |"
+            )
+    return "\n".join([HEAD, *rows])
 
 
 def page(text: str) -> str:

@@ -58,6 +58,11 @@ class DCN(ModulatedDeformConv2dPack):
         super().__init__(**options)
         self.extra_offset_mask = extra_offset_mask
 
+    @property
+    def conv_offset_mask(self) -> nn.Module:
+        """The prediction by its original name, which YOLACT++ initialises."""
+        return self.conv_offset
+
     def forward(self, input: Any, main_path: object = None) -> Tensor:  # type: ignore[override]
         """``input`` is a tensor or a list of two. ``main_path`` has no effect; FaPN passes it."""
         if not self.extra_offset_mask:

@@ -29,7 +29,21 @@ from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.patches import Patch
 
 VARIABLE = "DCNZOO_PROVIDE"
-RUN = "2026-11, revision not recorded"  # of Host.projects; name the revision in new entries
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run of a project's own code on dcnzoo: ``python -m benchmarks.projects NAME``.
+
+    Attributes:
+        revision: the commit, or the versions.
+        date: of the run.
+        ran: what was built with the project's code and ran.
+    """
+
+    revision: str
+    date: str
+    ran: str = "network"
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,7 @@ class Host:
 
     Attributes:
         name: the name for :func:`provide`: the compiled module that is missing, or a function that is slow.
-        projects: the projects that need it, with the revision and the date of the last run of its own code
-            on dcnzoo. Empty text: only tests with a small module of the same layout ran.
+        projects: the projects that need it, with the last run of their own code on dcnzoo.
         provides: dcnzoo's modules that have the functions of the missing module.
         names: functions with another name in the missing module: its name → dcnzoo's.
         imports: names under which projects import the missing module, as patterns of :mod:`fnmatch`.
@@ -52,7 +65,7 @@ class Host:
     """
 
     name: str
-    projects: Mapping[str, str]
+    projects: Mapping[str, Evidence]
     provides: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     imports: tuple[str, ...] = ()

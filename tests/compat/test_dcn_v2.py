@@ -69,6 +69,17 @@ def test_networks_on_dcn_v2(provide, package, tmp_path, module, text):
     compare(layer, expected, random(2, 4, 7, 5))
 
 
+def test_the_prediction_by_its_original_name(provide):
+    """YOLACT++ sets its weights to zero; the state dict has one name for it."""
+    provide("dcn_v2")
+    layer = importlib.import_module("dcn_v2").DCN(4, 6, 3, 1, 1)
+    assert layer.conv_offset_mask is layer.conv_offset
+    assert [name for name in layer.state_dict() if "offset" in name] == [
+        "conv_offset.weight",
+        "conv_offset.bias",
+    ]
+
+
 def test_offsets_from_other_features(provide):
     """EDVR and FaPN: ``extra_offset_mask``."""
     provide("dcn_v2")

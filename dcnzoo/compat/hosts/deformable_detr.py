@@ -1,37 +1,71 @@
 """Deformable DETR's compiled module, which many projects copied, some of them under another name."""
 
-from dcnzoo.compat.host import RUN, Host
+from dcnzoo.compat.host import Evidence, Host
 
+COMPARED = "network, equal to its own PyTorch code"
 PROVIDES = ("dcnzoo.compat.compiled",)
 HOSTS = (
     Host(
         "MultiScaleDeformableAttention",
         {
-            "Deformable DETR": RUN,
-            "DINO": "",
-            "Mask2Former": RUN,
-            "MaskDINO": RUN,
-            "MOTR": "",
-            "TrackFormer": "",
+            "Deformable DETR": Evidence("11169a60c33333af00a4849f1808023eba96a931", "2026-11-26", COMPARED),
+            "DINO": Evidence("faa8520fe9604c23ad65a48bc583550a44c0e3ab", "2026-11-26", COMPARED),
+            "Mask2Former": Evidence("9b0651c6c1d5b3af2e6da0589b719c514ec0d69a", "2026-11-26", COMPARED),
+            "MaskDINO": Evidence("3831d8514a3728535ace8d4ecc7d28044c42dd14", "2026-11-26", COMPARED),
+            "MOTR": Evidence(
+                "8690da3392159635ca37c31975126acf40220724",
+                "2026-11-26",
+                "losses, equal to its own PyTorch code",
+            ),
+            "TrackFormer": Evidence("e468bf156b029869f6de1be358bc11cd1f517f3c", "2026-11-26", COMPARED),
+            "ViT-Adapter": Evidence(
+                "fd64a5190f9f4530e8e5961cc87b2a3ad591190b",
+                "2026-11-26",
+                "backbone, equal to its own PyTorch code",
+            ),
         },
         PROVIDES,
     ),
     Host(
         "groundingdino._C",
-        {"Grounding DINO": ""},
+        {"Grounding DINO": Evidence("856dde20aee659246248e20734ef9ba5214f5e44", "2026-11-26", COMPARED)},
         PROVIDES,
         functions=("multi_scale_deformable_attn_pytorch",),
     ),
     Host(
         "adet._C",
-        {"AdelaiDet (FCOS, BlendMask)": RUN, "DeepSolo": "", "TESTR": ""},
+        {
+            "AdelaiDet": Evidence("36721221eb572256206e60df6e9095ed00b2e08c", "2026-11-26", "losses of FCOS"),
+            "DeepSolo": Evidence("dbadae995035246bad3376c7a44c015c69e9b313", "2026-11-26", COMPARED),
+            "TESTR": Evidence("f369f138e041d1d27348a1f6600e456452001d23", "2026-11-26", COMPARED),
+        },
         PROVIDES,
         missing="`BezierAlign`, `DefROIAlign`, `ml_nms`",
     ),
-    Host("detrex._C", {"detrex": RUN}, PROVIDES, functions=("multi_scale_deformable_attn_pytorch",)),
+    Host(
+        "detrex._C",
+        {
+            "detrex": Evidence(
+                "e244e6c3da3e84566728c52c21fb061d23ce0e2f", "2026-11-26", "losses of Deformable DETR"
+            )
+        },
+        PROVIDES,
+        functions=("multi_scale_deformable_attn_pytorch",),
+    ),
     Host(
         "MultiScaleDeformableAttnFunction",
-        {"BEVFormer": "", "UniAD": ""},
+        {
+            "BEVFormer": Evidence(
+                "66b65f3a1f58caf0507cb2a971b9c0e7f842376c",
+                "2026-11-26",
+                "encoder, equal to its own PyTorch code",
+            ),
+            "UniAD": Evidence(
+                "dd161b220c22de1c874c3fb8d55979054b24d716",
+                "2026-11-26",
+                "encoder, equal to its own PyTorch code",
+            ),
+        },
         functions=(
             "MultiScaleDeformableAttnFunction_fp32",
             "MultiScaleDeformableAttnFunction_fp16",

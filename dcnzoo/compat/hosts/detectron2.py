@@ -1,11 +1,16 @@
 """detectron2's compiled module."""
 
-from dcnzoo.compat.host import RUN, Host
+from dcnzoo.compat.host import Evidence, Host
 
 HOSTS = (
     Host(
         "detectron2._C",
-        {"detectron2": RUN, "CenterNet2": RUN},
+        {
+            "detectron2": Evidence(
+                "02b5c4e295e990042a714712c21dc79b731e8833", "2026-11-26", "losses of Mask R-CNN"
+            ),
+            "CenterNet2": Evidence("bfc8b72e4e2a1612b4aa4c12f7b3db9cdd7b34c4", "2026-11-26", "losses"),
+        },
         ("dcnzoo.compat.compiled", "dcnzoo.compat.detectron2_rotated"),
         names={
             "deform_conv_backward_filter": "deform_conv_backward_parameters",

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from dcnzoo.compat.after_import import call
-from dcnzoo.compat.host import RUN, Host, is_ours
+from dcnzoo.compat.host import Evidence, Host, is_ours
 from dcnzoo.compat.patches import Changes, Patch
 
 
@@ -24,14 +24,20 @@ MODULES = ("modules", "modules.dcnv4", "modules.flash_deform_attn")
 HOSTS = (
     Host(
         "DCNv3",
-        {"InternImage": RUN},
+        {
+            "InternImage": Evidence(
+                "31c962dc6c1ceb23e580772f7daaa6944694fbe6",
+                "2026-11-26",
+                "network, equal to its own PyTorch code",
+            )
+        },
         ("dcnzoo.compat.compiled",),
         patches=(Patch("DCNv3_version", "pkg_resources", REASON, "all", _add_version),),
         missing=STRIDES,
     ),
     Host(
         "DCNv4",
-        {"FlashInternImage": RUN},
+        {"FlashInternImage": Evidence("4b848f7dd7da74ff03f7d278f902c6fd05b391b5", "2026-11-26")},
         ("dcnzoo.compat.dcnv4",),
         imports=("DCNv4", *(f"DCNv4.{name}" for name in FUNCTIONS + MODULES)),
         missing=STRIDES,

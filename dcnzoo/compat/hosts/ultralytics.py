@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from dcnzoo.compat.after_import import call, watch
-from dcnzoo.compat.host import Host
+from dcnzoo.compat.host import Evidence, Host
 from dcnzoo.compat.patches import Changes, Patch
 
 FUSE = "fuse_conv_and_bn"
@@ -71,7 +71,7 @@ def _convert_when_loaded(changes: Changes) -> None:
 HOSTS = (
     Host(
         "ultralytics",
-        {"Ultralytics YOLO": "8.2.103 and 8.4.190 on 2026-11-26"},
+        {"Ultralytics YOLO": Evidence("8.2.103, 8.4.190", "2026-11-26", "training, prediction, export")},
         patches=(
             Patch(
                 FUSE,
