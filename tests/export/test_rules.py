@@ -1,5 +1,6 @@
 """Functions of fixed size that replace MMDetection's, compared with those."""
 
+import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import MaskFormerHead, RetinaHead, TOODHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
 from mmdet.models.detectors import PanopticFPN
 from mmdet.models.layers import multiclass_nms
@@ -197,6 +199,39 @@ def test_a_filter_is_named_with_its_line():
     line = inspect.getsourcelines(Filtering)[1] + 3
     with pytest.raises(ValueError, match=rf"depend on the data, got .*{Path(__file__).name}:{line}: "):
         Predictor(detector)(torch.randn(1, 3, 96, 96))
+
+
+def module_with(folder, name, *parts):
+    """Import a user's module, which contains copies of MMDetection's code."""
+    imports = "import copy, torch\nfrom mmdet.models.dense_heads import RetinaHead\n"
+    imports += "from mmdet.models.dense_heads.base_dense_head import *\n"
+    (folder / f"{name}.py").write_text("\n\n".join([imports, *parts]))
+    return importlib.import_module(name)
+
+
+COPIED = f"class Copied(RetinaHead):\n{inspect.getsource(BaseDenseHead._predict_by_feat_single)}"
+FUNCTIONS = (
+    "from mmdet.models.utils import filter_scores_and_topk\nfrom mmdet.structures.bbox import cat_boxes\n"
+)
+FUNCTIONS += "from mmengine.structures import InstanceData\nfrom typing import List\nfrom torch import Tensor"
+
+
+def test_a_head_that_copies_decoding_into_its_own_module(tmp_path, monkeypatch):
+    """Functions were replaced in MMDetection's modules only."""
+    monkeypatch.syspath_prepend(tmp_path)
+    detector = build("RetinaNet")
+    detector.bbox_head.__class__ = module_with(tmp_path, "own_head", FUNCTIONS, COPIED).Copied
+    assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
+
+
+def test_a_copied_function_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    detector = build("RetinaNet")
+    function = inspect.getsource(filter_scores_and_topk)
+    detector.bbox_head.__class__ = module_with(tmp_path, "own_function", FUNCTIONS, function, COPIED).Copied
+    with pytest.raises(ValueError, match=r"own_function\.py:\d+: import filter_scores_and_topk") as caught:
+        Predictor(detector)(torch.randn(1, 3, 96, 96))
+    assert "vmap" not in str(caught.value)
 
 
 def test_a_new_head_needs_one_rule(monkeypatch):

@@ -7,12 +7,16 @@ once: only then it is known which of the rows hold a detection.
 
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mmcv
+import mmdet
 import torch
 import torch.nn.functional as F
 from mmdet.models import layers
@@ -272,16 +276,22 @@ def named_errors(detector: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        files = {inspect.getsourcefile(type(part)) for part in detector.modules()}
-        trace, line = error.__traceback__, ""
-        while trace is not None:
-            file = trace.tb_frame.f_code.co_filename
-            if file in files and "/torch/nn/" not in file:
-                line = f"{file}:{trace.tb_lineno}"
-            trace = trace.tb_next
+        hidden = {Path(__file__).parents[2], *(Path(module.__path__[0]) for module in (torch, mmcv))}
+        line, function = type(detector).__name__, ""
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            code = frame.f_code
+            if hidden.isdisjoint(folders := Path(code.co_filename).parents):
+                line, function = f"{code.co_filename}:{number}", code.co_name
+                if (library := Path(mmdet.__path__[0])) not in folders:
+                    hidden.add(library)  # the user's line, not one that it calls
+        text, replaced = one_line(error), {replaced.__name__ for replaced in rules.FUNCTIONS}
+        if function in {*replaced, layers.multiclass_nms.__name__}:
+            text = f"import {function} from MMDetection or mmcv, which dcnzoo exports, instead of a copy"
+        elif "vmap" in text:
+            text = "this line selects values by a condition, or reads a tensor as a number"
         raise ValueError(
             f"detector: expected code whose results have a size that does not depend on the data, got "
-            f"{line or type(detector).__name__}: {one_line(error)}"
+            f"{line}: {text}"
         ) from error
 
 

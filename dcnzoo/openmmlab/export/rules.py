@@ -147,7 +147,7 @@ RULES = (
 )
 BY_KIND = {rule.kind: rule for rule in RULES}
 
-# functions, in every module of MMDetection that imports them
+# functions, in every module that imports them under their names
 FUNCTIONS: dict[Callable, Callable] = {
     filter_scores_and_topk: boxes.first_pairs,
     mmcv_ops.batched_nms: boxes.keep_all,
@@ -185,11 +185,11 @@ def apply(changes: Changes) -> None:
 
 
 def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
-    """Replace a function in all of MMDetection's modules that import it, also where a patch wraps it."""
+    """Replace a function in all modules that import it, also where a patch wraps it."""
     function = inspect.unwrap(original)
-    for name, module in list(sys.modules.items()):
-        value = vars(module).get(original.__name__)
-        if name.startswith("mmdet.") and callable(value) and inspect.unwrap(value) is function:
+    for module in list(sys.modules.values()):
+        value = getattr(module, "__dict__", {}).get(original.__name__)
+        if callable(value) and inspect.unwrap(value) is function:
             changes.set(module, original.__name__, replacement)
 
 
