@@ -197,7 +197,7 @@ class BaseDetector:
         tile: int | None,
         skipped: list[sources.Skipped] | None,  # None: errors are raised
     ) -> Iterator[Detections]:
-        named = sources.with_progress(sources.named(images, bgr, skipped), sources.count(images))
+        named = sources.with_progress(sources.named(images, bgr), sources.count(images))
         named = sources.read_ahead(named, bgr, batch_size + 2)
         while batch := list(itertools.islice(named, 1 if tile else batch_size)):
             pictures, inputs, results = [], [], []

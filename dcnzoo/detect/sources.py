@@ -44,13 +44,18 @@ class Skipped(str):
     is_opened: bool
 
 
-def named(images: Iterable[Any], bgr: bool, skipped: list[Skipped] | None) -> Iterator[tuple[str, Any]]:
-    """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none."""
+def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any]]:
+    """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none.
+
+    In place of a video that cannot be read, its error is yielded.
+    """
     for image in images:
         if is_video(image):
-            with skipping(skipped, str(image)):
+            try:
                 for number, frame in enumerate(frames(image), 1):
                     yield f"{image}#{number}", frame if bgr else frame[..., ::-1]
+            except (OSError, ValueError) as error:
+                yield str(image), error
         else:
             yield str(image) if isinstance(image, str | os.PathLike) else "", image
 
@@ -91,6 +96,12 @@ def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:
     return track(images, "detecting", total)
 
 
+def _read(image: Any, bgr: bool) -> np.ndarray:
+    if isinstance(image, Exception):
+        raise image
+    return read(image, bgr)
+
+
 def read_ahead(
     images: Iterator[tuple[str, Any]], bgr: bool, number: int
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -99,7 +110,7 @@ def read_ahead(
         ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
         try:
             for path, image in images:
-                ahead.append((path, pool.submit(read, image, bgr)))
+                ahead.append((path, pool.submit(_read, image, bgr)))
                 if len(ahead) > number:
                     first, picture = ahead.popleft()
                     yield first, picture.result
