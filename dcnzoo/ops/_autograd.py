@@ -5,7 +5,6 @@ forward-mode tangents silently.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -181,15 +180,12 @@ class _Backward:
         self.recompute = recompute
         types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
         self.tensors = [name for name, type in types.items() if type in ("Tensor", "Optional[Tensor]")]
+        self.shared = {*self.forward_named._fields} & {*self.named._fields}
 
     def forward_arguments(self, arguments: Any) -> Any:
         """The arguments of the operator, from those of its backward."""
-        shared = {name: value for name, value in arguments._asdict().items() if name in self.shared}
+        shared = {name: getattr(arguments, name) for name in self.shared}
         return self.forward_named(**shared, **self.recompute(arguments.grad_output))
-
-    @cached_property
-    def shared(self) -> set[str]:
-        return {*self.forward_named._fields} & {*self.named._fields}
 
 
 def register_derivatives(
@@ -224,11 +220,8 @@ def register_derivatives(
 
     def save(ctx, inputs, names):
         ctx.save_for_backward(*(getattr(inputs, name) for name in names))
-        ctx.numbers = {
-            name: value
-            for name, value in inputs._asdict().items()
-            if name in backward.named._fields and name not in names
-        }
+        numbers = [name for name in backward.named._fields if name in inputs._fields and name not in names]
+        ctx.numbers = {name: getattr(inputs, name) for name in numbers}
 
     def first_backward(ctx, grad_output):
         needed = [ctx.needs_input_grad[position] for position in positions]
@@ -269,18 +262,15 @@ def register_derivatives(
     register_autograd(
         backward.name, lambda ctx, inputs, _: save(ctx, inputs, backward.tensors), second_backward
     )
+    kernel, check = _backward_kernel(backward, differentiable, reference, keeps_format)
     in_order = grad_input_in_order if for_every_call else None
-    _register_backward_kernels(backward, differentiable, reference, keeps_format, in_order)
+    _choice.register(backward.name, kernel, check=check, differentiable=False, grad_input_in_order=in_order)
 
 
-def _register_backward_kernels(
-    backward: _Backward,
-    differentiable: Sequence[str],
-    reference: Callable,
-    keeps_format: bool,
-    grad_input_in_order: Callable | None,
-) -> None:
-    """Register a first derivative in plain PyTorch, and its fake kernel."""
+def _backward_kernel(
+    backward: _Backward, differentiable: Sequence[str], reference: Callable, keeps_format: bool
+) -> tuple[Callable, Callable]:
+    """Register a first derivative's fake kernel. Return the derivative in plain PyTorch, and its check."""
 
     def kernel(compute: Callable[[Any, Any], list[Tensor | None]]) -> Callable:
         def kernel(*arguments):
@@ -311,4 +301,4 @@ def _register_backward_kernels(
 
     check_of_forward = _choice.check_of(backward.name.removesuffix("_backward").strip("_"))
     torch.library.register_fake(f"dcnzoo::{backward.name}", kernel(empty))
-    _choice.register_backward(backward.name, kernel(differentiate), check, grad_input_in_order)
+    return kernel(differentiate), check

@@ -229,30 +229,20 @@ def table(key: str) -> dict[str, tuple[str, ...]]:
 
 
 def register(
-    name: str, reference: Callable, *, node: Callable | None = None, differentiable: bool = True
+    name: str,
+    reference: Callable,
+    *,
+    check: Callable | None = None,
+    differentiable: bool = True,
+    **options: Any,
 ) -> None:
     """Register the kernels of an operator on the devices where it has a choice.
 
     Args:
-        reference, node: as in :class:`Operator`.
+        reference, check, options: attributes of :class:`Operator`. Default of ``check``: :func:`check_of`.
         differentiable: whether autograd differentiates ``reference``.
     """
-    _register(Operator(name, reference, check_of(name), node), differentiable)
-
-
-def register_backward(
-    name: str, reference: Callable, check: Callable, grad_input_in_order: Callable | None = None
-) -> None:
-    _register(Operator(name, reference, check, grad_input_in_order=grad_input_in_order), False)
-
-
-def check_of(name: str) -> Callable:
-    """The operator that checks the arguments of ``dcnzoo::name``."""
-    return getattr(torch.ops.dcnzoo, f"_check_{name}", lambda *arguments: None)
-
-
-def _register(operator: Operator, differentiable: bool) -> None:
-    _operators[operator.name] = operator
+    operator = _operators[name] = Operator(name, reference, check or check_of(name), **options)
     for key in DEVICES:
         is_loaded = key.lower() in _library.loaded
         if backend == "reference":
@@ -263,6 +253,11 @@ def _register(operator: Operator, differentiable: bool) -> None:
             choose_at_every_call(operator.name, key)
         if has_choice and differentiable and (not is_loaded or backend == "reference"):
             override(operator.name, _above(operator, key), f"Autograd{key}")
+
+
+def check_of(name: str) -> Callable:
+    """The operator that checks the arguments of ``dcnzoo::name``."""
+    return getattr(torch.ops.dcnzoo, f"_check_{name.lstrip('_')}", lambda *arguments: None)
 
 
 _implementations = torch.library.Library("dcnzoo", "IMPL")

@@ -97,6 +97,30 @@ def spread(grad_input, at, step, valid, d, share, gradient, groups, D: tl.conste
     tl.atomic_add(grad_input + places, gradient * share[:, None], mask=added, sem="relaxed")
 
 
+@triton.jit
+def store_fields(
+    pair, grad_weight,  # places of the gradients
+    read, inside, ly, lx, factor, scale_y, scale_x,
+    v00, v01, v10, v11,  # [parts], whether a corner is on the map
+    dot00, dot01, dot10, dot11,  # [parts], the output's gradient · values of each corner
+):  # fmt: skip
+    """Store the gradients of a sampling point's offset, (x, y), and weight for every part."""
+    beyond = dot00  # of points off the map: the gradient times zero, which is zero or NaN
+    # an Inf gradient times the zero of a corner off the map would be NaN
+    dot00 = tl.where(v00, dot00, 0.0)
+    dot01 = tl.where(v01, dot01, 0.0)
+    dot10 = tl.where(v10, dot10, 0.0)
+    dot11 = tl.where(v11, dot11, 0.0)
+    hy, hx = 1 - ly, 1 - lx
+    dot = tl.where(inside, hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11), beyond)
+    of_y = (hx * (dot10 - dot00) + lx * (dot11 - dot01)) * (factor * scale_y)
+    of_x = (hy * (dot01 - dot00) + ly * (dot11 - dot10)) * (factor * scale_x)
+    field = grad_weight.dtype.element_ty
+    tl.store(pair, tl.where(inside, of_x, 0.0).to(field), mask=read)
+    tl.store(pair + 1, tl.where(inside, of_y, 0.0).to(field), mask=read)
+    tl.store(grad_weight, dot.to(field), mask=read)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def attention_kernel(
     input,  # [N, pixels, groups, D]
@@ -156,22 +180,11 @@ def attention_kernel(
                 dot01 = tl.sum(corner(input, at, 1, top & right, d, groups, D) * gradient, 1)
                 dot10 = tl.sum(corner(input, at, width, bottom & left, d, groups, D) * gradient, 1)
                 dot11 = tl.sum(corner(input, at, width + 1, bottom & right, d, groups, D) * gradient, 1)
-                beyond = dot00  # of points off the map: the gradient times zero, which is zero or NaN
-                # an Inf gradient times the zero of a corner off the map would be NaN
-                dot00 = tl.where(top & left, dot00, 0.0)
-                dot01 = tl.where(top & right, dot01, 0.0)
-                dot10 = tl.where(bottom & left, dot10, 0.0)
-                dot11 = tl.where(bottom & right, dot11, 0.0)
-                dot = tl.where(
-                    inside, hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11), beyond
-                )
-                of_y = (hx * (dot10 - dot00) + lx * (dot11 - dot01)) * (factor * scale_y)
-                of_x = (hy * (dot01 - dot00) + ly * (dot11 - dot10)) * (factor * scale_x)
-                pair = grad_offset + offset_at + 2 * point
-                field = grad_offset.dtype.element_ty
-                tl.store(pair, tl.where(inside, of_x, 0.0).to(field), mask=read)
-                tl.store(pair + 1, tl.where(inside, of_y, 0.0).to(field), mask=read)
-                tl.store(grad_weight + weight_at + point, dot.to(field), mask=read)
+                store_fields(
+                    grad_offset + offset_at + 2 * point, grad_weight + weight_at + point, read, inside,
+                    ly, lx, factor, scale_y, scale_x, top & left, top & right, bottom & left, bottom & right,
+                    dot00, dot01, dot10, dot11,
+                )  # fmt: skip
             if WANT_INPUT:
                 spread(grad_input, at, 0, top & left, d, hy * hx * factor, gradient, groups, D)
                 spread(grad_input, at, 1, top & right, d, hy * lx * factor, gradient, groups, D)

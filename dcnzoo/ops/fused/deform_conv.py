@@ -252,26 +252,14 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
     }
     if p.is_depthwise:
         blocks = p.blocks * cdiv(p.block_channels, config.BLOCK_N)
-        _launch(
-            kernels.depthwise_forward_kernel,
-            cdiv(p.pixels, config.BLOCK_M) * blocks * p.group_outputs,
-            config,
-            p,
-            **shared,
-            EVEN=_is_even(p, config),
-            weight=p.weight.reshape(outputs, p.taps).t().contiguous(),
-        )
-        return output
-    _launch(
-        kernels.forward_kernel,
-        programs_of(config),
-        config,
-        p,
-        **shared,
-        EVEN=p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0,
-        weight=to_channels_last(p.weight),
-        tiles=cdiv(p.group_outputs, config.BLOCK_N),
-    )
+        programs = cdiv(p.pixels, config.BLOCK_M) * blocks * p.group_outputs
+        weight, is_even = p.weight.reshape(outputs, p.taps).t().contiguous(), _is_even(p, config)
+        kernel = kernels.depthwise_forward_kernel
+    else:
+        programs, weight, kernel = programs_of(config), to_channels_last(p.weight), kernels.forward_kernel
+        is_even = p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0
+    tiles = cdiv(p.group_outputs, config.BLOCK_N)
+    _launch(kernel, programs, config, p, **shared, EVEN=is_even, weight=weight, tiles=tiles)
     return output
 
 
