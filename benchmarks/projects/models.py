@@ -538,6 +538,46 @@ def bev_encoder(modules: str) -> Trial:
     return Trial(model, call, lambda: disabled("MultiScaleDeformableAttnFunction"))
 
 
+def lw_detr() -> Trial:
+    options = "--encoder vit_tiny --vit_encoder_num_layers 6 --window_block_indexes 0 2 4 --group_detr 2"
+    options += (
+        " --two_stage --out_feature_indexes 1 3 5 --projector_scale P4 --bbox_reparam --lite_refpoint_refine"
+    )
+    options += " --hidden_dim 64 --sa_nheads 2 --ca_nheads 4 --num_queries 10 --dec_layers 2 --device cpu"
+    arguments = resolve_name("main:get_args_parser")().parse_args(options.split())
+    model = resolve_name("models:build_model")(arguments)[0].eval()
+    pictures = [picture(3, 128, 128), picture(3, 128, 128)]
+    core = resolve_name("models.ops.functions.ms_deform_attn_func:ms_deform_attn_core_pytorch")
+
+    def apply(
+        value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor, _: int
+    ) -> Tensor:
+        return core(value.permute(0, 2, 3, 1).contiguous(), shapes, locations, weights.flatten(3))
+
+    layer, own = resolve_name("models.ops.modules.ms_deform_attn"), SimpleNamespace(apply=apply)
+    return Trial(
+        model, lambda: model(pictures), lambda: mock.patch.object(layer, "MSDeformAttnFunction", own)
+    )
+
+
+def one_former() -> Trial:
+    absent("natten", "diffdist", "diffdist.functional", "imutils", "wandb", "clip", "ftfy")
+    config = resolve_name("detectron2.config:get_cfg")()
+    resolve_name("detectron2.projects.deeplab:add_deeplab_config")(config)
+    for name in ("common", "swin", "dinat", "convnext", "oneformer"):
+        resolve_name(f"oneformer:add_{name}_config")(config)
+    config.merge_from_file("configs/ade20k/oneformer_R50_bs16_160k.yaml")
+    config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ONE_FORMER.NUM_OBJECT_QUERIES", 10])
+    modeling = resolve_name("detectron2.modeling")
+    backbone = modeling.build_backbone(config)
+    head = modeling.build_sem_seg_head(config, backbone.output_shape())
+    model = nn.ModuleList([backbone, head]).eval()
+    pictures, task = picture(2, 3, 96, 128), picture(2, config.MODEL.ONE_FORMER.HIDDEN_DIM)
+    return Trial(
+        model, lambda: head(backbone(pictures), task), lambda: disabled("ms_deform_attn_core_pytorch")
+    )
+
+
 DETECTRON2 = "../facebookresearch+detectron2"
 
 
@@ -690,6 +730,19 @@ PROJECTS = {
     "UniAD": Project(
         "OpenDriveLab/UniAD",
         lambda: bev_encoder("projects.mmdet3d_plugin.uniad.modules"),
+        ("MultiScaleDeformableAttnFunction",),
+        packages=("mmcv==1.7.0", "mmdet==2.28.2"),
+    ),
+    "LW-DETR": Project("Atten4Vis/LW-DETR", lw_detr, ("MultiScaleDeformableAttention",)),
+    "OneFormer": Project(
+        "SHI-Labs/OneFormer",
+        one_former,
+        ("ms_deform_attn_core_pytorch", "detectron2._C"),
+        (".", DETECTRON2),
+    ),
+    "VAD": Project(
+        "hustvl/VAD",
+        lambda: bev_encoder("projects.mmdet3d_plugin.VAD.modules"),
         ("MultiScaleDeformableAttnFunction",),
         packages=("mmcv==1.7.0", "mmdet==2.28.2"),
     ),

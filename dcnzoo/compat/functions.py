@@ -1,5 +1,6 @@
 """Replacements for functions of other projects that do not call their compiled module on the CPU."""
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 
@@ -26,6 +27,18 @@ def _attention_function(dtype: torch.dtype) -> type:
     return MultiScaleDeformableAttnFunction
 
 
+def _core_attention(plain: Callable) -> Callable:
+    """Deformable DETR's function for tests. LW-DETR's, with other shapes, remains."""
+    attention = attention_in_place_of(plain)
+
+    @functools.wraps(plain)
+    def core(value: Tensor, value_spatial_shapes, sampling_locations, attention_weights: Tensor) -> Tensor:
+        function = attention if attention_weights.dim() == 5 else plain
+        return function(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+    return core
+
+
 # name of the function → function of the module that returns the replacement
 REPLACEMENTS: dict[str, Callable[[ModuleType], object]] = {
     "deform_conv": lambda module: detectron2.deform_conv,
@@ -33,6 +46,7 @@ REPLACEMENTS: dict[str, Callable[[ModuleType], object]] = {
     "multi_scale_deformable_attn_pytorch": lambda module: attention_in_place_of(
         module.multi_scale_deformable_attn_pytorch
     ),
+    "ms_deform_attn_core_pytorch": lambda module: _core_attention(module.ms_deform_attn_core_pytorch),
     "MultiScaleDeformableAttnFunction_fp32": lambda module: _attention_function(torch.float32),
     "MultiScaleDeformableAttnFunction_fp16": lambda module: _attention_function(torch.float16),
     "COCOeval_opt": lambda module: module.COCOeval,  # it calls functions of detectron2._C that dcnzoo lacks

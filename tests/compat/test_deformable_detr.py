@@ -53,6 +53,19 @@ def test_grounding_dino_on_the_cpu(provide, package):
         project.multi_scale_deformable_attn_pytorch(*[None] * 4)
 
 
+def test_one_former(provide, package):
+    """On a CPU, it does not import the compiled module. LW-DETR's function has other shapes and remains."""
+    package("oneformer.ops.functions", "def ms_deform_attn_core_pytorch(*tensors):\n    return 'its own'\n")
+    package("oneformer.ops.layer", "from .functions import ms_deform_attn_core_pytorch\n")
+    provide("ms_deform_attn_core_pytorch")
+    layer = importlib.import_module("oneformer.ops.layer")
+    leaves = attention_leaves()
+    compare(lambda v, at, w: layer.ms_deform_attn_core_pytorch(v, SHAPES, at, w), attention, *leaves)
+    value, locations, weights = leaves
+    others = (value.permute(0, 2, 3, 1), SHAPES, locations, weights.flatten(3))
+    assert layer.ms_deform_attn_core_pytorch(*others) == "its own"
+
+
 # BEVFormer and UniAD: function classes on mmcv 1.x's compiled module, and a layer that calls them on a GPU
 
 FUNCTIONS = """

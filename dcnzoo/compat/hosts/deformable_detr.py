@@ -23,8 +23,14 @@ HOSTS = (
                 "2026-11-26",
                 "backbone, equal to its own PyTorch code",
             ),
+            "LW-DETR": Evidence("d5e6e6c4add2d24dafb965ced8b50163c50b9788", "2026-11-26", COMPARED),
         },
         PROVIDES,
+    ),
+    Host(  # on a CPU, OneFormer does not import the compiled module
+        "ms_deform_attn_core_pytorch",
+        {"OneFormer": Evidence("4962ef6a96ffb76a76771bfa3e8b3587f209752b", "2026-11-26", COMPARED)},
+        functions=("ms_deform_attn_core_pytorch",),
     ),
     Host(
         "groundingdino._C",
@@ -62,6 +68,11 @@ HOSTS = (
             ),
             "UniAD": Evidence(
                 "dd161b220c22de1c874c3fb8d55979054b24d716",
+                "2026-11-26",
+                "encoder, equal to its own PyTorch code",
+            ),
+            "VAD": Evidence(
+                "1688c4b1c3a9e2e7873ca9700ff8058170c0e3c8",
                 "2026-11-26",
                 "encoder, equal to its own PyTorch code",
             ),
