@@ -9,6 +9,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat import flop_counters as _flop_counters
@@ -40,6 +41,8 @@ def __getattr__(name: str):
         from dcnzoo.layers import convert
 
         return getattr(convert, name)
+    if name in ("backbones", "data", "detect", "export", "layers", "ops"):
+        return import_module(f"dcnzoo.{name}")
     if name == "train":
         from dcnzoo.zoo.training import train
 

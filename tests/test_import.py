@@ -106,6 +106,13 @@ def test_import_dcnzoo_is_light():
     assert run("import sys, dcnzoo; print('torch' in sys.modules)").strip() == "False"
 
 
+def test_subpackages_are_imported_on_access():
+    """They were there only after something else had imported them."""
+    code = "import sys, dcnzoo; dcnzoo.export.Detector; dcnzoo.data; print('torch' in sys.modules)"
+    assert run(code).strip() == "False"
+    assert run("import dcnzoo; print(callable(dcnzoo.ops.nms))").strip() == "True"
+
+
 def test_models_without_mmdet():
     code = """
 import importlib.util, sys

@@ -19,10 +19,11 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml")
 STANDARD = ("", "ai.onnx", "ai.onnx.ml")
+MOST_OF_TENSORRT = 3840  # values of its TopK
 DOUBLE = 11  # onnx.TensorProto.DataType
 # operators of com.microsoft that OpenVINO 2026.4 reads
 READ_BY_OPENVINO = (
@@ -34,7 +35,14 @@ READ_BY_OPENVINO = (
 class Node:
     """A node with the types and ranks of its inputs and outputs; 0 and -1 if unknown."""
 
-    def __init__(self, proto: NodeProto, opsets: dict[str, int], values: dict[str, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        proto: NodeProto,
+        opsets: dict[str, int],
+        values: dict[str, tuple[int, int]],
+        constants: dict[str, TensorProto],
+    ) -> None:
+        self._constants = constants
         self.operator, self.domain, self._proto = proto.op_type, proto.domain, proto
         self.opset = opsets.get(proto.domain, 0)
         known = [values.get(name, (0, -1)) for name in (*proto.input, *proto.output)]
@@ -57,6 +65,14 @@ class Node:
             return defs.get_schema(self.operator, self.opset, self.domain.removesuffix("ai.onnx")).deprecated
         except defs.SchemaError:
             return True
+
+    @property
+    def number_of_results(self) -> int:
+        """How many values a ``TopK`` returns; 0 if the number is computed."""
+        from onnx.numpy_helper import to_array
+
+        constant = self._constants.get(self._proto.input[1])
+        return 0 if constant is None else int(to_array(constant).max())
 
     @property
     def is_linear(self) -> bool:
@@ -93,6 +109,15 @@ RULES = (
     Rule(("tensorrt",), "DeformConv", lambda node: True,
          "supported from TensorRT 10.1 on; for older ones, use --deform-conv gathernd",
          f"{GITHUB}onnx/onnx-tensorrt/pull/975"),
+    Rule(("tensorrt",), "ScatterND", lambda node: "reduction" in node.attributes,
+         "the parsers 10.1 to 10.8 refuse the attribute reduction, whatever its value",
+         f"{GITHUB}onnx/onnx-tensorrt/blob/10.8-GA/onnxOpImporters.cpp"),
+    Rule(("tensorrt",), "TopK", lambda node: node.number_of_results > MOST_OF_TENSORRT,
+         f"at most {MOST_OF_TENSORRT} values are supported; lower nms_pre, or set deploy_nms_pre in test_cfg",
+         "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html"),
+    Rule(("openvino",), "Scan", lambda node: True,
+         "its ONNX reader has no Scan, of soft-NMS and of corner pooling; use nms, or onnxruntime",
+         "https://docs.openvino.ai/2026/about-openvino/compatibility-and-support/supported-operations.html"),
     Rule(("tensorrt",), None, lambda node: node.domain in STANDARD and node.opset > 25,
          "TensorRT 11 supports opset 9 to 25; use --opset-version 19",
          "https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html"),
@@ -158,6 +183,14 @@ def check(path: str | os.PathLike, *runtimes: str) -> list[Finding]:
         raise ValueError(f"{path}: expected an ONNX file: {error}") from error
     nodes = list(_nodes(model, model.graph))
     findings = []
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input if not runtimes or "tensorrt" in runtimes else ():
+        if value.name in stored:
+            text = (
+                f"the parser drops the input {value.name}, which has a default: pictures must not be padded; "
+            )
+            source = f"{GITHUB}onnx/onnx-tensorrt"
+            findings.append(Finding("tensorrt", f"{text}use --img-shape required", source=source))
     for rule in RULES:
         affected = [node for node in nodes if rule.operator in (None, node.operator) and rule.applies(node)]
         names = few(sorted({node.operator for node in affected}), 3)
@@ -176,8 +209,11 @@ def _nodes(model: ModelProto, graph: GraphProto) -> Iterator[Node]:
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
             values[value.name] = tensor.elem_type, len(tensor.shape.dim)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     for proto in graph.node:
-        yield Node(proto, opsets, values)
+        if proto.op_type == "Constant" and proto.attribute[0].HasField("t"):
+            constants[proto.output[0]] = proto.attribute[0].t
+        yield Node(proto, opsets, values, constants)
         for attribute in proto.attribute:
             if attribute.HasField("g"):
                 yield from _nodes(model, attribute.g)

@@ -79,6 +79,7 @@ def export_onnx(
             raise ValueError(str(first_cause(error))) from error
     assert onnx_program is not None  # with dynamo=True
     passes.remove_reshapes(onnx_program.model)
+    passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)

@@ -62,6 +62,14 @@ def set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
         node.update_kwarg("dtype", node.meta["val"].dtype)
 
 
+def remove_default_reductions(model: "onnx_ir.Model") -> None:
+    """Remove ``reduction="none"``, the default of ``ScatterND``: TensorRT's parser refuses the attribute."""
+    for node in model.graph.all_nodes():
+        reduction = node.attributes.get("reduction") if node.op_type in _SCATTER else None
+        if reduction is not None and reduction.value == "none":
+            del node.attributes["reduction"]
+
+
 def remove_reshapes(model: "onnx_ir.Model") -> None:
     """Remove reshapes that undo each other, also before and after an elementwise function.
 
@@ -92,5 +100,6 @@ def remove_reshapes(model: "onnx_ir.Model") -> None:
     RemoveUnusedNodesPass()(model)
 
 
+_SCATTER = ("ScatterND", "ScatterElements")
 _ELEMENTWISE = ("Relu", "Sigmoid")
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")

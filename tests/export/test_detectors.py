@@ -473,6 +473,16 @@ def test_all_true(tmp_path):
         assert run(tmp_path / "model.onnx", x)[0] == (x > 0).all()
 
 
+def test_files_have_no_default_reduction(tmp_path):
+    """TensorRT's parsers 10.1 to 10.8 refuse the attribute."""
+    model = module_of(lambda x, index: x.index_put((index,), x[0]))
+    args = torch.ones(4, 3), torch.tensor([2])
+    export_onnx(model, args, tmp_path / "model.onnx")
+    nodes = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "ScatterND"]
+    assert nodes and not any(attribute.name == "reduction" for node in nodes for attribute in node.attribute)
+    torch.testing.assert_close(run(tmp_path / "model.onnx", *args)[0], model(*args))
+
+
 def test_what_the_exporter_does_not_know_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"aten\.cummin"):
         export_onnx(module_of(lambda x: x.cummin(1).values), (torch.randn(2, 3),), tmp_path / "m.onnx")

@@ -1,5 +1,6 @@
 """Known problems of ONNX files in runtimes."""
 
+import numpy as np
 import pytest
 
 from tests.commands import error_of, run
@@ -33,6 +34,26 @@ POINTS = MAPS, [1, 4, 4, 2]
 ROIS = [*floats(MAPS, [4, 4]), ([4], 7)]
 
 
+@pytest.mark.parametrize(("number", "expected"), [(3840, []), (3841, ["tensorrt"])])
+def test_the_number_of_selected_values(number, expected, tmp_path):
+    path = write(tmp_path / "model.onnx", "TopK", 19, [([1, 5000], 1), ([1], 7)])
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number]), "b"))
+    del model.graph.input[1]
+    model.graph.node[0].output.append("z")
+    onnx.save(model, path)
+    assert runtimes(check(path)) == expected
+
+
+def test_an_input_with_a_default_is_dropped_by_tensorrt(tmp_path):
+    path = write(tmp_path / "model.onnx", "Add", 19, floats([1], [1]))
+    assert check(path) == []
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "b"))
+    onnx.save(model, path)
+    assert runtimes(check(path)) == ["tensorrt"] and check(path, "onnxruntime", "openvino", "coreml") == []
+
+
 def runtimes(findings):
     return [finding.subject for finding in findings]
 
@@ -54,6 +75,9 @@ def runtimes(findings):
         (floats(MAPS), dict(operator="FusedConv", domain="com.microsoft"), ["tensorrt", "coreml"]),
         (floats(MAPS), dict(operator="NhwcConv", domain="com.microsoft"), ["openvino", "tensorrt", "coreml"]),
         (floats(MAPS), dict(operator="Gelu"), []),
+        ([*floats([4, 2]), ([1, 1], 7), *floats([1, 2])], dict(operator="ScatterND"), []),
+        ([*floats([4, 2]), ([1, 1], 7), *floats([1, 2])], dict(operator="ScatterND", reduction="none"),
+         ["tensorrt"]),
         (floats(MAPS), dict(operator="Gelu", opset=19), list(RUNTIMES)),
         (floats(MAPS), dict(operator="Relu6"), list(RUNTIMES)),
         (floats(MAPS, [4]), dict(operator="Upsample"), list(RUNTIMES)),
