@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dcnzoo import ops
-from dcnzoo.compat.hosts.torchvision import repair_command
 from dcnzoo.ops._torchvision import registered  # operators and dispatch keys with a kernel of this module
 
 
@@ -133,19 +132,19 @@ KERNELS: dict[str, Callable] = {
 _library: torch.library.Library | None = None
 
 
-def _refuse(name: str, *arguments: object) -> None:
+def _refuse(name: str, repair: str, *arguments: object) -> None:
     raise NotImplementedError(
-        f"torchvision.ops.{name}: expected a torchvision whose compiled operators load; to repair it: "
-        f"{repair_command(torch.__version__)}"
+        f"torchvision.ops.{name}: expected a torchvision whose operators load; to repair it: {repair}"
     )
 
 
-def define_missing(with_autograd: bool) -> None:
+def define_missing(with_autograd: bool, repair: str) -> None:
     """Define operators that torchvision lacks, and kernels that they lack for the CPU and CUDA.
 
     Args:
         with_autograd: operators that are defined get the derivatives of dcnzoo's operators. From version 0.28
             on, torchvision registers its own in Python.
+        repair: the command that repairs torchvision, for errors.
     """
     global _library
     if _library is not None:
@@ -163,5 +162,5 @@ def define_missing(with_autograd: bool) -> None:
                 keys.append("Autograd")
         for key in keys:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", key):
-                _library.impl(name, KERNELS.get(name, partial(_refuse, name)), key)
+                _library.impl(name, KERNELS.get(name, partial(_refuse, name, repair)), key)
                 registered.add((name, key))

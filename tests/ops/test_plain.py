@@ -96,7 +96,7 @@ import torch
 import dcnzoo.ops
 from dcnzoo.compat import torchvision_ops
 
-torchvision_ops.define_missing(with_autograd=False)
+torchvision_ops.define_missing(with_autograd=False, repair="")
 calls = []
 for name in ("deform_conv2d", "nms", "roi_align"):  # torchvision's kernels for the device
     kernel = torchvision_ops.KERNELS[name]
@@ -146,7 +146,7 @@ import dcnzoo.ops
 from dcnzoo.compat import torchvision_ops
 from dcnzoo.ops import _torchvision
 
-torchvision_ops.define_missing(with_autograd=False)
+torchvision_ops.define_missing(with_autograd=False, repair="")
 assert ("nms", "CUDA") in _torchvision.registered and not _torchvision.has("nms", "CUDA")
 key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 boxes, scores = torch.rand(9, 4), torch.rand(9)

@@ -74,7 +74,7 @@ def _add_operators(changes: Changes) -> None:
     def complete(extension: ModuleType) -> None:
         operators = importlib.import_module("dcnzoo.compat.torchvision_ops")
         in_python = Path(extension.__file__ or "").with_name("_autograd_registrations.py").exists()
-        operators.define_missing(with_autograd=not in_python)
+        operators.define_missing(with_autograd=not in_python, repair=repair_command(version("torch")))
         changes.set(extension, "_has_ops", _has_ops)
 
     changes.callback(watch("torchvision", around=_explained))
