@@ -420,9 +420,11 @@ def flash_intern_image() -> Trial:
 
 
 def nd_op() -> Trial:
-    layer = resolve_name("deform_conv:DeformConv3d")  # its 1-d and 2-d layers contain a Conv3d and fail
-    model = layer(4, 6, 3, padding=1, groups=2, deformable_groups_per_groups=2)
-    return Trial(model, lambda: model(picture(2, 4, 4, 6, 5)))
+    """Without its 1-d layer, which contains a Conv3d and fails."""
+    options = dict(padding=1, groups=2, deformable_groups_per_groups=2)
+    two, three = (resolve_name(f"deform_conv:DeformConv{rank}d")(4, 6, 3, **options) for rank in (2, 3))
+    model = nn.ModuleList([two, three])
+    return Trial(model, lambda: (two(picture(2, 4, 6, 5)), three(picture(2, 4, 4, 6, 5))))
 
 
 def solo() -> Trial:
