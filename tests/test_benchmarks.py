@@ -5,6 +5,10 @@ import json
 import pytest
 import torch
 
+from benchmarks import data
+from dcnzoo.data.check import check_coco
+from dcnzoo.data.yolo import convert_yolo
+
 from .processes import ROOT, python
 
 
@@ -86,3 +90,12 @@ def test_study_verdict_is_of_the_simultaneous_interval():
         assert page.verdict(differences) == expected
     assert page.verdict([-0.02, -0.021, -0.019]) == "loss"
     assert page.verdict([0.001, -0.001, 0.0005]) == "no difference"
+
+
+def test_data_set_is_valid(tmp_path):
+    data.make(tmp_path, 3)
+    file, images = tmp_path / "coco/annotations/instances_train.json", tmp_path / "coco/train"
+    report = check_coco(file, images)
+    assert not report.problems and report.counts["images"] == 3
+    converted, _ = convert_yolo(tmp_path / "yolo")
+    assert not converted.problems and len(converted.content()["annotations"]) == report.counts["annotations"]
