@@ -156,6 +156,7 @@ def train(
             start = ranks.from_rank_0(lambda: _decide(cfg, resume, force, outputs))
             if start is None:
                 return work_dir
+        # from the inside: what other ranks report, errors of the config, hints to both, at last the lock
         with ExitStack() as stack, _training_hints(work_dir), config_errors(cfg), ranks.faults():
             ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
             ranks.agree_on_config(cfg)
