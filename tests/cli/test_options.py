@@ -104,6 +104,7 @@ VALUES = {
     "--save-video": ["new.mp4"], "--device": ["cuda:3"], "--test-img": ["a.png"], "--input-img": ["a.png"],
     "--int8": ["fruits"], "--data": ["fruits"], "--resume": ["other.pth"], "--work-dir": ["elsewhere"],
     "--show-dir": ["shown"], "--data-root": ["fruits"], "--model": ["own.py"], "--opset-version": ["20"],
+    "--format": ["jsonl"],
 }  # fmt: skip
 # an option that has an effect only beside another one
 BESIDE = {
@@ -190,6 +191,11 @@ def library(monkeypatch, tmp_path):
     source.read_weights = lambda: Path("w.pth")
 
     class Detector:
+        classes = ("fig",)
+
+        def checksum(self):
+            return "of the weights"
+
         def __init__(self, *args, **kwargs):
             recorder.calls.append(("Detector", repr(args), repr(sorted(kwargs.items()))))
 
@@ -222,7 +228,8 @@ def library(monkeypatch, tmp_path):
     }.items():  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", result)
     for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
-                 "openmmlab.execute.test", "report.report.write_report"):  # fmt: skip
+                 "openmmlab.execute.test", "report.report.write_report",
+                 "detect.parts.detect_into"):  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", last=True)
     monkeypatch.setattr("dcnzoo.detect.timing.table", lambda timings: [["a"]])
 
