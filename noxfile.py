@@ -361,6 +361,13 @@ def distributed(session: Session) -> None:
     test(session, "tests/distributed", python=PYTHON)
 
 
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def machines(session: Session) -> None:
+    """Train on two machines, which are namespaces of Linux (needs root)."""
+    update_venv(session)
+    test(session, "tests/distributed/test_machines.py", python=PYTHON)
+
+
 def preload(session: Session, *names: str) -> str:
     """Return the value of LD_PRELOAD for libraries of GCC."""
     options = [f"-print-file-name=lib{name}.so" for name in names]

@@ -100,4 +100,4 @@ def test_in_a_program(folder):
     by_path = {row["path"]: row for row in found}
     assert by_path.keys() == {*paths}
     assert [by_path[path]["error"] is None for path in paths] == [True, False, False, False]
-    assert Detections.from_row(by_path[paths[0]]).names == dcnzoo.load(MODEL)(paths[0]).names
+    assert list(by_path[paths[0]]["names"]) == dcnzoo.load(MODEL)(paths[0]).names
