@@ -139,6 +139,18 @@ def browser(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
+def notebook(session: Session) -> None:
+    """Run the tutorial and docs/notebooks.md in new kernels outside the clone, with dcnzoo from a wheel."""
+    update_venv(session)
+    see(session, VENV)  # its dcnzoo comes after that of the wheel
+    session.install("--no-deps", "--force-reinstall", build_wheel(session, ".", "--no-build-isolation"))
+    programs = Path(session.virtualenv.location, "bin").resolve()
+    session.run("python", "-m", "ipykernel", "install", "--prefix", programs.parent)
+    environment = {"NOTEBOOK": str(programs), "JUPYTER_PATH": str(programs.parent / "share/jupyter")}
+    test(session, "tests/environments/test_notebook.py", env=environment)
+
+
+@nox.session(tags=NIGHTLY)
 def node(session: Session) -> None:
     """Detect with onnxruntime-node and onnxruntime-web, by the code in docs/deploy.md (needs npm)."""
     update_venv(session)

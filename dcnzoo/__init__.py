@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dcnzoo.compat import flop_counters as _flop_counters
 from dcnzoo.compat import host as _host
 from dcnzoo.compat import mmcv as _mmcv
+from dcnzoo.compat import onnx_hint as _onnx_hint
 from dcnzoo.utils.errors import typed as _typed
 from dcnzoo.version import __version__
 
@@ -34,6 +35,7 @@ _mmcv.install()
 _host.provide_from_environment()
 _host.known()["ultralytics"].provide()
 _flop_counters.install()
+_onnx_hint.install()
 
 
 def __getattr__(name: str):

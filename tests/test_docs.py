@@ -40,7 +40,7 @@ RUN = {
     "README.md": {},
     **{
         f"docs/{name}.md": {}
-        for name in ("layers", "your_network", "migration", "internimage", "offset_layout", "deploy")
+        for name in ("layers", "your_network", "video", "migration", "internimage", "offset_layout", "deploy")
     },
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3), transposed_weight=(4, 2, 3, 3)),
     "docs/ops/deform_attn.md": {

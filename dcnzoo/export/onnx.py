@@ -1,9 +1,11 @@
 """Write ONNX files of modules with dcnzoo's operators."""
 
 import contextlib
+import inspect
 import logging
 import os
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -41,7 +43,8 @@ def export_onnx(
         metadata: entries for the metadata of the file.
 
     Raises:
-        ValueError: as :func:`translation_table`; or an operator of the model has no translation.
+        ValueError: as :func:`translation_table`; an operator of the model has no translation; or its code
+            cannot be traced: the message names method and line.
     """
     import onnx
     from onnxscript.rewriter._matcher import SimplePatternMatcher
@@ -57,7 +60,7 @@ def export_onnx(
         changes.wrap(SimplePatternMatcher, "match", passes.match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
-        with passes.attributes_restored(model):
+        with passes.attributes_restored(model), _named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
         passes.remove_assertions(program)
         soft = soft_keep_boxes._opoverload  # becomes a loop
@@ -111,6 +114,24 @@ def _other_threads_go_on() -> Iterator[None]:
         for library in (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn):
             own.set(library, "set_flags", lambda *flags: ())
         yield
+
+
+@contextlib.contextmanager
+def _named_errors(model: torch.nn.Module) -> Iterator[None]:
+    """Context of ``torch.export``, whose errors name the method and the line in place of torch's report."""
+    try:
+        yield
+    except RuntimeError as error:
+        files = {inspect.getsourcefile(type(part)) for part in model.modules()}
+        frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename in files]
+        frames = [each for each in frames if "/torch/nn/" not in each.filename]
+        place = type(model).__name__
+        if frames:
+            place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})"
+        raise ValueError(
+            "export_onnx: model: expected code that torch.export can trace, whose branches do not depend on "
+            f"values, got {place}: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Layers: modules on the functions of :mod:`dcnzoo.ops`. They need only torch."""
 
+from dcnzoo.layers.calls import limit_offsets, measure_offsets
 from dcnzoo.layers.deform_attn import DCNv3, DCNv4
 from dcnzoo.layers.deform_conv import (
     DeformConv1d,
@@ -65,6 +66,8 @@ __all__ = [
     "PackedDeformConvTranspose3d",
     "accept_legacy_offsets",
     "limit_offset",
+    "limit_offsets",
+    "measure_offsets",
     "modulation_statistics",
     "offset_parameter_groups",
     "offset_statistics",

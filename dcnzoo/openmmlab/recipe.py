@@ -26,6 +26,7 @@ MODEL = ("model",)
 TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
 DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
+NO_TEMPLATE = r"{\x7b"  # "{{" in a name, which MMEngine would replace by a folder or a variable of the shell
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 
@@ -79,7 +80,7 @@ class Recipe:
         relative in the config that was read.
         """
         folder, source = os.path.realpath(self.work_dir), Path(os.path.abspath(self.cfg.filename or ""))
-        text = self.cfg.pretty_text  # dump() would write JSON for a JSON file
+        text = self.cfg.pretty_text.replace("{{", NO_TEMPLATE)  # dump() would write JSON for a JSON file
         if not is_readable(folder):
             return text
         for name in (folder, os.path.abspath(self.work_dir), str(self.work_dir)):
@@ -92,7 +93,7 @@ class Recipe:
 
 def is_readable(folder: str | os.PathLike) -> bool:
     """Whether MMEngine can read :data:`DIRECTORY` in a config in this folder."""
-    return not any(letter in str(folder) for letter in "'\"\\{}")
+    return not any(letter in str(folder) for letter in "'\"\\{}\n")
 
 
 def _as_tuple(value: object) -> object:

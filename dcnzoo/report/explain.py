@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.offsets import OffsetStatistics
+from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.plots import RAMP, Panel, plot_panels
-from dcnzoo.report.sampling import SamplingField, nearest_output
+from dcnzoo.report.sampling import SamplingField, nearest_output, record_sampling
+from dcnzoo.utils.errors import UserError
 
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
 _MOST_PER_AXIS = 8  # positions in a box for which points are drawn
@@ -72,6 +73,111 @@ class Explanation:
 
     def table(self) -> list[list[str]]:
         return offset_table(self.fields, self.statistics)
+
+
+def explain_network(
+    model: nn.Module,
+    inputs: Tensor,
+    box: Box | None = None,
+    layer: str | None = None,
+    further: int = 0,
+    run: Callable[[Tensor], object] | None = None,
+) -> Explanation:
+    """Do what :func:`dcnzoo.report.detector.explain` does for a detector, for any network of pictures.
+
+    Args:
+        model: runs in evaluation mode, which is undone afterwards.
+        inputs: [1, C, H, W], one picture as ``model`` takes it. With three channels it is shown as RGB, else
+            the mean of its channels; its smallest value is black and its largest one white.
+        box: in pixels of ``inputs``; may be a point. Default: the centre.
+        layer, further: as for a detector.
+        run: calls ``model`` with a picture, if that needs more arguments.
+
+    Raises:
+        UserError: wrong ``inputs`` or ``box``, the layer does not exist, or no layer can be drawn.
+    """
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or len(inputs) != 1:
+        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise UserError(f"explain_network: inputs: expected a tensor [1, C, H, W], got {got}")
+    height, width = inputs.shape[-2:]
+    box = box or Box(width / 2, height / 2, width / 2, height / 2)
+    if not (0 <= box.x1 <= box.x2 < width and 0 <= box.y1 <= box.y2 < height):
+        corners = ",".join(f"{value:g}" for value in box)
+        raise UserError(
+            f"explain_network: box: expected x1 ≤ x2 < {width}, y1 ≤ y2 < {height}, got {corners}"
+        )
+    picture = inputs[0].detach().float().cpu()
+    picture = picture if len(picture) == 3 else picture.mean(0, keepdim=True).expand(3, -1, -1)
+    picture = (picture - picture.min()) / (picture.max() - picture.min()).clamp(min=1e-12)
+    shown = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+    run = run or model
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        _, fields, statistics = record(model, lambda: run(inputs))
+        fields, statistics = choose(model, fields, statistics, layer)
+        return explanation_at(model, run, inputs, shown, box, fields, statistics, further)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def explanation_at(
+    model: nn.Module,
+    run: Callable[[Tensor], object],
+    inputs: Tensor,
+    shown: np.ndarray,
+    box: Box,
+    fields: Sequence[SamplingField],
+    statistics: Mapping[str, OffsetStatistics],
+    further: int,
+) -> Explanation:
+    """Compute the receptive fields of the last layer at a box and at ``further`` other places.
+
+    Args:
+        shown: the picture of ``inputs``, without padding; see :class:`Explanation` for the others.
+    """
+    seen, (height, width) = (inputs.shape[-2], inputs.shape[-1]), shown.shape[:2]
+    points = places(fields[-1], (height, width), seen, further)
+    windows = [output_window(fields[-1], each, seen) for each in (box, *points)]
+    gradients = receptive_fields(model, run, inputs, fields[-1].name, windows)
+    first, *others = (gradient[:height, :width] for gradient in gradients)
+    further_fields = {(x, y): field for (x, y, *_), field in zip(points, others, strict=True)}
+    return Explanation(shown, seen, box, fields, fields[-1].name, first, statistics, further_fields)
+
+
+def record(
+    model: nn.Module, run: Callable[[], Any]
+) -> tuple[Any, list[SamplingField], dict[str, OffsetStatistics]]:
+    """Return the result of ``run``, and the fields and statistics of the layers that ran."""
+    track_offsets(model)
+    try:
+        with torch.no_grad(), record_sampling(model) as fields:
+            result = run()
+        return result, with_unique_names(fields), offset_statistics(model)
+    finally:
+        track_offsets(model, enabled=False)
+
+
+def choose(
+    model: nn.Module,
+    fields: list[SamplingField],
+    statistics: dict[str, OffsetStatistics],
+    layer: str | None,
+) -> tuple[list[SamplingField], dict[str, OffsetStatistics]]:
+    """Return the fields and statistics of one layer; None: of all."""
+    if not fields:
+        others = {type(module).__name__ for module in model.modules() if isinstance(module, TracksOffsets)}
+        expected = "expected a layer of type DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
+        found = f"found only {', '.join(sorted(others))}, which cannot be drawn" if others else "found none"
+        raise UserError(f"model: {expected}, {found}")
+    chosen = [field for field in fields if layer in (None, field.name)]
+    if not chosen:
+        names = ", ".join(field.name for field in fields)
+        raise UserError(f"layer: expected one of {names}, got {layer}")
+    if layer is not None:
+        statistics = {name: value for name, value in statistics.items() if name == chosen[0].name}
+    return chosen, statistics
 
 
 def offset_table(

@@ -18,8 +18,8 @@ from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.openmmlab import execute
 from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.openmmlab.results import instances_of, to_detections
-from dcnzoo.report.detector import record
 from dcnzoo.report.evaluation import Evaluation, evaluate
+from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.sampling import SamplingField
 

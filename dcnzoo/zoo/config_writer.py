@@ -13,7 +13,7 @@ from dcnzoo.data.layouts import check_parts
 from dcnzoo.data.splits import of_report
 from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
-from dcnzoo.openmmlab.recipe import DIRECTORY, is_readable, read_config_file
+from dcnzoo.openmmlab.recipe import DIRECTORY, NO_TEMPLATE, is_readable, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.text import counted
@@ -119,7 +119,7 @@ def write_settings(
     settings |= {
         "_base_": base,
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
-        "classes": classes,
+        "classes": tuple(map(_literal, classes)),
         "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
     }
     if address or (not weights and config.get("load_from")):
@@ -172,7 +172,7 @@ def _data_settings(
     for evaluator, loader in (("val_evaluator", LOADERS[1]), ("test_evaluator", LOADERS[2])):
         if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
             raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": portable(by_loader[loader].report.file, folder)}
+        settings[evaluator] = {"ann_file": _portable(by_loader[loader].report.file, folder)}
     for first, second in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
         if settings[first] == settings[second]:
             settings[first] = _Name(second)
@@ -196,8 +196,8 @@ def _with_data(config: Config, loader: str, source: CheckedData, folder: Path) -
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],
         "data_root": "",
-        "ann_file": portable(source.report.file, folder),
-        "data_prefix": {"img": f"{portable(source.images, folder)}/"},
+        "ann_file": _portable(source.report.file, folder),
+        "data_prefix": {"img": _portable(f"{source.images}/", folder)},
         "metainfo": {"classes": _Name("classes")},
     }
     if loader == LOADERS[0]:
@@ -209,16 +209,23 @@ def _with_data(config: Config, loader: str, source: CheckedData, folder: Path) -
     return inner
 
 
-def portable(path: str | Path, folder: Path) -> str:
-    """Return a path for a config in this folder, by which both can be moved together.
+def _portable(path: str | Path, folder: Path) -> str:
+    """Return the literal of a path for a config in this folder, by which both can be moved together.
 
     It is relative to the config; absolute if they have no common folder, or if MMEngine could not read it.
     """
+    end = "/" if str(path).endswith("/") else ""
     path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     common = os.path.commonpath([path, folder])
     if common == path.anchor or not is_readable(folder):
-        return path.as_posix()
-    return f"{DIRECTORY}/{Path(os.path.relpath(path, folder)).as_posix()}"
+        return _literal(f"{path.as_posix()}{end}")
+    text = _literal(f"/{Path(os.path.relpath(path, folder)).as_posix()}{end}")
+    return _Name(f"{text[0]}{DIRECTORY}{text[1:]}")
+
+
+def _literal(text: str) -> str:
+    """Return a text as the config contains it: names of classes and files are no templates of MMEngine."""
+    return _Name(repr(text).replace("{{", NO_TEMPLATE))
 
 
 def _number_of_classes(config: Config, model: str) -> int:
@@ -271,6 +278,6 @@ def _difference(old: Mapping, new: Mapping) -> dict:
 
 
 class _Name(str):
-    """A variable of the config."""
+    """A part of the config's text: a variable, or a literal."""
 
     __repr__ = str.__str__

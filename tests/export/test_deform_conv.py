@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dcnzoo.ops
-from dcnzoo.compat import torchvision_ops
+from dcnzoo.compat import patches, torchvision_ops
 from dcnzoo.compat.patches import Changes
 from dcnzoo.compat.torchvision_ops import SCHEMAS
 from dcnzoo.export import (
@@ -355,3 +355,40 @@ def test_an_exporter_that_another_program_has_wrapped(monkeypatch):
     with Changes() as changes:
         registration._PATCH.change(changes)
         assert inspect.signature(torch.onnx.export) == signature
+
+
+def test_the_missing_registration_is_named(path):
+    """And a table of the user still works."""
+    layer, inputs = PackedDeformConv2d(3, 4, 3, padding=1).eval(), (torch.randn(1, 3, 8, 9),)
+    registered = registration._PATCH in patches._patches
+    patches.switch_off(registration._PATCH)
+    try:
+        with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"register_onnx_ops\(\)"):
+            torch.onnx.export(layer, inputs, path, dynamo=True)
+        with pytest.raises(torch.onnx.errors.OnnxExporterError) as error:
+            torch.onnx.export(nn.Linear(4, 4).eval(), inputs, path, dynamo=True)
+        assert "register_onnx_ops" not in str(error.value), "only if it is missing"
+        torch.onnx.export(
+            layer, inputs, path, dynamo=True, opset_version=19, custom_translation_table=translation_table(19)
+        )
+    finally:
+        if registered:
+            patches.switch_on(registration._PATCH)
+    assert "DeformConv" in nodes(path)
+
+
+class Mirrored(nn.Module):
+    """As mmagic's BasicVSR++."""
+
+    def check_if_mirror_extended(self, frames):
+        first, second = frames.chunk(2)
+        return bool(torch.norm(first - second.flip(0)) == 0)
+
+    def forward(self, frames):
+        return frames if self.check_if_mirror_extended(frames) else frames + 1
+
+
+def test_code_that_branches_on_values_is_named(path):
+    with pytest.raises(ValueError, match=r"check_if_mirror_extended \(.*test_deform_conv\.py:\d+\)") as error:
+        export_onnx(nn.Sequential(Mirrored()), (torch.randn(2, 3, 4, 4),), path)
+    assert "\n" not in str(error.value)

@@ -16,19 +16,21 @@ from torch import nn
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
 from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.report import record_sampling
-from dcnzoo.report.detector import record
 from dcnzoo.report.explain import (
     Box,
     Explanation,
+    explain_network,
     heat_map,
     output_window,
     places,
     plot_explanation,
     points_of,
     receptive_fields,
+    record,
     render_explanation,
     with_unique_names,
 )
+from dcnzoo.utils.errors import UserError
 
 CHROMIUM = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -122,6 +124,40 @@ def test_statistics_are_off_after_the_recording():
     _, fields, statistics = record(model, lambda: [model(input)])
     assert [field.name for field in fields] == list(statistics) == ["0"]
     assert not model[0].track_offsets
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_any_network(channels):
+    model = make_model((1.0, -2.0))
+    model[0] = nn.Conv2d(channels, 4, 3, padding=1, bias=False)
+    model.train()
+    model[2].eval()
+    picture = torch.randn(1, channels, *SIZE)
+    explanation = explain_network(model, picture, Box(21, 10, 21, 10), further=4)
+    rows, columns = output_window(explanation.fields[0], Box(21, 10, 21, 10), SIZE)
+    torch.testing.assert_close(
+        explanation.receptive_field, by_hand(model, rows, columns, (1, -2)), atol=1e-6, rtol=1e-5
+    )
+    assert explanation.statistics["1"][:2] == pytest.approx((1.5, 2))
+    assert model.training and model[1].training and not model[2].training, "the mode is restored"
+    assert explanation.image.shape == (*SIZE, 3) and explanation.image.min() == 0
+    assert explanation.further and "any network" in render_explanation(explanation, "any network")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"inputs": torch.zeros(3, 9, 9)}, "inputs: "),
+        ({"inputs": torch.zeros(2, 3, 9, 9)}, "inputs: "),
+        ({"inputs": "picture.jpg"}, "inputs: "),
+        ({"box": Box(0, 0, 99, 3)}, "box: "),
+        ({"layer": "nope"}, "layer: "),
+        ({"model": nn.Conv2d(3, 3, 1)}, "model: "),
+    ],
+)
+def test_any_network_with_wrong_arguments(arguments, named):
+    with pytest.raises(UserError, match=named):
+        explain_network(**{"model": make_model(), "inputs": torch.zeros(1, 3, *SIZE), **arguments})
 
 
 def test_heat_map_of_one_pixel_and_of_none():

@@ -11,6 +11,7 @@ from PIL import Image
 import dcnzoo.models  # noqa: F401
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 
@@ -244,3 +245,32 @@ def test_config_files_are_named(tmp_path, coco):
         with pytest.raises(UserError, match=named):
             write_config(coco(), coco(), tmp_path / out, tmp_path, model=model and str(tmp_path / model))
     assert not [*tmp_path.glob("out.*")]
+
+
+NAMES = ["{{ fileDirname }}", "{{$HOME:x}}", "{{_base_.model}}", "it's", 'a "b"', "c\\n"]
+
+
+def test_names_are_no_templates(tmp_path, coco):
+    """MMEngine replaces templates in the text of a config, also in the names of classes and files."""
+
+    def rename(content):
+        for category, name in zip(content["categories"], NAMES[:3], strict=True):
+            category["name"] = name
+
+    pictures, out, file = tmp_path / "{{ fileDirname }}", tmp_path / "out.py", coco(rename)
+    pictures.mkdir()
+    for path in tmp_path.glob("?.png"):
+        path.rename(pictures / path.name)
+    write_config(file, file, out, pictures)
+    config = Config.fromfile(out)
+    assert [*config.train_dataloader.dataset.metainfo.classes] == NAMES[:3]
+    assert Path(config.train_dataloader.dataset.data_prefix.img).samefile(pictures)
+    recipe = Recipe.read(out, {"work_dir": str(tmp_path / "work")})
+    for name in ("work", *NAMES[1:], "new\nline"):
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe.cfg.work_dir = str(folder)
+        (folder / "written.py").write_text(recipe.text())
+        again = Config.fromfile(folder / "written.py")
+        assert [*again.train_dataloader.dataset.metainfo.classes] == NAMES[:3]
+        assert Path(again.train_dataloader.dataset.ann_file).samefile(file)

@@ -1,0 +1,115 @@
+"""Offsets of layers that are not dcnzoo's but run on its operators: mmcv's, mmagic's, BasicSR's, your own."""
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, limit_offset
+
+
+class _Recorder(TorchFunctionMode):
+    """Measures the offsets of each call of the operator, by the innermost module that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operator = torch.ops.dcnzoo.deform_conv
+        if func in (operator, operator.default):
+            names = (argument.name for argument in operator.default._schema.arguments)
+            self._measure({**dict(zip(names, args, strict=False)), **(kwargs or {})})
+        return func(*args, **(kwargs or {}))
+
+    def _measure(self, arguments: dict[str, Any]) -> None:
+        layer = TracksOffsets()
+        layer.track_offsets, layer.kernel_size = True, arguments["weight"].shape[2:]
+        for name in ("stride", "padding", "dilation"):
+            setattr(layer, name, arguments[name])
+        layer._record_offsets(arguments["offset"], arguments["input"].shape[2:])
+        if layer._last_offsets is not None:
+            self.measured[self.running[-1] if self.running else ""].append(layer._last_offsets)
+
+
+@contextlib.contextmanager
+def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
+    """Measure the offsets of all deformable convolutions that run in the block on dcnzoo's operators::
+
+        with measure_offsets(network) as statistics:
+            network(frames)
+        print(statistics)                  # {"pcd_align.dcn_pack.l1": OffsetStatistics(mean=0.4, …), …}
+
+    Layers of any package count, by the module that calls the operator. Of a layer that runs several times,
+    such as one for each frame of a video, ``mean`` and ``outside`` are means, and ``max`` is the largest. The
+    dict is filled at the end of the block. For dcnzoo's layers, :func:`track_offsets` does the same.
+    """
+    recorder, statistics = _Recorder(), {}  # type: ignore[var-annotated]
+
+    def enter(name: str) -> Callable:
+        return lambda *_: recorder.running.append(name)
+
+    def leave(*_: object) -> None:
+        recorder.running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        with recorder:
+            yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, calls in recorder.measured.items():
+        mean, largest, outside = torch.stack(calls).unbind(1)
+        statistics[name] = OffsetStatistics(float(mean.mean()), float(largest.max()), float(outside.mean()))
+
+
+def limit_offsets(model: nn.Module, limit: float) -> list[RemovableHandle]:
+    """Bound the offsets of other packages' layers to ±``limit`` pixels, by :func:`limit_offset`.
+
+    A layer is a module with ``kernel_size`` and a part ``conv_offset`` that predicts offsets, and then
+    perhaps masks, as mmcv's, mmagic's and BasicSR's have. Offsets that it adds later, such as optical flows,
+    are not limited.
+
+    Returns:
+        handles; ``remove()`` undoes the limit of a layer. Layers of dcnzoo have ``offset_limit`` instead.
+
+    Raises:
+        ValueError: ``limit`` is not positive, or no layer was recognised.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit_offsets: limit: expected a positive number, got {limit!r}")
+    handles = []
+    layer: Any
+    for layer in model.modules():
+        is_foreign = hasattr(layer, "kernel_size") and not isinstance(layer, TracksOffsets)
+        if is_foreign and isinstance(getattr(layer, "conv_offset", None), nn.Module):
+            handles.append(layer.conv_offset.register_forward_hook(_limiting(layer, limit)))
+    if not handles:
+        raise ValueError(
+            "limit_offsets: model: expected layers with kernel_size and a part conv_offset, found none"
+        )
+    return handles
+
+
+def _limiting(layer: Any, limit: float) -> Callable:
+    kernel = layer.kernel_size
+    taps = kernel**2 if isinstance(kernel, int) else math.prod(kernel)
+    groups = next((getattr(layer, n) for n in ("deform_groups", "deformable_groups") if hasattr(layer, n)), 1)
+    channels = 2 * taps * groups
+
+    def limited(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        offset, rest = output[:, :channels], output[:, channels:]
+        return torch.cat([limit_offset(offset, limit), rest], dim=1)
+
+    return limited
