@@ -177,6 +177,29 @@ def loss_of(output: Any) -> Tensor:
     return torch.stack([t.float().square().mean() for t in tensors(output)]).sum()
 
 
+def randomise_offsets(pack: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    nn.init.normal_(pack.conv_offset.weight)
+    offset, _ = pack.predict(inputs[0])
+    pack.conv_offset.weight.mul_(0.5 / offset.std())
+
+
+@torch.no_grad()
+def normalise(model: nn.Module, x: Tensor) -> None:
+    """Set the statistics of batch norms to those of an input: random networks would give 10¹⁴, or zero."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        if norm.affine:  # timm's last ones in a block start at zero, which stops gradients
+            norm.weight.uniform_(0.8, 1.2)
+    model.train()
+    model(x)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.running_var.clamp_(min=0.1)
+
+
 class Case:
     """A converted network with random offsets, the plain one, and an input."""
 
@@ -185,19 +208,18 @@ class Case:
         self.plain = network.build().eval()
         self.x = torch.randn(network.size)
         self.where, self.options = network.where, network.options or {}
-        with torch.no_grad():
-            for module in self.plain.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.running_var.uniform_(0.8, 1.2)
-                    if module.affine:  # timm's last ones in a block start at zero, which stops gradients
-                        module.weight.uniform_(0.8, 1.2)
+        normalise(self.plain, self.x)
         self.start = copy.deepcopy(self.plain)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.report = dcnzoo.to_deformable(self.start, self.where, **self.options)
         self.model = copy.deepcopy(self.start)
-        for pack in self.packs(self.model):
-            nn.init.normal_(pack.conv_offset.weight, std=0.05)
+        # offsets of about half a pixel, whatever the size of the layer's input
+        handles = [pack.register_forward_pre_hook(randomise_offsets) for pack in self.packs(self.model)]
+        with torch.no_grad():
+            self.model(self.x)
+        for handle in handles:
+            handle.remove()
 
     @staticmethod
     def packs(model: nn.Module) -> list[Any]:
