@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "host_device.h"
 
@@ -22,8 +21,7 @@ struct RoiAxis {
 // error.
 template <typename T>
 DCNZOO_HD bool is_finite(T value) {
-  constexpr T most = std::numeric_limits<T>::max();
-  return value >= -most && value <= most;  // false for NaN
+  return value * T(0) == T(0);  // NaN for Inf and NaN
 }
 
 template <typename T>
