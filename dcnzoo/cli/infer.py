@@ -136,9 +136,9 @@ def command(
     from dcnzoo.detect.video import VideoFile
 
     options: dict[str, Any] = {"classes": classes, "max_detections": max_detections, "tile": tile}
+    options["batch_size"] = batch_size
     if kind:
         _options.refuse("--format", "demo", "as_json", "as_txt", "force", "save_video", "verbose")
-        options["batch_size"] = batch_size
         images = images[shard or slice(None)]
         _write_parts(
             str(model), images, out, kind, address, options, {"score_threshold": score_threshold, **loading}
@@ -155,11 +155,7 @@ def command(
     video = VideoFile(claim(save_video), images) if save_video else None
     _print_best_threshold(model)
     detector = dcnzoo.load(DEMO_MODEL if model is None else model, score_threshold=score_threshold, **loading)
-    results = detector(
-        images[0] if len(images) == 1 else images,
-        batch_size=batch_size,
-        **options,
-    )
+    results = detector(images[0] if len(images) == 1 else images, **options)
     several, began = isinstance(results, Results), time.monotonic()
     shown: Any = results if several else [results]
     with _Outputs(claim, out, ending, coco, video) as outputs:
