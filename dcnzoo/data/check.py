@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -183,13 +184,12 @@ def check_coco(
         progress: show a progress bar on a terminal.
     """
     file = Path(file)
-    try:
+    with suppress(ImportError):
         from dcnzoo.data.columns import Unusual, read_columns
 
-        folder = None if images is None else Path(images)
-        return read_columns(file, folder, classes, progress, decode)
-    except (ImportError, Unusual):
-        pass
+        with suppress(Unusual):
+            folder = None if images is None else Path(images)
+            return read_columns(file, folder, classes, progress, decode)
     with collector_paused():
         try:
             content = read_json(file)

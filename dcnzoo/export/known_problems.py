@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dcnzoo.detect.backends.onnxruntime import FIRST_DEFORM_CONV, release
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few
+from dcnzoo.utils.text import counted, few
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -113,7 +113,7 @@ RULES = (
          "the parsers 10.1 to 10.8 refuse the attribute reduction, whatever its value",
          f"{GITHUB}onnx/onnx-tensorrt/blob/10.8-GA/onnxOpImporters.cpp"),
     Rule(("tensorrt",), "TopK", lambda node: node.number_of_results > MOST_OF_TENSORRT,
-         f"at most {MOST_OF_TENSORRT} values are supported; lower nms_pre, or set deploy_nms_pre in test_cfg",
+         f"{counted(MOST_OF_TENSORRT, 'values')} at most; lower nms_pre, or set deploy_nms_pre in test_cfg",
          "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html"),
     Rule(("openvino",), "Scan", lambda node: True,
          "its ONNX reader has no Scan, of soft-NMS and of corner pooling; use nms, or onnxruntime",

@@ -2,12 +2,12 @@
 // until it waits for the others, and one block follows the other. It cannot show races.
 #pragma once
 
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <vector>
 
 #define __global__
@@ -67,21 +67,36 @@ inline void cudaDeviceGetAttribute(int* value, int, int) { *value = 9; }
 
 using std::min;
 
+constexpr size_t kStack = 1 << 17, kPage = 1 << 12;
+
+// The stack of a thread of a block. A page below it cannot be written: what is too large for it ends the process there,
+// and not later, by damaged memory of others.
+inline char* stack_of(size_t thread) {
+  constexpr size_t kMostThreads = 1024, kStride = kStack + kPage;
+  static char* const stacks = [] {
+    void* memory =
+        mmap(nullptr, kMostThreads * kStride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    for (size_t i = 0; i < kMostThreads; ++i)
+      mprotect(static_cast<char*>(memory) + i * kStride, kPage, PROT_NONE);
+    return static_cast<char*>(memory);
+  }();
+  return stacks + thread * kStride + kPage;
+}
+
 template <typename Kernel>
 void emulate(unsigned blocks, dim3 threads, const Kernel& kernel) {
   constexpr unsigned kMostBlocks = 2;  // grid-stride loops cover the rest
-  constexpr size_t kStack = 1 << 16;
   static const Kernel* entry;
   entry = &kernel;
   gridDim = dim3(std::min(blocks, kMostBlocks));
   blockDim = threads;
   std::vector<EmulatedThread> all(threads.x * threads.y);
-  const std::unique_ptr<char[]> stacks(new char[all.size() * kStack]);
   for (unsigned block = 0; block < gridDim.x; ++block) {
     blockIdx = dim3(block);
     for (size_t i = 0; i < all.size(); ++i) {
       getcontext(&all[i].context);
-      all[i].context.uc_stack.ss_sp = &stacks[i * kStack];
+      all[i].context.uc_stack.ss_sp = stack_of(i);
       all[i].context.uc_stack.ss_size = kStack;
       all[i].context.uc_link = &scheduler;
       makecontext(&all[i].context, [] { (*entry)(); }, 0);
