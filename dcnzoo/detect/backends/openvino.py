@@ -49,16 +49,26 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
 
 
 def make_core() -> Core:
-    """Return an OpenVINO ``Core`` whose ``read_model`` accepts ONNX files with ``DeformConv``.
+    """Return the process's OpenVINO ``Core``, whose ``read_model`` accepts ONNX files with ``DeformConv``.
+
+    It stays until the process ends. OpenVINO's plugin for CPUs sets the stack of signal handlers. After two
+    cores have ended in the order in which they began, that stack is memory that the process does not have any
+    more, and the next signal with a handler ends the process: SIGCHLD, after data loader workers of torch.
 
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.
     """
     import openvino
 
-    core = openvino.Core()
-    core.add_extension(extension())
-    return core
+    with _LOCK:
+        if not _cores:
+            _cores.append(openvino.Core())
+            _cores[0].add_extension(extension())
+        return _cores[0]
+
+
+_LOCK = threading.Lock()
+_cores: list[Core] = []
 
 
 def _restore_sizes(model: Model) -> None:
