@@ -179,6 +179,7 @@ def test_tutorial(monkeypatch):
     for package in ("nbformat", "nbclient", "ipykernel"):
         pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
+    monkeypatch.setenv("COLUMNS", "100")
     executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
     text = "".join(printed(executed))
     stored = "".join(printed(json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))))

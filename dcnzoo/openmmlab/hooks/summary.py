@@ -143,7 +143,10 @@ class SummaryHook(Hook):
         widths = {name: max(len(heads[name]), len(text), 6) for name, text in cells.items()}
         room = shutil.get_terminal_size((WIDTH, 0)).columns
         for part in reversed(PARTS):
-            if part in cells and sum(widths.values()) + 2 * len(widths) - 2 > room:
+            fits = (
+                part in self._columns if self._columns else sum(widths.values()) + 2 * len(widths) - 2 <= room
+            )
+            if part in cells and not fits:
                 del cells[part], widths[part]
         if not cells.keys() <= self._columns.keys():
             self._columns = widths
