@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, limit_offset
+from dcnzoo.ops._arguments import arguments_of
 
 
 class _Recorder(TorchFunctionMode):
@@ -25,16 +26,14 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operator = torch.ops.dcnzoo.deform_conv
         if func in (operator, operator.default):
-            names = (argument.name for argument in operator.default._schema.arguments)
-            self._measure({**dict(zip(names, args, strict=False)), **(kwargs or {})})
+            self._measure(arguments_of("deform_conv")(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
-    def _measure(self, arguments: dict[str, Any]) -> None:
+    def _measure(self, call: Any) -> None:
         layer = TracksOffsets()
-        layer.track_offsets, layer.kernel_size = True, arguments["weight"].shape[2:]
-        for name in ("stride", "padding", "dilation"):
-            setattr(layer, name, arguments[name])
-        layer._record_offsets(arguments["offset"], arguments["input"].shape[2:])
+        layer.track_offsets, layer.kernel_size = True, call.weight.shape[2:]
+        layer.stride, layer.padding, layer.dilation = call.stride, call.padding, call.dilation
+        layer._record_offsets(call.offset, call.input.shape[2:])
         if layer._last_offsets is not None:
             self.measured[self.running[-1] if self.running else ""].append(layer._last_offsets)
 
