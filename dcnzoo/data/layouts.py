@@ -16,7 +16,7 @@ from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_plain_yolo, find_yolo, has_boxes
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, sha256
+from dcnzoo.utils.files import PICTURES, file_digest
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
@@ -194,8 +194,8 @@ def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Pa
         size = picture.stat().st_size
         if sizes.get(size, [picture]) != [picture]:
             if size not in hashes:
-                hashes[size] = {sha256(other).digest(): other for other in reversed(sizes[size])}
-            original = hashes[size].get(sha256(picture).digest(), picture)
+                hashes[size] = {file_digest(other).digest(): other for other in reversed(sizes[size])}
+            original = hashes[size].get(file_digest(picture).digest(), picture)
             if original != picture:
                 copies[picture] = original
     return copies

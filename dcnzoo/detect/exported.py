@@ -14,7 +14,7 @@ from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.utils.files import sha256
+from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.memory import KeptMemory
 
 
@@ -66,7 +66,7 @@ class ExportedDetector(BaseDetector):
         return f"{name} in {self.model.backend}{f', {precision}' if precision != 'float32' else ''}"
 
     def checksum(self) -> str:
-        path, digest = Path(self.model.path), sha256(self.model.path)
+        path, digest = Path(self.model.path), file_digest(self.model.path)
         if path.suffix == ".xml":
             digest.update(path.with_suffix(".bin").read_bytes())
         return digest.hexdigest()

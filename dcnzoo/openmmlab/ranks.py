@@ -21,7 +21,7 @@ from torch import distributed
 
 from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.utils.errors import JointError, UserError, describe, one_line
-from dcnzoo.utils.files import sha256
+from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.lock import OWNER
 from dcnzoo.utils.text import few
 
@@ -149,7 +149,7 @@ class AgreementHook(Hook):
         runner._load_from, runner._resume = from_rank_0(lambda: (runner._load_from, runner._resume))
         seen: dict[str, object] = {"pictures": len(runner.train_dataloader.dataset)}
         if (file := runner._load_from) and "://" not in file:
-            digest = sha256(file).hexdigest()[:16] if os.path.isfile(file) else "no such file"
+            digest = file_digest(file).hexdigest()[:16] if os.path.isfile(file) else "no such file"
             seen["resume" if runner._resume else "load_from"] = f"{file} ({digest})"
         agree(seen)
 

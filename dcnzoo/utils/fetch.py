@@ -28,7 +28,7 @@ from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import cache_folder
+from dcnzoo.utils.files import cache_folder, file_digest
 from dcnzoo.utils.progress import make_progress
 
 MIRROR = "DCNZOO_MIRROR"
@@ -83,14 +83,10 @@ def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
     if checksum is None:
         raise ChecksumError(f"{path}: not checked: its name does not end in -<first digits of sha256>")
     algorithm, _, expected = checksum.partition(":")
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    if not digest.hexdigest().startswith(expected):
-        found = digest.hexdigest()[: len(expected)]
-        raise ChecksumError(f"{path}: expected {algorithm} {expected}, found {found}")
-    return f"{algorithm}:{digest.hexdigest()}"
+    digits = file_digest(path, algorithm).hexdigest()
+    if not digits.startswith(expected):
+        raise ChecksumError(f"{path}: expected {algorithm} {expected}, found {digits[: len(expected)]}")
+    return f"{algorithm}:{digits}"
 
 
 # Downloading

@@ -65,9 +65,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def sha256(path: str | os.PathLike) -> "hashlib._Hash":
-    """Return the SHA-256 of a file of any size; at most a megabyte of it is in memory."""
-    digest = hashlib.sha256()
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> "hashlib._Hash":
+    """Return the checksum of a file of any size; at most a megabyte of it is in memory."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while part := file.read(2**20):
             digest.update(part)
@@ -138,7 +138,7 @@ def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
     """Return the entry of a file in the record; None if it is not a readable file."""
     with contextlib.suppress(OSError):
         if path.is_file():  # reading a pipe would wait for its other end
-            return command, path.name, sha256(path).hexdigest()
+            return command, path.name, file_digest(path).hexdigest()
     return None
 
 
