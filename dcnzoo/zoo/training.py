@@ -110,7 +110,7 @@ def _own_data(
     launcher: str,
     options: ReadOptions,
 ) -> tuple[Path, OwnData]:
-    """Prepare data for a training; return the work directory. If it is resumed there, nothing is prepared."""
+    """Prepare data for a training, unless it is resumed; return the work directory."""
     if launcher != "none":
         raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
     if model == "":
