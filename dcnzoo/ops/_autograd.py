@@ -128,46 +128,34 @@ def reference_gradients(
     Args:
         arguments: a named tuple.
     """
-    forward, present, inputs = _of_tensors(reference, arguments, names)
-    gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
-    return [gradients.get(name) for name in names]
-
-
-def _of_tensors(
-    reference: Callable, arguments: Any, names: Sequence[str]
-) -> tuple[Callable, list[str], list[Tensor]]:
-    """The reference as a function of only the tensors with these names; None is left out.
-
-    Returns:
-        the function, the names, and the tensors.
-    """
     present = [name for name in names if getattr(arguments, name) is not None]
 
     def forward(*tensors: Tensor) -> Tensor:
         return reference(*arguments._replace(**dict(zip(present, tensors, strict=True))))
 
-    return forward, present, [getattr(arguments, name) for name in present]
+    pull = torch.func.vjp(forward, *(getattr(arguments, name) for name in present))[1]
+    gradients = dict(zip(present, pull(grad_output), strict=True))
+    return [gradients.get(name) for name in names]
 
 
 def _second_gradients(
-    forward: Callable, present: Sequence[str], grad_output: Tensor, inputs: Sequence[Tensor], chosen: dict
-) -> tuple[Tensor, list[Tensor]]:
-    """Differentiate the first derivative of ``forward``, as a function of all its inputs.
+    reference: Callable, grad_output: Tensor, arguments: Any, names: Sequence[str], chosen: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The gradients of ``grad_output`` and of the named arguments, on which the chosen first ones depend.
 
     Args:
         chosen: name of a first gradient -> the gradient that arrives for it.
-
-    Returns:
-        The gradients of ``grad_output`` and of the inputs, on which the first gradients depend.
     """
+    values = {name: getattr(arguments, name) for name in names} | {"grad_output": grad_output}
+    values = {name: value for name, value in values.items() if value is not None}
 
-    def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        gradients = dict(zip(present, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
-        return tuple(gradients[name] for name in chosen)
+    def first(*tensors: Tensor) -> tuple[Tensor | None, ...]:
+        changed = dict(zip(values, tensors, strict=True))
+        grad_output = changed.pop("grad_output")
+        return tuple(reference_gradients(reference, grad_output, arguments._replace(**changed), list(chosen)))
 
-    pull = torch.func.vjp(backward, grad_output, *inputs)[1]
-    of_grad_output, *of_inputs = pull(tuple(chosen.values()))
-    return of_grad_output, of_inputs
+    pulled = torch.func.vjp(first, *values.values())[1](tuple(chosen.values()))
+    return dict(zip(values, pulled, strict=True))
 
 
 class _Backward:
@@ -249,13 +237,9 @@ def register_derivatives(
             **dict(zip(backward.tensors, ctx.saved_tensors, strict=True)), **ctx.numbers
         )
         inputs = backward.forward_arguments(arguments)
-        forward, present, tensors = _of_tensors(reference, inputs, differentiable)
         needed = zip(differentiable, grads, arguments.output_mask, strict=True)
         chosen = {name: grad for name, grad, is_needed in needed if is_needed}
-        of_grad_output, of_inputs = _second_gradients(
-            forward, present, arguments.grad_output, tensors, chosen
-        )
-        gradients = {"grad_output": of_grad_output, **dict(zip(present, of_inputs, strict=True))}
+        gradients = _second_gradients(reference, arguments.grad_output, inputs, differentiable, chosen)
         return tuple(gradients.get(name) for name in backward.named._fields)
 
     register_autograd(name, lambda ctx, inputs, _: save(ctx, inputs, tensors), first_backward, reference)

@@ -121,31 +121,32 @@ def order(name: str, key: str, backend: str) -> tuple[str, ...]:
 def choose(operator: Operator, key: str, call: Any) -> str:
     """The first kernel that supports a call, which is a named tuple (:func:`arguments_of`)."""
     kernels = order(operator.forward_name, key, backend)
-    for kernel in kernels[:-1]:
-        if kernel == FUSED and _fused_fits(operator, key, call, kernels):
-            return FUSED
-        if kernel == TORCHVISION and _torchvision.fits(operator.name, key, call):
-            return TORCHVISION
-    return kernels[-1]
+    fits = (
+        k for k in kernels if k != FUSED and (k != TORCHVISION or _torchvision.fits(operator.name, key, call))
+    )
+    other = next(fits)
+    if FUSED in kernels[: kernels.index(other)] and _is_fused(operator, call, other):
+        return FUSED
+    return other
 
 
-def _fused_fits(operator: Operator, key: str, call: Any, kernels: tuple[str, ...]) -> bool:
+def _is_fused(operator: Operator, call: Any, other: str) -> bool:
+    """Whether Triton runs a call in place of the kernel ``other``. Then its arguments are valid."""
     device = call[0].device
-    compared = backend == "auto" and COMPILED in kernels
+    prefers = backend == "fused" or other == REFERENCE
     if not operator.may_fuse or operator.forward_name in _failed:
         return False
-    if (compared and not available.listed(device)) or not available.triton_works(device):
+    if not (prefers or other != COMPILED or available.listed(device)) or not available.triton_works(device):
         return False
     from .fused import operators
 
     if not operators.fits(operator.name, call):
         return False
-    # a kernel without measurements is preferred only to plain PyTorch
-    unless_measured = backend == "auto" and TORCHVISION in kernels[kernels.index(FUSED) :]
-    if not compared and not (unless_measured and _torchvision.fits(operator.name, key, call)):
+    operator.check(*call)  # the sizes are used from here on
+    if prefers:
         return True
-    operator.check(*call)  # the sizes are used
-    is_better = operators.measured_faster if compared else operators.is_measured
+    # a kernel without measurements is preferred only to plain PyTorch
+    is_better = operators.measured_faster if other == COMPILED else operators.is_measured
     return is_better(operator.name, call)
 
 
@@ -154,8 +155,6 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
     if kernel == FUSED:
         from .fused import operators
 
-        if backend != "auto" or key.lower() not in _library.loaded:  # else the choice has checked
-            operator.check(*call)
         try:
             return operators.run(operator.name, call)
         except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):

@@ -188,4 +188,4 @@ struct CpuDeformAttn {
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { DCNZOO_REGISTER_DEFORM_ATTN(m, dcnzoo::CpuDeformAttn); }
+DCNZOO_REGISTER_DEFORM_ATTN(CPU, dcnzoo::DeformAttnOps<dcnzoo::CpuDeformAttn>)

@@ -299,4 +299,4 @@ struct CudaDeformAttn {
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) { DCNZOO_REGISTER_DEFORM_ATTN(m, dcnzoo::CudaDeformAttn); }
+DCNZOO_REGISTER_DEFORM_ATTN(CUDA, dcnzoo::DeformAttnOps<dcnzoo::CudaDeformAttn>)

@@ -1,6 +1,7 @@
 // deform_roi_pool on CUDA. Half types are not converted in memory; their coordinates, weights and sums are float.
 #include <tuple>
 
+#include "../common/derivatives.h"
 #include "../common/lane_sums.cuh"
 #include "../common/roi.cuh"
 #include "deform_roi_pool_checks.h"
@@ -99,7 +100,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cuda(const Tensor& grad_outp
 }  // namespace
 }  // namespace dcnzoo
 
+DCNZOO_DIFFERENTIABLE(CUDA, "deform_roi_pool", &dcnzoo::deform_roi_pool_cuda)
+
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
-  m.impl("deform_roi_pool", TORCH_BOX(&dcnzoo::deform_roi_pool_cuda));
   m.impl("_deform_roi_pool_backward", TORCH_BOX(&dcnzoo::deform_roi_pool_backward_cuda));
 }

@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "../common/derivatives.h"
 #include "../common/memory_format.h"
 #include "../common/roi_cpu.h"
 #include "roi_align_cpu_kernel.h"
@@ -266,9 +267,10 @@ Tensor roi_align_rotated_backward_cpu(const Tensor& grad_output, const Tensor& r
 }  // namespace
 }  // namespace dcnzoo
 
+DCNZOO_DIFFERENTIABLE(CPU, "roi_align", &dcnzoo::roi_align_cpu)
+DCNZOO_DIFFERENTIABLE(CPU, "roi_align_rotated", &dcnzoo::roi_align_rotated_cpu)
+
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
-  m.impl("roi_align", TORCH_BOX(&dcnzoo::roi_align_cpu));
   m.impl("_roi_align_backward", TORCH_BOX(&dcnzoo::roi_align_backward_cpu));
-  m.impl("roi_align_rotated", TORCH_BOX(&dcnzoo::roi_align_rotated_cpu));
   m.impl("_roi_align_rotated_backward", TORCH_BOX(&dcnzoo::roi_align_rotated_backward_cpu));
 }

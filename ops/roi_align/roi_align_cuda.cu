@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "../common/derivatives.h"
 #include "../common/roi.cuh"
 #include "roi_align_checks.h"
 
@@ -99,9 +100,10 @@ Tensor roi_align_rotated_backward_cuda(const Tensor& grad_output, const Tensor& 
 }  // namespace
 }  // namespace dcnzoo
 
+DCNZOO_DIFFERENTIABLE(CUDA, "roi_align", &dcnzoo::roi_align_cuda)
+DCNZOO_DIFFERENTIABLE(CUDA, "roi_align_rotated", &dcnzoo::roi_align_rotated_cuda)
+
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
-  m.impl("roi_align", TORCH_BOX(&dcnzoo::roi_align_cuda));
   m.impl("_roi_align_backward", TORCH_BOX(&dcnzoo::roi_align_backward_cuda));
-  m.impl("roi_align_rotated", TORCH_BOX(&dcnzoo::roi_align_rotated_cuda));
   m.impl("_roi_align_rotated_backward", TORCH_BOX(&dcnzoo::roi_align_rotated_backward_cuda));
 }

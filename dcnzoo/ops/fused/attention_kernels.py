@@ -11,7 +11,7 @@ and a point in it, or a column and a row of the kernel, of which ``removed`` is 
 import triton
 import triton.language as tl
 
-from .kernels import index_of
+from .kernels import corner, index_of, low_corner, point_gradients, spread
 
 # Not specialised on divisibility by 16: vector loads depend only on the number of channels.
 SIZES = (
@@ -69,32 +69,12 @@ def point_of(
     factor = tl.load(weight + weight_at, mask=read, other=0.0).to(tl.float32)
     y = base_y + (tap_y + y) * scale_y
     x = base_x + (tap_x + x) * scale_x
-    inside = read & (y > -1) & (y < height) & (x > -1) & (x < width)  # false for NaN
-    y = tl.where(inside, y, 0.0)  # before the cast: NaN has no integer
-    x = tl.where(inside, x, 0.0)
-    low_y, low_x = tl.floor(y), tl.floor(x)
-    y0, x0 = low_y.to(tl.int32), low_x.to(tl.int32)
+    inside, y0, x0, ly, lx = low_corner(y, x, height, width)
+    inside = inside & read
     return (
-        y0 * width + x0, y - low_y, x - low_x, factor, inside,
+        y0 * width + x0, ly, lx, factor, inside,
         inside & (y0 >= 0), inside & (y0 + 1 < height), x0 >= 0, x0 + 1 < width,
     )  # fmt: skip
-
-
-@triton.jit
-def corner(input, at, step, valid, d, groups, D: tl.constexpr):
-    """Values of the pixels ``step`` after the low corners, ``[parts, D]``; zero where not ``valid``."""
-    places = ((at + step * groups) * D)[:, None] + d[None, :]
-    read = valid[:, None] if d.shape[0] == D else valid[:, None] & (d < D)[None, :]
-    return tl.load(input + places, mask=read, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def spread(grad_input, at, step, valid, d, share, gradient, groups, D: tl.constexpr):
-    """Add a corner's ``share`` of ``gradient`` to ``grad_input``."""
-    places = ((at + step * groups) * D)[:, None] + d[None, :]
-    added = valid[:, None] if d.shape[0] == D else valid[:, None] & (d < D)[None, :]
-    # atomic: points of other parts read the same pixel. relaxed: see read_and_spread
-    tl.atomic_add(grad_input + places, gradient * share[:, None], mask=added, sem="relaxed")
 
 
 @triton.jit
@@ -105,20 +85,12 @@ def store_fields(
     dot00, dot01, dot10, dot11,  # [parts], the output's gradient · values of each corner
 ):  # fmt: skip
     """Store the gradients of a sampling point's offset, (x, y), and weight for every part."""
-    beyond = dot00  # of points off the map: the gradient times zero, which is zero or NaN
-    # an Inf gradient times the zero of a corner off the map would be NaN
-    dot00 = tl.where(v00, dot00, 0.0)
-    dot01 = tl.where(v01, dot01, 0.0)
-    dot10 = tl.where(v10, dot10, 0.0)
-    dot11 = tl.where(v11, dot11, 0.0)
-    hy, hx = 1 - ly, 1 - lx
-    dot = tl.where(inside, hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11), beyond)
-    of_y = (hx * (dot10 - dot00) + lx * (dot11 - dot01)) * (factor * scale_y)
-    of_x = (hy * (dot01 - dot00) + ly * (dot11 - dot10)) * (factor * scale_x)
+    of_y, of_x, of_weight = point_gradients(ly, lx, inside, v00, v01, v10, v11, dot00, dot01, dot10, dot11)
+    of_y, of_x = of_y * (factor * scale_y), of_x * (factor * scale_x)
     field = grad_weight.dtype.element_ty
     tl.store(pair, tl.where(inside, of_x, 0.0).to(field), mask=read)
     tl.store(pair + 1, tl.where(inside, of_y, 0.0).to(field), mask=read)
-    tl.store(grad_weight, dot.to(field), mask=read)
+    tl.store(grad_weight, of_weight.to(field), mask=read)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -146,7 +118,9 @@ def attention_kernel(
     if not WANT_OUTPUT:
         # values in the layout of the additions of float32: otherwise threads exchange them by shared memory
         d = tl.max_contiguous(d, 4)
-    is_channel = exists[:, None] if BLOCK_D == D else exists[:, None] & (d < D)[None, :]
+    in_d = d < D
+    EVEN: tl.constexpr = BLOCK_D == D
+    is_channel = exists[:, None] if EVEN else exists[:, None] & in_d[None, :]
     places = (part * D)[:, None] + d[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if not WANT_OUTPUT:
@@ -168,27 +142,28 @@ def attention_kernel(
                 at_y, at_x, tap_y, tap_x, scale_y, scale_x, height, width,
             )  # fmt: skip
             at = (first + low) * groups + group
+            down, diagonal = width * groups, (width + 1) * groups
             hy, hx = 1 - ly, 1 - lx
             if WANT_OUTPUT:
-                value = corner(input, at, 0, top & left, d, groups, D) * (hy * hx)[:, None]
-                value += corner(input, at, 1, top & right, d, groups, D) * (hy * lx)[:, None]
-                value += corner(input, at, width, bottom & left, d, groups, D) * (ly * hx)[:, None]
-                value += corner(input, at, width + 1, bottom & right, d, groups, D) * (ly * lx)[:, None]
+                value = corner(input, at, 0, D, d, top & left, in_d, EVEN) * (hy * hx)[:, None]
+                value += corner(input, at, groups, D, d, top & right, in_d, EVEN) * (hy * lx)[:, None]
+                value += corner(input, at, down, D, d, bottom & left, in_d, EVEN) * (ly * hx)[:, None]
+                value += corner(input, at, diagonal, D, d, bottom & right, in_d, EVEN) * (ly * lx)[:, None]
                 total += value * factor[:, None]  # also off the map: zero times Inf is NaN, as in the formula
             if WANT_FIELDS:
-                dot00 = tl.sum(corner(input, at, 0, top & left, d, groups, D) * gradient, 1)
-                dot01 = tl.sum(corner(input, at, 1, top & right, d, groups, D) * gradient, 1)
-                dot10 = tl.sum(corner(input, at, width, bottom & left, d, groups, D) * gradient, 1)
-                dot11 = tl.sum(corner(input, at, width + 1, bottom & right, d, groups, D) * gradient, 1)
+                dot00 = tl.sum(corner(input, at, 0, D, d, top & left, in_d, EVEN) * gradient, 1)
+                dot01 = tl.sum(corner(input, at, groups, D, d, top & right, in_d, EVEN) * gradient, 1)
+                dot10 = tl.sum(corner(input, at, down, D, d, bottom & left, in_d, EVEN) * gradient, 1)
+                dot11 = tl.sum(corner(input, at, diagonal, D, d, bottom & right, in_d, EVEN) * gradient, 1)
                 store_fields(
                     grad_offset + offset_at + 2 * point, grad_weight + weight_at + point, read, inside,
                     ly, lx, factor, scale_y, scale_x, top & left, top & right, bottom & left, bottom & right,
                     dot00, dot01, dot10, dot11,
                 )  # fmt: skip
             if WANT_INPUT:
-                spread(grad_input, at, 0, top & left, d, hy * hx * factor, gradient, groups, D)
-                spread(grad_input, at, 1, top & right, d, hy * lx * factor, gradient, groups, D)
-                spread(grad_input, at, width, bottom & left, d, ly * hx * factor, gradient, groups, D)
-                spread(grad_input, at, width + 1, bottom & right, d, ly * lx * factor, gradient, groups, D)
+                spread(grad_input, at, 0, D, d, top & left, in_d, hy * hx * factor, gradient, EVEN)
+                spread(grad_input, at, groups, D, d, top & right, in_d, hy * lx * factor, gradient, EVEN)
+                spread(grad_input, at, down, D, d, bottom & left, in_d, ly * hx * factor, gradient, EVEN)
+                spread(grad_input, at, diagonal, D, d, bottom & right, in_d, ly * lx * factor, gradient, EVEN)
     if WANT_OUTPUT:
         tl.store(output + places, total.to(output.dtype.element_ty), mask=is_channel)

@@ -58,6 +58,16 @@ def transpose_kernel(
     tl.store(result + written, tl.trans(values), mask=tl.trans(inside))
 
 
+@triton.jit
+def low_corner(y, x, height, width):
+    """Whether a point is on the map, the pixel above and left of it, and the fractions to the next ones."""
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)  # false for NaN
+    y = tl.where(inside, y, 0.0)  # before the cast: NaN has no integer
+    x = tl.where(inside, x, 0.0)
+    low_y, low_x = tl.floor(y), tl.floor(x)
+    return inside, low_y.to(tl.int32), low_x.to(tl.int32), y - low_y, x - low_x
+
+
 @triton.jit(do_not_specialize=SIZES)
 def points_kernel(
     offset, mask,
@@ -93,20 +103,14 @@ def points_kernel(
         channel = index_of(block // mask_blocks * taps + tap, USE_INT64)
         place = mask + image * mask_image + channel * mask_channel + pixel * mask_pixel
         factor = tl.load(place, mask=exists, other=0.0).to(tl.float32)
-    inside = (at_y > -1) & (at_y < height) & (at_x > -1) & (at_x < width)  # false for NaN
-    at_y = tl.where(inside, at_y, 0.0)  # before the cast: NaN has no integer
-    at_x = tl.where(inside, at_x, 0.0)
-    low_y = tl.floor(at_y)
-    low_x = tl.floor(at_x)
-    y0 = low_y.to(tl.int32)
-    x0 = low_x.to(tl.int32)
+    inside, y0, x0, ly, lx = low_corner(at_y, at_x, height, width)
     rows = tl.where(y0 >= 0, 3, 0) | tl.where(y0 + 1 < height, 12, 0)
     columns = tl.where(x0 >= 0, 5, 0) | tl.where(x0 + 1 < width, 10, 0)
     low = (image.to(corners.dtype.element_ty) * height + y0) * width + x0
     place = index_of(row, USE_INT64) * pixels + q
     tl.store(corners + place, low * 16 + tl.where(inside, rows & columns, 0), mask=exists)
-    tl.store(factors + place, at_y - low_y, mask=exists)
-    tl.store(factors + points + place, at_x - low_x, mask=exists)
+    tl.store(factors + place, ly, mask=exists)
+    tl.store(factors + points + place, lx, mask=exists)
     tl.store(factors + points + points + place, factor, mask=exists)  # 2 · points may need 33 bits
 
 
@@ -142,6 +146,37 @@ def corner(input, low, step, channels, c, valid, in_block, EVEN: tl.constexpr):
     places = ((low + step) * channels)[:, None] + c[None, :]
     read = valid[:, None] if EVEN else valid[:, None] & in_block[None, :]
     return tl.load(input + places, mask=read, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def spread(grad_input, low, step, channels, c, valid, in_block, share, gradient, EVEN: tl.constexpr):
+    """Add a corner's ``share`` of ``gradient`` to the pixels that :func:`corner` reads."""
+    places = ((low + step) * channels)[:, None] + c[None, :]
+    added = valid[:, None] if EVEN else valid[:, None] & in_block[None, :]
+    # atomic: neighbouring points read the same input. relaxed: no other access depends on them, and four
+    # channels are then one instruction on sm_90
+    tl.atomic_add(grad_input + places, gradient * share[:, None], mask=added, sem="relaxed")
+
+
+@triton.jit
+def point_gradients(ly, lx, inside, v00, v01, v10, v11, dot00, dot01, dot10, dot11):
+    """Gradients of a point's y and x, before the factor of its sample, and of this factor.
+
+    Args:
+        v00, v01, v10, v11: whether a corner is on the map.
+        dot00, dot01, dot10, dot11: the gradient of the sample · values of each corner.
+    """
+    beyond = dot00  # of points off the map: the gradient times zero, which is zero or NaN
+    # an Inf gradient times the zero of a corner off the map would be NaN
+    dot00 = tl.where(v00, dot00, 0.0)
+    dot01 = tl.where(v01, dot01, 0.0)
+    dot10 = tl.where(v10, dot10, 0.0)
+    dot11 = tl.where(v11, dot11, 0.0)
+    hy, hx = 1 - ly, 1 - lx
+    of_y = hx * (dot10 - dot00) + lx * (dot11 - dot01)
+    of_x = hy * (dot01 - dot00) + ly * (dot11 - dot10)
+    value = hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11)
+    return of_y, of_x, tl.where(inside, value, beyond)
 
 
 @triton.jit
@@ -378,11 +413,7 @@ def read_and_spread(
     if WANT_OFFSET_MASK:
         dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_block, EVEN), 1)
     if WANT_INPUT:
-        places = ((low + step) * channels)[:, None] + c[None, :]
-        added = valid[:, None] if EVEN else valid[:, None] & in_block[None, :]
-        # atomic: neighbouring taps and pixels read the same input. relaxed: no other access depends on them,
-        # and four channels are then one instruction on sm_90
-        tl.atomic_add(grad_input + places, gradient * share[:, None], mask=added, sem="relaxed")
+        spread(grad_input, low, step, channels, c, valid, in_block, share, gradient, EVEN)
     return dot
 
 
@@ -424,23 +455,17 @@ def store_gradients(
 ):  # fmt: skip
     """Store the gradients of offset and mask for M output pixels."""
     reads = v00 | v01 | v10 | v11
-    beyond = dot00  # of points outside the map: the gradient times zero, which is zero or NaN
-    dot00 = tl.where(v00, dot00, 0.0)
-    dot01 = tl.where(v01, dot01, 0.0)
-    dot10 = tl.where(v10, dot10, 0.0)
-    dot11 = tl.where(v11, dot11, 0.0)
+    of_y, of_x, of_mask = point_gradients(ly, lx, reads, v00, v01, v10, v11, dot00, dot01, dot10, dot11)
     if WANT_OFFSET:
-        of_y = tl.where(reads, factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01)), 0.0)
-        of_x = tl.where(reads, factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10)), 0.0)
+        of_y = tl.where(reads, factor * of_y, 0.0)
+        of_x = tl.where(reads, factor * of_x, 0.0)
         places = grad_offset + plane * AXES * out_pixels + pixel
         if AXES == 2:
             tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=exists)
             places += out_pixels
         tl.store(places, of_x.to(grad_offset.dtype.element_ty), mask=exists)
     if WANT_MASK:
-        value = (1 - ly) * ((1 - lx) * dot00 + lx * dot01) + ly * ((1 - lx) * dot10 + lx * dot11)
-        value = tl.where(reads, value, beyond)
-        tl.store(grad_mask + plane * out_pixels + pixel, value.to(grad_mask.dtype.element_ty), mask=exists)
+        tl.store(grad_mask + plane * out_pixels + pixel, of_mask.to(grad_mask.dtype.element_ty), mask=exists)
 
 
 @triton.jit(do_not_specialize=SIZES)
