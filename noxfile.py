@@ -329,10 +329,8 @@ def fuzz(session: Session) -> None:
 def settings(session: Session) -> None:
     """Check 25,000 valid edits of all configs of MMDetection and the zoo (in `make test`: 150)."""
     update_venv(session)
-    workers = ("-n", "2", "--dist", "worksteal")
-    test(
-        session, "tests/openmmlab/test_known_keys.py", *workers, python=PYTHON, env={"DCNZOO_SETTINGS": "all"}
-    )
+    options = ("tests/openmmlab/test_config_corpus.py", "-n", "2", "--dist", "worksteal")
+    test(session, *options, python=PYTHON, env={"DCNZOO_SETTINGS": "all"})
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)

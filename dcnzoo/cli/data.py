@@ -340,8 +340,8 @@ def _convert(
 
 
 def _classes_of(config: Path) -> list[str]:
-    from dcnzoo.openmmlab.config_check import metainfo
     from dcnzoo.openmmlab.config_errors import config_errors
+    from dcnzoo.openmmlab.config_tree import metainfo
     from dcnzoo.openmmlab.recipe import Recipe
 
     cfg = Recipe.read(config, required=["train_dataloader"]).cfg

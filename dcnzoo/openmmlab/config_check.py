@@ -1,4 +1,4 @@
-"""Find mistakes in a config before anything is built."""
+"""Find mistakes in a config before anything is built; the rules are in :mod:`.config_rules`."""
 
 import logging
 import os
@@ -14,31 +14,36 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.deformable import arguments, split_settings
-from dcnzoo.openmmlab.known_keys import (
-    DICTIONARIES,
+from dcnzoo.openmmlab.config_rules import (
     LAYER_SETTINGS,
     OLD_KEYS,
+    known_keys,
+    reads_settings,
+    refusal,
+)
+from dcnzoo.openmmlab.config_tree import (
+    LOADERS,
+    PARAMETERS,
     RUNNER_KEYS,
     Place,
     class_of,
+    data_sets,
     dicts,
-    is_old,
     places,
     registered,
     variables,
 )
-from dcnzoo.openmmlab.value_rules import refusal, wrong_monitors
+from dcnzoo.openmmlab.deformable import arguments, split_settings
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest
 
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# the top-level keys whose values are dictionaries, some also lists or objects
+DICTIONARIES = {key for key, parameter in PARAMETERS.items() if "Dict" in str(parameter.annotation)}
+DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
 CLASS_NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
-# dictionaries whose keys are names that the user chooses
-NAMES = re.compile(r"\b(custom_keys|caption_prompt|path_mapping|metainfo\.\w+)$|^default_hooks$")
 # the parts that only these commands use
 _TRAINING = {"train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr"}
 _VALIDATION = {"val_dataloader", "val_cfg", "val_evaluator"}
@@ -70,10 +75,11 @@ def check_config(
         raise UserError(f"{name}: expected a config, got an empty file")
     lines = []
     for problem in find_problems(cfg, required, runs, {*_paths(options or {})}):
+        line = printable(f"{name}: {problem}")
         if problem.stops:
-            lines.append(printable(f"{name}: {problem}"))
+            lines.append(line)
         else:
-            print_log(printable(f"{name}: {problem}"), "current", logging.WARNING)
+            print_log(line, "current", logging.WARNING)
     if lines:
         raise UserError(*lines)
 
@@ -91,23 +97,21 @@ def find_problems(
     cfg: Config, required: Sequence[str] = (), runs: bool = True, options: Collection[str] = ()
 ) -> list[Finding]:
     """List the problems of a config; see :func:`check_config`. ``options`` are paths."""
-    unused = _unused(required, runs)
     missing = {key for key in required if not cfg.get(key)}
     missing |= {key for key in DICTIONARIES if isinstance(cfg.get(key) or {}, str | int | float)}
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in sorted(missing)]
-    texts = [
-        key for key in ("work_dir", "load_from", "default_scope") if not isinstance(cfg.get(key), str | None)
-    ]
-    problems += [Finding(key, f"expected a text, got {cfg[key]}") for key in texts]
-    with DefaultScope.overwrite_default_scope(None if "default_scope" in texts else cfg.get("default_scope")):
-        nodes = list(places(cfg))
-        problems += [*wrong_keys(nodes), *wrong_values(nodes), *wrong_class_names(cfg)]
+    texts = ("work_dir", "load_from", "default_scope")
+    numbers = [key for key in texts if not isinstance(cfg.get(key), str | None)]
+    problems += [Finding(key, f"expected a text, got {cfg[key]}") for key in numbers]
+    scope = None if "default_scope" in numbers else cfg.get("default_scope")
+    unused = _unused(required, runs)
+    with DefaultScope.overwrite_default_scope(scope):
+        problems += wrong_settings([*places(cfg)])
+        problems += wrong_classes(cfg, [key for key in LOADERS if runs and key not in unused])
         if runs or options:
             problems += wrong_top_level_keys(cfg, options)
         if runs:
-            used = [loader for loader in LOADERS if loader not in unused]
-            problems += [*wrong_class_numbers(cfg, used), *wrong_evaluator_files(cfg)]
-            problems += [*wrong_monitors(cfg), *contradictions(nodes)]
+            problems += [*wrong_evaluator_files(cfg), *wrong_monitors(cfg)]
     for index, problem in enumerate(problems):
         stops = problem.stops and re.split(r"[.:]", problem.subject)[0] not in unused
         stops |= problem.kind == "key" and problem.subject in options
@@ -126,6 +130,83 @@ def _unused(required: Sequence[str], runs: bool) -> set[str]:
     return unused - {*required}
 
 
+def wrong_settings(nodes: Sequence[Place]) -> Iterator[Finding]:
+    """Yield the mistakes inside dictionaries: names of classes, keys and values."""
+    own_model = not all(place.is_published for place in nodes if place.path.startswith("model"))
+    normalises = any(place.path == "model.data_preprocessor" and "mean" in place.node for place in nodes)
+    for place in nodes:
+        if wrong_name := _wrong_name(place):
+            yield wrong_name
+        elif not _is_layer(place):
+            yield from _wrong_keys(place, own_model)
+        for key, value in place.node.items():
+            if text := refusal(place, key, value):
+                yield Finding(f"{place.path}.{key}", text)
+        if normalises and "dataloader" in place.path and str(place.node.get("type")).endswith("Normalize"):
+            yield Finding(place.path, "expected no Normalize: model.data_preprocessor normalises too")
+
+
+def _wrong_name(place: Place) -> Finding | None:
+    """Return a ``type`` that is nearly the name of a registered class."""
+    name = place.node.get("type")
+    if isinstance(name, str) and name[:1].isupper() and class_of(place.node, *place.registries) is None:
+        known = {key for each in place.registries for key in registered(getattr(registries, each))}
+        if name not in known and (close := nearest(name, known, 0.8)):
+            return Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
+    return None
+
+
+def _is_layer(place: Place) -> bool:
+    of_torch = getattr(place.kind, "__module__", "").startswith("torch.")
+    return place.path.startswith("model") and (of_torch or bool(LAYER_SETTINGS & {*place.path.split(".")}))
+
+
+def _wrong_keys(place: Place, own_model: bool) -> Iterator[Finding]:
+    """Yield keys that the class, or code that reads the dictionary, does not have."""
+    if place.path.startswith("model") and not place.inner:
+        try:
+            split_settings(dict(place.node), place.kind)
+        except ValueError as error:
+            yield Finding(place.path, str(error))
+    known, complete, is_read = known_keys(place), place.arguments()[1], reads_settings(place)
+    # a class of the user's own may read other keys
+    certain = complete or (place.is_published and not (is_read and own_model))
+    for key in sorted(place.node.keys() - known) if known else ():
+        path, close = f"{place.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
+        if close and certain and not re.match(rf"{close}[_\d]", key):
+            yield Finding(path, f"expected {close}, got an unknown key", "key")
+        elif complete:
+            yield Finding(path, f"expected one of {few(sorted(known), 30)}, got an unknown key", "key")
+        elif is_read:
+            yield Finding(path, "unknown key, probably not used", "key", stops=False)
+
+
+def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
+    """Yield names of classes that are one text, and heads with another number of classes than the data."""
+    expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASS_NUMBERS}
+    for loader, dataset, info in data_sets(cfg):
+        names = info.get("classes")
+        if isinstance(names, str):
+            text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
+            yield Finding(f"{loader}: metainfo.classes", text)
+        # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
+        elif names and loader in loaders and dataset.get("type") != "MOTChallengeDataset":
+            things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
+            for key, counted in zip(CLASS_NUMBERS, (things, things, stuff), strict=True):
+                expected[key].setdefault(len(counted), []).append(loader)
+    for path, node in dicts(cfg.get("model"), "model") if loaders else ():
+        # the outputs of detectors with a language model are words
+        if "head" not in path or "language_model" in cfg.model:
+            continue
+        parameters = arguments(kind)[0] if (kind := class_of(node, "MODELS")) else {}
+        for key in CLASS_NUMBERS[1:] if OTHER_CLASSES & {*path.split(".")} else CLASS_NUMBERS:
+            number = node.get(key, parameters[key].default if key in parameters else None)
+            for count in expected[key].keys() - {number} if isinstance(number, int) else ():
+                where = ", ".join(dict.fromkeys(expected[key][count]))
+                text = f"expected {count}, the number of classes in {where}, got {number}"
+                yield Finding(f"{path}.{key}", text)
+
+
 def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator[Finding]:
     """Yield keys of MMDetection 2, and keys that are neither the runner's nor variables."""
     stored, read = variables(cfg.text)
@@ -134,20 +215,23 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
         new = key in options and key not in stored
         if cfg.text and key not in stored and not new:
             continue  # of a published base, or of one in MMEngine's new style
-        if is_old(key, cfg[key]):
+        if _is_old(key, cfg[key]):
             instead = OLD_KEYS[key][1]
             # a dump has variables too, which its lines do not read
             if cfg[key] not in (*settings, _at(cfg, instead)):
-                text = f"expected version 3's {instead}, got a key of MMDetection 2"
-                yield Finding(key, text, "key", stops=key != "cudnn_benchmark")  # SSD's config sets it
+                yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
         elif new or nearest(key, RUNNER_KEYS, 0.8):
             expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
-            yield Finding(
-                key,
-                f"expected {expected}, or a variable that is used, got an unknown key",
-                "key",
-                stops=False,
-            )
+            text = f"expected {expected}, or a variable that is used, got an unknown key"
+            yield Finding(key, text, "key", stops=False)
+
+
+def _is_old(key: str, value: object) -> bool:
+    """Whether a top-level key has the name and the shape of one of MMDetection 2."""
+    shape = OLD_KEYS[key][0] if key in OLD_KEYS else ""
+    if isinstance(shape, type):
+        return type(value) is shape
+    return isinstance(value, Mapping) and not value.keys().isdisjoint(shape.split())
 
 
 def _at(cfg: Config, path: str) -> object:
@@ -157,134 +241,14 @@ def _at(cfg: Config, path: str) -> object:
     return node
 
 
-def wrong_keys(nodes: Sequence[Place]) -> Iterator[Finding]:
-    """Yield keys that the class of their dictionary does not have, and names that no class has."""
-    own_model = not all(place.is_published for place in nodes if place.path.startswith("model"))
-    for place in nodes:
-        if NAMES.search(place.path) or _is_layer(place):
-            continue
-        if problems := list(_wrong_name(place)):
-            yield from problems
-            continue
-        if place.path.startswith("model") and not place.inner:
-            try:
-                split_settings(dict(place.node), place.kind)
-            except ValueError as error:
-                yield Finding(place.path, str(error))
-        known, complete = place.known(), place.arguments()[1]
-        for key in sorted(place.node.keys() - known) if known else ():
-            path, close = f"{place.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
-            # a class of the user's own may read other keys
-            certain = complete or (place.is_published and not (place.is_read and own_model))
-            if close and certain and not re.match(rf"{close}[_\d]", key):
-                yield Finding(path, f"expected {close}, got an unknown key", "key")
-            elif complete:
-                yield Finding(path, f"expected one of {few(sorted(known), 30)}, got an unknown key", "key")
-            elif place.is_read:
-                yield Finding(path, "unknown key, probably not used", "key", stops=False)
-
-
-def _is_layer(place: Place) -> bool:
-    of_torch = getattr(place.kind, "__module__", "").startswith("torch.")
-    return place.path.startswith("model") and (of_torch or bool(LAYER_SETTINGS & {*place.path.split(".")}))
-
-
-def _wrong_name(place: Place) -> Iterator[Finding]:
-    """Yield a ``type`` that is nearly the name of a registered class."""
-    name = place.node.get("type")
-    if not isinstance(name, str) or not name[:1].isupper() or not place.names:
-        return
-    if class_of(place.node, *place.names) is None:
-        known = {key for each in place.names for key in registered(getattr(registries, each))}
-        if name not in known and (close := nearest(name, known, 0.8)):
-            yield Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
-
-
-def wrong_values(nodes: Sequence[Place]) -> Iterator[Finding]:
-    """Yield values that the annotation or the table does not accept."""
-    for place in nodes:
-        for key, value in place.node.items():
-            if text := refusal(place, key, value):
-                yield Finding(f"{place.path}.{key}", text)
-
-
-def contradictions(nodes: Sequence[Place]) -> Iterator[Finding]:
-    """Yield steps of pipelines that repeat what the model does."""
-    normalises = any(node.path == "model.data_preprocessor" and "mean" in node.node for node in nodes)
-    for place in nodes if normalises else ():
-        if place.names and place.node.get("type") in ("Normalize", "mmcv.Normalize", "mmdet.Normalize"):
-            yield Finding(place.path, "expected no Normalize: model.data_preprocessor normalises too")
-
-
-def wrong_class_names(cfg: Config) -> Iterator[Finding]:
-    for loader, _, info in data_sets(cfg):
-        if isinstance(names := info.get("classes"), str):
-            text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
-            yield Finding(f"{loader}: metainfo.classes", text)
-
-
-def wrong_class_numbers(cfg: Config, loaders: Collection[str] = LOADERS) -> Iterator[Finding]:
-    expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASS_NUMBERS}
-    for loader, dataset, info in data_sets(cfg):
-        if loader not in loaders:
-            continue
-        # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
-        if isinstance(info.get("classes"), list | tuple) and dataset.get("type") != "MOTChallengeDataset":
-            things, stuff = info.get("thing_classes", info["classes"]), info.get("stuff_classes", ())
-            for key, names in zip(CLASS_NUMBERS, (things, things, stuff), strict=True):
-                expected[key].setdefault(len(names), []).append(loader)
-    for path, node in dicts(cfg.get("model"), "model"):
-        # the outputs of detectors with a language model are words
-        if "head" not in path or "language_model" in cfg.model:
-            continue
-        kind = class_of(node, "MODELS")
-        signature = {} if kind is None else arguments(kind)[0]
-        for key in CLASS_NUMBERS[1:] if OTHER_CLASSES & {*path.split(".")} else CLASS_NUMBERS:
-            number = node.get(key, signature[key].default if key in signature else None)
-            for count in expected[key].keys() - {number} if isinstance(number, int) else ():
-                where = ", ".join(dict.fromkeys(expected[key][count]))
-                text = f"expected {count}, the number of classes in {where}, got {number}"
-                yield Finding(f"{path}.{key}", text)
-
-
-def datasets(node: Mapping) -> Iterator[Any]:
-    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
-    for dataset in inner if isinstance(inner, list | tuple) else ():
-        if isinstance(dataset, Mapping):
-            yield from datasets(dataset)
-    if not inner:
-        yield node
-
-
-def declared_metainfo(dataset: Mapping) -> dict:
-    """Return the metainfo of a data set's class and config, without building the data set."""
-    load = getattr(class_of(dataset, "DATASETS"), "_load_metainfo", dict)
-    info = dataset.get("metainfo")
-    return load(info if isinstance(info, Mapping) else {})
-
-
-def metainfo(dataset: Mapping) -> dict:
-    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
-    dataset = next(datasets(dataset))
-    declared = declared_metainfo(dataset)
-    if declared.get("classes") or "type" not in dataset or registries.DATASETS.get(dataset["type"]) is None:
-        return declared
-    return registries.DATASETS.build(
-        {**dataset, "lazy_init": True}
-    ).metainfo  # this class reads its classes from a file
-
-
 def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
     """Yield annotation files of evaluators whose images are not those of the data set."""
     data = list(data_sets(cfg))
     loaders = [loader for loader, _, _ in data]
     for loader, dataset, _ in data:
-        if loaders.count(loader) > 1:
-            continue
         key = loader.replace("dataloader", "evaluator")
-        expected = [dataset.get(key) or "" for key in ("data_root", "ann_file")]
-        for _, metric in dicts(cfg.get(key)):
+        expected = [dataset.get(name) or "" for name in ("data_root", "ann_file")]
+        for _, metric in dicts(cfg.get(key)) if loaders.count(loader) == 1 else ():
             files = [metric.get("ann_file"), *expected]
             if files[0] and all(isinstance(file, str) for file in files):
                 path = os.path.join(*expected)
@@ -304,10 +268,30 @@ def _same_images(*files: str) -> bool:
     return images[0] == images[1]
 
 
-def data_sets(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
-    """Yield every data set's loader, config and metainfo."""
-    for loader in filter(cfg.get, LOADERS):
-        node = cfg[loader]
-        outer = node.get("dataset") if isinstance(node, Mapping) else None
-        for dataset in datasets(outer) if isinstance(outer, Mapping) else ():
-            yield loader, dataset, declared_metainfo(dataset)
+def wrong_monitors(cfg: Config) -> Iterator[Finding]:
+    """Yield monitors of hooks that no metric of the validation gives, as far as their names are known."""
+    metrics = cfg.get("val_evaluator") or []
+    metrics = metrics if isinstance(metrics, list | tuple) else [metrics]
+    patterns = [_metric_names(metric) for metric in metrics if isinstance(metric, Mapping)]
+    expected = f"expected a metric of val_evaluator, {' or '.join(patterns)}".replace("\\", "")
+    parts = {part: cfg.get(part) for part in ("default_hooks", "custom_hooks")}
+    for path, hook in dicts(parts) if patterns and all(patterns) else ():
+        bases = {base.__name__ for base in getattr(class_of(hook, "HOOKS"), "__mro__", ())}
+        key = "save_best" if "CheckpointHook" in bases else "monitor" if "EarlyStoppingHook" in bases else ""
+        values = hook.get(key) or ()
+        for value in (values,) if isinstance(values, str) else values:
+            if value != "auto" and not re.fullmatch("|".join(patterns), str(value)):
+                yield Finding(f"{path}.{key}".lstrip("."), f"{expected}, got {value!r}")
+
+
+def _metric_names(metric: Mapping) -> str:
+    """Return a pattern for the names that a metric gives; empty if only an evaluation shows them."""
+    kind: Any = class_of(metric, "METRICS")
+    if not (default := getattr(kind, "default_prefix", None)):
+        return ""
+    prefix, names = re.escape(metric.get("prefix") or default), metric.get("metric", "bbox")
+    names = names if isinstance(names, list | tuple) else [str(names)]
+    if kind.__name__ != "CocoMetric" or metric.get("metric_items") or not {"bbox", "segm"}.issuperset(names):
+        return f"{prefix}/.+"
+    items = f"({'|'.join(names)})_mAP(_50|_75|_s|_m|_l)?"
+    return f"{prefix}/({items}|.+_precision)" if metric.get("classwise") else f"{prefix}/{items}"

@@ -26,8 +26,8 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab import ranks
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
-from dcnzoo.openmmlab.config_check import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.config_errors import config_errors
+from dcnzoo.openmmlab.config_tree import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.device import require_device, use_device
 from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook

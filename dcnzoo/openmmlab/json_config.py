@@ -26,7 +26,7 @@ from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.known_keys import registered
+from dcnzoo.openmmlab.config_tree import registered
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line, printable

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from dcnzoo.openmmlab.known_keys import dicts
+from dcnzoo.openmmlab.config_tree import dicts
 from dcnzoo.openmmlab.tta import use_test_time_augmentation
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_folder

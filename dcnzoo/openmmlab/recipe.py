@@ -13,7 +13,8 @@ import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.config_check import check_config
-from dcnzoo.openmmlab.known_keys import OLD_KEYS, dicts, variables
+from dcnzoo.openmmlab.config_rules import OLD_KEYS
+from dcnzoo.openmmlab.config_tree import dicts, variables
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.openmmlab.type_names import use_names

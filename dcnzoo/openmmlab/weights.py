@@ -120,7 +120,7 @@ def require_class_order(loader: Mapping | None, classes: object, source: str | o
         loader: settings of the data loader, if there is one.
         classes: names in the file of the model; None if it has none.
     """
-    from dcnzoo.openmmlab.config_check import datasets, declared_metainfo  # needs mmdet
+    from dcnzoo.openmmlab.config_tree import datasets, declared_metainfo  # needs mmdet
 
     data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
     if not (isinstance(data, list | tuple) and isinstance(classes, list | tuple)):

@@ -11,7 +11,8 @@ from mmengine.config import Config
 from dcnzoo.data.check import Report, checked_coco
 from dcnzoo.data.layouts import check_parts
 from dcnzoo.data.splits import of_report
-from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
+from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.config_tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
 from dcnzoo.openmmlab.recipe import DIRECTORY, NO_TEMPLATE, is_readable, read_config_file
 from dcnzoo.utils.errors import UserError

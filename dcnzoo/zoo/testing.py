@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.config_check import datasets
+from dcnzoo.openmmlab.config_tree import datasets
 from dcnzoo.openmmlab.device import require_device
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
 from dcnzoo.openmmlab.recipe import TEST, TRAINING, Recipe

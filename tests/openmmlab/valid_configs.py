@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.known_keys import OLD_KEYS, RUNNER_KEYS, places
+from dcnzoo.openmmlab.config_rules import OLD_KEYS
+from dcnzoo.openmmlab.config_tree import RUNNER_KEYS, places
 
 # a module of the user's own, which edits import
 OWN = """

@@ -1,11 +1,18 @@
 """Mistakes in configs, by a generator: each is a path, and the value that is set there."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.known_keys import dicts
+from dcnzoo.openmmlab import recipe
+from dcnzoo.openmmlab.config_rules import OLD_KEYS
+from dcnzoo.openmmlab.config_tree import dicts
+
+from ..commands import invoke
 
 # dictionaries whose keys are chosen by the user or by mmcv's layers, which take some of them out
 FREE = {
@@ -17,9 +24,17 @@ FREE = {
     "default_hooks",
     "metainfo",
     "backend_args",
+    "_scope_",
 }
-# parts of the configs whose keys and types are misspelt, each in turn
-PARTS = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "optim_wrapper", "param_scheduler")
+DELETED = object()  # in place of a value
+# parts of the configs whose keys and types are misspelt, each in turn, and their dictionaries without a type
+PARTS = (
+    "model", "train_dataloader", "val_dataloader", "val_evaluator", "optim_wrapper", "param_scheduler",
+    "train_cfg", "default_hooks", "custom_hooks", "env_cfg",
+)  # fmt: skip
+UNTYPED = re.compile(r"(dataloader|optim_wrapper|clip_grad|env_cfg|model\.(train|test)_cfg(\.\w+)*)$")
+# The check does not know these: classes that get them from another class refuse them when they are built.
+PASSED_ON = ("model.encoder", "model.decoder", "custom_hooks")
 VALUES: dict[str, tuple[Any, ...]] = {  # path → values that are no possible ones
     "train_cfg.max_epochs": (-1, 1.5, "ten", [3]),
     "train_cfg.val_interval": (0, "1"),
@@ -113,7 +128,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # path → values that are no possible o
     "env_cfg.cudnn_benchmark": ("False",),
     "env_cfg.mp_cfg": ({"mp_start_metod": "fork"}, {"opencv_num_threads": "all"}),
     "visualizer": ({"type": "DetLocalVisualiser"},),
-    "load_from": (3,),
+    "load_from": (3, "no/such.pth"),
     "work_dir": (5,),
     "model": ("MaskRCNN", 3, []),
     "model.data_preprocessor": ("DetDataPreprocessor", 3),
@@ -125,6 +140,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # path → values that are no possible o
     "model.backbone.norm_eval": ("False",),
     "model.backbone.stage_with_dcn": ("True", ["False", "True", "True", "True"]),
     "model.neck.num_outs": (0, "5", -1),
+    "model.neck.in_channels": ("64",),
     "model.neck.out_channels": (0, "256"),
     "model.rpn_head.anchor_generator.scales": ([0], [-8], ["8"]),
     "model.rpn_head.anchor_generator.ratios": ([0.5, 0.0, 2.0], "1"),
@@ -188,15 +204,18 @@ def mistakes(cfg: Config) -> Iterator[tuple[str, object]]:
             yield from ((path, value) for value in values)
     if isinstance(_at(cfg, "train_dataloader.dataset.pipeline"), list):
         yield from (("train_dataloader.dataset.pipeline.1", step) for step in STEPS)
+    examples = {str: "x", int: 2, bool: True, list: [0]}
+    for key, (shape, _) in OLD_KEYS.items():
+        yield key, {shape.split()[0]: 1} if isinstance(shape, str) else examples[shape]
     for part in PARTS:
         for path, node in dicts(cfg.get(part), part):
-            kind = node.get("type")
-            if not FREE & {*path.split(".")} and isinstance(kind, str):
-                yield from (
-                    (f"{path}.{misspelt(key)}", node[key]) for key in node if key not in FREE | {"type"}
-                )
-                if len(kind) > 4 and kind not in ("DefaultSampler", "AspectRatioBatchSampler"):
-                    yield f"{path}.type", misspelt(kind)
+            kind = node.get("type", "")
+            if FREE & {*path.split(".")} - {"default_hooks"} or not (kind or UNTYPED.search(path)):
+                continue
+            for key in node.keys() - FREE - {"type"} if not path.startswith(PASSED_ON) else ():
+                yield f"{path}.{misspelt(key)}", node[key]
+            if len(kind) > 4 and kind not in ("DefaultSampler", "AspectRatioBatchSampler"):
+                yield f"{path}.type", misspelt(kind)
 
 
 def misspelt(word: str) -> str:
@@ -208,7 +227,25 @@ def make(cfg: Config, path: str, value: object) -> None:
     """Make a mistake."""
     outer, _, key = path.rpartition(".")
     node: Any = _at(cfg, outer) if outer else cfg
-    node[int(key) if isinstance(node, list) else key] = value
+    if not outer and key not in cfg:  # a name that the config's text does not set may be a variable of a base
+        object.__setattr__(cfg, "_text", f"{key} = {value!r}\n{cfg.text}")
+    if value is DELETED:
+        node.pop(key)
+    else:
+        node[int(key) if isinstance(node, list) else key] = value
+
+
+def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, cfg: Config) -> list[str]:
+    """Return the lines of the error of a training: status 1, one to three lines, none of them a traceback."""
+    file = folder / "mine.py"
+    file.touch()
+    object.__setattr__(cfg, "_filename", "mine.py")
+    monkeypatch.setattr(recipe, "read_config_file", lambda *args: cfg)
+    status, output = invoke("train", file, "--work-dir", folder / "work")
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert status == 1 and 1 <= len(lines) <= 3 and "Traceback" not in output, output
+    assert "AssertionError" not in output
+    return lines
 
 
 def _at(cfg: Any, path: str) -> Any:

@@ -1,0 +1,209 @@
+"""The dictionaries of a config: the classes that they build, its data sets, and its variables."""
+
+import ast
+import inspect
+import re
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import mmcv.ops
+import torch
+from mmdet import registry as registries
+from mmengine import runner
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import Registry
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.utils.data import DataLoader
+
+from dcnzoo.openmmlab.deformable import arguments
+
+PARAMETERS = {
+    **inspect.signature(runner.Runner).parameters,
+    **inspect.signature(runner.FlexibleRunner).parameters,
+}
+RUNNER_KEYS = {*PARAMETERS, "custom_imports", "runner_type", "tta_model"}
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# the registries of the classes in each part of a config
+MODEL = ("MODELS", "TASK_UTILS")
+_REGISTRIES = {
+    **dict.fromkeys(("model", "tta_model", "data_preprocessor"), MODEL),
+    **dict.fromkeys(LOADERS, ("DATASETS", "TRANSFORMS", "DATA_SAMPLERS")),
+    **dict.fromkeys(("val_evaluator", "test_evaluator"), ("METRICS", "EVALUATOR")),
+    **dict.fromkeys(("default_hooks", "custom_hooks"), ("HOOKS", "TRANSFORMS")),
+    **dict.fromkeys(("train_cfg", "val_cfg", "test_cfg"), ("LOOPS",)),
+    "optim_wrapper": ("OPTIM_WRAPPERS", "OPTIMIZERS"),
+    "param_scheduler": ("PARAM_SCHEDULERS",),
+    "visualizer": ("VISUALIZERS", "VISBACKENDS"),
+    "log_processor": ("LOG_PROCESSORS",),
+    "tta_pipeline": ("TRANSFORMS",),
+}
+# the classes and functions that receive dictionaries without a type
+_UNTYPED = {
+    **dict.fromkeys(LOADERS, DataLoader),
+    "optim_wrapper": OptimWrapper,
+    "optim_wrapper.clip_grad": torch.nn.utils.clip_grad_norm_,
+    "val_cfg": runner.ValLoop,
+    "test_cfg": runner.TestLoop,
+    "log_processor": runner.LogProcessor,
+    "randomness": runner.set_random_seed,
+    "env_cfg.mp_cfg": set_multi_processing,
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dictionary of a config.
+
+    Attributes:
+        path: such as ``model.test_cfg.rcnn``.
+        kind: the class or function of it, or of the next outer dictionary that has one.
+        inner: the path from the dictionary of ``kind``, such as ``test_cfg.rcnn``; empty for that itself.
+        registries: of its part of the config.
+    """
+
+    path: str
+    node: Mapping
+    kind: Any = None
+    inner: str = ""
+    registries: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the class and its bases; in a dictionary inside, its path."""
+        kinds = getattr(self.kind, "__mro__", (self.kind,))
+        return self.inner.split(".") if self.inner else [getattr(kind, "__name__", "") for kind in kinds]
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the class, if there is one, is of a package that the rules know."""
+        packages = ("dcnzoo", "mmcv", "mmdet", "mmengine", "torch")
+        return self.kind is None or self.kind.__module__.partition(".")[0] in packages
+
+    def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
+        """The arguments of the class, if it is that of this dictionary, and whether they are all."""
+        return arguments(self.kind) if self.kind is not None and not self.inner else ({}, False)
+
+
+def places(cfg: Config) -> Iterator[Place]:
+    """Yield every dictionary in the parts of a config that mmengine reads."""
+    for key in cfg:
+        if key in RUNNER_KEYS or key in _REGISTRIES:
+            yield from _places(cfg[key], Place(key, {}, None, key, _REGISTRIES.get(key, ())))
+
+
+def _places(value: object, at: Place) -> Iterator[Place]:
+    if isinstance(value, Mapping):
+        kind: Any = class_of(value, *at.registries) or _UNTYPED.get(at.path)
+        if at.path == "train_cfg" and kind is None:
+            kind = runner.EpochBasedTrainLoop if value.get("by_epoch") else runner.IterBasedTrainLoop
+        if at.path == "optim_wrapper.clip_grad" and value.get("type") == "value":
+            kind = torch.nn.utils.clip_grad_value_
+        if at.inner.endswith("roi_layer"):
+            kind = getattr(mmcv.ops, str(value.get("type")), None)  # in no registry
+        of_albumentations = getattr(kind, "__name__", "") == "Albu"
+        names = () if of_albumentations else at.registries
+        at = Place(at.path, value, kind or at.kind, "" if kind else at.inner, names)
+        yield at
+        for key, child in value.items():
+            inner = f"{at.inner}.{key}".lstrip(".")
+            yield from _places(child, Place(f"{at.path}.{key}", {}, at.kind, inner, names))
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            yield from _places(
+                child, Place(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*", at.registries)
+            )
+
+
+def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Yield every dict in a part of a config, with its path."""
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from dicts(value, f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from dicts(value, f"{path}.{index}")
+
+
+def class_of(node: Mapping, *names: str) -> type | None:
+    """Return the class of a dict in a config, in one of the registries with these names, or None."""
+    name = node.get("type")
+    if not isinstance(name, str):
+        return name if inspect.isclass(name) else None
+    for registry in (getattr(registries, name) for name in names):
+        with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
+            # Registry.get imports every unknown text as a module; RuntimeError: it is not the name of one
+            kind = scoped.get(name) if "." in name else registered(scoped).get(name)
+            if inspect.isclass(kind):
+                return kind
+    return None
+
+
+def registered(registry: Registry | None) -> ChainMap[str, object]:
+    """Return what a registry and its parents contain, by name."""
+    maps = []
+    while registry is not None:
+        registry.import_from_location()
+        maps.append(registry.module_dict)
+        registry = registry.parent
+    return ChainMap(*maps)
+
+
+def data_sets(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
+    """Yield every data set's loader, config and declared metainfo."""
+    for loader in LOADERS:
+        outer = cfg[loader].get("dataset") if isinstance(cfg.get(loader), Mapping) else None
+        for dataset in datasets(outer) if isinstance(outer, Mapping) else ():
+            yield loader, dataset, declared_metainfo(dataset)
+
+
+def datasets(node: Mapping) -> Iterator[Any]:
+    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
+    for dataset in inner if isinstance(inner, list | tuple) else ():
+        if isinstance(dataset, Mapping):
+            yield from datasets(dataset)
+    if not inner:
+        yield node
+
+
+def declared_metainfo(dataset: Mapping) -> dict:
+    """Return the metainfo of a data set's class and config, without building the data set."""
+    load = getattr(class_of(dataset, "DATASETS"), "_load_metainfo", dict)
+    info = dataset.get("metainfo")
+    return load(info if isinstance(info, Mapping) else {})
+
+
+def metainfo(dataset: Mapping) -> dict:
+    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
+    dataset = next(datasets(dataset))
+    declared = declared_metainfo(dataset)
+    kinds = registries.DATASETS
+    if declared.get("classes") or "type" not in dataset or kinds.get(dataset["type"]) is None:
+        return declared
+    return kinds.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
+
+
+def variables(text: str) -> tuple[set[str], set[str]]:
+    """Return the names that the lines of a config and of its bases set, and those that they read.
+
+    The names that configs of an installed package set are left out.
+
+    Args:
+        text: ``Config.text``, in which a line with its path precedes the text of each file.
+    """
+    stored, read = set(), {*re.findall(r"\b_base_\.(\w+)", text)}
+    parts = re.split(r"(?m)^(/.*\.(?:py|json|ya?ml))$", f"{'' if text.startswith('/') else '/.py'}\n{text}")
+    for file, part in zip(parts[1::2], parts[2::2], strict=True):
+        names = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}
+        if file.endswith(".py"):
+            nodes = [*ast.walk(ast.parse(re.sub(r"\{\{[^{}]*\}\}", "0", part)))]
+            used = [node for node in nodes if isinstance(node, ast.Name)]
+            read |= {name.id for name in used if isinstance(name.ctx, ast.Load)}
+            names = {name.id for name in used if isinstance(name.ctx, ast.Store)}
+        stored |= names if "/.mim/" not in file else set()
+    return stored, read
