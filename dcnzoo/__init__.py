@@ -1,6 +1,6 @@
 """Deformable convolution for object detection.
 
-``import dcnzoo`` imports neither torch nor OpenMMLab. It only registers import finders. They provide
+``import dcnzoo`` imports neither torch nor OpenMMLab. It only registers an import finder. It provides
 ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and the compiled modules that
 ``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`).
 """

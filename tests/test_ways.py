@@ -28,7 +28,9 @@ FLOORS = (
 # functions with a decorator
 CALLBACKS = {
     ("compat", "openmmlab"), ("compat", "export"), ("detect", "openmmlab"), ("export", "openmmlab"),
-    ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"), ("ops", "openmmlab"),
+    ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"),
+    # torch calls its own functions, also where a patch or an export has replaced them
+    ("ops", "compat"), ("ops", "openmmlab"),
     ("utils", "detect"), ("utils", "openmmlab"), ("utils", "report"), ("utils", "zoo"),
 }  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Call functions after imports of certain modules. This module imports none of them."""
+"""dcnzoo's import finder: it calls functions after imports of certain modules, and provides missing ones.
+
+This module imports none of them.
+"""
 
 import contextlib
 import sys
@@ -9,11 +12,13 @@ from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 Call = Callable[[ModuleType], object]
 Around = Callable[[], AbstractContextManager]
 Watch = tuple[str, Call, Around, str]  # the arguments of watch()
 _watched: list[Watch] = []
+_missing: dict[str, Callable[[str], ModuleSpec]] = {}  # pattern → spec of a name
 
 
 def _contains(spec: ModuleSpec, text: str) -> bool:
@@ -24,6 +29,8 @@ def _contains(spec: ModuleSpec, text: str) -> bool:
 
 def _surround(spec: ModuleSpec, loader: Loader, watches: list[Watch]) -> None:
     """Execute the module inside the contexts of :func:`watch`, then call the functions."""
+    if not watches:
+        return
     execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
@@ -41,25 +48,41 @@ def _surround(spec: ModuleSpec, loader: Loader, watches: list[Watch]) -> None:
 
 
 class _Finder:
-    """A meta-path finder, before all others."""
+    """The meta-path finder, before all others."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         watches = [each for each in _watched if fnmatchcase(name, each[0])]
-        if not watches:
+        provided = [make for pattern, make in _missing.items() if fnmatchcase(name, pattern)]
+        if not watches and not provided:
             return None
-        for finder in sys.meta_path:
-            find_spec = (
-                None if finder is self else getattr(finder, "find_spec", None)
-            )  # importlib skips these
-            spec = find_spec(name, path, target) if find_spec else None
-            if spec is not None and spec.loader is not None:
-                if watches := [each for each in watches if not each[3] or _contains(spec, each[3])]:
-                    _surround(spec, spec.loader, watches)
-                return spec
-        return None
+        # importlib skips finders without find_spec, which old packages install
+        finders = [f for f in sys.meta_path if f is not self and hasattr(f, "find_spec")]
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None and provided:
+            spec = provided[0](name)
+        if spec is not None and spec.loader is not None:
+            _surround(
+                spec, spec.loader, [each for each in watches if not each[3] or _contains(spec, each[3])]
+            )
+        return spec
 
 
 _finder = _Finder()
+
+
+def _update_meta_path() -> None:
+    used, present = bool(_watched or _missing), _finder in sys.meta_path
+    if used and not present:
+        sys.meta_path.insert(0, _finder)
+    elif present and not used:
+        sys.meta_path.remove(_finder)
+
+
+def provide_missing(pattern: str, make: Callable[[str], ModuleSpec]) -> None:
+    """Import ``make(name)`` for each module whose name matches and that no other finder has found."""
+    _missing[pattern] = make
+    _update_meta_path()
 
 
 def watch(
@@ -77,13 +100,11 @@ def watch(
     """
     entry = pattern, call, around, text
     _watched.append(entry)
-    if _finder not in sys.meta_path:
-        sys.meta_path.insert(0, _finder)
+    _update_meta_path()
 
     def unwatch() -> None:
         _watched.remove(entry)
-        if not _watched:
-            sys.meta_path.remove(_finder)
+        _update_meta_path()
 
     return unwatch
 

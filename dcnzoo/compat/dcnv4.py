@@ -75,20 +75,3 @@ def flash_deform_attn_backward(*arguments: Any) -> list[Tensor]:
         return flash_deform_attn_forward(value, shapes, starts, sampling_loc_attn, *options)
 
     return list(gradients(attend, (value, sampling_loc_attn), grad_output))
-
-
-class DCNv4Function:
-    """``DCNv4.functions.DCNv4Function``: only ``apply``, with the same arguments."""
-
-    @staticmethod
-    def apply(input: Tensor, offset_mask: Tensor, *options: float) -> Tensor:
-        """Args: as in :func:`dcnv4_forward`, up to remove_center."""
-        _im2col_step, remove_center = options[11:]
-        numbers = geometry(*options[:11])
-        return dcnzoo.ops.dcnv4(input, offset_mask, *numbers, remove_center=bool(remove_center))
-
-
-class FlashDeformAttnFunction:
-    """``DCNv4.functions.FlashDeformAttnFunction``: only ``apply``, with the same arguments."""
-
-    apply = staticmethod(flash_deform_attn_forward)

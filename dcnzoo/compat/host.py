@@ -17,15 +17,14 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from dcnzoo.compat import hosts, patches
-from dcnzoo.compat.after_import import watch
+from dcnzoo.compat.after_import import provide_missing, watch
 from dcnzoo.compat.patches import Patch
 
 VARIABLE = "DCNZOO_PROVIDE"
@@ -76,9 +75,7 @@ class Host:
     def provide(self) -> None:
         """Make imports fall back to dcnzoo's module, and apply the patches."""
         for pattern in (self.imports or (self.name,)) if self.provides else ():
-            _finder.hosts[pattern] = self
-        if self.provides and _finder not in sys.meta_path:
-            sys.meta_path.append(_finder)
+            provide_missing(pattern, partial(_spec, self))
         if self.functions:
             patches.add(_patch_functions(self))
         patches.add(*self.patches)
@@ -93,7 +90,7 @@ def known() -> dict[str, Host]:
     return {host.name: host for module in modules for host in module.HOSTS}
 
 
-class Loader(importlib.abc.Loader):
+class _Loader(importlib.abc.Loader):
     """Fills a missing module with dcnzoo's functions."""
 
     def __init__(self, host: Host) -> None:
@@ -104,6 +101,14 @@ class Loader(importlib.abc.Loader):
         public = {name: value for each in ours for name, value in vars(each).items() if name[0] != "_"}
         vars(module).update(public, **{name: public[other] for name, other in self.host.names.items()})
         vars(module)["__getattr__"] = getattr(ours[-1], "__getattr__", _no_attribute(module.__name__))
+
+
+def _spec(host: Host, name: str) -> ModuleSpec:
+    ours = find_spec(host.provides[-1])
+    # a package without a folder, so that the finder is called for its modules too
+    spec = ModuleSpec(name, _Loader(host), origin=ours.origin if ours else None, is_package=True)
+    spec.has_location = True  # for __file__
+    return spec
 
 
 def _no_attribute(module: str) -> Callable[[str], object]:
@@ -117,24 +122,6 @@ def _no_attribute(module: str) -> Callable[[str], object]:
     return fail
 
 
-class Finder:
-    """Meta-path finder that comes last: Python calls it only for modules that no other finder has found."""
-
-    def __init__(self) -> None:
-        self.hosts: dict[str, Host] = {}  # pattern of names -> host
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        for pattern, host in self.hosts.items():
-            if fnmatchcase(name, pattern):
-                ours = find_spec(host.provides[-1])
-                # a package without a folder, so that this finder is called for its modules too
-                spec = ModuleSpec(name, Loader(host), origin=ours.origin if ours else None, is_package=True)
-                spec.has_location = True  # for __file__
-                return spec
-        return None
-
-
-_finder = Finder()
 _provided: list[str] = []
 
 
@@ -199,7 +186,7 @@ def status() -> dict[str, str]:
 
 def is_ours(spec: ModuleSpec | None) -> bool:
     """Whether a module is dcnzoo's instead of a missing one."""
-    return spec is not None and isinstance(spec.loader, Loader)
+    return spec is not None and isinstance(spec.loader, _Loader)
 
 
 def _patch_functions(host: Host) -> Patch:

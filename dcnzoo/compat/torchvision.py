@@ -1,4 +1,4 @@
-"""torchvision's ``deform_conv2d``, ``DeformConv2d``, ``roi_align`` and ``RoIAlign``, on dcnzoo's operators.
+"""torchvision's ``deform_conv2d`` and ``DeformConv2d`` on dcnzoo's operators.
 
 They have the same arguments in the same order, the same layout of offset and mask, and the same border rule.
 torchvision is not required. ``DeformConv2d`` is dcnzoo's own layer, which has torchvision's arguments,
@@ -12,15 +12,14 @@ import importlib
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.compat import patches, provide, torchvision_ops
 from dcnzoo.layers import DeformConv2d
 from dcnzoo.ops import _library
-from dcnzoo.ops._arguments import shape_text
 
-__all__ = ["DeformConv2d", "RoIAlign", "accelerate", "accelerated", "deform_conv2d", "restore", "roi_align"]
+__all__ = ["DeformConv2d", "accelerate", "accelerated", "deform_conv2d", "restore"]
 
 
 def deform_conv2d(
@@ -53,72 +52,6 @@ def deform_conv2d(
     return ops.deform_conv2d(input, weight, offset, mask, bias, stride, padding, dilation, groups)
 
 
-def roi_align(
-    input: Tensor,  # [N, C, H, W]
-    boxes: Tensor | list[Tensor],  # [K, 5], (image, x1, y1, x2, y2), or [L, 4] for each image
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-) -> Tensor:  # [K, C, oH, oW]
-    """:func:`dcnzoo.ops.roi_align` with torchvision's arguments and defaults.
-
-    ``aligned`` is False by default, unlike in mmcv and in :mod:`dcnzoo.ops`. Samples are then off by half a
-    pixel, but torchvision's detectors were trained this way. As in torchvision, boxes get no gradient.
-
-    Raises:
-        RuntimeError: a shape, dtype, device or value is invalid.
-    """
-    rois = _with_image_numbers(input, boxes)
-    return ops.roi_align(input, rois, output_size, spatial_scale, max(sampling_ratio, 0), "avg", aligned)
-
-
-@torch.fx.wrap  # one node: during symbolic_trace, a list of boxes has no length
-def _with_image_numbers(input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:  # [K, 5]
-    if isinstance(boxes, Tensor):
-        return boxes
-    if len(boxes) != input.shape[0]:
-        raise RuntimeError(
-            f"roi_align: boxes: expected {input.shape[0]} tensors, one for each image, got {len(boxes)}"
-        )
-    for image, each in enumerate(boxes):
-        if each.dim() != 2 or each.shape[1] != 4:
-            raise RuntimeError(
-                f"roi_align: boxes: expected shape (L, 4) for image {image}, "
-                f"got {shape_text(list(each.shape))}"
-            )
-    if len(boxes) == 0:
-        return input.new_zeros(0, 5)
-    numbered = [torch.cat([each.new_full((len(each), 1), i), each], 1) for i, each in enumerate(boxes)]
-    return torch.cat(numbered)
-
-
-class RoIAlign(nn.Module):
-    """``torchvision.ops.RoIAlign``: :func:`roi_align` as a layer, ``forward(input, rois)``."""
-
-    def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        spatial_scale: float,
-        sampling_ratio: int,
-        aligned: bool = False,
-    ) -> None:
-        super().__init__()
-        if not isinstance(output_size, int):  # TorchScript does not accept a list's type
-            output_size = (output_size[0], output_size[1])
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
-
-    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
-        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
-
-    def extra_repr(self) -> str:
-        names = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
-
 def accelerate() -> None:
     """Runs torchvision's own ``deform_conv2d``, ``DeformConv2d`` and ``roi_align`` on dcnzoo's CPU kernels.
 
@@ -132,7 +65,7 @@ def accelerate() -> None:
     kernel raises an error. Second derivatives raise an error, as in torchvision.
 
     If torchvision's operators do not load, because it was built for another torch, or if they lack CUDA
-    kernels, dcnzoo defines ``deform_conv2d``, ``roi_align``, ``ps_roi_align`` and ``nms`` where they are
+    kernels, dcnzoo defines ``deform_conv2d``, ``roi_align`` and ``nms`` where they are
     missing. ``dcnzoo run`` does so too. Call this before the first import of torchvision.
 
     Raises:

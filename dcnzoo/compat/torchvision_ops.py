@@ -1,8 +1,8 @@
 """Kernels for torchvision's operators, and the operators themselves where its library does not load.
 
 They have the arguments and results of torchvision's schemas, versions 0.20 to 0.29. Results are contiguous
-and have the dtypes of torchvision's fake kernels, also under autocast. dcnzoo has no RoI pooling: for
-``roi_pool`` and ``ps_roi_pool``, an error names the command that repairs torchvision.
+and have the dtypes of torchvision's fake kernels, also under autocast. For ``roi_pool``,
+``ps_roi_pool`` and ``ps_roi_align``, which dcnzoo lacks, an error names the command that repairs torchvision.
 """
 
 from collections.abc import Callable
@@ -67,30 +67,6 @@ def _roi_align_backward(
     return torch.ops.dcnzoo._roi_align_backward(grad, rois, no_maxima, no_maxima, *arguments).contiguous()
 
 
-# Position-sensitive RoIAlign (Dai et al. 2016): bin (i, j) reads its own channel of each group of channels
-
-
-def ps_roi_align(
-    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
-    sampling_ratio: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    pooled = roi_align(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, True)
-    # the input channel of each output value
-    channels = torch.arange(input.shape[1], dtype=torch.int32, device=input.device)
-    channels = channels.view(-1, pooled_height, pooled_width).repeat(len(rois), 1, 1, 1)
-    return pooled.gather(1, channels.long()), channels
-
-
-def _ps_roi_align_backward(
-    grad: Tensor, rois: Tensor, channel_mapping: Tensor, spatial_scale: float, pooled_height: int,
-    pooled_width: int, sampling_ratio: int, batch_size: int, channels: int, height: int, width: int,
-) -> Tensor:  # fmt: skip
-    pooled = grad.new_zeros(len(rois), channels, pooled_height, pooled_width)
-    pooled.scatter_(1, channel_mapping.long(), grad)
-    geometry = (spatial_scale, pooled_height, pooled_width, batch_size, channels, height, width)
-    return _roi_align_backward(pooled, rois, *geometry, sampling_ratio, True)
-
-
 # Registration
 
 _ROIS = "Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width"
@@ -109,9 +85,9 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     f"roi_align(Tensor input, {_ROIS}, int sampling_ratio, bool aligned) -> Tensor",
     f"_roi_align_backward(Tensor grad, {_ROIS}, {_SIZE}, int sampling_ratio, bool aligned) -> Tensor",
+    # names without a kernel, which the import of torchvision needs
     f"ps_roi_align(Tensor input, {_ROIS}, int sampling_ratio) -> (Tensor, Tensor)",
     f"_ps_roi_align_backward(Tensor grad, {_MAPPED}, int sampling_ratio, {_SIZE}) -> Tensor",
-    # names without a kernel, which the import of torchvision needs
     f"roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",
     f"_roi_pool_backward(Tensor grad, {_MAPPED.replace('channel_mapping', 'argmax')}, {_SIZE}) -> Tensor",
     f"ps_roi_pool(Tensor input, {_ROIS}) -> (Tensor, Tensor)",
@@ -126,8 +102,6 @@ KERNELS: dict[str, Callable] = {
     "nms": ops.nms,
     "roi_align": roi_align,
     "_roi_align_backward": _roi_align_backward,
-    "ps_roi_align": ps_roi_align,
-    "_ps_roi_align_backward": _ps_roi_align_backward,
 }
 _library: torch.library.Library | None = None
 

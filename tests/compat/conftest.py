@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import torch.onnx  # noqa: F401  dcnzoo patches it at its import: not in the fixture, which undoes patches
 
 import dcnzoo.compat
 from dcnzoo.compat import after_import, host, patches
@@ -11,7 +12,7 @@ def provide(monkeypatch):
     """:func:`dcnzoo.compat.provide`. Its changes and later imports are undone after the test."""
     before = dict(sys.modules)
     known = len(patches._patches)
-    monkeypatch.setattr(host._finder, "hosts", dict(host._finder.hosts))
+    monkeypatch.setattr(after_import, "_missing", dict(after_import._missing))
     monkeypatch.setattr(after_import, "_watched", [])
     monkeypatch.setattr(host, "_provided", [])
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))

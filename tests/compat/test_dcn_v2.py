@@ -1,7 +1,6 @@
 """The package DCNv2 and its forks, called as in CenterTrack, FairMOT and FaPN."""
 
 import importlib
-import itertools
 
 import pytest
 import torch
@@ -95,84 +94,6 @@ def test_offsets_from_other_features(provide):
         return given(x, prediction[:, :36], prediction[:, 36:].sigmoid())
 
     compare(lambda x, features: layer([x, features], None), expected, *(random(2, 4, 7, 5) for _ in range(2)))
-
-
-def psroi_pooling_by_loops(input, rois, trans, no_trans, scale, channels, group, bins, part, samples, std):
-    """Dai et al. 2017, section 2.2, one sample at a time."""
-    classes = 1 if no_trans else trans.shape[1] // 2
-    height, width = input.shape[2:]
-    values = []
-    for r, c, i, j in itertools.product(range(len(rois)), range(channels), range(bins), range(bins)):
-        image, x1, y1, x2, y2 = rois[r].round().tolist()
-        left, top = x1 * scale - 0.5, y1 * scale - 0.5
-        wide, high = (x2 + 1) * scale - 0.5 - left, (y2 + 1) * scale - 0.5 - top
-        shift = random(2) * 0 if no_trans else trans[r].unflatten(0, (classes, 2))[c * classes // channels]
-        if not no_trans:
-            shift = shift[:, i * part // bins, j * part // bins] * std
-        plane = input[int(image), (c * group + i * group // bins) * group + j * group // bins]
-        inside = []
-        for k, m in itertools.product(range(samples), range(samples)):
-            y = top + (i + k / samples) * high / bins + shift[1] * high
-            x = left + (j + m / samples) * wide / bins + shift[0] * wide
-            if -0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5:
-                y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-                rows = (1 - (y - torch.arange(height).double()).abs()).clamp(min=0)
-                columns = (1 - (x - torch.arange(width).double()).abs()).clamp(min=0)
-                inside.append(rows @ plane @ columns)
-        values.append(sum(inside) / len(inside) if inside else plane.sum() * 0)
-    return torch.stack(values).reshape(len(rois), channels, bins, bins)
-
-
-@pytest.mark.parametrize("no_trans", [0, 1])
-def test_psroi_pooling(provide, no_trans):
-    provide("_ext")
-    backend = importlib.import_module("_ext")
-
-    # the last box is outside the map; one is partly outside
-    rois = [[1, 2.3, 1, 9, 12.6], [0, -6, -4, 5, 3], [1, 8, 3, 8, 3], [0, 40, 40, 50, 44]]
-    rois = torch.tensor(rois, dtype=torch.float64)
-    options = (no_trans, 0.5, 4, 2, 3, 2, 2, 0.3)  # 4 channels, 2² groups, 3² bins, 2² parts, 2² samples
-    trans = random(0) if no_trans else random(4, 2 * 2, 2, 2)
-    input = random(2, 16, 7, 6)
-    leaves = (input, trans)[: 2 - no_trans]
-
-    def pooled(input, trans=trans):
-        return backend.dcn_v2_psroi_pooling_forward(input, rois, trans, *options)[0]
-
-    def backward(grad_output, input, trans=trans):
-        _, count = backend.dcn_v2_psroi_pooling_forward(input, rois, trans, *options)
-        tensors = (grad_output, input, rois, trans, count)
-        return backend.dcn_v2_psroi_pooling_backward(*tensors, *options)[: len(leaves)]
-
-    compare(
-        pooled,
-        lambda input, trans=trans: psroi_pooling_by_loops(input, rois, trans, *options),
-        *leaves,
-        backward=backward,
-    )
-
-
-@pytest.mark.parametrize("no_trans", [False, True])
-def test_layers_of_psroi_pooling(provide, no_trans):
-    provide("dcn_v2")
-    dcn_v2 = importlib.import_module("dcn_v2")
-    rois = torch.tensor([[1, 2.3, 1, 9, 12.6], [0, -6, -4, 5, 3]], dtype=torch.float64)
-    input, options = random(2, 16, 7, 6), (0.5, 3, 4, no_trans, 2, None, 2, 0.3)
-    layer = dcn_v2.DCNPooling(*options, deform_fc_dim=8).double()
-    names = () if no_trans else ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias")
-    assert list(layer.state_dict()) == [f"offset_mask_fc.{name}" for name in names]
-    numbers = (0.5, 4, 2, 3, 3, 2, 0.3)  # a part for each bin
-    expected = psroi_pooling_by_loops(input, rois, random(2, 2, 3, 3) * 0, no_trans, *numbers)
-    torch.testing.assert_close(layer(input, rois), expected * (1 if no_trans else 0.5))
-    if no_trans:
-        return
-    torch.nn.init.normal_(layer.offset_mask_fc[4].weight)
-    regular = psroi_pooling_by_loops(input, rois, random(2, 2, 3, 3), True, *numbers)
-    offset, mask = layer.offset_mask_fc(regular.flatten(1)).view(2, 3, 3, 3).split([2, 1], 1)
-    expected = psroi_pooling_by_loops(input, rois, offset, False, *numbers) * mask.sigmoid()
-    torch.testing.assert_close(layer(input, rois), expected)
-    pooling = dcn_v2.DCNv2Pooling(*options)
-    torch.testing.assert_close(pooling(input, rois, offset) * mask.sigmoid(), expected)
 
 
 def test_other_packages_keep_their_missing_ext(provide, package):

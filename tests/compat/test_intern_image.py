@@ -70,7 +70,7 @@ def test_dcnv3_has_a_version(provide, first):
 @pytest.mark.parametrize(("geometry", "dtype"), zip(DCNV3[1:], (torch.float64, torch.bfloat16), strict=True))
 def test_dcnv4(provide, geometry, dtype):
     provide("DCNv4")
-    from DCNv4 import DCNv4Function, ext
+    from DCNv4 import ext
 
     height, width, taps = dcnv3_sizes(*geometry)
     *sides, (remove_center,) = geometry
@@ -81,7 +81,6 @@ def test_dcnv4(provide, geometry, dtype):
     def expected(input, fields):
         return reference.dcnv4(input, fields, *sides, 2, 4, 1.5, bool(remove_center))
 
-    compare(lambda *t: DCNv4Function.apply(*t, *options, remove_center), expected, *leaves, dtype=dtype)
     compare(
         lambda *t: ext.dcnv4_forward(*t, *options, remove_center, *kernel),
         expected,
@@ -110,7 +109,7 @@ def test_official_name_of_reset_parameters(layer, predictor):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_flash_deform_attn(provide, dtype):
     provide("DCNv4")
-    from DCNv4 import FlashDeformAttnFunction, ext
+    from DCNv4 import ext
 
     value, locations, weights = attention_leaves()
     fields = torch.cat([locations.flatten(3), weights.flatten(3)], -1)
@@ -122,9 +121,6 @@ def test_flash_deform_attn(provide, dtype):
 
     levels, kernel = (SHAPES, STARTS), (2, 3, 8, 64)
     compare(
-        lambda v, f: FlashDeformAttnFunction.apply(v, *levels, f, 2, 3), expected, value, fields, dtype=dtype
-    )
-    compare(
         lambda v, f: ext.flash_deform_attn_forward(v, *levels, f, *kernel),
         expected,
         *(value, fields),
@@ -132,7 +128,7 @@ def test_flash_deform_attn(provide, dtype):
         backward=lambda g, v, f: ext.flash_deform_attn_backward(v, *levels, f, g, *kernel),
     )
     with pytest.raises(RuntimeError, match=r"sampling_loc_attn: expected 48 values .*got 18"):
-        FlashDeformAttnFunction.apply(value, SHAPES, STARTS, fields, 64)
+        ext.flash_deform_attn_forward(value, SHAPES, STARTS, fields, 64)
 
 
 def test_the_package_dcnv4(provide):
@@ -145,8 +141,7 @@ def test_the_package_dcnv4(provide):
     points = torch.rand(2, 7, 2, 2)
     output = attention(torch.rand(2, 7, 32), points, torch.rand(2, 46, 32), SHAPES, STARTS)
     assert output.shape == (2, 7, 32)
-    assert importlib.import_module("DCNv4.functions.dcnv4_func").DCNv4Function.apply
-    assert not package.functions.__path__, "no file of dcnzoo can be found as a submodule"
+    assert not package.modules.__path__, "no file of dcnzoo can be found as a submodule"
 
 
 def test_softmax_of_dcnv4_is_refused(provide):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dcnzoo.compat.hosts.torchvision import problem, repair_command
-from dcnzoo.compat.torchvision import RoIAlign, accelerate, deform_conv2d, restore, roi_align
+from dcnzoo.compat.torchvision import accelerate, deform_conv2d, restore
 from dcnzoo.diagnosis import _import_fix
 from dcnzoo.ops import reference, reference_boxes
 
@@ -23,11 +23,11 @@ GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
 
 
-def tensors(groups=2):
+def tensors(groups=2, offset_groups=2, dtype=torch.float64):
     """input (3, 4, 9, 7), offset, weight (8, 4 / groups, 3, 2), bias, mask."""
     sizes = dict(batch=3, channels=4, out_channels=8, size=(9, 7), groups=groups)
-    sample = make("torchvision", **sizes, offset_groups=2, mask_groups=2, **GEOMETRY)
-    input, weight, offset, mask, bias = sample.tensors
+    sample = make("torchvision", **sizes, offset_groups=offset_groups, mask_groups=2, **GEOMETRY)
+    input, weight, offset, mask, bias = sample.to(dtype).tensors
     return input, offset, weight, bias, mask
 
 
@@ -46,21 +46,6 @@ def test_deform_conv2d(groups, with_mask, with_bias):
     output = deform_conv2d(input, offset, weight, bias, 2, 1, 1, mask)  # integers, by position
     expected = reference.deform_conv(input, weight, offset, mask, bias, (2, 2), (1, 1), (1, 1), groups)
     torch.testing.assert_close(output, expected)
-
-
-def test_roi_align_of_one_size_without_boxes_and_of_bad_ones():
-    input, boxes = maps_and_boxes()
-    assert roi_align(input, boxes, 4).equal(roi_align(input, boxes, (4, 4), 1.0))
-    input.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: roi_align(x, boxes, 2, 0.5), input, fast_mode=True)
-    assert roi_align(input, [torch.zeros(0, 4, dtype=torch.float64)] * 3, 2).shape == (0, 2, 2, 2)
-    assert roi_align(input[:0], [], 2).shape == (0, 2, 2, 2)
-    for wrong, message in (
-        (boxes[:2], "got 2"),
-        ([boxes[0], torch.zeros(0, 5), boxes[2]], r"image 1, .*5\)"),
-    ):
-        with pytest.raises(RuntimeError, match=f"roi_align: boxes: .*{message}"):
-            roi_align(input, wrong, 2)
 
 
 @pytest.mark.parametrize(
@@ -91,43 +76,6 @@ def test_scripted():
     geometry = tuple(GEOMETRY.values())
     expected = deform_conv2d(input, offset, weight, bias, *geometry, mask)
     assert torch.equal(scripted(input, offset, weight, bias, *geometry, mask), expected)
-
-
-# RoIAlign
-
-
-def maps_and_boxes(dtype=torch.float64):
-    generator = torch.Generator().manual_seed(4)
-    input = torch.randn(3, 2, 9, 12, dtype=dtype, generator=generator)
-    boxes = [torch.rand(count, 4, dtype=dtype, generator=generator) * 12 for count in (2, 0, 3)]
-    return input, [torch.cat([b[:, :2].minimum(b[:, 2:]), b[:, :2].maximum(b[:, 2:])], 1) for b in boxes]
-
-
-@pytest.mark.parametrize("aligned", [None, False, True])
-@pytest.mark.parametrize("samples", [None, 0, 2])
-def test_roi_align(aligned, samples):
-    input, boxes = maps_and_boxes()
-    given = {"aligned": aligned, "sampling_ratio": samples}
-    given = {name: value for name, value in given.items() if value is not None}
-    output = roi_align(input, boxes, (2, 3), 0.8, **given)
-    numbers = torch.tensor([0, 0, 2, 2, 2], dtype=torch.float64)[:, None]
-    rois = torch.cat([numbers, torch.cat(boxes)], 1)
-    expected = reference.roi_align(input, rois, (2, 3), 0.8, samples or 0, aligned=bool(aligned))
-    torch.testing.assert_close(output, expected)
-    assert torch.equal(roi_align(input, rois, (2, 3), 0.8, **given), output)
-    assert torch.equal(RoIAlign((2, 3), 0.8, samples or -1, bool(aligned))(input, boxes), output)
-
-
-def test_roi_align_scripted_and_traced():
-    input, boxes = maps_and_boxes()
-    expected = roi_align(input, boxes, (2, 3), 0.8, 2, True)
-    numbers = torch.tensor([0, 0, 2, 2, 2], dtype=torch.float64)[:, None]
-    rois = torch.cat([numbers, torch.cat(boxes)], 1)
-    layer = RoIAlign([2, 3], 0.8, 2, True)
-    for function in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):
-        for given in (boxes, rois):
-            assert torch.equal(function(input, given), expected)
-    assert torch.equal(torch.jit.script(roi_align)(input, boxes, (2, 3), 0.8, 2, True), expected)
 
 
 def test_accelerate_without_torchvision(monkeypatch, provide):
@@ -187,10 +135,8 @@ def check_operators():
     maps = torch.randn(2, 8, 9, 11, dtype=torch.float64, requires_grad=True)
     rois = [[0, 2.2, 1, 14.6, 12.2], [1, -6, 4, 40, 16], [1, 30, 30, 40, 50], [0, 6, 6, 2, 2]]
     rois = torch.tensor(rois, dtype=torch.float64)
-    aligned, again = (reference.roi_align(maps, rois, (2, 2), 0.5, 2, aligned=True) for _ in range(2))
-    index = torch.arange(8).view(1, 2, 2, 2).expand(4, -1, -1, -1)
-    assert_same(ops.roi_align(maps, rois, 0.5, 2, 2, 2, True), aligned, [maps])
-    assert_same(ops.ps_roi_align(maps, rois, 0.5, 2, 2, 2)[0], again.gather(1, index), [maps])
+    expected = reference.roi_align(maps, rois, (2, 2), 0.5, 2, aligned=True)
+    assert_same(ops.roi_align(maps, rois, 0.5, 2, 2, 2, True), expected, [maps])
     with pytest.raises(NotImplementedError, match=r"torchvision.ops.roi_pool: .*pip install"):
         ops.roi_pool(maps, rois, 0.5, 2, 2)
 

@@ -10,7 +10,7 @@ from dcnzoo.compat import patches
 from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore
 from dcnzoo.ops import _library
 
-from ..compat.test_torchvision import GEOMETRY, maps_and_boxes, tensors
+from ..compat.test_torchvision import GEOMETRY, tensors
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
 
@@ -33,6 +33,13 @@ def test_layer_equals_torchvision():
 
 
 # accelerate() and restore()
+
+
+def maps_and_boxes(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(4)
+    input = torch.randn(3, 2, 9, 12, dtype=dtype, generator=generator)
+    boxes = [torch.rand(count, 4, dtype=dtype, generator=generator) * 12 for count in (2, 0, 3)]
+    return input, [torch.cat([b[:, :2].minimum(b[:, 2:]), b[:, :2].maximum(b[:, 2:])], 1) for b in boxes]
 
 
 @pytest.fixture(autouse=True)

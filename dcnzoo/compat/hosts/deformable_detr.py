@@ -2,7 +2,8 @@
 
 from dcnzoo.compat.host import Evidence, Host
 
-COMPARED = "network, equal to its own PyTorch code"
+EQUAL = "equal to its own PyTorch code"
+COMPARED, BACKBONE, ENCODER = f"network, {EQUAL}", f"backbone, {EQUAL}", f"encoder, {EQUAL}"
 PROVIDES = ("dcnzoo.compat.compiled",)
 HOSTS = (
     Host(
@@ -12,17 +13,9 @@ HOSTS = (
             "DINO": Evidence("faa8520fe9604c23ad65a48bc583550a44c0e3ab", "2026-11-26", COMPARED),
             "Mask2Former": Evidence("9b0651c6c1d5b3af2e6da0589b719c514ec0d69a", "2026-11-26", COMPARED),
             "MaskDINO": Evidence("3831d8514a3728535ace8d4ecc7d28044c42dd14", "2026-11-26", COMPARED),
-            "MOTR": Evidence(
-                "8690da3392159635ca37c31975126acf40220724",
-                "2026-11-26",
-                "losses, equal to its own PyTorch code",
-            ),
+            "MOTR": Evidence("8690da3392159635ca37c31975126acf40220724", "2026-11-26", f"losses, {EQUAL}"),
             "TrackFormer": Evidence("e468bf156b029869f6de1be358bc11cd1f517f3c", "2026-11-26", COMPARED),
-            "ViT-Adapter": Evidence(
-                "fd64a5190f9f4530e8e5961cc87b2a3ad591190b",
-                "2026-11-26",
-                "backbone, equal to its own PyTorch code",
-            ),
+            "ViT-Adapter": Evidence("fd64a5190f9f4530e8e5961cc87b2a3ad591190b", "2026-11-26", BACKBONE),
             "LW-DETR": Evidence("d5e6e6c4add2d24dafb965ced8b50163c50b9788", "2026-11-26", COMPARED),
         },
         PROVIDES,
@@ -61,21 +54,9 @@ HOSTS = (
     Host(
         "MultiScaleDeformableAttnFunction",
         {
-            "BEVFormer": Evidence(
-                "66b65f3a1f58caf0507cb2a971b9c0e7f842376c",
-                "2026-11-26",
-                "encoder, equal to its own PyTorch code",
-            ),
-            "UniAD": Evidence(
-                "dd161b220c22de1c874c3fb8d55979054b24d716",
-                "2026-11-26",
-                "encoder, equal to its own PyTorch code",
-            ),
-            "VAD": Evidence(
-                "1688c4b1c3a9e2e7873ca9700ff8058170c0e3c8",
-                "2026-11-26",
-                "encoder, equal to its own PyTorch code",
-            ),
+            "BEVFormer": Evidence("66b65f3a1f58caf0507cb2a971b9c0e7f842376c", "2026-11-26", ENCODER),
+            "UniAD": Evidence("dd161b220c22de1c874c3fb8d55979054b24d716", "2026-11-26", ENCODER),
+            "VAD": Evidence("1688c4b1c3a9e2e7873ca9700ff8058170c0e3c8", "2026-11-26", ENCODER),
         },
         functions=(
             "MultiScaleDeformableAttnFunction_fp32",

@@ -18,19 +18,13 @@ def _add_version(changes: Changes) -> None:
 
 
 REASON = "ops_dcnv3 reads the version of the package DCNv3 with pkg_resources"
+EQUAL = "network, equal to its own PyTorch code"
 STRIDES = "layers with a stride other than 1"
-FUNCTIONS = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func", "ext")
-MODULES = ("modules", "modules.dcnv4", "modules.flash_deform_attn")
+MODULES = ("ext", "modules", "modules.dcnv4", "modules.flash_deform_attn")
 HOSTS = (
     Host(
         "DCNv3",
-        {
-            "InternImage": Evidence(
-                "31c962dc6c1ceb23e580772f7daaa6944694fbe6",
-                "2026-11-26",
-                "network, equal to its own PyTorch code",
-            )
-        },
+        {"InternImage": Evidence("31c962dc6c1ceb23e580772f7daaa6944694fbe6", "2026-11-26", EQUAL)},
         ("dcnzoo.compat.compiled",),
         patches=(Patch("DCNv3_version", "pkg_resources", REASON, "all", _add_version),),
         missing=STRIDES,
@@ -39,7 +33,7 @@ HOSTS = (
         "DCNv4",
         {"FlashInternImage": Evidence("4b848f7dd7da74ff03f7d278f902c6fd05b391b5", "2026-11-26")},
         ("dcnzoo.compat.dcnv4",),
-        imports=("DCNv4", *(f"DCNv4.{name}" for name in FUNCTIONS + MODULES)),
+        imports=("DCNv4", *(f"DCNv4.{name}" for name in MODULES)),
         missing=STRIDES,
     ),
 )

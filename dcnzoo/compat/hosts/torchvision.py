@@ -120,11 +120,11 @@ HOSTS = (
     Host(
         "torchvision",
         {"torchvision": Evidence("0.20.0, 0.25.0, 0.28.0, 0.29.1", "2026-11-25", "Faster R-CNN")},
-        missing="`roi_pool`, `ps_roi_pool`",
+        missing="`roi_pool`, `ps_roi_pool`, `ps_roi_align`",
         patches=(
             Patch(
                 "torchvision_operators",
-                "torchvision::deform_conv2d, nms, roi_align, ps_roi_align",
+                "torchvision::deform_conv2d, nms, roi_align",
                 "torchvision was built for another torch, or without CUDA",
                 "all",
                 _add_operators,

@@ -1,5 +1,7 @@
 """``tvdcn.ops``: functions, layers, packed layers."""
 
+# ruff: noqa: F401  imported for the caller
+
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,30 +27,6 @@ from dcnzoo.ops import (
     mask_softmax2d,
     mask_softmax3d,
 )
-
-__all__ = [
-    "DeformConv1d",
-    "DeformConv2d",
-    "DeformConv3d",
-    "DeformConvTranspose1d",
-    "DeformConvTranspose2d",
-    "DeformConvTranspose3d",
-    "PackedDeformConv1d",
-    "PackedDeformConv2d",
-    "PackedDeformConv3d",
-    "PackedDeformConvTranspose1d",
-    "PackedDeformConvTranspose2d",
-    "PackedDeformConvTranspose3d",
-    "deform_conv1d",
-    "deform_conv2d",
-    "deform_conv3d",
-    "deform_conv_transpose1d",
-    "deform_conv_transpose2d",
-    "deform_conv_transpose3d",
-    "mask_softmax1d",
-    "mask_softmax2d",
-    "mask_softmax3d",
-]
 
 PLAIN = "self in_channels out_channels kernel_size stride padding dilation groups"
 TRANSPOSED = PLAIN.replace(" groups", " output_padding groups")
@@ -109,3 +87,6 @@ class PackedDeformConvTranspose2d(_TransposedPack, layers.PackedDeformConvTransp
 
 class PackedDeformConvTranspose3d(_TransposedPack, layers.PackedDeformConvTranspose3d):
     """Like :class:`PackedDeformConv2d`."""
+
+
+__all__ = sorted(name for name in globals() if name.startswith(("Deform", "Packed", "deform_", "mask_")))
