@@ -97,5 +97,5 @@ def test_data_set_is_valid(tmp_path):
     file, images = tmp_path / "coco/annotations/instances_train.json", tmp_path / "coco/train"
     report = check_coco(file, images)
     assert not report.problems and report.counts["images"] == 3
-    converted, _ = convert_yolo(tmp_path / "yolo")
+    converted = convert_yolo(tmp_path / "yolo")
     assert not converted.problems and len(converted.content()["annotations"]) == report.counts["annotations"]

@@ -155,7 +155,7 @@ def check(
         classes = _classes_of(config)
     if fix is not None:
         _options.output_files(force)(fix)
-    report = checking.check_coco(file, images, classes, progress=True, decode=True)
+    report = checking.check_coco(file, images, classes, decode=True)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
     else:
@@ -312,7 +312,7 @@ def _show_written(out: Path, content: dict) -> None:
 
 
 def _convert(
-    convert: Callable[..., tuple[CocoBuilder, Path]],
+    convert: Callable[..., CocoBuilder],
     source: Path,
     out: Path,
     skip_invalid: bool,
@@ -321,7 +321,7 @@ def _convert(
 ) -> None:
     claim = _options.output_files(force)
     claim(out)
-    conversion, prefix = convert(source, **options)
+    conversion = convert(source, **options)
     print_findings(conversion.problems, file=sys.stderr)
     for file, _ in conversion.extracted:
         claim(file)
@@ -329,7 +329,7 @@ def _convert(
     _show_written(out, content)
     names = [cut(category["name"]) for category in content["categories"]]
     print(printable(f"classes: {', '.join(names)}"))
-    print(printable(f"images:  {prefix}"))
+    print(printable(f"images:  {conversion.folder}"))
     notes = []
     if conversion.clipped:
         notes.append(f"{conversion.clipped} clipped to the image")

@@ -36,7 +36,7 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.progress import track
+from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import counted, few, short
 
 
@@ -168,7 +168,6 @@ def check_coco(
     file: str | Path,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    progress: bool = False,
     decode: bool = False,
 ) -> Report:
     """Check a COCO file for training a detector.
@@ -179,24 +178,23 @@ def check_coco(
     Args:
         file: with ``images``, ``annotations`` and ``categories``.
         images: folder of the images, whose sizes are compared; None: do not check image files.
-        decode: decode the images, to find damaged files. It takes milliseconds for each.
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
-        progress: show a progress bar on a terminal.
+        decode: decode the images, to find damaged files. It takes milliseconds for each.
     """
     file = Path(file)
     with suppress(ImportError):
         from dcnzoo.data.columns import Unusual, read_columns
 
         with suppress(Unusual):
-            folder = None if images is None else Path(images)
-            return read_columns(file, folder, classes, progress, decode)
+            return read_columns(file, images, classes, decode)
     with collector_paused():
         try:
-            content = read_json(file)
+            with waiting(f"reading {file.name}"):
+                content = read_json(file)
         except InvalidAnnotation as error:
             where = "file" if error.line is None else f"line {error.line}"
             return Report(file, {}, [Finding(where, str(error), "file")], [None])
-        return check_content(file, content, images, classes, progress, decode)
+        return check_content(file, content, images, classes, decode)
 
 
 def check_content(
@@ -204,7 +202,6 @@ def check_content(
     content: Any,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    progress: bool = False,
     decode: bool = False,
 ) -> Report:
     """Check the content of a COCO file that has been read; see :func:`check_coco`."""
@@ -216,13 +213,13 @@ def check_content(
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
         return Report(file, {}, [Finding("file", str(error), "file")], [None])
-    checker = Checker(content, progress)
+    checker = Checker(content)
     for key in _KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
-    checker.check_images(None if images is None else Path(images), decode)
+    checker.check_images(images, decode)
     checker.check_annotations()
     return Report(file, content, checker.problems, checker.places)
 
@@ -349,9 +346,8 @@ def _convert_texts(content: dict) -> Iterator[tuple[tuple[str, int], str]]:
 class Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
-    def __init__(self, content: dict, progress: bool) -> None:
+    def __init__(self, content: dict) -> None:
         self.content = content
-        self.progress = progress
         self.problems: list[Finding] = []
         self.places: list[Place] = []
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
@@ -380,8 +376,7 @@ class Checker:
 
     def entries(self, key: str, singular: str) -> Iterator[dict]:
         """Yield the entries of a list that are objects, and set their position."""
-        entries = self.content.get(key, [])
-        for index, entry in enumerate(track(entries, "reading") if self.progress else entries):
+        for index, entry in enumerate(track(self.content.get(key, []), f"checking {key}")):
             self.at(f"{key}[{index}]", None if key == "categories" else (key, index))
             if isinstance(entry, dict):
                 yield entry
@@ -404,7 +399,7 @@ class Checker:
         if classes is not None and (problem := wrong_with_classes(names, classes)):
             self.at("categories").add_text("classes", problem)
 
-    def check_images(self, folder: Path | None, decode: bool) -> None:
+    def check_images(self, folder: str | Path | None, decode: bool) -> None:
         file_names: set[str] = set()
         for entry in self.entries("images", "image"):
             number, name, width, height = (entry.get(key) for key in ("id", "file_name", "width", "height"))
@@ -424,7 +419,7 @@ class Checker:
                 continue
             self.require_unique("duplicate-file-name", "file_name", name, file_names)
             if folder is not None:
-                self._check_file(folder / name, size, decode)
+                self._check_file(Path(folder, name), size, decode)
 
     def _check_file(self, file: Path, size: tuple[int, int] | None, decode: bool) -> None:
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long

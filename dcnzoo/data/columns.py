@@ -32,7 +32,7 @@ from dcnzoo.data.conversion import (
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused, replacing
-from dcnzoo.utils.progress import track
+from dcnzoo.utils.progress import track, waiting
 
 CHUNK = 16_384  # annotations
 LEAST = 1_000_000  # bytes; a smaller file is read by `json` in a moment
@@ -192,13 +192,12 @@ def read_outline(file: Path) -> Outline:
         Unusual: it is another file.
     """
     try:
-        text = _read_text(file)
-        lists, others = _split(text)
-        raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
-        images = json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)
-        return Outline(
-            {**others, "images": images, "annotations": [json.loads(bytes(raw)) for raw in raws[:1]]}
-        )
+        with waiting(f"reading {file.name}"):
+            lists, others = _split(_read_text(file))
+            raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
+            first = [json.loads(bytes(raw)) for raw in raws[:1]]
+            images = json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)
+            return Outline({**others, "images": images, "annotations": first})
     except _ERRORS as error:
         raise Unusual from error
 
@@ -215,9 +214,8 @@ def _read_text(file: Path) -> bytes:
 @collector_paused()
 def read_columns(
     file: Path,
-    images: Path | None = None,
+    images: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    progress: bool = False,
     decode: bool = False,
 ) -> ColumnsReport:
     """Read and check a file as :func:`dcnzoo.data.check.check_coco` does.
@@ -228,18 +226,19 @@ def read_columns(
     try:
         if images is None and classes is None and (known := _written.pop(_stamp(file), None)):
             return known
-        text = _read_text(file)
-        lists, others = _split(text)
-        content = {**others, "images": json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)}
-        raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
+        with waiting(f"reading {file.name}"):
+            text = _read_text(file)
+            lists, others = _split(text)
+            content = {**others, "images": json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)}
+            raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
         if not raws or not _is_plain(content["images"]) or not _is_plain(content["categories"]):
             raise Unusual
-        checker = Checker({key: content[key] for key in ("images", "categories")}, progress)
+        checker = Checker({key: content[key] for key in ("images", "categories")})
         checker.check_categories(classes)
         checker.check_images(images, decode)
         starts, ends = _spans(text, lists["annotations"], raws)
         reader = _Reader(checker, content["images"])
-        for start in track(range(0, len(raws), CHUNK), "reading") if progress else range(0, len(raws), CHUNK):
+        for start in track(range(0, len(raws), CHUNK), "checking annotations"):
             reader.add(raws[start : start + CHUNK])
         columns = reader.columns(Entries(file, starts, ends), content["images"], content["categories"])
     except _ERRORS as error:

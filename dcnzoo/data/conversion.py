@@ -2,8 +2,7 @@
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 
-The functions ``convert_…`` take ``classes`` and ``clip`` (see :class:`CocoBuilder`). They return the
-conversion with its problems, and the folder to which the images' names are relative.
+The functions ``convert_…`` take ``classes`` and ``clip``, and return a :class:`CocoBuilder` with problems.
 """
 
 import json

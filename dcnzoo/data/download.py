@@ -37,9 +37,9 @@ def _bccd(source: Path, out: Path) -> None:
     from dcnzoo.data.voc import convert_voc
 
     for split in ("train", "val"):
-        conversion, images = convert_voc(source / "BCCD", split, ("WBC", "RBC", "Platelets"), clip=True)
+        conversion = convert_voc(source / "BCCD", split, ("WBC", "RBC", "Platelets"), clip=True)
         conversion.write(out / f"{split}.json", skip_invalid=True)
-    shutil.copytree(images, out / "images")
+    shutil.copytree(conversion.folder, out / "images")
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:

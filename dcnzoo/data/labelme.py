@@ -5,7 +5,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dcnzoo.data.conversion import (
     read_json,
     wrong_size,
 )
-from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, annotations_of, path_parts
+from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.text import short
@@ -42,7 +42,7 @@ def convert_labelme(
     classes: Sequence[str] | None = None,
     extract: str | Path | None = None,
     clip: bool = False,
-) -> tuple[CocoBuilder, Path]:
+) -> CocoBuilder:
     """Read LabelMe's files in a folder and its subfolders.
 
     Polygons, rectangles, circles and masks become objects. Shapes with the same label and ``group_id`` in a
@@ -60,29 +60,33 @@ def convert_labelme(
     tree = Tree(root, descend=False)
     if not (files := tree.ending(".json")):
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
-    builder = CocoBuilder(classes, clip, root)
-    folder = None if extract is None else Path(extract)
-    builder.convert(files, lambda file: _convert_file(file, read_json(file), tree, builder, folder))
-    return builder, root
+    options = ReadOptions(clip=clip, extract=None if extract is None else Path(extract))
+    return _read(files, read_json, CocoBuilder(classes, clip, root), tree, "", options)
 
 
 def find_labelme(tree: Tree) -> list[Part]:
     """Return the parts of a folder with LabelMe's files."""
     files = {file: tree.split_of(file, own=False) for file, each in tree.json.items() if is_labelme(each)}
-    parts = []
-    for split in sorted(set(files.values())):
-        own = tuple(file for file in files if files[file] == split)
 
-        def read(options: ReadOptions, own: tuple[Path, ...] = own, split: str = split) -> Annotations:
-            builder = CocoBuilder(clip=options.clip, folder=tree.root)
-            for file in own:
-                builder.sources.append(file)
-                with builder.refusing(file):
-                    _convert_file(file, tree.json[file], tree, builder, options.extract, split)
-            return annotations_of(builder, options)
+    def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
+        builder = CocoBuilder(clip=options.clip, folder=tree.root)
+        return _read(own, tree.json.__getitem__, builder, tree, split, options)
 
-        parts.append(Part(split, own, tree.root, read))
-    return parts
+    return parts_by_split(files, parse)
+
+
+def _read(
+    files: Sequence[Path],
+    content_of: Callable[[Path], Any],
+    builder: CocoBuilder,
+    tree: Tree,
+    split: str,
+    options: ReadOptions,
+) -> CocoBuilder:
+    builder.convert(
+        files, lambda file: _convert_file(file, content_of(file), tree, builder, options.extract, split)
+    )
+    return builder
 
 
 def is_labelme(content: object) -> bool:
@@ -91,7 +95,7 @@ def is_labelme(content: object) -> bool:
 
 
 def _convert_file(
-    file: Path, content: Any, tree: Tree, conversion: CocoBuilder, extract: Path | None, split: str = ""
+    file: Path, content: Any, tree: Tree, conversion: CocoBuilder, extract: Path | None, split: str
 ) -> None:
     if not is_labelme(content):
         raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")

@@ -1,24 +1,31 @@
 """The layouts of annotated pictures that tools write: one table, one check of what holds in all of them."""
 
 import dataclasses
+import itertools
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.check import KINDS, check_coco, check_content, repair
 from dcnzoo.data.conversion import Outline, read_json
 from dcnzoo.data.labelme import find_labelme
-from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, choose, folder_of, path_parts
+from dcnzoo.data.splits import (
+    Annotations,
+    Part,
+    ReadOptions,
+    Tree,
+    choose,
+    parts_by_file,
+    path_parts,
+    shortened,
+)
 from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
-from dcnzoo.data.yolo import find_plain_yolo, find_yolo, has_boxes
+from dcnzoo.data.yolo import find_plain_yolo, find_yolo
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, file_digest
-from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.text import few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +55,12 @@ def find_parts(data: str | os.PathLike) -> tuple[Layout, list[Part]]:
     data = Path(data)
     if not os.path.exists(data):
         raise UserError(f"data: expected a folder or file, found none at {data}")
-    layouts = {layout.find: layout for layout in reversed(LAYOUTS)}  # the first of each format
     tree = _tree_of_file(data) if data.is_file() else Tree(data)
-    for find in dict.fromkeys(layout.find for layout in LAYOUTS):
+    for find, layouts in itertools.groupby(LAYOUTS, lambda layout: layout.find):
         if parts := find(tree):
             if data.is_file() and len(parts) == 1:
                 parts[0].split = ""  # the file was chosen, whatever its name
-            return layouts[find], choose(parts)
+            return next(layouts), choose(parts)
     counts = Counter(file.suffix.lower() or "without ending" for file in tree.files)
     lies = few([f"{number} {suffix}" for suffix, number in counts.most_common()])
     formats = ", ".join(dict.fromkeys(layout.name.partition(",")[0] for layout in LAYOUTS))
@@ -68,10 +74,8 @@ def _tree_of_file(data: Path) -> Tree:
         tree.description = data
     elif data.suffix.lower() == ".json":
         content = tree.json_of(data)
-        names = (
-            [path_parts(image["file_name"])[-1:] for image in _images(content)] if _is_coco(content) else []
-        )
-        if names and not any(tree.named(name[0]) for name in names if name):
+        names = [image["file_name"] for image in _images(content)] if _is_coco(content) else []
+        if names and not any(tree.named(last) for name in names for last in path_parts(name)[-1:]):
             # the pictures may be in a folder beside that of the file
             tree = Tree(data.absolute().parent.parent, depth=2, descend=False)
         tree.json = {data: content}
@@ -80,22 +84,16 @@ def _tree_of_file(data: Path) -> Tree:
 
 def find_coco(tree: Tree) -> list[Part]:
     """Return the parts of a folder with COCO files: one for each file of boxes or masks."""
-    parts = []
-    for file, content in tree.json.items():
-        if not _is_coco(content):
-            continue
-        split = tree.split_of(file)
-        folder = folder_of([image["file_name"] for image in _images(content)], tree, split)
 
-        def read(
-            options: ReadOptions, file: Path = file, folder: tuple[Path, int] | None = folder
-        ) -> Annotations:
-            if folder is None:
-                raise UserError(f"{file}: expected its pictures below {tree.root}, found none of them")
-            return _read_coco(file, tree.json[file], *folder, options)
+    def parse(file: Path, folder: Path, cut: int, options: ReadOptions) -> Annotations:
+        return _read_coco(file, tree.json[file], folder, cut, options)
 
-        parts.append(Part(split, (file,), folder[0] if folder else tree.root, read))
-    return parts
+    names = {
+        file: [image["file_name"] for image in _images(content)]
+        for file, content in tree.json.items()
+        if _is_coco(content)
+    }
+    return parts_by_file(tree, names, parse)
 
 
 def _is_coco(content: Any) -> bool:
@@ -122,14 +120,13 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
     """Check a COCO file; repair what can be repaired without a loss, and what the options allow."""
     names = {}
     for image in _images(content):
-        if parts := path_parts(image["file_name"]):
-            names[image["file_name"]] = "/".join(parts[min(cut, len(parts) - 1) :])
+        names[image["file_name"]] = "/".join(shortened(image["file_name"], cut)) or image["file_name"]
     if isinstance(content, Outline) and all(name == old for old, name in names.items()):
         report = check_coco(file, folder)
     else:
         content = read_json(file) if isinstance(content, Outline) else content
         for image in _images(content):
-            image["file_name"] = names.get(image["file_name"], image["file_name"])
+            image["file_name"] = names[image["file_name"]]
         report = check_content(file, content, folder)
     allowed = {"renumbered", "converted", "computed"}  # keep all that the annotations state
     if options.clip:
@@ -143,80 +140,14 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
         for problem in report.problems
         if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
     ]
-    result = Annotations(report, folder, left, [], [file])
-    if left:
-        return result
-    if counts := Counter(problem.kind for problem in report.problems if problem.remedy):
-        report = result.report = report.editable()
+    counts: Counter[str] = Counter()
+    if not left:
+        counts.update(problem.kind for problem in report.problems if problem.remedy)
+    if counts:
+        report = report.editable()
         repair(report)
-        result.repaired = [f"{KINDS[kind].text} ({KINDS[kind].remedy}): {n}" for kind, n in counts.items()]
-    result.pictures = [folder / image["file_name"] for image in report.images]
-    return result
-
-
-def check_parts(parts: Sequence[Part]) -> list[Finding]:
-    """Check what must hold in every layout: there are objects to learn, and no picture is in two splits."""
-    findings = []
-    for part in parts:
-        report = part.load().report
-        objects = report.counts["annotations"]
-        # pictures without any objects can be validated on
-        if objects == report.crowds and (objects or part is parts[0]):
-            crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
-            got = crowds if objects else "none"
-            findings.append(Finding(part.split, f"expected objects, got {got}", "objects"))
-    for first, second in combinations(parts, 2):
-        both = {os.path.realpath(picture): picture for picture in first.load().pictures}
-        shared = [picture for picture in second.load().pictures if os.path.realpath(picture) in both]
-        if shared:
-            text = f"{counted(len(shared), 'pictures')} of {second.split} are also in {first.split}"
-            findings.append(_shared(text, shared))
-            continue
-        copies = copies_of(second.load().pictures, first.load().pictures)
-        if copies:
-            text = f"{counted(len(copies), 'pictures')} of {second.split} are copies of ones of {first.split}"
-            findings.append(_shared(text, list(copies)))
-    return findings
-
-
-def _shared(text: str, pictures: Sequence[Path]) -> Finding:
-    return Finding("", f"{text}: {few(pictures, 3)}; remove them from one of the two", "shared")
-
-
-def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
-    """Return those pictures whose content is that of another one, and that one."""
-    sizes: dict[int, list[Path]] = defaultdict(list)
-    for other in others:
-        sizes[other.stat().st_size].append(other)
-    hashes: dict[int, dict[bytes, Path]] = {}
-    copies = {}
-    for picture in pictures:
-        size = picture.stat().st_size
-        if sizes.get(size, [picture]) != [picture]:
-            if size not in hashes:
-                hashes[size] = {file_digest(other).digest(): other for other in reversed(sizes[size])}
-            original = hashes[size].get(file_digest(picture).digest(), picture)
-            if original != picture:
-                copies[picture] = original
-    return copies
-
-
-def unused(data: Path, parts: Sequence[Part]) -> str:
-    """Describe the pictures and annotations below a folder that no part uses; empty if there are none."""
-    if not data.is_dir():
-        return ""
-    tree = Tree(data)
-    used = {os.path.abspath(file) for part in parts for file in (*part.load().pictures, *part.load().sources)}
-    left = [file for file in tree.files if os.path.abspath(file) not in used]
-    texts = []
-    for what, endings in (("pictures", PICTURES), ("files", (".json", ".xml"))):
-        files = [file for file in left if file.suffix.lower() in endings]
-        if what == "files":
-            files += [file for file in left if file.suffix == ".txt" and has_boxes(file)]
-        if files:
-            names = few([file.relative_to(tree.root) for file in files], 2)
-            texts.append(f"{counted(len(files), what)} ({names})")
-    return ", ".join(texts)
+    repaired = [f"{KINDS[kind].text} ({KINDS[kind].remedy}): {number}" for kind, number in counts.items()]
+    return Annotations(report, folder, left, [file], repaired=repaired)
 
 
 # The rows of a format are read by one function; formats are tried in this order.

@@ -4,7 +4,7 @@ import functools
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,14 +46,16 @@ class ReadOptions:
     extract: Path | None = None
 
 
-@dataclass
+AS_THEY_ARE = ReadOptions()
+
+
+@dataclass(eq=False)
 class Annotations:
-    """What was read from a part.
+    """The annotations of a split, as they are read.
 
     Attributes:
         report: of a COCO file, whose file names are relative to ``folder``.
         problems: those that are neither repaired nor skipped.
-        pictures: the path of each image, in the order of the content.
         sources: the files that were read.
         extracted: see :class:`dcnzoo.data.conversion.CocoBuilder`.
         repaired: a text for each kind of repair.
@@ -61,11 +63,15 @@ class Annotations:
 
     report: Report
     folder: Path
-    problems: list[Finding]
-    pictures: list[Path]
+    problems: list[Finding] = field(default_factory=list)
     sources: list[Path] = field(default_factory=list)
     extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def pictures(self) -> list[Path]:
+        """The path of each image, in the order of the report."""
+        return [self.folder / image["file_name"] for image in self.report.images]
 
 
 @dataclass(eq=False)
@@ -74,48 +80,58 @@ class Part:
 
     Attributes:
         split: train, val or test; ``all`` if the data has no splits, or empty if no name says it.
-        annotations: the files with the annotations, or those that list them.
-        images: the folder to which the file names are relative.
-        read: parses the annotations.
+        files: those with the annotations, or those that list them.
+        parse: reads them.
     """
 
     split: str
-    annotations: tuple[Path, ...]
-    images: Path
-    read: Callable[[ReadOptions], Annotations]
-    _loaded: Annotations | None = None
+    files: tuple[Path, ...]
+    parse: Callable[[ReadOptions], CocoBuilder | Annotations]
 
-    def load(self, options: ReadOptions | None = None) -> Annotations:
-        """Return the annotations; they are read once."""
-        if self._loaded is None:
-            self._loaded = self.read(options or ReadOptions())
-        return self._loaded
+    def read(self, options: ReadOptions = AS_THEY_ARE) -> Annotations:
+        """Read the annotations."""
+        result = self.parse(options)
+        if isinstance(result, Annotations):
+            return result
+        problems, repaired = result.problems, []
+        if options.clip and result.clipped:
+            repaired.append(f"objects clipped to their images: {result.clipped}")
+        if options.skip_invalid and problems:
+            repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
+            problems = []
+        report = Report(Path(), result.content(), [])
+        return Annotations(report, result.folder, problems, result.sources, result.extracted, repaired)
 
 
-def of_report(split: str, report: Report, images: Path) -> Part:
-    """Return a split that has been read and checked."""
-    pictures = [images / image["file_name"] for image in report.images]
-    loaded = Annotations(report, images, [], pictures, [report.file])
-    return Part(split, (report.file,), images, lambda options: loaded)
+def parts_by_split(
+    splits: Mapping[Path, str], parse: Callable[[tuple[Path, ...], str, ReadOptions], CocoBuilder]
+) -> list[Part]:
+    """Return a part for the files of each split; ``parse`` gets both."""
+    parts = []
+    for split in sorted(set(splits.values())):
+        files = tuple(file for file in splits if splits[file] == split)
+        parts.append(Part(split, files, functools.partial(parse, files, split)))
+    return parts
 
 
-def annotations_of(builder: CocoBuilder, options: ReadOptions) -> Annotations:
-    """Return what a converter has read."""
-    problems, repaired = builder.problems, []
-    if options.clip and builder.clipped:
-        repaired.append(f"objects clipped to their images: {builder.clipped}")
-    if options.skip_invalid and problems:
-        repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
-        problems = []
-    return Annotations(
-        Report(Path(), builder.content(), []),
-        builder.folder,
-        problems,
-        builder.pictures,
-        builder.sources,
-        builder.extracted,
-        repaired,
-    )
+def parts_by_file(
+    tree: "Tree",
+    names: Mapping[Path, Sequence[str]],
+    parse: Callable[[Path, Path, int, ReadOptions], CocoBuilder | Annotations],
+) -> list[Part]:
+    """Return a part for each file with names of pictures; ``parse`` gets it and their :func:`folder_of`."""
+
+    def parse_in(file: Path, folder: tuple[Path, int] | None, options: ReadOptions) -> Any:
+        if folder is None:
+            raise UserError(f"{file}: expected its pictures below {tree.root}, found none of them")
+        return parse(file, *folder, options)
+
+    parts = []
+    for file, own in names.items():
+        split = tree.split_of(file)
+        folder = folder_of(own, tree, split)
+        parts.append(Part(split, (file,), functools.partial(parse_in, file, folder)))
+    return parts
 
 
 @functools.cache
@@ -134,6 +150,12 @@ def path_parts(name: str) -> tuple[str, ...]:
     """Return the parts of a path that may have been written on Windows, without drive, ``.`` and ``..``."""
     parts = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/"))).parts
     return tuple(part for part in parts if part not in ("/", ".", ".."))
+
+
+def shortened(name: str, cut: int) -> tuple[str, ...]:
+    """Return the parts of a path without the first ones; the last one stays."""
+    parts = path_parts(name)
+    return parts[min(cut, len(parts) - 1) :] if parts else ()
 
 
 class Tree:
@@ -263,11 +285,9 @@ def folder_of(names: Sequence[str], tree: Tree, split: str) -> tuple[Path, int] 
     Raises:
         UserError: several folders qualify.
     """
-    paths = [path_parts(name) for name in names]
-    for cut in range(max(map(len, paths), default=0)):
+    for cut in range(max((len(path_parts(name)) for name in names), default=0)):
         folders: Counter[Path] = Counter()
-        for parts in paths:
-            tail = parts[min(cut, len(parts) - 1) :] if parts else ()
+        for tail in (shortened(name, cut) for name in names):
             for picture in tree.named(tail[-1]) if tail else ():
                 if picture.parts[-len(tail) :] == tail and tree.allows(picture, split):
                     folders[Path(*picture.parts[: -len(tail)])] += 1
@@ -300,7 +320,7 @@ def choose(parts: Sequence[Part]) -> list[Part]:
     chosen = [by_split[split] for split in ("train", "val", "test") if by_split[split]]
     for several in chosen:
         if len(several) > 1:
-            files = few([part.annotations[0] for part in several])
+            files = few([part.files[0] for part in several])
             raise UserError(
                 f"data: expected one file of annotations for a split, got {files}: pass one as data"
             )

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, Polygon, image_size, is_number
-from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree, annotations_of, folder_of, path_parts
-from dcnzoo.utils.errors import UserError
+from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file, shortened
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
 # the attribute of a region that is its class, if there are several
@@ -15,32 +15,22 @@ _ONLY_CLASS = "object"  # of regions without attributes: people who annotate one
 
 def find_via(tree: Tree) -> list[Part]:
     """Return the parts of a folder with VIA's files: one for each file."""
-    parts = []
-    for file, content in tree.json.items():
-        if not (images := _images(content)):
-            continue
-        split = tree.split_of(file)
-        folder = folder_of([image["filename"] for image in images], tree, split)
+    files = {file: images for file, content in tree.json.items() if (images := _images(content))}
 
-        def read(
-            options: ReadOptions,
-            file: Path = file,
-            images: list[dict] = images,
-            folder: tuple[Path, int] | None = folder,
-        ) -> Annotations:
-            if folder is None:
-                raise UserError(f"{file}: expected its pictures below {tree.root}, found none of them")
-            builder = CocoBuilder(clip=options.clip, folder=folder[0])
-            builder.sources.append(file)
-            with builder.refusing(file):
-                attribute = _class_attribute(images)
-                for image in images:
-                    with builder.refusing(file, what=f"{image['filename']}: "):
-                        _convert(image, attribute, file, *folder, builder)
-            return annotations_of(builder, options)
+    def parse(file: Path, folder: Path, cut: int, options: ReadOptions) -> CocoBuilder:
+        builder = CocoBuilder(clip=options.clip, folder=folder)
+        builder.sources.append(file)
+        with builder.refusing(file):
+            attribute = _class_attribute(files[file])
+            for image in track(files[file], "reading"):
+                with builder.refusing(file, what=f"{image['filename']}: "):
+                    _convert(
+                        image, Path(folder, *shortened(image["filename"], cut)), attribute, file, builder
+                    )
+        return builder
 
-        parts.append(Part(split, (file,), folder[0] if folder else tree.root, read))
-    return parts
+    names = {file: [image["filename"] for image in images] for file, images in files.items()}
+    return parts_by_file(tree, names, parse)
 
 
 def _images(content: Any) -> list[dict]:
@@ -77,11 +67,7 @@ def _class_attribute(images: list[dict]) -> str | None:
     return next(name for name in names if name.lower() == known[0])
 
 
-def _convert(
-    image: dict, attribute: str | None, file: Path, folder: Path, cut: int, builder: CocoBuilder
-) -> None:
-    parts = path_parts(image["filename"])
-    picture = Path(folder, *parts[min(cut, len(parts) - 1) :])
+def _convert(image: dict, picture: Path, attribute: str | None, file: Path, builder: CocoBuilder) -> None:
     builder.add_image(picture, image_size(picture))
     for number, region in enumerate(_regions(image)):
         with builder.refusing(file, what=f"{image['filename']}: regions[{number}]: "):

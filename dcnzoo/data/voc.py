@@ -16,7 +16,7 @@ from dcnzoo.data.conversion import (
     image_size,
     wrong_size,
 )
-from dcnzoo.data.splits import SPLITS, Annotations, Part, ReadOptions, Tree, annotations_of, path_parts
+from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.text import few, short
@@ -33,7 +33,7 @@ def convert_voc(
     difficult: str = "ignore",
     zero_based: bool = False,
     clip: bool = False,
-) -> tuple[CocoBuilder, Path]:
+) -> CocoBuilder:
     """Read a folder in the format of Pascal VOC.
 
     A box includes the pixels ``xmin`` and ``xmax``, counted from 1: ``xmin`` 1 and ``xmax`` 3 become x 0 and
@@ -73,7 +73,7 @@ def convert_voc(
     if not builder.pictures and not builder.problems:
         where = f"{split}.txt" if split else annotations or tree.root
         raise UserError(f"annotations: expected XML files, found none in {where}")
-    return builder, builder.folder
+    return builder
 
 
 def find_voc(tree: Tree) -> list[Part]:
@@ -81,20 +81,13 @@ def find_voc(tree: Tree) -> list[Part]:
     files = [file for file in tree.ending(".xml") if _is_voc(file)]
     lists = {file: SPLITS.get(file.stem.lower(), "") for file in _lists(tree) if file.stem.lower() in LISTS}
     splits = lists if files and lists else {file: tree.split_of(file, own=False) for file in files}
-    parts = []
-    for split in sorted(set(splits.values())):
-        own = tuple(file for file in splits if splits[file] == split)
 
-        def read(options: ReadOptions, own: tuple[Path, ...] = own, split: str = split) -> Annotations:
-            builder = CocoBuilder(clip=options.clip)
-            if lists:
-                _read(files, own, tree, builder, zero_based=options.zero_based, split=split)
-            else:
-                _read(own, (), tree, builder, zero_based=options.zero_based, split=split)
-            return annotations_of(builder, options)
+    def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
+        xml, listings = (files, own) if lists else (own, ())
+        builder = CocoBuilder(clip=options.clip)
+        return _read(xml, listings, tree, builder, zero_based=options.zero_based, split=split)
 
-        parts.append(Part(split, own, tree.root, read))
-    return parts
+    return parts_by_split(splits, parse)
 
 
 def _is_voc(file: Path) -> bool:

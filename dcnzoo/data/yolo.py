@@ -18,7 +18,7 @@ from dcnzoo.data.conversion import (
     read_lines,
     read_text,
 )
-from dcnzoo.data.splits import SPLITS, Annotations, Part, ReadOptions, Tree, annotations_of, path_parts
+from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.text import counted, few, short
@@ -32,7 +32,7 @@ def convert_yolo(
     split: str = "train",
     classes: Sequence[str] | None = None,
     clip: bool = False,
-) -> tuple[CocoBuilder, Path]:
+) -> CocoBuilder:
     """Read a data set in the format of Ultralytics' YOLO.
 
     The labels of ``images/a.jpg`` are in ``labels/a.txt``, one line per object: ``class x y width height``
@@ -62,7 +62,7 @@ def convert_yolo(
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     builder.sources.append(file)
-    return _convert(images, builder), root
+    return _convert(images, builder)
 
 
 def find_yolo(tree: Tree) -> list[Part]:
@@ -76,15 +76,11 @@ def find_yolo(tree: Tree) -> list[Part]:
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
 
-    def read(options: ReadOptions, split: str) -> Annotations:
-        builder, _ = convert_yolo(file, split, clip=options.clip)
-        return _require_labels(builder, split, options)
+    def parse(split: str, options: ReadOptions) -> CocoBuilder:
+        return _require_labels(convert_yolo(file, split, clip=options.clip), split)
 
     splits = {SPLITS.get(str(key).lower()) for key, value in described.items() if value}
-    return [
-        Part(split, (file,), file.parent, functools.partial(read, split=split))
-        for split in sorted(filter(None, splits))
-    ]
+    return [Part(split, (file,), functools.partial(parse, split)) for split in sorted(filter(None, splits))]
 
 
 def _description(tree: Tree) -> Path | None:
@@ -120,15 +116,12 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
         raise UserError(f"data: expected {expected}, found {few(files)}")
     images = {p: tree.split_of(p, own=False) for p in tree.pictures if p.parent in folders}
 
-    def read(options: ReadOptions, split: str) -> Annotations:
+    def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
         builder = CocoBuilder(next(iter(names)), options.clip, tree.root)
         builder.sources += files
-        return _require_labels(_convert([p for p in images if images[p] == split], builder), split, options)
+        return _require_labels(_convert(own, builder), split)
 
-    return [
-        Part(split, (files[0],), tree.root, functools.partial(read, split=split))
-        for split in sorted(set(images.values()))
-    ]
+    return parts_by_split(images, parse)
 
 
 def has_boxes(labels: Path) -> bool:
@@ -165,14 +158,14 @@ def _convert(images: Sequence[Path], builder: CocoBuilder) -> CocoBuilder:
     return builder
 
 
-def _require_labels(builder: CocoBuilder, split: str, options: ReadOptions) -> Annotations:
+def _require_labels(builder: CocoBuilder, split: str) -> CocoBuilder:
     images = builder.pictures
     if images and split != "test" and not any(map(os.path.isfile, map(_labels, images))):
         raise UserError(
             f"data: expected labels of the {counted(len(images), 'pictures')} of {split or 'the data'}, "
             f"found no text file in {_labels(images[0]).parent} or beside the pictures"
         )
-    return annotations_of(builder, options)
+    return builder
 
 
 def _read(file: Path) -> dict:

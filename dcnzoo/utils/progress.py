@@ -86,10 +86,13 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
     """Yield the items and show the progress. The total number defaults to the length of the items."""
     with make_progress(Console(stderr=True), transient=True) as progress:
         total = len(items) if total is None and isinstance(items, Sized) else total
-        bar = progress.add_task(title, total=total, note="")
-        for item in items:  # rich's track updates only a bar that is shown
+        bar, shown, number = progress.add_task(title, total=total, note=""), 0.0, 0
+        for number, item in enumerate(items, 1):  # rich's track updates only a bar that is shown
             yield item
-            progress.advance(bar)
+            if time.monotonic() - shown > 0.05:  # an update takes as long as a short step
+                progress.update(bar, completed=number)
+                shown = time.monotonic()
+        progress.update(bar, completed=number)
 
 
 @contextlib.contextmanager

@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.data.check import Report, checked_coco
-from dcnzoo.data.layouts import check_parts
-from dcnzoo.data.splits import of_report
+from dcnzoo.data.check import checked_coco
+from dcnzoo.data.preparation import check_parts
+from dcnzoo.data.splits import Annotations
 from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.config_tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
@@ -33,14 +32,6 @@ CLASS_NUMBERS = ("num_classes", "num_things_classes")
 FROZEN = {"frozen_stages": -1, "norm_eval": False}
 # values that disable the arguments of a data set that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
-
-
-@dataclass(frozen=True)
-class CheckedData:
-    """Checked annotations, and the folder of their images."""
-
-    report: Report
-    images: Path
 
 
 def write_config(
@@ -74,18 +65,16 @@ def write_config(
         UserError: the data has problems or does not fit the model; the model is not configured for COCO;
             ``out`` does not end in .py.
     """
-    sources = {"train": CheckedData(checked_coco(train, images), Path(images))}
-    classes, folder = tuple(sources["train"].report.per_class), Path(val_images or images)
-    sources["val"] = CheckedData(checked_coco(val, folder, classes), folder)
-    if not os.path.samefile(train, val):
-        parts = [of_report(split, source.report, source.images) for split, source in sources.items()]
-        if findings := check_parts(parts):
-            raise UserError(*(f"data: {finding}" for finding in findings))
-    return write_settings(sources, out, model, weights, changes)[0]
+    splits = {"train": Annotations(checked_coco(train, images), Path(images))}
+    classes, folder = tuple(splits["train"].report.per_class), Path(val_images or images)
+    splits["val"] = Annotations(checked_coco(val, folder, classes), folder)
+    if not os.path.samefile(train, val) and (findings := check_parts(splits)):
+        raise UserError(*(f"data: {finding}" for finding in findings))
+    return write_settings(splits, out, model, weights, changes)[0]
 
 
 def write_settings(
-    sources: Mapping[str, CheckedData],
+    sources: Mapping[str, Annotations],
     out: str | Path,
     model: str | None = None,
     weights: bool = True,
@@ -152,7 +141,7 @@ def _data_settings(
     config: Config,
     model: str,
     without: Mapping[Path, int],  # file → number of objects without a mask
-    sources: Mapping[str, CheckedData],
+    sources: Mapping[str, Annotations],
     folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
@@ -192,13 +181,13 @@ def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:
     return keys, dataset
 
 
-def _with_data(config: Config, loader: str, source: CheckedData, folder: Path) -> dict:
+def _with_data(config: Config, loader: str, source: Annotations, folder: Path) -> dict:
     keys, dataset = _dataset(config, loader)
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],
         "data_root": "",
         "ann_file": _portable(source.report.file, folder),
-        "data_prefix": {"img": _portable(f"{source.images}/", folder)},
+        "data_prefix": {"img": _portable(f"{source.folder}/", folder)},
         "metainfo": {"classes": _Name("classes")},
     }
     if loader == LOADERS[0]:

@@ -141,13 +141,13 @@ def test_voc_beside_its_images(tmp_path):
     outside = voc_object("fig", (5, 6, 60, 99))
     objects = voc_object("fig", (0, 4, 12, 25)), voc_object("fig", (5, 6, 41, 30)), outside
     write(tmp_path / "a.xml", voc_file(*objects, size=(0, 0), name=r"C:\my photos\a.PNG"))
-    conversion, _ = convert_voc(tmp_path)
+    conversion = convert_voc(tmp_path)
     assert [box for *_, box in boxes(conversion)] == [[4, 5, 36, 25]] and conversion.clipped == 1
     zero_based, beyond = problems(conversion, tmp_path)
     assert zero_based.startswith("a.xml:5: fig: ") and "--zero-based" in zero_based
     assert beyond.startswith("a.xml:8: ")
-    conversion, prefix = convert_voc(tmp_path, zero_based=True, clip=True)
-    assert conversion.problems == [] and prefix == tmp_path and conversion.clipped == 2
+    conversion = convert_voc(tmp_path, zero_based=True, clip=True)
+    assert conversion.problems == [] and conversion.folder == tmp_path and conversion.clipped == 2
     assert boxes(conversion)[0] == ("a.PNG", "fig", [0, 4, 12, 21])
 
 
@@ -181,8 +181,8 @@ def voc(tmp_path):
 
 
 def test_voc_by_hand(voc):
-    conversion, prefix = convert_voc(voc)
-    assert problems(conversion, voc) == [] and prefix == voc / "JPEGImages"
+    conversion = convert_voc(voc)
+    assert problems(conversion, voc) == [] and conversion.folder == voc / "JPEGImages"
     # columns 3 to 12 are ten columns, and the first starts 2 pixels from the edge
     assert boxes(conversion) == [
         ("a.jpg", "fig", [2, 4, 10, 21]),
@@ -202,17 +202,17 @@ def test_voc_by_hand(voc):
 
 def test_voc_split_classes_and_difficult(voc):
     classes = ["hazelnut", "fig", "date"]
-    conversion, _ = convert_voc(voc, "train", classes, difficult="drop")
+    conversion = convert_voc(voc, "train", classes, difficult="drop")
     assert file_names(conversion) == ["a.jpg", "c.jpg"]
     assert [category["name"] for category in conversion.content()["categories"]] == classes
     assert boxes(conversion) == [("a.jpg", "fig", [2, 4, 10, 21])]
-    kept = convert_voc(voc, "train", difficult="keep")[0].content()["annotations"]
+    kept = convert_voc(voc, "train", difficult="keep").content()["annotations"]
     assert [annotation["iscrowd"] for annotation in kept] == [0, 0]
 
 
 def test_voc_split_mistakes(voc):
     write(voc / "ImageSets/Main/train.txt", "a\nnone\nb\na\n")
-    conversion, _ = convert_voc(voc, "train")
+    conversion = convert_voc(voc, "train")
     missing, twice = problems(conversion, voc)
     assert missing.startswith("ImageSets/Main/train.txt:2: ") and "Annotations/none.xml" in missing
     assert twice.startswith("Annotations/a.xml: expected each image once")
@@ -233,7 +233,7 @@ def test_which_image_an_xml_file_is_of(voc):
     write(voc / "Annotations/f.xml", "<annotation/>")
     write_image(voc / "JPEGImages/renamed.JPG")
     write(voc / "Annotations/renamed.xml", voc_file(name="DSC0001.jpg"))
-    conversion, _ = convert_voc(voc)
+    conversion = convert_voc(voc)
     found = [problem.partition(" expected")[0] for problem in problems(conversion, voc)]
     assert found == ["Annotations/d.xml:", "Annotations/e.xml:2:", "Annotations/f.xml:1:"]
     assert file_names(conversion)[-1] == "renamed.JPG"
@@ -255,8 +255,8 @@ def yolo(tmp_path):
 
 def test_yolo_polygons_and_boxes_are_clipped(yolo):
     write(yolo / "labels/train/a.txt", "0 -0.1 0.5 0.5 -0.1 0.5 0.5\n0 1.1 0.5 0.4 0.2\n0 2 2 0.1 0.1\n")
-    assert len(convert_yolo(yolo)[0].problems) == 3
-    conversion, _ = convert_yolo(yolo, clip=True)
+    assert len(convert_yolo(yolo).problems) == 3
+    conversion = convert_yolo(yolo, clip=True)
     (outside,) = conversion.problems
     assert outside.subject.endswith("a.txt:3") and conversion.clipped == 2
     polygon, box = (annotation["bbox"] for annotation in conversion.content()["annotations"][:2])
@@ -264,8 +264,8 @@ def test_yolo_polygons_and_boxes_are_clipped(yolo):
 
 
 def test_yolo_by_hand(yolo):
-    conversion, prefix = convert_yolo(yolo / "data.yaml")
-    assert problems(conversion, yolo) == [] and prefix == yolo
+    conversion = convert_yolo(yolo / "data.yaml")
+    assert problems(conversion, yolo) == [] and conversion.folder == yolo
     assert boxes(conversion) == [
         # 10 × 12 pixels around (20, 15)
         ("images/train/a.jpg", "fig", [15, 9, 10, 12]),
@@ -277,7 +277,7 @@ def test_yolo_by_hand(yolo):
     box, _, polygon = conversion.content()["annotations"]
     assert polygon["segmentation"] == [[2, 5, 12, 5, 12, 25, 2, 15]] and polygon["area"] == 150
     assert "segmentation" not in box and box["iscrowd"] == polygon["iscrowd"] == 0
-    val, _ = convert_yolo(yolo, split="val")
+    val = convert_yolo(yolo, split="val")
     assert file_names(val) == ["images/val/c.jpg"]
     assert len(val.content()["categories"]) == 2 and boxes(val) == []
 
@@ -285,7 +285,7 @@ def test_yolo_by_hand(yolo):
 def test_yolo_lists_and_other_places(yolo):
     write(yolo / "list.txt", "./images/train/a.jpg\nimages/val/c.jpg\nimages/none.jpg\n")
     write(yolo / "data.yaml", "train: [../images/val, list.txt]\nnames: [date, fig]\nnc: 2\n")
-    conversion, _ = convert_yolo(yolo)
+    conversion = convert_yolo(yolo)
     assert file_names(conversion) == ["images/val/c.jpg", "images/train/a.jpg"], "each once"
     (problem,) = problems(conversion, yolo)
     assert problem.startswith("list.txt:3: ") and "images/none.jpg" in problem
@@ -294,7 +294,7 @@ def test_yolo_lists_and_other_places(yolo):
     write(yolo / "flat/d.txt", "0 0.5 0.5 1 1")
     write(yolo / "data.yml", "train: flat\nnames: [date]\n")
     (yolo / "data.yaml").unlink()
-    assert boxes(convert_yolo(yolo)[0]) == [("flat/d.jpg", "date", [0, 0, 40, 30])]
+    assert boxes(convert_yolo(yolo)) == [("flat/d.jpg", "date", [0, 0, 40, 30])]
 
 
 @pytest.mark.parametrize(
@@ -326,16 +326,16 @@ def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
 @pytest.mark.parametrize("place", ["obj.data", "data/obj.data"])
 def test_darknet(yolo, place):
     """Its paths are relative to the folder in which darknet runs."""
-    expected = boxes(convert_yolo(yolo, "val")[0]), boxes(convert_yolo(yolo)[0])[:2]
+    expected = boxes(convert_yolo(yolo, "val")), boxes(convert_yolo(yolo))[:2]
     (yolo / "data.yaml").unlink()
     write(yolo / place, "classes= 2\ntrain  = train.txt\nvalid = data/val.txt\nnames = obj.names\n")
     write(yolo / "obj.names", "date\nfig\n")
     write(yolo / "train.txt", "images/train/a.jpg\n")
     write(yolo / "data/val.txt", "images/val/c.jpg\n")
     file = yolo / place
-    assert (boxes(convert_yolo(file, "val")[0]), boxes(convert_yolo(file)[0])) == expected
-    conversion, prefix = convert_yolo(file.parent)
-    assert prefix.samefile(yolo) and file_names(conversion) == ["images/train/a.jpg"]
+    assert (boxes(convert_yolo(file, "val")), boxes(convert_yolo(file))) == expected
+    conversion = convert_yolo(file.parent)
+    assert conversion.folder.samefile(yolo) and file_names(conversion) == ["images/train/a.jpg"]
     (yolo / "obj.names").unlink()
     with pytest.raises(UserError, match=r"obj.data: names: .*obj.names"):
         convert_yolo(file)
@@ -382,8 +382,8 @@ def test_labelme_by_hand(tmp_path):
         shape("hazelnut", "mask", [[5, 10], [7, 11]], mask=encoded(mask)),
     ]
     write(tmp_path / "labels/a.json", labelme_file(*shapes, path="..\\photos\\a.jpg"))
-    conversion, prefix = convert_labelme(tmp_path)
-    assert problems(conversion, tmp_path) == [] and prefix == tmp_path
+    conversion = convert_labelme(tmp_path)
+    assert problems(conversion, tmp_path) == [] and conversion.folder == tmp_path
     assert boxes(conversion) == [
         ("photos/a.jpg", "fig", [2, 3, 10, 20]),
         ("photos/a.jpg", "date", [20, 8, 10.5, 12]),
@@ -407,11 +407,11 @@ def test_labelme_embedded_images(tmp_path):
     box = shape("fig", "rectangle", BOX)
     write(tmp_path / "in/b.json", labelme_file(box, path="../../../escape.png", data=IMAGE))
     write(tmp_path / "in/deep/b.json", labelme_file(box, path="none.jpg", data=IMAGE))
-    (first, second) = problems(convert_labelme(tmp_path / "in")[0], tmp_path)
+    (first, second) = problems(convert_labelme(tmp_path / "in"), tmp_path)
     assert first.startswith("in/b.json: ") and "--extract FOLDER" in first
     assert second.startswith("in/deep/b.json: ")
     write(tmp_path / "in/c.json", labelme_file(shape("fig", "line", BOX), path="", data=IMAGE))
-    conversion, _ = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
+    conversion = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
     with pytest.raises(UserError, match="nothing is written"):
         conversion.write(tmp_path / "coco.json")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -497,7 +497,7 @@ def test_mistakes_in_a_file(tmp_path, file, text, place):
     write_image(tmp_path / "c.jpg")
     write(tmp_path / "data.yaml", "train: .\nnames: [date, fig]\n")
     write(tmp_path / file, text)
-    conversion, _ = CONVERTERS[file](tmp_path)
+    conversion = CONVERTERS[file](tmp_path)
     assert problems(conversion, tmp_path)[0].startswith(f"{file}:{place}")
     with pytest.raises(UserError, match="--skip-invalid"):
         conversion.write(tmp_path / "out.json")
@@ -521,13 +521,13 @@ def test_encodings(tmp_path, encoding):
         write(tmp_path / name, text.replace("\n", "\r\n").encode(encoding))
     # XML allows UTF-16 with a byte order mark, but not UTF-32
     for convert in (convert_yolo, convert_labelme, *([convert_voc] if encoding in ENCODINGS[:3] else [])):
-        assert boxes(convert(tmp_path)[0]) == [("a.jpg", "Feige ü", [15, 9, 10, 12])]
+        assert boxes(convert(tmp_path)) == [("a.jpg", "Feige ü", [15, 9, 10, 12])]
 
 
 def test_pipes_are_not_read(tmp_path):
     """Reading one would wait for its other end for ever."""
     os.mkfifo(pipe := tmp_path / "a.xml")
-    (problem,) = convert_voc(tmp_path)[0].problems
+    (problem,) = convert_voc(tmp_path).problems
     assert problem.text == "expected a file, got a pipe"
     for command in (
         f"data convert yolo {pipe} out.json",
@@ -547,22 +547,22 @@ def test_sources_are_not_overwritten(voc, yolo, tmp_path):
         for out in outs:
             before = (folder / out).read_bytes()
             with pytest.raises(UserError, match=rf"out: .*{(folder / out).name}"):
-                convert(folder)[0].write(folder / out, skip_invalid=True)
+                convert(folder).write(folder / out, skip_invalid=True)
             assert (folder / out).read_bytes() == before
 
 
 def test_the_same_data_gives_the_same_file(voc):
     out = voc / "new/out.json"
-    content = convert_voc(voc)[0].write(out)
+    content = convert_voc(voc).write(out)
     assert json.loads(out.read_text()) == content
     first = out.read_bytes()
-    convert_voc(voc)[0].write(out)
+    convert_voc(voc).write(out)
     assert out.read_bytes() == first
     assert check_coco(out, voc / "JPEGImages").problems == []
     for xml in (voc / "Annotations").iterdir():
         write(xml, voc_file(name=f"{xml.stem}.jpg"))
     with pytest.raises(UserError, match=r"^annotations: "):
-        convert_voc(voc)[0].write(out)
+        convert_voc(voc).write(out)
     with pytest.raises(UserError, match=r"folder: .*ImageSets"):
         convert_labelme(voc / "ImageSets")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcnzoo.data.layouts import LAYOUTS, check_parts, find_parts, unused
+from dcnzoo.data.layouts import LAYOUTS, find_parts
+from dcnzoo.data.preparation import check_parts, unused
 from dcnzoo.data.splits import split_of
 from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import convert_yolo
@@ -287,25 +288,23 @@ GENERATORS = {
 
 
 def read(data):
-    """Split → {path of the picture: [(class, box)]}, by what is written for a training."""
-    _, parts = find_parts(data)
+    """The annotations of each split, and split → {path of the picture: [(class, box)]}."""
+    splits = {part.split: part.read() for part in find_parts(data)[1]}
     result = {}
-    for part in parts:
-        each = part.load()
-        assert not each.problems
-        names = {category["id"]: category["name"] for category in each.report.content["categories"]}
+    for split, annotations in splits.items():
+        assert not annotations.problems
+        content = annotations.report.content
+        names = {category["id"]: category["name"] for category in content["categories"]}
         pictures = {
-            image["id"]: os.path.realpath(each.folder / image["file_name"])
-            for image in each.report.content["images"]
+            image["id"]: os.path.realpath(annotations.folder / image["file_name"])
+            for image in content["images"]
         }
-        objects = {path: [] for path in pictures.values()}
-        assert len(objects) == len(pictures)
-        for a in each.report.content["annotations"]:
-            objects[pictures[a["image_id"]]].append(
-                (CLASSES.index(names[a["category_id"]]), *map(round, a["bbox"]))
-            )
-        result[part.split] = objects
-    return result, parts
+        result[split] = {path: [] for path in pictures.values()}
+        assert len(result[split]) == len(pictures)
+        for a in content["annotations"]:
+            label = CLASSES.index(names[a["category_id"]])
+            result[split][pictures[a["image_id"]]].append((label, *map(round, a["bbox"])))
+    return result, splits
 
 
 def test_every_row_has_a_generator():
@@ -317,7 +316,7 @@ def test_every_row_has_a_generator():
 def test_splits_pictures_and_objects(tmp_path, name, splits):
     root = tmp_path / "data"
     truth = GENERATORS[name](root, {split: SIZES[split] for split in splits.split()})
-    result, parts = read(root)
+    result, read_splits = read(root)
     expected = {
         "all" if split == "train" and "val" not in splits else split: {
             os.path.realpath(folder / file): boxes for file, boxes in part.items()
@@ -328,8 +327,8 @@ def test_splits_pictures_and_objects(tmp_path, name, splits):
         s: set(o) for s, o in expected.items()
     }
     assert result == expected
-    assert check_parts(parts) == []
-    assert "picture" not in unused(root, parts)
+    assert check_parts(read_splits) == []
+    assert "picture" not in unused(root, read_splits.values())
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -339,8 +338,7 @@ def test_pictures_in_two_splits_are_refused(tmp_path, name):
     others = [*others][:3]
     for source, target in zip(files, others, strict=False):
         shutil.copyfile(train / source, val / target)
-    _, parts = read(tmp_path)
-    (finding,) = check_parts(parts)
+    (finding,) = check_parts(read(tmp_path)[1])
     assert "3 pictures of val" in finding.text and all(Path(name).name in finding.text for name in others)
 
 
@@ -411,7 +409,7 @@ def test_converters_read_the_same_splits(tmp_path, name):
         pytest.skip("no description of splits, or lists with other names")
     convert = convert_yolo if name.startswith("YOLO") else convert_voc
     for split, (folder, part) in truth.items():
-        builder, _ = convert(tmp_path, split)
+        builder = convert(tmp_path, split)
         expected = {os.path.realpath(folder / file) for file in part}
         assert {os.path.realpath(picture) for picture in builder.pictures} == expected
 
@@ -449,7 +447,7 @@ def test_mistakes_in_via_are_named(tmp_path, shape, attributes, text):
     regions = content["0001.jpg-1"]["regions"]
     regions.append({"shape_attributes": shape, "region_attributes": attributes})
     write(tmp_path / "via.json", content)
-    (problem,) = find_parts(tmp_path)[1][0].load().problems
+    (problem,) = find_parts(tmp_path)[1][0].read().problems
     assert "0001.jpg: regions[0]" in str(problem) and text in str(problem)
 
 
@@ -467,7 +465,7 @@ def test_classes_of_via(tmp_path):
             for region in image["regions"]:
                 region["region_attributes"] = attributes
         write(tmp_path / "via.json", content)
-        loaded = find_parts(tmp_path)[1][0].load()
+        loaded = find_parts(tmp_path)[1][0].read()
         assert [category["name"] for category in loaded.report.content["categories"]] == expected
         assert bool(loaded.problems) == (not expected)
 
@@ -476,11 +474,15 @@ def test_what_is_not_used_is_named(tmp_path):
     truth = GENERATORS["YOLO, LabelImg"](tmp_path, {"train": 4, "val": 3})
     for folder, _ in truth.values():  # LabelImg writes one in each folder
         shutil.copyfile(tmp_path / "classes.txt", folder / "classes.txt")
-    _, parts = read(tmp_path)
-    assert unused(tmp_path, parts) == ""
+    splits = read(tmp_path)[1].values()
+    assert unused(tmp_path, splits) == ""
     yolo(tmp_path / "train/gone.txt", [(0, 1, 2, 3, 4)])
     draw(tmp_path / "photos", 2)
-    assert unused(tmp_path, parts) == "2 pictures (photos/0000.jpg, photos/0001.jpg), 1 file (train/gone.txt)"
+    assert (
+        unused(tmp_path, splits) == (
+        "2 pictures (photos/0000.jpg, photos/0001.jpg), 1 file (train/gone.txt)"
+    )
+    )
     write(tmp_path / "val/classes.txt", "star\ndisc\n")
     with pytest.raises(UserError, match="names of the classes"):
         find_parts(tmp_path)

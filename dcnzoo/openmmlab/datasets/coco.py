@@ -10,8 +10,7 @@ import functools
 import io
 import logging
 import os
-import pickle
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from dcnzoo.data.check import KINDS, Report, as_error, check_coco, wrong_with_cl
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.text import few, short
 
 
@@ -197,11 +195,6 @@ class CocoDataset(coco.CocoDataset):
     _entries: Any = None  # the annotations, in the order of the images, if they are parsed when asked for
     _masks = False  # whether the pipeline loads masks
 
-    @collector_paused()
-    def full_init(self) -> None:
-        """Read and filter the file."""
-        super().full_init()
-
     def load_data_list(self) -> list[dict]:
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
         images = self._load_columns()
@@ -211,9 +204,7 @@ class CocoDataset(coco.CocoDataset):
             images = super().load_data_list()
             if self._masks:
                 self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
-        first = (
-            images[0].get("img_path") or self.parse_data_info({**images[0], "raw_ann_info": []})["img_path"]
-        )
+        first = images[0].get("img_path") or self.parse_data_info(_raw(images[0], []))["img_path"]
         if "://" not in first and self.backend_args is None and not os.path.isfile(first):
             raise UserError(
                 f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
@@ -225,10 +216,11 @@ class CocoDataset(coco.CocoDataset):
 
         None: the file is small or unusual; or a subclass or a setting needs the parsed annotations.
         """
-        own = (getattr(type(self), name) for name in ("load_data_list", "parse_data_info", "filter_data"))
-        needed = self.proposal_file, self.backend_args, None if self.serialize_data else "data_list"
-        changed = self.COCOAPI is not CheckedCOCO or any(method.__module__ != __name__ for method in own)
-        if changed or any(each is not None for each in needed):
+        methods = (getattr(type(self), name) for name in ("load_data_list", "parse_data_info", "filter_data"))
+        changed = any(method.__module__ not in (__name__, coco.__name__) for method in methods)
+        if changed or self.COCOAPI is not CheckedCOCO or not self.serialize_data:
+            return None
+        if (self.proposal_file, self.backend_args) != (None, None):
             return None
         try:
             from dcnzoo.data.columns import Unusual, read_columns
@@ -243,9 +235,8 @@ class CocoDataset(coco.CocoDataset):
         self.cat_ids, self.cat2label = chosen, {number: label for label, number in enumerate(chosen)}
         ids = np.array([image["id"] for image in columns.images])
         rows, known = columns.rows, columns.rows >= 0
-        self.cat_img_map = defaultdict(list)
-        for number in chosen:
-            self.cat_img_map[number] = ids[np.unique(rows[known & (columns.category_ids == number)])].tolist()
+        of_category = ((number, known & (columns.category_ids == number)) for number in chosen)
+        self.cat_img_map = {number: ids[np.unique(rows[own])] for number, own in of_category}
         used = columns.usable()
         _warn(report, columns.with_images(np.flatnonzero(~used)))
         if self._masks:
@@ -254,41 +245,21 @@ class CocoDataset(coco.CocoDataset):
         order = np.argsort(rows, kind="stable")[np.count_nonzero(~known) :]
         ends = np.cumsum(np.bincount(rows[known], minlength=len(ids))).tolist()
         self._entries = columns.entries.take(order)
+        spans = zip([0, *ends], ends, strict=False)
         return [
-            {
-                "raw_img_info": {**image, "img_id": image["id"]},
-                "img_id": image["id"],
-                "width": image["width"],
-                "height": image["height"],
-                "span": span,
-            }
-            for image, span in zip(columns.images, zip([0, *ends], ends, strict=False), strict=True)
+            {key: image[key] for key in ("file_name", "width", "height")}
+            | {"img_id": image["id"], "span": span}
+            for image, span in zip(columns.images, spans, strict=True)
         ]
 
     def get_data_info(self, idx: int) -> dict:
         info = super().get_data_info(idx)
         if self._entries is None:
             return info
-        parsed = self.parse_data_info({**info, "raw_ann_info": self._entries[slice(*info["span"])]})
+        parsed = self.parse_data_info(_raw(info, self._entries[slice(*info["span"])]))
         if self._masks:
             _ignore_without_mask(parsed)
         return {**parsed, "sample_idx": info["sample_idx"]}
-
-    def parse_data_info(self, raw_data_info: dict) -> dict:
-        """Convert an image's annotations and free them, which saves a quarter of the memory."""
-        parsed = super().parse_data_info(raw_data_info)
-        for annotation in raw_data_info["raw_ann_info"]:
-            annotation.clear()
-        return parsed
-
-    def _serialize_data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the same as MMEngine's method, but free each image's entry before the next is serialised."""
-        data, ends = bytearray(), []
-        self.data_list.reverse()
-        while self.data_list:
-            data += pickle.dumps(self.data_list.pop(), protocol=4)
-            ends.append(len(data))
-        return np.frombuffer(data, np.uint8), np.array(ends, np.int64)
 
     def _warn_without_mask(self, without: int, total: int) -> None:
         if without:
@@ -313,6 +284,11 @@ class CocoDataset(coco.CocoDataset):
                 f"all are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
             )
         return left
+
+
+def _raw(image: dict, annotations: list[dict]) -> dict:
+    """Return what MMDetection parses."""
+    return {"raw_img_info": image, "raw_ann_info": annotations}
 
 
 def _ignore_without_mask(image: dict) -> tuple[int, int]:
