@@ -120,7 +120,8 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
     """Check a COCO file; repair what can be repaired without a loss, and what the options allow."""
     names = {}
     for image in _images(content):
-        names[image["file_name"]] = "/".join(shortened(image["file_name"], cut)) or image["file_name"]
+        name = image["file_name"]
+        names[name] = "/".join(shortened(path_parts(name), cut)) or name
     if isinstance(content, Outline) and all(name == old for old, name in names.items()):
         report = check_coco(file, folder)
     else:

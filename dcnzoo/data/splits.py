@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.check import Report
@@ -148,14 +148,13 @@ def split_of(name: str) -> str:
 
 def path_parts(name: str) -> tuple[str, ...]:
     """Return the parts of a path that may have been written on Windows, without drive, ``.`` and ``..``."""
-    parts = PurePosixPath(re.sub("^[A-Za-z]:", "", name.replace("\\", "/"))).parts
-    return tuple(part for part in parts if part not in ("/", ".", ".."))
+    parts = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).split("/")
+    return tuple(part for part in parts if part not in ("", ".", ".."))
 
 
-def shortened(name: str, cut: int) -> tuple[str, ...]:
+def shortened(parts: tuple[str, ...], cut: int) -> tuple[str, ...]:
     """Return the parts of a path without the first ones; the last one stays."""
-    parts = path_parts(name)
-    return parts[min(cut, len(parts) - 1) :] if parts else ()
+    return parts[min(cut, len(parts) - 1) :]
 
 
 class Tree:
@@ -285,9 +284,10 @@ def folder_of(names: Sequence[str], tree: Tree, split: str) -> tuple[Path, int] 
     Raises:
         UserError: several folders qualify.
     """
-    for cut in range(max((len(path_parts(name)) for name in names), default=0)):
+    paths = [path_parts(name) for name in names]
+    for cut in range(max(map(len, paths), default=0)):
         folders: Counter[Path] = Counter()
-        for tail in (shortened(name, cut) for name in names):
+        for tail in (shortened(parts, cut) for parts in paths):
             for picture in tree.named(tail[-1]) if tail else ():
                 if picture.parts[-len(tail) :] == tail and tree.allows(picture, split):
                     folders[Path(*picture.parts[: -len(tail)])] += 1

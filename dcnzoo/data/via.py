@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, Polygon, image_size, is_number
-from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file, shortened
+from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file, path_parts, shortened
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
@@ -25,7 +25,11 @@ def find_via(tree: Tree) -> list[Part]:
             for image in track(files[file], "reading"):
                 with builder.refusing(file, what=f"{image['filename']}: "):
                     _convert(
-                        image, Path(folder, *shortened(image["filename"], cut)), attribute, file, builder
+                        image,
+                        Path(folder, *shortened(path_parts(image["filename"]), cut)),
+                        attribute,
+                        file,
+                        builder,
                     )
         return builder
 

@@ -478,10 +478,8 @@ def test_what_is_not_used_is_named(tmp_path):
     assert unused(tmp_path, splits) == ""
     yolo(tmp_path / "train/gone.txt", [(0, 1, 2, 3, 4)])
     draw(tmp_path / "photos", 2)
-    assert (
-        unused(tmp_path, splits) == (
+    assert unused(tmp_path, splits) == (
         "2 pictures (photos/0000.jpg, photos/0001.jpg), 1 file (train/gone.txt)"
-    )
     )
     write(tmp_path / "val/classes.txt", "star\ndisc\n")
     with pytest.raises(UserError, match="names of the classes"):
