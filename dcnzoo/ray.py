@@ -8,7 +8,7 @@ import ray
 import ray.data
 
 import dcnzoo
-from dcnzoo.detect.parts import Parts, detect_into, schema
+from dcnzoo.detect.parts import Parts, schema, write_results
 
 BATCH = 64  # pictures of a task
 
@@ -33,8 +33,7 @@ class Detect:
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> pyarrow.Table:
         results = self.detector([str(path) for path in batch["path"]], **self.options)
         rows = [result.to_row() for result in results]
-        rows += [{"path": skipped.path, "error": str(skipped)} for skipped in results.skipped]
-        return pyarrow.Table.from_pylist(rows, schema())
+        return pyarrow.Table.from_pylist(rows + [skipped.to_row() for skipped in results.skipped], schema())
 
 
 class _Write(Detect):
@@ -47,14 +46,15 @@ class _Write(Detect):
         self.folder, self.kind = folder, kind
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> Any:
-        parts = Parts(self.folder, self.kind)
-        return {"skipped": detect_into(parts, self.detector, list(map(str, batch["path"])), **self.options)}
+        results = self.detector(list(map(str, batch["path"])), **self.options)
+        write_results(Parts(self.folder, self.kind), results)
+        return {"skipped": results.skipped}
 
 
 def detect_on_cluster(
     address: str, parts: Parts, model: str, images: Sequence[str], options: Mapping[str, Any], **loading: Any
 ) -> list[str]:
-    """Detect the objects in those of the pictures that have no row, on a cluster; see :func:`.detect_into`.
+    """Detect the objects in those of the pictures that have no row, on a cluster; return the skipped.
 
     Model, pictures and the folder of the parts must have the same path on all machines.
     """

@@ -27,7 +27,8 @@ FLOORS = (
 # What a floor calls that a higher one has handed to it: hooks, patches, tensors that watch a call, iterators,
 # functions with a decorator
 CALLBACKS = {
-    ("compat", "openmmlab"), ("compat", "export"), ("detect", "openmmlab"), ("export", "openmmlab"),
+    ("compat", "openmmlab"), ("compat", "export"),
+    ("detect", "cli"), ("detect", "openmmlab"), ("export", "openmmlab"),
     ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"),
     # torch calls its own functions, also where a patch or an export has replaced them
     ("ops", "compat"), ("ops", "openmmlab"),

@@ -231,7 +231,7 @@ def num_images(default: int | None, help: str) -> Callable:
     return option("--num-images", type=POSITIVE, default=default, help=help)
 
 
-def output_files(force: bool, inputs: Sequence[str | os.PathLike] = ()) -> Callable[..., Path]:
+def output_files(force: bool, inputs: Sequence[str | os.PathLike] = ()) -> files.Claim:
     """Return the function of :func:`dcnzoo.utils.files.output_files` for the running command."""
     context = click.get_current_context()
     command = context.command_path.partition(" ")[2]

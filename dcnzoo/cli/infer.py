@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,21 +18,24 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import is_video, picture_files, read_beside, require_file, write_bytes, write_text
+from dcnzoo.utils.files import is_video, picture_files, read_beside, require_file, write_bytes
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
-    from dcnzoo.detect.video import VideoFile
+    from dcnzoo.detect.detector import BaseDetector
+    from dcnzoo.detect.result_files import ResultFiles
 
 
-_LONGEST = 240  # bytes of the name of an output file without ending: systems allow 255
+SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
+NAMES = "dcnzoo.images"  # in the context: the images as they were typed
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
 def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> list[str]:
     """Callback: list the files of folders and patterns, before the imports of OpenMMLab."""
     files: list[str] = []
+    ctx.meta[NAMES] = names
     for name in () if ctx.resilient_parsing else names:
         several = picture_files(name, below=ctx.params.get("kind") is not None)
         if several is None:
@@ -54,6 +58,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     is_flag=True,
     help="Write only a text file per image, in YOLO's format: class x y width height score.",
 )
+@option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
 @_options.force
 @option(
     "--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop detections with a lower score."
@@ -97,6 +102,7 @@ def command(
     out: Path,
     as_json: bool,
     as_txt: bool,
+    jpeg: bool,
     force: bool,
     score_threshold: float,
     classes: list[str] | None,
@@ -117,7 +123,8 @@ def command(
 
     Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
     detections.json in COCO's format, to one folder; with --json, --txt or --save-video, only the files of
-    these options. If an image cannot be read, skips it, and ends with status 1.
+    these options. If an image cannot be read, skips it, and ends with status 1. After a kill, the same
+    command continues.
 
     \b
     examples:
@@ -132,61 +139,53 @@ def command(
         raise click.UsageError("expected MODEL IMAGE... or --demo")
 
     import dcnzoo
-    from dcnzoo.detect.detector import Results
-    from dcnzoo.detect.video import VideoFile
 
     options: dict[str, Any] = {"classes": classes, "max_detections": max_detections, "tile": tile}
-    options["batch_size"] = batch_size
+    loading["score_threshold"] = score_threshold
     if kind:
-        _options.refuse("--format", "demo", "as_json", "as_txt", "force", "save_video", "verbose")
-        images = images[shard or slice(None)]
-        _write_parts(
-            str(model), images, out, kind, address, options, {"score_threshold": score_threshold, **loading}
+        _options.refuse("--format", "demo", "as_json", "as_txt", "jpeg", "force", "save_video", "verbose")
+        _write_rows(
+            str(model), images[shard or slice(None)], out, kind, address, options, batch_size, loading
         )
         return
     _options.refuse("no --format", "shard", "address")
-    ending = ".txt" if as_txt else "" if as_json or save_video else ".png"
+    from dcnzoo.detect.result_files import ResultFiles
+
     claim = _options.output_files(force, images)
     if demo:
         images = [*images, _demo_image(claim(out / "input" / "shapes.png"))]
-    for name in map(_Names().add, images) if ending else ():  # of a video, the first frame
-        claim(out / f"{name}{ending}")
-    coco = claim(out / "detections.json") if ending != ".txt" or as_json else None
-    video = VideoFile(claim(save_video), images) if save_video else None
+    images = [*dict.fromkeys(images)]
+    ending = ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png"
+    files = ResultFiles(claim, out, images, ending, as_json or not as_txt, save_video)
     _print_best_threshold(model)
-    detector = dcnzoo.load(DEMO_MODEL if model is None else model, score_threshold=score_threshold, **loading)
-    results = detector(images[0] if len(images) == 1 else images, **options)
-    several, began = isinstance(results, Results), time.monotonic()
-    shown: Any = results if several else [results]
-    with _Outputs(claim, out, ending, coco, video) as outputs:
-        for result in shown:
-            print(f"{_line(result)}, {time.monotonic() - began:.2f} s", flush=True)
-            if verbose or not several:
-                _print_table(result)
-            outputs.add(result)
-            began = time.monotonic()
-    if isinstance(results, Results) and results.skipped:
-        sys.exit(1)
+    detector = dcnzoo.load(model or DEMO_MODEL, **loading)
+    settings = {**_settings(detector, score_threshold, options), "ending": ending}
+    _write_files(detector, images, files, out, settings, {**options, "batch_size": batch_size}, verbose)
 
 
-def _write_parts(
+def _settings(detector: BaseDetector, score_threshold: float, options: dict[str, Any]) -> dict[str, Any]:
+    model = {"model": detector.checksum(), "score_threshold": score_threshold}
+    return {**model, **options, "names": detector.classes}
+
+
+def _write_rows(
     model: str,
     images: list[str],
     out: Path,
-    kind: Any,
+    kind: Literal["jsonl", "parquet"],
     address: str | None,
     options: dict[str, Any],
+    batch_size: int,
     loading: dict[str, Any],
 ) -> None:
     import dcnzoo
-    from dcnzoo.detect.parts import Parts, detect_into
+    from dcnzoo.detect.parts import Parts, write_results
 
     if videos := list(filter(is_video, images)):
         raise UserError(f"images: expected pictures with --format, got the video {videos[0]}")
     detector = dcnzoo.load(model, **loading)
-    settings = {"model": detector.checksum(), "score_threshold": loading["score_threshold"], **options}
-    del settings["batch_size"]
-    parts = Parts(out, kind, {**settings, "names": detector.classes})
+    parts = Parts(out, kind, _settings(detector, loading["score_threshold"], options))
+    options = {**options, "batch_size": batch_size}
     if address:
         from dcnzoo.ray import detect_on_cluster
 
@@ -195,53 +194,67 @@ def _write_parts(
         model = os.path.abspath(model) if os.path.exists(model) else model
         skipped = detect_on_cluster(address, parts, model, images, options, **loading)
     else:
-        skipped = detect_into(parts, detector, parts.missing(images), **options)
+        results = detector(parts.missing(images), **options)
+        write_results(parts, results)
+        skipped = results.skipped
     print(f"written to {out}; skipped: {len(skipped)} of {counted(len(images), 'images')}")
-    if skipped:
+    sys.exit(bool(skipped))
+
+
+def _write_files(
+    detector: BaseDetector,
+    images: list[str],
+    files: ResultFiles,
+    out: Path,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    verbose: bool,
+) -> None:
+    """Write rows to a hidden folder, which the same command continues after a kill, then the files."""
+    from dcnzoo.detect.detector import Results
+    from dcnzoo.detect.parts import Parts, write_results
+
+    command = json.dumps([settings, click.get_current_context().meta[NAMES]])
+    parts = Parts(out / f".unfinished-{hashlib.sha256(command.encode()).hexdigest()[:16]}", "jsonl")
+    if any(map(is_video, images)):  # continues only from its start
+        parts.remove()
+    missing = parts.missing(images, changed=True)
+    if len(missing) < len(images):
+        print(
+            f"continued: {len(images) - len(missing)} of {counted(len(images), 'images')} have been detected"
+        )
+    if len(images) == len(missing) == 1:  # its error is the command's
+        result = detector(images[0], **options)
+        results = result if isinstance(result, Results) else Results(iter([result]), [])
+    else:
+        result, results = None, detector(missing, **options)
+    began = time.monotonic()
+
+    def show(shown: Detections) -> None:
+        nonlocal began
+        print(
+            f"{printable(shown.path)}: {_counts(shown.names)}, {time.monotonic() - began:.2f} s", flush=True
+        )
+        if verbose or shown is result:
+            _print_table(shown)
+        began = time.monotonic()
+
+    def finish() -> None:
+        if written := files.finish(parts.in_order(images), detector.classes):
+            print(f"written: {written}")
+
+    has_lines = verbose or len(images) <= SEVERAL or not sys.stdout.isatty()
+    try:
+        write_results(parts, results, files.draw, show if has_lines else None)
+    except KeyboardInterrupt:
+        finish()
+        raise
+    finish()
+    parts.remove()
+    if files.images > SEVERAL:
+        print(f"{counted(files.images, 'images')}: {_counts(files.counts.elements())}")
+    if files.errors or results.skipped:
         sys.exit(1)
-
-
-class _Outputs:
-    """The files of a call. Leaving the context completes them, also after an interruption of a long video."""
-
-    def __init__(
-        self,
-        claim: Callable[[Path], Path],
-        folder: Path,
-        ending: str,  # of the file of each picture; none if empty
-        coco: Path | None,
-        video: VideoFile | None,
-    ) -> None:
-        self._claim, self._folder, self._ending = claim, folder, ending
-        self._coco, self._video, self._names = coco, video, _Names()
-        self._content: dict | None = None
-        self._written: list[Path] = []
-
-    def __enter__(self) -> _Outputs:
-        return self
-
-    def add(self, result: Detections) -> None:
-        if self._video:
-            self._video.add(result.draw())
-        if self._ending:
-            target = self._claim(self._folder / f"{self._names.add(result.path)}{self._ending}")
-            if self._ending == ".png":
-                result.save(target)
-            else:
-                write_text(target, _yolo(result))
-            self._written.append(target)
-        if self._coco:
-            self._content = result.to_coco(self._content)
-
-    def __exit__(self, *error: object) -> None:
-        if self._video:
-            self._written += self._video.close()
-        if self._coco and self._content is not None:
-            write_text(self._coco, json.dumps(self._content))
-            self._written.append(self._coco)
-        if self._written:
-            several = f"{counted(len(self._written), 'files')} in {self._folder}"
-            print(f"written: {' and '.join(map(str, self._written)) if len(self._written) < 3 else several}")
 
 
 def _demo_image(path: Path) -> str:
@@ -255,38 +268,10 @@ def _demo_image(path: Path) -> str:
     return str(path)
 
 
-class _Names(Counter):
-    """The names of the output files, without ending."""
-
-    def add(self, image: str) -> str:
-        """Return the name for an image, with a number if another image has it: ``dog``, then ``dog_2``."""
-        stem = Path(image).stem
-        while len(os.fsencode(stem)) > _LONGEST:
-            stem = stem[:-1]
-        name = stem
-        while self[name]:
-            self[stem] += 1
-            name = f"{stem}_{self[stem]}"
-        self[name] += 1
-        return name
-
-
-def _yolo(result: Detections) -> str:
-    """Return a line per object: its label, its centre, width and height between 0 and 1, and its score."""
-    assert result.image is not None  # of a call
-    height, width = result.image.shape[:2]
-    lines = []
-    for label, score, (x1, y1, x2, y2) in zip(result.labels, result.scores, result.boxes, strict=True):
-        values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
-        lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n")
-    return "".join(lines)
-
-
-def _line(result: Detections) -> str:
-    """Return the picture and what was found on it: ``street.jpg: 3 date, 1 fig``."""
-    counts = Counter(result.names).most_common()
-    text = ", ".join(f"{count} {printable(name)}" for name, count in counts)
-    return f"{printable(result.path)}: {text or 'none found'}"
+def _counts(names: Iterable[str]) -> str:
+    """Return how many objects of each class there are: ``3 date, 1 fig``."""
+    counts = Counter(names).most_common()
+    return ", ".join(f"{count} {printable(name)}" for name, count in counts) or "none found"
 
 
 def _print_best_threshold(model: str | None) -> None:

@@ -78,10 +78,6 @@ class Detections:
         known = range(len(self.classes))
         return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
 
-    def select(self, index: np.ndarray | slice) -> Detections:
-        """``result[index]``: select objects by their numbers, by a mask [K], or by a slice."""
-        return self[index]
-
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
         from dcnzoo.detect.drawing import draw
@@ -96,18 +92,22 @@ class Detections:
         """Draw the objects into a picture file; its ending determines the format."""
         from PIL import Image
 
+        from dcnzoo.detect.drawing import write
+
         kind = Image.registered_extensions().get(Path(path).suffix.lower())
         if kind is None:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
         with replacing(path) as partial:
-            self.draw().save(partial, kind)
+            write(self.draw(), partial, kind)
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawn picture for a notebook; None without a picture."""
         if self.image is None:
             return None
+        from dcnzoo.detect.drawing import write
+
         content = io.BytesIO()
-        self.draw().save(content, "png")
+        write(self.draw(), content, "PNG")
         return content.getvalue()
 
     def to_supervision(self) -> supervision.Detections:
@@ -133,8 +133,10 @@ class Detections:
 
         Masks are texts in COCO's run-length encoding, and require pycocotools.
         """
-        height, width = (None, None) if self.image is None else self.image.shape[:2]
-        row = {"path": self.path, "width": width, "height": height, "boxes": self.boxes.tolist()}
+        size = (None, None) if self.image is None else self.image.shape[:2]
+        if self.image is None and self.crops is not None:
+            size = Crops.of(self.crops).size
+        row = {"path": self.path, "width": size[1], "height": size[0], "boxes": self.boxes.tolist()}
         row |= {"scores": self.scores.tolist(), "labels": self.labels.tolist(), "names": self.names}
         if self.crops is not None:
             from pycocotools.mask import encode
@@ -172,24 +174,27 @@ class Detections:
         Category ids start at 1, in the order of the classes. Masks require pycocotools.
         """
         if content is None:
-            categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
-            content = {"images": [], "categories": categories, "annotations": []}
-        image = {"id": len(content["images"]) + 1, "file_name": self.path}
-        if self.image is not None:
-            image.update(width=self.image.shape[1], height=self.image.shape[0])
+            content = {"images": [], "categories": coco_categories(self.classes), "annotations": []}
+        image, annotations = coco_entries(self.to_row(), len(content["images"]), len(content["annotations"]))
         content["images"].append(image)
-        for i, (x1, y1, x2, y2) in enumerate(self.boxes.tolist()):
-            annotation = {
-                "id": len(content["annotations"]) + 1,
-                "image_id": image["id"],
-                "category_id": int(self.labels[i]) + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": float(self.scores[i]),
-            }
-            if self.crops is not None:
-                from pycocotools.mask import encode
-
-                mask = encode(np.asfortranarray(self.crops[i], dtype=np.uint8))
-                annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
-            content["annotations"].append(annotation)
+        content["annotations"] += annotations
         return content
+
+
+def coco_categories(classes: Sequence[str]) -> list[dict]:
+    return [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+
+
+def coco_entries(row: Mapping, images: int, annotations: int) -> tuple[dict, list[dict]]:
+    """Return the image of a row and its annotations in COCO's format; the numbers count earlier ones."""
+    image = {"id": images + 1, "file_name": row["path"]}
+    if row["width"] is not None:
+        image |= {"width": row["width"], "height": row["height"]}
+    entries = []
+    for i, (x1, y1, x2, y2) in enumerate(row["boxes"]):
+        entry = {"id": annotations + i + 1, "image_id": images + 1, "category_id": row["labels"][i] + 1}
+        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": row["scores"][i]}
+        if row.get("masks") is not None:
+            entry["segmentation"] = {"size": [row["height"], row["width"]], "counts": row["masks"][i]}
+        entries.append(entry)
+    return image, entries

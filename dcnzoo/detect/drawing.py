@@ -59,6 +59,11 @@ def draw(
     return picture
 
 
+def write(picture: Image.Image, file: Any, kind: str) -> None:
+    """Write a picture in a format of Pillow; PNG is compressed least, which is the fastest."""
+    picture.save(file, kind, compress_level=1)
+
+
 def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont
     """Return the first installed font that has all characters of a text; Pillow's own has only ASCII."""
     font = ImageFont.load_default(size)

@@ -1,15 +1,23 @@
 """Detections of many pictures as a folder of files, which grows while they are detected."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import Results
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import replacing, write_text
+from dcnzoo.utils.files import is_video, replacing, write_text
 
 ROWS = 256  # of a part
+WAITING = 4  # results in memory that are not written yet
 RECORD = "results.json"  # in the folder: the model and the settings of all rows
 _START = '{"path": '
 
@@ -65,10 +73,37 @@ class Parts:
         if kind is None or not issubclass(kind, UserError):  # such as a full disk
             self.flush()
 
-    def missing(self, images: Iterable[str]) -> list[str]:
-        """Return the pictures that have no row."""
-        done = {path for file in self.folder.glob(f"*.{self.kind}") for path in _paths(file)}
-        return [image for image in images if image not in done]
+    def missing(self, images: Iterable[str], changed: bool = False) -> list[str]:
+        """Return the pictures that have no row; ``changed``: also those that are newer than it."""
+        files = self._files()
+        times = {file: file.stat().st_mtime_ns for file in {*files.values()}} if changed else {}
+        return [i for i in images if i not in files or (changed and _is_newer(i, times[files[i]]))]
+
+    def in_order(self, images: Iterable[str]) -> Iterator[dict]:
+        """Yield the rows of pictures, and of the frames of videos; none for a picture that was not opened."""
+        files, current = self._files(), Path()
+        rows_by_path: dict[str, dict] = {}
+        for image in images:
+            frames = (f"{image}#{number}" for number in count(1))
+            for path in frames if is_video(image) else [image]:
+                if path not in files:
+                    break
+                if files[path] != current:
+                    current = files[path]
+                    rows_by_path = {row["path"]: row for row in _rows(current)}
+                yield rows_by_path[path]
+
+    def remove(self) -> None:
+        """Delete the rows, and the folder if it has no other file."""
+        for file in (*self.folder.glob("part-*"), *self.folder.glob(".*.partial"), self.folder / RECORD):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _files(self) -> dict[str, Path]:
+        """Return the file of the last row of each picture."""
+        files = sorted(self.folder.glob(f"part-*.{self.kind}"), key=lambda file: file.stat().st_mtime_ns)
+        return {path: file for file in files for path in _paths(file)}
 
     def add(self, row: dict) -> None:
         """Add the row of a picture; write a part if there are enough."""
@@ -81,7 +116,7 @@ class Parts:
         if not self.rows:
             return
         # a task that a cluster repeats writes the same file
-        name = hashlib.sha256(self.rows[0]["path"].encode()).hexdigest()[:32]
+        name = hashlib.sha256("\n".join(row["path"] for row in self.rows).encode()).hexdigest()[:32]
         file = self.folder / f"part-{name}.{self.kind}"
         if self.kind == "jsonl":
             write_text(file, "".join(f"{json.dumps(row)}\n" for row in self.rows))
@@ -116,33 +151,61 @@ def _paths(file: Path) -> Iterator[str]:
             yield decoder.raw_decode(line, len(_START))[0]
 
 
+def _is_newer(image: str, time: int) -> bool:
+    with contextlib.suppress(OSError):  # an address
+        return os.stat(image).st_mtime_ns > time
+    return False
+
+
 def rows(folder: str | Path) -> Iterator[dict]:
     """Yield the rows of a folder, in no fixed order."""
     for file in sorted(Path(folder).glob("part-*")):
-        if file.suffix == ".parquet":
-            import pyarrow.parquet
-
-            yield from pyarrow.parquet.read_table(file).to_pylist()
-        else:
-            with open(file, encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
+        yield from _rows(file)
 
 
-def detect_into(parts: Parts, detector: Any, images: list[str], **options: Any) -> list[str]:
-    """Detect the objects in pictures; write their rows.
+def _rows(file: Path) -> Iterator[dict]:
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        yield from pyarrow.parquet.read_table(file).to_pylist()
+    else:
+        with open(file, encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def write_results(
+    parts: Parts,
+    results: Results,
+    draw: Callable[[Detections], None] | None = None,
+    show: Callable[[Detections], None] | None = None,
+) -> None:
+    """Write the rows of results while others are detected.
+
+    Pictures that cannot be opened have no row, so that the next call tries them again.
 
     Args:
-        options: of the call of the detector.
-
-    Returns:
-        A line for each picture that was skipped. Those that cannot be opened have no row, so that the next
-        call tries them again.
+        draw: writes the picture of a result before its row, in the thread of the rows.
+        show: prints a result, in the calling thread.
     """
-    results = detector(images, **options)
-    with parts:
-        for result in results:
-            parts.add(result.to_row())
+
+    def write(result: Detections) -> None:
+        if draw:
+            draw(result)
+        parts.add(result.to_row())
+
+    pending: deque[Future[None]] = deque()
+    with parts, ThreadPoolExecutor(1) as pool:
+        try:
+            for result in results:
+                if show:
+                    show(result)
+                pending.append(pool.submit(write, result))
+                if len(pending) > WAITING:
+                    pending.popleft().result()
+            while pending:
+                pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
         for skipped in results.skipped:
             if skipped.is_opened:
-                parts.add({"path": skipped.path, "error": str(skipped)})
-    return results.skipped
+                parts.add(skipped.to_row())

@@ -43,6 +43,9 @@ class Skipped(str):
     path: str
     is_opened: bool
 
+    def to_row(self) -> dict:
+        return {"path": self.path, "error": str(self)}
+
 
 def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none.

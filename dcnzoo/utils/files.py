@@ -74,53 +74,97 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> "hashlib.
     return digest
 
 
-RECORD = ".dcnzoo.txt"  # in a folder: command, name and SHA-256 of each output file, one JSON object per line
+# in a folder: command, name, SHA-256, size and time of each output file, one JSON object per line
+RECORD = ".dcnzoo.txt"
+
+
+class Claim:
+    """The files of a command: see :func:`output_files`.
+
+    To call it with the path of a file, before the work, returns the path, or raises UserError if the file
+    must not or cannot be written.
+    """
+
+    def __init__(self, command: str, inputs: Iterable[str | os.PathLike], force: bool) -> None:
+        self._command, self._force = command, force
+        self._sources = {_without_ending(path) for path in inputs}
+        self._records: dict[Path, dict[str, list[list]]] = {}
+        self._before: dict[Path, tuple[int, int] | None] = {}
+
+    def __call__(self, name: str | os.PathLike) -> Path:
+        path, command = Path(name), self._command
+        if path in self._before:
+            return path
+        if path.is_dir():
+            raise UserError(f"{command}: {path}: expected a file, got the folder")
+        if _without_ending(path) in self._sources:
+            raise UserError(f"{command}: {path}: expected another folder than the input's, got the same")
+        if path.parent not in self._records:
+            require_writable(path.parent)
+            records: dict[str, list[list]] = {}
+            self._records[path.parent] = records
+            for entry in _recorded(path.parent):
+                if entry[0] == command:
+                    records.setdefault(entry[1], []).append(entry[2:])
+        if os.path.lexists(path) and not self._force and not self._is_own(path):
+            expected = f"a new file, or one that dcnzoo {command} has written"
+            raise UserError(f"{command}: {path}: expected {expected}, got another; --force replaces it")
+        self._before[path] = _stamp(path)
+        return path
+
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """:func:`replacing` of a file that is recorded at once, so that it may be replaced after a kill."""
+        with replacing(self(path)) as partial:
+            yield partial
+            self._record(path, partial)
+        self._before[path] = _stamp(path)
+
+    def record_changes(self) -> None:
+        """Record the files that were written since they were claimed."""
+        for path, stamp in self._before.items():
+            if _stamp(path) != stamp and path.is_file():  # reading a pipe would wait for its other end
+                self._record(path, path)
+
+    def _is_own(self, path: Path) -> bool:
+        entries = self._records[path.parent].get(path.name)
+        if not entries or not path.is_file():
+            return False
+        with contextlib.suppress(OSError):
+            size, time = path.stat().st_size, path.stat().st_mtime_ns
+            unchanged = any(entry[1:] == [size, time] for entry in entries)  # without reading it
+            return unchanged or file_digest(path).hexdigest() in (entry[0] for entry in entries)
+        return False
+
+    def _record(self, path: Path, written: Path) -> None:
+        record = path.parent / RECORD
+        with contextlib.suppress(OSError):
+            state = written.stat()
+            entry = [self._command, path.name, file_digest(written).hexdigest()]
+            if record.is_file() or not record.exists():
+                with open(record, "a") as file:
+                    file.write(f"{json.dumps([*entry, state.st_size, state.st_mtime_ns])}\n")
 
 
 @contextlib.contextmanager
 def output_files(
     command: str, inputs: Iterable[str | os.PathLike] = (), force: bool = False
-) -> Iterator[Callable[[str | os.PathLike], Path]]:
+) -> Iterator[Claim]:
     """Context of a command that writes files: it replaces only those that an earlier run of it has written.
 
-    Yields a function to call with the path of each file before the work; it returns the path, or raises
-    UserError if the file must not or cannot be written. At its end, the context records the files that were
-    written in their folders. A file that was changed since then is not replaced.
+    Yields a function to call with the path of each file before the work: :class:`Claim`. At its end, the
+    context records the files that were written in their folders. A file that was changed since then is not
+    replaced.
 
     Args:
         inputs: the files that are read. No file is written beside one under the same name without ending.
         force: replace other files, too.
     """
-    sources = {_without_ending(path) for path in inputs}
-    records: dict[Path, set[tuple[str, str, str]]] = {}
-    before: dict[Path, tuple[int, int] | None] = {}
-
-    def claim(name: str | os.PathLike) -> Path:
-        path = Path(name)
-        if path in before:
-            return path
-        if path.is_dir():
-            raise UserError(f"{command}: {path}: expected a file, got the folder")
-        if _without_ending(path) in sources:
-            raise UserError(f"{command}: {path}: expected another folder than the input's, got the same")
-        if path.parent not in records:
-            require_writable(path.parent)
-            records[path.parent] = _recorded(path.parent)
-        if os.path.lexists(path) and not force and _entry(command, path) not in records[path.parent]:
-            expected = f"a new file, or one that dcnzoo {command} has written"
-            raise UserError(f"{command}: {path}: expected {expected}, got another; --force replaces it")
-        before[path] = _stamp(path)
-        return path
-
+    claim = Claim(command, inputs, force)
     try:
         yield claim
     finally:
-        for path, stamp in before.items():
-            entry = _entry(command, path) if _stamp(path) != stamp else None
-            record = path.parent / RECORD
-            if entry and entry not in records[path.parent] and (record.is_file() or not record.exists()):
-                with contextlib.suppress(OSError), open(record, "a") as file:
-                    file.write(f"{json.dumps(entry)}\n")
+        claim.record_changes()
 
 
 def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
@@ -134,21 +178,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _entry(command: str, path: Path) -> tuple[str, str, str] | None:
-    """Return the entry of a file in the record; None if it is not a readable file."""
-    with contextlib.suppress(OSError):
-        if path.is_file():  # reading a pipe would wait for its other end
-            return command, path.name, file_digest(path).hexdigest()
-    return None
-
-
-def _recorded(folder: Path) -> set[tuple[str, str, str]]:
-    """Return the entries of a folder's record; a damaged line counts as none."""
-    entries: set[tuple[str, str, str]] = set()
+def _recorded(folder: Path) -> Iterator[list]:
+    """Yield the entries of a folder's record; a damaged line counts as none."""
     for line in (read_beside(folder / RECORD) or "").splitlines():
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            entries.add(tuple(json.loads(line)))
-    return entries
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, list) and len(entry) > 2 and isinstance(entry[1], str):
+                yield entry
 
 
 def is_written_by(command: str, folder: Path) -> bool:

@@ -228,8 +228,7 @@ def library(monkeypatch, tmp_path):
     }.items():  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", result)
     for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
-                 "openmmlab.execute.test", "report.report.write_report",
-                 "detect.parts.detect_into"):  # fmt: skip
+                 "openmmlab.execute.test", "report.report.write_report"):  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", last=True)
     monkeypatch.setattr("dcnzoo.detect.timing.table", lambda timings: [["a"]])
 

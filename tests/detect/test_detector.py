@@ -255,7 +255,7 @@ def test_crops_are_masks():
     result = Detections(np.zeros((5, 4)), np.ones(5), np.zeros(5, int), crops)
     assert np.array_equal(result.masks, masks) and np.array_equal(crops[4], masks[4])
     index = np.array([True, False, True, False, True])
-    assert np.array_equal(result.select(index).masks, masks[index])
+    assert np.array_equal(result[index].masks, masks[index])
     assert np.array_equal(pickle.loads(pickle.dumps(result)).masks, masks)
     assert Detections(np.zeros((0, 4)), np.ones(0), np.zeros(0, int)).masks is None
 

@@ -1,5 +1,6 @@
 """Results of many pictures: parts that are written while they are detected."""
 
+import json
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.parts import Parts, detect_into, rows
+from dcnzoo.detect.parts import Parts, rows, write_results
 from dcnzoo.utils.errors import UserError
 
 from ..processes import python
@@ -24,6 +25,9 @@ class Squares(BaseDetector):
 
     classes = ("square", "circle")
     device, score_threshold = "cpu", 0.3
+
+    def checksum(self):
+        return "abc"
 
     def prepare(self, picture, path=""):
         return picture
@@ -47,7 +51,9 @@ SETTINGS = {"model": "abc", "score_threshold": 0.3}
 
 def detect(folder, pictures, kind="jsonl", **options):
     parts = Parts(folder, kind, SETTINGS)
-    return detect_into(parts, Squares(), parts.missing(pictures), **options)
+    results = Squares()(parts.missing(pictures), **options)
+    write_results(parts, results)
+    return results.skipped
 
 
 def make_pictures(folder, number):
@@ -120,14 +126,14 @@ def test_a_full_disk_leaves_complete_parts(tmp_path, monkeypatch):
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 3:
+        if len(calls) >= 3:
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot be written"):
-        detect_into(parts, Squares(), pictures)
-    assert len(read(tmp_path / "out")) == 8 and len(calls) == 3
+        write_results(parts, Squares()(pictures))
+    assert len(read(tmp_path / "out")) == 8
     monkeypatch.setattr(os, "fsync", fsync)
     detect(tmp_path / "out", pictures)
     assert [row["path"] for row in read(tmp_path / "out")] == sorted(pictures)
@@ -135,33 +141,81 @@ def test_a_full_disk_leaves_complete_parts(tmp_path, monkeypatch):
 
 CODE = """
 import os, sys
-from pathlib import Path
-from dcnzoo.detect import parts
-from tests.detect.test_parts import SETTINGS, Squares
+import dcnzoo, dcnzoo.cli
+from dcnzoo.detect import detections, parts
+from tests.detect.test_parts import Squares
+
+_, last, drawn, *sys.argv[1:] = sys.argv
 
 class Killed(Squares):
     calls = 0
     def _detect(self, inputs, threshold):
         self.calls += 1
-        if self.calls == int(sys.argv[3]):
+        if self.calls == int(last):
             os._exit(9)
         return super()._detect(inputs, threshold)
 
+def draw(result, original=detections.Detections.draw):
+    if result.path.endswith(drawn):
+        os._exit(9)
+    return original(result)
+
+detections.Detections.draw = draw
+dcnzoo.load = lambda *args, **options: Killed()
 parts.ROWS = 4
-pictures = [str(path) for path in sorted(Path(sys.argv[1]).iterdir())]
-folder = parts.Parts(sys.argv[2], "jsonl", SETTINGS)
-parts.detect_into(folder, Killed(), folder.missing(pictures))
+dcnzoo.cli.main()
 """
 
 
-def test_killed_and_repeated(tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 30)
+@pytest.mark.parametrize("options", [["--jpeg"], ["--txt", "--json"], ["--format", "jsonl"]])
+def test_killed_and_repeated(tmp_path, options):
+    """The same command continues without --force; all files are those of one run."""
+    make_pictures(tmp_path / "photos", 30)
+    (tmp_path / "photos/5.png").write_text("no picture")
     root = Path(__file__).resolve().parents[2]
-    for call, status in ((11, 9), (99, 0)):
-        python("-c", CODE, tmp_path / "pictures", tmp_path / "out", call, status=status, cwd=root)
-    detect(tmp_path / "whole", pictures)
-    assert read(tmp_path / "out") == read(tmp_path / "whole")
-    assert len([*(tmp_path / "out").iterdir()]) == 1 + 2 + 6, "the record, and parts of four rows"
+    (tmp_path / "m.onnx").touch()
+    command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", *options, "--out"]
+
+    def infer(out, call, drawn="-", status=1):
+        return python("-c", CODE, call, drawn, *command, tmp_path / out, status=status, cwd=root)
+
+    infer("out", 11, status=9)
+    if "--jpeg" in options:
+        before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.*g")}
+        infer("out", 99, drawn="/27.png", status=9)
+        after = {file: file.stat().st_mtime_ns for file in before}
+        assert sum(before[file] == after[file] for file in before) >= 4, "a part is not drawn again"
+    infer("out", 7, status=9)
+    infer("out", 99)
+    infer("whole", 99)
+    if "--format" in options:
+        assert read(tmp_path / "out") == read(tmp_path / "whole")
+        assert infer("out", 99, status=0).stdout.strip().endswith("skipped: 0 of 30 images")
+        return
+    contents = [
+        {file.name: file.read_bytes() for file in (tmp_path / out).iterdir() if file.name != ".dcnzoo.txt"}
+        for out in ("out", "whole")
+    ]
+    assert contents[0] == contents[1] and len(contents[0]) == 30
+    content = json.loads(contents[0]["detections.json"])
+    assert [Path(image["file_name"]).name for image in content["images"]] == sorted(
+        f"{n}.png" for n in range(30) if n != 5
+    )
+    infer("out", 99)  # a finished command starts again
+
+
+def test_a_picture_that_was_changed_after_its_row(tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 6)
+    detect(tmp_path / "out", pictures)
+    parts = Parts(tmp_path / "out", "jsonl")
+    assert parts.missing([*pictures, "http://host/a.png"], changed=True) == ["http://host/a.png"]
+    cv2.imwrite(pictures[0], np.full((9, 12, 3), 5, np.uint8))
+    os.utime(pictures[0], ns=(time.time_ns() + 10**10, time.time_ns() + 10**10))
+    assert parts.missing(pictures, changed=True) == pictures[:1] and parts.missing(pictures) == []
+    write_results(parts, Squares()(pictures[:1]))
+    result = [*parts.in_order(pictures)]
+    assert [row["path"] for row in result] == pictures, "the other rows of its part stay"
+    assert result[0]["boxes"] == [[0, 0, 5, 5]]
 
 
 def test_pictures_are_read_while_others_are_detected(tmp_path, monkeypatch):

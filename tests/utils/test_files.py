@@ -20,7 +20,6 @@ from mmengine.runner import Runner
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.detect.detections import Detections
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
     RECORD,
@@ -54,7 +53,7 @@ def test_a_command_replaces_only_its_own_unchanged_files(tmp_path):
     write(path, "second")
     for reason, command in (("of another command", "report"), ("changed", "infer")):
         if reason == "changed":
-            path.write_text("edited")
+            path.write_text("edited by hand")
         before = path.read_text()
         with pytest.raises(UserError, match=r"a\.txt.*--force"):
             write(path, command=command)
@@ -91,7 +90,7 @@ def test_checksum_of_a_large_file(tmp_path):
     tracemalloc.stop()
     assert memory < 2**23, "it is never in memory as a whole"
     entry = ["export", large.name, hashlib.sha256(large.read_bytes()).hexdigest()]
-    assert json.loads((tmp_path / RECORD).read_text()) == entry
+    assert json.loads((tmp_path / RECORD).read_text())[:3] == entry
 
 
 def test_threads_that_write_one_file(tmp_path):
@@ -284,7 +283,7 @@ def test_a_command_can_run_twice(mine, tmp_path, monkeypatch):
     for _ in range(2):
         run("infer", DEMO, "photos", "--txt", "--out", tmp_path)
         run("data", "check", "coco.json", "--fix", tmp_path / "fixed.json")
-    (tmp_path / "00000.txt").write_text("edited")
+    (tmp_path / "00000.txt").write_text("edited by hand")
     error_of("infer", DEMO, "photos", "--txt", "--out", tmp_path)
     run("infer", DEMO, "photos", "--txt", "--out", tmp_path, "--force")
 
@@ -294,14 +293,15 @@ def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path, monk
     for _ in range(4):
         writer.write(np.zeros((128, 128, 3), np.uint8))
     writer.release()
-    save = Detections.save
+    shown = []
 
-    def interrupted(result, path):
-        if path.name == "v_3.png":
+    def interrupted(names):
+        shown.append(names)
+        if len(shown) == 3:
             raise KeyboardInterrupt
-        save(result, path)
+        return ""
 
-    monkeypatch.setattr(Detections, "save", interrupted)
+    monkeypatch.setattr("dcnzoo.cli.infer._counts", interrupted)
     status, output = invoke("infer", DEMO, tmp_path / "v.avi", "--out", tmp_path / "out")
     assert status == 130 and output.splitlines()[-1].startswith("interrupted")
     images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
