@@ -1,14 +1,17 @@
 """Arguments and options that several commands share."""
 
+import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError, one_line
@@ -22,7 +25,25 @@ class UserPath(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+class ModelName(UserPath):
+    """MODEL. The shell completes names of the zoo, work directories and files."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+        names = {*_zoo_names(), *glob.glob("work_dirs/*"), *glob.glob(f"{glob.escape(incomplete)}*")}
+        items = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+        return items or super().shell_complete(ctx, param, incomplete)
+
+
+def _zoo_names() -> Iterator[str]:
+    """Yield the names of the zoo without its index, whose imports take seconds."""
+    for spec in filter(None, map(find_spec, ("dcnzoo", "mmdet"))):
+        for metafile in Path(str(spec.origin)).parent.glob(".mim/configs/*/metafile.yml"):
+            text = metafile.read_text(encoding="utf-8")
+            yield from re.findall(r"^[ -]*Config: (?:.*/)?([^/\n]+)\.py\s*$", text, re.MULTILINE)
+
+
 NAME = UserPath()  # of a file, for which shells complete files, or of something else
+MODEL = ModelName()
 FILE = UserPath(dir_okay=False, path_type=Path)
 FOLDER = UserPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
@@ -264,7 +285,7 @@ backend = option(
 )
 
 # MODEL and --checkpoint, for dcnzoo.zoo.source.resolve
-model = click.argument("model", type=NAME, callback=existing_model)
+model = click.argument("model", type=MODEL, callback=existing_model)
 checkpoint = option(
     "--checkpoint",
     type=NAME,

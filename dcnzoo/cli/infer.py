@@ -45,7 +45,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
+@click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model)
 @click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading

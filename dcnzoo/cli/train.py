@@ -10,7 +10,7 @@ from dcnzoo.cli._options import POSITIVE, option
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
+@click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model)
 @option("--model", "base", type=_options.NAME, metavar="NAME", help="With --data, the same as MODEL.")
 @option(
     "--data",

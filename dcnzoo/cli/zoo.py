@@ -69,7 +69,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command
-@click.argument("name", type=_options.NAME)
+@click.argument("name", type=_options.MODEL)
 @AS_JSON
 def info(name: str, as_json: bool) -> None:
     """Print all information about a model."""
@@ -88,7 +88,7 @@ def info(name: str, as_json: bool) -> None:
 
 
 @command.command
-@click.argument("names", type=_options.NAME, nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", type=_options.MODEL, nargs=-1, required=True, metavar="NAME...")
 @option("--out", type=_options.FOLDER, help="Output folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and verify the weights of models; print their paths."""

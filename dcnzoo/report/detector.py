@@ -1,6 +1,7 @@
 """Run a trained detector on an image and record its sampling points. Requires mmdet."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 from mmengine.dataset import pseudo_collate
@@ -54,5 +55,17 @@ def explain(
         x1, y1, x2, y2 = objects.bboxes[objects.scores.argmax()].tolist() if len(objects) else all_of_it
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
     across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
-    box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
-    return explanation_at(model, run, data["inputs"], shown, box, fields, statistics, further)
+
+    def scaled(x1: float, y1: float, x2: float, y2: float) -> Box:
+        return Box(x1 * across, y1 * down, x2 * across, y2 * down)
+
+    explanation = explanation_at(model, run, data["inputs"], shown, scaled(*box), fields, statistics, further)
+    sure = objects[objects.scores >= detector.score_threshold] if len(objects) else ()
+    titles = [
+        (
+            scaled(*instance.bboxes[0].tolist()),
+            f"{detector.names[int(instance.labels)]} {float(instance.scores):.2f}",
+        )
+        for instance in sure
+    ]
+    return dataclasses.replace(explanation, objects=titles)

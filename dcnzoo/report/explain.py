@@ -54,6 +54,7 @@ class Explanation:
         receptive_field: [H, W] of ``image``: :func:`receptive_field`.
         statistics: :func:`dcnzoo.layers.offset_statistics` of each layer that records them, including layers
             without a field.
+        objects: boxes of detections, in pixels of ``image``, with their texts.
         further: (x, y) in pixels of ``image`` → the receptive field of the output there.
     """
 
@@ -65,6 +66,7 @@ class Explanation:
     receptive_field: Tensor
     statistics: Mapping[str, OffsetStatistics]
     further: Mapping[tuple[float, float], Tensor] = dataclasses.field(default_factory=dict)
+    objects: Sequence[tuple[Box, str]] = ()
 
     @property
     def largest_weight(self) -> float:
@@ -346,6 +348,7 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
         "seen": explanation.image_size,
         "box": explanation.box,
         "ramp": [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in RAMP],
+        "objects": explanation.objects,
         "largestWeight": explanation.largest_weight,
         "chosen": names.index(explanation.layer),
         "layers": [_layer(field, explanation) for field in explanation.fields],

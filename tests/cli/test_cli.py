@@ -69,9 +69,17 @@ for name in {MODULES}:
     assert CliRunner().invoke(commands, [name, "--help"]).exit_code == 0, name
     (found,) = BashComplete(commands, {{}}, "dcnzoo", "X").get_completions([name, "x"], "--hel")
     assert found.value == "--help"
+names = BashComplete(commands, {{}}, "dcnzoo", "X").get_completions(["infer"], "faster-rcnn_r50-mdconv-c3")
+assert [item.value for item in names] == ["faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"], names
 assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
 """
     run_code(code)
+
+
+def test_completed_names_are_those_of_the_index():
+    from dcnzoo.zoo.index import models
+
+    assert {*_options._zoo_names()} >= {model.name for model in models()}
 
 
 @pytest.mark.parametrize("command", ["infer x none.png", "explain x none.png",

@@ -220,7 +220,14 @@ def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_
     found, _ = detections(folder, "a.png")
     x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist() if threshold < 1 else (0, 0, WIDTH, HEIGHT)
     centre = [(x1 + x2) / 2 * 128 / WIDTH, (y1 + y2) / 2 * 82 / HEIGHT]
-    np.testing.assert_allclose(page_data(file.read_text())["box"], centre * 2, rtol=1e-4)
+    data = page_data(file.read_text())
+    np.testing.assert_allclose(data["box"], centre * 2, rtol=1e-4)
+    shown = found[found.scores >= 0.3] if threshold < 1 else []
+    expected = [
+        (box * np.tile([128 / WIDTH, 82 / HEIGHT], 2)).tolist()
+        for box in np.array(shown.bboxes if len(shown) else [])
+    ]
+    np.testing.assert_allclose([box for box, _ in data["objects"]], expected, rtol=1e-4)
 
 
 def test_nothing_found_is_no_mistake(run, tmp_path):
