@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from dcnzoo.cli._terminal import with_flags
 from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, require_file
@@ -88,15 +89,9 @@ class Command(click.Command):
             return super().invoke(ctx)
         except (UserError, ValueError) as error:
             texts = error.args if isinstance(error, UserError) else [one_line(error)]
-            raise UserError(*(self._with_flags(str(text)) for text in texts)) from error
+            raise UserError(*(with_flags(str(text)) for text in texts)) from error
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(self._with_flags(str(error))) from None
-
-    def _with_flags(self, text: str) -> str:
-        flags = {str(each.name): each.opts[0] for each in self.params if isinstance(each, click.Option)}
-        text = re.sub(r"\b(\w+)=(True|…)", lambda match: flags.get(match[1], match[0]), text)
-        name, colon, rest = text.partition(": ")
-        return flags.get(name, name) + colon + rest
+            raise KeyboardInterrupt(with_flags(str(error))) from None
 
 
 class Group(click.Group):

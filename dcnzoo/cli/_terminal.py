@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,10 +110,26 @@ def _reader_is_gone() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
+def with_flags(text: str) -> str:
+    """Show arguments as options of the running command: ``resume=True`` as ``--resume``."""
+    context = click.get_current_context(silent=True)
+    options = [each for each in context.command.params if isinstance(each, click.Option)] if context else []
+    flags = {str(each.name): each.opts[0] for each in options}
+
+    def flag(match: re.Match) -> str:
+        name, _, value = match.groups()
+        if name not in flags:
+            return match[0]
+        return flags[name] if value in ("True", "…") else f"{flags[name]} {value}"
+
+    name, colon, rest = re.sub(r"\b(\w+)=('?)(\w+|…)\2", flag, text).partition(": ")
+    return flags.get(name, name) + colon + rest
+
+
 def print_findings(findings: Sequence[Finding], prefix: str = "", file: TextIO | None = None) -> None:
     """Print a line for each of the first findings. ``prefix`` is a file that is the same for all."""
     for line in shown(findings, prefix):
-        print(line, file=file)
+        print(with_flags(line), file=file)
 
 
 def print_columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> None:

@@ -270,7 +270,7 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     for problem in report.problems:
         if not problem.remedy:
             kind = KINDS[problem.kind].text
-            raise UserError(f"{report.file}: {problem}; --fix cannot fix this kind of problem: {kind}")
+            raise UserError(f"{report.file}: {problem}; this kind of problem cannot be fixed: {kind}")
     fixed = Report(report.file, copy.deepcopy(report.content), report.problems, report.places)
     done = repair(fixed)
     write_json(fixed.content, out)

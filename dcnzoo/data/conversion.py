@@ -350,7 +350,7 @@ class CocoBuilder:
             raise UserError(f"out: expected a new file, got {out}, a source of the conversion")
         if self.problems and not skip_invalid:
             text = f"{counted(len(self.problems), 'problems')} in {counted(len(self._invalid), 'files')}"
-            raise UserError(f"{text}, nothing is written; --skip-invalid skips them")
+            raise UserError(f"{text}, nothing is written; skip_invalid=True skips them")
         content = self.content()
         for key in ("images", "annotations"):
             if not content[key]:

@@ -97,7 +97,9 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> int:
                 extracted = Path(opened.extract(member, partial))
                 target = folder / extracted.relative_to(partial)
                 if target.is_file() and not force and zlib.crc32(target.read_bytes()) != member.CRC:
-                    raise UserError(f"{target}: expected no file, or that of {archive}; --force replaces it")
+                    raise UserError(
+                        f"{target}: expected no file, or that of {archive}; force=True replaces it"
+                    )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 extracted.replace(target)
     # the last two: a password, an unknown compression method

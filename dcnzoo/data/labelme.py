@@ -141,7 +141,7 @@ def _image(
         )
     if extract is None:
         raise InvalidAnnotation(
-            f"expected an image at {short(named)}; --extract FOLDER writes the one in imageData"
+            f"expected an image at {short(named)}; extract=FOLDER writes the one in imageData"
         )
     pixels, embedded = _decode(content["imageData"], "imageData")
     kind = str(embedded.format)

@@ -182,7 +182,7 @@ def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zer
         if min(x1, y1) < 1:
             raise InvalidAnnotation(
                 f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
-                "use --zero-based if the file counts from 0",
+                "use zero_based=True if the file counts from 0",
                 _line(box),
             )
         x1, y1 = x1 - 1, y1 - 1

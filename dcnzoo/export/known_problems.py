@@ -101,13 +101,13 @@ RULES = (
     Rule(RUNTIMES, None, lambda node: node.is_unknown,
          "the opset has no such operator", "https://onnx.ai/onnx/operators/"),
     Rule(("tensorrt",), "GridSample", lambda node: node.is_linear,
-         "the parser runs the mode 'linear' of opset 20 as 'nearest', without an error; use --deform-conv "
-         "gathernd or opset 19", f"{GITHUB}onnx/onnx-tensorrt/pull/1060"),
+         "the parser runs the mode 'linear' of opset 20 as 'nearest', without an error; use "
+         "deform_conv='gathernd' or opset 19", f"{GITHUB}onnx/onnx-tensorrt/pull/1060"),
     Rule(("tensorrt",), "GridSample", lambda node: True,
-         "engines of TensorRT 10.14 and 11.1 are reported to give wrong results; use --deform-conv gathernd",
+         "engines of TensorRT 10.14 and 11.1 are reported to give wrong results; use deform_conv='gathernd'",
          f"{GITHUB}NVIDIA/TensorRT/issues/4813"),
     Rule(("tensorrt",), "DeformConv", lambda node: True,
-         "supported from TensorRT 10.1 on; for older ones, use --deform-conv gathernd",
+         "supported from TensorRT 10.1 on; for older ones, use deform_conv='gathernd'",
          f"{GITHUB}onnx/onnx-tensorrt/pull/975"),
     Rule(("tensorrt",), "ScatterND", lambda node: "reduction" in node.attributes,
          "the parsers 10.1 to 10.8 refuse the attribute reduction, whatever its value",
@@ -119,28 +119,28 @@ RULES = (
          "its ONNX reader has no Scan, of soft-NMS and of corner pooling; use nms, or onnxruntime",
          "https://docs.openvino.ai/2026/about-openvino/compatibility-and-support/supported-operations.html"),
     Rule(("tensorrt",), None, lambda node: node.domain in STANDARD and node.opset > 25,
-         "TensorRT 11 supports opset 9 to 25; use --opset-version 19",
+         "TensorRT 11 supports opset 9 to 25; use opset_version=19",
          "https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html"),
     Rule(("openvino",), "DeformConv", lambda node: True,
          "its ONNX reader has no DeformConv; read the file through dcnzoo, export to .xml, or use "
-         "--deform-conv gathernd", f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
+         "deform_conv='gathernd'", f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
     Rule(("openvino",), "GridSample", lambda node: node.opset >= 20,
-         "releases before 2026 have no GridSample of opset 20; use opset 19 or --deform-conv gathernd",
+         "releases before 2026 have no GridSample of opset 20; use opset 19 or deform_conv='gathernd'",
          f"{GITHUB}openvinotoolkit/openvino/issues/37770"),
     Rule(("openvino",), "GridSample", lambda node: 5 in node.ranks,
          "only maps of 2 axes are supported", f"{GITHUB}openvinotoolkit/openvino/issues/37770"),
     Rule(("onnxruntime",), "DeformConv", lambda node: _older("onnxruntime", FIRST_DEFORM_CONV),
-         "releases before 1.25 have no DeformConv; update it, or use --deform-conv gathernd",
+         "releases before 1.25 have no DeformConv; update it, or use deform_conv='gathernd'",
          f"{GITHUB}microsoft/onnxruntime/issues/20810"),
     Rule(("onnxruntime",), "RoiAlign", lambda node: node.opset >= 22,
-         "the CPU kernel is of opset 16, and not used from 22 on; use --opset-version 19",
+         "the CPU kernel is of opset 16, and not used from 22 on; use opset_version=19",
          f"{GITHUB}microsoft/onnxruntime/issues/27731"),
     Rule(("onnxruntime",), "RoiAlign", lambda node: node.attributes.get("mode") == b"max",
          "'max' takes the maximum of weighted neighbours, other runtimes that of interpolated samples",
          f"{GITHUB}microsoft/onnxruntime/issues/6146"),
     Rule(("onnxruntime",), "GridSample",
          lambda node: node.opset < 20 and DOUBLE in node.types,
-         "float64 is supported from opset 20 on; use --deform-conv gathernd",
+         "float64 is supported from opset 20 on; use deform_conv='gathernd'",
          f"{GITHUB}microsoft/onnxruntime/issues/20191"),
     Rule(("coreml",), "Gather", lambda node: 0 in node.ranks[1:2],
          "a scalar index is not supported: the node runs on the CPU",
@@ -190,7 +190,7 @@ def check(path: str | os.PathLike, *runtimes: str) -> list[Finding]:
                 f"the parser drops the input {value.name}, which has a default: pictures must not be padded; "
             )
             source = f"{GITHUB}onnx/onnx-tensorrt"
-            findings.append(Finding("tensorrt", f"{text}use --img-shape required", source=source))
+            findings.append(Finding("tensorrt", f"{text}use img_shape='required'", source=source))
     for rule in RULES:
         affected = [node for node in nodes if rule.operator in (None, node.operator) and rule.applies(node)]
         names = few(sorted({node.operator for node in affected}), 3)

@@ -124,7 +124,7 @@ def agree_on_config(cfg: Config) -> None:
     if others and get_rank() == 0:
         print(
             f"work_dir: {few(others)} has another folder {cfg.work_dir} than rank 0 on {_hosts[0]}, which "
-            "writes all files; --resume requires a folder that all machines share"
+            "writes all files; resume=True requires a folder that all machines share"
         )
 
 
@@ -191,7 +191,7 @@ def faults() -> Iterator[None]:
         ended = _ended_ranks()
         names = few([f"rank {rank} on {_hosts[rank]}" for rank in ended], 4)
         reason = f"{names} ended" if ended else "the connection between the processes was lost"
-        raise UserError(f"{reason}; --resume continues the training ({one_line(error)})") from error
+        raise UserError(f"{reason}; resume=True continues the training ({one_line(error)})") from error
 
 
 def _ended_ranks() -> list[int]:

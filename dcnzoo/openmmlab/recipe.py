@@ -13,6 +13,7 @@ import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.config_paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config_rules import OLD_KEYS
 from dcnzoo.openmmlab.config_tree import dicts, variables
 from dcnzoo.openmmlab.options import RunOptions
@@ -26,8 +27,6 @@ setup()  # any config may use dcn=True
 MODEL = ("model",)
 TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
-DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
-NO_TEMPLATE = r"{\x7b"  # "{{" in a name, which MMEngine would replace by a folder or a variable of the shell
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 
@@ -80,21 +79,11 @@ class Recipe:
         Paths in this folder are relative to the config, so that it can be moved; so are those that are
         relative in the config that was read.
         """
-        folder, source = os.path.realpath(self.work_dir), Path(os.path.abspath(self.cfg.filename or ""))
-        text = self.cfg.pretty_text.replace("{{", NO_TEMPLATE)  # dump() would write JSON for a JSON file
-        if not is_readable(folder):
-            return text
-        for name in (folder, os.path.abspath(self.work_dir), str(self.work_dir)):
-            text = text.replace(f"'{name}/", f"'{DIRECTORY}/")
+        source = Path(os.path.abspath(self.cfg.filename or ""))
+        roots = [str(self.work_dir), os.path.abspath(self.work_dir), os.path.realpath(self.work_dir)]
         if source.is_file() and DIRECTORY in source.read_text(encoding="utf-8"):
-            steps = Path(os.path.relpath(source.parent, folder)).as_posix()
-            text = text.replace(f"'{source.parent}/", f"'{DIRECTORY}/{steps}/")
-        return text
-
-
-def is_readable(folder: str | os.PathLike) -> bool:
-    """Whether MMEngine can read :data:`DIRECTORY` in a config in this folder."""
-    return not any(letter in str(folder) for letter in "'\"\\{}\n")
+            roots.append(str(source.parent))
+        return text_of(Config(below(self.cfg.to_dict(), self.work_dir, roots)))
 
 
 def _as_tuple(value: object) -> object:

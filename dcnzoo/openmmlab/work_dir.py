@@ -10,8 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab import ranks
-from dcnzoo.openmmlab.recipe import DIRECTORY, Recipe
-from dcnzoo.utils.files import LAST, files_beside, output_files, read_beside, write_text
+from dcnzoo.openmmlab.config_paths import keep_paths
+from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
 
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 # of a training and its report; logs are in folders that are named after the time
@@ -56,20 +57,6 @@ def set_aside(work_dir: Path, replaced: Path, stays: Iterable[str]) -> None:
         (work_dir / name).rename(replaced / name)
     for config in [*files_beside(replaced, "*.py"), *files_beside(replaced, "data/*.py")]:
         keep_paths(config, work_dir / config.parent.relative_to(replaced))
-
-
-def keep_paths(config: Path, folder: Path) -> None:
-    """Rewrite the relative paths in a config that was moved from ``folder``, unless the files moved too."""
-
-    def moved(match: re.Match) -> str:
-        if (config.parent / match[1]).exists():
-            return match[0]
-        return f"{DIRECTORY}/{Path(os.path.relpath(folder / match[1], config.parent)).as_posix()}"
-
-    text = read_beside(config) or ""
-    changed = re.sub(rf"{re.escape(DIRECTORY)}/([^'\"]+?)(?=/?['\"])", moved, text)
-    if changed != text:
-        write_text(config, changed)
 
 
 class WorkDirHook(Hook):

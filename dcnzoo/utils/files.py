@@ -108,7 +108,7 @@ class Claim:
                     records.setdefault(entry[1], []).append(entry[2:])
         if os.path.lexists(path) and not self._force and not self._is_own(path):
             expected = f"a new file, or one that dcnzoo {command} has written"
-            raise UserError(f"{command}: {path}: expected {expected}, got another; --force replaces it")
+            raise UserError(f"{command}: {path}: expected {expected}, got another; force=True replaces it")
         self._before[path] = _stamp(path)
         return path
 

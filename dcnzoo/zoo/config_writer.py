@@ -11,9 +11,10 @@ from dcnzoo.data.check import checked_coco
 from dcnzoo.data.preparation import check_parts
 from dcnzoo.data.splits import Annotations
 from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.config_paths import portable, text_of
 from dcnzoo.openmmlab.config_tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
-from dcnzoo.openmmlab.recipe import DIRECTORY, NO_TEMPLATE, is_readable, read_config_file
+from dcnzoo.openmmlab.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.text import counted
@@ -109,14 +110,14 @@ def write_settings(
     settings |= {
         "_base_": base,
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
-        "classes": tuple(map(_literal, classes)),
+        "classes": classes,
         "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
     }
     if address or (not weights and config.get("load_from")):
         settings["load_from"] = address
     written = Config(settings)
     written.merge_from_dict(dict(changes or {}))
-    write_text(out, f"{HEAD}{written.pretty_text}")  # sorts by name: variables come first
+    write_text(out, f"{HEAD}{text_of(written)}")  # sorts by name: variables come first
     config = read_config_file(out)
     check_config(config, out)
     return base, config.get("load_from")
@@ -152,7 +153,7 @@ def _data_settings(
             raise UserError(
                 f"{file}: expected a mask of every object, since {model} learns from masks, found "
                 f"{counted(number, 'objects')} without one; "
-                f"--model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
+                f"model={BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
             )
     settings: dict[str, object] = {}
     tested = sources.get("test", sources["val"])
@@ -200,22 +201,9 @@ def _with_data(config: Config, loader: str, source: Annotations, folder: Path) -
 
 
 def _portable(path: str | Path, folder: Path) -> str:
-    """Return the literal of a path for a config in this folder, by which both can be moved together.
-
-    It is relative to the config; absolute if they have no common folder, or if MMEngine could not read it.
-    """
-    end = "/" if str(path).endswith("/") else ""
-    path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    common = os.path.commonpath([path, folder])
-    if common == path.anchor or not is_readable(folder):
-        return _literal(f"{path.as_posix()}{end}")
-    text = _literal(f"/{Path(os.path.relpath(path, folder)).as_posix()}{end}")
-    return _Name(f"{text[0]}{DIRECTORY}{text[1:]}")
-
-
-def _literal(text: str) -> str:
-    """Return a text as the config contains it: names of classes and files are no templates of MMEngine."""
-    return _Name(repr(text).replace("{{", NO_TEMPLATE))
+    """Return a path for a config in this folder: relative to it, if both are below one folder of the root."""
+    end, folder = "/" * str(path).endswith("/"), Path(os.path.realpath(folder))
+    return portable(f"{os.path.realpath(path)}{end}", folder, [str(Path(*folder.parts[:2]))])
 
 
 def _number_of_classes(config: Config, model: str) -> int:
@@ -268,6 +256,6 @@ def _difference(old: Mapping, new: Mapping) -> dict:
 
 
 class _Name(str):
-    """A part of the config's text: a variable, or a literal."""
+    """A variable in the config's text."""
 
     __repr__ = str.__str__

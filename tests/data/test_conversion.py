@@ -144,7 +144,7 @@ def test_voc_beside_its_images(tmp_path):
     conversion = convert_voc(tmp_path)
     assert [box for *_, box in boxes(conversion)] == [[4, 5, 36, 25]] and conversion.clipped == 1
     zero_based, beyond = problems(conversion, tmp_path)
-    assert zero_based.startswith("a.xml:5: fig: ") and "--zero-based" in zero_based
+    assert zero_based.startswith("a.xml:5: fig: ") and "zero_based=True" in zero_based
     assert beyond.startswith("a.xml:8: ")
     conversion = convert_voc(tmp_path, zero_based=True, clip=True)
     assert conversion.problems == [] and conversion.folder == tmp_path and conversion.clipped == 2
@@ -408,7 +408,7 @@ def test_labelme_embedded_images(tmp_path):
     write(tmp_path / "in/b.json", labelme_file(box, path="../../../escape.png", data=IMAGE))
     write(tmp_path / "in/deep/b.json", labelme_file(box, path="none.jpg", data=IMAGE))
     (first, second) = problems(convert_labelme(tmp_path / "in"), tmp_path)
-    assert first.startswith("in/b.json: ") and "--extract FOLDER" in first
+    assert first.startswith("in/b.json: ") and "extract=FOLDER" in first
     assert second.startswith("in/deep/b.json: ")
     write(tmp_path / "in/c.json", labelme_file(shape("fig", "line", BOX), path="", data=IMAGE))
     conversion = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
@@ -499,7 +499,7 @@ def test_mistakes_in_a_file(tmp_path, file, text, place):
     write(tmp_path / file, text)
     conversion = CONVERTERS[file](tmp_path)
     assert problems(conversion, tmp_path)[0].startswith(f"{file}:{place}")
-    with pytest.raises(UserError, match="--skip-invalid"):
+    with pytest.raises(UserError, match="skip_invalid=True"):
         conversion.write(tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 

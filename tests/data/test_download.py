@@ -168,7 +168,7 @@ def test_unpacking_again_replaces_no_other_file(tmp_path):
     for _ in range(2):
         assert unpacked(tmp_path, zipped(members)) == members
     (tmp_path / "out/annotations/a.json").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"a\.json.*--force"):
+    with pytest.raises(UserError, match=r"a\.json.*force=True"):
         unpacked(tmp_path, zipped(members))
     assert (tmp_path / "out/annotations/a.json").read_bytes() == b"mine"
     assert unpacked(tmp_path, zipped(members), force=True) == members

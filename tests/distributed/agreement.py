@@ -139,7 +139,7 @@ def check(rank: int, folder: Path, port: int) -> None:
             while True:
                 torch.distributed.all_reduce(torch.ones(1))
     except UserError as error:
-        assert str(error).startswith("rank 1 on machine-1 ended") and "--resume" in str(error), error
+        assert str(error).startswith("rank 1 on machine-1 ended") and "resume=True" in str(error), error
     else:
         raise AssertionError
     print(f"rank {rank}: all checks passed", flush=True)

@@ -65,7 +65,7 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
         options = settings(tmp_path / "data", train=1, val=2)
     arguments = [command, PLAIN, *arguments]
     status, output = run(*arguments, *options)
-    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert status == 1 and "conv_offset" in output and f"set {OPTION}" in output, output
     assert not (tmp_path / "found").exists()
     status, output = run(*arguments, *(options or ["--cfg-options"]), OPTION)
     assert status == 0, output
@@ -76,7 +76,7 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
 def test_training_does_not_start_from_a_part(run, tmp_path):
     options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
-    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert status == 1 and "conv_offset" in output and f"set {OPTION}" in output, output
     assert not list((tmp_path / "work").glob("*.pth"))
 
 

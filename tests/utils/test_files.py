@@ -55,7 +55,7 @@ def test_a_command_replaces_only_its_own_unchanged_files(tmp_path):
         if reason == "changed":
             path.write_text("edited by hand")
         before = path.read_text()
-        with pytest.raises(UserError, match=r"a\.txt.*--force"):
+        with pytest.raises(UserError, match=r"a\.txt.*force=True"):
             write(path, command=command)
         assert path.read_text() == before, reason
     write(path, "third", force=True)
@@ -149,7 +149,7 @@ def test_places_where_nothing_is_written(tmp_path):
         with pytest.raises(UserError, match="input"):
             write(tmp_path / name, inputs=[tmp_path / "a.jpg"], force=True)
     (tmp_path / RECORD).write_text("[1\n3\nnull\n")
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UserError, match="force=True"):
         write(tmp_path / "file")
     assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, "file", "link", "pipe"]
 

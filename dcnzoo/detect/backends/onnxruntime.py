@@ -46,7 +46,7 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
             first = ".".join(map(str, FIRST_DEFORM_CONV))
             raise ValueError(
                 f"{path}: expected onnxruntime {first} or later for DeformConv, got "
-                f"{onnxruntime.__version__}: update it, or export with --deform-conv gathernd"
+                f"{onnxruntime.__version__}: update it, or export with deform_conv='gathernd'"
             ) from error
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
     if used != provider[0]:  # it only warns

@@ -104,7 +104,7 @@ TABLE = (
         "amp_on_cpu",
         models.amp_on_cpu,
         target="AmpOptimWrapper in mmengine's registry",
-        reason="--amp requires a GPU (AmpOptimizerWrapper is only available … gpu)",
+        reason="amp=True requires a GPU (AmpOptimizerWrapper is only available … gpu)",
         needed=on_cpu,
     ),
     of_mmengine(

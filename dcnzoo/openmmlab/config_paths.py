@@ -1,0 +1,59 @@
+"""Paths in the configs that dcnzoo writes: relative to the config's folder, so that both can be moved."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from dcnzoo.utils.files import read_beside, write_text
+
+DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
+_MARK = "\x7f"  # of the folder in values, which have no control characters
+
+
+def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
+    """Return a path for a config in ``folder``, for :func:`text_of`: relative to it if it is below a root.
+
+    It stays as it is if MMEngine could not read the folder's name.
+    """
+    if any(letter in str(folder) for letter in "'\"\\{}\n"):
+        return path
+    for root in roots:
+        if path.startswith(f"{root}/"):
+            moved = os.path.relpath(os.path.realpath(root) + path[len(root) :], os.path.realpath(folder))
+            return f"{_MARK}/{Path(moved).as_posix()}{'/' * path.endswith('/')}"
+    return path
+
+
+def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
+    """Return a setting with :func:`portable` paths, also inside dictionaries and lists."""
+    if isinstance(value, str):
+        return portable(value, folder, roots)
+    if isinstance(value, dict):
+        return {key: below(item, folder, roots) for key, item in value.items()}
+    return (
+        type(value)(below(item, folder, roots) for item in value) if type(value) in (list, tuple) else value
+    )
+
+
+def text_of(cfg: Config) -> str:
+    """Return the text of a config. Names of classes and files are no templates of MMEngine."""
+    text = cfg.pretty_text.replace("{{", r"{\x7b")
+    return re.sub(r"(['\"])\\x7f/", rf"\1{DIRECTORY}/", text)
+
+
+def keep_paths(config: Path, folder: Path) -> None:
+    """Rewrite the relative paths in a config that was moved from ``folder``, unless the files moved too."""
+
+    def moved(match: re.Match) -> str:
+        if (config.parent / match[1]).exists():
+            return match[0]
+        return f"{DIRECTORY}/{Path(os.path.relpath(folder / match[1], config.parent)).as_posix()}"
+
+    text = read_beside(config) or ""
+    changed = re.sub(rf"{re.escape(DIRECTORY)}/([^'\"]+?)(?=/?['\"])", moved, text)
+    if changed != text:
+        write_text(config, changed)
