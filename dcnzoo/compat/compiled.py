@@ -69,6 +69,7 @@ def dcnv3_forward(
     mask: Tensor,  # [N, oH, oW, group·P]
     *options: float,  # those of geometry(), im2col_step, remove_center
 ) -> Tensor:  # [N, oH, oW, C]
+    """``DCNv3.dcnv3_forward``."""
     arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
     with torch.autocast(input.device.type, enabled=False):
         return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, remove_center=any(remove_center))

@@ -23,6 +23,7 @@ def deform_conv_forward(
     offset: Tensor,  # [N, deformable_groups·3·K, oD, oH, oW], (z, y, x), in input voxels
     *numbers: int,
 ) -> Tensor:  # [N, O, oD, oH, oW]
+    """``D3D.deform_conv_forward``."""
     return dcnzoo.ops.deform_conv3d(input, weight, offset, None, bias, *_geometry(numbers))
 
 

@@ -29,6 +29,7 @@ def dcn_v2_conv(
     dilation: Pair,
     deformable_groups: int,
 ) -> Tensor:  # [N, O, oH, oW]
+    """``dcn_v2.dcn_v2_conv``: deformable convolution v2."""
     geometry = (stride, padding, dilation, 1, deformable_groups)
     return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.compat.compiled import geometry
 from dcnzoo.compat.deformable_detr import MSDeformAttn
-from dcnzoo.compat.mmcv.plain import gradients
+from dcnzoo.compat.mmcv._plain import gradients
 from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
 from dcnzoo.utils.text import counted
 

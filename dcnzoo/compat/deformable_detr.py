@@ -44,6 +44,7 @@ class MSDeformAttn(MultiScaleDeformableAttention):
         input_level_start_index: Tensor | None = None,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:
+        """As the layer of :mod:`dcnzoo.layers`, with the official names."""
         return super().forward(
             query,
             reference_points,

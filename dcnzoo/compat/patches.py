@@ -80,6 +80,7 @@ class ThreadChanges(Changes):
     """Changes to functions that are seen only by the thread that makes them."""
 
     def set(self, owner: object, name: str, value: object) -> None:
+        """As :meth:`Changes.set`, for a function."""
         thread = threading.get_ident()
         original: Any = getattr(owner, name, getattr(builtins, name, None))
         replacement: Any = value.__func__ if isinstance(value, staticmethod) else value
@@ -114,6 +115,7 @@ class Patch:
 
     @property
     def applied(self) -> bool:
+        """Whether the changes are made."""
         return self._changes is not None
 
     def apply(self) -> None:

@@ -34,6 +34,7 @@ class InternImage(backbones.InternImage):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, stride and module of each level."""
         return [
             dict(num_chs=level.blocks[0].dcn.channels, reduction=2 ** (i + 2), module=f"levels.{i}")
             for i, level in enumerate(self.levels)
@@ -92,9 +93,11 @@ class InternImage(backbones.InternImage):
         super().reset_classifier(num_classes)
 
     def get_classifier(self) -> nn.Module:
+        """The last layer."""
         return self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass."""
         for level in self.levels:
             for block in level.blocks:
                 block.with_cp = enable

@@ -32,6 +32,7 @@ def _arguments(
 
 
 def deform_conv2d(*arguments: Any) -> Tensor:  # those of _arguments
+    """``torchvision::deform_conv2d``."""
     tensors, bias, geometry = _arguments(*arguments)
     with torch.autocast("cpu", enabled=False):
         return torch.ops.dcnzoo.deform_conv(*tensors, bias, *geometry).contiguous()
@@ -51,6 +52,7 @@ def roi_align(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
     sampling_ratio: int, aligned: bool,
 ) -> Tensor:  # fmt: skip
+    """``torchvision::roi_align``."""
     size = (pooled_height, pooled_width)
     return ops.roi_align(
         input, rois, size, spatial_scale, max(sampling_ratio, 0), "avg", aligned

@@ -1,19 +1,15 @@
 """detectron2's layers and its compiled module."""
 
 import importlib
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcnzoo import ops
 from dcnzoo.compat import detectron2
-from dcnzoo.ops import reference
 
-from ..op_cases.rotated_boxes import overlapping_boxes
-from .programs import V1, V2, compare, random, v1_leaves, v1_reference, v2_leaves, v2_reference
+from .programs import V1, V2, compare, v1_leaves, v1_reference, v2_leaves, v2_reference
 
 
 def test_detectron2_evaluates_with_pycocotools(provide, package):
@@ -26,44 +22,6 @@ def test_detectron2_evaluates_with_pycocotools(provide, package):
     assert project.COCOeval_opt is project.COCOeval
     compiled = importlib.import_module("detectron2._C")
     assert "dcnzoo" in compiled.get_compiler_version() + compiled.get_cuda_version()
-
-
-# Rotated boxes: angles in degrees, counter-clockwise on the screen, where y points down
-
-
-def test_rotated_boxes(provide, package):
-    package("detectron2.config")
-    provide("detectron2._C")
-    compiled = importlib.import_module("detectron2._C")
-    boxes, scores = overlapping_boxes(40)
-    degrees = torch.cat([boxes[:, :4], boxes[:, 4:] * 180 / math.pi], 1)
-    for module in (compiled, torch.ops.detectron2):
-        expected = ops.box_iou_rotated(boxes, boxes[2:], clockwise=False)
-        torch.testing.assert_close(module.box_iou_rotated(degrees, degrees[2:]), expected)
-        kept = ops.nms_rotated(boxes, scores, 0.2, clockwise=False)
-        assert 5 < len(kept) < 35 and module.nms_rotated(degrees, scores, 0.2).equal(kept)
-
-
-def test_roi_align_of_rotated_boxes(provide, package):
-    """A quarter turn counter-clockwise of a square region is ``rot90`` of its bins, clockwise."""
-    package("detectron2.config")
-    provide("detectron2._C")
-    compiled = importlib.import_module("detectron2._C")
-    rois = torch.tensor([[1, 5, 4, 3, 3, 0], [1, 5, 4, 3, 3, 90]]).double()
-    radians = torch.cat([rois[:, :5], rois[:, 5:] * math.pi / 180], 1)
-    numbers, size = (0.8, 2, 2), (2, 3, 8, 9)
-
-    def pooled(input):
-        return compiled.roi_align_rotated_forward(input, rois, *numbers, 2)
-
-    straight, turned = pooled(random(*size))
-    torch.testing.assert_close(turned, straight.rot90(-1, (1, 2)))
-    compare(
-        lambda input: torch.ops.detectron2.roi_align_rotated_forward(input, rois, *numbers, 2),
-        lambda input: reference.roi_align_rotated(input, radians, (2, 2), 0.8, 2),
-        random(*size),
-        backward=lambda g, input: [compiled.roi_align_rotated_backward(g, rois, *numbers, *size, 2)],
-    )
 
 
 # Layers

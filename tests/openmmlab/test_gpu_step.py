@@ -9,7 +9,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcnzoo.compat.mmcv import plain
+from dcnzoo.compat.mmcv import _plain as plain
 from dcnzoo.ops import _choice, _library
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available

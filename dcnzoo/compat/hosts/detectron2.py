@@ -11,12 +11,12 @@ HOSTS = (
             ),
             "CenterNet2": Evidence("bfc8b72e4e2a1612b4aa4c12f7b3db9cdd7b34c4", "2026-11-26", "losses"),
         },
-        ("dcnzoo.compat.compiled", "dcnzoo.compat.detectron2_rotated"),
+        ("dcnzoo.compat.compiled",),
         names={
             "deform_conv_backward_filter": "deform_conv_backward_parameters",
             "get_cuda_version": "get_compiler_version",
         },
         functions=("deform_conv", "modulated_deform_conv", "COCOeval_opt"),
-        missing="the fast COCO evaluation (pycocotools evaluates instead)",
+        missing="rotated boxes, the fast COCO evaluation (pycocotools evaluates instead)",
     ),
 )

@@ -4,7 +4,7 @@ As in mmcv, tensors named ``output`` and ``grad_…`` belong to the caller and a
 buffers ``columns``, ``ones`` and ``buff`` are not used. Python loads this file under the name ``mmcv._ext``
 (see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
 
-This file has the functions on dcnzoo's compiled operators; :mod:`dcnzoo.compat.mmcv.plain` has those in
+This file has the functions on dcnzoo's compiled operators; :mod:`dcnzoo.compat.mmcv._plain` has those in
 PyTorch. Every other name is a function that raises ``NotImplementedError``, because ``mmcv.ops`` looks up all
 names when it is imported.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
+from dcnzoo.compat.mmcv._plain import boxes, features, text
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
-from dcnzoo.compat.mmcv.plain import boxes, features, text
 from dcnzoo.compat.signatures import takes
 from dcnzoo.ops.deform_attn import level_starts
 

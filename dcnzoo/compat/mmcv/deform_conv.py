@@ -223,6 +223,7 @@ class ModulatedDeformConv2d(_Layer):
     modulated = True
 
     def init_weights(self) -> None:
+        """mmcv's name of :meth:`reset_parameters`."""
         self.reset_parameters()
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
@@ -243,6 +244,7 @@ class DeformConv2dPack(_Arguments, layers.PackedDeformConv2d):
         return dict(modulated=self.modulated, offset_groups=deform_groups, mask_groups=deform_groups)
 
     def init_offset(self) -> None:
+        """Set the offsets to zero."""
         if self.conv_offset is not None:
             self.conv_offset.reset_parameters()
 
@@ -257,5 +259,6 @@ class ModulatedDeformConv2dPack(DeformConv2dPack):
     modulated = True
 
     def init_weights(self) -> None:
+        """Set all initial values."""
         self.reset_parameters()
         self.init_offset()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv.plain import at_least_float32, forward_and_backward, gradients
+from dcnzoo.compat.mmcv._plain import at_least_float32, forward_and_backward, gradients
 from dcnzoo.ops import reference
 
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
