@@ -1,7 +1,8 @@
 """What a test leaves behind in its process: ``pytest -p tests.state``, or ``nox -s state``.
 
 The process is compared before and after each test; differences are printed at the end and make the status 1.
-What libraries keep for good when they are first used is in ``LASTING``.
+What libraries keep for good when they are first used is in ``LASTING``. ``--order 1`` runs the files, and the
+tests of each file, in a random order; another number, in another.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import resource  # noqa: TID251  a program of Linux
 import signal
 import sys
 import threading
+import zlib
 
 import pytest
 import torch
@@ -20,7 +22,12 @@ import torch
 LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 LASTING = [
     r"environment: (PYTEST_CURRENT_TEST|PYTEST_VERSION)$",  # pytest's own
-    r"environment: (TORCHINDUCTOR_CACHE_DIR|TRITON_\w+)$",  # set by torch's compiler
+    # set by torch's compiler at its first use, for good
+    r"environment: (TORCHINDUCTOR_CACHE_DIR|TRITON_\w+)$",
+    r"(environment: |value of )_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    r"recursion: (1000|2000), excepthook: <built-in",
+    r"signal: 17 (0|<function _set_SIGCHLD_handler)",  # torch's first data loader with workers
+    r"thread: (QueueFeederThread|Thread-\d+( \(_serve\))?)$",  # the pool of tests/fused
     r"file: (/dev/|anon_inode|socket|pipe|.*\.(so|lock|json|py|pt2|ttf)\b)",  # of event loops and of caches
     r"thread: (Thread-\d+ \((_read_thread|_monitor|_run)\)|pymp|ThreadPoolExecutor|InductorSubproc|tqdm)",
     r"finder: (_SixMetaPathImporter|.*EditableFinder)",
@@ -59,6 +66,17 @@ def snapshot() -> set[str]:
 
 def lasting(text: str) -> bool:
     return any(re.match(pattern, text) for pattern in LASTING)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--order", help="run the tests in a random order, by this number")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if (order := config.getoption("--order")) is not None:
+        # files together, for the fixtures of modules
+        items.sort(key=lambda item: [zlib.crc32(f"{order}{x}".encode()) for x in (item.path, item.nodeid)])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -309,7 +309,9 @@ CUDA_13_0 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120
 @pytest.fixture(scope="module")
 def setup_py():
     """The functions of setup.py."""
-    with mock.patch("setuptools.setup"), mock.patch("fcntl.flock"):  # a build waits for another one's lock
+    # a build keeps the folder open for its lock, and waits for another one's
+    no_lock = mock.patch("fcntl.flock", lambda file, _: os.close(file))
+    with mock.patch("setuptools.setup"), no_lock:
         return runpy.run_path(str(ROOT / "setup.py"))
 
 
