@@ -467,7 +467,7 @@ def coverage(session: Session, name: str) -> None:
 
 @nox.session
 def projects(session: Session) -> None:
-    """Run the code of the projects in docs/hosts.md, cloned from GitHub (-- NAME: one of them)."""
+    """Run the code of other projects, cloned from GitHub (-- NAME: one of them): benchmarks/projects."""
     see(session, environment(session, "others"))
     session.install("--no-deps", "--group", "projects")
     session.run("python", "-m", "benchmarks.projects", *session.posargs, env={"OMP_NUM_THREADS": "1"})

@@ -1,12 +1,13 @@
-"""Write the table of ``docs/hosts.md`` from ``dcnzoo/compat/hosts``: ``python docs/hosts.py``."""
+"""Write the table of ``docs/benchmarks/projects.md`` from ``dcnzoo/compat/hosts``."""
 
 import re
 from pathlib import Path
 
 from dcnzoo.compat import host
 
-PAGE = Path(__file__).with_name("hosts.md")
-HEAD = "| `--provide` | project | revision | what ran | not covered |\n|---|---|---|---|---|"
+PAGE = Path(__file__).with_name("benchmarks") / "projects.md"
+DATE = "2026-11-26"  # of rows without another
+HEAD = f"| `--provide` | project | revision | what ran ({DATE}) | not covered |\n|---|---|---|---|---|"
 
 
 def table() -> str:
@@ -15,9 +16,9 @@ def table() -> str:
     for each in host.known().values():
         for project, run in each.projects.items():
             revision = run.revision[:7] if re.fullmatch("[0-9a-f]{40}", run.revision) else run.revision
-            rows.append(
-                f"| `{each.name}` | {project} | {revision} | {run.date}: {run.ran} | {each.missing} |"
-            )
+            ran = run.ran.replace("equal to its own PyTorch code", "*equal*").replace("](", "](../")
+            date = "" if run.date == DATE else f"{run.date}: "
+            rows.append(f"| `{each.name}` | {project} | {revision} | {date}{ran} | {each.missing} |")
     return "\n".join([HEAD, *rows])
 
 

@@ -54,29 +54,37 @@ def text(rows: Rows) -> str:
             families.setdefault((row["date"], row["versions"]), []).append(family)
     lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**"]
     for (date, installed), names in sorted(families.items(), reverse=True):
-        lines.append(f"Measured on {date} with {installed}: {', '.join(names)}.")
+        lines.append(f"{len(names)} families were measured on {date} with {installed}.")
+    if len(families) > 1:
+        lines.append("`benchmarks/coverage/` has the date and the versions of each family.")
     return "\n\n".join([*lines, by_result(results)])
 
 
-def matrix(rows: Rows) -> str:
-    """A table of operations and networks, from the results of ``test_networks.py``."""
+def exceptions(rows: Rows) -> str:
+    """List the operations of ``test_networks.py``, and the networks with another result than *ok*."""
     results = {name: json.loads(row["operations"]) for name, row in rows.items()}
-    bad = sum(text.startswith(("wrong", "crash")) for row in results.values() for text in row.values())
-    count = sum(map(len, results.values()))
-    names = list(results)
-    networks = (f"{number} {name} ({rows[name]['config']})" for number, name in enumerate(names, 1))
-    date, installed = max((row["date"], row["versions"]) for row in rows.values())
-    lines = [
-        f"**{count - bad} of {count} results are neither *wrong* nor a *crash*.**",
-        f"Networks: {'; '.join(networks)}.",
-        f"Measured on {date} with {installed}.",
-        "| operation | " + " | ".join(str(number) for number, _ in enumerate(names, 1)) + " |\n"
-        "|---|" + "---|" * len(names),
+    cells = [
+        (f"{text.partition(':')[0]}, {operation.replace('_', ' ')}", name)
+        for name, row in results.items()
+        for operation, text in row.items()
+        if text != "ok"
     ]
-    for operation in results[names[0]]:
-        cells = (results[name].get(operation, "skipped").partition(":")[0] for name in names)
-        lines[-1] += f"\n| {operation.replace('_', ' ')} | {' | '.join(cells)} |"
-    return "\n\n".join(lines)
+    count = sum(map(len, results.values()))
+    bad = sum(result.startswith(("wrong", "crash")) for result, _ in cells)
+    date, installed = max((row["date"], row["versions"]) for row in rows.values())
+    operations = (operation.replace("_", " ") for operation in next(iter(results.values())))
+    networks = (f"{name} ({row['config']})" for name, row in rows.items())
+    groups = groupby(sorted(cells), key=lambda cell: cell[0])
+    listed = (f"- **{result}**: {', '.join(name for _, name in names)}" for result, names in groups)
+    return "\n\n".join(
+        [
+            f"**{count - bad} of {count} results are neither *wrong* nor a *crash*.**",
+            f"Networks: {', '.join(networks)}.",
+            f"Operations: {', '.join(operations)}.",
+            f"Measured on {date} with {installed}.",
+            "\n".join([*listed, "- **ok**: all others"]),
+        ]
+    )
 
 
 def by_result(results: dict[str, str]) -> str:
@@ -101,7 +109,7 @@ def main() -> None:
     if args.files:
         rows |= merged(args.files)
         write_text(kept, json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    write = matrix if args.section == "networks" else text
+    write = exceptions if args.section == "networks" else text
     replace_section(ROOT / "docs/coverage.md", args.section, write(rows))
 
 

@@ -1,1 +1,1 @@
-"""Runs of other projects' code on dcnzoo's operators (docs/hosts.md)."""
+"""Runs of other projects' code on dcnzoo's operators (docs/benchmarks/projects.md)."""
