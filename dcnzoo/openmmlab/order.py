@@ -16,22 +16,18 @@ from torch.overrides import TorchFunctionMode
 from dcnzoo.compat.patches import Changes
 
 LARGEST = 80.0  # exp(80) is finite in float32
-SIGMOID = (torch.sigmoid, Tensor.sigmoid)
-PRODUCT = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-MAX = (torch.max, Tensor.max)  # also of all values, or of two tensors
-SQRT = (torch.sqrt, Tensor.sqrt)  # has the order of its argument
+PRODUCT = {"mul", "__mul__", "__rmul__"}
 # functions that compare values, and their arguments
 COMPARISON = {
-    torch.max: ("dim", "keepdim"),
-    torch.sort: ("dim", "descending"),
-    torch.topk: ("k", "dim", "largest", "sorted"),
+    "max": ("dim", "keepdim"),  # also of all values, or of two tensors
+    "sort": ("dim", "descending"),
+    "topk": ("k", "dim", "largest", "sorted"),
 }
-COMPARISON |= {getattr(Tensor, function.__name__): names for function, names in COMPARISON.items()}
 SELECTION = {  # functions that return values of a tensor
-    *(Tensor.__getitem__, Tensor.contiguous, Tensor.expand, Tensor.permute, Tensor.transpose, Tensor.t),
-    *(Tensor.reshape, Tensor.view, Tensor.flatten, torch.flatten, Tensor.squeeze, torch.squeeze),
+    *("__getitem__", "contiguous", "expand", "permute", "transpose", "t", "reshape", "view", "flatten"),
+    "squeeze",
 }
-HANDLED = {*SIGMOID, *PRODUCT, *SQRT, *COMPARISON, *SELECTION, torch.cat, torch.where}
+HANDLED = {"sigmoid", "sqrt", "cat", "where", *PRODUCT, *COMPARISON, *SELECTION}
 SINGLE = "_predict_by_feat_single"
 
 
@@ -39,26 +35,26 @@ class OrderByLogits(TorchFunctionMode):
     """Compare sigmoids, and products of sigmoids, by their logits. Equal ones keep their order."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function not in HANDLED or not args:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if name not in HANDLED or not args:
             return function(*args, **kwargs)
         scores = args[0]
-        if has_logits(scores) and function in COMPARISON:
-            options = {**dict(zip(COMPARISON[function], args[1:], strict=False)), **kwargs}
-            if function not in MAX or type(options.get("dim")) is int:
-                return _compare(scores, function.__name__, **options)
+        if name in COMPARISON and has_logits(scores):
+            options = {**dict(zip(COMPARISON[name], args[1:], strict=False)), **kwargs}
+            if name != "max" or type(options.get("dim")) is int:
+                return _compare(scores, name, **options)
         result = function(*args, **kwargs)
-        if function in SIGMOID:
+        if name == "sigmoid":
             result.logits = scores
-        elif function is torch.cat and any(map(has_logits, scores)):
+        elif name == "cat" and any(map(has_logits, scores)):
             result.logits = function([logits_of(part) for part in scores], *args[1:], **kwargs)
         elif function is torch.where and any(map(has_logits, args[1:])):
             result.logits = function(scores, *map(logits_of, args[1:]))
-        elif has_logits(scores) and function in SELECTION:
+        elif name in SELECTION and has_logits(scores):
             result.logits = function(scores.logits, *args[1:], **kwargs)
-        elif has_logits(scores) and function in SQRT:
+        elif name == "sqrt" and has_logits(scores):  # has the order of its argument
             result.logits = scores.logits
-        elif has_logits(scores) and function in PRODUCT and has_logits(args[1]):
+        elif name in PRODUCT and has_logits(scores) and has_logits(args[1]):
             kind = torch.promote_types(result.dtype, torch.float32)
             first, second = (torch.exp(-x.logits.to(kind).clamp(-LARGEST, LARGEST)) for x in args)
             result.logits = -torch.log(first + second + first * second)  # a difference would lose digits
@@ -96,21 +92,28 @@ def _predict(method: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> An
         return method(self, *args, **kwargs)
 
 
-class _Logits(Tensor):
+class _Logits:
+    """The output of an RPN as far as it is read; its sigmoids are the logits."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.size, self._values = values.size, values
+
+    def permute(self, *axes: int) -> "_Logits":
+        return _Logits(self._values.permute(*axes))
+
+    def reshape(self, *sizes: int) -> "_Logits":
+        return _Logits(self._values.reshape(*sizes))
+
     def sigmoid(self) -> Tensor:
-        return self.as_subclass(Tensor)
+        return self._values
 
 
-def _propose(
-    single: Callable, self: Any, cls_score_list: list, *args: Any, cfg: Any = None, **kwargs: Any
-) -> Any:
+def _propose(single: Callable, self: Any, cls_score_list: list, *args: Any, **kwargs: Any) -> Any:
     """Call ``RPNHead._predict_by_feat_single`` with logits as scores, which takes less time than the mode."""
-    settings = (self.test_cfg if cfg is None else cfg).get("nms", {})
+    settings = (kwargs.get("cfg") or self.test_cfg).get("nms", {})
     if self.training or not self.use_sigmoid_cls or set(settings) - {"type", "iou_threshold"}:
-        return single(self, cls_score_list, *args, cfg=cfg, **kwargs)
-    results = single(
-        self, [scores.as_subclass(_Logits) for scores in cls_score_list], *args, cfg=cfg, **kwargs
-    )
+        return single(self, cls_score_list, *args, **kwargs)
+    results = single(self, list(map(_Logits, cls_score_list)), *args, **kwargs)
     results.scores = results.scores.sigmoid()
     return results
 

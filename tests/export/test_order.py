@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcnzoo.compat import patches
+from dcnzoo.detect.session import Session
 from dcnzoo.export.fixed_size import ABSENT
+from dcnzoo.export.options import ExportOptions
+from dcnzoo.openmmlab.export.export import write_detector
 from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.suppress import positive_key
@@ -45,11 +48,17 @@ def detections(detector, images):
     return [to_detections(sample.pred_instances, -1) for sample in results]
 
 
+def expected_of(detector, images):
+    """The detections of float64, which has enough digits without the patch."""
+    with patches.disabled("order_by_logits"):
+        return detections(copy.deepcopy(detector).double(), images.double())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_large_logits_are_ordered_as_in_float64(family):
     detector, images = with_large_logits(family), torch.randn(2, 3, *size(family))
+    expected = expected_of(detector, images)
     with patches.disabled("order_by_logits"):
-        expected = detections(copy.deepcopy(detector).double(), images.double())
         before = compare_all(detections(detector, images), expected)
     assert before.number >= 100 and not before.holds
     assert compare_all(detections(detector, images), expected).holds
@@ -57,6 +66,18 @@ def test_large_logits_are_ordered_as_in_float64(family):
     with torch.no_grad():
         outputs = {name: value.numpy() for name, value in zip(model.output_names, model(images), strict=True)}
     assert compare_all(decoded(outputs, [tuple(images.shape[2:])] * 2), expected).holds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_order_large_logits_as_float64(family, tmp_path):
+    detector, images = with_large_logits(family), torch.randn(2, 3, *size(family))
+    expected, path = expected_of(detector, images), tmp_path / "model.onnx"
+    write_detector(Predictor(detector), images[:1], ExportOptions(path), dynamic=False, metadata={})
+    for backend in ("onnxruntime", "openvino"):
+        outputs = Session(path, backend)(images.numpy())
+        agreement = compare_all(decoded(outputs, [tuple(images.shape[2:])] * 2), expected)
+        assert agreement.holds, (backend, agreement)
 
 
 def test_equal_logits_keep_the_order_of_their_indices():
