@@ -6,6 +6,7 @@
     python -m benchmarks.deployment RetinaNet
     dcnzoo data download --dataset-name fruits_nuts
     python -m benchmarks.deployment --large     # a quarter of an hour; writes the page of large detectors
+    python -m benchmarks.deployment --export --against REVISION  # seconds and memory of exports
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
 PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
@@ -14,6 +15,9 @@ family's own neck, head, losses and post-processing; it learns in a minute on on
 
 import datetime
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -31,6 +35,7 @@ import dcnzoo.models
 import dcnzoo.openmmlab.datasets
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
 from benchmarks.models import relative, write_page
+from benchmarks.revision import checkout
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.timing import agreement, measure
@@ -344,6 +349,56 @@ def measure_large(rounds: int) -> list[list[object]]:
     return rows
 
 
+# Seconds and memory of an export
+
+EXPORTED = {"Mask R-CNN R-14, shipped": "mask-rcnn_r14-mdconv_fpn_8e_shapes"}
+EXPORTED |= {name: LARGE[name] for name in ("Mask R-CNN R-50", "Deformable DETR R-50")}
+STEPS = """
+import resource, sys, time
+model, checkpoint, path = sys.argv[1:]
+begin = time.process_time()
+def step():
+    global begin
+    begin, before = time.process_time(), begin
+    print(f"{begin - before:.1f}", end=" ")
+import numpy, dcnzoo, dcnzoo.models
+step()
+detector = dcnzoo.load(model, checkpoint=checkpoint or None, device="cpu")
+step()
+detector.export(path)
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, end=" ")
+exported = dcnzoo.load(path)
+step()
+for _ in range(2):
+    exported(numpy.zeros((480, 640, 3), numpy.uint8))
+    step()
+"""
+
+
+def measure_export(revision: str) -> list[list[str]]:
+    """Return the rows of a table: CPU seconds and MiB of this tree and of another revision."""
+    titles = ["import", "load", "export", "MiB", "opening", "first picture", "second"]
+    rows = [["detector", "revision", *titles]]
+    trees = {"now": ROOT, **({revision: checkout(revision)} if revision else {})}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for detector, source in EXPORTED.items():
+            model, weights = source, ""
+            if source.endswith(".py"):
+                loaded, _ = large(source)
+                model, weights = str(folder / "config.py"), str(folder / "weights.pth")
+                loaded.model.cfg.dump(model)
+                torch.save({"state_dict": loaded.model.state_dict()}, weights)
+            for version, tree in trees.items():
+                command = (sys.executable, "-c", STEPS, model, weights, str(folder / f"{version}.onnx"))
+                variables = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+                output = subprocess.check_output(command, text=True, env=variables, cwd=folder)
+                rows.append([detector, version, *output.split()[-len(titles) :]])
+                print(*rows[-1], sep=" | ", flush=True)
+    return rows
+
+
 def too_much(row: Row) -> Iterator[str]:
     """Yield the cases in which a runtime changes AP in float32 by more than the limit."""
     results = row.results
@@ -361,10 +416,15 @@ def main() -> None:
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
     add("--write", action="store_true", help="write the tables to docs/benchmarks/exported_detectors.md")
     add("--large", action="store_true", help="measure large detectors, and write their page")
+    add("--export", action="store_true", help="measure the CPU seconds and the memory of exports")
+    add("--against", default="", metavar="REVISION", help="for --export, beside another revision")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.large:
         write_page("deployment", "Exported detectors of full size", {}, partial(measure_large, 7), METHOD)
+        return
+    if args.export:
+        print(markdown(measure_export(args.against)))
         return
     rows = [Row(name, args.work_dir) for name in FAMILIES]
     wrong = []
