@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,99 +30,55 @@ class Family(NamedTuple):
 
     Attributes:
         file: the config.
-        shrink: changes the config, whose channels are narrow and whose backbone is a small ResNet.
+        shrink: settings, or a function that changes the config, whose channels are narrow and whose backbone
+            is a small ResNet.
         dcn: whether the tests replace convolutions of the backbone.
         resnet: whether it has a ResNet.
     """
 
     file: str
-    shrink: Callable[[ConfigDict], None]
+    shrink: Callable[[ConfigDict], None] | dict[str, Any]
     dcn: bool = True
     resnet: bool = True
 
 
-def shrink_pyramid(cfg):
-    cfg.neck.update(in_channels=WIDTHS, out_channels=WIDTH, num_outs=3)
-
-
-def shrink_anchors(cfg):
-    shrink_pyramid(cfg)
-    cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
-
-
-def shrink_grouped(cfg):
-    shrink_anchors(cfg)
-    cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
-
-
-def shrink_fcos(cfg):
-    shrink_pyramid(cfg)
-    cfg.bbox_head.update(strides=[8, 16, 32], norm_cfg=dict(type="GN", num_groups=4))
-
-
-def shrink_reppoints(cfg):
-    shrink_pyramid(cfg)
-    cfg.bbox_head.update(point_strides=[8, 16, 32], point_feat_channels=WIDTH)
-    cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
-
-
-def shrink_ssd(cfg):
-    """The extra levels of SSD300, above c3 and c4."""
-    cfg.backbone.out_indices = (1, 2)
-    cfg.neck.update(in_channels=WIDTHS[1:], out_channels=[*WIDTHS[1:], *[WIDTH] * 4])
-    cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
-    cfg.bbox_head.in_channels = cfg.neck.out_channels
-
-
-def shrink_yolov3(cfg):
-    cfg.neck.update(in_channels=WIDTHS[::-1], out_channels=[WIDTH] * 3)
-    cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
-    cfg.bbox_head.anchor_generator.strides = [16, 8, 4]
-
-
-def shrink_yolox(cfg):
-    cfg.backbone.widen_factor = 0.125
-    cfg.neck.update(in_channels=[32, 64, 128], out_channels=WIDTH)
-    cfg.bbox_head.in_channels = WIDTH
-
-
-def shrink_cornernet(cfg):
-    cfg.backbone.update(downsample_times=1, stage_channels=[WIDTH, 24], stage_blocks=[1, 1])
-    cfg.backbone.feat_channel = WIDTH
-    cfg.bbox_head.in_channels = WIDTH
-
-
-def shrink_two_stages(cfg):
-    shrink_pyramid(cfg)
-    cfg.rpn_head.anchor_generator.strides = [4, 8, 16]
-    cfg.roi_head.bbox_roi_extractor.featmap_strides = [4, 8]
-    if "mask_roi_extractor" in cfg.roi_head:
-        cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8]
-
-
-def shrink_point_rend(cfg):
-    shrink_two_stages(cfg)
-    cfg.roi_head.mask_roi_extractor.featmap_strides = [4]
-    cfg.roi_head.point_head.fc_channels = WIDTH
-
-
-def shrink_solo(cfg):
-    shrink_pyramid(cfg)
-    cfg.neck.num_outs = 5
-    cfg.mask_head.update(strides=[4, 8, 16, 32, 64], num_grids=[12, 10, 8, 6, 4])
-    cfg.mask_head.norm_cfg = dict(type="GN", num_groups=4)
-
-
-def shrink_solov2(cfg):
-    shrink_solo(cfg)
-    cfg.mask_head.mask_feature_head.norm_cfg = cfg.mask_head.norm_cfg
-
-
-def shrink_rtmdet_ins(cfg):
-    norm = dict(type="BN")
-    cfg.neck.update(in_channels=WIDTHS, out_channels=WIDTH, norm_cfg=norm)
-    cfg.bbox_head.update(in_channels=WIDTH, feat_channels=WIDTH, norm_cfg=norm)
-    cfg.bbox_head.anchor_generator.strides = [4, 8, 16]
+STRIDES = [4, 8, 16]
+GROUPS = dict(type="GN", num_groups=4)
+PYRAMID = {"neck.in_channels": WIDTHS, "neck.out_channels": WIDTH, "neck.num_outs": 3}
+ANCHORS = {**PYRAMID, "bbox_head.anchor_generator.strides": [8, 16, 32]}
+GROUPED = {**ANCHORS, "bbox_head.norm_cfg": GROUPS}
+FCOS = {**PYRAMID, "bbox_head.strides": [8, 16, 32], "bbox_head.norm_cfg": GROUPS}
+REPPOINTS = {**PYRAMID, "bbox_head.point_strides": [8, 16, 32], "bbox_head.point_feat_channels": WIDTH}
+REPPOINTS["bbox_head.norm_cfg"] = GROUPS
+SSD_CHANNELS = [*WIDTHS[1:], *[WIDTH] * 4]  # the extra levels of SSD300, above c3 and c4
+SSD = {"backbone.out_indices": (1, 2), "neck.in_channels": WIDTHS[1:], "neck.out_channels": SSD_CHANNELS}
+SSD |= {"neck.level_strides": (2, 2, 1, 1), "neck.level_paddings": (1, 1, 0, 0), "neck.l2_norm_scale": None}
+SSD["bbox_head.in_channels"] = SSD_CHANNELS
+YOLOV3 = {"neck.in_channels": WIDTHS[::-1], "neck.out_channels": [WIDTH] * 3}
+YOLOV3 |= {f"bbox_head.{name}": [WIDTH] * 3 for name in ("in_channels", "out_channels")}
+YOLOV3 |= {f"bbox_head.{name}": STRIDES[::-1] for name in ("featmap_strides", "anchor_generator.strides")}
+YOLOX = {"backbone.widen_factor": 0.125, "neck.in_channels": [32, 64, 128], "neck.out_channels": WIDTH}
+YOLOX["bbox_head.in_channels"] = WIDTH
+CORNERNET = {"backbone.downsample_times": 1, "backbone.stage_channels": [WIDTH, 24]}
+CORNERNET |= {"backbone.stage_blocks": [1, 1], "backbone.feat_channel": WIDTH, "bbox_head.in_channels": WIDTH}
+TWO_STAGES = {**PYRAMID, "rpn_head.anchor_generator.strides": STRIDES}
+TWO_STAGES["roi_head.bbox_roi_extractor.featmap_strides"] = [4, 8]
+MASKS = {**TWO_STAGES, "roi_head.mask_roi_extractor.featmap_strides": [4, 8]}
+POINTS = {
+    **MASKS,
+    "roi_head.mask_roi_extractor.featmap_strides": [4],
+    "roi_head.point_head.fc_channels": WIDTH,
+}
+SOLO = {**PYRAMID, "neck.num_outs": 5, "mask_head.strides": [4, 8, 16, 32, 64], "mask_head.norm_cfg": GROUPS}
+SOLO["mask_head.num_grids"] = [12, 10, 8, 6, 4]
+SOLOV2 = {**SOLO, "mask_head.mask_feature_head.norm_cfg": GROUPS}
+RTMDET = {
+    "neck.in_channels": WIDTHS,
+    "neck.out_channels": WIDTH,
+    "bbox_head.anchor_generator.strides": STRIDES,
+}
+RTMDET |= {f"{part}.norm_cfg": dict(type="BN") for part in ("neck", "bbox_head")}
+RTMDET |= {f"bbox_head.{name}": WIDTH for name in ("in_channels", "feat_channels")}
 
 
 def shrink_detr(cfg, width=WIDTH, layers=1):
@@ -168,36 +124,36 @@ _wide_detr = partial(shrink_detr, width=256)
 _wide_deformable_detr = partial(shrink_deformable_detr, width=256)
 
 CONFIGS = {
-    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", shrink_fcos),
-    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py", shrink_anchors),
-    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py", shrink_anchors),
-    "SSD": Family("ssd/ssd300_coco.py", shrink_ssd),
-    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py", shrink_yolov3),
-    "YOLOX": Family("yolox/yolox_tiny_8xb8-300e_coco.py", shrink_yolox, dcn=False, resnet=False),
-    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
-    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
-    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
-    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", shrink_two_stages),
+    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", FCOS),
+    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py", ANCHORS),
+    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py", ANCHORS),
+    "SSD": Family("ssd/ssd300_coco.py", SSD),
+    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py", YOLOV3),
+    "YOLOX": Family("yolox/yolox_tiny_8xb8-300e_coco.py", YOLOX, dcn=False, resnet=False),
+    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", TWO_STAGES),
+    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", TWO_STAGES),
+    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MASKS),
+    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", MASKS),
     "CornerNet": Family(
-        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", shrink_cornernet, dcn=False, resnet=False
+        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", CORNERNET, dcn=False, resnet=False
     ),
     "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", shrink_detr),
-    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", shrink_point_rend),
+    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", POINTS),
     "Deformable DETR": Family(
         "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py", shrink_deformable_detr
     ),
     "Conditional DETR": Family("conditional_detr/conditional-detr_r50_8xb2-50e_coco.py", _wide_detr),
     "DAB-DETR": Family("dab_detr/dab-detr_r50_8xb2-50e_coco.py", shrink_detr),
     "DINO": Family("dino/dino-4scale_r50_8xb2-12e_coco.py", _wide_deformable_detr),
-    "GFL": Family("gfl/gfl_r50_fpn_1x_coco.py", shrink_grouped, dcn=False),
-    "PAA": Family("paa/paa_r50_fpn_1x_coco.py", shrink_grouped, dcn=False),
-    "RepPoints": Family("reppoints/reppoints-moment_r50_fpn_1x_coco.py", shrink_reppoints, dcn=False),
-    "Double-Head": Family("double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py", shrink_two_stages, dcn=False),
-    "Mask Scoring R-CNN": Family("ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py", shrink_two_stages, dcn=False),
+    "GFL": Family("gfl/gfl_r50_fpn_1x_coco.py", GROUPED, dcn=False),
+    "PAA": Family("paa/paa_r50_fpn_1x_coco.py", GROUPED, dcn=False),
+    "RepPoints": Family("reppoints/reppoints-moment_r50_fpn_1x_coco.py", REPPOINTS, dcn=False),
+    "Double-Head": Family("double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py", TWO_STAGES, dcn=False),
+    "Mask Scoring R-CNN": Family("ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py", MASKS, dcn=False),
     "Mask2Former": Family("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py", shrink_mask2former, dcn=False),
-    "RTMDet-Ins": Family("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py", shrink_rtmdet_ins, dcn=False),
-    "SOLO": Family("solo/solo_r50_fpn_1x_coco.py", shrink_solo, dcn=False),
-    "SOLOv2": Family("solov2/solov2_r50_fpn_1x_coco.py", shrink_solov2, dcn=False),
+    "RTMDet-Ins": Family("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py", RTMDET, dcn=False),
+    "SOLO": Family("solo/solo_r50_fpn_1x_coco.py", SOLO, dcn=False),
+    "SOLOv2": Family("solov2/solov2_r50_fpn_1x_coco.py", SOLOV2, dcn=False),
     "DDQ": Family("ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py", _wide_deformable_detr, dcn=False),
 }
 
@@ -244,8 +200,12 @@ def config(name: str, dcn: bool = False) -> dict:
         )  # fmt: skip
     if dcn:
         cfg.backbone.update(dcn=True)
-    family.shrink(cfg)
-    return cfg
+    if callable(family.shrink):
+        family.shrink(cfg)
+        return cfg
+    settings = Config(dict(model=cfg))
+    settings.merge_from_dict({f"model.{key}": value for key, value in family.shrink.items()})
+    return settings.model
 
 
 def size(family: str) -> tuple[int, int]:
