@@ -151,6 +151,15 @@ def notebook(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
+@nox.parametrize("version", ["1.31", "1.32"])
+def tools(session: Session, version: str) -> None:
+    """Test exported files with releases of onnxruntime, and changed by other tools."""
+    use_venv(session)
+    session.install("--no-deps", f"onnxruntime=={version}.*")
+    test(session, "tests/environments/test_converters.py", "tests/detect/test_session.py")
+
+
+@nox.session(tags=NIGHTLY)
 def node(session: Session) -> None:
     """Detect with onnxruntime-node and onnxruntime-web, by the code in docs/deploy.md (needs npm)."""
     update_venv(session)

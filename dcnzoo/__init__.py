@@ -70,6 +70,7 @@ def load(
     unsafe_load: bool = False,
     allow_partial: bool = False,
     trust_config: bool = False,
+    edited: bool = False,
 ) -> "BaseDetector":
     """Load a detector with its weights::
 
@@ -96,6 +97,7 @@ def load(
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
         trust_config: accept a repository of the Hub with a ``config.py`` in place of ``config.json``; this
             **runs that program**.
+        edited: open an exported file that another tool changed: simplified, quantised, converted.
 
     Returns:
         A detector; see :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls. ``detector.model``
@@ -119,8 +121,11 @@ def load(
         }
         others |= {"fuse": fuse, "channels_last": channels_last}
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
+        settings["edited"] = edited
         return _load_exported(model, settings, others)
 
+    if edited:
+        raise ValueError(f"edited: expected False for what is not an exported file, got {model}")
     from dcnzoo.openmmlab import execute
     from dcnzoo.openmmlab.detector import TorchDetector
     from dcnzoo.openmmlab.device import require_device

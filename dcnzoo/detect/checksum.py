@@ -25,7 +25,10 @@ def require_intact(path: str | os.PathLike) -> None:
     content = Path(path).read_bytes()
     entry = _ENTRY.search(content)
     if entry is not None and _digest(Path(path), content, entry) != entry[1]:
-        raise ValueError(f"{path}: expected the content that was exported: the file is damaged or was edited")
+        raise ValueError(
+            f"{path}: expected the content that was exported: the file is damaged or was edited; open a file "
+            "that you changed on purpose with dcnzoo.load(path, edited=True)"
+        )
 
 
 def _digest(path: Path, content: bytes, entry: re.Match) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches, transformers
 from dcnzoo.export import passes
@@ -38,7 +39,7 @@ def export_onnx(
     Args:
         model: exported in its current mode: call ``eval()`` first.
         args: example inputs.
-        dynamic_shapes: the dynamic axes, as for :func:`torch.export.export`.
+        dynamic_shapes: the dynamic axes, as for :func:`torch.onnx.export`: ``Dim``, or a name of the file's.
         opset_version, deform_conv: as for :func:`translation_table`.
         metadata: entries for the metadata of the file.
 
@@ -61,7 +62,7 @@ def export_onnx(
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
         with passes.attributes_restored(model), _named_errors(model):
-            program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+            program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
         soft = soft_keep_boxes._opoverload  # becomes a loop
         if any(node.target is soft for node in program.graph.nodes):
@@ -74,6 +75,7 @@ def export_onnx(
                 opset_version=opset_version,
                 input_names=input_names,
                 output_names=output_names or None,
+                dynamic_shapes=dynamic_shapes,
                 custom_translation_table=table,
                 dynamo=True,
                 verbose=False,
@@ -88,6 +90,11 @@ def export_onnx(
         model_proto.metadata_props.add(key=key, value=value)
     with replacing(path) as partial:
         onnx.save(model_proto, partial)
+
+
+def _unnamed(shapes: Any) -> Any:
+    """Replace the names of dynamic axes: ``torch.export`` would check ranges of named ones."""
+    return tree_map(lambda axis: torch.export.Dim.DYNAMIC if isinstance(axis, str) else axis, shapes)
 
 
 @contextlib.contextmanager

@@ -167,12 +167,15 @@ class ExportResult:
         shape: height and width of the input; None if they are dynamic.
         findings: known problems of the file, and what it cannot do.
         agreement: with PyTorch, if ``verify`` was given.
+        int8: of a quantised file on its images, for each runtime and ``PyTorch``: the share of detections
+            that ``agree`` with PyTorch's, and "box AP" and "mask AP" if the images are those of a COCO file.
     """
 
     files: tuple[Path, ...]
     shape: tuple[int, int] | None
     findings: tuple[Finding, ...] = ()
     agreement: Agreement | None = None
+    int8: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def load(self, **options: Any) -> ExportedDetector:
         """Open the file; options: those of :class:`dcnzoo.export.Detector`."""
@@ -182,4 +185,9 @@ class ExportResult:
         megabytes = sum(file.stat().st_size for file in self.files) / 2**20
         size = f"input {self.shape[0]} × {self.shape[1]}" if self.shape else "dynamic height and width"
         lines = [f"written: {', '.join(map(str, self.files))} ({megabytes:.1f} MiB), {size}"]
-        return "\n".join(lines if self.agreement is None else [*lines, str(self.agreement)])
+        if self.agreement is not None:
+            lines.append(str(self.agreement))
+        for runtime, values in self.int8.items():
+            texts = [f"{name} {value:.3f}" for name, value in values.items() if name != "agree"]
+            lines.append(", ".join([f"{runtime}: {values['agree']:.1%} agree with PyTorch", *texts]))
+        return "\n".join(lines)

@@ -1,9 +1,14 @@
 """Arguments of LoadImageFromFile that select other channels are refused by name."""
 
+import io
+
+import mmcv
 import numpy as np
 import pytest
+from PIL import Image
 
 import dcnzoo
+from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
@@ -22,12 +27,30 @@ def preprocessing(detector):
     return preprocessing_of(pipeline, predicting_part(detector.model).data_preprocessor, detector.classes)
 
 
-@pytest.mark.parametrize("value", ["color_ignore_orientation", "grayscale", "unchanged"])
-def test_arguments_that_dcnzoo_does_not_apply_are_refused(value):
-    detector = load(color_type=value)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("color_type", value) for value in ("color_ignore_orientation", "grayscale", "unchanged")],
+        ("imdecode_backend", "tifffile"),
+    ],
+)
+def test_arguments_that_dcnzoo_does_not_apply_are_refused(name, value):
+    detector = load(**{name: value})
     for use in (lambda: detector(PICTURE), lambda: preprocessing(detector)):
-        with pytest.raises(ModelError, match=f"LoadImageFromFile: color_type: expected .*got '{value}'"):
+        with pytest.raises(ModelError, match=f"LoadImageFromFile: {name}: expected .*got '{value}'"):
             use()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_backends_of_mmcv_read_the_same_pixels(mode, kind):
+    """So that a config with ``imdecode_backend="pillow"`` is read as by OpenCV."""
+    content = io.BytesIO()
+    picture = Image.fromarray(np.kron(PICTURE[:6, :8], np.ones((8, 8, 1), np.uint8))).convert(mode)
+    picture.convert("RGB" if kind == "JPEG" else mode).save(content, kind, quality=60)
+    for backend in ("cv2", "pillow"):
+        expected = mmcv.imfrombytes(content.getvalue(), flag="color", backend=backend)
+        np.testing.assert_array_equal(read(content.getvalue()), expected)
 
 
 @pytest.mark.parametrize(

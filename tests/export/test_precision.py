@@ -2,18 +2,23 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import keep_boxes, soft_keep_boxes
 from dcnzoo.export.openvino import save_ir
+from dcnzoo.export.options import ExportResult
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.inputs import calibration_files
+from dcnzoo.openmmlab.export.verify import measure_int8
 from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
@@ -187,6 +192,56 @@ def test_float16_in_openvino(original, tmp_path):
     save_ir(original, tmp_path / "half.xml", float16=True)
     assert (tmp_path / "half.bin").stat().st_size < 0.55 * original.stat().st_size
     compare(Session(tmp_path / "half.xml", "openvino"), original, within=(0.1, 5e-3))
+
+
+class Fixed(BaseDetector):
+    """Detects the object of each picture, but in dark pictures only if it ``sees`` there."""
+
+    classes, score_threshold, device = ("cat",), 0.3, "cpu"
+
+    def __init__(self, sees):
+        self.sees = sees
+
+    def prepare(self, picture, path=""):
+        return picture
+
+    def _detect(self, inputs, threshold):
+        sees = [self.sees or picture.max() > 99 for picture in inputs]
+        boxes = [[10, 10, 40, 40] if seen else [0, 0, 9, 9] for seen in sees]
+        return [
+            Detections(np.array([box], np.float32), np.array([0.9]), np.array([0]), None, self.classes)
+            for box in boxes
+        ]
+
+
+@pytest.mark.parametrize("endings", [("onnx",), ("xml", "bin")])
+@pytest.mark.parametrize("is_coco", [True, False])
+def test_loss_of_int8(is_coco, endings, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    images, objects = [], []
+    for number, level in ((7, 50), (3, 200), (5, 60)):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((60, 60, 3), level, np.uint8))
+        images.append({"id": number, "file_name": f"{number}.png", "width": 60, "height": 60})
+        box = {"bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
+        objects.append({"id": number, "image_id": number, "category_id": 1, **box})
+    data = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "all.json").write_text(json.dumps(data))
+    source = tmp_path / "all.json" if is_coco else tmp_path
+    files, opened = calibration_files(source, 2), []  # 7 and 3, or 3 and 5: one of two is dark
+
+    def load(self, backend, device):
+        opened.append(backend)
+        return Fixed(backend == "openvino")
+
+    monkeypatch.setattr(ExportResult, "load", load)
+    result = ExportResult(tuple(tmp_path / f"model.{ending}" for ending in endings), None)
+    values = measure_int8(Fixed(True), result, source, files)
+    assert opened == (["onnxruntime", "openvino"] if endings == ("onnx",) else ["openvino"])
+    exact = {"agree": 1, "box AP": pytest.approx(1)} if is_coco else {"agree": 1}
+    assert values["PyTorch"] == values["openvino"] == exact
+    if endings == ("onnx",):
+        assert values["onnxruntime"]["agree"] == 0.5
+        assert not is_coco or values["onnxruntime"]["box AP"] < 0.6
 
 
 def test_calibration_files(tmp_path):

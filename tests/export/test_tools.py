@@ -93,6 +93,8 @@ def test_export_verifies_and_draws(exported):
     model = onnx.load(path)
     assert [o.name for o in model.graph.output] == ["dets", "labels", "masks", "box_masks"]
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    axes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input]
+    assert axes == [["batch", 3, "height", "width"], ["sizes", 2]]
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +316,8 @@ def test_differences_fail(work, exported):
 def test_a_file_of_a_fixed_size(work, tmp_path):
     """A picture of another orientation is shrunk: with a warning, and compared with PyTorch likewise."""
     detector, path = load(work), tmp_path / "model.onnx"
-    result = detector.export(path, shape=(64, 120), verify=PICTURE)
+    with pytest.warns(UserWarning, match=r"^shape: .*64 × 128 in place of 64 × 120: .* multiples of 32"):
+        result = detector.export(path, shape=(64, 120), verify=PICTURE)
     assert result.agreement.holds and result.shape == (64, 128) and result.files == (path,)
     with pytest.warns(UserWarning, match="shrunk to the file's input, 64 × 128"):
         result.load()(np.zeros((90, 60, 3), np.uint8))
@@ -326,6 +329,20 @@ def test_damaged_files_are_refused(exported, tmp_path):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.onnx: .*damaged"):
         Detector(tmp_path / "model.onnx")
+
+
+def test_a_file_that_another_tool_changed(exported, tmp_path):
+    path, model = tmp_path / "model.onnx", onnx.load(exported[0])
+    model.producer_name = "another tool"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="edited=True"):
+        dcnzoo.load(path)
+    detector = dcnzoo.load(path, edited=True)
+    result, expected = detector(PICTURE), Detector(exported[0])(PICTURE)
+    np.testing.assert_array_equal(result.boxes, expected.boxes)
+    assert pickle.loads(pickle.dumps(detector.model)).metadata == detector.model.metadata
+    with pytest.raises(ValueError, match=r"^edited: "):
+        dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", edited=True)
 
 
 def test_pictures_without_their_size(exported):

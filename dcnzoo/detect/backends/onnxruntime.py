@@ -71,11 +71,15 @@ def _without_unread(path: str) -> str | bytes:
     for i in reversed(range(len(graph.output))):
         if graph.output[i].name not in needed:
             del graph.output[i]
-    for i in reversed(range(len(graph.node))):  # a node comes after those whose results it reads
-        if needed.intersection(graph.node[i].output):
-            needed.update(values_read(graph.node[i]))
-        else:
-            del graph.node[i]
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    used: set[int] = set()
+    while needed:  # other tools write nodes in any order
+        number = makers.get(needed.pop())
+        if number is not None and number not in used:
+            used.add(number)
+            needed.update(values_read(graph.node[number]))
+    for i in sorted(set(makers.values()) - used, reverse=True):
+        del graph.node[i]
     return model.SerializeToString()
 
 

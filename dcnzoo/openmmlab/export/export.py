@@ -4,9 +4,10 @@ import copy
 import dataclasses
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.export import Dim
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.outputs import MASK_THRESHOLD
+from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
@@ -25,7 +27,7 @@ from dcnzoo.export.writing import write_file
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
-from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
+from dcnzoo.openmmlab.export.verify import measure_int8, verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.findings import Finding
@@ -41,34 +43,20 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
     if detector.device != "cpu":
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
-    files, findings = [], []
-    if isinstance(options.precision, Int8):
-        files = inputs.calibration_files(options.precision.images, options.precision.count)
+    int8 = options.precision if isinstance(options.precision, Int8) else None
+    files = inputs.calibration_files(int8.images, int8.count) if int8 else []
     network = own_copy(inputs.predicting_part(detector.model))
-    try:
-        pipeline = get_test_pipeline_cfg(detector.model.cfg)
-        preprocessing = preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
-    except ValueError as error:
-        if files or (options.verify and not options.raw_outputs):
-            text = f"{'precision' if files else 'verify'}: expected another test pipeline: {one_line(error)}"
-            raise ValueError(text) from error
-        preprocessing = None
-        text = f"dcnzoo.load cannot use the file: {one_line(error)}"
-        findings.append(Finding(str(options.path), text, stops=False))
+    findings: list[Finding] = []
+    needs_pictures = "precision" if int8 else "verify" if options.verify and not options.raw_outputs else ""
+    preprocessing = _preprocessing(detector, network, needs_pictures, findings)
     pictures = []
-    if options.verify and not options.raw_outputs and preprocessing is not None:
-        pictures = inputs.pictures_to_verify(
-            options.verify, preprocessing
-        )  # before the work: one may be damaged
+    if needs_pictures == "verify" and preprocessing is not None:  # before the work: one may be damaged
+        pictures = inputs.pictures_to_verify(options.verify, preprocessing)
     package = Path(options.path).suffix == ".pt2"
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package, sized=sized)
     _require_class_names(network, detector.classes)
-    example = options.shape or (640, 640)
-    if preprocessing is not None:
-        size = options.shape or preprocessing.padded((preprocessing.scale or example)[::-1])
-        divisor = preprocessing.pad_divisor
-        example = (size[0] + -size[0] % divisor, size[1] + -size[1] % divisor)
+    example = _example_size(options, preprocessing)
     shape = example if options.shape or package or model.one_size else None
     if shape is None:
         factor = -(-LEAST_TRACED // min(example))
@@ -87,12 +75,48 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     if written[0].suffix == ".onnx":
         findings += check(written[0], options.runtime)
     result = ExportResult(written, shape, tuple(findings))
-    if options.raw_outputs and options.verify:
-        verify_raw_outputs(network, result, example)
+    if options.raw_outputs:
+        if options.verify:
+            verify_raw_outputs(network, result, example)
+    elif int8:
+        result = dataclasses.replace(result, int8=measure_int8(detector, result, int8.images, files))
     elif pictures:
         agreement = verify(detector, result.load(device="cpu"), pictures)
         result = dataclasses.replace(result, agreement=agreement)
     return result
+
+
+def _preprocessing(
+    detector: BaseDetector, network: Any, needed_for: str, findings: list[Finding]
+) -> Preprocessing | None:
+    """Return the preprocessing of the file; None, with a finding, if the test pipeline has other steps."""
+    try:
+        pipeline = get_test_pipeline_cfg(detector.model.cfg)
+        return preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
+    except ValueError as error:
+        if needed_for:
+            raise ValueError(f"{needed_for}: expected another test pipeline: {one_line(error)}") from error
+        text = f"dcnzoo.load cannot use the file: {one_line(error)}"
+        findings.append(Finding(type(network).__name__, text, stops=False))
+        return None
+
+
+def _example_size(options: ExportOptions, preprocessing: Preprocessing | None) -> tuple[int, int]:
+    """Return height and width of the input to trace with, which the detector pads to a multiple."""
+    height, width = options.shape or (640, 640)
+    if preprocessing is not None:
+        scale = preprocessing.scale or (width, height)
+        height, width = options.shape or preprocessing.padded(scale[::-1])
+        divisor = preprocessing.pad_divisor
+        height, width = height + -height % divisor, width + -width % divisor
+    if options.shape and (height, width) != tuple(options.shape):
+        asked = " × ".join(map(str, options.shape))
+        warnings.warn(
+            f"shape: the file has the input {height} × {width} in place of {asked}: the detector pads its "
+            f"inputs to multiples of {divisor}",
+            stacklevel=3,
+        )
+    return height, width
 
 
 def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
@@ -128,7 +152,8 @@ def write_detector(
     if dynamic and len(images) == 1:
         images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
     args = (images, torch.tensor([images.shape[-2:]] * len(images)))[: len(model.input_names)]
-    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})[: len(args)]
+    # the rows of img_shape have the name of the images' axis
+    shapes = ({0: "batch", 2: "height", 3: "width"}, {0: Dim.DYNAMIC})[: len(args)]
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}

@@ -58,13 +58,20 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
     )
 
 
+# arguments of LoadImageFromFile, and their values with which it returns the pixels of detect.pictures.read
+# (Pillow's are others for 16 bits, and for grey with transparency)
+READ = {"color_type": ("color",), "imdecode_backend": ("cv2", "pillow", "turbojpeg", None)}
+
+
 def require_colour(step: Mapping) -> None:
-    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels, or no orientation."""
-    if (value := step.get("color_type", "color")) != "color":
-        raise ModelError(
-            f"test_pipeline: LoadImageFromFile: color_type: expected 'color', got {value!r}, with which only "
-            "dcnzoo train and dcnzoo test read pictures"
-        )
+    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels, values or no orientation."""
+    for name, values in READ.items():
+        if (value := step.get(name, values[0])) not in values:
+            expected = ", ".join(map(repr, values))
+            raise ModelError(
+                f"test_pipeline: LoadImageFromFile: {name}: expected {expected}, got {value!r}, with which "
+                "only dcnzoo train and dcnzoo test read pictures"
+            )
 
 
 def _padding(step: Mapping) -> dict[str, Any]:

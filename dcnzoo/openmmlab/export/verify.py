@@ -1,9 +1,13 @@
 """Compare the results of an exported file with those of PyTorch, on the same pictures."""
 
+import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +22,11 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector, stack
 from dcnzoo.detect.session import Session
+from dcnzoo.detect.timing import agreement
 from dcnzoo.export.options import Agreement, ExportResult
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
+from dcnzoo.utils.files import image_folder
 
 TOLERANCE = 1e-3  # of scores, and of boxes relative to the largest coordinate
 NEAR = 1e-5  # scores of queries that are closer, relative to the largest, may change their order
@@ -194,6 +200,43 @@ def masks_agree(mask: np.ndarray, reference: np.ndarray, exact: float) -> bool: 
         (each[1:] ^ each[:-1]).sum() + (each[:, 1:] ^ each[:, :-1]).sum() for each in (mask, reference)
     )
     return (mask ^ reference).sum() <= max(0.01 * (mask | reference).sum(), 0.5 * exact * borders)
+
+
+def measure_int8(
+    detector: BaseDetector, result: ExportResult, data: str | os.PathLike[str], files: Sequence[Path]
+) -> dict[str, dict[str, float]]:
+    """Compare a quantised file with PyTorch on the images of ``Int8``: see :class:`ExportResult`."""
+    from dcnzoo.detect import metrics
+
+    truth, pictures = None, list(files)
+    if Path(data).is_file():
+        with contextlib.suppress(ValueError):  # its categories are others
+            truth = metrics.read_coco(data, detector.classes)
+    if truth is not None:  # of the files, which the evaluation expects in the order of their ids
+        names = {number: image["file_name"] for number, image in truth.imgs.items()}
+        root = image_folder(Path(data).resolve(), list(names.values())) or Path()
+        chosen = {number: root / names[number] for number in sorted(names) if root / names[number] in files}
+        pictures, content = list(chosen.values()), truth.dataset
+        content["images"] = [truth.imgs[number] for number in chosen]
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in chosen]
+        truth.createIndex()
+    runtimes = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
+    if result.files[0].suffix == ".xml":
+        runtimes = ["openvino"]
+    detectors = {"PyTorch": detector, **{name: result.load(backend=name, device="cpu") for name in runtimes}}
+    values: dict[str, dict[str, float]] = {}
+    confident: dict[str, list[Detections]] = {}
+    for name, each in detectors.items():
+        results = [
+            dataclasses.replace(one, masks=one.crops, image=None)
+            for one in each(pictures, score_threshold=0.0)
+        ]
+        confident[name] = [one[one.scores >= detector.score_threshold] for one in results]
+        values[name] = {"agree": agreement(confident["PyTorch"], confident[name])}
+        if truth is not None:
+            ap = metrics.evaluate(truth, results)
+            values[name] |= {metric: ap[metric] for metric in ("box AP", "mask AP") if metric in ap}
+    return values
 
 
 @torch.no_grad()
