@@ -2,10 +2,14 @@
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +27,19 @@ def python(
 def run_code(code: str, *arguments: object, **variables: str) -> str:
     """What the code prints."""
     return python("-c", code, *arguments, **variables).stdout
+
+
+def compile_cpp(source: Path, target: Path, *options: str) -> Path:
+    """Compile a C++ program, or a library with ``-shared``. The test is skipped without g++."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or not (ROOT / "ops").exists():
+        pytest.skip("needs the sources and a C++ compiler")
+    torch = Path(find_spec("torch").origin).parent
+    headers = [f"-isystem{torch / path}" for path in ("include", "include/torch/csrc/api/include")]
+    libraries = [f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    command = [compiler, f"-I{ROOT / 'ops'}", *headers, *options, source, "-o", target, *libraries]
+    subprocess.run(command, check=True)
+    return target
 
 
 # a process that has imported torch, which takes seconds, and forks

@@ -25,6 +25,12 @@ struct KernelArguments {
   }
 };
 
+// A template of a struct for these arguments, which the functions of dcnv3 and dcnv4 take one by one.
+template <template <typename...> class Of, typename... First>
+using WithNumbers =
+    Of<First..., const std::vector<int64_t>&, const std::vector<int64_t>&, const std::vector<int64_t>&,
+       const std::vector<int64_t>&, int64_t, int64_t, double, bool>;
+
 // The kernels index pixels with 32 bits.
 inline void check_pixels(const std::string& op, const char* name, int64_t pixels) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();

@@ -25,8 +25,8 @@ struct Gradients {
   Tensor input, offset, weight;
 };
 
-template <typename Backend>
-struct DeformAttnOps {
+template <typename Backend, typename... Numbers>  // the types of KernelArguments
+struct DeformAttnOpsOf {
   static Tensor none(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
   template <typename Grid>
@@ -56,47 +56,30 @@ struct DeformAttnOps {
             as(sums.weight, wanted[2], weight)};
   }
 
-  static Tensor dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask,
-                      const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                      int64_t group, int64_t group_channels, double offset_scale, bool remove_center) {
-    const KernelShapes s = check_dcnv3(
-        input, offset, mask,
-        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
+  static Tensor dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask, Numbers... numbers) {
+    const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...});
     return forward_of(s.sizes, s.grid, input, offset, mask);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(
-      const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask,
-      const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t group,
-      int64_t group_channels, double offset_scale, bool remove_center, const std::vector<bool>& output_mask) {
-    const KernelShapes s = check_dcnv3(
-        input, offset, mask,
-        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
+  static std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor& grad_output, const Tensor& input,
+                                                           const Tensor& offset, const Tensor& mask,
+                                                           Numbers... numbers,
+                                                           const std::vector<bool>& output_mask) {
+    const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...});
     check_backward("dcnv3 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 3);
     return backward_of(s.sizes, s.grid, grad_output, input, offset, mask, output_mask);
   }
 
-  static Tensor dcnv4(const Tensor& input, const Tensor& offset_mask, const std::vector<int64_t>& kernel_size,
-                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                      const std::vector<int64_t>& dilation, int64_t group, int64_t group_channels,
-                      double offset_scale, bool remove_center) {
-    const KernelShapes s = check_dcnv4(
-        input, offset_mask,
-        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
+  static Tensor dcnv4(const Tensor& input, const Tensor& offset_mask, Numbers... numbers) {
+    const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
     const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}, false));
     return Backend::forward(s.sizes, s.grid, input, fields, fields);
   }
 
-  static std::tuple<Tensor, Tensor> dcnv4_backward(
-      const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask,
-      const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t group,
-      int64_t group_channels, double offset_scale, bool remove_center, const std::vector<bool>& output_mask) {
-    const KernelShapes s = check_dcnv4(
-        input, offset_mask,
-        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
+  static std::tuple<Tensor, Tensor> dcnv4_backward(const Tensor& grad_output, const Tensor& input,
+                                                   const Tensor& offset_mask, Numbers... numbers,
+                                                   const std::vector<bool>& output_mask) {
+    const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
     check_backward("dcnv4 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 2);
     const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}, true));
     // zeros: no kernel writes the padding channels
@@ -130,6 +113,9 @@ struct DeformAttnOps {
                        attention_weights, output_mask);
   }
 };
+
+template <typename Backend>
+using DeformAttnOps = WithNumbers<DeformAttnOpsOf, Backend>;
 
 }  // namespace dcnzoo
 

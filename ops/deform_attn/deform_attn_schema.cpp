@@ -12,27 +12,20 @@ void check_gradient(const char* op, const DeformAttnShapes& s, const Tensor& inp
   if (grad_output) check_backward(op, *grad_output, s.output_sizes, input, std::vector<bool>(3), 3);
 }
 
-void check_dcnv3_arguments(const Tensor& input, const Tensor& offset, const Tensor& mask,
-                           const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                           int64_t group, int64_t group_channels, double offset_scale, bool remove_center,
-                           std::optional<Tensor> grad_output) {
-  const KernelShapes s = check_dcnv3(
-      input, offset, mask,
-      {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
-  check_gradient("dcnv3 backward: ", s.sizes, input, grad_output);
-}
+template <typename... Numbers>
+struct KernelChecks {
+  static void dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask, Numbers... numbers,
+                    std::optional<Tensor> grad_output) {
+    const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...});
+    check_gradient("dcnv3 backward: ", s.sizes, input, grad_output);
+  }
 
-void check_dcnv4_arguments(const Tensor& input, const Tensor& offset_mask,
-                           const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                           int64_t group, int64_t group_channels, double offset_scale, bool remove_center,
-                           std::optional<Tensor> grad_output) {
-  const KernelShapes s = check_dcnv4(
-      input, offset_mask,
-      {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
-  check_gradient("dcnv4 backward: ", s.sizes, input, grad_output);
-}
+  static void dcnv4(const Tensor& input, const Tensor& offset_mask, Numbers... numbers,
+                    std::optional<Tensor> grad_output) {
+    const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
+    check_gradient("dcnv4 backward: ", s.sizes, input, grad_output);
+  }
+};
 
 void check_ms_deform_attn_arguments(const Tensor& value, const Tensor& spatial_shapes,
                                     const Tensor& level_start_index, const Tensor& sampling_locations,
@@ -82,7 +75,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
-  m.impl("_check_dcnv3", TORCH_BOX(&dcnzoo::check_dcnv3_arguments));
-  m.impl("_check_dcnv4", TORCH_BOX(&dcnzoo::check_dcnv4_arguments));
+  m.impl("_check_dcnv3", TORCH_BOX(&dcnzoo::WithNumbers<dcnzoo::KernelChecks>::dcnv3));
+  m.impl("_check_dcnv4", TORCH_BOX(&dcnzoo::WithNumbers<dcnzoo::KernelChecks>::dcnv4));
   m.impl("_check_ms_deform_attn", TORCH_BOX(&dcnzoo::check_ms_deform_attn_arguments));
 }

@@ -19,10 +19,10 @@ from filelock import FileLock
 
 from dcnzoo.ops import with_cuda
 
+from ..processes import ROOT, compile_cpp
+
 # torch reads it once, before the first matrix product on a GPU, and refuses deterministic products without it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,9 @@ def skip_without_kernels(request):
 
 def run_program(text: str, folder: Path, *options: str) -> str:
     """Compile a C++ program that includes headers of ``ops``, run it and return what it prints."""
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None or not (ROOT / "ops").exists():
-        pytest.skip("needs the sources and a C++ compiler")
-    source, program = folder / "main.cpp", folder / "main"
+    source = folder / "main.cpp"
     source.write_text(text)
-    flags = ["-std=c++17", "-Wall", "-Werror", *options, f"-I{ROOT / 'ops'}"]
-    subprocess.run([compiler, *flags, source, "-o", program], check=True)
+    program = compile_cpp(source, folder / "main", "-std=c++17", "-Wall", "-Werror", *options)
     return subprocess.run([program], capture_output=True, text=True, check=True).stdout
 
 

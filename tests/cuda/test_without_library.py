@@ -8,8 +8,7 @@ import torch
 from dcnzoo.ops import has_ops, with_cuda
 
 from .. import op_cases
-from ..fused.test_fused import TOLERANCE
-from ..fused.test_operators import ATTENTIONS, is_fused, with_channels
+from ..fused.test_operators import ATTENTIONS, TOLERANCE, is_fused, with_channels
 from ..op_cases import deform_conv, ms_deform_attn, ramp, results
 from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
     every_op,
@@ -62,7 +61,7 @@ CASES = [
     pytest.param(name, sample, dtype, id=f"{name}-{sample.name}-{str(dtype).removeprefix('torch.')}")
     for dtype in TOLERANCE
     for name in FUSED
-    for i, sample in enumerate(s for s in OPERATORS[name].samples() if is_fused(OPERATORS[name], s))
+    for i, sample in enumerate(s for s in OPERATORS[name].samples() if is_fused(s))
     if dtype == torch.float32 or i < 3
 ]
 

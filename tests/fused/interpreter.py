@@ -11,8 +11,8 @@ from .. import op_cases
 from ..op_cases import Sample, deform_conv, results
 from ..processes import SERVER, set_variables
 
-GRADIENTS = ("input", "weight", "offset", "mask", "bias")
 ENVIRONMENT = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
+OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
 
 
 class Interpreter:
@@ -25,32 +25,33 @@ class Interpreter:
         return self.pool.submit(function, *arguments).result()
 
 
-def run_kernels(
-    sample: Sample, grad: Tensor, long_indices: bool = False, forward_only: bool = False
-) -> dict[str, Tensor]:
-    """Output and gradients of the fused kernels, even where another backend would be chosen."""
-    from dcnzoo.ops.fused import deform_conv as fused
-    from dcnzoo.ops.fused import launch
+def run_operator(
+    name: str, sample: Sample, grad: Tensor | None, long_indices: bool = False, ordered: bool = False
+) -> tuple[list[tuple[str, list[bool] | None]], list[Tensor]]:
+    """Call a public function.
 
-    input, weight, offset, mask, bias = sample.tensors
-    geometry = [list(v) for v in deform_conv.geometry(sample, stride=1, padding=0, dilation=1)]
-    problem = fused.Problem(
-        input, weight, offset, mask, *geometry, sample.kwargs.get("groups", 1), allow_tf32=False
+    Returns:
+        the operators that Triton ran, each with its ``output_mask``; the output and the gradients.
+    """
+    from dcnzoo.ops import _choice
+    from dcnzoo.ops.fused import launch, operators
+
+    ran, run = [], operators.run
+
+    def record(name, call):
+        ran.append((name, getattr(call, "output_mask", None)))
+        return run(name, call)
+
+    extent = (lambda tensor: 2**31) if long_indices else launch.extent
+    patches = (
+        mock.patch.object(operators, "run", record),
+        mock.patch.object(launch, "extent", extent),
+        mock.patch.object(_choice, "is_deterministic", lambda tensor: ordered),
     )
-    extent = launch.extent
-    try:
-        if long_indices:
-            launch.extent = lambda tensor: 2**31
-        results = {"output": fused.forward(problem, bias)}
-        if forward_only:
-            return results
-        results["weight"] = fused.grad_weight(problem, grad)
-        wanted = (True, offset is not None, mask is not None)
-        gradients = fused.grad_samples(problem, grad, *wanted)
-    finally:
-        launch.extent = extent
-    results |= dict(zip(("input", "offset", "mask"), gradients, strict=True))
-    return {name: result for name, result in results.items() if result is not None}
+    with patches[0], patches[1], patches[2]:
+        if not OPERATORS[name].differentiable:
+            return ran, [OPERATORS[name].call(sample)]
+        return ran, results(OPERATORS[name].call, sample, grad)
 
 
 def run_not_finite(case: int) -> None:
@@ -66,6 +67,7 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     from dcnzoo.ops.fused import deform_conv as fused
+    from dcnzoo.ops.fused import launch
 
     base = sample.tensors[2 if field == "offset" else 3].data_ptr()
     bytes_apart = 4 * stride
@@ -85,41 +87,14 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
         return places(name, tensor) | ({f"{name}_channel": stride} if name == field else {})
 
     patch_load = mock.patch.object(InterpreterBuilder, "create_masked_load", masked_load)
-    with patch_load, mock.patch.object(fused, "_places", with_stride):
-        run_kernels(sample, torch.zeros(()), long_indices=True, forward_only=True)
+    patch_extent = mock.patch.object(launch, "extent", lambda tensor: 2**31)
+    with patch_load, patch_extent, mock.patch.object(fused, "_places", with_stride):
+        deform_conv.call(sample)
     return sorted(read)
 
 
-def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
-    """Call the public function. Returns the kernels that ran, the output and the gradients."""
-    from dcnzoo.ops import _choice
-    from dcnzoo.ops.fused import deform_conv as fused
-
-    ran = []
-
-    def recorded(name: str):
-        function = getattr(fused, name)
-
-        def record(problem, *arguments, **options):
-            ran.append(f"{name}{arguments[1:]}" if name == "grad_samples" else name)
-            return function(problem, *arguments, **options)
-
-        return mock.patch.object(fused, name, record)
-
-    deterministic = mock.patch.object(_choice, "is_deterministic", lambda tensor: ordered)
-    with recorded("forward"), recorded("grad_weight"), recorded("grad_samples"), deterministic:
-        values = results(deform_conv.call, sample, grad)
-    return ran, named(sample, values)
-
-
-def named(sample: Sample, values: list[Tensor]) -> dict[str, Tensor]:
-    """The output and the gradients of the tensors, by their names."""
-    names = [name for name, tensor in zip(GRADIENTS, sample.tensors, strict=True) if tensor is not None]
-    return dict(zip(["output", *names], values, strict=True))
-
-
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
-    """The kernels that run if the table lists these types as faster, from so many output pixels on.
+    """The operators that Triton runs if the table lists these types as faster, from so many pixels on.
 
     In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
     """
@@ -129,11 +104,11 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
     entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
     order = mock.patch.object(_choice, "order", lambda *_: (_choice.FUSED, _choice.COMPILED))
     with entry, order, _choice.using("auto"):
-        return call_operator(sample, grad)[0]
+        return [name for name, _ in run_operator("deform_conv2d", sample, grad)[0]]
 
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
-    """The kernels that run if Triton cannot compile, and the warnings."""
+    """The operators that Triton runs if it cannot compile, and the warnings."""
     from dcnzoo.ops.fused import available, launch
 
     available.triton_works.cache_clear()
@@ -143,34 +118,14 @@ def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], li
             warnings.simplefilter("always")
             listed = {"bfloat16": {"forward": 0, "backward": 0}}
             ran = [*chosen_by_auto(sample, grad, listed), *chosen_by_auto(sample, grad, listed)]
-            ran += call_operator(sample, grad)[0]  # DCNZOO_BACKEND=fused
+            ran += run_operator("deform_conv2d", sample, grad)[0]  # DCNZOO_BACKEND=fused
     finally:
         available.triton_works.cache_clear()
     return ran, [str(warning.message) for warning in caught]
 
 
-def run_operator(
-    name: str, sample: Sample, grad: Tensor | None, long_indices: bool = False
-) -> tuple[list[str], list[Tensor]]:
-    """Call a public function. Returns the operators that Triton ran, the output and the gradients."""
-    from dcnzoo.ops.fused import launch, operators
-
-    (operator,) = (op for op in op_cases.operators(differentiable=False) if op.name == name)
-    ran, run = [], operators.run
-
-    def record(name, arguments):
-        ran.append(name)
-        return run(name, arguments)
-
-    extent = (lambda tensor: 2**31) if long_indices else launch.extent
-    with mock.patch.object(operators, "run", record), mock.patch.object(launch, "extent", extent):
-        if not operator.differentiable:
-            return ran, [operator.call(sample)]
-        return ran, results(operator.call, sample, grad)
-
-
-def opcheck(sample: Sample) -> None:
-    for overload, arguments in deform_conv.OPERATORS[1].overload_calls(sample):
+def opcheck(name: str) -> None:
+    for overload, arguments in OPERATORS[name].overload_calls(OPERATORS[name].forms()[0].to(torch.float32)):
         torch.library.opcheck(overload, arguments)
 
 
@@ -183,9 +138,3 @@ def nodes_when_compiled(sample: Sample) -> list[str]:
     compiled(sample)
     (graph,) = graphs.graphs
     return [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
-
-
-def opcheck_operator(name: str) -> None:
-    (operator,) = (op for op in op_cases.operators() if op.name == name)
-    for overload, arguments in operator.overload_calls(next(iter(operator.samples())).to(torch.float32)):
-        torch.library.opcheck(overload, arguments)

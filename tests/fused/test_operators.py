@@ -1,5 +1,6 @@
 """The Triton kernels of every operator in the interpreter, compared with the reference in float64."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from random import Random
 
@@ -7,22 +8,62 @@ import pytest
 import torch
 
 from .. import op_cases
-from ..op_cases import Sample, dcnv3, dcnv4, ms_deform_attn, ramp, results
+from ..op_cases import Sample, dcnv3, dcnv4, deform_conv, ms_deform_attn, ramp, results
 from ..ops import test_not_finite as not_finite
 from ..ops.test_ops import largest
 from . import interpreter
-from .test_fused import TOLERANCE
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
-OPERATORS = {
-    op.name: op
-    for op in op_cases.operators()
-    if op.name in ("dcnv3", "dcnv4", "ms_deform_attn", "roi_align", "deform_roi_pool", "deform_conv1d")
-}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 ATTENTIONS = ("dcnv3", "dcnv4", "ms_deform_attn")
-# `make test` runs the first sample of each operator and these: the interpreter takes seconds per sample
-QUICK = ("without center", "gaps between levels", "depthwise", "no channels")
+NAMES = ("deform_conv1d", "deform_conv2d", *ATTENTIONS, "roi_align", "deform_roi_pool")
+OPERATORS = {name: interpreter.OPERATORS[name] for name in NAMES}
+every_operator = pytest.mark.parametrize("name", NAMES)
+
+WIDE = {"channels": 64, "out_channels": 64, "size": (2, 3), "padding": 1}
+CONVOLUTIONS = [
+    deform_conv.make("whole blocks", **WIDE),
+    deform_conv.make("whole blocks, long indices", **WIDE, mask_groups=None),
+    # several convolution groups per offset group; several mask groups per convolution group
+    deform_conv.make("groups of groups", **WIDE, groups=4, offset_groups=2),
+    deform_conv.make("more mask than offset groups", **WIDE, groups=2, mask_groups=4, offset_groups=1),
+    deform_conv.make("first layer", channels=3, out_channels=20, stride=2, padding=(1, 0)),
+    deform_conv.make("more blocks than splits are needed for", size=(30, 31), channels=5, batch=1),
+    # the first of these rows of 3 output pixels form a band of 8, the others one of 4, in each image
+    deform_conv.make("bands of rows", size=(14, 4), channels=5),
+]
+SMALL = deform_conv.make("small", size=(3, 4), padding=1)
+# `make test` runs these: the interpreter takes seconds for others
+QUICK = {
+    "deform_conv1d": ("depthwise",),
+    "deform_conv2d": ("one output pixel", "depthwise"),
+    "dcnv3": ("no channels",),
+    "dcnv4": ("without center",),
+    "ms_deform_attn": ("gaps between levels",),
+}
+
+
+def is_fused(sample: Sample) -> bool:
+    return sample.kwargs.get("pool_mode") != "max" and not op_cases.is_plain_convolution(sample)
+
+
+def samples_of(name: str) -> list[Sample]:
+    samples = [sample for sample in OPERATORS[name].samples() if is_fused(sample)]
+    return samples + CONVOLUTIONS if name == "deform_conv2d" else samples
+
+
+CASES = [
+    pytest.param(
+        name,
+        sample,
+        id=f"{name}-{sample.name}",
+        marks=() if sample.name in QUICK.get(name, (samples_of(name)[0].name,)) else pytest.mark.slow,
+    )
+    for name in NAMES
+    for sample in samples_of(name)
+]
+POINT = next(sample for sample in samples_of("deform_conv2d") if sample.name == "one output pixel")
 
 
 def with_channels(name: str, channels: int) -> Sample:
@@ -33,59 +74,76 @@ def with_channels(name: str, channels: int) -> Sample:
     return dcnv4.packed(sample) if name == "dcnv4" else sample
 
 
-def is_fused(op: op_cases.Operator, sample: Sample) -> bool:
-    return sample.kwargs.get("pool_mode") != "max" and not op_cases.is_plain_convolution(sample)
-
-
-CASES = [
-    pytest.param(
-        op.name,
-        sample,
-        id=f"{op.name}-{sample.name}",
-        marks=() if i == 0 or sample.name in QUICK else pytest.mark.slow,
-    )
-    for op in OPERATORS.values()
-    for i, sample in enumerate(sample for sample in op.samples() if is_fused(op, sample))
-]
-
-
-def assert_right(interpret, name: str, sample: Sample, dtype=torch.float32, long_indices=False) -> None:
+def assert_right(
+    interpret, name: str, sample: Sample, dtype=None, long_indices: bool = False
+) -> list[torch.Tensor]:
     """The operator and its backward run in Triton, and their results are the reference's."""
-    op, sample = OPERATORS[name], sample.to(dtype)
+    op, sample = OPERATORS[name], sample if dtype is None else sample.to(dtype)
     exact = sample.to(torch.float64)
-    grad = ramp(op.reference(exact)).to(dtype)
+    output = op.reference(exact)
+    grad = ramp(output).to(sample.tensors[0].dtype)
     expected = results(op.reference, exact, grad.double())
     ran, actual = interpret(interpreter.run_operator, name, sample, grad, long_indices)
-    assert len(ran) == 2 and ran[1] == f"_{ran[0]}_backward"
-    for result, reference in zip(actual, expected, strict=True):
-        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(reference)}
+    operator = ran[0][0]
+    assert [name for name, _ in ran] == [operator, f"_{operator}_backward"]
+    tolerance = TOLERANCE[sample.tensors[0].dtype]
+    for result, reference, like in zip(actual, expected, [sample.tensors[0], *sample.given], strict=True):
+        assert result.dtype == like.dtype
+        close = {"rtol": tolerance, "atol": tolerance * largest(reference)}
         torch.testing.assert_close(result.double(), reference, **close)
+    return actual
 
 
 @pytest.mark.parametrize(("name", "sample"), CASES)
 def test_matches_reference(interpret, name, sample):
-    assert_right(interpret, name, sample)
+    assert_right(interpret, name, sample, torch.float32, long_indices="long" in sample.name)
+
+
+HALF = [(name, samples_of(name)[0]) for name in NAMES if name != "deform_conv2d"]
+HALF += [("deform_conv2d", POINT), ("deform_conv2d", CONVOLUTIONS[2])]
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+    ("name", "sample", "dtype"),
+    [
+        pytest.param(
+            name, sample, dtype, id=f"{name}-{sample.name}-{dtype}", marks=() if quick else pytest.mark.slow
+        )
+        for name, sample in HALF
+        for dtype in (torch.bfloat16, torch.float16)
+        for quick in [dtype == torch.bfloat16 and (sample is POINT or name == "dcnv3")]
+    ],
 )
-@pytest.mark.parametrize("name", OPERATORS)
-def test_half_types(interpret, name, dtype):
-    assert_right(interpret, name, next(iter(OPERATORS[name].samples())), dtype)
+def test_half_types(interpret, name, sample, dtype):
+    assert_right(interpret, name, sample, dtype)
+
+
+def test_float32_fields_with_half_maps(interpret):
+    half = SMALL.to(torch.bfloat16).tensors
+    fields = SMALL.to(torch.float32).tensors[2:4]
+    assert_right(interpret, "deform_conv2d", replace(SMALL, tensors=(*half[:2], *fields, half[4])))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPERATORS)
+@every_operator
 def test_long_indices(interpret, name):
-    assert_right(interpret, name, next(iter(OPERATORS[name].samples())), long_indices=True)
+    assert_right(interpret, name, samples_of(name)[0], torch.float32, long_indices=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("field", "planes"), [("offset", 18), ("mask", 9)])
+def test_long_indices_from_the_first_factor_on(interpret, field, planes):
+    """Channel · plane stride exceeds 32 bits, although both factors fit."""
+    size = dict(channels=16, out_channels=16, size=(3, 4), kernel=(3, 3), batch=1)
+    sample = deform_conv.make("long", padding=1, **size).to(torch.float32)
+    assert interpret(interpreter.planes_read, sample, field, 2**28) == list(range(planes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [4, 8, 24, 32, 36, 64, 128, 256])
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_channels_per_group(interpret, name, channels):
-    assert_right(interpret, name, with_channels(name, channels))
+    assert_right(interpret, name, with_channels(name, channels), torch.float32)
 
 
 def test_levels_that_exceed_the_value_are_empty(interpret):
@@ -105,32 +163,63 @@ def test_levels_that_exceed_the_value_are_empty(interpret):
 @pytest.mark.parametrize("layout", op_cases.LAYOUTS)
 @pytest.mark.parametrize("name", ["dcnv3", "roi_align"])
 def test_memory_layouts(interpret, name, layout):
-    sample = next(iter(OPERATORS[name].samples())).to(torch.float32)
-    grad = ramp(OPERATORS[name].reference(sample))
-    _, expected = interpret(interpreter.run_operator, name, sample, grad)
-    _, actual = interpret(interpreter.run_operator, name, sample.map(layout), grad)
-    for result, reference in zip(actual, expected, strict=True):
-        torch.testing.assert_close(result, reference)
+    assert_right(interpret, name, samples_of(name)[0].map(layout), torch.float32)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_memory_formats(interpret, layout):
+    """Channels-last input and output; offset and mask as parts of one map, in either format."""
+    input, weight, offset, mask, bias = SMALL.to(torch.float32).tensors
+    offset, mask = torch.cat([offset, mask], 1).contiguous(memory_format=layout).split([12, 6], 1)
+    tensors = (input.contiguous(memory_format=layout), weight, offset, mask, bias)
+    output, grad_input, *_ = assert_right(interpret, "deform_conv2d", replace(SMALL, tensors=tensors))
+    assert output.is_contiguous(memory_format=layout) and grad_input.is_contiguous(memory_format=layout)
+
+
+def test_no_copy_of_a_field_whose_rows_follow_one_another():
+    from dcnzoo.ops.fused import deform_conv as fused
+
+    both = torch.zeros(2, 18, 4, 5)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        offset, mask = both.contiguous(memory_format=layout).split([12, 6], 1)
+        assert fused._strided(offset) is offset and fused._strided(mask) is mask
+    gap = both[..., :4]
+    assert fused._strided(gap).is_contiguous() and not gap.is_contiguous()
+
+
+def test_border(interpret):
+    """At -1 and at ``size``, a sample and its gradient are zero; at the border it fades out."""
+    ones = torch.ones(1, 1, 1, 4)
+    offset = torch.zeros(1, 2, 1, 4)
+    offset[0, 1, 0] = torch.tensor([-1.0, -1.5, 1.5, 1.0])  # x at -1, -0.5, 3.5, 4
+    sample = Sample("", (ones, ones[..., :1], offset, None, None))
+    _, (output, _, _, of_offset) = interpret(interpreter.run_operator, "deform_conv2d", sample, ones)
+    assert output.flatten().tolist() == [0, 0.5, 0.5, 0]
+    assert of_offset[0, 1, 0].tolist() == [0, 1, -1, 0]
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_nms(interpret, seed):
-    (op,) = (op for op in op_cases.operators(differentiable=False) if op.name == "nms")
+    op = interpreter.OPERATORS["nms"]
     sample = op.random_sample(Random(seed), "").to(torch.float32)
     ran, (result,) = interpret(interpreter.run_operator, "nms", sample, None)
-    assert ran == ["nms"]
+    assert ran == [("nms", None)]
     assert torch.equal(result, op.reference(sample))
 
 
+@pytest.mark.slow
 def test_nms_of_several_words(interpret):
-    (op,) = (op for op in op_cases.operators(differentiable=False) if op.name == "nms")
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(400, 2, generator=generator) * 60
     boxes = torch.cat([corner, corner + 5 + torch.rand(400, 2, generator=generator) * 9], 1)
     boxes[7, 2], boxes[9] = torch.nan, torch.inf
     sample = Sample("words", (boxes, torch.rand(400, generator=generator)), {"iou_threshold": 0.3})
     _, (result,) = interpret(interpreter.run_operator, "nms", sample, None)
-    assert torch.equal(result, op.call(sample)) and 70 < len(result) < 390
+    assert torch.equal(result, interpreter.OPERATORS["nms"].call(sample)) and 70 < len(result) < 390
+
+
+# Inf and NaN: every argument and the output's gradient
 
 
 @pytest.mark.slow
@@ -142,11 +231,69 @@ def test_not_finite(interpret, case):
     interpret(interpreter.run_not_finite, case)
 
 
+def test_infinite_mask(interpret):
+    interpret(not_finite.test_infinite_mask, not_finite.INF)
+
+
 def test_pooling_reads_no_more(interpret):
     interpret(not_finite.test_pooling_reads_no_more)
 
 
+# Which calls run in Triton, and torch's rules
+
+
+def test_deterministic_gradients(interpret):
+    """Triton computes all but that of the input."""
+    sample = SMALL.to(torch.float32)
+    grad = ramp(deform_conv.reference(sample))
+    ran, actual = interpret(interpreter.run_operator, "deform_conv2d", sample, grad, False, True)
+    assert ran[1] == ("_deform_conv_backward", [False, True, True, True, True])
+    expected = results(deform_conv.reference, sample.to(torch.float64), grad.double())
+    for result, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result.double(), reference, rtol=1e-5, atol=1e-5 * largest(reference))
+
+
+def test_three_dimensions_run_compiled_kernels(interpret):
+    sample = deform_conv.make("3d", size=(2, 3, 4), kernel=(1, 2, 3)).to(torch.float32)
+    grad = ramp(deform_conv.reference(sample))
+    assert interpret(interpreter.run_operator, "deform_conv3d", sample, grad)[0] == []
+
+
+BOTH = ["deform_conv", "_deform_conv_backward"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "listed", "ran"),
+    [
+        (torch.bfloat16, {"bfloat16": {"forward": 0, "backward": 0}}, BOTH),
+        (torch.bfloat16, {"bfloat16": {"forward": 100, "backward": 0}}, BOTH[1:]),
+        (torch.bfloat16, {"bfloat16": {"forward": 0, "backward": 100}}, BOTH[:1]),
+        (torch.bfloat16, {"bfloat16": {"forward": 0}}, BOTH[:1]),
+        (torch.bfloat16, {"float16": {"forward": 0, "backward": 0}}, []),
+        (torch.float32, {"float32": {"forward": 0, "backward": 0}}, []),
+    ],
+    ids=["listed", "small forward", "small backward", "forward", "not listed", "float32 without TF32"],
+)
+def test_auto_takes_what_the_table_lists_as_faster(interpret, dtype, listed, ran):
+    sample = POINT.to(dtype)
+    grad = ramp(deform_conv.reference(sample))
+    assert interpret(interpreter.chosen_by_auto, sample, grad, listed) == ran
+
+
+def test_auto_without_a_c_compiler_runs_the_compiled_kernels(interpret):
+    sample = POINT.to(torch.bfloat16)
+    grad = ramp(deform_conv.reference(sample))
+    ran, messages = interpret(interpreter.chosen_without_compiler, sample, grad)
+    assert ran == []
+    assert len(messages) == 1 and "no C compiler" in messages[0]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dcnv3", "ms_deform_attn", "deform_roi_pool"])
+@pytest.mark.parametrize("name", ["deform_conv2d", "dcnv3", "ms_deform_attn", "deform_roi_pool"])
 def test_opcheck(interpret, name):
-    interpret(interpreter.opcheck_operator, name)
+    interpret(interpreter.opcheck, name)
+
+
+@pytest.mark.slow
+def test_torch_compile_sees_one_node(interpret):
+    assert interpret(interpreter.nodes_when_compiled, POINT.to(torch.float32)) == ["dcnzoo.deform_conv"]

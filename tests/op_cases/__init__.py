@@ -111,7 +111,7 @@ class Operator:
         The gradient of the output is one everywhere.
         """
         leaves = sample.leaves()
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             output = (self.operator or self.call)(leaves)
             torch.autograd.grad(output, leaves.given, torch.ones_like(output))
         calls = [recorder.calls[0]]
@@ -125,7 +125,7 @@ class Operator:
         return calls
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Records the calls of dcnzoo's operators."""
 
     def __init__(self) -> None:

@@ -148,7 +148,7 @@ def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch,
             if operator.name.rstrip("123d") != name and operator.name != name:
                 continue
             try:
-                with torch.no_grad(), op_cases._Recorder() as recorder:
+                with torch.no_grad(), op_cases.Recorder() as recorder:
                     operator.call(sample)
             except (RuntimeError, TypeError) as error:
                 message = str(error)

@@ -9,7 +9,6 @@ from random import Random
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcnzoo.ops import _library
 
@@ -41,23 +40,11 @@ def cases(differentiable=True):
 every_call = pytest.mark.parametrize(("op", "sample"), cases())
 
 
-class Calls(TorchDispatchMode):
-    """Collects the calls of dcnzoo's operators, with detached arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[torch._ops.OpOverload, list]] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "dcnzoo":
-            self.calls.append((function, [a.detach() if isinstance(a, Tensor) else a for a in args]))
-        return function(*args, **(kwargs or {}))
-
-
 def calls_of(op, sample) -> list[tuple[torch._ops.OpOverload, list]]:
-    with Calls() as recorder:
+    """The calls of dcnzoo's operators, with detached arguments."""
+    with op_cases.Recorder() as recorder:
         op.results(sample)
-    return recorder.calls
+    return [(f, [a.detach() if isinstance(a, Tensor) else a for a in args]) for f, args in recorder.calls]
 
 
 def memory(tensors) -> set[int]:

@@ -82,20 +82,6 @@ NOTHING = [[0, NAN, 0, 3, 3], [0, 0, 0, INF, 3], [0, -INF, 0, INF, 3], [0, 40, 4
 OF_NO_SIZE = [[0, 4, 4, 1, 1], [0, 2, 2, 2, 2]]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
-    maps, rois, offset = make("example").tensors
-    maps, rois, offset = maps.to(dtype), rois.float(), offset.float()
-    with torch.autocast("cpu", dtype):  # has no effect
-        got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
-    exact = [t.double() for t in (maps, rois, offset)]
-    want = outputs_and_gradients(reference.deform_roi_pool, *exact, (3, 2), 0.5)
-    assert [g.dtype for g in got] == [dtype, dtype, offset.dtype]
-    tolerance = 2 * torch.finfo(dtype).eps  # the output's gradient is rounded too
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g.double(), w.double(), rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_rois_without_anything_to_sample(ratio, format):

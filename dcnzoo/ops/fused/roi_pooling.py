@@ -5,8 +5,6 @@ RoI; bins and samples that lie off the map are skipped, because a RoI far larger
 ``MOVED``: an offset moves each bin.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -219,92 +217,71 @@ def backward_kernel(
         tl.store(at + bins, tl.where(of_y == 0, 0.0, of_y * (y_reach / count)), mask=exists)
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """The arguments of a pooling that its forward and backward share. Without ``offset``: RoIAlign."""
+def _launch(kernel, size, rois, offset, output_size, scale, ratio, gamma, aligned, **arguments) -> None:
+    """Launch a kernel for maps of this size, ``(N, C, H, W)``. Without ``offset``: RoIAlign."""
+    batch, channels, height, width = size
+    output_h, output_w = output_size
+    arguments |= {
+        "rois": rois.float().contiguous(), "offset": None if offset is None else offset.float().contiguous(),
+        "batch": batch, "channels": channels, "height": height, "width": width,
+        "output_h": output_h, "output_w": output_w, "scale": scale, "ratio": max(ratio, 0), "gamma": gamma,
+        "ALIGNED": aligned, "MOVED": offset is not None, "BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C,
+    }  # fmt: skip
+    blocks = cdiv(channels, BLOCK_C) if kernel is forward_kernel else 1
+    tiles = cdiv(output_h * output_w, BLOCK_M)
+    launch(kernel, len(rois) * tiles, rois.device, arguments, second=blocks)
 
-    rois: Tensor
-    offset: Tensor | None
-    size: tuple[int, int, int, int]  # of the input
-    output_size: tuple[int, int]
-    scale: float
-    ratio: int
-    gamma: float
-    aligned: bool
 
-    def launch(self, kernel, channel_blocks: int, **arguments) -> None:
-        batch, channels, height, width = self.size
-        output_h, output_w = self.output_size
-        tiles = cdiv(output_h * output_w, BLOCK_M)
-        arguments |= {
-            "rois": self.rois.float().contiguous(),
-            "offset": None if self.offset is None else self.offset.float().contiguous(),
-            "batch": batch, "channels": channels, "height": height, "width": width,
-            "output_h": output_h, "output_w": output_w, "scale": self.scale, "ratio": max(self.ratio, 0),
-            "gamma": self.gamma, "ALIGNED": self.aligned, "MOVED": self.offset is not None,
-            "BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C,
-        }  # fmt: skip
-        launch(kernel, len(self.rois) * tiles, self.rois.device, arguments, second=channel_blocks)
+def _forward(input, rois, offset, output_size, *options) -> Tensor:
+    output = input.new_empty((len(rois), input.shape[1], *output_size))
+    if output.numel() > 0:
+        maps, size = to_channels_last(input), tuple(input.shape)
+        _launch(forward_kernel, size, rois, offset, output_size, *options, input=maps, output=output)
+    return output
 
-    def forward(self, input: Tensor) -> Tensor:
-        output = input.new_empty((len(self.rois), input.shape[1], *self.output_size))
-        if output.numel() > 0:
-            blocks = cdiv(input.shape[1], BLOCK_C)
-            self.launch(forward_kernel, blocks, input=to_channels_last(input), output=output)
-        return output
 
-    def backward(
-        self, grad_output: Tensor, input: Tensor | None, want_input: bool, want_offset: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of input and offset, in float32 where they are sums; empty if they are not needed."""
-        none = grad_output.new_empty(0)
-        grad_input = grad_offset = none
-        if want_input:
-            grad_input = torch.zeros(self.size, dtype=torch.float32, device=grad_output.device).contiguous(
-                memory_format=torch.channels_last
-            )
-        if want_offset and self.offset is not None:
-            grad_offset = torch.zeros(self.offset.shape, dtype=torch.float32, device=grad_output.device)
-        if grad_output.numel() > 0:
-            self.launch(
-                backward_kernel, 1, grad_output=grad_output.contiguous(), grad_input=grad_input,
-                input=None if input is None else to_channels_last(input), grad_offset=grad_offset,
-                WANT_INPUT=want_input, WANT_OFFSET=want_offset,
-            )  # fmt: skip
-        if want_input:
-            grad_input = from_channels_last(grad_input, grad_output.new_empty(0, 0, 0, 0))
-        return grad_input, grad_offset
+def _backward(grad_output, input, size, rois, offset, options, needed) -> tuple[Tensor, Tensor]:
+    """Gradients of input and offset, the offset's in float32; empty if they are not needed."""
+    grad_input = grad_offset = grad_output.new_empty(0)
+    if needed[0]:
+        grad_input = torch.zeros(size, dtype=torch.float32, device=grad_output.device)
+        grad_input = grad_input.contiguous(memory_format=torch.channels_last)
+    if needed[1]:
+        grad_offset = torch.zeros(offset.shape, dtype=torch.float32, device=grad_output.device)
+    if grad_output.numel() > 0:
+        _launch(
+            backward_kernel, size, rois, offset, tuple(grad_output.shape[2:]), *options,
+            grad_output=grad_output.contiguous(), input=None if input is None else to_channels_last(input),
+            grad_input=grad_input, grad_offset=grad_offset, WANT_INPUT=needed[0], WANT_OFFSET=needed[1],
+        )  # fmt: skip
+    if needed[0]:
+        grad_input = from_channels_last(grad_input, grad_output.new_empty(0, 0, 0, 0))
+    return grad_input, grad_offset
 
 
 def roi_align(
     input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned
 ) -> tuple[Tensor, ...]:
-    size = (output_h, output_w)
-    output = Pooling(
-        rois, None, tuple(input.shape), size, spatial_scale, sampling_ratio, 0.0, aligned
-    ).forward(input)
+    options = (spatial_scale, sampling_ratio, 0.0, aligned)
+    output = _forward(input, rois, None, (output_h, output_w), *options)
     return output, *(input.new_empty(0, dtype=torch.float32) for _ in "yx")
 
 
 def roi_align_backward(
     grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
 ) -> Tensor:
-    size = tuple(grad_output.shape[2:])
-    pooling = Pooling(rois, None, tuple(input_size), size, spatial_scale, sampling_ratio, 0.0, aligned)
-    return pooling.backward(grad_output, None, True, False)[0]
+    options = (spatial_scale, sampling_ratio, 0.0, aligned)
+    return _backward(grad_output, None, tuple(input_size), rois, None, options, [True, False])[0]
 
 
 def deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma) -> Tensor:
-    size = (output_h, output_w)
-    return Pooling(
-        rois, offset, tuple(input.shape), size, spatial_scale, sampling_ratio, gamma, True
-    ).forward(input)
+    options = (spatial_scale, sampling_ratio, gamma, True)
+    return _forward(input, rois, offset, (output_h, output_w), *options)
 
 
 def deform_roi_pool_backward(
     grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask
 ) -> tuple[Tensor, Tensor]:
-    size = tuple(grad_output.shape[2:])
-    pooling = Pooling(rois, offset, tuple(input.shape), size, spatial_scale, sampling_ratio, gamma, True)
-    grad_input, grad_offset = pooling.backward(grad_output, input, *output_mask)
-    return grad_input, grad_offset.to(offset.dtype)
+    options = (spatial_scale, sampling_ratio, gamma, True)
+    gradients = _backward(grad_output, input, tuple(input.shape), rois, offset, options, output_mask)
+    return gradients[0], gradients[1].to(offset.dtype)
