@@ -23,7 +23,6 @@ from dcnzoo.cli._terminal import print_columns
 @option("--max-iter", type=POSITIVE, default=20, help="Number of images.")
 @option("--num-warmup", type=click.IntRange(min=0), default=2, help="Number of images before these.")
 @option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
-@option("--profile", is_flag=True, help="Also print the shares of the kinds of layers, in PyTorch.")
 @_options.backend
 @_options.device
 @_options.unsafe_load
@@ -39,7 +38,6 @@ def command(
     max_iter: int,
     num_warmup: int,
     threads: int | None,
-    profile: bool,
     backend: str | None,
     device: str,
     unsafe_load: bool,
@@ -55,7 +53,7 @@ def command(
     \b
     examples:
       dcnzoo bench CONFIG --checkpoint FILE picture.jpg --exported model.onnx
-      dcnzoo bench faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --shape 800 1333 --profile
+      dcnzoo bench faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --shape 800 1333
       dcnzoo bench model.onnx picture.jpg --threads 2
     """
     from dcnzoo.detect import timing
@@ -65,7 +63,7 @@ def command(
     if (annotations is None) != (folder is None):
         raise click.UsageError("--annotations: expected together with --images")
     if model.endswith(EXPORTED):
-        _options.refuse("an exported file", "checkpoint", "profile", "unsafe_load", "cfg_options")
+        _options.refuse("an exported file", "checkpoint", "unsafe_load", "cfg_options")
     elif not exported:
         _options.refuse("no exported file", "backend")
     pictures = timing.pictures(images, shape or (480, 640))
@@ -73,8 +71,10 @@ def command(
     if model.endswith(EXPORTED):
         exported = (model, *exported)
     else:
+        import torch
+
         from dcnzoo.openmmlab import execute
-        from dcnzoo.openmmlab import variants as of_pytorch
+        from dcnzoo.openmmlab.detector import TorchDetector
         from dcnzoo.openmmlab.recipe import Recipe
         from dcnzoo.zoo.source import resolve
 
@@ -82,7 +82,12 @@ def command(
         weights = None if source.weights is None else source.read_weights()
         recipe = Recipe.read(source.config, cfg_options)
         network = execute.build(recipe, weights, device=device, unsafe_load=unsafe_load)
-        detectors |= of_pytorch.variants(network, threads)
+        if threads:
+            torch.set_num_threads(threads)
+        detectors["PyTorch float32"] = TorchDetector(network, fuse=False)
+        if (fused := TorchDetector(network)).fuses:
+            detectors["PyTorch float32, fused"] = fused
+        detectors["PyTorch bf16"] = TorchDetector(network, precision="bf16")
     for file in exported:
         detectors |= timing.exported(file, backend, device, threads)
     timings = timing.measure(detectors, pictures, max_iter, num_warmup)
@@ -90,5 +95,3 @@ def command(
         timing.evaluate(timings, detectors, annotations, folder)
     print_columns(timing.table(timings), numbers=True)
     print(f"take: {timing.fastest(timings)}")
-    if profile:
-        print_columns(of_pytorch.shares(detectors, pictures[0]), numbers=True)

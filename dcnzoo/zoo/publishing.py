@@ -37,7 +37,7 @@ def publish(
     require_file(str(checkpoint), "checkpoint")
     content = load_file(checkpoint, unsafe_load)
     if "state_dict" not in content or "state_dict" not in keys:
-        raise UserError(f"{checkpoint}: expected a state_dict, in the file and in save_keys")
+        raise UserError(f"{checkpoint}: expected a state_dict, in the file and in save_keys=…")
     published = {key: content[key] for key in keys if key in content}
     ending = ".pth"
     if out.suffix == ".safetensors":

@@ -87,14 +87,12 @@ def times_in(text):
 def test_bench(tmp_path):
     make_shapes(tmp_path / "coco", ShapesSpec(train=1, val=4))
     image, data = ROOT / "tests/data/color.jpg", ["--annotations", tmp_path / "coco/annotations/val.json"]
-    options = ["--max-iter", 2, "--num-warmup", 0, "--profile", *data, "--images", tmp_path / "coco/val"]
+    options = ["--max-iter", 2, "--num-warmup", 0, *data, "--images", tmp_path / "coco/val"]
     text = run("bench", "mask-rcnn_r14-mdconv_fpn_8e_shapes", image, *options)
     times = times_in(text)
     assert times["PyTorch float32"] == 1 and {"PyTorch float32, fused", "PyTorch bf16"} <= times.keys()
     assert "box AP" in text and "mask AP" in text
     assert re.search("^take: PyTorch", text, re.MULTILINE)
-    shares = re.findall(r"([\d.]+)%$", text, re.MULTILINE)  # of the last column
-    assert sum(map(float, shares)) == pytest.approx(100, abs=1)
 
 
 def test_bench_of_random_weights():
@@ -153,7 +151,6 @@ MISTAKES = [
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),
     (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
-    (2, ["bench", "ONNX", "--profile"], "--profile: "),
     (2, ["bench", DEMO, "--images", "tests"], "--annotations"),
     (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
     (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),

@@ -11,7 +11,6 @@ from mmengine.config import Config
 
 import dcnzoo
 import dcnzoo.openmmlab.export.export
-import dcnzoo.openmmlab.variants
 import dcnzoo.report.detector
 import dcnzoo.zoo.testing
 import dcnzoo.zoo.training
@@ -174,24 +173,15 @@ def library(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("work", "other", "fruits"):
         (tmp_path / name).mkdir()
-    for name in (
-        "own.py",
-        "m.onnx",
-        "m.xml",
-        "m.pt2",
-        "a.png",
-        "w.pth",
-        "other.pth",
-        "a.json",
-        "fruits/a.png",
-    ):
+    files = ("own.py", "m.onnx", "m.xml", "m.pt2", "a.png", "w.pth", "other.pth", "a.json", "fruits/a.png")
+    for name in files:
         (tmp_path / name).touch()
     recorder = Recorder(monkeypatch)
     source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None, work_dir=None)
     source.read_weights = lambda: Path("w.pth")
 
     class Detector:
-        classes = ("fig",)
+        classes, fuses = ("fig",), False
 
         def checksum(self):
             return "of the weights"
@@ -221,12 +211,13 @@ def library(monkeypatch, tmp_path):
         "zoo.source.resolve": source, "zoo.testing.resolve": source,
         "openmmlab.execute.build": torch.nn.Identity(), "openmmlab.device.require_device": None,
         "openmmlab.flops.count": [({"conv": 1}, (1, 3, 2, 2))], "detect.timing.exported": {},
-        "detect.timing.pictures": [0], "openmmlab.variants.variants": {}, "openmmlab.variants.shares": [],
+        "detect.timing.pictures": [0],
         "detect.timing.measure": {}, "detect.timing.evaluate": None, "detect.timing.fastest": "",
         "zoo.testing.use_data": 1, "openmmlab.execute.train": None,
         "zoo.testing.last_checkpoint": Path("w.pth"), "export.known_problems.check": [],
     }.items():  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", result)
+    recorder.replace("torch.set_num_threads")
     for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
                  "openmmlab.execute.test", "report.report.write_report"):  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", last=True)
