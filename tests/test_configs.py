@@ -205,7 +205,7 @@ def test_the_model_holds_what_the_config_is_said_to(model):
     layers = DeformConv2d | ModulatedDeformConv2d
     parts = {n.partition(".")[0] for n, m in build_listed(model).named_modules() if isinstance(m, layers)}
     parts = {part if part in ("backbone", "neck") else "head" for part in parts}
-    assert parts == set(description.describe(model).operators)
+    assert parts == set(description.operators_of(model))
 
 
 OURS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dcnzoo.cli import one_line_errors
 from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.zoo.description import describe
+from dcnzoo.zoo.description import operators_of
 from dcnzoo.zoo.index import Model, models
 
 INTRODUCTION = """\
@@ -48,8 +48,8 @@ and speed:
 - *licence*: of the weights; *not stated* if the publisher names none for them.
 """
 COLUMNS = (
-    *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "backbone", "parameters"),
-    *("FLOPs", "schedule", "memory", "data", "figures", "licence"),
+    *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "parameters", "FLOPs"),
+    *("memory", "data", "figures", "licence"),
 )
 # metadata entries that python -m benchmarks.models --zoo writes
 PARAMETERS, FLOPS, CPU_TIME = "Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)"
@@ -59,7 +59,7 @@ MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs
 def render() -> str:
     """Render the page from the metafiles of dcnzoo and of the installed MMDetection."""
     ours = [model for model in models() if model.package == "dcnzoo"]
-    theirs = [model for model in models() if model.package == "mmdet" and describe(model).operators]
+    theirs = [model for model in models() if model.package == "mmdet" and operators_of(model)]
     sections = [INTRODUCTION.format(mmdet=mmdet_version())]
     sections.append("## Configs of dcnzoo\n\nThese configs are in [`configs/`](configs).\n")
     sections += tables(ours)
@@ -89,7 +89,7 @@ def row(cells: Iterable[object]) -> str:
 
 def rows_of(model: Model) -> Iterator[list[str]]:
     """Yield one row per source of results; memory and speed are the publisher's."""
-    described = describe(model)
+    operators = [f"{operator} ({part})" for part, operator in operators_of(model).items()]
     weights = [weights_link(model, each) for each in model.weights]
     if note := model.metadata.get("Weights Note"):
         weights.append(note)
@@ -104,10 +104,8 @@ def rows_of(model: Model) -> Iterator[list[str]]:
             model.metadata.get(CPU_TIME, "–"),
             speed(model) if published else "–",
             ", ".join(weights) or "–",
-            described.operators_text() or "none",
-            described.backbone,
+            ", ".join(operators) or "none",
             *(model.metadata.get(name, "–") for name in (PARAMETERS, FLOPS)),
-            described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             data,
             source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
-    from dcnzoo.zoo import Description, Model
+    from dcnzoo.zoo import Model
 
 
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
@@ -26,7 +26,7 @@ AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information 
 
 @click.group(cls=_options.Group)
 def command() -> None:
-    """List, search, download and verify published models.
+    """List and download published models.
 
     NAME is a config's name without .py (faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco), one of its names in
     MMDetection, or package::folder/config.
@@ -34,38 +34,39 @@ def command() -> None:
     \b
     examples:
       dcnzoo zoo list --dcn
-      dcnzoo zoo search mask rcnn
+      dcnzoo zoo list mask rcnn
       dcnzoo zoo info faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
       dcnzoo zoo download faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --out checkpoints
     """
 
 
 @command.command("list")
+@click.argument("words", nargs=-1)
 @option("--dcn", is_flag=True, help="List only models with deformable convolution.")
 @option("--measured", is_flag=True, help="List only models that dcnzoo measured.")
 @AS_JSON
-def list_(dcn: bool, measured: bool, as_json: bool) -> None:
-    """List all models.
+def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> None:
+    """List models, with WORDS only those whose names or paper contain all of them.
 
     Column *here*: the weights are on this machine, or to be downloaded, or a package is missing.
     """
     from dcnzoo import zoo
 
-    described = {m: zoo.describe(m) for m in zoo.models() if m.measured or not measured}
-    _show({m: d for m, d in described.items() if d.operators or not dcn}, as_json)
-
-
-@command.command
-@click.argument("words", nargs=-1, required=True)
-@AS_JSON
-def search(words: tuple[str, ...], as_json: bool) -> None:
-    """Find models by WORDS, which must all occur in their names or paper."""
-    from dcnzoo import zoo
-
-    models = zoo.search(words)
+    found = [model for model in zoo.search(words) if model.measured or not measured]
+    models = {model: operators for model in found if (operators := zoo.operators_of(model)) or not dcn}
     if not models:
         raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
-    _show({model: zoo.describe(model) for model in models}, as_json)
+    if as_json:
+        print(json.dumps([_known(*each) for each in models.items()], indent=2))
+        return
+    rows: list[Sequence[str]] = [("name", "box AP", "mask AP", "deformable", "here", "figures")]
+    for model, operators in models.items():
+        text = ", ".join(f"{operator} ({part})" for part, operator in operators.items())
+        for source in model.sources() or [""]:
+            figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
+            rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), source)])
+    print_columns(rows)
+    print(f"{counted(len(models), 'models')}", file=sys.stderr)
 
 
 @command.command
@@ -76,7 +77,7 @@ def info(name: str, as_json: bool) -> None:
     from dcnzoo import zoo
 
     model = zoo.find(name)
-    known = _known(model, zoo.describe(model))
+    known = _known(model, zoo.operators_of(model))
     if as_json:
         print(json.dumps(known, indent=2))
         return
@@ -101,25 +102,6 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
             print(f"{path.name}: not checked: no checksum is known", file=sys.stderr)
 
 
-@command.command
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=_options.FILE)
-def verify(files: tuple[Path, ...]) -> None:
-    """Verify files by the checksum that OpenMMLab adds to their names."""
-    from dcnzoo import zoo
-
-    problems = 0
-    for file in files:
-        try:
-            if not file.is_file():
-                raise zoo.ChecksumError(f"{file}: expected a file, found none")
-            print(f"{printable(str(file))}: ok, {zoo.verify(file)}")
-        except zoo.ChecksumError as error:
-            print(one_line(error))
-            problems += 1
-    if problems:
-        raise UserError(f"{problems} of {len(files)} files failed verification")
-
-
 @command.command("publish")
 @click.argument("in_file", type=_options.NAME)
 @click.argument("out_file", type=_options.FILE)
@@ -136,7 +118,7 @@ def publish_(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_lo
 
     Keeps the weights and their metadata, but not the optimizer; of the metadata, x.safetensors contains the
     names of the classes. Adds the first digits of the file's SHA-256 to its name: x.pth becomes
-    x-1a2b3c4d.pth. dcnzoo zoo verify and every download compare them.
+    x-1a2b3c4d.pth. Every download compares them.
     """
     from dcnzoo.zoo.publishing import publish
 
@@ -145,28 +127,12 @@ def publish_(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_lo
     print(path)
 
 
-def _show(models: dict[Model, Description], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([_known(*each) for each in models.items()], indent=2))
-        return
-    rows: list[Sequence[str]] = [("name", "box AP", "mask AP", "deformable", "here", "figures")]
-    for model, description in models.items():
-        for source in model.sources() or [""]:
-            figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
-            cells = (model.name, *figures, description.operators_text(), _here(model), source)
-            rows.append([printable(str(cell)) for cell in cells])
-    print_columns(rows)
-    print(f"{counted(len(models), 'models')}", file=sys.stderr)
-
-
-def _known(model: Model, description: Description) -> dict:
+def _known(model: Model, operators: Mapping[str, str]) -> dict:
     return {
         "id": model.id,
         **dataclasses.asdict(model),
         "config": str(model.config),
-        "deformable": dict(description.operators),
-        "backbone": description.backbone,
-        "schedule": description.schedule,
+        "deformable": operators,
         "here": _here(model),
     }
 

@@ -1,9 +1,8 @@
-"""Derive a model's deformable operators, backbone and schedule from its config."""
+"""Derive a model's deformable operators, and the packages that it needs, from its config."""
 
-import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,41 +54,20 @@ _PACKAGES = {
 # Evaluating a config takes 10 to 20 ms; a config without a match in its text or its bases is skipped.
 _WORDS = re.compile(rf"\b({'|'.join([*deformable.SETTINGS, 'dcn_on_last_conv', *_OPERATORS, *_PACKAGES])})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
-_INTERN_IMAGES = {64: "T", 80: "S", 112: "B", 160: "L", 192: "XL"}  # channels of the first level
 
 
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """A model's deformable operators, backbone and schedule.
+def operators_of(model: Model) -> dict[str, str]:
+    """Return the deformable operators of each part of a model: ``backbone``, ``neck``, ``head``.
 
-    Attributes:
-        operators: part of the model (``backbone``, ``neck``, ``head``) → its operators.
-        backbone: such as ``ResNet-50`` or ``ResNeXt-101-32x4d``.
-        schedule: such as ``12 epochs``.
+    Reads the config with all its bases, but only if a text mentions one: evaluating all configs takes many
+    seconds, and some cannot be evaluated. Builds no model and imports no model code.
     """
-
-    operators: Mapping[str, str]
-    backbone: str
-    schedule: str
-
-    def operators_text(self) -> str:
-        return ", ".join(f"{operator} ({part})" for part, operator in self.operators.items())
-
-
-def describe(model: Model) -> Description:
-    """Read the model's config with all its bases. Builds no model and imports no model code.
-
-    For MMDetection's configs without deformable convolution, backbone and schedule are empty: evaluating all
-    configs takes many seconds, and some cannot be evaluated.
-    """
-    if model.package == "mmdet" and not may_be_deformable(model.config):
-        return Description({}, "", "")
-    cfg = _read(model.config)
+    if not may_be_deformable(model.config):
+        return {}
     operators: dict[str, dict[str, None]] = {"backbone": {}, "neck": {}, "head": {}}
-    for part, operator in _operators(cfg.model, "head"):
+    for part, operator in _operators(_read(model.config).model, "head"):
         operators[part][operator] = None
-    texts = {part: " + ".join(names) for part, names in operators.items() if names}
-    return Description(texts, _backbone(cfg.model), _schedule(model, cfg))
+    return {part: " + ".join(names) for part, names in operators.items() if names}
 
 
 def may_be_deformable(config: Path) -> bool:
@@ -144,27 +122,3 @@ def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _operators(value, part)
-
-
-def _backbone(model: Mapping) -> str:
-    cfg = model.get("detector", model).get("backbone", {})
-    name = cfg.get("type", "").removeprefix("DetectoRS_")
-    depth = cfg.get("depth")
-    if isinstance(depth, int):
-        name = f"{name}-{depth}"
-    elif isinstance(cfg.get("arch"), str):  # RegNet's, which is complete: regnetx_3.2gf
-        name = cfg["arch"].replace("_", "-")
-    elif name.endswith("InternImage") and cfg.get("channels") in _INTERN_IMAGES:
-        name = f"{name}-{_INTERN_IMAGES[cfg['channels']]}"
-    groups, width = cfg.get("groups", 1), cfg.get("base_width")
-    return f"{name}-{groups}x{width}d" if width and groups > 1 else name
-
-
-def _schedule(model: Model, cfg: Mapping) -> str:
-    """Return the metafile's schedule: a config that repeats the data set within an epoch has fewer epochs."""
-    loop = cfg.get("train_cfg") or {}
-    for unit, argument in (("Epochs", "max_epochs"), ("Iterations", "max_iters")):
-        number = model.metadata.get(unit, loop.get(argument))
-        if number is not None:
-            return f"{number} {unit.lower()}"
-    return ""

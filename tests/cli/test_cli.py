@@ -184,7 +184,7 @@ def test_mistakes_get_one_line(error, text, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize("arguments", [["zoo", "search", "mdconv"], ["data", "check", "--help"]])
+@pytest.mark.parametrize("arguments", [["zoo", "list", "mdconv"], ["data", "check", "--help"]])
 def test_terminals_without_unicode(arguments, encoding, monkeypatch):
     file = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))

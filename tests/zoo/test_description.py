@@ -1,7 +1,6 @@
 """Descriptions read from configs."""
 
 import inspect
-import re
 
 import pytest
 from mmdet.registry import MODELS
@@ -14,45 +13,24 @@ from dcnzoo.zoo import description, index
 MMDET = mim_folder("mmdet") / "configs"
 
 
-R50, VFNET = ("ResNet-50", "12 epochs"), ("ResNet-50", "24 epochs")
-
-
 @pytest.mark.parametrize(
-    ("name", "text", "backbone", "schedule"),
+    ("name", "operators"),
     [
-        ("mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", "DCN (backbone)", *R50),
-        ("gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco", "DCN (backbone)", "ResNeXt-101-32x4d", "24 epochs"),
-        (
-            "mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x_coco",
-            "DCNv2 (backbone)",
-            "regnetx-3.2gf",
-            "12 epochs",
-        ),
-        ("detectors_htc-r50_1x_coco", "SAC (backbone), SAC (neck)", *R50),
-        ("faster-rcnn_r50_fpn_mdpool_1x_coco", "ModulatedDeformRoIPool (head)", *R50),
-        ("faster-rcnn_r50_fpn_dpool_1x_coco", "DeformRoIPool (head)", *R50),
-        ("centernet_r18-dcnv2_8xb16-crop512-140e_coco", "DCNv2 (neck)", "ResNet-18", "140 epochs"),
-        ("vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco", "DCNv2 (backbone), DCN + DCNv2 (head)", *VFNET),
-        ("ld_r101-gflv1-r101-dcn_fpn_2x_coco", "", "", ""),
-        ("centernet_r18_8xb16-crop512-140e_coco", "", "ResNet-18", "140 epochs"),
-        ("fovea_r50_fpn_4xb4-1x_coco", "", *R50),
-        ("deformable-detr_r50_16xb2-50e_coco", "", "", ""),
-        ("mask-rcnn_internimage-t_fpn_1x_coco", "DCNv3 (backbone)", "InternImage-T", "12 epochs"),
+        ("mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", {"backbone": "DCN"}),
+        ("mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x_coco", {"backbone": "DCNv2"}),
+        ("detectors_htc-r50_1x_coco", {"backbone": "SAC", "neck": "SAC"}),
+        ("faster-rcnn_r50_fpn_mdpool_1x_coco", {"head": "ModulatedDeformRoIPool"}),
+        ("faster-rcnn_r50_fpn_dpool_1x_coco", {"head": "DeformRoIPool"}),
+        ("centernet_r18-dcnv2_8xb16-crop512-140e_coco", {"neck": "DCNv2"}),
+        ("vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco", {"backbone": "DCNv2", "head": "DCN + DCNv2"}),
+        ("ld_r101-gflv1-r101-dcn_fpn_2x_coco", {}),
+        ("centernet_r18_8xb16-crop512-140e_coco", {}),
+        ("deformable-detr_r50_16xb2-50e_coco", {}),
+        ("mask-rcnn_internimage-t_fpn_1x_coco", {"backbone": "DCNv3"}),
     ],
 )
-def test_describe(name, text, backbone, schedule):
-    found = description.describe(index.find(name))
-    assert (found.operators_text(), found.backbone, found.schedule) == (text, backbone, schedule)
-
-
-def test_sizes_of_internimages():
-    sizes = {}
-    for model in index.models():
-        if match := re.search("internimage-([a-z]+)_", model.name):
-            sizes.setdefault(match[1].upper(), model)
-    assert len(sizes) == 5
-    for size, model in sizes.items():
-        assert description.describe(model).backbone.endswith(f"InternImage-{size}")
+def test_operators(name, operators):
+    assert description.operators_of(index.find(name)) == operators
 
 
 def test_defaults_of_mmdetections_classes():
