@@ -1,6 +1,7 @@
 """Mistakes in calls: each names the argument or the setting, and none is called an error in dcnzoo."""
 
 import functools
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import dcnzoo
 from dcnzoo import zoo
+from dcnzoo.detect.session import Session
 from dcnzoo.openmmlab import execute
 from dcnzoo.report.report import write_report
 from dcnzoo.utils.errors import UserError
@@ -59,6 +61,26 @@ ARGUMENTS = [
     (write_report, ("work",), {}, "folders"),
     (write_report, (["work"],), {"out": 3}, "out"),
     (publish, (3, "x.pth"), {}, "checkpoint"),
+    # None means not given; an empty text, an empty list and 0 are given
+    (dcnzoo.load, ("",), {}, "model"),
+    (dcnzoo.load, (MODEL,), {"checkpoint": ""}, "checkpoint"),
+    (dcnzoo.load, ("m.onnx",), {"checkpoint": ""}, "checkpoint"),
+    (dcnzoo.load, ("m.onnx",), {"cfg_options": []}, "cfg_options"),
+    (dcnzoo.load, (MODEL,), {"cfg_options": []}, "cfg_options"),
+    (dcnzoo.train, (), {}, "model"),
+    (dcnzoo.train, ("",), {}, "model"),
+    (dcnzoo.train, ("",), {"data": "fruits"}, "model"),
+    (dcnzoo.train, (), {"data": "fruits", "epochs": 0}, "epochs"),
+    (dcnzoo.train, (PLAIN,), {"resume": ""}, "resume"),
+    (dcnzoo.train, (PLAIN,), {"logger": ""}, "logger"),
+    (dcnzoo.train, (PLAIN,), {"work_dir": ""}, "work_dir"),
+    (Session, ("m.onnx", ""), {}, "backend"),
+    (write_report, ([Path("work")], ""), {}, "out"),
+    # numbers out of range
+    (dcnzoo.train, (PLAIN,), {"epochs": "3"}, "epochs"),
+    (dcnzoo.train, (PLAIN,), {"batch_size": 0}, "batch_size"),
+    (dcnzoo.train, (PLAIN,), {"patience": 1.5}, "patience"),
+    (dcnzoo.train, (PLAIN,), {"lr": math.nan}, "lr"),
     (zoo.find, (3,), {}, "name"),
 ]
 SETTINGS = [
@@ -77,7 +99,8 @@ SETTINGS = [
 def test_arguments(function, positional, options, argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("m.onnx").touch()
-    with pytest.raises(UserError, match=f"^{argument}: expected ") as error:
+    Path("fruits").mkdir()
+    with pytest.raises((UserError, ValueError), match=f"^{argument}: expected ") as error:
         function(*positional, **options)
     assert "error in dcnzoo" not in str(error.value)
 
