@@ -11,7 +11,6 @@ from dcnzoo.cli._options import POSITIVE, option
 
 @click.command(cls=_options.Command)
 @click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model)
-@option("--model", "base", type=_options.NAME, metavar="NAME", help="With --data, the same as MODEL.")
 @option(
     "--data",
     type=_options.UserPath(path_type=Path),
@@ -49,7 +48,7 @@ from dcnzoo.cli._options import POSITIVE, option
     "--force", is_flag=True, help="Train in a work directory that has checkpoints: they move to replaced_1/."
 )
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
-def command(model: str | None, base: str | None, report: bool, resume: str | None, **options: Any) -> None:
+def command(model: str | None, report: bool, resume: str | None, **options: Any) -> None:
     """Train a detector.
 
     MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. It is optional with --data.
@@ -63,10 +62,8 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
       dcnzoo train --data fruits/ --dry-run
       dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
-    if not (model or base or options["data"]):
+    if not (model or options["data"]):
         raise click.UsageError("expected MODEL or --data")
-    if model:
-        _options.refuse("MODEL", "base")
 
     from mmengine.dist import is_main_process
 
@@ -75,6 +72,6 @@ def command(model: str | None, base: str | None, report: bool, resume: str | Non
 
     outputs = FILES if (report or options["data"]) and not options["dry_run"] else ()
     again = resume == "auto" or (False if resume is None else resume)
-    work_dir = train(model or base, resume=again, outputs=outputs, **options)
+    work_dir = train(model, resume=again, outputs=outputs, **options)
     if outputs and is_main_process():
         print(f"report: {write_report([work_dir], device='auto', force=options['force'])}")

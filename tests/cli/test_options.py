@@ -65,7 +65,7 @@ VALUES = {
     "--labels": ["one"], "--images": ["fruits"], "--annotations": ["a.json"], "--exported": ["m.onnx"],
     "--save-video": ["new.mp4"], "--device": ["cuda:3"], "--test-img": ["a.png"], "--input-img": ["a.png"],
     "--int8": ["fruits"], "--data": ["fruits"], "--resume": ["other.pth"], "--work-dir": ["elsewhere"],
-    "--show-dir": ["shown"], "--data-root": ["fruits"], "--model": ["own.py"], "--opset-version": ["20"],
+    "--show-dir": ["shown"], "--data-root": ["fruits"], "--opset-version": ["20"],
     "--format": ["jsonl"],
 }  # fmt: skip
 # an option that has an effect only beside another one
