@@ -272,7 +272,7 @@ def test_seed_and_device(data, tmp_path):
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert "--device: expected auto, cpu" in error_of("train", CONFIG, "--device", "cuda:7")
     message = error_of("train", CONFIG, "--device", "cpu", "--launcher", "pytorch")
-    assert message == "error: --device: expected auto with launcher=pytorch, got cpu"
+    assert message == "error: --device: expected auto with --launcher pytorch, got cpu"
 
 
 def test_a_gpu_is_used(monkeypatch):
