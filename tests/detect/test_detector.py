@@ -572,8 +572,8 @@ def test_channels_last(detector, folder):
 @pytest.mark.parametrize(
     "name",
     [
-        *("export.Detector", "export.Detections", "export.runtime.Detector", "export.runtime.Session"),
-        *("export.detector.BaseDetector", "export.openvino.make_core"),
+        *("export.Detector", "export.Detections", "detect.session.Session"),
+        *("detect.detector.BaseDetector", "export.openvino.make_core"),
         *("report.detector.explain", "report.explain.Box"),
     ],
 )

@@ -25,12 +25,11 @@ from dcnzoo.utils.errors import UserError
 from tests.modules import module_of
 from tests.op_cases import deform_conv as cases
 
+from .graphs import EXPORTERS, assert_close, export, run
+
 onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
 
 TARGETS = ("native", "gathernd", "gatherelements", "gridsample")
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # relative to the largest value
-DYNAMIC = torch.export.Dim.DYNAMIC
 FEW = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")  # one per form
 SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime accepts an empty batch
 
@@ -61,33 +60,12 @@ def inputs(sample):
     return tuple(t for t in (input, offset, mask) if t is not None)
 
 
-def by_torchscript(model, args, path, opset, dynamic=()):
-    names = [f"in{i}" for i in range(len(args))]
-    axes = {name: {axis: f"{name}_{axis}" for axis in dynamic} for name in names}
-    torch.onnx.export(
-        model, args, path, dynamo=False, opset_version=opset, input_names=names, dynamic_axes=axes or None
-    )
-
-
-def run(path, *args):
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {node.name: arg.numpy() for node, arg in zip(session.get_inputs(), args, strict=True)}
-    return [torch.from_numpy(result) for result in session.run(None, feed)]
-
-
-def assert_close(actual, expected, dtype=torch.float32):
-    assert actual.shape == expected.shape and actual.dtype == dtype
-    error = (actual.double() - expected.double()).abs().max().item()
-    assert error <= TOLERANCES[dtype] * max(1.0, expected.abs().max().item())
-
-
 def nodes(path):
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
 def compare(sample, target, path, opset=19, expected=None):
-    register_onnx_ops(target)
-    by_torchscript(Call(sample), inputs(sample), path, opset)
+    export("torchscript", Call(sample), inputs(sample), path, opset, form=target)
     expected = cases.reference(sample.to(torch.float64)) if expected is None else expected
     assert_close(run(path, *inputs(sample))[0], expected, sample.tensors[0].dtype)
 
@@ -142,14 +120,14 @@ def test_dynamo_exporter(target, path):
 
     calls.forward = forward
     args = tuple(t for s in singles for t in inputs(s))
-    export_onnx(calls, args, path, deform_conv=target)
+    export("dynamo", calls, args, path, form=target)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     for sample, actual in zip(singles, run(path, *args), strict=True):
         assert_close(actual, cases.reference(sample.to(torch.float64)))
     assert ("DeformConv" in nodes(path)) == (target == "native")
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("target", daily("gathernd", "gridsample"))
 def test_other_batches_and_sizes(exporter, target, path):
     model = PackedDeformConv2d(
@@ -158,12 +136,7 @@ def test_other_batches_and_sizes(exporter, target, path):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     example = torch.randn(2, 6, 9, 11)
-    if exporter == "dynamo":
-        dynamic = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},)
-        export_onnx(model, (example,), path, deform_conv=target, dynamic_shapes=dynamic)
-    else:
-        register_onnx_ops(target)
-        by_torchscript(model, (example,), path, 19, dynamic=(0, 2, 3))
+    export(exporter, model, (example,), path, dynamic=[(0, 2, 3)], form=target)
     for shape in ((2, 6, 9, 11), (1, 6, 12, 7), (5, 6, 3, 20)):
         x = torch.randn(shape)
         with torch.no_grad():
@@ -173,13 +146,12 @@ def test_other_batches_and_sizes(exporter, target, path):
 @pytest.mark.parametrize("target", daily("gathernd", "native"))
 def test_normalisation_after_two_layers_by_torchscript(target, path):
     """torch's exporter needs the number of channels, which it infers from the nodes."""
-    register_onnx_ops(target)
     layers = [PackedDeformConv2d(3, 6, 3, padding=1), PackedDeformConv2d(6, 4, 3, padding=1, modulated=True)]
     model = nn.Sequential(*layers, nn.InstanceNorm2d(4)).eval()
     for layer in layers:
         nn.init.normal_(layer.conv_offset.weight, std=0.3)
     x = torch.randn(2, 3, 7, 9)
-    by_torchscript(model, (x,), path, 19)
+    export("torchscript", model, (x,), path, form=target)
     with torch.no_grad():
         assert_close(run(path, x)[0], model(x))
 
@@ -245,7 +217,7 @@ def test_torchvisions_operator(use_gathernd, use_mask, path, torchvision_op):
     def model(input, offset):
         return torchvision_op(input, weight, offset, mask, bias, 2, 1, 1, 1, 1, 1, 1, 2, use_mask)
 
-    by_torchscript(model, (input, offset), path, 12)
+    torch.onnx.export(model, (input, offset), path, dynamo=False, opset_version=12)
     assert ("GatherND" in nodes(path)) == use_gathernd
     assert ("GatherElements" in nodes(path)) == (not use_gathernd)
     tensors = [input, weight, offset, mask if use_mask else None, bias]
@@ -313,17 +285,11 @@ def test_impossible_requests(arguments, message):
         register_onnx_ops("nope")
 
 
-def test_an_unknown_target_is_refused_before_anything_is_registered():
-    with pytest.raises(ValueError, match=r"deform_conv: .*nope"):
-        register_onnx_ops("nope")
-
-
 def test_transposed_convolution_says_that_it_is_not_exported(path):
     model = module_of(lambda x, o: dcnzoo.ops.deform_conv_transpose2d(x, torch.ones(2, 3, 2, 2), o))
     args = (torch.ones(1, 2, 4, 5), torch.zeros(1, 8, 4, 5))
-    register_onnx_ops()
     with pytest.raises(Exception, match="deform_conv_transpose"):
-        by_torchscript(model, args, path, 19)
+        export("torchscript", model, args, path)
 
 
 def test_the_file_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ from dcnzoo.ops import reference_boxes
 
 from ..modules import module_of
 from .detectors import CONFIGS, WIDTH, agreement_of, assert_agreement, build, calibrate, has_dcn, padded, size
-from .test_deform_conv import run
+from .graphs import run
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -12,7 +12,7 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.ops import reference
 
-from .test_deform_conv import assert_close
+from .graphs import assert_close
 
 onnx = pytest.importorskip("onnx")
 openvino = pytest.importorskip("openvino")

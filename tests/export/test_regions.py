@@ -4,17 +4,14 @@ import pytest
 import torch
 
 import dcnzoo.ops
-from dcnzoo.export import export_onnx, register_onnx_ops
 from dcnzoo.ops import reference, reference_boxes
 from tests.modules import module_of
 from tests.op_cases.deform_roi_pool import make
 from tests.ops.test_nms import random_boxes
 
-from .test_deform_conv import DYNAMIC, assert_close, run
+from .graphs import EXPORTERS, assert_close, export, run
 
 pytest.importorskip("onnx")
-
-EXPORTERS = ("dynamo", "torchscript")
 
 
 def example(rois=7, **kwargs):
@@ -25,20 +22,6 @@ def calls(name, *all_arguments):
     """Calls of an operator on the same tensors: exporting several takes no longer than one."""
     function = getattr(dcnzoo.ops, name)
     return module_of(lambda *tensors: [function(*tensors, *arguments) for arguments in all_arguments])
-
-
-def export(exporter, model, args, path, opset=19, dynamic=None):
-    """``dynamic``: the dynamic axes of each argument."""
-    if exporter == "dynamo":
-        shapes = dynamic and tuple(dict.fromkeys(axes, DYNAMIC) for axes in dynamic)
-        export_onnx(model, args, path, opset_version=opset, dynamic_shapes=shapes and (shapes,))
-        return
-    register_onnx_ops()
-    names = [f"in{i}" for i in range(len(args))]
-    axes = {n: {a: f"{n}_{a}" for a in open_} for n, open_ in zip(names, dynamic or (), strict=False)}
-    torch.onnx.export(
-        model, args, path, dynamo=False, opset_version=opset, input_names=names, dynamic_axes=axes or None
-    )
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

@@ -5,12 +5,11 @@ import torch
 from torch import nn
 
 import dcnzoo.ops
-from dcnzoo.export import export_onnx, register_onnx_ops
 from dcnzoo.layers import DCNv3
 from tests.modules import module_of
 from tests.op_cases import dcnv3, dcnv4, ms_deform_attn
 
-from .test_deform_conv import DYNAMIC, assert_close, by_torchscript, run
+from .graphs import EXPORTERS, assert_close, export, run
 
 onnx = pytest.importorskip("onnx")
 
@@ -38,9 +37,8 @@ def call(name, sample):
     ],
 )
 def test_torchscript_exporter(name, sample, opset, tmp_path):
-    register_onnx_ops()
     path, single = str(tmp_path / "model.onnx"), sample.to(torch.float32)
-    by_torchscript(call(name, single), single.tensors, path, opset)
+    export("torchscript", call(name, single), single.tensors, path, opset)
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
     (actual,) = run(path, *single.tensors)
     assert_close(actual, OPERATORS[name].reference(single.to(torch.float64)))
@@ -58,7 +56,7 @@ def test_dynamo_exporter(opset, tmp_path):
 
     path = tmp_path / "model.onnx"
     args = tuple(tensor for _, s in singles for tensor in s.tensors)
-    export_onnx(model, args, path, opset_version=opset)
+    export("dynamo", model, args, path, opset)
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     assert {node.domain for node in file.graph.node} <= {"", "ai.onnx"}
@@ -68,11 +66,10 @@ def test_dynamo_exporter(opset, tmp_path):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_double_and_points_that_are_no_numbers(name, tmp_path):
-    register_onnx_ops()
     sample = next(sample for n, sample in SAMPLES if n == name)
     sample.tensors[1].view(-1)[:6] = torch.tensor([float("nan"), 0, float("inf"), -float("inf"), 3e38, 0])
     path = str(tmp_path / "model.onnx")
-    by_torchscript(call(name, sample), sample.tensors, path, 19)
+    export("torchscript", call(name, sample), sample.tensors, path)
     expected = OPERATORS[name].call(sample)
     if name != "dcnv4":  # offsets and mask are one tensor, so that the mask is not finite either
         assert expected.isfinite().all()
@@ -85,18 +82,14 @@ def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     example, path = torch.randn(2, 7, 10, 8), str(tmp_path / "model.onnx")
-    if exporter == "dynamo":
-        export_onnx(model, (example,), path, dynamic_shapes=({0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC},))
-    else:
-        register_onnx_ops()
-        by_torchscript(model, (example,), path, 17, dynamic=(0, 1, 2))
+    export(exporter, model, (example,), path, 18, dynamic=[(0, 1, 2)])
     for shape in ((2, 7, 10, 8), (1, 12, 5, 8), (3, 4, 4, 8)):
         x = torch.randn(shape)
         with torch.no_grad():
             assert_close(run(path, x)[0], model(x))
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
 def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
     """Batch, queries, pixels and level sizes are dynamic; the graph includes FlashDeformAttn's softmax."""
     model = module_of(dcnzoo.ops.flash_deform_attn)
@@ -108,15 +101,6 @@ def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
         return value, torch.tensor(sizes), starts, fields
 
     path, example = str(tmp_path / "model.onnx"), arguments(2, 7, [(6, 9), (3, 5)])
-    if exporter == "dynamo":
-        shapes = ({0: DYNAMIC, 1: DYNAMIC}, None, None, {0: DYNAMIC, 1: DYNAMIC})
-        export_onnx(model, example, path, dynamic_shapes=shapes)
-    else:
-        register_onnx_ops()
-        axes = {name: {0: "batch", 1: size} for name, size in (("value", "pixels"), ("fields", "queries"))}
-        names = ["value", "shapes", "starts", "fields"]
-        torch.onnx.export(
-            model, example, path, dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes
-        )
+    export(exporter, model, example, path, 18, dynamic=[(0, 1), (), (), (0, 1)])
     for args in (example, arguments(1, 4, [(5, 4), (8, 3)]), arguments(3, 11, [(2, 2), (1, 7)])):
         assert_close(run(path, *args)[0], model(*args))
