@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -115,14 +116,24 @@ def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path) -> s
 
 def polygon_area(polygon: Polygon) -> float:
     """Return the enclosed area; parts with the opposite orientation count as negative."""
+    first, *corners = _pairs(polygon)
+    before, total = 0.0, 0.0
     # relative to the first corner: far from the origin, the products would lose precision
-    return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
+    for (x, y), (_, after) in zip(corners, [*corners[1:], first], strict=True):
+        total += (x - first[0]) * (before - (after - first[1]))
+        before = y - first[1]
+    return abs(total / 2)
+
+
+def _pairs(points: Polygon) -> Sequence[Any]:
+    """Return pairs of numbers: for the usual few points, they are faster than arrays."""
+    return points.tolist() if isinstance(points, np.ndarray) else points
 
 
 def corners_of(points: Polygon) -> Corners:
     """Return the corners of the box around points."""
-    points = np.asarray(points, float)
-    return *points.min(0).tolist(), *points.max(0).tolist()
+    xs, ys = zip(*_pairs(points), strict=True)
+    return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))
 
 
 def is_inside(corners: Corners, size: tuple[int, int], tolerance: float = 0.0) -> bool:
@@ -138,8 +149,8 @@ def box_and_area(mask: list | dict) -> tuple[list[float], float]:
         mask = {**mask, "size": extent}
         rle = mask if isinstance(mask["counts"], str | bytes) else coco_mask.frPyObjects(mask, *extent)
         return coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
-    polygons = [np.reshape(polygon, (-1, 2)) for polygon in mask]
-    x1, y1, x2, y2 = corners_of(np.concatenate(polygons))
+    polygons = [[*zip(each[::2], each[1::2], strict=True)] for each in mask]
+    x1, y1, x2, y2 = corners_of([*chain.from_iterable(polygons)])
     area = polygon_area(polygons[0])
     if len(polygons) > 1:  # they may overlap
         area = shapely.area(
@@ -156,9 +167,8 @@ def clip_box(corners: Corners, size: tuple[int, int]) -> Corners:
 
 def clip_polygons(polygons: Sequence[Polygon], size: tuple[int, int]) -> list[list[float]]:
     """Return the parts of polygons inside the image, as in a COCO file: [x, y, …], rounded, with an area."""
-    parts = [part for polygon in polygons for part in clip_polygon(polygon, size)]
-    flat = [np.round(part, 2).ravel().tolist() for part in parts]
-    return [each for each in flat if polygon_area(np.reshape(each, (-1, 2))) > 0]
+    parts = [np.round(part, 2).tolist() for polygon in polygons for part in clip_polygon(polygon, size)]
+    return [[*chain.from_iterable(part)] for part in parts if polygon_area(part) > 0]
 
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
@@ -255,12 +265,11 @@ class CocoBuilder:
 
     def add_polygons(self, name: str, polygons: Sequence[Polygon]) -> None:
         """Add an object whose parts have these outlines, of at least three points each."""
-        for polygon in polygons:
-            self._check_inside(polygon)
+        corners = [self._check_inside(polygon) for polygon in polygons]
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
-        self.clipped += any(not is_inside(corners_of(polygon), self.size) for polygon in polygons)
+        self.clipped += not all(is_inside(each, self.size) for each in corners)
         mask = clip_polygons(polygons, self.size)
         if not mask:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
@@ -274,14 +283,17 @@ class CocoBuilder:
         rle = {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
         self._add(name, *box_and_area(rle), iscrowd=0, segmentation=rle)
 
-    def _check_inside(self, points: Polygon) -> None:
-        if not all(abs(value) <= FAR for point in points for value in point):  # nor NaN
+    def _check_inside(self, points: Polygon) -> Corners:
+        """Return the corners of points, unless they are outside."""
+        x1, y1, x2, y2 = corners = corners_of(points)
+        if not (min(x1, y1) >= -FAR and max(x2, y2) <= FAR) or math.isnan(sum(map(sum, points))):
             raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {short([*points])}")
-        if not is_inside(corners_of(points), self.size, self.tolerance):
+        if not is_inside(corners, self.size, self.tolerance):
             size = f"{self.size[0]} × {self.size[1]}"
             raise InvalidAnnotation(
                 f"expected coordinates inside of the image, {size}, got {short([*points])}"
             )
+        return corners
 
     def _add(self, name: str, box: Sequence[float], area: float, **more: object) -> None:
         if self.classes is not None and name not in self._known:
@@ -346,7 +358,8 @@ class CocoBuilder:
             UserError: there are :attr:`problems` and ``skip_invalid`` is False, nothing is left; or ``out``
                 is one of the sources.
         """
-        if os.path.exists(out) and os.path.realpath(out) in map(os.path.realpath, self.sources):
+        sources = self.sources if os.path.exists(out) else []
+        if any(os.path.exists(source) and os.path.samefile(out, source) for source in sources):
             raise UserError(f"out: expected a new file, got {out}, a source of the conversion")
         if self.problems and not skip_invalid:
             text = f"{counted(len(self.problems), 'problems')} in {counted(len(self._invalid), 'files')}"

@@ -294,14 +294,13 @@ def _convert_line(words: list[str], conversion: CocoBuilder) -> None:
     if not is_box and (len(words) < 7 or len(words) % 2 == 0):
         got = counted(len(words), "values")
         raise InvalidAnnotation(f"expected class x y width height, or class and 3 or more points, got {got}")
-    corners = [f"{axis}{number}" for number in range(1, len(words) // 2 + 1) for axis in "xy"]
-    fields = ["x", "y", "width", "height"] if is_box else corners
-    label, *values = map(finite, words, ["class", *fields])
-    if label not in range(len(names)):
-        raise InvalidAnnotation(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")
-    for field, value in zip(fields, values, strict=True):
-        if not 0 <= value <= 1 and not conversion.clip:
-            raise InvalidAnnotation(f"{field}: expected a number from 0 to 1, got {value:g}")
+    try:
+        label, *values = map(float, words)
+        usual = label in range(len(names)) and min(values) >= 0 and max(values) <= 1 and sum(values) >= 0
+    except ValueError:
+        usual = False
+    if not usual:
+        label, *values = _checked(words, is_box, len(names), conversion.clip)
     name, (width, height) = names[int(label)], conversion.size
     if is_box:
         x, y, w, h = values
@@ -310,3 +309,16 @@ def _convert_line(words: list[str], conversion: CocoBuilder) -> None:
     else:
         points = zip(values[::2], values[1::2], strict=True)
         conversion.add_polygons(name, [[(x * width, y * height) for x, y in points]])
+
+
+def _checked(words: list[str], is_box: bool, classes: int, clip: bool) -> list[float]:
+    """Return the numbers of a line, or name the first one that is wrong."""
+    corners = [f"{axis}{number}" for number in range(1, len(words) // 2 + 1) for axis in "xy"]
+    fields = ["x", "y", "width", "height"] if is_box else corners
+    label, *values = map(finite, words, ["class", *fields])
+    if label not in range(classes):
+        raise InvalidAnnotation(f"class: expected a number from 0 to {classes - 1}, got {short(words[0])}")
+    for field, value in zip(fields, values, strict=True):
+        if not 0 <= value <= 1 and not clip:
+            raise InvalidAnnotation(f"{field}: expected a number from 0 to 1, got {value:g}")
+    return [label, *values]
