@@ -409,11 +409,12 @@ class Checker:
             self.where = f"image {number}"
             if number in self.sizes:
                 self.add("duplicate-image-id", "id", "a unique value", number)
-            size = (width, height) if _is_side(width) and _is_side(height) else None
-            self.sizes[number] = size
+            size: tuple[int, int] | None = (width, height)
             for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
                     self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)
+                    size = None
+            self.sizes[number] = size
             if not isinstance(name, str) or not name or "\0" in name:
                 self.add("image-entry", "file_name", "a string", name)
                 continue

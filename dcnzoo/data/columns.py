@@ -237,16 +237,22 @@ def read_columns(
         checker.check_categories(classes)
         checker.check_images(images, decode)
         starts, ends = _spans(text, lists["annotations"], raws)
-        reader = _Reader(checker, content["images"])
-        for start in track(range(0, len(raws), CHUNK), "checking annotations"):
-            reader.add(raws[start : start + CHUNK])
-        columns = reader.columns(Entries(file, starts, ends), content["images"], content["categories"])
+        del raws  # they take as much as the arrays
+        reader = _Reader(checker, content["images"], len(starts))
+        for start in track(range(0, len(starts), CHUNK), "checking annotations"):
+            spans = zip(
+                starts[start : start + CHUNK].tolist(), ends[start : start + CHUNK].tolist(), strict=True
+            )
+            reader.add(start, [text[first:end] for first, end in spans])
+        columns = Columns(
+            content["images"], content["categories"], Entries(file, starts, ends), *reader.arrays
+        )
     except _ERRORS as error:
         raise Unusual from error
     again = _repeated(columns.ids)
     for number in sorted(reader.suspicious | again):
         repeated = {columns.ids[number].item()} if number in again else set[object]()
-        entry = json.loads(bytes(raws[number]))
+        entry = json.loads(text[starts[number] : ends[number]])
         checker.at(f"annotation {number}", ("annotations", number)).check_entry(entry, repeated)
     checker.check_normalised(reader.small, reader.boxes)
     return ColumnsReport(file, columns, checker)
@@ -270,15 +276,14 @@ def _position(text: bytes, raw: msgspec.Raw) -> tuple[int, int]:
 
 def _spans(text: bytes, values: msgspec.Raw, raws: list[msgspec.Raw]) -> tuple[np.ndarray, np.ndarray]:
     """Return where each annotation starts and ends; ValueError if one is not an object."""
-    end, starts = _position(text, values)[0], []
-    lengths = [memoryview(raw).nbytes for raw in raws]
-    for length in lengths:
-        starts.append(start := text.index(b"{", end))
-        end = start + length
-    if _position(text, raws[-1]) != (starts[-1], end):
+    starts, ends = np.empty((2, len(raws)), np.int64)
+    start = end = _position(text, values)[0]
+    for number, raw in enumerate(raws):
+        starts[number] = start = text.index(b"{", end)
+        ends[number] = end = start + memoryview(raw).nbytes
+    if _position(text, raws[-1]) != (start, end):
         raise Unusual
-    first = np.array(starts)
-    return first, first + lengths
+    return starts, ends
 
 
 def _is_plain(entries: object) -> bool:
@@ -300,10 +305,12 @@ def _repeated(ids: np.ndarray) -> set[int]:
 class _Reader:
     """Collects the arrays of annotations, chunk by chunk."""
 
-    def __init__(self, checker: Checker, images: list[dict]) -> None:
+    def __init__(self, checker: Checker, images: list[dict], number: int) -> None:
         self.suspicious: set[int] = set()
         self.small = self.boxes = 0
-        self.chunks: list[tuple[np.ndarray, ...]] = []
+        numbers = [np.empty(number, np.int64) for _ in range(3)]
+        flags = [np.empty(number, bool) for _ in range(3)]
+        self.arrays = [*numbers, np.empty((number, 4)), np.empty(number), *flags]
         self.image_ids = np.array([each["id"] for each in images], np.int64)
         self.order = np.argsort(self.image_ids)
         if _repeated(self.image_ids):
@@ -315,8 +322,8 @@ class _Reader:
         )  # the last one is that of unknown images
         self.categories = np.array(list(checker.categories), np.int64)
 
-    def add(self, raws: Sequence[msgspec.Raw]) -> None:
-        """Read and test some annotations."""
+    def add(self, start: int, raws: Sequence[bytes]) -> None:
+        """Read and test some annotations, from this number on."""
         joined = b"[" + b",".join(raws) + b"]"
         unreadable: list[int] = []
         try:
@@ -348,25 +355,22 @@ class _Reader:
         )
         wrong |= _has_problem(boxes, areas, crowd, masks, self.sizes[rows])
         wrong[unreadable] = True
-        start = sum(len(chunk[0]) for chunk in self.chunks)
         self.suspicious.update((start + np.flatnonzero(wrong)).tolist())
         self.boxes += int(np.isfinite(boxes).all(1).sum())
         longest = boxes[:, 2:].max(1)
         self.small += int(((longest > 0) & (longest < 2) & (boxes[:, :2].max(1) <= 1)).sum())
         has_mask = np.array([len(mask) > 0 for mask in masks])
-        self.chunks.append((ids, rows, categories, boxes, areas, crowd == 1, ignored, has_mask))
-
-    def columns(self, entries: Entries, images: list[dict], categories: list[dict]) -> Columns:
-        """Return the arrays of all chunks."""
-        return Columns(images, categories, entries, *map(np.concatenate, zip(*self.chunks, strict=True)))
+        values = ids, rows, categories, boxes, areas, crowd == 1, ignored, has_mask
+        for array, part in zip(self.arrays, values, strict=True):
+            array[start : start + len(part)] = part
 
 
-def _parse(raw: msgspec.Raw) -> tuple[_Entry, bool]:
+def _parse(raw: bytes) -> tuple[_Entry, bool]:
     """Parse an annotation; False with it if its values are not of the usual types."""
     try:
         return _decode_entry(raw), True
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        entry = json.loads(bytes(raw), object_pairs_hook=unique_keys)
+        entry = json.loads(raw, object_pairs_hook=unique_keys)
     if not isinstance(entry, dict) or not all(
         is_id(entry.get(key)) for key in ("id", "image_id", "category_id")
     ):

@@ -3,6 +3,7 @@
 On Linux, glibc returns large freed buffers to the system and maps others later.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -45,10 +46,16 @@ class KeptMemory:
             trim(0)
 
 
+def return_memory() -> None:
+    """Return freed memory to the system, where the C library can."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak() -> int:
     """Reset the peak memory of this process and return its present memory; 0 where the system cannot."""
+    return_memory()  # so that a detector does not use memory of the one before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # so that a detector does not use memory of the one before
         Path("/proc/self/clear_refs").write_text("5")
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, TypeError):

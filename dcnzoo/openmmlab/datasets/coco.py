@@ -29,6 +29,7 @@ from dcnzoo.data.check import KINDS, Report, as_error, check_coco, wrong_with_cl
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.memory import return_memory
 from dcnzoo.utils.text import few, short
 
 
@@ -194,6 +195,12 @@ class CocoDataset(coco.CocoDataset):
     COCOAPI: Any = CheckedCOCO  # or a partial of it
     _entries: Any = None  # the annotations, in the order of the images, if they are parsed when asked for
     _masks = False  # whether the pipeline loads masks
+
+    def full_init(self) -> None:
+        """Read and filter the file."""
+        super().full_init()
+        if self._entries is not None:
+            return_memory()  # of the file's text, in each process of a training
 
     def load_data_list(self) -> list[dict]:
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
