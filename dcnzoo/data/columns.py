@@ -27,7 +27,6 @@ from dcnzoo.data.conversion import (
     InvalidAnnotation,
     Outline,
     is_number,
-    read_json,
     unique_keys,
 )
 from dcnzoo.utils.errors import UserError
@@ -141,8 +140,8 @@ class Columns:
 class ColumnsReport(Report):
     """A report whose ``content`` is parsed when it is first asked for."""
 
-    def __init__(self, file: Path, columns: Columns, checker: Checker) -> None:
-        self.file, self.columns = file, columns
+    def __init__(self, file: Path, others: dict[str, Any], columns: Columns, checker: Checker) -> None:
+        self.file, self.columns, self._others = file, columns, others
         self.problems, self.places = checker.problems, checker.places
         self.counts = {
             "images": len(columns.images),
@@ -158,7 +157,10 @@ class ColumnsReport(Report):
 
     @functools.cached_property
     def content(self) -> dict:  # type: ignore[override]
-        return read_json(self.file)
+        annotations: list[dict] = []
+        for start in track(range(0, len(self.columns.ids), CHUNK), f"reading {self.file.name}"):
+            annotations += self.columns.entries[start : start + CHUNK]
+        return {**self._others, "annotations": annotations}
 
     @property
     def images(self) -> list[dict]:
@@ -193,11 +195,9 @@ def read_outline(file: Path) -> Outline:
     """
     try:
         with waiting(f"reading {file.name}"):
-            lists, others = _split(_read_text(file))
-            raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
-            first = [json.loads(bytes(raw)) for raw in raws[:1]]
-            images = json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)
-            return Outline({**others, "images": images, "annotations": first})
+            content = _split(_read_text(file))
+            raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
+            return Outline({**content, "annotations": [json.loads(bytes(raw)) for raw in raws[:1]]})
     except _ERRORS as error:
         raise Unusual from error
 
@@ -228,15 +228,15 @@ def read_columns(
             return known
         with waiting(f"reading {file.name}"):
             text = _read_text(file)
-            lists, others = _split(text)
-            content = {**others, "images": json.loads(bytes(lists["images"]), object_pairs_hook=unique_keys)}
-            raws = msgspec.json.decode(lists["annotations"], type=list[msgspec.Raw])
+            content = _split(text)
+            raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
         if not raws or not _is_plain(content["images"]) or not _is_plain(content["categories"]):
             raise Unusual
         checker = Checker({key: content[key] for key in ("images", "categories")})
         checker.check_categories(classes)
         checker.check_images(images, decode)
-        starts, ends = _spans(text, lists["annotations"], raws)
+        starts, ends = _spans(text, content["annotations"], raws)
+        content["annotations"] = []
         del raws  # they take as much as the arrays
         reader = _Reader(checker, content["images"], len(starts))
         for start in track(range(0, len(starts), CHUNK), "checking annotations"):
@@ -255,17 +255,21 @@ def read_columns(
         entry = json.loads(text[starts[number] : ends[number]])
         checker.at(f"annotation {number}", ("annotations", number)).check_entry(entry, repeated)
     checker.check_normalised(reader.small, reader.boxes)
-    return ColumnsReport(file, columns, checker)
+    return ColumnsReport(file, content, columns, checker)
 
 
-def _split(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two long lists unparsed, and all other values of the file."""
+def _split(text: bytes) -> dict[str, Any]:
+    """Return the values of the file, with its annotations unparsed."""
     top = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     quotes = sum(text.count(b'"', *_position(text, raw)) for raw in top.values())
     if text.count(b'"') != quotes + 2 * len(top):
         raise Unusual  # a key that occurs twice
-    lists = {key: top.pop(key) for key in ("images", "annotations")}
-    return lists, {key: json.loads(bytes(raw), object_pairs_hook=unique_keys) for key, raw in top.items()}
+    if not {"images", "annotations"} <= top.keys():
+        raise Unusual
+    return {
+        key: raw if key == "annotations" else json.loads(bytes(raw), object_pairs_hook=unique_keys)
+        for key, raw in top.items()
+    }
 
 
 def _position(text: bytes, raw: msgspec.Raw) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as coco_mask
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.files import replacing, write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
@@ -33,6 +33,7 @@ from dcnzoo.version import __version__
 TOLERANCE = 1.0  # pixels
 # Larger than any image. pycocotools crashes at much larger coordinates.
 FAR = 1_000_000  # pixels
+PART = 10_000  # entries of a list that are written at once
 _ORIENTATION = 0x0112
 _RAW_EXIF, _XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # keywords of texts in a PNG
 
@@ -433,8 +434,21 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def write_json(content: dict, out: str | Path) -> None:
-    """Write a JSON file atomically."""
-    write_text(out, json.dumps(content) + "\n")
+    """Write a JSON file atomically; long lists in parts, which shows progress and takes little memory."""
+    with replacing(out) as partial, open(partial, "w", encoding="utf-8") as file:
+        before = "{"
+        for key, value in content.items():
+            file.write(f"{before}{json.dumps(key)}: ")
+            before = ", "
+            if not isinstance(value, list) or len(value) <= PART:
+                file.write(json.dumps(value))
+                continue
+            for start in track(range(0, len(value), PART), f"writing {Path(out).name}"):
+                file.write(f"{', ' if start else '['}{json.dumps(value[start : start + PART])[1:-1]}")
+            file.write("]")
+        file.write("}\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def finite(text: str, field: str, line: int | None = None) -> float:

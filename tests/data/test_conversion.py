@@ -11,13 +11,22 @@ import zlib
 import mmcv
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.data.check import check_coco
-from dcnzoo.data.conversion import InvalidAnnotation, clip_box, clip_polygon, image_size, polygon_area
+from dcnzoo.data.conversion import (
+    InvalidAnnotation,
+    clip_box,
+    clip_polygon,
+    corners_of,
+    image_size,
+    polygon_area,
+    write_json,
+)
 from dcnzoo.data.labelme import convert_labelme
 from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import convert_yolo
@@ -133,6 +142,22 @@ def test_clipping_by_hand():
     frame = [(-1, 1), (19, 1), (19, 19), (-1, 19), (-1, 1), (5, 5), (5, 15), (15, 15), (15, 5), (5, 5)]
     for width, expected in ((40, 19 * 18 - 10 * 10), (10, 10 * 18 - 5 * 10)):
         assert sum(map(polygon_area, clip_polygon(frame, (width, 30)))) == expected
+
+
+def test_areas_and_corners_are_those_of_shapely():
+    random = np.random.default_rng(0)
+    for number in range(300):
+        polygon = random.uniform(-50, 50, (random.integers(3, 30), 2)).round(number % 4) + (number % 2) * 1e5
+        expected = shapely.area(shapely.polygons(polygon - polygon[0]))
+        assert polygon_area(polygon) == polygon_area([*map(tuple, polygon.tolist())]) == expected
+        assert corners_of(polygon) == tuple(shapely.bounds(shapely.polygons(polygon)))
+
+
+def test_long_lists_are_written_as_short_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcnzoo.data.conversion.PART", 2)
+    content = {"a": [], "b ü": {"c": [1, 2, 3]}, "d": [[1], {}, "\udcff"], "e": [*range(4)], "f": 1}
+    write_json(content, tmp_path / "out.json")
+    assert (tmp_path / "out.json").read_text() == json.dumps(content) + "\n"
 
 
 def test_voc_beside_its_images(tmp_path):
