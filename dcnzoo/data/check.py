@@ -409,7 +409,7 @@ class Checker:
             self.where = f"image {number}"
             if number in self.sizes:
                 self.add("duplicate-image-id", "id", "a unique value", number)
-            size: tuple[int, int] | None = (width, height)
+            size: Any = (width, height)
             for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
                     self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)

@@ -156,6 +156,7 @@ class ColumnsReport(Report):
         self.empty_images = len(columns.images) - len(np.unique(columns.rows[columns.rows >= 0]))
 
     @functools.cached_property
+    @collector_paused()
     def content(self) -> dict:  # type: ignore[override]
         annotations: list[dict] = []
         for start in track(range(0, len(self.columns.ids), CHUNK), f"reading {self.file.name}"):
