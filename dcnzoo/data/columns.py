@@ -195,10 +195,9 @@ def read_outline(file: Path) -> Outline:
         Unusual: it is another file.
     """
     try:
-        with waiting(f"reading {file.name}"):
-            content = _split(_read_text(file))
-            raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
-            return Outline({**content, "annotations": [json.loads(bytes(raw)) for raw in raws[:1]]})
+        content = _split(_read_text(file))
+        raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
+        return Outline({**content, "annotations": [json.loads(bytes(raw)) for raw in raws[:1]]})
     except _ERRORS as error:
         raise Unusual from error
 
@@ -227,8 +226,8 @@ def read_columns(
     try:
         if images is None and classes is None and (known := _written.pop(_stamp(file), None)):
             return known
+        text = _read_text(file)
         with waiting(f"reading {file.name}"):
-            text = _read_text(file)
             content = _split(text)
             raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
         if not raws or not _is_plain(content["images"]) or not _is_plain(content["categories"]):

@@ -25,6 +25,7 @@ from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_plain_yolo, find_yolo
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import few
 
 
@@ -55,7 +56,8 @@ def find_parts(data: str | os.PathLike) -> tuple[Layout, list[Part]]:
     data = Path(data)
     if not os.path.exists(data):
         raise UserError(f"data: expected a folder or file, found none at {data}")
-    tree = _tree_of_file(data) if data.is_file() else Tree(data)
+    with waiting(f"listing {data}"):
+        tree = _tree_of_file(data) if data.is_file() else Tree(data)
     for find, layouts in itertools.groupby(LAYOUTS, lambda layout: layout.find):
         if parts := find(tree):
             if data.is_file() and len(parts) == 1:

@@ -14,6 +14,7 @@ from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, is_written_by
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
 
 SPLITS = {
@@ -217,7 +218,9 @@ class Tree:
         """
         files = self.ending(".json")
         named = [file for file in files if not _NOT_OBJECTS & {*_words(file.stem)}]
-        return {file: self.json_of(file) for file in named or files}
+        files = named or files
+        # a large COCO file shows its own progress
+        return {file: self.json_of(file) for file in (files if len(files) < 99 else track(files, "reading"))}
 
     @staticmethod
     def json_of(file: Path) -> Any:

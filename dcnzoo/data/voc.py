@@ -19,6 +19,7 @@ from dcnzoo.data.conversion import (
 from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
 LISTS = (*SPLITS, "default")  # names of lists in ImageSets that are not those of a class
@@ -78,7 +79,7 @@ def convert_voc(
 
 def find_voc(tree: Tree) -> list[Part]:
     """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders."""
-    files = [file for file in tree.ending(".xml") if _is_voc(file)]
+    files = [file for file in track(tree.ending(".xml"), "listing") if _is_voc(file)]
     lists = {file: SPLITS.get(file.stem.lower(), "") for file in _lists(tree) if file.stem.lower() in LISTS}
     splits = lists if files and lists else {file: tree.split_of(file, own=False) for file in files}
 

@@ -21,6 +21,7 @@ from dcnzoo.data.conversion import (
 from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
 
 CLASSES = ("classes.txt", "obj.names")  # files with a name per line
@@ -105,7 +106,7 @@ def _description(tree: Tree) -> Path | None:
 
 def find_plain_yolo(tree: Tree) -> list[Part]:
     """Return the parts of a folder with labels and the names of the classes in a text file."""
-    pictures = [picture for picture in tree.pictures if has_boxes(_labels(picture))]
+    pictures = [picture for picture in track(tree.pictures, "listing") if has_boxes(_labels(picture))]
     if not pictures:
         return []
     folders = {picture.parent for picture in pictures}  # of a folder with labels, all pictures are used

@@ -539,14 +539,6 @@ def test_check_command(root):
     assert output.startswith(f"written: {outs[0]}: 2 images, ")
 
 
-def test_split_command(root):
-    check(root)
-    said = run(
-        "data", "split", root / "coco.json", root / "train.json", root / "val.json", "--val-ratio", "0.3"
-    )
-    assert said.splitlines()[0].startswith(f"written: {root}/train.json: 2 images, ")
-
-
 def test_many_ids_of_zero_take_linear_time():
     class Annotation(dict):
         reads = 0
