@@ -13,6 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from . import _choice, _torch_private
 from ._arguments import arguments_of, memory_format
+from ._library import implementations
 from ._torch_private import (
     AutoDispatchBelowAutograd,
     SingleLevelFunction,
@@ -23,8 +24,6 @@ from ._torch_private import (
     set_forward_grad_enabled,
     transforms_active,
 )
-
-_library = torch.library.Library("dcnzoo", "IMPL")
 
 
 def register_autograd(
@@ -99,7 +98,7 @@ def register_autograd(
                 return function.apply(*arguments, keys)
         return below_autograd(*arguments, keys)
 
-    _library.impl(name, autograd, "Autograd", with_keyset=True)
+    implementations.impl(name, autograd, "Autograd", with_keyset=True)
     if reference is not None:
         _choice.register(name, reference, node=autograd)
 

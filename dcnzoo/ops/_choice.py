@@ -7,11 +7,10 @@ the compiled kernels support every call and no other may be faster, they stay re
 Python runs before them.
 """
 
-import contextlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, cast
@@ -52,24 +51,13 @@ backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
 
 
 def use(name: str) -> None:
-    """Switch the GPU operators to another backend, for benchmarks. Does not support ``reference``."""
+    """Switch the GPU operators to another backend, for benchmarks and tests, but not to ``reference``."""
     global backend
     backend = _valid(name)
     if backend == "fused" and "cuda" in _library.loaded:
         for operator in _operators.values():
             if operator.forward_name in KERNELS:
                 choose_at_every_call(operator.name, "CUDA")
-
-
-@contextlib.contextmanager
-def using(name: str) -> Iterator[None]:
-    """Context in which :func:`use` applies, for tests."""
-    before = backend
-    use(name)
-    try:
-        yield
-    finally:
-        use(before)
 
 
 @dataclass(frozen=True)
@@ -259,14 +247,11 @@ def check_of(name: str) -> Callable:
     return getattr(torch.ops.dcnzoo, f"_check_{name.lstrip('_')}", lambda *arguments: None)
 
 
-_implementations = torch.library.Library("dcnzoo", "IMPL")
-
-
 def override(name: str, kernel: Callable, key: str) -> None:
     """Register a kernel without torch's warning that it replaces another one, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        _implementations.impl(name, kernel, key, with_keyset=True)
+        _library.implementations.impl(name, kernel, key, with_keyset=True)
 
 
 def _may_run_fused(operator: Operator, key: str) -> bool:

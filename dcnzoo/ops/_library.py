@@ -60,6 +60,9 @@ elif _SCHEMAS.exists():
         _definitions.define(_schema)
 
 
+implementations = torch.library.Library("dcnzoo", "IMPL")  # the kernels in Python
+
+
 def _revision() -> str:
     """The version, and a checksum of the operators' Python files and libraries."""
     digest = hashlib.sha256()

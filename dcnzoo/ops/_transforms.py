@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ._arguments import arguments_of
+from ._library import implementations
 from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
-
-_library = torch.library.Library("dcnzoo", "IMPL")
 
 
 def register_autocast(name: str, *float32_arguments: str) -> None:
@@ -44,7 +43,7 @@ def _register(name: str, device: str, key: str, float32_arguments: tuple[str, ..
         with ExcludeDispatchKeyGuard(keys):
             return operator(*itertools.starmap(cast, zip(names, arguments, strict=False)))
 
-    _library.impl(name, autocast, key)
+    implementations.impl(name, autocast, key)
 
 
 def register_vmap(name: str, inputs: str, outputs: str, mixes_channels: bool = False) -> None:

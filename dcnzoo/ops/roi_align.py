@@ -142,16 +142,10 @@ def register_pooling(
         ctx.save_for_backward(rois, *maxima)
 
     def first_backward(ctx, grad_output, *_):
-        tensors, size = ctx.saved_tensors, grad_output.shape[2:]
         # the kernel adds atomically, and has no forward mode
-        if _choice.is_deterministic(grad_output) or in_forward_mode(grad_output):
-
-            def pool_one(maps, *per_roi):
-                return reference_pool(maps, *per_roi, *size, *ctx.options)
-
-            gradient = pooling_grad_input_in_order(pool_one, grad_output, ctx.input_size, *tensors)
-        else:
-            gradient = backward(grad_output, *tensors, ctx.input_size, *ctx.options)
+        in_order = _choice.is_deterministic(grad_output) or in_forward_mode(grad_output)
+        compute = reference_backward if in_order else backward
+        gradient = compute(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.options)
         return gradient, *[None] * (3 + len(ctx.options))
 
     def setup_backward_context(ctx, inputs, output):
@@ -168,10 +162,11 @@ def register_pooling(
     def reference_backward(grad_output, *arguments):
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         input_size, *options = arguments[len(tensors) :]
-        maps = grad_output.new_zeros(input_size)
-        size = grad_output.shape[2:]
-        pull = torch.func.vjp(lambda maps: reference_pool(maps, *tensors, *size, *options), maps)[1]
-        return pull(grad_output)[0].contiguous()
+
+        def pool_one(maps, *per_roi):
+            return reference_pool(maps, *per_roi, *grad_output.shape[2:], *options)
+
+        return pooling_grad_input_in_order(pool_one, grad_output, input_size, *tensors)
 
     register_autograd(name, setup_context, first_backward, reference, forward_mode)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from dcnzoo.ops import _choice, deform_conv2d, with_cuda
 
 from ..fused import interpreter
-from ..fused.test_fused import SAMPLES, assert_near, exact
-from ..op_cases import deform_conv, ramp
+from ..fused.test_operators import TOLERANCE, samples_of
+from ..op_cases import deform_conv, ramp, results
+from ..ops.test_ops import largest, moved
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
@@ -17,26 +18,29 @@ pytest.importorskip("triton")
 
 @pytest.fixture
 def fused():
-    with _choice.using("fused"):
-        yield
+    before = _choice.backend
+    _choice.use("fused")
+    yield
+    _choice.use(before)
 
 
-def on_gpu(sample, dtype=torch.float32):
-    return sample.to(dtype).map(lambda t: t.cuda())
-
-
-def on_cpu(results):
-    return {name: result.cpu() for name, result in results.items()}
+def assert_near(result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(expected)}
+    torch.testing.assert_close(result.cpu().double(), expected, **close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", list(SAMPLES))
-def test_matches_reference(name, dtype):
-    sample = SAMPLES[name].to(dtype)
-    expected = exact(sample)
-    grad = ramp(expected["output"]).to("cuda", dtype)
-    results = interpreter.run_kernels(on_gpu(sample, dtype), grad, "long" in name)
-    assert_near(on_cpu(results), expected, dtype)
+@pytest.mark.parametrize("sample", samples_of("deform_conv2d"), ids=lambda sample: sample.name)
+def test_matches_reference(fused, sample, dtype):
+    sample = sample.to(dtype)
+    exact = sample.to(torch.float64)
+    grad = ramp(deform_conv.reference(exact)).to(dtype)
+    expected = results(deform_conv.reference, exact, grad.double())
+    arguments = (moved(sample), grad.cuda(), "long" in sample.name)
+    ran, actual = interpreter.run_operator("deform_conv2d", *arguments)
+    assert len(ran) == 2
+    for result, reference in zip(actual, expected, strict=True):
+        assert_near(result, reference, dtype)
 
 
 @pytest.mark.parametrize("kernel", ["forward", "grad_weight", "grad_samples"])
@@ -44,51 +48,53 @@ def test_matches_reference(name, dtype):
 def test_every_configuration_of_the_table(kernel, dtype):
     from dcnzoo.ops.fused import deform_conv as fused
 
-    make = deform_conv.make("table", channels=256, out_channels=256, size=(9, 11), padding=1)
-    sample = on_gpu(make, dtype)
-    input, weight, offset, mask, bias = sample.tensors
+    sample = deform_conv.make("table", channels=256, out_channels=256, size=(9, 11), padding=1).to(dtype)
+    input, weight, offset, mask, bias = moved(sample).tensors
     problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=False)
-    expected = exact(make.to(dtype))
-    grad = ramp(expected["output"]).to("cuda", dtype)
+    exact = sample.to(torch.float64)
+    grad = ramp(deform_conv.reference(exact)).to(dtype)
+    names = ("output", "input", "weight", "offset", "mask", "bias")
+    expected = dict(zip(names, results(deform_conv.reference, exact, grad.double()), strict=True))
+    grad = grad.cuda()
     entry = fused.entry_of(fused.target(torch.device("cuda", 0)))
     for sizes in entry[kernel]["float32" if dtype == torch.float32 else "half"]:
         config = fused.Config(*sizes)
         if kernel == "forward":
-            results = {"output": fused.forward(problem, bias, config)}
+            actual = {"output": fused.forward(problem, bias, config)}
         elif kernel == "grad_weight":
-            results = {"weight": fused.grad_weight(problem, grad, config)}
+            actual = {"weight": fused.grad_weight(problem, grad, config)}
         else:
             gradients = fused.grad_samples(problem, grad, True, True, True, config)
-            results = dict(zip(("input", "offset", "mask"), gradients, strict=True))
-        assert_near(on_cpu(results), expected, dtype)
+            actual = dict(zip(("input", "offset", "mask"), gradients, strict=True))
+        for name, result in actual.items():
+            assert_near(result, expected[name], dtype)
 
 
 def test_tf32_where_it_is_allowed(fused):
     sample = deform_conv.make("tf32", channels=64, out_channels=64, padding=1).to(torch.float32)
-    expected = exact(sample)["output"]
+    expected = deform_conv.reference(sample.to(torch.float64))
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         for allowed, tolerance in ((False, 1e-5), (True, 4e-3)):
             torch.backends.cuda.matmul.allow_tf32 = allowed
-            output = deform_conv.call(on_gpu(sample)).cpu().double()
+            output = deform_conv.call(moved(sample)).cpu().double()
             torch.testing.assert_close(output, expected, rtol=0, atol=tolerance * expected.abs().max().item())
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_same_bits_where_order_is_asked_for(fused):
-    leaves = on_gpu(
-        deform_conv.make("order", channels=64, out_channels=48, size=(30, 31), padding=1)
-    ).leaves()
+    sample = deform_conv.make("order", channels=64, out_channels=48, size=(30, 31), padding=1)
+    leaves = moved(sample.to(torch.float32)).leaves()
     torch.use_deterministic_algorithms(True)
     try:
-        results = [
+        gradients = [
             torch.autograd.grad(deform_conv.call(leaves).square().sum(), leaves.given) for _ in range(5)
         ]
     finally:
         torch.use_deterministic_algorithms(False)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
 
 
 def test_current_stream_and_device(fused):

@@ -103,7 +103,7 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
     entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
     order = mock.patch.object(_choice, "order", lambda *_: (_choice.FUSED, _choice.COMPILED))
-    with entry, order, _choice.using("auto"):
+    with entry, order, mock.patch.object(_choice, "backend", "auto"):
         return [name for name, _ in run_operator("deform_conv2d", sample, grad)[0]]
 
 

@@ -35,6 +35,11 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
+# with Triton 3.7: without units for bfloat16, the products need more registers
+SPILLS = {
+    ("16 groups, 2 axes", 75, "bfloat16"): 24,
+    ("16 groups, 2 axes", 75, "bfloat16, float32 offsets"): 24,
+}
 KERNELS = ("forward", "grad_weight", "grad_samples")
 CHANNELS = 256
 
@@ -151,20 +156,19 @@ def configurations(architecture: int, kernel: str, variant: Variant) -> list[Con
     return [Config(*sizes) for sizes in entry[kernel][variant.kind]]
 
 
-def check(
-    architecture: int, launches: list[Launch], what: str, folder: Path, is_measured: bool = False
-) -> None:
-    """Check the resources of launches. Block sizes that a GPU has shown to be the fastest may spill."""
+def check(architecture: int, launches: list[Launch], what: str, folder: Path, may_spill: float = 0) -> None:
+    """Check the resources of launches, which may spill so many bytes."""
     for launch in launches:
         spilled, shared = resources(architecture, launch, folder)
         text = f"{launch.kernel.fn.__name__}: {what}: {spilled} bytes spilled, {shared} shared"
         assert shared <= MOST_SHARED[architecture], text
-        assert spilled == 0 or is_measured, text
+        assert spilled <= may_spill, text
 
 
-def is_measured(architecture: int, kernel: str) -> bool:
+def may_spill(architecture: int, kernel: str) -> float:
+    """Any number of bytes for block sizes that a GPU has shown to be the fastest."""
     source = table()[f"sm_{architecture}"]["source"]
-    return kernel in source and "measured on" in source
+    return float("inf") if kernel in source and "measured on" in source else 0
 
 
 @pytest.mark.parametrize("architecture", [86, 90])  # the smallest memory; Hopper
@@ -172,7 +176,7 @@ def is_measured(architecture: int, kernel: str) -> bool:
 def test_first_choice(architecture, kernel, tmp_path):
     config = configurations(architecture, kernel, VARIANTS[0])[0]
     launches = launches_of(kernel, config, VARIANTS[0])
-    check(architecture, launches, f"sm_{architecture}, {config}", tmp_path, is_measured(architecture, kernel))
+    check(architecture, launches, f"sm_{architecture}, {config}", tmp_path, may_spill(architecture, kernel))
 
 
 @pytest.mark.slow
@@ -182,7 +186,7 @@ def test_first_choice(architecture, kernel, tmp_path):
 def test_the_table(architecture, kernel, variant, tmp_path):
     for config in configurations(architecture, kernel, variant):
         launches, what = launches_of(kernel, config, variant), f"sm_{architecture}, {config}"
-        check(architecture, launches, what, tmp_path, is_measured(architecture, kernel))
+        check(architecture, launches, what, tmp_path, may_spill(architecture, kernel))
 
 
 def operator_calls(variant: Variant) -> dict[str, list[tuple[str, tuple]]]:
@@ -250,4 +254,8 @@ def test_operators(architecture, call, variant, tmp_path, monkeypatch):
         with recorded() as launches:
             operators.run(name, arguments_of(name)(*arguments))
         assert launches
-        check(architecture, launches, f"sm_{architecture}, {name}, {call}, {variant}", tmp_path)
+        what, limit = (
+            f"sm_{architecture}, {name}, {call}, {variant}",
+            SPILLS.get((call, architecture, str(variant)), 0),
+        )
+        check(architecture, launches, what, tmp_path, limit)

@@ -104,8 +104,8 @@ def test_torchvision(loaded, monkeypatch, call):
         assert chosen(call, dtype) == (expected or before[dtype])
     assert chosen(call, torch.bfloat16) == before[torch.bfloat16]  # it has no kernel
     assert chosen(call, torch.float64) == (TORCHVISION if call in TORCHVISIONS else REFERENCE)
-    with _choice.using("fused"):
-        assert chosen(call, torch.float32) == before[torch.float32]
+    monkeypatch.setattr(_choice, "backend", "fused")
+    assert chosen(call, torch.float32) == before[torch.float32]
 
 
 def test_never_triton_without_the_checks_of_arguments(loaded, monkeypatch):
