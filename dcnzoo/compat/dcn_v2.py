@@ -12,28 +12,13 @@ from torch import Tensor, nn
 from dcnzoo.compat.mmcv.deform_conv import (
     ModulatedDeformConv2d,
     ModulatedDeformConv2dPack,
-    Pair,
     modulated_deform_conv2d,
 )
 from dcnzoo.compat.signatures import takes
 
-
-def dcn_v2_conv(
-    input: Tensor,  # [N, C, H, W]
-    offset: Tensor,  # [N, deformable_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
-    mask: Tensor,  # [N, deformable_groups·kH·kW, oH, oW]
-    weight: Tensor,  # [O, C, kH, kW]
-    bias: Tensor,  # [O]
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    deformable_groups: int,
-) -> Tensor:  # [N, O, oH, oW]
-    """``dcn_v2.dcn_v2_conv``: deformable convolution v2."""
-    geometry = (stride, padding, dilation, 1, deformable_groups)
-    return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
-
-
+dcn_v2_conv = takes("input offset mask weight bias stride padding dilation deform_groups")(
+    modulated_deform_conv2d
+)
 ARGUMENTS = "self in_channels out_channels kernel_size stride padding dilation deformable_groups"
 
 

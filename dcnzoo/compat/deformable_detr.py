@@ -3,8 +3,7 @@
 It also has the argument ``ratio`` of ViT-Adapter. The parameters have the same names, so state dicts load.
 """
 
-from torch import Tensor
-
+from dcnzoo.compat.signatures import renames
 from dcnzoo.layers import MultiScaleDeformableAttention
 
 __all__ = ["MSDeformAttn"]
@@ -35,21 +34,9 @@ class MSDeformAttn(MultiScaleDeformableAttention):
     def _reset_parameters(self) -> None:  # the official name, which networks call
         self.reset_parameters()
 
-    def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        input_flatten: Tensor,
-        input_spatial_shapes: Tensor,
-        input_level_start_index: Tensor | None = None,
-        input_padding_mask: Tensor | None = None,
-    ) -> Tensor:
-        """As the layer of :mod:`dcnzoo.layers`, with the official names."""
-        return super().forward(
-            query,
-            reference_points,
-            value=input_flatten,
-            spatial_shapes=input_spatial_shapes,
-            level_start_index=input_level_start_index,
-            key_padding_mask=input_padding_mask,
-        )
+    forward = renames(  # the official names
+        input_flatten="value",
+        input_spatial_shapes="spatial_shapes",
+        input_level_start_index="level_start_index",
+        input_padding_mask="key_padding_mask",
+    )(MultiScaleDeformableAttention.forward)

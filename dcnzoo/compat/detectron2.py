@@ -13,39 +13,19 @@ from torch import Tensor, nn
 from dcnzoo.compat.mmcv.deform_conv import (
     DeformConv2d,
     ModulatedDeformConv2d,
-    Pair,
     _Layer,
     deform_conv2d,
     modulated_deform_conv2d,
 )
-from dcnzoo.compat.signatures import takes
+from dcnzoo.compat.signatures import renames, takes
 
 __all__ = ["DeformConv", "ModulatedDeformConv", "deform_conv", "modulated_deform_conv"]
 
 
-def deform_conv(
-    input: Tensor,  # [N, C, H, W]
-    offset: Tensor,  # [N, deformable_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
-    weight: Tensor,  # [O, C / groups, kH, kW]
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    deformable_groups: int = 1,
-    im2col_step: int = 64,
-) -> Tensor:  # [N, O, oH, oW]
-    """Deformable convolution v1: ``detectron2.layers.deform_conv.deform_conv``, also in BasicSR.
-
-    Any batch size works with any ``im2col_step``.
-
-    Raises:
-        RuntimeError: as :func:`dcnzoo.compat.mmcv.deform_conv2d`.
-    """
-    geometry = (stride, padding, dilation, groups, deformable_groups)
-    return deform_conv2d(input, offset, weight, *geometry, False, im2col_step)
-
-
-modulated_deform_conv = modulated_deform_conv2d  # only positional arguments in detectron2, in this order
+# detectron2 calls both with positional arguments only
+_v1 = takes("input offset weight stride padding dilation groups deform_groups im2col_step")(deform_conv2d)
+deform_conv = renames(deformable_groups="deform_groups")(_v1)
+modulated_deform_conv = modulated_deform_conv2d
 
 
 class _NormAndActivation(_Layer):
