@@ -88,12 +88,13 @@ def write_voc(folder, parts):
 def write_yolo(folder, parts):
     for split, content in parts.items():
         for image, boxes in images_of(content, folder / "images" / split):
-            boxes = np.array(boxes)
-            low, high = boxes[:, 1:3] / (WIDTH, HEIGHT), boxes[:, 3:] / (WIDTH, HEIGHT)
+            boxes, size = np.array(boxes).reshape(-1, 5), (image["width"], image["height"])
+            low, high = boxes[:, 1:3] / size, boxes[:, 3:] / size
             rows = np.column_stack([boxes[:, 0], (low + high) / 2, high - low]).tolist()
             text = "\n".join(f"{label:.0f} {x} {y} {w} {h}" for label, x, y, w, h in rows)
             write((folder / "labels" / split / image["file_name"]).with_suffix(".txt"), text)
-    write(folder / "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps(CLASSES)}\n")
+    names = [category["name"] for category in content["categories"]]
+    write(folder / "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
 
 
 def write_labelme(folder, parts):
