@@ -7,12 +7,8 @@ import dcnzoo.ops
 
 
 def _geometry(numbers: tuple[int, ...]) -> tuple:
-    """The operator's geometry. The kernel size and the deformable groups follow from the tensors.
-
-    Args:
-        numbers: (depth, height, width) of kernel, stride, padding and dilation, then groups, deformable
-            groups and im2col_step.
-    """
+    # kernel, stride, padding, dilation (3 numbers each), groups, deformable groups, im2col_step. The kernel
+    # size and the deformable groups follow from the tensors.
     return *(list(numbers[start : start + 3]) for start in (3, 6, 9)), numbers[12], None
 
 

@@ -63,8 +63,7 @@ def _add_layers(module: ModuleType) -> None:
         if "total_ops" in layer._buffers and getattr(layer, "conv_offset", None) is not None:
             layer.total_ops += layer.conv_offset.total_ops
 
-    public = [getattr(layers, name) for name in layers.__all__]
-    for kind in public:
+    for kind in vars(layers).values():
         if isinstance(kind, type) and issubclass(kind, _Deformable):
             module.register_hooks[kind] = count
     for kind in OFFSET_CONVS.values():

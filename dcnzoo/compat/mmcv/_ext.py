@@ -86,11 +86,7 @@ def _without_autocast(function: Callable) -> Callable:
 def _add_gradients(
     grad_output: Tensor, inputs: tuple, geometry: tuple, scale: float = 1.0, **targets: Tensor
 ) -> None:
-    """Add the gradients of the inputs that ``targets`` names to these tensors.
-
-    Args:
-        inputs: input, weight, offset and mask.
-    """
+    """Add the gradients of ``inputs`` (input, weight, offset, mask) to the tensors that ``targets`` names."""
     names = ("input", "weight", "offset", "mask", "bias")
     needed = [name in targets for name in names]
     gradients = torch.ops.dcnzoo._deform_conv_backward(grad_output, *inputs, *geometry, needed)
