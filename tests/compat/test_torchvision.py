@@ -127,10 +127,14 @@ check_operators()
 def check_operators():
     ops = torch.ops.torchvision
     input, offset, weight, bias, mask = (tensor.requires_grad_() for tensor in tensors())
-    numbers = [*itertools.chain(*GEOMETRY.values()), 2, 2, True]
-    output = ops.deform_conv2d(input, weight, offset, mask, bias, *numbers)
-    expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), 2)
-    assert_same(output, expected, [input, weight, offset, mask, bias])
+    numbers = [*itertools.chain(*GEOMETRY.values()), 2, 2]
+    leaves = [input, weight, offset, bias]
+    for use_mask, changed, given in ((True, [*leaves, mask], mask), (False, leaves, None)):
+        output = ops.deform_conv2d(input, weight, offset, mask, bias, *numbers, use_mask)
+        expected = reference.deform_conv(input, weight, offset, given, bias, *GEOMETRY.values(), 2)
+        assert_same(output, expected, changed)
+    arguments = (output, input, weight, offset, mask, bias, *numbers, False)
+    assert torch.equal(ops._deform_conv2d_backward(*arguments)[3], torch.zeros_like(mask))
 
     maps = torch.randn(2, 8, 9, 11, dtype=torch.float64, requires_grad=True)
     rois = [[0, 2.2, 1, 14.6, 12.2], [1, -6, 4, 40, 16], [1, 30, 30, 40, 50], [0, 6, 6, 2, 2]]
