@@ -217,7 +217,7 @@ MISTAKES = [
     (2, ["--int8", "images", "--fp16"], "--fp16: .*--int8"),
     (1, ["--fp16", "--verify"], "--verify: .*float32"),
     (1, ["--int8", "nowhere"], "--int8: .*nowhere"),
-    (1, ["--opset-version", 18, "--deform-conv", "native"], "19 for deform_conv='native', got 18"),
+    (1, ["--opset-version", 18, "--deform-conv", "native"], "19 for --deform-conv native, got 18"),
     (1, ["--verify", "--test-img", "nowhere.jpg"], "--verify: .*nowhere.jpg"),
     (1, ["--skip-postprocess"], "--skip-postprocess: .*MaskRCNN"),
     (1, ["--cfg-options", "model.backbone.base_channels=24"], r"weights\.pth: .*found \d+ .*\(backbone\."),
