@@ -27,11 +27,12 @@ def command(
     examples:
       dcnzoo browse CONFIG --num-images 50 --out work_dirs/seen
     """
-    from mmdet.registry import DATASETS, VISUALIZERS
+    from mmdet.registry import DATASETS
     from mmengine.registry import init_default_scope
 
     from dcnzoo.openmmlab.config_errors import config_errors
     from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.report.validation import pipeline_outputs
     from dcnzoo.utils.files import require_writable
     from dcnzoo.utils.progress import track
     from dcnzoo.zoo.source import resolve
@@ -40,21 +41,12 @@ def command(
     folder = out or Path("work_dirs") / "browse" / config.stem
     require_writable(folder)
     claim = _options.output_files(force)
-    cfg = Recipe.read(config, cfg_options, [f"{split}_dataloader", "visualizer"]).cfg
+    cfg = Recipe.read(config, cfg_options, [f"{split}_dataloader"]).cfg
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))
         dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
-        visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None})
-        visualizer.dataset_meta = dataset.metainfo
-        for index in track(range(min(num_images, len(dataset))), "drawing"):
-            item = dataset[index]
-            sample = item["data_samples"]
-            truth = sample.gt_instances
-            truth.bboxes = getattr(truth.bboxes, "tensor", truth.bboxes)
-            if "masks" in truth:
-                truth.masks = truth.masks.to_ndarray().astype(bool)
-            name = Path(sample.img_path).with_suffix(".png").name
-            image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR → RGB
-            target = str(claim(folder / f"{index:05d}_{name}"))
-            visualizer.add_datasample(name, image, sample, draw_pred=False, out_file=target)
+        indices = track(range(min(num_images, len(dataset))), "drawing")
+        for index, result in enumerate(pipeline_outputs(dataset, indices)):
+            name = Path(result.path).with_suffix(".png").name
+            result.save(claim(folder / f"{index:05d}_{name}"))
     print(folder)

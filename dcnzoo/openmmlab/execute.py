@@ -166,7 +166,7 @@ def train(
                 cfg,
                 start,
                 writer=WorkDirHook(recipe, force, next_replaced(work_dir) if replaces else None),
-                summary=None if options.verbose else SummaryHook(changes),
+                summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
                 allow_partial=options.allow_partial,
             )
             _count_accumulated_batches(runner)

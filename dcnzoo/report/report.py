@@ -16,7 +16,7 @@ from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
 from dcnzoo.report.sections.errors import results_data, show_errors, show_worst
-from dcnzoo.report.sections.pictures import show_detections, show_sampling
+from dcnzoo.report.sections.pictures import show_detections, show_sampling, show_training
 from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
@@ -200,6 +200,7 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
     if not chosen:
         return
     yield show_detections(predictions)
+    yield show_training(first, images)
     for label, predicted in predictions.items():
         if predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class ValidationRunner:
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
         self.evaluation: Evaluation | None = None  # the last one
+        self._training = cfg.get("train_dataloader")
 
     def evaluate(self, number: int, threshold: float) -> Evaluation:
         """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
@@ -89,6 +90,14 @@ class ValidationRunner:
             statistics,
         )
 
+    def training_images(self, number: int) -> list[Detections]:
+        """Return the first images of the training data, after its augmentation."""
+        if not (number and self._training):
+            return []
+        with contextlib.redirect_stdout(io.StringIO()):
+            dataset = DATASETS.build(self._training.dataset)
+        return [*pipeline_outputs(dataset, range(min(number, len(dataset))))]
+
     def file(self, index: int) -> Path:
         """Return the path of image ``index``."""
         return Path(self.dataset.get_data_info(index).get("img_path", "")).absolute()
@@ -104,6 +113,20 @@ class ValidationRunner:
         boxes = results["gt_bboxes"].tensor.numpy()
         scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
         return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
+
+
+def pipeline_outputs(dataset: Any, indices: Iterable[int]) -> Iterator[Detections]:
+    """Yield pictures and their objects as a data set gives them to the model, with a score of 1."""
+    for index in indices:
+        item = dataset[index]
+        sample = item["data_samples"]
+        objects = sample.gt_instances
+        boxes = getattr(objects.bboxes, "tensor", objects.bboxes).numpy()
+        masks = objects.masks.to_ndarray().astype(bool) if "masks" in objects else None
+        image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()  # BGR → RGB
+        classes = tuple(dataset.metainfo["classes"])
+        scores, labels = np.ones(len(boxes), np.float32), objects.labels.numpy()
+        yield Detections(boxes, scores, labels, masks, classes, image, sample.img_path)
 
 
 def load_detectors(

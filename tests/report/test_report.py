@@ -146,12 +146,14 @@ def test_report_of_a_run(make_run, monkeypatch):
     worst = re.findall(r'<figcaption><a href="file:///[^"]+">file</a> \w+\.png: \d missed \(missed', html)
     assert len(worst) == 6, "nothing is detected from .3 on"
     assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
-    assert html.count('class="pictures small"') == 2, "traced points, points of each layer"
+    assert html.count('class="pictures small"') == 3, "training images, traced points, points of each layer"
     assert html.count("<figcaption>ground truth: ") == 5
     assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
     sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
     assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
-    assert [part in html for part in (">Errors by class</h2>", "first 6 validation")] == [True, True]
+    assert all(
+        part in html for part in (">Errors by class</h2>", "first 6 validation", ">Training images</h2>")
+    )
     drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
     assert any(">epoch<" in chart for chart in charts(html)), "not iterations"

@@ -45,8 +45,9 @@ class SummaryHook(Hook):
 
     priority = "LOWEST"  # after CheckpointHook, which writes the best checkpoint
 
-    def __init__(self, changes: str = "") -> None:
+    def __init__(self, changes: str = "", is_last: bool = True) -> None:
         self._changes = changes  # that options have made to the config
+        self._is_last = is_last  # nothing is printed after it
         self._row: dict[str, str] = {}
         self._columns: dict[str, int] = {}
         self._best: tuple[str, dict[str, float]] | None = None  # the step and its APs
@@ -60,7 +61,7 @@ class SummaryHook(Hook):
             data["validate"] = runner.val_dataloader
         log = f"{runner.timestamp}/{runner.timestamp}.log"
         folder = f"{shown_path(runner.work_dir)} (log: {log})"
-        _print_pairs([*_head(runner, data), ("changed", self._changes), ("work dir", folder)])
+        print_pairs([*_head(runner, data), ("changed", self._changes), ("work dir", folder)])
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
         self._began = self._started = time.monotonic()
@@ -103,14 +104,14 @@ class SummaryHook(Hook):
         if self._best:
             aps = ", ".join(f"{label} {value:.3f}" for label, value in self._best[1].items())
             lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
-        name = shlex.quote(shown_path(folder))
         lines += [
             ("classes", self._classes),
             ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
-            ("next", f"dcnzoo infer {name} PICTURE, dcnzoo export {name}"),
         ]
+        if self._is_last:
+            lines.append(("next", next_steps(folder)))
         print()
-        _print_pairs(lines)
+        print_pairs(lines)
 
     def _progress(self, runner: Runner, step: int, end: int, window: int) -> dict[str, str]:
         """Return the cells of a row: step, mean losses since the last row, learning rate, time."""
@@ -157,12 +158,12 @@ class SummaryHook(Hook):
     # Test
 
     def before_test(self, runner: Runner) -> None:
-        _print_pairs(_head(runner, {"test": runner.test_dataloader}))
+        print_pairs(_head(runner, {"test": runner.test_dataloader}))
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         metrics = metrics or {}
         lines = [(label, f"{metrics[key]:.3f}") for key, label in labels(metrics, most=100).items()]
-        _print_pairs([*lines, ("classes", _classes(runner.test_evaluator.metrics))])
+        print_pairs([*lines, ("classes", _classes(runner.test_evaluator.metrics))])
 
 
 def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
@@ -258,7 +259,12 @@ def _print_cells(cells: Mapping[str, str], columns: Mapping[str, int]) -> None:
     print(row.rstrip(), flush=True)
 
 
-def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+def next_steps(work_dir: Path) -> str:
+    name = shlex.quote(shown_path(work_dir))
+    return f"dcnzoo infer {name} PICTURE, dcnzoo export {name}"
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     if is_main_process():
         for line in columns([pair for pair in pairs if pair[1]]):
             print(line, flush=True)
