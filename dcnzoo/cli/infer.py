@@ -144,9 +144,7 @@ def command(
     loading["score_threshold"] = score_threshold
     if kind:
         _options.refuse("--format", "demo", "as_json", "as_txt", "jpeg", "force", "save_video", "verbose")
-        _write_rows(
-            str(model), images[shard or slice(None)], out, kind, address, options, batch_size, loading
-        )
+        _write_rows(str(model), images, shard, out, kind, address, options, batch_size, loading)
         return
     _options.refuse("no --format", "shard", "address")
     from dcnzoo.detect.result_files import ResultFiles
@@ -159,18 +157,13 @@ def command(
     files = ResultFiles(claim, out, images, ending, as_json or not as_txt, save_video)
     _print_best_threshold(model)
     detector = dcnzoo.load(model or DEMO_MODEL, **loading)
-    settings = {**_settings(detector, score_threshold, options), "ending": ending}
-    _write_files(detector, images, files, out, settings, {**options, "batch_size": batch_size}, verbose)
-
-
-def _settings(detector: BaseDetector, score_threshold: float, options: dict[str, Any]) -> dict[str, Any]:
-    model = {"model": detector.checksum(), "score_threshold": score_threshold}
-    return {**model, **options, "names": detector.classes}
+    _write_files(detector, images, files, out, {**options, "batch_size": batch_size}, verbose)
 
 
 def _write_rows(
     model: str,
     images: list[str],
+    shard: slice | None,
     out: Path,
     kind: Literal["jsonl", "parquet"],
     address: str | None,
@@ -184,7 +177,12 @@ def _write_rows(
     if videos := list(filter(is_video, images)):
         raise UserError(f"images: expected pictures with --format, got the video {videos[0]}")
     detector = dcnzoo.load(model, **loading)
-    parts = Parts(out, kind, _settings(detector, loading["score_threshold"], options))
+    settings = {"model": detector.checksum(), **options, "names": detector.classes}
+    settings |= {name: loading[name] for name in ("score_threshold", "cfg_options")}
+    is_relative = any(not os.path.isabs(image) and "://" not in image for image in images)
+    settings["folder"] = os.getcwd() if is_relative and not address else None  # of the paths in the rows
+    parts = Parts(out, kind, settings)
+    images = images[shard or slice(None)]
     options = {**options, "batch_size": batch_size}
     if address:
         from dcnzoo.ray import detect_on_cluster
@@ -206,7 +204,6 @@ def _write_files(
     images: list[str],
     files: ResultFiles,
     out: Path,
-    settings: dict[str, Any],
     options: dict[str, Any],
     verbose: bool,
 ) -> None:
@@ -214,7 +211,9 @@ def _write_files(
     from dcnzoo.detect.detector import Results
     from dcnzoo.detect.parts import Parts, write_results
 
-    command = json.dumps([settings, click.get_current_context().meta[NAMES]])
+    context = click.get_current_context()
+    given = {**context.params, "images": context.meta[NAMES], "force": None, "verbose": None}
+    command = json.dumps([detector.checksum(), os.getcwd(), given], default=str)
     parts = Parts(out / f".unfinished-{hashlib.sha256(command.encode()).hexdigest()[:16]}", "jsonl")
     if any(map(is_video, images)):  # continues only from its start
         parts.remove()

@@ -168,7 +168,7 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
 
 
-def test_rows_of_many_pictures(run, folder, tmp_path):
+def test_rows_of_many_pictures(run, folder, tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("a.png\nb/a.png\n")
     out, options = (
         tmp_path / "out",
@@ -195,7 +195,13 @@ def test_rows_of_many_pictures(run, folder, tmp_path):
         )
     assert [[row["path"] for row in rows(shard)] for shard in shards] == [["a.png"], ["b/a.png"]]
     status, output = run("infer", "b", *options, "--max-detections", 1)
-    assert status == 1 and "max_detections" in output.splitlines()[-1]
+    assert status == 1 and "--max-detections" in output.splitlines()[-1]
+    with monkeypatch.context() as patch:
+        patch.chdir(folder / "b")
+        status, output = invoke(
+            "infer", folder / CONFIG, "a.png", *options, "--checkpoint", folder / "weights.pth"
+        )
+        assert status == 1 and "folder" in output.splitlines()[-1], "another a.png"
     for wrong in (["--shard", "3/2"], ["--shard", "1/2", "--json"], [*options, "--verbose"]):
         assert run("infer", "b", *wrong)[0] == 2
 

@@ -176,17 +176,21 @@ def test_killed_and_repeated(tmp_path, options):
     (tmp_path / "m.onnx").touch()
     command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", *options, "--out"]
 
-    def infer(out, call, drawn="-", status=1):
-        return python("-c", CODE, call, drawn, *command, tmp_path / out, status=status, cwd=root)
+    def infer(out, call, drawn="-", status=1, *more):
+        return python("-c", CODE, call, drawn, *command, tmp_path / out, *more, status=status, cwd=root)
 
     infer("out", 11, status=9)
+    if "--format" not in options:
+        output = infer("out", 99, "-", 1, "--score-threshold", "0.6").stdout
+        assert "continued" not in output, "another command"
     if "--jpeg" in options:
         before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.*g")}
         infer("out", 99, drawn="/27.png", status=9)
         after = {file: file.stat().st_mtime_ns for file in before}
         assert sum(before[file] == after[file] for file in before) >= 4, "a part is not drawn again"
     infer("out", 7, status=9)
-    infer("out", 99)
+    output = infer("out", 99).stdout
+    assert "--format" in options or "continued" in output
     infer("whole", 99)
     if "--format" in options:
         assert read(tmp_path / "out") == read(tmp_path / "whole")
