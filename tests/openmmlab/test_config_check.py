@@ -128,19 +128,6 @@ def test_default_number_of_classes():
     assert problem.startswith("model.roi_head.mask_head.num_classes: ") and "val_dataloader" in problem
 
 
-def test_class_names_that_are_a_string():
-    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=("date"))))
-    (problem,) = problems_of(dict(val_dataloader=data))
-    assert problem.startswith("val_dataloader: metainfo.classes: expected a tuple")
-
-
-def test_variables_and_other_modules():
-    """Free variables, a layer's settings that mmcv removes, and classes that accept any argument."""
-    neck = dict(type="FPN", in_channels=[8], norm_cfg=dict(type="BN", requires_grad=True), dcn=True)
-    cfg = dict(model=dict(type="RetinaNet", neck=neck), val_evaluator_2=[], conv_cfg=None, train_pipeline=[])
-    assert problems_of(cfg) == []
-
-
 def test_dcn_of_a_class_without_it():
     cfg = dict(model=dict(type="YOLOX", backbone=dict(type="CSPDarknet", dcn="v2"), to_deformable="*"))
     (problem,) = problems_of(cfg)
@@ -193,14 +180,6 @@ def test_commands_without_a_runner_name_the_config(tmp_path, command):
     others = [tmp_path / "coco.json"] if command.startswith("data") else []
     message = error_of(*command.split(), tmp_path / "mine.py", *others)
     assert "mine.py: " in message and "in dcnzoo" not in message
-
-
-def test_options_of_a_published_config_with_problems():
-    path = MMDETS / "guided_anchoring/ga-fast-rcnn_r50-caffe_fpn_1x_coco.py"
-    with pytest.raises(UserError) as caught:
-        check_config(read_config_file(path, {"train_dataloader.batch_size": 0}), path)
-    (line,) = caught.value.args
-    assert "train_dataloader.batch_size" in line
 
 
 # Mistakes that are found when something is built. The others: test_config_corpus.py

@@ -45,7 +45,7 @@ from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.openmmlab.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.tta import InstanceTTAModel
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
 
@@ -691,12 +691,6 @@ def test_resuming_from_weights_alone(tmp_path):
     runner.register_hook(LoadCheckpointHook(fine_tune=True))
     with pytest.raises(UserError, match=rf"^resume: expected .*{file}, which has only weights: "):
         runner.train()
-
-
-def test_user_errors_become_one_line():
-    for error, text in ((ValueError("first\n   second"), "first second"), (KeyError("a"), "KeyError: a")):
-        with pytest.raises(UserError, match=f"^{text}"), user_errors():
-            raise error
 
 
 @pytest.mark.parametrize(
