@@ -6,7 +6,6 @@ they can be compared.
 """
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import mmcv.ops
@@ -15,6 +14,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry, root
 from mmengine.utils import get_object_from_string
 
+from dcnzoo.openmmlab.config_tree import dicts
 from dcnzoo.openmmlab.patches.kernels import replaced
 
 
@@ -24,7 +24,7 @@ def use_names(cfg: Config) -> Config:
     A class that no registry has stays one, which a dump writes as its path.
     """
     settings = cfg._to_lazy_dict()
-    nodes = [node for node in _dicts(settings) if _is_class(node.get("type"))]
+    nodes = [node for _, node in dicts(settings) if _is_class(node.get("type"))]
     imported = {key for key, value in settings.items() if inspect.isclass(value)}
     if not nodes and not imported and cfg.keys() == settings.keys():
         return cfg
@@ -32,7 +32,11 @@ def use_names(cfg: Config) -> Config:
         settings["default_scope"] = "mmdet"
     names = _names(settings["default_scope"])
     for node in nodes:
-        kind = _build(node["type"])
+        kind: Any = node["type"]
+        if isinstance(kind, str):
+            kind = get_object_from_string(kind)
+        elif isinstance(kind, LazyAttr | LazyObject):
+            kind = kind.build()
         if kind in names:
             node["type"] = names[kind]
         elif inspect.isclass(node["type"]):
@@ -41,23 +45,9 @@ def use_names(cfg: Config) -> Config:
     return Config(settings, cfg_text=cfg.text, filename=cfg.filename)
 
 
-def _dicts(value: object) -> Iterator[dict]:
-    if isinstance(value, dict):
-        yield value
-        value = [*value.values()]
-    for inner in value if isinstance(value, list | tuple) else ():
-        yield from _dicts(inner)
-
-
 def _is_class(kind: object) -> bool:
     """Whether a type is no name. ``mmdet.CocoDataset`` is one, ``mmdet.datasets.CocoDataset`` is a path."""
     return kind.count(".") > 1 if isinstance(kind, str) else callable(kind)
-
-
-def _build(kind: Any) -> Any:
-    if isinstance(kind, str):
-        return get_object_from_string(kind)
-    return kind.build() if isinstance(kind, LazyAttr | LazyObject) else kind
 
 
 def _names(scope: str) -> dict[object, str]:

@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.config_tree import datasets
+from dcnzoo.openmmlab.config_tree import LOADERS, datasets
 from dcnzoo.openmmlab.device import require_device
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
 from dcnzoo.openmmlab.recipe import TEST, TRAINING, Recipe
@@ -150,9 +150,8 @@ def use_data(
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
     """
-    loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
     if root is not None:
-        for dataset in (d for loader in loaders if cfg.get(loader) for d in datasets(cfg[loader].dataset)):
+        for dataset in (d for loader in LOADERS if cfg.get(loader) for d in datasets(cfg[loader].dataset)):
             dataset.data_root = f"{os.fspath(root).rstrip('/')}/"
     tested = list(datasets(cfg.test_dataloader.dataset))
     if len(tested) != 1 or "ann_file" not in tested[0]:
