@@ -92,9 +92,15 @@ def _layout(*numbers: int) -> dict[str, object]:
     return dict(zip(names, numbers, strict=True))
 
 
-def _kernel_call(input: Tensor, offset: Tensor, mask: Tensor, layout: dict, geometry: tuple) -> Call:
+def dcnv3(
+    input, offset, mask,
+    kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center,
+) -> Call:  # fmt: skip
     """A call with the positions of KernelGrid (ops/deform_attn/deform_attn_math.h)."""
-    kernel_size, stride, padding, dilation, group, channels, offset_scale, remove_center = geometry
+    points = kernel_size[0] * kernel_size[1] - remove_center
+    layout = _layout(2 * points * group, 2 * points, 0, points * group, points)
+    if offset is mask:
+        layout = _layout(offset.shape[3], 3 * points, 2 * points, offset.shape[3], 3 * points)
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
     base_y, base_x = (float(middle[a] - padding[a] - middle[a] * offset_scale) for a in (0, 1))
     height, width = input.shape[1:3]
@@ -106,28 +112,16 @@ def _kernel_call(input: Tensor, offset: Tensor, mask: Tensor, layout: dict, geom
         "base_y": base_y, "base_x": base_x, "scale": float(offset_scale),
         "level_sizes": None, "level_starts": None, "LEVELS": False,
     }  # fmt: skip
-    output = (*offset.shape[:3], group * channels)
-    return Call(input, offset, mask, group, channels, output, grid | layout)
-
-
-def dcnv3(
-    input, offset, mask,
-    kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center,
-) -> Call:  # fmt: skip
-    points = kernel_size[0] * kernel_size[1] - remove_center
-    layout = _layout(2 * points * group, 2 * points, 0, points * group, points)
-    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return _kernel_call(input, offset, mask, layout, geometry)
+    output = (*offset.shape[:3], group * group_channels)
+    return Call(input, offset, mask, group, group_channels, output, grid | layout)
 
 
 def dcnv4(
     input, offset_mask,
     kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center,
 ) -> Call:  # fmt: skip
-    points, width = kernel_size[0] * kernel_size[1] - remove_center, offset_mask.shape[3]
-    layout = _layout(width, 3 * points, 2 * points, width, 3 * points)
-    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return _kernel_call(input, offset_mask, offset_mask, layout, geometry)
+    numbers = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
+    return dcnv3(input, offset_mask, offset_mask, *numbers)
 
 
 def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights) -> Call:

@@ -173,9 +173,10 @@ def point_gradients(ly, lx, inside, v00, v01, v10, v11, dot00, dot01, dot10, dot
     dot10 = tl.where(v10, dot10, 0.0)
     dot11 = tl.where(v11, dot11, 0.0)
     hy, hx = 1 - ly, 1 - lx
+    # first: after the others, the attention kernel spills registers with 256 channels on sm_86
+    value = hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11)
     of_y = hx * (dot10 - dot00) + lx * (dot11 - dot01)
     of_x = hy * (dot01 - dot00) + ly * (dot11 - dot10)
-    value = hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11)
     return of_y, of_x, tl.where(inside, value, beyond)
 
 
