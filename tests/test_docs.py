@@ -14,6 +14,7 @@ import click
 import pytest
 import torch
 
+from benchmarks.claims import claims
 from dcnzoo.cli import commands
 
 from .processes import ROOT
@@ -160,6 +161,11 @@ def test_configs_turn_dcn_on(tmp_path):
         cfg = Config.fromfile(file)
         cfg.model.backbone.init_cfg = None
         assert any("conv_offset" in name for name in build(cfg.model, "meta").state_dict()), text
+
+
+def test_figures_name_their_source():
+    """``python -m benchmarks.claims`` lists them."""
+    assert not [place for place, _, sources in claims() if not sources]
 
 
 def printed(notebook) -> list[str]:
