@@ -98,6 +98,8 @@ def places(cfg: Config) -> Iterator[Place]:
 def _places(value: object, at: Place) -> Iterator[Place]:
     if isinstance(value, Mapping):
         kind: Any = class_of(value, *at.registries) or _UNTYPED.get(at.path)
+        if at.path == "optim_wrapper" and not value.keys() & {"type", "optimizer"}:
+            kind = None  # of several optimizers, by a constructor of the user's own
         if at.path == "train_cfg" and kind is None:
             kind = runner.EpochBasedTrainLoop if value.get("by_epoch") else runner.IterBasedTrainLoop
         if at.path == "optim_wrapper.clip_grad" and value.get("type") == "value":
