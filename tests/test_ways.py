@@ -30,7 +30,7 @@ CALLBACKS = {
     ("compat", "openmmlab"), ("compat", "export"),
     ("detect", "cli"), ("detect", "openmmlab"), ("export", "openmmlab"),
     ("layers", "compat"), ("layers", "openmmlab"), ("layers", "report"),
-    # torch calls its own functions, also where a patch or an export has replaced them
+    # most functions of torch call torch.compiler.is_exporting, which an export replaces
     ("ops", "compat"), ("ops", "openmmlab"),
     ("utils", "detect"), ("utils", "openmmlab"), ("utils", "report"), ("utils", "zoo"),
 }  # fmt: skip
