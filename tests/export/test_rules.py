@@ -53,40 +53,37 @@ def boxes_of(count, most=60.0):
     return torch.cat([corner, corner + 1 + torch.rand(count, 2) * 20], 1)
 
 
+def assert_first(results, expected, total):
+    """The first rows are those of MMDetection, the others unused."""
+    count = len(expected[0])
+    assert 10 < count < total == len(results[0])
+    for actual, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual[:count], value)
+
+
 def test_selection_by_score():
     scores, rest = torch.rand(30, 4), torch.rand(30, 2)
-    expected = filter_scores_and_topk(scores, 0.7, 50, dict(rest=rest))
-    found = first_pairs(scores, 0.7, 50, dict(rest=rest))
-    count = len(expected[0])
-    assert 10 < count < 50 == len(found[0]) and (found[0][count:] < 0).all()
-    for actual, value in zip(found[:3], expected[:3], strict=True):
-        torch.testing.assert_close(actual[:count], value)
-    torch.testing.assert_close(found[3]["rest"][:count], expected[3]["rest"])
+    *expected, others = filter_scores_and_topk(scores, 0.7, 50, dict(rest=rest))
+    *results, ours = first_pairs(scores, 0.7, 50, dict(rest=rest))
+    assert_first([*results, ours["rest"]], [*expected, others["rest"]], 50)
+    assert (results[0][len(expected[0]) :] < 0).all()
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_nms(class_agnostic):
-    boxes, scores, labels = boxes_of(80), torch.rand(80), torch.arange(80) % 2
-    nms = dict(type="nms", iou_threshold=0.3)
-    dets, index = batched_nms(boxes, scores, labels, nms, class_agnostic)
-    ours, our_index = keep_all(boxes, scores, labels, nms, class_agnostic)
-    assert 10 < len(dets) < 80 == len(ours) and (ours[len(dets) :, 4] < 0).all()
-    torch.testing.assert_close(ours[: len(dets)], dets)
-    torch.testing.assert_close(our_index[: len(dets)], index)
+    args = boxes_of(80), torch.rand(80), torch.arange(80) % 2, dict(type="nms", iou_threshold=0.3)
+    expected, results = batched_nms(*args, class_agnostic), keep_all(*args, class_agnostic)
+    assert_first(results, expected, 80)
+    assert (results[0][len(expected[0]) :, 4] < 0).all()
 
 
 @pytest.mark.parametrize("per_class", [True, False])
 def test_nms_of_scores_per_class(per_class):
     boxes = torch.cat([boxes_of(40) for _ in range(3)], 1) if per_class else boxes_of(40)
-    scores = torch.rand(40, 4)
-    args = (boxes, scores, 0.6, dict(type="nms", iou_threshold=0.3), 100)
-    dets, labels, index = multiclass_nms(*args, return_inds=True)
-    ours, our_labels, our_index = keep_best(*args, return_inds=True)
-    count = len(dets)
-    assert 10 < count < 100 == len(ours) and (our_labels[count:] == -1).all()
-    torch.testing.assert_close(ours[:count], dets)
-    torch.testing.assert_close(our_labels[:count], labels)
-    torch.testing.assert_close(our_index[:count], index)
+    args = (boxes, torch.rand(40, 4), 0.6, dict(type="nms", iou_threshold=0.3), 100)
+    expected, results = (f(*args, return_inds=True) for f in (multiclass_nms, keep_best))
+    assert_first(results, expected, 100)
+    assert (results[1][len(expected[0]) :] == -1).all()
 
 
 def test_values_of_a_class():
