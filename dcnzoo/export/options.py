@@ -167,8 +167,8 @@ class ExportResult:
         shape: height and width of the input; None if they are dynamic.
         findings: known problems of the file, and what it cannot do.
         agreement: with PyTorch, if ``verify`` was given.
-        int8: of a quantised file on its images, for each runtime and ``PyTorch``: the share of detections
-            that ``agree`` with PyTorch's, and "box AP" and "mask AP" if the images are those of a COCO file.
+        int8: of a quantised file on its images, for each runtime: the share of detections that ``agree`` with
+            PyTorch's; also, if the images are those of a COCO file, "box AP" and "mask AP", and "PyTorch"'s.
     """
 
     files: tuple[Path, ...]
@@ -188,6 +188,7 @@ class ExportResult:
         if self.agreement is not None:
             lines.append(str(self.agreement))
         for runtime, values in self.int8.items():
-            texts = [f"{name} {value:.3f}" for name, value in values.items() if name != "agree"]
-            lines.append(", ".join([f"{runtime}: {values['agree']:.1%} agree with PyTorch", *texts]))
+            texts = [f"{values['agree']:.1%} agree with PyTorch"] if "agree" in values else []
+            texts += [f"{name} {value:.3f}" for name, value in values.items() if name != "agree"]
+            lines.append(f"{runtime}: {', '.join(texts)}")
         return "\n".join(lines)

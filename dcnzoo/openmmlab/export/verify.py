@@ -232,11 +232,11 @@ def measure_int8(
             for one in each(pictures, score_threshold=0.0)
         ]
         confident[name] = [one[one.scores >= detector.score_threshold] for one in results]
-        values[name] = {"agree": agreement(confident["PyTorch"], confident[name])}
+        values[name] = {} if each is detector else {"agree": agreement(confident["PyTorch"], confident[name])}
         if truth is not None:
             ap = metrics.evaluate(truth, results)
             values[name] |= {metric: ap[metric] for metric in ("box AP", "mask AP") if metric in ap}
-    return values
+    return {name: each for name, each in values.items() if each}
 
 
 @torch.no_grad()
