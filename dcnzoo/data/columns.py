@@ -163,13 +163,8 @@ class ColumnsReport(Report):
             annotations += self.columns.entries[start : start + CHUNK]
         return {**self._others, "annotations": annotations}
 
-    @property
-    def images(self) -> list[dict]:
-        return self.columns.images
-
-    @property
-    def categories(self) -> list[dict]:
-        return self.columns.categories
+    def _entries(self, key: str) -> list[dict]:
+        return self._others[key]
 
     def write(self, out: Path) -> None:
         with replacing(out) as partial:
