@@ -16,6 +16,7 @@ from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.cli._terminal import print_columns, print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.files import read_beside, write_text
 from dcnzoo.utils.text import counted, cut
 
 if TYPE_CHECKING:
@@ -292,16 +293,18 @@ def download(
         if only_list:
             print(url, checksum or "")
             continue
-        # records that a deleted archive was unpacked
+        # the names of the files of an unpacked archive, which may have been deleted
         unpacked = out / f".{Path(url).name}.unpacked"
-        if unpacked.exists() and unzip:
+        names = (read_beside(unpacked) or "").splitlines()
+        if unzip and names and all((out / name).is_file() for name in names):
             print(f"{out}: already has {Path(url).name}")
             continue
         archive = fetch(url, out, checksum=checksum)
         print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
         if unzip:
-            print(f"{out}: {counted(unpack(archive, out, force), 'files')}", flush=True)
-            unpacked.touch()
+            names = unpack(archive, out, force)
+            print(f"{out}: {counted(len(names), 'files')}", flush=True)
+            write_text(unpacked, "\n".join(names))
         if delete:
             archive.unlink()
 

@@ -68,12 +68,13 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from mmengine.dist import is_main_process
 
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
-    from dcnzoo.report.report import FILES, write_report
+    from dcnzoo.openmmlab.work_dir import REPORT
+    from dcnzoo.report.report import write_report
     from dcnzoo.zoo.training import train
 
-    outputs = FILES if (report or options["data"]) and not options["dry_run"] else ()
+    outputs = REPORT if (report or options["data"]) and not options["dry_run"] else ()
     again = resume == "auto" or (False if resume is None else resume)
     work_dir = train(model, resume=again, outputs=outputs, **options)
     if outputs and is_main_process():
-        report_file = write_report([work_dir], device="auto", force=options["force"])
+        report_file = write_report([work_dir], device=options["device"], force=options["force"])
         print_pairs([("report", str(report_file)), ("next", next_steps(work_dir))])

@@ -52,10 +52,14 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
     """
     from dcnzoo import zoo
 
-    found = [model for model in zoo.search(words) if model.measured or not measured]
+    found = zoo.search(words)
+    if not found:
+        raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
+    found = [model for model in found if model.measured or not measured]
     models = {model: operators for model in found if (operators := zoo.operators_of(model)) or not dcn}
     if not models:
-        raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
+        options = [name for name, is_set in (("--dcn", dcn), ("--measured", measured)) if is_set]
+        raise UserError(f"{' and '.join(options)}: expected one of these models, found none")
     if as_json:
         print(json.dumps([_known(*each) for each in models.items()], indent=2))
         return

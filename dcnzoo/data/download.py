@@ -72,8 +72,8 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 }
 
 
-def unpack(archive: Path, folder: str | Path, force: bool = False) -> int:
-    """Extract a zip file; return the number of its files. ``zipfile`` keeps all names inside ``folder``.
+def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
+    """Extract a zip file; return the names of its files. ``zipfile`` keeps all names inside ``folder``.
 
     Each file is complete or absent: it is renamed to its name when it is complete.
 
@@ -86,6 +86,7 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> int:
     from dcnzoo.utils.progress import track
 
     folder = Path(folder)
+    names: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -95,7 +96,8 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> int:
             members = [member for member in opened.infolist() if not member.is_dir()]
             for member in track(members, f"unpacking {archive.name}"):
                 extracted = Path(opened.extract(member, partial))
-                target = folder / extracted.relative_to(partial)
+                names.append(str(extracted.relative_to(partial)))
+                target = folder / names[-1]
                 if target.is_file() and not force and zlib.crc32(target.read_bytes()) != member.CRC:
                     raise UserError(
                         f"{target}: expected no file, or that of {archive}; force=True replaces it"
@@ -105,7 +107,7 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> int:
     # the last two: a password, an unknown compression method
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{archive}: expected a zip file to unpack to {folder}: {error}") from error
-    return len(members)
+    return names
 
 
 def prepare(name: str, archive: Path, out: Path) -> None:

@@ -41,7 +41,8 @@ from dcnzoo.utils.text import few, nearest
 # the top-level keys whose values are dictionaries, some also lists or objects
 DICTIONARIES = {key for key, parameter in PARAMETERS.items() if "Dict" in str(parameter.annotation)}
 DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
-CLASS_NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
+OBJECT_CLASSES = ("num_classes", "num_things_classes")
+CLASS_NUMBERS = (*OBJECT_CLASSES, "num_stuff_classes")
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
 # the parts that only these commands use

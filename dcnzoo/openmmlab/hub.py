@@ -86,7 +86,7 @@ def push_model(
         private, revision, token: see ``huggingface_hub.HfApi``.
 
     Returns:
-        The name for :func:`dcnzoo.load`, ``hf://OWNER/NAME``.
+        The name for :func:`dcnzoo.load`, ``hf://OWNER/NAME``, with ``@REVISION`` if it was given.
     """
     from huggingface_hub import HfApi
 
@@ -110,7 +110,7 @@ def push_model(
             delete_patterns=[CONFIG, PROGRAM],  # that of an earlier version
             commit_message=f"Detector, written by dcnzoo {__version__}",
         )
-    return PREFIX + repository
+    return PREFIX + repository + (f"@{revision}" if revision else "")
 
 
 def _program(cfg: Config) -> str:

@@ -66,6 +66,7 @@ def join(cfg: Config) -> None:
                     "variable PORT of the scripts, or MASTER_PORT, selects another one"
                 ) from error
             raise UserError(f"launcher: the processes cannot join: {one_line(error)}") from error
+    _hosts[:] = all_gather_object(socket.gethostname())
 
 
 def from_rank_0(decide: Callable[[], Result]) -> Result:
@@ -118,7 +119,6 @@ def agree_on_config(cfg: Config) -> None:
     versions = {f"version of {name}": version(name) for name in ("torch", "mmengine", "mmdet", "dcnzoo")}
     agree({**versions, **_settings(cfg)})
     owner = Path(cfg.work_dir, OWNER)  # rank 0 has written it
-    _hosts[:] = all_gather_object(socket.gethostname())
     texts = all_gather_object(owner.read_text() if owner.is_file() else None)
     others = sorted({host for host, text in zip(_hosts, texts, strict=True) if text != texts[0]})
     if others and get_rank() == 0:

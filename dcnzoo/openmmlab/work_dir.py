@@ -15,8 +15,9 @@ from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
 
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
+REPORT = ("report.html", "report.json", "report.csv")
 # of a training and its report; logs are in folders that are named after the time
-WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|report\.(html|json)|.+\.py")
+WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|{'|'.join(REPORT)}|.+\.py")
 
 
 def has_checkpoints(work_dir: str | os.PathLike) -> bool:
@@ -89,7 +90,8 @@ class WorkDirHook(Hook):
         if self._replaced is not None:
             set_aside(folder, self._replaced, stays=[Path(runner.log_dir).name])
             print(f"replaced: the files of the training before are now in {self._replaced}")
-            if cfg.get("load_from") and not Path(cfg.load_from).exists():
-                cfg.load_from = str(self._replaced / Path(cfg.load_from).name)
+            weights = cfg.get("load_from") or ""
+            if "://" not in weights and not Path(weights).expanduser().exists():
+                cfg.load_from = str(self._replaced / Path(weights).name)
         with output_files("train", force=self._force) as claim:
             write_text(claim(self._file), self._recipe.text())

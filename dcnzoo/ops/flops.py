@@ -84,7 +84,8 @@ def _deform_conv_transpose(call: Any, output: Sizes) -> int:
     return of_convolution(call.input, output, call.weight, call.offset is not None)
 
 
-def _attention(output: Sizes, call: Any) -> int:
+@_formula("dcnv3", "dcnv4")
+def _deform_attn(call: Any, output: Sizes) -> int:
     """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
     return (PER_SAMPLE + 2) * prod(output) * (prod(call.kernel_size) - bool(call.remove_center))
 
@@ -94,14 +95,9 @@ def _both(output_mask: Sequence[bool]) -> int:
     return output_mask[0] + any(output_mask[1:])
 
 
-@_formula("dcnv3", "dcnv4")
-def _deform_attn(call: Any, output: Sizes) -> int:
-    return _attention(output, call)
-
-
 @_formula("_dcnv3_backward", "_dcnv4_backward")
 def _deform_attn_backward(call: Any, _: object) -> int:
-    return _both(call.output_mask) * _attention(call.grad_output, call)
+    return _both(call.output_mask) * _deform_attn(call, call.grad_output)
 
 
 @_formula("ms_deform_attn")
@@ -115,29 +111,25 @@ def _ms_deform_attn_backward(call: Any, _: object) -> int:
     return _both(call.output_mask) * _ms_deform_attn(call, _)
 
 
-def _pooling(output: Sizes, call: Any) -> int:
+@_formula("deform_roi_pool", "roi_align_rotated")
+def _pooling(call: Any, output: Sizes) -> int:
     """With a sampling_ratio of 0, the number of samples depends on the boxes: at least one per bin."""
     return PER_SAMPLE * prod(output) * max(call.sampling_ratio, 1) ** 2
 
 
-@_formula("deform_roi_pool", "roi_align_rotated")
-def _roi_pooling(call: Any, output: Sizes) -> int:
-    return _pooling(output, call)
-
-
 @_formula("roi_align")
 def _roi_align(call: Any, outputs: Sequence[Sizes]) -> int:
-    return _pooling(outputs[0], call)  # the others are positions of maxima
+    return _pooling(call, outputs[0])  # the others are positions of maxima
 
 
 @_formula("_roi_align_backward", "_roi_align_rotated_backward")
 def _roi_align_backward(call: Any, _: object) -> int:
-    return _pooling(call.grad_output, call)
+    return _pooling(call, call.grad_output)
 
 
 @_formula("_deform_roi_pool_backward")
 def _deform_roi_pool_backward(call: Any, _: object) -> int:
-    return sum(call.output_mask) * _pooling(call.grad_output, call)
+    return sum(call.output_mask) * _pooling(call, call.grad_output)
 
 
 @_formula("nms", "nms_rotated", "box_iou_rotated")

@@ -11,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
+from dcnzoo.openmmlab.work_dir import REPORT
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
@@ -23,8 +24,6 @@ from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
 from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
-
-FILES = ("report.html", "report.json", "report.csv")  # in the work directory
 
 
 @typed
@@ -68,7 +67,7 @@ def write_report(
     work_dirs = [*map(Path, folders)]
     if out == "":
         raise UserError("out: expected a file, got an empty text")
-    out = work_dirs[0] / FILES[0] if out is None else Path(out)
+    out = work_dirs[0] / REPORT[0] if out is None else Path(out)
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     data, history = out.with_suffix(".json"), out.with_suffix(".csv")

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.preparation import check_parts
 from dcnzoo.data.splits import Annotations
-from dcnzoo.openmmlab.config_check import check_config
+from dcnzoo.openmmlab.config_check import OBJECT_CLASSES, check_config
 from dcnzoo.openmmlab.config_paths import portable, text_of
 from dcnzoo.openmmlab.config_tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
@@ -28,7 +28,6 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
-CLASS_NUMBERS = ("num_classes", "num_things_classes")
 # settings of a pretrained backbone that freeze layers → values that do not
 FROZEN = {"frozen_stages": -1, "norm_eval": False}
 # values that disable the arguments of a data set that CocoDataset does not have
@@ -210,7 +209,7 @@ def _number_of_classes(config: Config, model: str) -> int:
     """Return the value of ``num_classes`` that is the number of classes in the training data."""
     _, dataset = _dataset(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
-    numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in CLASS_NUMBERS}
+    numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in OBJECT_CLASSES}
     values = sorted(number for number in numbers if isinstance(number, int))
     expected = values[0] if len(values) == 1 else len(known)
     if expected not in values:
@@ -223,7 +222,7 @@ def _number_of_classes(config: Config, model: str) -> int:
 
 
 def _set_number_of_classes(node: dict, before: int, after: int) -> None:
-    node.update({key: after for key in CLASS_NUMBERS if node.get(key) == before})
+    node.update({key: after for key in OBJECT_CLASSES if node.get(key) == before})
     weight = node.get("class_weight")
     if isinstance(weight, list | tuple) and len(weight) == before + 1:
         node["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmengine.dist import is_main_process
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.config_tree import LOADERS, datasets
+from dcnzoo.openmmlab.config_tree import LOADERS, datasets, dicts
 from dcnzoo.openmmlab.device import require_device
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
 from dcnzoo.openmmlab.recipe import TEST, TRAINING, Recipe
@@ -69,7 +70,9 @@ def test(
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = Recipe.read(source.config, cfg_options, TEST)
-        return execute.test(recipe, of_test, None if exported else weights, claim)
+        if exported:
+            return execute.test(recipe, replace(of_test, exported=weights), None, claim)
+        return execute.test(recipe, of_test, weights, claim)
 
 
 @typed
@@ -151,8 +154,7 @@ def use_data(
         UserError: the annotations are missing or empty, or the test set is not a single data set.
     """
     if root is not None:
-        for dataset in (d for loader in LOADERS if cfg.get(loader) for d in datasets(cfg[loader].dataset)):
-            dataset.data_root = f"{os.fspath(root).rstrip('/')}/"
+        _set_root(cfg, os.path.join(os.path.expanduser(root), ""))
     tested = list(datasets(cfg.test_dataloader.dataset))
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
@@ -179,6 +181,18 @@ def use_data(
         evaluator.ann_file = str(annotations.resolve())
     tested[0].ann_file = str(annotations.resolve())
     return len(content["images"])
+
+
+def _set_root(cfg: Config, root: str) -> None:
+    """Set the folder of the data sets, also in the paths of the evaluators."""
+    for loader in filter(cfg.get, LOADERS):
+        evaluators = [*dicts(cfg.get(loader.replace("dataloader", "evaluator")))]
+        for dataset in datasets(cfg[loader].dataset):
+            before = os.path.join(dataset.get("data_root") or root, "")
+            dataset.data_root = root
+            for _, node in evaluators:
+                paths = {key: str(value) for key, value in node.items() if str(value).startswith(before)}
+                node.update({key: root + path.removeprefix(before) for key, path in paths.items()})
 
 
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:

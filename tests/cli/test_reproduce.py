@@ -79,7 +79,7 @@ data = dict(
 train_dataloader = dict(batch_size=2, dataset=data)
 val_dataloader = dict(dataset=data)
 test_dataloader = dict(batch_size=2, dataset=data)
-val_evaluator = dict(ann_file=annotations)
+val_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
 test_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
 optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.5))
 param_scheduler = []

@@ -5,6 +5,7 @@ import pickle
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -15,7 +16,8 @@ from mmengine.device import get_device
 import dcnzoo
 from dcnzoo.openmmlab import execute
 from dcnzoo.openmmlab.device import use_device
-from dcnzoo.openmmlab.work_dir import next_replaced, set_aside
+from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.work_dir import WorkDirHook, next_replaced, set_aside
 from dcnzoo.utils.errors import UserError
 
 from .. import commands
@@ -231,18 +233,52 @@ def test_a_replaced_config_keeps_its_data(tmp_path, with_data):
     (work / "data/own.py").write_text(
         "a = '{{ fileDirname }}/train.json'\nb = '{{ fileDirname }}/../../../images'"
     )
-    for name in ("epoch_1.pth", "other.py", "stays.py"):
+    for name in ("epoch_1.pth", "other.py", "report.csv", "stays.py"):
         (work / name).write_bytes(b"\xff")
     if with_data:
         replaced.mkdir()
         (work / "data").rename(replaced / "data")
     set_aside(work, replaced, ["stays.py"])
     assert (work / "stays.py").exists() and (replaced / "other.py").read_bytes() == b"\xff"
+    assert (replaced / "report.csv").exists()
     config = Config.fromfile(replaced / "cfg.py")
     assert Path(config.a).exists() and Path(config.b.img).samefile(tmp_path / "images")
     assert config.b.img.endswith("/")
     own = Config.fromfile((replaced if with_data else work) / "data/own.py")
     assert Path(own.a).exists() and Path(own.b).samefile(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("work/epoch_1.pth", "work/replaced_1/epoch_1.pth"),
+        ("https://host/epoch_1.pth", "https://host/epoch_1.pth"),
+        ("~/other.pth", "~/other.pth"),
+        (None, None),
+    ],
+)
+def test_a_config_names_its_weights_after_they_were_replaced(tmp_path, monkeypatch, before, after):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    work = Path("work")
+    work.mkdir()
+    for file in (work / "epoch_1.pth", Path("other.pth")):
+        file.touch()
+    Path("own.py").write_text(f"work_dir = 'work'\nload_from = {before!r}\n")
+    hook = WorkDirHook(Recipe(Config.fromfile("own.py")), replaced=next_replaced(work))
+    hook.before_train(SimpleNamespace(log_dir="work/20260101_000000"))
+    written = Config.fromfile(work / "own.py").load_from
+    assert written == (str(tmp_path / after) if str(after).startswith("work") else after)
+
+
+def test_the_report_of_a_training_runs_on_its_device(tmp_path, monkeypatch):
+    devices = []
+    monkeypatch.setattr("dcnzoo.zoo.training.train", lambda model, **options: tmp_path)
+    write_report = "dcnzoo.report.report.write_report"
+    monkeypatch.setattr(write_report, lambda folders, device, force: devices.append(device))
+    for device in ([], ["--device", "cpu"]):
+        commands.run("train", CONFIG, "--report", *device)
+    assert devices == ["auto", "cpu"]
 
 
 def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):

@@ -60,6 +60,9 @@ def test_download_and_unpack(server, tmp_path):
     assert [wanted is None for _, wanted in server.requests] == [True, False, True], "resumed"
     assert "already has val2017.zip" in run("data", "download", *arguments)
     assert len(server.requests) == 3, "not downloaded again, though the archives are gone"
+    (tmp_path / "coco/val2017/1").unlink()
+    assert "already has annotations" in run("data", "download", *arguments)
+    assert (tmp_path / "coco/val2017/1").read_bytes() == IMAGE
 
 
 def test_wrong_checksum(server, tmp_path):
@@ -146,7 +149,7 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
 def unpacked(folder, content, out="out", force=False):
     """Files of the folder after unpacking an archive."""
     (folder / "data.zip").write_bytes(content)
-    assert unpack(folder / "data.zip", folder / out, force) == content.count(b"PK\x01\x02")
+    assert len(unpack(folder / "data.zip", folder / out, force)) == content.count(b"PK\x01\x02")
     return files_in(folder / out)
 
 

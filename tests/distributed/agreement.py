@@ -62,15 +62,19 @@ def check_port(rank: int) -> None:
             raise AssertionError
 
 
-def check(rank: int, folder: Path, port: int) -> None:
-    (folder / str(rank)).mkdir()
-    os.chdir(folder / str(rank))
+def join(rank: int, port: int, cfg: Config) -> None:
     socket.gethostname = lambda: f"machine-{rank}"
     variables = dict(RANK=rank, LOCAL_RANK=0, WORLD_SIZE=RANKS, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ.update({name: str(value) for name, value in variables.items()})
+    ranks.join(cfg)
+
+
+def check(rank: int, folder: Path, port: int) -> None:
+    (folder / str(rank)).mkdir()
+    os.chdir(folder / str(rank))
     settings = dict(model=dict(depth=50, classes=("a", "b"), init="/on/machine/0"), train_dataloader={})
     cfg = Config(dict(settings, launcher="pytorch", work_dir=str(folder / "work")))
-    ranks.join(cfg)
+    join(rank, port, cfg)
 
     # what rank 0 decides and refuses, also if the others would refuse
     assert ranks.from_rank_0(lambda: f"of {rank}") == "of 0"
@@ -130,19 +134,30 @@ def check(rank: int, folder: Path, port: int) -> None:
         ).metrics[0]
         assert metric.collect_device == "cpu" and metric.collect_dir == setting.get("collect_dir")
 
-    # a rank that dies
     barrier()
-    if rank == 1:
+    check_end_of(1, rank)
+    print(f"rank {rank}: all checks passed", flush=True)
+    os._exit(0)
+
+
+def check_end_of(dead: int, rank: int) -> None:
+    if rank == dead:
         os._exit(0)
     try:
         with ranks.faults():
             while True:
                 torch.distributed.all_reduce(torch.ones(1))
     except UserError as error:
-        assert str(error).startswith("rank 1 on machine-1 ended") and "resume=True" in str(error), error
+        assert str(error).startswith(f"rank {dead} on machine-{dead} ended"), error
+        assert "resume=True" in str(error), error
     else:
         raise AssertionError
-    print(f"rank {rank}: all checks passed", flush=True)
+
+
+def check_start(rank: int, port: int) -> None:
+    """A rank ends before all have agreed on the config."""
+    join(rank, port, Config(dict(launcher="pytorch")))
+    check_end_of(0, rank)
     os._exit(0)
 
 
@@ -154,4 +169,5 @@ if __name__ == "__main__":
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start_processes(check_port, (), 1, start_method="fork")
+    start_processes(check_start, (port,), RANKS, start_method="fork")
     start_processes(check, (Path(sys.argv[1]), port), RANKS, start_method="fork")

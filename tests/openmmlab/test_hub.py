@@ -46,7 +46,7 @@ def repository(tmp_path, monkeypatch):
         assert created == [repo_id] == ["owner/name"]
         shutil.copytree(folder_path, snapshot)
         (folder / "refs").mkdir()
-        (folder / "refs/main").write_text(COMMIT)
+        (folder / "refs" / (options["revision"] or "main")).write_text(COMMIT)
 
     monkeypatch.setattr(hub.HfApi, "create_repo", lambda self, name, **options: created.append(name))
     monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
@@ -294,7 +294,7 @@ def test_a_program_is_trusted_only_if_there_are_no_data(repository, package, mon
     weights = dcnzoo.load("mask-rcnn_r14_fpn_8e_shapes", device="cpu").model.state_dict()
     torch.save({"state_dict": weights}, tmp_path / "own.pth")
     detector = dcnzoo.load(own, checkpoint=tmp_path / "own.pth", device="cpu")
-    name = detector.push_to_hub("owner/name")
+    name = detector.push_to_hub("owner/name", revision="branch")
     assert names_in(repository) == ["README.md", "config.py", "model.safetensors"]
     with pytest.raises(UserError, match="trust_config=True"):
         dcnzoo.load(name, device="cpu")

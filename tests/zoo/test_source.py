@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+import dcnzoo
+import dcnzoo.models  # before mmdet, which needs mmcv.ops
 from dcnzoo import zoo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
@@ -122,3 +123,16 @@ def test_weights_are_found_when_they_are_read(capsys):
             resolve(model).read_weights()
     with pytest.raises(UserError, match=r"^trust_config: "):
         resolve(SHAPES, trust_config=True)
+
+
+@pytest.mark.parametrize("name", ["files/m.onnx", "~/files/m.onnx", "https://host/m.onnx"])
+def test_an_exported_file_as_checkpoint(folder, monkeypatch, name):
+    tested = []
+    monkeypatch.setattr("dcnzoo.zoo.source.fetch", lambda url: folder / "files/m.onnx")
+    monkeypatch.setattr(
+        "dcnzoo.openmmlab.execute.test",
+        lambda recipe, options, weights, claim: tested.append((options.exported, weights)),
+    )
+    dcnzoo.test(PLAIN, name)
+    ((file, weights),) = tested
+    assert file.samefile(folder / "files/m.onnx") and weights is None
