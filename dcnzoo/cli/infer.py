@@ -147,6 +147,8 @@ def command(
         _write_rows(str(model), images, shard, out, kind, address, options, batch_size, loading)
         return
     _options.refuse("no --format", "shard", "address")
+    if as_json or as_txt or save_video:
+        _options.refuse("--json, --txt or --save-video", "jpeg")
     from dcnzoo.detect.result_files import ResultFiles
 
     claim = _options.output_files(force, images)
@@ -217,7 +219,8 @@ def _write_files(
     parts = Parts(out / f".unfinished-{hashlib.sha256(command.encode()).hexdigest()[:16]}", "jsonl")
     if any(map(is_video, images)):  # continues only from its start
         parts.remove()
-    missing = parts.missing(images, changed=True)
+    undetected = {*parts.missing(images, changed=True)}
+    missing = [image for image in images if image in undetected or files.lacks(image)]
     if len(missing) < len(images):
         print(
             f"continued: {len(images) - len(missing)} of {counted(len(images), 'images')} have been detected"

@@ -116,7 +116,8 @@ class Parts:
         if not self.rows:
             return
         # a task that a cluster repeats writes the same file
-        name = hashlib.sha256("\n".join(row["path"] for row in self.rows).encode()).hexdigest()[:32]
+        paths = json.dumps([row["path"] for row in self.rows])  # a name need not be UTF-8
+        name = hashlib.sha256(paths.encode()).hexdigest()[:32]
         file = self.folder / f"part-{name}.{self.kind}"
         if self.kind == "jsonl":
             write_text(file, "".join(f"{json.dumps(row)}\n" for row in self.rows))

@@ -14,6 +14,7 @@ from dcnzoo.detect.video import VideoFile
 from dcnzoo.utils.files import Claim, is_video
 from dcnzoo.utils.text import counted
 
+DRAWN = {".png": "PNG", ".jpg": "JPEG"}
 _LONGEST = 240  # bytes of the name of an output file without ending: systems allow 255
 
 
@@ -42,17 +43,20 @@ class ResultFiles:
         self.counts: Counter[str] = Counter()
         self.images = self.errors = 0
 
+    def lacks(self, image: str) -> bool:
+        """Whether the drawn picture of an image does not exist."""
+        return self._ending in DRAWN and not self._path(image).exists()
+
     def draw(self, result: Detections) -> None:
         """Write the picture of a result."""
-        drawn = self._ending in (".png", ".jpg")
-        if not (drawn or self._video):
+        if not (self._ending in DRAWN or self._video):
             return
         picture = result.draw()
         if self._video:
             self._video.add(picture)
-        if drawn:
+        if self._ending in DRAWN:
             with self._claim.replacing(self._path(result.path)) as partial:
-                write(picture, partial, {".png": "PNG", ".jpg": "JPEG"}[self._ending])
+                write(picture, partial, DRAWN[self._ending])
 
     def finish(self, rows: Iterable[Mapping], classes: Sequence[str]) -> str:
         """Write the files of all rows; return the names of what was written, or an empty text."""

@@ -267,6 +267,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
     (2, ["explain", "a.png", "--at", "3,4", "--box", "1,2,3,4"], {}, "--at: .*--box"),
     (2, ["explain", "a.png", "--out", "x.pdf"], {}, "x.pdf"),
     (2, ["infer", "a.png", "--score-threshold", "2"], {}, "--score-threshold"),
+    (2, ["infer", "a.png", "--jpeg", "--json"], {}, "--jpeg"),
 ]
 
 
