@@ -5,6 +5,7 @@ forward-mode tangents silently.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,43 +119,26 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
 
 
 def reference_gradients(
-    reference: Callable, grad_output: Tensor, arguments: Any, names: Sequence[str]
+    reference: Callable, grad_output: Any, arguments: Any, names: Sequence[str]
 ) -> list[Tensor | None]:
     """The gradients of the arguments with these names, computed by differentiating the reference.
 
     They are deterministic and support forward mode. The gradient of an argument that is None is None.
 
     Args:
+        grad_output: a tensor, or a tuple of them like the reference's result.
         arguments: a named tuple.
     """
     present = [name for name in names if getattr(arguments, name) is not None]
+    if not present:
+        return [None] * len(names)
 
-    def forward(*tensors: Tensor) -> Tensor:
+    def forward(*tensors: Tensor) -> Any:
         return reference(*arguments._replace(**dict(zip(present, tensors, strict=True))))
 
     pull = torch.func.vjp(forward, *(getattr(arguments, name) for name in present))[1]
     gradients = dict(zip(present, pull(grad_output), strict=True))
     return [gradients.get(name) for name in names]
-
-
-def _second_gradients(
-    reference: Callable, grad_output: Tensor, arguments: Any, names: Sequence[str], chosen: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The gradients of ``grad_output`` and of the named arguments, on which the chosen first ones depend.
-
-    Args:
-        chosen: name of a first gradient -> the gradient that arrives for it.
-    """
-    values = {name: getattr(arguments, name) for name in names} | {"grad_output": grad_output}
-    values = {name: value for name, value in values.items() if value is not None}
-
-    def first(*tensors: Tensor) -> tuple[Tensor | None, ...]:
-        changed = dict(zip(values, tensors, strict=True))
-        grad_output = changed.pop("grad_output")
-        return tuple(reference_gradients(reference, grad_output, arguments._replace(**changed), list(chosen)))
-
-    pulled = torch.func.vjp(first, *values.values())[1](tuple(chosen.values()))
-    return dict(zip(values, pulled, strict=True))
 
 
 class _Backward:
@@ -235,11 +219,18 @@ def register_derivatives(
         arguments = backward.named(
             **dict(zip(backward.tensors, ctx.saved_tensors, strict=True)), **ctx.numbers
         )
-        inputs = backward.forward_arguments(arguments)
         needed = zip(differentiable, grads, arguments.output_mask, strict=True)
         chosen = {name: grad for name, grad, is_needed in needed if is_needed}
-        gradients = _second_gradients(reference, arguments.grad_output, inputs, differentiable, chosen)
-        return tuple(gradients.get(name) for name in backward.named._fields)
+
+        def first(*arguments):
+            arguments = backward.named(*arguments)
+            inputs = backward.forward_arguments(arguments)
+            return tuple(reference_gradients(reference, arguments.grad_output, inputs, list(chosen)))
+
+        names = [name for name in backward.tensors if name == "grad_output" or name in differentiable]
+        gradients = reference_gradients(first, tuple(chosen.values()), arguments, names)
+        by_name = dict(zip(names, gradients, strict=True))
+        return tuple(by_name.get(name) for name in backward.named._fields)
 
     register_autograd(name, lambda ctx, inputs, _: save(ctx, inputs, tensors), first_backward, reference)
     register_autograd(
@@ -255,27 +246,26 @@ def _backward_kernel(
 ) -> tuple[Callable, Callable]:
     """Register a first derivative's fake kernel. Return the derivative in plain PyTorch, and its check."""
 
-    def kernel(compute: Callable[[Any, Any], list[Tensor | None]]) -> Callable:
+    def kernel(compute: Callable[[Tensor, Any, list[str]], list[Tensor | None]]) -> Callable:
         def kernel(*arguments):
             arguments = backward.named(*arguments)
             inputs = backward.forward_arguments(arguments)
-            results = [
-                arguments.grad_output.new_empty(0)
-                if gradient is None or not is_needed
-                else gradient.contiguous()
-                for gradient, is_needed in zip(compute(arguments, inputs), arguments.output_mask, strict=True)
-            ]
+            mask = zip(differentiable, arguments.output_mask, strict=True)
+            needed = [name for name, is_needed in mask if is_needed]
+            gradients = dict(zip(needed, compute(arguments.grad_output, inputs, needed), strict=True))
+            results = []
+            for name in differentiable:
+                gradient, tensor = gradients.get(name), getattr(inputs, name)
+                like = arguments.grad_output if tensor is None else tensor
+                results.append(like.new_empty(0) if gradient is None else gradient.contiguous())
             if keeps_format and arguments.output_mask[0]:
                 results[0] = results[0].to(memory_format=memory_format(inputs[0]))
             return tuple(results) if len(results) > 1 else results[0]
 
         return kernel
 
-    def differentiate(arguments, inputs):
-        return reference_gradients(reference, arguments.grad_output, inputs, differentiable)
-
-    def empty(arguments, inputs):
-        tensors = (getattr(inputs, name) for name in differentiable)
+    def empty(grad_output, inputs, names):
+        tensors = [getattr(inputs, name) for name in names]
         return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
 
     def check(*arguments):
@@ -284,4 +274,4 @@ def _backward_kernel(
 
     check_of_forward = _choice.check_of(backward.name.removesuffix("_backward").strip("_"))
     torch.library.register_fake(f"dcnzoo::{backward.name}", kernel(empty))
-    return kernel(differentiate), check
+    return kernel(partial(reference_gradients, reference)), check

@@ -130,7 +130,8 @@ def _is_fused(operator: Operator, call: Any, other: str) -> bool:
 
     if not operators.fits(operator.name, call):
         return False
-    operator.check(*call)  # the sizes are used from here on
+    if _sizes_are_numbers(call):
+        operator.check(*call)  # the sizes are used from here on
     if prefers:
         return True
     # a kernel without measurements is preferred only to plain PyTorch
@@ -192,7 +193,7 @@ def _warn(key: str) -> None:
     problems = _library.problems
     why = problems.get(key.lower(), problems.get("cpu", "dcnzoo has them only for CPU and CUDA"))
     only_plain = [name for name, kernels in table(key).items() if kernels == (REFERENCE,)]
-    rest = ", and the others for float64" if len(only_plain) < len(table(key)) else ""
+    rest = ", and the others in float64 and 3-D" if len(only_plain) < len(table(key)) else ""
     warnings.warn(
         f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs instead, which "
         f"is many times slower: {', '.join(only_plain)}{rest}",

@@ -136,11 +136,12 @@ def _deform_conv_transpose(
     # torch allows output_padding >= stride if dilation is larger. The output then has the size of a longer
     # input's output. So extend the input by pixels that write nothing, because their offset is NaN.
     behind = [0] * (2 * len(stride))
+    output_padding = output_padding[:]
     for axis in range(min(len(stride), len(output_padding), len(dilation))):
         if 1 <= stride[axis] <= output_padding[axis] < dilation[axis]:
             behind[-1 - 2 * axis] = output_padding[axis] // stride[axis]
+            output_padding[axis] %= stride[axis]
     if any(behind):
-        output_padding = [p % s for p, s in zip(output_padding, stride)]  # noqa: B905
         if offset is None:
             values = len(stride) * weight[:1, :1].numel()
             offset = input.new_zeros([input.shape[0], values] + list(input.shape[2:]))  # noqa: RUF005

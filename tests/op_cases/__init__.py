@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dcnzoo.ops._arguments import arguments_of
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -118,10 +120,13 @@ class Operator:
         forward = calls[0][0].name().removeprefix("dcnzoo::")
         for overload, arguments in recorder.calls[1:]:
             if overload.name() == f"dcnzoo::_{forward}_backward":
-                *others, last = (a.detach() if isinstance(a, Tensor) else a for a in arguments)
-                calls.append((overload, (*others, last)))
-                if isinstance(last, list) and len(last) > 1 and last[0] is True:  # the gradients to compute
-                    calls.append((overload, (*others, [i == 1 for i in range(len(last))])))
+                call = arguments_of(overload._schema.name.removeprefix("dcnzoo::"))(
+                    *(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+                )
+                calls.append((overload, tuple(call)))
+                if mask := getattr(call, "output_mask", ()):  # the gradients to compute
+                    call = call._replace(output_mask=[i == 1 for i in range(len(mask))])
+                    calls.append((overload, tuple(call)))
         return calls
 
 

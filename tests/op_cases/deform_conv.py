@@ -56,9 +56,10 @@ def reference(sample: Sample) -> torch.Tensor:
 
 def call_operator(sample: Sample) -> torch.Tensor:
     """The operator, also without offset and mask, where the function calls torch's convolution."""
-    lists = geometry(sample, stride=1, padding=0, dilation=1)
-    numbers = (sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step"))
-    return torch.ops.dcnzoo.deform_conv(*sample.tensors, *lists, *numbers)
+    defaults = {"stride": 1, "padding": 0, "dilation": 1}
+    lists = dict(zip(defaults, geometry(sample, **defaults), strict=True))
+    numbers = {"groups": 1, "im2col_step": None, **sample.kwargs, **lists}
+    return torch.ops.dcnzoo.deform_conv(*sample.tensors, **numbers)
 
 
 def tensors_of(
