@@ -24,13 +24,14 @@ STEPS = {  # {data}: a folder, {work}: a work directory in it
     "train CONFIG": "command train {work}/data/work.py --work-dir {work} --force --batch-size 2",
     "data convert yolo": "command data convert yolo {data}/yolo/data.yaml {work}/yolo.json --force",
     "rank": "rank {data}/coco/annotations/instances_train.json {data}/coco/train",
-    "metric": "metric {data}/coco/annotations/instances_train.json {data}/coco/train",
+    "metric": "metric {data}/coco/annotations/instances_{truth}.json {data}/coco/{truth}",
 }
 METHOD = """\
 CPU seconds / largest memory of a process, one thread, by `python -m benchmarks.data`: pictures of 96 × 64
 pixels with about seven polygons each and 80 classes, in COCO's and YOLO's layout. Imports are included; a
 training stops before its first iteration. *Rank*: growth of a process that opens the training data. *Metric*:
-100 boxes in each picture, of at most 5,000 pictures, without the start."""
+100 boxes in each of at most 5,000 pictures, without the start; above 10,000 pictures, in those
+to validate."""
 
 PROGRAM = """
 import os, resource, sys, time
@@ -141,7 +142,8 @@ def main() -> None:
         data = (args.folder / str(number)).resolve()
         make(data, number)
         for name, tree in trees.items():
-            places = {"data": data, "work": data / name / "work"}
+            truth = "train" if number <= 10_000 else "val"
+            places = {"data": data, "work": data / name / "work", "truth": truth}
             rows.append(
                 [
                     f"{number:,}",
