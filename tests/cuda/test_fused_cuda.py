@@ -6,8 +6,7 @@ import torch.nn.functional as F
 
 from dcnzoo.ops import _choice, deform_conv2d, with_cuda
 
-from ..fused import interpreter
-from ..fused.test_operators import TOLERANCE, samples_of
+from ..fused.test_operators import TOLERANCE, assert_right, on_gpu, samples_of
 from ..op_cases import deform_conv, ramp, results
 from ..ops.test_ops import largest, moved
 
@@ -24,23 +23,10 @@ def fused():
     _choice.use(before)
 
 
-def assert_near(result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(expected)}
-    torch.testing.assert_close(result.cpu().double(), expected, **close)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sample", samples_of("deform_conv2d"), ids=lambda sample: sample.name)
 def test_matches_reference(fused, sample, dtype):
-    sample = sample.to(dtype)
-    exact = sample.to(torch.float64)
-    grad = ramp(deform_conv.reference(exact)).to(dtype)
-    expected = results(deform_conv.reference, exact, grad.double())
-    arguments = (moved(sample), grad.cuda(), "long" in sample.name)
-    ran, actual = interpreter.run_operator("deform_conv2d", *arguments)
-    assert len(ran) == 2
-    for result, reference in zip(actual, expected, strict=True):
-        assert_near(result, reference, dtype)
+    assert_right(on_gpu, "deform_conv2d", sample, dtype, "long" in sample.name)
 
 
 @pytest.mark.parametrize("kernel", ["forward", "grad_weight", "grad_samples"])
@@ -67,7 +53,8 @@ def test_every_configuration_of_the_table(kernel, dtype):
             gradients = fused.grad_samples(problem, grad, True, True, True, config)
             actual = dict(zip(("input", "offset", "mask"), gradients, strict=True))
         for name, result in actual.items():
-            assert_near(result, expected[name], dtype)
+            close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(expected[name])}
+            torch.testing.assert_close(result.cpu().double(), expected[name], **close)
 
 
 def test_tf32_where_it_is_allowed(fused):

@@ -8,8 +8,9 @@ import torch
 from dcnzoo.ops import has_ops, with_cuda
 
 from .. import op_cases
-from ..fused.test_operators import ATTENTIONS, TOLERANCE, is_fused, with_channels
-from ..op_cases import deform_conv, ms_deform_attn, ramp, results
+from ..fused.test_operators import ATTENTIONS, TOLERANCE, assert_right, on_gpu, samples_of, with_channels
+from ..fused.test_operators import NAMES as FUSED
+from ..op_cases import deform_conv, ms_deform_attn, results
 from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
     every_op,
     largest,
@@ -25,9 +26,7 @@ if not (torch.cuda.is_available() and has_ops()) or with_cuda():
     pytest.skip("no GPU, or with the compiled library", allow_module_level=True)
 pytest.importorskip("triton")
 from dcnzoo.ops import _choice
-from dcnzoo.ops.fused import operators
 
-FUSED = ("deform_conv1d", "deform_conv2d", *ATTENTIONS, "roi_align", "deform_roi_pool")
 OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
 
 
@@ -42,40 +41,25 @@ def no_kernel_failed():
     assert not _choice._failed
 
 
-def assert_right(name: str, sample, dtype: torch.dtype, monkeypatch) -> None:
-    """The operator and its backward run in Triton, and their results are the reference's."""
-    op, sample = OPERATORS[name], sample.to(dtype)
-    exact = sample.to(torch.float64)
-    grad = ramp(op.reference(exact)).to(dtype)
-    expected = results(op.reference, exact, grad.double())
-    ran, run = [], operators.run
-    monkeypatch.setattr(operators, "run", lambda name, a: ran.append(name) or run(name, a))
-    actual = results(op.call, moved(sample), grad.cuda())
-    assert len(ran) == 2
-    for result, reference in zip(actual, expected, strict=True):
-        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * largest(reference)}
-        torch.testing.assert_close(result.cpu().double(), reference, **close)
-
-
 CASES = [
     pytest.param(name, sample, dtype, id=f"{name}-{sample.name}-{str(dtype).removeprefix('torch.')}")
     for dtype in TOLERANCE
     for name in FUSED
-    for i, sample in enumerate(s for s in OPERATORS[name].samples() if is_fused(s))
+    for i, sample in enumerate(samples_of(name))
     if dtype == torch.float32 or i < 3
 ]
 
 
 @pytest.mark.parametrize(("name", "sample", "dtype"), CASES)
-def test_triton_matches_reference(name, sample, dtype, monkeypatch):
-    assert_right(name, sample, dtype, monkeypatch)
+def test_triton_matches_reference(name, sample, dtype):
+    assert_right(on_gpu, name, sample, dtype)
 
 
 @pytest.mark.parametrize("channels", [8, 24, 32, 36, 64, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_channels_per_group(name, dtype, channels, monkeypatch):
-    assert_right(name, with_channels(name, channels), dtype, monkeypatch)
+def test_channels_per_group(name, dtype, channels):
+    assert_right(on_gpu, name, with_channels(name, channels), dtype)
 
 
 def test_nms():

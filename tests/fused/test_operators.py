@@ -10,7 +10,7 @@ import torch
 from .. import op_cases
 from ..op_cases import Sample, dcnv3, dcnv4, deform_conv, ms_deform_attn, ramp, results
 from ..ops import test_not_finite as not_finite
-from ..ops.test_ops import largest
+from ..ops.test_ops import largest, moved
 from . import interpreter
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -72,6 +72,14 @@ def with_channels(name: str, channels: int) -> Sample:
         return ms_deform_attn.make(f"{channels} channels", batch=1, channels=channels)
     sample = dcnv3.make(f"{channels} channels", batch=1, size=(3, 4), group_channels=channels)
     return dcnv4.packed(sample) if name == "dcnv4" else sample
+
+
+def on_gpu(
+    function, name: str, sample: Sample, grad: torch.Tensor, *options
+) -> tuple[list, list[torch.Tensor]]:
+    """In place of the fixture ``interpret``, for tests/cuda."""
+    ran, values = function(name, moved(sample), grad.cuda(), *options)
+    return ran, [value.cpu() for value in values]
 
 
 def assert_right(
