@@ -55,11 +55,12 @@ class Session:
             raise ValueError(f"precision: expected float32 or bf16, got {precision!r}")
         if precision != "float32" and backend != "openvino":
             raise ValueError(f"precision: expected float32 with {backend}, got bf16, which needs openvino")
-        if not Path(path).is_file():
-            raise FileNotFoundError(2, "No such file", str(path))
+        path = os.path.expanduser(path)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(2, "No such file", path)
         if not edited:
             require_intact(path)
-        self.path, self.backend, self.precision = str(path), backend, precision
+        self.path, self.backend, self.precision = path, backend, precision
         device = _best_device(backend) if device == "auto" else device
         try:
             runtime = import_module(f"dcnzoo.detect.backends.{backend}")

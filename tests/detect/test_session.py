@@ -197,23 +197,23 @@ def test_masks_of_the_input_are_not_computed_beside_those_of_boxes(backend, tmp_
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_files_that_are_no_detector(backend, folder, tmp_path):
+def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
     pytest.importorskip(backend)
     model = onnx.load(folder / "static.onnx")
     model.graph.output.pop(0)
     raw = model.SerializeToString()
     del model.metadata_props[:]
     model.metadata_props.add(key="author", value="somebody")
-    path = tmp_path / "x.onnx"
+    monkeypatch.setenv("HOME", str(tmp_path))
     for content, named in (
         (b"no model", r"x\.onnx: "),
         (b"", r"x\.onnx: "),
         (raw, "outputs.*labels, masks"),
         (model.SerializeToString(), r"x\.onnx: .*'author'"),
     ):
-        path.write_bytes(content)
+        (tmp_path / "x.onnx").write_bytes(content)
         with pytest.raises(ValueError, match=named):
-            Detector(path, backend)
+            Detector("~/x.onnx", backend)
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         Detector(tmp_path / "none.onnx", backend)
 
