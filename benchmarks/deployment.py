@@ -360,7 +360,7 @@ begin = time.process_time()
 def step():
     global begin
     begin, before = time.process_time(), begin
-    print(f"{begin - before:.1f}", end=" ")
+    print(f"{begin - before:.2f}", end=" ")
 import numpy, dcnzoo, dcnzoo.models
 step()
 detector = dcnzoo.load(model, checkpoint=checkpoint or None, device="cpu")
