@@ -345,11 +345,15 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
 
 
 def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:
-    """Find the folder of a COCO file's images by their names: the file's, the one above, or one in these."""
-    first = str(names[0]) if names else ""
+    """Find the folder of a COCO file's images by their names: the file's, the one above, or one in these.
+
+    Of two folders with these names, the one is taken whose name is in the file's: val for val.json.
+    """
     for root in (annotations.parent, annotations.parent.parent):
-        for folder in (root, *sorted(filter(Path.is_dir, root.iterdir()))):
-            if (folder / first).is_file():
+        folders = sorted(filter(Path.is_dir, root.iterdir()), key=lambda path: path.name)
+        folders.sort(key=lambda path: path.name not in annotations.stem)
+        for folder in (root, *folders):
+            if names and all((folder / str(name)).is_file() for name in (names[0], names[-1])):
                 return folder
     return None
 

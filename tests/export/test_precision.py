@@ -260,6 +260,19 @@ def test_calibration_files(tmp_path):
         assert len(calibration_files(data, 99)) == 10
 
 
+def test_calibration_files_of_equal_names(tmp_path):
+    """The file of the validation set found the pictures of the training set, or missed some."""
+    for number in range(3):
+        for split in ("train", "val")[number == 2 :]:  # 2.png is in val only
+            (tmp_path / split).mkdir(exist_ok=True)
+            (tmp_path / split / f"{number}.png").touch()
+    for split, count in (("train", 2), ("val", 2), ("val", 3), ("other", 3)):
+        annotations = tmp_path / f"{split}_objects.json"
+        annotations.write_text(json.dumps({"images": [{"file_name": f"{n}.png"} for n in range(count)]}))
+        expected = tmp_path / ("train" if split == "train" else "val")
+        assert calibration_files(annotations, 9) == [expected / f"{n}.png" for n in range(count)]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"images": []}', '{"images": [{"file_name": "away.jpg"}]}'])
 def test_no_calibration_files(tmp_path, content):
     (tmp_path / "data").mkdir()
