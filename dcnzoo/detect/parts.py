@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,8 @@ from dcnzoo.detect.detector import Results
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import is_video, replacing, write_text
 
-ROWS = 256  # of a part
+ROWS = 256  # of a part, or those of a minute
+SECONDS = 60
 WAITING = 4  # results in memory that are not written yet
 RECORD = "results.json"  # in the folder: the model and the settings of all rows
 _START = '{"path": '
@@ -46,7 +48,7 @@ class Parts:
     ) -> None:
         self.folder, self.kind = Path(folder), kind
         self.rows: list[dict] = []
-        self.written = 0
+        self._flushed = time.monotonic()
         if kind == "parquet":
             import pyarrow.parquet  # noqa: F401  before the work
         if settings is None:
@@ -108,7 +110,7 @@ class Parts:
     def add(self, row: dict) -> None:
         """Add the row of a picture; write a part if there are enough."""
         self.rows.append(row)
-        if len(self.rows) >= ROWS:
+        if len(self.rows) >= ROWS or time.monotonic() - self._flushed >= SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -127,7 +129,7 @@ class Parts:
 
             with replacing(file) as partial:
                 pa.parquet.write_table(pa.Table.from_pylist(self.rows, schema()), partial)
-        self.written += len(self.rows)
+        self._flushed = time.monotonic()
         self.rows = []
 
 

@@ -119,6 +119,12 @@ def test_other_settings_and_other_folders_are_refused(tmp_path):
     assert (tmp_path / "results.json").read_text() == "[1, 2]"
 
 
+def test_a_slow_detector_writes_a_part_every_minute(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcnzoo.detect.parts.SECONDS", 0)
+    detect(tmp_path / "out", make_pictures(tmp_path / "pictures", 3))
+    assert len([*(tmp_path / "out").glob("part-*")]) == 3
+
+
 def test_a_full_disk_leaves_complete_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("dcnzoo.detect.parts.ROWS", 4)
     pictures = make_pictures(tmp_path / "pictures", 20)
