@@ -31,9 +31,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     target = Path(path)
-    # short, since the name may have the maximum length; threads may write the same file
-    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
-    partial = target.with_name(f".{digest}.{os.getpid()}.{threading.get_ident()}.partial")
+    # threads may write the same file
+    partial = target.with_name(f"{partial_start(target)}{os.getpid()}.{threading.get_ident()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -46,6 +45,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # its folder may be missing
             partial.unlink()
+
+
+def partial_start(target: Path) -> str:
+    """Return the first 18 letters of the temporary names of a file; its own may have the maximum length."""
+    return f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}."
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

@@ -14,6 +14,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.parts import Parts, rows, write_results
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import partial_start
 
 from ..processes import python
 
@@ -194,6 +195,7 @@ def test_killed_and_repeated(tmp_path, options):
         before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.*g")}
         infer("out", 99, drawn="/27.png", status=9)
         (tmp_path / "out/1.jpg").unlink()
+        (tmp_path / "out" / f"{partial_start(Path('2.jpg'))}1.2.partial").write_bytes(b"half")
         assert sum(file.exists() and file.stat().st_mtime_ns == before[file] for file in before) >= 3
     infer("out", 7, status=9)
     output = infer("out", 99).stdout
