@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .deform_conv import from_channels_last, to_channels_last
-from .kernels import corner, index_of, spread
+from .kernels import index_of
 from .launch import cdiv, launch
 
 BLOCK_M, BLOCK_C = 8, 64
@@ -113,6 +113,13 @@ def region_of(
     )  # fmt: skip
 
 
+# not corner and spread of kernels.py: with them, the backward spills registers on sm_100
+@triton.jit
+def pixel_of(input, pixel, channels, c, read):
+    read = read[:, None] & (c < channels)[None, :]
+    return tl.load(input + (pixel * channels)[:, None] + c[None, :], mask=read, other=0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     input,  # [N, H, W, C]
@@ -128,7 +135,6 @@ def forward_kernel(
         ALIGNED, MOVED, USE_INT64, BLOCK_M,
     )  # fmt: skip
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    is_c = c < channels
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     columns = samples_of(x_bins)
     for iy in range(samples_of(y_bins)):
@@ -137,17 +143,23 @@ def forward_kernel(
             column, lx, on_x, two_x = sample_of(x_bins, ix, width)
             pixel = first + row * width + column
             on_map = on_y & on_x
-            below, right, both = on_map & two_y, on_map & two_x, on_map & two_y & two_x
-            hy, hx = 1 - ly, 1 - lx
-            value = corner(input, pixel, 0, channels, c, on_map, is_c, False) * (hy * hx)[:, None]
-            value += corner(input, pixel, 1, channels, c, right, is_c, False) * (hy * lx)[:, None]
-            value += corner(input, pixel, width, channels, c, below, is_c, False) * (ly * hx)[:, None]
-            value += corner(input, pixel, width + 1, channels, c, both, is_c, False) * (ly * lx)[:, None]
+            value = pixel_of(input, pixel, channels, c, on_map) * ((1 - ly) * (1 - lx))[:, None]
+            value += pixel_of(input, pixel + 1, channels, c, on_map & two_x) * ((1 - ly) * lx)[:, None]
+            value += pixel_of(input, pixel + width, channels, c, on_map & two_y) * (ly * (1 - lx))[:, None]
+            both = on_map & two_y & two_x
+            value += pixel_of(input, pixel + width + 1, channels, c, both) * (ly * lx)[:, None]
             total += value
     places = (roi * channels + c) * (output_h * output_w)
-    written = exists[:, None] & is_c[None, :]
+    written = exists[:, None] & (c < channels)[None, :]
     average = total / count[:, None]
     tl.store(output + places[None, :] + m[:, None], average.to(output.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def spread(grad_input, pixel, channels, c, share, read):
+    read = read[:, None] & (c < channels)[None, :]
+    # atomic: RoIs overlap, and so do the samples of neighbouring bins
+    tl.atomic_add(grad_input + (pixel * channels)[:, None] + c[None, :], share, mask=read, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -171,8 +183,7 @@ def backward_kernel(
     columns = samples_of(x_bins)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        is_c = c < channels
-        read = exists[:, None] & is_c[None, :]
+        read = exists[:, None] & (c < channels)[None, :]
         places = (roi * channels + c)[None, :] * bins + m[:, None]
         gradient = tl.load(grad_output + places, mask=read, other=0.0).to(tl.float32)
         average = gradient / count[:, None]
@@ -188,16 +199,16 @@ def backward_kernel(
                 on_map = on_y & on_x
                 right, below, both = on_map & two_x, on_map & two_y, on_map & two_x & two_y
                 if WANT_INPUT:
-                    hy, hx = 1 - ly, 1 - lx
-                    spread(grad_input, pixel, 0, channels, c, on_map, is_c, hy * hx, average, False)
-                    spread(grad_input, pixel, 1, channels, c, right, is_c, hy * lx, average, False)
-                    spread(grad_input, pixel, width, channels, c, below, is_c, ly * hx, average, False)
-                    spread(grad_input, pixel, width + 1, channels, c, both, is_c, ly * lx, average, False)
+                    share = average * ((1 - ly) * (1 - lx))[:, None]
+                    spread(grad_input, pixel, channels, c, share, on_map)
+                    spread(grad_input, pixel + 1, channels, c, average * ((1 - ly) * lx)[:, None], right)
+                    spread(grad_input, pixel + width, channels, c, average * (ly * (1 - lx))[:, None], below)
+                    spread(grad_input, pixel + width + 1, channels, c, average * (ly * lx)[:, None], both)
                 if WANT_OFFSET:
-                    v00 = corner(input, pixel, 0, channels, c, on_map, is_c, False)
-                    v01 = corner(input, pixel, 1, channels, c, right, is_c, False)
-                    v10 = corner(input, pixel, width, channels, c, below, is_c, False)
-                    v11 = corner(input, pixel, width + 1, channels, c, both, is_c, False)
+                    v00 = pixel_of(input, pixel, channels, c, on_map)
+                    v01 = pixel_of(input, pixel + 1, channels, c, right)
+                    v10 = pixel_of(input, pixel + width, channels, c, below)
+                    v11 = pixel_of(input, pixel + width + 1, channels, c, both)
                     along = (v01 - v00) * (1 - ly)[:, None]
                     along = tl.where(both[:, None], along + (v11 - v10) * ly[:, None], along)
                     slope_x += tl.where(right[:, None], along, 0.0)
