@@ -216,7 +216,7 @@ class Fixed(BaseDetector):
 
 @pytest.mark.parametrize("endings", [("onnx",), ("xml", "bin")])
 @pytest.mark.parametrize("is_coco", [True, False])
-def test_loss_of_int8(is_coco, endings, tmp_path, monkeypatch):
+def test_loss_of_int8(is_coco, endings, tmp_path, monkeypatch, capsys):
     pytest.importorskip("openvino")
     images, objects = [], []
     for number, level in ((7, 50), (3, 200), (5, 60)):
@@ -239,6 +239,7 @@ def test_loss_of_int8(is_coco, endings, tmp_path, monkeypatch):
     assert opened == (["onnxruntime", "openvino"] if endings == ("onnx",) else ["openvino"])
     ap = {"box AP": pytest.approx(1)} if is_coco else {}
     assert values["openvino"] == {"agree": 1, **ap} and values.get("PyTorch", {}) == ap
+    assert capsys.readouterr().out == ""
     assert "openvino: 100.0% agree with PyTorch" in str(ExportResult((), None, int8=values))
     if endings == ("onnx",):
         assert values["onnxruntime"]["agree"] == 0.5

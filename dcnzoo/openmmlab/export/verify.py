@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -219,7 +220,8 @@ def measure_int8(
         pictures, content = list(chosen.values()), truth.dataset
         content["images"] = [truth.imgs[number] for number in chosen]
         content["annotations"] = [each for each in content["annotations"] if each["image_id"] in chosen]
-        truth.createIndex()
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            truth.createIndex()
     runtimes = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
     if result.files[0].suffix == ".xml":
         runtimes = ["openvino"]
