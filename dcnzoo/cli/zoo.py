@@ -52,11 +52,14 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
     """
     from dcnzoo import zoo
 
-    found = zoo.search(words)
-    if not found:
+    named = zoo.search(words)
+    if not named:
         raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
-    found = [model for model in found if model.measured or not measured]
-    models = {model: operators for model in found if (operators := zoo.operators_of(model)) or not dcn}
+    models = {
+        model: operators
+        for model in named
+        if (model.measured or not measured) and ((operators := zoo.operators_of(model)) or not dcn)
+    }
     if not models:
         options = [name for name, is_set in (("--dcn", dcn), ("--measured", measured)) if is_set]
         raise UserError(f"{' and '.join(options)}: expected one of these models, found none")

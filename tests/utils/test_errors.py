@@ -43,4 +43,4 @@ def test_an_error_in_dcnzoo_says_that_it_is_one(monkeypatch):
             wrong()
         assert "in dcnzoo" not in describe(caught.value)
     monkeypatch.setattr("dcnzoo.zoo.search", None)
-    assert "in dcnzoo" in error_of("zoo", "search", "mask")
+    assert "in dcnzoo" in error_of("zoo", "list", "mask")
