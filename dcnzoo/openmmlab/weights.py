@@ -271,7 +271,7 @@ def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: 
         if patterns_of(type(getattr(model, part, None))):
             options.append(f"model.{part}.dcn={'False' if not versions else max(versions)}")
     counts = f"the checkpoint has {len(in_file)} deformable layers, the model {len(in_model)}"
-    return f"{counts}: set {' '.join(options)}" if options else ""
+    return f"{counts}: set {' '.join(options)} in the config" if options else ""
 
 
 def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:

@@ -140,7 +140,7 @@ def _deform_conv_transpose(
     for axis in range(min(len(stride), len(output_padding), len(dilation))):
         if 1 <= stride[axis] <= output_padding[axis] < dilation[axis]:
             behind[-1 - 2 * axis] = output_padding[axis] // stride[axis]
-            output_padding[axis] %= stride[axis]
+            output_padding[axis] = output_padding[axis] % stride[axis]  # TorchScript has no %= for a list
     if any(behind):
         if offset is None:
             values = len(stride) * weight[:1, :1].numel()

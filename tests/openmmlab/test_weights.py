@@ -231,7 +231,7 @@ def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, trained, oth
         return demo.build(cfg)
 
     path = save(tmp_path / "x.pth", state_dict=detector(backbone=trained).state_dict())
-    expected = rf"--cfg-options model\.backbone\.dcn={hint} model\.neck\.dcn=False; allow"
+    expected = rf": set model\.backbone\.dcn={hint} model\.neck\.dcn=False in the config; allow"
     with pytest.raises(CheckpointError, match=expected):
         load_weights(detector(backbone=other, neck="v2"), path)
 
