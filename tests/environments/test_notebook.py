@@ -18,7 +18,7 @@ if "NOTEBOOK" not in os.environ:
 import nbformat
 from nbclient import NotebookClient
 
-OUTSIDE = f"import dcnzoo\nassert not dcnzoo.__file__.startswith({str(ROOT)!r}), dcnzoo.__file__"
+OUTSIDE = f"import dcnzoo\nassert not dcnzoo.__file__.startswith({str(ROOT / 'dcnzoo')!r}), dcnzoo.__file__"
 # the interrupt of the notebook's stop button, after the first epoch
 STOPPED = """
 import os, pathlib, signal, threading, time
