@@ -42,6 +42,7 @@ def test_the_tutorial(tmp_path, monkeypatch):
     # the kernel's programs are those of this environment
     monkeypatch.setenv("PATH", f"{Path(os.environ['NOTEBOOK'])}:{os.environ['PATH']}")
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in the stored output, which names the threads
     notebook = nbformat.read(ROOT / "docs/tutorial.ipynb", as_version=4)
     text = "".join(run([cell for cell in notebook.cells if cell.cell_type == "code"], tmp_path))
     stored = json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))
