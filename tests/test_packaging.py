@@ -311,7 +311,7 @@ CUDA_13_0 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120
 @pytest.fixture(scope="module")
 def setup_py():
     """The functions of setup.py."""
-    # a build keeps the folder open for its lock, and waits for another one's
+    # a build opens the folder to lock it, and waits while another build has the lock
     no_lock = mock.patch("fcntl.flock", lambda file, _: os.close(file))
     with mock.patch("setuptools.setup"), no_lock:
         return runpy.run_path(str(ROOT / "setup.py"))

@@ -33,9 +33,9 @@ def main() -> None:
         with suppress(UserError, FileNotFoundError):  # packages that are not installed, missing bases
             cfg = recipe.read_config_file(path)
             number += 1
-            for place in config_tree.places(cfg):
-                if config_rules.reads_settings(place):
-                    keys |= place.node.keys()
+            for node in config_tree.nodes(cfg):
+                if config_rules.reads_settings(node):
+                    keys |= node.content.keys()
     rows = textwrap.wrap(" ".join(sorted(keys)), 115)
     table = {"date": str(datetime.date.today()), "mmdet": mmdet.__version__, "configs": number, "keys": rows}
     (ROOT / "dcnzoo/openmmlab/known_keys.json").write_text(json.dumps(table, indent=0) + "\n")

@@ -122,7 +122,7 @@ def with_flags(text: str) -> str:
             return match[0]
         return flags[name] if value in ("True", "…") else f"{flags[name]} {value}"
 
-    name, colon, rest = re.sub(r"\b(\w+)=('?)(\w+|…)\2", flag, text).partition(": ")
+    name, colon, rest = re.sub(r"(?<![\w./\\-])(\w+)=('?)(?!None\b)(\w+|…)\2", flag, text).partition(": ")
     return flags.get(name, name) + colon + rest
 
 

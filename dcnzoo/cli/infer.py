@@ -217,7 +217,7 @@ def _write_files(
     given = {**context.params, "images": context.meta[NAMES], "force": None, "verbose": None}
     command = json.dumps([detector.checksum(), os.getcwd(), given], default=str)
     parts = Parts(out / f".unfinished-{hashlib.sha256(command.encode()).hexdigest()[:16]}", "jsonl")
-    if any(map(is_video, images)):  # continues only from its start
+    if context.params["save_video"] or any(map(is_video, images)):  # videos are written from their start
         parts.remove()
     undetected = {*parts.missing(images, changed=True)}
     missing = [image for image in images if image in undetected or files.lacks(image)]
@@ -225,7 +225,7 @@ def _write_files(
         print(
             f"continued: {len(images) - len(missing)} of {counted(len(images), 'images')} have been detected"
         )
-    if len(images) == len(missing) == 1:  # its error is the command's
+    if len(images) == len(missing) == 1:  # an error of the only image ends the command
         result = detector(images[0], **options)
         results = result if isinstance(result, Results) else Results(iter([result]), [])
     else:
@@ -254,7 +254,7 @@ def _write_files(
     finish()
     parts.remove()
     if files.images > SEVERAL:
-        print(f"{counted(files.images, 'images')}: {_counts(files.counts.elements())}")
+        print(f"{counted(files.images, 'images')}: {_counts(files.counts)}")
     if files.errors or results.skipped:
         sys.exit(1)
 

@@ -73,7 +73,7 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
             rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), source)])
     print_columns(rows)
-    print(f"{counted(len(models), 'models')}", file=sys.stderr)
+    print(counted(len(models), "models"), file=sys.stderr)
 
 
 @command.command

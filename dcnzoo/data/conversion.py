@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as coco_mask
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import replacing, write_bytes
+from dcnzoo.utils.files import write_bytes, writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
@@ -435,20 +435,21 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 def write_json(content: dict, out: str | Path) -> None:
     """Write a JSON file atomically; long lists in parts, which shows progress and takes little memory."""
-    with replacing(out) as partial, open(partial, "w", encoding="utf-8") as file:
-        before = "{"
-        for key, value in content.items():
-            file.write(f"{before}{json.dumps(key)}: ")
-            before = ", "
+    with writing(out) as file:
+
+        def write(text: str) -> None:
+            file.write(text.encode())
+
+        write("{")
+        for number, (key, value) in enumerate(content.items()):
+            write(f"{', ' if number else ''}{json.dumps(key)}: ")
             if not isinstance(value, list) or len(value) <= PART:
-                file.write(json.dumps(value))
+                write(json.dumps(value))
                 continue
             for start in track(range(0, len(value), PART), f"writing {Path(out).name}"):
-                file.write(f"{', ' if start else '['}{json.dumps(value[start : start + PART])[1:-1]}")
-            file.write("]")
-        file.write("}\n")
-        file.flush()
-        os.fsync(file.fileno())
+                write(f"{', ' if start else '['}{json.dumps(value[start : start + PART])[1:-1]}")
+            write("]")
+        write("}\n")
 
 
 def finite(text: str, field: str, line: int | None = None) -> float:

@@ -19,7 +19,7 @@ from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
-_HINTS = {  # of a remedy
+_HINTS = {  # what was done about a problem → how to ask for it
     "clipped": "clip=True cuts objects off at the border",
     "dropped": "skip_invalid=True leaves out what is invalid",
     "recomputed": "dcnzoo data check --fix computes boxes from masks",
@@ -126,9 +126,10 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
             crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(split, f"expected objects, got {got}", "objects"))
+    real = {split: [*map(os.path.realpath, each.pictures)] for split, each in splits.items()}
     for (split, annotations), (other, others) in itertools.combinations(splits.items(), 2):
-        own = {os.path.realpath(picture) for picture in annotations.pictures}
-        text, shared = "also in", [each for each in others.pictures if os.path.realpath(each) in own]
+        own, pairs = {*real[split]}, zip(others.pictures, real[other], strict=True)
+        text, shared = "also in", [picture for picture, path in pairs if path in own]
         if not shared:
             text, shared = "copies of ones of", [*copies_of(others.pictures, annotations.pictures)]
         if shared:
@@ -138,7 +139,7 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
 
 
 def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
-    """Return those pictures whose content is that of another one, and that one."""
+    """Return the pictures that are copies of others, each with the picture that it copies."""
     sizes: dict[int, list[Path]] = defaultdict(list)
     for other in track(others, "comparing pictures"):
         sizes[other.stat().st_size].append(other)

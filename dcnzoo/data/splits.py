@@ -107,7 +107,7 @@ class Part:
 def parts_by_split(
     splits: Mapping[Path, str], parse: Callable[[tuple[Path, ...], str, ReadOptions], CocoBuilder]
 ) -> list[Part]:
-    """Return a part for the files of each split; ``parse`` gets both."""
+    """Return a part for each split, whose files ``parse`` gets with the split's name."""
     parts = []
     for split in sorted(set(splits.values())):
         files = tuple(file for file in splits if splits[file] == split)
@@ -120,7 +120,7 @@ def parts_by_file(
     names: Mapping[Path, Sequence[str]],
     parse: Callable[[Path, Path, int, ReadOptions], CocoBuilder | Annotations],
 ) -> list[Part]:
-    """Return a part for each file with names of pictures; ``parse`` gets it and their :func:`folder_of`."""
+    """Return a part for each file that names pictures; ``parse`` gets it and their :func:`folder_of`."""
 
     def parse_in(file: Path, folder: tuple[Path, int] | None, options: ReadOptions) -> Any:
         if folder is None:

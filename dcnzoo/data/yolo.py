@@ -122,7 +122,10 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
         builder.sources += files
         return _require_labels(_convert(own, builder), split)
 
-    return parts_by_split(images, parse)
+    parts = parts_by_split(images, parse)
+    for part in parts:
+        part.files = (files[0],)  # not the pictures: they are many
+    return parts
 
 
 def has_boxes(labels: Path) -> bool:

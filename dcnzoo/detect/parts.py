@@ -17,8 +17,8 @@ from dcnzoo.detect.detector import Results
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import is_video, replacing, write_text
 
-ROWS = 256  # of a part, or those of a minute
-SECONDS = 60
+ROWS = 256  # of a part
+SECONDS = 60  # after which a part has fewer rows
 WAITING = 4  # results in memory that are not written yet
 RECORD = "results.json"  # in the folder: the model and the settings of all rows
 _START = '{"path": '
@@ -103,7 +103,7 @@ class Parts:
             self.folder.rmdir()
 
     def _files(self) -> dict[str, Path]:
-        """Return the file of the last row of each picture."""
+        """Return the file with the newest row of each picture."""
         files = sorted(self.folder.glob(f"part-*.{self.kind}"), key=lambda file: file.stat().st_mtime_ns)
         return {path: file for file in files for path in _paths(file)}
 

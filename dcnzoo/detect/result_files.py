@@ -80,7 +80,7 @@ class ResultFiles:
         )
 
     def _write_texts(self, rows: Iterable[Mapping], written: list[Path]) -> Iterator[Mapping]:
-        """Count the rows, and yield those of pictures."""
+        """Count the rows and write their texts; yield the rows of pictures that were read."""
         for row in rows:
             if row.get("error"):
                 self.errors += 1

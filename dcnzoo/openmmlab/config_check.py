@@ -25,11 +25,11 @@ from dcnzoo.openmmlab.config_tree import (
     LOADERS,
     PARAMETERS,
     RUNNER_KEYS,
-    Place,
+    Node,
     class_of,
     data_sets,
     dicts,
-    places,
+    nodes,
     registered,
     variables,
 )
@@ -45,6 +45,7 @@ OBJECT_CLASSES = ("num_classes", "num_things_classes")
 CLASS_NUMBERS = (*OBJECT_CLASSES, "num_stuff_classes")
 # heads whose num_classes counts other classes: object or background, identities, those of a semantic map
 OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
+NORMALIZE = ("Normalize", "mmcv.Normalize", "mmdet.Normalize")
 # the parts that only these commands use
 _TRAINING = {"train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr"}
 _VALIDATION = {"val_dataloader", "val_cfg", "val_evaluator"}
@@ -107,7 +108,7 @@ def find_problems(
     scope = None if "default_scope" in numbers else cfg.get("default_scope")
     unused = _unused(required, runs)
     with DefaultScope.overwrite_default_scope(scope):
-        problems += wrong_settings([*places(cfg)])
+        problems += wrong_settings([*nodes(cfg)], runs)
         problems += wrong_classes(cfg, [key for key in LOADERS if runs and key not in unused])
         if runs or options:
             problems += wrong_top_level_keys(cfg, options)
@@ -131,49 +132,51 @@ def _unused(required: Sequence[str], runs: bool) -> set[str]:
     return unused - {*required}
 
 
-def wrong_settings(nodes: Sequence[Place]) -> Iterator[Finding]:
+def wrong_settings(nodes: Sequence[Node], runs: bool = True) -> Iterator[Finding]:
     """Yield the mistakes inside dictionaries: names of classes, keys and values."""
-    own_model = not all(place.is_published for place in nodes if place.path.startswith("model"))
-    normalises = any(place.path == "model.data_preprocessor" and "mean" in place.node for place in nodes)
-    for place in nodes:
-        if wrong_name := _wrong_name(place):
+    own_model = not all(node.is_published for node in nodes if node.path.startswith("model"))
+    normalises = runs and any(
+        node.path == "model.data_preprocessor" and "mean" in node.content for node in nodes
+    )
+    for node in nodes:
+        if wrong_name := _wrong_name(node):
             yield wrong_name
-        elif not _is_layer(place):
-            yield from _wrong_keys(place, own_model)
-        for key, value in place.node.items():
-            if text := refusal(place, key, value):
-                yield Finding(f"{place.path}.{key}", text)
-        if normalises and "dataloader" in place.path and str(place.node.get("type")).endswith("Normalize"):
-            yield Finding(place.path, "expected no Normalize: model.data_preprocessor normalises too")
+        elif not _is_layer(node):
+            yield from _wrong_keys(node, own_model)
+        for key, value in node.content.items():
+            if text := refusal(node, key, value):
+                yield Finding(f"{node.path}.{key}", text)
+        if normalises and node.registries and node.content.get("type") in NORMALIZE:
+            yield Finding(node.path, "expected no Normalize: model.data_preprocessor normalises too")
 
 
-def _wrong_name(place: Place) -> Finding | None:
+def _wrong_name(node: Node) -> Finding | None:
     """Return a ``type`` that is nearly the name of a registered class."""
-    name = place.node.get("type")
-    if isinstance(name, str) and name[:1].isupper() and class_of(place.node, *place.registries) is None:
-        known = {key for each in place.registries for key in registered(getattr(registries, each))}
+    name = node.content.get("type")
+    if isinstance(name, str) and name[:1].isupper() and class_of(node.content, *node.registries) is None:
+        known = {key for each in node.registries for key in registered(getattr(registries, each))}
         if name not in known and (close := nearest(name, known, 0.8)):
-            return Finding(f"{place.path}.type", f"expected {close}, got {name}, which is not registered")
+            return Finding(f"{node.path}.type", f"expected {close}, got {name}, which is not registered")
     return None
 
 
-def _is_layer(place: Place) -> bool:
-    of_torch = getattr(place.kind, "__module__", "").startswith("torch.")
-    return place.path.startswith("model") and (of_torch or bool(LAYER_SETTINGS & {*place.path.split(".")}))
+def _is_layer(node: Node) -> bool:
+    of_torch = getattr(node.kind, "__module__", "").startswith("torch.")
+    return node.path.startswith("model") and (of_torch or bool(LAYER_SETTINGS & {*node.path.split(".")}))
 
 
-def _wrong_keys(place: Place, own_model: bool) -> Iterator[Finding]:
+def _wrong_keys(node: Node, own_model: bool) -> Iterator[Finding]:
     """Yield keys that the class, or code that reads the dictionary, does not have."""
-    if place.path.startswith("model") and not place.inner:
+    if node.path.startswith("model") and not node.inner:
         try:
-            split_settings(dict(place.node), place.kind)
+            split_settings(dict(node.content), node.kind)
         except ValueError as error:
-            yield Finding(place.path, str(error))
-    known, complete, is_read = known_keys(place), place.arguments()[1], reads_settings(place)
+            yield Finding(node.path, str(error))
+    known, complete, is_read = known_keys(node), node.arguments()[1], reads_settings(node)
     # a class of the user's own may read other keys
-    certain = complete or (place.is_published and not (is_read and own_model))
-    for key in sorted(place.node.keys() - known) if known else ():
-        path, close = f"{place.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
+    certain = complete or (node.is_published and not (is_read and own_model))
+    for key in sorted(node.content.keys() - known) if known else ():
+        path, close = f"{node.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
         if close and certain and not re.match(rf"{close}[_\d]", key):
             yield Finding(path, f"expected {close}, got an unknown key", "key")
         elif complete:
@@ -183,7 +186,7 @@ def _wrong_keys(place: Place, own_model: bool) -> Iterator[Finding]:
 
 
 def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
-    """Yield names of classes that are one text, and heads with another number of classes than the data."""
+    """Yield data sets whose classes are a text, and heads with another number of classes than the data."""
     expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASS_NUMBERS}
     for loader, dataset, info in data_sets(cfg):
         names = info.get("classes")
@@ -191,7 +194,11 @@ def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
             text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
             yield Finding(f"{loader}: metainfo.classes", text)
         # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
-        elif names and loader in loaders and dataset.get("type") != "MOTChallengeDataset":
+        elif (
+            isinstance(names, list | tuple)
+            and loader in loaders
+            and dataset.get("type") != "MOTChallengeDataset"
+        ):
             things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
             for key, counted in zip(CLASS_NUMBERS, (things, things, stuff), strict=True):
                 expected[key].setdefault(len(counted), []).append(loader)
@@ -270,7 +277,7 @@ def _same_images(*files: str) -> bool:
 
 
 def wrong_monitors(cfg: Config) -> Iterator[Finding]:
-    """Yield monitors of hooks that no metric of the validation gives, as far as their names are known."""
+    """Yield hooks that watch a number which no metric of the validation computes, if its names are known."""
     metrics = cfg.get("val_evaluator") or []
     metrics = metrics if isinstance(metrics, list | tuple) else [metrics]
     patterns = [_metric_names(metric) for metric in metrics if isinstance(metric, Mapping)]

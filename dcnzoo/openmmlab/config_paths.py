@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from dcnzoo.utils.files import read_beside, write_text
 
-DIRECTORY = "{{ fileDirname }}"  # in the text of a config, by MMEngine: its folder
-_MARK = "\x7f"  # of the folder in values, which have no control characters
+DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config by the config's folder
+_MARK = "\x7f"  # stands for the folder in values, in which control characters do not occur
 
 
 def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
@@ -40,7 +40,7 @@ def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
 
 
 def text_of(cfg: Config) -> str:
-    """Return the text of a config. Names of classes and files are no templates of MMEngine."""
+    """Return the text of a config. Braces in the names of classes and files do not become templates."""
     text = cfg.pretty_text.replace("{{", r"{\x7b")
     return re.sub(r"(['\"])\\x7f/", rf"\1{DIRECTORY}/", text)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mmcv.ops
 
-from dcnzoo.openmmlab.config_tree import Place
+from dcnzoo.openmmlab.config_tree import Node
 from dcnzoo.openmmlab.deformable import SETTINGS, arguments
 
 # MMDetection 2's key → its type or some keys of its dictionary, and the key of version 3
@@ -50,7 +50,7 @@ REMOVED = {
 }
 # settings of layers, from which mmcv removes some before it builds the layer
 LAYER_SETTINGS = {"norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "init_cfg", "dcn"}
-# dictionaries without a class → the keys that code reads from them, so that Python notices no unknown one
+# dictionaries without a class → the keys that code reads from them; Python does not notice other keys
 READ = {
     "auto_scale_lr": {"base_batch_size", "enable"},
     "custom_imports": {"allow_failed_imports", "imports"},
@@ -75,8 +75,8 @@ SCORE: Values = ("a number of at most 1", lambda n: n <= 1)
 FLAG: Values = ("True or False", lambda n: True)
 RULE: Values = ("greater or less", lambda n: False)
 
-# Classes or functions, or the names of dictionaries inside theirs → settings, their values, and the code that
-# uses them without a check.
+# Classes or functions, or names of dictionaries among their arguments; settings; what these may be; the code
+# that uses the settings without a check.
 TABLE: tuple[tuple[str, str, Values, str], ...] = (
     # mmengine
     ("EpochBasedTrainLoop IterBasedTrainLoop", "max_epochs max_iters val_interval", COUNT, "loops.py"),
@@ -129,7 +129,7 @@ _VALUES = {
     for owner in owners.split()
     for key in keys.split()
 }
-# words of annotations → types of the values that they accept. MMDetection's often leave out lists
+# words of annotations → types of the values that they accept. Lists too: MMDetection often omits them
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("int", "float", "bool", "Number"), (int, float, list, tuple)),
     **dict.fromkeys(("str", "Path", "PathLike"), (str,)),
@@ -146,36 +146,36 @@ def _of_detectors() -> set[str]:
     return {*" ".join(table["keys"]).split()}
 
 
-def known_keys(place: Place) -> set[str]:
+def known_keys(node: Node) -> set[str]:
     """Return all keys that a dictionary may have; empty if they are not known."""
-    last, outer = place.names[-1], " ".join(place.names[:-1])
-    if not place.inner:
-        keys = {*place.arguments()[0]}
-        keys = keys.union(*(REMOVED.get(name, ()) for name in place.registries)) if keys else keys
+    last, outer = node.names[-1], " ".join(node.names[:-1])
+    if not node.inner:
+        keys = {*node.arguments()[0]}
+        keys = keys.union(*(REMOVED.get(name, ()) for name in node.registries)) if keys else keys
     elif "custom_keys" in outer:
         keys = {"lr_mult", "decay_mult"}
     elif last.endswith("nms"):
-        function = getattr(mmcv.ops, str(place.node.get("type")), mmcv.ops.nms)
+        function = getattr(mmcv.ops, str(node.content.get("type")), mmcv.ops.nms)
         keys = {"split_thr", *arguments(function)[0], *arguments(mmcv.ops.batched_nms)[0]}
-    elif reads_settings(place):
+    elif reads_settings(node):
         keys = _of_detectors()
     else:
         keys = READ.get(last, set())
     return keys | {"type", "_scope_"} if keys else keys
 
 
-def reads_settings(place: Place) -> bool:
+def reads_settings(node: Node) -> bool:
     """Whether a dictionary is in ``train_cfg`` or ``test_cfg`` of a model, whose keys any head may read."""
-    return bool(place.inner and re.fullmatch("(semi_)?(train|test)_cfg", place.names[0]))
+    return bool(node.inner and re.fullmatch("(semi_)?(train|test)_cfg", node.names[0]))
 
 
-def refusal(place: Place, key: str, value: object) -> str:
+def refusal(node: Node, key: str, value: object) -> str:
     """Return why a value cannot be right; empty if nothing is known against it."""
-    if not place.is_published:  # the names may mean something else in a user's own class
+    if not node.is_published:  # the names may mean something else in a user's own class
         return ""
-    rows = [_VALUES[name, key] for name in place.names if (name, key) in _VALUES]
+    rows = [_VALUES[name, key] for name in node.names if (name, key) in _VALUES]
     expected = next((values[0] for values in rows if _is_refused(value, values)), "")
-    argument = place.arguments()[0].get(key)
+    argument = node.arguments()[0].get(key)
     if argument is not None and not expected:
         expected = (
             "" if accepts(argument.annotation, value) else inspect.formatannotation(argument.annotation)

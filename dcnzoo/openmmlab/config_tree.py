@@ -28,9 +28,8 @@ PARAMETERS = {
 RUNNER_KEYS = {*PARAMETERS, "custom_imports", "runner_type", "tta_model"}
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # the registries of the classes in each part of a config
-MODEL = ("MODELS", "TASK_UTILS")
 _REGISTRIES = {
-    **dict.fromkeys(("model", "tta_model", "data_preprocessor"), MODEL),
+    **dict.fromkeys(("model", "tta_model", "data_preprocessor"), ("MODELS", "TASK_UTILS")),
     **dict.fromkeys(LOADERS, ("DATASETS", "TRANSFORMS", "DATA_SAMPLERS")),
     **dict.fromkeys(("val_evaluator", "test_evaluator"), ("METRICS", "EVALUATOR")),
     **dict.fromkeys(("default_hooks", "custom_hooks"), ("HOOKS", "TRANSFORMS")),
@@ -55,7 +54,7 @@ _UNTYPED = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Node:
     """A dictionary of a config.
 
     Attributes:
@@ -66,14 +65,14 @@ class Place:
     """
 
     path: str
-    node: Mapping
+    content: Mapping
     kind: Any = None
     inner: str = ""
     registries: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The names of the class and its bases; in a dictionary inside, its path."""
+        """The names of the class and its bases; of a dictionary inside, the keys of its path."""
         kinds = getattr(self.kind, "__mro__", (self.kind,))
         return self.inner.split(".") if self.inner else [getattr(kind, "__name__", "") for kind in kinds]
 
@@ -84,18 +83,18 @@ class Place:
         return self.kind is None or self.kind.__module__.partition(".")[0] in packages
 
     def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
-        """The arguments of the class, if it is that of this dictionary, and whether they are all."""
+        """The arguments of the class that this dictionary builds, and whether it accepts no others."""
         return arguments(self.kind) if self.kind is not None and not self.inner else ({}, False)
 
 
-def places(cfg: Config) -> Iterator[Place]:
+def nodes(cfg: Config) -> Iterator[Node]:
     """Yield every dictionary in the parts of a config that mmengine reads."""
     for key in cfg:
         if key in RUNNER_KEYS or key in _REGISTRIES:
-            yield from _places(cfg[key], Place(key, {}, None, key, _REGISTRIES.get(key, ())))
+            yield from _nodes(cfg[key], Node(key, {}, None, key, _REGISTRIES.get(key, ())))
 
 
-def _places(value: object, at: Place) -> Iterator[Place]:
+def _nodes(value: object, at: Node) -> Iterator[Node]:
     if isinstance(value, Mapping):
         kind: Any = class_of(value, *at.registries) or _UNTYPED.get(at.path)
         if at.path == "optim_wrapper" and not value.keys() & {"type", "optimizer"}:
@@ -108,16 +107,14 @@ def _places(value: object, at: Place) -> Iterator[Place]:
             kind = getattr(mmcv.ops, str(value.get("type")), None)  # in no registry
         of_albumentations = getattr(kind, "__name__", "") == "Albu"
         names = () if of_albumentations else at.registries
-        at = Place(at.path, value, kind or at.kind, "" if kind else at.inner, names)
+        at = Node(at.path, value, kind or at.kind, "" if kind else at.inner, names)
         yield at
         for key, child in value.items():
             inner = f"{at.inner}.{key}".lstrip(".")
-            yield from _places(child, Place(f"{at.path}.{key}", {}, at.kind, inner, names))
+            yield from _nodes(child, Node(f"{at.path}.{key}", {}, at.kind, inner, names))
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
-            yield from _places(
-                child, Place(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*", at.registries)
-            )
+            yield from _nodes(child, Node(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*", at.registries))
 
 
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:

@@ -94,7 +94,8 @@ class TorchDetector(BaseDetector):
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(name.encode() + content.numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(content.numpy())
         return digest.hexdigest()
 
     def push_to_hub(self, repository: str, **options: Any) -> str:

@@ -17,7 +17,9 @@ from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 REPORT = ("report.html", "report.json", "report.csv")
 # of a training and its report; logs are in folders that are named after the time
-WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|{'|'.join(REPORT)}|.+\.py")
+WRITTEN = re.compile(
+    rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|{'|'.join(map(re.escape, REPORT))}|.+\.py"
+)
 
 
 def has_checkpoints(work_dir: str | os.PathLike) -> bool:

@@ -144,7 +144,7 @@ def register_pooling(
     def first_backward(ctx, grad_output, *_):
         # the kernel adds atomically, and has no forward mode
         in_order = _choice.is_deterministic(grad_output) or in_forward_mode(grad_output)
-        compute = reference_backward if in_order else backward
+        compute = backward_in_order if in_order else backward
         gradient = compute(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.options)
         return gradient, *[None] * (3 + len(ctx.options))
 
@@ -159,14 +159,22 @@ def register_pooling(
         pooled = pool(grad, *tensors, *ctx.size, *ctx.options)
         return pooled, *[None] * (1 + len(tensors) + len(ctx.options))
 
-    def reference_backward(grad_output, *arguments):
+    def split(grad_output, arguments):
+        """Return the pooling of maps and tensors, the size of the maps, and the tensors."""
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         input_size, *options = arguments[len(tensors) :]
+        numbers = (*grad_output.shape[2:], *options)
+        return lambda maps, *tensors: reference_pool(maps, *tensors, *numbers), input_size, tensors
 
-        def pool_one(maps, *per_roi):
-            return reference_pool(maps, *per_roi, *grad_output.shape[2:], *options)
+    def backward_in_order(grad_output, *arguments):
+        pool_maps, input_size, tensors = split(grad_output, arguments)
+        return pooling_grad_input_in_order(pool_maps, grad_output, input_size, *tensors)
 
-        return pooling_grad_input_in_order(pool_one, grad_output, input_size, *tensors)
+    def reference_backward(grad_output, *arguments):
+        pool_maps, input_size, tensors = split(grad_output, arguments)
+        maps = grad_output.new_zeros(input_size)
+        pull = torch.func.vjp(lambda maps: pool_maps(maps, *tensors), maps)[1]
+        return pull(grad_output)[0].contiguous()
 
     register_autograd(name, setup_context, first_backward, reference, forward_mode)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)

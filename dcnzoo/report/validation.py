@@ -117,6 +117,7 @@ class ValidationRunner:
 
 def pipeline_outputs(dataset: Any, indices: Iterable[int]) -> Iterator[Detections]:
     """Yield pictures and their objects as a data set gives them to the model, with a score of 1."""
+    classes = tuple(dataset.metainfo["classes"])  # the property copies all of it
     for index in indices:
         item = dataset[index]
         sample = item["data_samples"]
@@ -124,7 +125,6 @@ def pipeline_outputs(dataset: Any, indices: Iterable[int]) -> Iterator[Detection
         boxes = getattr(objects.bboxes, "tensor", objects.bboxes).numpy()
         masks = objects.masks.to_ndarray().astype(bool) if "masks" in objects else None
         image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()  # BGR → RGB
-        classes = tuple(dataset.metainfo["classes"])
         scores, labels = np.ones(len(boxes), np.float32), objects.labels.numpy()
         yield Detections(boxes, scores, labels, masks, classes, image, sample.img_path)
 

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line
 from dcnzoo.utils.text import counted
@@ -48,8 +48,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def partial_start(target: Path) -> str:
-    """Return the first 18 letters of the temporary names of a file; its own may have the maximum length."""
+    """Return how a file's temporary names begin: by a hash, as its own name may have the maximum length."""
     return f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}."
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Like :func:`replacing`, but yields the open file, and waits until it is on the disk."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -58,10 +67,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     Raises:
         UserError: the file cannot be written; the previous content stays.
     """
-    with replacing(path) as partial, open(partial, "wb") as file:
+    with writing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -85,8 +92,8 @@ RECORD = ".dcnzoo.txt"
 class Claim:
     """The files of a command: see :func:`output_files`.
 
-    To call it with the path of a file, before the work, returns the path, or raises UserError if the file
-    must not or cannot be written.
+    Called with the path of a file before the work, it returns the path, or raises UserError if the file must
+    not or cannot be written.
     """
 
     def __init__(self, command: str, inputs: Iterable[str | os.PathLike], force: bool) -> None:
@@ -144,17 +151,19 @@ class Claim:
         record = path.parent / RECORD
         with contextlib.suppress(OSError):
             state = written.stat()
-            entry = [self._command, path.name, file_digest(written).hexdigest()]
-            if record.is_file() or not record.exists():
+            entry = [file_digest(written).hexdigest(), state.st_size, state.st_mtime_ns]
+            known = self._records[path.parent].setdefault(path.name, [])
+            if entry[0] not in (each[0] for each in known) and (record.is_file() or not record.exists()):
                 with open(record, "a") as file:
-                    file.write(f"{json.dumps([*entry, state.st_size, state.st_mtime_ns])}\n")
+                    file.write(f"{json.dumps([self._command, path.name, *entry])}\n")
+            known.append(entry)
 
 
 @contextlib.contextmanager
 def output_files(
     command: str, inputs: Iterable[str | os.PathLike] = (), force: bool = False
 ) -> Iterator[Claim]:
-    """Context of a command that writes files: it replaces only those that an earlier run of it has written.
+    """Let a command write files, but replace only those that an earlier run of the command has written.
 
     Yields a function to call with the path of each file before the work: :class:`Claim`. At its end, the
     context records the files that were written in their folders. A file that was changed since then is not
@@ -349,7 +358,7 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
 
 
 def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:
-    """Find the folder of a COCO file's images by their names: the file's, the one above, or one in these.
+    """Find the folder with a COCO file's images: the file's folder, the one above, or a folder in these two.
 
     Of two folders with these names, the one is taken whose name is in the file's: val for val.json.
     """

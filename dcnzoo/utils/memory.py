@@ -58,7 +58,7 @@ def reset_peak() -> int:
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, TypeError):
+    except (AttributeError, OSError):
         return 0
 
 

@@ -185,14 +185,18 @@ def use_data(
 
 def _set_root(cfg: Config, root: str) -> None:
     """Set the folder of the data sets, also in the paths of the evaluators."""
+    before: set[str] = set()
+    nodes: dict[int, dict] = {}
     for loader in filter(cfg.get, LOADERS):
-        evaluators = [*dicts(cfg.get(loader.replace("dataloader", "evaluator")))]
         for dataset in datasets(cfg[loader].dataset):
-            before = os.path.join(dataset.get("data_root") or root, "")
+            before.add(os.path.join(dataset.get("data_root") or root, ""))
             dataset.data_root = root
-            for _, node in evaluators:
-                paths = {key: str(value) for key, value in node.items() if str(value).startswith(before)}
-                node.update({key: root + path.removeprefix(before) for key, path in paths.items()})
+        nodes |= {id(node): node for _, node in dicts(cfg.get(loader.replace("dataloader", "evaluator")))}
+    for node in nodes.values():  # validation and test may share one
+        for key, value in node.items():
+            old = max((each for each in before if str(value).startswith(each)), key=len, default=None)
+            if old is not None:
+                node[key] = root + str(value).removeprefix(old)
 
 
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:

@@ -15,7 +15,7 @@ from click.shell_completion import BashComplete
 
 import dcnzoo.cli
 from dcnzoo.cli import _options, commands
-from dcnzoo.cli._terminal import print_columns
+from dcnzoo.cli._terminal import print_columns, with_flags
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
@@ -36,6 +36,23 @@ def every_command(command=commands, name="dcnzoo"):
     yield context
     for each in command.list_commands(context) if isinstance(command, click.Group) else ():
         yield from every_command(command.get_command(context, each), f"{name} {each}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("resume=True continues", "--resume continues"),
+        ("lr: expected a number, lr=0", "--lr: expected a number, --lr 0"),
+        ("optim_wrapper.optimizer.lr=0.5", "optim_wrapper.optimizer.lr=0.5"),
+        ("/data/device=cpu/x.jpg", "/data/device=cpu/x.jpg"),
+        ("device=None", "device=None"),
+        ("such=True", "such=True"),
+    ],
+)
+def test_arguments_are_shown_as_options(text, expected):
+    train = commands.get_command(click.Context(commands), "train")
+    with click.Context(train).scope():
+        assert with_flags(text) == expected
 
 
 def test_help_fits_100_columns():

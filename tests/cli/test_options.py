@@ -1,6 +1,7 @@
 """Every option is used or refused."""
 
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,6 +140,8 @@ def library(monkeypatch, tmp_path):
     files = ("own.py", "m.onnx", "m.xml", "m.pt2", "a.png", "w.pth", "other.pth", "a.json", "fruits/a.png")
     for name in files:
         (tmp_path / name).touch()
+    for name in ("zoo.training", "zoo.testing", "zoo.config_writer", "report.report", "report.detector"):
+        import_module(f"dcnzoo.{name}")  # before the functions that they import are replaced
     recorder = Recorder(monkeypatch)
     source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None, work_dir=None)
     source.read_weights = lambda: Path("w.pth")

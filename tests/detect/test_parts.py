@@ -216,6 +216,19 @@ def test_killed_and_repeated(tmp_path, options):
     infer("out", 99)  # a finished command starts again
 
 
+def test_a_video_of_pictures_starts_again_after_a_kill(tmp_path):
+    make_pictures(tmp_path / "photos", 12)
+    (tmp_path / "m.onnx").touch()
+    root = Path(__file__).resolve().parents[2]
+    command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", "--save-video"]
+    for name, call, status in (("a", 7, 9), ("a", 99, 0), ("whole", 99, 0)):
+        out = (tmp_path / f"{name}.mp4", "--out", tmp_path / name)
+        python("-c", CODE, call, "-", *command, *out, status=status, cwd=root)
+    videos = [cv2.VideoCapture(str(tmp_path / f"{name}.mp4")) for name in ("a", "whole")]
+    frames = [video.get(cv2.CAP_PROP_FRAME_COUNT) for video in videos]
+    assert frames == [12, 12]
+
+
 def test_a_picture_that_was_changed_after_its_row(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 6)
     detect(tmp_path / "out", pictures)

@@ -104,8 +104,9 @@ def newest_operators(path, out):
 
 @pytest.mark.parametrize("tool", [to_float16, newest_operators])
 def test_files_that_onnxruntime_refuses(tool, exported, tmp_path):
-    """The table of docs/deploy.md is outdated if it opens them."""
+    """If it opens one of them, correct the table in docs/deploy.md."""
     tool(exported, tmp_path / "model.onnx")
+    pytest.importorskip("openvino")
     with pytest.raises(ValueError, match=r"expected an ONNX model that onnxruntime can load"):
         dcnzoo.load(tmp_path / "model.onnx", edited=True)
     openvino = dcnzoo.export.Detector(tmp_path / "model.onnx", "openvino", edited=True)

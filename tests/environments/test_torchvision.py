@@ -199,6 +199,22 @@ def test_accelerated_in_compiled_traced_and_scripted_functions():
     with_and_without(lambda: checkpoint(function, *leaves, use_reentrant=False), leaves)
 
 
+def test_double_use_and_nesting():
+    restore()  # no effect before accelerate()
+    with pytest.raises(ZeroDivisionError), accelerated():
+        with accelerated():
+            accelerate()
+        assert "torchvision" in patches.active()  # nested calls have no effect
+        with patches.disabled("torchvision"):
+            assert "torchvision" not in patches.active()
+        assert "torchvision" in patches.active()
+        raise ZeroDivisionError
+    assert "torchvision" not in patches.active()
+    accelerate()
+    restore()
+    assert "torchvision" not in patches.active()
+
+
 def test_accelerate_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(_library, "has_ops", lambda: False)
     monkeypatch.setitem(_library.problems, "cpu", "_C_cpu.so is not here")

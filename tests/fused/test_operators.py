@@ -239,8 +239,9 @@ def test_not_finite(interpret, case):
     interpret(interpreter.run_not_finite, case)
 
 
-def test_infinite_mask(interpret):
-    interpret(not_finite.test_infinite_mask, not_finite.INF)
+@pytest.mark.parametrize("value", [not_finite.INF, -not_finite.INF])
+def test_infinite_mask(interpret, value):
+    interpret(not_finite.test_infinite_mask, value)
 
 
 def test_pooling_reads_no_more(interpret):

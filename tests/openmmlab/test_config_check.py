@@ -119,6 +119,12 @@ def test_wrapped_data_sets(wrap, number):
 TWO = dict(classes=CLASSES[:2])
 
 
+@pytest.mark.parametrize("classes", [2, True])
+def test_classes_that_are_no_names(classes):
+    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=classes)))
+    assert problems_of(dict(train_dataloader=data)) == []  # MMEngine refuses them
+
+
 def test_default_number_of_classes():
     """A mask head without ``num_classes`` has 80."""
     data = dict(dataset=dict(type="CocoDataset", metainfo=TWO))

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.config_rules import OLD_KEYS
-from dcnzoo.openmmlab.config_tree import RUNNER_KEYS, places
+from dcnzoo.openmmlab.config_tree import RUNNER_KEYS, nodes
 
 # a module of the user's own, which edits import
 OWN = """
@@ -91,12 +91,12 @@ def old_names() -> Iterator[tuple[str, str]]:
 def in_new_style(cfg: Config, folder: Path) -> Path:
     """Write a config as MMEngine's new style has it: classes in place of names, and ``read_base``."""
     imports: dict[type, str] = {}
-    by_id = {id(place.node): place for place in places(cfg)}
+    by_id = {id(node.content): node for node in nodes(cfg)}
 
     def code(value: object) -> str:
         if isinstance(value, dict):
-            place = by_id.get(id(value))
-            kind = place.kind if place and not place.inner and isinstance(value.get("type"), str) else None
+            node = by_id.get(id(value))
+            kind = node.kind if node and not node.inner and isinstance(value.get("type"), str) else None
             importable = inspect.isclass(kind) and "<locals>" not in kind.__qualname__
             items = [
                 f"{key!r}: {code(item)}" for key, item in value.items() if key != "type" or not importable

@@ -79,6 +79,15 @@ def test_files_that_were_not_written_are_not_recorded(tmp_path):
         write(mine)
 
 
+def test_the_record_does_not_grow_by_equal_files(tmp_path):
+    for _ in range(3):
+        with output_files("infer", force=True) as claim:
+            claim(tmp_path / "a.txt").write_text("equal")
+            with claim.replacing(tmp_path / "b.txt") as partial:
+                partial.write_text("equal")
+    assert len((tmp_path / RECORD).read_text().splitlines()) == 2
+
+
 def test_checksum_of_a_large_file(tmp_path):
     large = tmp_path / "large.onnx"
     with open(large, "wb") as file:

@@ -9,6 +9,7 @@ HOSTS = (
         {"DCNv2": Evidence("c7f778f28b84c66d3af2bf16f19148a07051dac1", "2026-11-26", "layer")},
         ("dcnzoo.compat.dcn_v2",),
         imports=EXT,
+        missing="deformable PSRoI pooling",
     ),
     Host(
         "dcn_v2",
@@ -21,6 +22,6 @@ HOSTS = (
         },
         ("dcnzoo.compat.dcn_v2",),
         imports=(*EXT, "dcn_v2", "*.DCNv2", "*.DCNv2.dcn_v2"),
-        missing="CenterNet's code of 2019 (cffi)",
+        missing="deformable PSRoI pooling, CenterNet's code of 2019 (cffi)",
     ),
 )

@@ -64,7 +64,7 @@ READ = {"color_type": ("color",), "imdecode_backend": ("cv2", "pillow", "turbojp
 
 
 def require_colour(step: Mapping) -> None:
-    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels, values or no orientation."""
+    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels or values or ignores EXIF."""
     for name, values in READ.items():
         if (value := step.get(name, values[0])) not in values:
             expected = ", ".join(map(repr, values))

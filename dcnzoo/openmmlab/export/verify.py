@@ -209,13 +209,13 @@ def measure_int8(
     """Compare a quantised file with PyTorch on the images of ``Int8``: see :class:`ExportResult`."""
     from dcnzoo.detect import metrics
 
-    truth, pictures = None, list(files)
-    if Path(data).is_file():
+    data, truth, pictures = Path(data).expanduser(), None, list(files)
+    if data.is_file():
         with contextlib.suppress(ValueError):  # its categories are others
             truth = metrics.read_coco(data, detector.classes)
-    if truth is not None:  # of the files, which the evaluation expects in the order of their ids
+    if truth is not None:  # only the images among the files, in the order of their ids, as the evaluation
         names = {number: image["file_name"] for number, image in truth.imgs.items()}
-        root = image_folder(Path(data).resolve(), list(names.values())) or Path()
+        root = image_folder(data.resolve(), list(names.values())) or Path()
         chosen = {number: root / names[number] for number in sorted(names) if root / names[number] in files}
         pictures, content = list(chosen.values()), truth.dataset
         content["images"] = [truth.imgs[number] for number in chosen]

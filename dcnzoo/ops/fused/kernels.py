@@ -93,34 +93,34 @@ def points_kernel(
     at_x = (pixel % out_w * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
     if HAS_OFFSET:
         channel = index_of((block // offset_blocks * taps + tap) * AXES, USE_INT64)
-        place = offset + image * offset_image + channel * offset_channel + pixel * offset_pixel
+        pointer = offset + image * offset_image + channel * offset_channel + pixel * offset_pixel
         if AXES == 2:
-            at_y += tl.load(place, mask=exists, other=0.0).to(tl.float32)
-            place += offset_channel
-        at_x += tl.load(place, mask=exists, other=0.0).to(tl.float32)
+            at_y += tl.load(pointer, mask=exists, other=0.0).to(tl.float32)
+            pointer += offset_channel
+        at_x += tl.load(pointer, mask=exists, other=0.0).to(tl.float32)
     factor = tl.full(at_y.shape, 1.0, tl.float32)
     if HAS_MASK:
         channel = index_of(block // mask_blocks * taps + tap, USE_INT64)
-        place = mask + image * mask_image + channel * mask_channel + pixel * mask_pixel
-        factor = tl.load(place, mask=exists, other=0.0).to(tl.float32)
+        pointer = mask + image * mask_image + channel * mask_channel + pixel * mask_pixel
+        factor = tl.load(pointer, mask=exists, other=0.0).to(tl.float32)
     inside, y0, x0, ly, lx = low_corner(at_y, at_x, height, width)
     rows = tl.where(y0 >= 0, 3, 0) | tl.where(y0 + 1 < height, 12, 0)
     columns = tl.where(x0 >= 0, 5, 0) | tl.where(x0 + 1 < width, 10, 0)
     low = (image.to(corners.dtype.element_ty) * height + y0) * width + x0
-    place = index_of(row, USE_INT64) * pixels + q
-    tl.store(corners + place, low * 16 + tl.where(inside, rows & columns, 0), mask=exists)
-    tl.store(factors + place, ly, mask=exists)
-    tl.store(factors + points + place, lx, mask=exists)
-    tl.store(factors + points + points + place, factor, mask=exists)  # 2 · points may need 33 bits
+    slot = index_of(row, USE_INT64) * pixels + q
+    tl.store(corners + slot, low * 16 + tl.where(inside, rows & columns, 0), mask=exists)
+    tl.store(factors + slot, ly, mask=exists)
+    tl.store(factors + points + slot, lx, mask=exists)
+    tl.store(factors + points + points + slot, factor, mask=exists)  # 2 · points may need 33 bits
 
 
 @triton.jit
-def points_of(corners, factors, place, exists, points):
+def points_of(corners, factors, slot, exists, points):
     """Sampling points: ``(low corner's index, y and x fractions, mask, validity of 4 corners)``."""
-    packed = tl.load(corners + place, mask=exists, other=0)
-    ly = tl.load(factors + place, mask=exists, other=0.0)
-    lx = tl.load(factors + points + place, mask=exists, other=0.0)
-    factor = tl.load(factors + points + points + place, mask=exists, other=0.0)
+    packed = tl.load(corners + slot, mask=exists, other=0)
+    ly = tl.load(factors + slot, mask=exists, other=0.0)
+    lx = tl.load(factors + points + slot, mask=exists, other=0.0)
+    factor = tl.load(factors + points + points + slot, mask=exists, other=0.0)
     return (
         packed >> 4, ly, lx, factor,
         (packed & 1) > 0, (packed & 2) > 0, (packed & 4) > 0, (packed & 8) > 0,
@@ -182,11 +182,11 @@ def point_gradients(ly, lx, inside, v00, v01, v10, v11, dot00, dot01, dot10, dot
 
 @triton.jit
 def samples(
-    input, corners, factors, place, exists, points, width, channels, c, in_block,
+    input, corners, factors, slot, exists, points, width, channels, c, in_block,
     USE_INT64: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Bilinear samples times the mask, ``[pixels, channels]``, in float32."""
-    low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
+    low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, slot, exists, points)
     low = index_of(low, USE_INT64)
     result = corner(input, low, 0, channels, c, v00, in_block, EVEN) * ((1 - ly) * (1 - lx))[:, None]
     result += corner(input, low, 1, channels, c, v01, in_block, EVEN) * ((1 - ly) * lx)[:, None]
@@ -305,10 +305,10 @@ def grad_weight_kernel(
     in_block = inside < block_channels
     in_group = inner < group_outputs
     sum = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    place = index_of(block * taps + tap, USE_INT64) * pixels
+    slot = index_of(block * taps + tap, USE_INT64) * pixels
     q = index_of(split * steps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     a = samples(
-        input, corners, factors, place + q, q < pixels, points, width, channels, c, in_block, USE_INT64, EVEN
+        input, corners, factors, slot + q, q < pixels, points, width, channels, c, in_block, USE_INT64, EVEN
     ).to(input.dtype.element_ty)
     for _ in range(steps):
         read = (q < pixels)[:, None] if EVEN else (q < pixels)[:, None] & in_group[None, :]
@@ -316,7 +316,7 @@ def grad_weight_kernel(
         sum = product(tl.trans(a), g, sum, UPCAST, PRECISION)
         q += BLOCK_M
         a = samples(
-            input, corners, factors, place + q, q < pixels, points, width, channels, c, in_block,
+            input, corners, factors, slot + q, q < pixels, points, width, channels, c, in_block,
             USE_INT64, EVEN,
         ).to(input.dtype.element_ty)  # fmt: skip
     row = (index_of(split, USE_INT64) * taps + tap) * group_channels
@@ -352,9 +352,9 @@ def depthwise_forward_kernel(
     o = c * group_outputs + turn
     sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tap in range(taps):
-        place = index_of(block * taps + tap, USE_INT64) * pixels + q
+        slot = index_of(block * taps + tap, USE_INT64) * pixels + q
         values = samples(
-            input, corners, factors, place, exists, points, width, channels, c, in_block, USE_INT64, EVEN
+            input, corners, factors, slot, exists, points, width, channels, c, in_block, USE_INT64, EVEN
         )
         factor = tl.load(weight + tap * outputs + o, mask=in_block, other=0.0)
         sum += values * factor.to(tl.float32)[None, :]
@@ -389,12 +389,12 @@ def depthwise_grad_weight_kernel(
     c = block * block_channels + inside
     o = c * group_outputs + turn
     sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    place = index_of(block * taps + tap, USE_INT64) * pixels
+    slot = index_of(block * taps + tap, USE_INT64) * pixels
     q = index_of(split * steps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     for _ in range(steps):
         exists = q < pixels
         values = samples(
-            input, corners, factors, place + q, exists, points, width, channels, c, in_block, USE_INT64, EVEN
+            input, corners, factors, slot + q, exists, points, width, channels, c, in_block, USE_INT64, EVEN
         )
         read = exists[:, None] & in_block[None, :]
         g = tl.load(grad_output + ((q * outputs)[:, None] + o[None, :]), mask=read, other=0.0)
@@ -495,8 +495,8 @@ def grad_samples_kernel(
     number = index_of(program // blocks // taps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = number < pixels
     q = in_bands(number, out_pixels, out_h, out_w)
-    place = index_of(block * taps + tap, USE_INT64) * pixels + q
-    low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
+    slot = index_of(block * taps + tap, USE_INT64) * pixels + q
+    low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, slot, exists, points)
     low = index_of(low, USE_INT64)
     WANT_OFFSET_MASK: tl.constexpr = WANT_OFFSET or WANT_MASK
     top = (1 - ly) * factor
