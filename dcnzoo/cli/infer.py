@@ -28,14 +28,12 @@ if TYPE_CHECKING:
 
 
 SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
-NAMES = "dcnzoo.images"  # in the context: the images as they were typed
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
 def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> list[str]:
     """Callback: list the files of folders and patterns, before the imports of OpenMMLab."""
     files: list[str] = []
-    ctx.meta[NAMES] = names
     for name in () if ctx.resilient_parsing else names:
         several = picture_files(name, below=ctx.params.get("kind") is not None)
         if several is None:
@@ -214,9 +212,14 @@ def _write_files(
     from dcnzoo.detect.parts import Parts, write_results
 
     context = click.get_current_context()
-    given = {**context.params, "images": context.meta[NAMES], "force": None, "verbose": None}
-    command = json.dumps([detector.checksum(), os.getcwd(), given], default=str)
-    parts = Parts(out / f".unfinished-{hashlib.sha256(command.encode()).hexdigest()[:16]}", "jsonl")
+    # the names of the drawn files depend on all images
+    command = [
+        detector.checksum(),
+        os.getcwd(),
+        {**context.params, "images": images, "force": None, "verbose": None},
+    ]
+    text = json.dumps(command, default=str)
+    parts = Parts(out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "jsonl")
     if context.params["save_video"] or any(map(is_video, images)):  # videos are written from their start
         parts.remove()
     undetected = {*parts.missing(images, changed=True)}

@@ -156,7 +156,8 @@ def _paths(file: Path) -> Iterator[str]:
 
 def _is_newer(image: str, time: int) -> bool:
     with contextlib.suppress(OSError):  # an address
-        return os.stat(image).st_mtime_ns > time
+        status = os.stat(image)
+        return max(status.st_mtime_ns, status.st_ctime_ns) > time  # a copy may keep its old time of change
     return False
 
 

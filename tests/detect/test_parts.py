@@ -216,6 +216,23 @@ def test_killed_and_repeated(tmp_path, options):
     infer("out", 99)  # a finished command starts again
 
 
+def test_other_pictures_are_another_command(tmp_path):
+    """The names of drawn pictures depend on all pictures."""
+    make_pictures(tmp_path / "photos", 12)
+    (tmp_path / "m.onnx").touch()
+    root = Path(__file__).resolve().parents[2]
+    command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", "--out"]
+    python("-c", CODE, 7, "-", *command, tmp_path / "out", status=9, cwd=root)
+    cv2.imwrite(str(tmp_path / "photos/0.jpg"), np.full((9, 12, 3), 7, np.uint8))  # 0.png becomes 0_2.png
+    for name in ("out", "whole"):
+        python("-c", CODE, 99, "-", *command, tmp_path / name, cwd=root)
+    files = [file.name for file in (tmp_path / "whole").glob("*.png")]
+    assert len(files) == 13
+    assert all(
+        (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files
+    )
+
+
 def test_a_video_of_pictures_starts_again_after_a_kill(tmp_path):
     make_pictures(tmp_path / "photos", 12)
     (tmp_path / "m.onnx").touch()
@@ -237,6 +254,10 @@ def test_a_picture_that_was_changed_after_its_row(tmp_path):
     cv2.imwrite(pictures[0], np.full((9, 12, 3), 5, np.uint8))
     os.utime(pictures[0], ns=(time.time_ns() + 10**10, time.time_ns() + 10**10))
     assert parts.missing(pictures, changed=True) == pictures[:1] and parts.missing(pictures) == []
+    time.sleep(0.05)
+    cv2.imwrite(pictures[1], np.full((9, 12, 3), 2, np.uint8))
+    os.utime(pictures[1], ns=(0, 0))  # as `cp -p` and `mv` of an old file leave it
+    assert parts.missing(pictures, changed=True) == pictures[:2]
     write_results(parts, Squares()(pictures[:1]))
     result = [*parts.in_order(pictures)]
     assert [row["path"] for row in result] == pictures, "the other rows of its part stay"
