@@ -319,12 +319,13 @@ def is_deterministic(tensor: Tensor) -> bool:
 
 def _above(operator: Operator, key: str) -> Callable:
     """The kernel above autograd: fused kernels are a node of its graph, the others it differentiates."""
-    node, kernel, named = operator.node, kernel_of(operator, key), arguments_of(operator.name)
+    node, named = operator.node, arguments_of(operator.name)
+    differentiated = kernel_of(replace(operator, may_fuse=False), key)
     if node is None:
-        return kernel_of(replace(operator, may_fuse=False), key)
+        return differentiated
 
     def above(keyset: object, *arguments: object) -> Result:
-        run = node if choose(operator, key, named(*arguments)) == FUSED else kernel
+        run = node if choose(operator, key, named(*arguments)) == FUSED else differentiated
         return run(keyset, *arguments)
 
     return above

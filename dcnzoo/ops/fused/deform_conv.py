@@ -87,7 +87,7 @@ class Problem:
 
     @cached_property
     def is_depthwise(self) -> bool:
-        """Whether each group has one input channel: then there are no matrix products."""
+        """Whether each group has one input channel, and any number of outputs: no matrix products."""
         return self.weight.shape[1] == 1 and self.groups > 1
 
     @cached_property
