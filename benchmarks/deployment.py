@@ -39,10 +39,10 @@ from benchmarks.revision import checkout
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.timing import agreement, measure
-from dcnzoo.openmmlab import execute
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.files import write_text
 from tests.export.detectors import CONFIGS, calibrate, dicts, narrow
 

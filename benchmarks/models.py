@@ -133,9 +133,9 @@ def imports(statement: str) -> Step:
 
 def of_zoo(name: str) -> Step:
     from dcnzoo import zoo
-    from dcnzoo.openmmlab import execute
     from dcnzoo.openmmlab.flops import random_batch
-    from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.recipe import Recipe
 
     model = execute.build(Recipe.read(zoo.find(name).config))
     return lambda mode: len(torch.no_grad()(model.test_step)(random_batch(800, 1333)))
@@ -152,8 +152,8 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
     import dcnzoo.models  # noqa: F401
     from dcnzoo.data.shapes import ShapesSpec, draw_image
     from dcnzoo.openmmlab import detector as detectors
-    from dcnzoo.openmmlab import execute
-    from dcnzoo.openmmlab.recipe import Recipe, read_config_file
+    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
     from dcnzoo.zoo.source import resolve
 
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -404,9 +404,9 @@ PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 def measure_zoo(rounds: int, threads: int) -> None:
     """Measure the models of the zoo that lack entries, and write these to their metafiles."""
     from dcnzoo import zoo
-    from dcnzoo.openmmlab import execute
     from dcnzoo.openmmlab.flops import count
-    from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.utils.files import write_text
 
     baseline = partial(of_zoo, "faster-rcnn_r50_fpn_1x_coco")

@@ -126,10 +126,10 @@ def load(
 
     if edited:
         raise ValueError(f"edited: expected False for what is not an exported file, got {model}")
-    from dcnzoo.openmmlab import execute
     from dcnzoo.openmmlab.detector import TorchDetector
-    from dcnzoo.openmmlab.device import require_device
-    from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.device import require_device
+    from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
     require_device(device)  # before the download

@@ -1,7 +1,7 @@
 """Write the keys of train_cfg and test_cfg, which code reads one by one, for dcnzoo's check of configs.
 
 ``python benchmarks/coverage/collect_keys.py`` reads about 900 configs of MMDetection and of the zoo in a
-minute, and MMDetection's code, and writes ``dcnzoo/openmmlab/known_keys.json``.
+minute, and MMDetection's code, and writes ``dcnzoo/openmmlab/config/known_keys.json``.
 """
 
 import datetime
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import mmdet
 
-from dcnzoo.openmmlab import config_rules, config_tree, recipe
+from dcnzoo.openmmlab.config import rules, tree
+from dcnzoo.openmmlab.runs import recipe
 from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,12 +34,12 @@ def main() -> None:
         with suppress(UserError, FileNotFoundError):  # packages that are not installed, missing bases
             cfg = recipe.read_config_file(path)
             number += 1
-            for node in config_tree.nodes(cfg):
-                if config_rules.reads_settings(node):
+            for node in tree.nodes(cfg):
+                if rules.reads_settings(node):
                     keys |= node.content.keys()
     rows = textwrap.wrap(" ".join(sorted(keys)), 115)
     table = {"date": str(datetime.date.today()), "mmdet": mmdet.__version__, "configs": number, "keys": rows}
-    (ROOT / "dcnzoo/openmmlab/known_keys.json").write_text(json.dumps(table, indent=0) + "\n")
+    (ROOT / "dcnzoo/openmmlab/config/known_keys.json").write_text(json.dumps(table, indent=0) + "\n")
 
 
 def keys_read() -> Iterator[str]:

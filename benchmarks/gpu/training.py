@@ -20,10 +20,10 @@ from torch.utils.benchmark.utils.timer import timer  # waits for the GPU
 from benchmarks.gpu.journal import Journal, results
 from benchmarks.measure import ROOT, take_turns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.execute import build_runner
 from dcnzoo.openmmlab.options import RunOptions
-from dcnzoo.openmmlab.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.zoo.config_writer import write_config
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"

@@ -20,10 +20,10 @@ import dcnzoo
 from benchmarks.measure import ROOT
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.execute import build_runner
 from dcnzoo.openmmlab.models import DCNv2
-from dcnzoo.openmmlab.recipe import Recipe
-from dcnzoo.openmmlab.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 
 Row = dict[str, str]  # of the CSV

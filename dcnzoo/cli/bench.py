@@ -73,9 +73,9 @@ def command(
     else:
         import torch
 
-        from dcnzoo.openmmlab import execute
         from dcnzoo.openmmlab.detector import TorchDetector
-        from dcnzoo.openmmlab.recipe import Recipe
+        from dcnzoo.openmmlab.runs import execute
+        from dcnzoo.openmmlab.runs.recipe import Recipe
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)

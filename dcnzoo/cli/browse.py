@@ -30,8 +30,8 @@ def command(
     from mmdet.registry import DATASETS
     from mmengine.registry import init_default_scope
 
-    from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.openmmlab.config.errors import config_errors
+    from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.report.validation import pipeline_outputs
     from dcnzoo.utils.files import require_writable
     from dcnzoo.utils.progress import track

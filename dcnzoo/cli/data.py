@@ -343,9 +343,9 @@ def _convert(
 
 
 def _classes_of(config: Path) -> list[str]:
-    from dcnzoo.openmmlab.config_errors import config_errors
-    from dcnzoo.openmmlab.config_tree import metainfo
-    from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.openmmlab.config.errors import config_errors
+    from dcnzoo.openmmlab.config.tree import metainfo
+    from dcnzoo.openmmlab.runs.recipe import Recipe
 
     cfg = Recipe.read(config, required=["train_dataloader"]).cfg
     with config_errors(cfg):

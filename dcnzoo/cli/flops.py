@@ -38,9 +38,9 @@ def command(
     """
     if num_images:
         _options.refuse("--num-images", "shape")
-    from dcnzoo.openmmlab import execute
     from dcnzoo.openmmlab.flops import count
-    from dcnzoo.openmmlab.recipe import Recipe
+    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
     network = execute.build(Recipe.read(resolve(model).config, cfg_options), device=device)

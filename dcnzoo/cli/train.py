@@ -68,7 +68,7 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from mmengine.dist import is_main_process
 
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
-    from dcnzoo.openmmlab.work_dir import REPORT
+    from dcnzoo.openmmlab.runs.work_dir import REPORT
     from dcnzoo.report.report import write_report
     from dcnzoo.zoo.training import train
 

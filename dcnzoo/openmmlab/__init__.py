@@ -1,4 +1,13 @@
-"""All code that imports mmengine, mmcv or mmdet: patches, registered classes, loading, detector export."""
+"""All code that imports mmengine, mmcv or mmdet.
+
+The modules in this folder are about a detector and its weights. The others, by subject:
+
+- ``config``: what a config contains, its mistakes; ``options.py``: what the options of a run change in it
+- ``runs``: a training, a test, or a model that is built
+- ``models``, ``datasets``, ``hooks``: classes that configs name
+- ``patches`` of OpenMMLab's packages, which ``setup.py`` applies
+- ``export`` of detectors
+"""
 
 from dcnzoo.compat.patches import add
 from dcnzoo.openmmlab.patches.other_packages import NUMPY_1_NAMES

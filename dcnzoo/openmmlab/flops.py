@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.config_errors import config_errors
+from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.utils.errors import UserError, one_line
 
@@ -25,7 +25,7 @@ def count(
     """Count the operations of a detector for a picture, or for each of several; see :func:`count_operations`.
 
     Args:
-        model: from :func:`dcnzoo.openmmlab.execute.build`.
+        model: from :func:`dcnzoo.openmmlab.runs.execute.build`.
         shape: of a picture of noise (default: that of the test pipeline).
         images: number of images of the config's test set to count instead.
     """

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import nn
 
-from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.checkpoints import to_safetensors
+from dcnzoo.openmmlab.config import json_config
 from dcnzoo.utils.errors import UserError, one_line, printable, typed, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.version import __version__
@@ -79,7 +79,7 @@ def push_model(
     """Upload a detector to a repository of the Hub, which is created if it does not exist.
 
     Args:
-        model: from :func:`dcnzoo.openmmlab.execute.build`.
+        model: from :func:`dcnzoo.openmmlab.runs.execute.build`.
         repository: ``OWNER/NAME``.
         metrics: result of ``detector.evaluate``, for the model card.
         data: the data on which it was trained and evaluated, for the model card.

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from dcnzoo.openmmlab.config_tree import dicts
-from dcnzoo.openmmlab.tta import use_test_time_augmentation
+from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_folder
 

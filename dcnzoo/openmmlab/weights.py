@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
-from dcnzoo.openmmlab.deformable import patterns_of
+from dcnzoo.openmmlab.config.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.text import counted, few
 
@@ -120,7 +120,7 @@ def require_class_order(loader: Mapping | None, classes: object, source: str | o
         loader: settings of the data loader, if there is one.
         classes: names in the file of the model; None if it has none.
     """
-    from dcnzoo.openmmlab.config_tree import datasets, declared_metainfo  # needs mmdet
+    from dcnzoo.openmmlab.config.tree import datasets, declared_metainfo  # needs mmdet
 
     data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
     if not (isinstance(data, list | tuple) and isinstance(classes, list | tuple)):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.openmmlab.loss_parts import loss_parts
+from dcnzoo.openmmlab.hooks.loss_parts import loss_parts
 from dcnzoo.utils.files import files_beside, read_beside
 
 

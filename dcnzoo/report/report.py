@@ -11,7 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.work_dir import REPORT
+from dcnzoo.openmmlab.runs.work_dir import REPORT
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread

@@ -15,9 +15,9 @@ from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.layers.offsets import OffsetStatistics
-from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.recipe import Recipe
 from dcnzoo.openmmlab.results import instances_of, to_detections
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import Evaluation, evaluate
 from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label

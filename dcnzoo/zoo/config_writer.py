@@ -10,11 +10,11 @@ from mmengine.config import Config
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.preparation import check_parts
 from dcnzoo.data.splits import Annotations
-from dcnzoo.openmmlab.config_check import OBJECT_CLASSES, check_config
-from dcnzoo.openmmlab.config_paths import portable, text_of
-from dcnzoo.openmmlab.config_tree import LOADERS, declared_metainfo, dicts
+from dcnzoo.openmmlab.config.check import OBJECT_CLASSES, check_config
+from dcnzoo.openmmlab.config.paths import portable, text_of
+from dcnzoo.openmmlab.config.tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
-from dcnzoo.openmmlab.recipe import read_config_file
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.text import counted

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import yaml
 
-from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError, typed
 
 PACKAGES = ("dcnzoo", "mmdet")

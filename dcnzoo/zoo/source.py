@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcnzoo.openmmlab import hub
-from dcnzoo.openmmlab.json_config import is_json_config
-from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.openmmlab.config.json_config import is_json_config
+from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, name_of, verify
 from dcnzoo.utils.files import (

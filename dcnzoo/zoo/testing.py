@@ -13,12 +13,12 @@ from mmengine.dist import is_main_process
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
-from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.config_tree import LOADERS, datasets, dicts
-from dcnzoo.openmmlab.device import require_device
+from dcnzoo.openmmlab.config.tree import LOADERS, datasets, dicts
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
-from dcnzoo.openmmlab.recipe import TEST, TRAINING, Recipe
-from dcnzoo.openmmlab.work_dir import has_checkpoints
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.device import require_device
+from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING, Recipe
+from dcnzoo.openmmlab.runs.work_dir import has_checkpoints
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import EXPORTED, last_checkpoint, output_files, write_text

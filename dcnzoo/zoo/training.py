@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from dcnzoo.data.splits import ReadOptions
-from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.device import use_device
 from dcnzoo.openmmlab.options import TrainOptions
-from dcnzoo.openmmlab.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.work_dir import is_trained, next_replaced
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.device import use_device
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.zoo.own_data import OwnData, prepare

@@ -171,21 +171,21 @@ def library(monkeypatch, tmp_path):
         recorder.replace(f"dcnzoo.{path}.output_files", result)
     for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
         monkeypatch.setattr(f"dcnzoo.{path}", Detector)
-    monkeypatch.setattr("dcnzoo.openmmlab.recipe.read_config_file", cfg_of)
-    monkeypatch.setattr("dcnzoo.openmmlab.recipe.check_config", lambda *args: None)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.read_config_file", cfg_of)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.check_config", lambda *args: None)
     for path, result in {
         "zoo.source.resolve": source, "zoo.testing.resolve": source,
-        "openmmlab.execute.build": torch.nn.Identity(), "openmmlab.device.require_device": None,
+        "openmmlab.runs.execute.build": torch.nn.Identity(), "openmmlab.runs.device.require_device": None,
         "openmmlab.flops.count": [({"conv": 1}, (1, 3, 2, 2))], "detect.timing.exported": {},
         "detect.timing.pictures": [0],
         "detect.timing.measure": {}, "detect.timing.evaluate": None, "detect.timing.fastest": "",
-        "zoo.testing.use_data": 1, "openmmlab.execute.train": None,
+        "zoo.testing.use_data": 1, "openmmlab.runs.execute.train": None,
         "zoo.testing.last_checkpoint": Path("w.pth"), "export.known_problems.check": [],
     }.items():  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", result)
     recorder.replace("torch.set_num_threads")
     for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
-                 "openmmlab.execute.test", "report.report.write_report"):  # fmt: skip
+                 "openmmlab.runs.execute.test", "report.report.write_report"):  # fmt: skip
         recorder.replace(f"dcnzoo.{path}", last=True)
     monkeypatch.setattr("dcnzoo.detect.timing.table", lambda timings: [["a"]])
 

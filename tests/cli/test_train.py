@@ -14,10 +14,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 import dcnzoo
-from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.device import use_device
-from dcnzoo.openmmlab.recipe import Recipe
-from dcnzoo.openmmlab.work_dir import WorkDirHook, next_replaced, set_aside
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.device import use_device
+from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook, next_replaced, set_aside
 from dcnzoo.utils.errors import UserError
 
 from .. import commands

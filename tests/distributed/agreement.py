@@ -21,7 +21,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch.multiprocessing import start_processes
 
-from dcnzoo.openmmlab import ranks
+from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.utils.errors import JointError, UserError
 from dcnzoo.utils.lock import lock_work_dir
 

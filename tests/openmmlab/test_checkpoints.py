@@ -17,7 +17,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
 

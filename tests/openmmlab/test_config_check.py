@@ -12,9 +12,9 @@ from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.config_check import check_config, find_problems
-from dcnzoo.openmmlab.packages import base_path
-from dcnzoo.openmmlab.recipe import read_config_file
+from dcnzoo.openmmlab.config.check import check_config, find_problems
+from dcnzoo.openmmlab.config.packages import base_path
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run

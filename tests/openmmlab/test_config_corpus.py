@@ -17,10 +17,10 @@ from mmengine.config import Config
 import dcnzoo
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab import execute
-from dcnzoo.openmmlab.config_check import check_config, find_problems
-from dcnzoo.openmmlab.config_tree import LOADERS
-from dcnzoo.openmmlab.recipe import TEST, TRAINING, read_config_file
+from dcnzoo.openmmlab.config.check import check_config, find_problems
+from dcnzoo.openmmlab.config.tree import LOADERS
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING, read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run
@@ -100,7 +100,7 @@ def edited(path, cfg, folder, number):
 def test_valid_edits(tmp_path, monkeypatch, bases_once, part):
     (tmp_path / "own_classes.py").write_text(valid_configs.OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("dcnzoo.openmmlab.config_check.print_log", lambda *args, **kwargs: None)
+    monkeypatch.setattr("dcnzoo.openmmlab.config.check.print_log", lambda *args, **kwargs: None)
     refused, numbers = [], Counter()
     for number, path in enumerate(SAMPLE if PARTS == 1 else CONFIGS):
         if number % PARTS != part:
@@ -145,7 +145,7 @@ def refuse(*args, **kwargs):
 @pytest.mark.parametrize("path", SAMPLE if PARTS > 1 else SAMPLE[:3], ids=lambda path: path.stem)
 def test_mistakes_are_named(tmp_path, monkeypatch, path):
     """By the command: in one to three lines with the key, before anything is built or written."""
-    monkeypatch.setattr("dcnzoo.openmmlab.config_check.print_log", lambda *args, **kwargs: None)
+    monkeypatch.setattr("dcnzoo.openmmlab.config.check.print_log", lambda *args, **kwargs: None)
     monkeypatch.setattr(execute, "build_runner", refuse)
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     cases, passed = [*wrong_configs.mistakes(read(path))], set()

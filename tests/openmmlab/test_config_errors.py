@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # noqa: F401
-from dcnzoo.openmmlab.config_errors import config_errors
+from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.utils.errors import UserError
 
 

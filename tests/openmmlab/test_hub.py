@@ -13,12 +13,12 @@ from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.openmmlab import json_config
 from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.config import json_config
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.execute import build
-from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.runs.execute import build
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.publishing import publish
 

@@ -14,9 +14,9 @@ from mmengine.config import Config
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.execute import build_runner
-from dcnzoo.openmmlab.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
@@ -132,7 +132,7 @@ def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcnzoo.openmmlab.execute.build_runner", interrupt)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.build_runner", interrupt)
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work")
     assert status == 130 and len(output.splitlines()) == 1
     assert "--resume" in output and f"{tmp_path}/work" in output

@@ -12,7 +12,7 @@ import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 from mmdet.registry import MODELS
 
 from dcnzoo.compat import patches
-from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 
 from ..processes import ROOT, run_code
@@ -74,7 +74,7 @@ def test_without_pkg_resources(tmp_path):
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.packages import inherit_from_packages
+from dcnzoo.openmmlab.config.packages import inherit_from_packages
 from mmengine.config import Config
 inherit_from_packages(Changes())
 print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)

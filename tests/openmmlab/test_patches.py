@@ -29,11 +29,12 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
 from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab import detector, execute
+from dcnzoo.openmmlab import detector
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.patches import table as fixes
-from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.recipe import Recipe
 
 from .. import demo
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.execute import build_runner
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
-from dcnzoo.openmmlab.recipe import TRAINING, Recipe, read_config_file
+from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 
 from ..demo import PLAIN
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from dcnzoo.openmmlab.hooks.loss_parts import loss_parts
 from dcnzoo.openmmlab.hooks.summary import SummaryHook, labels
-from dcnzoo.openmmlab.loss_parts import loss_parts
 
 from ..commands import run
 from ..demo import DEFORMABLE as CONFIG

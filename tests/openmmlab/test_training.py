@@ -32,7 +32,7 @@ from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.execute import build_runner, choose_start
+from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.hooks import (
     AtomicLocalBackend,
     ChannelsLastHook,
@@ -41,10 +41,10 @@ from dcnzoo.openmmlab.hooks import (
     SummaryHook,
 )
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
-from dcnzoo.openmmlab.packages import base_path
-from dcnzoo.openmmlab.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.tta import InstanceTTAModel
+from dcnzoo.openmmlab.runs.execute import build_runner, choose_start
+from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from dcnzoo.openmmlab import recipe
-from dcnzoo.openmmlab.config_rules import OLD_KEYS
-from dcnzoo.openmmlab.config_tree import dicts
+from dcnzoo.openmmlab.config.rules import OLD_KEYS
+from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.runs import recipe
 
 from ..commands import invoke
 

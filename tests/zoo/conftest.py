@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils import fetch as fetching
 from dcnzoo.zoo import index
 

@@ -9,9 +9,9 @@ from mmengine.config import Config
 from PIL import Image
 
 import dcnzoo.models  # noqa: F401
-from dcnzoo.openmmlab.config_check import dicts
-from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.config.check import dicts
+from dcnzoo.openmmlab.config.packages import mim_folder
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 

@@ -12,7 +12,7 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 import dcnzoo.models
 from dcnzoo import zoo
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.recipe import read_config_file
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 
 from ..commands import run
 from ..demo import build
@@ -50,7 +50,7 @@ def published(package, tmp_path, monkeypatch):
 def test_load_detects(published, tmp_path, monkeypatch):
     source, served, cached = published
     said = []
-    monkeypatch.setattr("dcnzoo.openmmlab.execute.print_log", lambda text, **_: said.append(text))
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.print_log", lambda text, **_: said.append(text))
     loaded = dcnzoo.load("tiny", cfg_options={"model.test_cfg.rcnn.score_thr": 0.0}, device="cpu")
     detector = loaded.model
     (line,) = said

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from dcnzoo import zoo
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import index
 

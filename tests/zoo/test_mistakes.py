@@ -10,7 +10,7 @@ import torch
 import dcnzoo
 from dcnzoo import zoo
 from dcnzoo.detect.session import Session
-from dcnzoo.openmmlab import execute
+from dcnzoo.openmmlab.runs import execute
 from dcnzoo.report.report import write_report
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.publishing import publish

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo.models
-from dcnzoo.openmmlab.recipe import read_config_file
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
 

@@ -130,7 +130,7 @@ def test_an_exported_file_as_checkpoint(folder, monkeypatch, name):
     tested = []
     monkeypatch.setattr("dcnzoo.zoo.source.fetch", lambda url: folder / "files/m.onnx")
     monkeypatch.setattr(
-        "dcnzoo.openmmlab.execute.test",
+        "dcnzoo.openmmlab.runs.execute.test",
         lambda recipe, options, weights, claim: tested.append((options.exported, weights)),
     )
     dcnzoo.test(PLAIN, name)

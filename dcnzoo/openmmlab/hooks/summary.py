@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.openmmlab.hooks.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.hooks.schedule import images_per_step
-from dcnzoo.openmmlab.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import last_checkpoint

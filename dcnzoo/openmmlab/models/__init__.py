@@ -12,7 +12,7 @@
   ``FlashInternImage``, and their layer-wise learning rate decay.
 - ResNet-family backbones (also of mmpose, mmpretrain and mmsegmentation), HRNet and (PA)FPN accept
   ``dcn=True``, and any module accepts ``to_deformable=dict(where=…)``
-  (:mod:`dcnzoo.openmmlab.deformable`).
+  (:mod:`dcnzoo.openmmlab.config.deformable`).
 - ``OffsetStatisticsHook`` for ``custom_hooks`` records the offsets of these layers during training.
 - Bugs of OpenMMLab's packages on current PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches.table`).
 

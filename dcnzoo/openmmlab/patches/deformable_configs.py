@@ -1,4 +1,4 @@
-"""One hook around every build of a module: it applies the settings of :mod:`dcnzoo.openmmlab.deformable`."""
+"""A hook around every build of a module; it applies :mod:`dcnzoo.openmmlab.config.deformable`."""
 
 import inspect
 import logging
@@ -16,7 +16,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.layers.convert import Where, packed_layer, replace_convolutions, to_deformable
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.layers.packed import PackedDeformConv2d
-from dcnzoo.openmmlab.deformable import LAYERS, SETTINGS, patterns_of, split_settings
+from dcnzoo.openmmlab.config.deformable import LAYERS, SETTINGS, patterns_of, split_settings
 from dcnzoo.utils.text import counted
 
 Make = Callable[[Any], nn.Module]  # the new module for a convolution

@@ -19,7 +19,7 @@ from mmengine.registry import Registry
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
-from dcnzoo.openmmlab.deformable import arguments
+from dcnzoo.openmmlab.config.deformable import arguments
 
 PARAMETERS = {
     **inspect.signature(runner.Runner).parameters,

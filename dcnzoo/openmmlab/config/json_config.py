@@ -26,9 +26,9 @@ from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.config_tree import registered
+from dcnzoo.openmmlab.config.tree import registered
+from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.openmmlab.setup import setup
-from dcnzoo.openmmlab.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.text import short
 

@@ -14,7 +14,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry, root
 from mmengine.utils import get_object_from_string
 
-from dcnzoo.openmmlab.config_tree import dicts
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.patches.kernels import replaced
 
 

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed
 
-from dcnzoo.openmmlab.config_tree import dicts
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.utils.errors import JointError, UserError, describe, one_line
 from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.lock import OWNER

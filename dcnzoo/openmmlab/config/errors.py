@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.config_tree import dicts
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 
 # local variables of mmengine's functions that build something from a dictionary

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import mmcv.ops
 
-from dcnzoo.openmmlab.config_tree import Node
-from dcnzoo.openmmlab.deformable import SETTINGS, arguments
+from dcnzoo.openmmlab.config.deformable import SETTINGS, arguments
+from dcnzoo.openmmlab.config.tree import Node
 
 # MMDetection 2's key → its type or some keys of its dictionary, and the key of version 3
 OLD_KEYS: dict[str, tuple[type | str, str]] = {

@@ -1,4 +1,4 @@
-"""Find mistakes in a config before anything is built; the rules are in :mod:`.config_rules`."""
+"""Find mistakes in a config before anything is built; the rules are in :mod:`.rules`."""
 
 import logging
 import os
@@ -14,14 +14,15 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.config_rules import (
+from dcnzoo.openmmlab.config.deformable import arguments, split_settings
+from dcnzoo.openmmlab.config.rules import (
     LAYER_SETTINGS,
     OLD_KEYS,
     known_keys,
     reads_settings,
     refusal,
 )
-from dcnzoo.openmmlab.config_tree import (
+from dcnzoo.openmmlab.config.tree import (
     LOADERS,
     PARAMETERS,
     RUNNER_KEYS,
@@ -33,7 +34,6 @@ from dcnzoo.openmmlab.config_tree import (
     registered,
     variables,
 )
-from dcnzoo.openmmlab.deformable import arguments, split_settings
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest

@@ -11,7 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
-from dcnzoo.openmmlab.config_tree import datasets
+from dcnzoo.openmmlab.config.tree import datasets
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",

@@ -9,9 +9,9 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from dcnzoo.openmmlab import ranks
-from dcnzoo.openmmlab.config_paths import keep_paths
-from dcnzoo.openmmlab.recipe import Recipe
+from dcnzoo.openmmlab.config.paths import keep_paths
+from dcnzoo.openmmlab.runs import ranks
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
 
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")

@@ -24,18 +24,18 @@ from torch import nn
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab import ranks
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
-from dcnzoo.openmmlab.config_errors import config_errors
-from dcnzoo.openmmlab.config_tree import data_sets, dicts, metainfo
-from dcnzoo.openmmlab.device import require_device, use_device
+from dcnzoo.openmmlab.config.errors import config_errors
+from dcnzoo.openmmlab.config.tree import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
-from dcnzoo.openmmlab.recipe import Recipe
-from dcnzoo.openmmlab.separate_run import separate_run
+from dcnzoo.openmmlab.runs import ranks
+from dcnzoo.openmmlab.runs.device import require_device, use_device
+from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.separate_run import separate_run
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook, has_checkpoints, is_trained, next_replaced
 from dcnzoo.openmmlab.weights import load_weights
-from dcnzoo.openmmlab.work_dir import WorkDirHook, has_checkpoints, is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import last_checkpoint, output_files, require_file

@@ -11,14 +11,14 @@ from mmengine.config import Config
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
-from dcnzoo.openmmlab import json_config
-from dcnzoo.openmmlab.config_check import check_config
-from dcnzoo.openmmlab.config_paths import DIRECTORY, below, text_of
-from dcnzoo.openmmlab.config_rules import OLD_KEYS
-from dcnzoo.openmmlab.config_tree import dicts, variables
+from dcnzoo.openmmlab.config import json_config
+from dcnzoo.openmmlab.config.check import check_config
+from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
+from dcnzoo.openmmlab.config.rules import OLD_KEYS
+from dcnzoo.openmmlab.config.tree import dicts, variables
+from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.setup import setup
-from dcnzoo.openmmlab.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
 
 setup()  # any config may use dcn=True
@@ -35,7 +35,7 @@ SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 class Recipe:
     """A config that was read and checked, and what the options of a run have changed in it.
 
-    How a run starts is no part of it: see :class:`dcnzoo.openmmlab.execute.Start`.
+    How a run starts is no part of it: see :class:`dcnzoo.openmmlab.runs.execute.Start`.
 
     Attributes:
         changes: a text for each, for the terminal and the log.
@@ -57,7 +57,7 @@ class Recipe:
             required: their keys. With ``train_cfg`` or ``test_cfg``, the command has a runner.
 
         Raises:
-            UserError: see :func:`dcnzoo.openmmlab.config_check.check_config`.
+            UserError: see :func:`dcnzoo.openmmlab.config.check.check_config`.
         """
         cfg = read_config_file(path, cfg_options)
         runs = not {"train_cfg", "test_cfg"}.isdisjoint(required)
