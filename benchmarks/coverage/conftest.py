@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks.coverage.table import code, git
 from benchmarks.coverage.trial import is_ok
 from benchmarks.measure import listed, versions
 
@@ -34,9 +35,12 @@ def installed(record_testsuite_property: Callable) -> None:
 
 
 @pytest.fixture
-def record(record_property: Callable) -> Callable[[str, str, str], None]:
+def record(record_property: Callable, request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
+    section = request.path.stem.removeprefix("test_")
+    about = {"revision": git("rev-parse", "--short", "HEAD").strip(), "code": code(section)}
+
     def record(*row: str) -> None:
-        for name, value in zip(("family", "config", "result"), row, strict=True):
+        for name, value in zip(("family", "config", "result", *about), (*row, *about.values()), strict=True):
             record_property(name, value)
         assert is_ok(row[2]), row[2]
 

@@ -11,6 +11,7 @@ Results are kept in SECTION.json, if it exists, so that a part of the families c
 """
 
 import json
+import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from itertools import groupby
@@ -20,7 +21,24 @@ from benchmarks.coverage.trial import is_ok
 from benchmarks.measure import ROOT, parser_of, replace_section
 from dcnzoo.utils.files import write_text
 
-Rows = dict[str, dict[str, str]]  # family → config, result, versions, date
+Rows = dict[str, dict[str, str]]  # family → config, result, revision, code, versions, date
+ROOMS = {  # the code that the rows of a section are about
+    "mmdet": ("compat", "layers", "openmmlab"),
+    "deformable": ("compat", "layers", "openmmlab"),
+    "export": ("export", "openmmlab/export", "openmmlab/patches"),
+    "openmmlab": ("compat", "layers", "openmmlab"),
+    "networks": ("compat", "layers"),
+}
+
+
+def git(*arguments: str) -> str:
+    return subprocess.check_output(("git", "-C", str(ROOT), *arguments), text=True)
+
+
+def code(section: str) -> str:
+    """Return the hashes of the rooms that a section is about."""
+    trees = git("rev-parse", *(f"HEAD:dcnzoo/{room}" for room in ROOMS[section])).split()
+    return " ".join(tree[:7] for tree in trees)
 
 
 def read(file: Path) -> Rows:
@@ -46,13 +64,13 @@ def merged(files: list[Path]) -> Rows:
     return first
 
 
-def text(rows: Rows) -> str:
+def text(rows: Rows, section: str) -> str:
     results = {family: row["result"] for family, row in rows.items()}
     families: dict[tuple[str, str], list[str]] = {}
     for family, row in sorted(rows.items()):
         if not row["result"].startswith("out of scope"):
             families.setdefault((row["date"], row["versions"]), []).append(family)
-    lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**"]
+    lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**{age(rows, section)}"]
     for (date, installed), names in sorted(families.items(), reverse=True):
         lines.append(f"{len(names)} families were measured on {date} with {installed}.")
     if len(families) > 1:
@@ -60,7 +78,13 @@ def text(rows: Rows) -> str:
     return "\n\n".join([*lines, by_result(results)])
 
 
-def exceptions(rows: Rows) -> str:
+def age(rows: Rows, section: str) -> str:
+    """Say how many rows are not about the present code."""
+    old = sum(row.get("code") != code(section) for row in rows.values())
+    return f" {old} of these results are older than the code that they are about." if old else ""
+
+
+def exceptions(rows: Rows, section: str) -> str:
     """List the operations of ``test_networks.py``, and the networks with another result than *ok*."""
     results = {name: json.loads(row["operations"]) for name, row in rows.items()}
     cells = [
@@ -78,7 +102,7 @@ def exceptions(rows: Rows) -> str:
     listed = (f"- **{result}**: {', '.join(name for _, name in names)}" for result, names in groups)
     return "\n\n".join(
         [
-            f"**{count - bad} of {count} results are neither *wrong* nor a *crash*.**",
+            f"**{count - bad} of {count} results are neither *wrong* nor a *crash*.**{age(rows, section)}",
             f"Networks: {', '.join(networks)}.",
             f"Operations: {', '.join(operations)}.",
             f"Measured on {date} with {installed}.",
@@ -110,7 +134,7 @@ def main() -> None:
         rows |= merged(args.files)
         write_text(kept, json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     write = exceptions if args.section == "networks" else text
-    replace_section(ROOT / "docs/coverage.md", args.section, write(rows))
+    replace_section(ROOT / "docs/coverage.md", args.section, write(rows, args.section))
 
 
 if __name__ == "__main__":
