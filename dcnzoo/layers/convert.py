@@ -110,9 +110,10 @@ def to_deformable(
             a list of patterns, or a function ``(name, module) -> bool``. A module with several names is
             replaced under all of them.
         kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2).
-        offset_groups, mask_groups, offset_limit, offset_activation, mask_activation, prediction,
-            float32_offsets, im2col_step: see :class:`dcnzoo.layers.PackedDeformConv2d`. Each layer gets its
-            own copy of the activations. Transposed layers always have a pointwise prediction.
+        offset_groups, mask_groups, offset_limit, float32_offsets, im2col_step: see
+            :class:`dcnzoo.layers.PackedDeformConv2d`.
+        offset_activation, mask_activation: the same; each layer gets its own copy.
+        prediction: the same; transposed layers always have a pointwise one.
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
