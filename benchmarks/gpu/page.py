@@ -16,7 +16,7 @@ By `make gpu`: {gpu}, CUDA {cuda}, torch {torch}, Triton {triton}, {day}.
 
 Median times between events, with the L2 cache flushed before each call. *Inputs in the cache*: CUDA graphs
 without the flush. *Error*: of the output, relative to the compiled kernels in float32 (norms).
-Float32 is TF32.
+Float32 is TF32 in the part `benchmark`, and not in `without_library`.
 
 *dcnzoo*: compiled kernels; *dcnzoo fused*: those in Triton; *dcnzoo Triton*: these
 without the compiled library; *deformops*: that package's, in Triton; *F.conv2d*: cuDNN's ordinary
