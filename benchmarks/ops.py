@@ -171,7 +171,10 @@ def ratios(rows: list[Row]) -> dict[str, dict[tuple, float]]:
 
 
 def summary(rows: list[Row]) -> list[list[str]]:
-    """Return a table of medians over the main cases, and of the worst case with the most threads."""
+    """Return a table of medians over the main cases, and of the worst case with any number of threads.
+
+    Beside the convolution that is the faster one, stride 1 and stride 2 also have rows of their own.
+    """
     threads = sorted({row.threads for row in rows})
     with_main = {row.operator for row in rows if row.main}
     main = {row.setting for row in rows if row.main or row.operator not in with_main}
@@ -180,13 +183,16 @@ def summary(rows: list[Row]) -> list[list[str]]:
         groups: dict[tuple, dict[tuple, float]] = defaultdict(dict)
         for (operator, case, dtype, mode, count), ratio in by_setting.items():
             if (operator, case, dtype, mode, count) in main:
-                groups[operator, mode, dtype][case, count] = ratio
+                groups[operator, mode, dtype, pair][case, count] = ratio
+                if pair.endswith(", the faster") and any("-s2" in name for _, name, *_ in main):
+                    stride = 2 if "-s2" in case else 1
+                    groups[operator, mode, dtype, f"{pair}, stride {stride}"][case, count] = ratio
         for key, values in groups.items():
             by_threads = {n: [r for (_, count), r in values.items() if count == n] for n in threads}
-            last = {case: r for (case, count), r in values.items() if count == threads[-1]}
-            worst = (max if " / F." in pair else min)(last, key=last.get)
+            worst = (max if " / F." in pair else min)(values, key=values.get)
             medians = [f"{statistics.median(v):.2f}×" if v else "–" for v in by_threads.values()]
-            table.append([*key, pair, *medians, f"{last[worst]:.2f}× {worst}", str(len(last))])
+            number = len({case for case, _ in values})
+            table.append([*key, *medians, f"{values[worst]:.2f}× {worst[0]}", str(number)])
     return [table[0], *sorted(table[1:], key=lambda line: line[0])]
 
 

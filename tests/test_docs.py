@@ -14,7 +14,9 @@ import click
 import pytest
 import torch
 
-from benchmarks.claims import claims
+from benchmarks import claims
+from benchmarks.study import page
+from benchmarks.study.training import read
 from dcnzoo.cli import commands
 
 from .processes import ROOT
@@ -163,9 +165,32 @@ def test_configs_turn_dcn_on(tmp_path):
         assert any("conv_offset" in name for name in build(cfg.model, "meta").state_dict()), text
 
 
-def test_figures_name_their_source():
+def test_figures_are_those_of_their_sources():
     """``python -m benchmarks.claims`` lists them."""
-    assert not [place for place, _, sources in claims() if not sources]
+    assert not [(place, lost) for place, _, sources, lost in claims.claims() if lost or not sources]
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("| 1.04 / 2.1 | 0.85 |", []),
+        ("AP falls by 0.85; 12 of 14 families", []),
+        ("a change of −.851. In 2.07 s", []),
+        ("| 1.04 / 2.2 | 1.1 |", ["1.04 / 2.2", "1.1"]),
+        ("a change of +.851; 12 of 13", ["a change of +.851", "12 of 13"]),
+        ("1.04 and 0.85", ["1.04 and 0.85"]),  # of different lines
+        ("3.33", ["3.33"]),  # a single timing
+    ],
+)
+def test_wrong_figures_are_noticed(text, missing, tmp_path):
+    file = tmp_path / "source.md"
+    file.write_text("| a | 1.04× | 2.07× |\n| b | −0.851 | 14 | 12 |\nAll timings:\n3.33\n", encoding="utf-8")
+    assert claims.missing(text, [file]) == missing
+
+
+def test_study_is_that_of_its_rows():
+    text, _ = page.page_of(read(), ROOT / "docs/demo_times.csv")
+    assert text == (ROOT / "docs/study.md").read_text(encoding="utf-8")
 
 
 def printed(notebook) -> list[str]:

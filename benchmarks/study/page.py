@@ -163,7 +163,7 @@ def plot(rows: list[Row], main: Results) -> dict[str, Figure]:
 
 def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]:
     """Return the variables of the section of results."""
-    late = [np.diff(curve(rows, last)["ap"])[-1] for last in main["plain"]]
+    late, late_v2 = ([np.diff(curve(rows, last)["ap"])[-1] for last in main[arm]] for arm in ("plain", "v2"))
     seconds = values(main["v2"], "cpu_seconds") / values(main["plain"], "cpu_seconds")
     ratios, wider = ratios_of_times(times), gains(main)["wider"]
     bounds = [interval(np.delete(wider, seed), FAMILY)[0] for seed in range(len(wider))]
@@ -171,6 +171,7 @@ def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]
         "verdicts": {arm: verdict(gain) for arm, gain in gains(main).items()},
         "gain": with_interval(gains(main)["plain"], FAMILY),
         "late": with_interval(late),
+        "late_v2": with_interval(late_v2),
         "converged": np.mean(late) < 0.005,
         "arms": arms_table(rows, main),
         "comparisons": comparisons_table(main),
@@ -184,13 +185,10 @@ def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]
     }
 
 
-def write_page(rows: list[Row], docs: Path) -> None:
-    """Write study.md from the template, and its pictures."""
+def page_of(rows: list[Row], times: Path) -> tuple[str, dict[str, Figure]]:
+    """Return the text of the page, from the template, and its pictures by name."""
     main = complete(rows, "shapes", tuple(ARMS))
-    results = results_of(rows, main, docs / "demo_times.csv") if len(main["v2"]) >= 2 else {}
-    for name, figure in (plot(rows, main) if results else {}).items():
-        with replacing(docs / f"images/study-{name}.svg") as partial:
-            figure.savefig(partial, format="svg", metadata={"Date": None})
+    results = results_of(rows, main, times) if len(main["v2"]) >= 2 else {}
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
     text = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
         seeds=len(main["v2"]),
@@ -202,4 +200,13 @@ def write_page(rows: list[Row], docs: Path) -> None:
         total=len(PLAN),
         facts={name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")},
     )
+    return text, plot(rows, main) if results else {}
+
+
+def write_page(rows: list[Row], docs: Path) -> None:
+    """Write study.md and its pictures."""
+    text, pictures = page_of(rows, docs / "demo_times.csv")
+    for name, figure in pictures.items():
+        with replacing(docs / f"images/study-{name}.svg") as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})
     write_text(docs / "study.md", text)
