@@ -5,9 +5,9 @@
     python -m benchmarks.claims    # exit status 1 if a section names no source, or a source lacks a figure
 
 A figure is a number with a decimal point that is no version or code, or "3 of 10". A source is a page of
-measurements, a file of rows, the revision that was measured, or a word that says who published it. All figures
-of a cell or clause must be in one line of a file that the section links, rounded as printed; the list of all
-timings at the end of a page does not count.
+measurements, a file of rows, the revision that was measured, or a word that says who published it. All
+figures of a cell or clause must be in one line of a file that the section links, rounded as printed; the list
+of all timings at the end of a page does not count.
 """
 
 import re
