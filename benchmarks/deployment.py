@@ -39,11 +39,10 @@ from benchmarks.revision import checkout
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.timing import agreement, measure
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.utils.files import write_text
+from dcnzoo.utils.files import mim_folder, write_text
 from tests.export.detectors import CONFIGS, calibrate, dicts, narrow
 
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"

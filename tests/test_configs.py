@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models
 import dcnzoo.ops.flops  # noqa: F401  registers the counts of deformable operators
-from dcnzoo.openmmlab.config.packages import mim_folder
+from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo import description, index
 
 from . import demo

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.coverage import trial
 from benchmarks.coverage.trial import ROOT, apart, configs_in, expect, finite, image_size, images
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
+from dcnzoo.utils.files import mim_folder
 
 LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool, DCNv3, DCNv4)
 CALLS = {f"dcnzoo::{name}" for name in ("deform_conv", "deform_roi_pool", "dcnv3", "dcnv4")}

@@ -4,7 +4,6 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from click.shell_completion import CompletionItem
 from dcnzoo.cli._terminal import with_flags
 from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, require_file
+from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, mim_folder, require_file
 
 
 class UserPath(click.Path):
@@ -37,8 +36,8 @@ class ModelName(UserPath):
 
 def _zoo_names() -> Iterator[str]:
     """Yield the names of the zoo without its index, whose imports take seconds."""
-    for spec in filter(None, map(find_spec, ("dcnzoo", "mmdet"))):
-        for metafile in Path(str(spec.origin)).parent.glob(".mim/configs/*/metafile.yml"):
+    for folder in filter(None, map(mim_folder, ("dcnzoo", "mmdet"))):
+        for metafile in folder.glob("configs/*/metafile.yml"):
             text = metafile.read_text(encoding="utf-8")
             yield from re.findall(r"^[ -]*Config: (?:.*/)?([^/\n]+)\.py\s*$", text, re.MULTILINE)
 

@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.optim.scheduler.param_scheduler import INF
 
 from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_folder
@@ -73,17 +74,14 @@ class RunOptions:
             cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
         cfg.default_hooks = cfg.get("default_hooks") or {}
         hooks = cfg.default_hooks
-        hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
-        hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
-        hooks.setdefault("progress", {"type": "ProgressHook"})
-        hooks.setdefault("buffers", {"type": "BroadcastBuffersHook"})
+        for name, hook in DEFAULT_HOOKS.items():
+            hooks.setdefault(name, ConfigDict(hook))
+        if isinstance(hooks.checkpoint, dict) and hooks.checkpoint.get("type") == "CheckpointHook":
+            hooks.checkpoint["type"] = "AtomicCheckpointHook"
         hooks.pop("channels_last", None)  # of an earlier training in the same work directory
         detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages have layers that view maps
         if self.channels_last and detector and self.launcher == "none" and get_device() == "cpu":
             hooks.channels_last = {"type": "ChannelsLastHook"}
-        hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
-        if isinstance(hooks.checkpoint, dict) and hooks.checkpoint.get("type") == "CheckpointHook":
-            hooks.checkpoint["type"] = "AtomicCheckpointHook"  # None disables it
         return []
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -282,6 +283,13 @@ def _named_in(folder: Path, text: str) -> Path:
     if not name or not name.isprintable():
         raise ValueError("expected the path of a checkpoint")
     return folder / name
+
+
+def mim_folder(package: str) -> Path | None:
+    """Return the folder in which OpenMMLab's packages install their configs, tools and metafiles."""
+    spec = find_spec(package)
+    folder = Path(spec.origin).parent / ".mim" if spec and spec.origin else None
+    return folder if folder and folder.is_dir() else None
 
 
 def cache_folder() -> Path:

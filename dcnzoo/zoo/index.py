@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 import yaml
 
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError, typed
+from dcnzoo.utils.files import mim_folder
 
 PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast

@@ -17,9 +17,9 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
+from dcnzoo.utils.files import mim_folder
 
 from ..commands import error_of
 from ..zoo.conftest import undisturbed  # noqa: F401  a fixture

@@ -15,11 +15,11 @@ import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config import json_config
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo.publishing import publish
 
 from ..demo import DEFORMABLE, PLAIN

@@ -12,8 +12,8 @@ import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 from mmdet.registry import MODELS
 
 from dcnzoo.compat import patches
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import mim_folder
 
 from ..processes import ROOT, run_code
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils import fetch as fetching
+from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo import index
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 import dcnzoo.models  # noqa: F401
 from dcnzoo.openmmlab.config.check import dicts
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 
 from ..commands import error_of, run

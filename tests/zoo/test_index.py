@@ -10,8 +10,8 @@ from safetensors.torch import save
 
 from dcnzoo import zoo
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.config.packages import mim_folder
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo import index
 
 from .conftest import entry

@@ -6,7 +6,6 @@ for every base config, which takes longer than reading the config.
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
@@ -15,13 +14,7 @@ from mmengine.registry import registry
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError
-
-
-def mim_folder(package: str) -> Path | None:
-    """Return the folder in which OpenMMLab's packages install their configs, tools and metafiles."""
-    spec = find_spec(package)
-    folder = Path(spec.origin).parent / ".mim" if spec and spec.origin else None
-    return folder if folder and folder.is_dir() else None
+from dcnzoo.utils.files import mim_folder
 
 
 def base_path(path: str, filename: str) -> tuple[str, str | None]:

@@ -4,19 +4,20 @@ import ast
 import inspect
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import mmcv.ops
-import torch
 from mmdet import registry as registries
 from mmengine import runner
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.utils.dl_utils import set_multi_processing
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.deformable import arguments
@@ -40,16 +41,22 @@ _REGISTRIES = {
     "log_processor": ("LOG_PROCESSORS",),
     "tta_pipeline": ("TRANSFORMS",),
 }
-# the classes and functions that receive dictionaries without a type
-_UNTYPED = {
-    **dict.fromkeys(LOADERS, DataLoader),
-    "optim_wrapper": OptimWrapper,
-    "optim_wrapper.clip_grad": torch.nn.utils.clip_grad_norm_,
-    "val_cfg": runner.ValLoop,
-    "test_cfg": runner.TestLoop,
-    "log_processor": runner.LogProcessor,
-    "randomness": runner.set_random_seed,
-    "env_cfg.mp_cfg": set_multi_processing,
+_OTHER_REGISTRIES = {"Albu"}  # classes whose dictionaries name the classes of another package
+# pattern for paths → the class or function that receives a dictionary without a registered type
+_UNTYPED: dict[str, Callable[[Mapping], Any]] = {
+    "*_dataloader": lambda _: DataLoader,
+    "train_cfg": lambda cfg: runner.EpochBasedTrainLoop if cfg.get("by_epoch") else runner.IterBasedTrainLoop,
+    "val_cfg": lambda _: runner.ValLoop,
+    "test_cfg": lambda _: runner.TestLoop,
+    # without these keys, it has several optimizers, by a constructor of the user's own
+    "optim_wrapper": lambda cfg: OptimWrapper if cfg.keys() & {"type", "optimizer"} else None,
+    "optim_wrapper.clip_grad": lambda cfg: (
+        clip_grad_value_ if cfg.get("type") == "value" else clip_grad_norm_
+    ),
+    "model.*.roi_layer": lambda cfg: getattr(mmcv.ops, str(cfg.get("type")), None),
+    "log_processor": lambda _: runner.LogProcessor,
+    "randomness": lambda _: runner.set_random_seed,
+    "env_cfg.mp_cfg": lambda _: set_multi_processing,
 }
 
 
@@ -96,17 +103,11 @@ def nodes(cfg: Config) -> Iterator[Node]:
 
 def _nodes(value: object, at: Node) -> Iterator[Node]:
     if isinstance(value, Mapping):
-        kind: Any = class_of(value, *at.registries) or _UNTYPED.get(at.path)
-        if at.path == "optim_wrapper" and not value.keys() & {"type", "optimizer"}:
-            kind = None  # of several optimizers, by a constructor of the user's own
-        if at.path == "train_cfg" and kind is None:
-            kind = runner.EpochBasedTrainLoop if value.get("by_epoch") else runner.IterBasedTrainLoop
-        if at.path == "optim_wrapper.clip_grad" and value.get("type") == "value":
-            kind = torch.nn.utils.clip_grad_value_
-        if at.inner.endswith("roi_layer"):
-            kind = getattr(mmcv.ops, str(value.get("type")), None)  # in no registry
-        of_albumentations = getattr(kind, "__name__", "") == "Albu"
-        names = () if of_albumentations else at.registries
+        kind: Any = class_of(value, *at.registries)
+        if kind is None:
+            receivers = (receiver for path, receiver in _UNTYPED.items() if fnmatchcase(at.path, path))
+            kind = next(receivers, lambda _: None)(value)
+        names = () if getattr(kind, "__name__", "") in _OTHER_REGISTRIES else at.registries
         at = Node(at.path, value, kind or at.kind, "" if kind else at.inner, names)
         yield at
         for key, child in value.items():

@@ -1,4 +1,7 @@
-"""Hooks for mmengine's Runner. Importing the package registers them."""
+"""Hooks for mmengine's Runner. Importing the package registers them.
+
+Every run has those of ``DEFAULT_HOOKS``, and those that ``runs/execute.py`` gives to its runner.
+"""
 
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
@@ -9,6 +12,15 @@ from dcnzoo.openmmlab.hooks.schedule import ScheduleHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
 from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook, PlateauEarlyStoppingHook
+
+# by their names in default_hooks, where a config replaces them, or switches them off with None
+DEFAULT_HOOKS = {
+    "epoch_seed": {"type": "EpochSeedHook"},
+    "finite_loss": {"type": "FiniteLossHook"},
+    "progress": {"type": "ProgressHook"},
+    "buffers": {"type": "BroadcastBuffersHook"},
+    "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
+}
 
 __all__ = [
     "AtomicCheckpointHook",

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -12,7 +13,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, require_class_order
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -35,13 +35,29 @@ class AtomicLocalBackend(LocalBackend):
             raise UserError(f"{error}{hint}") from error.__cause__
 
 
+class _RemovesLater:
+    """A file backend that only notes the names of the files to remove."""
+
+    def __init__(self, backend: Any, outdated: list[str]) -> None:
+        self._backend, self._outdated = backend, outdated
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._outdated.append(os.path.basename(path))
+
+    rmtree = remove  # sharded optimizers save folders
+
+
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
-    The parent class removes the oldest checkpoint before it writes the new one. This class first completes
-    the new file, then updates ``last_checkpoint``, then removes the oldest file; the best checkpoint
-    likewise. With ``max_keep_ckpts=1``, no older checkpoint is left if the file is damaged later.
+    The parent class removes the oldest checkpoint, or the best, before it writes the new one. Here a file is
+    removed when the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint lists the
+    file: if the process ends before, a resumed run removes it. With ``max_keep_ckpts=1``, no older checkpoint
+    is left if the file is damaged later.
 
     Resuming loads the last undamaged checkpoint and names the damaged ones. If the process ended during a
     validation, that validation runs first, so that its effects (best score, learning rate on plateaus) are
@@ -52,14 +68,13 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     backend_args: dict | None
-    last_ckpt: str | None
+    file_backend: Any
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self._is_local:
             self.backend_args = {"backend": "atomic_local"}
-        self._number_kept = self.max_keep_ckpts
-        self.max_keep_ckpts += self._number_kept > 0  # the parent class removes first
+        self._outdated: list[str] = []
         self._validated = False
         self._unvalidated_step: int | None = None  # of the last checkpoint
 
@@ -114,6 +129,11 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        self._outdated = runner.message_hub.runtime_info.get("outdated_ckpts", [])
+        runner.message_hub.update_info("outdated_ckpts", self._outdated)  # of each checkpoint
+        self._backend = self.file_backend
+        self.file_backend = _RemovesLater(self._backend, self._outdated)
+        self._remove_outdated()
         pointer = Path(runner.work_dir, LAST)
         if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
             raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
@@ -136,58 +156,31 @@ class AtomicCheckpointHook(CheckpointHook):
 
     # Saving
 
-    def _save_checkpoint(self, runner: Runner) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         self._validated = False
-        super()._save_checkpoint(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         self._validated = True
         super().after_val_epoch(runner, metrics)
+        self._remove_outdated()
         # not with FlexibleRunner, whose epoch counter would be one too high
         if self._unvalidated_step == self._step(runner) and isinstance(runner, Runner):
-            self._save_validated(runner)
-
-    def _save_validated(self, runner: Runner) -> None:
-        meta = {"epoch": runner.epoch, "iter": runner.iter}
-        self._save_checkpoint_with_step(runner, self._step(runner), meta)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Save the new best checkpoint, then remove the previous best, then save the last checkpoint again.
-
-        The parent class removes first. The last checkpoint is saved at the end because only then a resumed
-        run skips the validation.
-        """
-        if not self.save_best:
-            return
-        outdated: list[str] = []
-        before, last = self._best_paths(), self.last_ckpt
-        self.last_ckpt = None  # keeps the parent from writing it
-        with Changes() as changes:
-            changes.set(self.file_backend, "remove", outdated.append)
-            super()._save_best_checkpoint(runner, metrics)
-        self.last_ckpt = last
-        for path in set(outdated) - self._best_paths():
-            self.file_backend.remove(path)
-        if last is not None and self._best_paths() != before:
-            self._save_validated(runner)
-
-    def _best_paths(self) -> set[str | None]:
-        several = getattr(self, "best_ckpt_path_dict", {})
-        return {getattr(self, "best_ckpt_path", None), *several.values()}
+            meta = {"epoch": runner.epoch, "iter": runner.iter}
+            self._save_checkpoint_with_step(runner, self._step(runner), meta)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         super()._save_checkpoint_with_step(runner, step, {**meta, "validated": self._validated})
         self._unvalidated_step = None if self._validated else step
-        # the new checkpoint lists the outdated one: if the process ends here, a resumed run removes it
-        while 0 < self._number_kept < len(self.keep_ckpt_ids):
-            name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
-            path = self.file_backend.join_path(self.out_dir, name)
-            if not is_main_process():
-                continue
-            if self.file_backend.isdir(path):  # sharded optimizers save folders
-                self.file_backend.rmtree(path)
-            elif self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+        self._remove_outdated()
+
+    def _remove_outdated(self) -> None:
+        for name in self._outdated if is_main_process() else ():
+            path = self._backend.join_path(self.out_dir, name)
+            if self._backend.isdir(path):
+                self._backend.rmtree(path)
+            elif self._backend.isfile(path):
+                self._backend.remove(path)
+        self._outdated.clear()
 
     def _step(self, runner: Runner) -> int:
         return runner.epoch if self.by_epoch else runner.iter

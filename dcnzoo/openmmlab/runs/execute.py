@@ -148,36 +148,37 @@ def train(
         UserError: a mistake in the config, the folder is in use, or weights that cannot be downloaded or do
             not fit.
     """
-    with use_device(options.device, options.launcher):
+    with ExitStack() as stack:
+        stack.enter_context(use_device(options.device, options.launcher))
         with user_errors():
             recipe = recipe.with_options(options)
             cfg, work_dir = recipe.cfg, recipe.work_dir
             ranks.join(cfg)
             start = ranks.from_rank_0(lambda: _decide(cfg, resume, force, outputs))
-            if start is None:
-                return work_dir
-        # from the inside: what other ranks report, errors of the config, hints to both, at last the lock
-        with ExitStack() as stack, _training_hints(work_dir), config_errors(cfg), ranks.faults():
-            ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
-            ranks.agree_on_config(cfg)
-            replaces = is_trained(work_dir) and not start.resumes
-            changes = ", ".join(recipe.changes)
-            runner = build_runner(
-                cfg,
-                start,
-                writer=WorkDirHook(recipe, force, next_replaced(work_dir) if replaces else None),
-                summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
-                allow_partial=options.allow_partial,
-            )
-            _count_accumulated_batches(runner)
-            if changes:
-                runner.logger.info(f"changed: {changes}")
-            try:
-                runner.train()
-            finally:
-                for hook in runner.hooks:
-                    if isinstance(hook, ProgressHook):
-                        hook.stop()  # after an error, mmengine calls no hook
+        if start is None:
+            return work_dir
+        # an error passes them from the last to the first
+        stack.enter_context(_training_hints(work_dir))  # how to go on
+        stack.enter_context(config_errors(cfg))  # the file and the key
+        stack.enter_context(ranks.faults())  # the ranks that have ended
+        ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
+        ranks.agree_on_config(cfg)
+        replaces = is_trained(work_dir) and not start.resumes
+        changes = ", ".join(recipe.changes)
+        runner = build_runner(
+            cfg,
+            start,
+            writer=WorkDirHook(recipe, force, next_replaced(work_dir) if replaces else None),
+            summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
+            allow_partial=options.allow_partial,
+        )
+        _count_accumulated_batches(runner)
+        if changes:
+            runner.logger.info(f"changed: {changes}")
+        for hook in runner.hooks:
+            if isinstance(hook, ProgressHook):
+                stack.callback(hook.stop)  # after an error, mmengine calls no hook
+        runner.train()
     return work_dir
 
 
