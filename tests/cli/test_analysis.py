@@ -17,7 +17,7 @@ from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.zoo import verify
 
-from ..commands import error_of, run
+from ..commands import run
 from ..demo import DEFORMABLE as DEMO
 from ..demo import PLAIN
 from ..processes import ROOT
@@ -144,26 +144,3 @@ def test_publish_model(tmp_path):
     said, path = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "net.safetensors").splitlines()
     assert said == "removed: message_hub, meta, optimizer" and path.endswith(".safetensors") and verify(path)
     assert torch.equal(load_file(path)["state_dict"]["w"], weights["w"])
-
-
-MISTAKES = [
-    (2, ["flops", DEMO, "--shape", -1, 5], "--shape"),
-    (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
-    (1, ["flops", "nowhere.py"], "nowhere.py"),
-    (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
-    (2, ["bench", DEMO, "--images", "tests"], "--annotations"),
-    (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
-    (2, ["bench", DEMO, "image.png", "--shape", 64, 64], "--shape: .*IMAGE"),
-    (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),
-    (1, ["bench", "no-such-detector"], "no-such-detector"),
-    (1, ["zoo", "publish", "FILE", "out", "--save-keys", "meta"], "--save-keys"),
-]
-
-
-@pytest.mark.parametrize(("status", "arguments", "named"), MISTAKES)
-def test_mistakes(tmp_path, status, arguments, named):
-    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "in.pth")
-    (tmp_path / "model.onnx").touch()
-    places = {"FILE": tmp_path / "in.pth", "ONNX": tmp_path / "model.onnx"}
-    message = error_of(*(places.get(word, word) for word in arguments), status=status)
-    assert re.search(named, message), message

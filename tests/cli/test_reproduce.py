@@ -196,17 +196,13 @@ def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path
     assert table(printed)["box AP"] == ["100.0", "–", "–"]
     assert row["listed"] == row["difference"] == {} and row["model"] == str(own)
     torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pth")
-    for config, arguments, status, word in (
-        ("knowss", ["--checkpoint", path], 1, "closest names: knows"),
-        ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
-        ("knows", [*data, "--subset", 0], 2, "--subset"),
-        ("knows", [*data, "--train", "--checkpoint", path], 2, "--checkpoint: "),
-        ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
-        ("knows", data, 1, "--checkpoint: expected a file with weights"),
-        (str(own), data, 1, "--checkpoint: expected a file with weights"),
-        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
+    for config, arguments, message in (
+        ("knows", ["--checkpoint", path, "--data-root", tmp_path], "dcnzoo data download"),
+        ("knows", data, "--checkpoint: expected a file with weights"),
+        (str(own), data, "--checkpoint: expected a file with weights"),
+        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], "1 parameter (weight) missing"),
     ):
-        assert word in reproduce(*arguments, config=config, status=status)
+        assert message in reproduce(*arguments, config=config, status=1)
     assert len((tmp_path / "results/rows.jsonl").read_text().splitlines()) == 1, "no row of a failed run"
 
 

@@ -111,31 +111,6 @@ def test_mixed_precision_on_the_cpu(data, tmp_path):
     assert not list(tmp_path.glob("report.*")), "only with --report"
 
 
-MISTAKES = [
-    (1, "train", ["--resume", "no.pth"], "no.pth"),
-    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr.base_batch_size=0"], "base_batch_size"),
-    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr.base_batch_size=1.5"], "got 1.5"),
-    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr=None"], "got None"),
-    (1, "test", ["no.pth"], "no.pth"),
-    (2, "train", ["--cfg-options", "x"], "got x"),
-    (2, "train", ["--cfg-options", "x=[(1,2]"], "--cfg-options': x: "),
-    (2, "test", ["weights.pth", "--out", "x.txt"], r"\.pkl"),
-    (1, "test", ["weights.pth", "--format-only", "--out", "x.pkl"], "--format-only"),
-    (1, "test", ["x.onnx", "--tta"], "--tta"),
-    (2, "browse", ["--num-images", "0"], "--num-images"),
-]
-
-
-@pytest.mark.parametrize(("status", "command", "arguments", "expected"), MISTAKES)
-def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("weights.pth", "x.onnx"):
-        Path(name).touch()
-    work = [] if command == "browse" else ["--work-dir", tmp_path]
-    message = error_of(command, CONFIG, *work, *arguments, status=status)
-    assert re.search(expected, message), message
-
-
 def test_arguments_in_messages_become_options(tmp_path):
     """The library's messages have Python's spelling."""
     (tmp_path / "epoch_1.pth").touch()
@@ -307,9 +282,6 @@ def test_seed_and_device(data, tmp_path):
         states.append(torch.load(tmp_path / name / "epoch_1.pth", weights_only=False)["state_dict"])
     assert "seed None → 3" in output
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
-    assert "--device: expected auto, cpu" in error_of("train", CONFIG, "--device", "cuda:7")
-    message = error_of("train", CONFIG, "--device", "cpu", "--launcher", "pytorch")
-    assert message == "error: --device: expected auto with --launcher pytorch, got cpu"
 
 
 def test_a_gpu_is_used(monkeypatch):

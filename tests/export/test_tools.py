@@ -208,42 +208,6 @@ def test_coco_format(exported, work):
     assert masks[0]["segmentation"]["size"] == [128, 128]
 
 
-PIPELINE = "test_dataloader.dataset.pipeline"
-MISTAKES = [
-    (2, ["--opset-version", 17], "--opset-version.* 17"),
-    (2, ["--out", "model.pth"], r"--out.*\.onnx.* got model\.pth"),
-    (2, ["--shape", 0, 2], "--shape"),
-    (1, ["--out", "model.pt2", "--simplify"], r"--simplify: .*model\.pt2"),
-    (2, ["--int8", "images", "--fp16"], "--fp16: .*--int8"),
-    (1, ["--fp16", "--verify"], "--verify: .*float32"),
-    (1, ["--int8", "nowhere"], "--int8: .*nowhere"),
-    (1, ["--opset-version", 18, "--deform-conv", "native"], "19 for --deform-conv native, got 18"),
-    (1, ["--verify", "--test-img", "nowhere.jpg"], "--verify: .*nowhere.jpg"),
-    (1, ["--skip-postprocess"], "--skip-postprocess: .*MaskRCNN"),
-    (1, ["--cfg-options", "model.backbone.base_channels=24"], r"weights\.pth: .*found \d+ .*\(backbone\."),
-    (1, ["--verify", "--cfg-options", f"{PIPELINE}.1.interpolation=bicubic"], "--verify: .*bicubic"),
-    (
-        1,
-        ["--cfg-options", "test_dataloader.dataset.metainfo.classes=('a','b')"],
-        "classes: .*3 classes, got 2",
-    ),
-]
-
-
-@pytest.mark.parametrize(("status", "arguments", "message"), MISTAKES)
-def test_mistakes_end_in_one_line(work, tmp_path, status, arguments, message):
-    files = [work / "config.py", work / "weights.pth", "--out", tmp_path / "no.onnx"]
-    shape = [] if "--shape" in arguments else ["--shape", 128]
-    assert re.search(message, error_of("export", *files, *shape, *arguments, status=status))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_checkpoint_that_is_none(work, tmp_path):
-    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
-    message = error_of("export", work / "config.py", tmp_path / "broken.pth", "--out", tmp_path / "no.onnx")
-    assert re.match(r"error: .*broken\.pth: ", message) and len(message) < 300
-
-
 def graph_of(path, height, width):
     """Write a model that takes images of one size and detects nothing."""
     model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>
@@ -258,7 +222,6 @@ def graph_of(path, height, width):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        (b"no model", [], r"model\.onnx: "),
         (None, [], r"model\.onnx: input: .*\(1, 3, 64, 96\) or smaller, got \(1, 3, 128"),
         (None, ["--device", "npu"], "device: .*'npu'"),
         (None, ["--eval", "bboxes"], "metric.*bboxes"),

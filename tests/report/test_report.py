@@ -25,7 +25,6 @@ from dcnzoo.report.sections.pictures import locations
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
-from ..commands import error_of
 from ..demo import DEFORMABLE, build
 
 
@@ -161,16 +160,6 @@ def test_report_of_a_run(make_run, monkeypatch):
     (folder / "epoch_2.pth").unlink()
     with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
         write_report([folder])
-    monkeypatch.chdir(folder / "2026_0")
-    for arguments, status, named in (
-        (["nowhere"], 2, "nowhere"),
-        (["."], 1, "config"),
-        ([".", "--num-images", "-1"], 2, "--num-images"),
-        ([".", "--labels", "a", "--labels", "b"], 2, "--labels"),
-        ([".", ".", "--checkpoint", log.name], 2, "--checkpoint"),
-        (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
-    ):
-        assert named in error_of("report", *arguments, status=status)
 
 
 def test_shortened_class_names_stay_apart():
