@@ -38,7 +38,7 @@ NEED_TORCH_ONLY = """
 import dcnzoo
 from dcnzoo.ops import deform_conv2d
 from dcnzoo.layers import DeformConv2d
-from dcnzoo.compat import detectron2, ndconv, torchvision, tvdcn
+from dcnzoo.compat import ndconv, torchvision, tvdcn
 from dcnzoo.compat import compiled, dcn_v2, dcnv4
 from dcnzoo.compat.mmcv import DeformConv2dPack
 from dcnzoo import from_deformable, to_deformable

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat import detectron2
 from dcnzoo.compat.mmcv._ext import attention_in_place_of
+from dcnzoo.compat.mmcv.deform_conv import deform_conv2d, modulated_deform_conv2d
+from dcnzoo.compat.signatures import takes
+
+# mmcv's early order, without a bias; the projects call the function by position
+_v1 = takes("input offset weight stride padding dilation groups deform_groups im2col_step")(deform_conv2d)
 
 
 def _attention_function(dtype: torch.dtype) -> type:
@@ -41,8 +45,8 @@ def _core_attention(plain: Callable) -> Callable:
 
 # name of the function → function of the module that returns the replacement
 REPLACEMENTS: dict[str, Callable[[ModuleType], object]] = {
-    "deform_conv": lambda module: detectron2.deform_conv,
-    "modulated_deform_conv": lambda module: detectron2.modulated_deform_conv,
+    "deform_conv": lambda module: _v1,
+    "modulated_deform_conv": lambda module: modulated_deform_conv2d,
     "multi_scale_deformable_attn_pytorch": lambda module: attention_in_place_of(
         module.multi_scale_deformable_attn_pytorch
     ),

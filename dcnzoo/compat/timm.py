@@ -1,26 +1,21 @@
-"""Deformable models in timm's registry: ``import dcnzoo.compat.timm``, then ``timm.create_model``.
+"""InternImage in timm's registry: ``import dcnzoo.compat.timm``, then ``timm.create_model``.
 
-- ``internimage_{t,s,b,l,xl,h,g}`` and ``flash_internimage_{t,s,b,l}``: :mod:`dcnzoo.backbones`.
-- ``resnet{18,34,50,101,152}_dcnv2``: timm's ResNets with DCNv2 in stages c3 to c5. With timm's weights of the
-  plain ResNet, their output equals that of the plain ResNet until you train them.
-
+``internimage_{t,s,b,l,xl,h,g}`` and ``flash_internimage_{t,s,b,l}`` are those of :mod:`dcnzoo.backbones`.
 ``features_only``, ``num_classes``, ``in_chans``, ``drop_path_rate``, ``checkpoint_path`` and
-``timm.optim``'s layer-wise learning rates work as with timm's own models. ``pretrained=True`` downloads
-ImageNet weights: the authors' for InternImage and FlashInternImage, timm's for the ResNets.
+``timm.optim``'s layer-wise learning rates work as with timm's own models. ``pretrained=True`` downloads the
+authors' ImageNet weights.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
-from timm.models import resnet as timm_resnet
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from dcnzoo import backbones
 from dcnzoo.backbones.sizes import SIZES
-from dcnzoo.layers.convert import to_deformable
 
-__all__ = ["DeformableResNet", "FlashInternImage", "InternImage"]
+__all__ = ["FlashInternImage", "InternImage"]
 
 
 HEAD = ("conv_head", "dcnv3_head_x4", "dcnv3_head_x3", "clip_projector", "fc_norm", "head")
@@ -116,20 +111,6 @@ class FlashInternImage(InternImage, backbones.FlashInternImage):
     """:class:`dcnzoo.backbones.FlashInternImage` as a timm model."""
 
 
-class DeformableResNet(timm_resnet.ResNet):
-    """timm's ResNet with DCNv2 instead of the 3×3 convolutions ``conv2`` of stages c3 to c5."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        to_deformable(self, "layer[2-4].*.conv2")
-
-
-def _complete_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Add the model's own weights for offsets and masks to the weights of a plain ResNet."""
-    prediction = {key: value for key, value in model.state_dict().items() if ".conv2.conv_" in key}
-    return {**prediction, **state_dict}
-
-
 def _add_intern_image(name: str) -> None:
     family, published = SIZES[name]
     cls = InternImage if family is backbones.InternImage else FlashInternImage
@@ -142,17 +123,6 @@ def _add_intern_image(name: str) -> None:
             pretrained_filter_fn=lambda state_dict, model: state_dict.get("model", state_dict),
             feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
             **{"drop_path_rate": 0.0, **published, **options},
-        )
-
-    build.__name__ = name
-    register_model(build)
-
-
-def _add_resnet(name: str, architecture: dict[str, Any]) -> None:
-    def build(pretrained: bool = False, **options: Any) -> nn.Module:
-        arguments = {**architecture, **options}
-        return build_model_with_cfg(
-            DeformableResNet, name, pretrained, pretrained_filter_fn=_complete_weights, **arguments
         )
 
     build.__name__ = name
@@ -172,38 +142,20 @@ CHECKPOINTS = {  # the authors' ImageNet classifiers: repository on the Hub, fil
     "flash_internimage_b.in1k": ("OpenGVLab/DCNv4", "flash_intern_image_b_1k_224.pth", 224),
     "flash_internimage_l.in22k_in1k": ("OpenGVLab/DCNv4", "flash_internimage_l_22kto1k_384.pth", 384),
 }
-BASIC, BOTTLENECK = timm_resnet.BasicBlock, timm_resnet.Bottleneck
-RESNETS = {
-    "resnet18": dict(block=BASIC, layers=(2, 2, 2, 2)),
-    "resnet34": dict(block=BASIC, layers=(3, 4, 6, 3)),
-    "resnet50": dict(block=BOTTLENECK, layers=(3, 4, 6, 3)),
-    "resnet101": dict(block=BOTTLENECK, layers=(3, 4, 23, 3)),
-    "resnet152": dict(block=BOTTLENECK, layers=(3, 8, 36, 3)),
-}
-
 default_cfgs = generate_default_cfgs(
     {
-        **{
-            name: dict(
-                hf_hub_id=repository,
-                hf_hub_filename=file,
-                input_size=(3, size, size),
-                pool_size=(size // 32, size // 32),
-                crop_pct=1.0,
-                first_conv="patch_embed.conv1",
-                classifier="head",
-                license="mit",
-            )
-            for name, (repository, file, size) in CHECKPOINTS.items()
-        },
-        **{
-            f"{name}_dcnv2.{tag}": get_pretrained_cfg(f"{name}.{tag}")
-            for name in RESNETS
-            for tag in timm_resnet.default_cfgs[name].tags
-        },
+        name: dict(
+            hf_hub_id=repository,
+            hf_hub_filename=file,
+            input_size=(3, size, size),
+            pool_size=(size // 32, size // 32),
+            crop_pct=1.0,
+            first_conv="patch_embed.conv1",
+            classifier="head",
+            license="mit",
+        )
+        for name, (repository, file, size) in CHECKPOINTS.items()
     }
 )
 for name in SIZES:
     _add_intern_image(name)
-for name, architecture in RESNETS.items():
-    _add_resnet(f"{name}_dcnv2", architecture)

@@ -1,4 +1,4 @@
-"""timm: ``dcnzoo.to_deformable`` on its models, and ``dcnzoo.compat.timm``: ``nox -s others``."""
+"""``dcnzoo.compat.timm``: ``nox -s others``."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from torch import nn
 
 from dcnzoo import backbones
 from dcnzoo.backbones.sizes import SIZES
-from dcnzoo.layers import PackedDeformConv2d
 
 from ..modules import randomise, shapes
 
@@ -95,37 +94,3 @@ def test_trains_like_a_model_of_timm():
     assert model(x).shape == (4, model.head_hidden_size)
     with pytest.raises(ValueError, match="global_pool: expected 'avg', got 'max'"):
         model.reset_classifier(5, "max")
-
-
-@pytest.mark.parametrize("name", ["resnet50"])
-def test_deformable_resnet(name, tmp_path):
-    torch.manual_seed(0)
-    plain = timm.create_model(name, num_classes=7).eval()
-    for module in plain.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.2, 0.8)
-    weights = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=plain.state_dict(), num_classes=7))
-    x = torch.randn(1, 3, 64, 96)
-    model = timm.create_model(f"{name}_dcnv2", **weights).eval()
-    torch.testing.assert_close(model(x), plain(x), atol=1e-5, rtol=1e-4)
-    packs = {key for key, module in model.named_modules() if isinstance(module, PackedDeformConv2d)}
-    kernels = {
-        key for key, m in plain.named_modules() if key.endswith("conv2") and not key.startswith("layer1")
-    }
-    assert packs == kernels
-    assert timm.models.get_pretrained_cfg(f"{name}_dcnv2").url == timm.models.get_pretrained_cfg(name).url
-
-    features = timm.create_model(f"{name}_dcnv2", features_only=True, out_indices=(1, 4), **weights).eval()
-    expected = timm.create_model(name, features_only=True, out_indices=(1, 4), **weights).eval()
-    torch.testing.assert_close(features(x), expected(x), atol=1e-5, rtol=1e-4)
-    sum(y.square().sum() for y in features(x)).backward()
-    assert features.layer4[1].conv2.conv_offset.weight.grad.abs().sum() > 0
-
-    # timm's own functions save and load trained weights
-    for pack in model.get_submodule("layer3.0.conv2"), model.get_submodule("layer4.1.conv2"):
-        randomise(pack.conv_offset)
-    assert not torch.allclose(model(x), plain(x), atol=1e-5, rtol=1e-3)
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert type(loaded) is type(model)
-    torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)

@@ -48,7 +48,7 @@ def timm() -> None:
 
     import dcnzoo.compat.timm  # noqa: F401  registers the models
 
-    timm.create_model("resnet18_dcnv2", num_classes=10)
+    timm.create_model("internimage_t", num_classes=10)
 
 
 EXTRAS = {function.__name__: function for function in (mmdet, data, onnx, openvino, timm)}

@@ -5,6 +5,7 @@ from types import ModuleType
 
 from dcnzoo.compat.after_import import call
 from dcnzoo.compat.host import Evidence, Host, is_ours
+from dcnzoo.compat.hosts.deformable_detr import COMPARED
 from dcnzoo.compat.patches import Changes, Patch
 
 
@@ -18,13 +19,12 @@ def _add_version(changes: Changes) -> None:
 
 
 REASON = "ops_dcnv3 reads the version of the package DCNv3 with pkg_resources"
-EQUAL = "network, equal to its own PyTorch code"
 STRIDES = "layers with a stride other than 1"
 MODULES = ("ext", "modules", "modules.dcnv4", "modules.flash_deform_attn")
 HOSTS = (
     Host(
         "DCNv3",
-        {"InternImage": Evidence("31c962dc6c1ceb23e580772f7daaa6944694fbe6", "2026-11-26", EQUAL)},
+        {"InternImage": Evidence("31c962dc6c1ceb23e580772f7daaa6944694fbe6", "2026-11-26", COMPARED)},
         ("dcnzoo.compat.compiled",),
         patches=(Patch("DCNv3_version", "pkg_resources", REASON, "all", _add_version),),
         missing=STRIDES,
