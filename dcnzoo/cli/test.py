@@ -50,6 +50,9 @@ def command(weights: str | None, checkpoint: str | None, **options: Any) -> None
     if weights:
         _options.refuse("CHECKPOINT", "checkpoint")
 
-    from dcnzoo.zoo.testing import test
+    from dcnzoo.utils.progress import waiting
+
+    with waiting("loading"):  # PyTorch and OpenMMLab, which takes seconds
+        from dcnzoo.zoo.testing import test
 
     test(checkpoint=weights or checkpoint, **options)

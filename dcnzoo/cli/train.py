@@ -65,12 +65,15 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     if not (model or options["data"]):
         raise click.UsageError("expected MODEL or --data")
 
-    from mmengine.dist import is_main_process
+    from dcnzoo.utils.progress import waiting
 
-    from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
-    from dcnzoo.openmmlab.runs.work_dir import REPORT
-    from dcnzoo.report.report import write_report
-    from dcnzoo.zoo.training import train
+    with waiting("loading"):  # PyTorch and OpenMMLab, which takes seconds
+        from mmengine.dist import is_main_process
+
+        from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
+        from dcnzoo.openmmlab.runs.work_dir import REPORT
+        from dcnzoo.report.report import write_report
+        from dcnzoo.zoo.training import train
 
     outputs = REPORT if (report or options["data"]) and not options["dry_run"] else ()
     again = resume == "auto" or (False if resume is None else resume)

@@ -12,10 +12,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+import msgspec
 import numpy as np
 import shapely
 from PIL import Image
@@ -168,8 +170,13 @@ def clip_box(corners: Corners, size: tuple[int, int]) -> Corners:
 
 def clip_polygons(polygons: Sequence[Polygon], size: tuple[int, int]) -> list[list[float]]:
     """Return the parts of polygons inside the image, as in a COCO file: [x, y, …], rounded, with an area."""
-    parts = [np.round(part, 2).tolist() for polygon in polygons for part in clip_polygon(polygon, size)]
+    parts = [_rounded(part) for polygon in polygons for part in clip_polygon(polygon, size)]
     return [[*chain.from_iterable(part)] for part in parts if polygon_area(part) > 0]
+
+
+def _rounded(points: Polygon) -> list[tuple[float, float]]:
+    """Return points in hundredths of pixels, as ``np.round``."""
+    return [(round(x * 100) / 100, round(y * 100) / 100) for x, y in _pairs(points)]
 
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
@@ -189,6 +196,24 @@ def _outline(part: shapely.Polygon) -> Polygon:
     for hole in part.interiors:
         points += [*hole.coords, points[0]]
     return points[:-1]
+
+
+@dataclass
+class _Annotations:
+    """Annotations that are parsed when a part of them is read: a million dictionaries would take 2 GB."""
+
+    objects: list[tuple[str, bytes]]  # class name, the other fields
+    category_ids: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, part: slice) -> list[dict]:
+        numbers = range(1, len(self) + 1)[part]
+        return [
+            {"id": number, "category_id": self.category_ids[name], **msgspec.msgpack.decode(fields)}
+            for number, (name, fields) in zip(numbers, self.objects[part], strict=True)
+        ]
 
 
 class CocoBuilder:
@@ -228,7 +253,7 @@ class CocoBuilder:
         self.size = (0, 0)  # (width, height) of the last image
         self._folder = folder
         self._images: dict[Path, tuple[int, int]] = {}  # (width, height)
-        self._objects: list[tuple[str, dict]] = []  # class name, entry
+        self._objects: list[tuple[str, bytes]] = []
 
     @property
     def pictures(self) -> list[Path]:
@@ -270,11 +295,19 @@ class CocoBuilder:
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
-        self.clipped += not all(is_inside(each, self.size) for each in corners)
-        mask = clip_polygons(polygons, self.size)
-        if not mask:
+        inside = all(is_inside(each, self.size) for each in corners)
+        self.clipped += not inside
+        if inside and len(polygons) == 1:  # the usual object: nothing is computed twice
+            outline = _rounded(polygons[0])
+            (x1, y1), (x2, y2) = _rounded([corners[0][:2], corners[0][2:]])
+            box, area = [x1, y1, x2 - x1, y2 - y1], polygon_area(outline)
+            mask = [[*chain.from_iterable(outline)]]
+        else:
+            mask = clip_polygons(polygons, self.size)
+            box, area = box_and_area(mask) if mask else ([], 0)
+        if not area > 0:
             raise InvalidAnnotation(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
-        self._add(name, *box_and_area(mask), iscrowd=0, segmentation=mask)
+        self._add(name, box, area, iscrowd=0, segmentation=mask)
 
     def add_mask(self, name: str, mask: np.ndarray) -> None:
         """Add an object that covers the pixels of a mask.  # mask: [H, W] of the image, bool"""
@@ -300,9 +333,8 @@ class CocoBuilder:
         if self.classes is not None and name not in self._known:
             raise InvalidAnnotation(f"expected one of the classes {few(self.classes)}, got {short(name)}")
         box = [round(value, 2) for value in box]
-        self._objects.append(
-            (name, {"image_id": len(self._images), "bbox": box, "area": round(area, 2), **more})
-        )
+        entry = {"image_id": len(self._images), "bbox": box, "area": round(area, 2), **more}
+        self._objects.append((name, msgspec.msgpack.encode(entry)))
 
     @contextmanager
     def refusing(self, file: Path, line: int | None = None, what: str = "") -> Iterator[None]:
@@ -335,25 +367,25 @@ class CocoBuilder:
 
     def content(self) -> dict:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
+        content = self._content()
+        return {**content, "annotations": content["annotations"][:]}
+
+    def _content(self) -> dict:
         names = self.classes or tuple(sorted({name for name, _ in self._objects}))
         ids = {name: number for number, name in enumerate(names, 1)}
         images = [
             {"id": number, "file_name": relative(file, self.folder), "width": width, "height": height}
             for number, (file, (width, height)) in enumerate(self._images.items(), 1)
         ]
-        annotations = [
-            {"id": number, "category_id": ids[name], **entry}
-            for number, (name, entry) in enumerate(self._objects, 1)
-        ]
         return {
             "info": {"description": f"written by dcnzoo {__version__}"},
             "images": images,
-            "annotations": annotations,
+            "annotations": _Annotations(self._objects, ids),
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
 
     def write(self, out: Path, skip_invalid: bool = False) -> dict:
-        """Write the COCO file atomically; return its content.
+        """Write the COCO file atomically; return its content, whose annotations have a length and slices.
 
         Raises:
             UserError: there are :attr:`problems` and ``skip_invalid`` is False, nothing is left; or ``out``
@@ -365,7 +397,7 @@ class CocoBuilder:
         if self.problems and not skip_invalid:
             text = f"{counted(len(self.problems), 'problems')} in {counted(len(self._invalid), 'files')}"
             raise UserError(f"{text}, nothing is written; skip_invalid=True skips them")
-        content = self.content()
+        content = self._content()
         for key in ("images", "annotations"):
             if not content[key]:
                 raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
@@ -443,11 +475,12 @@ def write_json(content: dict, out: str | Path) -> None:
         write("{")
         for number, (key, value) in enumerate(content.items()):
             write(f"{', ' if number else ''}{json.dumps(key)}: ")
-            if not isinstance(value, list) or len(value) <= PART:
+            if not isinstance(value, list | _Annotations):
                 write(json.dumps(value))
                 continue
+            write("[")
             for start in track(range(0, len(value), PART), f"writing {Path(out).name}"):
-                write(f"{', ' if start else '['}{json.dumps(value[start : start + PART])[1:-1]}")
+                write(f"{', ' if start else ''}{json.dumps(value[start : start + PART])[1:-1]}")
             write("]")
         write("}\n")
 

@@ -219,7 +219,7 @@ class Tree:
         files = self.ending(".json")
         named = [file for file in files if not _NOT_OBJECTS & {*_words(file.stem)}]
         files = named or files
-        # a large COCO file shows its own progress
+        # a bar for many small files: of a large one, only the outline is read
         return {file: self.json_of(file) for file in (files if len(files) < 99 else track(files, "reading"))}
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Progress of long steps: a bar on a terminal, a line that is updated in a notebook, else some lines."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -23,9 +24,9 @@ SILENCE = 30  # seconds without a line, after which one is printed
 
 
 def is_terminal(console: Console) -> bool:
-    """Whether the output of a console is a terminal. For rich, it also is if FORCE_COLOR is set."""
+    """Whether a console is a terminal of the first process. For rich, it also is if FORCE_COLOR is set."""
     isatty = getattr(console.file, "isatty", None)
-    return isatty is not None and isatty()
+    return isatty is not None and isatty() and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class LineProgress(Progress):

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import struct
+import tracemalloc
 import zlib
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -19,6 +21,7 @@ from pycocotools.coco import COCO
 import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.data.check import check_coco
 from dcnzoo.data.conversion import (
+    CocoBuilder,
     InvalidAnnotation,
     clip_box,
     clip_polygon,
@@ -158,6 +161,21 @@ def test_long_lists_are_written_as_short_ones(tmp_path, monkeypatch):
     content = {"a": [], "b ü": {"c": [1, 2, 3]}, "d": [[1], {}, "\udcff"], "e": [*range(4)], "f": 1}
     write_json(content, tmp_path / "out.json")
     assert (tmp_path / "out.json").read_text() == json.dumps(content) + "\n"
+
+
+def test_objects_take_little_memory():
+    builder = CocoBuilder(("date",), folder=Path())
+    builder.add_image(Path("a.jpg"), (40, 30))
+    tracemalloc.start()
+    for number in range(1000):
+        x = number / 100
+        builder.add_polygons("date", [[(x + side, 2 * side % 29) for side in range(20)]])
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert used < 1000 * 1000  # for each, 46 numbers of 9 bytes and the names of the fields
+    first, *_, last = builder.content()["annotations"]
+    assert (first["id"], last["id"]) == (1, 1000)
+    assert (last["bbox"], last["category_id"]) == ([9.99, 0.0, 19.0, 28.0], 1)
 
 
 def test_voc_beside_its_images(tmp_path):
@@ -417,7 +435,8 @@ def test_labelme_by_hand(tmp_path):
         ("photos/a.jpg", "fig", [0, 0, 4, 4]),
         ("photos/a.jpg", "hazelnut", [5, 10, 3, 2]),
     ]
-    content = conversion.write(tmp_path / "out.json")
+    conversion.write(tmp_path / "out.json")
+    content = conversion.content()
     areas = [annotation["area"] for annotation in content["annotations"]]
     assert areas == [100, 126, pytest.approx(25 * math.pi, rel=0.002), 16 + 16 - 4, 16, 4]
     assert content["annotations"][1]["segmentation"] == [[30.5, 20, 20, 20, 20, 8, 30.5, 8]]
@@ -578,8 +597,9 @@ def test_sources_are_not_overwritten(voc, yolo, tmp_path):
 
 def test_the_same_data_gives_the_same_file(voc):
     out = voc / "new/out.json"
-    content = convert_voc(voc).write(out)
-    assert json.loads(out.read_text()) == content
+    conversion = convert_voc(voc)
+    conversion.write(out)
+    assert json.loads(out.read_text()) == conversion.content()
     first = out.read_bytes()
     convert_voc(voc).write(out)
     assert out.read_bytes() == first
