@@ -164,9 +164,15 @@ _ROWS = (
         "dataset.yaml (validation:), images/validation/a.jpg, labels/validation/a.txt",
     ),
     (find_yolo, "YOLO, darknet and CVAT 1.1", "obj.data, obj.names, train.txt, obj_train_data/a.jpg, a.txt"),
+    (
+        find_yolo,
+        "YOLO, lists and names",
+        "obj.names or classes.txt, train.txt, test.txt, img/a.jpg, img/a.txt",
+    ),
     (find_voc, "Pascal VOC", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/train.txt, val.txt"),
     (find_voc, "Pascal VOC, devkit", "VOC2007/Annotations/…, VOC2012/Annotations/…"),
     (find_voc, "Pascal VOC, CVAT", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/default.txt"),
+    (find_voc, "Pascal VOC, VoTT", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/cat_train.txt, …"),
     (find_voc, "Pascal VOC, Roboflow", "train/a.xml, train/a.jpg, valid/…"),
     (find_voc, "Pascal VOC, without lists", "annotations/cam 1/a.xml, images/cam 1/a.jpg"),
     (find_coco, "COCO", "annotations/instances_train2017.json, train2017/a.jpg, …val2017"),
@@ -180,6 +186,7 @@ _ROWS = (
     (find_labelme, "LabelMe, X-AnyLabeling", "a.json, a.jpg, with rectangles of four points"),
     (find_via, "VIA", "via_region_data.json (any name), images/a.jpg; also in train/ and val/"),
     (find_plain_yolo, "YOLO, Label Studio", "classes.txt, images/a.jpg, labels/a.txt"),
+    (find_plain_yolo, "YOLO, Roboflow's Darknet", "train/_darknet.labels, train/a.jpg, train/a.txt, valid/…"),
     (find_plain_yolo, "YOLO, LabelImg", "classes.txt, a.jpg, a.txt"),
 )
 LAYOUTS = tuple(Layout(name, example, find) for find, name, example in _ROWS)

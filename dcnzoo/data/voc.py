@@ -16,7 +16,7 @@ from dcnzoo.data.conversion import (
     image_size,
     wrong_size,
 )
-from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
+from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts, split_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.progress import track
@@ -81,6 +81,8 @@ def find_voc(tree: Tree) -> list[Part]:
     """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders."""
     files = [file for file in track(tree.ending(".xml"), "listing") if _is_voc(file)]
     lists = {file: SPLITS.get(file.stem.lower(), "") for file in _lists(tree) if file.stem.lower() in LISTS}
+    # VoTT only writes lists of each class: cat_train.txt, cat_val.txt
+    lists = lists or {file: split for file in _lists(tree) if (split := split_of(file.stem))}
     splits = lists if files and lists else {file: tree.split_of(file, own=False) for file in files}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
@@ -124,6 +126,8 @@ def _read(
         for listing in listings:
             find = functools.partial(_of_line, listing=listing, by_stem=by_stem, tree=pictures, split=split)
             files += builder.listed(listing, find)
+        if len(listings) > 1:
+            files = [*dict.fromkeys(files)]
 
     def convert(file: Path) -> None:
         tree = _parse(file)

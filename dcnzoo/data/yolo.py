@@ -24,7 +24,7 @@ from dcnzoo.utils.files import require_file
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
 
-CLASSES = ("classes.txt", "obj.names")  # files with a name per line
+CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a name per line
 YOLO = ("data.yaml", "data.yml", "obj.data")  # the file that describes a data set, in its folder
 
 
@@ -41,7 +41,8 @@ def convert_yolo(
     to 0–1 by the image's width and height. An image without a label file has no objects.
 
     Args:
-        source: ``data.yaml`` or darknet's ``obj.data``, or the folder that contains it.
+        source: ``data.yaml``, darknet's ``obj.data``, or a file of the names beside lists such as
+            ``train.txt``; or the folder that contains it.
         split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
         classes: names in the order of their numbers; overrides the names in ``data.yaml``.
         clip: see :mod:`dcnzoo.data.conversion`, also for the result.
@@ -67,7 +68,7 @@ def convert_yolo(
 
 
 def find_yolo(tree: Tree) -> list[Part]:
-    """Return the parts of a folder with ``data.yaml``, under any name, or darknet's ``obj.data``."""
+    """Return the parts of a folder with a file that describes them."""
     file = _description(tree)
     if file is None:
         return []
@@ -85,7 +86,9 @@ def find_yolo(tree: Tree) -> list[Part]:
 
 
 def _description(tree: Tree) -> Path | None:
-    """Find the file that describes a data set: the nearest to the root with the keys of ``data.yaml``."""
+    """Find the file that describes a data set, the nearest to the root: with the keys of ``data.yaml``, or
+    with names of classes beside lists of splits.
+    """
     if tree.description:
         return tree.description
     files = [tree.root / name for name in YOLO if (tree.root / name).is_file()]
@@ -96,6 +99,7 @@ def _description(tree: Tree) -> Path | None:
             keys = {str(key).lower() for key in _read(file)}
             if "names" in keys and keys & {*SPLITS}:
                 files.append(file)
+    files = files or [file for file in tree.files if _is_names(file) and _lists(file)]
     nearest = [file for file in files if len(file.parts) == len(files[0].parts)]
     if len(nearest) > 1:
         raise UserError(
@@ -110,7 +114,7 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
     if not pictures:
         return []
     folders = {picture.parent for picture in pictures}  # of a folder with labels, all pictures are used
-    files = [file for file in tree.files if file.name in CLASSES or file.suffix == ".names"]
+    files = [file for file in tree.files if _is_names(file)]
     names = {tuple(line for _, line in read_lines(file)) for file in files}  # LabelImg: one in each folder
     if len(names) != 1:
         expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
@@ -126,6 +130,17 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
     for part in parts:
         part.files = (files[0],)  # not the pictures: they are many
     return parts
+
+
+def _is_names(file: Path) -> bool:
+    """Whether a file has the name of a class in each line."""
+    return file.name in CLASSES or file.suffix == ".names"
+
+
+def _lists(names: Path) -> dict[str, str]:
+    """Return the lists of pictures beside a file of names, by their splits."""
+    files = [file for file in names.parent.glob("*.txt") if file.stem.lower() in SPLITS]
+    return {file.stem: file.name for file in sorted(files) if file.stat().st_size and not has_boxes(file)}
 
 
 def has_boxes(labels: Path) -> bool:
@@ -176,6 +191,8 @@ def _read(file: Path) -> dict:
     text = read_text(file)
     if file.suffix == ".data":
         return _read_darknet(file, text)
+    if _is_names(file):
+        return {**_lists(file), "names": [line for _, line in read_lines(file)]}
     try:
         described = yaml.safe_load(text)
     # ValueError: an impossible date, or an integer of thousands of digits

@@ -140,10 +140,19 @@ def darknet(root, splits):
     return truth
 
 
-def classes_file(generate):
+def lists_and_names(root, splits):
+    truth = darknet(root, splits)
+    (root / "obj.data").unlink()
+    return truth
+
+
+def classes_file(generate, file="classes.txt"):
+    """Write the names of the classes; with a star, to each split's folder."""
+
     def write_all(root, splits):
         truth = generate(root, splits)
-        write(root / "classes.txt", "\n".join(CLASSES))
+        for folder, _ in truth.values():
+            write(root / file.replace("*", folder.name), "\n".join(CLASSES))
         return truth
 
     return write_all
@@ -170,6 +179,17 @@ def voc_lists(annotations="Annotations", images="JPEGImages", names=("train", "v
         return truth
 
     return generate
+
+
+def class_lists(root, splits):
+    truth = voc_lists()(root, splits)
+    for split, (_, part) in truth.items():
+        (root / f"ImageSets/Main/{split}.txt").unlink()
+        for label, name in enumerate(CLASSES):
+            flags = {file: 1 if any(box[0] == label for box in part[file]) else -1 for file in part}
+            lines = "".join(f"{file} {flag}\n" for file, flag in flags.items())
+            write(root / f"ImageSets/Main/{name}_{split}.txt", lines)
+    return truth
 
 
 def devkit(root, splits):
@@ -263,9 +283,11 @@ GENERATORS = {
         "dataset.yaml",
     ),
     "YOLO, darknet and CVAT 1.1": darknet,
+    "YOLO, lists and names": lists_and_names,
     "Pascal VOC": voc_lists(),
     "Pascal VOC, devkit": devkit,
     "Pascal VOC, CVAT": voc_lists(names=("Train", "Validation", "Test"), quoted=True),
+    "Pascal VOC, VoTT": class_lists,
     "Pascal VOC, Roboflow": voc_folders(names=("train", "valid", "test")),
     "Pascal VOC, without lists": voc_folders("images/{}/cam 1", "annotations/{}/cam 1"),
     "COCO": coco_official,
@@ -281,6 +303,10 @@ GENERATORS = {
     "LabelMe, X-AnyLabeling": labelme_folders("{}", "{}", corners=True),
     "VIA": via_files("{}/via_region_data.json", "{}/images"),
     "YOLO, Label Studio": classes_file(by_folder(labels_beside, "images/{}")),
+    "YOLO, Roboflow's Darknet": classes_file(
+        by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes)),
+        "*/_darknet.labels",
+    ),
     "YOLO, LabelImg": classes_file(
         by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes))
     ),
@@ -405,7 +431,8 @@ def test_the_table_of_the_page():
 def test_converters_read_the_same_splits(tmp_path, name):
     """``data convert`` with ``--split``, also where the tool calls a split otherwise."""
     truth = GENERATORS[name](tmp_path, {"train": 4, "val": 3})
-    if name in ("YOLO, Label Studio", "YOLO, LabelImg", "Pascal VOC, CVAT"):
+    others = "YOLO, Label Studio", "YOLO, LabelImg", "YOLO, Roboflow's Darknet"
+    if name in (*others, "Pascal VOC, CVAT", "Pascal VOC, VoTT"):
         pytest.skip("no description of splits, or lists with other names")
     convert = convert_yolo if name.startswith("YOLO") else convert_voc
     for split, (folder, part) in truth.items():
