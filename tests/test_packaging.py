@@ -345,22 +345,6 @@ def prepare(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_the_cuda_library_is_for_this_torch(setup_py, prepare, monkeypatch, environment, torch_cuda, built):
-    prepare(CUDA_13_0, environment)
-    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
-    assert bool(setup_py["find_nvcc"]()) is built
-
-
-@pytest.mark.parametrize(
-    ("environment", "torch_cuda", "built"),
-    [
-        ({}, None, False),
-        ({}, "13.0", True),
-        ({"DCNZOO_CUDA": "1"}, None, True),
-        ({"DCNZOO_CUDA": "0"}, "13.0", False),
-    ],
-    ids=str,
-)
 def test_the_cuda_library_is_for_a_torch_that_can_load_it(
     setup_py, prepare, monkeypatch, environment, torch_cuda, built
 ):

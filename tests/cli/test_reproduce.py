@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 import shlex
 import sys
@@ -22,7 +21,6 @@ from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.jsonl import append_row
-from dcnzoo.utils.lock import lock_work_dir
 
 from .. import commands
 from ..zoo.conftest import entry, package  # noqa: F401  a fixture
@@ -180,13 +178,6 @@ def test_train_starts_where_the_published_training_started(reproduce, checkpoint
     for _ in range(2):  # the second resumes, where there is nothing to train
         _, (*_, row) = reproduce("--train", *options)
         assert row["measured"] == expected["measured"] and 0 < row["measured"]["box AP"] < 100
-
-
-def test_training_where_another_process_trains(reproduce, coco, tmp_path, monkeypatch):
-    monkeypatch.setattr("dcnzoo.utils.lock._ORPHANS_END", 0)
-    with lock_work_dir(tmp_path / "work"):
-        message = reproduce("--train", "--data-root", coco, status=1)
-    assert str(tmp_path / "work") in message and str(os.getpid()) in message
 
 
 def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path):

@@ -30,20 +30,8 @@ def machines():
                 ip("netns", "add", name)
                 stack.callback(ip, "netns", "del", name)
             subprocess.run(["unshare", "-mu", "true"], check=True, capture_output=True)
-            ip(
-                "link",
-                "add",
-                "e0",
-                "netns",
-                names[0],
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "e1",
-                "netns",
-                names[1],
-            )
+            peer = ("type", "veth", "peer", "name", "e1", "netns", names[1])
+            ip("link", "add", "e0", "netns", names[0], *peer)
             for number, name in enumerate(names):
                 ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"e{number}")
                 for link in ("lo", f"e{number}"):

@@ -125,20 +125,14 @@ class Model(BaseModel):
 
 def train(folder, epoch=230):
     data = list(torch.randn(epoch, generator=torch.Generator().manual_seed(0)))
-    loader = {
-        "batch_size": 1,
-        "num_workers": 0,
-        "dataset": data,
-        "sampler": {"type": DefaultSampler, "shuffle": False},
-    }
-    methods = [
-        ("mean", "epoch"),
-        ("max", "epoch"),
-        ("mean", "global"),
-        ("min", "global"),
-        ("max", 333),
-        ("mean", 120),
-    ]
+    sampler = {"type": DefaultSampler, "shuffle": False}
+    loader = {"batch_size": 1, "num_workers": 0, "dataset": data, "sampler": sampler}
+    windows = ("mean epoch", "max epoch", "mean global", "min global", "max 333", "mean 120")
+    entries = []
+    for text in windows:
+        method, size = text.split()
+        size = int(size) if size.isdigit() else size
+        entries.append(dict(data_src="loss", log_name=text, method_name=method, window_size=size))
     runner = Runner(
         Model(),
         str(folder),
@@ -150,18 +144,7 @@ def train(folder, epoch=230):
             "logger": {"type": "LoggerHook", "interval": 23},
             "checkpoint": {"type": "CheckpointHook"},
         },
-        log_processor={
-            "window_size": 40,
-            "custom_cfg": [
-                {
-                    "data_src": "loss",
-                    "log_name": f"{name} {window}",
-                    "method_name": name,
-                    "window_size": window,
-                }
-                for name, window in methods
-            ],
-        },
+        log_processor={"window_size": 40, "custom_cfg": entries},
         log_level="ERROR",
         experiment_name=folder.name,
     )

@@ -48,6 +48,7 @@ from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
+from ..utils.test_progress import Terminal
 
 
 def test_damage_is_noticed(tmp_path):
@@ -497,11 +498,6 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
     assert log.count("the scaler skips this step") == (scaled or 0)
     saved = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["state_dict"]["weight"]
     assert saved.isfinite().all()
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_bar_on_a_terminal_and_none_in_a_file(tmp_path, monkeypatch):

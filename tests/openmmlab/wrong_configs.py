@@ -15,17 +15,8 @@ from dcnzoo.openmmlab.runs import recipe
 from ..commands import invoke
 
 # dictionaries whose keys are chosen by the user or by mmcv's layers, which take some of them out
-FREE = {
-    "norm_cfg",
-    "conv_cfg",
-    "act_cfg",
-    "init_cfg",
-    "custom_keys",
-    "default_hooks",
-    "metainfo",
-    "backend_args",
-    "_scope_",
-}
+FREE = {"norm_cfg", "conv_cfg", "act_cfg", "init_cfg", "custom_keys", "default_hooks", "metainfo"}
+FREE |= {"backend_args", "_scope_"}
 DELETED = object()  # in place of a value
 # parts of the configs whose keys and types are misspelt, each in turn, and their dictionaries without a type
 PARTS = (

@@ -59,7 +59,7 @@ def test_list_dcn():
 
 
 def test_search():
-    found = [line.split()[0] for line in run("list", "group4").splitlines()[1:-1]]
+    found = [line.split()[0] for line in run("list", "MDCONV", "group4").splitlines()[1:-1]]
     assert found == ["faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"]
 
 

@@ -98,8 +98,6 @@ def test_figures_of_nobody_and_configs_that_are_there_twice_are_refused(package,
 
 
 def test_search():
-    names = [m.name for m in index.search(["MDCONV", "group4"])]
-    assert names == ["faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"]
     of_paper = {m.name for m in index.search(["Focal Loss for Dense"]) if m.package == "mmdet"}
     assert of_paper >= {m.name for m in index.models() if m.id.startswith("mmdet::retinanet/")} > set()
 

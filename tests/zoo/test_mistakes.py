@@ -20,7 +20,6 @@ from ..demo import PLAIN
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 ARGUMENTS = [
-    (dcnzoo.load, (3,), {}, "model"),
     (dcnzoo.load, (["a"],), {}, "model"),
     (dcnzoo.load, (MODEL,), {"checkpoint": 3}, "checkpoint"),
     (dcnzoo.load, (MODEL,), {"score_threshold": "0.5"}, "score_threshold"),
@@ -62,8 +61,6 @@ ARGUMENTS = [
     (write_report, (["work"],), {"out": 3}, "out"),
     (publish, (3, "x.pth"), {}, "checkpoint"),
     # None means not given; an empty text, an empty list and 0 are given
-    (dcnzoo.load, ("",), {}, "model"),
-    (dcnzoo.load, (MODEL,), {"checkpoint": ""}, "checkpoint"),
     (dcnzoo.load, ("m.onnx",), {"checkpoint": ""}, "checkpoint"),
     (dcnzoo.load, ("m.onnx",), {"cfg_options": []}, "cfg_options"),
     (dcnzoo.load, (MODEL,), {"cfg_options": []}, "cfg_options"),
