@@ -278,7 +278,7 @@ backend = option(
     help="Runtime of an exported file (default: the one for its ending).",
 )
 
-# MODEL and --checkpoint, for dcnzoo.zoo.source.resolve
+# MODEL and --checkpoint, for dcnzoo.zoo.source.resolve; test and export have MMDetection's argument instead
 model = click.argument("model", type=MODEL, callback=existing_model)
 checkpoint = option(
     "--checkpoint",
@@ -288,7 +288,7 @@ checkpoint = option(
     help="File with weights; best or last of a work directory (default: its best, or those of the zoo).",
 )
 checkpoint_argument = click.argument(
-    "weights", type=NAME, required=False, callback=existing_checkpoint, metavar="[CHECKPOINT]"
+    "checkpoint", type=NAME, required=False, callback=existing_checkpoint, metavar="[CHECKPOINT]"
 )
 
 channels_last = option(

@@ -47,12 +47,11 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 @option("--for", "runtime", type=RUNTIMES, help="Runtime of the file; its known problems are listed.")
 @option("--check", is_flag=True, help="Only list the known problems of MODEL, an ONNX file.")
 @_options.force
-@_options.checkpoint
 @_options.unsafe_load
 @_options.allow_partial
 @_options.cfg_options
 def command(
-    model: str, weights: str | None, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
+    model: str, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
     test_img: str | None, fp16: bool, int8: str | None, num_images: int, runtime: str | None, check: bool,
     img_shape: str, cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
 ) -> None:  # fmt: skip
@@ -80,8 +79,6 @@ def command(
         return
     from dcnzoo.export.options import ExportOptions, Int8
 
-    if weights:
-        _options.refuse("CHECKPOINT", "checkpoint")
     if path is None:
         path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
     if path.suffix == ".pt2":
@@ -104,7 +101,7 @@ def command(
         "unsafe_load": unsafe_load,
         "allow_partial": allow_partial,
     }
-    detector: Any = dcnzoo.load(model, checkpoint=checkpoint or weights, device="cpu", **loading)
+    detector: Any = dcnzoo.load(model, checkpoint=checkpoint, device="cpu", **loading)
     from dcnzoo.openmmlab.export.export import draw_both, export_detector
     from dcnzoo.utils.progress import waiting
 

@@ -11,7 +11,6 @@ from dcnzoo.cli._options import NAME, option
 @click.command(cls=_options.Command)
 @_options.model
 @_options.checkpoint_argument
-@_options.checkpoint
 @_options.runner
 @option(
     "--out",
@@ -34,12 +33,12 @@ from dcnzoo.cli._options import NAME, option
 @_options.backend
 @_options.force
 @_options.unsafe_load
-def command(weights: str | None, checkpoint: str | None, **options: Any) -> None:
+def command(**options: Any) -> None:
     """Evaluate a detector.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config or a work directory. CHECKPOINT is a file of
-    weights or an exported model: .onnx, .xml or .pt2 (default: the weights of the zoo, or the best of the
-    work directory).
+    weights, best or last of a work directory, or an exported model: .onnx, .xml or .pt2 (default: the weights
+    of the zoo, or the best of the work directory).
 
     \b
     examples:
@@ -47,12 +46,9 @@ def command(weights: str | None, checkpoint: str | None, **options: Any) -> None
       dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
       dcnzoo test CONFIG model.onnx --backend openvino --eval bbox --eval segm
     """
-    if weights:
-        _options.refuse("CHECKPOINT", "checkpoint")
-
     from dcnzoo.utils.progress import waiting
 
     with waiting("loading"):  # PyTorch and OpenMMLab, which takes seconds
         from dcnzoo.zoo.testing import test
 
-    test(checkpoint=weights or checkpoint, **options)
+    test(**options)

@@ -1,4 +1,4 @@
-"""Build detectors, load their weights, detect objects with them, and count their operations."""
+"""Detectors of MMDetection for pictures."""
 
 import contextlib
 import copy
