@@ -14,6 +14,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.start import TRAINED
 from dcnzoo.openmmlab.runs.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.lock import lock_work_dir
@@ -120,7 +121,7 @@ def _own_data(
     if replaces and resume:
         return folder, OwnData(resolve(folder).config)
     if replaces and not force:
-        raise UserError(execute.TRAINED.format(folder))
+        raise UserError(TRAINED.format(folder))
     with contextlib.ExitStack() as stack:
         if replaces:
             stack.enter_context(lock_work_dir(folder))

@@ -43,8 +43,9 @@ from dcnzoo.openmmlab.hooks import (
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
-from dcnzoo.openmmlab.runs.execute import build_runner, choose_start
+from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN

@@ -35,7 +35,7 @@ SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 class Recipe:
     """A config that was read and checked, and what the options of a run have changed in it.
 
-    How a run starts is no part of it: see :class:`dcnzoo.openmmlab.runs.execute.Start`.
+    How a run starts is no part of it: see :class:`dcnzoo.openmmlab.runs.start.Start`.
 
     Attributes:
         changes: a text for each, for the terminal and the log.
