@@ -35,5 +35,7 @@ def _digest(path: Path, content: bytes, entry: re.Match) -> bytes:
     """The checksum of a file, and of the weights of OpenVINO's IR, which are in another file."""
     checksum = hashlib.sha256(content[: entry.start(1)] + BLANK.encode() + content[entry.end(1) :])
     if path.suffix == ".xml":
-        checksum.update(path.with_suffix(".bin").read_bytes())
+        with path.with_suffix(".bin").open("rb") as weights:
+            while part := weights.read(2**20):
+                checksum.update(part)
     return checksum.hexdigest().encode()

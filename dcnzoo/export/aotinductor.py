@@ -16,6 +16,7 @@ from dcnzoo.detect.backends.aotinductor import NAMES
 from dcnzoo.export.fixed_size import TRACEABLE
 from dcnzoo.export.passes import attributes_restored
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.steps import begin_step
 
 
 def trace(model: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
@@ -46,7 +47,9 @@ def export_pt2(
     shapes = {name: list(value.shape) for name, value in zip(input_names, args, strict=True)}
     texts = {**(metadata or {}), NAMES: json.dumps({"inputs": shapes, "outputs": output_names})}
     with TemporaryDirectory() as folder:
+        begin_step("tracing")
         program = trace(model, args)
+        begin_step("compiling")
         whole = Path(folder) / "model.pt2"  # torch requires this suffix
         try:
             torch._inductor.aoti_compile_and_package(

@@ -18,6 +18,7 @@ from dcnzoo.export import passes
 from dcnzoo.export.fixed_size import TRACEABLE, soft_keep_boxes
 from dcnzoo.export.registration import first_cause, translation_table
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.steps import begin_step
 
 DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
 
@@ -61,6 +62,7 @@ def export_onnx(
         changes.wrap(SimplePatternMatcher, "match", passes.match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
+        begin_step("tracing")
         with passes.attributes_restored(model), _named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
@@ -69,6 +71,7 @@ def export_onnx(
             program = program.run_decompositions({soft: TRACEABLE[soft]})
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
+        begin_step("translating to ONNX")
         try:
             onnx_program = torch.onnx.export(
                 program,

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dcnzoo.utils import steps
+
 Item = TypeVar("Item")
 SILENCE = 30  # seconds without a line, after which one is printed
 
@@ -98,13 +100,17 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
 
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """Context that shows the time of a step of unknown length."""
+    """Context that shows the time of a call of unknown length, and the step that it has begun."""
     console = Console(stderr=True)
     kind = Progress if is_terminal(console) else LineProgress
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        progress.add_task(title, total=None)
-        yield
+        bar = progress.add_task(title, total=None)
+        token = steps.listener.set(lambda name: progress.update(bar, description=f"{title}: {name}"))
+        try:
+            yield
+        finally:
+            steps.listener.reset(token)
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:

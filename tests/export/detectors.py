@@ -17,7 +17,7 @@ from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, compare_all
-from dcnzoo.openmmlab.order import OrderByLogits
+from dcnzoo.openmmlab.patches.order import OrderByLogits
 from dcnzoo.openmmlab.results import to_detections
 
 CLASSES = 5

@@ -5,9 +5,13 @@ import io
 import mmcv
 import numpy as np
 import pytest
+import torch
+from mmcv.transforms import Compose
+from mmdet.utils import get_test_pipeline_cfg
 from PIL import Image
 
 import dcnzoo
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.export.inputs import predicting_part
@@ -34,9 +38,15 @@ def preprocessing(detector):
         ("imdecode_backend", "tifffile"),
     ],
 )
-def test_arguments_that_dcnzoo_does_not_apply_are_refused(name, value):
+def test_arguments_that_dcnzoo_does_not_apply_are_refused(name, value, tmp_path):
     detector = load(**{name: value})
-    for use in (lambda: detector(PICTURE), lambda: preprocessing(detector)):
+    make_shapes(tmp_path, ShapesSpec(train=1, val=1))
+    uses = (
+        lambda: detector(PICTURE),
+        lambda: detector.evaluate(tmp_path / "annotations/val.json", images=tmp_path / "val"),
+        lambda: preprocessing(detector),  # of a file
+    )
+    for use in uses:
         with pytest.raises(ModelError, match=f"LoadImageFromFile: {name}: expected .*got '{value}'"):
             use()
 
@@ -53,11 +63,17 @@ def test_backends_of_mmcv_read_the_same_pixels(mode, kind):
         np.testing.assert_array_equal(read(content.getvalue()), expected)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(
-    "arguments", [{"to_float32": True}, {"color_type": "color"}, {"imdecode_backend": "pillow"}]
+    "arguments", [{}, {"to_float32": True}, {"color_type": "color"}, {"imdecode_backend": "pillow"}]
 )
-def test_other_arguments_count(arguments):
+def test_one_input_for_all_ways_to_predict(arguments, mode, tmp_path):
+    """``dcnzoo test`` runs the pipeline, the detector and its ``evaluate`` call ``prepare``."""
+    Image.fromarray(PICTURE).convert(mode).save(tmp_path / "picture.png")
     detector = load(**arguments)
-    inputs = detector.prepare(PICTURE)["inputs"]
+    steps = [step for step in get_test_pipeline_cfg(detector.model.cfg) if step.type != "LoadAnnotations"]
+    expected = Compose(steps)({"img_path": str(tmp_path / "picture.png"), "img_id": 0})["inputs"]
+    inputs = detector.prepare(read(tmp_path / "picture.png"))["inputs"]
+    assert torch.equal(inputs, expected)
     assert inputs.is_floating_point() == arguments.get("to_float32", False)
-    assert preprocessing(detector).classes == detector.classes
+    assert preprocessing(detector) == preprocessing(load())  # of a file

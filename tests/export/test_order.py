@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.suppress import positive_key
 from dcnzoo.openmmlab.export.verify import compare_all
-from dcnzoo.openmmlab.order import OrderByLogits
+from dcnzoo.openmmlab.patches.order import OrderByLogits
 from dcnzoo.openmmlab.results import to_detections
 
 from .detectors import build, decoded, size

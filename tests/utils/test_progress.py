@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from dcnzoo.utils import progress
+from dcnzoo.utils.steps import begin_step
 
 
 class Terminal(io.StringIO):
@@ -52,8 +53,12 @@ def test_a_step_of_unknown_length(monkeypatch):
     monkeypatch.setattr(sys, "stderr", file)
     with progress.waiting("exporting"):
         time.sleep(0.3)
-    line = file.getvalue().splitlines()[0]
-    assert line.startswith("exporting ") and "left" not in line
+        begin_step("tracing")
+        time.sleep(0.3)
+    first, *_, last = file.getvalue().splitlines()
+    assert first.startswith("exporting ") and "left" not in first
+    assert last.startswith("exporting: tracing ")
+    begin_step("after it")  # shown nowhere
 
 
 def test_a_bar_on_a_terminal_leaves_standard_output_alone(monkeypatch):

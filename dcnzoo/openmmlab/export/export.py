@@ -31,6 +31,7 @@ from dcnzoo.openmmlab.export.verify import measure_int8, verify, verify_raw_outp
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.steps import begin_step
 from dcnzoo.utils.text import counted
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
@@ -75,6 +76,8 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     if written[0].suffix == ".onnx":
         findings += check(written[0], options.runtime)
     result = ExportResult(written, shape, tuple(findings))
+    if int8 or options.verify:
+        begin_step("comparing with PyTorch")
     if options.raw_outputs:
         if options.verify:
             verify_raw_outputs(network, result, example)

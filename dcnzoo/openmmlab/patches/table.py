@@ -14,9 +14,9 @@ from mmengine.device import get_device
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.config.packages import config_text, inherit_from_packages, types_import_no_modules
-from dcnzoo.openmmlab.order import order_by_logits
 from dcnzoo.openmmlab.patches import history, models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
+from dcnzoo.openmmlab.patches.order import order_by_logits
 
 
 def on_cpu() -> bool:
@@ -172,7 +172,7 @@ TABLE = (
     of_mmdet(
         "order_by_logits",
         order_by_logits,
-        target="mmdet.models.BaseDetector.forward, mmcv.ops.nms",
+        target="predict_by_feat of mmdet's heads, mmcv.ops.nms",
         reason="float32 scores of large logits are equal, and their order decides which boxes remain",
     ),
     of_mmdet(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.ops.reference_boxes import WITHOUT_FLOAT64
 
 LARGEST = 80.0  # exp(80) is finite in float32
 PRODUCT = {"mul", "__mul__", "__rmul__"}
@@ -92,29 +93,12 @@ def _predict(method: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> An
         return method(self, *args, **kwargs)
 
 
-class _Logits:
-    """The output of an RPN as far as it is read; its sigmoids are the logits."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.size, self._values = values.size, values
-
-    def permute(self, *axes: int) -> "_Logits":
-        return _Logits(self._values.permute(*axes))
-
-    def reshape(self, *sizes: int) -> "_Logits":
-        return _Logits(self._values.reshape(*sizes))
-
-    def sigmoid(self) -> Tensor:
-        return self._values
-
-
 def _propose(single: Callable, self: Any, cls_score_list: list, *args: Any, **kwargs: Any) -> Any:
-    """Call ``RPNHead._predict_by_feat_single`` with logits as scores, which takes less time than the mode."""
-    settings = (kwargs.get("cfg") or self.test_cfg).get("nms", {})
-    if self.training or not self.use_sigmoid_cls or set(settings) - {"type", "iou_threshold"}:
-        return single(self, cls_score_list, *args, **kwargs)
-    results = single(self, list(map(_Logits, cls_score_list)), *args, **kwargs)
-    results.scores = results.scores.sigmoid()
+    """Call ``RPNHead._predict_by_feat_single`` with float64 logits, which take less time than the mode."""
+    if self.training or cls_score_list[0].device.type in WITHOUT_FLOAT64:
+        return _predict(single, self, cls_score_list, *args, **kwargs)
+    results = single(self, [scores.double() for scores in cls_score_list], *args, **kwargs)
+    results.scores = results.scores.to(results.bboxes.dtype)
     return results
 
 
