@@ -182,11 +182,10 @@ def check_coco(
         decode: decode the images, to find damaged files. It takes milliseconds for each.
     """
     file = Path(file)
-    with suppress(ImportError):
-        from dcnzoo.data.columns import Unusual, read_columns
+    from dcnzoo.data.columns import Unusual, read_columns
 
-        with suppress(Unusual):
-            return read_columns(file, images, classes, decode)
+    with suppress(Unusual):
+        return read_columns(file, images, classes, decode)
     with collector_paused():
         try:
             with waiting(f"reading {file.name}"):

@@ -1,5 +1,6 @@
 """What all layouts share: the files below a folder, splits in names, pictures of annotation files."""
 
+import contextlib
 import functools
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.check import Report
+from dcnzoo.data.columns import Unusual, read_outline
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, is_written_by
@@ -225,12 +227,8 @@ class Tree:
     @staticmethod
     def json_of(file: Path) -> Any:
         """Return the content of a JSON file; of a large COCO file, an outline."""
-        try:
-            from dcnzoo.data.columns import Unusual, read_outline
-
+        with contextlib.suppress(Unusual):
             return read_outline(file)
-        except (ImportError, Unusual):
-            pass
         try:
             content = read_json(file)
         except InvalidAnnotation as error:

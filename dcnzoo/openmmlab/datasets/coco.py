@@ -26,6 +26,7 @@ from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.check import KINDS, Report, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.columns import Unusual, read_columns
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
@@ -230,10 +231,8 @@ class CocoDataset(coco.CocoDataset):
         if (self.proposal_file, self.backend_args) != (None, None):
             return None
         try:
-            from dcnzoo.data.columns import Unusual, read_columns
-
             report = read_columns(Path(self.ann_file))
-        except (ImportError, Unusual):
+        except Unusual:
             return None
         _require_usable(report, self._masks)
         columns, classes = report.columns, self.metainfo["classes"]
