@@ -137,8 +137,10 @@ def existing_model(ctx: click.Context, param: click.Parameter, value: str | None
         return value
     if len(Path(value).parts) > 1 or value.endswith(EXPORTED):
         require_file(value, param.name)
-    from dcnzoo.zoo.index import find
+    from dcnzoo.utils.progress import waiting
 
+    with waiting("loading"):
+        from dcnzoo.zoo.index import find
     find(value)
     return value
 
