@@ -200,7 +200,7 @@ def _outline(part: shapely.Polygon) -> Polygon:
 
 @dataclass
 class _Annotations:
-    """Annotations that are parsed when a part of them is read: a million dictionaries would take 2 GB."""
+    """Annotations as JSON, parsed when a part of them is read: a million dictionaries would take 2 GB."""
 
     objects: list[tuple[str, bytes]]  # class name, the other fields
     category_ids: dict[str, int]
@@ -209,11 +209,16 @@ class _Annotations:
         return len(self.objects)
 
     def __getitem__(self, part: slice) -> list[dict]:
+        return json.loads(self.text(part))
+
+    def text(self, part: slice) -> str:
+        """Return a part as ``json.dumps`` writes it."""
         numbers = range(1, len(self) + 1)[part]
-        return [
-            {"id": number, "category_id": self.category_ids[name], **msgspec.msgpack.decode(fields)}
+        entries = [
+            b'{"id":%d,"category_id":%d,%b' % (number, self.category_ids[name], fields[1:])
             for number, (name, fields) in zip(numbers, self.objects[part], strict=True)
         ]
+        return msgspec.json.format(b"[%b]" % b",".join(entries), indent=0).decode()
 
 
 class CocoBuilder:
@@ -334,7 +339,7 @@ class CocoBuilder:
             raise InvalidAnnotation(f"expected one of the classes {few(self.classes)}, got {short(name)}")
         box = [round(value, 2) for value in box]
         entry = {"image_id": len(self._images), "bbox": box, "area": round(area, 2), **more}
-        self._objects.append((name, msgspec.msgpack.encode(entry)))
+        self._objects.append((name, msgspec.json.encode(entry)))
 
     @contextmanager
     def refusing(self, file: Path, line: int | None = None, what: str = "") -> Iterator[None]:
@@ -418,7 +423,7 @@ def read_text(file: Path) -> str:
     Raises:
         InvalidAnnotation: it has another encoding, or cannot be read.
     """
-    if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe would wait for its other end
+    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
         raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
     try:
         content = file.read_bytes()
@@ -480,7 +485,9 @@ def write_json(content: dict, out: str | Path) -> None:
                 continue
             write("[")
             for start in track(range(0, len(value), PART), f"writing {Path(out).name}"):
-                write(f"{', ' if start else ''}{json.dumps(value[start : start + PART])[1:-1]}")
+                part = slice(start, start + PART)
+                text = value.text(part) if isinstance(value, _Annotations) else json.dumps(value[part])
+                write(f"{', ' if start else ''}{text[1:-1]}")
             write("]")
         write("}\n")
 
