@@ -47,7 +47,8 @@ def changes(tree: ast.AST) -> Iterator[tuple[Any, str, Any]]:
 
 def survives(path: Path) -> bool:
     """Whether all tests pass."""
-    room = Path("tests", path.parts[1])
+    rooms = (Path("tests", part) for part in reversed(path.parts[1:-1]))
+    room = next(filter(Path.is_dir, rooms), Path("tests", path.parts[1]))
     stems = (path.stem, *reversed(path.parts[2:-1]))
     own = next(filter(None, ([*room.glob(f"test_*{stem.strip('_')}*.py")] for stem in stems)), [])
     for tests in (own, [room] if room.is_dir() else []):
