@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -77,12 +77,9 @@ def train(
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
+    arguments = locals()
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    options = TrainOptions(
-        work_dir=work_dir, device=device, channels_last=channels_last, allow_partial=allow_partial,
-        verbose=verbose, launcher=launcher, local_rank=local_rank, epochs=epochs, batch_size=batch_size,
-        lr=lr, patience=patience, amp=amp, auto_scale_lr=auto_scale_lr, logger=logger, seed=seed,
-    )  # fmt: skip
+    options = TrainOptions(**{each.name: arguments[each.name] for each in fields(TrainOptions)})
     with use_device(device, launcher), user_errors():
         if data is None:
             for name in filter(only_data.get, only_data):

@@ -126,8 +126,6 @@ def test_valid_edits(tmp_path, monkeypatch, bases_once, part):
 # max_per_image, which other heads read from their test_cfg.
 SILENT = {
     "train_cfg.max_epochs: [3]",
-    "model.roi_head.bbox_roi_extractor.roi_layer.type: 'RoIAlin'",
-    "model.roi_head.mask_roi_extractor.roi_layer.type: 'RoIAlin'",
     "model.test_cfg.rcnn.max_per_image: 100",
     "model.backbone.frozen_stages: -2",
     # steps of RandomResize and RandomChoiceResize, which give their other settings to an inner class

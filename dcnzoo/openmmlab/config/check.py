@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mmcv.ops
 from mmdet import registry as registries
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -154,7 +155,8 @@ def _wrong_name(node: Node) -> Finding | None:
     """Return a ``type`` that is nearly the name of a registered class."""
     name = node.content.get("type")
     if isinstance(name, str) and name[:1].isupper() and class_of(node.content, *node.registries) is None:
-        known = {key for each in node.registries for key in registered(getattr(registries, each))}
+        known = {*mmcv.ops.__all__}  # RoI layers, in no registry
+        known.update(*(registered(getattr(registries, each)) for each in node.registries))
         if name not in known and (close := nearest(name, known, 0.8)):
             return Finding(f"{node.path}.type", f"expected {close}, got {name}, which is not registered")
     return None
