@@ -8,6 +8,7 @@ import pytest
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.detect.backends.onnxruntime import release
 from dcnzoo.detect.timing import agreement
 
 onnx = pytest.importorskip("onnx")
@@ -74,24 +75,6 @@ def shuffle(path, out):
     onnx.save(model, out)
 
 
-QUANTISE = (quantise_weights, quantise_all)
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("tool", [simplify, optimise, infer_shapes, *QUANTISE, update, shuffle])
-def test_changed_files(tool, backend, exported, tmp_path, caplog, monkeypatch):
-    caplog.set_level(logging.ERROR)
-    monkeypatch.chdir(tmp_path)  # tools write temporary files there
-    pytest.importorskip(backend)
-    tool(exported, tmp_path / "model.onnx")
-    detector = dcnzoo.load(exported)
-    expected = [detector(picture) for picture in PICTURES]
-    assert sum(map(len, expected)) > 15
-    changed = dcnzoo.export.Detector(tmp_path / "model.onnx", backend, edited=True)
-    results = [changed(picture) for picture in PICTURES]
-    assert agreement(expected, results) >= (0.9 if tool in QUANTISE else 1)
-
-
 def to_float16(path, out):
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -102,7 +85,29 @@ def newest_operators(path, out):
     onnx.save(onnx.version_converter.convert_version(onnx.load(path), 22), out)
 
 
-@pytest.mark.parametrize("tool", [to_float16, newest_operators])
+INEXACT = [quantise_weights, quantise_all, to_float16]
+OPENED = [simplify, optimise, infer_shapes, update, shuffle, quantise_weights, quantise_all]
+REFUSED = [newest_operators]
+# the converter of 1.31 gives one name to two nodes
+(OPENED if release(onnxruntime.__version__) >= (1, 32) else REFUSED).append(to_float16)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("tool", OPENED)
+def test_changed_files(tool, backend, exported, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.ERROR)
+    monkeypatch.chdir(tmp_path)  # tools write temporary files there
+    pytest.importorskip(backend)
+    tool(exported, tmp_path / "model.onnx")
+    detector = dcnzoo.load(exported)
+    expected = [detector(picture) for picture in PICTURES]
+    assert sum(map(len, expected)) > 15
+    changed = dcnzoo.export.Detector(tmp_path / "model.onnx", backend, edited=True)
+    results = [changed(picture) for picture in PICTURES]
+    assert agreement(expected, results) >= (0.9 if tool in INEXACT else 1)
+
+
+@pytest.mark.parametrize("tool", REFUSED)
 def test_files_that_onnxruntime_refuses(tool, exported, tmp_path):
     """If it opens one of them, correct the table in docs/deploy.md."""
     tool(exported, tmp_path / "model.onnx")
