@@ -128,12 +128,13 @@ def test_without_the_private_operators(picture, monkeypatch):
 def test_bfloat16(picture):
     plain, mixed = (dcnzoo.load(SHAPES, device="cpu", precision=name) for name in ("float32", "bf16"))
     assert "bf16" in repr(mixed)
-    types = set()
-    mixed.model.rpn_head.rpn_cls.register_forward_hook(
-        lambda module, x, y: types.update((y.dtype, x[0].dtype))
-    )
+    types = []
+    heads = (mixed.model.rpn_head.rpn_cls, mixed.model.roi_head.mask_head.conv_logits)
+    for layer in heads:
+        layer.register_forward_hook(lambda module, x, y: types.append((x[0].dtype, y.dtype)))
     one, other = (detector(picture, bgr=True, score_threshold=0.5) for detector in (plain, mixed))
-    assert types == {torch.float32, torch.bfloat16}, "its input is bfloat16, its output float32"
+    assert types[0] == (torch.bfloat16, torch.float32), "the scores of boxes are float32"
+    assert types[-1] == (torch.bfloat16, torch.bfloat16), "the masks are not"
     assert one.names == other.names
     assert 0 < np.abs(one.boxes - other.boxes).max() < 8
     with pytest.raises(ValueError, match="precision: expected float32 or bf16, got 'int8'"):
