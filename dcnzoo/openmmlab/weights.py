@@ -3,7 +3,7 @@
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from mmengine.model import is_model_wrapper
@@ -35,12 +35,10 @@ def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str,
 def convert(
     state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """Convert the parameter names and class order of older checkpoints to those of a model.
+    """Convert the parameter names of older checkpoints to those of a model.
 
     Recognises ``module.…`` (parallel wrappers); ``conv2_offset.…`` (MMDetection 1.x and early 2.x) and
-    ``conv2.conv_offset_mask.…`` (other implementations of DCNv2), now ``conv2.conv_offset.…``; and
-    two-stage detectors of MMDetection 1.x: heads without ``roi_head.`` and the background as class 0
-    instead of the last class.
+    ``conv2.conv_offset_mask.…`` (other implementations of DCNv2), now ``conv2.conv_offset.…``.
 
     Args:
         expected: the model's own state dict.
@@ -49,51 +47,23 @@ def convert(
         The converted state dict, and a summary in one line (empty if nothing has changed).
     """
     converted: Any = OrderedDict()
-    renamed, summary = {}, []
+    renamed = {}
     if hasattr(state_dict, "_metadata"):  # module versions, which some modules check when they load
         converted._metadata = state_dict._metadata
     for key, value in state_dict.items():
-        names = (key, *_names(key), key.removeprefix("module."))
-        new = next((name for name in names if name in expected), names[-1])
+        plain = key.removeprefix("module.")
+        packed = re.sub(r"_offset\.(weight|bias)$", r".conv_offset.\1", plain)
+        names = (key, plain, packed, plain.replace(".conv_offset_mask.", ".conv_offset."))
+        new = next((name for name in names if name in expected), plain)
         if new != key and new in state_dict:
             new = key  # the file has both names: the new one takes precedence
         converted[new] = value
         if new != key:
             renamed[key] = new
-    if renamed:
-        old, new = next(iter(renamed.items()))
-        summary.append(f"{counted(len(renamed), 'parameters')} renamed, such as {old} to {new}")
-    if any(new == f"roi_head.{old.removeprefix('module.')}" for old, new in renamed.items()):
-        before = dict(converted)
-        for key, value in before.items():
-            converted[key] = _without_background_first(key, value, expected.get(key))
-        reordered = sum(converted[key] is not before[key] for key in before)
-        summary.append(
-            f"{reordered} changed to the class order of MMDetection 2 and later; version 1 "
-            "measured boxes one pixel larger, which configs in mmdet::legacy_1.x correct"
-        )
-    return converted, "; ".join(summary)
-
-
-def _names(key: str) -> Iterator[str]:
-    """Yield the possible current names of a parameter, the most likely first."""
-    key = key.removeprefix("module.")
-    for name in (key, f"roi_head.{key}"):
-        yield name
-        yield re.sub(r"_offset\.(weight|bias)$", r".conv_offset.\1", name)
-        yield name.replace(".conv_offset_mask.", ".conv_offset.")
-
-
-def _without_background_first(key: str, value: Tensor, expected: Tensor | None) -> Tensor:
-    if not key.startswith("roi_head.") or expected is None:
-        return value
-    if ".fc_cls." in key:
-        return value.roll(-1, 0)
-    if ".fc_reg." in key and len(value) == len(expected) + 4:
-        return value[4:]
-    if ".conv_logits." in key and len(value) == len(expected) + 1:
-        return value[1:]
-    return value
+    if not renamed:
+        return converted, ""
+    old, new = next(iter(renamed.items()))
+    return converted, f"{counted(len(renamed), 'parameters')} renamed, such as {old} to {new}"
 
 
 def load_weights(
@@ -149,7 +119,7 @@ def load_state(
 ) -> str:
     """Load weights into a model. All commands use this function.
 
-    Names and class orders of older versions are converted (:func:`convert`). Every weight in the file must
+    Names of older versions are converted (:func:`convert`). Every weight in the file must
     be used, and every parameter of the model must be set. Exempt are integers (counters and indices that
     the model computes itself) and the moving averages in MMDetection 2's checkpoints (``ema_…``).
 

@@ -153,29 +153,6 @@ def test_names_that_only_look_old():
     assert found["conv2.conv_offset.weight"] == 1 and summary == ""
 
 
-def version_1(weights, classes):
-    """A checkpoint as from MMDetection 1.x: heads at the top level, background as class 0."""
-    old = OrderedDict()
-    for key, value in weights.items():
-        if ".fc_cls." in key:
-            value = value.roll(1, 0)
-        if ".fc_reg." in key and len(value) == 4 * classes:
-            value = torch.cat([torch.full_like(value[:4], 99.0), value])
-        if ".conv_logits." in key:
-            value = torch.cat([torch.full_like(value[:1], 99.0), value])
-        old[re.sub(r"\.conv_offset\.", "_offset.", key).removeprefix("roi_head.")] = value
-    return old
-
-
-def test_version_1(model, weights):
-    classes = model.roi_head.bbox_head.num_classes
-    old = version_1(weights, classes)
-    assert "bbox_head.fc_cls.weight" in old and len(old["mask_head.conv_logits.bias"]) == classes + 1
-    found, summary = convert(old, model.state_dict())
-    assert_same(found, weights)
-    assert "; 6 changed to the class order" in summary and "legacy_1.x" in summary
-
-
 # Loading
 
 
