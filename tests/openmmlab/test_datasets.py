@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
@@ -154,6 +157,80 @@ def test_mistakes_in_a_path(root):
         read_coco(root, lambda file: None, ann_file="none.json")
     with pytest.raises(UserError, match=rf"^data_prefix: .*{root}/val2/00000.png"):
         read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
+
+
+@pytest.fixture
+def memory(root):
+    """The data in fsspec's file system in memory."""
+    system = fsspec.filesystem("memory")
+    system.put(str(root), "/data", recursive=True)
+    yield "memory://data/"
+    system.rm("/data", recursive=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_data_in_another_file_system(root, memory, named, tmp_path):
+    """With workers, as in a folder; a picture that is missing is named."""
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", root)
+    cfg = dict(ann_file="annotations/train.json", metainfo=dict(classes=CLASSES))
+
+    def read(data_root, backend_args):
+        pipeline = [dict(type="LoadImageFromFile", backend_args=backend_args)]
+        files = dict(data_root=data_root, data_prefix=dict(img="train/"), backend_args=backend_args)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            return DATASETS.build(dict(type="CocoDataset", **cfg, **files, pipeline=pipeline))
+
+    expected = [item["img"] for item in read(f"{root}/", None)]
+    name = {"backend": "fsspec"} if named else {}
+    zipped = read("zip://", {"fo": archive, **name})
+    for dataset in (zipped, read(memory, name or None)):
+        for workers in (0, 2):
+            items = [*DataLoader(dataset, num_workers=workers, collate_fn=lambda items: items[0])]
+            assert len(items) == 6
+            assert all(
+                np.array_equal(item["img"], image) for item, image in zip(items, expected, strict=True)
+            )
+    fsspec.filesystem("memory").rm("/data/train/00003.png")
+    dataset = read(memory, name or None)
+    dataset.test_mode = True
+    with pytest.raises(UserError, match=r"memory://data/train/00003.png: .*no file"):
+        dataset[3]
+
+
+@register_backend("content", force=True)
+class Content(BaseStorageBackend):
+    """Has pictures by name, and no other methods, as the back ends LMDB and http."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def get(self, filepath):
+        return Path(self.folder, Path(filepath).name).read_bytes()
+
+    get_text = None
+
+
+class OwnLoader(BaseTransform):
+    def transform(self, results):
+        return {**results, "img": np.zeros((9, 9, 3), np.uint8)}
+
+
+def test_pictures_that_another_back_end_reads(root):
+    """They are not expected as files; one that it cannot read is named."""
+    TRANSFORMS.register_module(module=OwnLoader, force=True)
+    backend = dict(backend="content", folder=f"{root}/train")
+    loader = dict(type="LoadImageFromFile", backend_args=backend)
+    dataset = read_coco(root, lambda file: None, data_prefix=dict(img="no/"), pipeline=[loader])
+    assert dataset[2]["img"].shape == (96, 96, 3)
+    dataset.pipeline.transforms[0].backend_args["folder"] = f"{root}/other"
+    dataset.test_mode = True
+    with pytest.raises(UserError, match=r"no/00002.png: expected a picture"):
+        dataset[2]
+    own = read_coco(root, lambda file: None, data_prefix=dict(img="no/"), pipeline=[dict(type="OwnLoader")])
+    assert own[2]["img"].shape == (9, 9, 3)
+    for usual in ([], [dict(type="LoadImageFromFile", to_float32=True)]):
+        with pytest.raises(UserError, match=r"^data_prefix: "):
+            read_coco(root, lambda file: None, data_prefix=dict(img="no/"), pipeline=usual)
 
 
 @pytest.mark.parametrize(

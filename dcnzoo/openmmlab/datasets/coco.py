@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
@@ -213,7 +214,8 @@ class CocoDataset(coco.CocoDataset):
             if self._masks:
                 self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
         first = images[0].get("img_path") or self.parse_data_info(_raw(images[0], []))["img_path"]
-        if "://" not in first and self.backend_args is None and not os.path.isfile(first):
+        is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
+        if is_local and not os.path.isfile(first):
             raise UserError(
                 f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
             )
@@ -290,6 +292,15 @@ class CocoDataset(coco.CocoDataset):
                 f"all are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
             )
         return left
+
+
+def _loads_files(transforms: Sequence[Any]) -> bool:
+    """Whether a pipeline reads pictures as files, by mmcv's loader and without another back end."""
+    loader = next(iter(transforms), None)
+    if loader is None:
+        return True
+    usual = getattr(type(loader), "transform", None) is LoadImageFromFile.transform
+    return usual and loader.backend_args is loader.file_client_args is None
 
 
 def _raw(image: dict, annotations: list[dict]) -> dict:

@@ -12,7 +12,7 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import exists
+from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 
 from dcnzoo.compat.patches import Changes, Patch
@@ -89,7 +89,9 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int) -> str | None:
     try:
         height, width = loader(dict(sample))["img"].shape[:2]
     except Exception:
-        content = "an unreadable file" if exists(path, backend_args=loader.backend_args) else "no file"
+        backend = get_file_backend(path, backend_args=loader.backend_args)
+        missing = hasattr(backend, "exists") and not backend.exists(path)  # LMDB and http have no such method
+        content = "no file" if missing else "an unreadable file"
         return printable(f"{path}: expected a picture, found {content}")
     stated = (sample.get("width"), sample.get("height"))
     if None not in stated and stated != (width, height):  # the masks would not fit
