@@ -6,6 +6,7 @@ They are forked from one process that has the packages. Each has its own current
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from mmengine.dist import barrier
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
+from torch import distributed
 from torch.multiprocessing import start_processes
 
 from dcnzoo.openmmlab.runs import ranks
@@ -97,6 +99,20 @@ def check(rank: int, folder: Path, port: int) -> None:
         text = error_of(ranks.agree_on_config, cfg)
         assert all(part in text for part in ("rank 2 on machine-2", "model.depth", "50", "101"))
         barrier()
+
+    # no rank ends before the slowest has the refusal
+    gather, store = ranks.all_gather_object, distributed.distributed_c10d._get_default_store()
+
+    def gather_slowly(value):
+        values = gather(value)
+        time.sleep(rank == 0)
+        store.set(f"received/{rank}", "")
+        return values
+
+    ranks.all_gather_object = gather_slowly
+    assert "rank 1" in error_of(ranks.agree, {"rank": rank})
+    ranks.all_gather_object = gather
+    assert store.check([f"received/{number}" for number in range(RANKS)])
 
     # the data set and the checkpoint
     hook = ranks.AgreementHook()

@@ -9,10 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mmengine.config import Config
-from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, init_dist, is_distributed
+from mmengine.dist import (
+    all_gather_object,
+    barrier,
+    broadcast_object_list,
+    get_rank,
+    init_dist,
+    is_distributed,
+)
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -84,8 +91,15 @@ def from_rank_0(decide: Callable[[], Result]) -> Result:
     broadcast_object_list(message)
     decision, refusal, host = message
     if refusal:
-        raise JointError(*(f"rank 0 on {host}: {line}" for line in refusal))
+        _refuse(*(f"rank 0 on {host}: {line}" for line in refusal))
     return decision
+
+
+def _refuse(*lines: str) -> NoReturn:
+    """End all ranks, but none before all of them have the lines: its end would cut the others off."""
+    with contextlib.suppress(Exception):  # a rank that has left the barrier may have ended
+        barrier()
+    raise JointError(*lines)
 
 
 # Agree
@@ -109,7 +123,7 @@ def agree(seen: Mapping[str, object]) -> None:
         if expected.get(name) != seen.get(name)
     )
     if first := next(filter(None, all_gather_object(next(differences, None))), None):
-        raise JointError(first)
+        _refuse(first)
 
 
 def agree_on_config(cfg: Config) -> None:
