@@ -56,7 +56,7 @@ def _lines(error: Exception) -> Sequence[object]:
     if isinstance(error, FileNotFoundError | ModuleNotFoundError):
         return [one_line(error) + _install_hint(error)]
     if isinstance(error, OSError) and disk_is_full(error):
-        return [f"{error.filename or 'a file'} cannot be written: {error.strerror}"]
+        return [f"{error.filename or 'standard output or a file'} cannot be written: {error.strerror}"]
     return [describe(error)]
 
 

@@ -24,6 +24,7 @@ from dcnzoo.utils.text import counted
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
     from dcnzoo.detect.detector import BaseDetector
+    from dcnzoo.detect.parts import Parts
     from dcnzoo.detect.result_files import ResultFiles
 
 
@@ -209,21 +210,10 @@ def _write_files(
 ) -> None:
     """Write rows to a hidden folder, which the same command continues after a kill, then the files."""
     from dcnzoo.detect.detector import Results
-    from dcnzoo.detect.parts import Parts, write_results
+    from dcnzoo.detect.parts import write_results
 
-    context = click.get_current_context()
-    # the names of the drawn files depend on all images
-    command = [
-        detector.checksum(),
-        os.getcwd(),
-        {**context.params, "images": images, "force": None, "verbose": None},
-    ]
-    text = json.dumps(command, default=str)
-    parts = Parts(out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "jsonl")
-    if context.params["save_video"] or any(map(is_video, images)):  # videos are written from their start
-        parts.remove()
-    undetected = {*parts.missing(images, changed=True)}
-    missing = [image for image in images if image in undetected or files.lacks(image)]
+    parts = _unfinished_parts(detector, images, out)
+    missing = _missing(parts, images, files)
     if len(missing) < len(images):
         print(
             f"continued: {len(images) - len(missing)} of {counted(len(images), 'images')} have been detected"
@@ -256,10 +246,31 @@ def _write_files(
         raise
     finish()
     parts.remove()
+    if others := len([*out.glob(".unfinished-*")]):
+        print(f"{counted(others, 'other commands')} did not finish; their rows stay in {out}/.unfinished-*")
     if files.images > SEVERAL:
         print(f"{counted(files.images, 'images')}: {_counts(files.counts)}")
     if files.errors or results.skipped:
         sys.exit(1)
+
+
+def _unfinished_parts(detector: BaseDetector, images: list[str], out: Path) -> Parts:
+    """Return the rows of this command, which a kill has left."""
+    from dcnzoo.detect.parts import Parts
+
+    parameters = click.get_current_context().params
+    # the names of the drawn files depend on all images
+    settings = {**parameters, "images": images, "force": None, "verbose": None}
+    text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str)
+    parts = Parts(out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "jsonl")
+    if parameters["save_video"] or any(map(is_video, images)):  # videos are written from their start
+        parts.remove()
+    return parts
+
+
+def _missing(parts: Parts, images: list[str], files: ResultFiles) -> list[str]:
+    undetected = {*parts.missing(images, changed=True)}
+    return [image for image in images if image in undetected or files.lacks(image)]
 
 
 def _demo_image(path: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.outputs import mask_threshold, rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
@@ -55,6 +55,7 @@ class ExportedDetector(BaseDetector):
         self.device, self.score_threshold = self.model.device, score_threshold
         try:
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
+            mask_threshold(self.model.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         self.model.require_detections()

@@ -13,6 +13,19 @@ from dcnzoo.detect.pictures import resized
 MASK_THRESHOLD = "dcnzoo.mask_threshold"  # key in the metadata: of probabilities; 0.5 without it
 
 
+def mask_threshold(metadata: Mapping[str, str]) -> float:
+    """Return the probability above which a pixel is part of an object.
+
+    Raises:
+        ValueError: the metadata has another value than a number.
+    """
+    value = metadata.get(MASK_THRESHOLD, "0.5")
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{MASK_THRESHOLD} in the metadata: expected a number, got {value!r}") from None
+
+
 def rescale_detections(
     outputs: Mapping[str, np.ndarray],
     size: tuple[int, int],
@@ -30,7 +43,7 @@ def rescale_detections(
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = (dets[:, :4] * factor).astype(np.float32)
-    masks, threshold = None, float(metadata.get(MASK_THRESHOLD, 0.5))
+    masks, threshold = None, mask_threshold(metadata)
     if BOX_MASKS in outputs:
         masks = paste(outputs[BOX_MASKS][there], boxes, picture_size, threshold)
     elif "masks" in outputs:

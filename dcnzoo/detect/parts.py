@@ -198,18 +198,15 @@ def write_results(
         parts.add(result.to_row())
 
     pending: deque[Future[None]] = deque()
-    with parts, ThreadPoolExecutor(1) as pool:
-        try:
-            for result in results:
-                if show:
-                    show(result)
-                pending.append(pool.submit(write, result))
-                if len(pending) > WAITING:
-                    pending.popleft().result()
-            while pending:
+    with parts, ThreadPoolExecutor(1) as pool:  # Ctrl-C waits for the results that have been shown
+        for result in results:
+            if show:
+                show(result)
+            pending.append(pool.submit(write, result))
+            if len(pending) > WAITING:
                 pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while pending:
+            pending.popleft().result()
         for skipped in results.skipped:
             if skipped.is_opened:
                 parts.add(skipped.to_row())

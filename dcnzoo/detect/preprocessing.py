@@ -54,11 +54,15 @@ class Preprocessing:
         try:
             values = json.loads(metadata[KEY])
             values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+            preprocessing = cls(**values)
+            if not isinstance(preprocessing.classes, tuple):
+                raise TypeError("classes: expected a list")
+            preprocessing(np.zeros((8, 8, 3), np.uint8))  # a value of another type is an error now
+            return preprocessing
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(
                 "expected a detector written by dcnzoo export with its "
-                f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}"
+                f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}: {error}"
             ) from error
 
     def __call__(

@@ -126,17 +126,17 @@ class _Names(dict[str, str]):
 
 
 def _write_coco(file: TextIO, rows: Iterable[Mapping], classes: Sequence[str]) -> None:
-    """Write a COCO file row by row; only the names of the images stay in memory."""
-    images: list[dict] = []
+    """Write a COCO file row by row; only the texts of the images stay in memory."""
+    images: list[str] = []
     number = 0
     file.write(f'{{"categories": {json.dumps(coco_categories(classes))}, "annotations": [')
     for row in rows:
         image, annotations = coco_entries(row, len(images), number)
-        images.append(image)
+        images.append(json.dumps(image))
         for annotation in annotations:
             file.write(f"{', ' if number else ''}{json.dumps(annotation)}")
             number += 1
-    file.write(f'], "images": {json.dumps(images)}}}')
+    file.write(f'], "images": [{", ".join(images)}]}}')
 
 
 def _yolo(row: Mapping) -> str:

@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,11 +102,11 @@ class Claim:
         self._command, self._force = command, force
         self._sources = {_without_ending(path) for path in inputs}
         self._records: dict[Path, dict[str, list[list]]] = {}
-        self._before: dict[Path, tuple[int, int] | None] = {}
+        self._before: dict[str, int | None] = {}  # texts need half the memory of Path
 
     def __call__(self, name: str | os.PathLike) -> Path:
         path, command = Path(name), self._command
-        if path in self._before:
+        if str(path) in self._before:
             return path
         if path.is_dir():
             raise UserError(f"{command}: {path}: expected a file, got the folder")
@@ -113,15 +114,12 @@ class Claim:
             raise UserError(f"{command}: {path}: expected another folder than the input's, got the same")
         if path.parent not in self._records:
             require_writable(path.parent)
-            records: dict[str, list[list]] = {}
-            self._records[path.parent] = records
-            for entry in _recorded(path.parent):
-                if entry[0] == command:
-                    records.setdefault(entry[1], []).append(entry[2:])
-        if os.path.lexists(path) and not self._force and not self._is_own(path):
+            self._records[path.parent] = _recorded(path.parent, command)
+        entries = self._records[path.parent].get(path.name, ())
+        if os.path.lexists(path) and not self._force and not _is_unchanged(path, entries):
             expected = f"a new file, or one that dcnzoo {command} has written"
             raise UserError(f"{command}: {path}: expected {expected}, got another; force=True replaces it")
-        self._before[path] = _stamp(path)
+        self._before[str(path)] = _stamp(path)
         return path
 
     @contextlib.contextmanager
@@ -130,34 +128,23 @@ class Claim:
         with replacing(self(path)) as partial:
             yield partial
             self._record(path, partial)
-        self._before[path] = _stamp(path)
+        self._before[str(path)] = _stamp(path)
 
     def record_changes(self) -> None:
         """Record the files that were written since they were claimed."""
-        for path, stamp in self._before.items():
+        for path, stamp in ((Path(name), stamp) for name, stamp in self._before.items()):
             if _stamp(path) != stamp and path.is_file():  # reading a pipe would wait for its other end
                 self._record(path, path)
-
-    def _is_own(self, path: Path) -> bool:
-        entries = self._records[path.parent].get(path.name)
-        if not entries or not path.is_file():
-            return False
-        with contextlib.suppress(OSError):
-            size, time = path.stat().st_size, path.stat().st_mtime_ns
-            unchanged = any(entry[1:] == [size, time] for entry in entries)  # without reading it
-            return unchanged or file_digest(path).hexdigest() in (entry[0] for entry in entries)
-        return False
 
     def _record(self, path: Path, written: Path) -> None:
         record = path.parent / RECORD
         with contextlib.suppress(OSError):
             state = written.stat()
             entry = [file_digest(written).hexdigest(), state.st_size, state.st_mtime_ns]
-            known = self._records[path.parent].setdefault(path.name, [])
-            if entry[0] not in (each[0] for each in known) and (record.is_file() or not record.exists()):
+            known = (each[0] for each in self._records[path.parent].get(path.name, ()))
+            if entry[0] not in known and (record.is_file() or not record.exists()):
                 with open(record, "a") as file:
                     file.write(f"{json.dumps([self._command, path.name, *entry])}\n")
-            known.append(entry)
 
 
 @contextlib.contextmanager
@@ -185,25 +172,38 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return values that differ after a file was written or replaced; None if it does not exist."""
+def _stamp(path: Path) -> int | None:
+    """Return a number that differs after a file was written or replaced; None if it does not exist."""
     with contextlib.suppress(OSError):
-        return path.lstat().st_ino, path.lstat().st_mtime_ns
+        return hash((path.lstat().st_ino, path.lstat().st_mtime_ns))
     return None
 
 
-def _recorded(folder: Path) -> Iterator[list]:
-    """Yield the entries of a folder's record; a damaged line counts as none."""
+def _recorded(folder: Path, command: str) -> dict[str, list[list]]:
+    """Return the entries of a command by the file's name; a damaged line counts as none."""
+    entries: dict[str, list[list]] = {}
     for line in (read_beside(folder / RECORD) or "").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if isinstance(entry, list) and len(entry) > 2 and isinstance(entry[1], str):
-                yield entry
+            if isinstance(entry, list) and len(entry) > 2 and entry[0] == command:
+                entries.setdefault(str(entry[1]), []).append(entry[2:])
+    return entries
+
+
+def _is_unchanged(path: Path, entries: Sequence[list]) -> bool:
+    """Whether a file is as it was when one of the entries of its name was recorded."""
+    if not entries or not path.is_file():
+        return False
+    with contextlib.suppress(OSError):
+        state = [path.stat().st_size, path.stat().st_mtime_ns]
+        unchanged = any(entry[1:] == state for entry in entries)  # without reading it
+        return unchanged or file_digest(path).hexdigest() in (entry[0] for entry in entries)
+    return False
 
 
 def is_written_by(command: str, folder: Path) -> bool:
     """Whether a command has written files to a folder."""
-    return any(entry[0] == command for entry in _recorded(folder))
+    return bool(_recorded(folder, command))
 
 
 # Files that a command reads by itself, beside one that the user names
@@ -340,29 +340,43 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
     path = Path(name).expanduser()
     if "://" in str(name):
         return None
-    others = 0
-    if path.is_dir() and below:
+    others: list[str] = []
+    if path.is_dir():
         walked = (Path(top, name) for top, _, names in os.walk(path) for name in names)
-        files = sorted(str(file) for file in walked if file.suffix.lower() in PICTURES)
-    elif path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
-        others = sum(file.suffix.lower() in PICTURES for file in path.glob("*/**/*"))
-        if others and files:
-            pattern = path / "**" / "*.jpg"
-            print(
-                f"left out: {counted(others, 'pictures')} in subfolders of {name}; '{pattern}' reads them",
-                file=sys.stderr,
-            )
+        pictures = [file for file in walked if file.suffix.lower() in PICTURES]
+        files = sorted(str(file) for file in pictures if below or file.parent == path)
+        if not below:
+            others = _without_drawn([str(file) for file in pictures if file.parent != path])
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
     elif below and path.suffix.lower() == ".txt" and path.is_file():
-        files = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if files := [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]:
+            return files
     else:
         return None
+    hint = ""
+    if others:
+        ending = Counter(Path(file).suffix for file in others).most_common(1)[0][0]
+        hint = f"{counted(len(others), 'pictures')} in subfolders; '{path}/**/*{ending}' reads such"
     if not files:
-        below_too = f", but {others} in its subfolders: name one, or '{path}/**/*.jpg'" if others else ""
-        raise UserError(f"image: expected pictures, found none in {name}{below_too}")
-    return files
+        raise UserError(f"image: expected pictures, found none in {name}{hint and ', but '}{hint}")
+    left = _without_drawn(files) or files
+    if len(left) < len(files):
+        drawn = counted(len(files) - len(left), "pictures")
+        print(f"left out: {drawn} of {name} that dcnzoo infer has drawn", file=sys.stderr)
+    if hint:
+        print(f"left out: {hint}", file=sys.stderr)
+    return left
+
+
+def _without_drawn(files: list[str]) -> list[str]:
+    """Leave out the pictures that ``dcnzoo infer`` has written."""
+    records = {folder: _recorded(Path(folder), "infer") for folder in {*map(os.path.dirname, files)}}
+    return [
+        file
+        for file in files
+        if not _is_unchanged(Path(file), records[os.path.dirname(file)].get(os.path.basename(file), ()))
+    ]
 
 
 def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:

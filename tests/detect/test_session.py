@@ -214,6 +214,19 @@ def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
             Detector("~/x.onnx", backend)
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         Detector(tmp_path / "none.onnx", backend)
+    model = onnx.load(folder / "static.onnx")
+    entries = {entry.key: entry for entry in model.metadata_props}
+    good, values = entries["dcnzoo"].value, json.loads(entries["dcnzoo"].value)
+    for bad in (dict(mean="abc"), dict(classes=5), dict(pad_divisor=0), dict(scale=["a", 3])):
+        entries["dcnzoo"].value = json.dumps({**values, **bad})
+        onnx.save(model, tmp_path / "x.onnx")
+        with pytest.raises(ValueError, match=r"x\.onnx: .*'dcnzoo'"):
+            Detector(tmp_path / "x.onnx", backend, edited=True)
+    entries["dcnzoo"].value = good
+    model.metadata_props.add(key="dcnzoo.mask_threshold", value="half")
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match=r"x\.onnx: dcnzoo\.mask_threshold.*'half'"):
+        Detector(tmp_path / "x.onnx", backend, edited=True)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

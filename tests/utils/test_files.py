@@ -318,11 +318,31 @@ def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path, monk
 
 
 def test_pictures_in_subfolders_are_counted(tmp_path, capsys):
-    for name in ("a.jpg", "one/b.png", "one/two/c.jpg"):
+    for name in ("a.jpg", "one/b.PNG", "one/two/c.PNG", "one/d.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert picture_files(tmp_path) == [str(tmp_path / "a.jpg")]
-    assert "2 pictures in subfolders" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "3 pictures in subfolders" in line
+    assert len(picture_files(line.split("'")[1])) == 2, "the pattern finds some"
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(UserError, match="2 in its subfolders"):
+    with pytest.raises(UserError, match="3 pictures in subfolders"):
         picture_files(tmp_path)
+
+
+def test_drawn_pictures_are_left_out(tmp_path, capsys):
+    """A folder or pattern does not have those of an earlier infer, unless it has no others."""
+    for name in ("a.png", "out/own.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    with output_files("infer", [tmp_path / "a.png"]) as claim:
+        for name in ("drawn.png", "changed.png"):
+            claim(tmp_path / "out" / name).write_bytes(b"2")
+    (tmp_path / "out/changed.png").write_bytes(b"345")
+    left = [str(tmp_path / name) for name in ("a.png", "out/changed.png", "out/own.png")]
+    assert picture_files(tmp_path, below=True) == picture_files(f"{tmp_path}/**/*.png") == left
+    assert "1 picture" in capsys.readouterr().err
+    assert picture_files(tmp_path) == left[:1] and "2 pictures in sub" in capsys.readouterr().err
+    assert picture_files(f"{tmp_path}/out/d*") == [str(tmp_path / "out/drawn.png")]
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/out/drawn.png\n")
+    assert len(picture_files(tmp_path / "list.txt", below=True)) == 1
