@@ -38,6 +38,7 @@ napoleon_use_ivar = True  # else the attributes of data classes appear twice
 smartquotes = False  # would print the `--` of options outside code as a dash
 html_math_renderer = "mathml"
 html_theme = "furo"
+html_theme_options = {"top_of_page_buttons": []}
 html_title = f"dcnzoo {version}"
 
 
@@ -87,8 +88,19 @@ def write_block_math(translator, node) -> None:
     raise nodes.SkipNode
 
 
+def make_accessible(app, error: Exception | None) -> None:
+    """Name landmarks and headings, and let the keyboard scroll code and tables: Furo's templates do not."""
+    for file in Path(app.outdir).rglob("*.html"):
+        text = file.read_text(encoding="utf-8")
+        text = re.sub(r'(<pre|<div class="table-wrapper[^"]*")(?! tabindex)', r'\1 tabindex="0"', text)
+        text = re.sub(r'role="heading"(?! aria)', 'role="heading" aria-level="2"', text)
+        text = re.sub(r'<aside class="(sidebar|toc)-drawer"(?! aria)', r'\g<0> aria-label="\1"', text)
+        file.write_text(text, encoding="utf-8")
+
+
 def setup(app) -> None:
     # browsers read MathML by themselves; Sphinx's default is a script from another server
     app.add_html_math_renderer("mathml", (write_inline_math, None), (write_block_math, None))
     app.connect("source-read", relink_page)
     app.connect("include-read", relink_included)
+    app.connect("build-finished", make_accessible)
