@@ -26,7 +26,7 @@ _ENVIRONMENT = Environment(
 _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 
 table, fold, text = _PARTS.table, _PARTS.fold, _PARTS.text
-pictures = _PARTS.pictures  # of Picture; side by side if there is room
+pictures = _PARTS.pictures  # of Picture, side by side if there is room; "small", or "first-alone" in its row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,9 +28,8 @@ def browser():
 @pytest.fixture
 def explain_page(tmp_path):
     file = tmp_path / "explain.html"
-    file.write_text(
-        render_explanation(explained(names=("first", "second")), "title", "end"), encoding="utf-8"
-    )
+    explanation = explained(names=("backbone.layer2.0.conv2", "backbone.layer3.0.conv2"))
+    file.write_text(render_explanation(explanation, "title", "end"), encoding="utf-8")
     return file
 
 

@@ -32,7 +32,7 @@ def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
             caption = label if len(predictions) > 1 else "detections"
             text = f"{caption}: {_in_words(prediction.detections)}"
             images.append(Picture(prediction.detections.draw(), text, _ALT))
-        rows.append(page.pictures(images))
+        rows.append(page.pictures(images, "" if len(predictions) % 2 else "first-alone"))
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
         f"depend on the results. Detections have a score of at least {THRESHOLD}."
@@ -47,7 +47,7 @@ def show_training(detector: ValidationRunner, number: int) -> Section:
         images = []  # the data is missing, or has no boxes; the rest of the report does not need it
     pictures = [Picture(each.draw(with_scores=False), _in_words(each), _ALT) for each in images]
     text = "The first training images as the model sees them: resized, augmented, without normalisation."
-    return Section("Training images", text, [page.pictures(pictures, small=True)] if pictures else [])
+    return Section("Training images", text, [page.pictures(pictures)] if pictures else [])
 
 
 def _in_words(objects: Detections) -> str:
@@ -75,7 +75,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
             f"{way}: those of ordinary convolutions, and those with the learnt offsets. Size and colour: the "
             "modulation, relative to the largest in the picture."
         )
-        parts += [Markup("<p>{}</p>").format(text), page.pictures(traced, small=True)]
+        parts += [Markup("<p>{}</p>").format(text), page.pictures(traced, "small")]
     name, place = next(iter(places.items()))
     region = Box(place[1], place[0], place[1], place[0])
     layers = [
@@ -85,7 +85,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     left_out = len(prediction.fields) - len(layers)
     text = f"Sampling points of each layer at one position ({name})"
     text += f"; not shown: {counted(left_out, 'more layers')}" if left_out else ""
-    parts += [Markup("<h3>{}</h3>").format(text), page.pictures(layers, small=True)]
+    parts += [Markup("<h3>{}</h3>").format(text), page.pictures(layers, "small")]
     parts += [
         Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
         page.table(offset_table(prediction.fields, prediction.statistics)),
