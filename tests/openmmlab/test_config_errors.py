@@ -1,7 +1,7 @@
 """Errors of everything that runs from a config name the file and the key."""
 
 import pytest
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
@@ -28,3 +28,13 @@ def test_an_unknown_setting_of_a_class_of_dcnzoo():
     with pytest.raises(UserError) as error, config_errors(cfg), DefaultScope.overwrite_default_scope("mmdet"):
         Evaluator([evaluator])
     assert "no_such_key" in str(error.value) and "error in dcnzoo" not in str(error.value)
+
+
+def test_a_dictionary_that_a_class_makes_is_not_another_one_of_the_config():
+    """RandomResize builds a Resize of its settings, which looks like the one of the test."""
+    step = {"type": "RandomResize", "scale": [(64, 64), (96, 96)], "keep_ratio": True, "keep_rato": True}
+    settings = {"train_dataloader": {"dataset": {"pipeline": [step]}}}
+    settings["test_pipeline"] = [{"type": "Resize", "scale": (64, 64), "keep_ratio": True}]
+    cfg = Config(settings, filename=__file__)
+    with pytest.raises(UserError, match=r": train_dataloader\.dataset\.pipeline\.0: "), config_errors(cfg):
+        TRANSFORMS.build(cfg.train_dataloader.dataset.pipeline[0])

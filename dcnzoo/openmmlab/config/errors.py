@@ -39,9 +39,10 @@ def _key(cfg: Config, error: Exception) -> str:
         if not (builds and frame.f_globals.get("__name__", "").startswith("mmengine.")):
             continue
         for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
-            # the next one is inside the last one, except for the data set of a loop
             if isinstance(built, Mapping):
-                path, node = _search(node, path, built) or _search(settings, "", built) or (path, node)
+                # the next one is inside the last one, except for the data set of a loop
+                inner = _search(node, path, built) or ("." not in path and _search(settings, "", built))
+                path, node = inner or (path, node)
     return path
 
 
