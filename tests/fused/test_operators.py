@@ -32,6 +32,8 @@ CONVOLUTIONS = [
     deform_conv.make("more blocks than splits are needed for", size=(30, 31), channels=5, batch=1),
     # the first of these rows of 3 output pixels form a band of 8, the others one of 4, in each image
     deform_conv.make("bands of rows", size=(14, 4), channels=5),
+    # an even number of blocks of channels and an odd number of taps: other orders of the steps miss pairs
+    deform_conv.make("blocks of channels", channels=248, batch=1, size=(2, 4), kernel=(1, 3)),
 ]
 SMALL = deform_conv.make("small", size=(3, 4), padding=1)
 # `make test` runs these: the interpreter takes seconds for others
