@@ -126,8 +126,8 @@ def _read(
         for listing in listings:
             find = functools.partial(_of_line, listing=listing, by_stem=by_stem, tree=pictures, split=split)
             files += builder.listed(listing, find)
-        if len(listings) > 1:
-            files = [*dict.fromkeys(files)]
+        if any(listing.stem.lower() not in LISTS for listing in listings):
+            files = [*dict.fromkeys(files)]  # the list of each class has all pictures
 
     def convert(file: Path) -> None:
         tree = _parse(file)

@@ -100,7 +100,7 @@ def _append(self: Buffer, name: str, value: float) -> None:
     values = getattr(self, name)
     space, first = vars(self).get(_SPACE[name], (None, None))
     number, dtype = len(values), values.dtype
-    if dtype != float:  # that of a new history, for which no type is computed in each iteration
+    if dtype != np.float64:  # that of a new history: then no type is computed in each iteration
         dtype = np.result_type(values, np.asarray(value))
     if first is not values or number == len(space) or dtype != space.dtype:
         space = np.empty(2 * number + 16, dtype)
