@@ -95,7 +95,9 @@ def _predict(method: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> An
 
 def _propose(single: Callable, self: Any, cls_score_list: list, *args: Any, **kwargs: Any) -> Any:
     """Call ``RPNHead._predict_by_feat_single`` with float64 logits, which take less time than the mode."""
-    if self.training or cls_score_list[0].device.type in WITHOUT_FLOAT64:
+    nms = (kwargs.get("cfg") or self.test_cfg or {}).get("nms", {})
+    is_plain = nms.get("type", "nms") == "nms"  # mmcv's soft_nms accepts only float32
+    if self.training or not is_plain or cls_score_list[0].device.type in WITHOUT_FLOAT64:
         return _predict(single, self, cls_score_list, *args, **kwargs)
     results = single(self, [scores.double() for scores in cls_score_list], *args, **kwargs)
     results.scores = results.scores.to(results.bboxes.dtype)
