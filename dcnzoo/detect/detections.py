@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,23 +91,21 @@ class Detections:
         """Draw the objects into a picture file; its ending determines the format."""
         from PIL import Image
 
-        from dcnzoo.detect.drawing import write
+        from dcnzoo.detect.drawing import encoded
 
         kind = Image.registered_extensions().get(Path(path).suffix.lower())
         if kind is None:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
         with replacing(path) as partial:
-            write(self.draw(), partial, kind)
+            partial.write_bytes(encoded(self.draw(), kind))
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawn picture for a notebook; None without a picture."""
         if self.image is None:
             return None
-        from dcnzoo.detect.drawing import write
+        from dcnzoo.detect.drawing import encoded
 
-        content = io.BytesIO()
-        write(self.draw(), content, "PNG")
-        return content.getvalue()
+        return encoded(self.draw(), "PNG")
 
     def to_supervision(self) -> supervision.Detections:
         """Return ``supervision.Detections``, with the names as ``data["class_name"]``."""

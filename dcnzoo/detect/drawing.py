@@ -1,6 +1,7 @@
 """Draw objects on a picture. Requires Pillow."""
 
 import colorsys
+import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dcnzoo.detect.crops import Crops
+from dcnzoo.detect.pictures import reverse_channels
 
 _FONTS = (  # Pillow searches the system's folders
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
@@ -50,18 +52,24 @@ def draw(
         left = max(min(x, size[0] - font.getlength(text)), 0)
         step = 1.25 * font.size
         tops = [max(y - step, 0) + step * n for n in range(round(size[1] / step))] or [0]
-        areas = [canvas.textbbox((left, top), text, font) for top in tops]
-        free = (n for n, area in enumerate(areas) if not any(_overlap(area, each) for each in drawn))
-        n = next(free, 0)
-        drawn.append(areas[n])
-        canvas.rectangle(areas[n], fill)
-        canvas.text((left, tops[n]), text, "white", font)
+        areas = ((top, canvas.textbbox((left, top), text, font)) for top in tops)
+        free = (each for each in areas if not any(_overlap(each[1], other) for other in drawn))
+        top, area = next(free, None) or (tops[0], canvas.textbbox((left, tops[0]), text, font))
+        drawn.append(area)
+        canvas.rectangle(area, fill)
+        canvas.text((left, top), text, "white", font)
     return picture
 
 
-def write(picture: Image.Image, file: Any, kind: str) -> None:
-    """Write a picture in a format of Pillow; PNG is compressed least, which is the fastest."""
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    """Return the file of a picture in a format of Pillow; OpenCV, if installed, writes PNG twice as fast."""
+    if kind == "PNG" and find_spec("cv2"):
+        import cv2
+
+        return cv2.imencode(".png", reverse_channels(np.asarray(picture)))[1].tobytes()
+    file = io.BytesIO()
     picture.save(file, kind, compress_level=1)
+    return file.getvalue()
 
 
 def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont

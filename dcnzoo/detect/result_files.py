@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dcnzoo.detect.detections import Detections, coco_categories, coco_entries
-from dcnzoo.detect.drawing import write
+from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.video import VideoFile
 from dcnzoo.utils.files import Claim, is_video, partial_start
 from dcnzoo.utils.text import counted
@@ -58,7 +58,7 @@ class ResultFiles:
             self._video.add(picture)
         if self._ending in DRAWN:
             with self._claim.replacing(self._path(result.path)) as partial:
-                write(picture, partial, DRAWN[self._ending])
+                partial.write_bytes(encoded(picture, DRAWN[self._ending]))
 
     def finish(self, rows: Iterable[Mapping], classes: Sequence[str]) -> str:
         """Write the files of all rows; return the names of what was written, or an empty text."""

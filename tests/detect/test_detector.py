@@ -23,6 +23,7 @@ from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.detect.timing import overlaps
 from dcnzoo.export.openvino import save_ir
@@ -331,6 +332,14 @@ def test_other_packages_results(result):
 def test_a_notebook_shows_the_picture(result):
     assert Image.open(io.BytesIO(result._repr_png_())).size == result.draw().size
     assert dataclasses.replace(result, image=None)._repr_png_() is None
+
+
+def test_png_with_and_without_opencv(result, monkeypatch):
+    picture = result.draw()
+    for module in (cv2, None):
+        monkeypatch.setitem(sys.modules, "cv2", module)
+        content = io.BytesIO(encoded(picture, "PNG"))
+        assert Image.open(content).tobytes() == picture.tobytes()
 
 
 def test_features(detector, folder):
