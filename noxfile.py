@@ -382,7 +382,7 @@ def distributed(session: Session) -> None:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def machines(session: Session) -> None:
-    """Train on two machines, which are namespaces of Linux (needs root)."""
+    """Train on three machines, which are namespaces of Linux (needs root)."""
     update_venv(session)
     test(session, "tests/distributed/test_machines.py", python=PYTHON)
 

@@ -13,7 +13,7 @@ import torch
 
 from .launching import CONFIG, ROOT, finish, settings, start
 
-MACHINES = 2
+MACHINES = 3
 
 
 def ip(*words):
@@ -22,17 +22,21 @@ def ip(*words):
 
 @pytest.fixture(scope="module")
 def machines():
-    """Linked network namespaces; the link of machine N is eN, its address 10.77.0.(N + 1)."""
+    """Network namespaces at a switch; the link of machine N is eN, its address 10.77.0.(N + 1)."""
     names = [f"dcnzoo{os.getpid()}m{number}" for number in range(MACHINES)]
+    switch = f"dcnzoo{os.getpid()}switch"
     with contextlib.ExitStack() as stack:
         try:
-            for name in names:
+            for name in (switch, *names):
                 ip("netns", "add", name)
                 stack.callback(ip, "netns", "del", name)
             subprocess.run(["unshare", "-mu", "true"], check=True, capture_output=True)
-            peer = ("type", "veth", "peer", "name", "e1", "netns", names[1])
-            ip("link", "add", "e0", "netns", names[0], *peer)
+            ip("-n", switch, "link", "add", "name", "bridge", "type", "bridge")
+            ip("-n", switch, "link", "set", "bridge", "up")
             for number, name in enumerate(names):
+                ends = ("type", "veth", "peer", "name", f"p{number}", "netns", switch)
+                ip("link", "add", f"e{number}", "netns", name, *ends)
+                ip("-n", switch, "link", "set", f"p{number}", "master", "bridge", "up")
                 ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"e{number}")
                 for link in ("lo", f"e{number}"):
                     ip("-n", name, "link", "set", link, "up")
@@ -42,13 +46,13 @@ def machines():
 
 
 def launch(machines, folder, *arguments, hidden=None):
-    """Start a training with a process per machine; ``hidden``: a folder that is another one on machine 1."""
+    """Start a training with a process per machine; ``hidden``: a folder that only machine 0 sees."""
     jobs = []
     for number, name in enumerate(machines):
         (folder / f"home{number}").mkdir(exist_ok=True)
         lines = [f"echo machine-{number} > /proc/sys/kernel/hostname", f"cd {folder}/home{number}"]
         if hidden and number:
-            lines += [f"mkdir -p {folder}/other", f"mount --bind {folder}/other {hidden}"]
+            lines += [f"mkdir -p {folder}/other{number}", f"mount --bind {folder}/other{number} {hidden}"]
         command = [ROOT / "tools/dist_train.sh", ROOT / CONFIG, 1, *arguments]
         lines.append(f"exec {' '.join(map(str, command))}")
         script = "; ".join(lines)
@@ -70,14 +74,14 @@ def weights(work, epoch):
 
 
 @pytest.mark.slow
-def test_two_machines(machines, tmp_path):
-    """They train and validate as two processes of one machine, and resume only with a common folder."""
+def test_three_machines(machines, tmp_path):
+    """They train and validate as three processes of one machine, and resume only with a common folder."""
     work, alone = tmp_path / "work", tmp_path / "alone"
     options = [*settings(tmp_path / "data", train=8, val=4), "randomness.seed=1"]
-    first, _ = outputs(launch(machines, tmp_path, "--work-dir", work, *options), 0)
-    assert "2 on 2 machines, 4 images per step" in first
+    first, *_ = outputs(launch(machines, tmp_path, "--work-dir", work, *options), 0)
+    assert "3 on 3 machines, 6 images per step" in first
     assert not [*tmp_path.glob("home*/.dist_test")]
-    finish(start("tools/dist_train.sh", CONFIG, 2, "--work-dir", alone, *options, PORT=29777))
+    finish(start("tools/dist_train.sh", CONFIG, MACHINES, "--work-dir", alone, *options, PORT=29777))
     expected = weights(alone, 1)
     assert all(torch.equal(value, expected[name]) for name, value in weights(work, 1).items())
 
@@ -90,23 +94,38 @@ def test_two_machines(machines, tmp_path):
         ), text
     new = tmp_path / "new"
     new.mkdir()
-    first, _ = outputs(launch(machines, tmp_path, "--work-dir", new, *options, hidden=new), 0)
-    assert first.count("machine-1 has another folder") == 1
-    assert (new / "epoch_1.pth").exists() and not [*(tmp_path / "other").glob("*.pth")]
+    first, *_ = outputs(launch(machines, tmp_path, "--work-dir", new, *options, hidden=new), 0)
+    assert len(re.findall("machine-1, machine-2 ha(s|ve) another folder", first)) == 1, first
+    assert (new / "epoch_1.pth").exists() and not [*tmp_path.glob("other*/*.pth")]
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_named(machines, tmp_path):
-    work = tmp_path / "work"
-    jobs = launch(machines, tmp_path, "--work-dir", work, *settings(tmp_path / "data", epochs=60))
-    deadline = time.monotonic() + 250
-    while not (work / "last_checkpoint").exists():
-        assert time.monotonic() < deadline and jobs[0].poll() is None
-        time.sleep(0.1)
+def kill_rank_1(machines):
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             names = (folder / "environ").read_bytes().split(b"\0")
             if {b"RANK=1", b"GLOO_SOCKET_IFNAME=e1"} <= {*names}:
                 os.kill(int(folder.name), signal.SIGKILL)
-    first, _ = outputs(jobs, 1)
-    assert re.search(r"^error: rank 1 on machine-1 ended; --resume", first, re.MULTILINE), first[-3000:]
+
+
+def cut_link_1(machines):
+    ip("-n", machines[1], "link", "set", "e1", "down")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [kill_rank_1, cut_link_1])
+def test_a_machine_that_ends_is_named(machines, tmp_path, end):
+    work = tmp_path / "work"
+    options = [*settings(tmp_path / "data", epochs=60), "env_cfg.dist_cfg.timeout=60"]
+    jobs = launch(machines, tmp_path, "--work-dir", work, *options)
+    deadline = time.monotonic() + 250
+    while not (work / "last_checkpoint").exists():
+        assert time.monotonic() < deadline and jobs[0].poll() is None
+        time.sleep(0.1)
+    end(machines)
+    try:
+        first, _, last = outputs(jobs, 1)
+    finally:
+        ip("-n", machines[1], "link", "set", "e1", "up")
+    for text in (first, last):
+        named = r"^error: (one or more of )?rank 1 on machine-1(, rank \d on machine-\d)* ended; --resume"
+        assert re.search(named, text, re.MULTILINE), text[-3000:]

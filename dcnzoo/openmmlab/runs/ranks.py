@@ -204,6 +204,8 @@ def faults() -> Iterator[None]:
             raise
         ended = _ended_ranks()
         names = few([f"rank {rank} on {_hosts[rank]}" for rank in ended], 4)
+        if len(ended) > 1:  # or a busy one does not report in time
+            names = f"one or more of {names}"
         reason = f"{names} ended" if ended else "the connection between the processes was lost"
         raise UserError(f"{reason}; resume=True continues the training ({one_line(error)})") from error
 
