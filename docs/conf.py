@@ -84,7 +84,8 @@ def write_inline_math(translator, node) -> None:
 
 
 def write_block_math(translator, node) -> None:
-    translator.body.append(f'<div style="margin: 1em 0; overflow-x: auto">{mathml(node, "block")}</div>\n')
+    style = 'tabindex="0" style="margin: 1em 0; overflow-x: auto"'
+    translator.body.append(f"<div {style}>{mathml(node, 'block')}</div>\n")
     raise nodes.SkipNode
 
 
