@@ -95,6 +95,9 @@ def make_accessible(app, error: Exception | None) -> None:
         text = file.read_text(encoding="utf-8")
         text = re.sub(r'(<pre|<div class="table-wrapper[^"]*")(?! tabindex)', r'\1 tabindex="0"', text)
         text = re.sub(r'<th class="head[^"]*"><p></p></th>', "<td></td>", text)
+        # lists of arguments have no <dt>
+        text = re.sub(r"(?s)<dl>(\s*<dd>.*?)</dl>", r'<ul style="list-style: none">\1</ul>', text)
+        text = re.sub(r'<dd>(<em class="sig-param">.*)</dd>', r"<li>\1</li>", text)
         text = re.sub(r'role="heading"(?! aria)', 'role="heading" aria-level="2"', text)
         text = re.sub(r'<aside class="(sidebar|toc)-drawer"(?! aria)', r'\g<0> aria-label="\1"', text)
         file.write_text(text, encoding="utf-8")
