@@ -244,6 +244,30 @@ def test_which_checkpoint_is_the_last(tmp_path):
     assert began(train(work, "nothing is there", resume=True)) == 0
 
 
+def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
+    work, other = tmp_path / "work", tmp_path / "other.pth"
+    train(work, "first", best=True, max_keep_ckpts=-1)
+    file = torch.load(work / "epoch_3.pth", weights_only=True)
+    names = [
+        "",
+        "..",
+        ".",
+        str(other),
+        "../other.pth",
+        "cfg.py",
+        "best_a/../../other_epoch_1.pth",
+        "epoch_1.pth",
+    ]
+    file["message_hub"]["runtime_info"]["outdated_ckpts"] = names
+    kept = [work / "cfg.py", tmp_path / "other_epoch_1.pth", other]
+    for path in kept:
+        path.write_bytes(b"mine")
+    torch.save(file, work / "epoch_3.pth")
+    train(work, "rest", resume=True, load_from=str(work / "epoch_3.pth"), max_keep_ckpts=-1)
+    assert all(path.read_bytes() == b"mine" for path in kept)
+    assert checkpoints(work)[-3:] == ["epoch_2.pth", "epoch_3.pth", "epoch_4.pth"]
+
+
 def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "last_checkpoint")
     with pytest.raises(UserError, match="last_checkpoint"):

@@ -82,6 +82,10 @@ class AtomicCheckpointHook(CheckpointHook):
     def _is_local(self) -> bool:
         return "://" not in str(self.out_dir)
 
+    @property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(re.escape(self.filename_tmpl).replace(r"\{\}", r"(\d+)"))
+
     # Resuming
 
     def before_run(self, runner: Runner) -> None:
@@ -109,7 +113,7 @@ class AtomicCheckpointHook(CheckpointHook):
         checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
         (Older files with higher numbers are from another run.)
         """
-        pattern = re.compile(re.escape(self.filename_tmpl).replace(r"\{\}", r"(\d+)"))
+        pattern = self._pattern
         # the parent class saves in a subfolder of out_dir
         same = self.out_dir in (None, str(work_dir))
         paths = (work_dir if same else Path(self.out_dir, work_dir.name)).glob("*")
@@ -129,7 +133,10 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        self._outdated = runner.message_hub.runtime_info.get("outdated_ckpts", [])
+        names = runner.message_hub.runtime_info.get("outdated_ckpts")
+        # the file that is resumed may come from elsewhere and name anything
+        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._pattern.pattern}").fullmatch
+        self._outdated = [str(name) for name in names or [] if is_checkpoint(str(name))]
         runner.message_hub.update_info("outdated_ckpts", self._outdated)  # of each checkpoint
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
