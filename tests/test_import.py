@@ -12,7 +12,7 @@ OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 
 # packages that each part needs, with their dependencies
 DATA = {
-    *("numpy", "PIL", "shapely", "pycocotools", "yaml"),
+    *("numpy", "PIL", "shapely", "pycocotools", "yaml", "msgspec"),
     *("click", "rich", "pygments", "markdown_it", "mdurl"),
 }
 TORCH = {

@@ -118,6 +118,8 @@ def opened(kind, file, **options):
     steps = [
         {"type": "mmdet.LoadAnnotations", "with_bbox": True, "with_mask": options.pop("with_mask", False)}
     ]
+    if options.pop("reads_images", False):
+        steps.insert(0, {"type": "LoadImageFromFile"})
     classes = options.pop("classes", ("a", "b"))
     return kind(
         ann_file=str(file),
@@ -193,7 +195,7 @@ def test_problems_of_a_data_set(tmp_path):
     file = tmp_path / "made.json"
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"^data_prefix: .*0\.jpg"):
-        opened(CocoDataset, file)
+        opened(CocoDataset, file, reads_images=True)
     content["annotations"][7]["bbox"] = [1, 2, 3]
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"annotation 8: bbox"):
