@@ -135,6 +135,7 @@ CFG = {
 def library(monkeypatch, tmp_path):
     """Replace what runs a model; return the function that runs a command and the calls that it makes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # which --launcher sets
     for name in ("work", "other", "fruits"):
         (tmp_path / name).mkdir()
     files = ("own.py", "m.onnx", "m.xml", "m.pt2", "a.png", "w.pth", "other.pth", "a.json", "fruits/a.png")
