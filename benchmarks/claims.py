@@ -77,8 +77,8 @@ def claims() -> Iterator[tuple[str, list[str], list[str], list[str]]]:
 
 def main() -> None:
     rows = [*claims()]
-    for place, figures, sources, lost in rows:
-        print(f"{place}\n  {', '.join(figures)}\n  from: {', '.join(sources) or 'NO SOURCE'}")
+    for heading, figures, sources, lost in rows:
+        print(f"{heading}\n  {', '.join(figures)}\n  from: {', '.join(sources) or 'NO SOURCE'}")
         for clause in lost:
             print(f"  NOT IN THE SOURCE: {clause}")
     sys.exit(any(lost or not sources for _, _, sources, lost in rows))

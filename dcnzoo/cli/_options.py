@@ -280,7 +280,7 @@ backend = option(
     help="Runtime of an exported file (default: the one for its ending).",
 )
 
-# MODEL and --checkpoint, for dcnzoo.zoo.source.resolve; test and export have MMDetection's argument instead
+# MODEL and --checkpoint, for dcnzoo.zoo.source.resolve; test and export have the argument CHECKPOINT
 model = click.argument("model", type=MODEL, callback=existing_model)
 checkpoint = option(
     "--checkpoint",

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from dcnzoo.utils.files import add_file
+
 KEY = "dcnzoo.sha256"  # in the metadata; its value is zero while the checksum is computed
 BLANK = "0" * 64
 _ENTRY = re.compile(re.escape(KEY).encode() + rb".{1,40}?([0-9a-f]{64})", re.DOTALL)
@@ -35,7 +37,5 @@ def _digest(path: Path, content: bytes, entry: re.Match) -> bytes:
     """The checksum of a file, and of the weights of OpenVINO's IR, which are in another file."""
     checksum = hashlib.sha256(content[: entry.start(1)] + BLANK.encode() + content[entry.end(1) :])
     if path.suffix == ".xml":
-        with path.with_suffix(".bin").open("rb") as weights:
-            while part := weights.read(2**20):
-                checksum.update(part)
+        add_file(checksum, path.with_suffix(".bin"))
     return checksum.hexdigest().encode()

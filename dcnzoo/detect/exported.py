@@ -14,7 +14,7 @@ from dcnzoo.detect.outputs import mask_threshold, rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.utils.files import file_digest
+from dcnzoo.utils.files import add_file, file_digest
 from dcnzoo.utils.memory import KeptMemory
 
 
@@ -70,7 +70,7 @@ class ExportedDetector(BaseDetector):
     def checksum(self) -> str:
         path, digest = Path(self.model.path), file_digest(self.model.path)
         if path.suffix == ".xml":
-            digest.update(path.with_suffix(".bin").read_bytes())
+            add_file(digest, path.with_suffix(".bin"))
         return digest.hexdigest()
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:

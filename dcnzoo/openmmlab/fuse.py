@@ -41,7 +41,7 @@ SAME: dict[Callable, Callable] = {
     wrappers.Linear.forward: nn.Linear.forward,
     Swish.forward: nn.SiLU.forward,
 }
-# endings of the names of the heads' last layers, but for conv_logits: a mask only meets one threshold
+# endings of the names of the heads' last layers; not conv_logits, whose values only meet one threshold
 PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_branches", "reg_branches")
 # the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
 UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)

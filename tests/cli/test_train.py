@@ -103,7 +103,7 @@ def test_test_time_augmentation(trained, tmp_path):
 
 
 def test_data_in_an_archive(data, trained, tmp_path):
-    """Annotations and pictures in a zip file: trained, and tested with the result of a folder."""
+    """A zip file with annotations and pictures is tested with the AP of its folder, and trained from."""
     archive = shutil.make_archive(str(tmp_path / "shapes"), "zip", data)
     backend = dict(backend="fsspec", fo=archive)
     cfg = Config.fromfile(trained[0] / Path(CONFIG).name)

@@ -35,8 +35,8 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
-# Bytes that a launch may spill. bfloat16: with Triton 3.7, because products without units for it need more
-# registers. float32: with Triton 3.6, one to eight registers of 96 to 168, by which more warps fit.
+# Bytes that a launch may spill. bfloat16: on sm_75, which cannot multiply it, with Triton 3.7. float32: with
+# Triton 3.6, one to eight of 96 to 168 registers; more warps then fit on a multiprocessor.
 SPILLS = {
     ("8 groups, 2 axes", 100, "float32, tf32"): 8,
     ("boxes", 120, "float32, tf32"): 32,

@@ -90,7 +90,7 @@ class Node:
         return self.kind is None or self.kind.__module__.partition(".")[0] in packages
 
     def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
-        """The arguments of the class that this dictionary builds, and whether it accepts no others."""
+        """The arguments of the class that this dictionary builds, and whether it accepts only these."""
         return arguments(self.kind) if self.kind is not None and not self.inner else ({}, False)
 
 

@@ -213,7 +213,7 @@ def measure_int8(
     if data.is_file():
         with contextlib.suppress(ValueError):  # its categories are others
             truth = metrics.read_coco(data, detector.classes)
-    if truth is not None:  # only the images among the files, in the order of their ids, as the evaluation
+    if truth is not None:  # only the images among the files, in the order of their ids
         names = {number: image["file_name"] for number, image in truth.imgs.items()}
         root = image_folder(data.resolve(), list(names.values())) or Path()
         chosen = {number: root / names[number] for number in sorted(names) if root / names[number] in files}

@@ -96,7 +96,7 @@ def from_rank_0(decide: Callable[[], Result]) -> Result:
 
 
 def _refuse(*lines: str) -> NoReturn:
-    """End all ranks, but none before all of them have the lines: its end would cut the others off."""
+    """End all ranks, after all of them have the lines: the first one to end cuts off the others."""
     with contextlib.suppress(Exception):  # a rank that has left the barrier may have ended
         barrier()
     raise JointError(*lines)
@@ -204,7 +204,7 @@ def faults() -> Iterator[None]:
             raise
         ended = _ended_ranks()
         names = few([f"rank {rank} on {_hosts[rank]}" for rank in ended], 4)
-        if len(ended) > 1:  # or a busy one does not report in time
+        if len(ended) > 1:  # a busy rank may only be late
             names = f"one or more of {names}"
         reason = f"{names} ended" if ended else "the connection between the processes was lost"
         raise UserError(f"{reason}; resume=True continues the training ({one_line(error)})") from error
