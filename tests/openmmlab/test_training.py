@@ -258,12 +258,12 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
         "best_a/../../other_epoch_1.pth",
         "epoch_1.pth",
     ]
-    file["message_hub"]["runtime_info"]["outdated_ckpts"] = names
+    file["message_hub"]["runtime_info"].update(outdated_ckpts=names, best_ckpt=str(work / "cfg.py"))
     kept = [work / "cfg.py", tmp_path / "other_epoch_1.pth", other]
     for path in kept:
         path.write_bytes(b"mine")
     torch.save(file, work / "epoch_3.pth")
-    train(work, "rest", resume=True, load_from=str(work / "epoch_3.pth"), max_keep_ckpts=-1)
+    train(work, "rest", best=True, resume=True, load_from=str(work / "epoch_3.pth"), max_keep_ckpts=-1)
     assert all(path.read_bytes() == b"mine" for path in kept)
     assert checkpoints(work)[-3:] == ["epoch_2.pth", "epoch_3.pth", "epoch_4.pth"]
 

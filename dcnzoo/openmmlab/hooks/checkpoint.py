@@ -133,10 +133,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        names = runner.message_hub.runtime_info.get("outdated_ckpts")
-        # the file that is resumed may come from elsewhere and name anything
-        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._pattern.pattern}").fullmatch
-        self._outdated = [str(name) for name in names or [] if is_checkpoint(str(name))]
+        self._outdated = [*map(str, runner.message_hub.runtime_info.get("outdated_ckpts") or [])]
         runner.message_hub.update_info("outdated_ckpts", self._outdated)  # of each checkpoint
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
@@ -181,7 +178,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove_outdated()
 
     def _remove_outdated(self) -> None:
-        for name in self._outdated if is_main_process() else ():
+        # a checkpoint that is resumed may come from elsewhere and name anything, also as the best one
+        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._pattern.pattern}").fullmatch
+        for name in filter(is_checkpoint, self._outdated) if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):
                 self._backend.rmtree(path)
