@@ -23,7 +23,7 @@ from dcnzoo.ops.fused import available
 from dcnzoo.ops.fused import deform_conv as fused
 from tests.op_cases import Sample
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float32", "float16")
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
 LARGE = [case for case in CASES if case.name.endswith("-n2")]
 CONVOLUTIONS = [case for case in LARGE if case.operator == "deform_conv2d" and not case.optional]

@@ -20,49 +20,68 @@ __device__ int64_t roi_map(const RoiShapes& s, const A* roi, int64_t channel) {
   return valid ? (int64_t(roi[0]) * s.channels + channel) * s.pixels() : -1;
 }
 
-// One output: a bin of a channel of a RoI.
+// What one thread computes: a bin of `group` successive channels of a RoI.
 template <typename A>
 struct RoiOutput {
-  int64_t number, y, x, map;  // number: of the RoI; map: as roi_map returns it
+  int64_t number, channel, y, x, map;  // number: of the RoI; map: as roi_map returns it
   const A* roi;
 
-  __device__ RoiOutput(const RoiShapes& s, int64_t columns, const A* rois, int64_t index) {
+  __device__ RoiOutput(const RoiShapes& s, int64_t columns, const A* rois, int64_t index, int64_t group = 1) {
     x = index % s.output_w;
     y = index / s.output_w % s.output_h;
-    number = index / s.output_w / s.output_h / s.channels;
+    const int64_t groups = ceil_div(s.channels, group), row = index / s.output_w / s.output_h;
+    number = row / groups;
+    channel = row % groups * group;
     roi = rois + columns * number;
-    map = roi_map(s, roi, index / s.output_w / s.output_h % s.channels);
+    map = roi_map(s, roi, channel);
+  }
+
+  __device__ int64_t place(const RoiShapes& s) const {  // of the first channel, in the output
+    return ((number * s.channels + channel) * s.output_h + y) * s.output_w + x;
   }
 };
+
+constexpr int kRoiChannels = 4;  // of a thread: finding the samples of a bin takes longer than reading them
+
+inline int64_t roi_threads(const RoiShapes& s) {
+  return s.rois * ceil_div(s.channels, kRoiChannels) * s.bins();
+}
 
 // The average of the samples of every bin. Shapes: the operator's RoiShapes. Its region(roi, number, y, x) returns a
 // region with count() and each_sample(y, x, height, width, visit), such as RoiRegion.
 template <typename Shapes, typename T, typename A>
-__global__ void roi_average_kernel(Shapes s, int64_t count, const T* input, const A* rois, T* output) {
-  DCNZOO_FOR_EACH(index, count) {
-    const RoiOutput<A> at(s, Shapes::columns, rois, index);
-    A sum = A(0);
+__global__ void roi_average_kernel(Shapes s, int64_t threads, const T* input, const A* rois, T* output) {
+  DCNZOO_FOR_EACH(index, threads) {
+    const RoiOutput<A> at(s, Shapes::columns, rois, index, kRoiChannels);
+    const int64_t channels = s.channels - at.channel;
+    A sums[kRoiChannels] = {}, count = A(1);
     if (at.map >= 0) {
       const auto region = s.region(at.roi, at.number, at.y, at.x);
+      count = region.count();
       region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
-        sum += roi_sample(input + at.map, y, x, s.width);
+        for (int i = 0; i < kRoiChannels; ++i)
+          if (i < channels) sums[i] += roi_sample(input + at.map + i * s.pixels(), y, x, s.width);
       });
-      sum /= region.count();
     }
-    output[index] = T(sum);
+    for (int i = 0; i < kRoiChannels; ++i)
+      if (i < channels) output[at.place(s) + i * s.bins()] = T(sums[i] / count);
   }
 }
 
 template <typename Shapes, typename T, typename A>
-__global__ void roi_average_backward_kernel(Shapes s, int64_t count, const T* grad_output, const A* rois,
+__global__ void roi_average_backward_kernel(Shapes s, int64_t threads, const T* grad_output, const A* rois,
                                             A* grad_input) {
-  DCNZOO_FOR_EACH(index, count) {
-    const RoiOutput<A> at(s, Shapes::columns, rois, index);
+  DCNZOO_FOR_EACH(index, threads) {
+    const RoiOutput<A> at(s, Shapes::columns, rois, index, kRoiChannels);
     if (at.map < 0) continue;
     const auto region = s.region(at.roi, at.number, at.y, at.x);
-    const A gradient = A(grad_output[index]) / region.count();
+    const int64_t channels = s.channels - at.channel;
+    A gradients[kRoiChannels];
+    for (int i = 0; i < kRoiChannels; ++i)
+      if (i < channels) gradients[i] = A(grad_output[at.place(s) + i * s.bins()]) / region.count();
     region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
-      roi_scatter(gradient, y, x, s.width, grad_input + at.map);
+      for (int i = 0; i < kRoiChannels; ++i)
+        if (i < channels) roi_scatter(gradients[i], y, x, s.width, grad_input + at.map + i * s.pixels());
     });
   }
 }
@@ -71,16 +90,16 @@ __global__ void roi_average_backward_kernel(Shapes s, int64_t count, const T* gr
 template <typename ShapesOf>
 Tensor roi_average(const RoiShapes& s, const Tensor& input, const Tensor& rois, const ShapesOf& shapes_of) {
   const Tensor output = torch::stable::new_empty(input, s.output_sizes());
-  const int64_t count = output.numel();
-  if (count == 0) return output;
+  if (output.numel() == 0) return output;
+  const int64_t threads = roi_threads(s);
   const Tensor maps = torch::stable::contiguous(input);
   const Tensor wide_rois = contiguous_as(rois, accumulate_type(input.scalar_type()));
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
     using Shapes = decltype(shapes_of(A()));
-    launch("roi_average_kernel", roi_average_kernel<Shapes, T, A>, blocks_for(count), kThreads, maps,
-           shapes_of(A()), count, data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output));
+    launch("roi_average_kernel", roi_average_kernel<Shapes, T, A>, blocks_for(threads), kThreads, maps,
+           shapes_of(A()), threads, data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output));
   });
   return output;
 }
@@ -91,15 +110,14 @@ Tensor roi_average_backward(const RoiShapes& s, const Tensor& grad_output, const
                             const ShapesOf& shapes_of) {
   const ScalarType type = grad_output.scalar_type(), wide = accumulate_type(type);
   const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes(), wide);
-  const int64_t count = grad_output.numel();
-  if (count > 0 && grad_input.numel() > 0) {
+  if (const int64_t threads = roi_threads(s); threads > 0 && grad_input.numel() > 0) {
     const Tensor gradients = torch::stable::contiguous(grad_output), wide_rois = contiguous_as(rois, wide);
     dispatch_floating(type, [&](auto zero) {
       using T = decltype(zero);
       using A = Accumulate<T>;
       using Shapes = decltype(shapes_of(A()));
-      launch("roi_average_backward_kernel", roi_average_backward_kernel<Shapes, T, A>, blocks_for(count),
-             kThreads, gradients, shapes_of(A()), count, data_of<T>(gradients), data_of<A>(wide_rois),
+      launch("roi_average_backward_kernel", roi_average_backward_kernel<Shapes, T, A>, blocks_for(threads),
+             kThreads, gradients, shapes_of(A()), threads, data_of<T>(gradients), data_of<A>(wide_rois),
              mutable_data_of<A>(grad_input));
     });
   }

@@ -243,7 +243,8 @@ void launch_backward(const DeformAttnSizes& s, const Grid& grid, const Tensor& g
   using A = Accumulate<T>;
   const bool of_input = gradients.input.numel() > 0, of_fields = gradients.offset.numel() > 0;
   const bool packs = !of_input || adds_vectors(input);
-  dispatch_pack<T>(s, grid, packs, {&grad_output, &input}, [&](auto pack, auto inner) {
+  // packs of the type of the sums: the atomic additions take longest
+  dispatch_pack<A>(s, grid, packs, {&grad_output, &input}, [&](auto pack, auto inner) {
     constexpr int V = decltype(pack)::value, Inner = decltype(inner)::value;
     constexpr int kWarp = 32;
     const DividedSizes sizes(s, V);

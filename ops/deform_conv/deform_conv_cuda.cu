@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../common/atomics.cuh"
 #include "../common/corners.h"
 #include "../common/derivatives.h"
 #include "../common/dispatch.cuh"
@@ -151,11 +152,13 @@ __global__ void im2col_kernel(Sampling<A, F, Rank> s, const T* __restrict__ inpu
   }
 }
 
-// The adjoint of im2col_kernel with respect to the input.
-template <typename T, typename A, typename F, int Rank>
+// The adjoint of im2col_kernel with respect to the input. Adds V channels at a time; with more than one, grad_input is
+// channels last.
+template <typename T, typename A, typename F, int Rank, int V>
 __global__ void col2im_kernel(Sampling<A, F, Rank> s, const T* __restrict__ grad_columns,
                               A* __restrict__ grad_input) {
   constexpr int corner_count = 1 << Rank;
+  const int64_t pixel_stride = V > 1 ? s.channels : 1, channel_stride = V > 1 ? 1 : s.in_pixels;
   for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
     const Place at = s.place(tile);
     if (at.position >= s.positions) continue;
@@ -169,14 +172,21 @@ __global__ void col2im_kernel(Sampling<A, F, Rank> s, const T* __restrict__ grad
     for (int corner = 0; corner < corner_count; ++corner)
       weight[corner] = corner_weight<A, Rank>(corner, corners.fraction) * factor;
     const T* column = grad_columns + s.column(begin, at);
-    A* map = grad_input + s.map(begin, at);
+    A* map = grad_input + s.map(0, at) + begin * channel_stride;
 #pragma unroll 4
-    for (int channel = 0; channel < channels; ++channel, map += s.in_pixels, column += step) {
-      const A gradient = A(*column);
+    for (int channel = 0; channel < channels; channel += V, map += V * channel_stride, column += V * step) {
+      A gradient[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) gradient[v] = A(column[v * step]);
       // Atomics: neighbouring taps and pixels read the same input.
 #pragma unroll
-      for (int corner = 0; corner < corner_count; ++corner)
-        if (corners.valid[corner] != A(0)) atomicAdd(map + corners.index[corner], weight[corner] * gradient);
+      for (int corner = 0; corner < corner_count; ++corner) {
+        if (corners.valid[corner] == A(0)) continue;
+        A shares[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) shares[v] = weight[corner] * gradient[v];
+        atomic_add(map + corners.index[corner] * pixel_stride, shares);
+      }
     }
   }
 }
@@ -285,6 +295,18 @@ Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
   return contiguous_as(torch::stable::narrow(tensor, 0, first, count), type);
 }
 
+// Channels that share an offset group and a mask group.
+int64_t shared_channels(const DeformConvShapes& s) {
+  const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
+  return std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
+}
+
+// Whether the GPU adds four channels of a gradient of type A at a time.
+template <typename A>
+bool adds_channels(const DeformConvShapes& s, const Tensor& input) {
+  return std::is_same_v<A, float> && shared_channels(s) % 4 == 0 && adds_vectors(input);
+}
+
 // A chunk of images, contiguous. F: the type of its offset and mask.
 template <typename T, typename F, int Rank>
 struct Chunk {
@@ -316,7 +338,7 @@ struct Chunk {
     for (int axis = 0; axis < Rank; ++axis)
       sampling.out[axis] = int(s.out[axis]), sampling.kernel[axis] = int(s.kernel[axis]);
     ChannelPieces& pieces = sampling.pieces;
-    pieces.block = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
+    pieces.block = shared_channels(s);
     const int64_t per_block = ceil_div(pieces.block, ChannelPieces::kMost);
     pieces.per_block = per_block, pieces.count = s.channels / pieces.block * per_block;
   }
@@ -331,10 +353,11 @@ struct Chunk {
            input, tiled, data_of<T>(input), mutable_data_of<T>(columns));
   }
 
-  void col2im(const Tensor& grad_columns, A* grad_input) const {
+  void col2im(const Tensor& grad_columns, A* grad_input, bool vectors) const {
     const auto tiled = sampling.in_tiles(kColumnThreads, sampling.pieces.count);
-    launch("col2im_kernel", col2im_kernel<T, A, F, Rank>, blocks_for_tiles(tiled.tiles), kColumnThreads,
-           input, tiled, data_of<T>(grad_columns), grad_input);
+    constexpr int kVector = std::is_same_v<A, float> ? 4 : 1;
+    launch("col2im_kernel", vectors ? col2im_kernel<T, A, F, Rank, kVector> : col2im_kernel<T, A, F, Rank, 1>,
+           blocks_for_tiles(tiled.tiles), kColumnThreads, input, tiled, data_of<T>(grad_columns), grad_input);
   }
 
   void grad_offset_mask(int64_t owners, const Tensor& grad_columns, F* grad_offset, F* grad_mask) const {
@@ -390,9 +413,13 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   using A = Accumulate<T>;
   const ScalarType wide = accumulate_type(input.scalar_type());
   // Sums of several chunks or threads in the accumulation type: half gradients are rounded only once.
-  DeformConvGradients sums{
-      new_gradient(input, wanted[0], input, wide), new_gradient(input, wanted[1], weight, wide),
-      new_gradient(input, wanted[2], offset, field_type), new_gradient(input, wanted[3], mask, field_type)};
+  const bool vectors = wanted[0] && adds_channels<A>(s, input);
+  Tensor sums_of_input =
+      vectors ? new_channels_last(input, sizes_of(input), wide) : new_gradient(input, wanted[0], input, wide);
+  if (vectors) torch::stable::zero_(sums_of_input);
+  const DeformConvGradients sums{sums_of_input, new_gradient(input, wanted[1], weight, wide),
+                                 new_gradient(input, wanted[2], offset, field_type),
+                                 new_gradient(input, wanted[3], mask, field_type)};
   if (grad_output.numel() == 0) return sums;
 
   const Tensor matrices = weight_matrices(s, weight);
@@ -414,7 +441,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     }
     if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
     multiply(transposed(matrices), grad_chunk, columns);  // replaces the columns by their gradient
-    if (wanted[0]) chunk.col2im(columns, mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
+    if (wanted[0])
+      chunk.col2im(columns, mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels, vectors);
     const int64_t points = first * s.taps * s.out_pixels;
     F* grad_offset = wanted[2] ? mutable_data_of<F>(sums.offset) + points * s.offset_groups * Rank : nullptr;
     F* grad_mask = wanted[3] ? mutable_data_of<F>(sums.mask) + points * s.mask_groups : nullptr;
@@ -482,7 +510,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
     grad_input = new_channels_last(input, sizes_of(input));
     torch::stable::copy_(grad_input, sums.input);
   } else {
-    grad_input = to_type_of(input, sums.input);
+    grad_input = torch::stable::contiguous(to_type_of(input, sums.input));
   }
   Tensor grad_bias = torch::stable::new_empty(input, {0});
   if (output_mask[4]) {

@@ -42,10 +42,10 @@ def run_operator(
         ran.append((name, getattr(call, "output_mask", None)))
         return run(name, call)
 
-    extent = (lambda tensor: 2**31) if long_indices else launch.extent
+    is_large = (lambda tensor: True) if long_indices else launch.is_large
     patches = (
         mock.patch.object(operators, "run", record),
-        mock.patch.object(launch, "extent", extent),
+        mock.patch.object(launch, "is_large", is_large),
         mock.patch.object(_choice, "is_deterministic", lambda tensor: ordered),
     )
     with patches[0], patches[1], patches[2]:
@@ -87,8 +87,8 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
         return places(name, tensor) | ({f"{name}_channel": stride} if name == field else {})
 
     patch_load = mock.patch.object(InterpreterBuilder, "create_masked_load", masked_load)
-    patch_extent = mock.patch.object(launch, "extent", lambda tensor: 2**31)
-    with patch_load, patch_extent, mock.patch.object(fused, "_places", with_stride):
+    patch_large = mock.patch.object(launch, "is_large", lambda tensor: True)
+    with patch_load, patch_large, mock.patch.object(fused, "_places", with_stride):
         deform_conv.call(sample)
     return sorted(read)
 

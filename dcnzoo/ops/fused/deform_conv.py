@@ -169,6 +169,7 @@ class Problem:
         )  # fmt: skip
         return corners, factors
 
+    @cached_property
     def arguments(self) -> dict[str, object]:
         """Arguments that several kernels share."""
         channels, outputs = self.input.shape[1], self.weight.shape[0]
@@ -188,6 +189,7 @@ class Problem:
             "group_blocks": max(self.blocks // self.groups, 1),
         }
 
+    @cached_property
     def sampled(self) -> dict[str, Tensor]:
         """The input and its sampling points, arguments of every kernel that samples."""
         corners, factors = self.points
@@ -244,7 +246,7 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
 
     config = config or _config(p, "forward", cost)
     shared = {
-        **p.sampled(),
+        **p.sampled,
         **_places("output", output),
         "output": output,
         "bias": None if bias is None else bias.contiguous(),
@@ -302,7 +304,7 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         splits * tiles_of(config),
         config,
         p,
-        **p.sampled(),
+        **p.sampled,
         EVEN=_is_even(p, config),
         grad_output=to_channels_last(grad_output),
         partial=partial,
@@ -357,7 +359,7 @@ def grad_samples(
             programs_of(config),
             config,
             p,
-            **p.sampled(),
+            **p.sampled,
             EVEN=_is_even(p, config),
             READ_ONCE=p.group_outputs <= config.BLOCK_K and not p.is_depthwise,
             DEPTHWISE=p.is_depthwise,
@@ -383,6 +385,10 @@ def grad_samples(
 def backward(problem: Problem, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of input, weight, offset, mask and bias; empty tensors for those that are not needed."""
     results = [grad_output.new_empty(0) for _ in range(5)]  # an operator's results must not share memory
+    if needed[4]:
+        results[4] = grad_output.sum((0, 2, 3))
+    if any(needed[:4]):
+        grad_output = to_channels_last(grad_output)
     if needed[1]:
         results[1] = grad_weight(problem, grad_output)
     if needed[0] or needed[2] or needed[3]:
@@ -390,8 +396,6 @@ def backward(problem: Problem, grad_output: Tensor, needed: list[bool]) -> tuple
         for i, gradient in zip((0, 2, 3), gradients, strict=True):
             if gradient is not None:
                 results[i] = gradient
-    if needed[4]:
-        results[4] = grad_output.sum((0, 2, 3))
     return tuple(results)
 
 
@@ -460,7 +464,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _launch(kernel, programs: int, config: Config, problem: Problem, **arguments) -> None:
     arguments = {
-        **problem.arguments(),
+        **problem.arguments,
         **arguments,
         "UPCAST": INTERPRETED,
         "PRECISION": "tf32" if problem.allow_tf32 else "ieee",

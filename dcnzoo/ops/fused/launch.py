@@ -11,15 +11,22 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
+MOST_COMPILED = 20_000  # entries of _compiled: each size of a map has its own
+_compiled: dict[tuple, Any] = {}
 
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def extent(tensor: Tensor) -> int:
-    """Distance in memory from the first element to the end of the last one, in elements."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+def is_large(tensor: Tensor) -> bool:
+    """Whether indices of its elements need 64 bits."""
+    if tensor.untyped_storage().nbytes() < 2**31:  # the usual case, tested at every launch
+        return False
+    return (
+        sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        >= 2**31 - 1
+    )
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
@@ -59,15 +66,27 @@ def launch(
     """
     if programs == 0:
         return
-    tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
-    arguments = {**arguments, "USE_INT64": max(map(extent, tensors)) >= 2**31}
+    # all that Triton compiles for, and more: its own search for the compiled kernel takes most of a launch
+    known = [
+        (a.dtype, a.data_ptr() % 16, is_large(a)) if isinstance(a, Tensor) else a for a in arguments.values()
+    ]
+    key = (kernel.fn, device, warps, stages, fuse, *known)
+    arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] for a in known)
+    grid = (programs, second, 1)
     with current(device):
-        kernel[(programs, second)](
+        if compiled := _compiled.get(key):
+            compiled[grid](*[arguments[name] for name in kernel.arg_names])
+            return
+        compiled = kernel[grid](
             **{name: arguments[name] for name in kernel.arg_names},
             num_warps=warps,
             num_stages=stages,
             enable_fp_fusion=fuse,  # explicit, because Triton warns that the default will change
         )
+    if len(_compiled) >= MOST_COMPILED:
+        _compiled.clear()
+    if not INTERPRETED:
+        _compiled[key] = compiled
 
 
 @triton.jit
