@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
         auto=listed(table[machine["target"]]["auto"]),
         summary=markdown(summary(measured)),
         errors=markdown([*errors(file), *errors(without)[1:]]),
-        cached=markdown(summary(rows(file, "cached_us"))),
+        cached=markdown(summary([*rows(file, "cached_us"), *rows(without, "cached_us")])),
         training="\n".join(
             f"- {listed(job)}: {listed(result)}"
             for part in ("training", "seeds")

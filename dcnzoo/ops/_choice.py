@@ -120,11 +120,12 @@ def choose(operator: Operator, key: str, call: Any) -> str:
 
 def _is_fused(operator: Operator, call: Any, other: str) -> bool:
     """Whether Triton runs a call in place of the kernel ``other``. Then its arguments are valid."""
-    device = call[0].device
     prefers = backend == "fused" or other == REFERENCE
     if not operator.may_fuse or operator.forward_name in _failed:
         return False
-    if not (prefers or other != COMPILED or available.listed(device)) or not available.triton_works(device):
+    if not prefers and other == COMPILED and not available.is_faster(operator.name, call):
+        return False  # first, because it costs little
+    if not available.triton_works(call[0].device):
         return False
     from .fused import operators
 
@@ -132,11 +133,8 @@ def _is_fused(operator: Operator, call: Any, other: str) -> bool:
         return False
     if _sizes_are_numbers(call):
         operator.check(*call)  # the sizes are used from here on
-    if prefers:
-        return True
     # a kernel without measurements is preferred only to plain PyTorch
-    is_better = operators.measured_faster if other == COMPILED else operators.is_measured
-    return is_better(operator.name, call)
+    return prefers or operators.is_measured(operator.name, call)
 
 
 def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any) -> Result:

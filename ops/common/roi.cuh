@@ -41,10 +41,10 @@ struct RoiOutput {
   }
 };
 
-constexpr int kRoiChannels = 4;  // of a thread: finding the samples of a bin takes longer than reading them
-
-inline int64_t roi_threads(const RoiShapes& s) {
-  return s.rois * ceil_div(s.channels, kRoiChannels) * s.bins();
+// Each thread computes a bin of Shapes::kChannelsOfThread channels.
+template <typename Shapes>
+int64_t roi_threads(const Shapes& s) {
+  return s.rois * ceil_div(s.channels, Shapes::kChannelsOfThread) * s.bins();
 }
 
 // The average of the samples of every bin. Shapes: the operator's RoiShapes. Its region(roi, number, y, x) returns a
@@ -52,18 +52,19 @@ inline int64_t roi_threads(const RoiShapes& s) {
 template <typename Shapes, typename T, typename A>
 __global__ void roi_average_kernel(Shapes s, int64_t threads, const T* input, const A* rois, T* output) {
   DCNZOO_FOR_EACH(index, threads) {
-    const RoiOutput<A> at(s, Shapes::columns, rois, index, kRoiChannels);
+    constexpr int kChannels = Shapes::kChannelsOfThread;
+    const RoiOutput<A> at(s, Shapes::columns, rois, index, kChannels);
     const int64_t channels = s.channels - at.channel;
-    A sums[kRoiChannels] = {}, count = A(1);
+    A sums[kChannels] = {}, count = A(1);
     if (at.map >= 0) {
       const auto region = s.region(at.roi, at.number, at.y, at.x);
       count = region.count();
       region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
-        for (int i = 0; i < kRoiChannels; ++i)
+        for (int i = 0; i < kChannels; ++i)
           if (i < channels) sums[i] += roi_sample(input + at.map + i * s.pixels(), y, x, s.width);
       });
     }
-    for (int i = 0; i < kRoiChannels; ++i)
+    for (int i = 0; i < kChannels; ++i)
       if (i < channels) output[at.place(s) + i * s.bins()] = T(sums[i] / count);
   }
 }
@@ -72,15 +73,16 @@ template <typename Shapes, typename T, typename A>
 __global__ void roi_average_backward_kernel(Shapes s, int64_t threads, const T* grad_output, const A* rois,
                                             A* grad_input) {
   DCNZOO_FOR_EACH(index, threads) {
-    const RoiOutput<A> at(s, Shapes::columns, rois, index, kRoiChannels);
+    constexpr int kChannels = Shapes::kChannelsOfThread;
+    const RoiOutput<A> at(s, Shapes::columns, rois, index, kChannels);
     if (at.map < 0) continue;
     const auto region = s.region(at.roi, at.number, at.y, at.x);
     const int64_t channels = s.channels - at.channel;
-    A gradients[kRoiChannels];
-    for (int i = 0; i < kRoiChannels; ++i)
+    A gradients[kChannels];
+    for (int i = 0; i < kChannels; ++i)
       if (i < channels) gradients[i] = A(grad_output[at.place(s) + i * s.bins()]) / region.count();
     region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
-      for (int i = 0; i < kRoiChannels; ++i)
+      for (int i = 0; i < kChannels; ++i)
         if (i < channels) roi_scatter(gradients[i], y, x, s.width, grad_input + at.map + i * s.pixels());
     });
   }
@@ -91,13 +93,13 @@ template <typename ShapesOf>
 Tensor roi_average(const RoiShapes& s, const Tensor& input, const Tensor& rois, const ShapesOf& shapes_of) {
   const Tensor output = torch::stable::new_empty(input, s.output_sizes());
   if (output.numel() == 0) return output;
-  const int64_t threads = roi_threads(s);
   const Tensor maps = torch::stable::contiguous(input);
   const Tensor wide_rois = contiguous_as(rois, accumulate_type(input.scalar_type()));
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
     using Shapes = decltype(shapes_of(A()));
+    const int64_t threads = roi_threads(shapes_of(A()));
     launch("roi_average_kernel", roi_average_kernel<Shapes, T, A>, blocks_for(threads), kThreads, maps,
            shapes_of(A()), threads, data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output));
   });
@@ -110,12 +112,13 @@ Tensor roi_average_backward(const RoiShapes& s, const Tensor& grad_output, const
                             const ShapesOf& shapes_of) {
   const ScalarType type = grad_output.scalar_type(), wide = accumulate_type(type);
   const Tensor grad_input = torch::stable::new_zeros(grad_output, s.input_sizes(), wide);
-  if (const int64_t threads = roi_threads(s); threads > 0 && grad_input.numel() > 0) {
+  if (grad_output.numel() > 0 && grad_input.numel() > 0) {
     const Tensor gradients = torch::stable::contiguous(grad_output), wide_rois = contiguous_as(rois, wide);
     dispatch_floating(type, [&](auto zero) {
       using T = decltype(zero);
       using A = Accumulate<T>;
       using Shapes = decltype(shapes_of(A()));
+      const int64_t threads = roi_threads(shapes_of(A()));
       launch("roi_average_backward_kernel", roi_average_backward_kernel<Shapes, T, A>, blocks_for(threads),
              kThreads, gradients, shapes_of(A()), threads, data_of<T>(gradients), data_of<A>(wide_rois),
              mutable_data_of<A>(grad_input));

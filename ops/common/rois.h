@@ -8,8 +8,9 @@
 namespace dcnzoo {
 
 struct RoiShapes {
-  static constexpr int64_t columns = 5;    // of the RoIs: image, x1, y1, x2, y2
-  int64_t batch, channels, height, width;  // of the input
+  static constexpr int kChannelsOfThread = 1;  // on a GPU
+  static constexpr int64_t columns = 5;        // of the RoIs: image, x1, y1, x2, y2
+  int64_t batch, channels, height, width;      // of the input
   int64_t rois, output_h, output_w;
   double spatial_scale;
   int64_t sampling_ratio;

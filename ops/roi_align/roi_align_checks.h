@@ -8,6 +8,7 @@
 namespace dcnzoo {
 
 struct RoiAlignShapes : RoiShapes {
+  static constexpr int kChannelsOfThread = 4;  // finding a bin's samples takes longer than reading them
   bool average, aligned;
 
   template <typename T>

@@ -1,6 +1,7 @@
 """The committed table of block sizes, and the choices from it."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,11 +70,18 @@ def test_few_partial_sums(launched, channels, size):
     assert splits * 9 * channels**2 * 4 <= 32 * 2**20
 
 
-@pytest.mark.parametrize(("capability", "listed"), [((9, 0), True), ((8, 0), False), ((7, 5), False)])
-def test_architectures_without_measurements_do_not_import_triton(monkeypatch, capability, listed):
+@pytest.mark.parametrize("name", ["deform_conv", "_deform_conv_backward"])
+@pytest.mark.parametrize(
+    ("capability", "size", "faster"),
+    [((9, 0), 200, True), ((9, 0), 20, False), ((8, 0), 200, False), ((7, 5), 200, False)],
+)
+def test_faster_only_where_measured(monkeypatch, name, capability, size, faster):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert available.listed.__wrapped__(torch.device("cuda", 0)) is listed
+    monkeypatch.setattr(available, "_architecture", available._architecture.__wrapped__)  # not cached
+    input = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    fields = {"offset": torch.empty(2, 18, size, size, device="meta"), "mask": None}
+    assert available.is_faster(name, SimpleNamespace(input=input, **fields)) is faster
 
 
 def test_no_value_minus_itself():

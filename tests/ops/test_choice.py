@@ -66,7 +66,7 @@ def chosen(call: str, dtype: torch.dtype) -> str:
 def loaded(monkeypatch):
     """The compiled CUDA library is loaded or not."""
     monkeypatch.setattr(available, "triton_works", lambda device: True)
-    monkeypatch.setattr(available, "listed", lambda device: False)
+    monkeypatch.setattr(available, "is_faster", lambda name, call: False)
     monkeypatch.setattr(_torchvision, "has", lambda name, key: False)
     _choice.order.cache_clear()
 

@@ -1,11 +1,13 @@
 """Whether the fused kernels run here, and where they were measured. Importing this does not import Triton."""
 
 import json
+import math
 import os
 import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,12 +25,26 @@ def any_listed() -> bool:
 
 
 @cache
-def listed(device: torch.device) -> bool:
-    """Whether the table lists fused kernels as faster here. On other GPUs, Triton is not imported."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return True  # the module of fused kernels decides
-    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-    return bool(table().get(architecture, {}).get("auto"))
+def _architecture(device: torch.device) -> str:
+    """The key of the table of a device. On a GPU that is not listed, Triton need not be imported."""
+    if device.type != "cuda":
+        return "interpreter"
+    return "default" if torch.version.hip else "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def is_faster(name: str, call: Any) -> bool:
+    """Whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
+
+    It lists the number of output pixels from which they are faster than the compiled ones. The arguments may
+    be invalid.
+    """
+    input, fields = call.input, call.mask if call.offset is None else call.offset
+    if fields is None or (input.dtype == torch.float32 and not tf32()):
+        return False  # tensor cores compute float32 only as TF32
+    listed = table().get(_architecture(input.device), table()["default"])["auto"]
+    least = listed.get(str(input.dtype).removeprefix("torch."), {})
+    pixels = least.get("backward" if name.endswith("_backward") else "forward")
+    return pixels is not None and len(fields) * math.prod(fields.shape[2:]) >= pixels
 
 
 @cache

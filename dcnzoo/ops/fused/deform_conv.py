@@ -125,18 +125,6 @@ class Problem:
         narrow = min(self.block_channels, self.group_outputs) < LEAST_CHANNELS
         return not self.is_depthwise and (self.blocks == self.groups == 1 or not narrow)
 
-    def least_pixels(self, backward: bool) -> int | None:
-        """Output pixels from which the fused kernels were measured to be faster on this architecture.
-
-        None: they were not for this type.
-        """
-        if self.input.dtype == torch.float32 and not self.allow_tf32:
-            return None  # tensor cores compute float32 only as TF32
-        listed = entry_of(target(self.input.device))["auto"]
-        return listed.get(str(self.input.dtype).removeprefix("torch."), {}).get(
-            "backward" if backward else "forward"
-        )
-
     @cached_property
     def points(self) -> tuple[Tensor, Tensor]:
         """Sampling points: 16 bytes per output pixel, tap and block of channels. See ``points_kernel``."""

@@ -83,10 +83,3 @@ def fits(name: str, call: Any) -> bool:
 def is_measured(name: str, call: Any) -> bool:
     """Whether a GPU has shown the kernels to be fast: the matrix products of wide channel groups."""
     return "deform_conv" in name and call.input.dim() == 4 and _problem(**call._asdict()).is_wide
-
-
-def measured_faster(name: str, call: Any) -> bool:
-    """Whether the table lists the kernels as faster than the compiled ones for a valid call."""
-    problem = _problem(**call._asdict())
-    least_pixels = problem.least_pixels(name.endswith("_backward"))
-    return least_pixels is not None and problem.is_wide and problem.pixels >= least_pixels
