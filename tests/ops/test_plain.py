@@ -153,7 +153,7 @@ boxes, scores = torch.rand(9, 4), torch.rand(9)
 kept = torch.ops.dcnzoo.nms.default.redispatch(key, boxes, scores, 0.5, 0)
 assert torch.equal(kept, dcnzoo.ops.nms(boxes, scores, 0.5))
 """
-    python_with_torch(code)
+    python_with_torch(code, DCNZOO_CUDA="0")
 
 
 def test_a_device_without_float64(monkeypatch):
