@@ -60,24 +60,6 @@ def test_contract_residual_connection(name, layout):
     torch.testing.assert_close(gradients(layer, first, others, residual, run), expected)
 
 
-@every_layer
-@every_layout
-def test_contract_hooks_and_second_backward(name, layout):
-    layer, first, others = prepared(name, layout)
-    seen = []
-    layer.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
-    layer.register_full_backward_pre_hook(lambda module, grads: seen.append(grads[0].shape))
-    output = layer(first, *others)
-    output.retain_grad()
-    output.sum().backward(retain_graph=True)
-    once = [first.grad.clone(), *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
-    output.sum().backward()
-    twice = [first.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
-    torch.testing.assert_close(twice, [2 * grad for grad in once])
-    assert seen == [output.shape] * 3
-    assert torch.equal(output.grad, torch.full_like(output, 2))
-
-
 def strides(tensor):
     """Of the axes with more than one element; those of the others have no meaning."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]

@@ -151,18 +151,6 @@ def test_any_batch_with_any_im2col_step(function, cases, batch, step):
     assert_same(cases, sample, sample, 1e-10)
 
 
-@both
-@pytest.mark.parametrize("bias", [True, False])
-def test_channels_last_in_channels_last_out(function, cases, bias):
-    input, *rest = cases.make("format", padding=1, bias=bias).tensors
-    last = input.contiguous(memory_format=torch.channels_last).requires_grad_()
-    output = function(last, *rest, padding=1)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-    (gradient,) = torch.autograd.grad(output.sum(), last)
-    assert cases is transpose or gradient.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(output, function(input, *rest, padding=1))
-
-
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_map_that_is_staged_in_several_passes(groups):
     """CPU kernels copy a limited number of channels at a time and accumulate over the passes."""
