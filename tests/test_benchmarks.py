@@ -51,7 +51,7 @@ def study_rows():
 
     rows = []
     for run in PLAN:
-        if run.stage == "search" or (run.stage == "main" and run.seed < 3):
+        if run.setting == "shapes" and (run.stage == "search" or run.seed < 3):
             ap = {"v2": 0.8, "v1": 0.7}.get(run.arm, 0.7 + 0.01 * run.seed)
             row = {**run.columns, "rate": run.rate or 0.003, "box_ap": ap + 0.1, "mask_ap": ap - 0.1}
             splits = {4: "val", run.epochs: "val" if run.stage == "search" else "test"}

@@ -1,6 +1,6 @@
-"""The study of benchmarks/study/plan.md, which was fixed before the first result.
+"""The study of plan.md and equal_time.md in benchmarks/study, which were fixed before their first results.
 
-``run`` works through the trainings of the plan and appends a row to results.csv after each evaluation. It
+``run`` works through the trainings of the plans and appends a row to results.csv after each evaluation. It
 can be interrupted: incomplete trainings start again. ``page`` writes docs/study.md and its pictures.
 """
 
@@ -19,7 +19,8 @@ def work(args: argparse.Namespace) -> None:
     """Train what has no results yet, in the order of the plan, until the time is up."""
     end = time.monotonic() + args.seconds
     rows = training.read()
-    queue = training.pending([run for run in training.PLAN if run.setting != "bccd" or args.data], rows)
+    runs = [run for run in training.PLAN if args.data or run.setting not in ("bccd", training.TIMED)]
+    queue = training.pending(runs, rows)
     git, facts = ("git", "-C", str(ROOT)), describe()
     commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
     code = (".", f":!{training.RESULTS.relative_to(ROOT)}")  # without the rows of earlier runs
@@ -39,7 +40,8 @@ def work(args: argparse.Namespace) -> None:
 
 def work_on(run: training.Run, columns: dict[str, object], args: argparse.Namespace) -> None:
     """Train once, as soon as the search has determined the learning rate of the arm."""
-    while not (rate := run.rate or training.best_rate(training.read(), run.arm)):
+    setting = training.TIMED if run.setting == training.TIMED else "shapes"
+    while not (rate := run.rate or training.best_rate(training.read(), run.arm, setting)):
         time.sleep(1)
     training.train(run, rate, args.work_dir, args.data, columns)
     print(f"{run.name}: finished", flush=True)

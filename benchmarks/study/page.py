@@ -11,7 +11,21 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 from benchmarks.measure import markdown
-from benchmarks.study.training import ARMS, PLAN, Row, average, best_rate, pending, result, select
+from benchmarks.study.training import (
+    ARMS,
+    BUDGET,
+    PAIR,
+    PLAN,
+    TIMED,
+    TIMED_RATES,
+    Row,
+    Run,
+    average,
+    best_rate,
+    pending,
+    result,
+    select,
+)
 from dcnzoo.report.plots import COLOURS
 from dcnzoo.report.runs import mean_and_spread
 from dcnzoo.utils.files import replacing, write_text
@@ -33,8 +47,8 @@ def with_interval(values: Sequence[float], family: int = 1) -> str:
     return f"{np.mean(values):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def verdict(values: Sequence[float]) -> str:
-    low, high = interval(values, FAMILY)
+def verdict(values: Sequence[float], family: int = FAMILY) -> str:
+    low, high = interval(values, family)
     if low > 0 or high < 0:
         return "gain" if low > 0 else "loss"
     return "no difference" if low > -MARGIN and high < MARGIN else "undecided"
@@ -42,8 +56,9 @@ def verdict(values: Sequence[float]) -> str:
 
 def complete(rows: list[Row], setting: str, arms: Sequence[str]) -> Results:
     """Return the results of the seeds that all arms have completed."""
-    results = {(run.seed, run.arm): result(rows, run) for run in PLAN if run.setting == setting}
-    seeds = [seed for seed in range(10) if all(results.get((seed, arm)) for arm in arms)]
+    runs = [run for run in PLAN if run.setting == setting and run.stage != "search"]
+    results = {(run.seed, run.arm): result(rows, run) for run in runs}
+    seeds = [seed for seed in sorted({run.seed for run in runs}) if all(results[seed, arm] for arm in arms)]
     return {arm: [results[seed, arm] for seed in seeds] for arm in arms}
 
 
@@ -122,13 +137,47 @@ def comparisons_table(main: Results) -> str:
 
 def settings_table(rows: list[Row]) -> str:
     lines = [("data", "pairs", "plain", "v2", "v2 − plain (95%)", "share of 1 − AP removed (95%)")]
-    for setting in dict.fromkeys(run.setting for run in PLAN):
+    for setting in dict.fromkeys(run.setting for run in PLAN if run.setting != TIMED):
         plain, v2 = map(values, complete(rows, setting, ("plain", "v2")).values())
         if len(v2) > 1:
             aps = (mean_and_spread(each.tolist()) for each in (plain, v2))
             parts = map(with_interval, (v2 - plain, (v2 - plain) / (1 - plain)))
             lines.append((setting, len(v2), *aps, *parts))
     return markdown(lines) if len(lines) > 2 else ""  # only the main comparison
+
+
+def timed_results(rows: list[Row]) -> dict[str, object]:
+    """Return the variables of the section of equal_time.md."""
+    results = complete(rows, TIMED, PAIR)
+    pairs = len(results["v2"])
+    left = len({run.seed for run in PLAN if run.setting == TIMED and run.stage != "search"}) - pairs
+    if pairs < 2:
+        return {"pairs": pairs, "left": left}
+    gain = values(results["v2"]) - values(results["plain"])
+    lines = [("arm", "learning rate", "epochs", "CPU seconds", "box AP, test")]
+    for arm in PAIR:
+        epochs, seconds, aps = (values(results[arm], name) for name in ("epoch", "cpu_seconds", "box_ap"))
+        spans = (f"{epochs.min():.0f} to {epochs.max():.0f}", f"{seconds.min():.1f} to {seconds.max():.1f}")
+        lines.append((arm, best_rate(rows, arm, TIMED), *spans, mean_and_spread(aps.tolist())))
+    search = [("arm", *TIMED_RATES)]
+    for arm in PAIR:
+        runs = [Run("search", TIMED, arm, 9100, rate) for rate in TIMED_RATES]
+        search.append((arm, *(f"{average(result(rows, run)):.3f}" for run in runs)))
+    return {
+        "pairs": pairs,
+        "left": left,
+        "budget": BUDGET,
+        "gain": with_interval(gain),
+        "spread": gain.std(ddof=1),
+        "verdict": verdict(gain, family=1),
+        "arms": markdown(lines),
+        "search": markdown(search),
+        "facts": facts(select(rows, setting=TIMED)),
+    }
+
+
+def facts(rows: list[Row]) -> dict[str, list[str]]:
+    return {name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")}
 
 
 def shipped_table(rows: list[Row]) -> str:
@@ -187,6 +236,7 @@ def results_of(rows: list[Row], main: Results, times: Path) -> dict[str, object]
 
 def page_of(rows: list[Row], times: Path) -> tuple[str, dict[str, Figure]]:
     """Return the text of the page, from the template, and its pictures by name."""
+    first_plan = [run for run in PLAN if run.setting != TIMED]
     main = complete(rows, "shapes", tuple(ARMS))
     results = results_of(rows, main, times) if len(main["v2"]) >= 2 else {}
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
@@ -195,10 +245,11 @@ def page_of(rows: list[Row], times: Path) -> tuple[str, dict[str, Figure]]:
         **results,
         settings=settings_table(rows),
         shipped=shipped_table(rows),
-        hours=sum(float(row["cpu_seconds"]) for run in PLAN if (row := result(rows, run))) / 3600,
-        left=len(pending(PLAN, rows)),
-        total=len(PLAN),
-        facts={name: sorted({row[name] for row in rows}) for name in ("commit", "machine", "torch")},
+        timed=timed_results(rows),
+        hours=sum(float(row["cpu_seconds"]) for run in first_plan if (row := result(rows, run))) / 3600,
+        left=len(pending(first_plan, rows)),
+        total=len(first_plan),
+        facts=facts([row for row in rows if row["setting"] != TIMED]),
     )
     return text, plot(rows, main) if results else {}
 

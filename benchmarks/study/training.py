@@ -30,7 +30,7 @@ Row = dict[str, str]  # of the CSV
 RESULTS = Path(__file__).with_name("results.csv")
 COLUMNS = (
     *("stage", "setting", "arm", "data_seed", "model_seed", "rate", "epoch", "split", "box_ap", "mask_ap"),
-    *("cpu_seconds", "parameters", "weights", "commit", "machine", "torch"),
+    *("cpu_seconds", "parameters", "weights", "commit", "machine", "torch", "date"),
 )
 # arm → changes to the backbone
 ARMS: dict[str, dict[str, object]] = {
@@ -50,6 +50,10 @@ DEFORMATION = {
     "shapes": {"bend": 0.2, "stretch": 4.0},
     "shapes-1.5": {"bend": 0.3, "stretch": 5.5},
 }
+TIMED = "bccd-equal-time"  # the setting of equal_time.md
+TIMED_RATES = (0.75e-3, 1.5e-3, 3e-3, 6e-3)
+TIMED_SIZE = (160, 120)  # pixels
+BUDGET = 40.0  # CPU seconds of the epochs of a training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +61,16 @@ class Run:
     """One training."""
 
     stage: str  # search (of the learning rate), main or secondary
-    setting: str  # a key of DEFORMATION, or bccd
+    setting: str  # a key of DEFORMATION, bccd or TIMED
     arm: str
-    seed: int  # of the model and, except with bccd, of the data
+    seed: int  # of the model and, with generated images, of the data
     rate: float | None = None  # learning rate; None: the best one of the search
 
     @property
-    def epochs(self) -> int:
+    def epochs(self) -> int | None:
+        """The length of the training; None: until its CPU time is up."""
+        if self.setting == TIMED:
+            return None
         return 8 if self.stage == "search" else 16 if self.setting == "bccd" else 32
 
     @property
@@ -72,7 +79,8 @@ class Run:
 
     @property
     def columns(self) -> dict[str, object]:
-        seeds = {"data_seed": 0 if self.setting == "bccd" else self.seed, "model_seed": self.seed}
+        generated = self.setting in DEFORMATION
+        seeds = {"data_seed": self.seed if generated else 0, "model_seed": self.seed}
         return {"stage": self.stage, "setting": self.setting, "arm": self.arm, **seeds}
 
 
@@ -83,6 +91,8 @@ PLAN = (
     *(Run("secondary", "bccd", arm, seed) for seed in range(10) for arm in PAIR),
     *(Run("secondary", name, arm, seed) for seed in range(5) for name in OTHERS for arm in PAIR),
     *(Run("main", "shapes", arm, seed) for seed in range(5, 10) for arm in reversed(ARMS)),
+    *(Run("search", TIMED, arm, 9100, rate) for rate in TIMED_RATES for arm in PAIR),
+    *(Run("main", TIMED, arm, seed) for seed in range(12) for arm in (PAIR, PAIR[::-1])[seed % 2]),
 )
 
 
@@ -93,6 +103,8 @@ def read() -> list[Row]:
 
 
 def append(row: dict[str, object]) -> None:
+    """Write a row with the time, UTC. Rows before 2026-11-26 have none."""
+    row = {**row, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
     with RESULTS.open("a", encoding="utf-8", newline="") as stream:  # one write, when it is closed
         csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
 
@@ -109,7 +121,9 @@ def select(rows: Iterable[Row], **columns: object) -> list[Row]:
 def result(rows: list[Row], run: Run) -> Row | None:
     """Return the last row of a complete training; None if it has not been completed."""
     fixed = {"split": "val", "rate": run.rate} if run.stage == "search" else {"split": "test"}
-    final = select(rows, **run.columns, **fixed, epoch=run.epochs)
+    if run.epochs:
+        fixed["epoch"] = run.epochs
+    final = select(rows, **run.columns, **fixed)
     return final[-1] if final else None
 
 
@@ -117,10 +131,20 @@ def pending(runs: Iterable[Run], rows: list[Row]) -> list[Run]:
     return [run for run in runs if result(rows, run) is None]
 
 
-def best_rate(rows: list[Row], arm: str) -> float | None:
-    """Return the rate with the best endpoint in the search; None before all rates have been tried."""
-    trials = {run.rate: result(rows, run) for run in PLAN if (run.stage, run.arm) == ("search", arm)}
-    return max(trials, key=lambda rate: average(trials[rate])) if all(trials.values()) else None
+def best_rate(rows: list[Row], arm: str, setting: str = "shapes") -> float | None:
+    """Return the rate with the best endpoint in the search; None before all rates have been tried.
+
+    Raises:
+        RuntimeError: it is the lowest or highest of ``TIMED_RATES``, which have to be extended.
+    """
+    runs = [run for run in PLAN if (run.stage, run.setting, run.arm) == ("search", setting, arm)]
+    trials = {run.rate: result(rows, run) for run in runs}
+    if not all(trials.values()):
+        return None
+    best = max(trials, key=lambda rate: average(trials[rate]))
+    if setting == TIMED and best in (min(trials), max(trials)):
+        raise RuntimeError(f"TIMED_RATES: expected a best rate between others, got {best} for {arm}")
+    return best
 
 
 @MODELS.register_module()
@@ -151,20 +175,26 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 class RecordHook(Hook):
     """Sum up the CPU seconds of the training epochs; write a row after each validation and after the test.
 
+    Args:
+        budget: the training ends after the epoch that is nearest to this number of seconds.
+
     Raises:
         RuntimeError: the tested weights are not those of the last checkpoint, which are the average.
     """
 
-    priority = "VERY_LOW"  # after the hooks of the training
+    priority = "LOW"  # after the average, before the checkpoint, which is that of the last epoch
 
-    def __init__(self, columns: dict[str, object]) -> None:
-        self._columns, self._seconds, self._tested = columns, 0.0, ""
+    def __init__(self, columns: dict[str, object], budget: float | None) -> None:
+        self._columns, self._budget, self._seconds, self._tested = columns, budget, 0.0, ""
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._start = time.process_time()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._seconds += time.process_time() - self._start
+        seconds = time.process_time() - self._start
+        self._seconds += seconds
+        if self._budget is not None and self._seconds + seconds / 2 > self._budget:
+            runner.train_loop._max_epochs = runner.epoch + 1
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self.record(runner, runner.epoch, "val", metrics or {})
@@ -203,26 +233,35 @@ def make_data(run: Run, folder: Path) -> None:
 
 
 def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
-    name = "faster-rcnn_r14_fpn_8e_bccd.py" if run.setting == "bccd" else "mask-rcnn_r14_fpn_8e_shapes.py"
+    generated = run.setting in DEFORMATION
+    name = "mask-rcnn_r14_fpn_8e_shapes.py" if generated else "faster-rcnn_r14_fpn_8e_bccd.py"
     cfg = Config.fromfile(ROOT / "configs/demo" / name, import_custom_modules=False)
-    cfg.randomness, cfg.work_dir, cfg.log_level = {"seed": run.seed}, str(work_dir / run.name), "ERROR"
+    cfg.randomness, cfg.launcher, cfg.log_level = {"seed": run.seed}, "none", "ERROR"
+    cfg.work_dir = str(work_dir / run.name)
     cfg.model.backbone.update(ARMS[run.arm])
     cfg.model.neck.in_channels = [channels * cfg.model.backbone.base_channels for channels in (8, 16)]
-    cfg.model.test_cfg.rcnn.max_per_img = 20
+    if run.setting != TIMED:
+        cfg.model.test_cfg.rcnn.max_per_img = 20
     cfg.optim_wrapper.optimizer.lr = rate
-    cfg.train_cfg.update(max_epochs=run.epochs, val_interval=4)
+    cfg.train_cfg.update(max_epochs=run.epochs or 1000, val_interval=4 if run.epochs else 1000)
     # after the warm-up, a constant rate; the average of the last weights is evaluated
     cfg.param_scheduler = [dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100)]
     cfg.custom_hooks[0].update(ema_type="MomentumAnnealingEMA", momentum=0.005, gamma=10)  # EMAHook
-    cfg.default_hooks.checkpoint.update(interval=run.epochs, save_optimizer=False, save_param_scheduler=False)
+    cfg.default_hooks.checkpoint.update(
+        interval=run.epochs or -1, save_optimizer=False, save_param_scheduler=False
+    )
     cfg.default_hooks.pop("progress")
     for split in ("train", "val", "test"):
         dataset = cfg[f"{split}_dataloader"].dataset
-        if run.setting != "bccd":
+        if run.setting == TIMED:
+            dataset.ann_file = f"{split}.json"  # not that of the first plan, whose test images are val.json
+        if generated:
             data = work_dir / "data" / f"{run.setting}-{run.seed}" / ("test" if split == "test" else "train")
             make_data(run, data.parent)
             del dataset.shapes
-            next(step for step in dataset.pipeline if step.type == "Resize").scale = (SIZE, SIZE)
+        if run.setting != "bccd":
+            resize = next(step for step in dataset.pipeline if step.type == "Resize")
+            resize.scale = (SIZE, SIZE) if generated else TIMED_SIZE
         dataset.data_root = f"{data}/"
         if split != "train":
             cfg[f"{split}_evaluator"].ann_file = f"{data}/{dataset.ann_file}"
@@ -235,15 +274,15 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dic
     split = "val" if run.stage == "search" else "test"
     cfg = config(run, rate, work_dir, data)
     runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)))
-    hook = RecordHook({**columns, **run.columns, "rate": rate})
+    hook = RecordHook({**columns, **run.columns, "rate": rate}, None if run.epochs else BUDGET)
     runner.register_hook(hook)
     try:
         runner.train()
         if split == "test":
-            hook.record(runner, run.epochs, "test", runner.test())
+            hook.record(runner, runner.epoch, "test", runner.test())
     except UserError as error:  # FiniteLossHook
         print(f"{run.name}: {error}", flush=True)
-        hook.record(runner, run.epochs, split, {"coco/bbox_mAP": 0.0, "coco/segm_mAP": 0.0})
+        hook.record(runner, run.epochs or runner.epoch, split, {"coco/bbox_mAP": 0.0, "coco/segm_mAP": 0.0})
 
 
 def evaluate_shipped(folder: Path, columns: dict[str, object]) -> None:

@@ -36,7 +36,7 @@ def _bccd(source: Path, out: Path) -> None:
     """Blood cells, in Pascal VOC's format. Some boxes extend beyond their image or are empty."""
     from dcnzoo.data.voc import convert_voc
 
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         conversion = convert_voc(source / "BCCD", split, ("WBC", "RBC", "Platelets"), clip=True)
         conversion.write(out / f"{split}.json", skip_invalid=True)
     shutil.copytree(conversion.folder, out / "images")
@@ -58,7 +58,7 @@ def _fruits_nuts(source: Path, out: Path) -> None:
 
 
 # Data set → URL of its archive, and a function of two folders: it reads the unpacked archive from the first
-# and writes train.json, val.json and images/ to the second.
+# and writes train.json, val.json, images/ and, for bccd, test.json to the second.
 SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "bccd": (
         "https://github.com/Shenggan/BCCD_Dataset/archive/135df0221baca7b51c18190791522ddeba8fddbf.zip",

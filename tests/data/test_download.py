@@ -83,6 +83,7 @@ def jpeg():
 BCCD = {
     "ImageSets/Main/train.txt": "a\n",
     "ImageSets/Main/val.txt": "b\n",
+    "ImageSets/Main/test.txt": "a\nb\n",
     "Annotations/a.xml": voc_file(voc_object("RBC", (5, 7, 10, 20)), voc_object("WBC", (9, 9, 5, 9))),
     "Annotations/b.xml": voc_file(voc_object("Platelets", (31, 1, 60, 4)), name="b.jpg"),
     "JPEGImages/a.jpg": jpeg(),
@@ -104,7 +105,10 @@ FRUITS = {
 @pytest.mark.parametrize(
     ("name", "folder", "files", "boxes"),
     [
-        ("bccd", "BCCD_Dataset-1/BCCD", BCCD, {"train": [[4, 6, 6, 14]], "val": [[30, 0, 10, 4]]}),
+        (
+            *("bccd", "BCCD_Dataset-1/BCCD", BCCD),
+            {"train": [[4, 6, 6, 14]], "val": [[30, 0, 10, 4]], "test": [[4, 6, 6, 14], [30, 0, 10, 4]]},
+        ),
         ("fruits_nuts", "demo-1/data", FRUITS, {"train": [[1, 2, 3, 3]], "val": [[1, 2, 3, 5]]}),
     ],
 )
