@@ -162,7 +162,8 @@ def without_library(session: Session) -> str:
 
 
 def missing_packages() -> str:
-    names = [name for name in ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2") if not find_spec(name)]
+    required = ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2", "msgspec", "platformdirs", "click")
+    names = [name for name in required if not find_spec(name)]
     return f"not installed: {', '.join(names)}" if names else ""
 
 
