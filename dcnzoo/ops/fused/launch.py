@@ -74,7 +74,7 @@ def launch(
     arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] for a in known)
     grid = (programs, second, 1)
     with current(device):
-        if compiled := _compiled.get(key):
+        if (compiled := _compiled.get(key)) is not None:
             compiled[grid](*[arguments[name] for name in kernel.arg_names])
             return
         compiled = kernel[grid](
