@@ -54,7 +54,8 @@ KINDS = {
     "empty": Kind("no entries", stops=True),
     "image-entry": Kind("image without id, name or size", "dropped", stops=True),
     "category-entry": Kind("category without id or name", stops=True),
-    "text-id": Kind("id that is a text", "converted", stops=True),
+    "text-id": Kind("id that is a text or has a decimal point", "converted", stops=True),
+    "no-size": Kind("image without a size", "computed", stops=True),
     "annotation-entry": Kind("annotation without image or category", "dropped", stops=True),
     "duplicate-image-id": Kind("duplicate image id", stops=True),
     "duplicate-category-id": Kind("duplicate category id", stops=True),
@@ -327,19 +328,25 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
 
 
 def _convert_texts(content: dict) -> Iterator[tuple[tuple[str, int], str]]:
-    """Replace ids that are texts by integers, "7" by 7 and others by free ones; yield where and the text."""
+    """Replace ids like "7" and 7.0 by 7, other texts by free integers; yield where and the message."""
     for singular, plural in PLURALS.items():
-        ids = [entry.get("id") for entry in content.get(plural, ()) if isinstance(entry, dict)]
+        ids = [_plain(entry.get("id")) for entry in content.get(plural, ()) if isinstance(entry, dict)]
         numbers = {str(each): int(str(each)) for each in ids if re.fullmatch("[0-9]{1,18}", str(each))}
         free = itertools.count(1 + max(numbers.values(), default=0))
         for key, field in ((plural, "id"), ("annotations", f"{singular}_id")):
             for index, entry in enumerate(content.get(key, ())):
-                text = entry.get(field) if isinstance(entry, dict) else None
+                value = entry.get(field) if isinstance(entry, dict) else None
+                text = _plain(value)
                 if isinstance(text, str) and text:
                     if text not in numbers:
                         numbers[text] = next(free)
                     entry[field] = numbers[text]
-                    yield (key, index), f"{field}: expected an integer, got {short(text)}"
+                    yield (key, index), f"{field}: expected an integer, got {short(value)}"
+
+
+def _plain(number: object) -> object:
+    """Return the text of a number that another library stored as a float: "7" for 7.0."""
+    return f"{number:.0f}" if isinstance(number, float) and number.is_integer() else number
 
 
 class Checker:
@@ -409,9 +416,11 @@ class Checker:
             if number in self.sizes:
                 self.add("duplicate-image-id", "id", "a unique value", number)
             size: Any = (width, height)
+            is_left_out = folder is not None and size in ((None, None), (0, 0))
             for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
-                    self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)
+                    if not is_left_out:
+                        self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)
                     size = None
             self.sizes[number] = size
             if not isinstance(name, str) or not name or "\0" in name:
@@ -419,12 +428,16 @@ class Checker:
                 continue
             self.require_unique("duplicate-file-name", "file_name", name, file_names)
             if folder is not None:
-                self._check_file(Path(folder, name), size, decode)
+                real = self._check_file(Path(folder, name), size, decode)
+                if is_left_out and real:
+                    entry["width"], entry["height"] = self.sizes[number] = real
+                    self.add("no-size", "width, height", "the image's size", [width, height])
 
-    def _check_file(self, file: Path, size: tuple[int, int] | None, decode: bool) -> None:
+    def _check_file(self, file: Path, size: tuple[int, int] | None, decode: bool) -> tuple[int, int] | None:
+        """Return the size of an image; None, and a problem, if it cannot be read."""
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long
             self.add_text("missing-image", f"file_name: expected an image, found none at {file}")
-            return
+            return None
         try:
             real = image_size(file, decode=decode)
             if decode:
@@ -433,9 +446,10 @@ class Checker:
                     raise InvalidAnnotation(f"expected an image at {file}, got one that ends with zeros")
         except (InvalidAnnotation, ValueError) as error:
             self.add_text("unreadable-image", f"file_name: {error}")
-            return
+            return None
         if size is not None and size != real:
             self.add_text("image-size", f"width, height: {wrong_size(size, real, file)}")
+        return real
 
     def check_annotations(self) -> None:
         ids: set[object] = set()

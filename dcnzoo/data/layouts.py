@@ -100,7 +100,7 @@ def find_coco(tree: Tree) -> list[Part]:
 
 def _is_coco(content: Any) -> bool:
     """Whether this is the content of a COCO file with objects, or with none; captions are not objects."""
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         return False
     lists = [content[key] for key in ("images", "annotations")]
     if not all(isinstance(each, list) for each in lists):

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dcnzoo.data.check import Report
@@ -13,7 +13,7 @@ from dcnzoo.data.split import split_content
 from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree
 from dcnzoo.data.yolo import has_boxes
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, file_digest
+from dcnzoo.utils.files import PICTURES, file_digest, write_bytes
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
@@ -27,12 +27,19 @@ _HINTS = {  # what was done about a problem → how to ask for it
 
 
 def read_splits(
-    data: Path, layout: Layout, parts: Sequence[Part], options: ReadOptions
+    data: Path,
+    layout: Layout,
+    parts: Sequence[Part],
+    options: ReadOptions,
+    claim: Callable[[Path], object],
 ) -> tuple[dict[str, Annotations], list[str]]:
     """Read the annotations of all splits, and check what must hold between them.
 
     A test part without pictures or objects, such as one whose annotations are secret, is left out. Without a
-    validation set, pictures are chosen at random.
+    validation set, pictures are chosen at random. Pictures inside LabelMe's files are written.
+
+    Args:
+        claim: is called with each file before it is written.
 
     Returns:
         The annotations of train, val and perhaps test, with the same categories; a line for each decision.
@@ -50,6 +57,11 @@ def read_splits(
         *lines, last = shown(problems)
         remedies = {problem.remedy for problem in problems} | ({"dropped"} if not problems[0].kind else set())
         raise UserError(*lines, "; ".join([last, *(_HINTS[key] for key in _HINTS if key in remedies)]))
+    extracted = [each for annotations in splits.values() for each in annotations.extracted]
+    for file, _ in extracted:
+        claim(file)
+    for file, content in extracted:
+        write_bytes(file, content())
     _unify([*splits.values()])
     if findings := check_parts(splits):
         raise UserError(*(f"data: {finding}" for finding in findings))
@@ -76,7 +88,6 @@ def _divided(pool: Annotations) -> dict[str, Annotations]:
     copies = {pictures[a]: pictures[b] for a, b in copies_of(pictures, pictures).items()}
     contents = split_content(pool.report.content, VALIDATION, copies=copies)
     train, val = (Annotations(Report(Path(), content, []), pool.folder) for content in contents)
-    train.extracted = pool.extracted
     return {"train": train, "val": val}
 
 

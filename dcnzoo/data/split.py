@@ -53,7 +53,7 @@ def split_content(
     ids = [image["id"] for image in content["images"] if image["id"] not in copies]
     number = min(max(round(share * len(ids)), 1), len(ids) - 1)
     if number < 1:
-        raise UserError(f"images: expected at least 2, got {len(ids)}")
+        raise UserError(f"images: expected at least 2 different ones, got {len(ids)}")
     chosen = set(random.Random(seed).sample(ids, number))  # nosec B311  # no secret
     chosen |= {copy for copy, original in copies.items() if original in chosen}
     rest = {image["id"] for image in content["images"]} - chosen

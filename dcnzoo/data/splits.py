@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from dcnzoo.data.check import Report
 from dcnzoo.data.columns import Unusual, read_outline
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, is_written_by
+from dcnzoo.utils.files import PICTURES, is_written_by, walk
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
@@ -172,23 +171,18 @@ class Tree:
     def __init__(self, root: Path, depth: int | None = None, descend: bool = True) -> None:
         self.root, self.files = root, list[Path]()
         self.description: Path | None = None  # the file like data.yaml, if it was chosen
-        visited = set()
-        for folder, folders, names in os.walk(root, followlinks=True):
-            if Path(folder) != root and is_written_by("train", Path(folder)):
-                folders[:] = []  # a work directory, with the pictures and annotations of a training
+        for folder, folders, names in walk(root):
+            if folder != root and is_written_by("train", folder):
+                folders.clear()  # a work directory, with the pictures and annotations of a training
                 continue
-            names = sorted(filter(_is_visible, names))
-            level = len(Path(folder).relative_to(root).parts)
-            key = os.path.realpath(folder)
-            deeper = key not in visited and (depth is None or level < depth)
-            folders[:] = sorted(filter(_is_visible, folders)) if deeper else []
-            self.files += [Path(folder, name) for name in names]
-            visited.add(key)
+            if len(folder.relative_to(root).parts) == depth:
+                folders.clear()
+            self.files += [folder / name for name in names]
             lonely = len(folders) == 1 and all(
                 name.lower().startswith(("readme", "license")) for name in names
             )
-            if descend and self.root == Path(folder) and lonely:
-                self.root = Path(folder, folders[0])
+            if descend and self.root == folder and lonely:
+                self.root = folder / folders[0]
         self.files.sort()
 
     def ending(self, *suffixes: str) -> list[Path]:
@@ -336,7 +330,3 @@ def choose(parts: Sequence[Part]) -> list[Part]:
 def _words(name: str) -> list[str]:
     """Return the words of a name in small letters: train, images of ``trainImages2017``."""
     return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"

@@ -16,7 +16,7 @@ from dcnzoo.data.conversion import (
     image_size,
     wrong_size,
 )
-from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts, split_of
+from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.progress import track
@@ -54,7 +54,9 @@ def convert_voc(
         UserError: the split does not exist, or there is no XML file.
     """
     tree = Tree(Path(root))
+    own = SPLITS.get(split or "", "none")
     listings = [file for file in _lists(tree) if file.stem == split]
+    listings = listings or [file for file, listed in _split_lists(tree).items() if listed == own]
     xml_tree = Tree(Path(annotations)) if annotations else tree
     files = xml_tree.ending(".xml")
     if split and not listings:
@@ -80,9 +82,7 @@ def convert_voc(
 def find_voc(tree: Tree) -> list[Part]:
     """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders."""
     files = [file for file in track(tree.ending(".xml"), "listing") if _is_voc(file)]
-    lists = {file: SPLITS.get(file.stem.lower(), "") for file in _lists(tree) if file.stem.lower() in LISTS}
-    # VoTT only writes lists of each class: cat_train.txt, cat_val.txt
-    lists = lists or {file: split for file in _lists(tree) if (split := split_of(file.stem))}
+    lists = _split_lists(tree)
     splits = lists if files and lists else {file: tree.split_of(file, own=False) for file in files}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
@@ -106,6 +106,15 @@ def _lists(tree: Tree) -> list[Path]:
     files = [file for file in tree.ending(".txt") if file.parent.parts[-2:] == ("ImageSets", "Main")]
     others = [file for file in tree.ending(".txt") if file.parent.name == "ImageSets"]
     return files + [file for file in others if file.parent / "Main" / file.name not in files]
+
+
+def _split_lists(tree: Tree) -> dict[Path, str]:
+    """Return the lists of splits, or, as VoTT writes no others, those of each class: ``cat_train.txt``."""
+    lists = _lists(tree)
+    splits = {file: SPLITS.get(file.stem.lower(), "") for file in lists if file.stem.lower() in LISTS}
+    # a class may be called train, too
+    ends = {file: file.stem.lower().rpartition("_")[2] for file in lists}
+    return splits or {file: SPLITS[end] for file, end in ends.items() if end in SPLITS}
 
 
 def _read(

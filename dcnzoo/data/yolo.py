@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,17 +238,17 @@ def _root(file: Path, described: dict, split: str) -> Path:
     """Return the folder to which the paths are relative.
 
     ``path`` is relative to the file, to the current folder or, as Ultralytics reads it, to a folder of data
-    sets: then the file usually lies in the folder that it names.
+    sets; or it is that of another machine. Then its last folders, or none, are those beside the file.
     """
-    path = str(described.get("path") or ".")
-    roots = [file.parent / path, Path(path)]
-    if not Path(path).is_absolute() and not re.match("[A-Za-z]:", path):
-        roots += [file.parent / Path(path).name, file.parent]
-    roots = [root for root in roots if os.path.isdir(root)]  # Path.is_dir raises if the name is too long
-    if not roots:
-        raise InvalidAnnotation(f"path: expected a folder, found none at {short(path)}")
-    places = _places(described, split)
-    return next((root for root in roots if all(_located(str(place), root) for place in places)), roots[0])
+    path, places = str(described.get("path") or "."), _places(described, split)
+    parts = path_parts(path)
+    beside = [file.parent.joinpath(*parts[cut:]) for cut in range(len(parts) + 1)]
+    roots = [file.parent / path, Path(path), *beside]
+    for root in roots:
+        # Path.is_dir raises if the name is too long
+        if os.path.isdir(root) and all(_located(place, root) for place in places):
+            return root
+    return roots[0]
 
 
 def _places(described: dict, split: str) -> list:
@@ -340,6 +339,7 @@ def _checked(words: list[str], is_box: bool, classes: int, clip: bool) -> list[f
     if label not in range(classes):
         raise InvalidAnnotation(f"class: expected a number from 0 to {classes - 1}, got {short(words[0])}")
     for field, value in zip(fields, values, strict=True):
-        if not 0 <= value <= 1 and not clip:
+        # Ultralytics allows a hundredth; the builder allows a pixel
+        if not -0.01 <= value <= 1.01 and not clip:
             raise InvalidAnnotation(f"{field}: expected a number from 0 to 1, got {value:g}")
     return [label, *values]

@@ -331,6 +331,23 @@ def is_video(image: Any) -> bool:
     return named and Path(image).suffix.lower() in VIDEOS
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
+
+    Nothing below a folder is visited a second time through a link.
+    """
+    visited = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        key = os.path.realpath(folder)
+        folders[:] = [] if key in visited else sorted(filter(_is_visible, folders))
+        visited.add(key)
+        yield Path(folder), folders, sorted(filter(_is_visible, names))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
 def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | None:
     """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``.
 
@@ -347,7 +364,7 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
         return None
     others: list[str] = []
     if path.is_dir():
-        walked = (Path(top, name) for top, _, names in os.walk(path) for name in names)
+        walked = (folder / name for folder, _, names in walk(path) for name in names)
         pictures = [file for file in walked if file.suffix.lower() in PICTURES]
         files = sorted(str(file) for file in pictures if below or file.parent == path)
         if not below:
@@ -355,7 +372,8 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
     elif below and path.suffix.lower() == ".txt" and path.is_file():
-        if files := [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]:
+        lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+        if files := [*filter(None, lines)]:
             return files
     else:
         return None

@@ -12,7 +12,7 @@ from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.splits import AS_THEY_ARE, Annotations, ReadOptions
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files, write_bytes
+from dcnzoo.utils.files import output_files
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_settings
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
@@ -70,13 +70,8 @@ def prepare(
         for split in ("train", "val"):
             claim(folder / f"{split}.json")  # before the work
         options = dataclasses.replace(options, extract=folder / "images")
-        splits, decisions = read_splits(data, layout, parts, options)
+        splits, decisions = read_splits(data, layout, parts, options, claim)
         files = {split: claim(folder / f"{split}.json") for split in splits}
-        extracted = [each for annotations in splits.values() for each in annotations.extracted]
-        for file, _ in extracted:
-            claim(file)
-        for file, content in extracted:
-            write_bytes(file, content())
         for split, annotations in splits.items():
             annotations.report.write(files[split])
         return _configure(out, splits, model, decisions)

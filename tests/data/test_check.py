@@ -131,6 +131,8 @@ CASES = {  # case: (change, kinds of the problems, entry and word of the first p
     # images
     "image without id": (without("images", 2, "id"), "image-entry", "images[2]", "id"),
     "category id is a text": (category(id="9"), "text-id", "categories[1]", "id"),
+    "image_id is a float": (third(image_id=5.0), "text-id", "annotations[2]", "image_id"),
+    "no size": (image(width=None, height=None), "no-size", "image 7", "width"),
     "image_id is a text": (third(image_id="5"), "text-id", "annotations[2]", "image_id"),
     "image id twice": (image(id=1), "duplicate-image-id", "image 1", "id"),
     "width is NaN": (image(width=math.nan), "image-entry", "image 7", "width"),

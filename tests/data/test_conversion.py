@@ -325,6 +325,23 @@ def test_yolo_by_hand(yolo):
     assert len(val.content()["categories"]) == 2 and boxes(val) == []
 
 
+@pytest.mark.parametrize("path", ["/content/sets/fruits", "C:\\sets\\fruits", "../sets/fruits"])
+@pytest.mark.parametrize("place", ["", "fruits", "sets/fruits"])
+def test_yolo_path_of_another_machine(yolo, tmp_path, path, place):
+    for name in ("images", "labels"):
+        (tmp_path / "new" / place).mkdir(parents=True, exist_ok=True)
+        (yolo / name).rename(tmp_path / "new" / place / name)
+    write(tmp_path / "new/any.yaml", f"path: {path}\ntrain: images/train\nnames: [date, fig]\n")
+    assert len(boxes(convert_yolo(tmp_path / "new/any.yaml"))) == 3
+
+
+def test_yolo_values_that_rounding_made_larger_than_one(yolo):
+    write(yolo / "labels/train/a.txt", "0 0.5 0.5 1.0000001 1\n0 0.5 0.5 0.9 1.02\n0 0.99 0.5 0.2 0.5\n")
+    conversion = convert_yolo(yolo)
+    assert [boxes(conversion)[0][2], len(boxes(conversion))] == [[0, 0, 40, 30], 2]
+    assert [text.partition(": ")[0][-1] for text in problems(conversion, yolo)] == ["2", "3"]
+
+
 def test_yolo_lists_and_other_places(yolo):
     write(yolo / "list.txt", "./images/train/a.jpg\nimages/val/c.jpg\nimages/none.jpg\n")
     write(yolo / "data.yaml", "train: [../images/val, list.txt]\nnames: [date, fig]\nnc: 2\n")
@@ -353,7 +370,7 @@ def test_yolo_lists_and_other_places(yolo):
         ("names: [a, a]\ntrain: images/train", "classes: "),
         ("names: [a]\nval: x\ntest:\n", "split 'train', found val$"),
         ("names: [a]\ntrain: x\n", "train: .*/x$"),
-        ("names: [a]\ntrain: images/train\npath: /moved/away", "path: .*'/moved/away'"),
+        ("names: [a]\ntrain: images/gone\npath: /moved/away", "train: .*/moved/away/images/gone$"),
         ("names: [a]\ntrain: images\nkpt_shape: [17, 3]", "keypoints"),
         ("names: !!python/object/apply:os.system ['touch hacked']", "data.yaml: .*line 1"),
     ],

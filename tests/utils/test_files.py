@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.data.splits import Tree
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
     RECORD,
@@ -328,6 +329,21 @@ def test_pictures_in_subfolders_are_counted(tmp_path, capsys):
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(UserError, match="3 pictures in subfolders"):
         picture_files(tmp_path)
+
+
+def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
+    """Through links, also in a circle, and without the hidden files of macOS and Jupyter."""
+    for name in ("in/a.jpg", "in/._a.jpg", "in/.ipynb_checkpoints/a.jpg", "in/__MACOSX/a.jpg", "out/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/link").symlink_to(tmp_path / "out")
+    left = [str(tmp_path / name) for name in ("in/a.jpg", "in/link/b.jpg")]
+    assert picture_files(tmp_path / "in", below=True) == left == [*map(str, Tree(tmp_path / "in").files)]
+    (tmp_path / "out/circle").symlink_to(tmp_path / "in")
+    assert {Path(each).name for each in picture_files(tmp_path / "in", below=True)} == {"a.jpg", "b.jpg"}
+    # as Windows' editor writes a list
+    (tmp_path / "list.txt").write_bytes(f"\N{BYTE ORDER MARK}{left[0]} \r\n{left[1]}\r\n".encode())
+    assert picture_files(tmp_path / "list.txt", below=True) == left
 
 
 def test_drawn_pictures_are_left_out(tmp_path, capsys):

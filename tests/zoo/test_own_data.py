@@ -1,5 +1,6 @@
 """``dcnzoo train --data``: every format leads to a config that trains, or to the mistake."""
 
+import base64
 import json
 import re
 import shutil
@@ -112,6 +113,20 @@ def test_one_command_trains(tmp_path, name):
     run("train", "--data", tmp_path / "fruits", "--work-dir", folder, "--epochs", "40", *seed)
     (trained,) = json.loads((folder / "report.json").read_text())["runs"]
     assert all(each["ap"] > 0 for each in trained["classes"]), trained
+
+
+def test_pictures_inside_files_of_labelme(tmp_path):
+    write_labelme(tmp_path / "fruits", parts := fruits(tmp_path / "drawn"))
+    for file in (tmp_path / "fruits").rglob("*.json"):
+        content = json.loads(file.read_text())
+        picture = file.parent / content["imagePath"]
+        file.write_text(json.dumps({**content, "imageData": base64.b64encode(picture.read_bytes()).decode()}))
+        picture.unlink()
+    prepare(tmp_path / "fruits", tmp_path / "run")
+    files = tmp_path / "run/data/train.json", tmp_path / "run/data/val.json"
+    own = {(Path(name).stem, *rest) for name, *rest in objects(*files)}
+    assert own == {(Path(n).stem, *rest) for part in parts.values() for n, *rest in objects_of(part)}
+    prepare(tmp_path / "fruits", tmp_path / "run")  # replaces its own files
 
 
 def test_an_unknown_format(tmp_path):
