@@ -31,6 +31,7 @@ from dcnzoo.utils.text import few, short
 Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
 
+LISTS = list | tuple | set | dict | np.ndarray  # of names of classes, in files of several programs
 _NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
 
 
@@ -77,6 +78,8 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
         raise CheckpointError(f"{name}: expected a checkpoint, got {reason}")
     else:
         checkpoint = _load_pickle(path, name, unsafe_load, map_location)
+    if not isinstance(meta := checkpoint.get("meta"), Mapping | None):
+        raise CheckpointError(f"{name}: meta: expected a dict, got {short(meta)}")
     groups = [checkpoint.get(key) for key in ("state_dict", "model", "ema_state_dict")]
     for weights in [group for group in groups if isinstance(group, Mapping)] or [checkpoint]:
         names = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
@@ -143,19 +146,23 @@ def to_safetensors(weights: Mapping[str, Tensor], meta: Mapping) -> bytes:
 def names_as_metadata(meta: Mapping) -> dict[str, str]:
     """Write the classes and colours in a checkpoint's ``meta`` as the metadata of a safetensors file."""
     known, kinds = class_names(meta), (list, tuple, np.ndarray)
-    names: dict[str, Any] = {
-        key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)
-    }
-    if "classes" in names:
-        names["classes"] = [str(name) for name in names["classes"]]
+    names = {key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)}
     return {_NAMES: json.dumps(names, default=np.ndarray.tolist)} if "classes" in names else {}
 
 
 def class_names(meta: Mapping) -> dict:
-    """Return ``classes`` and ``palette`` of a checkpoint's ``meta``, also those of MMDetection 2.x."""
+    """Return ``classes`` and ``palette`` of a checkpoint's ``meta``, also those of MMDetection 2.x.
+
+    Raises:
+        CheckpointError: the classes are no list.
+    """
+    known = meta.get("dataset_meta")
+    names = {str(key).lower(): each for key, each in known.items()} if isinstance(known, Mapping) else {}
     if "CLASSES" in meta:
-        return {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
-    return {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
+        names = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
+    if not isinstance(classes := names.get("classes"), LISTS | None):
+        raise CheckpointError(f"checkpoint: classes: expected a list of names, got {short(classes)}")
+    return names if classes is None else {**names, "classes": tuple(map(str, classes))}
 
 
 def _is_finite(value: Tensor) -> bool:  # not checked: float8 and sparse tensors, which have no isfinite

@@ -27,7 +27,8 @@ def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str,
         CheckpointError: it contains no weights.
     """
     state_dict = next((checkpoint[k] for k in ("state_dict", "model") if k in checkpoint), checkpoint)
-    if not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
+    of_names = isinstance(state_dict, Mapping) and all(isinstance(key, str) for key in state_dict)
+    if not (state_dict and of_names and all(isinstance(value, Tensor) for value in state_dict.values())):
         raise CheckpointError(f"{source}: expected weights in 'state_dict', found none")
     return state_dict
 
@@ -48,8 +49,9 @@ def convert(
     """
     converted: Any = OrderedDict()
     renamed = {}
-    if hasattr(state_dict, "_metadata"):  # module versions, which some modules check when they load
-        converted._metadata = state_dict._metadata
+    versions = getattr(state_dict, "_metadata", None)  # of modules, which some check when they load
+    if isinstance(versions, Mapping):
+        converted._metadata = versions
     for key, value in state_dict.items():
         plain = key.removeprefix("module.")
         packed = re.sub(r"_offset\.(weight|bias)$", r".conv_offset.\1", plain)

@@ -147,7 +147,9 @@ class Claim:
             state = written.stat()
             entry = [file_digest(written).hexdigest(), state.st_size, state.st_mtime_ns]
             known = (each[0] for each in self._records[path.parent].get(path.name, ()))
-            if entry[0] not in known and (record.is_file() or not record.exists()):
+            # in a folder from elsewhere, it may be a link to any file
+            is_own = not record.is_symlink() and (record.is_file() or not record.exists())
+            if entry[0] not in known and is_own:
                 with open(record, "a") as file:
                     file.write(f"{json.dumps([self._command, path.name, *entry])}\n")
 

@@ -116,9 +116,14 @@ def write_settings(
         settings["load_from"] = address
     written = Config(settings)
     written.merge_from_dict(dict(changes or {}))
-    write_text(out, f"{HEAD}{text_of(written)}")  # sorts by name: variables come first
-    config = read_config_file(out)
-    check_config(config, out)
+    draft = Path(out).with_name(f".{Path(out).name}")
+    try:
+        write_text(draft, f"{HEAD}{text_of(written)}")  # sorts by name: variables come first
+        config = read_config_file(draft)
+        check_config(config, out)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
     return base, config.get("load_from")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from dcnzoo.utils.files import (
     cache_folder,
     files_beside,
     last_checkpoint,
+    read_beside,
     require_file,
     write_bytes,
 )
 from dcnzoo.zoo.index import Model, UnknownModelError, find, models
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
+# in a config, and not in the programs that a folder may have instead
+IS_CONFIG = re.compile(r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -48,21 +52,26 @@ class Source:
         named = [entry for entry in entries if self.name in (entry.id, *entry.aliases)]
         return next(iter(named or entries), None)
 
+    def require_weights(self) -> Path | str:
+        """Return the weights. Raise UserError if there are none."""
+        if self.weights is None:
+            raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
+        return self.weights
+
     def read_weights(self) -> Path:
         """Return the file of the weights, downloaded if necessary; print the choice of a checkpoint.
 
         Raises:
             UserError: there are none, or the download failed.
         """
-        if self.weights is None:
-            raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
+        weights = self.require_weights()
         if self.choice:
-            print(f"checkpoint: {self.weights}, {self.choice}")
-        if isinstance(self.weights, Path):
-            require_file(str(self.weights), "checkpoint")
-            return self.weights
-        published = self.entry is not None and self.weights in self.entry.weights
-        return local_file(self.weights, self.name) if published else fetch(self.weights)
+            print(f"checkpoint: {weights}, {self.choice}")
+        if isinstance(weights, Path):
+            require_file(str(weights), "checkpoint")
+            return weights
+        published = self.entry is not None and weights in self.entry.weights
+        return local_file(weights, self.name) if published else fetch(weights)
 
 
 def resolve(
@@ -162,7 +171,9 @@ RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _c
 def _configs(folder: Path) -> list[Path]:
     if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
         return [folder / hub.CONFIG]
-    return files_beside(folder, "*.py") or files_beside(folder, "*/vis_data/config.py")
+    files = [*files_beside(folder, "*.py"), *files_beside(folder, "*/vis_data/config.py")]
+    configs = [file for file in files if IS_CONFIG.search(read_beside(file) or "")]  # reading it executes it
+    return [file for file in configs if file.parent == folder] or configs
 
 
 def _time(path: Path) -> float:

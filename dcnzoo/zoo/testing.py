@@ -109,6 +109,8 @@ def reproduce(
         listed = source.entry
         if listed and source.weights is None:  # of a config file
             source = resolve(listed.id)
+        if not train:
+            source.require_weights()  # before the data are read; a download comes after
         required = (*TEST, *TRAINING) if train else TEST
         recipe = Recipe.read(source.config, cfg_options, required).with_options(options)
         images = use_data(recipe.cfg, data_root, subset, claim)
@@ -120,7 +122,7 @@ def reproduce(
             weights = last_checkpoint(recipe.work_dir)
         else:
             weights = source.read_weights()
-        assert weights is not None  # of the options, of the zoo, or of the training
+        assert weights is not None  # the training has written them
         metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights, claim)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
         row = {

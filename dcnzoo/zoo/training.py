@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -77,9 +77,23 @@ def train(
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
-    arguments = locals()
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    options = TrainOptions(**{each.name: arguments[each.name] for each in fields(TrainOptions)})
+    options = TrainOptions(
+        work_dir=work_dir,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        patience=patience,
+        amp=amp,
+        auto_scale_lr=auto_scale_lr,
+        logger=logger,
+        seed=seed,
+        device=device,
+        allow_partial=allow_partial,
+        channels_last=channels_last,
+        launcher=launcher,
+        verbose=verbose,
+    )
     with use_device(device, launcher), user_errors():
         if data is None:
             for name in filter(only_data.get, only_data):

@@ -190,7 +190,7 @@ def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path
     for config, arguments, message in (
         ("knows", ["--checkpoint", path, "--data-root", tmp_path], "dcnzoo data download"),
         ("knows", data, "--checkpoint: expected a file with weights"),
-        (str(own), data, "--checkpoint: expected a file with weights"),
+        (str(own), ["--data-root", tmp_path], "--checkpoint: expected a file with weights"),
         ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], "1 parameter (weight) missing"),
     ):
         assert message in reproduce(*arguments, config=config, status=1)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.compat import patches
-from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
 from dcnzoo.utils.files import mim_folder
@@ -45,6 +47,36 @@ def test_other_files_are_called_by_their_kind(tmp_path, name, kind):
     assert kind in (message := error_of(*arguments)) and ("--test-img" in message) == (name == "a.JPG")
     for command in ("test", "export"):
         assert "folder" in error_of(command, "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
+
+
+MISTAKES = {
+    "meta": [1],
+    **dict.fromkeys(("meta.dataset_meta", "meta.CLASSES", "meta.dataset_meta.classes"), 5),
+    "meta.dataset_meta.CLASSES": "abc",
+    "state_dict": [1],
+    "model": [1],
+    "state_dict.3": torch.zeros(1),
+    "state_dict.nested": {},
+}
+
+
+@pytest.mark.parametrize("key", MISTAKES)
+def test_a_checkpoint_of_other_types(tmp_path, key):
+    """Without a message about an error in dcnzoo; other metadata than the classes may be anything."""
+    content = {} if key == "model" else {"state_dict": nn.Linear(2, 1).state_dict()}
+    node, *keys = content, *key.split(".")
+    for name in keys[:-1]:
+        node = node.setdefault(name, {})
+    node[int(keys[-1]) if keys[-1].isdecimal() else keys[-1]] = MISTAKES[key]
+    torch.save(content, tmp_path / "x.pth")
+    refused = pytest.raises(CheckpointError, match=r"(meta|classes|weights in .*): expected|expected weights")
+    with nullcontext() if key == "meta.dataset_meta" else refused:
+        load_weights(nn.Linear(2, 1), tmp_path / "x.pth")
+
+
+def test_classes_are_texts():
+    for classes in (["1", "2"], (1, 2), np.array(["1", "2"]), {1: "one", 2: "two"}):
+        assert class_names({"dataset_meta": {"classes": classes}}) == {"classes": ("1", "2")}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")

@@ -141,6 +141,9 @@ def test_text_of_a_config(monkeypatch):
     assert cfg.pretty_text == "a = 1\n"
     cfg.a = 2
     assert cfg.pretty_text == "a = 2\n"
+    names = ["{{$HOME:x}}", "{{ fileDirname }}"]  # mmengine replaces templates in a text
+    assert Config.fromstring(Config(dict(names=names)).pretty_text, ".py").names == names
+    _ = cfg.pretty_text
     monkeypatch.setattr(config_module, "FormatCode", interrupted)
     assert cfg.pretty_text == "a = 2\n", "it is formatted once"
     with pytest.raises(KeyboardInterrupt):

@@ -154,8 +154,9 @@ class Score(BaseMetric):
         return {"score": results[0]}
 
 
-def train(work_dir, name, max_keep_ckpts=2, best=False, **kwargs):
+def train(work_dir, name, max_keep_ckpts=2, best=False, template=None, **kwargs):
     hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
+    hook["filename_tmpl"] = template
     if best:
         hook.update(save_best="score", rule="greater")
         kwargs["val_evaluator"] = Evaluator([Score()])
@@ -266,6 +267,17 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
     train(work, "rest", best=True, resume=True, load_from=str(work / "epoch_3.pth"), max_keep_ckpts=-1)
     assert all(path.read_bytes() == b"mine" for path in kept)
     assert checkpoints(work)[-3:] == ["epoch_2.pth", "epoch_3.pth", "epoch_4.pth"]
+
+
+def test_numbers_of_checkpoints_from_elsewhere_are_numbers(tmp_path):
+    work, other = tmp_path / "work", tmp_path / "other.pth"
+    other.write_bytes(b"mine")
+    train(work, "first")
+    file = torch.load(work / "epoch_3.pth", weights_only=True)
+    file["message_hub"]["runtime_info"]["keep_ckpt_ids"] = ["../other", str(other)[:-4], 2, 3]
+    torch.save(file, work / "3.pth")
+    train(work, "rest", max_keep_ckpts=1, template="{}.pth", resume=True, load_from=str(work / "3.pth"))
+    assert other.read_bytes() == b"mine"
 
 
 def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):

@@ -80,6 +80,18 @@ def test_files_that_were_not_written_are_not_recorded(tmp_path):
         write(mine)
 
 
+@pytest.mark.parametrize("content", ["mine", None])
+def test_a_record_that_is_a_link_is_not_written(tmp_path, content):
+    """The folder may be from elsewhere, and the link may name any file of the user."""
+    linked = tmp_path / "linked.txt"
+    if content is not None:
+        linked.write_text(content)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / RECORD).symlink_to(linked)
+    write(tmp_path / "data" / "train.json")
+    assert (linked.read_text() if linked.exists() else None) == content
+
+
 def test_the_record_does_not_grow_by_equal_files(tmp_path):
     for _ in range(3):
         with output_files("infer", force=True) as claim:

@@ -197,6 +197,18 @@ def test_config_mistakes(tmp_path, coco, train, val, model, message):
     assert not (tmp_path / "out.py").exists()
 
 
+def test_a_config_that_is_refused_is_not_written(tmp_path, coco):
+    file, out = coco(), tmp_path / "out.py"
+    for content in (None, "mine"):
+        if content is not None:
+            out.write_text(content)
+        before = {*tmp_path.iterdir()}
+        with pytest.raises(UserError, match=r"out\.py: train_cfg\.max_epochs: "):
+            write_config(file, file, out, tmp_path, changes={"train_cfg.max_epochs": 0})
+        assert {*tmp_path.iterdir()} == before
+        assert content is None or out.read_text() == content
+
+
 def test_heads_with_other_classes_than_the_base(tmp_path, coco):
     """The base's mask head does not have its data's number of classes, so it keeps its own."""
     (tmp_path / "base.py").write_text(
@@ -248,13 +260,15 @@ def test_config_files_are_named(tmp_path, coco):
 
 
 NAMES = ["{{ fileDirname }}", "{{$HOME:x}}", "{{_base_.model}}", "it's", 'a "b"', "c\\n"]
+CLASSES = [*NAMES[:3], "\x7f/y"]
 
 
 def test_names_are_no_templates(tmp_path, coco):
     """MMEngine replaces templates in the text of a config, also in the names of classes and files."""
 
     def rename(content):
-        for category, name in zip(content["categories"], NAMES[:3], strict=True):
+        content["categories"].append({"id": 4})
+        for category, name in zip(content["categories"], CLASSES, strict=True):
             category["name"] = name
 
     pictures, out, file = tmp_path / "{{ fileDirname }}", tmp_path / "out.py", coco(rename)
@@ -263,7 +277,7 @@ def test_names_are_no_templates(tmp_path, coco):
         path.rename(pictures / path.name)
     write_config(file, file, out, pictures)
     config = Config.fromfile(out)
-    assert [*config.train_dataloader.dataset.metainfo.classes] == NAMES[:3]
+    assert [*config.train_dataloader.dataset.metainfo.classes] == CLASSES
     assert Path(config.train_dataloader.dataset.data_prefix.img).samefile(pictures)
     recipe = Recipe.read(out, {"work_dir": str(tmp_path / "work")})
     for name in ("work", *NAMES[1:], "new\nline"):
@@ -272,5 +286,5 @@ def test_names_are_no_templates(tmp_path, coco):
         recipe.cfg.work_dir = str(folder)
         (folder / "written.py").write_text(recipe.text())
         again = Config.fromfile(folder / "written.py")
-        assert [*again.train_dataloader.dataset.metainfo.classes] == NAMES[:3]
+        assert [*again.train_dataloader.dataset.metainfo.classes] == CLASSES
         assert Path(again.train_dataloader.dataset.ann_file).samefile(file)

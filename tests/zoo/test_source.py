@@ -36,10 +36,11 @@ def folder(tmp_path, monkeypatch):
             (work / "last_checkpoint").write_text("/moved/since/epoch_2.pth")
     (tmp_path / "best/best_coco_bbox_mAP_epoch_1.pth").touch()
     (tmp_path / "moved/20260101_000000/vis_data").mkdir(parents=True)
-    (tmp_path / "moved/20260101_000000/vis_data/config.py").touch()
+    shutil.copy(PLAIN, tmp_path / "moved/20260101_000000/vis_data/config.py")
     (tmp_path / "files").mkdir()
     for name in ("files/weights.pth", "files/m.onnx", "own.py"):
         (tmp_path / name).touch()
+    (tmp_path / "files/setup.py").write_text("from setuptools import setup\n\nsetup()\n")  # no config
     return tmp_path
 
 

@@ -13,6 +13,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import registry
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.config.paths import without_templates
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import mim_folder
 
@@ -51,7 +52,10 @@ def types_import_no_modules(changes: Changes) -> None:
 
 
 def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint; mmengine turns a Ctrl-C meanwhile into SyntaxError."""
+    """Format a config once, not for every checkpoint, and without templates.
+
+    mmengine turns a Ctrl-C meanwhile into SyntaxError.
+    """
     original = Config.pretty_text.fget
     last: dict[str, str] = {}
 
@@ -59,7 +63,7 @@ def config_text(changes: Changes) -> None:
         if (content := repr(self._cfg_dict)) not in last:
             last.clear()
             try:
-                last[content] = original(self)
+                last[content] = without_templates(original(self))
             except SyntaxError as error:
                 if isinstance(error.__context__, KeyboardInterrupt):
                     raise error.__context__ from None

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from mmengine.config import Config
 from dcnzoo.utils.files import read_beside, write_text
 
 DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config by the config's folder
-_MARK = "\x7f"  # stands for the folder in values, in which control characters do not occur
+# stands for the folder in values. Nobody can guess it: a folder's name that a class name, read from a file,
+# puts into the text of a config could be a program
+_MARK = secrets.token_hex(8)
 
 
 def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
@@ -40,9 +43,13 @@ def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
 
 
 def text_of(cfg: Config) -> str:
-    """Return the text of a config. Braces in the names of classes and files do not become templates."""
-    text = cfg.pretty_text.replace("{{", r"{\x7b")
-    return re.sub(r"(['\"])\\x7f/", rf"\1{DIRECTORY}/", text)
+    """Return the text of a config, with the folder of :func:`portable` paths."""
+    return without_templates(cfg.pretty_text).replace(_MARK, DIRECTORY)
+
+
+def without_templates(text: str) -> str:
+    """Spell braces in the text of a config so that names of classes and files do not become templates."""
+    return text.replace("{{", r"{\x7b")
 
 
 def keep_paths(config: Path, folder: Path) -> None:

@@ -132,6 +132,9 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.register_hook(_InterruptedValidation(self))
 
     def before_train(self, runner: Runner) -> None:
+        info = runner.message_hub.runtime_info
+        if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
+            info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
         super().before_train(runner)
         self._outdated = [*map(str, runner.message_hub.runtime_info.get("outdated_ckpts") or [])]
         runner.message_hub.update_info("outdated_ckpts", self._outdated)  # of each checkpoint

@@ -178,10 +178,8 @@ def build(
 def _dataset_meta(cfg: Config, meta: dict) -> dict:
     """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
     of_file = {key: value for key, value in class_names(meta).items() if value is not None}
-    if isinstance(names := of_file.get("classes"), str):
-        raise UserError(f"checkpoint: classes: expected a list of names, got {names!r}")
-    if names:
-        of_file["classes"] = tuple(printable(str(name)) for name in names)
+    if names := of_file.get("classes"):
+        of_file["classes"] = tuple(map(printable, names))
     tested = (dataset for loader, dataset, _ in data_sets(cfg) if loader == "test_dataloader")
     merged = {**metainfo(next(tested, {})), **of_file}
     return {**merged, "palette": merged.get("palette") or "random"}
