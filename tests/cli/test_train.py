@@ -114,7 +114,7 @@ def test_data_in_an_archive(data, trained, tmp_path):
             type="CocoDataset", data_root="zip://", backend_args=backend, metainfo={"classes": CLASSES}
         )
         dataset.pipeline[0].backend_args = backend
-        cfg[f"{name}_dataloader"].update(num_workers=2)
+        cfg[f"{name}_dataloader"].update(num_workers=1)
     for name in ("val", "test"):
         cfg[f"{name}_evaluator"].update(ann_file="zip://annotations/val.json", backend_args=backend)
     cfg.dump(tmp_path / "zip.py")

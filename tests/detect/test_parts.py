@@ -16,7 +16,7 @@ from dcnzoo.detect.parts import Parts, rows, write_results
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import partial_start
 
-from ..processes import python
+from ..processes import python_with_torch
 
 cv2 = pytest.importorskip("cv2")
 
@@ -174,18 +174,22 @@ dcnzoo.cli.main()
 """
 
 
+def start(folder, call, *options, drawn="-", status=0):
+    """Detect in the folder's pictures; the process dies at this call of the detector, or at this drawing."""
+    command = ("infer", folder / "m.onnx", folder / "photos", *options)
+    return python_with_torch(CODE, call, drawn, *command, status=status)
+
+
 @pytest.mark.parametrize("options", [["--jpeg"], ["--txt", "--json"], ["--format", "jsonl"]])
 def test_killed_and_repeated(tmp_path, options):
     """The same command continues without --force; all files are those of one run."""
     make_pictures(tmp_path / "photos", 30)
     (tmp_path / "photos/5.png").write_text("no picture")
     os.rename(tmp_path / "photos/3.png", os.fsencode(tmp_path / "photos") + b"/\xff.png")  # not UTF-8
-    root = Path(__file__).resolve().parents[2]
     (tmp_path / "m.onnx").touch()
-    command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", *options, "--out"]
 
     def infer(out, call, drawn="-", status=1, *more):
-        return python("-c", CODE, call, drawn, *command, tmp_path / out, *more, status=status, cwd=root)
+        return start(tmp_path, call, "--out", tmp_path / out, *options, *more, drawn=drawn, status=status)
 
     infer("out", 11, status=9)
     if "--format" not in options:
@@ -220,12 +224,10 @@ def test_other_pictures_are_another_command(tmp_path):
     """The names of drawn pictures depend on all pictures."""
     make_pictures(tmp_path / "photos", 12)
     (tmp_path / "m.onnx").touch()
-    root = Path(__file__).resolve().parents[2]
-    command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", "--out"]
-    python("-c", CODE, 7, "-", *command, tmp_path / "out", status=9, cwd=root)
+    start(tmp_path, 7, "--out", tmp_path / "out", status=9)
     cv2.imwrite(str(tmp_path / "photos/0.jpg"), np.full((9, 12, 3), 7, np.uint8))  # 0.png becomes 0_2.png
     for name in ("out", "whole"):
-        python("-c", CODE, 99, "-", *command, tmp_path / name, cwd=root)
+        start(tmp_path, 99, "--out", tmp_path / name)
     files = [file.name for file in (tmp_path / "whole").glob("*.png")]
     assert len(files) == 13
     assert all(
@@ -236,11 +238,9 @@ def test_other_pictures_are_another_command(tmp_path):
 def test_a_video_of_pictures_starts_again_after_a_kill(tmp_path):
     make_pictures(tmp_path / "photos", 12)
     (tmp_path / "m.onnx").touch()
-    root = Path(__file__).resolve().parents[2]
-    command = ["infer", tmp_path / "m.onnx", tmp_path / "photos", "--save-video"]
     for name, call, status in (("a", 7, 9), ("a", 99, 0), ("whole", 99, 0)):
-        out = (tmp_path / f"{name}.mp4", "--out", tmp_path / name)
-        python("-c", CODE, call, "-", *command, *out, status=status, cwd=root)
+        out = ("--save-video", tmp_path / f"{name}.mp4", "--out", tmp_path / name)
+        start(tmp_path, call, *out, status=status)
     videos = [cv2.VideoCapture(str(tmp_path / f"{name}.mp4")) for name in ("a", "whole")]
     frames = [video.get(cv2.CAP_PROP_FRAME_COUNT) for video in videos]
     assert frames == [12, 12]

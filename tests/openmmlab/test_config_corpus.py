@@ -44,9 +44,9 @@ SAMPLE = [  # two stages, one stage, a DETR, masks by queries, of the zoo
     *(MMDETS / "mask2former").glob("mask2former_r50_8xb2-lsj-50e_coco.py"),
     ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
 ]
-EDITS = 20  # of each config, in turn, beside those of the parts that it has
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 PARTS = 24 if os.environ.get("DCNZOO_SETTINGS") == "all" else 1
+EDITS = 20 if PARTS > 1 else 10  # of each config, in turn, beside those of the parts that it has
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @functools.cache
@@ -147,7 +147,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, path):
     monkeypatch.setattr(execute, "build_runner", refuse)
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     cases, passed = [*wrong_configs.mistakes(read(path))], set()
-    for key, value in cases if PARTS > 1 else cases[::3]:
+    for key, value in cases if PARTS > 1 else cases[::5]:
         changed = copy.deepcopy(read(path))
         wrong_configs.make(changed, key, value)
         key_of = re.sub(r"\.1$", "", key).rpartition(".")[2]  # of a step: the pipeline
