@@ -70,7 +70,7 @@ def launch(
     known = [
         (a.dtype, a.data_ptr() % 16, is_large(a)) if isinstance(a, Tensor) else a for a in arguments.values()
     ]
-    key = (kernel.fn, device, warps, stages, fuse, *known)
+    key = (kernel.fn, device, warps, stages, fuse, *arguments, *known)
     arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] for a in known)
     grid = (programs, second, 1)
     with current(device):
