@@ -37,7 +37,6 @@ TOLERANCE = 1.0  # pixels
 FAR = 1_000_000  # pixels
 PART = 10_000  # entries of a list that are written at once
 _ORIENTATION = 0x0112
-_RAW_EXIF, _XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"  # keywords of texts in a PNG
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
@@ -71,43 +70,39 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
         raise InvalidAnnotation(f"expected an image, found none at {name}")
     try:
         with Image.open(file) as image:
-            turned = _exif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = image.format != "AVIF" and _is_turned(image)  # which OpenCV does not rotate
             if decode:
                 image.load()
-            # Pillow's size of TIFF is that of the rotated image; OpenCV does not rotate AVIF
-            return image.size[::-1] if turned and image.format not in ("TIFF", "AVIF") else image.size
+            return image.size[::-1] if turned else image.size
     except Exception as error:  # each decoder has its own errors: OSError, SyntaxError, zlib.error, …
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
 
 
-def _exif(image: Image.Image) -> Image.Exif:
-    """Return the EXIF data of an open image. Of a PNG, Pillow's method decodes the pixels before."""
-    if isinstance(image, PngImageFile) and "exif" not in image.info and not _pixels_hide_exif(image):
-        return Image.Image.getexif(image)
-    return image.getexif()
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data swap width and height. OpenCV ignores an orientation in XMP or in other texts."""
+    exif = Image.Exif()
+    exif.load(_png_exif(image) if isinstance(image, PngImageFile) else image.info.get("exif", b""))
+    return exif.get(_ORIENTATION) in (5, 6, 7, 8)
 
 
-def _pixels_hide_exif(image: PngImageFile) -> bool:
-    """Whether a PNG has EXIF data behind its pixels, or is cut off; reads only the heads of its chunks."""
+def _png_exif(image: PngImageFile) -> bytes:
+    """Return the EXIF data, which may be behind the pixels: Pillow would decode those before."""
     file = image.fp
-    if file is None:
-        return True
+    assert file is not None
     position = file.tell()
+    file.seek(8)
     try:
-        file.seek(0, os.SEEK_END)
-        size, start, behind = file.tell(), 8, False
-        while start + 8 <= size:
-            file.seek(start)
-            length, kind = struct.unpack(">I4s", file.read(8))
-            behind |= kind == b"IDAT"
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
             if kind == b"IEND":
-                return False
-            if behind and (kind == b"eXIf" or file.read(len(_RAW_EXIF)).startswith((_RAW_EXIF, _XMP))):
-                return True
-            start += 12 + length  # with the checksum
-        return True
+                return b""
+            if kind == b"eXIf":
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)  # with the checksum
     finally:
         file.seek(position)
+    image.load()  # the file is cut off, perhaps before its last pixels
+    return b""
 
 
 def wrong_size(stated: Sequence[object], size: tuple[int, int], file: Path) -> str:

@@ -178,7 +178,7 @@ def unused(data: Path, splits: Iterable[Annotations]) -> str:
     for what, endings in (("pictures", PICTURES), ("files", (".json", ".xml"))):
         files = [file for file in left if file.suffix.lower() in endings]
         if what == "files":
-            files += [file for file in left if file.suffix == ".txt" and has_boxes(file)]
+            files += [file for file in left if file.suffix.lower() == ".txt" and has_boxes(file)]
         if files:
             names = few([file.relative_to(tree.root) for file in files], 2)
             texts.append(f"{counted(len(files), what)} ({names})")

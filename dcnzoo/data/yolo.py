@@ -299,14 +299,15 @@ def _of_line(line: str, root: Path, base: Path) -> Path:
 
 
 def _labels(image: Path) -> Path:
-    """Return ``…/labels/….txt`` for ``…/images/….jpg``; without a folder ``images``, next to the image."""
-    beside = image.with_suffix(".txt")
-    for index in range(len(beside.parts) - 2, -1, -1):
-        if beside.parts[index].lower() in ("images", "jpegimages"):
-            name = "Labels" if beside.parts[index] == "Images" else "labels"
-            labels = Path(*beside.parts[:index], name, *beside.parts[index + 1 :])
-            return beside if os.path.isfile(beside) and not os.path.isfile(labels) else labels
-    return beside
+    """Return ``…/labels/….txt`` for ``…/images/….jpg``, or the file next to it; capitals may differ."""
+    files = [image.with_suffix(".txt")]
+    for index in range(len(image.parts) - 2, -1, -1):
+        if image.parts[index].lower() in ("images", "jpegimages"):
+            above, below = image.parts[:index], files[0].parts[index + 1 :]
+            files = [Path(*above, name, *below) for name in ("labels", "Labels")] + files
+            break
+    files += [file.with_suffix(".TXT") for file in files]
+    return next(filter(os.path.isfile, files), files[0])
 
 
 def _convert_line(words: list[str], conversion: CocoBuilder) -> None:

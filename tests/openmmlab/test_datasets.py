@@ -190,6 +190,8 @@ def test_data_in_another_file_system(root, memory, named, tmp_path):
             assert all(
                 np.array_equal(item["img"], image) for item, image in zip(items, expected, strict=True)
             )
+    with pytest.raises(FileNotFoundError, match=r"memory://data/none\.json"):
+        dcnzoo.openmmlab.datasets.files.FsspecBackend().get("memory://data/none.json")
     fsspec.filesystem("memory").rm("/data/train/00003.png")
     dataset = read(memory, name or None)
     dataset.test_mode = True

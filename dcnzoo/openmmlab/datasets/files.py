@@ -1,6 +1,8 @@
 """Pictures and annotations in archives and object stores: a file back end of mmengine over fsspec."""
 
 import contextlib
+import errno
+import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +35,10 @@ class FsspecBackend(BaseStorageBackend):
 
     def get(self, filepath: Any) -> bytes:
         system, path = self._find(filepath)
-        return system.cat_file(path)
+        try:
+            return system.cat_file(path)
+        except FileNotFoundError:  # without the whole path
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(filepath)) from None
 
     def get_text(self, filepath: Any, encoding: str = "utf-8") -> str:
         return self.get(filepath).decode(encoding)
