@@ -51,7 +51,7 @@ DEFORMATION = {
     "shapes-1.5": {"bend": 0.3, "stretch": 5.5},
 }
 TIMED = "bccd-equal-time"  # the setting of equal_time.md
-TIMED_RATES = (0.75e-3, 1.5e-3, 3e-3, 6e-3)
+TIMED_RATES = (0.375e-3, 0.75e-3, 1.5e-3, 3e-3, 6e-3)
 TIMED_SIZE = (160, 120)  # pixels
 BUDGET = 40.0  # CPU seconds of the epochs of a training
 
@@ -134,17 +134,21 @@ def pending(runs: Iterable[Run], rows: list[Row]) -> list[Run]:
 def best_rate(rows: list[Row], arm: str, setting: str = "shapes") -> float | None:
     """Return the rate with the best endpoint in the search; None before all rates have been tried.
 
+    With ``TIMED``, both arms must have a best rate.
+
     Raises:
-        RuntimeError: it is the lowest or highest of ``TIMED_RATES``, which have to be extended.
+        RuntimeError: one of these is the lowest or highest of ``TIMED_RATES``, which have to be extended.
     """
-    runs = [run for run in PLAN if (run.stage, run.setting, run.arm) == ("search", setting, arm)]
-    trials = {run.rate: result(rows, run) for run in runs}
-    if not all(trials.values()):
-        return None
-    best = max(trials, key=lambda rate: average(trials[rate]))
-    if setting == TIMED and best in (min(trials), max(trials)):
-        raise RuntimeError(f"TIMED_RATES: expected a best rate between others, got {best} for {arm}")
-    return best
+    best = {}
+    for each in PAIR if setting == TIMED else (arm,):
+        runs = [run for run in PLAN if (run.stage, run.setting, run.arm) == ("search", setting, each)]
+        trials = {run.rate: result(rows, run) for run in runs}
+        if not all(trials.values()):
+            return None
+        rate = best[each] = max(trials, key=lambda rate: average(trials[rate]))
+        if setting == TIMED and rate in (min(trials), max(trials)):
+            raise RuntimeError(f"TIMED_RATES: expected a best rate between others, got {rate} for {each}")
+    return best[arm]
 
 
 @MODELS.register_module()
