@@ -21,6 +21,9 @@ PUBLISHED = {
     **dict(flash_internimage_t=30, flash_internimage_s=50, flash_internimage_b=97, flash_internimage_l=223),
 }
 
+# of the authors' configs; 1 for the others
+OFFSET_SCALES = dict(internimage_l=2, internimage_xl=2, flash_internimage_b=0.5, flash_internimage_l=2)
+
 
 def linear(name, outputs, inputs):
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
@@ -62,6 +65,10 @@ def test_official_classifiers(name, millions):
     assert shapes(model) == {**shapes(backbone), **head_of(name)}
     # only models whose branches start at 1e-5 have layer scale parameters
     assert any("gamma" in key for key in shapes(model)) == (name[-1] not in "thg")
+    level = model.levels[2]
+    assert {block.dcn.offset_scale for block in level.blocks} == {OFFSET_SCALES.get(name, 1)}
+    normed = range(5, len(level.blocks), 6) if name[-1] in "hg" else ()  # a norm after each sixth block
+    assert level.post_norm_block_ids == [*normed]
 
 
 def expected_logits(model, maps):

@@ -208,3 +208,7 @@ def test_drawn_labels_do_not_cover_each_other_and_masks_show_the_object():
     both = [(pixels == each[75, 102]).all(-1).sum() for each in alone]
     assert min(labels) > 100 and all(whole > label for whole, label in zip(both, labels, strict=True))
     assert not np.array_equal(pixels, np.asarray(result.draw(with_scores=False)))
+    boxes = np.array([[40.0, 2, 55, 9], [5, 2, 15, 9]])
+    result = Detections(boxes, result.scores, result.labels, None, ("a", "b"), image)
+    beside, alone = (np.asarray(each.draw())[:, :300] for each in (result, result[1]))
+    assert np.array_equal(beside, alone), "a label on the left of another stays at its box"
