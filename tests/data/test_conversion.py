@@ -31,6 +31,7 @@ from dcnzoo.data.conversion import (
     write_json,
 )
 from dcnzoo.data.labelme import convert_labelme
+from dcnzoo.data.splits import Tree
 from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
@@ -499,6 +500,7 @@ def test_labelme_embedded_images(tmp_path):
     assert all((tmp_path / file).read_bytes() == base64.b64decode(IMAGE) for file in files)
     assert file_names(conversion) == [f"../{file}" for file in files]
     assert check_coco(tmp_path / "coco.json", tmp_path / "in").problems == []
+    assert "imageData" not in Tree.json_of(tmp_path / "in/b.json"), "the pictures may not fit into memory"
 
 
 LABELME_SHAPES = [
