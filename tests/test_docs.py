@@ -189,11 +189,6 @@ def printed(notebook) -> list[str]:
     return ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
 
 
-def test_training_of_the_page_is_that_of_the_tutorial():
-    (block,) = (b for b in blocks(ROOT / "docs/train_your_data.md", "text") if re.search("epoch +loss", b))
-    assert block in printed(json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8")))
-
-
 @pytest.mark.slow
 def test_tutorial(monkeypatch):
     """Every cell runs and prints what is stored, except numbers; the detector has an AP."""
