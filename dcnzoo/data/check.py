@@ -415,12 +415,15 @@ class Checker:
             self.where = f"image {number}"
             if number in self.sizes:
                 self.add("duplicate-image-id", "id", "a unique value", number)
+            if folder is not None and isinstance(name, str) and (width, height) in ((None, None), (0, 0)):
+                with suppress(InvalidAnnotation, ValueError):  # _check_file explains it
+                    real = image_size(Path(folder, name))
+                    self.add("no-size", "width, height", "the image's size", [width, height])
+                    entry["width"], entry["height"] = width, height = real
             size: Any = (width, height)
-            is_left_out = folder is not None and size in ((None, None), (0, 0))
             for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
-                    if not is_left_out:
-                        self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)
+                    self.add("image-entry", key, f"an integer from 1 to {FAR:,}", side)
                     size = None
             self.sizes[number] = size
             if not isinstance(name, str) or not name or "\0" in name:
@@ -428,16 +431,12 @@ class Checker:
                 continue
             self.require_unique("duplicate-file-name", "file_name", name, file_names)
             if folder is not None:
-                real = self._check_file(Path(folder, name), size, decode)
-                if is_left_out and real:
-                    entry["width"], entry["height"] = self.sizes[number] = real
-                    self.add("no-size", "width, height", "the image's size", [width, height])
+                self._check_file(Path(folder, name), size, decode)
 
-    def _check_file(self, file: Path, size: tuple[int, int] | None, decode: bool) -> tuple[int, int] | None:
-        """Return the size of an image; None, and a problem, if it cannot be read."""
+    def _check_file(self, file: Path, size: tuple[int, int] | None, decode: bool) -> None:
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long
             self.add_text("missing-image", f"file_name: expected an image, found none at {file}")
-            return None
+            return
         try:
             real = image_size(file, decode=decode)
             if decode:
@@ -446,10 +445,9 @@ class Checker:
                     raise InvalidAnnotation(f"expected an image at {file}, got one that ends with zeros")
         except (InvalidAnnotation, ValueError) as error:
             self.add_text("unreadable-image", f"file_name: {error}")
-            return None
+            return
         if size is not None and size != real:
             self.add_text("image-size", f"width, height: {wrong_size(size, real, file)}")
-        return real
 
     def check_annotations(self) -> None:
         ids: set[object] = set()

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -130,11 +130,6 @@ class Columns:
         start, end = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         inside = np.minimum(end, sizes[self.rows]) > np.maximum(start, 0)
         return (self.rows >= 0) & inside.all(1) & (self.boxes[:, 2:] >= 1).all(1) & (self.areas > 0)
-
-    def with_images(self, numbers: np.ndarray) -> Iterator[tuple[dict, dict | None]]:
-        """Yield annotations with their images."""
-        for entry, row in zip(self.entries[numbers], self.rows[numbers].tolist(), strict=True):
-            yield entry, self.images[row] if row >= 0 else None
 
 
 class ColumnsReport(Report):

@@ -5,7 +5,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,10 @@ def convert_labelme(
     tree = Tree(root, descend=False)
     if not (files := tree.ending(".json")):
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
-    options = ReadOptions(clip=clip, extract=None if extract is None else Path(extract))
-    return _read(files, read_json, CocoBuilder(classes, clip, root), tree, "", options)
+    builder = CocoBuilder(classes, clip, root)
+    target = None if extract is None else Path(extract)
+    builder.convert(files, lambda file: _convert_file(file, read_json(file), tree, builder, target, ""))
+    return builder
 
 
 def find_labelme(tree: Tree) -> list[Part]:
@@ -70,23 +72,12 @@ def find_labelme(tree: Tree) -> list[Part]:
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
         builder = CocoBuilder(clip=options.clip, folder=tree.root)
-        return _read(own, tree.json.__getitem__, builder, tree, split, options)
+        builder.convert(
+            own, lambda file: _convert_file(file, tree.json[file], tree, builder, options.extract, split)
+        )
+        return builder
 
     return parts_by_split(files, parse)
-
-
-def _read(
-    files: Sequence[Path],
-    content_of: Callable[[Path], Any],
-    builder: CocoBuilder,
-    tree: Tree,
-    split: str,
-    options: ReadOptions,
-) -> CocoBuilder:
-    builder.convert(
-        files, lambda file: _convert_file(file, content_of(file), tree, builder, options.extract, split)
-    )
-    return builder
 
 
 def is_labelme(content: object) -> bool:

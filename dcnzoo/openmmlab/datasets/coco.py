@@ -246,7 +246,8 @@ class CocoDataset(coco.CocoDataset):
         of_category = ((number, known & (columns.category_ids == number)) for number in chosen)
         self.cat_img_map = {number: ids[np.unique(rows[own])] for number, own in of_category}
         used = columns.usable()
-        _warn(report, columns.with_images(np.flatnonzero(~used)))
+        images = [columns.images[row] if row >= 0 else None for row in rows[~used].tolist()]
+        _warn(report, zip(columns.entries[np.flatnonzero(~used)], images, strict=True))
         if self._masks:
             used &= ~columns.ignored & np.isin(columns.category_ids, chosen)
             self._warn_without_mask(int((used & ~columns.has_mask).sum()), int(used.sum()))
