@@ -55,7 +55,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
               weight[i] = points.weight[inside.corner[i]][r];
             }
           }
-          const S* const fetched = from[corners - 1] + ahead;
+          const S* const fetched = few ? nullptr : from[corners - 1] + ahead;
           each_column<T>(
               tap, channels, r, stride,
               [&](auto value, int64_t c, int64_t at) {
