@@ -325,8 +325,8 @@ runner = combined(
     channels_last,
     allow_partial,
     verbose,
-    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
-    option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
+    # an argument of torch.distributed.launch, which also sets LOCAL_RANK
+    option("--local-rank", "--local_rank", type=int, expose_value=False, hidden=True),
 )
 
 # the arguments of dcnzoo.load

@@ -48,7 +48,7 @@ def command() -> None:
 def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> None:
     """List models, with WORDS only those whose names or paper contain all of them.
 
-    Column *here*: the weights are on this machine, or to be downloaded, or a package is missing.
+    Column *here*: the weights are on this machine, or to be downloaded, or there are none.
     """
     from dcnzoo import zoo
 
@@ -145,12 +145,8 @@ def _known(model: Model, operators: Mapping[str, str]) -> dict:
 
 
 def _here(model: Model) -> str:
-    """Return what a call with the model needs on this machine."""
-    from dcnzoo.zoo.description import missing_packages
     from dcnzoo.zoo.source import is_downloaded
 
-    if missing := missing_packages(model):
-        return f"needs {', '.join(missing)}"
     return "weights" if is_downloaded(model) else "download" if model.weights else "no weights"
 
 

@@ -37,7 +37,7 @@ class RunOptions:
         channels_last: on a CPU, compute in channels-last order, if the model is MMDetection's.
         allow_partial: if the weights do not fit the model, load those that fit.
         verbose: print mmengine's whole log.
-        launcher, local_rank: of a distributed run.
+        launcher: of a distributed run.
 
     Raises:
         UserError: a value is out of range.
@@ -49,7 +49,6 @@ class RunOptions:
     allow_partial: bool = False
     verbose: bool = False
     launcher: str = "none"
-    local_rank: int = 0
 
     def __post_init__(self) -> None:
         require_types(vars(self), {field.name: field.type for field in fields(self)})
@@ -62,8 +61,6 @@ class RunOptions:
         Raises:
             UserError: ``work_dir`` is a file, or the config does not have the setting of an option.
         """
-        if self.launcher != "none":
-            os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         cfg.launcher = self.launcher
         if self.work_dir is not None:
             cfg.work_dir = os.path.expanduser(self.work_dir)

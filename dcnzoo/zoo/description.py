@@ -1,10 +1,9 @@
-"""Derive a model's deformable operators, and the packages that it needs, from its config."""
+"""Derive a model's deformable operators from its config."""
 
 import functools
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
@@ -40,19 +39,8 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
     "TOODHead": ("DCN", None, True),
     "VFNetHead": ("DCN", None, True),
 }
-# A word in a config → the package without which the model cannot be built.
-_PACKAGES = {
-    "mmpretrain": "mmpretrain",
-    "BaseReID": "mmpretrain",
-    "BertModel": "transformers",
-    "num_cp": "fairscale",
-    "BoxInstDataPreprocessor": "skimage",
-    "ByteTracker": "lap",
-    "OCSORTTracker": "lap",
-    "SORTTracker": "motmetrics",
-}
 # Evaluating a config takes 10 to 20 ms; a config without a match in its text or its bases is skipped.
-_WORDS = re.compile(rf"\b({'|'.join([*deformable.SETTINGS, 'dcn_on_last_conv', *_OPERATORS, *_PACKAGES])})\b")
+_WORDS = re.compile(rf"\b({'|'.join([*deformable.SETTINGS, 'dcn_on_last_conv', *_OPERATORS])})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
 
 
@@ -72,13 +60,7 @@ def operators_of(model: Model) -> dict[str, str]:
 
 def may_be_deformable(config: Path) -> bool:
     """False if neither the config's text nor that of the configs it names mentions a deformable operator."""
-    return bool(_words(config) - _PACKAGES.keys())
-
-
-def missing_packages(model: Model) -> list[str]:
-    """Return the packages that are not installed and without which the model cannot be built."""
-    packages = {_PACKAGES[word] for word in _words(model.config) & _PACKAGES.keys()}
-    return sorted(package for package in packages if find_spec(package) is None)
+    return bool(_words(config))
 
 
 @functools.cache

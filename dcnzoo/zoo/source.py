@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from dcnzoo.openmmlab import hub
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
+from dcnzoo.openmmlab.config.paths import is_config
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, name_of, verify
 from dcnzoo.utils.files import (
@@ -17,15 +17,12 @@ from dcnzoo.utils.files import (
     cache_folder,
     files_beside,
     last_checkpoint,
-    read_beside,
     require_file,
     write_bytes,
 )
 from dcnzoo.zoo.index import Model, UnknownModelError, find, models
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
-# in a config, and not in the programs that a folder may have instead
-IS_CONFIG = re.compile(r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -77,15 +74,12 @@ class Source:
 def resolve(
     model: str | os.PathLike[str] | None,
     checkpoint: str | os.PathLike[str] | None = None,
-    *,
-    trust_config: bool = False,
 ) -> Source:
     """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
 
     Args:
         model: as for :func:`dcnzoo.load`.
         checkpoint: a file or an address with other weights; ``best`` or ``last`` of a work directory.
-        trust_config: see :func:`dcnzoo.openmmlab.hub.fetch_model`.
 
     Raises:
         UserError: the model or the file is unknown.
@@ -94,9 +88,7 @@ def resolve(
         raise UserError(f"model: expected a name, a config or a work directory, got {model!r}")
     name = str(model)
     if name.startswith(hub.PREFIX):
-        source = Source(name, *hub.fetch_model(name, trust_config))
-    elif trust_config:
-        raise UserError(f"trust_config: expected a model of the Hub, {hub.PREFIX}OWNER/NAME, got {name}")
+        source = Source(name, *hub.fetch_model(name))
     else:
         sources = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
         source = next(source for source in sources if source is not None)
@@ -171,9 +163,9 @@ RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _c
 def _configs(folder: Path) -> list[Path]:
     if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
         return [folder / hub.CONFIG]
-    files = [*files_beside(folder, "*.py"), *files_beside(folder, "*/vis_data/config.py")]
-    configs = [file for file in files if IS_CONFIG.search(read_beside(file) or "")]  # reading it executes it
-    return [file for file in configs if file.parent == folder] or configs
+    patterns = ("*.py", "*/vis_data/config.py")
+    configs = ([*filter(is_config, files_beside(folder, pattern))] for pattern in patterns)
+    return next(filter(None, configs), [])
 
 
 def _time(path: Path) -> float:

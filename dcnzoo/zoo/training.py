@@ -43,7 +43,6 @@ def train(
     allow_partial: bool = False,
     channels_last: bool = True,
     launcher: str = "none",
-    local_rank: int = 0,
     verbose: bool = False,
     outputs: Iterable[str] = (),
     zero_based: bool = False,
@@ -64,7 +63,7 @@ def train(
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
             :class:`dcnzoo.openmmlab.options.TrainOptions`.
-        device, channels_last, allow_partial, verbose, launcher, local_rank: see
+        device, channels_last, allow_partial, verbose, launcher: see
             :class:`dcnzoo.openmmlab.options.RunOptions`.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the files of the training before move to

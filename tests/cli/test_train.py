@@ -228,18 +228,22 @@ def test_a_replaced_config_keeps_its_data(tmp_path, with_data):
         folder.mkdir(parents=True)
     (work / "data/train.json").touch()
     (work / "cfg.py").write_text(
-        "a = '{{ fileDirname }}/data/train.json'\nb = dict(img='{{ fileDirname }}/../../images/')\n"
+        "model = dict()\na = '{{ fileDirname }}/data/train.json'\n"
+        "b = dict(img='{{ fileDirname }}/../../images/')\n"
     )
     (work / "data/own.py").write_text(
         "a = '{{ fileDirname }}/train.json'\nb = '{{ fileDirname }}/../../../images'"
     )
-    for name in ("epoch_1.pth", "other.py", "report.csv", "stays.py"):
-        (work / name).write_bytes(b"\xff")
+    for name in ("epoch_1.pth", "own_program.py", "report.csv"):
+        (work / name).write_bytes(b"x")
+    for name in ("other.py", "stays.py"):
+        (work / name).write_text("_base_ = 'x.py'")
     if with_data:
         replaced.mkdir()
         (work / "data").rename(replaced / "data")
     set_aside(work, replaced, ["stays.py"])
-    assert (work / "stays.py").exists() and (replaced / "other.py").read_bytes() == b"\xff"
+    assert (work / "stays.py").exists() and (replaced / "other.py").read_text() == "_base_ = 'x.py'"
+    assert (work / "own_program.py").exists(), "a folder of programs may be a work directory"
     assert (replaced / "report.csv").exists()
     config = Config.fromfile(replaced / "cfg.py")
     assert Path(config.a).exists() and Path(config.b.img).samefile(tmp_path / "images")

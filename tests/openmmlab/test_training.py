@@ -45,7 +45,7 @@ from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.start import choose_start
+from dcnzoo.openmmlab.runs.start import Start, choose_start, nothing_left
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
@@ -719,6 +719,9 @@ def test_resuming_from_weights_alone(tmp_path):
     train(tmp_path / "first", "first", epochs=1)
     checkpoint = torch.load(tmp_path / "first/epoch_1.pth", weights_only=False)
     torch.save({"state_dict": checkpoint["state_dict"], "meta": {}}, tmp_path / "published.pth")
+    torch.save({**checkpoint, "meta": {**checkpoint["meta"], "epoch": "1"}}, tmp_path / "text.pth")
+    cfg, _ = schedule(work_dir=str(tmp_path))
+    assert nothing_left(cfg, Start(str(tmp_path / "text.pth"), resumes=True)) is None
     file = str(tmp_path / "published.pth")
     runner = make_runner(tmp_path / "second", "second", load_from=file, resume=True)
     runner.register_hook(LoadCheckpointHook(fine_tune=True))

@@ -38,7 +38,6 @@ ARGUMENTS = [
     (dcnzoo.train, (PLAIN,), {"force": 1}, "force"),
     (dcnzoo.train, (PLAIN,), {"epochs": True}, "epochs"),
     (dcnzoo.train, (PLAIN,), {"device": 3}, "device"),
-    (dcnzoo.train, (PLAIN,), {"local_rank": "a"}, "local_rank"),
     (dcnzoo.train, (PLAIN,), {"cfg_options": [("a", 1)]}, "cfg_options"),
     (dcnzoo.test, (MODEL,), {"metrics": 3}, "metrics"),
     (dcnzoo.test, (MODEL,), {"metrics": "bbox"}, "metrics"),

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from dcnzoo.utils.files import read_beside, write_text
 
+_CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
 DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config by the config's folder
 # stands for the folder in values. Nobody can guess it: a folder's name that a class name, read from a file,
 # puts into the text of a config could be a program
@@ -45,6 +46,11 @@ def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
 def text_of(cfg: Config) -> str:
     """Return the text of a config, with the folder of :func:`portable` paths."""
     return without_templates(cfg.pretty_text).replace(_MARK, DIRECTORY)
+
+
+def is_config(path: Path) -> bool:
+    """Whether a file has the text of a config: to read another program would execute it."""
+    return re.search(_CONFIG, read_beside(path) or "", re.MULTILINE) is not None
 
 
 def without_templates(text: str) -> str:

@@ -247,7 +247,7 @@ class LoadCheckpointHook(Hook):
         )
         if report:
             runner.logger.info(f"{source}: {report}")
-        if resume and not {"epoch", "iter"} <= set(meta):
+        if resume and not all(type(meta.get(key)) is int for key in ("epoch", "iter")):
             raise UserError(
                 f"resume: expected a checkpoint of an interrupted training, got {source}, which has only "
                 f"weights: the setting load_from={source} starts a training from them"

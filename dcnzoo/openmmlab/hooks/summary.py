@@ -106,7 +106,7 @@ class SummaryHook(Hook):
             lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
         lines += [
             ("classes", self._classes),
-            ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
+            ("files", ", ".join([*(printable(Path(path).name) for path in files if path), "vis_data/"])),
         ]
         if self._is_last:
             lines.append(("next", next_steps(folder)))

@@ -28,16 +28,15 @@ def installed(package: str) -> bool:
 
 
 def fix(
-    name: str,
     change: Callable[[Changes], None],
     versions: str,
     needed: Callable[[], bool] = lambda: True,
     **description: Any,
 ) -> Patch:
-    """Create a patch that needs the first package in ``versions``."""
+    """Create a patch with the name of its function, which needs the first package in ``versions``."""
     package = versions.partition(" ")[0]
     return Patch(
-        name,
+        change.__name__,
         versions=versions,
         change=change,
         needed=lambda: installed(package) and needed(),
@@ -51,138 +50,116 @@ of_mmdet = partial(fix, versions="mmdet 3.3.0")
 
 TABLE = (
     of_mmengine(
-        "inherit_from_packages",
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
     ),
     of_mmengine(
-        "types_import_no_modules",
         types_import_no_modules,
         target="mmengine.registry.registry.get_object_from_string",
         reason="an unknown type imports the module of this name, such as train.py in the current folder",
     ),
     of_mmengine(
-        "config_text",
         config_text,
         target="mmengine.Config.pretty_text",
         reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
     ),
     fix(
-        "load_own_checkpoints",
         load_own_checkpoints,
         target="the safe globals of torch.serialization",
         reason="torch.load rejects the log in mmengine's checkpoints (Weights only load failed)",
         versions="mmengine 0.10.7, torch ≥ 2.6",
     ),
     fix(
-        "enforce_weights_only",
         enforce_weights_only,
         target="mmengine.runner.CheckpointLoader",
         reason="a downloaded or resumed checkpoint can run code",
         versions="mmengine 0.10.7, onedl-mmengine 0.10.12",
     ),
     of_mmengine(
-        "keep_averaged_weights",
         models.keep_averaged_weights,
         target="mmengine.hooks.EMAHook.before_run",
         reason="runner.test() after runner.train() discards the average and tests the last weights",
     ),
     of_mmengine(
-        "short_histories",
         history.short_histories,
         target="mmengine.logging.HistoryBuffer",
         reason="all logged values are copied in each iteration, and saved in each checkpoint",
     ),
     of_mmengine(
-        "weights_by_name",
         models.weights_by_name,
         target="mmengine.runner.checkpoint.get_torchvision_models",
         reason="'torchvision://resnet50' requires torchvision (No module named 'torchvision')",
     ),
     of_mmengine(
-        "amp_on_cpu",
         models.amp_on_cpu,
         target="AmpOptimWrapper in mmengine's registry",
         reason="amp=True requires a GPU (AmpOptimizerWrapper is only available … gpu)",
         needed=on_cpu,
     ),
     of_mmengine(
-        "distributed_without_cuda",
         models.distributed_without_cuda,
         target="mmengine.dist.init_dist, MMDistributedDataParallel",
         reason="launchers call torch.cuda.set_device, and DDP receives the index of a GPU",
         needed=on_cpu,
     ),
     of_mmengine(
-        "offset_lr_mult",
         models.offset_lr_mult,
         target="mmengine.optim.DefaultOptimWrapperConstructor.add_params",
         reason="dcn_offset_lr_mult has no effect on layers other than mmcv's two convolutions",
     ),
     of_mmcv(
-        "roi_align_without_torchvision",
         models.roi_align_without_torchvision,
         target="mmcv.ops.RoIAlign",
         reason="use_torchvision=True, as in CrowdDet's config, needs torchvision",
         needed=lambda: not installed("torchvision"),
     ),
     of_mmcv(
-        "mm_sync_batch_norm",
         models.mm_sync_batch_norm,
         target="mmcv.ops.SyncBatchNorm",
         reason="MMSyncBN cannot be built in one process (Default process group has not been initialized)",
     ),
     of_mmcv(
-        "negative_hue",
         models.negative_hue,
         target="mmcv.adjust_hue",
         reason="mmpretrain's ColorJitter fails with numpy 2 (Python integer -9 out of bounds for uint8)",
     ),
     of_mmengine(
-        "deformable_configs",
         deformable_configs,
         target="mmengine.Registry.build, for models",
         reason="configs lack dcn=True and to_deformable=dict(where=…)",
     ),
     of_mmdet(
-        "short_resnets",
         models.short_resnets,
         target="mmdet.models.ResNet.arch_settings",
         reason="ResNet has no depth below 18, and none of Bottlenecks below 50",
     ),
     of_mmdet(
-        "ssd_head",
         models.ssd_head,
         target="mmdet.models.SSDHead.loss_cls",
         reason="prediction reads loss_cls of every dense head, but SSDHead has none",
     ),
     of_mmdet(
-        "cascade_rpn_head",
         models.cascade_rpn_head,
         target="mmdet.models.CascadeRPNHead",
         reason="mmdet's config of Cascade RPN does not fit its class (missing … 'num_classes')",
     ),
     of_mmdet(
-        "heatmaps_in_channels_last",
         models.heatmaps_in_channels_last,
         target="get_local_maximum of mmdet's centernet_head and corner_head",
         reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
     ),
     of_mmdet(
-        "order_by_logits",
         order_by_logits,
         target="predict_by_feat of mmdet's heads, mmcv.ops.nms",
         reason="float32 scores of large logits are equal, and their order decides which boxes remain",
     ),
     of_mmdet(
-        "teacher_config",
         models.teacher_config,
         target="mmdet.models.KnowledgeDistillationSingleStageDetector",
         reason="distillation configs give the teacher's path relative to mmdet's repository",
     ),
     of_mmdet(
-        "masks_outside_the_image",
         models.masks_outside_the_image,
         target="mmdet's fcn_mask_head._do_paste_mask",
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
@@ -213,14 +190,12 @@ TABLE = (
         needed=partial(installed, "mmrotate"),
     ),
     fix(
-        "text_center_lines",
         other_packages.text_center_lines,
         target="TextSnakeModuleLoss._resample_line of mmocr",
         reason="with numpy 2, TextSnake and DRRG do not train (argument 'color' is not numeric)",
         versions="mmocr 1.0.1",
     ),
     fix(
-        "xtcocotools_mask",
         other_packages.xtcocotools_mask,
         target="xtcocotools._mask",
         reason="mmpose imports xtcocotools, whose wheel requires numpy 1 (numpy.dtype size changed)",

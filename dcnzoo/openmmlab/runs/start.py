@@ -78,8 +78,9 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
         meta = load_file(path, map_location="meta").get("meta") or {}
     except CheckpointError:  # training resumes from an older one
         return None
-    done = meta.get(unit, 0)
-    if done < end or (done == end and cfg.get("val_cfg") and meta.get("validated") is False):
+    done = meta.get(unit)
+    unvalidated = bool(cfg.get("val_cfg")) and meta.get("validated") is False
+    if type(done) is not int or done < end + unvalidated:
         return None
     units = "epochs" if unit == "epoch" else "iterations"
     return f"{cfg.work_dir}: {done} of {end} {units} are done; set a larger number to train on"

@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from dcnzoo.openmmlab.config.paths import keep_paths
+from dcnzoo.openmmlab.config.paths import is_config, keep_paths
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
@@ -17,9 +17,7 @@ from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
 CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 REPORT = ("report.html", "report.json", "report.csv")
 # of a training and its report; logs are in folders that are named after the time
-WRITTEN = re.compile(
-    rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|{'|'.join(map(re.escape, REPORT))}|.+\.py"
-)
+WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|{'|'.join(map(re.escape, REPORT))}")
 
 
 def has_checkpoints(work_dir: str | os.PathLike) -> bool:
@@ -53,7 +51,9 @@ def set_aside(work_dir: Path, replaced: Path, stays: Iterable[str]) -> None:
     Args:
         stays: names that belong to the new training.
     """
-    names = {path.name for path in work_dir.glob("*") if WRITTEN.fullmatch(path.name)}.difference(stays)
+    files = [path for path in work_dir.glob("*") if WRITTEN.fullmatch(path.name)]
+    files += filter(is_config, files_beside(work_dir, "*.py"))
+    names = {file.name for file in files}.difference(stays)
     replaced.mkdir(exist_ok=True)
     # checkpoints last: until then, the folder counts as trained
     for name in sorted(names, key=lambda name: (name.endswith(".pth"), name == LAST)):
