@@ -76,17 +76,6 @@ class Model:
         """The name by which other configs inherit from it: ``mmdet::dcn/….py``."""
         return f"{self.package}::{self.config.parent.name}/{self.config.name}"
 
-    def only_weights(self) -> str:
-        """Return the address or file of the weights.
-
-        Raises:
-            UserError: there are none, or there are several files.
-        """
-        if len(self.weights) != 1:
-            number = len(self.weights) or "none"
-            raise UserError(f"{self.name}: expected one file of weights, found {number}")
-        return self.weights[0]
-
     def metrics(self, source: str | None = None) -> dict[str, float | str]:
         """Return all results, or those of one source. Of several data sets, the first takes precedence."""
         chosen = [result for result in self.results if source in (None, result.source)]

@@ -198,7 +198,11 @@ def download(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         UserError: the model is unknown or has no weights, or the download failed.
     """
-    return local_file(find(name).only_weights(), name, folder)
+    model = find(name)
+    if len(model.weights) != 1:
+        number = len(model.weights) or "none"
+        raise UserError(f"{model.name}: expected one file of weights, found {number}")
+    return local_file(model.weights[0], name, folder)
 
 
 def is_downloaded(model: Model) -> bool:

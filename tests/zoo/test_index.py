@@ -40,7 +40,7 @@ def test_every_entry_of_every_metafile_is_found():
 def test_a_model():
     found = index.find("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
     assert found.id == "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
-    assert found.only_weights().endswith("_20200203-ad97591f.pth")
+    assert found.weights[0].endswith("_20200203-ad97591f.pth")
     assert found.metrics() == {"box AP": 41.5, "mask AP": 37.1}
     assert found.sources() == ["published (MMDetection)"]
     assert found.paper["URL"] == "https://arxiv.org/abs/1811.11168"
@@ -81,7 +81,7 @@ def test_find(name, id):
 )
 def test_unknown_names_and_weights(name, expected):
     with pytest.raises((index.UnknownModelError, UserError), match=f"^{name}: .*{expected}"):
-        index.find(name).only_weights()
+        zoo.download(name)
 
 
 @pytest.mark.parametrize(
