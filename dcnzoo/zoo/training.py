@@ -78,21 +78,10 @@ def train(
     """
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
     options = TrainOptions(
-        work_dir=work_dir,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        patience=patience,
-        amp=amp,
-        auto_scale_lr=auto_scale_lr,
-        logger=logger,
-        seed=seed,
-        device=device,
-        allow_partial=allow_partial,
-        channels_last=channels_last,
-        launcher=launcher,
-        verbose=verbose,
-    )
+        work_dir=work_dir, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, amp=amp,
+        auto_scale_lr=auto_scale_lr, logger=logger, seed=seed, device=device, allow_partial=allow_partial,
+        channels_last=channels_last, launcher=launcher, verbose=verbose,
+    )  # fmt: skip
     with use_device(device, launcher), user_errors():
         if data is None:
             for name in filter(only_data.get, only_data):
@@ -108,8 +97,9 @@ def train(
                 return folder
             config, options = own.config, replace(options, epochs=own.epochs if epochs is None else epochs)
         recipe = Recipe.read(config, cfg_options, TRAINING)
-    options = replace(options, work_dir=folder)
-    return execute.train(recipe, options, resume=resume, force=force, outputs=outputs)
+    return execute.train(
+        recipe, replace(options, work_dir=folder), resume=resume, force=force, outputs=outputs
+    )
 
 
 def _own_data(
