@@ -135,7 +135,6 @@ CFG = {
 def library(monkeypatch, tmp_path):
     """Replace what runs a model; return the function that runs a command and the calls that it makes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # which --launcher sets
     for name in ("work", "other", "fruits"):
         (tmp_path / name).mkdir()
     files = ("own.py", "m.onnx", "m.xml", "m.pt2", "a.png", "w.pth", "other.pth", "a.json", "fruits/a.png")
@@ -145,7 +144,7 @@ def library(monkeypatch, tmp_path):
         import_module(f"dcnzoo.{name}")  # before the functions that they import are replaced
     recorder = Recorder(monkeypatch)
     source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None, work_dir=None)
-    source.read_weights = lambda: Path("w.pth")
+    source.read_weights = source.require_weights = lambda: Path("w.pth")
 
     class Detector:
         classes, fuses = ("fig",), False

@@ -16,6 +16,7 @@ from mmengine.device import get_device
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -199,6 +200,17 @@ def test_force_replaces_a_training_and_loses_nothing(data, tmp_path, monkeypatch
     commands.run("train", work, "--force", "--cfg-options", f"load_from={work}/epoch_2.pth")
     assert (work / "replaced_2/epoch_2.pth").is_file()
     assert Config.fromfile(work / Path(CONFIG).name).load_from == f"{work}/replaced_2/epoch_2.pth"
+
+
+def test_a_training_that_ends_while_another_waits_is_not_replaced(tmp_path, monkeypatch):
+    def lock(folder, launcher):
+        (tmp_path / "epoch_1.pth").touch()
+        return nullcontext()
+
+    monkeypatch.setattr(execute, "lock_work_dir", lock)
+    recipe = Recipe.read(CONFIG, {"work_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=r"^work_dir: .*force=True"):
+        execute.train(recipe, TrainOptions())
 
 
 def test_force_replaces_data(tmp_path, monkeypatch):

@@ -496,7 +496,6 @@ def test_channels_last(tmp_path):
 
 @pytest.mark.parametrize(("channels_last", "used"), [(True, get_device() == "cpu"), (False, False)])
 def test_channels_last_is_the_default_on_a_cpu(tmp_path, monkeypatch, channels_last, used):
-    monkeypatch.setenv("LOCAL_RANK", "0")  # which the option launcher sets
     recipe, options = Recipe.read(PLAIN), RunOptions(work_dir=tmp_path, channels_last=channels_last)
     hooks = build_runner(recipe.with_options(options).cfg).hooks
     assert any(isinstance(hook, ChannelsLastHook) for hook in hooks) == used

@@ -32,7 +32,7 @@ from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start, decide
+from dcnzoo.openmmlab.runs.start import TRAINED, Start, decide
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook, is_trained, next_replaced
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
@@ -79,6 +79,8 @@ def train(
         ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
         ranks.agree_on_config(cfg)
         replaces = is_trained(work_dir) and not start.resumes
+        if replaces and not force:  # by a training that has ended while this one waited for the folder
+            raise UserError(TRAINED.format(work_dir))
         changes = ", ".join(recipe.changes)
         runner = build_runner(
             cfg,
