@@ -120,11 +120,9 @@ def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 
 def existing_checkpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Callback: require a file with weights, before a model is built, or an exported one."""
-    if not value or value in CHECKPOINTS or ctx.resilient_parsing:
-        return value
-    require_file(value, "checkpoint")
-    kind = KINDS.get(Path(value).suffix.lower())
-    if kind and not value.endswith(EXPORTED):
+    existing(ctx, param, value)
+    kind = KINDS.get(Path(value or "").suffix.lower())
+    if kind and not str(value).endswith(EXPORTED) and not ctx.resilient_parsing:
         options = [name for option in ctx.command.params for name in option.opts]
         hint = "; --test-img names a picture" if kind == "a picture" and "--test-img" in options else ""
         raise UserError(f"checkpoint: expected a file with weights, got {kind}, {value}{hint}")

@@ -73,13 +73,8 @@ def push_model(
     from huggingface_hub import HfApi
 
     api, meta = HfApi(token=token), getattr(model, "dataset_meta", {})
-    try:
-        text = json_config.write(model.cfg)
-    except ValueError as error:
-        hint = "others can load a config with the package of its classes, and a file of weights"
-        raise UserError(f"push_to_hub: expected a config without code: {error}; {hint}") from error
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder, CONFIG), text)
+        write_text(Path(folder, CONFIG), json_config.write(model.cfg))
         write_bytes(Path(folder, WEIGHTS), to_safetensors(model.state_dict(), {"dataset_meta": meta}))
         write_text(Path(folder, CARD), card(model, repository, metrics or {}, data))
         api.create_repo(repository, private=private, exist_ok=True)

@@ -274,7 +274,7 @@ def test_a_detector_with_classes_of_others_is_not_published(repository, package,
     weights = dcnzoo.load("mask-rcnn_r14_fpn_8e_shapes", device="cpu").model.state_dict()
     torch.save({"state_dict": weights}, tmp_path / "own.pth")
     detector = dcnzoo.load(own, checkpoint=tmp_path / "own.pth", device="cpu")
-    with pytest.raises(UserError, match=r"^push_to_hub: .*model\.type"):
+    with pytest.raises(UserError, match=r"^config: .*model\.type"):
         detector.push_to_hub("owner/name")
     assert not repository.exists()
 

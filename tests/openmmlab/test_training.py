@@ -47,6 +47,7 @@ from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import Start, choose_start, nothing_left
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import partial_start
 
 from ..demo import PLAIN
 from ..utils.test_progress import Terminal
@@ -278,6 +279,17 @@ def test_numbers_of_checkpoints_from_elsewhere_are_numbers(tmp_path):
     torch.save(file, work / "3.pth")
     train(work, "rest", max_keep_ckpts=1, template="{}.pth", resume=True, load_from=str(work / "3.pth"))
     assert other.read_bytes() == b"mine"
+
+
+def test_half_written_files_of_a_killed_training_are_removed(tmp_path):
+    mine, left_over = (
+        tmp_path / ".mine.partial",
+        tmp_path / f"{partial_start(Path('epoch_9.pth'))}1.2.partial",
+    )
+    for path in (mine, left_over):
+        path.touch()
+    train(tmp_path, "training", epochs=1)
+    assert mine.exists() and not left_over.exists()
 
 
 def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):

@@ -117,7 +117,7 @@ def write(cfg: Config) -> str:
         "test_pipeline": _without_sources(pipeline),
     }
     if problems := list(find_problems(settings)):
-        raise ValueError("; ".join(problems[:SHOWN]))
+        raise ValueError(f"config: expected no code: {'; '.join(problems[:SHOWN])}")
     encoded = {key: _encode(value, key) for key, value in settings.items()}
     return json.dumps({MARK: VERSION, **encoded}, indent=1, allow_nan=False) + "\n"
 
