@@ -16,6 +16,7 @@ from dcnzoo.data.conversion import (
     CocoBuilder,
     InvalidAnnotation,
     Polygon,
+    ellipse,
     image_size,
     is_number,
     read_json,
@@ -26,7 +27,6 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.text import short
 
-_CIRCLE = 64  # corners of the polygon for a circle; its area is 0.2 % smaller
 # those with an area → the number of points; X-AnyLabeling writes four corners, also of rotated rectangles
 _POINTS = {
     "polygon": ("at least 3", range(3, sys.maxsize)),
@@ -194,8 +194,7 @@ def _outline(shape: dict) -> Polygon:
     if kind == "rectangle":
         return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
     radius = math.hypot(x2 - x1, y2 - y1)  # a circle is given by its centre and a point on it
-    angles = (2 * math.pi * step / _CIRCLE for step in range(_CIRCLE))
-    return [(x1 + radius * math.cos(angle), y1 + radius * math.sin(angle)) for angle in angles]
+    return ellipse(x1, y1, radius, radius)
 
 
 def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool

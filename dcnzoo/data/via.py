@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, Polygon, image_size, is_number
+from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, Polygon, ellipse, image_size, is_number
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file, path_parts, shortened
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
 # the attribute of a region that is its class, if there are several
 _CLASS = ("class", "label", "name", "category", "type", "object_name")
+_NUMBERS = {  # of shapes
+    "rect": ("x", "y", "width", "height"),
+    "circle": ("cx", "cy", "r"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+}
 _ONLY_CLASS = "object"  # of regions without attributes: people who annotate one class need none
 
 
@@ -94,14 +99,25 @@ def _class_of(region: dict, attribute: str | None) -> str:
 
 
 def _outline(shape: dict) -> Polygon:
-    if shape.get("name") == "rect":
-        values = [shape[name] for name in ("x", "y", "width", "height") if is_number(shape.get(name))]
-        if len(values) != 4:
-            raise InvalidAnnotation(f"rect: expected x, y, width, height, finite numbers, got {short(shape)}")
-        x, y, width, height = values
+    kind = shape.get("name")
+    if kind == "polygon":
+        return _points(shape)
+    if not isinstance(kind, str) or kind not in _NUMBERS:
+        kinds = ", ".join(["polygon", *_NUMBERS])
+        raise InvalidAnnotation(f"name: expected one of {kinds}, got {short(kind)}")
+    names = _NUMBERS[kind]
+    values = [shape[name] for name in names if is_number(shape.get(name))]
+    if len(values) != len(names):
+        raise InvalidAnnotation(f"{kind}: expected {', '.join(names)}, finite numbers, got {short(shape)}")
+    x, y, *sides = values
+    if kind == "rect":
+        width, height = sides
         return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
-    if shape.get("name") != "polygon":
-        raise InvalidAnnotation(f"name: expected rect or polygon, got {short(shape.get('name'))}")
+    angle = shape.get("theta")
+    return ellipse(x, y, sides[0], sides[-1], angle if is_number(angle) else 0.0)
+
+
+def _points(shape: dict) -> Polygon:
     xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
     if not (isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys) >= 3):
         raise InvalidAnnotation(

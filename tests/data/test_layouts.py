@@ -1,6 +1,7 @@
 """Layouts of annotated pictures: for each row of the table, a generator of a folder as the tool writes it."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -452,7 +453,8 @@ def test_versions_of_via(tmp_path, options):
 @pytest.mark.parametrize(
     ("shape", "attributes", "text"),
     [
-        ({"name": "circle", "cx": 9, "cy": 9, "r": 3}, {"class": "disc"}, "expected rect or polygon, got"),
+        ({"name": "point", "cx": 9, "cy": 9}, {"class": "disc"}, "expected one of polygon, "),
+        ({"name": "circle", "cx": 9, "cy": None, "r": 3}, {"class": "disc"}, "circle: expected cx, cy, r"),
         ({"name": "rect", "x": 1, "y": 2, "width": "wide", "height": 4}, {"class": "disc"}, "finite numbers"),
         (
             {"name": "polygon", "all_points_x": [1, 5, 3], "all_points_y": [1, 1]},
@@ -477,6 +479,25 @@ def test_mistakes_in_via_are_named(tmp_path, shape, attributes, text):
     write(tmp_path / "via.json", content)
     (problem,) = find_parts(tmp_path)[1][0].read().problems
     assert "0001.jpg: regions[0]" in str(problem) and text in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ({"name": "circle", "cx": 20, "cy": 12, "r": 8}, [12, 4, 16, 16]),
+        ({"name": "ellipse", "cx": 20, "cy": 12, "rx": 9, "ry": 4}, [11, 8, 18, 8]),
+        ({"name": "ellipse", "cx": 20, "cy": 12, "rx": 9, "ry": 4, "theta": math.pi / 2}, [16, 3, 8, 18]),
+    ],
+)
+def test_round_shapes_of_via(tmp_path, shape, box):
+    part = draw(tmp_path, 1, empty=())
+    via(tmp_path / "via.json", part)
+    content = json.loads((tmp_path / "via.json").read_text())
+    content["0000.jpg-1"]["regions"][0]["shape_attributes"] = shape
+    write(tmp_path / "via.json", content)
+    (entry,) = find_parts(tmp_path)[1][0].read().report.content["annotations"]
+    assert entry["bbox"] == pytest.approx(box, abs=0.02)
+    assert entry["area"] == pytest.approx(math.pi * box[2] * box[3] / 4, rel=0.01)
 
 
 def test_classes_of_via(tmp_path):
