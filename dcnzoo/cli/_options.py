@@ -222,11 +222,6 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
     return settings
 
 
-def settings(name: str, help: str) -> Callable:
-    """An option such as ``--cfg-options b.c="(1,2)"``, several times; the command receives a dictionary."""
-    return option(name, multiple=True, metavar="KEY=VALUE", callback=_settings, help=help)
-
-
 def refuse(reason: str, *names: str) -> None:
     """Raise UsageError for the first of the parameters that is on the command line: it has no effect."""
     context = click.get_current_context()
@@ -254,9 +249,12 @@ def output_files(force: bool, inputs: Sequence[str | os.PathLike] = ()) -> files
 
 
 force = option("--force", is_flag=True, help="Replace files that this command has not written.")
-cfg_options = settings(
+cfg_options = option(
     SETTINGS,
-    "Override settings of the config: model.backbone.dcn=True train_dataloader.batch_size=4 "
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_settings,
+    help="Override settings of the config: model.backbone.dcn=True train_dataloader.batch_size=4 "
     '"model.backbone.strides=(1,2,2)".',
 )
 allow_partial = option(

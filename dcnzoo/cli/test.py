@@ -28,7 +28,6 @@ from dcnzoo.cli._options import NAME, option
     metavar="METRIC",
     help="Metric: bbox, segm or proposal; several times for several (default: the config's).",
 )
-@_options.settings("--eval-options", "Settings of the evaluator, such as classwise=True.")
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
 @_options.backend
 @_options.force

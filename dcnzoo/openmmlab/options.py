@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -162,7 +162,6 @@ class TestOptions(RunOptions):
 
     Attributes:
         metrics: ``bbox``, ``segm`` or ``proposal`` (default: the config's).
-        eval_options: settings of the evaluator, ``{"classwise": True}``.
         out: file for the predictions: ``.pkl``, or ``.json`` in COCO's format.
         format_only: write ``out`` without evaluating it.
         show_dir: folder for images with drawn detections.
@@ -177,7 +176,6 @@ class TestOptions(RunOptions):
     """
 
     metrics: Sequence[str] = ()
-    eval_options: Mapping[str, object] = field(default_factory=dict)
     out: str | os.PathLike[str] | None = None
     format_only: bool = False
     show_dir: str | os.PathLike[str] | None = None
@@ -223,7 +221,6 @@ class TestOptions(RunOptions):
         for evaluator in evaluators:
             if self.metrics:
                 evaluator.metric = list(self.metrics)
-            evaluator.update(self.eval_options)
             if self.out is not None and self.as_json:
                 prefix = str(Path(self.out).with_suffix(""))
                 evaluator.update(format_only=self.format_only, outfile_prefix=prefix)

@@ -62,7 +62,7 @@ LINES = {
 VALUES = {
     "--out": ["new.png"], "--output-file": ["new.onnx"], "--shape": ["64", "96"], "--at": ["3,4"],
     "--box": ["1,2,3,4"], "--checkpoint": ["other.pth"], "--classes": ["fig"], "--layer": ["conv"],
-    "--cfg-options": ["model.a=1"], "--eval-options": ["classwise=True"], "--eval": ["segm"],
+    "--cfg-options": ["model.a=1"], "--eval": ["segm"],
     "--labels": ["one"], "--images": ["fruits"], "--annotations": ["a.json"], "--exported": ["m.onnx"],
     "--save-video": ["new.mp4"], "--device": ["cuda:3"], "--test-img": ["a.png"], "--input-img": ["a.png"],
     "--int8": ["fruits"], "--data": ["fruits"], "--resume": ["other.pth"], "--work-dir": ["elsewhere"],

@@ -41,7 +41,6 @@ ARGUMENTS = [
     (dcnzoo.train, (PLAIN,), {"cfg_options": [("a", 1)]}, "cfg_options"),
     (dcnzoo.test, (MODEL,), {"metrics": 3}, "metrics"),
     (dcnzoo.test, (MODEL,), {"metrics": "bbox"}, "metrics"),
-    (dcnzoo.test, (MODEL,), {"eval_options": [1]}, "eval_options"),
     (dcnzoo.test, (MODEL,), {"out": 3}, "out"),
     (dcnzoo.test, (MODEL,), {"out": "x.txt"}, "out"),
     (dcnzoo.test, (MODEL,), {"show_dir": 3}, "show_dir"),
