@@ -58,16 +58,11 @@ def operators_of(model: Model) -> dict[str, str]:
     return {part: " + ".join(names) for part, names in operators.items() if names}
 
 
+@functools.cache
 def may_be_deformable(config: Path) -> bool:
     """False if neither the config's text nor that of the configs it names mentions a deformable operator."""
-    return bool(_words(config))
-
-
-@functools.cache
-def _words(config: Path) -> frozenset[str]:
-    """Return the words of ``_WORDS`` in the texts of a config and of the configs that it names."""
     text = config.read_text(encoding="utf-8")
-    return frozenset(_WORDS.findall(text)).union(*map(_words, _named(config, text)))
+    return bool(_WORDS.search(text)) or any(map(may_be_deformable, _named(config, text)))
 
 
 def _named(config: Path, text: str) -> Iterator[Path]:
