@@ -3,28 +3,37 @@
 Requires huggingface_hub.
 """
 
+import logging
 import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import to_safetensors
 from dcnzoo.openmmlab.config import json_config
-from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
+from dcnzoo.utils.errors import UserError, one_line, printable, typed, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.version import __version__
 
 PREFIX = "hf://"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+PROGRAM = "config.py"  # in place of CONFIG, for detectors with other classes than OpenMMLab's and dcnzoo's
+# what a detector needs of a program
+KEYS = ("model", "test_pipeline", "test_dataloader", "default_scope", "custom_imports")
 
 
-def fetch_model(name: str) -> tuple[Path, Path]:
+def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
     """Download a detector; return its config and its weights.
 
     Args:
         name: ``hf://OWNER/NAME``, or ``hf://OWNER/NAME@REVISION``.
+        trust_config: accept a repository with a ``config.py`` in place of ``config.json``. Reading it **runs
+            the code in it**.
 
     Raises:
         UserError: the name is not of this form, the repository or a file does not exist, or the config is not
@@ -35,15 +44,24 @@ def fetch_model(name: str) -> tuple[Path, Path]:
     match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match:
         raise UserError(f"model: expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION, got {name}")
+    files = [CONFIG, PROGRAM, WEIGHTS]
     try:
-        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=[CONFIG, WEIGHTS]))
+        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=files))
     except Exception as error:  # huggingface_hub's errors have several base classes
         raise UserError(f"{name} cannot be downloaded: {one_line(error)}") from error
-    config, weights = folder / CONFIG, folder / WEIGHTS
+    config, program, weights = (folder / file for file in files)
+    if config.is_file():
+        json_config.read(config, f"{name}: {CONFIG}")
+    elif program.is_file():
+        config = program
+        if trust_config is not True:
+            raise UserError(
+                f"{name}: expected {CONFIG}, got {PROGRAM}, a program. Only if you trust its author: "
+                "trust_config=True runs it"
+            )
     for file in (config, weights):
         if not file.is_file():
             raise UserError(f"{name}: expected the file {file.name}, found none")
-    json_config.read(config, f"{name}: {CONFIG}")
     return config, weights
 
 
@@ -73,8 +91,15 @@ def push_model(
     from huggingface_hub import HfApi
 
     api, meta = HfApi(token=token), getattr(model, "dataset_meta", {})
+    cfg: Any = model.cfg
+    try:
+        config, text = CONFIG, json_config.write(cfg)
+    except ValueError as error:
+        config, text = PROGRAM, _program(cfg)
+        line = f"push_to_hub: wrote {PROGRAM}, which dcnzoo.load refuses without trust_config=True: {error}"
+        print_log(printable(line), "current", logging.WARNING)
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder, CONFIG), json_config.write(model.cfg))
+        write_text(Path(folder, config), text)
         write_bytes(Path(folder, WEIGHTS), to_safetensors(model.state_dict(), {"dataset_meta": meta}))
         write_text(Path(folder, CARD), card(model, repository, metrics or {}, data))
         api.create_repo(repository, private=private, exist_ok=True)
@@ -82,10 +107,14 @@ def push_model(
             repo_id=repository,
             folder_path=folder,
             revision=revision,
-            delete_patterns=["config.py"],  # of an earlier version
+            delete_patterns=[CONFIG, PROGRAM],  # that of an earlier version
             commit_message=f"Detector, written by dcnzoo {__version__}",
         )
     return PREFIX + repository + (f"@{revision}" if revision else "")
+
+
+def _program(cfg: Config) -> str:
+    return Config({key: value for key, value in cfg.to_dict().items() if key in KEYS}).pretty_text
 
 
 def card(model: nn.Module, repository: str, metrics: Mapping[str, float], data: str) -> str:

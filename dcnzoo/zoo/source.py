@@ -74,12 +74,15 @@ class Source:
 def resolve(
     model: str | os.PathLike[str] | None,
     checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    trust_config: bool = False,
 ) -> Source:
     """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
 
     Args:
         model: as for :func:`dcnzoo.load`.
         checkpoint: a file or an address with other weights; ``best`` or ``last`` of a work directory.
+        trust_config: see :func:`dcnzoo.openmmlab.hub.fetch_model`.
 
     Raises:
         UserError: the model or the file is unknown.
@@ -88,7 +91,9 @@ def resolve(
         raise UserError(f"model: expected a name, a config or a work directory, got {model!r}")
     name = str(model)
     if name.startswith(hub.PREFIX):
-        source = Source(name, *hub.fetch_model(name))
+        source = Source(name, *hub.fetch_model(name, trust_config))
+    elif trust_config:
+        raise UserError(f"trust_config: expected a model of the Hub, {hub.PREFIX}OWNER/NAME, got {name}")
     else:
         sources = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
         source = next(source for source in sources if source is not None)

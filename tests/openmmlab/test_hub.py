@@ -148,6 +148,23 @@ def test_spellings(tmp_path):
 
 # What is executed if a repository can run code: a module that leaves a file, and the same as a text.
 EVIL = "__import__('os').system('touch PWNED')"
+PROGRAMS = {
+    "subscript": 'x = {}[__import__("os").system("touch PWNED")] = 1',
+    "two targets": "x = custom_imports = dict(imports=['evilmod'], allow_failed_imports=False)",
+    "custom_imports": "custom_imports = dict(imports=['evilmod'], allow_failed_imports=False)",
+    "default_scope": "default_scope = 'evilmod'",
+    "import": "import evilmod",
+    "lazy": "from mmengine.config import read_base\nwith read_base():\n    from .evilmod import *",
+    "base": "_base_ = ['evilmod.py']",
+    "call": f"x = {EVIL}",
+    "decorator": "@__import__('evilmod')\nclass A: pass",
+    "default": "def f(x=__import__('evilmod')): pass",
+    "annotation": "x: __import__('evilmod') = 1",
+    "walrus": "x = [y := __import__('evilmod')]",
+    "substituted": "x = '{{$PATH:'\" + " + EVIL + " + \"'}}'",
+    "data only": "",
+    "no Python": "\x00(",
+}
 DEEP = {"type": "ResNet"}
 for _ in range(5000):
     DEEP = {"a": DEEP}
@@ -237,11 +254,10 @@ def change(content, key, value):
 
 
 def test_a_repository_executes_nothing(repository, watch):
-    name = dcnzoo.load(MODEL, device="cpu").push_to_hub("owner/name", revision="branch")
-    assert name == f"{NAME}@branch"
+    dcnzoo.load(MODEL, device="cpu").push_to_hub("owner/name")
     config, valid = repository / "config.json", json.loads((repository / "config.json").read_text())
-    dcnzoo.load(name, device="cpu")
-    assert len(CHANGES) >= 45
+    dcnzoo.load(NAME, device="cpu")
+    assert len(CHANGES) + len(PROGRAMS) >= 60
     for key, value in CHANGES.items():
         content = json.loads(json.dumps(valid))
         if key == "model.backbone.deep":  # json.dumps refuses it
@@ -254,18 +270,22 @@ def test_a_repository_executes_nothing(repository, watch):
             text = json.dumps(content)
         config.write_text(text)
         with pytest.raises(UserError) as error:
-            dcnzoo.load(name, device="cpu")
+            dcnzoo.load(NAME, device="cpu")
         named = "config.json" if key.endswith("deep") else key
-        assert f"{name}: " in str(error.value) and f"{named}" in str(error.value), key
+        assert f"{NAME}: " in str(error.value) and f"{named}" in str(error.value), key
         with pytest.raises(UserError):  # as a file of this computer
             dcnzoo.load(repository, device="cpu")
     config.unlink()
-    (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{EVIL}")
-    with pytest.raises(UserError, match=r"expected the file config\.json"):
-        dcnzoo.load(name, device="cpu")
+    for text in PROGRAMS.values():
+        (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{text}")
+        for trust in ({}, {"trust_config": False}, {"trust_config": 1}):
+            with pytest.raises(UserError, match=r"trust_config") as error:
+                dcnzoo.load(NAME, device="cpu", **trust)
+            assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_detector_with_classes_of_others_is_not_published(repository, package, tmp_path):
+def test_a_program_is_trusted_only_if_there_are_no_data(repository, package, monkeypatch, tmp_path):
+    """Classes of others cannot be written as data: the repository gets a program."""
     package("own_models", "from mmdet.models import MaskRCNN\nfrom mmdet.registry import MODELS\n"
             "@MODELS.register_module(force=True)\nclass OwnRCNN(MaskRCNN): pass")  # fmt: skip
     own = tmp_path / "own.py"
@@ -274,9 +294,15 @@ def test_a_detector_with_classes_of_others_is_not_published(repository, package,
     weights = dcnzoo.load("mask-rcnn_r14_fpn_8e_shapes", device="cpu").model.state_dict()
     torch.save({"state_dict": weights}, tmp_path / "own.pth")
     detector = dcnzoo.load(own, checkpoint=tmp_path / "own.pth", device="cpu")
-    with pytest.raises(UserError, match=r"^config: .*model\.type"):
-        detector.push_to_hub("owner/name")
-    assert not repository.exists()
+    name = detector.push_to_hub("owner/name", revision="branch")
+    assert names_in(repository) == ["README.md", "config.py", "model.safetensors"]
+    with pytest.raises(UserError, match="trust_config=True"):
+        dcnzoo.load(name, device="cpu")
+    loaded = dcnzoo.load(name, device="cpu", trust_config=True)
+    assert type(loaded.model).__name__ == "OwnRCNN"
+    (repository / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json: expected a detector of dcnzoo"):
+        dcnzoo.load(name, device="cpu", trust_config=True)
 
 
 @pytest.mark.parametrize("classes", ["abc", {"a": 1}, [1, 2, 3], 5, [["a"]]])
@@ -288,7 +314,7 @@ def test_names_of_classes_are_a_list_of_texts(tmp_path, classes):
         load_file(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "fuse", "channels_last"])
+@pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "trust_config", "fuse", "channels_last"])
 def test_a_text_is_no_flag(name):
     with pytest.raises(TypeError, match=f"^{name}: expected True or False, got 'no'"):
         dcnzoo.load(MODEL, device="cpu", **{name: "no"})

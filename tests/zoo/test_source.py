@@ -122,6 +122,8 @@ def test_weights_are_found_when_they_are_read(capsys):
     for model, message in (("last", "last/epoch_2.pth"), ("own.py", "with weights for own.py")):
         with pytest.raises(UserError, match=f"^checkpoint: .*{message}"):
             resolve(model).read_weights()
+    with pytest.raises(UserError, match=r"^trust_config: "):
+        resolve(SHAPES, trust_config=True)
 
 
 @pytest.mark.parametrize("name", ["files/m.onnx", "~/files/m.onnx", "https://host/m.onnx"])
