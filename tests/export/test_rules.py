@@ -24,6 +24,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.detections import Detections
+from dcnzoo.export import export_onnx
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import SymbolicSizes
 from dcnzoo.openmmlab.export.predict import Predictor
@@ -196,6 +197,16 @@ def test_a_filter_is_named_with_its_line():
     line = inspect.getsourcelines(Filtering)[1] + 3
     with pytest.raises(ValueError, match=rf"depend on the data, got .*{Path(__file__).name}:{line}: "):
         Predictor(detector)(torch.randn(1, 3, 96, 96))
+
+
+def test_a_branch_on_values_is_named_with_its_line(tmp_path):
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x.relu() if x.sum() > 0 else x
+
+    line = inspect.getsourcelines(Branch)[1] + 2
+    with pytest.raises(ValueError, match=rf"got forward \(.*{Path(__file__).name}:{line}\): "):
+        export_onnx(Branch(), (torch.randn(2, 3),), tmp_path / "model.onnx")
 
 
 def module_with(folder, name, *parts):
