@@ -369,3 +369,6 @@ def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
     meta = dict(img_shape=(80, 80), ori_shape=(50, 100), scale_factor=(0.8, 0.8))
     (sample,) = detector(torch.zeros(1, 3, 96, 96), [DetDataSample(metainfo=meta)])
     np.testing.assert_allclose(sample.pred_instances.bboxes.numpy(), [[10, 20, 50, 75]])
+    meta = dict(img_shape=(80, 80), ori_shape=(40, 160))  # of a pipeline that does not say how it resized
+    (sample,) = detector(torch.zeros(1, 3, 96, 96), [DetDataSample(metainfo=meta)])
+    np.testing.assert_allclose(sample.pred_instances.bboxes.numpy(), [[16, 8, 80, 30]])
