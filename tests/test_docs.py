@@ -140,7 +140,12 @@ def test_api_page_lists_every_public_name():
             assert known, f"{module.__name__}.{name}"
 
 
-@pytest.mark.parametrize("page", RUN)
+SLOW = ("docs/deploy.md",)  # exports a detector, as tests/export/test_tools.py does
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in RUN]
+)
 def test_code_runs(page, tmp_path, monkeypatch):
     # inductor takes a minute; ops/test_ops.py tests it
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
