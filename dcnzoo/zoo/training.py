@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import TRAINED
 from dcnzoo.openmmlab.runs.work_dir import is_trained, next_replaced
-from dcnzoo.utils.errors import UserError, typed, user_errors
+from dcnzoo.utils.errors import UserError, printable, typed, user_errors
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.zoo.own_data import OwnData, prepare
 from dcnzoo.zoo.source import resolve
@@ -127,7 +127,7 @@ def _own_data(
             stack.enter_context(lock_work_dir(folder))
             stack.enter_context(_data_set_aside(folder / "data", next_replaced(folder)))
         own = prepare(data, folder, None if model is None else str(model), force, options)
-    print(*own.decisions, sep="\n")
+    print(*map(printable, own.decisions), sep="\n")
     return folder, own
 
 

@@ -13,6 +13,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo.models
+from dcnzoo.openmmlab.hooks.summary import print_pairs
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
@@ -141,6 +142,15 @@ def test_a_work_directory_in_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "run/epoch_1.pth").touch()
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "run"))):
         dcnzoo.train("mask-rcnn_r14_fpn_8e_shapes", work_dir="~/run")
+
+
+def test_names_of_data_do_not_control_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_yolo(tmp_path / "fru\x1b[31mits", fruits(tmp_path / "drawn"))
+    work = dcnzoo.train(data=tmp_path / "fru\x1b[31mits", dry_run=True)
+    print_pairs([("work dir", str(work))])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and printed.count(r"fru\x1b[31mits") >= 3
 
 
 def test_dry_run_says_what_was_decided(tmp_path):

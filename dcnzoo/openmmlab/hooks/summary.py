@@ -106,7 +106,7 @@ class SummaryHook(Hook):
             lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
         lines += [
             ("classes", self._classes),
-            ("files", ", ".join([*(printable(Path(path).name) for path in files if path), "vis_data/"])),
+            ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
         ]
         if self._is_last:
             lines.append(("next", next_steps(folder)))
@@ -267,4 +267,4 @@ def next_steps(work_dir: Path) -> str:
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     if is_main_process():
         for line in columns([pair for pair in pairs if pair[1]]):
-            print(line, flush=True)
+            print(printable(line), flush=True)  # names of files may be from elsewhere
