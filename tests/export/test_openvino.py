@@ -1,8 +1,5 @@
 """OpenVINO: DeformConv of any exporter, and the IR. test_tools.py exports a detector."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +8,7 @@ import torch.nn.functional as F
 from dcnzoo.detect.session import Session
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.ops import reference
+from tests.processes import run_code
 
 from .graphs import assert_close
 
@@ -101,6 +99,6 @@ numpy.save({str(tmp_path / "out.npy")!r}, model(feed)[0])
 """
     for i, value in enumerate((input, offset, mask)):
         np.save(tmp_path / f"{i}.npy", value.numpy())
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_code(program)
     assert_close(torch.from_numpy(np.load(tmp_path / "out.npy")), expected)
     assert Session(tmp_path / "model.xml", "openvino").metadata["dcnzoo"] == "kept"
