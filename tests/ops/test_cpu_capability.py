@@ -22,7 +22,10 @@ SUITE_OF_AMX = ("ops", "deform_conv", "not_finite")
 CHOSEN_OF_AMX = "bfloat16 or share_blocks or (half and deform_conv)"
 
 
-@pytest.mark.parametrize("capability", TRIED)
+# avx512 is avx512_bf16 without its products of bfloat16
+@pytest.mark.parametrize(
+    "capability", [pytest.param(c, marks=[pytest.mark.slow] if c == "avx512" else []) for c in TRIED]
+)
 def test_suite_passes_under_every_capability(capability):
     if capability == cpu_capability():
         pytest.skip("the whole suite runs under it")
