@@ -157,7 +157,7 @@ def timed_results(rows: list[Row]) -> dict[str, object]:
     lines = [("arm", "learning rate", "epochs", "CPU seconds", "box AP, test")]
     for arm in PAIR:
         epochs, seconds, aps = (values(results[arm], name) for name in ("epoch", "cpu_seconds", "box_ap"))
-        spans = (f"{epochs.min():.0f} to {epochs.max():.0f}", f"{seconds.min():.1f} to {seconds.max():.1f}")
+        spans = [f"{each.mean():.1f} ({each.min():.3g} to {each.max():.3g})" for each in (epochs, seconds)]
         lines.append((arm, best_rate(rows, arm, TIMED), *spans, mean_and_spread(aps.tolist())))
     search = [("arm", *TIMED_RATES)]
     for arm in PAIR:
