@@ -93,14 +93,6 @@ def test_links_lead_somewhere_and_code_compiles(path):
         assert not anchor or anchor in anchors(place), f"{target}: no such heading"
 
 
-def test_files_of_the_ways_exist():
-    rows = re.findall(
-        r"^\| [^|`]+ \| (`[\w/]+\.py` → .*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
-    )
-    files = {file for row in rows for file in re.findall(r"`(.+?)`", row)}
-    assert len(rows) == 5 and not [file for file in files if not (ROOT / "dcnzoo" / file).is_file()]
-
-
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_exist_and_have_these_options(path):
     text = "\n".join(blocks(path, "bash")).replace("\\\n", " ")
