@@ -31,7 +31,7 @@ from dcnzoo.utils.text import few, short
 Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
 
-LISTS = list | tuple | set | dict | np.ndarray  # of names of classes, in files of several programs
+LISTS = list | tuple | dict | np.ndarray  # of names of classes, in files of several programs
 _NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
 
 
@@ -162,6 +162,8 @@ def class_names(meta: Mapping) -> dict:
         names = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
     if not isinstance(classes := names.get("classes"), LISTS | None):
         raise CheckpointError(f"checkpoint: classes: expected a list of names, got {short(classes)}")
+    if isinstance(classes, dict) and all(isinstance(name, str) for name in classes.values()):
+        classes = classes.values()  # by number
     return names if classes is None else {**names, "classes": tuple(map(str, classes))}
 
 

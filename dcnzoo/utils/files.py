@@ -336,11 +336,16 @@ def is_video(image: Any) -> bool:
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
 
-    Nothing below a folder is visited a second time through a link.
+    A link to a folder above itself is left out, and nothing below a folder is visited a second time.
     """
-    visited = set()
+    visited = set[str]()
+    above: dict[str, set[str]] = {}  # the real paths of a folder and of those above it
     for folder, folders, names in os.walk(root, followlinks=True):
-        key = os.path.realpath(folder)
+        key, parents = os.path.realpath(folder), above.get(os.path.dirname(folder), set())
+        if key in parents:
+            folders.clear()
+            continue
+        above[folder] = parents | {key}
         folders[:] = [] if key in visited else sorted(filter(_is_visible, folders))
         visited.add(key)
         yield Path(folder), folders, sorted(filter(_is_visible, names))

@@ -1,6 +1,7 @@
 """Write a config that trains a published detector on your own data."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def write_settings(
         settings["load_from"] = address
     written = Config(settings)
     written.merge_from_dict(dict(changes or {}))
-    draft = Path(out).with_name(f".{Path(out).name}")
+    draft = Path(out).with_name(f".{secrets.token_hex(8)}-{Path(out).name}")
     try:
         write_text(draft, f"{HEAD}{text_of(written)}")  # sorts by name: variables come first
         config = read_config_file(draft)

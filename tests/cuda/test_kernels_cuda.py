@@ -108,6 +108,24 @@ def test_other_types(kernels, op, sample, dtype):
         check(kernels, overload, arguments, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("channels", [4, 36])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_four_channels_are_added_at_a_time(kernels, rank, channels, groups, dtype, last):
+    sizes = dict(batch=3, channels=channels * groups, out_channels=6, offset_groups=groups, im2col_step=2)
+    form = dict(size=deform_conv.SIZE[rank], kernel=deform_conv.KERNEL[rank], padding=1)
+    sample = deform_conv.make("vectors", **sizes, **form).to(dtype)
+    every = calls(OPERATORS[f"deform_conv{rank}d"], sample)
+    backward, arguments = next(call for call in every if is_backward(call[0]))
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d} if last else {}
+    format = formats.get(rank, torch.contiguous_format)
+    arguments[1] = arguments[1].contiguous(memory_format=format)
+    check(kernels, backward, arguments, TOLERANCE[dtype])
+    assert run(kernels, backward, arguments)[0].is_contiguous(memory_format=format)
+
+
 @first_forms
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -256,6 +257,20 @@ def test_slurm_trains_and_tests(slurm, data, tmp_path, port):
     testing, _ = slurm("slurm_test", "p", "n", CONFIG, tmp_path / "epoch_1.pth", "--work-dir", tmp_path,
                        *options, **names)  # fmt: skip
     assert precisions(testing) == precisions(output)
+
+
+def test_mpi_has_a_local_rank(monkeypatch):
+    """mmengine's runner reads it, and its launcher for MPI does not set it."""
+    from mmengine.config import Config
+
+    from dcnzoo.openmmlab.runs import ranks
+
+    for name in ("set_multi_processing", "init_dist"):
+        monkeypatch.setattr(ranks, name, lambda *arguments, **options: None)
+    with mock.patch.dict(os.environ, OMPI_COMM_WORLD_LOCAL_RANK="1"):
+        os.environ.pop("LOCAL_RANK", None)
+        ranks.join(Config(dict(launcher="mpi")))
+        assert os.environ["LOCAL_RANK"] == "1"
 
 
 @pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])

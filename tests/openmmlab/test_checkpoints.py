@@ -75,7 +75,7 @@ def test_a_checkpoint_of_other_types(tmp_path, key):
 
 
 def test_classes_are_texts():
-    for classes in (["1", "2"], (1, 2), np.array(["1", "2"]), {1: "one", 2: "two"}):
+    for classes in (["1", "2"], (1, 2), np.array(["1", "2"]), {0: "1", 1: "2"}, {"1": 0, "2": 1}):
         assert class_names({"dataset_meta": {"classes": classes}}) == {"classes": ("1", "2")}
 
 

@@ -352,7 +352,9 @@ def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
     left = [str(tmp_path / name) for name in ("in/a.jpg", "in/link/b.jpg")]
     assert picture_files(tmp_path / "in", below=True) == left == [*map(str, Tree(tmp_path / "in").files)]
     (tmp_path / "out/circle").symlink_to(tmp_path / "in")
-    assert {Path(each).name for each in picture_files(tmp_path / "in", below=True)} == {"a.jpg", "b.jpg"}
+    (tmp_path / "in/below").mkdir()
+    (tmp_path / "in/below/up").symlink_to("..")
+    assert picture_files(tmp_path / "in", below=True) == left, "each once"
     # as Windows' editor writes a list
     (tmp_path / "list.txt").write_bytes(f"\N{BYTE ORDER MARK}{left[0]} \r\n{left[1]}\r\n".encode())
     assert picture_files(tmp_path / "list.txt", below=True) == left

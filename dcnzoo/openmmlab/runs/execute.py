@@ -78,9 +78,7 @@ def train(
         stack.enter_context(ranks.faults())  # the ranks that have ended
         ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
         ranks.agree_on_config(cfg)
-        replaces = is_trained(work_dir) and not start.resumes
-        if replaces and not force:  # by a training that has ended while this one waited for the folder
-            raise UserError(TRAINED.format(work_dir))
+        replaces = ranks.from_rank_0(lambda: _replaces(work_dir, start, force))
         changes = ", ".join(recipe.changes)
         runner = build_runner(
             cfg,
@@ -97,6 +95,18 @@ def train(
                 stack.callback(hook.stop)  # after an error, mmengine calls no hook
         runner.train()
     return work_dir
+
+
+def _replaces(work_dir: Path, start: Start, force: bool) -> bool:
+    """Return whether a training replaces the one of its folder.
+
+    Raises:
+        UserError: it does without ``force``: the other one has ended while this one waited for the folder.
+    """
+    replaces = is_trained(work_dir) and not start.resumes
+    if replaces and not force:
+        raise UserError(TRAINED.format(work_dir))
+    return replaces
 
 
 @separate_run()

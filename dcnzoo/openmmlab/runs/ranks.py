@@ -58,6 +58,8 @@ def join(cfg: Config) -> None:
         if cfg.launcher == "slurm" and "SLURM_JOB_ID" in os.environ:  # jobs may share a machine
             job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
             os.environ.setdefault("MASTER_PORT", str(20000 + (job + 1009 * step) % 12000))
+        if cfg.launcher == "mpi":  # mmengine sets all but this one, which its runner reads
+            os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
         set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
         try:
             init_dist(cfg.launcher, **env.get("dist_cfg", {}))

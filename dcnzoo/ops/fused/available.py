@@ -39,7 +39,9 @@ def is_faster(name: str, call: Any) -> bool:
     be invalid.
     """
     input, fields = call.input, call.mask if call.offset is None else call.offset
-    if fields is None or (input.dtype == torch.float32 and not tf32()):
+    if fields is None or fields.dim() != 4:
+        return False  # measured in two dimensions
+    if input.dtype == torch.float32 and not tf32():
         return False  # tensor cores compute float32 only as TF32
     listed = table().get(_architecture(input.device), table()["default"])["auto"]
     least = listed.get(str(input.dtype).removeprefix("torch."), {})

@@ -19,9 +19,14 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def has_large_storage(tensor: Tensor) -> bool:
+    """Whether offsets in bytes need 64 bits, for which Triton compiles differently on AMD's GPUs."""
+    return tensor.untyped_storage().nbytes() >= 2**31
+
+
 def is_large(tensor: Tensor) -> bool:
     """Whether indices of its elements need 64 bits."""
-    if tensor.untyped_storage().nbytes() < 2**31:  # the usual case, tested at every launch
+    if not has_large_storage(tensor):  # the usual case, tested at every launch
         return False
     return (
         sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -68,7 +73,8 @@ def launch(
         return
     # all that Triton compiles for, and more: its own search for the compiled kernel takes most of a launch
     known = [
-        (a.dtype, a.data_ptr() % 16, is_large(a)) if isinstance(a, Tensor) else a for a in arguments.values()
+        (a.dtype, a.data_ptr() % 16, is_large(a), has_large_storage(a)) if isinstance(a, Tensor) else a
+        for a in arguments.values()
     ]
     key = (kernel.fn, device, warps, stages, fuse, *arguments, *known)
     arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] for a in known)
