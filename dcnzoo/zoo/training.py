@@ -123,8 +123,9 @@ def _own_data(
     if replaces and not force:
         raise UserError(TRAINED.format(folder))
     with contextlib.ExitStack() as stack:
-        if replaces:
+        if folder.is_dir():  # a training that uses it may not have written a checkpoint yet
             stack.enter_context(lock_work_dir(folder))
+        if replaces:
             stack.enter_context(_data_set_aside(folder / "data", next_replaced(folder)))
         own = prepare(data, folder, None if model is None else str(model), force, options)
     print(*map(printable, own.decisions), sep="\n")

@@ -15,6 +15,7 @@ from PIL import Image
 import dcnzoo.models
 from dcnzoo.openmmlab.hooks.summary import print_pairs
 from dcnzoo.openmmlab.runs.recipe import read_config_file
+from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
 
@@ -170,6 +171,22 @@ def test_dry_run_says_what_was_decided(tmp_path):
     assert "--zero-based" in error_of(
         "train", "--data", tmp_path / "fruits", "--zero-based", "--work-dir", tmp_path / "other", "--dry-run"
     )
+
+
+def test_data_of_a_running_training_stay(tmp_path, monkeypatch):
+    """Also before its first checkpoint."""
+    monkeypatch.setattr(lock, "_ORPHANS_END", 0)
+    for name, pictures in (("first", "abcdefghi"), ("second", "abcdef")):
+        write_yolo(tmp_path / name, fruits(tmp_path / f"drawn-{name}", pictures))
+    work = tmp_path / "work"
+    run("train", "--data", tmp_path / "first", "--work-dir", work, "--dry-run")
+    before = (work / "data/train.json").read_bytes()
+    second = ("train", "--data", tmp_path / "second", "--work-dir", work, "--dry-run")
+    with lock.lock_work_dir(work):
+        assert "used by process" in error_of(*second)
+    assert (work / "data/train.json").read_bytes() == before
+    run(*second)
+    assert (work / "data/train.json").read_bytes() != before
 
 
 def test_test_pictures_are_only_for_tests(tmp_path):
