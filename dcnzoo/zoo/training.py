@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import TRAINED
 from dcnzoo.openmmlab.runs.work_dir import is_trained, next_replaced
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
-from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.lock import OWNER, lock_work_dir
 from dcnzoo.zoo.own_data import OwnData, prepare
 from dcnzoo.zoo.source import resolve
 
@@ -123,7 +123,7 @@ def _own_data(
     if replaces and not force:
         raise UserError(TRAINED.format(folder))
     with contextlib.ExitStack() as stack:
-        if folder.is_dir():  # a training that uses it may not have written a checkpoint yet
+        if replaces or (folder / OWNER).exists():  # of a training that may not have a checkpoint yet
             stack.enter_context(lock_work_dir(folder))
         if replaces:
             stack.enter_context(_data_set_aside(folder / "data", next_replaced(folder)))

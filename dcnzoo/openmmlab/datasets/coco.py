@@ -261,6 +261,10 @@ class CocoDataset(coco.CocoDataset):
             for image, span in zip(columns.images, spans, strict=True)
         ]
 
+    def _copy_without_annotation(self, memo: dict | None = None) -> "CocoDataset":
+        """Copy what a subset shares. mmengine keeps ``memo``, and takes copies of deleted objects from it."""
+        return super()._copy_without_annotation({} if memo is None else memo)
+
     def get_data_info(self, idx: int) -> dict:
         info = super().get_data_info(idx)
         if self._entries is None:
