@@ -69,12 +69,11 @@ def text(rows: Rows, section: str) -> str:
     families: dict[tuple[str, str], list[str]] = {}
     for family, row in sorted(rows.items()):
         if not row["result"].startswith("out of scope"):
-            families.setdefault((row["date"], row["versions"]), []).append(family)
+            families.setdefault((row["date"], row["versions"].partition(",")[0]), []).append(family)
     lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**{age(rows, section)}"]
-    for (date, installed), names in sorted(families.items(), reverse=True):
-        lines.append(f"{len(names)} families were measured on {date} with {installed}.")
-    if len(families) > 1:
-        lines.append("`benchmarks/coverage/` has the date and the versions of each family.")
+    for (date, torch), names in sorted(families.items(), reverse=True):
+        lines.append(f"{len(names)} families were measured on {date} with {torch}.")
+    lines.append("`benchmarks/coverage/` has the revision, the date and all versions of each family.")
     return "\n\n".join([*lines, by_result(results)])
 
 

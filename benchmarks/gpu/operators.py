@@ -98,8 +98,8 @@ def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -
 def set_auto(journal: Path, table: dict) -> None:
     """List, for each type, the output pixels from which the fused kernels are faster in both formats.
 
-    The times are those of CUDA graphs: whether a network waits for the GPU or for Python is not known here.
-    The fused ones count with the time by which Python takes longer to launch them.
+    The times are those of CUDA graphs. Those of the fused kernels include the extra time that Python needs to
+    launch them.
     """
     entry = dict(table.get(tuning.target(), table["default"]))
     auto = dict(entry["auto"])
@@ -135,7 +135,7 @@ def least_pixels(times: dict[tuple[str, str], float], launches: float) -> int | 
     """Return the size of the smallest case from which fused is faster in all larger ones; None: in none.
 
     Args:
-        launches: microseconds that Python takes longer than for compiled ones, on a fast CPU (AMD Zen 5).
+        launches: extra microseconds that Python needs to launch the fused kernels, on a fast CPU.
     """
     least = None
     for case in sorted(CONVOLUTIONS, key=output_pixels, reverse=True):

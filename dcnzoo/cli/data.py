@@ -284,7 +284,8 @@ def download(
             archive = fetch(SMALL[dataset_name][0], out.parent)
             prepare(dataset_name, archive, out)
             archive.unlink()
-            print(f"written: {out}: images, train.json, val.json")
+            files = sorted(file.name for file in out.glob("*.json"))
+            print(f"written: {out}: images, {', '.join(files)}")
         return
     out = out or Path("data/coco")
     if delete and not unzip:

@@ -328,7 +328,7 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
 
 
 def _convert_texts(content: dict) -> Iterator[tuple[tuple[str, int], str]]:
-    """Replace ids like "7" and 7.0 by 7, other texts by free integers; yield where and the message."""
+    """Replace the ids "7" and 7.0 by 7, and other texts by unused integers; yield position and message."""
     for singular, plural in PLURALS.items():
         ids = [_plain(entry.get("id")) for entry in content.get(plural, ()) if isinstance(entry, dict)]
         numbers = {str(each): int(str(each)) for each in ids if re.fullmatch("[0-9]{1,18}", str(each))}
@@ -345,7 +345,7 @@ def _convert_texts(content: dict) -> Iterator[tuple[tuple[str, int], str]]:
 
 
 def _plain(number: object) -> object:
-    """Return the text of a number that another library stored as a float: "7" for 7.0."""
+    """Return "7" for 7.0, an id that pandas has converted; other values unchanged."""
     return f"{number:.0f}" if isinstance(number, float) and number.is_integer() else number
 
 

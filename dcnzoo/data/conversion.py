@@ -86,7 +86,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _png_exif(image: PngImageFile) -> bytes:
-    """Return the EXIF data, which may be behind the pixels: Pillow would decode those before."""
+    """Return the EXIF data, also from behind the pixels, which Pillow would decode first."""
     file = image.fp
     assert file is not None
     position = file.tell()

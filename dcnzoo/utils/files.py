@@ -147,7 +147,7 @@ class Claim:
             state = written.stat()
             entry = [file_digest(written).hexdigest(), state.st_size, state.st_mtime_ns]
             known = (each[0] for each in self._records[path.parent].get(path.name, ()))
-            # in a folder from elsewhere, it may be a link to any file
+            # a folder of somebody else may contain a link to another file in its place
             is_own = not record.is_symlink() and (record.is_file() or not record.exists())
             if entry[0] not in known and is_own:
                 with open(record, "a") as file:

@@ -36,7 +36,7 @@ struct RoiOutput {
     map = roi_map(s, roi, channel);
   }
 
-  __device__ int64_t place(const RoiShapes& s) const {  // of the first channel, in the output
+  __device__ int64_t output_index(const RoiShapes& s) const {  // of the first channel
     return ((number * s.channels + channel) * s.output_h + y) * s.output_w + x;
   }
 };
@@ -65,7 +65,7 @@ __global__ void roi_average_kernel(Shapes s, int64_t threads, const T* input, co
       });
     }
     for (int i = 0; i < kChannels; ++i)
-      if (i < channels) output[at.place(s) + i * s.bins()] = T(sums[i] / count);
+      if (i < channels) output[at.output_index(s) + i * s.bins()] = T(sums[i] / count);
   }
 }
 
@@ -80,7 +80,7 @@ __global__ void roi_average_backward_kernel(Shapes s, int64_t threads, const T* 
     const int64_t channels = s.channels - at.channel;
     A gradients[kChannels];
     for (int i = 0; i < kChannels; ++i)
-      if (i < channels) gradients[i] = A(grad_output[at.place(s) + i * s.bins()]) / region.count();
+      if (i < channels) gradients[i] = A(grad_output[at.output_index(s) + i * s.bins()]) / region.count();
     region.each_sample(at.y, at.x, s.height, s.width, [&](const Lerp<A>& y, const Lerp<A>& x) {
       for (int i = 0; i < kChannels; ++i)
         if (i < channels) roi_scatter(gradients[i], y, x, s.width, grad_input + at.map + i * s.pixels());

@@ -243,7 +243,7 @@ void launch_backward(const DeformAttnSizes& s, const Grid& grid, const Tensor& g
   using A = Accumulate<T>;
   const bool of_input = gradients.input.numel() > 0, of_fields = gradients.offset.numel() > 0;
   const bool packs = !of_input || adds_vectors(input);
-  // packs of the type of the sums: the atomic additions take longest
+  // Packs of four sums, also for half types: most of the time goes into the atomic additions.
   dispatch_pack<A>(s, grid, packs, {&grad_output, &input}, [&](auto pack, auto inner) {
     constexpr int V = decltype(pack)::value, Inner = decltype(inner)::value;
     constexpr int kWarp = 32;

@@ -295,17 +295,18 @@ Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
   return contiguous_as(torch::stable::narrow(tensor, 0, first, count), type);
 }
 
-// Channels that share an offset group and a mask group.
-int64_t shared_channels(const DeformConvShapes& s) {
-  const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
-  return std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
+int64_t channels_of_group(const DeformConvShapes& s, int64_t groups) {
+  return groups ? s.channels / groups : s.channels;
 }
 
-// Whether the GPU adds four channels of a gradient of type A at a time.
-template <typename A>
-bool adds_channels(const DeformConvShapes& s, const Tensor& input) {
-  return std::is_same_v<A, float> && shared_channels(s) % 4 == 0 && adds_vectors(input);
+// Channels that share an offset group and a mask group.
+int64_t shared_channels(const DeformConvShapes& s) {
+  return std::gcd(channels_of_group(s, s.offset_groups), channels_of_group(s, s.mask_groups));
 }
+
+// Channels of a gradient of type A that GPUs from sm_90 on add at a time.
+template <typename A>
+constexpr int kVector = std::is_same_v<A, float> ? 4 : 1;
 
 // A chunk of images, contiguous. F: the type of its offset and mask.
 template <typename T, typename F, int Rank>
@@ -324,7 +325,6 @@ struct Chunk {
         input(images_of(input, first, images, input.scalar_type())) {
     if (offset) this->offset = images_of(*offset, first, images, field_type);
     if (mask) this->mask = images_of(*mask, first, images, field_type);
-    const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
     sampling.geometry = s.geometry<Rank>();
     sampling.channels = s.channels, sampling.taps = s.taps;
     sampling.in_pixels = s.in_pixels, sampling.out_pixels = s.out_pixels;
@@ -332,8 +332,8 @@ struct Chunk {
     sampling.offset_groups = s.offset_groups, sampling.mask_groups = s.mask_groups;
     sampling.offset = offset ? data_of<F>(*this->offset) : nullptr;
     sampling.mask = mask ? data_of<F>(*this->mask) : nullptr;
-    sampling.offset_channels = channels_of(s.offset_groups);
-    sampling.mask_channels = channels_of(s.mask_groups);
+    sampling.offset_channels = channels_of_group(s, s.offset_groups);
+    sampling.mask_channels = channels_of_group(s, s.mask_groups);
     sampling.pixels = int(s.out_pixels);
     for (int axis = 0; axis < Rank; ++axis)
       sampling.out[axis] = int(s.out[axis]), sampling.kernel[axis] = int(s.kernel[axis]);
@@ -355,8 +355,8 @@ struct Chunk {
 
   void col2im(const Tensor& grad_columns, A* grad_input, bool vectors) const {
     const auto tiled = sampling.in_tiles(kColumnThreads, sampling.pieces.count);
-    constexpr int kVector = std::is_same_v<A, float> ? 4 : 1;
-    launch("col2im_kernel", vectors ? col2im_kernel<T, A, F, Rank, kVector> : col2im_kernel<T, A, F, Rank, 1>,
+    launch("col2im_kernel",
+           vectors ? col2im_kernel<T, A, F, Rank, kVector<A>> : col2im_kernel<T, A, F, Rank, 1>,
            blocks_for_tiles(tiled.tiles), kColumnThreads, input, tiled, data_of<T>(grad_columns), grad_input);
   }
 
@@ -413,7 +413,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   using A = Accumulate<T>;
   const ScalarType wide = accumulate_type(input.scalar_type());
   // Sums of several chunks or threads in the accumulation type: half gradients are rounded only once.
-  const bool vectors = wanted[0] && adds_channels<A>(s, input);
+  const bool vectors =
+      wanted[0] && kVector<A> > 1 && shared_channels(s) % kVector<A> == 0 && adds_vectors(input);
   Tensor sums_of_input =
       vectors ? new_channels_last(input, sizes_of(input), wide) : new_gradient(input, wanted[0], input, wide);
   if (vectors) torch::stable::zero_(sums_of_input);

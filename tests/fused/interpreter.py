@@ -42,10 +42,10 @@ def run_operator(
         ran.append((name, getattr(call, "output_mask", None)))
         return run(name, call)
 
-    is_large = (lambda tensor: True) if long_indices else launch.is_large
+    size_class = (lambda tensor: 2) if long_indices else launch.size_class
     patches = (
         mock.patch.object(operators, "run", record),
-        mock.patch.object(launch, "is_large", is_large),
+        mock.patch.object(launch, "size_class", size_class),
         mock.patch.object(_choice, "is_deterministic", lambda tensor: ordered),
     )
     with patches[0], patches[1], patches[2]:
@@ -87,7 +87,7 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
         return places(name, tensor) | ({f"{name}_channel": stride} if name == field else {})
 
     patch_load = mock.patch.object(InterpreterBuilder, "create_masked_load", masked_load)
-    patch_large = mock.patch.object(launch, "is_large", lambda tensor: True)
+    patch_large = mock.patch.object(launch, "size_class", lambda tensor: 2)
     with patch_load, patch_large, mock.patch.object(fused, "_places", with_stride):
         deform_conv.call(sample)
     return sorted(read)
@@ -99,9 +99,9 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
     In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
     """
     from dcnzoo.ops import _choice
-    from dcnzoo.ops.fused import deform_conv as fused
+    from dcnzoo.ops.fused import available
 
-    entry = mock.patch.dict(fused.table()["interpreter"], auto=listed)
+    entry = mock.patch.dict(available.table()["interpreter"], auto=listed)
     order = mock.patch.object(_choice, "order", lambda *_: (_choice.FUSED, _choice.COMPILED))
     with entry, order, mock.patch.object(_choice, "backend", "auto"):
         return [name for name, _ in run_operator("deform_conv2d", sample, grad)[0]]

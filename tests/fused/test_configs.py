@@ -17,14 +17,14 @@ KERNELS = ("forward", "grad_weight", "grad_samples")
 
 
 def test_unknown_architectures_have_what_runs_everywhere():
-    assert fused.entry_of("gfx942") is fused.table()["default"]
-    small = {kernel: fused.table()["sm_86"][kernel] for kernel in KERNELS}
-    assert {kernel: fused.table()["default"][kernel] for kernel in KERNELS} == small
+    assert available.entry_of("gfx942") is available.table()["default"]
+    small = {kernel: available.table()["sm_86"][kernel] for kernel in KERNELS}
+    assert {kernel: available.table()["default"][kernel] for kernel in KERNELS} == small
 
 
 def test_the_cheapest_and_of_equals_the_first(monkeypatch):
     listed = [[128, 256, 64, 8, 3], [128, 128, 64, 8, 3], [64, 128, 64, 4, 3]]
-    monkeypatch.setattr(fused, "table", lambda: {"sm_90": {"forward": {"half": listed}}})
+    monkeypatch.setattr(available, "table", lambda: {"sm_90": {"forward": {"half": listed}}})
 
     def chosen(cost) -> list[int]:
         return list(fused.choose("sm_90", "forward", torch.bfloat16, cost))

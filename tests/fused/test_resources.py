@@ -23,7 +23,8 @@ from triton.runtime.jit import JITFunction
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available, operators
 from dcnzoo.ops.fused import deform_conv as fused
-from dcnzoo.ops.fused.deform_conv import Config, table
+from dcnzoo.ops.fused.available import table
+from dcnzoo.ops.fused.deform_conv import Config
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
 MOST_SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}

@@ -13,8 +13,8 @@ from dcnzoo.utils.files import read_beside, write_text
 
 _CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
 DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config by the config's folder
-# stands for the folder in values. Nobody can guess it: a folder's name that a class name, read from a file,
-# puts into the text of a config could be a program
+# Stands for the config's folder in values. It is random, because names of classes come from files: a name
+# with the mark would put the name of the folder, perhaps code, into the text of the config.
 _MARK = secrets.token_hex(8)
 
 
@@ -44,12 +44,12 @@ def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
 
 
 def text_of(cfg: Config) -> str:
-    """Return the text of a config, with the folder of :func:`portable` paths."""
+    """Return the text of a config. The mark of :func:`portable` paths becomes MMEngine's template."""
     return without_templates(cfg.pretty_text).replace(_MARK, DIRECTORY)
 
 
 def is_config(path: Path) -> bool:
-    """Whether a file has the text of a config: to read another program would execute it."""
+    """Whether a file looks like a config, without reading it as one, which would execute it."""
     return re.search(_CONFIG, read_beside(path) or "", re.MULTILINE) is not None
 
 

@@ -262,7 +262,7 @@ class CocoDataset(coco.CocoDataset):
         ]
 
     def _copy_without_annotation(self, memo: dict | None = None) -> "CocoDataset":
-        """Copy what a subset shares. mmengine keeps ``memo``, and takes copies of deleted objects from it."""
+        """Copy with a new ``memo``. mmengine's default keeps entries of deleted objects, whose ids recur."""
         return super()._copy_without_annotation({} if memo is None else memo)
 
     def get_data_info(self, idx: int) -> dict:

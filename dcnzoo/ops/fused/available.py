@@ -20,13 +20,18 @@ def table() -> dict:
     return json.loads(TABLE.read_text())
 
 
+def entry_of(architecture: str) -> dict:
+    """The table's entry for an architecture, or the default, which needs the least shared memory."""
+    return table().get(architecture) or table()["default"]
+
+
 def any_listed() -> bool:
     return any(entry["auto"] for entry in table().values())
 
 
 @cache
 def _architecture(device: torch.device) -> str:
-    """The key of the table of a device. On a GPU that is not listed, Triton need not be imported."""
+    """The device's key in the table, as ``launch.target``, but without importing Triton."""
     if device.type != "cuda":
         return "interpreter"
     return "default" if torch.version.hip else "sm_{}{}".format(*torch.cuda.get_device_capability(device))
@@ -43,7 +48,7 @@ def is_faster(name: str, call: Any) -> bool:
         return False  # measured in two dimensions
     if input.dtype == torch.float32 and not tf32():
         return False  # tensor cores compute float32 only as TF32
-    listed = table().get(_architecture(input.device), table()["default"])["auto"]
+    listed = entry_of(_architecture(input.device))["auto"]
     least = listed.get(str(input.dtype).removeprefix("torch."), {})
     pixels = least.get("backward" if name.endswith("_backward") else "forward")
     return pixels is not None and len(fields) * math.prod(fields.shape[2:]) >= pixels

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._arguments import memory_format
 from . import kernels
-from .available import table
+from .available import entry_of
 from .launch import INTERPRETED, cdiv, launch, target
 
 
@@ -29,11 +29,6 @@ class Config(NamedTuple):
     BLOCK_K: int
     warps: int
     stages: int
-
-
-def entry_of(target: str) -> dict:
-    """The table's entry for an architecture, or the default, which needs the least shared memory."""
-    return table().get(target) or table()["default"]
 
 
 def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config], float]) -> Config:

@@ -19,19 +19,15 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def has_large_storage(tensor: Tensor) -> bool:
-    """Whether offsets in bytes need 64 bits, for which Triton compiles differently on AMD's GPUs."""
-    return tensor.untyped_storage().nbytes() >= 2**31
+def size_class(tensor: Tensor) -> int:
+    """0: its memory has less than 2 GiB. 1: more, which Triton compiles differently on AMD's GPUs.
 
-
-def is_large(tensor: Tensor) -> bool:
-    """Whether indices of its elements need 64 bits."""
-    if not has_large_storage(tensor):  # the usual case, tested at every launch
-        return False
-    return (
-        sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        >= 2**31 - 1
-    )
+    2: indices of its elements need 64 bits, too.
+    """
+    if tensor.untyped_storage().nbytes() < 2**31:  # the usual case, tested at every launch
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return 2 if last >= 2**31 - 1 else 1
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
@@ -71,13 +67,14 @@ def launch(
     """
     if programs == 0:
         return
-    # all that Triton compiles for, and more: its own search for the compiled kernel takes most of a launch
+    # Triton's own search for the compiled kernel takes most of the time of a launch. Calls with the same key
+    # have the same compiled kernel.
     known = [
-        (a.dtype, a.data_ptr() % 16, is_large(a), has_large_storage(a)) if isinstance(a, Tensor) else a
+        (a.dtype, a.data_ptr() % 16, size_class(a)) if isinstance(a, Tensor) else a
         for a in arguments.values()
     ]
     key = (kernel.fn, device, warps, stages, fuse, *arguments, *known)
-    arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] for a in known)
+    arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] == 2 for a in known)
     grid = (programs, second, 1)
     with current(device):
         if (compiled := _compiled.get(key)) is not None:
