@@ -23,7 +23,7 @@ from dcnzoo.data.splits import (
 )
 from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
-from dcnzoo.data.yolo import find_plain_yolo, find_yolo
+from dcnzoo.data.yolo import find_plain_yolo, find_yolo, is_names
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import few
@@ -70,9 +70,9 @@ def find_parts(data: str | os.PathLike) -> tuple[Layout, list[Part]]:
 
 
 def _tree_of_file(data: Path) -> Tree:
-    """Return the files among which the pictures of a file of annotations are."""
+    """Return a file and the pictures that its annotations may name; not the annotations beside it."""
     tree = Tree(data.parent, descend=False)
-    if data.suffix.lower() in (".yaml", ".yml", ".data"):
+    if data.suffix.lower() in (".yaml", ".yml", ".data") or is_names(data):
         tree.description = data
     elif data.suffix.lower() == ".json":
         content = tree.json_of(data)
@@ -81,6 +81,10 @@ def _tree_of_file(data: Path) -> Tree:
             # the pictures may be in a folder beside that of the file
             tree = Tree(data.absolute().parent.parent, depth=2, descend=False)
         tree.json = {data: content}
+    else:
+        expected = "a folder, a JSON file, or a file like data.yaml, obj.data or classes.txt"
+        raise UserError(f"data: expected {expected}, got {data}")
+    tree.files = [data, *tree.pictures]
     return tree
 
 

@@ -90,7 +90,7 @@ def _description(tree: Tree) -> Path | None:
     """
     if tree.description:
         return tree.description
-    files = [tree.root / name for name in YOLO if (tree.root / name).is_file()]
+    files = [tree.root / name for name in YOLO if tree.root / name in tree.files]
     if files:
         return files[0]
     for file in sorted(tree.ending(".yaml", ".yml", ".data"), key=lambda file: len(file.parts)):
@@ -98,7 +98,7 @@ def _description(tree: Tree) -> Path | None:
             keys = {str(key).lower() for key in _read(file)}
             if "names" in keys and keys & {*SPLITS}:
                 files.append(file)
-    files = files or [file for file in tree.files if _is_names(file) and _lists(file)]
+    files = files or [file for file in tree.files if is_names(file) and _lists(file)]
     nearest = [file for file in files if len(file.parts) == len(files[0].parts)]
     if len(nearest) > 1:
         raise UserError(
@@ -113,7 +113,7 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
     if not pictures:
         return []
     folders = {picture.parent for picture in pictures}  # of a folder with labels, all pictures are used
-    files = [file for file in tree.files if _is_names(file)]
+    files = [file for file in tree.files if is_names(file)]
     names = {tuple(line for _, line in read_lines(file)) for file in files}  # LabelImg: one in each folder
     if len(names) != 1:
         expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
@@ -131,7 +131,7 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
     return parts
 
 
-def _is_names(file: Path) -> bool:
+def is_names(file: Path) -> bool:
     """Whether a file has the name of a class in each line."""
     return file.name in CLASSES or file.suffix == ".names"
 
@@ -190,7 +190,7 @@ def _read(file: Path) -> dict:
     text = read_text(file)
     if file.suffix == ".data":
         return _read_darknet(file, text)
-    if _is_names(file):
+    if is_names(file):
         return {**_lists(file), "names": [line for _, line in read_lines(file)]}
     try:
         described = yaml.safe_load(text)

@@ -14,6 +14,7 @@ from dcnzoo.data.layouts import LAYOUTS, find_parts
 from dcnzoo.data.preparation import check_parts, unused
 from dcnzoo.data.splits import split_of
 from dcnzoo.data.voc import convert_voc
+from dcnzoo.data.yolo import CLASSES as CLASS_FILES
 from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
 
@@ -402,6 +403,29 @@ def test_what_lies_there_is_named(tmp_path):
     write(tmp_path / "train.json", coco({"none.jpg": []}))
     with pytest.raises(UserError, match="found none of them"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_files_beside_the_chosen_one_are_not_read(tmp_path, name):
+    GENERATORS[name](tmp_path, {"train": 4, "val": 3})
+    for chosen in (tmp_path / "annotations.zip", next(tmp_path.rglob("*.jpg"))):
+        chosen.touch()
+        with pytest.raises(UserError, match=rf"got .*{chosen.name}"):
+            find_parts(chosen)
+    descriptions = [file for file in tmp_path.rglob("*") if file.suffix in (".json", ".yaml", ".data")]
+    descriptions += [file for name in CLASS_FILES for file in tmp_path.rglob(name)]
+    assert descriptions or name.startswith("Pascal VOC")
+    for chosen in descriptions:
+        # another format, which is tried first, lies beside it
+        write(
+            chosen.with_name("data.yaml" if chosen.name != "data.yaml" else "a.yaml"),
+            "names: [a]\ntrain: .\n",
+        )
+        if "captions" in chosen.name:
+            with pytest.raises(UserError, match=r"1 \.json"):
+                find_parts(chosen)
+        else:
+            assert {file for part in find_parts(chosen)[1] for file in part.files} == {chosen}
 
 
 def test_pictures_are_never_taken_from_another_split(tmp_path):
