@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ import numpy as np
 
 from dcnzoo.data.conversion import CocoBuilder, polygon_area
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.text import few
 
 CLASSES = ("oval", "trefoil", "cross")
 PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinguishable with colour blindness
 SPLITS = ("train", "val")
 SPEC_FILE = "shapes.json"
+_WRITTEN = re.compile(r"shapes\.json|annotations/(train|val)\.json|(train|val)/\d+\.png")
 # Part of the recorded parameters: increase it when the same parameters generate other images.
 VERSION = 1
 
@@ -84,12 +87,15 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
     spec = spec or ShapesSpec()
     root = Path(root)
     record = {"version": VERSION, **dataclasses.asdict(spec)}
-    if _recorded(root) == record:
+    recorded = _recorded(root)
+    if recorded == record:
         return False
-    if root.exists() and _recorded(root) is None and (not root.is_dir() or any(root.iterdir())):
+    files = [file.relative_to(root).as_posix() for file in root.rglob("*") if not file.is_dir()]
+    others = [name for name in files if recorded is None or not _WRITTEN.fullmatch(name)]
+    if others or (root.exists() and not root.is_dir()):
         raise FileExistsError(
-            f"{root}: expected a folder written by make_shapes (with {SPEC_FILE}) or none, "
-            "found other files; move them away or choose another folder"
+            f"{root}: expected a folder written by make_shapes or none, found {few(others) or 'a file'}; "
+            "move other files away or choose another folder"
         )
 
     with replacing(root) as partial:
@@ -141,9 +147,12 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
 
 def _recorded(root: Path) -> dict | None:
     try:
-        return json.loads((root / SPEC_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
+        record = json.loads((root / SPEC_FILE).read_text())
+    except (OSError, ValueError):
         return None
+    # those of an older version may lack a parameter
+    keys = {"version", *(field.name for field in dataclasses.fields(ShapesSpec))}
+    return record if isinstance(record, dict) and "version" in record and record.keys() <= keys else None
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:

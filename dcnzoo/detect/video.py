@@ -36,7 +36,8 @@ def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
         try:
             with library.open(name) as container:
                 for frame in container.decode(video=0):
-                    yield frame.to_ndarray(format="bgr24")
+                    # counter-clockwise, in degrees; OpenCV turns the frames of a phone by itself
+                    yield np.rot90(frame.to_ndarray(format="bgr24"), frame.rotation // 90)
         except (library.FFmpegError, IndexError) as error:  # IndexError: it has only sound
             raise ValueError(f"image: expected a video that PyAV can read, got {path}") from error
         return
@@ -65,6 +66,7 @@ class VideoFile:
         self._rate = (_rate(self._library, videos[0]) if videos else None) or 10.0
         self._writer: Writer | None = None
         self._size = (0, 0)
+        self._frames = 0
 
     def add(self, frame: "PIL.Image.Image") -> None:
         """Append a frame. A frame of another size is resized to that of the first."""
@@ -74,12 +76,20 @@ class VideoFile:
             create = _create_with_av if self._library.__name__ == "av" else _create_with_opencv
             self._writer = create(self._library, self._partial, self._rate, self._size)
         self._writer[0](np.asarray(frame.convert("RGB").resize(self._size)))
+        self._frames += 1
 
     def close(self) -> list[Path]:
-        """Finish the file; return its path, or nothing if it has no frame."""
+        """Finish the file; return its path, or nothing if it has no frame.
+
+        Raises:
+            OSError: it is not complete; an earlier file stays.
+        """
         if self._writer is None:
             return []
         self._writer[1]()
+        if not _is_complete(self._library, self._partial, self._frames):
+            self._partial.unlink(missing_ok=True)
+            raise OSError(f"{self.path} cannot be written completely. The previous file is unchanged")
         os.replace(self._partial, self.path)
         return [self.path]
 
@@ -93,6 +103,15 @@ def frame_count(path: str | os.PathLike) -> int | None:
     with suppress(library.FFmpegError, IndexError), library.open(name) as container:
         return container.streams.video[0].frames or None
     return None
+
+
+def _is_complete(library: Any, path: Path, frames: int) -> bool:
+    """Whether the last frame of a written video can be read: OpenCV does not tell of a full disk."""
+    if library.__name__ == "av":
+        return True
+    video = library.VideoCapture(str(path))
+    video.set(library.CAP_PROP_POS_FRAMES, frames - 1)
+    return video.read()[0]
 
 
 def _rate(library: Any, path: str | os.PathLike) -> float | None:

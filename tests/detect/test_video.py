@@ -1,5 +1,8 @@
 """Videos, with each library that can read and write them."""
 
+import os
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,6 +35,49 @@ def test_videos(tmp_path, monkeypatch, name, ending):
     assert count(["a.png", tmp_path / "text.avi"]) is None
     with pytest.raises(ValueError, match="expected a video"):
         list(video.frames(tmp_path / "text.avi"))
+
+
+def test_videos_of_a_turned_phone(tmp_path, monkeypatch):
+    """All libraries turn the frames as the file says."""
+    for name in video.LIBRARIES:
+        pytest.importorskip(name)
+    file = video.VideoFile(tmp_path / "in.mp4", [])
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, 40:] = 255
+    file.add(Image.fromarray(picture))
+    file.close()
+    content = (tmp_path / "in.mp4").read_bytes()
+    identity, turned = (
+        struct.pack(">9i", *(a << 16 for a in turn), 0, 0, 1 << 30)
+        for turn in ((1, 0, 0, 0, 1, 0), (0, 1, 0, -1, 0, 0))
+    )
+    head, track, body = content.partition(b"tkhd")
+    (tmp_path / "turned.mp4").write_bytes(head + track + body.replace(identity, turned, 1))
+    for name in video.LIBRARIES:
+        monkeypatch.setattr(video, "LIBRARIES", (name,))
+        (frame,) = video.frames(tmp_path / "turned.mp4")
+        assert np.abs(frame - np.rot90(picture, -1).astype(int)).mean() < 12, name
+
+
+@pytest.mark.parametrize("ending", video.CODECS)
+def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
+    """As on a full disk, of which OpenCV says nothing."""
+    path = tmp_path / f"out{ending}"
+    path.write_text("before")
+    file = video.VideoFile(path, [])
+    for number in range(5):
+        noise = np.random.default_rng(number).integers(0, 256, (64, 96, 3))
+        file.add(Image.fromarray(noise.astype(np.uint8)))
+    add, close = file._writer
+
+    def close_and_cut():
+        close()
+        os.truncate(file._partial, file._partial.stat().st_size // 2)
+
+    file._writer = add, close_and_cut
+    with pytest.raises(OSError, match="completely"):
+        file.close()
+    assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
 
 
 def test_without_a_library(monkeypatch):

@@ -74,6 +74,22 @@ def test_data_is_written_whole_and_once_for_the_same_parameters(tmp_path, monkey
     assert root.exists()
 
 
+def test_no_file_of_the_user_is_replaced(tmp_path):
+    root = tmp_path / "shapes"
+    make_shapes(root, dataclasses.replace(SPEC, train=2, val=1))
+    for name in ("thesis.tex", "train/me.png"):
+        (root / name).write_text("mine")
+        before = contents(root)
+        with pytest.raises(FileExistsError, match=name):
+            make_shapes(root, SPEC)
+        assert contents(root) == before
+        (root / name).unlink()
+    for content in ("{}", "[]", '{"version": 1, "shapes": ["star"]}'):  # another program's shapes.json
+        (root / "shapes.json").write_text(content)
+        with pytest.raises(FileExistsError, match="make_shapes"):
+            make_shapes(root, SPEC)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_coco_file(root, split):
     coco = COCO(root / "annotations" / f"{split}.json")
