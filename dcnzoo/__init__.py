@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat import flop_counters as _flop_counters
 from dcnzoo.compat import host as _host
-from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.compat import onnx_hint as _onnx_hint
 from dcnzoo.utils.errors import typed as _typed
 from dcnzoo.version import __version__
@@ -31,9 +30,9 @@ __all__ = ["__version__", "from_deformable", "load", "test", "to_deformable", "t
 
 # mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-_mmcv.install()
 _host.provide_from_environment()
-_host.known()["ultralytics"].provide()
+for _name in ("mmcv._ext", "ultralytics"):
+    _host.known()[_name].provide()
 _flop_counters.install()
 _onnx_hint.install()
 

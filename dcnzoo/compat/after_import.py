@@ -62,9 +62,8 @@ class _Finder:
         if spec is None and provided:
             spec = provided[0](name)
         if spec is not None and spec.loader is not None:
-            _surround(
-                spec, spec.loader, [each for each in watches if not each[3] or _contains(spec, each[3])]
-            )
+            watches = [each for each in watches if not each[3] or _contains(spec, each[3])]
+            _surround(spec, spec.loader, watches)
         return spec
 
 

@@ -45,13 +45,7 @@ def dcnv4_backward(
 
 
 def flash_deform_attn_forward(
-    value: Tensor,
-    shapes: Tensor,
-    starts: Tensor,
-    sampling_loc_attn: Tensor,
-    im2col_step: int,
-    K: int = 8,
-    *_: int,
+    value: Tensor, shapes: Tensor, starts: Tensor, sampling_loc_attn: Tensor, im2col_step: int, K: int = 8, *_
 ) -> Tensor:  # [N, Q, heads·D]
     """Args: those of :func:`dcnzoo.ops.flash_deform_attn`, im2col_step, K, d_stride and block_thread."""
     expected, got = len(shapes) * K * 3, sampling_loc_attn.shape[-1]

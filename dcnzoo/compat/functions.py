@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,15 +43,14 @@ def _core_attention(plain: Callable) -> Callable:
     return core
 
 
-# name of the function → function of the module that returns the replacement
-REPLACEMENTS: dict[str, Callable[[ModuleType], object]] = {
-    "deform_conv": lambda module: _v1,
-    "modulated_deform_conv": lambda module: modulated_deform_conv2d,
-    "multi_scale_deformable_attn_pytorch": lambda module: attention_in_place_of(
-        module.multi_scale_deformable_attn_pytorch
-    ),
-    "ms_deform_attn_core_pytorch": lambda module: _core_attention(module.ms_deform_attn_core_pytorch),
-    "MultiScaleDeformableAttnFunction_fp32": lambda module: _attention_function(torch.float32),
-    "MultiScaleDeformableAttnFunction_fp16": lambda module: _attention_function(torch.float16),
-    "COCOeval_opt": lambda module: module.COCOeval,  # it calls functions of detectron2._C that dcnzoo lacks
+# name of a project's function → function that returns the replacement
+REPLACEMENTS: dict[str, Callable[[Any], object]] = {
+    "deform_conv": lambda original: _v1,
+    "modulated_deform_conv": lambda original: modulated_deform_conv2d,
+    "multi_scale_deformable_attn_pytorch": attention_in_place_of,
+    "ms_deform_attn_core_pytorch": _core_attention,
+    "MultiScaleDeformableAttnFunction_fp32": lambda original: _attention_function(torch.float32),
+    "MultiScaleDeformableAttnFunction_fp16": lambda original: _attention_function(torch.float16),
+    # pycocotools' class: the project's calls functions of detectron2._C that dcnzoo lacks
+    "COCOeval_opt": lambda original: original.__base__,
 }

@@ -6,8 +6,8 @@ compile first, which often fails. Call ``dcnzoo.compat.provide("MultiScaleDeform
 not installed, its import then finds dcnzoo's module, with the same functions, the same order of arguments and
 the same tensors written in place. An installed module stays in use.
 
-Each program is a :class:`Host`, in a file of :mod:`dcnzoo.compat.hosts`. This module imports neither torch
-nor the programs.
+Each program is a :class:`Host` in :mod:`dcnzoo.compat.hosts`. This module imports neither torch nor the
+programs.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import importlib.abc
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.machinery import ModuleSpec
@@ -100,7 +100,8 @@ class _Loader(importlib.abc.Loader):
         ours = [importlib.import_module(name) for name in self.host.provides]
         public = {name: value for each in ours for name, value in vars(each).items() if name[0] != "_"}
         vars(module).update(public, **{name: public[other] for name, other in self.host.names.items()})
-        vars(module)["__getattr__"] = getattr(ours[-1], "__getattr__", _no_attribute(module.__name__))
+        missing = partial(_no_attribute, module.__name__)
+        vars(module)["__getattr__"] = getattr(ours[-1], "__getattr__", missing)
 
 
 def _spec(host: Host, name: str) -> ModuleSpec:
@@ -111,15 +112,12 @@ def _spec(host: Host, name: str) -> ModuleSpec:
     return spec
 
 
-def _no_attribute(module: str) -> Callable[[str], object]:
-    def fail(name: str) -> object:
-        raise AttributeError(
-            f"module {module!r} has no attribute {name!r}: the module is dcnzoo's, because no compiled one "
-            "is installed",
-            name=name,
-        )
-
-    return fail
+def _no_attribute(module: str, name: str) -> object:
+    raise AttributeError(
+        f"module {module!r} has no attribute {name!r}: the module is dcnzoo's, because no compiled one is "
+        "installed",
+        name=name,
+    )
 
 
 _provided: list[str] = []
@@ -207,7 +205,7 @@ def _patch_functions(host: Host) -> Patch:
                     changes.callback(setattr, module, name, originals[original])
                 elif callable(original):  # not a package's submodule of this name
                     functions = importlib.import_module("dcnzoo.compat.functions")
-                    replacement = functions.REPLACEMENTS[name](module)
+                    replacement = functions.REPLACEMENTS[name](original)
                     originals[replacement] = original
                     changes.set(module, name, replacement)
 

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
+from dcnzoo.compat import patches
 from dcnzoo.compat.after_import import call
 
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='dcnzoo\.|namespace dcnzoo::")
@@ -16,21 +16,12 @@ _HINT = (
 
 def install() -> None:
     """Add the hint to the error of ``torch.onnx.export`` when torch is imported."""
-    call("torch.onnx", _patch)
+    reason = "its error does not name the call that is missing"
+    patches.switch_on(patches.Patch("onnx_hint", "torch.onnx.export", reason, "all", _patch))
 
 
-def _patch(module: ModuleType) -> None:
-    from dcnzoo.compat import patches
-
-    patches.switch_on(
-        patches.Patch(
-            "onnx_hint",
-            "torch.onnx.export",
-            "its error does not name the call that is missing",
-            "all",
-            lambda changes: changes.wrap(module, "export", _export),
-        )
-    )
+def _patch(changes: patches.Changes) -> None:
+    changes.callback(call("torch.onnx", lambda module: changes.wrap(module, "export", _export)))
 
 
 def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:

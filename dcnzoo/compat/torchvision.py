@@ -64,9 +64,8 @@ def accelerate() -> None:
     Under autocast on the CPU, ``deform_conv2d`` computes in the dtype of ``input``, where torchvision's own
     kernel raises an error. Second derivatives raise an error, as in torchvision.
 
-    If torchvision's operators do not load, because it was built for another torch, or if they lack CUDA
-    kernels, dcnzoo defines ``deform_conv2d``, ``roi_align`` and ``nms`` where they are
-    missing. ``dcnzoo run`` does so too. Call this before the first import of torchvision.
+    Call this before the first import of torchvision: it also defines operators and CUDA kernels that
+    torchvision's library lacks (:func:`dcnzoo.compat.provide`).
 
     Raises:
         ImportError: torchvision or dcnzoo's compiled operators are missing.

@@ -15,23 +15,26 @@ from torch import Tensor
 from dcnzoo import ops
 from dcnzoo.ops._torchvision import registered  # operators and dispatch keys with a kernel of this module
 
+# The functions take the arguments of SCHEMAS by position.
+
 
 def _arguments(
-    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, stride_h: int, stride_w: int,
-    pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int, use_mask: bool,
-) -> tuple[tuple, Tensor, tuple]:  # fmt: skip
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *numbers: int
+) -> tuple[tuple, Tensor, tuple]:
     """The arguments of dcnzoo's operator: input, weight, offset and mask; the bias; the geometry.
 
     Under autocast on the CPU, the dtypes differ: convert the weight and the bias to the dtype of the input,
     and offset and mask to that dtype or a wider one.
     """
     offset, mask = (t.to(torch.promote_types(t.dtype, input.dtype)) for t in (offset, mask))
+    use_mask = numbers[8]
     tensors = (input, weight.to(input.dtype), offset, mask if use_mask else None)
-    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
+    stride, padding, dilation, (groups, _) = zip(numbers[:8:2], numbers[1:8:2], strict=True)
+    geometry = (stride, padding, dilation, groups, None)
     return tensors, bias.to(input.dtype), geometry
 
 
-def deform_conv2d(*arguments: Any) -> Tensor:  # those of _arguments
+def deform_conv2d(*arguments: Any) -> Tensor:
     """``torchvision::deform_conv2d``."""
     tensors, bias, geometry = _arguments(*arguments)
     with torch.autocast("cpu", enabled=False):
@@ -48,25 +51,17 @@ def _deform_conv2d_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]
     return tuple(g.to(tensor.dtype).contiguous() for g, tensor in zip(gradients, inputs, strict=True))
 
 
-def roi_align(
-    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
-    sampling_ratio: int, aligned: bool,
-) -> Tensor:  # fmt: skip
+def roi_align(input: Tensor, rois: Tensor, *options: Any) -> Tensor:
     """``torchvision::roi_align``."""
-    size = (pooled_height, pooled_width)
-    return ops.roi_align(
-        input, rois, size, spatial_scale, max(sampling_ratio, 0), "avg", aligned
-    ).contiguous()
+    scale, *size, ratio, aligned = options
+    return ops.roi_align(input, rois, tuple(size), scale, max(ratio, 0), "avg", aligned).contiguous()
 
 
-def _roi_align_backward(
-    grad: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int, batch_size: int,
-    channels: int, height: int, width: int, sampling_ratio: int, aligned: bool,
-) -> Tensor:  # fmt: skip
+def _roi_align_backward(grad: Tensor, rois: Tensor, *options: Any) -> Tensor:
+    scale, _height, _width, *size, ratio, aligned = options
     no_maxima = grad.new_empty(0, dtype=torch.promote_types(grad.dtype, torch.float32))
-    size = [batch_size, channels, height, width]
-    arguments = (size, spatial_scale, max(sampling_ratio, 0), 1, aligned)
-    return torch.ops.dcnzoo._roi_align_backward(grad, rois, no_maxima, no_maxima, *arguments).contiguous()
+    arguments = (no_maxima, no_maxima, size, scale, max(ratio, 0), 1, aligned)
+    return torch.ops.dcnzoo._roi_align_backward(grad, rois, *arguments).contiguous()
 
 
 # Registration

@@ -27,9 +27,8 @@ def repair_command(torch: str) -> str:
     """
     release, _, build = torch.partition("+")
     minor = int(release.split(".")[1])
-    command = (
-        f'pip install --no-deps --force-reinstall "torchvision==0.{minor + 15}.*"'  # 0.25 for torch 2.10
-    )
+    # 0.25 for torch 2.10
+    command = f'pip install --no-deps --force-reinstall "torchvision==0.{minor + 15}.*"'
     return f"{command} --index-url {INDEX}/{build}" if build else command
 
 

@@ -5,7 +5,7 @@ Without mmcv, you can import ``deform_conv2d``, ``modulated_deform_conv2d``, ``D
 ``mmcv.ops``. They have the same arguments and need only torch (:mod:`dcnzoo.compat.mmcv.deform_conv`).
 
 mmcv-lite is mmcv without its compiled module ``mmcv._ext``. Without this module, ``mmcv.ops`` and MMDetection
-cannot be imported. After :func:`install`, ``import mmcv._ext`` falls back to :mod:`dcnzoo.compat.mmcv._ext`,
+cannot be imported. ``import dcnzoo`` makes ``import mmcv._ext`` fall back to :mod:`dcnzoo.compat.mmcv._ext`,
 as :mod:`dcnzoo.compat.host` describes. A compiled ``mmcv._ext`` stays in use.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dcnzoo.compat import host, patches
+from dcnzoo.compat import patches
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +38,6 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.deform_conv"), name)
-
-
-def install() -> None:
-    """Make ``import mmcv._ext`` fall back to dcnzoo's operators. This imports nothing yet."""
-    host.known()[EXTENSION].provide()
 
 
 def compiled_extension() -> ModuleType | None:

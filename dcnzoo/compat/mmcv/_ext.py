@@ -188,9 +188,7 @@ def masked_col2im_forward(
     mask_h_idx: Tensor,
     mask_w_idx: Tensor,
     im: Tensor,  # [1, C, height, width], written at the pixels of the mask
-    height: int,
-    width: int,
-    channels: int,
+    **sizes: int,  # those of im
 ) -> None:
     im[0, :, mask_h_idx, mask_w_idx] = col
 
@@ -217,9 +215,8 @@ def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
 
 def _attends_on(device: torch.device) -> bool:
     """Whether attention on this device runs on dcnzoo's operator, and not on mmcv's function in PyTorch."""
-    name = "multi_scale_deform_attn"
     has_kernels = device.type == "cpu" or (device.type == "cuda" and dcnzoo.ops.with_cuda())
-    return has_kernels and runs_on_dcnzoo(name, device)
+    return has_kernels and runs_on_dcnzoo("multi_scale_deform_attn", device)
 
 
 def attention_in_place_of(plain: Callable) -> Callable:
@@ -277,9 +274,8 @@ def nms_rotated(
     multi_label: bool,
 ) -> Tensor:
     # mmcv's threshold is a float32. On the CPU mmcv drops a box at the threshold, on a GPU only above it.
-    threshold = torch.tensor(iou_threshold, dtype=torch.float32).to(
-        torch.promote_types(dets.dtype, torch.float32)
-    )
+    widest = torch.promote_types(dets.dtype, torch.float32)
+    threshold = torch.tensor(iou_threshold, dtype=torch.float32).to(widest)
     if not dets.is_cuda:
         threshold = threshold.nextafter(torch.full_like(threshold, -torch.inf))
     return order[dcnzoo.ops.nms_rotated(dets_sorted[:, :5], scores[order], threshold.item())]

@@ -79,9 +79,8 @@ def _hulls(points: Tensor) -> Tensor:  # (N, P, 2) -> (N, ≤ P, 2)
         # the farthest point with no other point to the right of its line, or the current one if none exists
         farthest = torch.where(right.any(2) | (length == 0), -1.0, length).max(1)
         following = torch.where(farthest.values < 0, order[-1], farthest.indices)
-        home = (fixed[rows, following] == fixed[rows, start]).all(-1) | (order[-1] == start) * (
-            len(order) > 1
-        )
+        stays = (order[-1] == start) * (len(order) > 1)
+        home = (fixed[rows, following] == fixed[rows, start]).all(-1) | stays
         order.append(torch.where(home, start, following))
         if home.all():
             break
@@ -106,17 +105,13 @@ def _shared_gradient(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), 
 # Convex hulls of nine points (Guo et al. 2021, CFA) and convex quadrilaterals
 
 
-def _split(pointsets: Tensor, polygons: Tensor) -> tuple[Tensor, Tensor]:
-    return pointsets.double().view(-1, 9, 2), _hulls(polygons.double().view(-1, 4, 2))
-
-
 def convex_iou(
     pointsets: Tensor,  # (N, 18)
     polygons: Tensor,  # (M, 8)
     ious: Tensor,  # (N, M), written
 ) -> None:
-    points, quads = _split(pointsets, polygons)
-    ious.copy_(_overlap(*all_pairs(_hulls(points).flatten(1), quads.flatten(1))).view_as(ious))
+    hulls = _hulls(pointsets.double().view(-1, 9, 2)).flatten(1)
+    ious.copy_(_overlap(*all_pairs(hulls, _quads(polygons))).view_as(ious))
 
 
 def convex_giou(
@@ -124,9 +119,9 @@ def convex_giou(
     polygons: Tensor,  # (N, 8)
     output: Tensor,  # (N, 19), written: the gradient of the points, and the generalised IoU
 ) -> None:
-    points, quads = _split(pointsets, polygons)
+    quads = _quads(polygons).unflatten(1, (-1, 2))
     with torch.enable_grad():
-        points = points.detach().requires_grad_()
+        points = pointsets.detach().double().view(-1, 9, 2).requires_grad_()
         hulls = _hulls(points)
         fixed = hulls.detach()
         moved = ((hulls - fixed) * _shared_gradient(fixed, quads)).sum((1, 2))  # zero, with a gradient
@@ -156,9 +151,8 @@ def min_area_polygons(
     left, right, top, bottom = across.amin(1), across.amax(1), down.amin(1), down.amax(1)  # [N, K]
     areas = torch.where(side.norm(dim=-1) > 0, (right - left) * (bottom - top), torch.inf)
     best = areas.argmin(1, keepdim=True)
-    left, right, top, bottom, cos, sin = (
-        t.gather(1, best) for t in (left, right, top, bottom, cos[:, 0], sin[:, 0])
-    )
+    bounds = (left, right, top, bottom, cos[:, 0], sin[:, 0])
+    left, right, top, bottom, cos, sin = (t.gather(1, best) for t in bounds)
     u, v = torch.cat([right, left, left, right], 1), torch.cat([top, top, bottom, bottom], 1)
     polygons.copy_(torch.stack([u * cos - v * sin, u * sin + v * cos], -1).flatten(1))
 

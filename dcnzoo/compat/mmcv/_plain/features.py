@@ -48,10 +48,9 @@ def carafe_forward(
 def carafe_backward(
     grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *rest: Tensor, **options: int
 ) -> None:
-    def function(features: Tensor, masks: Tensor) -> Tensor:
-        return _carafe(features, masks, **options)
-
-    for target, gradient in zip(rest[-2:], gradients(function, (rfeatures, masks), grad_output), strict=True):
+    inputs = (rfeatures, masks)
+    results = gradients(lambda x, m: _carafe(x, m, **options), inputs, grad_output)
+    for target, gradient in zip(rest[-2:], results, strict=True):
         target.add_(gradient)
 
 
@@ -150,16 +149,9 @@ def _riroi_align(
     num_orientations: int,
     clockwise: bool,
 ) -> Tensor:
-    rois = at_least_float32(rois)
-    pooled = dcnzoo.ops.roi_align_rotated(
-        at_least_float32(input),
-        rois,
-        (pooled_height, pooled_width),
-        spatial_scale,
-        num_samples,
-        aligned=False,
-        clockwise=clockwise,
-    )
+    input, rois, size = at_least_float32(input), at_least_float32(rois), (pooled_height, pooled_width)
+    options = dict(aligned=False, clockwise=clockwise)
+    pooled = dcnzoo.ops.roi_align_rotated(input, rois, size, spatial_scale, num_samples, **options)
     pooled = pooled.unflatten(1, (-1, num_orientations))  # [R, C, orientations, h, w]
     turn = rois[:, 5] * num_orientations / (2 * math.pi)
     steps = turn.floor()
@@ -204,8 +196,6 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, **options: float
 ) -> None:
-    def function(input: Tensor) -> Tensor:
-        return _focal_loss(input, target, weight, **options)
-
-    (gradient,) = gradients(function, [input], torch.ones_like(input))
+    ones = torch.ones_like(input)
+    (gradient,) = gradients(lambda x: _focal_loss(x, target, weight, **options), [input], ones)
     grad_input.copy_(gradient)

@@ -60,9 +60,8 @@ def pixel_group(
     """For each label from 0: mean score, number of pixels, then x and y of each pixel. Label 0 has none."""
     labels, text, vectors = kernel_label.numpy().copy(), mask.numpy(), embedding.numpy()
     of_kernel = kernel_label.flatten()
-    sums = torch.zeros(kernel_region_num, embedding.shape[2]).index_add_(
-        0, of_kernel, embedding.flatten(0, 1)
-    )
+    sums = torch.zeros(kernel_region_num, embedding.shape[2])
+    sums.index_add_(0, of_kernel, embedding.flatten(0, 1))
     means = (sums / of_kernel.bincount(minlength=kernel_region_num)[:, None]).numpy()
 
     def joins(pixels: np.ndarray, offered: np.ndarray) -> np.ndarray:
