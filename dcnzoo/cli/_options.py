@@ -171,7 +171,9 @@ class Names(click.ParamType):
             names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
         except InvalidAnnotation as error:
             raise UserError(f"--classes: {value}: {error}") from None
-        return [name.strip() for name in names if name.strip()]
+        if not (names := [name.strip() for name in names if name.strip()]):
+            raise UserError(f"--classes: expected names, got none in {value!r}")
+        return names
 
 
 class Shard(click.ParamType):

@@ -88,8 +88,7 @@ def command(
         if (fused := TorchDetector(network)).fuses:
             detectors["PyTorch float32, fused"] = fused
         detectors["PyTorch bf16"] = TorchDetector(network, precision="bf16")
-    for file in exported:
-        detectors |= timing.exported(file, backend, device, threads)
+    detectors |= timing.exported(exported, backend, device, threads)
     timings = timing.measure(detectors, pictures, max_iter, num_warmup)
     if annotations and folder:
         timing.evaluate(timings, detectors, annotations, folder)

@@ -11,7 +11,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -75,7 +75,22 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
                 image.load()
             return image.size[::-1] if turned else image.size
     except Exception as error:  # each decoder has its own errors: OSError, SyntaxError, zlib.error, …
+        if isinstance(error, Image.DecompressionBombError) and (size := _size_by_opencv(file)):
+            return size
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
+
+
+def _size_by_opencv(file: Path | BinaryIO) -> tuple[int, int] | None:
+    """Decode a picture of more than 178 megapixels, which Pillow refuses and MMDetection reads."""
+    import cv2
+
+    if not isinstance(file, Path):
+        file.seek(0)
+    content = file.read_bytes() if isinstance(file, Path) else file.read()
+    with suppress(cv2.error):
+        if (picture := cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)) is not None:
+            return picture.shape[1], picture.shape[0]
+    return None
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -103,7 +103,7 @@ def _convert_file(
     groups: dict[object, list[tuple[int, dict]]] = {}  # shapes by object
     for index, shape in enumerate(content["shapes"]):
         group = shape.get("group_id") if isinstance(shape, dict) else None
-        key = index if group is None else (str(group), str(shape.get("label")))
+        key = index if group is None else (str(group), str(shape.get("label")).strip())
         groups.setdefault(key, []).append((index, shape))
     for shapes in groups.values():
         places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
@@ -158,7 +158,7 @@ def _convert_shapes(shapes: list, conversion: CocoBuilder) -> None:
     """Convert the shapes of one object."""
     for shape in shapes:
         _check(shape)
-    name = shapes[0]["label"]
+    name = shapes[0]["label"].strip()
     outlines = [_outline(shape) for shape in shapes if shape.get("shape_type") != "mask"]
     masks = [_mask(shape, conversion.size) for shape in shapes if shape.get("shape_type") == "mask"]
     if masks and outlines:
@@ -173,7 +173,7 @@ def _check(shape: object) -> None:
     if not isinstance(shape, dict):
         raise InvalidAnnotation(f"expected a shape with label and points, got {short(shape)}")
     label, kind, points = shape.get("label"), shape.get("shape_type", "polygon"), shape.get("points")
-    if not isinstance(label, str) or not label:
+    if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     if not isinstance(kind, str) or kind not in _POINTS:
         kinds = ", ".join(_POINTS)

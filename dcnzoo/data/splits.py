@@ -171,9 +171,11 @@ class Tree:
     def __init__(self, root: Path, depth: int | None = None, descend: bool = True) -> None:
         self.root, self.files = root, list[Path]()
         self.description: Path | None = None  # the file like data.yaml, if it was chosen
+        self.work_dirs: list[Path] = []  # of trainings: their pictures and annotations are left out
         for folder, folders, names in walk(root):
             if folder != root and is_written_by("train", folder):
-                folders.clear()  # a work directory, with the pictures and annotations of a training
+                folders.clear()
+                self.work_dirs.append(folder)
                 continue
             if len(folder.relative_to(root).parts) == depth:
                 folders.clear()

@@ -29,7 +29,7 @@ def draw(
 ) -> Image.Image:
     """Draw boxes, masks and texts on a picture: see :meth:`dcnzoo.detect.detections.Detections.draw`."""
     height, width = image.shape[:2]
-    scale = max(1, 600 / width)
+    scale = max(1, min(600 / width, 1200 / height))  # texts need some width
     size = (round(width * scale), round(height * scale))
     picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
     canvas, font = ImageDraw.Draw(picture), _font("".join(texts), max(14, size[0] // 42))

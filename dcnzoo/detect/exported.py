@@ -98,8 +98,8 @@ class ExportedDetector(BaseDetector):
     ) -> list[Detections]:
         images, sizes, pictures = zip(*inputs, strict=True)
         outputs = self.model(stack(images), np.array([self.border(size) for size in sizes]))
-        if np.isnan(outputs["dets"]).any():
-            raise ModelError(f"{self.model.path}: expected finite boxes and scores, got NaN")
+        if not np.isfinite(outputs["dets"]).all():
+            raise ModelError(f"{self.model.path}: expected finite boxes and scores, got NaN or infinity")
         results = []
         for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
             chosen = outputs["dets"][i, :, 4] >= threshold

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 from pycocotools.coco import COCO
@@ -10,12 +11,14 @@ from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import area
 
 from dcnzoo.detect.detections import Detections
+from dcnzoo.utils.text import few, short
 
 try:
     from faster_coco_eval import COCOeval_faster as COCOevalBase
 except ImportError:  # no wheel for this platform
     COCOevalBase = COCOeval
 
+_KEYS = ("images", "annotations", "categories")
 MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the first is that of AP
 KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
@@ -41,7 +44,8 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is not a COCO file, or has a category that is not a class.
+        ValueError: it is not a COCO file, has an id or category twice, which pycocotools counts wrong
+            without a word, or has a category that is not a class.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -49,8 +53,15 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
             replace_id_0(truth.dataset["annotations"])
             truth.createIndex()
         names = [category["name"] for category in truth.dataset["categories"]]
+        ids = {key: [each["id"] for each in truth.dataset[key]] for key in _KEYS}
+        if texts := [each for each in ids["categories"] if not isinstance(each, int)]:
+            raise ValueError(f"ids of categories: expected integers, got {short(texts[0])}")
+        for key, values in {**ids, "names of categories": names}.items():
+            if repeated := [value for value, number in Counter(values).items() if number > 1]:
+                raise ValueError(f"{key}: expected each once, got {few(repeated)} again")
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"annotations: expected a COCO file, got {file}: {error!r}") from error
+        details = f"{error}; `dcnzoo data check {file}` lists all problems"
+        raise ValueError(f"annotations: expected a COCO file, got {file}: {details}") from error
     if unknown := sorted(set(names) - set(classes)):
         known = ", ".join(classes) or "none (the detector has no names)"
         raise ValueError(f"annotations: {file}: expected categories among {known}; got {', '.join(unknown)}")

@@ -1,5 +1,6 @@
 """Convert the outputs of an exported graph to detections."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -17,13 +18,13 @@ def mask_threshold(metadata: Mapping[str, str]) -> float:
     """Return the probability above which a pixel is part of an object.
 
     Raises:
-        ValueError: the metadata has another value than a number.
+        ValueError: the metadata has another value than a finite number from 0 on.
     """
     value = metadata.get(MASK_THRESHOLD, "0.5")
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f"{MASK_THRESHOLD} in the metadata: expected a number, got {value!r}") from None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(value) < math.inf:
+            return float(value)
+    raise ValueError(f"{MASK_THRESHOLD} in the metadata: expected a number from 0 on, got {value!r}")
 
 
 def rescale_detections(

@@ -55,9 +55,15 @@ class Preprocessing:
             values = json.loads(metadata[KEY])
             values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
             preprocessing = cls(**values)
-            if not isinstance(preprocessing.classes, tuple):
-                raise TypeError("classes: expected a list")
-            preprocessing(np.zeros((8, 8, 3), np.uint8))  # a value of another type is an error now
+            if not isinstance(preprocessing.classes, tuple) or {*map(type, preprocessing.classes)} - {str}:
+                raise TypeError("classes: expected a list of texts")
+            sizes = *(preprocessing.scale or ()), preprocessing.pad_divisor, preprocessing.divisor
+            if any(type(size) is not int or not 1 <= size < 2**20 for size in sizes):
+                raise ValueError(f"scale, pad_divisor, divisor: expected integers above 0, got {sizes}")
+            with np.errstate(all="ignore"):
+                image, _ = preprocessing(np.zeros((8, 8, 3), np.uint8))  # another type is an error now
+            if not np.isfinite(image).all():
+                raise ValueError("mean, std, value: expected finite numbers, and std above 0")
             return preprocessing
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(

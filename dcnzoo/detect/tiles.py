@@ -54,7 +54,8 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
     ranks = torch.from_numpy(scores.astype(np.float64) - cut)
     index = nms(torch.from_numpy(apart), ranks, IOU).numpy()
-    index = index[~(cut[index] & _is_piece(apart[index]))]
+    pieces = [number for number in np.flatnonzero(cut[index]).tolist() if _is_piece(number, apart[index])]
+    index = np.delete(index, pieces)
     masks = None
     crops = [Crops.of(tile.crops) for tile in tiles if tile.crops is not None]
     if len(crops) == len(tiles):
@@ -78,10 +79,9 @@ def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarr
     return cut
 
 
-def _is_piece(boxes: np.ndarray) -> np.ndarray:
-    """Whether most of a box is inside another, larger box, [K]."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clip(0).prod(-1)  # [K, K]
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return ((shared > SHARE * area[:, None]) & (area[None] > area[:, None])).any(1)
+def _is_piece(number: int, boxes: np.ndarray) -> bool:  # [K, 4]
+    """Whether most of a box is inside another, larger box."""
+    box = boxes[number]
+    shared = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(-1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return bool(((shared > SHARE * areas[number]) & (areas > areas[number])).any())

@@ -79,21 +79,24 @@ def evaluate(
 
 
 def exported(
-    path: str, backend: str | None = None, device: str = "auto", threads: int | None = None
+    paths: Sequence[str], backend: str | None = None, device: str = "auto", threads: int | None = None
 ) -> dict[str, BaseDetector]:
-    """Open an exported file in a runtime; with ``backend`` None, in each installed one that reads it.
+    """Open exported files in a runtime; with ``backend`` None, in each installed one that reads them.
 
-    In OpenVINO, it is opened twice: also in bfloat16.
+    In OpenVINO, a file is opened twice: also in bfloat16. Files with one name in two folders are named by
+    their paths.
     """
-    backends = [backend]
-    if backend is None and Path(path).suffix == ".onnx":
-        backends = [name for name in ("onnxruntime", "openvino") if find_spec(name)] or [None]
+    installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
+    names = [Path(path).name for path in dict.fromkeys(paths)]
     detectors: dict[str, BaseDetector] = {}
-    for runtime in backends:
-        name = ", ".join(filter(None, (Path(path).name, runtime)))
-        detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
-        if detector.model.backend == "openvino":
-            detectors[f"{name}, bf16"] = ExportedDetector(path, runtime, device, threads, precision="bf16")
+    for path, own in zip(dict.fromkeys(paths), names, strict=True):
+        is_onnx = backend is None and own.endswith(".onnx")
+        for runtime in (is_onnx and installed) or [backend]:
+            name = ", ".join(filter(None, (own if names.count(own) == 1 else path, runtime)))
+            detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
+            if detector.model.backend == "openvino":
+                bf16 = ExportedDetector(path, runtime, device, threads, precision="bf16")
+                detectors[f"{name}, bf16"] = bf16
     return detectors
 
 
@@ -128,7 +131,8 @@ def fastest(timings: Mapping[str, Timing]) -> str:
             for name, value in first.metrics.items()
             if name.endswith("AP")
         )
-        return agreement(first.results, timing.results) >= 0.98 and max(drops, default=0.0) <= 0.005
+        agrees = timing is first or agreement(first.results, timing.results) >= 0.98
+        return agrees and max(drops, default=0.0) <= 0.005
 
     return min((name for name in timings if holds(timings[name])), key=lambda name: timings[name].median)
 

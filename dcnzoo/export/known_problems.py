@@ -211,7 +211,7 @@ def _nodes(model: ModelProto, graph: GraphProto) -> Iterator[Node]:
             values[value.name] = tensor.elem_type, len(tensor.shape.dim)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for proto in graph.node:
-        if proto.op_type == "Constant" and proto.attribute[0].HasField("t"):
+        if proto.op_type == "Constant" and proto.attribute and proto.attribute[0].HasField("t"):
             constants[proto.output[0]] = proto.attribute[0].t
         yield Node(proto, opsets, values, constants)
         for attribute in proto.attribute:

@@ -89,8 +89,8 @@ class ExportOptions:
             raise ValueError(f"opset_version: expected 18 to 21, got {self.opset_version}")
         if not {*map(type, self.metadata), *map(type, self.metadata.values())} <= {str}:
             raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
-        if reserved := [key for key in self.metadata if key.startswith("dcnzoo.")]:
-            raise ValueError(f"metadata: expected keys that do not begin with dcnzoo., got {reserved[0]!r}")
+        if reserved := [key for key in self.metadata if key.partition(".")[0] == "dcnzoo"]:
+            raise ValueError(f"metadata: expected other keys than dcnzoo and dcnzoo.…, got {reserved[0]!r}")
         if self.runtime not in RUNTIMES:
             raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
         if self.img_shape not in ("optional", "required", None):

@@ -39,8 +39,9 @@ class Section:
 
 
 def render(template: str, **values: object) -> str:
-    """Render a template of ``templates/``; all text is escaped."""
-    return _ENVIRONMENT.get_template(template).render(**values)
+    """Render a template of ``templates/``; all text is escaped, also what UTF-8 cannot encode."""
+    text = _ENVIRONMENT.get_template(template).render(**values)
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dcnzoo.utils.errors import printable
+
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--")  # no marker and dash twice in twelve lines
@@ -154,8 +156,8 @@ def _by_class(
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading ``$`` as the start of a formula."""
-    return text.replace("$", r"\$")
+    """Replace what an SVG cannot contain; keep matplotlib from reading ``$`` as the start of a formula."""
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def _line_style(index: int, points: int) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def waiting(title: str) -> Iterator[None]:
     """Context that shows the time of a call of unknown length, and the step that it has begun."""
     console = Console(stderr=True)
     kind = Progress if is_terminal(console) else LineProgress
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         bar = progress.add_task(title, total=None)
         token = steps.listener.set(lambda name: progress.update(bar, description=f"{title}: {name}"))
@@ -121,7 +121,7 @@ def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Pro
     """
     kind = Progress if is_terminal(console) else LineProgress
     return kind(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may be the name of a folder
         BarColumn(bar_width=None),
         *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
         TimeRemainingColumn(),

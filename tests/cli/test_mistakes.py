@@ -84,6 +84,7 @@ CONTENT = [
         )
     ),
     ("infer MODEL a.png --classes zebra", "zebra"),
+    ("infer MODEL a.png --classes ,", "--classes.*expected names, got none"),
     ("explain MODEL a.png --at 150,3", "x1 ≤ x2 < 150 and y1 ≤ y2 < 96, got 150,3,150,3"),
     ("explain MODEL a.png --box 9,3,8,4", "got 9,3,8,4"),
     ("explain MODEL a.png --layer neck", r"backbone\.layer2\.0\.conv2"),

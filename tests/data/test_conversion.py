@@ -83,6 +83,17 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
         image_size(file)
 
 
+def test_size_of_a_picture_that_pillow_refuses(tmp_path, monkeypatch):
+    """Of more than 178 megapixels, which OpenCV reads."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    write_image(tmp_path / "a.jpg", orientation=6)
+    for file in (tmp_path / "a.jpg", io.BytesIO((tmp_path / "a.jpg").read_bytes())):
+        assert image_size(file) == mmcv.imread(str(tmp_path / "a.jpg")).shape[1::-1]
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
+    with pytest.raises(InvalidAnnotation, match=r"a\.jpg"):
+        image_size(tmp_path / "a.jpg")
+
+
 def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -454,7 +465,7 @@ def test_labelme_by_hand(tmp_path):
         shape("date", "circle", [[20, 15], [23, 19]]),  # radius 5
         # two parts of one object, which overlap in 2 × 2 pixels, and an object of another group
         shape("fig", "rectangle", [[0, 0], [4, 4]], group=1),
-        shape("fig", "rectangle", [[2, 2], [6, 6]], group=1),
+        shape(" fig\n", "rectangle", [[2, 2], [6, 6]], group=1),
         shape("fig", "rectangle", [[0, 0], [4, 4]], group=2),
         shape("hazelnut", "mask", [[5, 10], [7, 11]], mask=encoded(mask)),
     ]

@@ -554,6 +554,8 @@ def test_what_is_not_used_is_named(tmp_path):
     assert unused(tmp_path, splits) == (
         "2 pictures (photos/0000.jpg, photos/0001.jpg), 1 file (train/gone.txt)"
     )
+    write(tmp_path / "photos/.dcnzoo.txt", '["train", "photos.py", "0", 0, 0]\n')
+    assert unused(tmp_path, splits) == "1 work directory, 1 file (train/gone.txt)"
     write(tmp_path / "val/classes.txt", "star\ndisc\n")
     with pytest.raises(UserError, match="names of the classes"):
         find_parts(tmp_path)

@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -25,7 +26,7 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.tiles import merge, windows
-from dcnzoo.detect.timing import overlaps
+from dcnzoo.detect.timing import Timing, fastest, overlaps
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import TorchDetector
@@ -342,6 +343,21 @@ def test_png_with_and_without_opencv(result, monkeypatch):
         assert Image.open(content).tobytes() == picture.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("size", "drawn"), [((10, 1200), (10, 1200)), ((1, 20000), (1, 20000)), ((100, 150), (600, 900))]
+)
+def test_narrow_pictures_are_not_enlarged_without_a_limit(size, drawn):
+    image = np.zeros((*size[::-1], 3), np.uint8)
+    result = Detections(np.float32([[0, 0, 1, 1]]), np.float32([0.5]), np.array([0]), image=image)
+    assert result.draw().size == drawn
+
+
+def test_a_detector_agrees_with_itself_if_its_boxes_have_no_area():
+    empty = Detections(np.zeros((1, 4), np.float32), np.float32([0.5]), np.array([0]))
+    timings = {name: Timing([seconds], results=[empty]) for name, seconds in (("a", 1.0), ("b", 0.5))}
+    assert fastest(timings) == "a"
+
+
 def test_features(detector, folder):
     features = detector.features(folder / "0.png")
     assert len(features) == len(features.strides) == detector.model.neck.num_outs
@@ -518,6 +534,19 @@ def test_merging_tiles():
     assert objects == {(70, 10, 105, 40, 0), (5, 5, 20, 20, 0), (72, 11, 104, 40, 1), (92, 60, 130, 90, 1)}
     for (x1, y1, x2, y2), mask in zip(merged.boxes.astype(int), merged.masks, strict=True):
         assert mask.shape == (100, 160) and mask[y1:y2, x1:x2].all() and mask.sum() == (y2 - y1) * (x2 - x1)
+
+
+def test_merging_many_objects_needs_little_memory():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 1900, (4000, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(4, 90, (4000, 2))], 1).astype(np.float32)
+    tile = Detections(boxes, rng.random(4000).astype(np.float32), rng.integers(0, 5, 4000))
+    places = [(slice(0, 2000), slice(0, 2000)), (slice(0, 2000), slice(1000, 3000))]
+    tracemalloc.start()
+    merged = merge([tile, tile], places, (2000, 3000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32e6 and 4000 < len(merged) <= 8000
 
 
 def test_a_strip_in_tiles(detector, tmp_path):

@@ -127,6 +127,20 @@ def test_metric_equals_that_of_mmdetection(tmp_path, monkeypatch, kinds):
     assert (tmp_path / "results.bbox.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [("images", "id", 1), ("annotations", "id", 1), ("categories", "id", 7), ("categories", "name", "a")],
+)
+def test_what_pycocotools_counts_wrong_is_refused(tmp_path, key, field, value):
+    content, _ = made(1)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    assert metrics.read_coco(tmp_path / "truth.json", CLASSES).imgs
+    content[key][1][field] = value
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"truth\.json: .*{key}.* {value} again.*data check"):
+        metrics.read_coco(tmp_path / "truth.json", CLASSES)
+
+
 def test_matches_equal_those_of_pycocotools():
     """The pairs by class, from which the report counts; equal detections and objects are interchangeable."""
     for seed in range(20):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import re
+import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -132,6 +133,11 @@ def test_bench(folder):
     output = command("bench", folder / "dynamic.onnx", folder / "picture.png", *options)
     rows = re.findall(r"^dynamic\.onnx, (\w+) +[\d.]+ +[\d.]+ +\d+ +100\.0%$", output, re.MULTILINE)
     assert "onnxruntime" in rows and "take: dynamic.onnx, " in output
+    files = [folder / "dynamic.onnx", folder / "int8/dynamic.onnx"]
+    files[1].parent.mkdir()
+    shutil.copy(*files)
+    output = command("bench", files[0], "--exported", files[1], "--backend", "onnxruntime", *options)
+    assert all(f"\n{file}, onnxruntime " in output for file in files), "each has a row"
 
 
 def test_with_numpy_pillow_and_the_runtime_only(folder):
@@ -223,10 +229,11 @@ def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"x\.onnx: .*'dcnzoo'"):
             Detector(tmp_path / "x.onnx", backend, edited=True)
     entries["dcnzoo"].value = good
-    model.metadata_props.add(key="dcnzoo.mask_threshold", value="half")
-    onnx.save(model, tmp_path / "x.onnx")
-    with pytest.raises(ValueError, match=r"x\.onnx: dcnzoo\.mask_threshold.*'half'"):
-        Detector(tmp_path / "x.onnx", backend, edited=True)
+    threshold = model.metadata_props.add(key="dcnzoo.mask_threshold")
+    for threshold.value in ("half", "nan", "-1"):
+        onnx.save(model, tmp_path / "x.onnx")
+        with pytest.raises(ValueError, match=rf"x\.onnx: dcnzoo\.mask_threshold.*'{threshold.value}'"):
+            Detector(tmp_path / "x.onnx", backend, edited=True)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

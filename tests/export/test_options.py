@@ -16,15 +16,15 @@ VALID = (
     {}, {"shape": (240, 320)}, {"shape": [240, np.int64(320)]}, {"precision": "float16"},
     {"precision": Int8("photos", 3)},
     {"opset_version": 21}, {"deform_conv": "gathernd"}, {"raw_outputs": True}, {"verify": True},
-    {"metadata": {"author": "me", "dcnzoo": "a word"}}, {"img_shape": None}, {"runtime": "openvino"},
+    {"metadata": {"author": "me", "dcnzoos": "a word"}}, {"img_shape": None}, {"runtime": "openvino"},
 )  # fmt: skip
 WRONG = (
     ("shape", "240"), ("shape", 240), ("shape", (240.0, 320)), ("shape", (True, 320)), ("shape", (0, 320)),
     ("shape", (240,)), ("precision", "fp16"), ("precision", 16), ("opset_version", "19"),
     ("opset_version", 19.0), ("opset_version", 22),
     ("deform_conv", 2), ("raw_outputs", "no"), ("simplify", 1), ("verify", 3), ("metadata", "author"),
-    ("metadata", {"author": 1}), ("metadata", {"dcnzoo.classes": "[]"}), ("runtime", None),
-    ("img_shape", True),
+    ("metadata", {"author": 1}), ("metadata", {"dcnzoo.classes": "[]"}), ("metadata", {"dcnzoo": "{}"}),
+    ("runtime", None), ("img_shape", True),
 )  # fmt: skip
 
 

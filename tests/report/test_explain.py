@@ -256,7 +256,9 @@ def test_page_holds_the_recorded_points(outputs, step):
 def test_names_and_runaway_offsets_do_not_spoil_the_page():
     explanation = explained(names=("</script><b>",))
     explanation.fields[0].offset[3, 0, 2, 2] = 1e9
-    (layer,) = page_data(render_explanation(explanation, "title"))["layers"]
+    page = render_explanation(explanation, "not UTF-8: \udcff")
+    assert "UTF-8: \\udcff" in page and page.encode()
+    (layer,) = page_data(page)["layers"]
     assert layer["name"] == "</script><b>"
     assert layer["quantum"] == 1 / 32 and decoded(layer)[0].max() <= 2 * max(SIZE)
 

@@ -1,5 +1,6 @@
 import io
 import math
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -183,6 +184,14 @@ def test_curves_of_classes_and_confusion():
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]], "shares of a row"
     assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]
+
+
+def test_charts_of_any_names_are_well_formed():
+    svg = io.BytesIO()
+    figure = plot_precision_recall("\x00", {name: np.full(101, 0.5) for name in ("a\x08b", "\udcff", "<b>")})
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(svg, format="svg")
+    assert "&lt;b&gt;" in ElementTree.tostring(ElementTree.fromstring(svg.getvalue()), "unicode")
 
 
 def test_names_outside_ascii_are_drawn():

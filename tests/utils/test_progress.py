@@ -72,6 +72,15 @@ def test_a_bar_on_a_terminal_leaves_standard_output_alone(monkeypatch):
     assert "train" in screen.getvalue() and "row" not in screen.getvalue()
 
 
+def test_a_title_may_be_the_name_of_any_folder(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True))
+    with progress.waiting("a[/b] [bold]"):
+        pass
+    assert [*progress.track([1], "c[/d] [bold]")] == [1]
+    assert "a[/b] [bold]" in screen.getvalue() and "c[/d] [bold]" in screen.getvalue()
+
+
 def test_a_notebook_updates_one_line(monkeypatch):
     shown = []
     handle = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
