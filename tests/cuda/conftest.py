@@ -19,6 +19,8 @@ from filelock import FileLock
 
 from dcnzoo.ops import with_cuda
 
+from ..op_cases import deform_conv, results
+from ..ops.test_ops import largest, moved
 from ..processes import ROOT, compile_cpp
 
 # torch reads it once, before the first matrix product on a GPU, and refuses deterministic products without it
@@ -110,14 +112,46 @@ def build(compiler: str, folder: Path) -> Path:
     return library
 
 
-def replayed(call) -> torch.Tensor:
-    """Output of a call after it is captured in a CUDA graph and replayed."""
+@torch.no_grad()
+def assert_captured(op) -> None:
+    """A CUDA graph of a call gives its output again."""
+    sample = moved(next(iter(op.samples())).to(torch.float32))
+    expected = op.call(sample)  # compile and look up kernels before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = call()
+        output = op.call(sample)
     output.zero_()
     graph.replay()
-    return output
+    torch.testing.assert_close(output, expected)
+
+
+def assert_same_bits(op, sample) -> None:
+    """In deterministic mode, five times, and near the sums in another order."""
+    sample = moved(sample.to(torch.float32))
+    atomic = results(op.call, sample)
+    torch.use_deterministic_algorithms(True)
+    try:
+        ordered = [results(op.call, sample) for _ in range(5)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for run in ordered:
+        assert all(map(torch.equal, run, ordered[0]))
+    for result, expected in zip(ordered[0], atomic, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * largest(expected))
+
+
+def assert_current_stream(sample) -> None:
+    """deform_conv2d runs on the current stream, of the last device."""
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    sample = sample.to(torch.float32).map(lambda t: t.to(device))
+    expected = deform_conv.call(sample)
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        torch.cuda._sleep(10_000_000)  # work on another stream would read the input too early
+        output = deform_conv.call(sample.map(lambda t: t * 1))
+    torch.cuda.synchronize(device)
+    assert output.device == device
+    torch.testing.assert_close(output, expected)
 
 
 def pytest_collection_modifyitems(items):

@@ -9,6 +9,7 @@ from dcnzoo.ops import _choice, deform_conv2d, with_cuda
 from ..fused.test_operators import TOLERANCE, assert_right, on_gpu, samples_of
 from ..op_cases import deform_conv, ramp, results
 from ..ops.test_ops import largest, moved
+from .conftest import assert_current_stream, assert_same_bits
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
@@ -72,30 +73,11 @@ def test_tf32_where_it_is_allowed(fused):
 
 def test_same_bits_where_order_is_asked_for(fused):
     sample = deform_conv.make("order", channels=64, out_channels=48, size=(30, 31), padding=1)
-    leaves = moved(sample.to(torch.float32)).leaves()
-    torch.use_deterministic_algorithms(True)
-    try:
-        gradients = [
-            torch.autograd.grad(deform_conv.call(leaves).square().sum(), leaves.given) for _ in range(5)
-        ]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for other in gradients[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+    assert_same_bits(deform_conv, sample)
 
 
 def test_current_stream_and_device(fused):
-    device = torch.device("cuda", torch.cuda.device_count() - 1)
-    sample = deform_conv.make("stream", channels=32, out_channels=32, padding=1).to(torch.float32)
-    sample = sample.map(lambda t: t.to(device))
-    expected = deform_conv.call(sample)
-    torch.cuda.synchronize(device)
-    with torch.cuda.stream(torch.cuda.Stream(device)):
-        torch.cuda._sleep(10_000_000)  # work on another stream would read the input too early
-        output = deform_conv.call(sample.map(lambda t: t * 1))
-    torch.cuda.synchronize(device)
-    assert output.device == device
-    torch.testing.assert_close(output, expected)
+    assert_current_stream(deform_conv.make("stream", channels=32, out_channels=32, padding=1))
 
 
 @pytest.mark.xdist_group("large")  # in the same process as the tests of test_large_cuda.py

@@ -20,7 +20,7 @@ from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `de
     test_invalid_input_says_what_is_wrong,
     test_opcheck,
 )
-from .conftest import replayed
+from .conftest import assert_captured, assert_current_stream, assert_same_bits
 
 if not (torch.cuda.is_available() and has_ops()) or with_cuda():
     pytest.skip("no GPU, or with the compiled library", allow_module_level=True)
@@ -77,38 +77,16 @@ def test_nms():
 
 @pytest.mark.parametrize("name", FUSED)
 def test_cuda_graph(name):
-    op = OPERATORS[name]
-    sample = moved(next(iter(op.samples())).to(torch.float32))
-    with torch.no_grad():
-        expected = op.call(sample)  # compile and look up kernels before the capture
-        output = replayed(lambda: op.call(sample))
-    torch.testing.assert_close(output, expected)
+    assert_captured(OPERATORS[name])
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_same_bits_in_deterministic_mode(name):
-    op = OPERATORS[name]
-    sample = moved(next(iter(op.samples())).to(torch.float32))
-    expected = results(op.call, sample)
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, second = results(op.call, sample), results(op.call, sample)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for a, b, atomic in zip(first, second, expected, strict=True):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(a, atomic, rtol=1e-4, atol=1e-4 * largest(atomic))
+    assert_same_bits(OPERATORS[name], next(iter(OPERATORS[name].samples())))
 
 
 def test_current_stream():
-    sample = moved(deform_conv.make("stream", channels=32, out_channels=32, padding=1).to(torch.float32))
-    expected = deform_conv.call(sample)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda._sleep(10_000_000)  # work on another stream would read the input too early
-        output = deform_conv.call(sample.map(lambda t: t * 1))
-    torch.cuda.synchronize()
-    torch.testing.assert_close(output, expected)
+    assert_current_stream(deform_conv.make("stream", channels=32, out_channels=32, padding=1))
 
 
 def test_levels_beyond_the_value_read_zeros():
