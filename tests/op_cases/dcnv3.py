@@ -122,7 +122,7 @@ def samples() -> Iterator[Sample]:
     yield make("far outside", spread=12.0)
     yield make("one image, one group", batch=1, group=1)
     yield make("empty batch", batch=0)
-    yield make("step", batch=5, im2col_step=2)
+    yield make("step", batch=5, im2col_step=1)
     yield make("one output pixel", size=(3, 2), padding=0)
     yield make("one column", size=(9, 1), kernel_size=(3, 1), padding=(1, 0))
     # channels and points around the vector sizes

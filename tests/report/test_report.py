@@ -146,6 +146,9 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert len(worst) == 6, "nothing is detected from .3 on"
     assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
     assert html.count('class="pictures small"') == 2, "traced points, points of each layer"
+    assert re.search(
+        r"layer3\.0\.conv2 .* through backbone\.layer1\.0\.conv2, backbone\.layer2\.0\.conv2:", html
+    )
     assert html.count("<figcaption>ground truth: ") == 5
     assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
     sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
