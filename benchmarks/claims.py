@@ -6,8 +6,8 @@
 
 A figure is a number with a decimal point that is no version or code, or "3 of 10". A source is a page of
 measurements, a file of rows, the revision that was measured, or a word that says who published it. All
-figures of a cell or clause must be in one line of a file that the section links, rounded as printed; the list
-of all timings at the end of a page does not count.
+figures of a cell or clause must be in one line of a file that the section links, in this order and rounded as
+printed; the list of all timings at the end of a page does not count.
 """
 
 import re
@@ -49,6 +49,11 @@ def equal(figure: str, value: float) -> bool:
     return abs(value - printed) <= 0.5001 * 10.0 ** -len(figure.partition(".")[2])
 
 
+def has_in_order(line: list[float], figures: list[str]) -> bool:
+    values = iter(line)
+    return all(any(equal(figure, value) for value in values) for figure in figures)
+
+
 def missing(text: str, files: list[Path]) -> list[str]:
     """Return the cells and clauses whose figures are in no line of the files."""
     lines = [
@@ -57,7 +62,7 @@ def missing(text: str, files: list[Path]) -> list[str]:
     result = []
     for clause in re.split(r"[|;\n]|\. ", text):
         figures = [part for figure in FIGURE.findall(clause) for part in re.split(" of (?:its )?", figure)]
-        if figures and not any(all(any(equal(f, x) for x in line) for f in figures) for line in lines):
+        if figures and not any(has_in_order(line, figures) for line in lines):
             result.append(clause.strip())
     return result
 

@@ -175,6 +175,14 @@ def test_figures_are_those_of_their_sources():
     assert not [(place, lost) for place, _, sources, lost in claims.claims() if lost or not sources]
 
 
+def test_a_changed_or_exchanged_figure_is_no_claim(tmp_path):
+    source = tmp_path / "rows.csv"
+    source.write_text("v2,0.0219,0.0171,0.0267")
+    assert not claims.missing("| +0.022 (+0.017 to +0.027) |", [source])
+    for wrong in ("+0.021 (+0.017 to +0.027)", "+0.022 (+0.027 to +0.017)", "+0.022 (+0.022 to +0.027)"):
+        assert claims.missing(wrong, [source]), wrong
+
+
 def test_study_is_that_of_its_rows():
     text, _ = page.page_of(read(), ROOT / "docs/demo_times.csv")
     assert text == (ROOT / "docs/study.md").read_text(encoding="utf-8")
