@@ -89,8 +89,8 @@ def load(
         fuse: on a CPU, compute a convolution, its batch norm and activation in one call, which is faster.
             Results differ by rounding. ``detector.model`` does not change.
         precision: ``"bf16"`` computes in bfloat16, except for the heads' last layers. This is faster on CPUs
-            that multiply bfloat16 and on GPUs, and changes scores and boxes a little
-            (docs/performance.md). Of exported files, only those for OpenVINO (``.xml``) support it.
+            that multiply bfloat16, and changes scores and boxes a little (docs/performance.md). Of exported
+            files, only those for OpenVINO (``.xml``) support it.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
@@ -105,6 +105,8 @@ def load(
     Raises:
         UserError: the model is unknown or has no weights, the device cannot be used, the download failed, or
             the checkpoint does not fit.
+        ValueError: ``score_threshold`` or ``precision`` is invalid.
+        FileNotFoundError: an exported file does not exist.
     """
     from dcnzoo.utils.files import EXPORTED
 

@@ -303,7 +303,7 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
 
     Parameters: ``weight``, ``bias``, and those of ``conv_offset``, a convolution with the geometry of the
     layer that predicts the offsets of all groups and then the masks, as in mmcv. Also loads state dicts
-    with two convolutions: tvdcn's, and ``conv_offset`` and ``conv_mask`` of dcnzoo up to 0.2.
+    with two convolutions: tvdcn's, and ``conv_offset`` and ``conv_mask`` of dcnzoo before 0.2.
 
     ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses.
     """

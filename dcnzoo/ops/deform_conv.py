@@ -62,7 +62,8 @@ def deform_conv2d(
         bias: ``(O,)``.
         stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
         im2col_step: maximum number of images processed at a time, to bound memory. It changes the result
-            only by rounding. Any value >= 1 works with any batch size. Default: ``min(N, 64)``.
+            only by rounding. Any value >= 1 works with any batch size. Default: at most 64, and
+            on CUDA at most 256 MiB of columns. The fused kernels ignore it.
 
     Returns:
         ``(N, O, oH, oW)`` in the memory format of ``input``. If ``offset`` and ``mask`` are both ``None``,

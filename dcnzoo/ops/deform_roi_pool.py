@@ -20,8 +20,9 @@ def deform_roi_pool(
 ) -> Tensor:  # [K, C, oH, oW]
     """Pools each region of interest to ``output_size`` bins, each displaced by its ``offset``.
 
-    Deformable Convolutional Networks (Dai et al. 2017, sec. 2.2). Same arguments and results as
-    ``mmcv.ops.deform_roi_pool``. For the modulated form of DCNv2 (Zhu et al. 2019, eq. 2), multiply the
+    Deformable Convolutional Networks (Dai et al. 2017, sec. 2.2). Same arguments and output as
+    ``mmcv.ops.deform_roi_pool``; the gradient of offsets beyond the outermost pixels is the derivative, which
+    mmcv's is not. For the modulated form of DCNv2 (Zhu et al. 2019, eq. 2), multiply the
     result by a mask ``(K, 1, oH, oW)``.
 
     Args:

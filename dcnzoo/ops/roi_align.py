@@ -24,7 +24,8 @@ def roi_align(
 ) -> Tensor:  # [K, C, oH, oW]
     """Pools bilinear samples of each region of interest to ``output_size`` bins.
 
-    Mask R-CNN (He et al. 2017, sec. 3). Same arguments and results as ``mmcv.ops.roi_align``.
+    Mask R-CNN (He et al. 2017, sec. 3). Same arguments as ``mmcv.ops.roi_align``, and the same
+    results except for RoIs without samples and NaN with ``"max"`` (docs/ops/boxes.md).
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).

@@ -15,7 +15,7 @@ def box_iou_rotated(
 ) -> Tensor:  # [M, N], or [M] if aligned
     """Overlap of rotated boxes: intersection over union, or over the area of the first box.
 
-    Same arguments and results as ``mmcv.ops.box_iou_rotated``, on CPU and CUDA.
+    Same arguments as ``mmcv.ops.box_iou_rotated``, and its results up to the rounding of its float32.
 
     Args:
         boxes1: ``(M, 5)``, ``(x, y, width, height, angle)``: the centre, the size and an angle in radians.
