@@ -94,8 +94,7 @@ def load(
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
-        trust_config: accept a repository of the Hub with a ``config.py`` in place of ``config.json``; this
-            **runs that program**.
+        trust_config: accept a repository of the Hub with a ``config.py``; this **runs that program**.
         edited: open an exported file that another tool changed: simplified, quantised, converted.
 
     Returns:
@@ -105,8 +104,7 @@ def load(
     Raises:
         UserError: the model is unknown or has no weights, the device cannot be used, the download failed, or
             the checkpoint does not fit.
-        ValueError: ``score_threshold`` or ``precision`` is invalid.
-        FileNotFoundError: an exported file does not exist.
+        ValueError, FileNotFoundError: an option is invalid; an exported file does not exist.
     """
     from dcnzoo.utils.files import EXPORTED
 
