@@ -18,7 +18,9 @@ from pathlib import Path
 from benchmarks.measure import ROOT
 
 PAGES = "benchmarks/|coverage|study|model_zoo|gpu|performance|demo_|results.csv"
-SOURCE = re.compile(rf"\]\(([^)]*(?:{PAGES})[^)]*)\)|(\*\*published\*\*|revision \w+|`python -m benchmarks\.\w+`)")
+SOURCE = re.compile(
+    rf"\]\(([^)]*(?:{PAGES})[^)]*)\)|(\*\*published\*\*|revision \w+|`python -m benchmarks\.\w+`)"
+)
 CODE = re.compile(r"^```.*?^```|`[^`]*`|<!--.*?-->|\$\$.*?\$\$|\$[^$]*\$", re.DOTALL | re.MULTILINE)
 VERSION = re.compile(
     r"(?:\b(?:CUDA|License|Python|Transformers|Triton|mmcv|mmdet|mmengine|onedl-\w+|onnxruntime|torch|torchvision)\s+|≥\s)"

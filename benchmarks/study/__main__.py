@@ -1,7 +1,8 @@
 """The study of plan.md and equal_time.md in benchmarks/study, which were fixed before their first results.
 
 ``run`` works through the trainings of the plans and appends a row to results.csv after each evaluation. It
-can be interrupted: incomplete trainings start again. ``page`` writes docs/study.md and its pictures.
+can be interrupted: incomplete trainings start again. ``page``, after all of them, writes docs/study.md
+and its pictures.
 """
 
 import argparse

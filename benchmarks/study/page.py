@@ -22,7 +22,6 @@ from benchmarks.study.training import (
     Run,
     average,
     best_rate,
-    pending,
     result,
     select,
 )
@@ -139,20 +138,15 @@ def settings_table(rows: list[Row]) -> str:
     lines = [("data", "pairs", "plain", "v2", "v2 − plain (95%)", "share of 1 − AP removed (95%)")]
     for setting in dict.fromkeys(run.setting for run in PLAN if run.setting != TIMED):
         plain, v2 = map(values, complete(rows, setting, ("plain", "v2")).values())
-        if len(v2) > 1:
-            aps = (mean_and_spread(each.tolist()) for each in (plain, v2))
-            parts = map(with_interval, (v2 - plain, (v2 - plain) / (1 - plain)))
-            lines.append((setting, len(v2), *aps, *parts))
-    return markdown(lines) if len(lines) > 2 else ""  # only the main comparison
+        aps = (mean_and_spread(each.tolist()) for each in (plain, v2))
+        parts = map(with_interval, (v2 - plain, (v2 - plain) / (1 - plain)))
+        lines.append((setting, len(v2), *aps, *parts))
+    return markdown(lines)
 
 
 def timed_results(rows: list[Row]) -> dict[str, object]:
     """Return the variables of the section of equal_time.md."""
     results = complete(rows, TIMED, PAIR)
-    pairs = len(results["v2"])
-    left = len({run.seed for run in PLAN if run.setting == TIMED and run.stage != "search"}) - pairs
-    if pairs < 2:
-        return {"pairs": pairs, "left": left}
     gain = values(results["v2"]) - values(results["plain"])
     lines = [("arm", "learning rate", "epochs", "CPU seconds", "box AP, test")]
     for arm in PAIR:
@@ -164,8 +158,7 @@ def timed_results(rows: list[Row]) -> dict[str, object]:
         runs = [Run("search", TIMED, arm, 9100, rate) for rate in TIMED_RATES]
         search.append((arm, *(f"{average(result(rows, run)):.3f}" for run in runs)))
     return {
-        "pairs": pairs,
-        "left": left,
+        "pairs": len(gain),
         "budget": BUDGET,
         "gain": with_interval(gain),
         "spread": gain.std(ddof=1),
@@ -238,20 +231,17 @@ def page_of(rows: list[Row], times: Path) -> tuple[str, dict[str, Figure]]:
     """Return the text of the page, from the template, and its pictures by name."""
     first_plan = [run for run in PLAN if run.setting != TIMED]
     main = complete(rows, "shapes", tuple(ARMS))
-    results = results_of(rows, main, times) if len(main["v2"]) >= 2 else {}
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
     text = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
         seeds=len(main["v2"]),
-        **results,
+        **results_of(rows, main, times),
         settings=settings_table(rows),
         shipped=shipped_table(rows),
         timed=timed_results(rows),
         hours=sum(float(row["cpu_seconds"]) for run in first_plan if (row := result(rows, run))) / 3600,
-        left=len(pending(first_plan, rows)),
-        total=len(first_plan),
         facts=facts([row for row in rows if row["setting"] != TIMED]),
     )
-    return text, plot(rows, main) if results else {}
+    return text, plot(rows, main)
 
 
 def write_page(rows: list[Row], docs: Path) -> None:
