@@ -226,10 +226,10 @@ def main() -> None:
                 break
             kills += how != FULL
             deaths[how] += 1
-            writing += status != 0 and any(work.glob(".*.partial"))
+            writing += status != 0 and any(work.glob(".*.partial*"))
             last = max(epochs(work), default=None)
         finished += 1
-        assert len(epochs(work)) == 2 and not list(work.glob(".*.partial")), os.listdir(work)
+        assert len(epochs(work)) == 2 and not list(work.glob(".*.partial*")), os.listdir(work)
         assert_same(result(work), whole[loader])
         print(f"{finished} trainings, {kills} of {args.kills} kills: the same bits", file=sys.stderr)
         if kills >= args.kills:

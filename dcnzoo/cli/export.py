@@ -91,8 +91,9 @@ def command(
         _options.refuse("neither --verify nor --show", "test_img")
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
     claim = _options.output_files(force)
-    for ending in filter(None, (path.suffix, ".bin" * (path.suffix == ".xml"), ".png" * show)):
-        claim(path.with_suffix(ending))
+    claim(path)
+    for ending in filter(None, (".bin" * (path.suffix == ".xml"), ".png" * show)):
+        claim(path.with_suffix(ending), beside=True)
     options |= {"img_shape": None if img_shape == "none" else img_shape}
     options |= {"verify": verify and (test_img or True), "runtime": runtime or "onnxruntime"}
     checked = ExportOptions(path, **options)  # before the model is loaded

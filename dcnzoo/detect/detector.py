@@ -166,6 +166,7 @@ class BaseDetector:
 
         _require("batch_size", batch_size, 1)
         truth = read_coco(os.path.expanduser(annotations), self.classes)
+        images = os.path.expanduser(images)
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
 

@@ -97,7 +97,7 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the rows, and the folder if it has no other file."""
-        for file in (*self.folder.glob("part-*"), *self.folder.glob(".*.partial"), self.folder / RECORD):
+        for file in (*self.folder.glob("part-*"), *self.folder.glob(".*.partial*"), self.folder / RECORD):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TextIO
 from dcnzoo.detect.detections import Detections, coco_categories, coco_entries
 from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.video import VideoFile
-from dcnzoo.utils.files import Claim, is_video, partial_start
+from dcnzoo.utils.files import Claim, is_video, replacing
 from dcnzoo.utils.text import counted
 
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
@@ -41,7 +40,6 @@ class ResultFiles:
             claim(self._path(f"{image}#1" if is_video(image) else image))
         self._coco = claim(folder / "detections.json") if coco else None
         self._video = VideoFile(claim(video), images) if video else None
-        self._began = time.time()
         self.counts: Counter[str] = Counter()
         self.images = self.errors = 0
 
@@ -57,19 +55,18 @@ class ResultFiles:
         if self._video:
             self._video.add(picture)
         if self._ending in DRAWN:
-            with self._claim.replacing(self._path(result.path)) as partial:
+            with replacing(self._claim(self._path(result.path))) as partial:
                 partial.write_bytes(encoded(picture, DRAWN[self._ending]))
 
     def finish(self, rows: Iterable[Mapping], classes: Sequence[str]) -> str:
         """Write the files of all rows; return the names of what was written, or an empty text."""
-        self._remove_abandoned()
         written = [] if self._video is None else self._video.close()
         pictures = self._write_texts(rows, written)
         if (first := next(pictures, None)) is None:
             return " and ".join(map(str, written))
         pictures = itertools.chain([first], pictures)
         if self._coco:
-            with self._claim.replacing(self._coco) as partial, open(partial, "w", encoding="utf-8") as file:
+            with replacing(self._coco) as partial, open(partial, "w", encoding="utf-8") as file:
                 _write_coco(file, pictures, classes)
             written.append(self._coco)
         for _ in pictures:
@@ -88,18 +85,11 @@ class ResultFiles:
             self.images += 1
             self.counts.update(row["names"])
             if self._ending == ".txt":
-                with self._claim.replacing(self._path(row["path"])) as partial:
+                with replacing(self._claim(self._path(row["path"]))) as partial:
                     partial.write_text(_yolo(row))
             if self._ending and self.images < 3:
                 written.append(self._path(row["path"]))
             yield row
-
-    def _remove_abandoned(self) -> None:
-        """Delete the files that a killed command had half written."""
-        starts = {partial_start(self._path(image)) for image in self._names}
-        for file in self._folder.glob(".*.partial"):
-            if file.name[:18] in starts and file.stat().st_mtime < self._began:
-                file.unlink(missing_ok=True)
 
     def _path(self, image: str) -> Path:
         return self._folder / f"{self._names[image]}{self._ending}"

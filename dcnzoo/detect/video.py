@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcnzoo.detect.pictures import reverse_channels
-from dcnzoo.utils.files import is_video
+from dcnzoo.utils.files import is_video, replacing
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -52,7 +52,7 @@ def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 class VideoFile:
-    """A video that is written frame by frame, to a temporary name until it is closed.
+    """A video that is written frame by frame, and is in its place when it is closed.
 
     Args:
         path: the file; its ending is one of :data:`CODECS`.
@@ -61,7 +61,8 @@ class VideoFile:
 
     def __init__(self, path: Path, sources: Sequence[str | os.PathLike]) -> None:
         self._library, self.path = _library(), path
-        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._replacing = ExitStack()
+        self._partial = Path()
         videos = list(filter(is_video, sources))
         self._rate = (_rate(self._library, videos[0]) if videos else None) or 10.0
         self._writer: Writer | None = None
@@ -72,7 +73,7 @@ class VideoFile:
         """Append a frame. A frame of another size is resized to that of the first."""
         if self._writer is None:
             self._size = frame.size
-            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = self._replacing.enter_context(replacing(self.path))
             create = _create_with_av if self._library.__name__ == "av" else _create_with_opencv
             self._writer = create(self._library, self._partial, self._rate, self._size)
         self._writer[0](np.asarray(frame.convert("RGB").resize(self._size)))
@@ -82,15 +83,14 @@ class VideoFile:
         """Finish the file; return its path, or nothing if it has no frame.
 
         Raises:
-            OSError: it is not complete; an earlier file stays.
+            UserError: it is not complete; an earlier file stays.
         """
         if self._writer is None:
             return []
-        self._writer[1]()
-        if not _is_complete(self._library, self._partial, self._frames):
-            self._partial.unlink(missing_ok=True)
-            raise OSError(f"{self.path} cannot be written completely. The previous file is unchanged")
-        os.replace(self._partial, self.path)
+        with self._replacing:
+            self._writer[1]()
+            if not _is_complete(self._library, self._partial, self._frames):
+                raise OSError("it is not complete. The previous file is unchanged")
         return [self.path]
 
 

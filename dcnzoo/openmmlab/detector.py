@@ -143,7 +143,8 @@ class TorchDetector(BaseDetector):
 
         Args:
             path, options: see :class:`dcnzoo.export.options.ExportOptions`.
-            force: replace a file that this function and ``dcnzoo export`` have not written.
+            force: replace a file that this function and ``dcnzoo export`` have not written; not the ``.bin``
+                beside an ``.xml``.
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
@@ -151,10 +152,10 @@ class TorchDetector(BaseDetector):
         """
         from dcnzoo.openmmlab.export.export import export_detector
 
-        checked = ExportOptions(path, **options)
+        checked = ExportOptions(os.path.expanduser(path), **options)
         with output_files("export", force=force) as claim:
             for file in checked.files:
-                claim(file)
+                claim(file, beside=file.suffix == ".bin")
             return export_detector(self, checked)
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:

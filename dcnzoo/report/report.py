@@ -57,7 +57,7 @@ def write_report(
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
-        force: replace ``out`` also if this function has not written it.
+        force: replace ``out`` also if this function has not written it; not the two files beside it.
 
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
@@ -74,8 +74,9 @@ def write_report(
     if out in (data, history):
         raise UserError(f"out: expected a name that ends in .html, got {out}")
     with output_files("report", force=force) as claim:
-        for file in (out, data, history):
-            claim(file)
+        out = claim(out)
+        for file in (data, history):
+            claim(file, beside=True)
         with user_errors():
             runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
             detectors = load_detectors(runs, device, allow_partial)

@@ -6,11 +6,12 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
 import tempfile
-import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -21,23 +22,32 @@ from dcnzoo.utils.errors import UserError, disk_is_full, one_line
 from dcnzoo.utils.text import counted
 
 Result = TypeVar("Result")
+_LONGEST_ENDING = 9  # of a temporary name, which may have 255 bytes
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path in the same folder. When the block ends, that file or folder becomes ``path``.
 
-    If the block raises, the temporary file is removed and ``path`` stays as it was.
+    If the block raises, the temporary file is removed and ``path`` stays as it was. A file keeps its
+    permissions. A link is replaced, not the file it points to, which may be anywhere.
 
     Raises:
         UserError: the file cannot be written.
     """
-    target = Path(path)
-    # threads may write the same file
-    partial = target.with_name(f"{partial_start(target)}{os.getpid()}.{threading.get_ident()}.partial")
+    target = Path(os.path.expanduser(path))
+    # random: a fixed name could be a link, and two processes may write the same file
+    partial = target.with_name(
+        f"{partial_start(target)}{secrets.token_hex(8)}.partial{target.suffix[:_LONGEST_ENDING]}"
+    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        for claim in [*_claims]:
+            claim.record(target, partial)
+        if target.is_file() and not target.is_symlink():
+            with contextlib.suppress(OSError):  # not all file systems have permissions
+                shutil.copymode(target, partial)
         os.replace(partial, target)
     except OSError as error:
         hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
@@ -97,51 +107,61 @@ RECORD = ".dcnzoo.txt"
 
 
 class Claim:
-    """The files of a command: see :func:`output_files`.
-
-    Called with the path of a file before the work, it returns the path, or raises UserError if the file must
-    not or cannot be written.
-    """
+    """The files of a command: see :func:`output_files`."""
 
     def __init__(self, command: str, inputs: Iterable[str | os.PathLike], force: bool) -> None:
         self._command, self._force = command, force
         self._sources = {_without_ending(path) for path in inputs}
         self._records: dict[Path, dict[str, list[list]]] = {}
-        self._before: dict[str, int | None] = {}  # texts need half the memory of Path
+        self._partials: list[Path] = []  # of killed commands
+        self._claimed: set[str] = set()  # texts need half the memory of Path
+        self._of_libraries: list[Path] = []
+        self._began = time.time()
 
-    def __call__(self, name: str | os.PathLike) -> Path:
-        path, command = Path(name), self._command
-        if str(path) in self._before:
+    def __call__(self, name: str | os.PathLike, *, beside: bool = False, library: bool = False) -> Path:
+        """Return the path of a file, before the work.
+
+        Args:
+            beside: the name follows from that of another file, so that ``force`` does not replace it.
+            library: another package writes it, without :func:`replacing`.
+
+        Raises:
+            UserError: the file must not or cannot be written.
+        """
+        path, command = Path(os.path.expanduser(name)), self._command
+        if str(path) in self._claimed:
             return path
-        if path.is_dir():
-            raise UserError(f"{command}: {path}: expected a file, got the folder")
+        if path.is_dir() or path.is_symlink():
+            problem = "the folder" if path.is_dir() else f"a link to {os.readlink(path)}"
+            raise UserError(f"{command}: {path}: expected a file, got {problem}")
         if _without_ending(path) in self._sources:
             raise UserError(f"{command}: {path}: expected another folder than the input's, got the same")
         if path.parent not in self._records:
             require_writable(path.parent)
             self._records[path.parent] = _recorded(path.parent, command)
+            self._partials += path.parent.glob(".*.partial*")
         entries = self._records[path.parent].get(path.name, ())
-        if os.path.lexists(path) and not self._force and not _is_unchanged(path, entries):
+        forced = self._force and not beside
+        if os.path.lexists(path) and not forced and not _is_unchanged(path, entries):
             expected = f"a new file, or one that dcnzoo {command} has written"
-            raise UserError(f"{command}: {path}: expected {expected}, got another; force=True replaces it")
-        self._before[str(path)] = _stamp(path)
+            hint = f"force=True {'does not replace it: move it' if beside else 'replaces it'}"
+            raise UserError(f"{command}: {path}: expected {expected}, got another; {hint}")
+        for partial in self._partials:
+            if partial.parent == path.parent and partial.name.startswith(partial_start(path)):
+                partial.unlink(missing_ok=True)
+        self._claimed.add(str(path))
+        if library:
+            self._of_libraries.append(path)
         return path
 
-    @contextlib.contextmanager
-    def replacing(self, path: Path) -> Iterator[Path]:
-        """:func:`replacing` of a file that is recorded at once, so that it may be replaced after a kill."""
-        with replacing(self(path)) as partial:
-            yield partial
-            self._record(path, partial)
-        self._before[str(path)] = _stamp(path)
+    def record(self, path: Path, written: Path) -> None:
+        """Record a claimed file, at once, so that it may be replaced after a kill.
 
-    def record_changes(self) -> None:
-        """Record the files that were written since they were claimed."""
-        for path, stamp in ((Path(name), stamp) for name, stamp in self._before.items()):
-            if _stamp(path) != stamp and path.is_file():  # reading a pipe would wait for its other end
-                self._record(path, path)
-
-    def _record(self, path: Path, written: Path) -> None:
+        Args:
+            written: has its content.
+        """
+        if str(path) not in self._claimed:
+            return
         record = path.parent / RECORD
         with contextlib.suppress(OSError):
             state = written.stat()
@@ -150,8 +170,17 @@ class Claim:
             # a folder of somebody else may contain a link to another file in its place
             is_own = not record.is_symlink() and (record.is_file() or not record.exists())
             if entry[0] not in known and is_own:
-                with open(record, "a") as file:
-                    file.write(f"{json.dumps([self._command, path.name, *entry])}\n")
+                with open(record, "a") as file:  # a kill may have cut the last line
+                    file.write(f"\n{json.dumps([self._command, path.name, *entry])}")
+
+    def record_libraries(self) -> None:
+        """Record the files that other packages have written."""
+        for path in self._of_libraries:
+            if path.is_file() and path.stat().st_mtime >= self._began:  # a pipe would wait for its other end
+                self.record(path, path)
+
+
+_claims: list[Claim] = []  # of the running commands
 
 
 @contextlib.contextmanager
@@ -160,30 +189,24 @@ def output_files(
 ) -> Iterator[Claim]:
     """Let a command write files, but replace only those that an earlier run of the command has written.
 
-    Yields a function to call with the path of each file before the work: :class:`Claim`. At its end, the
-    context records the files that were written in their folders. A file that was changed since then is not
-    replaced.
+    Yields a function to call with the path of each file before the work: :class:`Claim`. :func:`replacing`
+    then records in the folder what it writes. A file that was changed since then is not replaced.
 
     Args:
         inputs: the files that are read. No file is written beside one under the same name without ending.
         force: replace other files, too.
     """
     claim = Claim(command, inputs, force)
+    _claims.append(claim)
     try:
         yield claim
     finally:
-        claim.record_changes()
+        _claims.remove(claim)
+        claim.record_libraries()
 
 
 def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
-
-
-def _stamp(path: Path) -> int | None:
-    """Return a number that differs after a file was written or replaced; None if it does not exist."""
-    with contextlib.suppress(OSError):
-        return hash((path.lstat().st_ino, path.lstat().st_mtime_ns))
-    return None
 
 
 def _recorded(folder: Path, command: str) -> dict[str, list[list]]:

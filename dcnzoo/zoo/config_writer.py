@@ -1,7 +1,6 @@
 """Write a config that trains a published detector on your own data."""
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from dcnzoo.openmmlab.config.tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_text
+from dcnzoo.utils.files import replacing
 from dcnzoo.utils.text import counted
 from dcnzoo.zoo.index import find
 
@@ -117,14 +116,11 @@ def write_settings(
         settings["load_from"] = address
     written = Config(settings)
     written.merge_from_dict(dict(changes or {}))
-    draft = Path(out).with_name(f".{secrets.token_hex(8)}-{Path(out).name}")
-    try:
-        write_text(draft, f"{HEAD}{text_of(written)}")  # sorts by name: variables come first
+    with replacing(out) as draft:
+        # sorts by name: variables come first
+        draft.write_text(f"{HEAD}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
     return base, config.get("load_from")
 
 

@@ -66,7 +66,7 @@ def test(
     of_test = TestOptions(exported=exported, **options)
     with output_files("test", force=force) as claim, user_errors():
         for file in of_test.files():
-            claim(file)
+            claim(file, library=True)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = Recipe.read(source.config, cfg_options, TEST)
@@ -104,7 +104,7 @@ def reproduce(
     """
     options = RunOptions(**run)
     with output_files("reproduce", force=force) as claim, user_errors():
-        claim(Path(out))
+        out = claim(out)
         source = resolve(model, checkpoint)
         listed = source.entry
         if listed and source.weights is None:  # of a config file

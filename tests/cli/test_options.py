@@ -163,7 +163,7 @@ def library(monkeypatch, tmp_path):
         recorder.calls.append(("cfg", repr(args), repr(sorted(kwargs.items()))))
         return Config(CFG, filename="own.py")
 
-    def claim(path):
+    def claim(path, **options):
         recorder.calls.append(("claim", str(path), ""))
         return Path(path)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dcnzoo.detect import video
 from dcnzoo.detect.sources import count
+from dcnzoo.utils.errors import UserError
 
 
 @pytest.mark.parametrize("ending", video.CODECS)
@@ -75,9 +76,20 @@ def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
         os.truncate(file._partial, file._partial.stat().st_size // 2)
 
     file._writer = add, close_and_cut
-    with pytest.raises(OSError, match="completely"):
+    with pytest.raises(UserError, match="not complete"):
         file.close()
     assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_video_that_is_not_finished_leaves_nothing(tmp_path):
+    """Its temporary name cannot be known before: in a folder from elsewhere, it could be a link."""
+    names = set()
+    for _ in range(2):
+        file = video.VideoFile(tmp_path / "out.mp4", [])
+        file.add(Image.new("RGB", (64, 64)))
+        names |= {path.name for path in tmp_path.iterdir()}
+        del file
+    assert len(names) == 2 and not [*tmp_path.iterdir()]
 
 
 def test_without_a_library(monkeypatch):

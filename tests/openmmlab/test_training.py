@@ -284,7 +284,7 @@ def test_numbers_of_checkpoints_from_elsewhere_are_numbers(tmp_path):
 def test_half_written_files_of_a_killed_training_are_removed(tmp_path):
     mine, left_over = (
         tmp_path / ".mine.partial",
-        tmp_path / f"{partial_start(Path('epoch_9.pth'))}1.2.partial",
+        tmp_path / f"{partial_start(Path('epoch_9.pth'))}12.partial.pth",
     )
     for path in (mine, left_over):
         path.touch()

@@ -74,6 +74,7 @@ def test_files_that_were_not_written_are_not_recorded(tmp_path):
     with pytest.raises(ZeroDivisionError), output_files("infer", force=True) as claim:
         claim(mine)
         write_text(claim(tmp_path / "b.txt"), "written before the error")
+        mine.write_text("edited while the command computed")
         1 / 0  # noqa: B018
     write(tmp_path / "b.txt")
     with pytest.raises(UserError, match="mine"):
@@ -95,10 +96,70 @@ def test_a_record_that_is_a_link_is_not_written(tmp_path, content):
 def test_the_record_does_not_grow_by_equal_files(tmp_path):
     for _ in range(3):
         with output_files("infer", force=True) as claim:
-            claim(tmp_path / "a.txt").write_text("equal")
-            with claim.replacing(tmp_path / "b.txt") as partial:
-                partial.write_text("equal")
-    assert len((tmp_path / RECORD).read_text().splitlines()) == 2
+            claim(tmp_path / "a.txt", library=True).write_text("equal")
+            write_text(claim(tmp_path / "b.txt"), "equal")
+    assert len((tmp_path / RECORD).read_text().split()) == 10, "two lines of five values"
+
+
+def test_a_record_that_a_kill_has_cut(tmp_path):
+    write(tmp_path / "a.txt")
+    os.truncate(tmp_path / RECORD, (tmp_path / RECORD).stat().st_size - 9)
+    write(tmp_path / "b.txt")
+    write(tmp_path / "b.txt", "again")
+    with pytest.raises(UserError, match=r"a\.txt"):
+        write(tmp_path / "a.txt")
+
+
+def test_force_is_for_the_file_that_was_named(tmp_path):
+    """Not for one whose name follows from it, such as report.csv from report.html."""
+    (tmp_path / "a.html").touch()
+    (tmp_path / "a.csv").write_text("mine")
+    with output_files("report", force=True) as claim:
+        write_text(claim(tmp_path / "a.html"), "new")
+        with pytest.raises(UserError, match=r"a\.csv"):
+            claim(tmp_path / "a.csv", beside=True)
+        (tmp_path / "a.csv").unlink()
+        write_text(claim(tmp_path / "a.csv", beside=True), "new")
+    with output_files("report") as claim:
+        claim(tmp_path / "a.csv", beside=True)
+
+
+def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_path):
+    path, link = tmp_path / "secret.txt", tmp_path / "link.txt"
+    write(path)
+    path.chmod(0o600)
+    write(path, "changed")
+    assert path.stat().st_mode & 0o777 == 0o600 and path.read_text() == "changed"
+    link.symlink_to(path)
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"secret\.txt"):
+            write(link, force=force)
+    write_text(link, "a file of its own")  # one that dcnzoo does not ask about, such as a lock
+    assert path.read_text() == "changed"
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    """In Python, as on the command line."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write("~/a.txt")
+    write(tmp_path / "home/a.txt", "recorded")
+    with replacing("~/b.txt") as partial:
+        partial.touch()
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [RECORD, "a.txt", "b.txt"]
+    assert [*tmp_path.iterdir()] == [tmp_path / "home"]
+
+
+def test_what_a_killed_command_has_half_written(tmp_path):
+    """The next one removes it if it writes the same file."""
+    halves = []
+    for name in ("a.txt", "other.txt"):
+        with replacing(tmp_path / name) as half:
+            halves.append(half)
+            half.touch()
+        half.touch()
+    write(tmp_path / "a.txt", force=True)
+    assert [half.exists() for half in halves] == [False, True]
 
 
 def test_checksum_of_a_large_file(tmp_path):
@@ -107,7 +168,7 @@ def test_checksum_of_a_large_file(tmp_path):
         file.truncate(2**25 + 1)
     tracemalloc.start()
     with output_files("export", force=True) as claim:
-        claim(large).touch()
+        claim(large, library=True).touch()
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert memory < 2**23, "it is never in memory as a whole"
@@ -367,7 +428,7 @@ def test_drawn_pictures_are_left_out(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"1")
     with output_files("infer", [tmp_path / "a.png"]) as claim:
         for name in ("drawn.png", "changed.png"):
-            claim(tmp_path / "out" / name).write_bytes(b"2")
+            write_text(claim(tmp_path / "out" / name), "2")
     (tmp_path / "out/changed.png").write_bytes(b"345")
     left = [str(tmp_path / name) for name in ("a.png", "out/changed.png", "out/own.png")]
     assert picture_files(tmp_path, below=True) == picture_files(f"{tmp_path}/**/*.png") == left

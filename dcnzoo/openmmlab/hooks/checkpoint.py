@@ -145,7 +145,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
             raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
         if is_main_process() and self._is_local:
-            for left_over in Path(self.out_dir).glob(f".{'[0-9a-f]' * 16}.*.partial"):  # not the user's
+            for left_over in Path(self.out_dir).glob(f".{'[0-9a-f]' * 16}.*.partial*"):  # not the user's
                 left_over.unlink(missing_ok=True)
 
     def validate_first(self, runner: Runner) -> None:

@@ -37,10 +37,9 @@ from dcnzoo.openmmlab.runs.work_dir import WorkDirHook, is_trained, next_replace
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.fetch import DownloadError
+from dcnzoo.utils.files import Claim
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.text import counted
-
-Claim = Callable[[Path], Path]  # of dcnzoo.utils.files.output_files
 
 
 @separate_run()
@@ -137,7 +136,8 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Clai
             dataset = runner.test_dataloader.dataset
             if options.show_dir is not None and is_main_process():  # another process may have started to draw
                 for index in range(len(dataset)):
-                    claim(Path(options.show_dir, Path(dataset.get_data_info(index)["img_path"]).name))
+                    name = Path(dataset.get_data_info(index)["img_path"]).name
+                    claim(Path(options.show_dir, name), library=True)
             metrics = runner.test()
             if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
                 kinds = [

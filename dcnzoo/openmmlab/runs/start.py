@@ -99,6 +99,6 @@ def decide(
         print(line)
         return None
     with output_files("report", force=force) as claim:
-        for name in outputs:
-            claim(Path(cfg.work_dir, name))
+        for number, name in enumerate(outputs):
+            claim(Path(cfg.work_dir, name), beside=number > 0)
     return start
