@@ -13,7 +13,7 @@ from dcnzoo.data.check import Report
 from dcnzoo.data.columns import Unusual, read_outline
 from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, is_written_by, walk
+from dcnzoo.utils.files import PICTURES, recorded_names, walk
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
@@ -173,7 +173,7 @@ class Tree:
         self.description: Path | None = None  # the file like data.yaml, if it was chosen
         self.work_dirs: list[Path] = []  # of trainings: their pictures and annotations are left out
         for folder, folders, names in walk(root):
-            if folder != root and is_written_by("train", folder):
+            if folder != root and recorded_names("train", folder):
                 folders.clear()
                 self.work_dirs.append(folder)
                 continue

@@ -11,11 +11,13 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
-from dcnzoo.utils.files import KINDS
+from dcnzoo.utils.files import KINDS, LAST
 from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]
@@ -33,6 +35,68 @@ MapLocation = str | torch.device | Callable | dict | None  # the same types as i
 
 LISTS = list | tuple | dict | np.ndarray  # of names of classes, in files of several programs
 _NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
+
+
+@dataclass(frozen=True)
+class SavedCheckpoints:
+    """The checkpoints of the trainings in a work directory.
+
+    Attributes:
+        template: of the names that the training writes.
+        out_dir: setting of the checkpoint hook: they are in its subfolder with the name of ``work_dir``.
+    """
+
+    work_dir: Path
+    template: str = "epoch_{}.pth"
+    out_dir: str | os.PathLike[str] | None = None
+
+    @classmethod
+    def of(cls, cfg: Config) -> "SavedCheckpoints":
+        """Return those of a training with this config."""
+        hook = (cfg.get("default_hooks") or {}).get("checkpoint")
+        hook = hook if isinstance(hook, Mapping) else {}
+        default = "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"
+        return cls(Path(cfg.work_dir), hook.get("filename_tmpl") or default, hook.get("out_dir"))
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in str(self.out_dir)
+
+    @property
+    def folder(self) -> Path:
+        work_dir = Path(os.path.abspath(self.work_dir))
+        if self.out_dir is None or str(self.out_dir) == str(work_dir) or not self.is_local:
+            return self.work_dir
+        return Path(self.out_dir, work_dir.name)
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The names that the training writes; the first group is the number."""
+        return re.compile(re.escape(self.template).replace(r"\{\}", r"(\d+)"))
+
+    def numbered(self) -> dict[int, Path]:
+        """Return the checkpoints of the training by their epoch or iteration."""
+        names = ((self.pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
+        return {int(name[1]): path for name, path in names if name}
+
+    def files(self, best: bool = True) -> list[Path]:
+        """List the checkpoints, also of an earlier training that counts iterations in place of epochs.
+
+        Args:
+            best: also those of the best validation, from which no training can be resumed.
+        """
+        names = rf"{self.pattern.pattern}|(epoch|iter)_\d+\.pth{'|best_.+' if best else ''}"
+        return [path for path in self.folder.glob("*") if re.fullmatch(names, path.name)]
+
+    @property
+    def can_resume(self) -> bool:
+        """A process that was killed may have left a checkpoint without the file ``last_checkpoint``."""
+        return os.path.lexists(self.work_dir / LAST) or bool(self.files(best=False))
+
+    @property
+    def exist(self) -> bool:
+        """Whether a training has written some, even if only the best one is left."""
+        return self.can_resume or bool(self.files())
 
 
 class CheckpointError(UserError):

@@ -231,9 +231,9 @@ def _is_unchanged(path: Path, entries: Sequence[list]) -> bool:
     return False
 
 
-def is_written_by(command: str, folder: Path) -> bool:
-    """Whether a command has written files to a folder."""
-    return bool(_recorded(folder, command))
+def recorded_names(command: str, folder: Path) -> set[str]:
+    """Return the names of the files in a folder that a command has written, also of those changed since."""
+    return {name for name in _recorded(folder, command) if name == os.path.basename(name)}
 
 
 # Files that a command reads by itself, beside one that the user names
@@ -309,10 +309,13 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _named_in(folder: Path, text: str) -> Path:
-    name = Path(text.strip()).name
-    if not name or not name.isprintable():
+    path = Path(text.strip())
+    if not path.name or not path.name.isprintable():
         raise ValueError("expected the path of a checkpoint")
-    return folder / name
+    beside = folder / path.name
+    # in the folder out_dir, which is no work directory itself
+    is_elsewhere = not beside.exists() and path.is_file() and not (path.parent / LAST).exists()
+    return path if is_elsewhere else beside
 
 
 def mim_folder(package: str) -> Path | None:

@@ -18,7 +18,7 @@ from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.text import counted
-from dcnzoo.zoo.index import find
+from dcnzoo.zoo.source import resolve
 
 HEAD = """\
 # Written by `dcnzoo data config`. Contains all settings of the data; _base_ contains all others.
@@ -51,8 +51,8 @@ def write_config(
             unless they are one file, for a test of how well a detector learns it.
         out: path of the config.
         images, val_images: folders that contain the images; ``val_images`` defaults to ``images``.
-        model: a name in the zoo, or a config file. Default: a Mask R-CNN with DCNv2 if every object has a
-            mask, else a Faster R-CNN with DCNv2.
+        model: a name in the zoo, a config file or a work directory. Default: a Mask R-CNN with DCNv2 if
+            every object has a mask, else a Faster R-CNN with DCNv2.
         weights: start from the model's published weights. If False, the config loads no weights at all, and
             no part of the backbone is frozen.
 
@@ -125,18 +125,18 @@ def write_settings(
 
 
 def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
-    """Return the base of the new config, the address of its published weights, and its content."""
-    if Path(model).is_file():
-        base, address = Path(os.path.relpath(model, Path(out).parent)).as_posix(), None
-        config = read_config_file(model)
-    else:
-        entry = find(model)
-        base, address = entry.id, entry.weights[0] if entry.weights else None
-        config = read_config_file(entry.config)
+    """Return the base of the new config, its weights, and its content. A config file has none."""
+    source = resolve(model)
+    base, weights = model, source.weights
+    if os.path.exists(model):
+        base = Path(os.path.relpath(source.config, Path(out).parent)).as_posix()
+    elif source.entry:
+        base, weights = source.entry.id, next(iter(source.entry.weights), None)
+    config = read_config_file(source.config)
     for key in ("model", *LOADERS):
         if key not in config:
             raise UserError(f"model: {model}: expected a config with {key}, found none")
-    return base, address, config
+    return base, _portable(weights, Path(out).parent) if isinstance(weights, Path) else weights, config
 
 
 def _data_settings(

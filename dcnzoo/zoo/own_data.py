@@ -11,8 +11,9 @@ from mmengine.device import get_device
 from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.splits import AS_THEY_ARE, Annotations, ReadOptions
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files
+from dcnzoo.utils.files import files_beside, output_files, read_beside
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_settings
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
@@ -47,13 +48,13 @@ def prepare(
     """Convert and check annotated pictures, and write a config that trains on them.
 
     Writes ``train.json``, ``val.json``, perhaps ``test.json``, and the config to the folder ``data`` in the
-    work directory.
+    work directory, or to ``data_2``, … if trainings use the others.
 
     Args:
         data: a folder or file, in any of :data:`dcnzoo.data.layouts.LAYOUTS`.
         work_dir: the work directory of the training.
-        model: a name in the zoo or a config file. Default: on a GPU, a published model with DCNv2; on a CPU,
-            a small one.
+        model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
+            DCNv2; on a CPU, a small one.
         force: replace files in that folder that no training wrote.
         options: how the annotations are read.
 
@@ -61,12 +62,12 @@ def prepare(
         UserError: the layout is unknown, a picture is in two splits, a file would be replaced, or the
             annotations have problems, one line each.
     """
-    folder = work_dir / "data"
+    folder = _data_folder(work_dir)
     layout, parts = find_parts(data)
     if options.zero_based and not layout.name.startswith("Pascal VOC"):
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {layout.name}")
     with output_files("train", [file for part in parts for file in part.files], force) as claim:
-        out = claim(folder / f"{work_dir.name}.py")
+        out = claim(folder / f"{work_dir.resolve().name or 'data'}.py")
         for split in ("train", "val"):
             claim(folder / f"{split}.json")  # before the work
         options = dataclasses.replace(options, extract=folder / "images")
@@ -77,13 +78,27 @@ def prepare(
         return _configure(out, splits, model, decisions)
 
 
+def _data_folder(work_dir: Path) -> Path:
+    """Return the first of the folders ``data``, ``data_2``, … that no config of a training names."""
+    if not SavedCheckpoints(work_dir).exist:
+        return work_dir / "data"
+    configs = (path for pattern in ("*.py", "replaced_*/*.py") for path in files_beside(work_dir, pattern))
+    used = "".join(read_beside(config) or "" for config in configs)
+    names = ("data", *(f"data_{number}" for number in range(2, used.count("/data_") + 3)))
+    return work_dir / next(name for name in names if f"/{name}/" not in used)
+
+
 def _configure(
-    out: Path, splits: Mapping[str, Annotations], model: str | None, decisions: list[str]
+    out: Path,
+    splits: Mapping[str, Annotations],
+    model: str | None,
+    decisions: list[str],
 ) -> OwnData:
     """Choose a model and write the config."""
     masks = not any(each.report.without_mask for each in splits.values())
     small = model is None and get_device() == "cpu"
-    model = model or (SMALL[masks] if small else MASKS if masks else BOXES)
+    if model is None:
+        model = SMALL[masks] if small else MASKS if masks else BOXES
     result = OwnData(out, decisions=decisions)
     changes: dict[str, object] = {}
     if small:

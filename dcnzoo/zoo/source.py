@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from dcnzoo.openmmlab import hub
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
+from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, name_of, verify
 from dcnzoo.utils.files import (
@@ -17,6 +18,7 @@ from dcnzoo.utils.files import (
     cache_folder,
     files_beside,
     last_checkpoint,
+    recorded_names,
     require_file,
     write_bytes,
 )
@@ -32,7 +34,7 @@ class Source:
     Attributes:
         name: MODEL.
         weights: a file, or the zoo's file or an address, as a text; None if there are none.
-        work_dir: the folder, if it is that of a training.
+        work_dir: the folder, if it is that of a training; also of a checkpoint in it.
         choice: of a checkpoint in a work directory.
     """
 
@@ -48,6 +50,17 @@ class Source:
         entries = [m for m in models() if m.name == self.config.stem and m.config.samefile(self.config)]
         named = [entry for entry in entries if self.name in (entry.id, *entry.aliases)]
         return next(iter(named or entries), None)
+
+    def recipe(
+        self, cfg_options: Mapping[str, object] | None = None, required: Sequence[str] = MODEL
+    ) -> Recipe:
+        """Read the config: see :meth:`Recipe.read`.
+
+        ``work_dir`` is the folder that MODEL names. In a copy or a folder with a new name, the config has the
+        path of the first one.
+        """
+        folder = {} if self.work_dir is None else {"work_dir": str(self.work_dir)}
+        return Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
 
     def require_weights(self) -> Path | str:
         """Return the weights. Raise UserError if there are none."""
@@ -136,7 +149,7 @@ def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
         return None
     if checkpoint is not None:
         raise UserError(f"checkpoint: expected none with a checkpoint as model, {name}, got {checkpoint}")
-    return Source(name, max(_configs(path.parent), key=_time), path)
+    return Source(name, max(_configs(path.parent), key=_time), path, path.parent)
 
 
 def _config(name: str, path: Path, checkpoint: object) -> Source | None:
@@ -168,9 +181,12 @@ RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _c
 def _configs(folder: Path) -> list[Path]:
     if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
         return [folder / hub.CONFIG]
-    patterns = ("*.py", "*/vis_data/config.py")
-    configs = ([*filter(is_config, files_beside(folder, pattern))] for pattern in patterns)
-    return next(filter(None, configs), [])
+    programs, written = files_beside(folder, "*.py"), recorded_names("train", folder)
+    return (
+        [path for path in programs if path.name in written]
+        or [*filter(is_config, programs)]
+        or [*filter(is_config, files_beside(folder, "*/vis_data/config.py"))]
+    )
 
 
 def _time(path: Path) -> float:

@@ -13,12 +13,12 @@ from mmengine.dist import is_main_process
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.config.tree import LOADERS, datasets, dicts
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
-from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING, Recipe
-from dcnzoo.openmmlab.runs.work_dir import has_checkpoints
+from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import EXPORTED, last_checkpoint, output_files, write_text
@@ -69,7 +69,7 @@ def test(
             claim(file, library=True)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
-        recipe = Recipe.read(source.config, cfg_options, TEST)
+        recipe = source.recipe(cfg_options, TEST)
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, claim)
         return execute.test(recipe, of_test, weights, claim)
@@ -103,6 +103,8 @@ def reproduce(
         The result: see :func:`compare`, and the circumstances.
     """
     options = RunOptions(**run)
+    if train and checkpoint is not None:
+        raise UserError(f"checkpoint: expected none with train=True, got {checkpoint}")
     with output_files("reproduce", force=force) as claim, user_errors():
         out = claim(out)
         source = resolve(model, checkpoint)
@@ -112,12 +114,12 @@ def reproduce(
         if not train:
             source.require_weights()  # before the data are read; a download comes after
         required = (*TEST, *TRAINING) if train else TEST
-        recipe = Recipe.read(source.config, cfg_options, required).with_options(options)
+        recipe = source.recipe(cfg_options, required).with_options(options)
         images = use_data(recipe.cfg, data_root, subset, claim)
         started = time.time()
         if train:
-            resume = has_checkpoints(recipe.work_dir)
-            execute.train(recipe, TrainOptions(**run), resume=resume, force=force)
+            resume = SavedCheckpoints.of(recipe.cfg).can_resume
+            execute.train(recipe, TrainOptions(**run), resume=resume, force=force and not resume)
             # from the file: it contains the moving average if the config has one
             weights = last_checkpoint(recipe.work_dir)
         else:

@@ -2,24 +2,23 @@
 
 import contextlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 
 from dcnzoo.data.splits import ReadOptions
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
-from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.start import TRAINED
-from dcnzoo.openmmlab.runs.work_dir import is_trained, next_replaced
+from dcnzoo.openmmlab.runs.recipe import TRAINING
+from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
 from dcnzoo.utils.lock import OWNER, lock_work_dir
 from dcnzoo.zoo.own_data import OwnData, prepare
-from dcnzoo.zoo.source import resolve
+from dcnzoo.zoo.source import Source, resolve
 
 
 @typed
@@ -59,7 +58,8 @@ def train(
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
         data: a folder or file with annotated pictures, in any of :data:`dcnzoo.data.layouts.LAYOUTS`. They
-            and a config are written to the folder ``data`` in the work directory.
+            and a config are written to the folder ``data`` in the work directory; with ``force``, to
+            ``data_2`` if the training before uses ``data``, and so on.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
             :class:`dcnzoo.openmmlab.options.TrainOptions`.
@@ -71,79 +71,71 @@ def train(
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         outputs: files that the caller then writes to the work directory; checked before the training.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.splits.ReadOptions`.
-        dry_run: convert and check ``data``, write the config, and do not train.
+        dry_run: convert and check ``data``, write the config, check all options, and do not train.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
+    for name in filter(only_data.get, only_data):
+        if data is None:
+            raise UserError(f"{name}: expected data, got a training without it")
     options = TrainOptions(
         work_dir=work_dir, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, amp=amp,
         auto_scale_lr=auto_scale_lr, logger=logger, seed=seed, device=device, allow_partial=allow_partial,
         channels_last=channels_last, launcher=launcher, verbose=verbose,
     )  # fmt: skip
-    with use_device(device, launcher), user_errors():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_device(device, launcher))
+        stack.enter_context(user_errors())
         if data is None:
-            for name in filter(only_data.get, only_data):
-                raise UserError(f"{name}: expected data, got a training without it")
-            source = resolve(model)
-            config, folder = source.config, source.work_dir if work_dir is None else work_dir
+            source = _without_checkpoint(model)
         else:
-            resumes, reading = resume not in (False, None), ReadOptions(zero_based, clip, skip_invalid)
-            folder, own = _own_data(
-                Path(data).expanduser(), work_dir, model, resumes, force, launcher, reading
-            )
-            if dry_run:
-                return folder
-            config, options = own.config, replace(options, epochs=own.epochs if epochs is None else epochs)
-        recipe = Recipe.read(config, cfg_options, TRAINING)
-    return execute.train(
-        recipe, replace(options, work_dir=folder), resume=resume, force=force, outputs=outputs
-    )
+            reading = ReadOptions(zero_based, clip, skip_invalid)
+            folder, own = _own_data(Path(data), options, model, resume, force, reading, stack, dry_run)
+            options = replace(options, work_dir=folder, epochs=own.epochs if epochs is None else epochs)
+            source = Source(str(own.config), own.config)
+        recipe = source.recipe(cfg_options, TRAINING)
+        return execute.train(
+            recipe, options, resume=resume, force=force, outputs=outputs, is_locked=data is not None,
+            only_checks=dry_run,
+        )  # fmt: skip
+
+
+def _without_checkpoint(model: str | os.PathLike[str] | None) -> Source:
+    source = resolve(model)
+    if source.weights == Path(source.name).expanduser():
+        raise UserError(
+            f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
+            f"resume={model} continues its training, the setting load_from starts from its weights"
+        )
+    return source
 
 
 def _own_data(
     data: Path,
-    work_dir: str | os.PathLike[str] | None,
+    options: TrainOptions,
     model: str | os.PathLike[str] | None,
-    resume: bool,
+    resume: bool | str | os.PathLike[str] | None,
     force: bool,
-    launcher: str,
-    options: ReadOptions,
+    reading: ReadOptions,
+    stack: contextlib.ExitStack,
+    dry_run: bool,
 ) -> tuple[Path, OwnData]:
-    """Prepare data for a training, unless it is resumed; return the work directory."""
-    if launcher != "none":
-        raise UserError(f"data: expected one process, got launcher={launcher}; train its config instead")
-    if model == "":
-        raise UserError("model: expected a name, a config or a work directory, got an empty text")
-    folder = Path("work_dirs", data.resolve().stem) if work_dir is None else Path(work_dir).expanduser()
-    replaces = is_trained(folder)
-    if replaces and resume:
-        return folder, OwnData(resolve(folder).config)
-    if replaces and not force:
-        raise UserError(TRAINED.format(folder))
-    with contextlib.ExitStack() as stack:
-        if replaces or (folder / OWNER).exists():  # of a training that may not have a checkpoint yet
-            stack.enter_context(lock_work_dir(folder))
-        if replaces:
-            stack.enter_context(_data_set_aside(folder / "data", next_replaced(folder)))
-        own = prepare(data, folder, None if model is None else str(model), force, options)
+    """Prepare data for a training, and enter the lock of its work directory; return both."""
+    if options.launcher != "none":
+        raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
+    if resume not in (False, None):
+        raise UserError(
+            "data: expected none with resume, which uses the data of the training; the model is its work "
+            "directory"
+        )
+    if model is not None:
+        resolve(model)  # before the conversion, which may take minutes
+    folder = Path(options.work_dir or Path("work_dirs", data.resolve().stem)).expanduser()
+    choose_start(Config({"work_dir": str(folder), "launcher": "none"}), force=force)
+    if not dry_run or (folder / OWNER).exists():
+        stack.enter_context(lock_work_dir(folder))
+    own = prepare(data.expanduser(), folder, None if model is None else str(model), force, reading)
     print(*map(printable, own.decisions), sep="\n")
     return folder, own
-
-
-@contextlib.contextmanager
-def _data_set_aside(data: Path, replaced: Path) -> Iterator[None]:
-    """Move the data of the training that is replaced; move it back if the new data has a mistake."""
-    if not data.is_dir() or (replaced / "data").exists():  # it was moved by a training that did not begin
-        yield
-        return
-    replaced.mkdir()
-    data.rename(replaced / "data")
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(data, ignore_errors=True)
-        (replaced / "data").rename(data)
-        replaced.rmdir()
-        raise

@@ -10,6 +10,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from dcnzoo.openmmlab.runs.recipe import Recipe
+
 from ..commands import error_of, invoke
 from .test_cli import every_command
 
@@ -143,7 +145,8 @@ def library(monkeypatch, tmp_path):
     for name in ("zoo.training", "zoo.testing", "zoo.config_writer", "report.report", "report.detector"):
         import_module(f"dcnzoo.{name}")  # before the functions that they import are replaced
     recorder = Recorder(monkeypatch)
-    source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None, work_dir=None)
+    source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None)
+    source.recipe = lambda options, required: Recipe.read(source.config, options, required)
     source.read_weights = source.require_weights = lambda: Path("w.pth")
 
     class Detector:

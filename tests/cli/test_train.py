@@ -1,6 +1,5 @@
 """The train, test and browse commands, with a configuration that trains in seconds."""
 
-import json
 import pickle
 import re
 import shutil
@@ -20,8 +19,11 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook, next_replaced, set_aside
+from dcnzoo.openmmlab.runs.start import Start, choose_start
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import output_files
+from dcnzoo.zoo.source import resolve
 
 from .. import commands
 from ..commands import error_of
@@ -213,55 +215,132 @@ def test_a_training_that_ends_while_another_waits_is_not_replaced(tmp_path, monk
         execute.train(recipe, TrainOptions())
 
 
-def test_force_replaces_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "train", lambda *arguments, **options: None)
+def files_of(folder):
+    """The content of all files, without locks and records."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_data_of_a_training_stay(tmp_path, monkeypatch):
+    """Wherever the new training ends before it begins, and after it began."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    work, old = tmp_path / "work", tmp_path / "work/data/train.json"
-    old.parent.mkdir(parents=True)
-    old.write_text("old")
+    work, data = tmp_path / "work", tmp_path / "fruits"
+    (work / "data").mkdir(parents=True)
+    (work / "data/train.json").write_text("old")
+    (work / "work.py").write_text("model = dict()\na = '{{ fileDirname }}/data/train.json'")
     (work / "epoch_1.pth").touch()
-    for data in (tmp_path / "fruits", tmp_path / "drawn"):
-        with pytest.raises(UserError, match=r"force=True|expected annotations"):
-            dcnzoo.train(data=data, work_dir=work, force=data.name == "drawn")
-        assert old.read_text() == "old" and not (work / "replaced_1").exists()
-    dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)
-    assert (work / "replaced_1/data/train.json").read_text() == "old"
-    assert next_replaced(work) == work / "replaced_1", "the checkpoints follow"
-    dcnzoo.train(data=tmp_path / "fruits", work_dir=work, force=True)
-    assert (work / "replaced_1/data/train.json").read_text() == "old" and not (work / "replaced_2").exists()
-    assert json.loads(old.read_text())["images"]
+    before = files_of(work)
+    for options, message in (
+        ({"data": data}, "force=True"),
+        ({"data": tmp_path / "drawn", "force": True}, "expected annotations"),
+        ({"data": data, "force": True, "resume": True}, "^data: .*resume"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dcnzoo.train(work_dir=work, **options)
+        assert files_of(work) == before
+    wrong = {"cfg_options": {"train_cfg.max_epoch": 3}}
+    for options in ({"dry_run": True}, {"dry_run": True, **wrong}, wrong):
+        with pytest.raises(UserError, match="max_epochs") if "cfg_options" in options else nullcontext():
+            dcnzoo.train(data=data, work_dir=work, force=True, **options)
+        after = files_of(work)
+        new = {name for name in after if name.startswith("data_2/")}
+        assert {name: after[name] for name in after.keys() - new} == before
+        assert new == {"data_2/train.json", "data_2/val.json", "data_2/work.py"}
+    (work / "replaced_1").mkdir()
+    (work / "work.py").rename(work / "replaced_1/work.py")
+    (work / "work.py").write_text("model = dict()\na = '{{ fileDirname }}/data_2/train.json'")
+    dcnzoo.train(data=data, work_dir=work, force=True, dry_run=True)
+    assert (work / "data_3/work.py").exists(), "each training has its own"
 
 
-@pytest.mark.parametrize("with_data", [False, True])
-def test_a_replaced_config_keeps_its_data(tmp_path, with_data):
+def replace(recipe, start=Start(replaces=True)):  # noqa: B008  it cannot be changed
+    """What a training does to its work directory when it begins."""
+    WorkDirHook(recipe, start).before_train(SimpleNamespace(log_dir=f"{recipe.work_dir}/20260102_000000"))
+
+
+def write_as(command, *files):
+    with output_files(command) as claim:
+        for file, text in files:
+            claim(file).write_text(text)
+
+
+def test_only_files_of_the_training_are_replaced(tmp_path):
     """Paths in a config are relative to it, and it moves one folder down."""
     work, replaced = tmp_path / "it" / "work", tmp_path / "it/work/replaced_1"
-    for folder in (work / "data", tmp_path / "images"):
+    for folder in (work / "data", work / "20260101_000000", work / "20260102_000000", tmp_path / "images"):
         folder.mkdir(parents=True)
     (work / "data/train.json").touch()
-    (work / "cfg.py").write_text(
+    text = (
         "model = dict()\na = '{{ fileDirname }}/data/train.json'\n"
         "b = dict(img='{{ fileDirname }}/../../images/')\n"
     )
-    (work / "data/own.py").write_text(
-        "a = '{{ fileDirname }}/train.json'\nb = '{{ fileDirname }}/../../../images'"
-    )
-    for name in ("epoch_1.pth", "own_program.py", "report.csv"):
-        (work / name).write_bytes(b"x")
-    for name in ("other.py", "stays.py"):
-        (work / name).write_text("_base_ = 'x.py'")
-    if with_data:
-        replaced.mkdir()
-        (work / "data").rename(replaced / "data")
-    set_aside(work, replaced, ["stays.py"])
-    assert (work / "stays.py").exists() and (replaced / "other.py").read_text() == "_base_ = 'x.py'"
-    assert (work / "own_program.py").exists(), "a folder of programs may be a work directory"
-    assert (replaced / "report.csv").exists()
+    write_as("train", (work / "cfg.py", text), (work / "changed.py", text))
+    (work / "changed.py").write_text("model = dict()")
+    write_as("report", (work / "report.csv", "x"))
+    users = ("own_program.py", "own_config.py", "new.py", "report.html", "weights.pth")
+    for name in users:
+        (work / name).write_text("model = dict(\n    type='A')\n")
+    for name in ("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"):
+        (work / name).touch()
+    replace(Recipe(Config({"work_dir": str(work)}, filename=str(work / "new.py"))))
+    assert {path.name for path in replaced.iterdir()} == {
+        *("cfg.py", "changed.py", "report.csv", "20260101_000000"),
+        *("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"),
+        "new.py",  # in the way
+    }
+    assert all((work / name).exists() for name in users) and (work / "20260102_000000").exists()
     config = Config.fromfile(replaced / "cfg.py")
-    assert Path(config.a).exists() and Path(config.b.img).samefile(tmp_path / "images")
-    assert config.b.img.endswith("/")
-    own = Config.fromfile((replaced if with_data else work) / "data/own.py")
-    assert Path(own.a).exists() and Path(own.b).samefile(tmp_path / "images")
+    assert Path(config.a).samefile(work / "data/train.json") and config.b.img.endswith("/")
+    assert Path(config.b.img).samefile(tmp_path / "images")
+
+
+@pytest.mark.parametrize("start", [Start(resumes=True), Start()])
+def test_a_config_of_the_user_is_not_lost(tmp_path, monkeypatch, start):
+    """With ``work_dir="."``, its name is that of the config that a training writes."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("model = dict()  # mine\n")
+    recipe = Recipe(Config({"work_dir": "."}, filename="own.py"))
+    with pytest.raises(UserError, match=r"own.py.*force=True"):
+        replace(recipe, Start())
+    Path("epoch_1.pth").touch()  # one of mmengine
+    replace(recipe, start)
+    assert (
+        Path("replaced_1/own.py").read_text() == "model = dict()  # mine\n" and Path("epoch_1.pth").exists()
+    )
+    replace(recipe, start)
+    assert not Path("replaced_2").exists(), "now it is the training's own"
+
+
+@pytest.mark.parametrize("own", ["ckpt_{}.pth", "out", "ckpt_{}.pth in out"])
+def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch, own):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CONFIG, "own.py")
+    template, folder = "epoch_{}.pth", Path("work")
+    hook = {"type": "AtomicCheckpointHook"}
+    if "ckpt" in own:
+        template = hook["filename_tmpl"] = "ckpt_{}.pth"
+    if "out" in own:
+        hook["out_dir"], folder = "out", Path("out/work")
+    cfg = Config(
+        {"work_dir": "work", "launcher": "none", "default_hooks": {"checkpoint": hook}}, filename="own.py"
+    )
+    folder.mkdir(parents=True)
+    names = [template.format(1), template.format(2), f"best_coco_bbox_mAP_{template.format(1)}"]
+    for name in names:
+        (folder / name).touch()
+    assert choose_start(cfg, resume=True).resumes, "without last_checkpoint"
+    Path("work").mkdir(exist_ok=True)
+    Path("work/last_checkpoint").write_text(str(tmp_path / folder / template.format(2)))
+    shutil.copy(CONFIG, "work/own.py")
+    assert resolve("work", "last").read_weights().samefile(folder / template.format(2))
+    with pytest.raises(UserError, match="force=True"):
+        choose_start(cfg)
+    cfg.load_from = str(folder / names[0])
+    replace(Recipe(cfg), choose_start(cfg, force=True))
+    assert {path.name for path in (folder / "replaced_1").glob("*.pth")} == {*names}
+    assert Path(cfg.load_from).samefile(folder / "replaced_1" / names[0])
+    assert not list(folder.glob("*.pth")) and not choose_start(cfg).replaces
+    assert resolve("work/replaced_1", "last").read_weights().parent.samefile(folder / "replaced_1")
 
 
 @pytest.mark.parametrize(
@@ -281,8 +360,7 @@ def test_a_config_names_its_weights_after_they_were_replaced(tmp_path, monkeypat
     for file in (work / "epoch_1.pth", Path("other.pth")):
         file.touch()
     Path("own.py").write_text(f"work_dir = 'work'\nload_from = {before!r}\n")
-    hook = WorkDirHook(Recipe(Config.fromfile("own.py")), replaced=next_replaced(work))
-    hook.before_train(SimpleNamespace(log_dir="work/20260101_000000"))
+    replace(Recipe(Config.fromfile("own.py")))
     written = Config.fromfile(work / "own.py").load_from
     assert written == (str(tmp_path / after) if str(after).startswith("work") else after)
 

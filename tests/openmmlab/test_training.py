@@ -16,7 +16,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_flip
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric, Evaluator
@@ -708,22 +708,53 @@ def test_patience_ends_a_training_without_improvement(tmp_path, monkeypatch, met
     assert runner.epoch == 4  # the first validation is the best one, three follow
 
 
-def test_a_work_directory_with_checkpoints_is_not_trained_in_again(tmp_path):
-    def resumes(**options):
-        cfg, _ = schedule(work_dir=str(tmp_path))
-        return choose_start(cfg, **{"resume": None, "force": False, **options}).resumes
+NO_CHECKPOINT, TRAINED = r"^resume: expected a checkpoint in ", r"^work_dir: .*resume=True.*force=True"
+OTHER = r"^resume: expected a checkpoint in .*force=True"
+STARTS = [  # work_dir, resume, force, other settings, Start or the message
+    *[("empty", resume, force, {}, Start()) for resume in (None, False) for force in (False, True)],
+    ("empty", None, False, {"load_from": "other.pth"}, Start("other.pth")),
+    ("empty", None, False, {"load_from": "missing.pth"}, r"^checkpoint: .*missing.pth"),
+    ("empty", True, False, {}, NO_CHECKPOINT),
+    ("empty", True, False, {"launcher": "pytorch"}, Start()),
+    ("empty", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start("other.pth")),
+    ("empty", None, False, {"resume": True}, Start()),
+    ("empty", None, False, {"resume": True, "load_from": "other.pth"}, Start("other.pth", resumes=True)),
+    ("empty", "other.pth", False, {}, Start("other.pth", resumes=True)),
+    ("empty", "missing.pth", False, {}, r"^resume: .*missing.pth"),
+    ("empty", "", False, {}, r"^resume: "),
+    ("best", True, False, {}, NO_CHECKPOINT),
+    ("best", None, False, {}, TRAINED),
+    ("best", None, True, {}, Start(replaces=True)),
+    ("last", None, False, {}, TRAINED),
+    ("last", None, True, {"load_from": "other.pth"}, Start("other.pth", replaces=True)),
+    ("last", None, True, {"resume": True}, Start(replaces=True)),
+    ("last", True, False, {"load_from": "other.pth"}, Start(resumes=True)),
+    ("last", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start(resumes=True)),
+    ("last", None, False, {"resume": True}, Start(resumes=True)),
+    ("last", None, False, {"resume": True, "load_from": "other.pth"}, OTHER),
+    ("last", True, True, {}, r"^force: .*both"),
+    ("last", "last/epoch_1.pth", False, {}, Start("last/epoch_1.pth", resumes=True)),
+    ("last", "link/epoch_1.pth", False, {}, Start("link/epoch_1.pth", resumes=True)),
+    ("last", "other.pth", False, {}, OTHER),
+    ("last", "other.pth", True, {}, Start("other.pth", resumes=True, replaces=True)),
+    ("best", "other.pth", False, {}, OTHER),
+    ("best", "https://host/epoch_1.pth", False, {}, OTHER),
+]
 
-    assert not resumes() and not resumes(resume=False)
-    with pytest.raises(UserError, match=rf"^resume: expected a checkpoint in {tmp_path}"):
-        resumes(resume=True)
-    (tmp_path / "epoch_1.pth").touch()
-    for name in ("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth"):
-        (tmp_path / "epoch_1.pth").rename(tmp_path / name)
-        with pytest.raises(UserError, match=r"^work_dir: .*resume=True.*force=True"):
-            resumes()
-        assert not resumes(force=True)
-        (tmp_path / name).rename(tmp_path / "epoch_1.pth")
-    assert resumes(resume=True)
+
+@pytest.mark.parametrize(("folder", "resume", "force", "settings", "expected"), STARTS)
+def test_how_a_training_starts(tmp_path, monkeypatch, folder, resume, force, settings, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("best/best_coco_bbox_mAP_epoch_1.pth", "last/epoch_1.pth", "other.pth"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("link").symlink_to("last")
+    cfg = Config({"work_dir": folder, "launcher": "none", **settings})
+    if isinstance(expected, Start):
+        assert choose_start(cfg, resume, force) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            choose_start(cfg, resume, force)
 
 
 def test_resuming_from_weights_alone(tmp_path):

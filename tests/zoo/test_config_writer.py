@@ -251,7 +251,7 @@ def test_config_files_are_named(tmp_path, coco):
     (tmp_path / "notes.py").write_text("a = 1")
     for out, model, named in (
         ("out.txt", None, r"out: .*out\.txt"),
-        ("out.py", "notes.txt", r"config: .*notes\.txt"),
+        ("out.py", "notes.txt", r"model: .*notes\.txt"),
         ("out.py", "notes.py", r"notes\.py: .*model"),
     ):
         with pytest.raises(UserError, match=named):

@@ -67,6 +67,8 @@ ARGUMENTS = [
     (dcnzoo.train, ("",), {"data": "fruits"}, "model"),
     (dcnzoo.train, (), {"data": "fruits", "epochs": 0}, "epochs"),
     (dcnzoo.train, (PLAIN,), {"resume": ""}, "resume"),
+    (dcnzoo.train, ("trained/epoch_1.pth",), {}, "model"),
+    (reproduce, (PLAIN, "w.pth"), {"train": True}, "checkpoint"),
     (dcnzoo.train, (PLAIN,), {"logger": ""}, "logger"),
     (dcnzoo.train, (PLAIN,), {"work_dir": ""}, "work_dir"),
     (Session, ("m.onnx", ""), {}, "backend"),
@@ -95,6 +97,9 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("m.onnx").touch()
     Path("fruits").mkdir()
+    Path("trained").mkdir()
+    Path("trained/cfg.py").write_text("model = dict()")
+    Path("trained/epoch_1.pth").touch()
     with pytest.raises((UserError, ValueError), match=f"^{argument}: expected ") as error:
         function(*positional, **options)
     assert "error in dcnzoo" not in str(error.value)

@@ -10,6 +10,7 @@ import dcnzoo
 import dcnzoo.models  # before mmdet, which needs mmcv.ops
 from dcnzoo import zoo
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import output_files
 from dcnzoo.zoo.source import resolve
 
 from ..demo import PLAIN
@@ -82,7 +83,8 @@ def test_every_kind(folder, model, checkpoint, config, weights):
     else:
         assert Path(source.weights).resolve() == (folder / weights).resolve()
     path = Path(model).expanduser()
-    assert source.work_dir == (path if path.is_dir() else None)
+    folder = path if path.is_dir() else path.parent if path.suffix == ".pth" else None
+    assert source.work_dir == folder
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,26 @@ def test_every_kind(folder, model, checkpoint, config, weights):
 def test_every_mistake(model, checkpoint, message):
     with pytest.raises(UserError, match=message):
         resolve(model, checkpoint)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_copied_work_directory_is_its_own(tmp_path):
+    """Its config has the path of the first one."""
+    for config in Path("last").glob("*.py"):
+        config.write_text(f"_base_ = 'dcnzoo::demo/{SHAPES}.py'\nwork_dir = '{tmp_path}/last'\n")
+    shutil.copytree("last", "copy")
+    for model in ("copy", "copy/epoch_1.pth"):
+        assert resolve(model).recipe().work_dir == Path("copy")
+    assert resolve("copy").recipe({"work_dir": "other"}).work_dir == Path("other")
+    assert resolve("copy/new.py").recipe().work_dir == tmp_path / "last"
+
+
+def test_only_the_config_of_a_training_is_one(folder):
+    """Other programs in its folder are not run, whatever they look like."""
+    with output_files("train") as claim:
+        claim(folder / "none/own.py").write_text("model: dict = dict()")
+    (folder / "none/new.py").write_text("model = {}\nraise SystemExit")
+    assert resolve("none").config == Path("none/own.py")
 
 
 @pytest.mark.usefixtures("folder")

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, class_names, load_file
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, require_class_order
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import LAST, last_checkpoint, write_bytes
@@ -72,28 +72,22 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if self.backend_args is None and self._is_local:
+        if self.backend_args is None and "://" not in str(self.out_dir):
             self.backend_args = {"backend": "atomic_local"}
         self._outdated: list[str] = []
         self._validated = False
         self._unvalidated_step: int | None = None  # of the last checkpoint
 
-    @property
-    def _is_local(self) -> bool:
-        return "://" not in str(self.out_dir)
-
-    @property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile(re.escape(self.filename_tmpl).replace(r"\{\}", r"(\d+)"))
-
     # Resuming
 
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
+        # now: the parent class changes out_dir
+        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir)
         requested = runner._has_loaded or runner._load_from is not None
-        if requested or not (runner._resume and self._is_local):
+        if requested or not (runner._resume and self._saved.is_local):
             return
-        candidates = self._candidates(Path(runner.work_dir))
+        candidates = self._candidates()
         for path in candidates:
             try:
                 if path.is_file():  # sharded optimizers save folders
@@ -106,23 +100,19 @@ class AtomicCheckpointHook(CheckpointHook):
         if candidates:
             raise UserError(f"resume: expected an undamaged checkpoint, found {len(candidates)} damaged ones")
 
-    def _candidates(self, work_dir: Path) -> list[Path]:
+    def _candidates(self) -> list[Path]:
         """List the checkpoints to resume from, the latest first.
 
         The latest is the one that ``last_checkpoint`` names, unless the process ended after writing a
         checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
         (Older files with higher numbers are from another run.)
         """
-        pattern = self._pattern
-        # the parent class saves in a subfolder of out_dir
-        same = self.out_dir in (None, str(work_dir))
-        paths = (work_dir if same else Path(self.out_dir, work_dir.name)).glob("*")
-        steps = {int(match[1]): path for path in paths if (match := pattern.fullmatch(path.name))}
+        work_dir = self._saved.work_dir
         pointer, last = work_dir / LAST, last_checkpoint(work_dir)
-        named = pattern.fullmatch(last.name) if last else None
+        named = self._saved.pattern.fullmatch(last.name) if last else None
         return [
             path
-            for step, path in sorted(steps.items(), reverse=True)
+            for step, path in sorted(self._saved.numbered().items(), reverse=True)
             if not named or step <= int(named[1]) or path.stat().st_mtime >= pointer.stat().st_mtime
         ]
 
@@ -144,8 +134,8 @@ class AtomicCheckpointHook(CheckpointHook):
         pointer = Path(runner.work_dir, LAST)
         if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
             raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
-        if is_main_process() and self._is_local:
-            for left_over in Path(self.out_dir).glob(f".{'[0-9a-f]' * 16}.*.partial*"):  # not the user's
+        if is_main_process() and self._saved.is_local:
+            for left_over in self._saved.folder.glob(f".{'[0-9a-f]' * 16}.*.partial*"):  # not the user's
                 left_over.unlink(missing_ok=True)
 
     def validate_first(self, runner: Runner) -> None:
@@ -182,7 +172,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         # a checkpoint that is resumed may come from elsewhere and name anything, also as the best one
-        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._pattern.pattern}").fullmatch
+        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._saved.pattern.pattern}").fullmatch
         for name in filter(is_checkpoint, self._outdated) if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):

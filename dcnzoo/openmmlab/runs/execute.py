@@ -32,8 +32,8 @@ from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import TRAINED, Start, decide
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook, is_trained, next_replaced
+from dcnzoo.openmmlab.runs.start import Start, choose_start, decide
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.fetch import DownloadError
@@ -50,6 +50,8 @@ def train(
     resume: bool | str | os.PathLike | None = False,
     force: bool = False,
     outputs: Iterable[str] = (),
+    is_locked: bool = False,
+    only_checks: bool = False,
 ) -> Path:
     """Train a detector; return the work directory.
 
@@ -57,6 +59,8 @@ def train(
         resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`. ``force`` also replaces another
             config.
         outputs: files that the caller then writes to the work directory; checked before the training.
+        is_locked: the caller holds the lock of the work directory.
+        only_checks: check options and folder, and do not train.
 
     Raises:
         UserError: a mistake in the config, the folder is in use, or weights that cannot be downloaded or do
@@ -69,20 +73,22 @@ def train(
             cfg, work_dir = recipe.cfg, recipe.work_dir
             ranks.join(cfg)
             start = ranks.from_rank_0(lambda: decide(cfg, resume, force, outputs))
-        if start is None:
+        if start is None or only_checks:
             return work_dir
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(work_dir))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
         stack.enter_context(ranks.faults())  # the ranks that have ended
-        ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
+        if not is_locked:
+            ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
         ranks.agree_on_config(cfg)
-        replaces = ranks.from_rank_0(lambda: _replaces(work_dir, start, force))
+        # again: another training may have ended while this one waited for the folder
+        start = ranks.from_rank_0(lambda: choose_start(cfg, resume, force))
         changes = ", ".join(recipe.changes)
         runner = build_runner(
             cfg,
             start,
-            writer=WorkDirHook(recipe, force, next_replaced(work_dir) if replaces else None),
+            writer=WorkDirHook(recipe, start, force),
             summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
@@ -94,18 +100,6 @@ def train(
                 stack.callback(hook.stop)  # after an error, mmengine calls no hook
         runner.train()
     return work_dir
-
-
-def _replaces(work_dir: Path, start: Start, force: bool) -> bool:
-    """Return whether a training replaces the one of its folder.
-
-    Raises:
-        UserError: it does without ``force``: the other one has ended while this one waited for the folder.
-    """
-    replaces = is_trained(work_dir) and not start.resumes
-    if replaces and not force:
-        raise UserError(TRAINED.format(work_dir))
-    return replaces
 
 
 @separate_run()

@@ -1,22 +1,15 @@
 """How a training starts: from random weights, from those of a file, or where another one has ended."""
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
-from dcnzoo.openmmlab.runs.work_dir import has_checkpoints, is_trained
+from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import last_checkpoint, output_files, require_file
-
-TRAINED = (
-    "work_dir: expected a folder without checkpoints, got {}; resume=True continues its training, "
-    "force=True replaces it"
-)
 
 
 @dataclass(frozen=True)
@@ -26,41 +19,64 @@ class Start:
     Attributes:
         file: a checkpoint; None: random weights, or with ``resumes`` the latest one in the work directory.
         resumes: continue the training of the checkpoint; else take only its weights.
+        replaces: move the files of the training in the work directory to another folder.
     """
 
     file: str | None = None
     resumes: bool = False
+    replaces: bool = False
 
 
-def choose_start(cfg: Config, resume: bool | str | os.PathLike | None, force: bool) -> Start:
-    """Decide how a training starts.
+def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, force: bool = False) -> Start:
+    """Decide how a training starts. Nothing else does.
+
+    ============  ==================  ==================  ====================
+    ``resume``    no checkpoints      with checkpoints    those, and ``force``
+    ============  ==================  ==================  ====================
+    not set       starts              is refused          replaces them
+    True          is refused          continues           is refused
+    a file        continues from it   only if it is one   replaces them
+                                      of them
+    ============  ==================  ==================  ====================
 
     Args:
         resume: a checkpoint to resume from; True: the latest one in the work directory. In a distributed
-            training, whose launcher repeats the command after a failure, there may be none.
-        force: train in a work directory that has checkpoints.
+            training, whose launcher repeats the command after a failure, there may be none; so with the
+            config's ``resume``, which is used if neither argument is set.
+        force: replace the training in the work directory, of which nothing is deleted.
 
     Raises:
-        UserError: the checkpoint does not exist; or the work directory has checkpoints, although ``resume``
-            and ``force`` are not set.
+        UserError: the checkpoint does not exist, or the start is refused.
     """
-    start = Start(cfg.get("load_from"))
-    if resume is True:
-        resumable = has_checkpoints(cfg.work_dir)
-        if not resumable and cfg.launcher == "none":
-            raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found none")
-        if resumable or start.file is None:
-            return Start(resumes=True)
-    elif not (resume is None or resume is False):
-        require_file(str(resume), "resume")
-        return Start(str(resume), resumes=True)
-    elif cfg.get("resume") and not force:
-        start = Start(start.file, resumes=True)
-    elif is_trained(cfg.work_dir) and not force:
-        raise UserError(TRAINED.format(cfg.work_dir))
-    if start.file:
-        require_file(start.file, "checkpoint")
-    return start
+    saved, file = SavedCheckpoints.of(cfg), cfg.get("load_from")
+    optional = cfg.launcher != "none"
+    if resume in (None, False) and cfg.get("resume") and not force:
+        resume, optional = file or True, True
+    if resume is True and force:
+        raise UserError("force: expected resume=True, which continues a training, or force=True, got both")
+    if resume is True and saved.can_resume:
+        return Start(resumes=True)
+    if resume is True and not optional:
+        raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found none")
+    resumes = not isinstance(resume, bool | None)
+    if resumes:
+        file = os.path.expanduser(str(resume))
+    if resumes or file:
+        require_file(str(file), "resume" if resumes else "checkpoint")
+    if saved.exist and not (resumes or force):
+        raise UserError(
+            f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; resume=True continues its "
+            "training, force=True replaces it"
+        )
+    elsewhere = os.path.realpath(os.path.dirname(str(file))) != os.path.realpath(saved.folder)
+    if saved.exist and not force and saved.is_local and elsewhere:
+        raise UserError(
+            f"resume: expected a checkpoint in {saved.folder}, which has some, got {file}; use another "
+            "work_dir, or force=True to replace the training there"
+        )
+    if saved.exist and force and not saved.is_local:
+        raise UserError(f"force: expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}")
+    return Start(file, resumes, replaces=saved.exist and force)
 
 
 def nothing_left(cfg: Config, start: Start) -> str | None:
@@ -71,7 +87,7 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
         unit, end = "iter", cfg.train_cfg.get("max_iters")
     if not (start.resumes and end and path and path.is_file()):
         return None
-    name = re.fullmatch(rf"{unit}_(\d+)\.pth", path.name)
+    name = SavedCheckpoints.of(cfg).pattern.fullmatch(path.name)
     if name and int(name[1]) < end:  # without reading the file
         return None
     try:
@@ -98,6 +114,8 @@ def decide(
     if line := nothing_left(cfg, start):
         print(line)
         return None
+    if cfg.get("resume") and not (start.resumes or start.replaces):
+        print(f"resume: found no checkpoint in {cfg.work_dir}; a new training starts")
     with output_files("report", force=force) as claim:
         for number, name in enumerate(outputs):
             claim(Path(cfg.work_dir, name), beside=number > 0)

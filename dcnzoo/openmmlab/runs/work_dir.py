@@ -1,99 +1,89 @@
-"""The work directory of a training: its checkpoints, its config, and what the next training replaces."""
+"""The work directory of a training: the config that it writes, and what it moves to another folder before."""
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from dcnzoo.openmmlab.config.paths import is_config, keep_paths
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
+from dcnzoo.openmmlab.config.paths import keep_paths
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.utils.files import LAST, files_beside, output_files, write_text
+from dcnzoo.openmmlab.runs.start import Start
+from dcnzoo.utils.errors import printable
+from dcnzoo.utils.files import LAST, output_files, read_beside, recorded_names, write_text
+from dcnzoo.utils.text import few
 
-CHECKPOINT = re.compile(r"last_checkpoint|(epoch|iter)_\d+\.pth")
 REPORT = ("report.html", "report.json", "report.csv")
-# of a training and its report; logs are in folders that are named after the time
-WRITTEN = re.compile(rf"{CHECKPOINT.pattern}|best_.+\.pth|\d{{8}}_\d{{6}}|{'|'.join(map(re.escape, REPORT))}")
-
-
-def has_checkpoints(work_dir: str | os.PathLike) -> bool:
-    """Whether a folder has a checkpoint from which its training can be resumed.
-
-    A process that was killed may have left one without the file ``last_checkpoint``.
-    """
-    return any(CHECKPOINT.fullmatch(path.name) for path in Path(work_dir).glob("*"))
-
-
-def is_trained(work_dir: str | os.PathLike) -> bool:
-    """Whether a training has written checkpoints to a folder, even if only the best one is left."""
-    return has_checkpoints(work_dir) or any(Path(work_dir).glob("best_*.pth"))
-
-
-def next_replaced(work_dir: Path) -> Path:
-    """Return the folder for the training that the next one replaces: ``replaced_1``, ``replaced_2``, …
-
-    With ``data``, that of the training has moved there before.
-    """
-    numbers = [int(path.name[9:]) for path in work_dir.glob("replaced_*") if path.name[9:].isdecimal()]
-    last = work_dir / f"replaced_{max(numbers, default=0)}"
-    if [path.name for path in last.glob("*")] == ["data"]:
-        return last
-    return work_dir / f"replaced_{max(numbers, default=0) + 1}"
-
-
-def set_aside(work_dir: Path, replaced: Path, stays: Iterable[str]) -> None:
-    """Move the checkpoints, logs, reports and configs of a training to the folder ``replaced``.
-
-    Args:
-        stays: names that belong to the new training.
-    """
-    files = [path for path in work_dir.glob("*") if WRITTEN.fullmatch(path.name)]
-    files += filter(is_config, files_beside(work_dir, "*.py"))
-    names = {file.name for file in files}.difference(stays)
-    replaced.mkdir(exist_ok=True)
-    # checkpoints last: until then, the folder counts as trained
-    for name in sorted(names, key=lambda name: (name.endswith(".pth"), name == LAST)):
-        (work_dir / name).rename(replaced / name)
-    for config in [*files_beside(replaced, "*.py"), *files_beside(replaced, "data/*.py")]:
-        keep_paths(config, work_dir / config.parent.relative_to(replaced))
+_LOGS = re.compile(r"\d{8}_\d{6}")  # folders that are named after the time
+_REPLACED = re.compile(r"replaced_(\d+)")
 
 
 class WorkDirHook(Hook):
-    """Write the config to the work directory when a training begins.
+    """Write the config to the work directory when a training begins; first move what it replaces.
 
     Everything is built and loaded then, so that a mistake in the config leaves the folder as it was.
+    ``replaced_1``, ``replaced_2``, … have the checkpoints, logs, report and configs of the trainings before,
+    and a file with the config's name that no training wrote. Data stay: the configs use them.
 
     Args:
-        force: replace a file with the config's name that no training wrote.
-        replaced: first move the files of the training before to this folder.
+        force: there may be such a file; also if the folder has checkpoints.
 
     Raises:
-        UserError: the work directory has another file with the config's name and no checkpoint.
+        UserError: there is one.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, recipe: Recipe, force: bool = False, replaced: Path | None = None) -> None:
-        self._recipe, self._replaced = recipe, replaced
-        self._force = force or has_checkpoints(recipe.work_dir)  # the config there belongs to this training
+    def __init__(self, recipe: Recipe, start: Start | None = None, force: bool = False) -> None:
+        self._recipe, self._replaces = recipe, start is not None and start.replaces
+        self._saved = SavedCheckpoints.of(recipe.cfg)
         name = Path(recipe.cfg.filename or "config").with_suffix(".py").name  # also of JSON or YAML
         self._file = recipe.work_dir / name
-        with output_files("train", force=self._force) as claim:
+        with output_files("train", force=force or self._saved.can_resume) as claim:
             ranks.from_rank_0(lambda: claim(self._file))
 
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
-        folder, cfg = self._recipe.work_dir, self._recipe.cfg
-        if self._replaced is not None:
-            set_aside(folder, self._replaced, stays=[Path(runner.log_dir).name])
-            print(f"replaced: the files of the training before are now in {self._replaced}")
-            weights = cfg.get("load_from") or ""
-            if "://" not in weights and not Path(weights).expanduser().exists():
-                cfg.load_from = str(self._replaced / Path(weights).name)
-        with output_files("train", force=self._force) as claim:
+        cfg = self._recipe.cfg
+        moved = self._move([Path(runner.log_dir).name])
+        if (weights := cfg.get("load_from")) and (now := moved.get(_real(os.path.expanduser(weights)))):
+            cfg.load_from = now
+        with output_files("train", force=True) as claim:
             write_text(claim(self._file), self._recipe.text())
+
+    def _move(self, stays: list[str]) -> dict[str, str]:
+        """Move the files that the training replaces; return their new paths by the old ones."""
+        folder, saved = self._recipe.work_dir, self._saved
+        of_train = recorded_names("train", folder)
+        files = {self._file} - {folder / name for name in of_train}
+        if self._replaces:
+            own = {*REPORT} & recorded_names("report", folder) | {n for n in of_train if n.endswith(".py")}
+            own |= {path.name for path in folder.glob("*") if _LOGS.fullmatch(path.name)}
+            files |= {folder / name for name in own.difference(stays)} | {folder / LAST, *saved.files()}
+        files = {file for file in files if os.path.lexists(file)}
+        if not files:
+            return {}
+        numbers = [_REPLACED.fullmatch(path.name) for path in (*folder.glob("*"), *saved.folder.glob("*"))]
+        name = f"replaced_{1 + max((int(number[1]) for number in numbers if number), default=0)}"
+        moved = {}
+        # checkpoints and the name of the last one at the end: until then, the folder counts as trained
+        for file in sorted(files, key=lambda file: (file.name == LAST, file.suffix == ".pth")):
+            target = file.parent / name / file.name
+            target.parent.mkdir(exist_ok=True)
+            file.rename(target)
+            moved[_real(file)] = os.path.abspath(target)
+            if target.suffix == ".py" and target.name in of_train:
+                keep_paths(target, folder)
+            if target.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
+                write_text(target, named)
+        print(printable(f"moved to {folder / name}: {few(sorted(file.name for file in files))}"))
+        return moved
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
