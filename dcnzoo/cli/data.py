@@ -277,7 +277,9 @@ def download(
         if only_list:
             print(SMALL[dataset_name][0])
         elif (out / "train.json").is_file() and (out / "val.json").is_file():
-            print(f"{out}: already has {dataset_name}")
+            print(
+                f"{out}: already has {dataset_name}: {', '.join(sorted(p.name for p in out.glob('*.json')))}"
+            )
         elif out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
         else:

@@ -63,7 +63,8 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
       dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
     if not (model or options["data"]):
-        raise click.UsageError("expected MODEL or --data")
+        taken = f"; --resume has taken {resume} as its checkpoint" if resume not in (None, "auto") else ""
+        raise click.UsageError(f"expected MODEL or --data{taken}")
 
     from dcnzoo.utils.progress import waiting
 
@@ -75,9 +76,9 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
         from dcnzoo.report.report import write_report
         from dcnzoo.zoo.training import train
 
-    outputs = REPORT if (report or options["data"]) and not options["dry_run"] else ()
+    outputs = REPORT if report or options["data"] else ()
     again = resume == "auto" or (False if resume is None else resume)
     work_dir = train(model, resume=again, outputs=outputs, **options)
-    if outputs and is_main_process():
+    if outputs and not options["dry_run"] and is_main_process():
         report_file = write_report([work_dir], device=options["device"], force=options["force"])
         print_pairs([("report", str(report_file)), ("next", next_steps(work_dir))])

@@ -20,6 +20,7 @@ PIPELINE = "test_dataloader.dataset.pipeline"
 OPTIONS = [  # refused when the line is read
     ("test CONFIG weights.pth --out x.txt", r"\.pkl"),
     ("train CONFIG --cfg-options x", "got x"),
+    ("train --resume CONFIG", r"--resume .*mask-rcnn.*\.py"),
     ("train CONFIG --cfg-options 'x=[(1,2]'", "--cfg-options': x: "),
     ("browse CONFIG --num-images 0", "--num-images"),
     ("infer", "MODEL"),

@@ -154,6 +154,7 @@ def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
     expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.*"
     assert re.fullmatch(expected, output.splitlines()[-1])
+    assert "--resume" not in output, "there is no checkpoint"
     assert not list(tmp_path.glob("*.pth"))
 
 
@@ -202,6 +203,15 @@ def test_force_replaces_a_training_and_loses_nothing(data, tmp_path, monkeypatch
     commands.run("train", work, "--force", "--cfg-options", f"load_from={work}/epoch_2.pth")
     assert (work / "replaced_2/epoch_2.pth").is_file()
     assert Config.fromfile(work / Path(CONFIG).name).load_from == f"{work}/replaced_2/epoch_2.pth"
+
+
+def test_an_interrupted_training_names_resume_if_it_works(tmp_path):
+    cfg = Config({"work_dir": str(tmp_path)})
+    for number in range(2):
+        with pytest.raises(KeyboardInterrupt) as error, execute._training_hints(cfg):
+            raise KeyboardInterrupt
+        assert ("resume=True" in str(error.value)) == bool(number)
+        (tmp_path / "epoch_1.pth").touch()
 
 
 def test_a_training_that_ends_while_another_waits_is_not_replaced(tmp_path, monkeypatch):

@@ -590,6 +590,7 @@ def test_epochs_scale_the_schedule():
     for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
         cfg, _ = schedule(RTMDET)
         TrainOptions(epochs=epochs).apply(cfg)
+        assert cfg.train_cfg.dynamic_intervals == [(expected[-1], 1)]
         cosine = cfg.param_scheduler[1]
         assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
     cfg, _ = schedule(train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9})
@@ -697,6 +698,20 @@ def test_a_resumed_training_has_the_learning_rate_of_its_batches(tmp_path, sched
     np.testing.assert_allclose(resumed, uninterrupted[-len(resumed) :], rtol=1e-9)
 
 
+@pytest.mark.parametrize("sizes", [0, "3", None])
+def test_sizes_in_a_checkpoint_are_numbers_or_ignored(tmp_path, sizes):
+    train = {"default_hooks": {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}}
+    make_runner(tmp_path, "first", epochs=1, custom_hooks=[ScheduleHook()], **train).train()
+    file = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
+    file["meta"].update(iterations_per_epoch=sizes, images_per_step=sizes)
+    torch.save(file, tmp_path / "epoch_1.pth")
+    runner = make_runner(
+        tmp_path, "rest", epochs=2, values=range(4), custom_hooks=[ScheduleHook()], resume=True, **train
+    )
+    runner.train()
+    assert runner.iter == 8, "4 of each epoch"
+
+
 @pytest.mark.parametrize("metrics", [{"score": 0.5}, {}])  # {}: as of CocoMetric without detections
 def test_patience_ends_a_training_without_improvement(tmp_path, monkeypatch, metrics):
     monkeypatch.setattr(Score, "compute_metrics", lambda self, results: metrics)
@@ -767,7 +782,7 @@ def test_resuming_from_weights_alone(tmp_path):
     file = str(tmp_path / "published.pth")
     runner = make_runner(tmp_path / "second", "second", load_from=file, resume=True)
     runner.register_hook(LoadCheckpointHook(fine_tune=True))
-    with pytest.raises(UserError, match=rf"^resume: expected .*{file}, which has only weights: "):
+    with pytest.raises(UserError, match=rf"^resume: expected .*{file} .*load_from"):
         runner.train()
 
 

@@ -237,10 +237,11 @@ class LoadCheckpointHook(Hook):
         )
         if report:
             runner.logger.info(f"{source}: {report}")
-        if resume and not all(type(meta.get(key)) is int for key in ("epoch", "iter")):
+        numbers = [meta.get(key) for key in ("epoch", "iter")]
+        if resume and not all(type(number) is int and number >= 0 for number in numbers):
             raise UserError(
-                f"resume: expected a checkpoint of an interrupted training, got {source}, which has only "
-                f"weights: the setting load_from={source} starts a training from them"
+                f"resume: expected a checkpoint of an interrupted training, got {source} of epoch and "
+                f"iteration {numbers}: the setting load_from={source} starts a training from them"
             )
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()

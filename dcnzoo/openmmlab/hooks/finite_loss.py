@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 
 
@@ -47,12 +49,12 @@ class FiniteLossHook(Hook):
         if scaler is not None and scaler.is_enabled() and self._in_a_row <= self.scaled:
             runner.logger.warning(f"loss: {got} {where}; the scaler skips this step")
             return
-        images = _image_paths(data_batch)
+        images, saved = _image_paths(data_batch), SavedCheckpoints(Path(runner.work_dir))
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
             + (f", images {', '.join(images)}" if images else "")
-            + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad. Checkpoints are not "
-            "affected; continue with resume=True"
+            + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
+            + ("; resume=True continues from the last checkpoint" if saved.can_resume else "")
         )
 
 

@@ -27,6 +27,9 @@ class ScheduleHook(Hook):
         if not runner._resume:
             return
         meta, now = checkpoint["meta"], _sizes(runner)
+        for name in now:
+            if not (type(meta.get(name)) is int and meta[name] > 0):  # a file may contain anything
+                meta.pop(name, None)
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         if by_epoch and meta["epoch"]:  # checkpoints of other versions do not record it
             meta.setdefault("iterations_per_epoch", meta["iter"] // meta["epoch"])
@@ -40,9 +43,9 @@ class ScheduleHook(Hook):
         if by_epoch:
             length = now["iterations_per_epoch"]
             meta["iter"] = round(meta["iter"] * length / meta["iterations_per_epoch"])
-            ends = {length * number for number in range(1, meta["epoch"] + 1)}
+            ends = range(length, length * meta["epoch"] + 1, length)
         else:
-            ends = set()
+            ends = range(0)
         schedules, optimizer = runner.param_schedulers or [], checkpoint["optimizer"]
         if isinstance(schedules, list) and "param_groups" in optimizer:  # not of several optimizers
             before = optimizer["param_groups"][0]["lr"]
@@ -66,7 +69,7 @@ def _sizes(runner: Runner) -> dict[str, int]:
 
 
 def _convert(
-    schedules: Sequence[Any], groups: Sequence[dict], iterations: int, ends: set[int], checkpoint: dict
+    schedules: Sequence[Any], groups: Sequence[dict], iterations: int, ends: range, checkpoint: dict
 ) -> None:
     """Step new schedules; replace the states of the old ones in a checkpoint, and the values that they set.
 
@@ -92,5 +95,6 @@ def _convert(
         if len(clocked) < len(schedules):  # the others depend on a metric: what they have reached stays
             new["lr"] = old["lr"] * new["initial_lr"] / old["initial_lr"]
         old.update({key: new[key] for name in names for key in (name, f"initial_{name}") if key in new})
-    states = zip(schedules, checkpoint["param_schedulers"], strict=True)
-    checkpoint["param_schedulers"] = [new.state_dict() if new in clocked else old for new, old in states]
+    if schedules:
+        states = zip(schedules, checkpoint["param_schedulers"], strict=True)
+        checkpoint["param_schedulers"] = [new.state_dict() if new in clocked else old for new, old in states]

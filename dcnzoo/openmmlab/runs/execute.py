@@ -22,7 +22,7 @@ from torch import nn
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.checkpoints import class_names, load_file
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names, load_file
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.tree import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
@@ -76,7 +76,7 @@ def train(
         if start is None or only_checks:
             return work_dir
         # an error passes them from the last to the first
-        stack.enter_context(_training_hints(work_dir))  # how to go on
+        stack.enter_context(_training_hints(cfg))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
         stack.enter_context(ranks.faults())  # the ranks that have ended
         if not is_locked:
@@ -247,12 +247,14 @@ def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs
 
 
 @contextmanager
-def _training_hints(work_dir: Path):
+def _training_hints(cfg: Config):
     """Context that adds to an interruption and to a failed download how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"resume=True continues the training in {work_dir}") from None
+        if SavedCheckpoints.of(cfg).can_resume:
+            raise KeyboardInterrupt(f"resume=True continues the training in {cfg.work_dir}") from None
+        raise
     except DownloadError as error:
         hint = "to train without them, write the config with dcnzoo data config --no-weights"
         raise UserError(f"{error}; {hint}") from error
