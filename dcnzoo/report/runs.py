@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.report.history import History
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
@@ -45,7 +46,7 @@ class TrainedRun:
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
         file = None if source.weights is None else source.read_weights()
-        cfg = Config.fromfile(source.config)
+        cfg = read_config_file(source.config)
         return cls(label or folder.resolve().name, folder, cfg, history, file)
 
     @property

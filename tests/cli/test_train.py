@@ -294,7 +294,7 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
         (work / name).touch()
     replace(Recipe(Config({"work_dir": str(work)}, filename=str(work / "new.py"))))
     assert {path.name for path in replaced.iterdir()} == {
-        *("cfg.py", "changed.py", "report.csv", "20260101_000000"),
+        *(".dcnzoo.txt", "cfg.py", "changed.py", "report.csv", "20260101_000000"),
         *("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"),
         "new.py",  # in the way
     }
@@ -302,6 +302,10 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
     config = Config.fromfile(replaced / "cfg.py")
     assert Path(config.a).samefile(work / "data/train.json") and config.b.img.endswith("/")
     assert Path(config.b.img).samefile(tmp_path / "images")
+    replace(
+        Recipe(Config({"work_dir": str(replaced)}, filename=str(replaced / "cfg.py"))), Start(resumes=True)
+    )
+    assert not (replaced / "replaced_1").exists(), "its config is still a training's"
 
 
 @pytest.mark.parametrize("start", [Start(resumes=True), Start()])

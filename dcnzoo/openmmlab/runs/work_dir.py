@@ -72,15 +72,19 @@ class WorkDirHook(Hook):
         name = f"replaced_{1 + max((int(number[1]) for number in numbers if number), default=0)}"
         moved = {}
         # checkpoints and the name of the last one at the end: until then, the folder counts as trained
-        for file in sorted(files, key=lambda file: (file.name == LAST, file.suffix == ".pth")):
-            target = file.parent / name / file.name
-            target.parent.mkdir(exist_ok=True)
-            file.rename(target)
-            moved[_real(file)] = os.path.abspath(target)
-            if target.suffix == ".py" and target.name in of_train:
-                keep_paths(target, folder)
-            if target.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
-                write_text(target, named)
+        ordered = sorted(files, key=lambda file: (file.name == LAST, file.suffix == ".pth"))
+        with output_files("train") as claim:
+            for file in ordered:
+                target = file.parent / name / file.name
+                target.parent.mkdir(exist_ok=True)
+                if is_config := file.suffix == ".py" and file.name in of_train:
+                    claim(target)  # it stays one that a training has written
+                file.rename(target)
+                moved[_real(file)] = os.path.abspath(target)
+                if is_config:
+                    keep_paths(target, folder)
+                if file.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
+                    write_text(target, named)
         print(printable(f"moved to {folder / name}: {few(sorted(file.name for file in files))}"))
         return moved
 
