@@ -273,8 +273,8 @@ def _set_epochs(cfg: Config, epochs: int) -> list[str]:
 
     changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
     if intervals := cfg.train_cfg.get("dynamic_intervals"):  # of validations, from an epoch on
-        new = [(scaled(begin), interval) for begin, interval in intervals]
-        changes.append(_set(cfg.train_cfg, "dynamic_intervals", new))
+        moved = [(scaled(begin), interval) for begin, interval in intervals]
+        changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
     for part, keys in STEPS.items() if factor != 1 else ():
         for _, node in dicts(cfg.get(part)):
             kind = node.get("type", "")
