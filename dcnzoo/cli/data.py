@@ -276,18 +276,16 @@ def download(
         out = out or Path("data") / dataset_name
         if only_list:
             print(SMALL[dataset_name][0])
-        elif (out / "train.json").is_file() and (out / "val.json").is_file():
-            print(
-                f"{out}: already has {dataset_name}: {', '.join(sorted(p.name for p in out.glob('*.json')))}"
-            )
-        elif out.is_dir() and any(out.iterdir()):
-            raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
-        else:
+            return
+        is_complete = (out / "train.json").is_file() and (out / "val.json").is_file()
+        if not is_complete:
+            if out.is_dir() and any(out.iterdir()):
+                raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
             archive = fetch(SMALL[dataset_name][0], out.parent)
             prepare(dataset_name, archive, out)
             archive.unlink()
-            files = sorted(file.name for file in out.glob("*.json"))
-            print(f"written: {out}: images, {', '.join(files)}")
+        files = ", ".join(sorted(file.name for file in out.glob("*.json")))
+        print(f"{'already has' if is_complete else 'written'}: {out}: images, {files}")
         return
     out = out or Path("data/coco")
     if delete and not unzip:

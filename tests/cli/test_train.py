@@ -308,6 +308,34 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
     assert not (replaced / "replaced_1").exists(), "its config is still a training's"
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_replacement_that_is_cut_off_goes_on(tmp_path, monkeypatch, number):
+    work = tmp_path / "work"
+    (work / "20260101_000000").mkdir(parents=True)
+    write_as("train", (work / "cfg.py", "model = dict()"))
+    names = {"epoch_1.pth", "epoch_2.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"}
+    for name in names:
+        (work / name).write_text(name)
+    recipe = Recipe(Config({"work_dir": str(work), "launcher": "none"}, filename=str(work / "cfg.py")))
+    rename, left = Path.rename, number
+
+    def cut_off(path, target):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", cut_off)
+        replace(recipe)
+    with pytest.raises(UserError, match="force=True"):
+        choose_start(recipe.cfg)
+    replace(recipe)
+    assert {path.name for path in work.glob("replaced_*/*") if path.is_file()} >= {*names, "cfg.py"}
+    assert not choose_start(recipe.cfg).replaces
+
+
 @pytest.mark.parametrize("start", [Start(resumes=True), Start()])
 def test_a_config_of_the_user_is_not_lost(tmp_path, monkeypatch, start):
     """With ``work_dir="."``, its name is that of the config that a training writes."""

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -47,6 +47,7 @@ class WorkDirHook(Hook):
             ranks.from_rank_0(lambda: claim(self._file))
 
     def before_train(self, runner: Runner) -> None:
+        barrier()  # all ranks have read the checkpoint, which may move
         if not is_main_process():
             return
         cfg = self._recipe.cfg
