@@ -22,7 +22,7 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files
+from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.zoo.source import resolve
 
 from .. import commands
@@ -271,7 +271,7 @@ def replace(recipe, start=Start(replaces=True)):  # noqa: B008  it cannot be cha
 def write_as(command, *files):
     with output_files(command) as claim:
         for file, text in files:
-            claim(file).write_text(text)
+            write_text(claim(file), text)
 
 
 def test_only_files_of_the_training_are_replaced(tmp_path):

@@ -10,7 +10,7 @@ import dcnzoo
 import dcnzoo.models  # before mmdet, which needs mmcv.ops
 from dcnzoo import zoo
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files
+from dcnzoo.utils.files import output_files, write_text
 from dcnzoo.zoo.source import resolve
 
 from ..demo import PLAIN
@@ -129,7 +129,7 @@ def test_a_copied_work_directory_is_its_own(tmp_path):
 def test_only_the_config_of_a_training_is_one(folder):
     """Other programs in its folder are not run, whatever they look like."""
     with output_files("train") as claim:
-        claim(folder / "none/own.py").write_text("model: dict = dict()")
+        write_text(claim(folder / "none/own.py"), "model: dict = dict()")
     (folder / "none/new.py").write_text("model = {}\nraise SystemExit")
     assert resolve("none").config == Path("none/own.py")
 

@@ -79,11 +79,12 @@ class WorkDirHook(Hook):
                 target = file.parent / name / file.name
                 target.parent.mkdir(exist_ok=True)
                 if is_config := file.suffix == ".py" and file.name in of_train:
-                    claim(target)  # it stays one that a training has written
+                    claim(target)
                 file.rename(target)
                 moved[_real(file)] = os.path.abspath(target)
                 if is_config:
                     keep_paths(target, folder)
+                    claim.record(target, target)
                 if file.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
                     write_text(target, named)
         print(printable(f"moved to {folder / name}: {few(sorted(file.name for file in files))}"))
