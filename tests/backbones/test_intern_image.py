@@ -196,6 +196,7 @@ def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_
             **{name: nn.Linear(4, 4) for name in ("sampling_offsets", "reference_points", "head")},
         }
     )
+    model.register_parameter("level_embed", nn.Parameter(torch.zeros(4, 8)))  # of a DETR
 
     def wrapper(**paramwise):
         cfg = dict(
@@ -215,7 +216,9 @@ def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_
         if name.startswith("backbone.patch_embed"):  # frozen
             assert id(parameter) not in found
             continue
-        if not name.startswith("backbone.levels"):
+        if name == "level_embed":
+            number = 0
+        elif not name.startswith("backbone.levels"):
             number = 8
         elif parts[3] == "downsample" or parts[3] == "norm":
             number = first_block[min(int(parts[2]) + 1, 3)]
