@@ -173,7 +173,7 @@ def node(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def ray(session: Session) -> None:
-    """Detect 200 pictures with `dcnzoo infer --ray`, and kill its processes."""
+    """Detect 2,000 pictures with `dcnzoo infer --ray`; kill the driver and a raylet."""
     use_venv(session)
     session.install("--group", "ray")
     test(session, "tests/environments/test_ray.py")
@@ -382,9 +382,16 @@ def distributed(session: Session) -> None:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def machines(session: Session) -> None:
-    """Train on three machines, which are namespaces of Linux (needs root)."""
+    """Train on three machines, which are namespaces of Linux; kill, resume (needs root)."""
     update_venv(session)
     test(session, "tests/distributed/test_machines.py", python=PYTHON)
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def slurm(session: Session) -> None:
+    """Train on two machines with Slurm (needs root; Debian: slurm-wlm, munge)."""
+    update_venv(session)
+    test(session, "tests/distributed/test_slurm.py", python=PYTHON)
 
 
 def preload(session: Session, *names: str) -> str:

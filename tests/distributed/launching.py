@@ -19,6 +19,16 @@ def environment(**extra: object) -> dict[str, str]:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)), **extra}  # fmt: skip
 
 
+def ip(*words: object) -> str:
+    return subprocess.run(["ip", *map(str, words)], capture_output=True, text=True, check=True).stdout
+
+
+def on_machine(number: int, name: str, *lines: str) -> list[str]:
+    """The command that runs lines of a shell on a machine of the fixture ``machines``."""
+    script = "; ".join([f"echo machine-{number} > /proc/sys/kernel/hostname", *lines])
+    return ["ip", "netns", "exec", name, "unshare", "-mu", "sh", "-c", script]
+
+
 def start(*command: object, **extra: object) -> subprocess.Popen:
     return subprocess.Popen(
         [str(word) for word in command],

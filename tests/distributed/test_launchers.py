@@ -5,17 +5,16 @@ import json
 import os
 import pickle
 import re
-import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from .launching import CONFIG, ROOT, finish, run, settings, start
+from . import killing
+from .launching import CONFIG, ROOT, run, settings
 
 SCALARS = "*/vis_data/scalars.json"
 # With BatchNorm, each process would validate with its own running statistics.
@@ -148,40 +147,13 @@ def test_dist_train_on_one_of_several_machines():
 # Killed processes
 
 
-def rank_1(launcher):
-    for folder in Path("/proc").iterdir():
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names = (folder / "environ").read_bytes().split(b"\0")
-        except (OSError, ValueError, IndexError):
-            continue
-        if parent == launcher.pid and b"RANK=1" in names:
-            return int(folder.name)
-    raise AssertionError("there is no rank 1")
-
-
-def kill_rank_1(launcher, work):
-    """Kill rank 1 in an epoch after the first checkpoint."""
-    deadline = time.monotonic() + 200
-    while not (work / "last_checkpoint").exists():
-        assert launcher.poll() is None, launcher.communicate()[0][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(rank_1(launcher), signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
-    arguments = [CONFIG, 2, "--resume", "--verbose", "--work-dir", tmp_path, *settings(data, epochs=6)]
-    launcher = start("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
-    kill_rank_1(launcher, tmp_path)
-    output = finish(launcher)
-    assert launcher.returncode == 0, output[-4000:]
-    resumed = int(re.findall(r"resumed epoch: (\d+)", output)[-1])
-    assert resumed >= 1 and (tmp_path / "last_checkpoint").read_text().endswith("epoch_6.pth")
-    steps = logged(tmp_path, "step")
-    # each epoch once from there on
-    assert steps[len(steps) - 12 + 2 * resumed :] == list(range(2 * resumed + 1, 13))
+    config, work = killing.config(tmp_path, rank=1, phase="training", epoch=2), tmp_path / "work"
+    arguments = [config, 2, "--resume", "--verbose", "--work-dir", work, *settings(data, epochs=6)]
+    output = run("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
+    assert "resumed epoch: 2" in output and (work / "last_checkpoint").read_text().endswith("epoch_6.pth")
+    assert logged(work, "step")[-8:] == list(range(5, 13)), "two steps per epoch"
 
 
 # Slurm, of which only the interface is available

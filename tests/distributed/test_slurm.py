@@ -1,0 +1,125 @@
+"""The script for sbatch in docs/scale.md, on two machines with a real Slurm: ``nox -s slurm``."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from .launching import CONFIG, ROOT, environment, on_machine, run, settings
+
+MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"needs Debian's slurm-wlm and munge: no {', '.join(MISSING)}"),
+]
+SETTINGS = """
+ClusterName=test
+SlurmctldHost=machine-0(10.77.0.1)
+NodeName=machine-[0-1] NodeAddr=10.77.0.[1-2] CPUs=4
+PartitionName=test Nodes=ALL Default=YES
+SlurmUser=root
+AuthInfo=socket={folder}/socket,cred_expire=5
+StateSaveLocation={folder}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmdSpoolDir={folder}/%n
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(machines, tmp_path_factory):
+    """Run a command on a machine, after starting Slurm on two of them."""
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "slurm.conf").write_text(SETTINGS.format(folder=folder))
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # else slurmd looks for cgroups
+    (folder / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 machine-0\n10.77.0.2 machine-1\n")
+    (folder / "key").write_bytes(bytes(128))
+    (folder / "key").chmod(0o600)
+    path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    variables = environment(SLURM_CONF=folder / "slurm.conf", PATH=path)
+
+    def call(*words, machine=0):
+        lines = [f"mount --bind {folder}/hosts /etc/hosts", f"exec {' '.join(map(str, words))}"]
+        command = on_machine(machine, machines[machine], *lines)
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    files = [f"--{name}-file={folder}/{name}" for name in ("key", "pid", "log", "seed")]
+    call("munged", "--force", f"--socket={folder}/socket", *files)
+    call("slurmctld")
+    for number in (0, 1):
+        (folder / f"machine-{number}").mkdir()
+        call("slurmd", "-N", f"machine-{number}", machine=number)
+    return call
+
+
+@pytest.fixture
+def submit(slurm, tmp_path):
+    """Submit the documented script; return a function for the values of ``scontrol show job``."""
+
+    def call(tasks, config=CONFIG, options=()):
+        text = (ROOT / "docs/scale.md").read_text()
+        (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.DOTALL)
+        words = " ".join([config, *options])
+        text = script.replace("CONFIG", words, 1).replace("/shared/", f"{tmp_path}/", 1)
+        (tmp_path / "script").write_text(text)
+        asked = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=2 --gres=none --time=60"
+        output = slurm("sbatch", asked, f"--array={tasks} --output={tmp_path}/%a.log", tmp_path / "script")
+        job = output.split()[-1]
+
+        def value(task, key):
+            return re.search(rf"\b{key}=(\S+)", slurm("scontrol show job", f"{job}_{task}"))[1]
+
+        return job, value
+
+    return call
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_two_seeds_are_requeued(slurm, submit, tmp_path):
+    """One by an administrator, one by the time limit, with the weights of an uninterrupted training."""
+    options = [*settings(tmp_path / "data", epochs=100), "train_cfg.val_interval=100"]
+    job, value = submit("1-2", options=options)
+    for seed in (1, 2):
+        wait_for((tmp_path / f"seed_{seed}/last_checkpoint").exists)
+    slurm("scontrol requeue", f"{job}_1")
+    minutes = int(value(2, "RunTime").split(":")[1])
+    slurm("scontrol update", f"JobId={job}_2", f"TimeLimit={minutes + 2}")
+    wait_for(lambda: value(2, "Restarts") == "1")
+    slurm("scontrol update", f"JobId={job}_2", "TimeLimit=60")
+    for seed in (1, 2):
+        wait_for(lambda: value(seed, "JobState") == "COMPLETED")  # noqa: B023 called at once
+        assert value(seed, "Restarts") == "1"
+        assert re.search(r"weights .*/epoch_\d+.pth", (tmp_path / f"{seed}.log").read_text())
+    words = ("--auto-scale-lr", "--seed", 2, "--work-dir", tmp_path / "alone", *options)
+    run("tools/dist_train.sh", CONFIG, 2, *words, PORT=29777)
+    files = (tmp_path / name / "epoch_100.pth" for name in ("alone", "seed_2"))
+    expected, weights = (torch.load(file, weights_only=False)["state_dict"] for file in files)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.items())
+
+
+def test_a_fault_and_a_cancelled_job_end(slurm, submit):
+    _, value = submit(1, config="none.py")
+    wait_for(lambda: value(1, "JobState") == "FAILED")
+    job, value = submit(1)
+    wait_for(lambda: value(1, "JobState") == "RUNNING")
+    time.sleep(3)
+    slurm("scancel", job)
+    wait_for(lambda: value(1, "JobState") == "CANCELLED")
