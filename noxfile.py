@@ -389,7 +389,7 @@ def machines(session: Session) -> None:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def slurm(session: Session) -> None:
-    """Train on two machines with Slurm (needs root; Debian: slurm-wlm, munge)."""
+    """Train on two machines with Slurm (needs root, and slurm-wlm and munge of Debian)."""
     update_venv(session)
     test(session, "tests/distributed/test_slurm.py", python=PYTHON)
 
