@@ -23,6 +23,7 @@ from mmengine.runner import Runner
 from torch import distributed
 from torch.multiprocessing import start_processes
 
+from dcnzoo.openmmlab.hooks.summary import _processes
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.utils.errors import JointError, UserError
 from dcnzoo.utils.lock import lock_work_dir
@@ -113,6 +114,9 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert "rank 1" in error_of(ranks.agree, {"rank": rank})
     ranks.all_gather_object = gather
     assert store.check([f"received/{number}" for number in range(RANKS)])
+
+    runner = SimpleNamespace(optim_wrapper=dict(type="OptimWrapper"))  # of a test
+    assert _processes(runner) == "3 on 3 machines"
 
     # the data set and the checkpoint
     hook = ranks.AgreementHook()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_world_size, is_distributed, is_main_process
 from mmengine.hooks import Hook
-from mmengine.optim import AmpOptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -235,7 +235,7 @@ def _processes(runner: Runner) -> str:
         return ""
     machines = len(set(all_gather_object(socket.gethostname())))
     text = f"{get_world_size()} on {counted(machines, 'machines')}"
-    if getattr(runner, "optim_wrapper", None) is None:
+    if not isinstance(getattr(runner, "optim_wrapper", None), OptimWrapper):  # in a test, the config's
         return text
     scaling = runner.cfg.get("auto_scale_lr") or {}
     base = f"scaled from {scaling['base_batch_size']}" if scaling.get("enable") else "not scaled"

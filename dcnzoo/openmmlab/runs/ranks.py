@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,8 @@ def join(cfg: Config) -> None:
             os.environ.setdefault("MASTER_PORT", str(20000 + (job + 1009 * step) % 12000))
         if cfg.launcher == "mpi":  # mmengine sets all but this one, which its runner reads
             os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
+        for line in ("Setting ..._NUM_THREADS", "`broadcast_buffers` is deprecated"):
+            warnings.filterwarnings("ignore", line)  # of mmengine, once per rank
         set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
         try:
             init_dist(cfg.launcher, **env.get("dist_cfg", {}))
