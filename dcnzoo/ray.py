@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import pyarrow
 import ray
 import ray.data
 
 import dcnzoo
-from dcnzoo.detect.parts import Parts, schema, write_results
+from dcnzoo.detect.parts import Parts, table
 
 BATCH = 64  # pictures of a task
 
@@ -19,8 +18,8 @@ class Detect:
         pictures = ray.data.from_items([{"path": path} for path in paths])
         rows = pictures.map_batches(Detect, fn_constructor_args=["model.onnx"], concurrency=4, num_gpus=1)
 
-    A batch has the column ``path``. The result has the columns of ``dcnzoo infer --format parquet``. It never
-    raises for a picture: ``error`` says why it cannot be read.
+    A batch has the column ``path``. The result is a ``pyarrow.Table`` with the columns of ``dcnzoo infer
+    --format parquet``. It never raises for a picture: ``error`` says why it cannot be read.
 
     Args:
         model, loading: see :func:`dcnzoo.load`.
@@ -30,14 +29,17 @@ class Detect:
     def __init__(self, model: str, options: Mapping[str, Any] | None = None, **loading: Any) -> None:
         self.detector, self.options = dcnzoo.load(model, **loading), dict(options or {})
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> pyarrow.Table:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> Any:
+        return table(self._rows(batch))
+
+    def _rows(self, batch: Mapping[str, Sequence[str]], unopened: bool = True) -> list[dict]:
         results = self.detector([str(path) for path in batch["path"]], **self.options)
         rows = [result.to_row() for result in results]
-        return pyarrow.Table.from_pylist(rows + [skipped.to_row() for skipped in results.skipped], schema())
+        return rows + [each.to_row() for each in results.skipped if unopened or each.is_opened]
 
 
 class _Write(Detect):
-    """Write the rows of each batch to a part; return the pictures that were skipped."""
+    """Write the rows of each batch to one part, which replaces the one of a worker that was killed."""
 
     def __init__(
         self, folder: str, kind: Literal["jsonl", "parquet"], *arguments: Any, **loading: Any
@@ -46,20 +48,21 @@ class _Write(Detect):
         self.folder, self.kind = folder, kind
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> Any:
-        results = self.detector(list(map(str, batch["path"])), **self.options)
-        write_results(Parts(self.folder, self.kind), results)
-        return {"skipped": results.skipped}
+        parts = Parts(self.folder, self.kind)
+        parts.rows = self._rows(batch, unopened=False)
+        parts.flush([str(path) for path in batch["path"]])
+        return {"path": []}
 
 
 def detect_on_cluster(
     address: str, parts: Parts, model: str, images: Sequence[str], options: Mapping[str, Any], **loading: Any
-) -> list[str]:
-    """Detect the objects in those of the pictures that have no row, on a cluster; return the skipped.
+) -> None:
+    """Detect the objects in those of the pictures that have no row, on a cluster.
 
     Model, pictures and the folder of the parts must have the same path on all machines.
     """
     if not (paths := parts.missing(images)):
-        return []
+        return
     ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     actors = gpus or int(ray.cluster_resources()["CPU"])
@@ -72,4 +75,5 @@ def detect_on_cluster(
         fn_constructor_args=[str(parts.folder.absolute()), parts.kind, model, options],
         fn_constructor_kwargs=loading,
     )
-    return [row["skipped"] for row in tasks.iter_rows()]
+    for _ in tasks.iter_rows():
+        pass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,13 +35,16 @@ DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> list[str]:
     """Callback: list the files of folders and patterns, before the imports of OpenMMLab."""
-    files: list[str] = []
+    files: dict[str, str] = {}  # each once, under its first name
+    folder_of = functools.cache(os.path.realpath)
     for name in () if ctx.resilient_parsing else names:
         several = picture_files(name, below=ctx.params.get("kind") is not None)
         if several is None:
             require_file(name, "image")
-        files += [name] if several is None else several
-    return files
+        for file in [name] if several is None else several:
+            folder, base = os.path.split(os.path.expanduser(file))
+            files.setdefault(file if "://" in file else os.path.join(folder_of(folder), base), file)
+    return [*files.values()]
 
 
 @click.command(cls=_options.Command)
@@ -153,7 +157,6 @@ def command(
     claim = _options.output_files(force, images)
     if demo:
         images = [*images, _demo_image(claim(out / "input" / "shapes.png"))]
-    images = [*dict.fromkeys(images)]
     ending = ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png"
     files = ResultFiles(claim, out, images, ending, as_json or not as_txt, save_video)
     _print_best_threshold(model)
@@ -189,15 +192,17 @@ def _write_rows(
         from dcnzoo.ray import detect_on_cluster
 
         del detector  # the memory is for the workers
-        images = [image if "://" in image else os.path.abspath(image) for image in images]
-        model = os.path.abspath(model) if os.path.exists(model) else model
-        skipped = detect_on_cluster(address, parts, model, images, options, **loading)
+        images = [image if "://" in image else os.path.abspath(os.path.expanduser(image)) for image in images]
+        model, loading["checkpoint"] = (
+            os.path.abspath(name) if name and os.path.exists(name) else name
+            for name in (model, loading["checkpoint"])
+        )
+        detect_on_cluster(address, parts, model, images, options, **loading)
     else:
-        results = detector(parts.missing(images), **options)
-        write_results(parts, results)
-        skipped = results.skipped
-    print(f"written to {out}; skipped: {len(skipped)} of {counted(len(images), 'images')}")
-    sys.exit(bool(skipped))
+        write_results(parts, detector(parts.missing(images), **options))
+    failures = parts.failures(images)  # also those of an earlier run
+    print(printable(f"written to {out}; skipped: {failures} of {counted(len(images), 'images')}"))
+    sys.exit(bool(failures))
 
 
 def _write_files(
@@ -234,20 +239,21 @@ def _write_files(
             _print_table(shown)
         began = time.monotonic()
 
-    def finish() -> None:
-        if written := files.finish(parts.in_order(images), detector.classes):
-            print(f"written: {written}")
+    def finish(unopened: Collection[str] | None) -> None:
+        if written := files.finish(parts.in_order(images, unopened), detector.classes):
+            print(printable(f"written: {written}"))
 
     has_lines = verbose or len(images) <= SEVERAL or not sys.stdout.isatty()
     try:
         write_results(parts, results, files.draw, show if has_lines else None)
     except KeyboardInterrupt:
-        finish()
+        finish(None)
         raise
-    finish()
+    finish({skipped.path for skipped in results.skipped if not skipped.is_opened})
     parts.remove()
-    if others := len([*out.glob(".unfinished-*")]):
-        print(f"{counted(others, 'other commands')} did not finish; their rows stay in {out}/.unfinished-*")
+    if others := len({*out.glob(".unfinished-*")} - {parts.folder}):
+        text = f"{counted(others, 'other commands')} did not finish; their rows stay in {out}/.unfinished-*"
+        print(printable(text))
     if files.images > SEVERAL:
         print(f"{counted(files.images, 'images')}: {_counts(files.counts)}")
     if files.errors or results.skipped:
@@ -263,6 +269,7 @@ def _unfinished_parts(detector: BaseDetector, images: list[str], out: Path) -> P
     settings = {**parameters, "images": images, "force": None, "verbose": None}
     text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str)
     parts = Parts(out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "jsonl")
+    click.get_current_context().with_resource(parts.locked())
     if parameters["save_video"] or any(map(is_video, images)):  # videos are written from their start
         parts.remove()
     return parts

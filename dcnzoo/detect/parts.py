@@ -4,24 +4,27 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import Results
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import is_video, replacing, write_text
 
 ROWS = 256  # of a part
 SECONDS = 60  # after which a part has fewer rows
 WAITING = 4  # results in memory that are not written yet
 RECORD = "results.json"  # in the folder: the model and the settings of all rows
-_START = '{"path": '
+_START, _ERROR = '{"path": ', ', "error": "'
 
 
 class Parts:
@@ -75,37 +78,84 @@ class Parts:
         if kind is None or not issubclass(kind, UserError):  # such as a full disk
             self.flush()
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Context in which no other process uses the folder. At its end, an empty one is deleted.
+
+        Raises:
+            UserError: another process uses it.
+        """
+        lock = FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError("infer: another process runs the same command; wait until it ends") from None
+        except (OSError, NotImplementedError):  # not all file systems have locks
+            pass
+        try:
+            yield
+        finally:
+            if not any(self.folder.glob("part-*")):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            lock.release()
+
     def missing(self, images: Iterable[str], changed: bool = False) -> list[str]:
         """Return the pictures that have no row; ``changed``: also those that are newer than it."""
-        files = self._files()
-        times = {file: file.stat().st_mtime_ns for file in {*files.values()}} if changed else {}
-        return [i for i in images if i not in files or (changed and _is_newer(i, times[files[i]]))]
+        newest = self._newest()
+        times = {file: file.stat().st_mtime_ns for file, _ in {*newest.values()}} if changed else {}
+        missing = []
+        for image in images:
+            file, _ = newest.get(self._path(image), (None, False))
+            if file is None or (changed and _is_newer(image, times[file])):
+                missing.append(image)
+        return missing
 
-    def in_order(self, images: Iterable[str]) -> Iterator[dict]:
-        """Yield the rows of pictures, and of the frames of videos; none for a picture that was not opened."""
-        files, current = self._files(), Path()
+    def failures(self, images: Iterable[str]) -> int:
+        """Return how many of the pictures have no row, or one with an error."""
+        newest = self._newest()
+        return sum(newest.get(self._path(image), (None, True))[1] for image in images)
+
+    def in_order(self, images: Iterable[str], unopened: Collection[str] | None = None) -> Iterator[dict]:
+        """Yield the rows of pictures, and of the frames of videos.
+
+        Args:
+            unopened: the pictures that may have no row; None: all.
+
+        Raises:
+            UserError: another picture has none.
+        """
+        newest, current = self._newest(), Path()
         rows_by_path: dict[str, dict] = {}
         for image in images:
             frames = (f"{image}#{number}" for number in count(1))
             for path in frames if is_video(image) else [image]:
-                if path not in files:
+                file, _ = newest.get(self._path(path), (None, False))
+                if file is None:
+                    if path == image and not (unopened is None or path in unopened):
+                        raise UserError(f"{self.folder}: expected a row of {image}, found none")
                     break
-                if files[path] != current:
-                    current = files[path]
-                    rows_by_path = {row["path"]: row for row in _rows(current)}
-                yield rows_by_path[path]
+                if file != current:
+                    current, rows_by_path = file, {row["path"]: row for row in _rows(file)}
+                yield rows_by_path[self._path(path)]
 
     def remove(self) -> None:
-        """Delete the rows, and the folder if it has no other file."""
-        for file in (*self.folder.glob("part-*"), *self.folder.glob(".*.partial*"), self.folder / RECORD):
+        """Delete the rows."""
+        for file in (*self.folder.glob("part-*"), *self.folder.glob(".*.partial*")):
             file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
 
-    def _files(self) -> dict[str, Path]:
-        """Return the file with the newest row of each picture."""
+    def _newest(self) -> dict[str, tuple[Path, bool]]:
+        """Return the file with the newest row of each picture, and whether the row has an error."""
         files = sorted(self.folder.glob(f"part-*.{self.kind}"), key=lambda file: file.stat().st_mtime_ns)
-        return {path: file for file in files for path in _paths(file)}
+        newest: dict[str, tuple[Path, bool]] = {}
+        for file in files:
+            states = (file, False), (file, True)  # of all rows, to save memory
+            newest |= {path: states[failed] for path, failed in _paths(file)}
+        return newest
+
+    def _path(self, image: str) -> str:
+        """Return the path of a picture as it is in its row."""
+        return _utf8(image) if self.kind == "parquet" else image
 
     def add(self, row: dict) -> None:
         """Add the row of a picture; write a part if there are enough."""
@@ -113,24 +163,40 @@ class Parts:
         if len(self.rows) >= ROWS or time.monotonic() - self._flushed >= SECONDS:
             self.flush()
 
-    def flush(self) -> None:
-        """Write the rows that no part has yet."""
+    def flush(self, paths: Sequence[str] = ()) -> None:
+        """Write the rows that no part has yet.
+
+        Args:
+            paths: of the task: if a cluster repeats it, it writes the same file (default: those of the rows).
+        """
         if not self.rows:
             return
-        # a task that a cluster repeats writes the same file
-        paths = json.dumps([row["path"] for row in self.rows])  # a name need not be UTF-8
-        name = hashlib.sha256(paths.encode()).hexdigest()[:32]
-        file = self.folder / f"part-{name}.{self.kind}"
+        text = json.dumps([*paths] or [row["path"] for row in self.rows])  # a name need not be UTF-8
+        file = self.folder / f"part-{hashlib.sha256(text.encode()).hexdigest()[:32]}.{self.kind}"
         if self.kind == "jsonl":
             write_text(file, "".join(f"{json.dumps(row)}\n" for row in self.rows))
         else:
-            import pyarrow as pa
             import pyarrow.parquet
 
             with replacing(file) as partial:
-                pa.parquet.write_table(pa.Table.from_pylist(self.rows, schema()), partial)
+                pyarrow.parquet.write_table(table(self.rows), partial)
         self._flushed = time.monotonic()
         self.rows = []
+
+
+def table(rows: Iterable[Mapping]) -> Any:
+    """Return the rows as a table of pyarrow, whose texts are UTF-8."""
+    import pyarrow as pa
+
+    texts = [{key: _utf8(value) for key, value in row.items()} for row in rows]
+    return pa.Table.from_pylist(texts, schema())
+
+
+def _utf8(value: Any) -> Any:
+    """Escape what UTF-8 does not have in a text or a list of texts: names of files may have any bytes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return [*map(_utf8, value)] if isinstance(value, list) and value and isinstance(value[0], str) else value
 
 
 def schema() -> Any:
@@ -142,16 +208,33 @@ def schema() -> Any:
     return pa.schema({**columns, "error": pa.string()})
 
 
-def _paths(file: Path) -> Iterator[str]:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as error:
+        problem = one_line(error)
+        raise UserError(f"{file}: expected rows of detections, got another file: {problem}") from error
 
-        yield from pyarrow.parquet.read_table(file, columns=["path"])["path"].to_pylist()
-        return
-    decoder = json.JSONDecoder()
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:  # without the boxes and masks
-            yield decoder.raw_decode(line, len(_START))[0]
+
+def _paths(file: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the path of each row, and whether the row has an error."""
+    with _reading(file):
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            columns = pyarrow.parquet.read_table(file, columns=["path", "error"])
+            for path, error in zip(*columns.to_pydict().values(), strict=True):
+                yield path, error is not None
+            return
+        decoder = json.JSONDecoder()
+        with open(file, encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith(_START):  # without the boxes and masks
+                    yield decoder.raw_decode(line, len(_START))[0], _ERROR in line
+                elif not line.isspace():  # another program has written it
+                    row = json.loads(line)
+                    yield row["path"], row.get("error") is not None
 
 
 def _is_newer(image: str, time: int) -> bool:
@@ -168,13 +251,14 @@ def rows(folder: str | Path) -> Iterator[dict]:
 
 
 def _rows(file: Path) -> Iterator[dict]:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet
+    with _reading(file):
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
 
-        yield from pyarrow.parquet.read_table(file).to_pylist()
-    else:
+            yield from pyarrow.parquet.read_table(file).to_pylist()
+            return
         with open(file, encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+            yield from (json.loads(line) for line in lines if not line.isspace())
 
 
 def write_results(

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from dcnzoo.utils.errors import UserError, disk_is_full, one_line
+from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
 from dcnzoo.utils.text import counted
 
 Result = TypeVar("Result")
@@ -255,8 +255,12 @@ def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | No
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        print(f"{path}: not used: {one_line(error)}", file=sys.stderr)
+        _note(f"{path}: not used: {one_line(error)}")
         return None
+
+
+def _note(text: str) -> None:
+    print(printable(text), file=sys.stderr)
 
 
 def _is_file(path: Path) -> bool:
@@ -267,7 +271,7 @@ def _is_file(path: Path) -> bool:
         problem = "not a file"
     except OSError as error:
         problem = str(error.strerror)
-    print(f"{path}: not used: {problem}", file=sys.stderr)
+    _note(f"{path}: not used: {problem}")
     return False
 
 
@@ -419,9 +423,9 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
     left = _without_drawn(files) or files
     if len(left) < len(files):
         drawn = counted(len(files) - len(left), "pictures")
-        print(f"left out: {drawn} of {name} that dcnzoo infer has drawn", file=sys.stderr)
+        _note(f"left out: {drawn} of {name} that dcnzoo infer has drawn")
     if hint:
-        print(f"left out: {hint}", file=sys.stderr)
+        _note(f"left out: {hint}")
     return left
 
 

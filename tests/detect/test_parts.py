@@ -2,13 +2,17 @@
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from dcnzoo.cli.infer import command
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
@@ -208,7 +212,7 @@ def test_killed_and_repeated(tmp_path, options):
     infer("whole", 99)
     if "--format" in options:
         assert read(tmp_path / "out") == read(tmp_path / "whole")
-        assert infer("out", 99, status=0).stdout.strip().endswith("skipped: 0 of 30 images")
+        assert infer("out", 99).stdout.strip().endswith("skipped: 1 of 30 images"), "of the run before"
         return
     contents = [
         {file.name: file.read_bytes() for file in (tmp_path / out).iterdir() if file.name != ".dcnzoo.txt"}
@@ -219,6 +223,145 @@ def test_killed_and_repeated(tmp_path, options):
     names = [f"{n}.png" for n in range(30) if n not in (3, 5)]
     assert [Path(image["file_name"]).name for image in content["images"]] == [*sorted(names), "\udcff.png"]
     infer("out", 99)  # a finished command starts again
+
+
+@pytest.fixture
+def infer(tmp_path, monkeypatch):
+    """Run the command in this process, in the folder, with squares."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dcnzoo.load", lambda *args, **options: Squares())
+    (tmp_path / "m.onnx").touch()
+
+    def infer(*words):
+        result = CliRunner().invoke(command, ["m.onnx", *map(str, words)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.stdout
+
+    return infer
+
+
+def test_each_picture_once(infer, tmp_path):
+    """By several names: of a folder and its file, with ./ and through a link beside the folder."""
+    make_pictures(tmp_path / "a", 2)
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "list.txt").write_text("a/0.png\nlink/../a/0.png\n~/none.png\n~/none.png\n")
+    names = ("a", "./a/0.png", tmp_path / "a/1.png", "list.txt", ".")
+    status, output = infer(*names, "--format", "jsonl", "--out", "rows")
+    assert status == 1 and "skipped: 1 of 3" in output
+    assert [row["path"] for row in read("rows")] == ["a/0.png", "a/1.png"]
+    infer(*names[:3], "--json", "--out", "files")
+    images = json.loads((tmp_path / "files/detections.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["a/0.png", "a/1.png"]
+
+
+def test_a_damaged_picture_counts_in_every_run(infer, tmp_path):
+    """A job that is started again must not look clean."""
+    make_pictures(tmp_path / "photos", 2)
+    (tmp_path / "photos/text.png").write_text("no picture")
+    for _ in range(2):
+        status, output = infer("photos", "--format", "jsonl", "--out", "rows")
+        assert status == 1 and "skipped: 1 of 3" in output
+    assert infer("photos/0.png", "--format", "jsonl", "--out", "rows")[0] == 0, "only of the asked pictures"
+    cv2.imwrite(str(tmp_path / "photos/2.png"), np.zeros((9, 12, 3), np.uint8))
+    assert infer("photos/2.png", "photos/1.png", "--format", "jsonl", "--out", "rows")[0] == 0
+
+
+def test_names_do_not_control_the_terminal(infer, tmp_path):
+    make_pictures(tmp_path / "photos", 1)
+    (tmp_path / "photos/0.png").rename(tmp_path / "photos/\x1b[31mred.png")
+    status, output = infer("photos", "--out", "out\x1b[0m")
+    assert status == 0 and "\x1b" not in output and output.count("\\x1b") >= 3
+
+
+def test_with_ray_all_paths_are_absolute(infer, tmp_path, monkeypatch):
+    calls = []
+    cluster = ModuleType("ray")
+    cluster.detect_on_cluster = lambda *args, **options: calls.append((*args[2:4], options["checkpoint"]))
+    monkeypatch.setitem(sys.modules, "dcnzoo.ray", cluster)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "list.txt").write_text("a.png\n~/b.png\nhttp://host/c.png\n")
+    infer("list.txt", "--checkpoint", "w.pth", "--ray", "auto", "--format", "jsonl", "--out", "rows")
+    images = [str(tmp_path / "a.png"), str(tmp_path / "home/b.png"), "http://host/c.png"]
+    assert calls == [(str(tmp_path / "m.onnx"), images, str(tmp_path / "w.pth"))]
+
+
+def test_a_task_that_ray_repeats_writes_the_same_part(infer, tmp_path, monkeypatch):
+    """Also if it is slow, or if more pictures can be opened the second time."""
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "dcnzoo.ray", None)  # the import below is undone after the test
+    del sys.modules["dcnzoo.ray"]
+    monkeypatch.setattr("dcnzoo.detect.parts.SECONDS", 0)
+    from dcnzoo.ray import _Write
+
+    pictures = make_pictures(tmp_path / "photos", 5)
+    Path(pictures[2]).rename(tmp_path / "later.png")
+    for number in (4, 5):
+        _Write(str(tmp_path / "out"), "jsonl", "m.onnx")({"path": pictures})
+        assert len(read(tmp_path / "out")) == number
+        if number == 4:
+            os.replace(tmp_path / "later.png", pictures[2])
+
+
+def test_one_command_twice_at_once(tmp_path):
+    """The second is refused: the first to end would delete the rows of the other."""
+    folder = tmp_path / "hidden"
+    with Parts(folder, "jsonl").locked():
+        with pytest.raises(UserError, match="process"), Parts(folder, "jsonl").locked():
+            pass
+        assert folder.exists()
+    assert not folder.exists(), "without rows"
+    with Parts(folder, "jsonl").locked():
+        write_results(Parts(folder, "jsonl"), Squares()(make_pictures(tmp_path / "pictures", 2)))
+    assert len(read(folder)) == 2
+    parts = Parts(folder, "jsonl")
+    with parts.locked():
+        (tmp_path / "pictures/2.png").touch()
+        pictures = [str(tmp_path / f"pictures/{n}.png") for n in range(3)]
+        for unopened in (None, pictures[2:]):
+            assert len([*parts.in_order(pictures, unopened)]) == 2
+        with pytest.raises(UserError, match=r"2\.png"):
+            [*parts.in_order(pictures, [])]
+        parts.remove()
+    assert not folder.exists()
+
+
+def test_parts_that_another_program_has_written_again(tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 3)
+    (tmp_path / "text.png").write_text("no picture")
+    pictures.append(str(tmp_path / "text.png"))
+    detect(tmp_path / "out", pictures)
+    (file,) = (tmp_path / "out").glob("part-*")
+    expected, parts = read(tmp_path / "out"), Parts(tmp_path / "out", "jsonl")
+    for options in ({}, {"separators": (",", ":")}, {"sort_keys": True}):
+        file.write_text("\n\n".join(json.dumps(row, **options) for row in expected))
+        assert (
+            read(tmp_path / "out")
+            == expected
+            == sorted(parts.in_order(pictures), key=lambda row: row["path"])
+        )
+        assert parts.missing([*pictures, "other.png"]) == ["other.png"] and parts.failures(pictures) == 1
+    for text in ("[1, 2]", "{", '{"a": 1}', '{"path": "'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=file.name):
+            parts.missing(pictures)
+
+
+def test_parquet_of_names_that_are_not_text(tmp_path):
+    pytest.importorskip("pyarrow")
+    (picture,) = make_pictures(tmp_path / "pictures", 1)
+    pictures = [picture, str(tmp_path / "\udcff.png"), str(tmp_path / "\udcfe.png")]
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((9, 12, 3), 3, np.uint8))
+    os.rename(tmp_path / "a.png", pictures[1])
+    Path(pictures[2]).write_text("no picture")
+    for _ in range(2):
+        detect(tmp_path / "out", pictures, "parquet")
+    parts = Parts(tmp_path / "out", "parquet")
+    assert (
+        len(read(tmp_path / "out")) == 3 and parts.missing(pictures) == [] and parts.failures(pictures) == 1
+    )
+    assert [*parts.in_order(pictures)][1]["boxes"] == [[0, 0, 3, 3]]
 
 
 def test_other_pictures_are_another_command(tmp_path):
