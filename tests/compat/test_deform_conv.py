@@ -153,3 +153,15 @@ def test_only_importers_of_dcnzoo_s_module_change(provide, package):
     for name in ("network.layers", "network.dcn.layers"):
         module = importlib.import_module(name)
         assert module.deform_conv is module.before
+
+
+def test_detectron2_evaluates_with_pycocotools(provide, package):
+    package(
+        "detectron2.evaluation.fast_eval_api",
+        "from detectron2 import _C\nclass COCOeval: pass\nclass COCOeval_opt(COCOeval): pass\n",
+    )
+    provide("detectron2._C")
+    project = importlib.import_module("detectron2.evaluation.fast_eval_api")
+    assert project.COCOeval_opt is project.COCOeval
+    compiled = importlib.import_module("detectron2._C")
+    assert "dcnzoo" in compiled.get_compiler_version() + compiled.get_cuda_version()
