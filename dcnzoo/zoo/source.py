@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcnzoo.openmmlab import hub
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
@@ -34,7 +35,7 @@ class Source:
     Attributes:
         name: MODEL.
         weights: a file, or the zoo's file or an address, as a text; None if there are none.
-        work_dir: the folder, if it is that of a training; also of a checkpoint in it.
+        work_dir: the folder, if it is that of a training; also of a checkpoint or its config in it.
         choice: of a checkpoint in a work directory.
     """
 
@@ -156,7 +157,9 @@ def _config(name: str, path: Path, checkpoint: object) -> Source | None:
     if path.suffix not in CONFIGS or "::" in name or not (os.path.isfile(path) or len(path.parts) > 1):
         return None
     require_file(name, "model")
-    return Source(name, path)
+    folder = path.parent
+    is_of_training = path.name in recorded_names("train", folder) and SavedCheckpoints(folder).exist
+    return Source(name, path, work_dir=folder if is_of_training else None)
 
 
 def _published(name: str, path: Path, checkpoint: object) -> Source:

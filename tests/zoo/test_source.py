@@ -118,12 +118,14 @@ def test_every_mistake(model, checkpoint, message):
 def test_a_copied_work_directory_is_its_own(tmp_path):
     """Its config has the path of the first one."""
     for config in Path("last").glob("*.py"):
-        config.write_text(f"_base_ = 'dcnzoo::demo/{SHAPES}.py'\nwork_dir = '{tmp_path}/last'\n")
+        with output_files("train", force=True) as claim:
+            write_text(claim(config), f"_base_ = 'dcnzoo::demo/{SHAPES}.py'\nwork_dir = '{tmp_path}/last'\n")
     shutil.copytree("last", "copy")
-    for model in ("copy", "copy/epoch_1.pth"):
+    for model in ("copy", "copy/epoch_1.pth", "copy/old.py"):
         assert resolve(model).recipe().work_dir == Path("copy")
     assert resolve("copy").recipe({"work_dir": "other"}).work_dir == Path("other")
-    assert resolve("copy/new.py").recipe().work_dir == tmp_path / "last"
+    shutil.copy("copy/new.py", "own.py")
+    assert resolve("own.py").recipe().work_dir == tmp_path / "last"
 
 
 def test_only_the_config_of_a_training_is_one(folder):
