@@ -205,15 +205,6 @@ def test_force_replaces_a_training_and_loses_nothing(data, tmp_path, monkeypatch
     assert Config.fromfile(work / Path(CONFIG).name).load_from == f"{work}/replaced_2/epoch_2.pth"
 
 
-def test_an_interrupted_training_names_resume_if_it_works(tmp_path):
-    cfg = Config({"work_dir": str(tmp_path)})
-    for number in range(2):
-        with pytest.raises(KeyboardInterrupt) as error, execute._training_hints(cfg):
-            raise KeyboardInterrupt
-        assert ("resume=True" in str(error.value)) == bool(number)
-        (tmp_path / "epoch_1.pth").touch()
-
-
 def test_a_training_that_ends_while_another_waits_is_not_replaced(tmp_path, monkeypatch):
     def lock(folder, launcher):
         (tmp_path / "epoch_1.pth").touch()

@@ -128,14 +128,17 @@ def test_a_work_dir_that_cannot_be_written():
         pass
 
 
-def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch, has_checkpoint):
     def interrupt(*args, **kwargs):
+        if has_checkpoint:
+            (tmp_path / "work/epoch_1.pth").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.build_runner", interrupt)
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work")
     assert status == 130 and len(output.splitlines()) == 1
-    assert "--resume" in output and f"{tmp_path}/work" in output
+    assert ("--resume" in output and f"{tmp_path}/work" in output) == has_checkpoint
 
 
 def test_checkpoints_can_be_switched_off(run, tmp_path):
