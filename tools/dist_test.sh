@@ -3,7 +3,7 @@
 #   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of dcnzoo test]
 # Several machines: set NNODES, NODE_RANK and MASTER_ADDR on each.
 set -euo pipefail
-if [ $# -lt 3 ]; then
+if ! [[ ${3-} =~ ^([0-9]+|auto|cpu|gpu)$ ]]; then
     echo "usage: $0 CONFIG CHECKPOINT PROCESSES [options of dcnzoo test]" >&2
     exit 2
 fi

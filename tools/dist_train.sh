@@ -4,7 +4,7 @@
 # Several machines: set NNODES, NODE_RANK and MASTER_ADDR on each.
 # MAX_RESTARTS=3: restart all processes up to 3 times if one dies; with --resume, from the last checkpoint.
 set -euo pipefail
-if [ $# -lt 2 ]; then
+if ! [[ ${2-} =~ ^([0-9]+|auto|cpu|gpu)$ ]]; then
     echo "usage: $0 CONFIG PROCESSES [options of dcnzoo train]" >&2
     exit 2
 fi

@@ -4,7 +4,7 @@
 #       tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of dcnzoo train]
 # GPUS_PER_NODE=0 requests no GPUs (gloo). PORT: on the first node; a different one for each job on that node.
 set -euo pipefail
-if [ $# -lt 4 ]; then
+if [ $# -lt 4 ] || [[ $4 == -* ]]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of dcnzoo train]" >&2
     exit 2
 fi

@@ -51,9 +51,9 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> str:
         raise AssertionError(f"still running after {seconds} s:\n{output[-4000:]}") from None
 
 
-def run(*command: object, status: int = 0, **extra: object) -> str:
+def run(*command: object, status: int = 0, seconds: float = 300, **extra: object) -> str:
     process = start(*command, **extra)
-    output = finish(process)
+    output = finish(process, seconds)
     assert process.returncode == status, output[-6000:]
     return output
 

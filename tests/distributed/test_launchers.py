@@ -247,4 +247,5 @@ def test_mpi_has_a_local_rank(monkeypatch):
 
 @pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])
 def test_launchers_say_how_they_are_called(script):
-    assert run(f"tools/{script}.sh", status=2).startswith(f"usage: tools/{script}.sh ")
+    for words in ([], ["a", "b", "c", "--resume"]):  # the last one in place of a folder, after no number
+        assert run(f"tools/{script}.sh", *words, status=2).startswith(f"usage: tools/{script}.sh ")

@@ -55,14 +55,14 @@ def join(cfg: Config) -> None:
     if cfg.launcher == "none":
         return
     env = cfg.get("env_cfg") or {}
+    for line in ("Setting ..._NUM_THREADS", "`broadcast_buffers` is deprecated"):
+        warnings.filterwarnings("ignore", line)  # of mmengine, once per rank
     if not is_distributed():
         if cfg.launcher == "slurm" and "SLURM_JOB_ID" in os.environ:  # jobs may share a machine
             job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
             os.environ.setdefault("MASTER_PORT", str(20000 + (job + 1009 * step) % 12000))
         if cfg.launcher == "mpi":  # mmengine sets all but this one, which its runner reads
             os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-        for line in ("Setting ..._NUM_THREADS", "`broadcast_buffers` is deprecated"):
-            warnings.filterwarnings("ignore", line)  # of mmengine, once per rank
         set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
         try:
             init_dist(cfg.launcher, **env.get("dist_cfg", {}))
