@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,12 @@ SECONDS = 60  # after which a part has fewer rows
 WAITING = 4  # results in memory that are not written yet
 RECORD = "results.json"  # in the folder: the model and the settings of all rows
 _START, _ERROR = '{"path": ', ', "error": "'
+
+
+class _Part(NamedTuple):
+    file: Path
+    time: int  # of its last change, in nanoseconds
+    failed: bool  # whether the row of a picture has an error
 
 
 class Parts:
@@ -102,19 +108,13 @@ class Parts:
 
     def missing(self, images: Iterable[str], changed: bool = False) -> list[str]:
         """Return the pictures that have no row; ``changed``: also those that are newer than it."""
-        newest = self._newest()
-        times = {file: file.stat().st_mtime_ns for file, _ in {*newest.values()}} if changed else {}
-        missing = []
-        for image in images:
-            file, _ = newest.get(self._path(image), (None, False))
-            if file is None or (changed and _is_newer(image, times[file])):
-                missing.append(image)
-        return missing
+        part_of = self._newest()
+        parts = ((image, part_of(image)) for image in images)
+        return [image for image, part in parts if not part or (changed and _is_newer(image, part.time))]
 
     def failures(self, images: Iterable[str]) -> int:
         """Return how many of the pictures have no row, or one with an error."""
-        newest = self._newest()
-        return sum(newest.get(self._path(image), (None, True))[1] for image in images)
+        return sum(not part or part.failed for part in map(self._newest(), images))
 
     def in_order(self, images: Iterable[str], unopened: Collection[str] | None = None) -> Iterator[dict]:
         """Yield the rows of pictures, and of the frames of videos.
@@ -125,18 +125,17 @@ class Parts:
         Raises:
             UserError: another picture has none.
         """
-        newest, current = self._newest(), Path()
+        part_of, current = self._newest(), Path()
         rows_by_path: dict[str, dict] = {}
         for image in images:
             frames = (f"{image}#{number}" for number in count(1))
             for path in frames if is_video(image) else [image]:
-                file, _ = newest.get(self._path(path), (None, False))
-                if file is None:
+                if not (part := part_of(path)):
                     if path == image and not (unopened is None or path in unopened):
                         raise UserError(f"{self.folder}: expected a row of {image}, found none")
                     break
-                if file != current:
-                    current, rows_by_path = file, {row["path"]: row for row in _rows(file)}
+                if part.file != current:
+                    current, rows_by_path = part.file, {row["path"]: row for row in _rows(part.file)}
                 yield rows_by_path[self._path(path)]
 
     def remove(self) -> None:
@@ -144,14 +143,14 @@ class Parts:
         for file in (*self.folder.glob("part-*"), *self.folder.glob(".*.partial*")):
             file.unlink(missing_ok=True)
 
-    def _newest(self) -> dict[str, tuple[Path, bool]]:
-        """Return the file with the newest row of each picture, and whether the row has an error."""
-        files = sorted(self.folder.glob(f"part-*.{self.kind}"), key=lambda file: file.stat().st_mtime_ns)
-        newest: dict[str, tuple[Path, bool]] = {}
-        for file in files:
-            states = (file, False), (file, True)  # of all rows, to save memory
-            newest |= {path: states[failed] for path, failed in _paths(file)}
-        return newest
+    def _newest(self) -> Callable[[str], "_Part | None"]:
+        """Return a function that returns the part with the newest row of a picture."""
+        parts: dict[str, _Part] = {}
+        files = ((file.stat().st_mtime_ns, file) for file in self.folder.glob(f"part-*.{self.kind}"))
+        for time_ns, file in sorted(files):
+            states = _Part(file, time_ns, False), _Part(file, time_ns, True)  # shared by millions of pictures
+            parts |= {row["path"]: states[row.get("error") is not None] for row in _rows(file, brief=True)}
+        return lambda image: parts.get(self._path(image))
 
     def _path(self, image: str) -> str:
         """Return the path of a picture as it is in its row."""
@@ -208,35 +207,6 @@ def schema() -> Any:
     return pa.schema({**columns, "error": pa.string()})
 
 
-@contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, LookupError) as error:
-        problem = one_line(error)
-        raise UserError(f"{file}: expected rows of detections, got another file: {problem}") from error
-
-
-def _paths(file: Path) -> Iterator[tuple[str, bool]]:
-    """Yield the path of each row, and whether the row has an error."""
-    with _reading(file):
-        if file.suffix == ".parquet":
-            import pyarrow.parquet
-
-            columns = pyarrow.parquet.read_table(file, columns=["path", "error"])
-            for path, error in zip(*columns.to_pydict().values(), strict=True):
-                yield path, error is not None
-            return
-        decoder = json.JSONDecoder()
-        with open(file, encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith(_START):  # without the boxes and masks
-                    yield decoder.raw_decode(line, len(_START))[0], _ERROR in line
-                elif not line.isspace():  # another program has written it
-                    row = json.loads(line)
-                    yield row["path"], row.get("error") is not None
-
-
 def _is_newer(image: str, time: int) -> bool:
     with contextlib.suppress(OSError):  # an address
         status = os.stat(image)
@@ -250,15 +220,29 @@ def rows(folder: str | Path) -> Iterator[dict]:
         yield from _rows(file)
 
 
-def _rows(file: Path) -> Iterator[dict]:
-    with _reading(file):
+def _rows(file: Path, brief: bool = False) -> Iterator[dict]:
+    """Yield the rows of a part; ``brief``: perhaps only path and error, which is faster."""
+    try:
         if file.suffix == ".parquet":
             import pyarrow.parquet
 
-            yield from pyarrow.parquet.read_table(file).to_pylist()
+            columns = ["path", "error"] if brief else None
+            yield from pyarrow.parquet.read_table(file, columns=columns).to_pylist()
             return
+        decoder = json.JSONDecoder()
         with open(file, encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if not line.isspace())
+            for line in filter(str.strip, lines):  # another program may have written it
+                if brief and line.startswith(_START):
+                    row = {"path": decoder.raw_decode(line, len(_START))[0], "error": _ERROR in line or None}
+                else:
+                    row = json.loads(line)
+                if "path" not in row:
+                    raise ValueError("no path")
+                yield row
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: expected rows of detections, got another file: {one_line(error)}"
+        ) from error
 
 
 def write_results(

@@ -292,12 +292,12 @@ def test_a_task_that_ray_repeats_writes_the_same_part(infer, tmp_path, monkeypat
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "dcnzoo.ray", None)  # the import below is undone after the test
     del sys.modules["dcnzoo.ray"]
-    monkeypatch.setattr("dcnzoo.detect.parts.SECONDS", 0)
     from dcnzoo.ray import _Write
 
     pictures = make_pictures(tmp_path / "photos", 5)
     Path(pictures[2]).rename(tmp_path / "later.png")
-    for number in (4, 5):
+    for number, seconds in ((4, 0), (5, 60)):
+        monkeypatch.setattr("dcnzoo.detect.parts.SECONDS", seconds)
         _Write(str(tmp_path / "out"), "jsonl", "m.onnx")({"path": pictures})
         assert len(read(tmp_path / "out")) == number
         if number == 4:
