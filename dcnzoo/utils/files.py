@@ -23,6 +23,7 @@ from dcnzoo.utils.text import counted
 
 Result = TypeVar("Result")
 _LONGEST_ENDING = 9  # of a temporary name, which may have 255 bytes
+_ABANDONED = 600  # seconds after which nobody writes to a temporary file any more
 
 
 @contextlib.contextmanager
@@ -116,7 +117,7 @@ class Claim:
         self._partials: list[Path] = []  # of killed commands
         self._claimed: set[str] = set()  # texts need half the memory of Path
         self._of_libraries: list[Path] = []
-        self._began = time.time()
+        self._began = time.time() - 1  # the clocks of file systems are not exact
 
     def __call__(self, name: str | os.PathLike, *, beside: bool = False, library: bool = False) -> Path:
         """Return the path of a file, before the work.
@@ -148,7 +149,9 @@ class Claim:
             raise UserError(f"{command}: {path}: expected {expected}, got another; {hint}")
         for partial in self._partials:
             if partial.parent == path.parent and partial.name.startswith(partial_start(path)):
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    if partial.stat().st_mtime < self._began - _ABANDONED:
+                        partial.unlink()
         self._claimed.add(str(path))
         if library:
             self._of_libraries.append(path)

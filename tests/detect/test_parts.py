@@ -204,7 +204,9 @@ def test_killed_and_repeated(tmp_path, options):
         infer("out", 99, drawn="/27.png", status=9)
         (tmp_path / "out/1.jpg").unlink()
         for name in ("2.jpg", "detections.json"):  # as a kill leaves them
-            (tmp_path / "out" / f"{partial_start(Path(name))}12.partial.x").write_bytes(b"half")
+            half = tmp_path / "out" / f"{partial_start(Path(name))}12.partial.x"
+            half.write_bytes(b"half")
+            os.utime(half, (0, 0))
         assert sum(file.exists() and file.stat().st_mtime_ns == before[file] for file in before) >= 3
     infer("out", 7, status=9)
     output = infer("out", 99).stdout
