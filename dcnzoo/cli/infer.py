@@ -125,8 +125,8 @@ def command(
     file. IMAGE is a picture, its http:// or https:// address, a folder, a pattern or a video.
 
     Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
-    detections.json in COCO's format, to one folder; with --json, --txt or --save-video, only the files of
-    these options. If an image cannot be read, skips it, and ends with status 1. After a kill, the same
+    detections.json in COCO's format, to one folder; with --json or --save-video, no images; with --txt,
+    neither. If an image cannot be read, skips it, and ends with status 1. After a kill, the same
     command continues.
 
     \b
@@ -267,7 +267,7 @@ def _unfinished_parts(detector: BaseDetector, images: list[str], out: Path) -> P
     parameters = click.get_current_context().params
     # the names of the drawn files depend on all images
     settings = {**parameters, "images": images, "force": None, "verbose": None}
-    text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str)
+    text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str, sort_keys=True)
     parts = Parts(out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "jsonl")
     click.get_current_context().with_resource(parts.locked())
     if parameters["save_video"] or any(map(is_video, images)):  # videos are written from their start
@@ -301,7 +301,9 @@ def _print_best_threshold(model: str | None) -> None:
     """Print the threshold with the best F1, if the work directory has a report."""
 
     def describe(text: str) -> str:
-        run = json.loads(text)["runs"][0]
+        if not (runs := json.loads(text)["runs"]):  # of report --evaluate 0
+            return ""
+        run = runs[0]
         best = f"{run['f1']:.2f} with --score-threshold {run['threshold']:.2f}"
         return f"best F1 on the validation images: {best}"
 

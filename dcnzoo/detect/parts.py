@@ -236,13 +236,11 @@ def _rows(file: Path, brief: bool = False) -> Iterator[dict]:
                     row = {"path": decoder.raw_decode(line, len(_START))[0], "error": _ERROR in line or None}
                 else:
                     row = json.loads(line)
-                if "path" not in row:
-                    raise ValueError("no path")
+                if not isinstance(row["path"], str):
+                    raise TypeError("its path is no text")
                 yield row
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{file}: expected rows of detections, got another file: {one_line(error)}"
-        ) from error
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{file}: expected detections, got another file: {one_line(error)}") from error
 
 
 def write_results(

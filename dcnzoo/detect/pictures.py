@@ -62,7 +62,7 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
 def _read_file(path: str | os.PathLike) -> np.ndarray:
     if "://" in str(path):
         return _decoded(_download(str(path)), path)
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if file.is_dir():
         raise ValueError(f"image: expected a file, got the folder {path}: a folder is not part of a list")
     if not file.is_file():

@@ -6,7 +6,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ def several(images: Any) -> Iterable[Any] | None:
     if isinstance(images, str | os.PathLike):
         if not is_video(images):
             return picture_files(images)
-        if not Path(images).expanduser().is_file():
+        if not os.path.isfile(os.path.expanduser(images)):
             raise FileNotFoundError(2, "No such file", str(images))
         return [images]
     if getattr(images, "ndim", 0) == 4:

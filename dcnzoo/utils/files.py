@@ -291,7 +291,7 @@ def require_writable(folder: str | os.PathLike) -> None:
 
 def require_file(path: str, what: str) -> None:
     """Raise UserError unless ``path`` is a local file. Addresses with a scheme are not checked."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if "://" not in path and not os.path.isfile(file):  # Path.is_file raises if the name is too long
         problem = "got the folder" if os.path.isdir(file) else "found none at"
         if os.path.exists(file) and not os.path.isdir(file):  # reading a pipe would wait for its other end
@@ -399,7 +399,7 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
     Raises:
         UserError: there are none.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if "://" in str(name):
         return None
     others: list[str] = []

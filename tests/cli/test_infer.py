@@ -17,7 +17,7 @@ from mmengine.structures import PixelData
 from torch import nn
 
 import dcnzoo.models
-from dcnzoo.cli.infer import DEMO_MODEL
+from dcnzoo.cli.infer import DEMO_MODEL, _print_best_threshold
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.parts import rows
@@ -100,6 +100,17 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
     assert len(re.findall(r"^(?:b/)?a\.png: \d+ \w+.*, \d+\.\d\d s$", output, re.MULTILINE)) == 2
     status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--batch-size", 2)
     assert status == 0 and len(output.splitlines()) == 3, "a line per picture, and the files"
+
+
+def test_best_threshold_of_a_report(tmp_path, capsys):
+    for runs, expected in (
+        ([], ""),
+        ([{"f1": 0.8, "threshold": 0.35}], "F1 on the validation images: 0.80 with"),
+    ):
+        (tmp_path / "report.json").write_text(json.dumps({"runs": runs}))
+        _print_best_threshold(str(tmp_path))
+        output, errors = capsys.readouterr()
+        assert expected in output and bool(expected) == bool(output) and not errors
 
 
 def test_video(tmp_path):

@@ -268,6 +268,19 @@ def test_a_damaged_picture_counts_in_every_run(infer, tmp_path):
     assert infer("photos/2.png", "photos/1.png", "--format", "jsonl", "--out", "rows")[0] == 0
 
 
+def test_options_in_another_order_are_the_same_command(infer, tmp_path, monkeypatch):
+    make_pictures(tmp_path / "photos", 2)
+    folders, locked = set(), Parts.locked
+    monkeypatch.setattr(Parts, "locked", lambda parts: folders.add(parts.folder) or locked(parts))
+    for words in (
+        ["--jpeg", "--out", "out"],
+        ["--out", "out", "--jpeg"],
+        ["--verbose", "--jpeg", "--out", "out"],
+    ):
+        assert infer("photos", *words)[0] == 0
+    assert len(folders) == 1
+
+
 def test_names_do_not_control_the_terminal(infer, tmp_path):
     make_pictures(tmp_path / "photos", 1)
     (tmp_path / "photos/0.png").rename(tmp_path / "photos/\x1b[31mred.png")
@@ -344,7 +357,7 @@ def test_parts_that_another_program_has_written_again(tmp_path):
             == sorted(parts.in_order(pictures), key=lambda row: row["path"])
         )
         assert parts.missing([*pictures, "other.png"]) == ["other.png"] and parts.failures(pictures) == 1
-    for text in ("[1, 2]", "{", '{"a": 1}', '{"path": "'):
+    for text in ("[1, 2]", "{", '{"a": 1}', '{"path": "', '{"path": ["a"]}'):
         file.write_text(text)
         with pytest.raises(UserError, match=file.name):
             parts.missing(pictures)

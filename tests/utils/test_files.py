@@ -423,6 +423,16 @@ def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
     assert picture_files(tmp_path / "list.txt", below=True) == left
 
 
+def test_a_name_that_is_no_home_folder(tmp_path, monkeypatch):
+    """Office programs call their temporary files ~$a; ``Path.expanduser`` raises for these names."""
+    monkeypatch.chdir(tmp_path)
+    Path("~$a.png").touch()
+    require_file("~$a.png", "image")
+    assert picture_files("~$a.png") is None and picture_files("~$*.png") == ["~$a.png"]
+    with pytest.raises(UserError, match="none at ~nobody"):
+        require_file("~nobody/a.png", "image")
+
+
 def test_drawn_pictures_are_left_out(tmp_path, capsys):
     """A folder or pattern does not have those of an earlier infer, unless it has no others."""
     for name in ("a.png", "out/own.png"):
