@@ -290,7 +290,7 @@ def test_damaged_files_in_a_work_directory(detector, folder, work_dir, capsys):
     assert_equal(dcnzoo.load(work_dir)(folder / "0.png"), detector(folder / "0.png"))
     warned = capsys.readouterr().err
     assert "best_x.pth: not used" in warned and "newer.py: not used" in warned
-    for text in (b"", b"{", b"\xff", b'{"runs": []}', b'{"runs": [{"f1": "a", "threshold": 1}]}', None):
+    for text in (b"", b"{", b"\xff", b'{"runs": [3]}', b'{"runs": [{"f1": "a", "threshold": 1}]}', None):
         if text is None:
             (work_dir / "report.json").unlink()
             os.mkfifo(work_dir / "report.json")
