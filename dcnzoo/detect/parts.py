@@ -86,12 +86,13 @@ class Parts:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Context in which no other process uses the folder. At its end, an empty one is deleted.
+        """Context in which no other process uses the folder. At its end, empty ones that it made are deleted.
 
         Raises:
             UserError: another process uses it.
         """
         lock = FileLock(self.folder / ".lock")
+        made = [parent for parent in self.folder.parents if not parent.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -105,6 +106,9 @@ class Parts:
             if not any(self.folder.glob("part-*")):
                 shutil.rmtree(self.folder, ignore_errors=True)
             lock.release()
+            for parent in made:
+                with contextlib.suppress(OSError):  # it has files
+                    parent.rmdir()
 
     def missing(self, images: Iterable[str], changed: bool = False) -> list[str]:
         """Return the pictures that have no row; ``changed``: also those that are newer than it."""
