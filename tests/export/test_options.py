@@ -1,6 +1,7 @@
 """Options of an export are checked before its work."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import dcnzoo
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import write_text
 
 pytest.importorskip("onnx")
 
@@ -59,8 +61,8 @@ def test_wrong_paths(path, tmp_path, monkeypatch):
 
 def test_an_existing_file_and_the_pictures_are_checked_before_the_work(tmp_path, monkeypatch):
     def write(model, images, options, **_):
-        options.path.write_text("a model")
-        return (options.path,)
+        write_text(options.path, "a model")
+        return (Path(options.path),)
 
     monkeypatch.setattr(export_module, "write_detector", write)
     monkeypatch.setattr(export_module, "check", lambda *_: [])
