@@ -38,11 +38,12 @@ def contents(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_seeds(root, tmp_path):
+def test_seeds(tmp_path):
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    make_shapes(tmp_path / "again", SPEC)
-    ours = contents(root)
+    for name in ("first", "again"):
+        make_shapes(tmp_path / name, SPEC)
+    ours = contents(tmp_path / "first")
     assert contents(tmp_path / "again") == ours and len(ours) == 6 + 4 + 2 + 1
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
     pictures = {name: data for name, data in ours.items() if name.endswith(".png")}
