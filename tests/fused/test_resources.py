@@ -36,10 +36,10 @@ TYPES = {
     torch.int64: "i64",
     torch.bool: "i1",
 }
+FEW = 8  # bytes that any launch may spill: two registers, which depend on the version of Triton
 # Bytes that a launch may spill. bfloat16: on sm_75, which cannot multiply it, with Triton 3.7. float32: with
-# Triton 3.6, one to eight of 96 to 168 registers; more warps then fit on a multiprocessor.
+# Triton 3.6, eight of 168 registers; more warps then fit on a multiprocessor.
 SPILLS = {
-    ("8 groups, 2 axes", 100, "float32, tf32"): 8,
     ("boxes", 120, "float32, tf32"): 32,
     ("boxes", 120, "float32, ieee"): 32,
     ("16 groups, 2 axes", 75, "bfloat16"): 24,
@@ -167,7 +167,7 @@ def check(architecture: int, launches: list[Launch], what: str, folder: Path, ma
         spilled, shared = resources(architecture, launch, folder)
         text = f"{launch.kernel.fn.__name__}: {what}: {spilled} bytes spilled, {shared} shared"
         assert shared <= MOST_SHARED[architecture], text
-        assert spilled <= may_spill, text
+        assert spilled <= max(may_spill, FEW), text
 
 
 def may_spill(architecture: int, kernel: str) -> float:

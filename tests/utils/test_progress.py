@@ -52,9 +52,11 @@ def test_a_step_of_unknown_length(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)
     with progress.waiting("exporting"):
-        time.sleep(0.3)
+        while not file.getvalue():  # on a busy machine, a thread comes late
+            time.sleep(0.01)
         begin_step("tracing")
-        time.sleep(0.3)
+        while "tracing" not in file.getvalue():
+            time.sleep(0.01)
     first, *_, last = file.getvalue().splitlines()
     assert first.startswith("exporting ") and "left" not in first
     assert last.startswith("exporting: tracing ")
