@@ -38,8 +38,9 @@ TYPES = {
 }
 FEW = 8  # bytes that any launch may spill: two registers, which depend on the version of Triton
 # Bytes that a launch may spill. bfloat16: on sm_75, which cannot multiply it, with Triton 3.7. float32: with
-# Triton 3.6, eight of 168 registers; more warps then fit on a multiprocessor.
+# Triton 3.7 on sm_100, with 3.6 on sm_120, eight of 168 registers; more warps then fit on a multiprocessor.
 SPILLS = {
+    ("8 groups, 2 axes", 100, "float32, tf32"): 24,
     ("boxes", 120, "float32, tf32"): 32,
     ("boxes", 120, "float32, ieee"): 32,
     ("16 groups, 2 axes", 75, "bfloat16"): 24,
