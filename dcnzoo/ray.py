@@ -57,7 +57,7 @@ class _Write(Detect):
 def detect_on_cluster(
     address: str, parts: Parts, model: str, images: Sequence[str], options: Mapping[str, Any], **loading: Any
 ) -> None:
-    """Detect the objects in those of the pictures that have no row, on a cluster.
+    """Detect the objects in the pictures that have no row yet, on a cluster.
 
     Model, pictures and the folder of the parts must have the same path on all machines.
     """

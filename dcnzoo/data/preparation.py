@@ -174,7 +174,7 @@ def unused(data: Path, splits: Iterable[Annotations]) -> str:
     tree = Tree(data)
     used = {os.path.abspath(file) for each in splits for file in (*each.pictures, *each.sources)}
     left = [file for file in tree.files if os.path.abspath(file) not in used]
-    texts = [f"{counted(len(tree.work_dirs), 'work directories')}"] if tree.work_dirs else []
+    texts = [counted(len(tree.work_dirs), "work directories")] if tree.work_dirs else []
     for what, endings in (("pictures", PICTURES), ("files", (".json", ".xml"))):
         files = [file for file in left if file.suffix.lower() in endings]
         if what == "files":

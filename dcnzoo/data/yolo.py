@@ -90,7 +90,7 @@ def _description(tree: Tree) -> Path | None:
     """
     if tree.description:
         return tree.description
-    files = [tree.root / name for name in YOLO if tree.root / name in tree.files]
+    files = [file for name in YOLO if (file := tree.root / name).is_file() and file in tree.files]
     if files:
         return files[0]
     for file in sorted(tree.ending(".yaml", ".yml", ".data"), key=lambda file: len(file.parts)):

@@ -86,7 +86,7 @@ class Parts:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Context in which no other process uses the folder. At its end, empty ones that it made are deleted.
+        """Context in which no other process uses the folder. Folders that it has made and that stay empty go.
 
         Raises:
             UserError: another process uses it.

@@ -54,8 +54,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
     ranks = torch.from_numpy(scores.astype(np.float64) - cut)
     index = nms(torch.from_numpy(apart), ranks, IOU).numpy()
-    pieces = [number for number in np.flatnonzero(cut[index]).tolist() if _is_piece(number, apart[index])]
-    index = np.delete(index, pieces)
+    index = np.delete(index, _pieces(apart[index], np.flatnonzero(cut[index])))
     masks = None
     crops = [Crops.of(tile.crops) for tile in tiles if tile.crops is not None]
     if len(crops) == len(tiles):
@@ -79,9 +78,13 @@ def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarr
     return cut
 
 
-def _is_piece(number: int, boxes: np.ndarray) -> bool:  # [K, 4]
-    """Whether most of a box is inside another, larger box."""
-    box = boxes[number]
-    shared = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(-1)
+def _pieces(boxes: np.ndarray, cut: np.ndarray) -> list[int]:
+    """Return those of the numbers ``cut`` [M] whose boxes [K, 4] are mostly inside another, larger box."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return bool(((shared > SHARE * areas[number]) & (areas > areas[number])).any())
+    pieces = []
+    for number in cut.tolist():  # one by one: a matrix of all pairs takes gigabytes
+        box, area = boxes[number], areas[number]
+        shared = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(-1)
+        if ((shared > SHARE * area) & (areas > area)).any():
+            pieces.append(number)
+    return pieces

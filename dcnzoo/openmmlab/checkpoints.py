@@ -52,7 +52,7 @@ class SavedCheckpoints:
 
     @classmethod
     def of(cls, cfg: Config) -> "SavedCheckpoints":
-        """Return those of a training with this config."""
+        """Return the checkpoints of a training with this config."""
         hook = (cfg.get("default_hooks") or {}).get("checkpoint")
         hook = hook if isinstance(hook, Mapping) else {}
         default = "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"

@@ -235,7 +235,7 @@ def _is_unchanged(path: Path, entries: Sequence[list]) -> bool:
 
 
 def recorded_names(command: str, folder: Path) -> set[str]:
-    """Return the names of the files in a folder that a command has written, also of those changed since."""
+    """Return the names of the files that a command has written to a folder; they may have changed since."""
     return {name for name in _recorded(folder, command) if name == os.path.basename(name)}
 
 

@@ -223,7 +223,7 @@ def files_of(folder):
 
 
 def test_data_of_a_training_stay(tmp_path, monkeypatch):
-    """Wherever the new training ends before it begins, and after it began."""
+    """A new training may end before its first step, which keeps the old one, or after it."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     work, data = tmp_path / "work", tmp_path / "fruits"
     (work / "data").mkdir(parents=True)

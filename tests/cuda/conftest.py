@@ -114,7 +114,7 @@ def build(compiler: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def assert_captured(op) -> None:
-    """A CUDA graph of a call gives its output again."""
+    """A replayed CUDA graph writes the output of the call that it has recorded."""
     sample = moved(next(iter(op.samples())).to(torch.float32))
     expected = op.call(sample)  # compile and look up kernels before the capture
     graph = torch.cuda.CUDAGraph()
@@ -126,7 +126,7 @@ def assert_captured(op) -> None:
 
 
 def assert_same_bits(op, sample) -> None:
-    """In deterministic mode, five times, and near the sums in another order."""
+    """Five calls in deterministic mode are equal, and close to a call in the other mode."""
     sample = moved(sample.to(torch.float32))
     atomic = results(op.call, sample)
     torch.use_deterministic_algorithms(True)

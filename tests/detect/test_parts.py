@@ -257,7 +257,7 @@ def test_each_picture_once(infer, tmp_path):
 
 
 def test_a_damaged_picture_counts_in_every_run(infer, tmp_path):
-    """A job that is started again must not look clean."""
+    """Also in a second run, which has nothing left to detect."""
     make_pictures(tmp_path / "photos", 2)
     (tmp_path / "photos/text.png").write_text("no picture")
     for _ in range(2):

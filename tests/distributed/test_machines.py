@@ -99,7 +99,7 @@ def assert_named(rank, texts):
     ("rank", "phase", "epoch"), [(1, "training", 1), (1, "validation", 1), (0, "checkpoint", 2)]
 )
 def test_a_killed_process(machines, options, train_alone, tmp_path, rank, phase, epoch):
-    """It is named. Resumed, the training has the weights of an uninterrupted one.
+    """The killed process is named. The resumed training has the weights of an uninterrupted one.
 
     With two machines: the sum of three gradients has another order in the first step after a start.
     """

@@ -94,7 +94,7 @@ def wait_for(condition):
 
 
 def test_two_seeds_are_requeued(slurm, submit, tmp_path):
-    """One by an administrator, one by the time limit, with the weights of an uninterrupted training."""
+    """By an administrator and by the time limit; the weights are those of an uninterrupted training."""
     options = [*settings(tmp_path / "data", epochs=100), "train_cfg.val_interval=100"]
     job, value = submit("1-2", options=options)
     for seed in (1, 2):

@@ -112,7 +112,7 @@ def test_a_record_that_a_kill_has_cut(tmp_path):
 
 
 def test_force_is_for_the_file_that_was_named(tmp_path):
-    """Not for one whose name follows from it, such as report.csv from report.html."""
+    """It does not replace report.csv, whose name follows from that of report.html."""
     (tmp_path / "a.html").touch()
     (tmp_path / "a.csv").write_text("mine")
     with output_files("report", force=True) as claim:
@@ -152,7 +152,7 @@ def test_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_command_has_half_written(tmp_path):
-    """A later one removes it if it writes the same file; another process may still write the newest."""
+    """A later command removes an old one of the same file; another process may still write a new one."""
     halves = []
     for name, age in (("a.txt", 1e4), ("a.txt", 9), ("other.txt", 1e4)):
         with replacing(tmp_path / name) as half:

@@ -116,7 +116,7 @@ def test_every_mistake(model, checkpoint, message):
 
 @pytest.mark.usefixtures("folder")
 def test_a_copied_work_directory_is_its_own(tmp_path):
-    """Its config has the path of the first one."""
+    """The config in a copied work directory has the path of the original."""
     for config in Path("last").glob("*.py"):
         with output_files("train", force=True) as claim:
             write_text(claim(config), f"_base_ = 'dcnzoo::demo/{SHAPES}.py'\nwork_dir = '{tmp_path}/last'\n")

@@ -82,7 +82,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
-        # now: the parent class changes out_dir
+        # before the parent class changes out_dir
         self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir)
         requested = runner._has_loaded or runner._load_from is not None
         if requested or not (runner._resume and self._saved.is_local):

@@ -33,7 +33,7 @@ def fix(
     needed: Callable[[], bool] = lambda: True,
     **description: Any,
 ) -> Patch:
-    """Create a patch. It is called like its function, and needs the first package in ``versions``."""
+    """Create a patch with the name of its function. It needs the first package in ``versions``."""
     package = versions.partition(" ")[0]
     return Patch(
         change.__name__,
