@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 from fnmatch import fnmatch
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from mmcv.cnn import ConvAWS2d, ConvWS2d
+from mmcv.ops import MaskedConv2d
 from mmdet.models import FCNMaskHead, SSDHead
+from mmdet.models.layers import NormedConv2d
 from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
@@ -177,14 +180,24 @@ def test_a_detector_that_torch_cannot_convert_to_channels_last(family):
     torch.testing.assert_close(outcome(channels_last=True), outcome(channels_last=False))
 
 
-@pytest.mark.parametrize("layer", [ConvWS2d, ConvAWS2d])
-def test_standardized_weights_in_channels_last(layer):
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), layer(5, 4, 3))
-    x = torch.randn(2, 3, 7, 9)
-    expected = model(x)
-    to_channels_last(model)
-    assert model[0](x).is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(x), expected)
+@pytest.mark.parametrize(
+    ("layer", "mask"),
+    [
+        (ConvWS2d, ()),
+        (ConvAWS2d, ()),
+        (partial(NormedConv2d, norm_over_kernel=True), ()),
+        (partial(MaskedConv2d, padding=1), (torch.arange(5 * 7).view(1, 5, 7) % 3,)),
+    ],
+    ids=["standardized", "standardized and scaled", "normalized", "masked"],
+)
+@torch.no_grad()
+def test_weights_that_a_layer_views_as_a_matrix(layer, mask):
+    first, second = nn.Conv2d(3, 5, 3), layer(5, 4, 3)
+    x = torch.randn(1, 3, 7, 9)
+    expected = second(first(x), *mask)
+    to_channels_last(nn.Sequential(first, second))
+    assert first(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(second(first(x), *mask), expected)
 
 
 IMAGE = (5, 7)  # height, width

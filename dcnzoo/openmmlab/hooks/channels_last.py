@@ -1,13 +1,16 @@
 """Compute in channels-last order."""
 
 import torch
-from mmcv.cnn import ConvAWS2d, ConvWS2d
+from mmcv.cnn.bricks import wrappers
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-CONTIGUOUS = (ConvAWS2d, ConvWS2d)  # their forward calls weight.view
+# Other forwards may call weight.view, as those of standardized, normalized and masked weights do.
+PLAIN = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d)
+FORWARDS = {layer.forward for layer in PLAIN}
 
 
 def to_channels_last(model: nn.Module) -> None:
@@ -16,9 +19,9 @@ def to_channels_last(model: nn.Module) -> None:
     ``model.to(memory_format=…)`` is not used: some detectors override ``to`` (knowledge distillation).
     """
     for module in model.modules():
-        for weight in () if isinstance(module, CONTIGUOUS) else module.parameters(recurse=False):
-            if weight.ndim == 4:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if type(module).forward in FORWARDS or isinstance(module, (DeformConv2d, ModulatedDeformConv2d)):
+            weight = module.weight
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @HOOKS.register_module()
