@@ -22,7 +22,7 @@ from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.utils.files import mim_folder
 
 LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool, DCNv3, DCNv4)
-DEFORMABLE = re.compile("dcn|deform|DyHead", re.IGNORECASE)  # what their configs name
+DEFORMABLE = re.compile("dcn(?!zoo)|Deform(Conv|RoI)|DyHead|VLFusion")  # as configs name them
 CALLS = {f"dcnzoo::{name}" for name in ("deform_conv", "deform_roi_pool", "dcnv3", "dcnv4")}
 
 # Find configs
