@@ -214,6 +214,9 @@ struct EvenOdd {
     return {factor * value.even, factor * value.odd};
   }
   DCNZOO_INLINE friend EvenOdd operator*(const EvenOdd& value, float factor) { return factor * value; }
+  DCNZOO_INLINE friend EvenOdd operator*(const EvenOdd& a, const EvenOdd& b) {
+    return {a.even * b.even, a.odd * b.odd};
+  }
 };
 
 template <typename Value, std::enable_if_t<std::is_same_v<Value, EvenOdd>, int> = 0>

@@ -33,11 +33,15 @@ inline int64_t even_odd_column(int64_t channel) {
 }
 
 DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)value.odd, (__m512)value.even));
+#else
   store_lanes(to, value.even);
   store_lanes(to + kLanes<uint16_t>, value.odd);
+#endif
 }
 
-// What a loop over whole panels of channels visits, in the forward. Groups of a joined block use parts of panels.
+// What a loop over whole panels of channels visits. In the forward, groups of a joined block use parts of panels.
 template <typename S>
 using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
 inline bool has_whole_panels(const DeformConvShapes& s, const ChannelBlock& block, int64_t panel) {
@@ -46,9 +50,8 @@ inline bool has_whole_panels(const DeformConvShapes& s, const ChannelBlock& bloc
 
 // Visits the columns of one (row, tap): panels, vectors or half vectors if the channel count allows, else single elements.
 // visit(zero, channel, column): `zero` has the type of the vector or element, `column` is its offset within the panels.
-template <typename T, typename Channels, typename Visit, typename Panel = Vector<T>>
-DCNZOO_INLINE void each_column(int64_t tap, Channels channels, int64_t row, int64_t stride, Visit visit,
-                               Panel = Panel()) {
+template <typename T, typename Panel = Vector<T>, typename Channels, typename Visit>
+DCNZOO_INLINE void each_column(int64_t tap, Channels channels, int64_t row, int64_t stride, Visit visit) {
   constexpr int lanes = kLanes<T>, half = lanes / 2, panel = kNR<T>;
   const int64_t first = tap * channels;
   const auto place = [=](uint64_t column) {  // unsigned: division by shifts alone

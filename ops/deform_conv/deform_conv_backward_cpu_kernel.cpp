@@ -17,6 +17,30 @@ using Params = DeformConvBackwardParams<T, S>;
 template <typename T, typename S>
 constexpr int64_t kPair = sizeof(T) / sizeof(S);
 
+// The dots of so many points are summed at once, because sum_rows takes several vectors.
+template <typename T, int Rank>
+constexpr int64_t kTogether = kLanes<T> > kCorners<Rank> ? kLanes<T> / kCorners<Rank> : 1;
+
+// The gradient of some columns. Pixels may be EvenOdd, the input's gradient is not.
+template <typename T, typename Value>
+struct ColumnGradient {
+  using Part = std::conditional_t<std::is_same_v<Value, EvenOdd>, Vector<T>, Value>;
+  Part parts[sizeof(Value) / sizeof(Part)];
+  Value sorted;  // in the order of the pixels
+
+  DCNZOO_INLINE explicit ColumnGradient(const T* from) {
+    for (Part& part : parts) part = load_lanes<Part>(from), from += kLanes<T>;
+    if constexpr (std::is_same_v<Value, Part>)
+      sorted = parts[0];
+    else
+      split_pairs<T>(parts[0], parts[1], sorted.even, sorted.odd);
+  }
+  DCNZOO_INLINE void add_to(T* to, T factor, T rest = 1) const {
+    for (const Part& part : parts)
+      store_lanes(to, load_lanes<Part>(to) + factor * (part * rest)), to += kLanes<T>;
+  }
+};
+
 // One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
 // gradient of the input, the gradients of offset and mask, and the columns.
 template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns, typename Channels>
@@ -30,18 +54,23 @@ struct PointBackward {
   const S* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
   T modulated[corners];    // their weights, multiplied by the mask if it is finite
-  // Σ over channels of gradient · pixel, per corner. Aligned: `Value`, a template argument, loses Vector's attribute, and
-  // Clang 14 then stores to aligned vectors.
-  alignas(kVectorBytes) Vector<T> dot[corners] = {};
 
+  // Adds to Σ over channels of gradient · pixel. Aligned: `Value` loses Vector's attribute, and Clang 14 then assumes it.
   template <typename Value>
-  DCNZOO_INLINE void add_dot(int corner, Value product) {
-    if constexpr (std::is_arithmetic_v<Value>)
-      dot[corner] += Vector<T>{product};
+  static DCNZOO_INLINE void add_dot(Vector<T>& dot, Value product) {
+    if constexpr (std::is_same_v<Value, EvenOdd>)
+      dot += product.even, dot += product.odd;
+    else if constexpr (std::is_arithmetic_v<Value>)
+      dot += Vector<T>{product};
     else if constexpr (sizeof(Value) < kVectorBytes)
-      dot[corner] += widened<T>(product);
+      dot += widened<T>(product);
     else
-      dot[corner] += product;
+      dot += product;
+  }
+
+  // Stores dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes].
+  static DCNZOO_INLINE void store_dots(const Vector<T> (&dot)[corners], T* to) {
+    for (int i = 0; i < corners; ++i) store(to + i * kTogether<T, Rank> * kLanes<T>, dot[i]);
   }
 
   // Points corner i to the pixel at `place` in the input and its gradient.
@@ -51,43 +80,41 @@ struct PointBackward {
   }
 
   // For points whose corners are all in the map and whose mask is finite.
-  DCNZOO_INLINE void run_whole(const T* gradients, S* columns) {
-    each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+  DCNZOO_INLINE void run_whole(const T* gradients, S* columns, T* dots) {
+    alignas(kVectorBytes) Vector<T> dot[corners] = {};
+    each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const Value gradient = load_lanes<Value>(gradients + at);
+      const ColumnGradient<T, Value> gradient(gradients + at);
       if (reads_input) {
         for (int corner = 0; corner < corners; ++corner) {
           const Value pixel = load_lanes<Value>(from[corner] + c);
           if (Columns) value += modulated[corner] * pixel;
-          if (Points) add_dot<Value>(corner, gradient * pixel);
+          if (Points) add_dot<Value>(dot[corner], gradient.sorted * pixel);
         }
         if (Columns) store_lanes(columns + at, value);
       }
-      if (Input) {
-        for (int corner = 0; corner < corners; ++corner)
-          store_lanes(to[corner] + c, load_lanes<Value>(to[corner] + c) + modulated[corner] * gradient);
-      }
+      if (Input)
+        for (int corner = 0; corner < corners; ++corner) gradient.add_to(to[corner] + c, modulated[corner]);
     });
+    if (Points) store_dots(dot, dots);
   }
 
   // For all other points: only the corners in the map, by the plain formula.
-  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, S* columns) {
-    each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, S* columns,
+                                 T* dots) {
+    alignas(kVectorBytes) Vector<T> dot[corners] = {};
+    each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const Value gradient = load_lanes<Value>(gradients + at);
+      const ColumnGradient<T, Value> gradient(gradients + at);
       for (int i = 0; i < found.count; ++i) {
         if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
-        if (Points) add_dot<Value>(found.corner[i], gradient * load_lanes<Value>(from[i] + c));
-        if (Input) store_lanes(to[i] + c, load_lanes<Value>(to[i] + c) + modulated[i] * (gradient * rest));
+        if (Points) add_dot<Value>(dot[found.corner[i]], gradient.sorted * load_lanes<Value>(from[i] + c));
+        if (Input) gradient.add_to(to[i] + c, modulated[i], rest);
       }
-      if (Points && found.count == 0) add_dot<Value>(0, gradient * T(0));
+      if (Points && found.count == 0) add_dot<Value>(dot[0], gradient.sorted * T(0));
       if (Columns) store_lanes(columns + at, value * rest);
     });
-  }
-
-  // Stores `dot`, whose lanes still have to be added, as [corner][kLanes].
-  DCNZOO_INLINE void store_dots(T* to) const {
-    for (int corner = 0; corner < corners; ++corner) store(to + corner * kLanes<T>, dot[corner]);
+    if (Points) store_dots(dot, dots);
   }
 };
 
@@ -122,48 +149,50 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
-  // sum_rows sums the lanes of several vectors at once. So the dots of several taps are collected first.
-  constexpr int64_t lanes = kLanes<T>, together = lanes > corners ? lanes / corners : 1;
+  // At once: a row's taps or, of bfloat16, a tap's rows, whose gradients and columns are neighbours in memory
+  constexpr bool by_rows = kPair<T, S> > 1;
+  constexpr int64_t lanes = kLanes<T>, together = kTogether<T, Rank>;
+  constexpr int64_t row_step = by_rows ? together : 1, tap_step = together / row_step;
   T dots[together * corners * lanes] = {}, sums[lanes];
-  const auto store_sums = [&](int64_t row, int64_t first_tap, int64_t taps) {
-    for (int64_t i = 0; i < taps * corners; i += lanes) {
-      store(sums, sum_rows(dots + i * lanes));
-      for (int64_t lane = 0; lane < lanes && i + lane < taps * corners; ++lane)
-        tile.dots[(first_tap * corners + i + lane) * kBackwardRows + row] = sums[lane];
+  const CornerDistances<Rank> distance(p.shape, p.input.channels);
+  const auto run = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
+    PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
+    const BackwardPoints<T, Rank>& points = tile.table[tap];
+    const T factor = points.factor[r];
+    point.tap = tap, point.row = r, point.rest = points.rest[r], point.channels = channels,
+    point.stride = stride;
+    if (points.index[0][r] >= 0) {
+      const int64_t at = rows.map[r] + points.index[0][r] * p.input.channels;
+      for (int corner = 0; corner < corners; ++corner) {
+        point.locate(p, corner, at + distance.of[corner]);
+        point.modulated[corner] = factor * points.weight[corner][r];
+      }
+      point.run_whole(tile.gradients, tile.columns, point_dots);
+    } else {
+      const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
+      for (int i = 0; i < found.count; ++i) {
+        point.locate(p, i, rows.map[r] + found.index[i] * p.input.channels);
+        point.modulated[i] = factor * points.weight[found.corner[i]][r];
+      }
+      point.run_partial(found, tile.gradients, tile.columns, point_dots);
     }
   };
-  const CornerDistances<Rank> distance(p.shape, p.input.channels);
-  with_channels<kLanes<T>>(block.count, [&](auto channels) {
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t map = rows.map[r];
-      for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
-        PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
-        point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
-        const BackwardPoints<T, Rank>& points = tile.table[tap];
-        const T factor = points.factor[r];
-        point.rest = points.rest[r];
-        if (points.index[0][r] >= 0) {
-          const int64_t at = map + points.index[0][r] * p.input.channels;
-          for (int corner = 0; corner < corners; ++corner) {
-            point.locate(p, corner, at + distance.of[corner]);
-            point.modulated[corner] = factor * points.weight[corner][r];
+  constexpr int64_t pair = kPair<T, S>;  // blocks of bfloat16 usually are one or two panels
+  with_channels<lanes, pair * lanes, pair * pair * lanes>(block.count, [&](auto channels) {
+    for (int64_t r = 0; r < rows.count; r += row_step)
+      for (int64_t tap = 0; tap < p.shape.taps; tap += tap_step) {
+        const int64_t left = by_rows ? rows.count - r : p.shape.taps - tap;
+        for (int64_t i = 0; i < together && i < left; ++i)
+          run(channels, r + i % row_step, tap + i % tap_step, dots + i * lanes);
+        for (int64_t i = 0; Points && i < together * corners; i += lanes) {
+          store(sums, sum_rows(dots + i * lanes));
+          for (int64_t lane = 0; lane < lanes; ++lane) {
+            const int64_t point = (i + lane) % together, corner = (i + lane) / together;
+            T* const to = tile.dots + ((tap + point % tap_step) * corners + corner) * kBackwardRows + r;
+            if (by_rows || point < left) to[point % row_step] = sums[lane];  // rows are padded
           }
-          point.run_whole(tile.gradients, tile.columns);
-        } else {
-          const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
-          for (int i = 0; i < found.count; ++i) {
-            point.locate(p, i, map + found.index[i] * p.input.channels);
-            point.modulated[i] = factor * points.weight[found.corner[i]][r];
-          }
-          point.run_partial(found, tile.gradients, tile.columns);
-        }
-        if (Points) {
-          const int64_t at = tap % together;
-          point.store_dots(dots + at * corners * lanes);
-          if (at + 1 == together || tap + 1 == p.shape.taps) store_sums(r, tap - at, at + 1);
         }
       }
-    }
   });
 }
 

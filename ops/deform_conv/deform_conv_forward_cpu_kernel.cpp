@@ -56,17 +56,14 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
             }
           }
           const S* const fetched = few ? nullptr : from[corners - 1] + ahead;
-          each_column<T>(
-              tap, channels, r, stride,
-              [&](auto value, int64_t c, int64_t at) {
-                for (int i = 0; i < (whole ? corners : used); ++i)
-                  value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
-                store_lanes(columns + at, whole ? value : value * points.rest[r]);
-                if constexpr (!few &&
-                              !std::is_arithmetic_v<decltype(value)>)  // the compiler would not make vectors
-                  __builtin_prefetch(fetched + c, 0, 2);
-              },
-              Panel{});
+          each_column<T, Panel>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
+            for (int i = 0; i < (whole ? corners : used); ++i)
+              value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
+            store_lanes(columns + at, whole ? value : value * points.rest[r]);
+            // not for single channels: the compiler would not make vectors
+            if constexpr (!few && !std::is_arithmetic_v<decltype(value)>)
+              __builtin_prefetch(fetched + c, 0, 2);
+          });
         }
       }
   };

@@ -135,9 +135,17 @@ template <typename T, typename S>
 void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                             const T* packed, const WeightOf<S>& grad_weight) {
   const int64_t apart = grad_weight.channel_stride;
+  const bool sorted = std::is_same_v<Whole<S>, EvenOdd> && block.count % kNR<T> == 0;  // as the columns are
   each_backward_run<T, T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
+    const T* row = packed + from;
+    Vector<T> joined[2];
+    if (sorted) {
+      const T* const panel = row - from % kNR<T>;
+      join_pairs<T>(load(panel), load(panel + kLanes<T>), joined[0], joined[1]);
+      row = reinterpret_cast<const T*>(joined) + from % kNR<T>;
+    }
     S stored[kNR<T>];  // a run is not longer, except in a depthwise convolution, where it is one element
-    store_row(packed + from, stored, count);
+    store_row(row, stored, count);
     for (int64_t i = 0; i < count; ++i) grad_weight.data[to + i * apart] = stored[i];
   });
 }
