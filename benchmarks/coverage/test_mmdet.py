@@ -60,10 +60,7 @@ def try_out(cfg: Config) -> None:
     """
     size = image_size(cfg)
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
-        if "language_model" in cfg.model:
-            cfg.model.language_model.name = small_bert(Path(folder))
-            if "lang_model_name" in cfg.model.bbox_head:
-                cfg.model.bbox_head.lang_model_name = folder
+        use_small_bert(cfg, Path(folder))
         for augment in (cfg.model.get("data_preprocessor") or {}).get("batch_augments") or ():
             if augment.type == "BatchFixedSizePad":  # to 1024 pixels, 64 times as many
                 augment.size = (size, size)
@@ -117,8 +114,13 @@ def persons() -> dict:
     return {"inputs": pictures, "data_samples": samples}
 
 
-def small_bert(folder: Path) -> str:
+def use_small_bert(cfg: Config, folder: Path) -> None:
     """Write a BERT with random weights and a vocabulary of letters; the real one would be a download."""
+    if "language_model" not in cfg.model:
+        return
+    cfg.model.language_model.name = str(folder)
+    if "lang_model_name" in cfg.model.bbox_head:
+        cfg.model.bbox_head.lang_model_name = str(folder)
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -126,7 +128,6 @@ def small_bert(folder: Path) -> str:
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     BertModel(BertConfig(vocab_size=len(words))).save_pretrained(folder)
-    return str(folder)
 
 
 def result_of(family: str) -> str:
