@@ -21,7 +21,7 @@ template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
             const ForwardPoints<T, Rank>* table, S* __restrict columns) {
   constexpr int corners = kCorners<Rank>;
-  constexpr int64_t pixels_ahead = 8;  // that are fetched into the L2 cache
+  constexpr int64_t pixels_ahead = 8;  // that are fetched into the L1 cache
   const int64_t stride = panel_stride<S>(p.tile), pixel_stride = p.input.pixel_stride(block);
   const int64_t ahead = pixels_ahead * p.shape.stride[Rank - 1] * pixel_stride;
   const S* const maps = p.input.data + p.input.place_of(block, p.shape.in_pixels);
@@ -62,7 +62,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
             store_lanes(columns + at, whole ? value : value * points.rest[r]);
             // not for single channels: the compiler would not make vectors
             if constexpr (!few && !std::is_arithmetic_v<decltype(value)>)
-              __builtin_prefetch(fetched + c, 0, 2);
+              __builtin_prefetch(fetched + c, 0, 3);
           });
         }
       }
