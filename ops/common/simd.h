@@ -129,19 +129,6 @@ DCNZOO_INLINE float from_stored(uint16_t bits) {
   return value;
 }
 
-// load_some and the conversion
-DCNZOO_INLINE Vector<float> load_some(const uint16_t* from, int64_t count) {
-#if defined(__AVX512F__)
-  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes<float>(count < 16 ? count : 16), from);
-  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-#else
-  Vector<float> value{};
-  const int64_t last = count < kLanes<float> ? count : kLanes<float>;
-  for (int64_t lane = 0; lane < last; ++lane) value[lane] = from_stored(from[lane]);
-  return value;
-#endif
-}
-
 // Rounds to nearest, ties to even, as torch does.
 DCNZOO_INLINE Vector<uint16_t> to_bfloat16(Vector<float> value) {
 #if defined(__AVX512BF16__)
@@ -191,7 +178,7 @@ DCNZOO_INLINE Value load_lanes(const S* from) {
   } else if constexpr (std::is_same_v<S, uint16_t>) {
     constexpr int lanes = sizeof(Value) / sizeof(float);
     const auto bits = *reinterpret_cast<const Vector<uint16_t, lanes>*>(from);
-#if defined(__AVX512BF16__)  // GCC 12 converts a vector half by half
+#if defined(__AVX512F__)  // GCC 12 converts a vector half by half
     if constexpr (lanes == kLanes<float>)
       return (Value)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16);
     else
@@ -233,6 +220,29 @@ DCNZOO_INLINE void store_lanes(S* to, Value value) {
     *to = stored;
   else
     *reinterpret_cast<Vector<S, sizeof(stored) / sizeof(S)>*>(to) = stored;
+}
+
+// load_some and store_some with the conversion
+DCNZOO_INLINE Vector<float> load_some(const uint16_t* from, int64_t count) {
+  if (count >= kLanes<float>) return load_lanes<Vector<float>>(from);
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes<float>(count), from);
+  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#else
+  Vector<float> value{};
+  for (int64_t lane = 0; lane < count; ++lane) value[lane] = from_stored(from[lane]);
+  return value;
+#endif
+}
+
+DCNZOO_INLINE void store_some(uint16_t* to, Vector<float> value, int64_t count) {
+  if (count >= kLanes<float>) return store_lanes(to, value);
+  const Vector<uint16_t> bits = to_bfloat16(value);
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(to, first_lanes<float>(count), (__m256i)bits);
+#else
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = bits[lane];
+#endif
 }
 
 // Convert a row to and from the storage type.

@@ -75,10 +75,19 @@ class Problem : public DeformAttnCpu<T, S> {
   std::vector<Index> indices_;
 };
 
-template <typename T>
-StoredField<T> stored_field(const Tensor& field) {
-  const void* const data = field.const_data_ptr();
-  if (field.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<const BFloat16Bits*>(data)};
+// An empty tensor is null: a gradient that is not needed.
+template <typename T, typename S>
+Stored<T, S> stored_gradient(const Tensor& tensor) {
+  if (tensor.numel() == 0) return {};
+  void* const data = tensor.mutable_data_ptr();
+  if (tensor.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<S*>(data)};
+  return {static_cast<T*>(data), nullptr};
+}
+
+template <typename T, typename S>
+Stored<const T, const S> stored(const Tensor& tensor) {
+  const void* const data = tensor.const_data_ptr();
+  if (tensor.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<const S*>(data)};
   return {static_cast<const T*>(data), nullptr};
 }
 
@@ -87,7 +96,7 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
              const Tensor& weight, const Tensor& output) {
   Problem<T, S> p(s, grid);
   p.input = static_cast<const S*>(input.const_data_ptr());
-  p.offset = stored_field<T>(offset), p.weight = stored_field<T>(weight);
+  p.offset = stored<T, S>(offset), p.weight = stored<T, S>(weight);
   p.output = static_cast<S*>(output.mutable_data_ptr());
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
@@ -101,24 +110,21 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
   });
 }
 
-template <typename T, typename Grid>
+template <typename T, typename S, typename Grid>
 void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_output, const Tensor& input,
               const Tensor& offset, const Tensor& weight, const Gradients& gradients) {
-  const auto memory = [](const Tensor& tensor) {
-    return tensor.numel() ? tensor.mutable_data_ptr<T>() : nullptr;
-  };
-  Problem<T> p(s, grid);
-  p.input = input.const_data_ptr<T>();
-  p.offset = stored_field<T>(offset), p.weight = stored_field<T>(weight);
-  p.grad_output = grad_output.const_data_ptr<T>();
-  p.grad_input = memory(gradients.input);
-  p.grad_offset = memory(gradients.offset), p.grad_weight = memory(gradients.weight);
-  if (!p.grad_input && !p.grad_offset) return;
+  if (gradients.input.numel() == 0 && gradients.offset.numel() == 0) return;
+  Problem<T, S> p(s, grid);
+  p.maps = stored<T, S>(input), p.grad_output = stored<T, S>(grad_output);
+  p.offset = stored<T, S>(offset), p.weight = stored<T, S>(weight);
+  p.grad_input = stored_gradient<T, S>(gradients.input);
+  p.grad_offset = stored_gradient<T, S>(gradients.offset),
+  p.grad_weight = stored_gradient<T, S>(gradients.weight);
   const int64_t copied = 2 * s.pixels * whole_vectors(s.channels);
-  // With fewer samples than pixels, copying would take longer than sampling.
-  p.in_place = s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
+  // With fewer samples than pixels, copying would take longer than sampling. bfloat16 has to be converted anyway.
+  p.in_place = p.maps.values && s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
   Tensor grad_input = gradients.input;
-  if (p.in_place && p.grad_input) torch::stable::zero_(grad_input);
+  if (p.in_place && p.grad_input.values) torch::stable::zero_(grad_input);
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
   queue.run([&](int64_t) {
@@ -126,22 +132,25 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
     for (int64_t task; queue.take(task);) {
       // Consecutive tasks run at the same time. They are not neighbouring groups, whose fields share cache lines.
       const int64_t place = task / s.batch, group = place % 2 * half + place / 2;
-      kernels<T>().backward(p, task % s.batch, group, scratch.data());
+      kernels<T, S>().backward(p, task % s.batch, group, scratch.data());
     }
   });
 }
 
-// The forward reads bfloat16 and sums in float32. Elsewhere, half types are converted to float32, whole tensors at a time.
+// The kernels read and write bfloat16 and sum in float32. float16 is converted to float32, whole tensors at a time.
 struct CpuDeformAttn {
-  static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields,
-                               bool backward) {
-    bool reads = !backward;
+  static ScalarType stored_type(ScalarType type) {
+    return type == ScalarType::BFloat16 ? type : accumulate_type(type);
+  }
+
+  static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
+    bool reads = true;
     for (const Tensor* field : fields) reads &= field->scalar_type() == ScalarType::BFloat16;
     return reads ? ScalarType::BFloat16 : accumulate_type(input.scalar_type());
   }
 
   static Tensor new_sum(const Tensor& input) {
-    return torch::stable::new_empty(input, sizes_of(input), accumulate_type(input.scalar_type()));
+    return torch::stable::new_empty(input, sizes_of(input), stored_type(input.scalar_type()));
   }
 
   static LevelGrid levels(const DeformAttnShapes& s, const Tensor& sizes, const Tensor& starts) {
@@ -163,10 +172,9 @@ struct CpuDeformAttn {
   static Tensor forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                         const Tensor& offset, const Tensor& weight) {
     const ScalarType type = input.scalar_type();
-    const bool reads = type == ScalarType::BFloat16;
-    const Tensor maps = contiguous_as(input, reads ? type : accumulate_type(type));
+    const Tensor maps = contiguous_as(input, stored_type(type));
     const Tensor output = torch::stable::new_empty(maps, s.output_sizes);
-    const auto run = reads                        ? dcnzoo::forward<float, BFloat16Bits, Grid>
+    const auto run = type == ScalarType::BFloat16 ? dcnzoo::forward<float, BFloat16Bits, Grid>
                      : type == ScalarType::Double ? dcnzoo::forward<double, double, Grid>
                                                   : dcnzoo::forward<float, float, Grid>;
     run(s, grid, maps, offset, weight, output);
@@ -177,11 +185,12 @@ struct CpuDeformAttn {
   static void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_output,
                        const Tensor& input, const Tensor& offset, const Tensor& weight,
                        const Gradients& gradients) {
-    const ScalarType wide = offset.scalar_type();
-    const Tensor grad = contiguous_as(grad_output, wide), maps = contiguous_as(input, wide);
-    (wide == ScalarType::Double
-         ? dcnzoo::backward<double, Grid>
-         : dcnzoo::backward<float, Grid>)(s, grid, grad, maps, offset, weight, gradients);
+    const ScalarType type = stored_type(input.scalar_type());
+    const Tensor grad = contiguous_as(grad_output, type), maps = contiguous_as(input, type);
+    const auto run = type == ScalarType::BFloat16 ? dcnzoo::backward<float, BFloat16Bits, Grid>
+                     : type == ScalarType::Double ? dcnzoo::backward<double, double, Grid>
+                                                  : dcnzoo::backward<float, float, Grid>;
+    run(s, grid, grad, maps, offset, weight, gradients);
   }
 };
 

@@ -58,12 +58,26 @@ DCNZOO_INLINE int64_t places_of_chunk(const DeformAttnSizes& p) {
   return p.points < 1 || p.points > kLanes<T> ? 1 : kLanes<T> / p.points;
 }
 
-// Loads the first `count` lanes of a field, from `at` on. With maps of T, fields are T.
+// Loads the first `count` lanes, from `at` on.
 template <typename T, typename S>
-DCNZOO_INLINE Vector<T> load_field(const StoredField<T>& field, int64_t at, int64_t count) {
+DCNZOO_INLINE Vector<T> load_stored(const Stored<const T, const S>& from, int64_t at, int64_t count) {
   if constexpr (!std::is_same_v<S, T>)
-    if (field.bits) return load_some(field.bits + at, count);
-  return load_some(field.values + at, count);
+    if (from.bits) return load_some(from.bits + at, count);
+  return load_some(from.values + at, count);
+}
+
+template <typename T, typename S>
+DCNZOO_INLINE void store_stored(const Stored<T, S>& to, int64_t at, Vector<T> value, int64_t count) {
+  if constexpr (!std::is_same_v<S, T>)
+    if (to.bits) return store_some(to.bits + at, value, count);
+  store_some(to.values + at, value, count);
+}
+
+template <typename T, typename S>
+DCNZOO_INLINE const void* address(const Stored<T, S>& tensor, int64_t at) {
+  if constexpr (!std::is_same_v<S, T>)
+    if (tensor.bits) return tensor.bits + at;
+  return tensor.values + at;
 }
 
 // Plans the points at `first` of a place, or all points of several.
@@ -80,8 +94,8 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T, S>& p, const Place<T>* place,
     // lanes.
     T offsets[3 * lanes], weights[2 * lanes], bases[2][2 * lanes];
     for (int64_t i = 0; i < places; ++i) {
-      store(offsets + i * 2 * count, load_field<T, S>(p.offset, place[i].offset, 2 * count));
-      store(weights + i * count, load_field<T, S>(p.weight, place[i].weight, count));
+      store(offsets + i * 2 * count, load_stored(p.offset, place[i].offset, 2 * count));
+      store(weights + i * count, load_stored(p.weight, place[i].weight, count));
       for (int axis = 0; axis < 2; ++axis) store(bases[axis] + i * count, place[i].base[axis] + Vector<T>{});
     }
     count *= places;
@@ -90,9 +104,9 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T, S>& p, const Place<T>* place,
     weight = load_some(weights, count);
   } else {
     const int64_t at = place->offset + 2 * first;
-    pairs[0] = load_field<T, S>(p.offset, at, 2 * count),
-    pairs[1] = load_field<T, S>(p.offset, at + lanes, 2 * count - lanes);
-    weight = load_field<T, S>(p.weight, place->weight + first, count);
+    pairs[0] = load_stored(p.offset, at, 2 * count),
+    pairs[1] = load_stored(p.offset, at + lanes, 2 * count - lanes);
+    weight = load_stored(p.weight, place->weight + first, count);
   }
   Vector<T> field[2], point[2], extent[2];
   Vector<Index> size[2];
@@ -163,12 +177,8 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
     check += not_finite(sum[0][v]);
     if constexpr (!Rest) {
       store_sums(output + v * channels, sum[0][v]);
-    } else if constexpr (std::is_same_v<S, T>) {
-      store_some(output, sum[0][v], rest);
     } else {
-      T sums[kLanes<T>];
-      store(sums, sum[0][v]);
-      store_row(sums, output, rest);
+      store_some(output, sum[0][v], rest);
     }
   }
 }
@@ -273,15 +283,15 @@ void forward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t begin, int64_t
   }
 }
 
-// Copies channels and pads them with zeros to a whole vector.
-template <typename T>
-DCNZOO_INLINE void copy_padded(const T* from, T* to, int64_t channels) {
-  for (int64_t c = 0; c < channels; c += kLanes<T>) store(to + c, load_some(from + c, channels - c));
+// Copies channels, from `at` on, and pads them with zeros to a whole vector.
+template <typename T, typename S>
+DCNZOO_INLINE void copy_padded(const Stored<const T, const S>& from, int64_t at, T* to, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) store(to + c, load_stored(from, at + c, channels - c));
 }
 
-template <typename T>
-DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
-  for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
+template <typename T, typename S>
+DCNZOO_INLINE void copy_back(const T* from, const Stored<T, S>& to, int64_t at, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) store_stored(to, at + c, load(from + c), channels - c);
 }
 
 // A group's channels of an image, `value`, and the sums of their gradient, `sum`: pixels are `stride` apart.
@@ -290,39 +300,40 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
 // channels would fall into few cache sets. Value and gradient are interleaved: with two separate maps, a load from one
 // could wait for a store to the other whose address has the same last 12 bits. With few samples, copying would take longer than sampling:
 // `value` and `sum` then point into the input and into its gradient, which is zero at first.
-template <typename T, bool Input, bool Fields>
+template <typename T, typename S, bool Input, bool Fields>
 struct Slice {
   static constexpr int64_t kAhead = 16;  // pixels: the hardware does not prefetch the stride of all groups
   const T* value;
   T* sum;
   int64_t stride, channels, padded;
 
-  Slice(const DeformAttnCpu<T>& p, int64_t begin, T* memory)
+  Slice(const DeformAttnCpu<T, S>& p, int64_t begin, T* memory)
       : value(memory), channels(p.channels), padded(round_up(p.channels, kLanes<T>)) {
     if (p.in_place) {
-      value = p.input + begin, sum = Input ? p.grad_input + begin : nullptr;
+      value = p.maps.values + begin, sum = Input ? p.grad_input.values + begin : nullptr;
       stride = p.groups * p.channels;
     } else {
       sum = memory + Fields * padded, stride = (Input + Fields) * padded;
     }
   }
 
-  void load(const T* input, int64_t pixel_stride, int64_t pixels, T* to) const {
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_stride, to += stride) {
+  void load(const Stored<const T, const S>& maps, int64_t at, int64_t pixel_stride, int64_t pixels,
+            T* to) const {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, at += pixel_stride, to += stride) {
       if (Fields) {
-        __builtin_prefetch(input + kAhead * pixel_stride);
-        copy_padded(input, to, channels);
+        __builtin_prefetch(address(maps, at + kAhead * pixel_stride));
+        copy_padded(maps, at, to, channels);
       }
       if (Input)
         for (int64_t c = 0; c < padded; c += kLanes<T>) store(to + Fields * padded + c, Vector<T>{});
     }
   }
 
-  void store_gradient(T* grad_input, int64_t pixel_stride, int64_t pixels) const {
+  void store_to(const Stored<T, S>& grad_input, int64_t at, int64_t pixel_stride, int64_t pixels) const {
     const T* from = sum;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, grad_input += pixel_stride) {
-      __builtin_prefetch(grad_input + kAhead * pixel_stride, 1);
-      copy_back(from, grad_input, channels);
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, at += pixel_stride) {
+      __builtin_prefetch(address(grad_input, at + kAhead * pixel_stride), 1);
+      copy_back(from, grad_input, at, channels);
     }
   }
 };
@@ -334,9 +345,9 @@ constexpr int64_t kRows = kLanes<T> * kLanes<T>;
 // The backward of points [begin, end) of a chunk. Adds to the gradient of their pixels and writes to `dots`, per corner,
 // the sum over channels of gradient · pixel, from which FieldGradients computes the gradients of the fields.
 // V: vectors of channels, 0 if not known at compile time.
-template <typename T, int V, bool Input, bool Fields>
+template <typename T, typename S, int V, bool Input, bool Fields>
 DCNZOO_INLINE void backward_points(const ChunkPoints<T>& points, int64_t begin, int64_t end,
-                                   const T* gradient, const Slice<T, Input, Fields>& slice, T* dots) {
+                                   const T* gradient, const Slice<T, S, Input, Fields>& slice, T* dots) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t all = V ? V : slice.padded / lanes;
   for (int64_t point = begin; point < end; ++point) {
@@ -376,11 +387,11 @@ DCNZOO_INLINE void backward_points(const ChunkPoints<T>& points, int64_t begin, 
 }
 
 // The gradients of a chunk's fields.
-template <typename T>
+template <typename T, typename S>
 struct FieldGradients {
   T offset[3 * kLanes<T>] = {}, weight[2 * kLanes<T>] = {};  // the last vector of each is padding
 
-  DCNZOO_INLINE FieldGradients(const DeformAttnCpu<T>& p, const Chunk<T>& chunk, const T* dots,
+  DCNZOO_INLINE FieldGradients(const DeformAttnCpu<T, S>& p, const Chunk<T>& chunk, const T* dots,
                                int64_t first) {
     using On = VecTraitsOf<Vector<T>>;
     Vector<T> slope[2] = {}, value{}, outside{};
@@ -403,43 +414,44 @@ struct FieldGradients {
   }
 
   // Stores `count` points from lane `lane` on as the points at `first` of a place.
-  DCNZOO_INLINE void store_to(const DeformAttnCpu<T>& p, const Place<T>& place, int64_t lane, int64_t count,
-                              int64_t first) const {
+  DCNZOO_INLINE void store_to(const DeformAttnCpu<T, S>& p, const Place<T>& place, int64_t lane,
+                              int64_t count, int64_t first) const {
     constexpr int64_t lanes = kLanes<T>;
-    T* const to = p.grad_offset + place.offset + 2 * first;
-    store_some(to, load(offset + 2 * lane), 2 * count);
-    if (2 * count > lanes) store_some(to + lanes, load(offset + 2 * lane + lanes), 2 * count - lanes);
-    store_some(p.grad_weight + place.weight + first, load(weight + lane), count);
+    const int64_t at = place.offset + 2 * first;
+    store_stored(p.grad_offset, at, load(offset + 2 * lane), 2 * count);
+    if (2 * count > lanes)
+      store_stored(p.grad_offset, at + lanes, load(offset + 2 * lane + lanes), 2 * count - lanes);
+    store_stored(p.grad_weight, place.weight + first, load(weight + lane), count);
   }
 };
 
 // Fields that are read later are `queries` rows of groups away, too far for the hardware prefetcher.
-template <typename T, bool Fields>
-DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T>& p, const Place<T>& place, int64_t queries) {
+template <typename T, typename S, bool Fields>
+DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T, S>& p, const Place<T>& place, int64_t queries) {
   constexpr int64_t line = 64 / sizeof(T);
   const int64_t offset = place.offset + queries * p.offset_at.query;
   const int64_t weight = place.weight + queries * p.weight_at.query;
   for (int64_t i = 0; i < 2 * p.points + line; i += line) {
-    __builtin_prefetch(p.offset.values + offset + i);
-    if (Fields) __builtin_prefetch(p.grad_offset + offset + i, 1);
+    __builtin_prefetch(address(p.offset, offset + i));
+    if (Fields) __builtin_prefetch(address(p.grad_offset, offset + i), 1);
   }
   for (int64_t i = 0; i < p.points + line; i += line) {
-    __builtin_prefetch(p.weight.values + weight + i);
-    if (Fields) __builtin_prefetch(p.grad_weight + weight + i, 1);
+    __builtin_prefetch(address(p.weight, weight + i));
+    if (Fields) __builtin_prefetch(address(p.grad_weight, weight + i), 1);
   }
-  __builtin_prefetch(p.grad_output + place.output(p) + queries * p.groups * p.channels);
+  __builtin_prefetch(address(p.grad_output, place.output(p) + queries * p.groups * p.channels));
 }
 
-template <typename T, int V, bool Input, bool Fields>
-void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratch) {
+template <typename T, typename S, int V, bool Input, bool Fields>
+void backward_of(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* scratch) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.channels, lanes), pixel_stride = p.groups * p.channels;
   const int64_t begin = Place<T>(p, image, 0, group).map(p), most = places_of_chunk<T>(p);
   T* const gradient = scratch;
-  const Slice<T, Input, Fields> slice(p, begin, scratch + padded);
+  const Slice<T, S, Input, Fields> slice(p, begin, scratch + padded);
   T dots[Fields ? kCorners * kRows<T> : 1];
   Place<T> place[lanes];
-  if (!p.in_place) slice.load(p.input + begin, pixel_stride, p.pixels, scratch + padded);
+  if (!p.in_place) slice.load(p.maps, begin, pixel_stride, p.pixels, scratch + padded);
   for (int64_t query = 0; query < p.queries; query += most) {
     const int64_t queries = p.queries - query < most ? p.queries - query : most;
     for (int64_t i = 0; i < queries; ++i) place[i] = Place<T>(p, image, query + i, group);
@@ -448,28 +460,28 @@ void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scr
       const ChunkPoints<T> points(chunk);
       const int64_t count = p.points - first < lanes ? p.points - first : lanes;  // of a query
       for (int64_t i = 0; i < queries; ++i) {
-        if (first == 0) prefetch_later<T, Fields>(p, place[i], most);
-        copy_padded(p.grad_output + place[i].output(p), gradient, p.channels);
-        backward_points<T, V, Input, Fields>(points, i * count, (i + 1) * count, gradient, slice, dots);
+        if (first == 0) prefetch_later<T, S, Fields>(p, place[i], most);
+        copy_padded(p.grad_output, place[i].output(p), gradient, p.channels);
+        backward_points<T, S, V, Input, Fields>(points, i * count, (i + 1) * count, gradient, slice, dots);
       }
       if (!Fields) continue;
-      const FieldGradients<T> gradients(p, chunk, dots, first);
+      const FieldGradients<T, S> gradients(p, chunk, dots, first);
       for (int64_t i = 0; i < queries; ++i) gradients.store_to(p, place[i], i * count, count, first);
     }
   }
-  if (Input && !p.in_place) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);
+  if (Input && !p.in_place) slice.store_to(p.grad_input, begin, pixel_stride, p.pixels);
 }
 
-template <typename T>
-void backward(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratch) {
+template <typename T, typename S>
+void backward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* scratch) {
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
-    if (!p.grad_input)
-      backward_of<T, V, false, true>(p, image, group, scratch);
-    else if (!p.grad_offset)
-      backward_of<T, V, true, false>(p, image, group, scratch);
+    if (address(p.grad_input, 0) == nullptr)
+      backward_of<T, S, V, false, true>(p, image, group, scratch);
+    else if (address(p.grad_offset, 0) == nullptr)
+      backward_of<T, S, V, true, false>(p, image, group, scratch);
     else
-      backward_of<T, V, true, true>(p, image, group, scratch);
+      backward_of<T, S, V, true, true>(p, image, group, scratch);
   };
   switch (round_up(p.channels, kLanes<T>) / kLanes<T>) {
     case 1: return run(std::integral_constant<int, 1>{});
@@ -482,9 +494,9 @@ void backward(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratc
 
 const StoredKernelTable<DeformAttnKernels>& deform_attn_kernels() {
   static const StoredKernelTable<DeformAttnKernels> kernels{
-      {forward<float, float>, backward<float>},
-      DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double, double>, backward<double>}),
-      {forward<float, BFloat16Bits>, nullptr}};
+      {forward<float, float>, backward<float, float>},
+      DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double, double>, backward<double, double>}),
+      {forward<float, BFloat16Bits>, backward<float, BFloat16Bits>}};
   return kernels;
 }
 

@@ -18,30 +18,31 @@ struct SampleTable {
   const Index *size[2], *start;
 };
 
-// Offset or weight as it is read: T or, in the forward, bfloat16 (`values` is then null).
-template <typename T>
-struct StoredField {
-  const T* values;
-  const BFloat16Bits* bits;
+// A tensor as it is read (const T, const S) or written: `values` or, if it is bfloat16 and S is, `bits`. The other is null.
+template <typename T, typename S>
+struct Stored {
+  T* values;
+  S* bits;
 };
 
-// T is the type of the computation, S that of input and output: T, or bfloat16 in the forward.
+// T is the type of the computation, S that of input and output: T or bfloat16.
 template <typename T, typename S = T>
 struct DeformAttnCpu : DeformAttnSizes {
   SampleTable<T> table;
   T origin[2], step[2];  // a query's base: origin + step · its position on a grid of width out_w
   int64_t out_w;
 
-  const S* input;                 // [batch][pixels][groups · channels]
-  StoredField<T> offset, weight;  // laid out by offset_at and weight_at
+  Stored<const T, const S> offset, weight;  // laid out by offset_at and weight_at
 
-  S* output;  // [batch][queries][groups · channels]
+  // forward
+  const S* input;  // [batch][pixels][groups · channels]
+  S* output;       // [batch][queries][groups · channels]
 
   // backward
-  const T* grad_output;          // like output
-  T* grad_input;                 // like input, or null
-  T *grad_offset, *grad_weight;  // like offset and weight, both or null
-  bool in_place;                 // adds to grad_input, which is zero, without scratch for input and gradient
+  Stored<const T, const S> maps, grad_output;  // like input and output
+  Stored<T, S> grad_input;                     // like input, or null
+  Stored<T, S> grad_offset, grad_weight;       // like offset and weight, both or null
+  bool in_place;  // adds to grad_input, which is T and zero, without scratch for input and gradient
 };
 
 template <typename T, typename S = T>
@@ -49,8 +50,8 @@ struct DeformAttnKernels {
   // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
   void (*forward)(const DeformAttnCpu<T, S>&, int64_t image, int64_t begin, int64_t end, T* plan);
   // All queries of an image, one group: no two calls write the same memory. scratch: (2 · pixels + 1) · channels
-  // (padded to a multiple of kMostLanes) of T. Null for bfloat16.
-  void (*backward)(const DeformAttnCpu<T>&, int64_t image, int64_t group, T* scratch);
+  // (padded to a multiple of kMostLanes) of T.
+  void (*backward)(const DeformAttnCpu<T, S>&, int64_t image, int64_t group, T* scratch);
 };
 
 DCNZOO_DECLARE_KERNELS(StoredKernelTable<DeformAttnKernels>, deform_attn_kernels)

@@ -259,7 +259,7 @@ void launch_backward(const DeformAttnSizes& s, const Grid& grid, const Tensor& g
 }
 
 struct CudaDeformAttn {
-  static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields, bool) {
+  static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
     return dcnzoo::field_type(input, fields);
   }
 

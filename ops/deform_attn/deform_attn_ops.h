@@ -1,8 +1,8 @@
 // dcnv3, dcnv4 and ms_deform_attn on any device: checks, layouts and gradients around the forward and backward of a
 // Backend:
 //
-//   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields, bool backward)
-//     the type of offsets, locations and weights that its forward or backward expects
+//   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields)
+//     the type of offsets, locations and weights that its kernels expect
 //   static Tensor new_sum(const Tensor& input)
 //     memory for the gradient of the input
 //   static LevelGrid levels(const DeformAttnShapes&, const Tensor& sizes, const Tensor& starts)
@@ -10,7 +10,7 @@
 //   static void backward(const DeformAttnShapes&, grid, grad_output, input, offset, weight, const Gradients&)
 //
 // Offset and weight are contiguous, and so are their gradients, which have their type. The gradient of the input has the
-// accumulation type. A gradient is computed if its tensor is not empty. The gradients of offset and weight, which may be
+// type of new_sum. A gradient is computed if its tensor is not empty. The gradients of offset and weight, which may be
 // the same tensor, are always computed together.
 #pragma once
 
@@ -32,7 +32,7 @@ struct DeformAttnOpsOf {
   template <typename Grid>
   static Tensor forward_of(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                            const Tensor& offset, const Tensor& weight) {
-    const ScalarType type = Backend::field_type(input, {&offset, &weight}, false);
+    const ScalarType type = Backend::field_type(input, {&offset, &weight});
     return Backend::forward(s, grid, input, contiguous_as(offset, type), contiguous_as(weight, type));
   }
 
@@ -41,7 +41,7 @@ struct DeformAttnOpsOf {
                                                         const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& offset, const Tensor& weight,
                                                         const std::vector<bool>& wanted) {
-    const ScalarType type = Backend::field_type(input, {&offset, &weight}, true);
+    const ScalarType type = Backend::field_type(input, {&offset, &weight});
     const Tensor offsets = contiguous_as(offset, type), weights = contiguous_as(weight, type);
     const bool fields = wanted[1] || wanted[2];
     const auto like = [&](const Tensor& tensor) {
@@ -72,7 +72,7 @@ struct DeformAttnOpsOf {
 
   static Tensor dcnv4(const Tensor& input, const Tensor& offset_mask, Numbers... numbers) {
     const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
-    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}, false));
+    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     return Backend::forward(s.sizes, s.grid, input, fields, fields);
   }
 
@@ -81,7 +81,7 @@ struct DeformAttnOpsOf {
                                                    const std::vector<bool>& output_mask) {
     const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
     check_backward("dcnv4 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 2);
-    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}, true));
+    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     // zeros: no kernel writes the padding channels
     const Tensor of_fields =
         output_mask[1] ? torch::stable::new_zeros(fields, sizes_of(fields)) : none(fields);

@@ -16,9 +16,9 @@ TRIED = ALL if ARM else [*ALL, "amx_emulated"]
 PRINT = "import dcnzoo.ops; print(dcnzoo.ops.cpu_capability())"
 TEST = "import os, sys, pytest; os.environ.pop('PYTEST_XDIST_WORKER', 0); sys.exit(pytest.main(sys.argv[1:]))"
 # the tests' files and -k: AMX has kernels of its own only for convolutions of bfloat16
-SUITE = ("ops", "deform_conv", "nms", "not_finite", "rotated_boxes")
-CHOSEN = "matches_reference or half_precision or passes or empty_maps or by_hand or of_shapely"
-SUITE_OF_AMX = ("ops", "deform_conv", "not_finite")
+SUITE = ("ops", "deform_conv", "deform_attn", "nms", "not_finite", "rotated_boxes")
+CHOSEN = "matches_reference or half_precision or passes or empty_maps or by_hand or of_shapely or rounded"
+SUITE_OF_AMX = ("ops", "deform_conv", "deform_attn", "not_finite")
 CHOSEN_OF_AMX = "bfloat16 or share_blocks or (half and deform_conv)"
 
 

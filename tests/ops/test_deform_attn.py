@@ -120,6 +120,23 @@ def test_padding_has_a_gradient_of_zero():
     assert (gradient[..., :81] != 0).any(dim=(0, 1, 2)).all()
 
 
+def bfloat16_samples(channels):
+    """Yield small calls, with and without Inf in the map, and a decoder's: fewer samples than pixels."""
+    grid = dcnv3_cases.make("half", kernel_size=3, group=2, group_channels=channels)
+    attention, packed = ms_cases.make("half", channels=channels), dcnv4_cases.packed(grid)
+    decoder = ms_cases.make("few", channels=channels, queries=2, points=3)
+    for cases, sample in (
+        (dcnv3_cases, grid),
+        (dcnv4_cases, packed),
+        (ms_cases, attention),
+        (ms_cases, decoder),
+    ):
+        half = sample.to(torch.bfloat16)
+        yield cases, half
+        half.tensors[0].view(-1)[channels // 2 :: 97] = math.inf
+        yield cases, half
+
+
 def test_bfloat16_backward_is_rounded_once():
     sample = dcnv4_cases.packed(dcnv3_cases.make("half", kernel_size=3, group_channels=16)).to(torch.bfloat16)
     grad = torch.ones_like(dcnv4_cases.call(sample))
@@ -134,16 +151,22 @@ def test_bfloat16_backward_is_rounded_once():
 @pytest.mark.parametrize("channels", [1, 5, 8, 16, 24, 32, 40, 48, 64, 80])
 def test_bfloat16_forward_is_that_of_float32_rounded_once(channels):
     """Pairs of vectors, single ones and parts of them, with and without Inf in the map."""
-    grid = dcnv3_cases.make("half", kernel_size=3, group=2, group_channels=channels)
-    attention = ms_cases.make("half", channels=channels)
-    packed = dcnv4_cases.packed(grid)
-    for cases, sample in ((dcnv3_cases, grid), (dcnv4_cases, packed), (ms_cases, attention)):
-        half = sample.to(torch.bfloat16)
-        for value in (None, math.inf):
-            if value:
-                half.tensors[0].view(-1)[channels // 2 :: 97] = value
-            expected = cases.call(half.to(torch.float32)).bfloat16()
-            torch.testing.assert_close(cases.call(half), expected, rtol=0, atol=0, equal_nan=True)
+    for cases, half in bfloat16_samples(channels):
+        expected = cases.call(half.to(torch.float32)).bfloat16()
+        torch.testing.assert_close(cases.call(half), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("fields", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("channels", [1, 5, 16, 24, 40])
+def test_bfloat16_backward_is_that_of_float32_rounded_once(channels, fields):
+    """Likewise; offsets and weights may be float32, and so are their gradients then."""
+    for cases, half in bfloat16_samples(channels):
+        input, *others = half.tensors
+        mixed = dataclasses.replace(half, tensors=(input, *(tensor.to(fields) for tensor in others)))
+        grad = torch.ones_like(cases.call(mixed))
+        expected = results(cases.call, mixed.to(torch.float32), grad.float())
+        for mine, true in zip(results(cases.call, mixed, grad), expected, strict=True):
+            torch.testing.assert_close(mine, true.to(mine.dtype), rtol=0, atol=0, equal_nan=True)
 
 
 # ms_deform_attn and flash_deform_attn
