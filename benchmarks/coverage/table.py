@@ -53,14 +53,15 @@ def read(file: Path) -> Rows:
 
 
 def merged(files: list[Path]) -> Rows:
-    """Return the results of the first file, and of the others for families that are not ok there."""
+    """Return the results of the first file, and of the others for families that are not ok before."""
     first, *further = map(read, files)
     for rows in further:
         for family, row in rows.items():
             before = first.get(family, {}).get("result", "")
             if is_ok(row["result"]) and not is_ok(before):
-                result = f"{row['result']} with further packages; without: {before}"
-                first[family] = {**row, "result": result}
+                row["result"] += f" with further packages; without: {before}"
+            if not is_ok(before):
+                first[family] = row
     return first
 
 
@@ -72,8 +73,8 @@ def text(rows: Rows, section: str) -> str:
             families.setdefault((row["date"], row["versions"].partition(",")[0]), []).append(family)
     lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**{age(rows, section)}"]
     for (date, torch), names in sorted(families.items(), reverse=True):
-        lines.append(f"{len(names)} families were measured on {date} with {torch}.")
-    lines.append("`benchmarks/coverage/` has the revision, the date and all versions of each family.")
+        lines.append(f"{len(names)} were measured on {date} with {torch}.")
+    lines.append("`benchmarks/coverage/` has the revision, the date and all versions of each.")
     return "\n\n".join([*lines, by_result(results)])
 
 
