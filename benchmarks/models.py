@@ -23,6 +23,7 @@ import logging
 import multiprocessing
 import os
 import re
+import runpy
 import statistics
 import subprocess
 import sys
@@ -144,8 +145,7 @@ def of_zoo(name: str) -> Step:
 def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = False) -> Step:
     """Return a detector as `dcnzoo.load` does: with the weights of a zoo name, else with random ones.
 
-    A step is from a picture, of shapes or of noise, to its boxes, scores and labels. Revisions before fused
-    layers have no precision: theirs run in autocast.
+    A step is from a picture, of shapes or of noise, to its boxes, scores and labels.
     """
     from mmengine.hub import get_config
 
@@ -173,29 +173,24 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
     if weights is None:
         model.init_weights()  # Deformable DETR creates parameters from memory that is not initialized
         _separate_classes(model)
-    fusing = hasattr(detectors, "TorchDetector")
-    if fusing:
-        detect = detectors.TorchDetector(model, fuse=fuse, precision="bf16" if amp else "float32")
-    else:
-        detect = detectors.Detector(model)
-    autocast = amp and not fusing
+    detect = detectors.TorchDetector(model, fuse=fuse, precision="bf16" if amp else "float32")
 
     def step(mode: str) -> tuple[np.ndarray, ...]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            result = detect(image)
+        result = detect(image)
         return result.boxes, result.scores, result.labels
 
     return step
 
 
-def of_tree(tree: Path, build: Callable[[], Step]) -> Step:
-    """Return a contestant that imports the dcnzoo of another revision."""
+def of_tree(tree: Path, build: partial[Step]) -> Step:
+    """Return a contestant by this file of another revision, which imports the dcnzoo of that revision."""
     sys.path.insert(0, str(tree))
     import dcnzoo
 
     if not Path(dcnzoo.__file__).is_relative_to(tree):
         raise ImportError(f"expected dcnzoo of {tree}, but {dcnzoo.__file__} was imported before")
-    return build()
+    theirs = runpy.run_path(str(tree / "benchmarks/models.py"))[build.func.__name__]
+    return theirs(*build.args, **build.keywords)
 
 
 # Comparisons: the first contestant is the unit of time
