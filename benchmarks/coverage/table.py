@@ -80,7 +80,8 @@ def text(rows: Rows, section: str) -> str:
 
 def age(rows: Rows, section: str) -> str:
     """Say how many rows are not about the present code."""
-    old = sum(row.get("code") != code(section) for row in rows.values())
+    measured = [row for row in rows.values() if not row["result"].startswith("out of scope")]
+    old = sum(row.get("code") != code(section) for row in measured)
     return f" {old} of these results are older than the code that they are about." if old else ""
 
 
