@@ -8,9 +8,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from dcnzoo import layers
+
 # Other forwards may call weight.view, as those of standardized, normalized and masked weights do.
 PLAIN = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d)
 FORWARDS = {layer.forward for layer in PLAIN}
+DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d, layers.DeformConv2d, layers.DeformConvTranspose2d)
 
 
 def to_channels_last(model: nn.Module) -> None:
@@ -19,7 +22,7 @@ def to_channels_last(model: nn.Module) -> None:
     ``model.to(memory_format=…)`` is not used: some detectors override ``to`` (knowledge distillation).
     """
     for module in model.modules():
-        if type(module).forward in FORWARDS or isinstance(module, (DeformConv2d, ModulatedDeformConv2d)):
+        if type(module).forward in FORWARDS or isinstance(module, DEFORMABLE):
             weight = module.weight
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
