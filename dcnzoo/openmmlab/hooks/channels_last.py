@@ -23,7 +23,7 @@ def to_channels_last(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module).forward in FORWARDS or isinstance(module, DEFORMABLE):
-            weight = module.weight
+            weight = module.get_parameter("weight")
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
