@@ -185,10 +185,11 @@ def test_a_detector_that_torch_cannot_convert_to_channels_last(family):
     [
         (ConvWS2d, ()),
         (ConvAWS2d, ()),
+        (lambda *sizes: nn.utils.parametrizations.weight_norm(nn.Conv2d(*sizes)), ()),
         (partial(NormedConv2d, norm_over_kernel=True), ()),
         (partial(MaskedConv2d, padding=1), (torch.arange(5 * 7).view(1, 5, 7) % 3,)),
     ],
-    ids=["standardized", "standardized and scaled", "normalized", "masked"],
+    ids=["standardized", "standardized and scaled", "parametrized", "normalized", "masked"],
 )
 @torch.no_grad()
 def test_weights_that_a_layer_views_as_a_matrix(layer, mask):

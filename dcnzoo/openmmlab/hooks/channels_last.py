@@ -23,8 +23,9 @@ def to_channels_last(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module).forward in FORWARDS or isinstance(module, DEFORMABLE):
-            weight = module.get_parameter("weight")
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            for weight in module.parameters(recurse=False):
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @HOOKS.register_module()
