@@ -75,11 +75,12 @@ class Problem : public DeformAttnCpu<T, S> {
   std::vector<Index> indices_;
 };
 
-// An empty tensor is null: a gradient that is not needed.
+// The memory of a gradient, or null if it is not needed: then its tensor is empty.
+void* gradient_of(const Tensor& tensor) { return tensor.numel() ? tensor.mutable_data_ptr() : nullptr; }
+
 template <typename T, typename S>
 Stored<T, S> stored_gradient(const Tensor& tensor) {
-  if (tensor.numel() == 0) return {};
-  void* const data = tensor.mutable_data_ptr();
+  void* const data = gradient_of(tensor);
   if (tensor.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<S*>(data)};
   return {static_cast<T*>(data), nullptr};
 }
@@ -115,16 +116,17 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
               const Tensor& offset, const Tensor& weight, const Gradients& gradients) {
   if (gradients.input.numel() == 0 && gradients.offset.numel() == 0) return;
   Problem<T, S> p(s, grid);
-  p.maps = stored<T, S>(input), p.grad_output = stored<T, S>(grad_output);
+  p.input = static_cast<const S*>(input.const_data_ptr());
   p.offset = stored<T, S>(offset), p.weight = stored<T, S>(weight);
-  p.grad_input = stored_gradient<T, S>(gradients.input);
+  p.grad_output = static_cast<const S*>(grad_output.const_data_ptr());
+  p.grad_input = static_cast<S*>(gradient_of(gradients.input));
   p.grad_offset = stored_gradient<T, S>(gradients.offset),
   p.grad_weight = stored_gradient<T, S>(gradients.weight);
   const int64_t copied = 2 * s.pixels * whole_vectors(s.channels);
   // With fewer samples than pixels, copying would take longer than sampling. bfloat16 has to be converted anyway.
-  p.in_place = p.maps.values && s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
+  p.in_place = std::is_same_v<S, T> && s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
   Tensor grad_input = gradients.input;
-  if (p.in_place && p.grad_input.values) torch::stable::zero_(grad_input);
+  if (p.in_place && p.grad_input) torch::stable::zero_(grad_input);
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
   queue.run([&](int64_t) {

@@ -283,15 +283,15 @@ void forward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t begin, int64_t
   }
 }
 
-// Copies channels, from `at` on, and pads them with zeros to a whole vector.
+// Copies channels and pads them with zeros to a whole vector.
 template <typename T, typename S>
-DCNZOO_INLINE void copy_padded(const Stored<const T, const S>& from, int64_t at, T* to, int64_t channels) {
-  for (int64_t c = 0; c < channels; c += kLanes<T>) store(to + c, load_stored(from, at + c, channels - c));
+DCNZOO_INLINE void copy_padded(const S* from, T* to, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) store(to + c, load_some(from + c, channels - c));
 }
 
 template <typename T, typename S>
-DCNZOO_INLINE void copy_back(const T* from, const Stored<T, S>& to, int64_t at, int64_t channels) {
-  for (int64_t c = 0; c < channels; c += kLanes<T>) store_stored(to, at + c, load(from + c), channels - c);
+DCNZOO_INLINE void copy_back(const T* from, S* to, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
 }
 
 // A group's channels of an image, `value`, and the sums of their gradient, `sum`: pixels are `stride` apart.
@@ -309,31 +309,30 @@ struct Slice {
 
   Slice(const DeformAttnCpu<T, S>& p, int64_t begin, T* memory)
       : value(memory), channels(p.channels), padded(round_up(p.channels, kLanes<T>)) {
-    if (p.in_place) {
-      value = p.maps.values + begin, sum = Input ? p.grad_input.values + begin : nullptr;
-      stride = p.groups * p.channels;
-    } else {
-      sum = memory + Fields * padded, stride = (Input + Fields) * padded;
-    }
+    sum = memory + Fields * padded, stride = (Input + Fields) * padded;
+    if constexpr (std::is_same_v<S, T>)
+      if (p.in_place) {
+        value = p.input + begin, sum = Input ? p.grad_input + begin : nullptr;
+        stride = p.groups * p.channels;
+      }
   }
 
-  void load(const Stored<const T, const S>& maps, int64_t at, int64_t pixel_stride, int64_t pixels,
-            T* to) const {
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, at += pixel_stride, to += stride) {
+  void load(const S* input, int64_t pixel_stride, int64_t pixels, T* to) const {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_stride, to += stride) {
       if (Fields) {
-        __builtin_prefetch(address(maps, at + kAhead * pixel_stride));
-        copy_padded(maps, at, to, channels);
+        __builtin_prefetch(input + kAhead * pixel_stride);
+        copy_padded(input, to, channels);
       }
       if (Input)
         for (int64_t c = 0; c < padded; c += kLanes<T>) store(to + Fields * padded + c, Vector<T>{});
     }
   }
 
-  void store_to(const Stored<T, S>& grad_input, int64_t at, int64_t pixel_stride, int64_t pixels) const {
+  void store_gradient(S* grad_input, int64_t pixel_stride, int64_t pixels) const {
     const T* from = sum;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, at += pixel_stride) {
-      __builtin_prefetch(address(grad_input, at + kAhead * pixel_stride), 1);
-      copy_back(from, grad_input, at, channels);
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, grad_input += pixel_stride) {
+      __builtin_prefetch(grad_input + kAhead * pixel_stride, 1);
+      copy_back(from, grad_input, channels);
     }
   }
 };
@@ -439,7 +438,7 @@ DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T, S>& p, const Place<T>& 
     __builtin_prefetch(address(p.weight, weight + i));
     if (Fields) __builtin_prefetch(address(p.grad_weight, weight + i), 1);
   }
-  __builtin_prefetch(address(p.grad_output, place.output(p) + queries * p.groups * p.channels));
+  __builtin_prefetch(p.grad_output + place.output(p) + queries * p.groups * p.channels);
 }
 
 template <typename T, typename S, int V, bool Input, bool Fields>
@@ -451,7 +450,7 @@ void backward_of(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* 
   const Slice<T, S, Input, Fields> slice(p, begin, scratch + padded);
   T dots[Fields ? kCorners * kRows<T> : 1];
   Place<T> place[lanes];
-  if (!p.in_place) slice.load(p.maps, begin, pixel_stride, p.pixels, scratch + padded);
+  if (!p.in_place) slice.load(p.input + begin, pixel_stride, p.pixels, scratch + padded);
   for (int64_t query = 0; query < p.queries; query += most) {
     const int64_t queries = p.queries - query < most ? p.queries - query : most;
     for (int64_t i = 0; i < queries; ++i) place[i] = Place<T>(p, image, query + i, group);
@@ -461,7 +460,7 @@ void backward_of(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* 
       const int64_t count = p.points - first < lanes ? p.points - first : lanes;  // of a query
       for (int64_t i = 0; i < queries; ++i) {
         if (first == 0) prefetch_later<T, S, Fields>(p, place[i], most);
-        copy_padded(p.grad_output, place[i].output(p), gradient, p.channels);
+        copy_padded(p.grad_output + place[i].output(p), gradient, p.channels);
         backward_points<T, S, V, Input, Fields>(points, i * count, (i + 1) * count, gradient, slice, dots);
       }
       if (!Fields) continue;
@@ -469,14 +468,14 @@ void backward_of(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* 
       for (int64_t i = 0; i < queries; ++i) gradients.store_to(p, place[i], i * count, count, first);
     }
   }
-  if (Input && !p.in_place) slice.store_to(p.grad_input, begin, pixel_stride, p.pixels);
+  if (Input && !p.in_place) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);
 }
 
 template <typename T, typename S>
 void backward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* scratch) {
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
-    if (address(p.grad_input, 0) == nullptr)
+    if (!p.grad_input)
       backward_of<T, S, V, false, true>(p, image, group, scratch);
     else if (address(p.grad_offset, 0) == nullptr)
       backward_of<T, S, V, true, false>(p, image, group, scratch);

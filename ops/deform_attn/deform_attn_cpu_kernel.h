@@ -18,30 +18,29 @@ struct SampleTable {
   const Index *size[2], *start;
 };
 
-// A tensor as it is read (const T, const S) or written: `values` or, if it is bfloat16 and S is, `bits`. The other is null.
+// Offset or weight, or its gradient: T or, where S is bfloat16, also bfloat16. The other pointer is null.
 template <typename T, typename S>
 struct Stored {
   T* values;
   S* bits;
 };
 
-// T is the type of the computation, S that of input and output: T or bfloat16.
+// T is the type of the computation, S that of input, output and their gradients: T or bfloat16.
 template <typename T, typename S = T>
 struct DeformAttnCpu : DeformAttnSizes {
   SampleTable<T> table;
   T origin[2], step[2];  // a query's base: origin + step · its position on a grid of width out_w
   int64_t out_w;
 
+  const S* input;                           // [batch][pixels][groups · channels]
   Stored<const T, const S> offset, weight;  // laid out by offset_at and weight_at
 
-  // forward
-  const S* input;  // [batch][pixels][groups · channels]
-  S* output;       // [batch][queries][groups · channels]
+  S* output;  // [batch][queries][groups · channels]
 
   // backward
-  Stored<const T, const S> maps, grad_output;  // like input and output
-  Stored<T, S> grad_input;                     // like input, or null
-  Stored<T, S> grad_offset, grad_weight;       // like offset and weight, both or null
+  const S* grad_output;                   // like output
+  S* grad_input;                          // like input, or null
+  Stored<T, S> grad_offset, grad_weight;  // like offset and weight, both or null
   bool in_place;  // adds to grad_input, which is T and zero, without scratch for input and gradient
 };
 

@@ -17,16 +17,17 @@ using Params = DeformConvBackwardParams<T, S>;
 template <typename T, typename S>
 constexpr int64_t kPair = sizeof(T) / sizeof(S);
 
-// The dots of so many points are summed at once, because sum_rows takes several vectors.
+// The points whose dots sum_rows adds up at once.
 template <typename T, int Rank>
 constexpr int64_t kTogether = kLanes<T> > kCorners<Rank> ? kLanes<T> / kCorners<Rank> : 1;
 
-// The gradient of some columns. Pixels may be EvenOdd, the input's gradient is not.
+// The gradient of the columns of a Value. If pixels are read as EvenOdd, it is needed in two orders: as it lies, for the
+// input's gradient, and in that of the pixels.
 template <typename T, typename Value>
 struct ColumnGradient {
   using Part = std::conditional_t<std::is_same_v<Value, EvenOdd>, Vector<T>, Value>;
   Part parts[sizeof(Value) / sizeof(Part)];
-  Value sorted;  // in the order of the pixels
+  Value sorted;  // as the pixels
 
   DCNZOO_INLINE explicit ColumnGradient(const T* from) {
     for (Part& part : parts) part = load_lanes<Part>(from), from += kLanes<T>;
