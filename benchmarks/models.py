@@ -183,7 +183,7 @@ def loaded(config: str, size: tuple[int, int], fuse: bool = False, amp: bool = F
 
 
 def of_tree(tree: Path, build: partial[Step]) -> Step:
-    """Return a contestant by this file of another revision, which imports the dcnzoo of that revision."""
+    """Build a contestant of another revision, by the same function in that revision's copy of this file."""
     sys.path.insert(0, str(tree))
     import dcnzoo
 

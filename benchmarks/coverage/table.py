@@ -53,24 +53,24 @@ def read(file: Path) -> Rows:
 
 
 def merged(files: list[Path]) -> Rows:
-    """Return the results of the first file, and of the others for families that are not ok before."""
+    """Return the results of the first file; those of later files replace what is not ok."""
     first, *further = map(read, files)
     for rows in further:
         for family, row in rows.items():
             before = first.get(family, {}).get("result", "")
-            if is_ok(row["result"]) and not is_ok(before):
+            if is_ok(before):
+                continue
+            if is_ok(row["result"]):
                 row["result"] += f" with further packages; without: {before}"
-            if not is_ok(before):
-                first[family] = row
+            first[family] = row
     return first
 
 
 def text(rows: Rows, section: str) -> str:
     results = {family: row["result"] for family, row in rows.items()}
     families: dict[tuple[str, str], list[str]] = {}
-    for family, row in sorted(rows.items()):
-        if not row["result"].startswith("out of scope"):
-            families.setdefault((row["date"], row["versions"].partition(",")[0]), []).append(family)
+    for family, row in sorted(measured(rows).items()):
+        families.setdefault((row["date"], row["versions"].partition(",")[0]), []).append(family)
     lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**{age(rows, section)}"]
     for (date, torch), names in sorted(families.items(), reverse=True):
         lines.append(f"{len(names)} were measured on {date} with {torch}.")
@@ -78,10 +78,13 @@ def text(rows: Rows, section: str) -> str:
     return "\n\n".join([*lines, by_result(results)])
 
 
+def measured(rows: Rows) -> Rows:
+    return {family: row for family, row in rows.items() if not row["result"].startswith("out of scope")}
+
+
 def age(rows: Rows, section: str) -> str:
     """Say how many rows are not about the present code."""
-    measured = [row for row in rows.values() if not row["result"].startswith("out of scope")]
-    old = sum(row.get("code") != code(section) for row in measured)
+    old = sum(row.get("code") != code(section) for row in measured(rows).values())
     return f" {old} of these results are older than the code that they are about." if old else ""
 
 

@@ -24,7 +24,7 @@ convolution; *grid_sample*: the same formula in plain PyTorch.
 
 Tests on this GPU: {tests}.
 
-Kernels that `auto` runs, by type and pass: fused from this number of output pixels on, else compiled: {auto}.
+`auto` runs the fused kernels from so many output pixels on, and the compiled ones below. {auto}.
 
 ## Operators
 
@@ -87,12 +87,12 @@ def main(folder: Path) -> None:
     file = folder / "operators.jsonl"
     without = folder / "without_library.jsonl"
     measured = [*rows(file, "us"), *rows(without, "us")]
-    table = json.loads((folder / "configs.json").read_text())
+    auto = json.loads((folder / "configs.json").read_text())[machine["target"]]["auto"]
     text = TEXT.format(
         **machine,
         day=report["day"],
         tests=report["correctness"],
-        auto=listed(table[machine["target"]]["auto"]),
+        auto="; ".join(f"{dtype}: {listed(least)}" for dtype, least in auto.items()),
         summary=markdown(summary(measured)),
         errors=markdown([*errors(file), *errors(without)[1:]]),
         cached=markdown(summary([*rows(file, "cached_us"), *rows(without, "cached_us")])),
