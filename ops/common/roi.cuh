@@ -20,24 +20,18 @@ __device__ int64_t roi_map(const RoiShapes& s, const A* roi, int64_t channel) {
   return valid ? (int64_t(roi[0]) * s.channels + channel) * s.pixels() : -1;
 }
 
-// Divides the number of an output into its column, row, group of channels and RoI.
-struct RoiDivisors {
-  Divisor<int64_t> output_w, output_h, groups;
-
-  RoiDivisors(const RoiShapes& s, int64_t group)
-      : output_w(s.output_w), output_h(s.output_h), groups(ceil_div(s.channels, group)) {}
-};
-
 // What one thread computes: a bin of `group` successive channels of a RoI.
 template <typename A>
 struct RoiOutput {
   int64_t number, channel, y, x, map;  // number: of the RoI; map: as roi_map returns it
   const A* roi;
 
-  __device__ RoiOutput(const RoiShapes& s, const RoiDivisors& by, int64_t columns, const A* rois,
-                       int64_t index, int64_t group = 1) {
-    number = index;
-    x = by.output_w.split(number), y = by.output_h.split(number), channel = by.groups.split(number) * group;
+  __device__ RoiOutput(const RoiShapes& s, int64_t columns, const A* rois, int64_t index, int64_t group = 1) {
+    x = index % s.output_w;
+    y = index / s.output_w % s.output_h;
+    const int64_t groups = ceil_div(s.channels, group), row = index / s.output_w / s.output_h;
+    number = row / groups;
+    channel = row % groups * group;
     roi = rois + columns * number;
     map = roi_map(s, roi, channel);
   }
@@ -56,11 +50,10 @@ int64_t roi_threads(const Shapes& s) {
 // The average of the samples of every bin. Shapes: the operator's RoiShapes. Its region(roi, number, y, x) returns a
 // region with count() and each_sample(y, x, height, width, visit), such as RoiRegion.
 template <typename Shapes, typename T, typename A>
-__global__ void roi_average_kernel(Shapes s, RoiDivisors by, int64_t threads, const T* input, const A* rois,
-                                   T* output) {
+__global__ void roi_average_kernel(Shapes s, int64_t threads, const T* input, const A* rois, T* output) {
   DCNZOO_FOR_EACH(index, threads) {
     constexpr int kChannels = Shapes::kChannelsOfThread;
-    const RoiOutput<A> at(s, by, Shapes::columns, rois, index, kChannels);
+    const RoiOutput<A> at(s, Shapes::columns, rois, index, kChannels);
     const int64_t channels = s.channels - at.channel;
     A sums[kChannels] = {}, count = A(1);
     if (at.map >= 0) {
@@ -77,11 +70,11 @@ __global__ void roi_average_kernel(Shapes s, RoiDivisors by, int64_t threads, co
 }
 
 template <typename Shapes, typename T, typename A>
-__global__ void roi_average_backward_kernel(Shapes s, RoiDivisors by, int64_t threads, const T* grad_output,
-                                            const A* rois, A* grad_input) {
+__global__ void roi_average_backward_kernel(Shapes s, int64_t threads, const T* grad_output, const A* rois,
+                                            A* grad_input) {
   DCNZOO_FOR_EACH(index, threads) {
     constexpr int kChannels = Shapes::kChannelsOfThread;
-    const RoiOutput<A> at(s, by, Shapes::columns, rois, index, kChannels);
+    const RoiOutput<A> at(s, Shapes::columns, rois, index, kChannels);
     if (at.map < 0) continue;
     const auto region = s.region(at.roi, at.number, at.y, at.x);
     const int64_t channels = s.channels - at.channel;
@@ -108,8 +101,7 @@ Tensor roi_average(const RoiShapes& s, const Tensor& input, const Tensor& rois, 
     using Shapes = decltype(shapes_of(A()));
     const int64_t threads = roi_threads(shapes_of(A()));
     launch("roi_average_kernel", roi_average_kernel<Shapes, T, A>, blocks_for(threads), kThreads, maps,
-           shapes_of(A()), RoiDivisors(s, Shapes::kChannelsOfThread), threads, data_of<T>(maps),
-           data_of<A>(wide_rois), mutable_data_of<T>(output));
+           shapes_of(A()), threads, data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output));
   });
   return output;
 }
@@ -128,8 +120,8 @@ Tensor roi_average_backward(const RoiShapes& s, const Tensor& grad_output, const
       using Shapes = decltype(shapes_of(A()));
       const int64_t threads = roi_threads(shapes_of(A()));
       launch("roi_average_backward_kernel", roi_average_backward_kernel<Shapes, T, A>, blocks_for(threads),
-             kThreads, gradients, shapes_of(A()), RoiDivisors(s, Shapes::kChannelsOfThread), threads,
-             data_of<T>(gradients), data_of<A>(wide_rois), mutable_data_of<A>(grad_input));
+             kThreads, gradients, shapes_of(A()), threads, data_of<T>(gradients), data_of<A>(wide_rois),
+             mutable_data_of<A>(grad_input));
     });
   }
   return torch::stable::to(grad_input, type);

@@ -8,10 +8,10 @@ namespace dcnzoo {
 namespace {
 
 template <typename T, typename A>
-__global__ void roi_maximum_kernel(RoiAlignShapes s, RoiDivisors by, int64_t count, const T* input,
-                                   const A* rois, T* output, A* argmax_y, A* argmax_x) {
+__global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* input, const A* rois, T* output,
+                                   A* argmax_y, A* argmax_x) {
   DCNZOO_FOR_EACH(index, count) {
-    const RoiOutput<A> at(s, by, s.columns, rois, index);
+    const RoiOutput<A> at(s, s.columns, rois, index);
     RoiMaximum<A> best{A(0), A(kOutsideMap), A(kOutsideMap)};
     if (at.map >= 0) {
       const RoiRegion<A> region = s.region(at.roi);
@@ -25,11 +25,11 @@ __global__ void roi_maximum_kernel(RoiAlignShapes s, RoiDivisors by, int64_t cou
 }
 
 template <typename T, typename A>
-__global__ void roi_maximum_backward_kernel(RoiAlignShapes s, RoiDivisors by, int64_t count,
-                                            const T* grad_output, const A* rois, const A* argmax_y,
-                                            const A* argmax_x, A* grad_input) {
+__global__ void roi_maximum_backward_kernel(RoiAlignShapes s, int64_t count, const T* grad_output,
+                                            const A* rois, const A* argmax_y, const A* argmax_x,
+                                            A* grad_input) {
   DCNZOO_FOR_EACH(index, count) {
-    const RoiOutput<A> at(s, by, s.columns, rois, index);
+    const RoiOutput<A> at(s, s.columns, rois, index);
     const A y = argmax_y[index], x = argmax_x[index];
     if (at.map < 0 || !roi_inside(y, s.height) || !roi_inside(x, s.width)) continue;
     roi_scatter(A(grad_output[index]), lerp_at(y, s.height), lerp_at(x, s.width), s.width,
@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Ten
     dispatch_floating(input.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       using A = Accumulate<T>;
-      launch("roi_maximum_kernel", roi_maximum_kernel<T, A>, blocks_for(count), kThreads, maps, s,
-             RoiDivisors(s, 1), count, data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output),
+      launch("roi_maximum_kernel", roi_maximum_kernel<T, A>, blocks_for(count), kThreads, maps, s, count,
+             data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(output),
              mutable_data_of<A>(argmax_y), mutable_data_of<A>(argmax_x));
     });
   }
@@ -75,8 +75,8 @@ Tensor roi_align_backward_cuda(const Tensor& grad_output, const Tensor& rois, co
       using T = decltype(zero);
       using A = Accumulate<T>;
       launch("roi_maximum_backward_kernel", roi_maximum_backward_kernel<T, A>, blocks_for(count), kThreads,
-             gradients, s, RoiDivisors(s, 1), count, data_of<T>(gradients), data_of<A>(wide_rois),
-             data_of<A>(y), data_of<A>(x), mutable_data_of<A>(grad_input));
+             gradients, s, count, data_of<T>(gradients), data_of<A>(wide_rois), data_of<A>(y), data_of<A>(x),
+             mutable_data_of<A>(grad_input));
     });
   }
   return torch::stable::to(grad_input, type);
