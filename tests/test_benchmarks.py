@@ -131,7 +131,7 @@ def test_study_ends_after_the_epoch_that_is_nearest_to_its_cpu_time(budget, epoc
     assert loop._max_epochs == epochs
 
 
-def test_study_trains_for_a_cpu_time(tmp_path, monkeypatch):
+def test_study_trains_for_a_cpu_time(tmp_path, monkeypatch, set_threads):
     """The first epoch exceeds the budget. The training fails unless it tests the average of its weights."""
     from benchmarks.study import training
 

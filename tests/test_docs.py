@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import re
 import runpy
@@ -201,6 +202,7 @@ def test_tutorial(monkeypatch):
         pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # the program changes it
     executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
     text = "".join(printed(executed))
     stored = "".join(printed(json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))))

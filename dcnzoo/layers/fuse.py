@@ -55,6 +55,16 @@ def _convolve(
     return private.conv_pointwise.binary(x, other, weight, bias, *geometry, "add", 1.0, *unary)
 
 
+def _convolve_into(
+    conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: Tensor
+) -> Tensor:
+    """:func:`_convolve`, which overwrites ``other``: else oneDNN copies it first."""
+    if not other.is_contiguous(memory_format=torch.channels_last):
+        return _convolve(conv, x, weight, bias, unary, other)
+    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    return private.conv_pointwise_into.binary(other, x, weight, bias, *geometry, "add", 1.0, *unary)
+
+
 def _multiply(
     linear: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: None
 ) -> Tensor:
@@ -84,7 +94,7 @@ UNARY: dict[Callable, Callable[[Any], Unary]] = {
 
 
 def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
-    def forward(x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
         x = layer(x)
         x = x if norm is None else norm(x)
         x = x if other is None else x + other
@@ -96,8 +106,16 @@ def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
 class Layers:
     """Makes the fused layers of one view."""
 
-    def __init__(self, copies: Copies, same: Mapping[Callable, Callable], weights: Any) -> None:
-        self.copies, self._same, self._weights = copies, same, weights
+    between: Tensor | None = None  # what a Sequential passes to its next block, and nobody else has
+
+    def __init__(
+        self,
+        copies: Copies,
+        blocks: Mapping[Callable, Callable],
+        same: Mapping[Callable, Callable],
+        weights: Any,
+    ) -> None:
+        self.copies, self._blocks, self._same, self._weights = copies, blocks, same, weights
 
     def _lookup(self, table: Mapping[Callable, Any], module: nn.Module) -> Any:
         forward = type(module).forward
@@ -111,6 +129,10 @@ class Layers:
         if kernel is _convolve and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
             return None
         return kernel
+
+    def block(self, module: nn.Module) -> Callable[[Any, "Layers"], Layer | None]:
+        """Return the function that fuses the module."""
+        return self._blocks.get(type(module).forward, single)
 
     def is_norm(self, module: Any) -> bool:
         """Whether the weights of a convolution can contain the module."""
@@ -161,7 +183,7 @@ class Layers:
         ]
         unfused = _compose(*steps)
 
-        def forward(x: Tensor, other: Tensor | None = None) -> Tensor:
+        def forward(x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
             mixed = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
             fits = dtype in DTYPES and x.numel() >= least and (mixed or x.dtype == dtype)
@@ -172,6 +194,8 @@ class Layers:
             if not fits:
                 return unfused(x, other)
             weight, bias = self._parameters(layer, norm, dtype)
+            if other is not None and overwrite:
+                return _convolve_into(copy, x.to(dtype), weight, bias, unary, other)
             return kernel(copy, x.to(dtype), weight, bias, unary, other)
 
         return forward
@@ -208,9 +232,14 @@ def single(module: Any, layers: Layers) -> Layer | None:
     return layers.fused(module) if layers.kernel(module) in (_convolve, _multiply) else None
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether hooks can keep the input, the output or what is between."""
+    return any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+
+
 def sequential(module: nn.Sequential, layers: Layers) -> Layer:
     """A layer, its norm and its activation in succession are one."""
-    steps: list[Layer] = []
+    steps: list[tuple[Layer, bool]] = []  # and whether the result is a new tensor, which nobody else has
     rest = list(module)
     while rest:
         layer, norm, activation = rest.pop(0), None, None
@@ -220,11 +249,14 @@ def sequential(module: nn.Sequential, layers: Layers) -> Layer:
             if rest and layers.is_activation(rest[0]):
                 activation = rest.pop(0)
         alone = norm is activation is None
-        steps.append(layers.copies[layer] if alone else layers(layer, norm, activation))
+        new = layers.block(layer) is residual and not _hooked(layer)
+        steps.append((layers.copies[layer] if alone else layers(layer, norm, activation), new))
 
     def forward(x: Tensor) -> Tensor:
-        for step in steps:
+        for step, new in steps:
             x = step(x)
+            layers.between = x if new else None
+        layers.between = None
         return x
 
     return forward
@@ -237,12 +269,15 @@ def residual(block: Any, layers: Layers) -> Layer | None:
     names = ("conv1", "conv2", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2")
     convs = [layers(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
     downsample = None if block.downsample is None else layers.copies[block.downsample]
+    normed = type(block.downsample) is nn.Sequential and layers.is_norm(block.downsample[-1])  # a new tensor
+    hooked = _hooked(block)
 
     def forward(x: Tensor) -> Tensor:
         identity = x if downsample is None else downsample(x)
+        overwrite = not hooked and (normed or identity is layers.between)
         for conv in convs[:-1]:
             x = conv(x)
-        return convs[-1](x, identity)
+        return convs[-1](x, identity, overwrite)
 
     return forward
 
@@ -278,9 +313,9 @@ class Fuser:
 
     def fuse(self, copies: Copies) -> int:
         """Fuse the layers of a view, and return the number of modules with another ``forward``."""
-        layers = Layers(copies, self._same, self._weights)
+        layers = Layers(copies, self._blocks, self._same, self._weights)
         for module, copy in copies.items():
-            forward = self._blocks.get(type(module).forward, single)(module, layers)
+            forward = layers.block(module)(module, layers)
             if forward is not None and "forward" not in copy.__dict__:
                 copy.__dict__["forward"] = forward
         return sum("forward" in copy.__dict__ for copy in copies.values())

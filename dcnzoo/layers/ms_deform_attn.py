@@ -58,6 +58,8 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         self.num_points = num_points
         points = num_heads * num_levels * num_points
         self.sampling_offsets = OffsetLinear(embed_dims, points * 2)
+        # draws the numbers that the official layer draws: the same seed gives the same network
+        nn.Linear.reset_parameters(self.sampling_offsets)
         self.attention_weights = nn.Linear(embed_dims, points)
         self.value_proj = nn.Linear(embed_dims, channels)
         self.output_proj = nn.Linear(channels, embed_dims)
@@ -134,17 +136,22 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         """The normalised sampling locations, in one pass over vectors of all levels and points."""
         sizes = (self.num_levels, self.num_points, 2)
         reference = reference[:, :, None, :, None]  # [N, Q, 1, L, 1, 2 or 4]
-        extent = shapes.flip(-1)[:, None]  # [L, 1, 2], (width, height)
+        extent = shapes.flip(-1)[:, None].to(shift.dtype)  # [L, 1, 2], (width, height)
         centre = reference[..., :2]
-        if reference.shape[-1] == 2:
-            unit = 1 / extent.to(shift.dtype)
-        else:
-            unit = reference[..., 2:] * (0.5 / self.num_points)
+        size = None if reference.shape[-1] == 2 else reference[..., 2:]
         if self.track_offsets:
-            pixels = shift.unflatten(-1, sizes) * (unit * extent)
-            self._record_shifts(centre * extent - 0.5, pixels, extent.unbind(-1))
-        centre, unit = (vectors.expand(*vectors.shape[:-3], *sizes).flatten(-3) for vectors in (centre, unit))
-        return torch.addcmul(centre, shift, unit).unflatten(-1, sizes)
+            unit = 1 if size is None else size * extent * (0.5 / self.num_points)  # in pixels
+            self._record_shifts(centre * extent - 0.5, shift.unflatten(-1, sizes) * unit, extent.unbind(-1))
+
+        def flat(vectors: Tensor) -> Tensor:
+            return vectors.expand(*vectors.shape[:-3], *sizes).flatten(-3)
+
+        # in mmcv's order of operations, for the same bits
+        if size is None:
+            locations = torch.addcdiv(flat(centre), shift, flat(extent))
+        else:
+            locations = flat(centre) + shift / self.num_points * flat(size) * 0.5
+        return locations.unflatten(-1, sizes)
 
     def _attend(
         self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor

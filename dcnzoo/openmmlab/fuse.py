@@ -12,6 +12,7 @@ from mmdet.models.dense_heads import ATSSVLFusionHead, PAAHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import MaskScoringRoIHead
 from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
@@ -30,8 +31,27 @@ def conv_module(module: ConvModule, layers: Layers) -> Layer | None:
     return forward
 
 
+def pyramid_pooling(extractor: SingleRoIExtractor, layers: Layers) -> Layer:
+    """Pool from the levels that have RoIs; MMDetection adds the sum of each other level, times 0."""
+
+    def forward(feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
+        rois = rois.type_as(feats[0])
+        levels = extractor.map_roi_levels(rois, len(feats))
+        if roi_scale_factor is not None and len(feats) > 1:
+            rois = extractor.roi_rescale(rois, roi_scale_factor)
+        size = extractor.roi_layers[0].output_size
+        output = feats[0].new_zeros(len(rois), extractor.out_channels, *size)
+        for level in levels.unique().tolist():
+            inside = levels == level
+            output[inside] = extractor.roi_layers[level](feats[level], rois[inside])
+        return output
+
+    return forward
+
+
 BLOCKS: dict[Callable, Callable] = {
     ConvModule.forward: conv_module,
+    SingleRoIExtractor.forward: pyramid_pooling,
     Bottleneck.forward: residual,
     BasicBlock.forward: residual,
     ResNet.forward: stem,

@@ -16,7 +16,8 @@ def instances_of(sample: BaseDataElement) -> InstanceData:
 
 def to_detections(instances: InstanceData, threshold: float) -> Detections:
     """Convert ``pred_instances`` with at least this score."""
-    instances = instances[instances.scores >= threshold].cpu()
+    keep = instances.scores >= threshold
+    instances = (instances if keep.all() else instances[keep]).cpu()  # indexing copies whole masks
     boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
     masks = Crops.of(instances.masks.numpy().astype(bool, copy=False)) if "masks" in instances else None
     boxes, scores = boxes.float().numpy(), instances.scores.float().numpy()  # bfloat16 in autocast

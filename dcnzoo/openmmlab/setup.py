@@ -2,12 +2,18 @@
 
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 
 from mmengine.registry import MODELS
 
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE
+
+# modules of MMDetection that construct the attention which they import, not the registry's
+DETRS = tuple(
+    f"mmdet.models.layers.transformer.{name}_layers" for name in ("deformable_detr", "grounding_dino")
+)
 
 
 @cache
@@ -22,9 +28,10 @@ def setup() -> None:
     models = import_module("dcnzoo.openmmlab.models")
     import_module("dcnzoo.openmmlab.hooks.offset_statistics")
     layer = "dcnzoo's operator; any batch, offset_limit, statistics of offsets"
+    detrs = DETRS if find_spec("mmdet") else ()
     patches.add(
         registered(MODELS, models.DCN, layer),
         registered(MODELS, models.DCNv2, layer),
-        registered(MODELS, models.MultiScaleDeformableAttention, layer),
+        registered(MODELS, models.MultiScaleDeformableAttention, layer, detrs),
     )
     patches.add(*TABLE, complete=True)  # from here on, the names in DCNZOO_PATCHES are checked

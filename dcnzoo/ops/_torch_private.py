@@ -47,6 +47,7 @@ DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
 
 # operators of oneDNN, which torch.compile uses
 conv_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise")
+conv_pointwise_into = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise_")
 linear_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._linear_pointwise")
 
 # The bases of torch's convolutions, which have private names.

@@ -1,15 +1,17 @@
 """dcnzoo's patches of other packages can be switched off, and a compiled mmcv keeps its GPU kernels."""
 
+import importlib
 import sys
 from types import SimpleNamespace
 
+import mmcv.ops
 import pytest
 import torch
 from mmengine.registry import MODELS
 
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
-import dcnzoo.openmmlab.datasets  # noqa: F401  these two add all patches
+import dcnzoo.openmmlab.datasets  # these two add all patches
 from dcnzoo.compat import after_import, patches
 from dcnzoo.openmmlab.patches import kernels
 
@@ -284,6 +286,35 @@ def test_layers_call_mmcv_where_its_kernels_stay(
         got = layer(*inputs, **given)
     assert calls == [function]
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["deformable_detr_layers", "grounding_dino_layers"])
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_mmdetections_detrs_construct_dcnzoos_attention(name, coordinates):
+    module = importlib.import_module(f"mmdet.models.layers.transformer.{name}")
+
+    def build(kind):
+        assert module.MultiScaleDeformableAttention is kind
+        torch.manual_seed(0)
+        return kind(12, 3, num_levels=2, batch_first=True).eval()
+
+    with patches.disabled("MultiScaleDeformableAttention"):
+        theirs = build(mmcv.ops.MultiScaleDeformableAttention)
+    ours = build(dcnzoo.models.MultiScaleDeformableAttention)
+    for parameter, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[parameter], value)
+    ours.load_state_dict(randomise(theirs).state_dict())
+    shapes = torch.tensor([[5, 4], [3, 2]])
+    given = dict(
+        query=torch.randn(2, 7, 12),
+        value=torch.randn(2, 26, 12),
+        query_pos=torch.randn(2, 7, 12),
+        key_padding_mask=torch.rand(2, 26) > 0.8,
+        reference_points=torch.rand(2, 7, 2, coordinates),
+        spatial_shapes=shapes,
+        level_start_index=torch.tensor([0, 20]),
+    )
+    assert torch.equal(ours(**given), theirs(**given))
 
 
 def test_kernels_are_chosen_by_the_tensors_device(compiled):

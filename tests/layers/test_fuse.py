@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
 from torch import nn
 
@@ -194,6 +196,51 @@ def test_layers(layers):
         x = torch.randn(batch, 4, 7, 9, dtype=dtype)
         with torch.no_grad():
             torch.testing.assert_close(copies[model](x), model(x))
+
+
+@pytest.mark.parametrize("hook", ["", "block", "relu", "conv1", "parent"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_overwrites_only_what_nobody_else_has(hook, dtype):
+    model = nn.Sequential(
+        nn.Sequential(*(block(8, stride=1) for _ in range(3))),
+        nn.Sequential(block(8, stride=2), nn.Identity(), block(8, stride=1), block(8, stride=1)),
+    ).to(dtype)
+    kept = []
+    if hook:  # keeps the input and the output
+        named = {
+            "block": model[0][1],
+            "relu": model[0][1].relu,
+            "conv1": model[0][2].conv1,
+            "parent": model[0],
+        }
+        named[hook].register_forward_hook(lambda module, args, output: kept.extend((*args, output)))
+    x = torch.randn(2, 32, 9, 7, dtype=dtype).to(memory_format=torch.channels_last)
+    given = x.clone()
+
+    @torch.no_grad()
+    def run(first, second):
+        """The results, and the inputs of the first stage, as a detector uses them after the second one."""
+        kept.clear()
+        middle = first(x)
+        return [x, middle, second(middle), *kept]
+
+    expected = [tensor.clone() for tensor in run(*model)]
+    copies = fuse.view(model)
+    fuse.Fuser(BLOCKS, SAME).fuse(copies)
+    overwritten = mock.patch.object(fuse, "_convolve_into", wraps=fuse._convolve_into)
+    with overwritten as into:
+        results = run(*copies[model])
+    # conv3 of the second and third block, of the one that changes the size, and of the last
+    assert into.call_count == {"": 4, "parent": 4, "block": 2, "relu": 2, "conv1": 3}[hook]
+    assert torch.equal(x, given)
+    tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=0.05, atol=0.1)
+    for one, other in zip(results, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+def block(channels: int, stride: int) -> Bottleneck:
+    downsample = nn.Sequential(nn.Conv2d(32, 32, 1, stride), nn.BatchNorm2d(32)) if stride > 1 else None
+    return Bottleneck(32, channels, stride, downsample=downsample).eval()
 
 
 def test_hooks_and_statistics_are_called():

@@ -6,8 +6,8 @@
   directly run on dcnzoo's operators: with mmcv-lite on every device, with a compiled mmcv on the CPU.
 - ``DeformRoIPool`` and its packs are registered. RoI extractors, which use ``mmcv.ops``, get mmcv's classes
   of the same names, which run on dcnzoo's operator.
-- ``MultiScaleDeformableAttention`` in a config is dcnzoo's class. mmcv's, which DETRs import directly, runs
-  on dcnzoo's operator.
+- ``MultiScaleDeformableAttention`` in a config and in MMDetection's DETRs is dcnzoo's class. Where another
+  program imports mmcv's, it runs on dcnzoo's operator.
 - ``DCNv3`` and ``DCNv4`` are registered, with the backbones that use them, ``InternImage`` and
   ``FlashInternImage``, and their layer-wise learning rate decay.
 - ResNet-family backbones (also of mmpose, mmpretrain and mmsegmentation), HRNet and (PA)FPN accept

@@ -37,10 +37,10 @@ def kernels() -> list[Patch]:
     """Patches that run mmcv's own deformable layers on dcnzoo's operators, if ``runs_on_dcnzoo`` is true.
 
     To replace the registry's entries is not enough: several heads import ``DeformConv2d`` and
-    ``ModulatedDeformConv2d`` directly, RoI extractors look up the deformable RoI pools in ``mmcv.ops``, and
-    DETRs import ``MultiScaleDeformableAttention``. All of these use ``ext_module`` of their module at every
-    call, so the patches replace it. On the CPU, a compiled mmcv has no deformable RoI pooling, and a function
-    in PyTorch for the attention, which the patch replaces too.
+    ``ModulatedDeformConv2d`` directly, and RoI extractors look up the deformable RoI pools in ``mmcv.ops``.
+    All of these use ``ext_module`` of their module at every call, so the patches replace it. On the CPU, a
+    compiled mmcv has no deformable RoI pooling, and a function in PyTorch for the attention, which the patch
+    replaces too.
     """
     compiled = mmcv.compiled_extension()
     if compiled is not None:
@@ -66,12 +66,15 @@ def _replace_kernels(operator: str, changes: Changes) -> None:
 replaced: dict[object, str] = {}  # class → the name under which another one is registered now
 
 
-def registered(registry: Registry, kind: type, reason: str) -> Patch:
-    """A patch that replaces the class of the same name in a registry."""
+def registered(registry: Registry, kind: type, reason: str, importers: tuple[str, ...] = ()) -> Patch:
+    """A patch that replaces the class of the same name in a registry, and in modules that import it."""
     name = kind.__name__
 
     def change(changes: Changes) -> None:
         replaced[registry.module_dict[name]] = name
         changes.set_item(registry.module_dict, name, kind)
+        for importer in importers:
+            changes.set(import_module(importer), name, kind)
 
-    return Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change)
+    target = " and ".join([f"{registry.scope}'s {name}, in the registry", *importers])
+    return Patch(name, target, reason, "all", change)
