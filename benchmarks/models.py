@@ -5,7 +5,7 @@ imports; the zoo.
 
     .nox/peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
     .nox/transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
-    python -m benchmarks.models --precisions --against 70c76ea  # fused layers and bfloat16; writes their page
+    python -m benchmarks.models --precisions --against 60de176f  # fused layers and bfloat16; writes their page
     python -m benchmarks.models --zoo        # writes the entries that models of the zoo lack
 
 Each contestant is a process with random weights, batch size 1 and float32; the processes take turns. A
@@ -330,7 +330,7 @@ METHOD = """Batch size 1, channels last, random weights unless trained. Each var
 turns. An inference is from a picture to its detections. Ratios are medians over the rounds, of the two times
 in a round. The other columns compare the detections with those of the first variant: the share with the same
 class and an IoU of at least 0.8 (*same*), and the largest differences of their boxes, in pixels, and scores.
-Random weights amplify rounding. Written by `python -m benchmarks.models --precisions --against 70c76ea`.
+Random weights amplify rounding. Written by `python -m benchmarks.models --precisions --against REVISION`.
 """
 PRECISIONS = {  # models with their pass, and contestants to which the variants give arguments
     ("Mask R-CNN R-50, DCNv2", INFERENCE): partial(loaded, _MASK_RCNN, (480, 800)),
