@@ -74,7 +74,7 @@ def test_recording_takes_the_first_image_and_group(groups, modulated):
     x = torch.randn(2, 3, *INPUT)
     with record_sampling(model) as fields:
         model(x)
-    model(x)  # outside the context: not recorded
+    model(x)  # outside the context: no sample
     (field,) = fields
     raw = model[0].conv_offset(x)[0].detach()
     assert (field.name, field.input_size, field.stride) == ("0", INPUT, STRIDE)
@@ -112,7 +112,7 @@ def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     x = torch.randn(2, *INPUT, 16)
     with record_sampling(layer) as fields, torch.no_grad():
         output = layer(x)[0, ..., :8]
-        layer.dw_kernel_size is None and layer(x.flatten(1, 2), INPUT)  # a sequence is not recorded
+        layer.dw_kernel_size is None and layer(x.flatten(1, 2), INPUT)  # a sequence has no samples
         value = getattr(layer, "input_proj" if isinstance(layer, DCNv3) else "value_proj")(x)[0, ..., :8]
     (field,) = fields
     assert (field.input_size, field.kernel_size, field.stride) == (INPUT, (3, 3), (2, 2))
