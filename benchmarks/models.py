@@ -5,7 +5,7 @@ imports; the zoo.
 
     .nox/peers/bin/python -m benchmarks.models 'Mask R-CNN*' FCOS* Deformable* --write detectors
     .nox/transformers/bin/python -m benchmarks.models 'Transformers*' --write hosts
-    python -m benchmarks.models --precisions --against 60de176f  # fused layers and bfloat16; writes their page
+    python -m benchmarks.models --precisions --against 60de176f  # fused layers, bfloat16; writes their page
     python -m benchmarks.models --zoo        # writes the entries that models of the zoo lack
 
 Each contestant is a process with random weights, batch size 1 and float32; the processes take turns. A
