@@ -410,7 +410,7 @@ def test_the_report_of_a_training_runs_on_its_device(tmp_path, monkeypatch):
 
 def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
     """Each object would silently count as one of another class."""
-    work, _ = trained
+    work = shutil.copytree(trained[0], tmp_path / "work")  # reproduce writes a log into the work directory
     config, weights = work / Path(CONFIG).name, tmp_path / "weights.pth"
     checkpoint = torch.load(work / "epoch_2.pth", weights_only=False)
     checkpoint["meta"]["dataset_meta"]["classes"] = ("cross", "trefoil", "oval")
