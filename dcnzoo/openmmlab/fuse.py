@@ -41,9 +41,10 @@ def pyramid_pooling(extractor: SingleRoIExtractor, layers: Layers) -> Layer:
             rois = extractor.roi_rescale(rois, roi_scale_factor)
         size = extractor.roi_layers[0].output_size
         output = feats[0].new_zeros(len(rois), extractor.out_channels, *size)
-        for level in levels.unique().tolist():
+        for level, (layer, features) in enumerate(zip(extractor.roi_layers, feats, strict=False)):
             inside = levels == level
-            output[inside] = extractor.roi_layers[level](feats[level], rois[inside])
+            if inside.any():
+                output[inside] = layer(features, rois[inside])
         return output
 
     return forward
