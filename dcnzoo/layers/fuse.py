@@ -49,19 +49,10 @@ def view(model: nn.Module) -> Copies:
 def _convolve(
     conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: Tensor | None
 ) -> Tensor:
+    """Overwrites ``other``."""
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     if other is None:
         return private.conv_pointwise(x, weight, bias, *geometry, *unary)
-    return private.conv_pointwise.binary(x, other, weight, bias, *geometry, "add", 1.0, *unary)
-
-
-def _convolve_into(
-    conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: Tensor
-) -> Tensor:
-    """:func:`_convolve`, which overwrites ``other``: else oneDNN copies it first."""
-    if not other.is_contiguous(memory_format=torch.channels_last):
-        return _convolve(conv, x, weight, bias, unary, other)
-    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     return private.conv_pointwise_into.binary(other, x, weight, bias, *geometry, "add", 1.0, *unary)
 
 
@@ -194,8 +185,10 @@ class Layers:
             if not fits:
                 return unfused(x, other)
             weight, bias = self._parameters(layer, norm, dtype)
-            if other is not None and overwrite:
-                return _convolve_into(copy, x.to(dtype), weight, bias, unary, other)
+            if other is not None and not (
+                overwrite and other.is_contiguous(memory_format=torch.channels_last)
+            ):
+                other = other.clone(memory_format=torch.channels_last)
             return kernel(copy, x.to(dtype), weight, bias, unary, other)
 
         return forward

@@ -2,17 +2,17 @@
 
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 
 from mmengine.registry import MODELS
 
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches.kernels import kernels, registered
-from dcnzoo.openmmlab.patches.table import TABLE
+from dcnzoo.openmmlab.patches.table import TABLE, installed
 
 # modules of MMDetection that construct the attention which they import, not the registry's
-DETRS = tuple(
-    f"mmdet.models.layers.transformer.{name}_layers" for name in ("deformable_detr", "grounding_dino")
+DETRS = (
+    "mmdet.models.layers.transformer.deformable_detr_layers",
+    "mmdet.models.layers.transformer.grounding_dino_layers",
 )
 
 
@@ -28,7 +28,7 @@ def setup() -> None:
     models = import_module("dcnzoo.openmmlab.models")
     import_module("dcnzoo.openmmlab.hooks.offset_statistics")
     layer = "dcnzoo's operator; any batch, offset_limit, statistics of offsets"
-    detrs = DETRS if find_spec("mmdet") else ()
+    detrs = DETRS if installed("mmdet") else ()
     patches.add(
         registered(MODELS, models.DCN, layer),
         registered(MODELS, models.DCNv2, layer),

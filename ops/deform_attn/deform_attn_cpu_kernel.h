@@ -18,7 +18,8 @@ struct SampleTable {
   const Index *size[2], *start;
 };
 
-// Offset or weight, or its gradient: T or, where S is bfloat16, also bfloat16. The other pointer is null.
+// The offset, the weight, or the gradient of one of them. Its type is T, or bfloat16 if S is bfloat16; the pointer to the
+// other type is null.
 template <typename T, typename S>
 struct Stored {
   T* values;

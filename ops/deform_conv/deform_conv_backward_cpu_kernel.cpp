@@ -17,17 +17,17 @@ using Params = DeformConvBackwardParams<T, S>;
 template <typename T, typename S>
 constexpr int64_t kPair = sizeof(T) / sizeof(S);
 
-// The points whose dots sum_rows adds up at once.
+// The number of points for which sum_rows completes the dot products of gradient and pixels at once.
 template <typename T, int Rank>
 constexpr int64_t kTogether = kLanes<T> > kCorners<Rank> ? kLanes<T> / kCorners<Rank> : 1;
 
-// The gradient of the columns of a Value. If pixels are read as EvenOdd, it is needed in two orders: as it lies, for the
-// input's gradient, and in that of the pixels.
+// The gradient of as many columns as a Value holds. With pixels of the type EvenOdd, it is needed in two orders: in memory
+// order for the gradient of the input, and in the order of the pixels for their dot products.
 template <typename T, typename Value>
 struct ColumnGradient {
   using Part = std::conditional_t<std::is_same_v<Value, EvenOdd>, Vector<T>, Value>;
   Part parts[sizeof(Value) / sizeof(Part)];
-  Value sorted;  // as the pixels
+  Value sorted;  // in the order of the pixels
 
   DCNZOO_INLINE explicit ColumnGradient(const T* from) {
     for (Part& part : parts) part = load_lanes<Part>(from), from += kLanes<T>;
