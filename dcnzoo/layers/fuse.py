@@ -202,6 +202,10 @@ class Layers:
         if norm is not None:
             sources += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
         key = [dtype, *(_version(source) for source in sources)]
+        if (
+            norm is not None
+        ):  # counts the batches that changed the running values, which have the same version
+            key += [norm.eps, _version(norm.num_batches_tracked)]
         stored = self._weights.get(layer)
         if stored is None or stored[0] != key:
             if norm is not None:
@@ -225,9 +229,10 @@ def single(module: Any, layers: Layers) -> Layer | None:
     return layers.fused(module) if layers.kernel(module) in (_convolve, _multiply) else None
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether hooks can keep the input, the output or what is between."""
-    return any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+def _keeps(block: Any, layers: Layers) -> bool:
+    """Whether a hook or a module of another class can keep the block's input or output."""
+    known = layers.kernel(block.conv1) is not None and layers.is_activation(block.relu)
+    return not known or any(each._forward_hooks or each._forward_pre_hooks for each in block.modules())
 
 
 def sequential(module: nn.Sequential, layers: Layers) -> Layer:
@@ -242,7 +247,7 @@ def sequential(module: nn.Sequential, layers: Layers) -> Layer:
             if rest and layers.is_activation(rest[0]):
                 activation = rest.pop(0)
         alone = norm is activation is None
-        new = layers.block(layer) is residual and not _hooked(layer)
+        new = layers.block(layer) is residual and not _keeps(layer, layers)
         steps.append((layers.copies[layer] if alone else layers(layer, norm, activation), new))
 
     def forward(x: Tensor) -> Tensor:
@@ -263,11 +268,12 @@ def residual(block: Any, layers: Layers) -> Layer | None:
     convs = [layers(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
     downsample = None if block.downsample is None else layers.copies[block.downsample]
     normed = type(block.downsample) is nn.Sequential and layers.is_norm(block.downsample[-1])  # a new tensor
-    hooked = _hooked(block)
+    keeps = _keeps(block, layers)
 
     def forward(x: Tensor) -> Tensor:
+        given = downsample is None and x is layers.between
         identity = x if downsample is None else downsample(x)
-        overwrite = not hooked and (normed or identity is layers.between)
+        overwrite = not keeps and (normed or given)
         for conv in convs[:-1]:
             x = conv(x)
         return convs[-1](x, identity, overwrite)
@@ -305,7 +311,13 @@ class Fuser:
         return Fuser, (self._blocks, self._same)
 
     def fuse(self, copies: Copies) -> int:
-        """Fuse the layers of a view, and return the number of modules with another ``forward``."""
+        """Fuse the layers of a view, and return the number of modules with another ``forward``.
+
+        Layers with hooks stay as they are, and with hooks for all modules, every layer does. Hooks that are
+        added later may not be called.
+        """
+        if private.has_any_global_hook():
+            return 0
         layers = Layers(copies, self._blocks, self._same, self._weights)
         for module, copy in copies.items():
             forward = layers.block(module)(module, layers)

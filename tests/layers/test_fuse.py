@@ -12,6 +12,7 @@ from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
@@ -162,6 +163,8 @@ def test_weights_that_change_are_folded_again():
         lambda: model.load_state_dict({**model.state_dict(), "0.bias": torch.ones(4)}),
         lambda: setattr(model[0].weight, "data", model[0].weight.data * 2),
         lambda: setattr(model[1], "weight", nn.Parameter(torch.full((4,), 3.0))),
+        lambda: setattr(model[1], "eps", 0.5),
+        lambda: model.train()(3 * x + 1) is model.eval(),  # changes the running values
     )
     for change in changes:
         with torch.no_grad():
@@ -247,6 +250,52 @@ def test_a_block_overwrites_only_what_nobody_else_has(hook, dtype, monkeypatch):
         before = middle.clone()
         copies[model][0](middle)
     assert torch.equal(middle, before)
+
+
+class Keeper(nn.Module):
+    """Calls a layer, and keeps what it gets and returns."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.kept = layer, []
+
+    def forward(self, x):
+        self.kept += [x, output := self.layer(x)]
+        return output
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "relu"), (1, "conv1"), (1, "downsample")])
+def test_what_a_module_keeps_is_not_overwritten(number, name):
+    model = nn.Sequential(block(8, stride=1), block(8, stride=1))
+    keeper = Keeper(getattr(model[number], name) or nn.Identity())
+    setattr(model[number], name, keeper)
+    copies = fuse.view(model)
+    fuse.Fuser(BLOCKS, SAME).fuse(copies)
+    x = torch.randn(2, 32, 9, 7).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = [model(x), *keeper.kept[-2:]]
+        result = copies[model](x)
+    for one, other in zip([result, *keeper.kept[-2:]], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_for_all_modules_are_called():
+    model = nn.Sequential(block(8, stride=1), block(8, stride=1))
+    x = torch.randn(2, 32, 9, 7).to(memory_format=torch.channels_last)
+    outputs = []
+    hook = register_module_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        copies = fuse.view(model)
+        fuse.Fuser(BLOCKS, SAME).fuse(copies)
+        counts = []
+        for network in (model, copies[model]):
+            outputs.clear()
+            with torch.no_grad():
+                network(x)
+            counts.append(len(outputs))
+    finally:
+        hook.remove()
+    assert counts[0] == counts[1] > 10
 
 
 @pytest.mark.parametrize("factor", [None, 1.5])

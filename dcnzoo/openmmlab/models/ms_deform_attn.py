@@ -90,6 +90,7 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
             self._refuse("reference_points", "a tensor", None, RuntimeError)
         if spatial_shapes is None:
             self._refuse("spatial_shapes", "a tensor", None, RuntimeError)
+        spatial_shapes = spatial_shapes.long()  # mmcv's function for the CPU takes any type
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos
