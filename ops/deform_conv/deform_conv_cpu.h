@@ -16,7 +16,7 @@ const DeformConvForward<T, S>& forward_kernels() {
 // Whether to compute bfloat16 as it is stored, not as float.
 inline bool multiplies_bfloat16(const DeformConvShapes& s) {
   const auto& kernels = forward_kernels<float, BFloat16Bits>();
-  return kernels.run && s.channels % kernels.suited_channels == 0;
+  return kernels.run && kernels.suits(s.channels);
 }
 
 // A map without gaps in memory, channels last or channels first.

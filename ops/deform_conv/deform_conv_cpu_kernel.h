@@ -141,8 +141,8 @@ using RunInTurn = std::function<void(int64_t step, const std::function<void()>& 
 
 template <typename T, typename S = T>
 struct DeformConvForward {
-  int64_t panel;            // columns of a GEMM panel
-  int64_t suited_channels;  // S is faster than float if the channels are a multiple of it
+  int64_t panel;                                                   // columns of a GEMM panel
+  bool (*suits)(int64_t channels);                                 // whether S is faster than float
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);

@@ -217,17 +217,20 @@ void run(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, first, rows, scratch); });
 }
 
-// Channels that do not fill half vectors are sampled one by one. AMX is so much faster than conversions of single values that
-// products of float, which other Intel CPUs prefer anyway, take less time in total.
+// AMX is so much faster than conversions of single values that products of float, which other Intel CPUs prefer anyway, take
+// less time where channels do not fill half vectors and are sampled one by one, and where a pixel is one half vector.
+bool suits([[maybe_unused]] int64_t channels) {
 #if defined(__AMX_BF16__)
-constexpr int64_t kSuitedChannels = kLanes<float> / 2;
+  constexpr int64_t half = kLanes<float> / 2;
+  return channels % half == 0 && channels > half;
 #else
-constexpr int64_t kSuitedChannels = 1;
+  return true;
 #endif
+}
 
 template <typename T, typename S = T>
-constexpr DeformConvForward<T, S> kernels_of{
-    kNR<S>, kSuitedChannels, scratch_bytes<T, S>, pack_forward<T, S>, run<T, S>, transpose<S>};
+constexpr DeformConvForward<T, S> kernels_of{kNR<S>,    suits,       scratch_bytes<T, S>, pack_forward<T, S>,
+                                             run<T, S>, transpose<S>};
 
 }  // namespace
 

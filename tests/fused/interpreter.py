@@ -54,11 +54,11 @@ def run_operator(
         return ran, results(OPERATORS[name].call, sample, grad)
 
 
-def run_not_finite(case: int) -> None:
+def run_not_finite(case: int, value: float) -> None:
     """The test of Inf and NaN in each argument; the public function runs fused kernels where they fit."""
-    from ..ops import test_not_finite
+    from ..ops import test_not_finite as tests
 
-    test_not_finite.test_reaches_what_the_formula_reads(*test_not_finite.CASES[case], torch.float32)
+    tests.assert_reaches_what_the_formula_reads(*tests.CASES[case], torch.float32, (value,))
 
 
 def planes_read(sample: Sample, field: str, stride: int) -> list[int]:

@@ -231,14 +231,22 @@ def test_nms_of_several_words(interpret):
 
 # Inf and NaN: every argument and the output's gradient
 
+# without the groups that the CPU packs in different ways: minutes each, of the kernels that "groups of 8" and
+# deform_conv1d with "all groups differ" run, too
+NOT_FINITE = [
+    (i, f"{op.name}-{sample.name}")
+    for i, (op, sample) in enumerate(not_finite.CASES)
+    if op.name in OPERATORS
+    and not (op.name == "deform_conv2d" and "groups" in sample.name and sample.name != "groups of 8")
+]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [i for i, (op, _) in enumerate(not_finite.CASES) if op.name in OPERATORS],
-    ids=lambda i: f"{not_finite.CASES[i][0].name}-{not_finite.CASES[i][1].name}",
-)  # fmt: skip
+@pytest.mark.parametrize("case", [pytest.param(i, id=name) for i, name in NOT_FINITE])
 def test_not_finite(interpret, case):
-    interpret(interpreter.run_not_finite, case)
+    """One value for each case, as the interpreter needs seconds for a forward and a backward."""
+    values = (not_finite.INF, not_finite.NAN, -not_finite.INF)
+    interpret(interpreter.run_not_finite, case, values[case % len(values)])
 
 
 @pytest.mark.parametrize("value", [not_finite.INF, -not_finite.INF])

@@ -47,15 +47,14 @@ def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: 
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * largest(expected))
 
 
-@every_case
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32], ids=str
-)
-def test_reaches_what_the_formula_reads(op, sample, dtype):
+def assert_reaches_what_the_formula_reads(
+    op: op_cases.Operator, sample: Sample, dtype: torch.dtype, values: tuple[float, ...]
+) -> None:
+    """Each of ``values`` in each tensor and in the gradient."""
     generator = torch.Generator().manual_seed(1)
     sample = sample.to(dtype)
     output = op.call(sample)
-    for place, value in itertools.product([*range(len(sample.tensors)), None], (INF, -INF, NAN)):
+    for place, value in itertools.product([*range(len(sample.tensors)), None], values):
         bad, grad = sample.map(torch.clone), ramp(output)
         changed = grad if place is None else bad.tensors[place]
         if changed is None:
@@ -64,6 +63,14 @@ def test_reaches_what_the_formula_reads(op, sample, dtype):
         mine, true = results(op.call, bad, grad), results(op.reference, bad.to(torch.float64), grad.double())
         for actual, expected in zip(mine, true, strict=True):
             assert_same_values(actual, expected, 1e-9 if dtype == torch.float64 else 1e-4)
+
+
+@every_case
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32], ids=str
+)
+def test_reaches_what_the_formula_reads(op, sample, dtype):
+    assert_reaches_what_the_formula_reads(op, sample, dtype, (INF, -INF, NAN))
 
 
 @pytest.mark.parametrize("value", [INF, -INF])
