@@ -104,7 +104,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             value: ``(N, S, embed_dims)``, the pixels of all levels, one level after the other.
             spatial_shapes: the levels' (height, width), int64.
             level_start_index: index in S of each level's first pixel. Default: the levels are adjacent.
-            key_padding_mask: bool; pixels that are True read as zero.
+            key_padding_mask: bool; pixels that are True read as zero. A batch of 1 is broadcast.
         """
         self._check(query, reference_points, value, spatial_shapes, key_padding_mask)
         if level_start_index is None:
@@ -188,7 +188,8 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             if total != pixels:
                 text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
                 self._refuse("value", text, pixels, RuntimeError)
-        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (batch, pixels)):
+        fits = ((batch, pixels), (1, pixels))
+        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) not in fits):
             got = f"{mask.dtype} of {tuple(mask.shape)}"
             self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
 

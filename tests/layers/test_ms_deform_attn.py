@@ -106,9 +106,11 @@ def test_equals_mmcvs(reference, batch_first, ratio):
 
 @pytest.mark.usefixtures("plain_mmcv")
 def test_what_may_be_left_out():
-    """value and identity default to the query without its position; a point may apply to all queries."""
+    """value and identity default to the query without its position; a point and a mask may apply to all."""
     ours, theirs = both()
     given = tensors(queries=PIXELS, batch_first=False)
+    one_mask = given | dict(key_padding_mask=given["key_padding_mask"][:1])
+    torch.testing.assert_close(ours(**one_mask), theirs(**one_mask), **TOLERANCE)
     for name in ("value", "identity", "key_padding_mask", "level_start_index"):
         del given[name]
     torch.testing.assert_close(ours(**given), theirs(**given), **TOLERANCE)
