@@ -20,7 +20,7 @@ from dcnzoo.ops import _torch_private as private
 Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the view
 Layer = Callable[..., Tensor]  # of x, and perhaps of another map
 Unary = tuple[str, list, str]  # an activation, its numbers and its algorithm, as oneDNN's operators take them
-DTYPES = (torch.float32, torch.bfloat16)  # of oneDNN
+DTYPES = (torch.float32, torch.bfloat16)  # of fused layers
 # oneDNN's calls cost 40 µs and rearrange the weight: other layers stay as they are
 LEAST_PIXELS, LEAST_PRODUCTS = 256, 2**23
 
@@ -173,11 +173,13 @@ class Layers:
             part and partial(type(part).forward, self.copies[part]) for part in (layer, norm, activation)
         ]
         unfused = _compose(*steps)
+        # oneDNN refuses bfloat16 on CPUs without AVX-512
+        computed = DTYPES if kernel is _convolve_deformed or private.multiplies_bfloat16() else DTYPES[:1]
 
         def forward(x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
             mixed = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
-            fits = dtype in DTYPES and x.numel() >= least and (mixed or x.dtype == dtype)
+            fits = dtype in computed and x.numel() >= least and (mixed or x.dtype == dtype)
             if other is not None:  # oneDNN adds only in channels-last order
                 fits = fits and kernel is _convolve and min(x.shape[1:]) > 1
                 fits = fits and x.is_contiguous(memory_format=torch.channels_last)

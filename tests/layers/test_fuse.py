@@ -33,6 +33,17 @@ SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 def small_layers_too(monkeypatch):
     monkeypatch.setattr(fuse, "LEAST_PIXELS", 1)
     monkeypatch.setattr(fuse, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr("dcnzoo.openmmlab.detector.LEAST_FUSED", 1)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The types of the maps that oneDNN's convolution gets."""
+    types, convolve = [], fuse.private.conv_pointwise
+    monkeypatch.setattr(
+        fuse.private, "conv_pointwise", lambda x, *rest: types.append(x.dtype) or convolve(x, *rest)
+    )
+    return types
 
 
 def small_detector(family: str) -> nn.Module:
@@ -107,9 +118,8 @@ def picture():
     return np.ascontiguousarray(np.kron(draw_image(ShapesSpec(), "val", 0)[0], np.ones((4, 4, 1), np.uint8)))
 
 
-def test_trained_detector(picture):
-    options = dict(device="cpu", cfg_options={"test_pipeline.1.scale": (512, 512)})
-    plain, fused = (dcnzoo.load(SHAPES, fuse=on, **options) for on in (False, True))
+def test_trained_detector(picture, computed):
+    plain, fused = (dcnzoo.load(SHAPES, fuse=on, device="cpu") for on in (False, True))
     assert "fuse=False" in repr(plain) and "fused layers" in repr(fused)
     for threshold in (0.05, 0.5):
         one, other = (detector(picture, bgr=True, score_threshold=threshold) for detector in (plain, fused))
@@ -117,6 +127,7 @@ def test_trained_detector(picture):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
         assert (one.masks == other.masks).mean() > 0.9999
+    assert set(computed) == {torch.float32}
     for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
         np.testing.assert_array_equal(twin(picture, bgr=True).boxes, fused(picture, bgr=True).boxes)
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,14 +141,19 @@ def test_without_the_private_operators(picture, monkeypatch):
     np.testing.assert_array_equal(one(picture, bgr=True).boxes, other(picture, bgr=True).boxes)
 
 
-def test_bfloat16(picture):
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bfloat16(picture, multiplies, computed, monkeypatch):
+    """oneDNN raises an error for bfloat16 on CPUs without AVX-512."""
+    multiplies = multiplies and fuse.private.multiplies_bfloat16()
+    monkeypatch.setattr(fuse.private, "multiplies_bfloat16", lambda: multiplies)
     plain, mixed = (dcnzoo.load(SHAPES, device="cpu", precision=name) for name in ("float32", "bf16"))
     assert "bf16" in repr(mixed)
     types = []
     heads = (mixed.model.rpn_head.rpn_cls, mixed.model.roi_head.mask_head.conv_logits)
     for layer in heads:
         layer.register_forward_hook(lambda module, x, y: types.append((x[0].dtype, y.dtype)))
-    one, other = (detector(picture, bgr=True, score_threshold=0.5) for detector in (plain, mixed))
+    one, other = (detector(picture, bgr=True, score_threshold=0.6) for detector in (plain, mixed))
+    assert (torch.bfloat16 in computed) == multiplies
     assert types[0] == (torch.bfloat16, torch.float32), "the scores of boxes are float32"
     assert types[-1] == (torch.bfloat16, torch.bfloat16), "the masks are not"
     assert one.names == other.names
@@ -240,7 +256,10 @@ def test_a_block_overwrites_only_what_nobody_else_has(hook, dtype, monkeypatch):
     monkeypatch.undo()
     # conv3 of the second and third block, of the one that changes the size, and of the last
     overwritten = calls.count("sum") - calls.count("copy")
-    assert overwritten == {"": 4, "parent": 4, "block": 2, "relu": 2, "conv1": 3}[hook]
+    if dtype == torch.float32 or fuse.private.multiplies_bfloat16():
+        assert overwritten == {"": 4, "parent": 4, "block": 2, "relu": 2, "conv1": 3}[hook]
+    else:
+        assert not calls, "bfloat16 on a CPU whose oneDNN does not multiply it"
     assert torch.equal(x, given)
     tolerance = dict(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else dict(rtol=0.05, atol=0.1)
     for one, other in zip(results, expected, strict=True):
