@@ -173,7 +173,7 @@ class Layers:
             part and partial(type(part).forward, self.copies[part]) for part in (layer, norm, activation)
         ]
         unfused = _compose(*steps)
-        # oneDNN refuses bfloat16 on CPUs without AVX-512
+        # oneDNN raises an error for bfloat16 on CPUs that it does not support, such as x86 without AVX-512
         computed = DTYPES if kernel is _convolve_deformed or private.multiplies_bfloat16() else DTYPES[:1]
 
         def forward(x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
