@@ -231,8 +231,8 @@ def test_nms_of_several_words(interpret):
 
 # Inf and NaN: every argument and the output's gradient
 
-# Most samples of deform_conv2d with groups are left out: each takes minutes in the interpreter. They differ in how
-# the CPU packs groups; Triton runs the same kernels for "groups of 8".
+# Most samples of deform_conv2d with groups are left out: each takes minutes in the interpreter. They differ
+# in how the CPU packs groups; Triton runs the same kernels for "groups of 8".
 NOT_FINITE = [
     (i, f"{op.name}-{sample.name}")
     for i, (op, sample) in enumerate(not_finite.CASES)
