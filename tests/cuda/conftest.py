@@ -83,7 +83,6 @@ def build(compiler: str, folder: Path) -> Path:
     flags = [
         *("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        "-DDCNZOO_MOST_COLUMN_BYTES=int64_t(4096)",  # batches of the samples need several chunks
         *("-I", ROOT / "tests/cuda/emulation", "-I", torch_folder / "include"),
     ]
     headers = [p for name in ("ops", "tests/cuda/emulation") for p in sorted((ROOT / name).rglob("*.*h"))]
