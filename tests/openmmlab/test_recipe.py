@@ -1,5 +1,6 @@
 """What a training writes to its work directory."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
+from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
 
@@ -49,3 +51,49 @@ def test_a_config_without_hooks(tmp_path):
     (tmp_path / "own.py").write_text(f"_base_ = {PLAIN!r}\ndefault_hooks = dict(_delete_=True)\n")
     cfg = Recipe.read(tmp_path / "own.py").with_options(RunOptions(work_dir=tmp_path)).cfg
     assert isinstance(cfg, Config) and "AtomicCheckpointHook" in str(build_runner(cfg).hooks)
+
+
+LINES = """
+size = (64, 96)
+train_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=size)]
+test_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(9, 9))]
+data_root = "here/"
+epochs = 3
+rate = 0.1
+note = "one"
+model = dict(type="RetinaNet", test_cfg=dict(max_per_img=epochs))
+train_dataloader = dict(dataset=dict(type="CocoDataset", data_root=data_root, pipeline=train_pipeline))
+test_dataloader = dict(dataset={"type": "CocoDataset", "data_root": data_root, "pipeline": test_pipeline})
+val_dataloader = test_dataloader
+train_cfg = dict(max_epochs=epochs)
+optim_wrapper = dict(optimizer=dict(type="SGD", lr=2 * rate))
+tta_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(7, 7))]
+"""
+LOADER = "{}_dataloader.dataset.{}"
+COPIES = {  # an option, and the settings that have its value
+    "test_pipeline.1.scale": [LOADER.format(name, "pipeline") for name in ("test", "val")],
+    "train_pipeline": [LOADER.format("train", "pipeline")],
+    "data_root": [LOADER.format(name, "data_root") for name in ("train", "test", "val")],
+    "size": ["train_dataloader.dataset.pipeline.1.scale"],
+    "epochs": ["model.test_cfg.max_per_img", "train_cfg.max_epochs"],
+    "rate": ["a setting"],
+}
+
+
+@pytest.mark.parametrize("dumped", [False, True])
+def test_an_option_of_a_variable_names_the_settings(tmp_path, dumped):
+    """It would have no effect, since they have copied the value."""
+    file = tmp_path / "own.py"
+    file.write_text(LINES)
+    if dumped:
+        Config.fromfile(file).dump(file)
+    for option, settings in COPIES.items():
+        if dumped and "pipeline" not in option:
+            continue  # may also be a key that a hook reads
+        with pytest.raises(UserError) as error:
+            read_config_file(file, {option: (5, 5)})
+        name, found = re.search(r"cfg_options: (\w+): expected (.*), got", str(error.value)).groups()
+        assert name == option.split(".")[0] and sorted(found.split(", ")) == sorted(settings)
+    valid = {"note": "two", "tta_pipeline.1.scale": (5, 5), "val_dataloader.batch_size": 2, "new": 1}
+    cfg = read_config_file(file, {**valid, "train_cfg.max_epochs": 9})
+    assert cfg.note == "two" and cfg.tta_pipeline[1].scale == (5, 5) and cfg.train_cfg.max_epochs == 9

@@ -26,7 +26,7 @@ PARAMETERS = {
     **inspect.signature(runner.Runner).parameters,
     **inspect.signature(runner.FlexibleRunner).parameters,
 }
-RUNNER_KEYS = {*PARAMETERS, "custom_imports", "runner_type", "tta_model"}
+RUNNER_KEYS = {*PARAMETERS, "custom_imports", "runner_type", "tta_model", "tta_pipeline"}
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # the registries of the classes in each part of a config
 _REGISTRIES = {

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.rules import OLD_KEYS
-from dcnzoo.openmmlab.config.tree import dicts, variables
+from dcnzoo.openmmlab.config.tree import RUNNER_KEYS, dicts, variables
 from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.setup import setup
 from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.text import few
 
 setup()  # any config may use dcn=True
 
@@ -93,6 +95,16 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(_as_tuple, value)]
 
 
+def _settings_of_variable(cfg: Config, name: str) -> list[str]:
+    """Return the settings that have copied a variable's value: an option for it would not change them."""
+    # "key=name" in a dict; the lines of a dump, as in work directories, have no names
+    keys = {*re.findall(rf"(\w+)[\"']?\s*[=:]\s*(?:_base_\.)?{re.escape(name)}\b", cfg.text)}
+    keys |= {"pipeline"} if name in ("train_pipeline", "test_pipeline") else set()
+    parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
+    settings = ((f"{path}.{key}"[1:], node[key]) for path, node in dicts(parts) for key in keys & node.keys())
+    return [path for path, value in settings if name not in cfg or value == cfg[name]]
+
+
 def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] | None = None) -> Config:
     """Read a config and merge ``cfg_options``. Errors name the file and the line.
 
@@ -127,6 +139,12 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
     options = {} if cfg_options is None else cfg_options
     if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
+    for name in sorted({key.split(".")[0] for key in options} - RUNNER_KEYS):
+        settings = _settings_of_variable(cfg, name)
+        if settings or name in variables(cfg.text)[1]:
+            expected = few(settings) if settings else "a setting"
+            text = f"{name}: expected {expected}, got a variable, whose value was used before"
+            raise UserError(f"{path}: cfg_options: {text}")
     try:
         cfg.merge_from_dict(dict(options))
     except (KeyError, TypeError) as error:
