@@ -23,8 +23,8 @@ constexpr int kLargeThreads = 512, kColumnThreads = 256, kGradientThreads = 128;
 constexpr int64_t kRowMultiple = 8;
 // Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
-// Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large if it has so many positions,
-// and values for each tap. The tests of the emulation have chunks of all kinds.
+// Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large from kLargePositions
+// positions and kLargeValues values of a tap (positions · channels) on. The tests of the emulation have chunks of all kinds.
 #ifdef __CUDACC__
 constexpr int64_t kMostColumnBytes = int64_t(256) << 20, kLargePositions = 1 << 14, kLargeValues = 1 << 21;
 #else
