@@ -50,7 +50,7 @@ class LineProgress(Progress):
 
     def start(self) -> None:
         self._update = _line_of_notebook()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from bisect import bisect
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -105,8 +105,10 @@ def test_the_number_of_objects(tmp_path):
     def count(batch):
         return (outputs_of(detector, batch)["labels"] >= 0).sum(1).tolist()
 
-    def least(number):  # contrast, in steps, for as many objects
-        return bisect(range(2**14), number - 1, key=lambda step: count(noise * (step / 2**17))[0])
+    objects = cache(lambda step: count(noise * (step / 2**17))[0])  # contrast, in steps
+
+    def least(number):  # contrast for as many objects
+        return bisect(range(2**14), number - 1, key=objects)
 
     counts = [[0], [5], [20], [100], [100, 0]]
     scales = {0: 0.0, 100: 1.0} | {n: (least(n) + least(n + 1)) / 2 / 2**17 for n in (5, 20)}

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,8 @@ class InterruptHook(Hook):
     def after_train_iter(self, *args, **kwargs):
         raise KeyboardInterrupt
 
+    after_test_iter = after_train_iter
+
 
 def test_an_interrupted_training_leaves_nothing_open(tmp_path):
     scope = DefaultScope.get_current_instance()
@@ -149,3 +152,9 @@ def test_an_interrupted_training_leaves_nothing_open(tmp_path):
     assert not (torch.backends.cudnn.deterministic or torch.backends.cudnn.benchmark)
     opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
     assert not [path for path in opened if path.startswith(str(tmp_path)) and path.endswith(".log")]
+
+
+def test_an_interrupted_test_ends_its_bar(finished):
+    with pytest.raises(KeyboardInterrupt):
+        dcnzoo.test(finished / "two", cfg_options={"custom_hooks": [{"type": "InterruptHook"}]})
+    assert "progress" not in {thread.name for thread in threading.enumerate()}

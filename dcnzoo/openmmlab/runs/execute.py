@@ -4,7 +4,7 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,17 @@ from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import Claim
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.text import counted
+
+
+@contextmanager
+def _ended_bars(runner: Runner) -> Iterator[None]:
+    """Context that ends the progress bars of a runner also after an error, when mmengine calls no hook."""
+    try:
+        yield
+    finally:
+        for hook in runner.hooks:
+            if isinstance(hook, ProgressHook):
+                hook.stop()
 
 
 @separate_run()
@@ -95,10 +106,8 @@ def train(
         _count_accumulated_batches(runner)
         if changes:
             runner.logger.info(f"changed: {changes}")
-        for hook in runner.hooks:
-            if isinstance(hook, ProgressHook):
-                stack.callback(hook.stop)  # after an error, mmengine calls no hook
-        runner.train()
+        with _ended_bars(runner):
+            runner.train()
     return work_dir
 
 
@@ -132,7 +141,8 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Clai
                 for index in range(len(dataset)):
                     name = Path(dataset.get_data_info(index)["img_path"]).name
                     claim(Path(options.show_dir, name), library=True)
-            metrics = runner.test()
+            with _ended_bars(runner):
+                metrics = runner.test()
             if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
                 kinds = [
                     kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())
