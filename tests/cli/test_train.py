@@ -49,6 +49,7 @@ def average_precisions(folder):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """The folder of tests that use ``tiny`` as it is: other numbers of pictures would replace its own."""
     return tmp_path_factory.mktemp("data") / "shapes"
 
 
@@ -174,10 +175,10 @@ def weights_of(folder, name="last"):
     return dcnzoo.load(folder, checkpoint=name, device="cpu").model.state_dict()
 
 
-def test_force_replaces_a_training_and_loses_nothing(data, tmp_path, monkeypatch):
+def test_force_replaces_a_training_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     work = tmp_path / "work"
-    small = [*tiny(data, train=2, val=1, epochs=1), "val_evaluator.metric=bbox"]
+    small = [*tiny(tmp_path / "data", train=2, val=1, epochs=1), "val_evaluator.metric=bbox"]
     commands.run("train", CONFIG, "--work-dir", work, "--patience", 5, *small, "randomness.seed=1")
     fresh = Config.fromfile(work / Path(CONFIG).name)
     commands.run("train", work, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
@@ -426,8 +427,8 @@ def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
     commands.run("test", config, weights, "--work-dir", tmp_path)
 
 
-def test_seed_and_device(data, tmp_path):
-    options = ["--seed", 3, "--device", "cpu", *tiny(data, train=4, val=1, epochs=1)]
+def test_seed_and_device(tmp_path):
+    options = ["--seed", 3, "--device", "cpu", *tiny(tmp_path / "data", train=4, val=1, epochs=1)]
     states = []
     for name in ("first", "second"):
         output = commands.run("train", CONFIG, "--work-dir", tmp_path / name, *options)
