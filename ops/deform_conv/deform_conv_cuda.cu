@@ -23,8 +23,9 @@ constexpr int kLargeThreads = 512, kColumnThreads = 256, kGradientThreads = 128;
 constexpr int64_t kRowMultiple = 8;
 // Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
-// Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large from kLargePositions
-// positions and kLargeValues values of a tap (positions · channels) on. The tests of the emulation have chunks of all kinds.
+// Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large if it has at least
+// kLargePositions positions, and kLargeValues values for each tap (positions · channels). The emulation has small numbers,
+// so that its tests have several chunks, large ones and others.
 #ifdef __CUDACC__
 constexpr int64_t kMostColumnBytes = int64_t(256) << 20, kLargePositions = 1 << 14, kLargeValues = 1 << 21;
 #else
@@ -74,7 +75,7 @@ struct Sampling {
   int taps_of_tile;
   Divisor<int64_t> tiles_of_row, tiles_of_tap;
 
-  // The work of blocks of `width` positions, with `parts` parts of the channels and one tap or all.
+  // Divides the work among blocks: of `width` positions, one of `parts` parts of the channels, and one tap or all taps.
   Sampling in_tiles(int64_t width, int64_t parts, bool all_taps = false) const {
     Sampling result = *this;
     result.taps_of_tile = all_taps ? int(taps) : 1;
@@ -364,8 +365,8 @@ struct Chunk {
     return torch::stable::new_empty(input, {s.groups, s.channels / s.groups * s.taps, row});
   }
 
-  // With all taps in a block, most pixels come from L1: .72 to .95 of the time of one tap from 100 × 168 pixels on (H100),
-  // and more below, where too few blocks run.
+  // In large chunks, a block goes through all taps, so that most pixels come from L1: .72 to 1.01 of the time of a block for
+  // each tap (H100). In small chunks this takes longer, because there are too few blocks.
   void im2col(const Tensor& columns) const {
     const bool large = positions >= kLargePositions && positions * sampling.channels >= kLargeValues;
     const int threads = large ? kLargeThreads : kColumnThreads;
