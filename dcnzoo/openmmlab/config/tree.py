@@ -26,7 +26,13 @@ PARAMETERS = {
     **inspect.signature(runner.Runner).parameters,
     **inspect.signature(runner.FlexibleRunner).parameters,
 }
-RUNNER_KEYS = {*PARAMETERS, "custom_imports", "runner_type", "tta_model", "tta_pipeline"}
+RUNNER_KEYS = {
+    *PARAMETERS,
+    *("custom_imports", "runner_type", "tta_model", "tta_pipeline"),
+    # the runner takes these from its whole config
+    *("model_wrapper_cfg", "sync_bn", "find_unused_parameters", "activation_checkpointing"),
+    "efficient_conv_bn_eval",
+}
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # the registries of the classes in each part of a config
 _REGISTRIES = {
@@ -97,7 +103,7 @@ class Node:
 def nodes(cfg: Config) -> Iterator[Node]:
     """Yield every dictionary in the parts of a config that mmengine reads."""
     for key in cfg:
-        if key in RUNNER_KEYS or key in _REGISTRIES:
+        if key in RUNNER_KEYS:
             yield from _nodes(cfg[key], Node(key, {}, None, key, _REGISTRIES.get(key, ())))
 
 

@@ -4,7 +4,7 @@ import copy
 import os
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ setup()  # any config may use dcn=True
 MODEL = ("model",)
 TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
+# MMDetection's names of variables, also in the lines of a dump, which do not read them
+VARIABLES = {"train_pipeline", "test_pipeline", "data_root", "dataset_type"}
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 
@@ -95,14 +97,26 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(_as_tuple, value)]
 
 
-def _settings_of_variable(cfg: Config, name: str) -> list[str]:
-    """Return the settings that have copied a variable's value: an option for it would not change them."""
-    # "key=name" in a dict; the lines of a dump, as in work directories, have no names
-    keys = {*re.findall(rf"(\w+)[\"']?\s*[=:]\s*(?:_base_\.)?{re.escape(name)}\b", cfg.text)}
-    keys |= {"pipeline"} if name in ("train_pipeline", "test_pipeline") else set()
+def _variables_among(options: Mapping[str, object], cfg: Config) -> Iterator[str]:
+    """Yield a text for each option for a variable of a config: settings have copied its value before."""
+    names = {key.split(".")[0] for key in options} - RUNNER_KEYS
+    if not names:
+        return
+    read = variables(cfg.text)[1] & cfg.keys()
     parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
-    settings = ((f"{path}.{key}"[1:], node[key]) for path, node in dicts(parts) for key in keys & node.keys())
-    return [path for path, value in settings if name not in cfg or value == cfg[name]]
+    settings = [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
+    for name in sorted(names & (read | VARIABLES)):
+        if name in cfg:
+            # an equal number is a copy only if the text has "key=name"
+            assignment = rf"(\w+)[\"']?\s*[=:]\s*(?:{{{{\s*)?(?:_base_\.)?{re.escape(name)}\b"
+            keys, is_number = {*re.findall(assignment, cfg.text)}, not isinstance(cfg[name], Collection)
+            equal = ((path, key) for path, key, value in settings if value == cfg[name])
+            copies = [path for path, key in equal if key in keys or not is_number]
+        else:
+            copies = [path for path, key, _ in settings if key == "pipeline" and name.endswith(key)]
+        if copies or name in read:
+            expected = few(copies) if copies else "a setting"
+            yield f"{name}: expected {expected}, got a variable, whose value was copied before"
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] | None = None) -> Config:
@@ -129,8 +143,8 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    for path, node in dicts(cfg._cfg_dict):
-        if "pipeline" in path:
+    for place, node in dicts(cfg._cfg_dict):
+        if "pipeline" in place:
             node.update({key: _as_tuple(node[key]) for key in SIZES & node.keys()})
     if old := OLD_KEYS.keys() & cfg.keys():
         stored, read = variables(cfg.text)
@@ -139,14 +153,17 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
     options = {} if cfg_options is None else cfg_options
     if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
-    for name in sorted({key.split(".")[0] for key in options} - RUNNER_KEYS):
-        settings = _settings_of_variable(cfg, name)
-        if settings or name in variables(cfg.text)[1]:
-            expected = few(settings) if settings else "a setting"
-            text = f"{name}: expected {expected}, got a variable, whose value was used before"
-            raise UserError(f"{path}: cfg_options: {text}")
+    if empty := [key for key in options if not all(key.split("."))]:
+        raise UserError(
+            f"{path}: cfg_options: expected names between the dots, got {few([*map(repr, empty)])}"
+        )
+    if mistakes := [f"{path}: cfg_options: {text}" for text in _variables_among(options, cfg)]:
+        raise UserError(*mistakes)
     try:
         cfg.merge_from_dict(dict(options))
+    except AttributeError as error:  # of mmengine, which merges elements of lists like dictionaries
+        text = f"expected whole lists of numbers or texts, got one element among {few([*options])}"
+        raise UserError(f"{path}: cfg_options: {text}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: cfg_options: {one_line(error)}") from error
     return cfg
