@@ -1,3 +1,4 @@
+import gc
 import importlib
 import os
 import random
@@ -30,6 +31,13 @@ def pytest_testnodedown(node, error):
     process = getattr(getattr(node.gateway, "_io", None), "popen", None)
     if error and process is not None:
         print(f"\n{node.gateway.id} ended with status {process.wait()}", file=sys.stderr)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Hide the objects so far, which stay until the end, from gc: it took a quarter of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
