@@ -35,7 +35,7 @@ def pytest_testnodedown(node, error):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """Hide the objects so far, which stay until the end, from gc: it took a quarter of the time."""
+    """Exclude the existing objects from garbage collection, which mmengine starts for each data set."""
     gc.collect()
     gc.freeze()
 

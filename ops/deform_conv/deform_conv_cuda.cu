@@ -24,8 +24,8 @@ constexpr int64_t kRowMultiple = 8;
 // Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
 // Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large if it has at least
-// kLargePositions positions, and kLargeValues values for each tap (positions · channels). The emulation has small numbers,
-// so that its tests have several chunks, large ones and others.
+// kLargePositions positions, and kLargeValues values for each tap (positions · channels). The emulation uses smaller limits,
+// so that small tests have several chunks, and large chunks.
 #ifdef __CUDACC__
 constexpr int64_t kMostColumnBytes = int64_t(256) << 20, kLargePositions = 1 << 14, kLargeValues = 1 << 21;
 #else
@@ -75,7 +75,8 @@ struct Sampling {
   int taps_of_tile;
   Divisor<int64_t> tiles_of_row, tiles_of_tap;
 
-  // Divides the work among blocks: of `width` positions, one of `parts` parts of the channels, and one tap or all taps.
+  // Divides the work among blocks. A block computes `width` positions, one of `parts` parts of the channels, and one tap or
+  // all taps.
   Sampling in_tiles(int64_t width, int64_t parts, bool all_taps = false) const {
     Sampling result = *this;
     result.taps_of_tile = all_taps ? int(taps) : 1;
@@ -365,8 +366,8 @@ struct Chunk {
     return torch::stable::new_empty(input, {s.groups, s.channels / s.groups * s.taps, row});
   }
 
-  // In large chunks, a block goes through all taps, so that most pixels come from L1: .72 to 1.01 of the time of a block for
-  // each tap (H100). In small chunks this takes longer, because there are too few blocks.
+  // In large chunks, a block computes all taps, so that it reads most pixels from L1. On an H100 this takes .72 to 1.01 of
+  // the time of one block per tap. In small chunks it takes longer, because there are too few blocks.
   void im2col(const Tensor& columns) const {
     const bool large = positions >= kLargePositions && positions * sampling.channels >= kLargeValues;
     const int threads = large ? kLargeThreads : kColumnThreads;

@@ -217,8 +217,8 @@ void run(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, first, rows, scratch); });
 }
 
-// With AMX, the sampling of few channels takes most of the time. It is faster in float if the channels fill only one half
-// vector, and if they do not fill half vectors, because bfloat16 is then converted value by value.
+// With AMX, convolutions of few channels spend most of their time on sampling. Sampling in float is faster in two cases: the
+// channels fill only one half vector, or they do not fill half vectors and bfloat16 is converted value by value.
 bool suits([[maybe_unused]] int64_t channels) {
 #if defined(__AMX_BF16__)
   constexpr int64_t half = kLanes<float> / 2;

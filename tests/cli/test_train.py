@@ -49,7 +49,7 @@ def average_precisions(folder):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The folder of all tests with the default numbers of pictures: others would replace the pictures."""
+    """Data of the tests with the default numbers of pictures. Other numbers would replace the pictures."""
     return tmp_path_factory.mktemp("data") / "shapes"
 
 

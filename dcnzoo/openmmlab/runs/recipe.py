@@ -29,7 +29,7 @@ setup()  # any config may use dcn=True
 MODEL = ("model",)
 TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
-# MMDetection's names of variables, also in the lines of a dump, which do not read them
+# variables of MMDetection's configs. In a dump, they set nothing: the settings contain copies of their values
 VARIABLES = {"train_pipeline", "test_pipeline", "data_root", "dataset_type"}
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
@@ -98,7 +98,7 @@ def _as_tuple(value: object) -> object:
 
 
 def _variables_among(options: Mapping[str, object], cfg: Config) -> Iterator[str]:
-    """Yield a text for each option for a variable of a config: settings have copied its value before."""
+    """Yield an error for each option that changes a variable: the settings have already copied its value."""
     names = {key.split(".")[0] for key in options} - RUNNER_KEYS
     if not names:
         return
@@ -107,7 +107,7 @@ def _variables_among(options: Mapping[str, object], cfg: Config) -> Iterator[str
     settings = [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
     for name in sorted(names & (read | VARIABLES)):
         if name in cfg:
-            # an equal number is a copy only if the text has "key=name"
+            # other settings may have the same number by chance: then the text must contain "key=name"
             assignment = rf"(\w+)[\"']?\s*[=:]\s*(?:{{{{\s*)?(?:_base_\.)?{re.escape(name)}\b"
             keys, is_number = {*re.findall(assignment, cfg.text)}, not isinstance(cfg[name], Collection)
             equal = ((path, key) for path, key, value in settings if value == cfg[name])
@@ -143,14 +143,19 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    for place, node in dicts(cfg._cfg_dict):
-        if "pipeline" in place:
+    for key_path, node in dicts(cfg._cfg_dict):
+        if "pipeline" in key_path:
             node.update({key: _as_tuple(node[key]) for key in SIZES & node.keys()})
     if old := OLD_KEYS.keys() & cfg.keys():
         stored, read = variables(cfg.text)
         for key in old & read | old - stored:  # variables; a dump would set them without reading them
             cfg.pop(key)
-    options = {} if cfg_options is None else cfg_options
+    _merge(cfg, {} if cfg_options is None else cfg_options, path)
+    return cfg
+
+
+def _merge(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) -> None:
+    """Change the settings that the options name. Errors name the config's path."""
     if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
     if empty := [key for key in options if not all(key.split("."))]:
@@ -166,4 +171,3 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         raise UserError(f"{path}: cfg_options: {text}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: cfg_options: {one_line(error)}") from error
-    return cfg
