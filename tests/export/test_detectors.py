@@ -97,6 +97,7 @@ def test_runtimes(family, dynamic, tmp_path):
         assert total.number >= 50 and total.holds, (backend, total)
 
 
+@pytest.mark.slow  # the files of test_tools.py, with more and with no objects, are exported every day
 def test_the_number_of_objects(tmp_path):
     """Mask heads run on the objects: none, some, all rows, and an image without objects in a batch."""
     detector = build("Mask R-CNN", score_thr=0.2)

@@ -18,13 +18,14 @@ from dcnzoo.detect.outputs import paste
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
 from tests.cli.test_train import tiny
 from tests.commands import error_of, run
 from tests.processes import ROOT
 
-from .detectors import calibrate
+from .detectors import build, calibrate
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -276,12 +277,17 @@ def test_differences_fail(work, exported):
             verify(detector, changed, pictures)
 
 
-def test_a_file_of_a_fixed_size(work, tmp_path):
+def test_a_file_of_a_fixed_size(tmp_path):
     """A picture of another orientation is shrunk: with a warning, and compared with PyTorch likewise."""
-    detector, path = load(work), tmp_path / "model.onnx"
+    network, path = build("RetinaNet"), tmp_path / "model.onnx"
+    steps = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(128, 64), keep_ratio=True)]
+    dataset = dict(pipeline=[*steps, dict(type="PackDetInputs")])
+    network.cfg = Config(dict(test_dataloader=dict(dataset=dataset)))
+    detector = TorchDetector(network)
     with pytest.warns(UserWarning, match=r"^shape: .*64 × 128 in place of 64 × 120: .* multiples of 32"):
         result = detector.export(path, shape=(64, 120), verify=PICTURE)
-    assert result.agreement.holds and result.shape == (64, 128) and result.files == (path,)
+    assert result.agreement.holds and result.agreement.number >= 100
+    assert result.shape == (64, 128) and result.files == (path,)
     with pytest.warns(UserWarning, match="shrunk to the file's input, 64 × 128"):
         result.load()(np.zeros((90, 60, 3), np.uint8))
 

@@ -42,6 +42,8 @@ def parametrized(cases, first=CASES):
 # Each form of these takes another way through the fake kernel; of the others, the first form is enough.
 FAKE = ("deform_conv2d", "deform_conv_transpose2d", "dcnv3")
 WAYS = [(op, s) for op, s in FORMS if s.name == op.forms()[0].name or op.name in FAKE]
+# Compiled like others: as those of 2 dimensions, or as dcnv3.
+ALIKE = [op.name for op in OPERATORS if op.name.endswith(("1d", "3d", "transpose2d", "dcnv4"))]
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
 every_case, every_form = parametrized(CASES), parametrized(FORMS)
 forms_first, own_forms_first = parametrized(CASES, FORMS), parametrized(OWN, FORMS)
@@ -195,10 +197,7 @@ def test_compile_without_graph_breaks_or_recompilation(op):
 
 @pytest.mark.parametrize(
     "op",
-    [
-        pytest.param(op, id=op.name, marks=pytest.mark.slow if op.name.endswith(("1d", "3d")) else ())
-        for op in OPERATORS
-    ],
+    [pytest.param(op, id=op.name, marks=pytest.mark.slow if op.name in ALIKE else ()) for op in OPERATORS],
 )
 def test_compile_with_inductor(op, device):
     torch._dynamo.reset()
