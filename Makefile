@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
+# With this variable, Python does not keep the modules that it compiles: each process compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Installs groups of pyproject.toml with uv if it is on the PATH (`make UV= …` uses pip). `make WHEELHOUSE=wheelhouse …`
-# installs from a folder of wheels. --no-compile: Python compiles modules when it imports them, and keeps
-# them unless this variable forbids it: then each process of the tests would compile all of them again.
-unexport PYTHONDONTWRITEBYTECODE
+# installs from a folder of wheels. --no-compile: Python compiles modules when it imports them.
 UV     := $(shell command -v uv)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --no-compile) $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
 

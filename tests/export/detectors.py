@@ -14,6 +14,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, compare_all
@@ -232,6 +233,13 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     if family == "CornerNet":
         balance(detector, images)
     return detector
+
+
+def loaded(network: nn.Module, *steps: dict[str, Any]) -> TorchDetector:
+    """Return a detector with a test pipeline of these steps after the loading of the picture."""
+    pipeline = [dict(type="LoadImageFromFile"), *steps]
+    network.cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    return TorchDetector(network)
 
 
 def padded(family: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:

@@ -24,7 +24,6 @@ from dcnzoo.export.fixed_size import ABSENT, keep_boxes, paste_masks, roi_align_
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.export import write_detector
@@ -35,7 +34,18 @@ from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, verify_ra
 from dcnzoo.ops import reference_boxes
 
 from ..modules import module_of
-from .detectors import CONFIGS, WIDTH, agreement_of, assert_agreement, build, calibrate, has_dcn, padded, size
+from .detectors import (
+    CONFIGS,
+    WIDTH,
+    agreement_of,
+    assert_agreement,
+    build,
+    calibrate,
+    has_dcn,
+    loaded,
+    padded,
+    size,
+)
 from .graphs import run
 
 onnx = pytest.importorskip("onnx")
@@ -97,7 +107,7 @@ def test_runtimes(family, dynamic, tmp_path):
         assert total.number >= 50 and total.holds, (backend, total)
 
 
-@pytest.mark.slow  # the files of test_tools.py, with more and with no objects, are exported every day
+@pytest.mark.slow  # `make test` verifies the file of test_tools.py, also on an empty picture
 def test_the_number_of_objects(tmp_path):
     """Mask heads run on the objects: none, some, all rows, and an image without objects in a batch."""
     detector = build("Mask R-CNN", score_thr=0.2)
@@ -134,22 +144,19 @@ def test_graphs_for_one_size(tmp_path):
 
 def test_a_test_pipeline_that_a_file_cannot_have(monkeypatch, tmp_path):
     """CornerNet's test pipeline pads all sides, which a file cannot do: its size is dynamic nevertheless."""
-    detector, sizes = build("RetinaNet"), {}
-    steps = [dict(type="LoadImageFromFile"), dict(type="RandomCenterCropPad")]
-    detector.cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=steps))))
+    detector, sizes = loaded(build("RetinaNet"), dict(type="RandomCenterCropPad")), {}
 
     def write(model, images, options, dynamic, **_):
         sizes[dynamic] = images.shape
         return (tmp_path / "model.xml",)
 
     monkeypatch.setattr(export_module, "write_detector", write)
-    loaded = TorchDetector(detector)
-    result = loaded.export(tmp_path / "model.xml")
+    result = detector.export(tmp_path / "model.xml")
     assert result.shape is None and sizes == {True: (1, 3, 640, 640)}
     assert "RandomCenterCropPad" in str(result.findings)
     for options in (dict(verify=True), dict(precision=Int8("docs/images"))):
         with pytest.raises(ValueError, match=rf"{next(iter(options))}: .*RandomCenterCropPad"):
-            loaded.export(tmp_path / "model.xml", **options)
+            detector.export(tmp_path / "model.xml", **options)
 
 
 def test_an_example_with_maps_of_one_pixel(tmp_path):

@@ -18,14 +18,13 @@ from dcnzoo.detect.outputs import paste
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector
-from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
 from tests.cli.test_train import tiny
 from tests.commands import error_of, run
 from tests.processes import ROOT
 
-from .detectors import build, calibrate
+from .detectors import build, calibrate, loaded
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -277,13 +276,11 @@ def test_differences_fail(work, exported):
             verify(detector, changed, pictures)
 
 
-def test_a_file_of_a_fixed_size(tmp_path):
+@pytest.mark.parametrize("family", ["RetinaNet", pytest.param("Mask R-CNN", marks=pytest.mark.slow)])
+def test_a_file_of_a_fixed_size(family, tmp_path):
     """A picture of another orientation is shrunk: with a warning, and compared with PyTorch likewise."""
-    network, path = build("RetinaNet"), tmp_path / "model.onnx"
-    steps = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(128, 64), keep_ratio=True)]
-    dataset = dict(pipeline=[*steps, dict(type="PackDetInputs")])
-    network.cfg = Config(dict(test_dataloader=dict(dataset=dataset)))
-    detector = TorchDetector(network)
+    steps = dict(type="Resize", scale=(128, 64), keep_ratio=True), dict(type="PackDetInputs")
+    detector, path = loaded(build(family), *steps), tmp_path / "model.onnx"
     with pytest.warns(UserWarning, match=r"^shape: .*64 × 128 in place of 64 × 120: .* multiples of 32"):
         result = detector.export(path, shape=(64, 120), verify=PICTURE)
     assert result.agreement.holds and result.agreement.number >= 100

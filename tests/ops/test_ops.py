@@ -42,7 +42,7 @@ def parametrized(cases, first=CASES):
 # Each form of these takes another way through the fake kernel; of the others, the first form is enough.
 FAKE = ("deform_conv2d", "deform_conv_transpose2d", "dcnv3")
 WAYS = [(op, s) for op, s in FORMS if s.name == op.forms()[0].name or op.name in FAKE]
-# Compiled like others: as those of 2 dimensions, or as dcnv3.
+# Inductor compiles these like deform_conv2d or dcnv3.
 ALIKE = [op.name for op in OPERATORS if op.name.endswith(("1d", "3d", "transpose2d", "dcnv4"))]
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
 every_case, every_form = parametrized(CASES), parametrized(FORMS)
