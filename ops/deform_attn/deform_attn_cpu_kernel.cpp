@@ -153,7 +153,7 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
                               int64_t points, const S* map, int64_t pixel_stride, int64_t rest, S* output,
                               Vector<T>& check) {
   constexpr int channels = sizeof(Value) / sizeof(T);
-  const auto read = [rest](const S* from) -> Value {
+  const auto read = [=](const S* from) -> Value {
     if constexpr (Rest)
       return load_some(from, rest);
     else

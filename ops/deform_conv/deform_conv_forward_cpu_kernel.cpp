@@ -119,12 +119,14 @@ template <typename T, typename S>
 void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, S* columns, T* result) {
   constexpr int64_t panel = kNR<S>;
   const int64_t stride = panel_stride<S>(p.tile), channels = block.count / block.groups;
-  if (narrow_channels<T>(p.shape, block)) {
-    const auto multiply = channels == 4 ? multiply_narrow<T, S, 4> : multiply_narrow<T, S, 8>;
-    for (int64_t c = 0; c < block.count; c += kColumns<S>)
-      multiply(columns + c / panel * stride + c % panel, rows, p.shape.taps, block.count / panel * stride,
-               p.weight + block.weight_at + c * p.shape.taps * channels, result + c, p.tile.outputs);
-    return;
+  if constexpr (kLanes<T> >= 8) {  // two groups of four
+    if (narrow_channels<T>(p.shape, block)) {
+      const auto multiply = channels == 4 ? multiply_narrow<T, S, 4> : multiply_narrow<T, S, 8>;
+      for (int64_t c = 0; c < block.count; c += kColumns<S>)
+        multiply(columns + c / panel * stride + c % panel, rows, p.shape.taps, block.count / panel * stride,
+                 p.weight + block.weight_at + c * p.shape.taps * channels, result + c, p.tile.outputs);
+      return;
+    }
   }
   const int64_t outputs = block.outputs / block.groups, depth = packed_depth<T, S>(p.shape, block);
   // the weight's last rows are zero, but the columns must not be NaN
