@@ -210,18 +210,37 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
     """Parse ``KEY=VALUE`` words in mmengine's syntax."""
     if not words or ctx.resilient_parsing:
         return {}
-    from mmengine.config import DictAction
 
     settings = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"expected KEY=VALUE, got {word}", ctx, param)
+        if re.search(r"(^|[\[(,])\s*(dict\(|{\s*['\"])", value):
+            expected = f"expected an option for each setting of a dictionary, such as {key}.name=1"
+            raise click.BadParameter(f"{key}: {expected}, got {value}", ctx, param)
         try:
-            settings[key] = DictAction._parse_iterable(value)
-        except AssertionError as error:
-            raise click.BadParameter(f"{key}: {error}", ctx, param) from error
+            settings[key] = _parse(value)
+        except (AssertionError, RecursionError) as error:
+            text = error if isinstance(error, AssertionError) else f"expected a value or a list, got {value}"
+            raise click.BadParameter(f"{key}: {text}", ctx, param) from error
     return settings
+
+
+def _parse(value: str) -> Any:
+    """Parse a value in mmengine's syntax. mmengine removes spaces; those inside a text remain here."""
+    from mmengine.config import DictAction
+
+    value = value.strip()
+    if value.startswith(("[", "(")) or "," in value:
+        value = re.sub(r"\s*([,()\[\]])\s*", r"\1", value)
+
+    def with_spaces(parsed: Any) -> Any:
+        if isinstance(parsed, list | tuple):
+            return type(parsed)(map(with_spaces, parsed))
+        return parsed.replace("\0", " ") if isinstance(parsed, str) else parsed
+
+    return with_spaces(DictAction._parse_iterable(value.replace(" ", "\0")))
 
 
 def refuse(reason: str, *names: str) -> None:

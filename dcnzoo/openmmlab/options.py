@@ -61,6 +61,7 @@ class RunOptions:
         Raises:
             UserError: ``work_dir`` is a file, or the config does not have the setting of an option.
         """
+        changes = [_set(cfg, "launcher", self.launcher)] if "launcher" in cfg else []
         cfg.launcher = self.launcher
         if self.work_dir is not None:
             cfg.work_dir = os.path.expanduser(self.work_dir)
@@ -79,7 +80,7 @@ class RunOptions:
         detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages have layers that view maps
         if self.channels_last and detector and self.launcher == "none" and get_device() == "cpu":
             hooks.channels_last = {"type": "ChannelsLastHook"}
-        return []
+        return changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ class TrainOptions(RunOptions):
         """
         changes = super().apply(cfg)
         if self.amp:
-            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            changes.append(_set(cfg.optim_wrapper, "type", "AmpOptimWrapper", "optim_wrapper."))
             cfg.optim_wrapper.loss_scale = "dynamic"
         if self.auto_scale_lr:
             cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}

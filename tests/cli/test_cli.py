@@ -266,3 +266,23 @@ def test_other_broken_pipes_are_errors():
         raise BrokenPipeError(32, "Broken pipe")
     with pytest.raises(SystemExit, match=r"^error: server: gone$"), dcnzoo.cli.one_line_errors():
         raise UserError("server: gone") from BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("data/my pics/", "data/my pics/"), ("x (old)/y", "x (old)/y"), ("'my exp'", "my exp"), (" 3 ", 3),
+        ("1, 2", [1, 2]), ("[(1, 2), [ a, b c ], -1e-3]", [(1, 2), ["a", "b c"], -1e-3]), ("()", ()),
+        ("None", None), ("true", True), ("epoch_{}.pth", "epoch_{}.pth"),
+        ("{epoch:02d}, 1", ["{epoch:02d}", 1]),
+    ],
+)  # fmt: skip
+def test_values_of_settings(text, value):
+    """mmengine's syntax, in which spaces of texts remain."""
+
+    @click.command()
+    @_options.cfg_options
+    def command(cfg_options):
+        assert cfg_options == {"a.b": value} and type(cfg_options["a.b"]) is type(value)
+
+    command.main(["--cfg-options", f"a.b={text}"], standalone_mode=False)

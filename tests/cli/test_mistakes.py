@@ -22,6 +22,9 @@ OPTIONS = [  # refused when the line is read
     ("train CONFIG --cfg-options x", "got x"),
     ("train --resume CONFIG", r"--resume .*mask-rcnn.*\.py"),
     ("train CONFIG --cfg-options 'x=[(1,2]'", "--cfg-options': x: "),
+    ("train CONFIG --cfg-options 'a.b=dict(c=1,d=2)'", "a.b: expected an option for each setting of a dict"),
+    ("""train CONFIG --cfg-options "a=[{'b': 1}]" """, "such as a.name=1, got"),
+    ("train CONFIG --cfg-options 'a=f(1,2)'", r"a: expected a value or a list, got f\(1,2\)"),
     ("browse CONFIG --num-images 0", "--num-images"),
     ("infer", "MODEL"),
     ("infer a.png", "MODEL"),
@@ -57,6 +60,7 @@ OPTIONS = [  # refused when the line is read
 ]
 CONTENT = [
     ("train CONFIG --resume no.pth", "no.pth"),
+    ("train CONFIG --cfg-options optim_wrapper.optimizer.lr=inf", "lr: expected a number .*got inf"),
     ("train CONFIG --auto-scale-lr --cfg-options auto_scale_lr.base_batch_size=0", "base_batch_size"),
     ("train CONFIG --auto-scale-lr --cfg-options auto_scale_lr.base_batch_size=1.5", "got 1.5"),
     ("train CONFIG --auto-scale-lr --cfg-options auto_scale_lr=None", "got None"),

@@ -132,7 +132,8 @@ def test_data_in_an_archive(data, trained, tmp_path):
 def test_mixed_precision_on_the_cpu(data, tmp_path):
     options = ["--amp", "--auto-scale-lr", "--epochs", 1, "--lr", 0.003, "--patience", 1, *tiny(data)]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, "--verbose", *options)
-    assert "changed: max_epochs 2 → 1, " in output and "lr 0.0015 → 0.003" in output
+    assert "max_epochs 2 → 1, " in output and "lr 0.0015 → 0.003" in output
+    assert "changed: optim_wrapper.type OptimWrapper → AmpOptimWrapper, " in output
     losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
     assert losses and all(0 < float(loss) < 20 for loss in losses)
     weights = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]

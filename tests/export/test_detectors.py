@@ -302,13 +302,18 @@ def test_suppression(max_per_class, boxes_given, threshold, tmp_path):
             assert (dets[n, len(best) :] == 0).all()
 
 
-def test_soft_suppression(tmp_path):
+SOFT = [
+    dict(method="gaussian", sigma=0.2, min_score=0.2),
+    dict(method="linear", iou_threshold=0.2, min_score=0.1),
+    dict(method="naive", iou_threshold=0.4),
+]
+
+
+@pytest.mark.parametrize(
+    "methods", [SOFT[:1], pytest.param(SOFT, marks=pytest.mark.slow)], ids=["one", "all"]
+)
+def test_soft_suppression(methods, tmp_path):
     boxes, scores, labels = candidates(40)
-    methods = [
-        dict(method="gaussian", sigma=0.2, min_score=0.2),
-        dict(method="linear", iou_threshold=0.2, min_score=0.1),
-        dict(method="naive", iou_threshold=0.4),
-    ]
     methods = [ConfigDict(nms=dict(type="soft_nms", **method), max_per_img=30) for method in methods]
 
     @module_of

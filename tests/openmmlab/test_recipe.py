@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.config import json_config
+from dcnzoo.openmmlab.config.check import find_problems
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
@@ -86,21 +87,25 @@ COPIES = {  # an option, and the settings that have its value
 }
 
 
-@pytest.mark.parametrize("dumped", [False, True])
-def test_an_option_of_a_variable_names_the_settings(tmp_path, dumped):
+@pytest.mark.parametrize("form", ["own.py", "dump.py", "dump.yaml", "dump.json", "child.py"])
+def test_an_option_of_a_variable_names_the_settings(tmp_path, form):
     """The settings have copied the variable's value, so that the option would have no effect."""
-    file = tmp_path / "own.py"
-    file.write_text(LINES)
-    if dumped:
-        Config.fromfile(file).dump(file)
+    file = tmp_path / form
+    (tmp_path / "own.py").write_text(LINES)
+    if form == "child.py":
+        file.write_text("from mmengine import read_base\nwith read_base():\n    from .own import *\n")
+    elif form != "own.py":
+        Config.fromfile(tmp_path / "own.py").dump(file)
     for option, settings in COPIES.items():
-        if dumped and option in ("size", "epochs", "rate", "steps"):
-            continue  # may also be a key that a hook reads
+        if option == "rate" and form != "own.py":
+            continue  # only its lines tell what they compute
         with pytest.raises(UserError) as error:
             read_config_file(file, {option: (5, 5)})
         assert str(error.value).startswith(f"{file}: cfg_options: ")
         name, found = re.search(r"cfg_options: (\w+): expected (.*), got", str(error.value)).groups()
-        assert name == option.split(".")[0] and sorted(found.split(", ")) == sorted(settings)
+        assert name == option.split(".")[0]
+        others = {"model.test_cfg.max_per_img"} if form != "own.py" else set()  # their names have other words
+        assert {*found.split(", ")} == {*settings} - others
     with pytest.raises(UserError) as error:
         read_config_file(file, {"data_root": "x", "model.type": "FCOS", "test_pipeline": []})
     assert [re.search(r"cfg_options: (\w+)", text)[1] for text in error.value.args] == [
@@ -113,19 +118,69 @@ def test_an_option_of_a_variable_names_the_settings(tmp_path, dumped):
     assert cfg.note == "two" and cfg.tta_pipeline[1].scale == (5, 5) and cfg.train_cfg.max_epochs == 9
 
 
+def test_variables_with_names_of_version_2(tmp_path):
+    file = tmp_path / "own.py"
+    lines = "seed = 3\noptimizer = dict(type='SGD', lr=0.1)\nlr_config = dict(policy='step', step=[8])\n"
+    file.write_text(f"{lines}randomness = dict(seed=seed)\noptim_wrapper = dict(optimizer=optimizer)\n")
+    for option, setting in {"seed": "randomness.seed", "optimizer.lr": "optim_wrapper.optimizer"}.items():
+        with pytest.raises(UserError, match=f"{option.split('.')[0]}: expected {setting}, got a variable"):
+            read_config_file(file, {option: 4})
+    assert "seed" not in read_config_file(file) and "lr_config" in read_config_file(
+        file, {"randomness.seed": 4}
+    )
+
+
+def test_warnings_of_names_without_effect(tmp_path):
+    """A dump's copies are none; an option that at most a hook reads is one."""
+    file = tmp_path / "dump.py"
+    Config.fromfile(PLAIN).dump(file)
+    file.write_text(f"{file.read_text()}note = 'one'\n")
+    warning = "note: expected a setting, got a name that at most a hook reads"
+    for options, warnings in (({}, []), ({"val_dataloader.batch_size": 2}, []), ({"note": "two"}, [warning])):
+        problems = find_problems(read_config_file(file, options), TRAINING, options=options)
+        assert [str(each) for each in problems] == warnings and not any(each.stops for each in problems)
+
+
 @pytest.mark.parametrize(
-    ("option", "expected"),
+    ("options", "expected"),
     [
-        ("param_scheduler.0.milestones.1", "whole lists"),
-        ("model..type", "names between the dots, got 'model..type'"),
-        ("", "names between the dots, got ''"),
+        ({"param_scheduler.0.milestones.1": 3}, "expected whole lists"),
+        (
+            {"param_scheduler.-1.type": 3},
+            r"param_scheduler.-1.type: expected an index .* from 0 to 1, got -1",
+        ),
+        ({"param_scheduler.2.type": 3}, "from 0 to 1, got 2"),
+        ({"param_scheduler.type": 3}, "from 0 to 1, got type"),
+        ({"train_cfg.max_epochs.x": 3}, "train_cfg.max_epochs.x: expected settings as .*max_epochs, got 3"),
+        (
+            {"model.test_cfg.max_per_img": 4, "model.test_cfg": {}},
+            "max_per_img: expected after model.test_cfg",
+        ),
+        ({"model.test_cfg": None, "model.test_cfg.a": 3}, "a: expected settings as model.test_cfg, got None"),
+        ({"model..type": 3}, "expected names between the dots, got 'model..type'"),
+        ({"": 3}, "expected names between the dots, got ''"),
     ],
 )
-def test_options_that_cannot_be_merged(tmp_path, option, expected):
+def test_options_that_cannot_be_merged(tmp_path, options, expected):
     file = tmp_path / "own.py"
     file.write_text(LINES)
     with pytest.raises(UserError, match=f"^{file}: cfg_options: .*{expected}"):
-        read_config_file(file, {option: 3})
+        read_config_file(file, options)
+
+
+def test_options_for_a_dictionary_and_what_is_in_it(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(LINES)
+    cfg = read_config_file(file, {"model.test_cfg": {"a": 1}, "model.test_cfg.b": 2, "model.test": 3})
+    assert cfg.model == dict(type="RetinaNet", test_cfg=dict(max_per_img=3, a=1, b=2), test=3)
+
+
+def test_variables_in_a_json_config(tmp_path):
+    """mmengine replaces them before it reads JSON."""
+    file = tmp_path / "child.json"
+    (tmp_path / "own.py").write_text(LINES)
+    file.write_text('{"_base_": "./own.py", "val_cfg": {"interval": {{_base_.epochs}}}}')
+    assert read_config_file(file).val_cfg == dict(interval=3)
 
 
 def test_the_test_pipeline_of_a_detector_in_json(tmp_path):

@@ -600,10 +600,12 @@ def test_epochs_scale_the_schedule():
 
 def test_batch_size_and_learning_rate():
     cfg, _ = schedule(RTMDET)
-    text = ", ".join(TrainOptions(batch_size=5, lr=0.001).apply(cfg))
+    cfg.launcher = "pytorch"
+    text = ", ".join(TrainOptions(batch_size=5, lr=0.001, amp=True).apply(cfg))
     assert cfg.train_dataloader.batch_size == 5 and cfg.optim_wrapper.optimizer.lr == 0.001
     assert cfg.param_scheduler[1].eta_min == 0.00005, "a twentieth of the learning rate, as before"
-    assert text.startswith("batch_size 32 → 5, lr 0.004 → 0.001")
+    changes = ["launcher pytorch → none", "optim_wrapper.type OptimWrapper → AmpOptimWrapper"]
+    assert text.startswith(", ".join([*changes, "batch_size 32 → 5", "lr 0.004 → 0.001"]))
     del cfg.optim_wrapper.optimizer["lr"]
     with pytest.raises(UserError, match=r"^lr: "):
         TrainOptions(lr=0.1).apply(cfg)

@@ -29,6 +29,7 @@ from dcnzoo.openmmlab.config.tree import (
     RUNNER_KEYS,
     Node,
     class_of,
+    copies,
     data_sets,
     dicts,
     nodes,
@@ -225,15 +226,17 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
         new = key in options and key not in stored
         if cfg.text and key not in stored and not new:
             continue  # of a published base, or of one in MMEngine's new style
-        if _is_old(key, cfg[key]):
+        if _is_old(key, cfg[key]) or (new and key in OLD_KEYS):
             instead = OLD_KEYS[key][1]
             # a dump has variables too, which its lines do not read
             if cfg[key] not in (*settings, _at(cfg, instead)):
                 yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
-        elif new or nearest(key, RUNNER_KEYS, 0.8):
+        elif new or (nearest(key, RUNNER_KEYS, 0.8) and not copies(cfg, key, False)):
             expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
             text = f"expected {expected}, or a variable that is used, got an unknown key"
             yield Finding(key, text, "key", stops=False)
+        elif key in options:
+            yield Finding(key, "expected a setting, got a name that at most a hook reads", stops=False)
 
 
 def _is_old(key: str, value: object) -> bool:

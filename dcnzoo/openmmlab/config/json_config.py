@@ -69,7 +69,12 @@ def is_json_config(path: str | os.PathLike) -> bool:
     """Whether a file says that it is in this format; :func:`read` checks it."""
     if Path(path).suffix != ".json" or not os.path.isfile(path):  # Path.is_file raises if it is too long
         return False
-    content = _parse(Path(path), str(path))
+    try:
+        content = _parse(Path(path), str(path))
+    except UserError:
+        if "{{" in Path(path).read_text(encoding="utf-8", errors="replace"):  # mmengine's {{_base_.name}}
+            return False
+        raise
     return isinstance(content, dict) and MARK in content
 
 

@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -213,3 +213,37 @@ def variables(text: str) -> tuple[set[str], set[str]]:
             names = {name.id for name in used if isinstance(name.ctx, ast.Store)}
         stored |= names if "/.mim/" not in file else set()
     return stored, read
+
+
+def as_tuple(value: object) -> object:
+    """Return a list of numbers as a tuple, also inside a list."""
+    if not isinstance(value, list):
+        return value
+    return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(as_tuple, value)]
+
+
+def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
+    """Return path, key and value of all settings in the parts of a config that the runner uses."""
+    parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
+    return [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
+
+
+def copies(cfg: Config, name: str, is_read: bool) -> list[str]:
+    """Return the paths of the settings that contain the value of a variable.
+
+    Others may have the same value by chance. Those count that have the same list, whose line reads the
+    variable, or whose key has its words, as ``lr`` and ``base_lr``.
+
+    Args:
+        is_read: whether a line of the config reads the variable; otherwise a hook may read a text.
+    """
+    value = as_tuple(cfg[name])
+    assignment = rf"(\w+)[\"']?\s*[=:]\s*(?:{{{{\s*)?(?:_base_\.)?{re.escape(name)}\b"
+    keys = {*re.findall(assignment, cfg.text)}
+    any_key = isinstance(value, Collection if is_read else (list, tuple, dict)) and bool(value)
+    return [
+        path
+        for path, key, other in runner_settings(cfg)
+        if as_tuple(other) == value
+        if any_key or key in keys or f"_{key}_" in f"_{name}_" or f"_{name}_" in f"_{key}_"
+    ]
