@@ -79,7 +79,7 @@ def measure(
     if args.against:
         floors = {name: prepare for name, prepare in competitors.items() if is_floor(name)}
         competitors = revision.contestants(case.operator, args.against) | floors
-    # Revisions differ by less than their inputs' addresses: each has several copies of them, and short turns.
+    # Where inputs lie in memory changes times by more than most revisions do: hence several copies of them.
     copies, rounds = (5, 20) if args.against else (1, 5)
     for name, prepare in competitors.items():
         if not chosen(name, args.contestants) and name != OURS:
@@ -118,7 +118,7 @@ def measure(
 
 
 def alternating(runs: Iterable[Callable[[], object]]) -> Callable[[], object]:
-    """Return a function whose calls run one after the other of ``runs``."""
+    """Return a function that runs another one of ``runs`` at each call, in turn."""
     turns = itertools.cycle(runs)
     return lambda: next(turns)()
 

@@ -36,9 +36,9 @@ def pytest_testnodedown(node, error):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """Exclude the existing objects from garbage collection, which takes 0.1 s with so many modules.
+    """Exclude the existing objects from garbage collection, and let mmengine start none for each data set.
 
-    mmengine starts one for each data set; here, it does not.
+    With so many modules, a collection is slow.
     """
     gc.collect()
     gc.freeze()

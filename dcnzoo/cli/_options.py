@@ -221,9 +221,11 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
             raise click.BadParameter(f"{key}: {expected}, got {value}", ctx, param)
         try:
             settings[key] = _parse(value)
-        except (AssertionError, RecursionError) as error:
-            text = error if isinstance(error, AssertionError) else f"expected a value or a list, got {value}"
-            raise click.BadParameter(f"{key}: {text}", ctx, param) from error
+        except AssertionError as error:
+            raise click.BadParameter(f"{key}: {error}", ctx, param) from error
+        except RecursionError as error:  # mmengine, of commas in brackets after a name
+            expected = f"expected a value or a list, got {value}"
+            raise click.BadParameter(f"{key}: {expected}", ctx, param) from error
     return settings
 
 

@@ -25,7 +25,7 @@ constexpr int64_t kRowMultiple = 8;
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
 // Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large if it has at least
 // kLargePositions positions, and kLargeValues values for each tap (positions · channels). The emulation uses smaller limits,
-// so that small tests have several chunks, also large ones.
+// so that small tests have several chunks, and some of these count as large.
 #ifdef __CUDACC__
 constexpr int64_t kMostColumnBytes = int64_t(256) << 20, kLargePositions = 1 << 14, kLargeValues = 1 << 21;
 #else

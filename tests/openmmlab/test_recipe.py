@@ -98,13 +98,15 @@ def test_an_option_of_a_variable_names_the_settings(tmp_path, form):
         Config.fromfile(tmp_path / "own.py").dump(file)
     for option, settings in COPIES.items():
         if option == "rate" and form != "own.py":
-            continue  # only its lines tell what they compute
+            continue  # another number is computed from it, which only the lines of own.py show
         with pytest.raises(UserError) as error:
             read_config_file(file, {option: (5, 5)})
         assert str(error.value).startswith(f"{file}: cfg_options: ")
         name, found = re.search(r"cfg_options: (\w+): expected (.*), got", str(error.value)).groups()
         assert name == option.split(".")[0]
-        others = {"model.test_cfg.max_per_img"} if form != "own.py" else set()  # their names have other words
+        others = (
+            {"model.test_cfg.max_per_img"} if form != "own.py" else set()
+        )  # its name has no word of the variable's
         assert {*found.split(", ")} == {*settings} - others
     with pytest.raises(UserError) as error:
         read_config_file(file, {"data_root": "x", "model.type": "FCOS", "test_pipeline": []})
@@ -131,11 +133,11 @@ def test_variables_with_names_of_version_2(tmp_path):
 
 
 def test_warnings_of_names_without_effect(tmp_path):
-    """A dump's copies are none; an option that at most a hook reads is one."""
+    """Copied variables of a dump give no warning; an option for a name that nothing uses gives one."""
     file = tmp_path / "dump.py"
     Config.fromfile(PLAIN).dump(file)
     file.write_text(f"{file.read_text()}note = 'one'\n")
-    warning = "note: expected a setting, got a name that at most a hook reads"
+    warning = "note: expected a setting, got a name that only a hook can read"
     for options, warnings in (({}, []), ({"val_dataloader.batch_size": 2}, []), ({"note": "two"}, [warning])):
         problems = find_problems(read_config_file(file, options), TRAINING, options=options)
         assert [str(each) for each in problems] == warnings and not any(each.stops for each in problems)

@@ -236,7 +236,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             text = f"expected {expected}, or a variable that is used, got an unknown key"
             yield Finding(key, text, "key", stops=False)
         elif key in options:
-            yield Finding(key, "expected a setting, got a name that at most a hook reads", stops=False)
+            yield Finding(key, "expected a setting, got a name that only a hook can read", stops=False)
 
 
 def _is_old(key: str, value: object) -> bool:

@@ -231,11 +231,11 @@ def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
 def copies(cfg: Config, name: str, is_read: bool) -> list[str]:
     """Return the paths of the settings that contain the value of a variable.
 
-    Others may have the same value by chance. Those count that have the same list, whose line reads the
-    variable, or whose key has its words, as ``lr`` and ``base_lr``.
+    A setting can have the same value by chance. It counts if the value is a list or a dictionary, if a line
+    of the config sets its key to the variable, or if one name has all words of the other: ``lr``, ``base_lr``.
 
     Args:
-        is_read: whether a line of the config reads the variable; otherwise a hook may read a text.
+        is_read: whether a line of the config reads the variable. Then settings with the same text count, too.
     """
     value = as_tuple(cfg[name])
     assignment = rf"(\w+)[\"']?\s*[=:]\s*(?:{{{{\s*)?(?:_base_\.)?{re.escape(name)}\b"

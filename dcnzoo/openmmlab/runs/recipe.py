@@ -97,7 +97,7 @@ def _variables_among(options: Mapping[str, object], cfg: Config) -> Iterator[str
     for name in sorted(names):
         if name in cfg:
             settings = copies(cfg, name, name in read)
-        else:  # the variable of a config whose values were written to another one
+        else:  # a variable of the config from which this one was written
             settings = [
                 path for path, key, _ in runner_settings(cfg) if key == "pipeline" and name.endswith(key)
             ]
