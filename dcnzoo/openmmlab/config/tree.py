@@ -232,7 +232,8 @@ def copies(cfg: Config, name: str, is_read: bool) -> list[str]:
     """Return the paths of the settings that contain the value of a variable.
 
     A setting can have the same value by chance. It counts if the value is a list or a dictionary, if a line
-    of the config sets its key to the variable, or if one name has all words of the other: ``lr``, ``base_lr``.
+    of the config sets its key to the variable, or if one name has all words of the other, as in ``base_lr``
+    and ``lr``.
 
     Args:
         is_read: whether a line of the config reads the variable. Then settings with the same text count, too.
