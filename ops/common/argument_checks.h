@@ -24,16 +24,9 @@ inline std::string groups_text(int64_t groups) {
   return std::to_string(groups) + (groups == 1 ? " group" : " groups");
 }
 
-// Checks the arguments that every backward has.
-template <typename Op>  // such as "dcnv3 backward: "
-void check_backward(const Op& op, const Tensor& grad_output, const std::vector<int64_t>& sizes,
-                    const Tensor& input, const std::vector<bool>& output_mask, size_t gradients) {
-  check(sizes_of(grad_output) == sizes, op, "grad_output: expected shape ", shape_text(sizes), ", got ",
-        shape_text(sizes_of(grad_output)));
-  check(grad_output.scalar_type() == input.scalar_type() && same_device(grad_output, input), op,
-        "grad_output: expected ", dtype_name(input.scalar_type()), " on ", device_name(input),
-        " like input, got ", dtype_name(grad_output.scalar_type()), " on ", device_name(grad_output));
-  check(output_mask.size() == gradients, op, "output_mask: expected ", gradients, " values, got ",
+// Checks which gradients a backward shall compute.
+inline void check_output_mask(const std::string& op, const std::vector<bool>& output_mask, size_t gradients) {
+  check(output_mask.size() == gradients, op, " backward: output_mask: expected ", gradients, " values, got ",
         output_mask.size());
 }
 
@@ -103,6 +96,17 @@ struct ArgumentChecks {
     partner("bias", bias, false);
     check(bias.dim() == 1 && bias.size(0) == out_channels, op, "bias: expected shape (", out_channels,
           ",), got ", shape_text(sizes_of(bias)));
+  }
+
+  // Checks the gradient of an output of these sizes, an argument that only the backward has.
+  void grad_output(const std::optional<Tensor>& gradient, const std::vector<int64_t>& sizes) const {
+    if (!gradient) return;
+    const std::string backward = op.substr(0, op.size() - 2) + " backward: grad_output: expected ";
+    check(sizes_of(*gradient) == sizes, backward, "shape ", shape_text(sizes), ", got ",
+          shape_text(sizes_of(*gradient)));
+    check(gradient->scalar_type() == input.scalar_type() && same_device(*gradient, input), backward,
+          dtype_name(input.scalar_type()), " on ", device_name(input), " like input, got ",
+          dtype_name(gradient->scalar_type()), " on ", device_name(*gradient));
   }
 
   // Checks an offset or mask of shape (batch, groups · per_group, *size) and returns the number of groups. Groups

@@ -16,7 +16,7 @@ template <typename T>
 using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 // What setup.py compiles for this architecture, the best one last. AMX, which not every compiler supports, multiplies matrices:
-// only deform_conv has kernels for it.
+// only deform_conv has kernels for it. DCNZOO_WITH_AMX is the least capability that can run them without AMX.
 #if defined(__x86_64__)
 #define DCNZOO_EACH_VECTOR_CAPABILITY(X, ...) \
   X(DEFAULT, __VA_ARGS__) X(AVX2, __VA_ARGS__) X(AVX512, __VA_ARGS__) X(AVX512_BF16, __VA_ARGS__)
@@ -46,14 +46,14 @@ CpuCapability vector_capability();
 bool emulates_tiles();
 
 // The kernels of an operator for each compute type T: float or double.
-template <template <typename> class Kernels>
+template <template <typename...> class Kernels>
 struct KernelTable {
   Kernels<float> of_float;
   Kernels<double> of_double;
 
   template <typename T>
   const Kernels<T>& of() const {
-    if constexpr (sizeof(T) == sizeof(double))
+    if constexpr (std::is_same_v<T, double>)
       return of_double;
     else
       return of_float;
@@ -62,21 +62,17 @@ struct KernelTable {
 
 using BFloat16Bits = uint16_t;
 
-// The kernels for each compute type T and storage type S of the maps.
-template <template <typename, typename> class Kernels>
-struct StoredKernelTable {
-  Kernels<float, float> of_float;
-  Kernels<double, double> of_double;
+// The same with kernels for each storage type S of the maps: T or bfloat16.
+template <template <typename...> class Kernels>
+struct StoredKernelTable : KernelTable<Kernels> {
   Kernels<float, BFloat16Bits> of_bfloat16;
 
   template <typename T, typename S>
-  const Kernels<T, S>& of() const {
+  const auto& of() const {
     if constexpr (std::is_same_v<S, BFloat16Bits>)
       return of_bfloat16;
-    else if constexpr (std::is_same_v<T, double>)
-      return of_double;
     else
-      return of_float;
+      return KernelTable<Kernels>::template of<T>();
   }
 };
 
@@ -107,7 +103,7 @@ struct StoredKernelTable {
 #else
 #define DCNZOO_DOUBLE_KERNELS(function, ...) __VA_ARGS__
 #endif
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) && defined(__AVX512F__)
 #define DCNZOO_FLOAT_KERNELS(function, ...) cpu_AVX512::function().of_float
 #else
 #define DCNZOO_FLOAT_KERNELS(function, ...) __VA_ARGS__

@@ -34,21 +34,16 @@ DCNZOO_INLINE void multiply_add(Vector<T>& sum, const T* a, Vector<T> b) {
   sum += *a * b;
 }
 
-#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
 DCNZOO_INLINE void multiply_add(Vector<float>& sum, const uint16_t* a, Vector<float> b) {
   int32_t pair;
   __builtin_memcpy(&pair, a, sizeof pair);
-#if defined(__AVX512BF16__) && defined(__clang__) && __clang_major__ == 16
-  // Clang 16 crashes when it compiles the intrinsic with a broadcast operand.
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(pair)));
-#elif defined(__AVX512BF16__)
-  sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
-#else
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
   sum = (Vector<float>)vbfdotq_lane_f32((float32x4_t)sum, vreinterpretq_bf16_f32((float32x4_t)b),
                                         vreinterpret_bf16_s32(int32x2_t{pair, 0}), 0);
+#else
+  multiply_add_pairs(sum, (Vector<float>)(Vector<int32_t>{} + pair), b);
 #endif
 }
-#endif
 
 // Memory to fetch into the L2 cache while a product is computed: `bytes` for every block of the left operand.
 struct Ahead {

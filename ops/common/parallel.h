@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <thread>
 #include <vector>
@@ -87,12 +88,6 @@ class TaskQueue {
     return false;
   }
 
-  // For a single sequence
-  bool take(int64_t& task) {
-    int64_t sequence = 0;
-    return take(task, sequence);
-  }
-
   // Runs step `index` of a task, after the same step of the task before it in its sequence.
   template <typename Step>
   void run_in_turn(int64_t task, int64_t index, const Step& step) {
@@ -128,8 +123,8 @@ class TaskQueue {
 template <typename Run>
 void run_tasks(int64_t count, const Run& run) {
   TaskQueue queue(count);
-  queue.run([&](int64_t) {
-    for (int64_t task; queue.take(task);) run(task);
+  queue.run([&](int64_t sequence) {
+    for (int64_t task; queue.take(task, sequence);) run(task);
   });
 }
 
@@ -140,24 +135,17 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t size) : size_(size) {
     if (size_ == 0) return;
-    data_ = static_cast<T*>(std::aligned_alloc(64, round_up(size_ * sizeof(T), 64)));
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, round_up(size_ * sizeof(T), 64))));
     if (data_ == nullptr) throw std::bad_alloc();
   }
-  Buffer(Buffer&& other) noexcept { swap(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Buffer() { std::free(data_); }
-  T* data() const { return data_; }
+  T* data() const { return data_.get(); }
   int64_t size() const { return size_; }
 
  private:
-  void swap(Buffer& other) {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-  }
-  T* data_ = nullptr;
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;
 };
 

@@ -45,9 +45,9 @@ class RoiTasks {
   void each(int64_t most, const Run& run) const {
     const int64_t rois = shapes_.rois;
     TaskQueue queue(ceil_div(shapes_.channels, most) * rois);
-    queue.run([&](int64_t) {
+    queue.run([&](int64_t sequence) {
       Tables tables;
-      for (int64_t i; queue.take(i);) run(tables, task(order_[i % rois], i / rois * most, most));
+      for (int64_t i; queue.take(i, sequence);) run(tables, task(order_[i % rois], i / rois * most, most));
     });
   }
 

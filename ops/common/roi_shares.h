@@ -2,6 +2,7 @@
 // of y weight · x weight · pixel. All channels of a RoI share its tables.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "roi_math.h"
@@ -26,6 +27,15 @@ struct RoiShareTable {
 
   DCNZOO_HD Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
 };
+
+// Calls run(number, first) for `together` channels at a time, then for each of the rest. A loop over shares reads each of
+// them once for all these channels, whose independent sums hide the latency of additions.
+template <int together, typename Run>
+DCNZOO_HD void each_channels(int64_t channels, const Run& run) {
+  int64_t first = 0;
+  for (; first + together <= channels; first += together) run(std::integral_constant<int, together>(), first);
+  for (; first < channels; ++first) run(std::integral_constant<int, 1>(), first);
+}
 
 template <typename T>
 class RoiShares {

@@ -14,6 +14,8 @@
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define DCNZOO_VECTOR_BYTES 32
+#elif defined(__AMX_BF16__)  // nox -s sanitize: the kernels of AMX with vectors in C++
+#define DCNZOO_VECTOR_BYTES 64
 #else
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -21,9 +23,13 @@
 #define DCNZOO_VECTOR_BYTES 16
 #endif
 
-// The CPU can multiply bfloat16.
-#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-#define DCNZOO_MULTIPLIES_BFLOAT16 1
+// Kernels that multiply bfloat16 exist for CPUs that can.
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define DCNZOO_BFLOAT16_KERNELS(...) __VA_ARGS__
+#else
+#define DCNZOO_BFLOAT16_KERNELS(...) \
+  {                                  \
+  }
 #endif
 
 #define DCNZOO_INLINE inline __attribute__((always_inline))
@@ -77,35 +83,6 @@ DCNZOO_INLINE auto first_lanes(int64_t count) {
   return std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>((1u << (count > 0 ? count : 0)) - 1);
 }
 #endif
-
-// Loads the first `count` lanes; the others are zero, and their memory is not read.
-template <typename T>
-DCNZOO_INLINE Vector<T> load_some(const T* from, int64_t count) {
-  if (count >= kLanes<T>) return load(from);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return (Vector<T>)_mm512_maskz_loadu_ps(first_lanes<T>(count), from);
-  else
-    return (Vector<T>)_mm512_maskz_loadu_pd(first_lanes<T>(count), from);
-#else
-  Vector<T> value{};
-  for (int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
-  return value;
-#endif
-}
-
-template <typename T>
-DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
-  if (count >= kLanes<T>) return store(to, value);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(to, first_lanes<T>(count), (__m512)value);
-  else
-    _mm512_mask_storeu_pd(to, first_lanes<T>(count), (__m512d)value);
-#else
-  for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
-#endif
-}
 
 // The half vector, followed by zeros.
 template <typename T>
@@ -213,6 +190,22 @@ DCNZOO_INLINE EvenOdd load_lanes(const uint16_t* from) {
   return {(Vector<float>)(pairs << 16), (Vector<float>)(pairs & 0xffff0000u)};
 }
 
+// sum += a · b, both of pairs of bfloat16
+DCNZOO_INLINE void multiply_add_pairs(Vector<float>& sum, Vector<float> a, Vector<float> b) {
+#if defined(__AVX512BF16__) && defined(__clang__) && __clang_major__ == 16
+  // Clang 16 crashes when it compiles the intrinsic with a broadcast operand.
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
+#elif defined(__AVX512BF16__)
+  sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  const auto pairs = [](const Vector<float>& of) {
+    return load_lanes<EvenOdd>(reinterpret_cast<const uint16_t*>(&of));
+  };
+  const EvenOdd product = pairs(a) * pairs(b);
+  sum += product.even + product.odd;
+#endif
+}
+
 template <typename S, typename Value>
 DCNZOO_INLINE void store_lanes(S* to, Value value) {
   const auto stored = to_stored<S>(value);
@@ -222,26 +215,42 @@ DCNZOO_INLINE void store_lanes(S* to, Value value) {
     *reinterpret_cast<Vector<S, sizeof(stored) / sizeof(S)>*>(to) = stored;
 }
 
-// load_some and store_some with the conversion
-DCNZOO_INLINE Vector<float> load_some(const uint16_t* from, int64_t count) {
-  if (count >= kLanes<float>) return load_lanes<Vector<float>>(from);
+template <typename S>  // the type of the computation
+using Computed = std::conditional_t<std::is_same_v<S, uint16_t>, float, S>;
+
+// Loads the first `count` lanes; the others are zero, and their memory is not read.
+template <typename S, typename T = Computed<S>>
+DCNZOO_INLINE Vector<T> load_some(const S* from, int64_t count) {
+  if (count >= kLanes<T>) return load_lanes<Vector<T>>(from);
 #if defined(__AVX512F__)
-  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes<float>(count), from);
-  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  const auto lanes = first_lanes<T>(count);
+  if constexpr (sizeof(S) == 2)
+    return (Vector<T>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16);
+  else if constexpr (sizeof(S) == 4)
+    return (Vector<T>)_mm512_maskz_loadu_ps(lanes, from);
+  else
+    return (Vector<T>)_mm512_maskz_loadu_pd(lanes, from);
 #else
-  Vector<float> value{};
+  Vector<T> value{};
   for (int64_t lane = 0; lane < count; ++lane) value[lane] = from_stored(from[lane]);
   return value;
 #endif
 }
 
-DCNZOO_INLINE void store_some(uint16_t* to, Vector<float> value, int64_t count) {
-  if (count >= kLanes<float>) return store_lanes(to, value);
-  const Vector<uint16_t> bits = to_bfloat16(value);
+template <typename S, typename T = Computed<S>>
+DCNZOO_INLINE void store_some(S* to, Vector<T> value, int64_t count) {
+  if (count >= kLanes<T>) return store_lanes(to, value);
+  const auto stored = to_stored<S>(value);
 #if defined(__AVX512F__)
-  _mm256_mask_storeu_epi16(to, first_lanes<float>(count), (__m256i)bits);
+  const auto lanes = first_lanes<T>(count);
+  if constexpr (sizeof(S) == 2)
+    _mm256_mask_storeu_epi16(to, lanes, (__m256i)stored);
+  else if constexpr (sizeof(S) == 4)
+    _mm512_mask_storeu_ps(to, lanes, (__m512)stored);
+  else
+    _mm512_mask_storeu_pd(to, lanes, (__m512d)stored);
 #else
-  for (int64_t lane = 0; lane < count; ++lane) to[lane] = bits[lane];
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = stored[lane];
 #endif
 }
 
@@ -293,6 +302,18 @@ DCNZOO_INLINE bool all_zero(Vector<T> value) {
   return any == 0;
 }
 
+// Whether a matrix, whose rows are `stride` apart, has no Inf and no NaN.
+template <typename T, typename S>
+bool all_finite(const S* from, int64_t stride, int64_t rows, int64_t columns) {
+  Vector<IntegerOf<T>> bits{};  // x - x is 0, or NaN if x is not finite
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t c = 0; c < columns; c += kLanes<T>) {
+      const Vector<T> value = load_some(from + row * stride + c, columns - c);
+      bits |= (Vector<IntegerOf<T>>)(value - value);
+    }
+  return all_zero<T>((Vector<T>)bits);
+}
+
 // Elements of a and b, numbered from a's first element on. GCC 11 has no __builtin_shufflevector, and Clang has no
 // __builtin_shuffle.
 template <int... I, typename V>
@@ -304,35 +325,35 @@ DCNZOO_INLINE V shuffle(V a, V b) {
 #endif
 }
 
-template <typename T>
-struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper halves
-  template <int... I>
-  static DCNZOO_INLINE Vector<T> low(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return shuffle<(I / 2 + (I % 2) * kLanes<T>)...>(a, b);
-  }
-  template <int... I>
-  static DCNZOO_INLINE Vector<T> high(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return shuffle<(kLanes<T> / 2 + I / 2 + (I % 2) * kLanes<T>)...>(a, b);
-  }
-};
+// Elements of a and b in turn, from number `first` of both on: (a0 b0 a1 b1 …), as many as fit a vector.
+template <typename T, int first, int... I>
+DCNZOO_INLINE Vector<T> zip(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+  return shuffle<(first + I / 2 + (I % 2) * kLanes<T>)...>(a, b);
+}
 
 template <typename T>
-struct Unzip {  // the inverse of Zip: the even elements (a0 a2 … b0 b2 …), and the odd elements
-  template <int... I>
-  static DCNZOO_INLINE Vector<T> even(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return shuffle<(2 * I)...>(a, b);
-  }
-  template <int... I>
-  static DCNZOO_INLINE Vector<T> odd(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return shuffle<(2 * I + 1)...>(a, b);
-  }
-};
+DCNZOO_INLINE void join_pairs(Vector<T> x, Vector<T> y, Vector<T>& low, Vector<T>& high) {
+  using Sequence = std::make_integer_sequence<int, kLanes<T>>;
+  low = zip<T, 0>(x, y, Sequence{}), high = zip<T, kLanes<T> / 2>(x, y, Sequence{});
+}
+
+// Every second element of a and b, from `first` on.
+template <typename T, int first, int... I>
+DCNZOO_INLINE Vector<T> unzip(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+  return shuffle<(first + 2 * I)...>(a, b);
+}
+
+// Pairs (x0 y0 x1 y1 …) in two vectors -> x and y.
+template <typename T>
+DCNZOO_INLINE void split_pairs(Vector<T> low, Vector<T> high, Vector<T>& x, Vector<T>& y) {
+  using Sequence = std::make_integer_sequence<int, kLanes<T>>;
+  x = unzip<T, 0>(low, high, Sequence{}), y = unzip<T, 1>(low, high, Sequence{});
+}
 
 // Transposes kLanes × kLanes elements: zipping row i with row i + half, log2(kLanes) times, transposes a square.
 template <typename T>
 DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   constexpr int lanes = kLanes<T>;
-  using Sequence = std::make_integer_sequence<int, lanes>;
   Vector<T> rows[2][lanes];
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) rows[0][i] = load(from + i * from_stride);
@@ -340,27 +361,12 @@ DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, i
 #pragma GCC unroll 4
   for (int width = 1; width < lanes; width *= 2) {
 #pragma GCC unroll 8
-    for (int i = 0; i < lanes / 2; ++i) {
-      rows[1 - now][2 * i] = Zip<T>::low(rows[now][i], rows[now][i + lanes / 2], Sequence{});
-      rows[1 - now][2 * i + 1] = Zip<T>::high(rows[now][i], rows[now][i + lanes / 2], Sequence{});
-    }
+    for (int i = 0; i < lanes / 2; ++i)
+      join_pairs<T>(rows[now][i], rows[now][i + lanes / 2], rows[1 - now][2 * i], rows[1 - now][2 * i + 1]);
     now = 1 - now;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) store(to + i * to_stride, rows[now][i]);
-}
-
-// Pairs (x0 y0 x1 y1 …) in two vectors -> x and y.
-template <typename T>
-DCNZOO_INLINE void split_pairs(Vector<T> low, Vector<T> high, Vector<T>& x, Vector<T>& y) {
-  using Sequence = std::make_integer_sequence<int, kLanes<T>>;
-  x = Unzip<T>::even(low, high, Sequence{}), y = Unzip<T>::odd(low, high, Sequence{});
-}
-
-template <typename T>
-DCNZOO_INLINE void join_pairs(Vector<T> x, Vector<T> y, Vector<T>& low, Vector<T>& high) {
-  using Sequence = std::make_integer_sequence<int, kLanes<T>>;
-  low = Zip<T>::low(x, y, Sequence{}), high = Zip<T>::high(x, y, Sequence{});
 }
 
 // The sum of each of kLanes rows, [row][kLanes]. Zipping and adding row i and row i + half, log2(kLanes)
@@ -368,19 +374,16 @@ DCNZOO_INLINE void join_pairs(Vector<T> x, Vector<T> y, Vector<T>& low, Vector<T
 template <typename T>
 DCNZOO_INLINE Vector<T> sum_rows(const T* rows) {
   constexpr int lanes = kLanes<T>;
-  using Sequence = std::make_integer_sequence<int, lanes>;
-  Vector<T> sum[lanes / 2];
-#pragma GCC unroll 8
-  for (int i = 0; i < lanes / 2; ++i) {
-    const Vector<T> a = load(rows + i * lanes), b = load(rows + (i + lanes / 2) * lanes);
-    sum[i] = Zip<T>::low(a, b, Sequence{}) + Zip<T>::high(a, b, Sequence{});
-  }
+  Vector<T> sum[lanes], low, high;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) sum[i] = load(rows + i * lanes);
 #pragma GCC unroll 4
-  for (int half = lanes / 4; half > 0; half /= 2)
+  for (int half = lanes / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-    for (int i = 0; i < half; ++i)
-      sum[i] =
-          Zip<T>::low(sum[i], sum[i + half], Sequence{}) + Zip<T>::high(sum[i], sum[i + half], Sequence{});
+    for (int i = 0; i < half; ++i) {
+      join_pairs<T>(sum[i], sum[i + half], low, high);
+      sum[i] = low + high;
+    }
   return sum[0];
 }
 

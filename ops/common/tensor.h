@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -118,6 +119,17 @@ struct ChecksOf<function> {
 // The indices that sort `scores` in descending order. Equal scores keep their order; NaN comes first.
 inline Tensor descending_order(const Tensor& scores) {
   return call_operator<2>("aten::sort", "stable", scores, std::optional<bool>(true), int64_t(0), true)[1];
+}
+
+// The elements of `order` that are not suppressed.
+template <typename Flag>
+Tensor kept_of(const Tensor& order, const std::vector<Flag>& suppressed) {
+  Tensor kept = torch::stable::new_empty(order, {std::count(suppressed.begin(), suppressed.end(), Flag(0))});
+  const int64_t* const from = order.const_data_ptr<int64_t>();
+  int64_t* to = kept.mutable_data_ptr<int64_t>();
+  for (size_t i = 0; i < suppressed.size(); ++i)
+    if (!suppressed[i]) *to++ = from[i];
+  return kept;
 }
 
 }  // namespace dcnzoo

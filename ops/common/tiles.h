@@ -88,16 +88,14 @@ class EmulatedTiles {
   template <int sums, int left, int right>
   void add_product() {
     for (int64_t row = 0; row < config_.rows[sums]; ++row) {
-      Vector<float> even{}, odd{};
+      EvenOdd sum{};
       for (int64_t pair = 0; pair < config_.rows[right]; ++pair) {
         uint16_t factors[2];
         std::memcpy(factors, data_[left][row] + pair * sizeof factors, sizeof factors);
-        typedef uint32_t Pairs __attribute__((vector_size(kTileBytes), aligned(kTileBytes), may_alias));
-        const Pairs pairs = *reinterpret_cast<const Pairs*>(data_[right][pair]);
-        even += from_stored(factors[0]) * (Vector<float>)(pairs << 16);
-        odd += from_stored(factors[1]) * (Vector<float>)(pairs & 0xffff0000u);
+        const auto by = load_lanes<EvenOdd>(reinterpret_cast<const uint16_t*>(data_[right][pair]));
+        sum += {from_stored(factors[0]) * by.even, from_stored(factors[1]) * by.odd};
       }
-      *reinterpret_cast<Vector<float>*>(data_[sums][row]) += even + odd;
+      *reinterpret_cast<Vector<float>*>(data_[sums][row]) += sum.even + sum.odd;
     }
   }
 

@@ -105,26 +105,30 @@ inline void check_kernel_field(const ArgumentChecks& checks, const char* name, c
 }
 
 inline KernelShapes check_dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask,
-                                const KernelArguments& a) {
+                                const KernelArguments& a,
+                                const std::optional<Tensor>& grad_output = std::nullopt) {
   const ArgumentChecks checks{"dcnv3: ", input, 2};
   KernelShapes s = check_kernel(checks, a);
   const int64_t points = a.points();
   const std::string meaning = a.points_text() + " · " + groups_text(a.group);
   check_kernel_field(checks, "offset", offset, s, a.group * points * 2, "2 · " + meaning);
   check_kernel_field(checks, "mask", mask, s, a.group * points, meaning);
+  checks.grad_output(grad_output, s.sizes.output_sizes);
   s.sizes.offset_at = {0, a.group * points * 2, points * 2};
   s.sizes.weight_at = {0, a.group * points, points};
   return s;
 }
 
 // Each group has 2 · points offset channels, then `points` mask channels; their total is padded to a multiple of 8.
-inline KernelShapes check_dcnv4(const Tensor& input, const Tensor& offset_mask, const KernelArguments& a) {
+inline KernelShapes check_dcnv4(const Tensor& input, const Tensor& offset_mask, const KernelArguments& a,
+                                const std::optional<Tensor>& grad_output = std::nullopt) {
   const ArgumentChecks checks{"dcnv4: ", input, 2};
   KernelShapes s = check_kernel(checks, a);
   const int64_t points = a.points(), used = a.group * points * 3, width = round_up(used, 8);
   check_kernel_field(checks, "offset_mask", offset_mask, s, width,
                      "3 · " + a.points_text() + " · " + groups_text(a.group) + " = " + std::to_string(used) +
                          ", padded to a multiple of 8");
+  checks.grad_output(grad_output, s.sizes.output_sizes);
   s.sizes.offset_at = {0, width, points * 3};
   s.sizes.weight_at = {points * 2, width, points * 3};
   return s;
@@ -132,7 +136,8 @@ inline KernelShapes check_dcnv4(const Tensor& input, const Tensor& offset_mask, 
 
 inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                                              const Tensor& level_start_index, const Tensor& locations,
-                                             const Tensor& weights) {
+                                             const Tensor& weights,
+                                             const std::optional<Tensor>& grad_output = std::nullopt) {
   const ArgumentChecks checks{"ms_deform_attn: ", value, 2, " like value"};
   const std::string& op = checks.op;
   check(value.dim() == 4, op, "value: expected 4 dimensions (batch, pixels, heads, channels), got shape ",
@@ -173,6 +178,7 @@ inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& 
   s.offset_at = {0, s.groups * s.points * 2, s.points * 2};
   s.weight_at = {0, s.groups * s.points, s.points};
   s.output_sizes = {s.batch, s.queries, s.groups * s.channels};
+  checks.grad_output(grad_output, s.output_sizes);
   return s;
 }
 

@@ -102,9 +102,9 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
   TaskQueue queue(s.batch * tasks);
-  queue.run([&](int64_t) {
+  queue.run([&](int64_t sequence) {
     T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
-    for (int64_t task; queue.take(task);) {
+    for (int64_t task; queue.take(task, sequence);) {
       const int64_t begin = task % tasks * rows;
       kernels<T, S>().forward(p, task / tasks, begin, std::min(begin + rows, s.queries), plan);
     }
@@ -129,9 +129,9 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   if (p.in_place && p.grad_input) torch::stable::zero_(grad_input);
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
-  queue.run([&](int64_t) {
+  queue.run([&](int64_t sequence) {
     const Buffer<T> scratch((p.in_place ? 0 : copied) + whole_vectors(s.channels));
-    for (int64_t task; queue.take(task);) {
+    for (int64_t task; queue.take(task, sequence);) {
       // Consecutive tasks run at the same time. They are not neighbouring groups, whose fields share cache lines.
       const int64_t place = task / s.batch, group = place % 2 * half + place / 2;
       kernels<T, S>().backward(p, task % s.batch, group, scratch.data());

@@ -493,8 +493,8 @@ void backward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* scr
 
 const StoredKernelTable<DeformAttnKernels>& deform_attn_kernels() {
   static const StoredKernelTable<DeformAttnKernels> kernels{
-      {forward<float, float>, backward<float, float>},
-      DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double, double>, backward<double, double>}),
+      {{forward<float, float>, backward<float, float>},
+       DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double, double>, backward<double, double>})},
       {forward<float, BFloat16Bits>, backward<float, BFloat16Bits>}};
   return kernels;
 }

@@ -65,8 +65,8 @@ struct DeformAttnOpsOf {
                                                            const Tensor& offset, const Tensor& mask,
                                                            Numbers... numbers,
                                                            const std::vector<bool>& output_mask) {
-    const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...});
-    check_backward("dcnv3 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 3);
+    const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...}, grad_output);
+    check_output_mask("dcnv3", output_mask, 3);
     return backward_of(s.sizes, s.grid, grad_output, input, offset, mask, output_mask);
   }
 
@@ -79,8 +79,8 @@ struct DeformAttnOpsOf {
   static std::tuple<Tensor, Tensor> dcnv4_backward(const Tensor& grad_output, const Tensor& input,
                                                    const Tensor& offset_mask, Numbers... numbers,
                                                    const std::vector<bool>& output_mask) {
-    const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
-    check_backward("dcnv4 backward: ", grad_output, s.sizes.output_sizes, input, output_mask, 2);
+    const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...}, grad_output);
+    check_output_mask("dcnv4", output_mask, 2);
     const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     // zeros: no kernel writes the padding channels
     const Tensor of_fields =
@@ -104,9 +104,9 @@ struct DeformAttnOpsOf {
       const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
       const Tensor& level_start_index, const Tensor& sampling_locations, const Tensor& attention_weights,
       const std::vector<bool>& output_mask) {
-    const DeformAttnShapes s =
-        check_ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-    check_backward("ms_deform_attn backward: ", grad_output, s.output_sizes, value, output_mask, 3);
+    const DeformAttnShapes s = check_ms_deform_attn(value, spatial_shapes, level_start_index,
+                                                    sampling_locations, attention_weights, grad_output);
+    check_output_mask("ms_deform_attn", output_mask, 3);
     const Tensor sizes = torch::stable::contiguous(spatial_shapes);
     const Tensor starts = torch::stable::contiguous(level_start_index);
     return backward_of(s, Backend::levels(s, sizes, starts), grad_output, value, sampling_locations,

@@ -5,35 +5,18 @@
 namespace dcnzoo {
 namespace {
 
-// The checks of the kernels, with the same messages, for kernels that are not written in C++.
-
-void check_gradient(const char* op, const DeformAttnShapes& s, const Tensor& input,
-                    const std::optional<Tensor>& grad_output) {
-  if (grad_output) check_backward(op, *grad_output, s.output_sizes, input, std::vector<bool>(3), 3);
-}
-
+// Checks without results, for kernels that are not written in C++.
 template <typename... Numbers>
 struct KernelChecks {
   static void dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask, Numbers... numbers,
                     std::optional<Tensor> grad_output) {
-    const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...});
-    check_gradient("dcnv3 backward: ", s.sizes, input, grad_output);
+    check_dcnv3(input, offset, mask, {numbers...}, grad_output);
   }
-
   static void dcnv4(const Tensor& input, const Tensor& offset_mask, Numbers... numbers,
                     std::optional<Tensor> grad_output) {
-    const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...});
-    check_gradient("dcnv4 backward: ", s.sizes, input, grad_output);
+    check_dcnv4(input, offset_mask, {numbers...}, grad_output);
   }
 };
-
-void check_ms_deform_attn_arguments(const Tensor& value, const Tensor& spatial_shapes,
-                                    const Tensor& level_start_index, const Tensor& sampling_locations,
-                                    const Tensor& attention_weights, std::optional<Tensor> grad_output) {
-  const DeformAttnShapes s =
-      check_ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  check_gradient("ms_deform_attn backward: ", s, value, grad_output);
-}
 
 }  // namespace
 }  // namespace dcnzoo
@@ -77,5 +60,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("_check_dcnv3", TORCH_BOX(&dcnzoo::WithNumbers<dcnzoo::KernelChecks>::dcnv3));
   m.impl("_check_dcnv4", TORCH_BOX(&dcnzoo::WithNumbers<dcnzoo::KernelChecks>::dcnv4));
-  m.impl("_check_ms_deform_attn", TORCH_BOX(&dcnzoo::check_ms_deform_attn_arguments));
+  m.impl("_check_ms_deform_attn", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_ms_deform_attn>::run));
 }

@@ -287,8 +287,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
     const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
     const std::vector<bool>& output_mask) {
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding,
-                                               dilation, groups, im2col_step);
-  check_grad_output(s, grad_output, input, offset, mask, output_mask);
+                                               dilation, groups, im2col_step, grad_output);
+  check_output_mask(s, offset, mask, output_mask);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;

@@ -341,18 +341,6 @@ int64_t columns_of(const Params& p, const ChannelBlock& block, int64_t panel) {
   return left < kNR<T> ? left : kNR<T>;
 }
 
-// Whether a tile of gradients, [output][row], has no Inf and no NaN.
-template <typename S>
-bool all_finite(const S* gradient, int64_t outputs, int64_t rows) {
-  int bad = 0;  // not bool: this loop becomes vectors
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto value = from_stored(gradient[o * kBackwardRows + r]);
-      bad |= value - value != 0;
-    }
-  return bad == 0;
-}
-
 // The gradient of a panel of columns of several groups, computed group by group: in a single product, in which the
 // weights between different groups are zero, Inf and NaN would spread to the other groups.
 template <typename T, typename S>
@@ -384,7 +372,7 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
   const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
   const int64_t outputs = round_up(block.panel_outputs, kDepthStep<T, S>),
                 more = outputs - block.panel_outputs;
-  const bool together = block.groups == 1 || all_finite(tile.gradient, block.outputs, rows);
+  const bool together = block.groups == 1 || all_finite<T>(tile.gradient, kBackwardRows, block.outputs, rows);
   const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
   // channels-last gradients of bfloat16 are read where they lie, if no other outputs follow
   const bool in_place = p.grad_output.channels_last && more == 0;
@@ -518,14 +506,9 @@ constexpr DeformConvBackward<T, S> kernels_of{
 
 const StoredKernelTable<DeformConvBackward>& deform_conv_backward_kernels() {
   static const StoredKernelTable<DeformConvBackward> kernels{
-      DCNZOO_FLOAT_KERNELS(deform_conv_backward_kernels, kernels_of<float>),
-      DCNZOO_DOUBLE_KERNELS(deform_conv_backward_kernels, kernels_of<double>),
-#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
-      kernels_of<float, BFloat16Bits>
-#else
-      {}
-#endif
-  };
+      {DCNZOO_FLOAT_KERNELS(deform_conv_backward_kernels, kernels_of<float>),
+       DCNZOO_DOUBLE_KERNELS(deform_conv_backward_kernels, kernels_of<double>)},
+      DCNZOO_BFLOAT16_KERNELS(kernels_of<float, BFloat16Bits>)};
   return kernels;
 }
 

@@ -20,7 +20,7 @@ inline DeformConvShapes check_deform_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
     const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-    std::optional<int64_t> im2col_step) {
+    std::optional<int64_t> im2col_step, const std::optional<Tensor>& grad_output = std::nullopt) {
   DeformConvShapes s{};
   s.rank = weight.dim() - 2;
   check(s.rank >= 1 && s.rank <= 3,
@@ -76,17 +76,16 @@ inline DeformConvShapes check_deform_conv(
     s.mask_groups = checks.offset_or_mask("mask", *mask, s.taps, taps, s.channels, "input", out,
                                           " like the output, got ");
   if (bias) checks.bias(*bias, s.out_channels);
+  checks.grad_output(grad_output, output_sizes(s));
   return s;
 }
 
-// Checks the arguments that only the backward has; check_deform_conv has checked the others.
-inline void check_grad_output(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
-                              const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
-                              const std::vector<bool>& output_mask) {
-  const std::string op = "deform_conv" + std::to_string(s.rank) + "d backward: ";
-  check_backward(op, grad_output, output_sizes(s), input, output_mask, 5);
+inline void check_output_mask(const DeformConvShapes& s, const std::optional<Tensor>& offset,
+                              const std::optional<Tensor>& mask, const std::vector<bool>& output_mask) {
+  const std::string op = "deform_conv" + std::to_string(s.rank) + "d";
+  check_output_mask(op, output_mask, 5);
   check((offset || !output_mask[2]) && (mask || !output_mask[3]), op,
-        "output_mask: expected False for an offset or mask that is None, got True");
+        " backward: output_mask: expected False for an offset or mask that is None, got True");
 }
 
 }  // namespace dcnzoo

@@ -403,8 +403,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                const std::optional<Tensor>& bias_any, ScalarType field_type) {
   const bool channels_last = wants_channels_last(input);
-  const Tensor output = channels_last ? new_channels_last(input, output_sizes(s))
-                                      : torch::stable::new_empty(input, output_sizes(s));
+  const Tensor output = new_output(input, output_sizes(s), channels_last);
   if (output.numel() == 0) return output;
   const Tensor matrices = weight_matrices(s, weight);
   const int64_t outputs = s.out_channels / s.groups;
@@ -521,8 +520,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
     const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
     const std::vector<bool>& output_mask) {
   DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding, dilation,
-                                         groups, im2col_step);
-  check_grad_output(s, grad_output, input, offset, mask, output_mask);
+                                         groups, im2col_step, grad_output);
+  check_output_mask(s, offset, mask, output_mask);
   fit_chunks(s, input.scalar_type(), im2col_step.has_value());
   const ScalarType fields = field_type(input, {offset ? &*offset : nullptr, mask ? &*mask : nullptr});
   const DeformConvGradients sums = dispatch_types(input.scalar_type(), fields, [&](auto map, auto field) {

@@ -71,8 +71,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                const std::optional<Tensor>& bias) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const Map map = as_map(input);
-  Tensor output = map.channels_last ? new_channels_last(input, output_sizes(s))
-                                    : torch::stable::new_empty(input, output_sizes(s));
+  Tensor output = new_output(input, output_sizes(s), map.channels_last);
   if (output.numel() == 0) return output;
 
   // All channels in one pass if the output is narrower than the sums: between passes, it would round partial sums.

@@ -144,17 +144,6 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t r
   }
 }
 
-template <typename T>
-bool all_finite(const T* result, int64_t padded, int64_t rows, int64_t outputs) {
-  Vector<IntegerOf<T>> bits{};  // x - x is 0, or NaN if x is not finite
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t o = 0; o < outputs; o += kLanes<T>) {
-      const Vector<T> value = load_some(result + r * padded + o, outputs - o);
-      bits |= (Vector<IntegerOf<T>>)(value - value);
-    }
-  return all_zero<T>((Vector<T>)bits);
-}
-
 template <typename T, typename S, int Rank>
 struct ForwardScratch {
   Rows<T, Rank> rows;
@@ -200,7 +189,7 @@ void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
       multiply_groups<T, S>(p, block, rows, tile.columns, tile.result);
     }
     if (i + 1 < p.blocks.end && !block.closes_group) continue;
-    if (whole && !all_finite(tile.result, p.tile.outputs, rows, block.outputs)) {
+    if (whole && !all_finite<T>(tile.result, p.tile.outputs, rows, block.outputs)) {
       whole = false, sampled = nullptr, i = group_begin - 1;
       continue;
     }
@@ -238,14 +227,9 @@ constexpr DeformConvForward<T, S> kernels_of{kNR<S>,    suits,       scratch_byt
 
 const StoredKernelTable<DeformConvForward>& deform_conv_forward_kernels() {
   static const StoredKernelTable<DeformConvForward> kernels{
-      DCNZOO_FLOAT_KERNELS(deform_conv_forward_kernels, kernels_of<float>),
-      DCNZOO_DOUBLE_KERNELS(deform_conv_forward_kernels, kernels_of<double>),
-#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
-      kernels_of<float, BFloat16Bits>
-#else
-      {}
-#endif
-  };
+      {DCNZOO_FLOAT_KERNELS(deform_conv_forward_kernels, kernels_of<float>),
+       DCNZOO_DOUBLE_KERNELS(deform_conv_forward_kernels, kernels_of<double>)},
+      DCNZOO_BFLOAT16_KERNELS(kernels_of<float, BFloat16Bits>)};
   return kernels;
 }
 

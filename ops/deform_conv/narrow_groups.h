@@ -63,11 +63,9 @@ void multiply_narrow(const S* columns, int64_t rows, int64_t taps, int64_t tap_s
 #pragma GCC unroll 8
       for (int o = 0; o < channels; ++o) {
         const Vector<T> right = read(weight + (tap * channels + o) * kColumns<S>);
-#if defined(__AVX512BF16__)
         if constexpr (pair == 2)
-          sums[o] = (Vector<T>)_mm512_dpbf16_ps((__m512)sums[o], (__m512bh)left, (__m512bh)right);
+          multiply_add_pairs(sums[o], left, right);
         else
-#endif
           sums[o] += left * right;
       }
     }

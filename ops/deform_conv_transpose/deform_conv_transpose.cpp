@@ -66,8 +66,7 @@ Tensor adjoint(const Tensor& grad_output, const std::vector<int64_t>& sizes, con
                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
   // Only its sizes and memory format are used, not its values.
-  const Tensor input = wants_channels_last(grad_output) ? new_channels_last(grad_output, sizes)
-                                                        : torch::stable::new_empty(grad_output, sizes);
+  const Tensor input = new_output(grad_output, sizes, wants_channels_last(grad_output));
   const std::array<bool, 5> wanted{true, false, false, false, false};
   return call_operator<5>("dcnzoo::_deform_conv_backward", "", grad_output, input, weight, offset, mask,
                           stride, padding, dilation, groups, im2col_step,

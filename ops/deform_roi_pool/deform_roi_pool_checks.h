@@ -21,7 +21,8 @@ struct DeformRoiPoolShapes : RoiShapes {
 
 inline DeformRoiPoolShapes check_deform_roi_pool(const Tensor& input, const Tensor& rois,
                                                  const Tensor& offset, int64_t output_h, int64_t output_w,
-                                                 double spatial_scale, int64_t sampling_ratio, double gamma) {
+                                                 double spatial_scale, int64_t sampling_ratio, double gamma,
+                                                 const std::optional<Tensor>& grad_output = std::nullopt) {
   const RoiChecks checks{"deform_roi_pool", rois};
   const DeformRoiPoolShapes shapes{checks.forward(input, output_h, output_w, spatial_scale, sampling_ratio),
                                    gamma};
@@ -31,6 +32,7 @@ inline DeformRoiPoolShapes check_deform_roi_pool(const Tensor& input, const Tens
         " (rois, x and y, bins), got ", shape_text(sizes_of(offset)));
   check_floating(offset, checks.op, ": offset");
   check_device(offset, input, " like input", checks.op, ": offset");
+  ArgumentChecks{"deform_roi_pool: ", input, 2}.grad_output(grad_output, shapes.output_sizes());
   return shapes;
 }
 
@@ -39,13 +41,11 @@ inline DeformRoiPoolShapes check_deform_roi_pool_backward(const Tensor& grad_out
                                                           double spatial_scale, int64_t sampling_ratio,
                                                           double gamma,
                                                           const std::vector<bool>& output_mask) {
-  constexpr const char* op = "deform_roi_pool backward: ";
-  check(grad_output.dim() == 4, op, "grad_output: expected 4 dimensions, got shape ",
+  check_output_mask("deform_roi_pool", output_mask, 2);
+  check(grad_output.dim() == 4, "deform_roi_pool backward: grad_output: expected 4 dimensions, got shape ",
         shape_text(sizes_of(grad_output)));
-  const DeformRoiPoolShapes shapes = check_deform_roi_pool(
-      input, rois, offset, grad_output.size(2), grad_output.size(3), spatial_scale, sampling_ratio, gamma);
-  check_backward(op, grad_output, shapes.output_sizes(), input, output_mask, 2);
-  return shapes;
+  return check_deform_roi_pool(input, rois, offset, grad_output.size(2), grad_output.size(3), spatial_scale,
+                               sampling_ratio, gamma, grad_output);
 }
 
 }  // namespace dcnzoo

@@ -51,17 +51,7 @@ void sum_bin(const T* maps, int64_t pixels, int64_t width, Range<T> rows, Range<
   }
 }
 
-// Channels whose sums are kept in registers: independent sums hide the latency of additions.
-constexpr int kTogether = 4;
-
-// Calls work(number, first): kTogether channels at a time, then one by one.
-template <typename Work>
-void in_groups(int64_t channels, const Work& work) {
-  int64_t first = 0;
-  for (; first + kTogether <= channels; first += kTogether)
-    work(std::integral_constant<int, kTogether>(), first);
-  for (; first < channels; ++first) work(std::integral_constant<int, 1>(), first);
-}
+constexpr int kTogether = 4;  // channels whose sums are kept in registers
 
 template <typename T>
 Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tensor& rois,
@@ -75,7 +65,7 @@ Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tens
   const int64_t pixels = s.pixels(), bins = s.bins();
   tasks.template each<BinPlan<T>>(kRoiChannels, [&](BinPlan<T>& plan, const RoiTask<T>& task) {
     plan.build(s, task.roi, shifts + 2 * task.number * bins);
-    in_groups(task.channels, [&](auto number, int64_t first) {
+    each_channels<kTogether>(task.channels, [&](auto number, int64_t first) {
       constexpr int channels = decltype(number)::value;
       const T* group = maps + task.map + first * pixels;
       T* group_out = out + task.bin + first * bins;
@@ -122,7 +112,7 @@ void backward_offset(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, con
     T* x_sums = grad_offset + 2 * task.number * bins;
     T* y_sums = x_sums + bins;
     plan.build(s, task.roi, offset + 2 * task.number * bins, true);
-    in_groups(task.channels, [&](auto number, int64_t first) {
+    each_channels<kTogether>(task.channels, [&](auto number, int64_t first) {
       constexpr int channels = decltype(number)::value;
       const T* group = maps + task.map + first * pixels;
       const T* gradients = grad + task.bin + first * bins;

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "nms_cpu_kernel.h"
 #include "nms_math.h"
 #include "nms_checks.h"
@@ -23,13 +21,7 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset) {
   std::vector<IntegerOf<T>> suppressed(count);
   const auto suppress = nms_kernels_dispatched().of<T>().suppress;
   suppress({field[0], field[1], field[2], field[3], field[4], count}, threshold, offset, suppressed.data());
-
-  const int64_t kept = std::count(suppressed.begin(), suppressed.end(), IntegerOf<T>(0));
-  Tensor result = torch::stable::new_empty(order, {kept});
-  int64_t* out = result.mutable_data_ptr<int64_t>();
-  for (int64_t i = 0; i < count; ++i)
-    if (!suppressed[i]) *out++ = rank[i];
-  return result;
+  return kept_of(order, suppressed);
 }
 
 Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {

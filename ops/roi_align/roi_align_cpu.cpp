@@ -93,35 +93,26 @@ class RotatedAverageTable {
   std::vector<int64_t> begins_;
 };
 
-// Averages of channels-last maps, which a task reads pixel by pixel, all channels of a RoI.
-template <typename T, typename S>
-Tensor average_by_pixel(const RoiAlignShapes& s, const Tensor& input, const Tensor& rois) {
-  const RoiTasks<T> tasks("roi_align", s, rois);
-  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
-  const S* const maps = data_of<S>(input);
-  S* const out = static_cast<S*>(output.mutable_data_ptr());
-  const auto kernel = AverageTables<T>::template kernels<S>().forward_by_pixel;
-  tasks.template each<AverageTables<T>>(s.channels, [&](auto& tables, const RoiTask<T>& task) {
-    kernel(tables.of(s, task.roi), maps + task.map, s.channels, task.channels, out + task.bin);
-  });
-  return output;
-}
-
+// Channels-last maps are read pixel by pixel: a task has all channels of a RoI.
 template <template <typename> class Tables, typename T, typename S, typename Shapes>
 Tensor average(const char* op, const Shapes& s, const Tensor& input_any, const Tensor& rois) {
   const Tensor typed = as_type(input_any, kStoredTypeOf<T, S>);
-  if constexpr (std::is_same_v<Shapes, RoiAlignShapes>)
-    if (wants_channels_last(typed) && s.channels >= kRoiChannels)
-      return as_type(average_by_pixel<T, S>(s, typed, rois), input_any.scalar_type());
-  const Tensor input = contiguous_as(typed, typed.scalar_type());
+  const bool by_pixel =
+      std::is_same_v<Shapes, RoiAlignShapes> && wants_channels_last(typed) && s.channels >= kRoiChannels;
+  const Tensor input = by_pixel ? typed : contiguous_as(typed, typed.scalar_type());
   const RoiTasks<T> tasks(op, s, rois);
   const Tensor output = torch::stable::new_empty(input, s.output_sizes());
   const S* const maps = data_of<S>(input);
   S* const out = static_cast<S*>(output.mutable_data_ptr());
-  const auto kernel = Tables<T>::template kernels<S>().forward;
-  tasks.template each<Tables<T>>(Tables<T>::forward_channels, [&](auto& tables, const RoiTask<T>& task) {
-    kernel(tables.of(s, task.roi), maps + task.map, task.channels, out + task.bin);
-  });
+  const auto& kernels = Tables<T>::template kernels<S>();
+  const auto run = [&](auto& tables, const RoiTask<T>& task) {
+    if constexpr (std::is_same_v<Shapes, RoiAlignShapes>)
+      if (by_pixel)
+        return kernels.forward_by_pixel(tables.of(s, task.roi), maps + task.map, s.channels, task.channels,
+                                        out + task.bin);
+    kernels.forward(tables.of(s, task.roi), maps + task.map, task.channels, out + task.bin);
+  };
+  tasks.template each<Tables<T>>(by_pixel ? s.channels : Tables<T>::forward_channels, run);
   return as_type(output, input_any.scalar_type());
 }
 

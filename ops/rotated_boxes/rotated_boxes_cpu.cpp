@@ -177,19 +177,9 @@ class Suppression {
 Tensor nms_rotated_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, bool clockwise) {
   check_nms_rotated(boxes, scores, iou_threshold);
   const Tensor order = descending_order(scores);
-  const int64_t* rank = order.const_data_ptr<int64_t>();
-  RotatedBoxList sorted(boxes, clockwise, rank);
-  const auto keep = [&](auto suppression) {
-    const std::vector<uint8_t>& suppressed = suppression.run();
-    const int64_t kept = std::count(suppressed.begin(), suppressed.end(), 0);
-    Tensor result = torch::stable::new_empty(order, {kept});
-    int64_t* out = result.mutable_data_ptr<int64_t>();
-    for (size_t i = 0; i < suppressed.size(); ++i)
-      if (!suppressed[i]) *out++ = rank[i];
-    return result;
-  };
-  return is_double(boxes) ? keep(Suppression<double>(sorted, iou_threshold))
-                          : keep(Suppression<float>(sorted, iou_threshold));
+  RotatedBoxList sorted(boxes, clockwise, order.const_data_ptr<int64_t>());
+  return is_double(boxes) ? kept_of(order, Suppression<double>(sorted, iou_threshold).run())
+                          : kept_of(order, Suppression<float>(sorted, iou_threshold).run());
 }
 
 }  // namespace
