@@ -407,7 +407,8 @@ def sanitize(session: Session) -> None:
     checks = "-fsanitize=address,undefined,float-cast-overflow"
     # Stack variables are not checked: GCC's instrumentation misaligns vectors of 32 bytes and more there.
     further = "-g1 -O1 -fno-sanitize-recover=all -fno-sanitize=vptr --param=asan-stack=0"
-    build_copy(session, "sanitize", CXXFLAGS=f"{checks} {further}", LDFLAGS=checks)
+    flags = {"CXXFLAGS": f"{checks} {further}", "LDFLAGS": checks}
+    build_copy(session, "sanitize", DCNZOO_EMULATE_AMX="1", **flags)
     variables = {
         "LD_PRELOAD": preload(session, "asan", "ubsan", "stdc++"),
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -417,6 +418,9 @@ def sanitize(session: Session) -> None:
     suite = [f"tests/ops/test_{name}.py" for name in ("ops", "fuzz", "deform_conv", "roi_pooling", "nms")]
     options = ("-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not export")
     test(session, *suite, *options, python=PYTHON, env=variables)
+    # the kernels of AMX, with vectors and tiles in C++
+    variables["DCNZOO_CPU_CAPABILITY"] = "amx_emulated"
+    test(session, *suite, *options[:-1], f"{options[-1]} and bfloat16", python=PYTHON, env=variables)
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)

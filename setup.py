@@ -52,6 +52,7 @@ GLIBC_OF_TORCH = (2, 28)  # of its wheels
 # sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
+EMULATES_AMX = os.environ.get("DCNZOO_EMULATE_AMX") == "1"  # in C++, for tests on any CPU
 # Instruction sets; the best one of the machine is selected at run time (ops/common/cpu_capability.h).
 CPU_CAPABILITIES = {"DEFAULT": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -62,6 +63,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     CPU_CAPABILITIES["AVX512_BF16"] = [*CPU_CAPABILITIES["AVX512"], "-mavx512bf16"]
     if sys.platform == "linux":  # if the compiler supports it
         CPU_CAPABILITIES["AMX_BF16"] = [*CPU_CAPABILITIES["AVX512_BF16"], "-mamx-tile", "-mamx-bf16"]
+        if EMULATES_AMX:
+            CPU_CAPABILITIES["AMX_BF16"] = ["-D__AMX_BF16__", "-O1", "-Wno-psabi"]
 if platform.machine() in ("aarch64", "arm64"):
     # GCC would schedule loads so early that it runs out of registers; Clang has no such option.
     CPU_CAPABILITIES["DEFAULT"] = ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]
@@ -240,7 +243,7 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     capabilities = dict(CPU_CAPABILITIES)
     if "AMX_BF16" in capabilities:
         if assembles_amx():
-            command.append("-DDCNZOO_WITH_AMX")
+            command.append(f"-DDCNZOO_WITH_AMX={'DEFAULT' if EMULATES_AMX else 'AVX512_BF16'}")
         else:
             del capabilities["AMX_BF16"]
     libraries = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]

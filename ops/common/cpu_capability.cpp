@@ -15,6 +15,7 @@
 #include <cstring>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "tensor.h"
@@ -120,8 +121,8 @@ Choice choose() {
   const int most = int(best());
 #if defined(DCNZOO_WITH_AMX)
   if (wish == kEmulated) {
-    check(most >= int(CpuCapability::AVX512_BF16), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(most),
-          ": ", kEmulated, " needs AVX512-BF16");
+    check(most >= int(CpuCapability::DCNZOO_WITH_AMX), "DCNZOO_CPU_CAPABILITY: expected at most ",
+          name_of(most), ": ", kEmulated, " needs AVX512-BF16");
     return {CpuCapability::AMX_BF16, "", true};
   }
 #endif
@@ -154,7 +155,8 @@ CpuCapability cpu_capability() { return choice().capability; }
 
 CpuCapability vector_capability() {
 #if defined(DCNZOO_WITH_AMX)
-  if (cpu_capability() == CpuCapability::AMX_BF16) return CpuCapability::AVX512;
+  static const CpuCapability most = std::min(best(), CpuCapability::AVX512);
+  if (cpu_capability() == CpuCapability::AMX_BF16) return most;
 #endif
   return cpu_capability();
 }
