@@ -120,6 +120,22 @@ def test_an_option_of_a_variable_names_the_settings(tmp_path, form):
     assert cfg.note == "two" and cfg.tta_pipeline[1].scale == (5, 5) and cfg.train_cfg.max_epochs == 9
 
 
+def test_copies_of_another_packages_variables(tmp_path):
+    """mmengine adds the package's scope to a variable of its config, and not to what the child copies."""
+    file = tmp_path / "dump.py"
+    step = "type='LoadImageFromFile', backend_args=None"
+    data = f"dict(type='CocoDataset', pipeline=[dict({step})])"
+    file.write_text(
+        f"test_pipeline = [dict({step}, _scope_='mmdet')]\ntest_dataloader = dict(dataset={data})\n"
+    )
+    setting = "test_dataloader.dataset.pipeline"
+    with pytest.raises(UserError, match=f"test_pipeline: expected {setting}, got a variable"):
+        read_config_file(file, {"test_pipeline.0.type": "X"})
+    options = {f"{setting}.0.imdecode_backend": "pillow"}
+    problems = find_problems(read_config_file(file, options), options=options)
+    assert not [problem for problem in problems if "test_pipeline" in problem.subject]
+
+
 def test_variables_with_names_of_version_2(tmp_path):
     file = tmp_path / "own.py"
     lines = "seed = 3\noptimizer = dict(type='SGD', lr=0.1)\nlr_config = dict(policy='step', step=[8])\n"
@@ -137,7 +153,7 @@ def test_warnings_of_names_without_effect(tmp_path):
     file = tmp_path / "dump.py"
     Config.fromfile(PLAIN).dump(file)
     file.write_text(f"{file.read_text()}note = 'one'\n")
-    warning = "note: expected a setting, got a name that only a hook can read"
+    warning = "note: expected a setting, got a name that nothing in the config uses"
     for options, warnings in (({}, []), ({"val_dataloader.batch_size": 2}, []), ({"note": "two"}, [warning])):
         problems = find_problems(read_config_file(file, options), TRAINING, options=options)
         assert [str(each) for each in problems] == warnings and not any(each.stops for each in problems)
@@ -161,6 +177,7 @@ def test_warnings_of_names_without_effect(tmp_path):
         ({"model.test_cfg": None, "model.test_cfg.a": 3}, "a: expected settings as model.test_cfg, got None"),
         ({"model..type": 3}, "expected names between the dots, got 'model..type'"),
         ({"": 3}, "expected names between the dots, got ''"),
+        ({"launcher": "pytorch"}, "launcher: expected launcher=pytorch as an option of its own"),
     ],
 )
 def test_options_that_cannot_be_merged(tmp_path, options, expected):

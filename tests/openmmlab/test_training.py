@@ -726,11 +726,11 @@ def test_patience_ends_a_training_without_improvement(tmp_path, monkeypatch, met
 
 
 NO_CHECKPOINT, TRAINED = r"^resume: expected a checkpoint in ", r"^work_dir: .*resume=True.*force=True"
-OTHER = r"^resume: expected a checkpoint in .*force=True"
+OTHER = r"^(resume|load_from): expected a checkpoint in .*force=True"
 STARTS = [  # work_dir, resume, force, other settings, Start or the message
     *[("empty", resume, force, {}, Start()) for resume in (None, False) for force in (False, True)],
     ("empty", None, False, {"load_from": "other.pth"}, Start("other.pth")),
-    ("empty", None, False, {"load_from": "missing.pth"}, r"^checkpoint: .*missing.pth"),
+    ("empty", None, False, {"load_from": "missing.pth"}, r"^load_from: .*missing.pth"),
     ("empty", True, False, {}, NO_CHECKPOINT),
     ("empty", True, False, {"launcher": "pytorch"}, Start()),
     ("empty", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start("other.pth")),
@@ -748,7 +748,13 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("last", True, False, {"load_from": "other.pth"}, Start(resumes=True)),
     ("last", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start(resumes=True)),
     ("last", None, False, {"resume": True}, Start(resumes=True)),
-    ("last", None, False, {"resume": True, "load_from": "other.pth"}, OTHER),
+    (
+        "last",
+        None,
+        False,
+        {"resume": True, "load_from": "other.pth"},
+        r"^load_from: expected a checkpoint in ",
+    ),
     ("last", True, True, {}, r"^force: .*both"),
     ("last", "last/epoch_1.pth", False, {}, Start("last/epoch_1.pth", resumes=True)),
     ("last", "link/epoch_1.pth", False, {}, Start("link/epoch_1.pth", resumes=True)),

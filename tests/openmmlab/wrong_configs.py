@@ -33,7 +33,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # path → values that are no possible o
     "train_cfg": (3, "EpochBasedTrainLoop", []),
     "val_cfg": ({"type": "ValLop"},),
     "train_dataloader": ("coco", 4),
-    "train_dataloader.batch_size": (-2, 2.5, "2", True),
+    "train_dataloader.batch_size": (-2, 2.5, 4.0, "2", True),
     "train_dataloader.num_workers": (-1, "all"),
     "train_dataloader.persistent_workers": ("False",),
     "train_dataloader.drop_last": ("no",),
@@ -56,7 +56,8 @@ VALUES: dict[str, tuple[Any, ...]] = {  # path → values that are no possible o
         {"max_nrom": 1},
         {"type": "value", "clip_value": 0},
     ),
-    "optim_wrapper.optimizer.lr": (-1, "1e-3", float("nan")),
+    "optim_wrapper.optimizer.lr": (-1, "1e-3", True, float("nan")),
+    "resume": ("no", "maybe"),
     "optim_wrapper.optimizer.weight_decay": (-1e-4, "0"),
     "optim_wrapper.optimizer.learning_rate": (0.1,),
     "optim_wrapper.paramwise_cfg": (

@@ -41,6 +41,7 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest
 
 # the top-level keys whose values are dictionaries, some also lists or objects
+PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # usual variables, near tta_pipeline
 DICTIONARIES = {key for key, parameter in PARAMETERS.items() if "Dict" in str(parameter.annotation)}
 DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
 OBJECT_CLASSES = ("num_classes", "num_things_classes")
@@ -107,6 +108,8 @@ def find_problems(
     texts = ("work_dir", "load_from", "default_scope")
     numbers = [key for key in texts if not isinstance(cfg.get(key), str | None)]
     problems += [Finding(key, f"expected a text, got {cfg[key]}") for key in numbers]
+    if not isinstance(cfg.get("resume"), bool | None):
+        problems.append(Finding("resume", f"expected True or False, got {cfg.resume!r}"))
     scope = None if "default_scope" in numbers else cfg.get("default_scope")
     unused = _unused(required, runs)
     with DefaultScope.overwrite_default_scope(scope):
@@ -231,12 +234,12 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             # a dump has variables too, which its lines do not read
             if cfg[key] not in (*settings, _at(cfg, instead)):
                 yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
-        elif new or (nearest(key, RUNNER_KEYS, 0.8) and not copies(cfg, key, False)):
+        elif new or (key not in PIPELINES and nearest(key, RUNNER_KEYS, 0.8) and not copies(cfg, key, False)):
             expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
             text = f"expected {expected}, or a variable that is used, got an unknown key"
             yield Finding(key, text, "key", stops=False)
         elif key in options:
-            yield Finding(key, "expected a setting, got a name that only a hook can read", stops=False)
+            yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
 
 
 def _is_old(key: str, value: object) -> bool:

@@ -66,6 +66,7 @@ READ = {
 
 Values = tuple[str, Callable[[float], bool]]  # the expected value, and whether a number is one
 COUNT: Values = ("an integer of at least 1", lambda n: n >= 1 and n % 1 == 0)
+WHOLE: Values = ("an integer of at least 1", lambda n: isinstance(n, int) and n >= 1)  # not 4.0
 COUNT_OR_0: Values = ("an integer of at least 0", lambda n: n >= 0 and n % 1 == 0)
 COUNT_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: n >= -1 and n % 1 == 0)
 SIZE: Values = ("a number above 0", lambda n: 0 < n < math.inf)
@@ -80,7 +81,7 @@ RULE: Values = ("greater or less", lambda n: False)
 TABLE: tuple[tuple[str, str, Values, str], ...] = (
     # mmengine
     ("EpochBasedTrainLoop IterBasedTrainLoop", "max_epochs max_iters val_interval", COUNT, "loops.py"),
-    ("DataLoader", "batch_size prefetch_factor", COUNT, "runner.py: build_dataloader"),
+    ("DataLoader", "batch_size prefetch_factor", WHOLE, "runner.py: build_dataloader"),
     ("DataLoader", "num_workers timeout", FACTOR, "runner.py: build_dataloader"),
     ("OptimWrapper", "accumulative_counts", COUNT, "optimizer_wrapper.py: should_update"),
     ("clip_grad_norm_ clip_grad_value_", "max_norm clip_value", SIZE, "a factor of gradients"),
@@ -189,7 +190,7 @@ def _is_refused(value: object, values: Values) -> bool:
     if isinstance(value, str):
         return values is not RULE or value not in ("greater", "less")
     if isinstance(value, bool):
-        return values in (COUNT, COUNT_OR_0, COUNT_OR_ALL)
+        return values is not FLAG
     return isinstance(value, int | float) and not values[1](value)
 
 

@@ -222,6 +222,14 @@ def as_tuple(value: object) -> object:
     return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(as_tuple, value)]
 
 
+def _comparable(value: object) -> object:
+    """Return a value without ``_scope_``, which mmengine adds where another package's config is the base."""
+    if isinstance(value, Mapping):
+        return {key: _comparable(each) for key, each in value.items() if key != "_scope_"}
+    value = as_tuple(value)
+    return [*map(_comparable, value)] if isinstance(value, list) else value
+
+
 def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
     """Return path, key and value of all settings in the parts of a config that the runner uses."""
     parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
@@ -238,13 +246,13 @@ def copies(cfg: Config, name: str, is_read: bool) -> list[str]:
     Args:
         is_read: whether a line of the config reads the variable. Then settings with the same text count, too.
     """
-    value = as_tuple(cfg[name])
+    value = _comparable(cfg[name])
     assignment = rf"(\w+)[\"']?\s*[=:]\s*(?:{{{{\s*)?(?:_base_\.)?{re.escape(name)}\b"
     keys = {*re.findall(assignment, cfg.text)}
     any_key = isinstance(value, Collection if is_read else (list, tuple, dict)) and bool(value)
     return [
         path
         for path, key, other in runner_settings(cfg)
-        if as_tuple(other) == value
+        if _comparable(other) == value
         if any_key or key in keys or f"_{key}_" in f"_{name}_" or f"_{name}_" in f"_{key}_"
     ]

@@ -152,6 +152,8 @@ def _check_options(options: Mapping[str, object], cfg: Config, path: str | os.Pa
             f"{path}: cfg_options: expected names between the dots, got {few([*map(repr, empty)])}"
         )
     mistakes = []
+    if "launcher" in options:  # RunOptions replaces it
+        mistakes.append(f"launcher: expected launcher={options['launcher']} as an option of its own")
     for first, second in combinations(options, 2):
         if first.startswith(f"{second}."):
             mistakes.append(f"{first}: expected after {second}, which replaces it, got before")

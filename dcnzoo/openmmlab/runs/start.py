@@ -58,11 +58,12 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
         return Start(resumes=True)
     if resume is True and not optional:
         raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found none")
+    given = "load_from" if isinstance(resume, bool | None) or resume == file else "resume"
     resumes = not isinstance(resume, bool | None)
     if resumes:
         file = os.path.expanduser(str(resume))
     if resumes or file:
-        require_file(str(file), "resume" if resumes else "checkpoint")
+        require_file(str(file), given)
     if saved.exist and not (resumes or force):
         raise UserError(
             f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; resume=True continues its "
@@ -71,7 +72,7 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
     elsewhere = os.path.realpath(os.path.dirname(str(file))) != os.path.realpath(saved.folder)
     if saved.exist and not force and saved.is_local and elsewhere:
         raise UserError(
-            f"resume: expected a checkpoint in {saved.folder}, which has some, got {file}; use another "
+            f"{given}: expected a checkpoint in {saved.folder}, which has some, got {file}; use another "
             "work_dir, or force=True to replace the training there"
         )
     if saved.exist and force and not saved.is_local:
