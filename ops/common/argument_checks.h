@@ -24,7 +24,7 @@ inline std::string groups_text(int64_t groups) {
   return std::to_string(groups) + (groups == 1 ? " group" : " groups");
 }
 
-// Checks which gradients a backward shall compute.
+// Checks the flags of the gradients that a backward computes.
 inline void check_output_mask(const std::string& op, const std::vector<bool>& output_mask, size_t gradients) {
   check(output_mask.size() == gradients, op, " backward: output_mask: expected ", gradients, " values, got ",
         output_mask.size());

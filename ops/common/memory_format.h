@@ -47,7 +47,7 @@ inline Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& 
   return Tensor(made);
 }
 
-// An uninitialised output of these sizes in channels-last format or contiguous.
+// An uninitialised tensor of these sizes, channels last or contiguous.
 inline Tensor new_output(const Tensor& like, const std::vector<int64_t>& sizes, bool channels_last) {
   return channels_last ? new_channels_last(like, sizes) : torch::stable::new_empty(like, sizes);
 }

@@ -28,8 +28,8 @@ struct RoiShareTable {
   DCNZOO_HD Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
 };
 
-// Calls run(number, first) for `together` channels at a time, then for each of the rest. A loop over shares reads each of
-// them once for all these channels, whose independent sums hide the latency of additions.
+// Calls run(number, first) for `together` channels at a time, then for each of the rest. A loop over shares then reads each
+// share once for all these channels, and their sums do not wait for each other.
 template <int together, typename Run>
 DCNZOO_HD void each_channels(int64_t channels, const Run& run) {
   int64_t first = 0;

@@ -23,7 +23,7 @@
 #define DCNZOO_VECTOR_BYTES 16
 #endif
 
-// Kernels that multiply bfloat16 exist for CPUs that can.
+// Only some CPUs can multiply bfloat16, and only they have kernels for it.
 #if defined(__AVX512BF16__) || defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define DCNZOO_BFLOAT16_KERNELS(...) __VA_ARGS__
 #else
@@ -325,7 +325,7 @@ DCNZOO_INLINE V shuffle(V a, V b) {
 #endif
 }
 
-// Elements of a and b in turn, from number `first` of both on: (a0 b0 a1 b1 …), as many as fit a vector.
+// Takes elements of a and b in turn, (a0 b0 a1 b1 …), from number `first` of each on.
 template <typename T, int first, int... I>
 DCNZOO_INLINE Vector<T> zip(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
   return shuffle<(first + I / 2 + (I % 2) * kLanes<T>)...>(a, b);

@@ -5,7 +5,7 @@
 namespace dcnzoo {
 namespace {
 
-// Checks without results, for kernels that are not written in C++.
+// The checks alone, for kernels that are not written in C++.
 template <typename... Numbers>
 struct KernelChecks {
   static void dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask, Numbers... numbers,

@@ -41,7 +41,7 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest
 
 # the top-level keys whose values are dictionaries, some also lists or objects
-PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # usual variables, near tta_pipeline
+PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
 DICTIONARIES = {key for key, parameter in PARAMETERS.items() if "Dict" in str(parameter.annotation)}
 DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
 OBJECT_CLASSES = ("num_classes", "num_things_classes")
