@@ -118,5 +118,6 @@ def read_ahead(
                     yield first, picture.result
             for path, picture in ahead:
                 yield path, picture.result
-        finally:
+        except BaseException:  # closed early; at the regular end, the results of the last batch are awaited
             pool.shutdown(cancel_futures=True)
+            raise

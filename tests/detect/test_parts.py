@@ -442,3 +442,24 @@ def test_pictures_are_read_while_others_are_detected(tmp_path, monkeypatch):
     assert [result.path for result in results] == [f"{n}.png" for n in range(20)]
     assert time.monotonic() - began < 1.7, "one after the other takes two seconds"
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 100])
+def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
+    """The reads of the last batch are awaited, not cancelled, when the list ends; a closed call cancels."""
+    reads = []
+
+    def slow(image, bgr):
+        time.sleep(0.002)
+        reads.append(image)
+        return np.full((9, 12, 3), 2, np.uint8)
+
+    monkeypatch.setattr("dcnzoo.detect.sources.read", slow)
+    for number in range(1, 13):
+        paths = [f"{n}.png" for n in range(number)]
+        assert [result.path for result in Squares()(paths, batch_size=batch_size)] == paths
+    reads.clear()
+    results = Squares()([f"{n}.png" for n in range(200)], batch_size=batch_size)
+    next(results)
+    del results
+    assert len(reads) < 2 * batch_size + 8
