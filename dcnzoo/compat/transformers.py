@@ -35,6 +35,7 @@ from dcnzoo.compat import patches
 from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.mmcv import DEFAULT_DEVICES
 from dcnzoo.ops import _library
+from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
 
 __all__ = ["disable", "enable", "enabled", "families", "multi_scale_deformable_attention"]
@@ -145,8 +146,7 @@ def translated() -> Iterator[None]:
 
 def _has_kernels(device: torch.device) -> bool:
     """Whether to use dcnzoo's operator: on devices that have it, in exports only if they translate it."""
-    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if (exporting and not _translated.get()) or device.type not in _library.loaded:
+    if (exporting() and not _translated.get()) or device.type not in _library.loaded:
         return False
     return device.type in DEFAULT_DEVICES or patches.enabled(patches.CUDA)
 

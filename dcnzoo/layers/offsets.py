@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.geometry import sampling_points
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class TracksOffsets:
             self.track_offsets
             and not isinstance(prediction, Proxy)
             and prediction.numel() > 0
-            and not torch.compiler.is_exporting()
+            and not exporting()
         )
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:

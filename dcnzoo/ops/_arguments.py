@@ -81,6 +81,14 @@ def is_traced(value: object) -> bool:
     return isinstance(value, Proxy)
 
 
+def exporting() -> bool:
+    """Whether a program is recorded: ``torch.export``, ``torch.onnx.export``, ``torch.jit.trace``.
+
+    ``torch.compile`` is no export: it runs the program here.
+    """
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
 def check_tensors(name: str, **arguments: object) -> None:
     """Raise TypeError unless every argument is a tensor.
 

@@ -20,6 +20,7 @@ from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv._plain import boxes, features, text
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.signatures import takes
+from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
 
 PLAIN = {**vars(boxes), **vars(features), **vars(text)}
@@ -232,8 +233,7 @@ def attention_in_place_of(plain: Callable) -> Callable:
         sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
         attention_weights: Tensor,  # [N, Q, heads, L, P]
     ) -> Tensor:  # [N, Q, heads·D]
-        exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-        if exporting or not _attends_on(value.device):
+        if exporting() or not _attends_on(value.device):
             return plain(value, value_spatial_shapes, sampling_locations, attention_weights)
         shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
         if not torch.compiler.is_compiling() and (total := int(shapes.prod(1).sum())) != value.shape[1]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.reference_boxes import WITHOUT_FLOAT64
 
 LARGEST = 80.0  # exp(80) is finite in float32
@@ -89,7 +90,7 @@ def order_by_logits(changes: Changes) -> None:
 
 
 def _predict(method: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    with nullcontext() if self.training or torch.compiler.is_exporting() else OrderByLogits():
+    with nullcontext() if self.training or exporting() else OrderByLogits():
         return method(self, *args, **kwargs)
 
 
@@ -115,7 +116,7 @@ def _suppress(nms: Callable, boxes: Tensor, scores: Tensor, *args: Any, **kwargs
 def _compare(scores: Tensor, name: str, dim: int = -1, **options: Any) -> Any:
     """Call ``max``, ``sort`` or ``topk``."""
     logits = logits_of(scores)
-    if name == "max" or (name == "topk" and torch.compiler.is_exporting()):
+    if name == "max" or (name == "topk" and exporting()):
         index = getattr(logits, name)(dim=dim, **options).indices
     else:  # topk may return equal values in any order
         descending = options.get("descending", options.get("largest", name == "topk"))
