@@ -28,7 +28,7 @@ conversion_options = _options.combined(
     option(
         "--classes",
         type=_options.Names(),
-        help="Class names in the order of their labels: a,b,c or a file with one name per line.",
+        help="Class names in their order in OUT: a,b,c or a file with one name per line.",
     ),
     option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them."),
     option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest."),
@@ -335,12 +335,14 @@ def _convert(
     print(printable(f"classes: {', '.join(names)}"))
     print(printable(f"images:  {conversion.folder}"))
     notes = []
+    if absent := [cut(name) for name in conversion.absent]:
+        notes.append(f"none of {', '.join(absent)}")
     if conversion.clipped:
         notes.append(f"{conversion.clipped} clipped to the image")
     if conversion.problems:
         notes.append(f"{len(conversion.problems)} skipped")
     if notes:
-        print(f"objects: {', '.join(notes)}")
+        print(printable(f"objects: {', '.join(notes)}"))
 
 
 def _classes_of(config: Path) -> list[str]:

@@ -284,6 +284,12 @@ class CocoBuilder:
         return [*self._images]
 
     @property
+    def absent(self) -> list[str]:
+        """The given classes of which there are no objects."""
+        names = {name for name, _ in self._objects}
+        return [name for name in self.classes or () if name not in names]
+
+    @property
     def folder(self) -> Path:
         """The folder to which the names of the images are relative."""
         if self._folder is None and self._images:

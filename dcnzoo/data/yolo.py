@@ -43,7 +43,8 @@ def convert_yolo(
         source: ``data.yaml``, darknet's ``obj.data``, or a file of the names beside lists such as
             ``train.txt``; or the folder that contains it.
         split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
-        classes: names in the order of their numbers; overrides the names in ``data.yaml``.
+        classes: the order of the classes in the result, names of ``data.yaml``; if it has none, the names of
+            the numbers.
         clip: see :mod:`dcnzoo.data.conversion`, also for the result.
 
     Raises:
@@ -54,16 +55,18 @@ def convert_yolo(
         file = _description(Tree(file)) or file / YOLO[0]
     try:
         described = _read(file)
-        names = _names(described) if classes is None else classes
+        names = _names(described) if classes is None or "names" in described else classes
+        if unknown := [name for name in classes or () if name not in names]:
+            raise InvalidAnnotation(f"classes: expected names among {few(names)}, got {few(unknown)}")
         root = _root(file, described, split)
-        builder = CocoBuilder(names, clip, root)
+        builder = CocoBuilder(classes or names, clip, root)
         images = list(dict.fromkeys(_images(described, split, root, builder)))
         if not images and not builder.problems:
             raise InvalidAnnotation(f"{split}: expected images, found none")
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     builder.sources.append(file)
-    return _convert(images, builder)
+    return _convert(images, names, builder)
 
 
 def find_yolo(tree: Tree) -> list[Part]:
@@ -123,7 +126,7 @@ def find_plain_yolo(tree: Tree) -> list[Part]:
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
         builder = CocoBuilder(next(iter(names)), options.clip, tree.root)
         builder.sources += files
-        return _require_labels(_convert(own, builder), split)
+        return _require_labels(_convert(own, builder.classes or (), builder), split)
 
     parts = parts_by_split(images, parse)
     for part in parts:
@@ -151,8 +154,8 @@ def has_boxes(labels: Path) -> bool:
         return False
 
 
-def _convert(images: Sequence[Path], builder: CocoBuilder) -> CocoBuilder:
-    """Add images and the objects in their labels."""
+def _convert(images: Sequence[Path], names: Sequence[str], builder: CocoBuilder) -> CocoBuilder:
+    """Add images and the objects in their labels, whose numbers are those of the names."""
     tracks = []
 
     def convert(image: Path) -> None:
@@ -166,7 +169,7 @@ def _convert(images: Sequence[Path], builder: CocoBuilder) -> CocoBuilder:
                 words = line.split()
                 tracks.append(len(words) == 7 and words[-1].isdigit())
                 with builder.refusing(labels, at):
-                    _convert_line(words, builder)
+                    _convert_line(words, names, builder)
 
     builder.convert(images, convert)
     if tracks and all(tracks):
@@ -310,8 +313,8 @@ def _labels(image: Path) -> Path:
     return next(filter(os.path.isfile, files), files[0])
 
 
-def _convert_line(words: list[str], conversion: CocoBuilder) -> None:
-    is_box, names = len(words) == 5, conversion.classes or ()
+def _convert_line(words: list[str], names: Sequence[str], conversion: CocoBuilder) -> None:
+    is_box = len(words) == 5
     if not is_box and (len(words) < 7 or len(words) % 2 == 0):
         got = counted(len(words), "values")
         raise InvalidAnnotation(f"expected class x y width height, or class and 3 or more points, got {got}")

@@ -411,6 +411,19 @@ def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
     assert "\n" not in str(error.value) and not (yolo / "hacked").exists()
 
 
+def test_the_order_of_yolo_classes_does_not_rename_them(yolo):
+    expected = sorted(boxes(convert_yolo(yolo)))
+    conversion = convert_yolo(yolo, classes=["fig", "date"])
+    assert sorted(boxes(conversion)) == expected
+    assert [category["name"] for category in conversion.content()["categories"]] == ["fig", "date"]
+    (first, *_) = problems(convert_yolo(yolo, classes=["fig"]), yolo)
+    assert "expected one of the classes fig, got 'date'" in first
+    with pytest.raises(UserError, match="classes: expected names among date, fig, got daet"):
+        convert_yolo(yolo, classes=["daet", "fig"])
+    write(yolo / "data.yaml", "path: .\ntrain: images/train\n")
+    assert sorted(boxes(convert_yolo(yolo, classes=["date", "fig"]))) == expected
+
+
 @pytest.mark.parametrize("place", ["obj.data", "data/obj.data"])
 def test_darknet(yolo, place):
     """Its paths are relative to the folder in which darknet runs."""
