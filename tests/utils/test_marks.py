@@ -1,0 +1,81 @@
+"""Marks: what dcnzoo wrote says so in itself, and other programs read the file as before."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcnzoo.utils.marks import RESULTS, add_mark, info, is_detection, is_of_detector, mark, mark_of
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (13, 7, 3), dtype=np.uint8)
+
+
+def encoded(kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, kind, **options)
+    return file.getvalue()
+
+
+EXIF = Image.Exif()
+EXIF[0x010E] = "a description"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("options", [{}, {"exif": EXIF, "dpi": (72, 72)}])
+def test_a_marked_picture_has_the_same_pixels(tmp_path, kind, options):
+    cv2 = pytest.importorskip("cv2")
+    plain, path = encoded(kind, **options), tmp_path / "a.bin"
+    name = 'Früchte "2" <b>\\'
+    path.write_bytes(add_mark(plain, mark("detections", name)))
+    assert mark_of(path).startswith("detections of Fr") and is_detection(path)
+    with Image.open(path) as picture:
+        expected = Image.open(io.BytesIO(plain))
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+        assert picture.getexif() == expected.getexif() and picture.info.get("dpi") == expected.info.get("dpi")
+        text = picture.info.get("dcnzoo") or picture.info["comment"].decode().removeprefix("dcnzoo: ")
+        assert text == mark_of(path) == mark("detections", name)
+    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(pixels, cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR))
+    path.write_bytes(plain)
+    assert mark_of(path) == ""
+
+
+def test_other_formats_and_files_have_no_mark(tmp_path):
+    for kind in ("BMP", "WEBP", "TIFF"):
+        content = encoded(kind)
+        assert add_mark(content, "detections of x") == content
+    (tmp_path / "empty.onnx").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("none")
+    for name in ("empty.onnx", "pipe.png", "link.png", "none", "."):
+        assert mark_of(tmp_path / name) == "" and not is_detection(tmp_path / name)
+
+
+def test_coco_files_of_a_detector(tmp_path):
+    """In any order of entries; not those of a person who described them with the same words."""
+    entry = info(mark("detections", "model"))
+    content = {"info": entry, "images": [], "annotations": [], "categories": []}
+    path = tmp_path / "a.json"
+    for options in ({}, {"indent": 1}, {"separators": (",", ":")}):
+        path.write_text(json.dumps(content, **options))
+        assert is_of_detector(content) and is_detection(path)
+    for other in (
+        {"description": "detections of cars, by hand"},
+        {"description": "written by dcnzoo 1"},
+        [],
+        None,
+    ):
+        path.write_text(json.dumps({**content, "info": other}))
+        assert not is_of_detector({**content, "info": other}) and not is_detection(path)
+    assert not is_of_detector([]) and not is_of_detector(None)
+
+
+def test_folders_of_a_detector(tmp_path):
+    for text in ("", "[1]", "{}", '{"model": "a"}', "[" * 100_000):
+        (tmp_path / RESULTS).write_text(text)
+        assert not is_detection(tmp_path)
+    (tmp_path / RESULTS).write_text('{"format": "jsonl", "model": "12ab", "score_threshold": 0.3}')
+    assert is_detection(tmp_path)
