@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from . import _library, _torchvision
+from . import _library, _torchvision, checks
 from ._arguments import arguments_of
 from .fused import available
 
@@ -159,7 +159,7 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
             _run_compiled(compiled, keyset, call)
     else:
         _warn(key)
-        if _library.has_ops() and _sizes_are_numbers(call):
+        if _sizes_are_numbers(call):
             operator.check(*call)
     return operator.reference(*call)
 
@@ -242,8 +242,11 @@ def register(
 
 
 def check_of(name: str) -> Callable:
-    """The operator that checks the arguments of ``dcnzoo::name``."""
-    return getattr(torch.ops.dcnzoo, f"_check_{name.lstrip('_')}", lambda *arguments: None)
+    """The function that checks the arguments of ``dcnzoo::name``: the library's, or without it Python's."""
+    if _library.has_ops():
+        return getattr(torch.ops.dcnzoo, f"_check_{name.lstrip('_')}")
+    check, named = getattr(checks, name, None), arguments_of(name)
+    return lambda *arguments: check and check(named(*arguments[: len(named._fields)]))
 
 
 def override(name: str, kernel: Callable, key: str) -> None:
@@ -302,8 +305,7 @@ def _in_order(operator: Operator, kernel: Callable) -> Callable:
         call = named(*arguments)
         if not call.output_mask[0] or not is_deterministic(call.grad_output):
             return kernel(keyset, *call)
-        if _library.has_ops():
-            operator.check(*call)
+        operator.check(*call)
         _, *others = kernel(keyset, *call._replace(output_mask=[False, *call.output_mask[1:]]))
         return grad_input_in_order(call), *others
 

@@ -22,10 +22,10 @@ def load_library(path):
     raise OSError("made for another system")
 
 torch.ops.load_library = load_library
-from tests.ops.test_plain import results
+from tests.ops.test_plain import refused, results
 import dcnzoo.ops
 assert not dcnzoo.ops.has_ops() and dcnzoo.ops.cpu_capability() == "none"
-torch.save(results(), sys.argv[1])
+torch.save((results(), refused()), sys.argv[1])
 """
 
 
@@ -43,12 +43,24 @@ def results():
     return found
 
 
+def refused():
+    """Of each invalid sample, the function and the argument that the error names."""
+    blamed = {}
+    for operator in op_cases.operators(differentiable=False):
+        for sample, _ in operator.invalid():
+            with pytest.raises((RuntimeError, TypeError)) as error:
+                operator.call(sample)
+            blamed[f"{operator.name} {sample.name}"] = str(error.value).split(":")[:2]
+    return blamed
+
+
 def test_without_the_library(tmp_path):
     file = tmp_path / "results.pt"
     child = python_with_torch(WITHOUT_LIBRARY, file)
     told = re.findall(r"UserWarning: (dcnzoo: .*)", child.stderr)
     assert len(told) == 1 and "_C_cpu.so does not load: made for another system" in told[0], told
-    expected, found = results(), torch.load(file)
+    expected, (found, blamed) = results(), torch.load(file)
+    assert blamed == refused()
     assert found.keys() == expected.keys()
     for name, got in found.items():
         for g, w in zip(got, expected[name], strict=True):

@@ -1,0 +1,103 @@
+"""Every kernel refuses the same calls: the checks in Python beside those of the compiled kernels."""
+
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcnzoo.ops import checks
+from dcnzoo.ops._arguments import arguments_of
+
+from .. import op_cases
+
+OPERATORS = op_cases.operators(differentiable=False)
+INVALID = [(op, *case) for op in OPERATORS for case in op.invalid()]
+
+
+def compiled_error(call) -> str:
+    try:
+        call()
+    except (RuntimeError, TypeError, IndexError) as error:
+        return str(error)
+    return ""
+
+
+def python_error(overload, arguments) -> str:
+    name = overload._schema.name.removeprefix("dcnzoo::")
+    try:
+        getattr(checks, name)(arguments_of(name)(*arguments))
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def blamed(message: str) -> str:
+    """The function and the argument that a message names."""
+    return ":".join(message.split(":")[:2])
+
+
+def recorded(op, sample):
+    """The call of the operator that the function makes, if it makes one, and the error."""
+    with torch.no_grad(), op_cases.Recorder() as recorder:
+        error = compiled_error(lambda: op.call(sample))
+    return recorder.calls[:1], error
+
+
+@pytest.mark.parametrize(
+    ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
+)
+def test_invalid_samples(op, sample, message):
+    calls, error = recorded(op, sample)
+    for overload, arguments in calls:
+        assert blamed(python_error(overload, arguments)) == blamed(error), error
+
+
+def mutated(rng: Random, arguments: list) -> list:
+    """The arguments with one of them changed a little: sizes, type, numbers."""
+    arguments = list(arguments)
+    index = rng.randrange(len(arguments))
+    value = arguments[index]
+    if isinstance(value, Tensor):
+        if value.dim() and rng.random() < 0.7:
+            axis = rng.randrange(value.dim())
+            size = rng.choice(
+                [0, 1, max(value.shape[axis] - 1, 0), value.shape[axis] + 1, 2 * value.shape[axis]]
+            )
+            value = value.new_ones([size if a == axis else n for a, n in enumerate(value.shape)])
+        elif rng.random() < 0.5:
+            value = value.to(rng.choice([torch.float32, torch.float64, torch.bfloat16, torch.int64]))
+        else:
+            value = rng.choice(
+                [lambda: value[None], lambda: value.flatten(), lambda: value.transpose(0, -1)]
+            )()
+    elif isinstance(value, list):
+        value = [*value]
+        value[rng.randrange(len(value))] = rng.choice([-1, 0, 1, 2, 9])
+        value = value if rng.random() < 0.8 else value[1:]
+    elif isinstance(value, bool):
+        value = not value
+    elif isinstance(value, int):
+        value = rng.choice([-1, 0, 1, 2, 3, 5, 2**33])
+    elif isinstance(value, float):
+        value = rng.choice([-0.5, 0.0, 0.5, 1.5, float("nan"), float("inf")])
+    arguments[index] = value
+    return arguments
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+def test_random_calls_are_refused_alike(op):
+    rng, refused, accepted = Random(0), 0, 0
+    for _ in range(120):
+        zero = rng.choice(["", "", "", *op.can_be_zero])
+        calls, _ = recorded(op, op.random_sample(rng, zero).to(torch.float32))
+        for overload, arguments in calls:
+            arguments = mutated(rng, arguments) if rng.random() < 0.9 else list(arguments)
+            with torch.no_grad():
+                error = compiled_error(lambda overload=overload, arguments=arguments: overload(*arguments))
+            assert bool(python_error(overload, arguments)) == bool(error), (
+                error,
+                python_error(overload, arguments),
+            )
+            refused, accepted = refused + bool(error), accepted + (not error)
+    assert refused > 10 and accepted > 10
