@@ -14,14 +14,14 @@ import torch
 
 from dcnzoo.detect.backends.aotinductor import NAMES
 from dcnzoo.export.fixed_size import TRACEABLE
-from dcnzoo.export.passes import attributes_restored
+from dcnzoo.export.passes import attributes_restored, one_at_a_time
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.steps import begin_step
 
 
 def trace(model: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
     """Trace a model to operators of torch and of dcnzoo's library, without those defined in Python."""
-    with torch.no_grad(), attributes_restored(model):
+    with one_at_a_time, torch.no_grad(), attributes_restored(model):
         return torch.export.export(model, args, strict=False).run_decompositions(TRACEABLE)
 
 

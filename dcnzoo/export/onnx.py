@@ -53,6 +53,7 @@ def export_onnx(
 
     table = translation_table(opset_version, deform_conv)
     with (
+        passes.one_at_a_time,
         torch.no_grad(),
         quiet(),
         transformers.translated(),

@@ -1,5 +1,6 @@
 """Changes to traced programs and ONNX graphs that torch's exporter needs, and corrections of its graphs."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,10 @@ import torch
 
 if TYPE_CHECKING:
     import onnx_ir
+
+# Exports replace functions of the process. Two at a time would undo them in the order in which they began,
+# and leave the replacements of the second. Re-entrant: the export of a detector calls export_onnx.
+one_at_a_time = threading.RLock()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dcnzoo.compat.patches import ThreadChanges
+from dcnzoo.export import export_onnx
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export import export as export_module
 
@@ -41,6 +42,31 @@ def test_changes_are_seen_by_their_thread_only():
         assert in_thread(module.len, "abc") == 3
     assert layer.name() == "layer" and Layer.double(3) == 6 and not hasattr(module, "len")
     assert builtins.len("abc") == 3
+
+
+def test_two_exports_leave_no_function_replaced(tmp_path):
+    """The first export ended before the second, which restored the first one's replacements."""
+    flags = (torch.compiler.is_exporting, torch.onnx.is_in_onnx_export, torch._C._select_conv_backend)
+    inside, second = threading.Event(), threading.Event()
+
+    class First(torch.nn.Module):
+        def forward(self, x):
+            inside.set()
+            second.wait(0.5)
+            return x + 1
+
+    class Second(torch.nn.Module):
+        def forward(self, x):
+            second.set()
+            return x - 1
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(export_onnx, First(), (torch.zeros(2),), tmp_path / "first.onnx")
+        assert inside.wait(60)
+        pool.submit(export_onnx, Second(), (torch.zeros(2),), tmp_path / "second.onnx").result()
+        first.result()
+    current = (torch.compiler.is_exporting, torch.onnx.is_in_onnx_export, torch._C._select_conv_backend)
+    assert current == flags
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from dcnzoo.detect.outputs import MASK_THRESHOLD
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
+from dcnzoo.export.passes import one_at_a_time
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
 from dcnzoo.openmmlab.export import inputs
@@ -37,7 +37,6 @@ from dcnzoo.utils.text import counted
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
 LEAST_TRACED = 512
-_one_at_a_time = threading.Lock()
 
 
 def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportResult:
@@ -160,7 +159,7 @@ def write_detector(
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
-    with _one_at_a_time, symbolic_batches():
+    with one_at_a_time, symbolic_batches():
         return write_file(
             model.eval(),
             args,
