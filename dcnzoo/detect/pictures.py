@@ -128,14 +128,26 @@ def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
     return copy
 
 
-def resize_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [H, W, 3], uint8
-    """Resize bilinearly, by OpenCV if it is installed; otherwise to within one grey level of its result."""
+def resize_picture(picture: np.ndarray, size: tuple[int, int], by: str = "cv2") -> np.ndarray:
+    """Resize [H, W, 3], uint8 or float32, bilinearly by OpenCV, or by Pillow, whose filter is another one.
+
+    Without OpenCV, the result is within one grey level of OpenCV's.
+    """
     if size == picture.shape[:2]:
         return picture
+    if by == "pillow":
+        try:
+            from PIL import Image
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "image: expected Pillow, which resizes for this file: pip install pillow"
+            ) from error
+        return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     try:
         import cv2
     except ModuleNotFoundError:
-        return np.rint(resized(picture.astype(np.float32), size))
+        values = resized(picture.astype(np.float32), size)
+        return np.rint(values) if picture.dtype == np.uint8 else values
     return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 

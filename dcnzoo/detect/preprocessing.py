@@ -22,11 +22,13 @@ class Preprocessing:
         mean, std: per channel, in the model's order.
         scale: (width, height) to resize to; with ``keep_ratio`` the bounds, in either orientation; None: no
             resizing.
-        pad_divisor: the model pads the normalised image with zeros, at right and bottom, to a multiple of
-            this.
+        pad_divisor: the model pads the normalised image, at right and bottom, to a multiple of this.
         square, divisor, least: padding by the pipeline: to a square, to a multiple, or to at least
             (height, width).
         value: padding value of the pipeline before normalisation, in the order blue, green, red.
+        pad_value: the value with which the model pads, after normalisation.
+        resize_by: ``"cv2"``, or ``"pillow"``, which reads more pixels where a picture is shrunk.
+        float32: resize in float32, without rounding.
     """
 
     classes: tuple[str, ...]
@@ -40,9 +42,16 @@ class Preprocessing:
     divisor: int = 1
     least: tuple[int, int] = (0, 0)
     value: tuple[float, ...] = (0.0,) * 3
+    pad_value: float = 0.0
+    resize_by: str = "cv2"
+    float32: bool = False
 
     def to_metadata(self) -> dict[str, str]:
-        return {KEY: json.dumps(dataclasses.asdict(self))}
+        values = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):  # older versions of dcnzoo do not know the newer ones
+            if values[field.name] == field.default:
+                del values[field.name]
+        return {KEY: json.dumps(values)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing":
@@ -82,7 +91,9 @@ class Preprocessing:
             limit: the model's maximum height and width, if any.
         """
         size = self.size((picture.shape[0], picture.shape[1]), limit)
-        picture = resize_picture(picture, size)
+        if self.float32:
+            picture = picture.astype(np.float32)
+        picture = resize_picture(picture, size, self.resize_by)
         padded = self.padded(size, limit)
         whole = [
             extent if most is not None else extent + -extent % self.pad_divisor
@@ -90,7 +101,7 @@ class Preprocessing:
         ]
         order = [2, 1, 0] if self.rgb else [0, 1, 2]
         mean, std, value = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std, self.value))
-        image = np.zeros((3, *whole), np.float32)
+        image = np.full((3, *whole), self.pad_value, np.float32)
         image[:, : padded[0], : padded[1]] = (value[order] - mean) / std
         part = image[:, : size[0], : size[1]]
         np.subtract(picture.transpose(2, 0, 1)[order], mean, out=part)

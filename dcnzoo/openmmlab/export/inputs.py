@@ -80,6 +80,6 @@ def calibration_inputs(
         limit = shape or (None, None)
         images, size = preprocessing(read(file), limit)
         yield {
-            "input": stack([images], shape or (0, 0)),
+            "input": stack([images], limit, preprocessing.pad_value),
             "img_shape": np.array([preprocessing.padded(size, limit)]),
         }

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from dcnzoo.detect.backends import BOX_MASKS
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.exported import ExportedDetector, stack
+from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.timing import agreement
 from dcnzoo.export.options import Agreement, ExportResult
@@ -155,10 +155,10 @@ def predict(
     images, samples = data["inputs"], data["data_samples"]
     if shape[0] is not None and all(map(exported.fits, pictures)):
         rest = [length - n for length, n in zip(shape, images.shape[2:], strict=True)]
-        images = F.pad(images, (0, rest[1], 0, rest[0]))
+        images = F.pad(images, (0, rest[1], 0, rest[0]), value=model.data_preprocessor.pad_value)
     elif shape[0] is not None:
         inputs, sizes, _ = zip(*map(exported.prepare, pictures), strict=True)
-        images = torch.from_numpy(stack(inputs, shape)).to(images)
+        images = torch.from_numpy(exported.stack(inputs)).to(images)
         for sample, size in zip(samples, sizes, strict=True):
             factors = (size[1] / sample.ori_shape[1], size[0] / sample.ori_shape[0])
             sample.set_metainfo(dict(img_shape=exported.border(size), scale_factor=factors))
