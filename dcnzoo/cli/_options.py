@@ -219,6 +219,8 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
         if re.search(r"(^|[\[(,])\s*(dict\(|{\s*['\"])", value):
             expected = f"expected an option for each setting of a dictionary, such as {key}.name=1"
             raise click.BadParameter(f"{key}: {expected}, got {value}", ctx, param)
+        if key in settings:
+            raise click.BadParameter(f"{key}: expected one value, got two", ctx, param)
         try:
             settings[key] = _parse(value)
         except AssertionError as error:

@@ -85,7 +85,8 @@ class SavedCheckpoints:
         Args:
             best: also those of the best validation, from which no training can be resumed.
         """
-        names = rf"{self.pattern.pattern}|(epoch|iter)_\d+\.pth{'|best_.+' if best else ''}"
+        names = rf"({self.pattern.pattern}|(epoch|iter)_\d+\.pth)"
+        names = rf"(best_.+_)?{names}" if best else names
         return [path for path in self.folder.glob("*") if re.fullmatch(names, path.name)]
 
     @property

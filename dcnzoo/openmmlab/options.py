@@ -12,7 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.utils.errors import UserError, require_types
@@ -145,6 +146,9 @@ class TrainOptions(RunOptions):
             changes += _set_epochs(cfg, self.epochs)
         if self.batch_size is not None:
             changes.append(_set(cfg.train_dataloader, "batch_size", self.batch_size))
+            sampler = cfg.train_dataloader.get("sampler") or {}
+            if "batch_size" in sampler:  # of several sources
+                changes.append(_set(sampler, "batch_size", self.batch_size, "sampler."))
         if self.lr is not None:
             changes += _set_learning_rate(cfg, self.lr)
         if self.seed is not None:
@@ -219,12 +223,14 @@ class TestOptions(RunOptions):
         """See :meth:`RunOptions.apply`."""
         changes = super().apply(cfg)
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-        for evaluator in evaluators:
-            if self.metrics:
-                evaluator.metric = list(self.metrics)
-            if self.out is not None and self.as_json:
-                prefix = str(Path(self.out).with_suffix(""))
-                evaluator.update(format_only=self.format_only, outfile_prefix=prefix)
+        if self.metrics:
+            for evaluator in _with_argument(evaluators, "metric", "metrics"):
+                evaluator["metric"] = list(self.metrics)
+        if self.out is not None and self.as_json:
+            prefix = str(Path(self.out).with_suffix(""))
+            # of several, the first one: they would write to the same files
+            evaluator = _with_argument(evaluators, "outfile_prefix", "out")[0]
+            evaluator.update(format_only=self.format_only, outfile_prefix=prefix)
         if self.out is not None and not self.as_json:
             cfg.test_evaluator = [*evaluators, {"type": "DumpDetResults", "out_file_path": str(self.out)}]
         if self.show_dir is not None:
@@ -248,6 +254,19 @@ class TestOptions(RunOptions):
         return changes
 
 
+def _with_argument(evaluators: Sequence[dict], argument: str, option: str) -> list[dict]:
+    """Return the evaluators whose class has an argument.
+
+    Raises:
+        UserError: there is none.
+    """
+    suitable = [each for each in evaluators if argument in arguments(class_of(each, "METRICS"))[0]]
+    if not suitable:
+        names = ", ".join(str(each.get("type")) for each in evaluators)
+        raise UserError(f"{option}: expected a test_evaluator with the argument {argument}, got {names}")
+    return suitable
+
+
 def main_metric(cfg: Config) -> str | None:
     """Return the metric that selects the best checkpoint: the mask AP if it is measured, else the box AP."""
     evaluator = cfg.get("val_evaluator") or {}
@@ -269,7 +288,7 @@ def _set_epochs(cfg: Config, epochs: int) -> list[str]:
         raise UserError(f"epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
     factor = epochs / before
 
-    def scaled(steps: int) -> int:
+    def scaled(steps: float) -> float:
         return max(1, round(steps * factor)) if 0 < steps < INF else steps
 
     changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
@@ -282,7 +301,7 @@ def _set_epochs(cfg: Config, epochs: int) -> list[str]:
             owner = f"{getattr(kind, '__name__', kind)}."
             for key in (key for key in keys if node.get(key)):
                 steps = node[key]
-                new = scaled(steps) if isinstance(steps, int) else [*map(scaled, steps)]
+                new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
                 if key == "end":
                     new = max(new, node.get("begin", 0) + 1)
                 if new != steps:
@@ -291,16 +310,17 @@ def _set_epochs(cfg: Config, epochs: int) -> list[str]:
 
 
 def _set_learning_rate(cfg: Config, lr: float) -> list[str]:
-    """Set the learning rate, and scale the lowest one of the schedules with it."""
+    """Set the learning rate, and scale the lowest and highest ones of the schedules with it."""
     optimizer = cfg.optim_wrapper.get("optimizer") or {}
     before = optimizer.get("lr")
     if not before:
         raise UserError("lr: expected a config with optim_wrapper.optimizer.lr, found none")
-    schedules = [node for _, node in dicts(cfg.get("param_scheduler")) if node.get("eta_min")]
-    return [
-        _set(optimizer, "lr", lr),
-        *(_set(node, "eta_min", float(f"{node['eta_min'] * lr / before:.6g}")) for node in schedules),
-    ]
+    changes = [_set(optimizer, "lr", lr)]
+    for _, node in dicts(cfg.get("param_scheduler")):
+        for key in ("eta_min", "eta_max"):
+            if node.get(key) and not str(node["type"]).endswith("Momentum"):
+                changes.append(_set(node, key, float(f"{node[key] * lr / before:.6g}")))
+    return changes
 
 
 def _stop_early(cfg: Config, patience: int) -> None:

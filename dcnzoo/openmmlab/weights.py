@@ -38,8 +38,8 @@ def convert(
 ) -> tuple[dict[str, Tensor], str]:
     """Convert the parameter names of older checkpoints to those of a model.
 
-    Recognises ``module.…`` (parallel wrappers); ``conv2_offset.…`` (MMDetection 1.x and early 2.x) and
-    ``conv2.conv_offset_mask.…`` (other implementations of DCNv2), now ``conv2.conv_offset.…``.
+    Recognises prefixes of all names (:data:`_PREFIXES`); ``conv2_offset.…`` (MMDetection 1.x and early 2.x)
+    and ``conv2.conv_offset_mask.…`` (other implementations of DCNv2), now ``conv2.conv_offset.…``.
 
     Args:
         expected: the model's own state dict.
@@ -49,11 +49,12 @@ def convert(
     """
     converted: Any = OrderedDict()
     renamed = {}
+    prefix = _prefix(state_dict, expected)
     versions = getattr(state_dict, "_metadata", None)  # of modules, which some check when they load
     if isinstance(versions, Mapping):
-        converted._metadata = versions
+        converted._metadata = {str(name).removeprefix(prefix): each for name, each in versions.items()}
     for key, value in state_dict.items():
-        plain = key.removeprefix("module.")
+        plain = key.removeprefix(prefix).removeprefix("module.")
         packed = re.sub(r"_offset\.(weight|bias)$", r".conv_offset.\1", plain)
         names = (key, plain, packed, plain.replace(".conv_offset_mask.", ".conv_offset."))
         new = next((name for name in names if name in expected), plain)
@@ -66,6 +67,22 @@ def convert(
         return converted, ""
     old, new = next(iter(renamed.items()))
     return converted, f"{counted(len(renamed), 'parameters')} renamed, such as {old} to {new}"
+
+
+# of parallel wrappers, torch.compile, Lightning, detectors with a teacher, averages
+_PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "ema.")
+
+
+def _prefix(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return what precedes all names of weights and none of the model's, such as ``module.model.``."""
+    names = [key for key, value in state_dict.items() if value.is_floating_point()]
+    prefix = ""
+    while names:
+        added = [each for each in _PREFIXES if all(key.startswith(f"{prefix}{each}") for key in names)]
+        if not added or any(key.startswith(added[0]) for key in expected):
+            break
+        prefix += added[0]
+    return prefix
 
 
 def load_weights(

@@ -144,6 +144,27 @@ def test_old_names(pattern, replacement, options):
     assert found._metadata == expected._metadata  # module versions
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "teacher.", "ema."]
+)
+def test_prefixes_of_all_names(model, prefix):
+    expected = model.state_dict()
+    file = renamed(expected, "^", prefix)
+    file["steps"] = torch.tensor(3)  # of an average; counters are no weights
+    found, summary = convert(file, expected)
+    found.pop("steps")
+    assert_same(found, expected)
+    assert "renamed, such as" in summary
+    own = {f"{prefix}{key}": value for key, value in expected.items()}  # a model with these names
+    assert convert(own, own) == (own, "")
+
+
+def test_a_prefix_of_some_names_stays():
+    expected = {"backbone.x": torch.ones(1)}
+    file = {"teacher.backbone.x": torch.ones(1), "student.backbone.x": torch.zeros(1)}
+    assert convert(file, expected) == (file, "")
+
+
 def test_names_that_only_look_old():
     """If an offset convolution has an old and a new name in the file, the new one is used."""
     expected = {"head.reg_offset.weight": torch.ones(1), "head.reg.conv_offset.weight": torch.ones(2)}

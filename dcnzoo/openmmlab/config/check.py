@@ -15,9 +15,11 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.conversion import InvalidAnnotation, read_json
+from dcnzoo.openmmlab.config.bases import variables_without_effect
 from dcnzoo.openmmlab.config.deformable import arguments, split_settings
 from dcnzoo.openmmlab.config.rules import (
     LAYER_SETTINGS,
+    LIKE_SETTINGS,
     OLD_KEYS,
     known_keys,
     reads_settings,
@@ -34,6 +36,7 @@ from dcnzoo.openmmlab.config.tree import (
     dicts,
     nodes,
     registered,
+    runner_settings,
     variables,
 )
 from dcnzoo.utils.errors import UserError, printable
@@ -52,7 +55,7 @@ NORMALIZE = ("Normalize", "mmcv.Normalize", "mmdet.Normalize")
 # the parts that only these commands use
 _TRAINING = {"train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr"}
 _VALIDATION = {"val_dataloader", "val_cfg", "val_evaluator"}
-_TEST = {"test_dataloader", "test_cfg", "test_evaluator"}
+_TEST = {"test_dataloader", "test_cfg", "test_evaluator", "tta_model", "tta_pipeline"}
 
 
 def check_config(
@@ -117,6 +120,8 @@ def find_problems(
         problems += wrong_classes(cfg, [key for key in LOADERS if runs and key not in unused])
         if runs or options:
             problems += wrong_top_level_keys(cfg, options)
+        if os.path.isfile(cfg.filename or ""):
+            problems += variables_without_effect(cfg)
         if runs:
             problems += [*wrong_evaluator_files(cfg), *wrong_monitors(cfg)]
     for index, problem in enumerate(problems):
@@ -129,7 +134,7 @@ def find_problems(
 def _unused(required: Sequence[str], runs: bool) -> set[str]:
     """Return the top-level keys that a command does not use."""
     if not runs:
-        unused = _TRAINING | _VALIDATION | {"test_cfg", "test_evaluator"}
+        unused = _TRAINING | _VALIDATION | _TEST - {"test_dataloader"}
     elif _TRAINING & {*required}:
         unused = _TEST
     else:
@@ -210,9 +215,11 @@ def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
                 expected[key].setdefault(len(counted), []).append(loader)
     for path, node in dicts(cfg.get("model"), "model") if loaders else ():
         # the outputs of detectors with a language model are words
-        if "head" not in path or "language_model" in cfg.model:
+        kind = class_of(node, "MODELS")
+        own = kind is not None and not Node(path, node, kind).is_published
+        if "head" not in path or "language_model" in cfg.model or own:
             continue
-        parameters = arguments(kind)[0] if (kind := class_of(node, "MODELS")) else {}
+        parameters = arguments(kind)[0] if kind else {}
         for key in CLASS_NUMBERS[1:] if OTHER_CLASSES & {*path.split(".")} else CLASS_NUMBERS:
             number = node.get(key, parameters[key].default if key in parameters else None)
             for count in expected[key].keys() - {number} if isinstance(number, int) else ():
@@ -238,8 +245,17 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
             text = f"expected {expected}, or a variable that is used, got an unknown key"
             yield Finding(key, text, "key", stops=False)
+        elif key in LIKE_SETTINGS and key in stored and not _is_set(cfg, LIKE_SETTINGS[key], cfg[key]):
+            text = f"expected {LIKE_SETTINGS[key]}, got a variable that nothing reads"
+            yield Finding(key, text, stops=False)
         elif key in options:
             yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
+
+
+def _is_set(cfg: Config, path: str, value: object) -> bool:
+    """Whether a setting with the last name of a path has a value; a dump has copies of variables."""
+    name = path.rpartition(".")[2].partition(" ")[0]
+    return any(key == name and each == value for _, key, each in runner_settings(cfg))
 
 
 def _is_old(key: str, value: object) -> bool:

@@ -36,7 +36,17 @@ OLD_KEYS: dict[str, tuple[type | str, str]] = {
     "resume_from": (str, "resume=True and load_from"),
     "auto_resume": (bool, "resume=True"),
     "gpus": (int, "the environment variable CUDA_VISIBLE_DEVICES"),
-    "device": (str, "the environment variable CUDA_VISIBLE_DEVICES"),
+}
+# names of variables that look like settings → the setting
+LIKE_SETTINGS = {
+    **dict.fromkeys(("lr", "base_lr", "learning_rate"), "optim_wrapper.optimizer.lr"),
+    **dict.fromkeys(("epochs", "max_epochs", "num_epochs"), "train_cfg.max_epochs"),
+    "amp": "optim_wrapper.type='AmpOptimWrapper'",
+    "batch_size": "train_dataloader.batch_size",
+    "checkpoint": "load_from",
+    "device": "the environment variable CUDA_VISIBLE_DEVICES",
+    "num_classes": "num_classes of the model's heads",
+    "num_workers": "train_dataloader.num_workers",
 }
 # registry → the keys that are removed before its classes are built, besides type and _scope_
 REMOVED = {
@@ -70,6 +80,7 @@ WHOLE: Values = ("an integer of at least 1", lambda n: isinstance(n, int) and n 
 COUNT_OR_0: Values = ("an integer of at least 0", lambda n: n >= 0 and n % 1 == 0)
 COUNT_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: n >= -1 and n % 1 == 0)
 SIZE: Values = ("a number above 0", lambda n: 0 < n < math.inf)
+ABOVE_0: Values = ("a number above 0", lambda n: n > 0)  # also infinity
 FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
 SCORE: Values = ("a number of at most 1", lambda n: n <= 1)
@@ -84,7 +95,7 @@ TABLE: tuple[tuple[str, str, Values, str], ...] = (
     ("DataLoader", "batch_size prefetch_factor", WHOLE, "runner.py: build_dataloader"),
     ("DataLoader", "num_workers timeout", FACTOR, "runner.py: build_dataloader"),
     ("OptimWrapper", "accumulative_counts", COUNT, "optimizer_wrapper.py: should_update"),
-    ("clip_grad_norm_ clip_grad_value_", "max_norm clip_value", SIZE, "a factor of gradients"),
+    ("clip_grad_norm_ clip_grad_value_", "max_norm clip_value", ABOVE_0, "a factor of gradients"),
     ("Optimizer", "lr weight_decay", FACTOR, "torch.optim"),
     ("paramwise_cfg", "lr_mult decay_mult bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult",
      FACTOR, "default_constructor.py"),

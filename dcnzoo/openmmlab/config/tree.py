@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import os
 import re
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import mmcv.ops
@@ -194,25 +196,50 @@ def metainfo(dataset: Mapping) -> dict:
     return kinds.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
 
 
-def variables(text: str) -> tuple[set[str], set[str]]:
-    """Return the names that the lines of a config and of its bases set, and those that they read.
+@dataclass(frozen=True)
+class File:
+    """The names at the top level that the lines of one file of a config set, and those that they read."""
 
-    The names that configs of an installed package set are left out.
+    path: str
+    stored: set[str]
+    read: set[str]
+
+    @property
+    def is_published(self) -> bool:
+        return "/.mim/" in self.path
+
+
+def files(text: str) -> Iterator[File]:
+    """Yield the files of a config: its bases come first.
 
     Args:
         text: ``Config.text``, in which a line with its path precedes the text of each file.
     """
-    stored, read = set(), {*re.findall(r"\b_base_\.(\w+)", text)}
     parts = re.split(r"(?m)^(/.*\.(?:py|json|ya?ml))$", f"{'' if text.startswith('/') else '/.py'}\n{text}")
-    for file, part in zip(parts[1::2], parts[2::2], strict=True):
-        names = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}
-        if file.endswith(".py"):
+    texts: list[tuple[str, str]] = []
+    for path, part in zip(parts[1::2], parts[2::2], strict=True):
+        if texts and not os.path.isfile(path):  # a line of a text in the config
+            texts[-1] = (texts[-1][0], f"{texts[-1][1]}{path}{part}")
+        else:
+            texts.append((path, part))
+    for path, part in texts:
+        stored, read = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}, set()
+        if path.endswith(".py"):
             nodes = [*ast.walk(ast.parse(re.sub(r"\{\{[^{}]*\}\}", "0", part)))]
             used = [node for node in nodes if isinstance(node, ast.Name)]
-            read |= {name.id for name in used if isinstance(name.ctx, ast.Load)}
-            names = {name.id for name in used if isinstance(name.ctx, ast.Store)}
-        stored |= names if "/.mim/" not in file else set()
-    return stored, read
+            read = {name.id for name in used if isinstance(name.ctx, ast.Load)}
+            stored = {name.id for name in used if isinstance(name.ctx, ast.Store)}
+        yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)})
+
+
+def variables(text: str) -> tuple[set[str], set[str]]:
+    """Return the names that the lines of a config and of its bases set, and those that they read.
+
+    The names that configs of an installed package set are left out.
+    """
+    parts = [*files(text)]
+    stored = (part.stored for part in parts if not part.is_published)
+    return {*chain.from_iterable(stored)}, {*chain.from_iterable(part.read for part in parts)}
 
 
 def as_tuple(value: object) -> object:

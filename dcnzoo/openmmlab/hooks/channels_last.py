@@ -35,7 +35,12 @@ class ChannelsLastHook(Hook):
     On a CPU, torch's convolutions are then faster (docs/performance.md). Results differ by rounding only.
     """
 
-    priority = "VERY_HIGH"  # before hooks that copy the model, such as EMAHook
+    priority = "VERY_HIGH"
 
-    def before_run(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """Convert after mmengine has initialised the weights: random numbers follow the order in memory."""
         to_channels_last(runner.model)
+        for average in filter(None, (getattr(hook, "ema_model", None) for hook in runner.hooks)):
+            to_channels_last(average)
+
+    before_val = before_test = before_train

@@ -8,9 +8,12 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.text import counted
+
 
 class ScheduleHook(Hook):
-    """Give a resumed training the learning rate of an uninterrupted one if its epochs have changed.
+    """Require an iteration per epoch; give a resumed training the learning rate of an uninterrupted one.
 
     Checkpoints record the images per optimizer step and the iterations per epoch. If one of them differs,
     the schedules, which the runner has built for the new values and for the scaled learning rate, are stepped
@@ -19,6 +22,16 @@ class ScheduleHook(Hook):
     """
 
     priority = "LOWEST"
+
+    def before_run(self, runner: Runner) -> None:
+        """Raise UserError for a loader without batches: mmengine would save the initial weights."""
+        loader = runner.train_dataloader
+        if len(loader) == 0:
+            raise UserError(
+                f"train_dataloader: expected at least 1 batch, got "
+                f"{counted(len(loader.dataset), 'pictures')} with batch_size={loader.batch_size} and "
+                f"drop_last={loader.drop_last}; reduce batch_size, or set drop_last=False"
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint["meta"].update(_sizes(runner))

@@ -1,0 +1,186 @@
+"""Single settings that had no effect, or were refused though they are valid."""
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+
+from dcnzoo.openmmlab import options as run_options
+from dcnzoo.openmmlab.config.check import check_config, find_problems
+from dcnzoo.openmmlab.hooks import ScheduleHook
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
+from dcnzoo.utils.errors import UserError
+
+from ..commands import error_of
+from ..demo import PLAIN
+from .test_training import make_runner
+
+RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+
+
+def findings(folder, text, base=RTMDET):
+    (folder / "mine.py").write_text(f"_base_ = {base!r}\n{text}\n")
+    return find_problems(read_config_file(folder / "mine.py"), TRAINING)
+
+
+class Convolution(BaseModel):
+    def __init__(self):
+        super().__init__(init_cfg={"type": "Normal", "layer": "Conv2d", "std": 0.1})
+        self.layer = ConvModule(3, 4, (3, 2))
+
+    def forward(self, inputs, mode):
+        loss = self.layer.conv.weight.square().sum()
+        return {"loss": loss} if mode == "loss" else [loss]
+
+
+class First(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.weight = self.weight if batch_idx else runner.model.layer.conv.weight.detach().clone()
+
+
+def test_initial_weights_do_not_depend_on_the_memory_format(tmp_path):
+    """The same bits in channels-last order: random numbers are drawn in the order of the memory."""
+    starts = []
+    for hooks in ([], [{"type": "ChannelsLastHook"}]):
+        first = First()
+        runner = make_runner(
+            tmp_path, "start", Convolution(), 1, custom_hooks=[*hooks, first], randomness={"seed": 3}
+        )
+        runner.train()
+        starts.append(first.weight)
+    assert torch.equal(*starts) and starts[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_training_without_iterations_is_refused(tmp_path):
+    loader = {"dataset": [1, 2], "batch_size": 4, "drop_last": True, "sampler": {"type": "DefaultSampler"}}
+    runner = make_runner(tmp_path, "empty", Convolution(), train_dataloader=loader)
+    runner.register_hook(ScheduleHook())
+    with pytest.raises(UserError, match=r"^train_dataloader: .*2 pictures with batch_size=4 and drop_"):
+        runner.train()
+    assert not [*tmp_path.rglob("*.pth")]
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "stops"),
+    [
+        ("max_epochs = 20", "train_cfg.max_epochs", True),
+        ("base_lr = 0.001", "optim_wrapper.optimizer.lr", True),
+        (
+            "base_lr = 0.001\noptim_wrapper = dict(optimizer=dict(lr=base_lr))",
+            "param_scheduler.1.eta_min",
+            False,
+        ),
+        ("interval = 3", "train_cfg.val_interval", True),
+    ],
+)
+def test_a_variable_of_a_base(tmp_path, text, path, stops):
+    """The base has copied its value before."""
+    problems = findings(tmp_path, text)
+    assert any(path in str(problem) and problem.stops == stops for problem in problems)
+    assert any(problem.stops for problem in problems) == stops
+
+
+OWN_BASE = """
+def size(scale):
+    edge = scale * 8
+    return (edge, edge)
+
+edge = 3
+epochs = 12
+model = dict(type="RetinaNet", test_cfg=dict(max_per_img=edge))
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs)
+sizes = size(2)
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "max_epochs = 300",  # the same value
+        "max_epochs = 9\ntrain_cfg = dict(max_epochs=9, dynamic_intervals=[(280, 1)])\nparam_scheduler = []",
+        "name_of_mine = 3",
+        "train_pipeline = []\ntrain_dataloader = dict(dataset=dict(pipeline=train_pipeline))",
+        "img_scales = []",  # only of tests
+    ],
+)
+def test_a_variable_that_is_used_or_new(tmp_path, text):
+    assert not [problem for problem in findings(tmp_path, text) if problem.stops]
+
+
+def test_variables_of_functions_and_of_own_bases(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_BASE)
+    for text, expected in (("epochs = 5", ["train_cfg.max_epochs"]), ("sizes = 4", []), ("edge = 3", [])):
+        (tmp_path / "child.py").write_text(f"_base_ = 'own.py'\n{text}\n")
+        problems = find_problems(read_config_file(tmp_path / "child.py"))
+        assert [problem.subject for problem in problems if problem.stops] == expected
+    child = "from mmengine.config import read_base\nwith read_base():\n    from .own import *\nepochs = 5\n"
+    (tmp_path / "child.py").write_text(child)
+    problems = find_problems(read_config_file(tmp_path / "child.py"))
+    assert [problem.subject for problem in problems if problem.stops] == ["train_cfg.max_epochs"]
+
+
+@pytest.mark.parametrize("name", ["lr", "epochs", "amp", "num_classes", "checkpoint", "device"])
+def test_a_variable_that_looks_like_a_setting(tmp_path, name):
+    (problem,) = findings(tmp_path, f"{name} = 'cuda'", "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
+    assert problem.subject == name and not problem.stops
+
+
+VALID = {
+    "an infinite norm": "optim_wrapper = dict(clip_grad=dict(max_norm=float('inf')))",
+    "a text of several lines with a path": 'note = """\n/data/mine.py\n"""',
+    "a milestone as a float": "param_scheduler = [dict(type='CosineAnnealingLR', T_max=12.0)]",
+}
+
+
+@pytest.mark.parametrize("text", VALID.values(), ids=VALID)
+def test_valid_settings(tmp_path, text):
+    assert not [problem for problem in findings(tmp_path, text) if problem.stops]
+    TrainOptions(epochs=3, work_dir=tmp_path).apply(read_config_file(tmp_path / "mine.py"))
+
+
+def test_a_users_own_head_may_count_other_classes(package):
+    text = """from mmdet.models import RetinaHead
+from mmdet.registry import MODELS
+
+@MODELS.register_module(force=True)
+class HeadOfParts(RetinaHead):
+    pass
+"""
+    package("head_of_parts", text)
+    __import__("head_of_parts")
+    head = dict(type="HeadOfParts", num_classes=7, in_channels=8)
+    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=("a", "b"))))
+    check_config(Config(dict(model=dict(type="RetinaNet", bbox_head=head), train_dataloader=data)), "mine.py")
+
+
+def test_options_of_one_cycle_and_of_several_sources():
+    cfg = Config.fromfile(PLAIN)
+    cfg.param_scheduler = [dict(type="OneCycleLR", eta_max=0.1)]
+    cfg.param_scheduler += [dict(type="CosineAnnealingMomentum", eta_min=0.8)]
+    cfg.train_dataloader.sampler = dict(type="MultiSourceSampler", batch_size=5, source_ratio=[1, 4])
+    before = cfg.optim_wrapper.optimizer.lr
+    TrainOptions(lr=2 * before, batch_size=10).apply(cfg)
+    assert cfg.param_scheduler[0].eta_max == 0.2 and cfg.param_scheduler[1].eta_min == 0.8
+    assert cfg.train_dataloader.sampler.batch_size == cfg.train_dataloader.batch_size == 10
+
+
+def test_options_of_several_evaluators(tmp_path):
+    cfg = read_config_file(PLAIN)
+    cfg.test_evaluator = [dict(type="DumpDetResults", out_file_path="a.pkl"), dict(cfg.test_evaluator)]
+    options = run_options.TestOptions(metrics=["bbox"], out=tmp_path / "b.json", work_dir=tmp_path)
+    options.apply(cfg)
+    dump, coco = cfg.test_evaluator
+    assert dump.keys() == {"type", "out_file_path"} and coco.metric == ["bbox"]
+    assert coco.outfile_prefix == str(tmp_path / "b")
+    cfg.test_evaluator = dump
+    with pytest.raises(UserError, match=r"^metrics: .*got DumpDetResults"):
+        run_options.TestOptions(metrics=["bbox"], work_dir=tmp_path).apply(cfg)
+
+
+def test_an_option_that_is_given_twice():
+    message = error_of("train", PLAIN, "--cfg-options", "resume=True", "resume=False", status=2)
+    assert "resume: expected one value" in message
