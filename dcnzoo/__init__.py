@@ -68,7 +68,6 @@ def load(
     cfg_options: Mapping[str, object] | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
-    trust_config: bool = False,
     edited: bool = False,
 ) -> "BaseDetector":
     """Load a detector with its weights::
@@ -94,7 +93,6 @@ def load(
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
-        trust_config: accept a repository of the Hub with a ``config.py``; this **runs that program**.
         edited: open an exported file that another tool changed: simplified, quantised, converted.
 
     Returns:
@@ -115,7 +113,6 @@ def load(
         others = {
             "checkpoint": checkpoint,
             "cfg_options": cfg_options,
-            "trust_config": trust_config,
             **loading,
         }
         others |= {"fuse": fuse, "channels_last": channels_last}
@@ -132,7 +129,7 @@ def load(
     from dcnzoo.zoo.source import resolve
 
     require_device(device)  # before the download
-    source = resolve(model, checkpoint, trust_config=trust_config)
+    source = resolve(model, checkpoint)
     weights = source.read_weights()
     network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
     return TorchDetector(network, score_threshold, channels_last, fuse, precision)

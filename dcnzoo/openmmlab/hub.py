@@ -3,37 +3,30 @@
 Requires huggingface_hub.
 """
 
-import logging
 import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import to_safetensors
 from dcnzoo.openmmlab.config import json_config
-from dcnzoo.utils.errors import UserError, one_line, printable, typed, user_errors
+from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.version import __version__
 
 PREFIX = "hf://"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PROGRAM = "config.py"  # in place of CONFIG, for detectors with other classes than OpenMMLab's and dcnzoo's
-# what a detector needs of a program
-KEYS = ("model", "test_pipeline", "test_dataloader", "default_scope", "custom_imports")
+PROGRAM = "config.py"  # in place of CONFIG; never run
 
 
-def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
+def fetch_model(name: str) -> tuple[Path, Path]:
     """Download a detector; return its config and its weights.
 
     Args:
         name: ``hf://OWNER/NAME``, or ``hf://OWNER/NAME@REVISION``.
-        trust_config: accept a repository with a ``config.py`` in place of ``config.json``. Reading it **runs
-            the code in it**.
 
     Raises:
         UserError: the name is not of this form, the repository or a file does not exist, or the config is not
@@ -49,19 +42,16 @@ def fetch_model(name: str, trust_config: bool = False) -> tuple[Path, Path]:
         folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=files))
     except Exception as error:  # huggingface_hub's errors have several base classes
         raise UserError(f"{name} cannot be downloaded: {one_line(error)}") from error
-    config, program, weights = (folder / file for file in files)
-    if config.is_file():
-        json_config.read(config, f"{name}: {CONFIG}")
-    elif program.is_file():
-        config = program
-        if trust_config is not True:
-            raise UserError(
-                f"{name}: expected {CONFIG}, got {PROGRAM}, a program. Only if you trust its author: "
-                "trust_config=True runs it"
-            )
+    config, program, weights = folder / CONFIG, folder / PROGRAM, folder / WEIGHTS
+    if program.is_file() and not config.is_file():
+        raise UserError(
+            f"{name}: expected {CONFIG}, got {PROGRAM}, a program. Only if you trust its author: hf download "
+            f"{match[1]} --local-dir FOLDER, then model=FOLDER/{PROGRAM}, checkpoint=FOLDER/{WEIGHTS}"
+        )
     for file in (config, weights):
         if not file.is_file():
             raise UserError(f"{name}: expected the file {file.name}, found none")
+    json_config.read(config, f"{name}: {CONFIG}")
     return config, weights
 
 
@@ -87,19 +77,24 @@ def push_model(
 
     Returns:
         The name for :func:`dcnzoo.load`, ``hf://OWNER/NAME``, with ``@REVISION`` if it was given.
+
+    Raises:
+        UserError: the config cannot be written as data: the detector has classes of your own.
     """
     from huggingface_hub import HfApi
 
     api, meta = HfApi(token=token), getattr(model, "dataset_meta", {})
     cfg: Any = model.cfg
     try:
-        config, text = CONFIG, json_config.write(cfg)
+        text = json_config.write(cfg)
     except ValueError as error:
-        config, text = PROGRAM, _program(cfg)
-        line = f"push_to_hub: wrote {PROGRAM}, which dcnzoo.load refuses without trust_config=True: {error}"
-        print_log(printable(line), "current", logging.WARNING)
+        raise UserError(
+            f"push_to_hub: expected a detector of the classes in mmdet, mmcv and dcnzoo, got {error}; a "
+            "repository contains no programs. Publish the package with your classes, the config and the "
+            "weights elsewhere, or the file of dcnzoo export, which needs none of them"
+        ) from error
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder, config), text)
+        write_text(Path(folder, CONFIG), text)
         write_bytes(Path(folder, WEIGHTS), to_safetensors(model.state_dict(), {"dataset_meta": meta}))
         write_text(Path(folder, CARD), card(model, repository, metrics or {}, data))
         api.create_repo(repository, private=private, exist_ok=True)
@@ -111,10 +106,6 @@ def push_model(
             commit_message=f"Detector, written by dcnzoo {__version__}",
         )
     return PREFIX + repository + (f"@{revision}" if revision else "")
-
-
-def _program(cfg: Config) -> str:
-    return Config({key: value for key, value in cfg.to_dict().items() if key in KEYS}).pretty_text
 
 
 def card(model: nn.Module, repository: str, metrics: Mapping[str, float], data: str) -> str:

@@ -12,6 +12,7 @@ from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
 from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe
+from dcnzoo.openmmlab.runs.work_dir import has_log
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, name_of, verify
 from dcnzoo.utils.files import (
@@ -88,15 +89,12 @@ class Source:
 def resolve(
     model: str | os.PathLike[str] | None,
     checkpoint: str | os.PathLike[str] | None = None,
-    *,
-    trust_config: bool = False,
 ) -> Source:
     """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
 
     Args:
         model: as for :func:`dcnzoo.load`.
         checkpoint: a file or an address with other weights; ``best`` or ``last`` of a work directory.
-        trust_config: see :func:`dcnzoo.openmmlab.hub.fetch_model`.
 
     Raises:
         UserError: the model or the file is unknown.
@@ -105,9 +103,7 @@ def resolve(
         raise UserError(f"model: expected a name, a config or a work directory, got {model!r}")
     name = str(model)
     if name.startswith(hub.PREFIX):
-        source = Source(name, *hub.fetch_model(name, trust_config))
-    elif trust_config:
-        raise UserError(f"trust_config: expected a model of the Hub, {hub.PREFIX}OWNER/NAME, got {name}")
+        source = Source(name, *hub.fetch_model(name))
     else:
         sources = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
         source = next(source for source in sources if source is not None)
@@ -182,14 +178,26 @@ RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _c
 
 
 def _configs(folder: Path) -> list[Path]:
+    """List the configs of the training in a folder. No other programs are run, unless the user names them.
+
+    Raises:
+        UserError: the folder has programs, and not the log of a training.
+    """
     if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
         return [folder / hub.CONFIG]
     programs, written = files_beside(folder, "*.py"), recorded_names("train", folder)
-    return (
+    configs = (
         [path for path in programs if path.name in written]
         or [*filter(is_config, programs)]
         or [*filter(is_config, files_beside(folder, "*/vis_data/config.py"))]
     )
+    if configs and not has_log(folder):
+        raise UserError(
+            f"model: expected a work directory of dcnzoo train with the folder of its log, got {folder} "
+            f"with the program {configs[0].name}. Only if you trust its author: model={configs[0]}, "
+            "checkpoint=FILE"
+        )
+    return configs
 
 
 def _time(path: Path) -> float:

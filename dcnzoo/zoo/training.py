@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 
 from dcnzoo.data.splits import ReadOptions
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
@@ -59,7 +60,8 @@ def train(
             on a GPU, a small one on a CPU.
         data: a folder or file with annotated pictures, in any of :data:`dcnzoo.data.layouts.LAYOUTS`. They
             and a config are written to the folder ``data`` in the work directory; with ``force``, to
-            ``data_2`` if the training before uses ``data``, and so on.
+            ``data_2`` if the training before uses ``data``, and so on. With ``resume``, they must be those
+            of the training.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
             :class:`dcnzoo.openmmlab.options.TrainOptions`.
@@ -125,17 +127,14 @@ def _own_data(
     """Prepare data for a training, and enter the lock of its work directory; return both."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
-    if resume not in (False, None):
-        raise UserError(
-            "data: expected none with resume, which uses the data of the training; the model is its work "
-            "directory"
-        )
     if model is not None:
         resolve(model)  # before the conversion, which may take minutes
     folder = Path(options.work_dir or Path("work_dirs", data.resolve().stem)).expanduser()
-    choose_start(Config({"work_dir": str(folder), "launcher": "none"}), force=force)
+    start = choose_start(Config({"work_dir": str(folder), "launcher": "none"}), resume, force)
     if not dry_run or (folder / OWNER).exists():
         stack.enter_context(lock_work_dir(folder))
-    own = prepare(data.expanduser(), folder, None if model is None else str(model), force, reading)
+    continues = start.resumes and not start.replaces and SavedCheckpoints(folder).exist
+    name = None if model is None else str(model)
+    own = prepare(data.expanduser(), folder, name, force, reading, continues)
     print(*map(printable, own.decisions), sep="\n")
     return folder, own

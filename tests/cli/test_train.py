@@ -236,7 +236,8 @@ def test_data_of_a_training_stay(tmp_path, monkeypatch):
     for options, message in (
         ({"data": data}, "force=True"),
         ({"data": tmp_path / "drawn", "force": True}, "expected annotations"),
-        ({"data": data, "force": True, "resume": True}, "^data: .*resume"),
+        ({"data": data, "force": True, "resume": True}, "^force: .*resume"),
+        ({"data": data, "resume": True}, "the folder of its log"),
     ):
         with pytest.raises(UserError, match=message):
             dcnzoo.train(work_dir=work, **options)
@@ -364,7 +365,7 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
     for name in names:
         (folder / name).touch()
     assert choose_start(cfg, resume=True).resumes, "without last_checkpoint"
-    Path("work").mkdir(exist_ok=True)
+    Path("work/20260101_000000").mkdir(parents=True)
     Path("work/last_checkpoint").write_text(str(tmp_path / folder / template.format(2)))
     shutil.copy(CONFIG, "work/own.py")
     assert resolve("work", "last").read_weights().samefile(folder / template.format(2))

@@ -278,14 +278,15 @@ def test_a_repository_executes_nothing(repository, watch):
     config.unlink()
     for text in PROGRAMS.values():
         (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{text}")
-        for trust in ({}, {"trust_config": False}, {"trust_config": 1}):
-            with pytest.raises(UserError, match=r"trust_config") as error:
-                dcnzoo.load(NAME, device="cpu", **trust)
-            assert len(str(error.value).splitlines()) == 1
+        with pytest.raises(UserError, match=r"expected config\.json, got config\.py") as error:
+            dcnzoo.load(NAME, device="cpu")
+        assert len(str(error.value).splitlines()) == 1
+        for name in (repository, repository / "model.safetensors"):  # downloaded by another program
+            with pytest.raises(UserError, match=r"the program config\.py"):
+                dcnzoo.load(name, device="cpu")
 
 
-def test_a_program_is_trusted_only_if_there_are_no_data(repository, package, monkeypatch, tmp_path):
-    """Classes of others cannot be written as data: the repository gets a program."""
+def test_a_detector_with_own_classes_is_no_data(repository, package, tmp_path):
     package("own_models", "from mmdet.models import MaskRCNN\nfrom mmdet.registry import MODELS\n"
             "@MODELS.register_module(force=True)\nclass OwnRCNN(MaskRCNN): pass")  # fmt: skip
     own = tmp_path / "own.py"
@@ -294,15 +295,9 @@ def test_a_program_is_trusted_only_if_there_are_no_data(repository, package, mon
     weights = dcnzoo.load("mask-rcnn_r14_fpn_8e_shapes", device="cpu").model.state_dict()
     torch.save({"state_dict": weights}, tmp_path / "own.pth")
     detector = dcnzoo.load(own, checkpoint=tmp_path / "own.pth", device="cpu")
-    name = detector.push_to_hub("owner/name", revision="branch")
-    assert names_in(repository) == ["README.md", "config.py", "model.safetensors"]
-    with pytest.raises(UserError, match="trust_config=True"):
-        dcnzoo.load(name, device="cpu")
-    loaded = dcnzoo.load(name, device="cpu", trust_config=True)
-    assert type(loaded.model).__name__ == "OwnRCNN"
-    (repository / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json: expected a detector of dcnzoo"):
-        dcnzoo.load(name, device="cpu", trust_config=True)
+    with pytest.raises(UserError, match=r"push_to_hub: .*OwnRCNN.*dcnzoo export"):
+        detector.push_to_hub("owner/name")
+    assert not repository.exists()
 
 
 @pytest.mark.parametrize("classes", ["abc", {"a": 1}, [1, 2, 3], 5, [["a"]]])
@@ -314,7 +309,7 @@ def test_names_of_classes_are_a_list_of_texts(tmp_path, classes):
         load_file(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "trust_config", "fuse", "channels_last"])
+@pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "fuse", "channels_last"])
 def test_a_text_is_no_flag(name):
     with pytest.raises(TypeError, match=f"^{name}: expected True or False, got 'no'"):
         dcnzoo.load(MODEL, device="cpu", **{name: "no"})

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 import dcnzoo.models
 from dcnzoo.openmmlab.hooks.summary import print_pairs
-from dcnzoo.openmmlab.runs.recipe import read_config_file
+from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.own_data import prepare
@@ -113,6 +115,9 @@ def test_one_command_trains(tmp_path, name):
     folder, learns = tmp_path / "run", name == "labelme"  # test_every_format compares the data
     options = ("--epochs", 40 if learns else 1, "--cfg-options", "randomness.seed=0")
     run("train", "--data", tmp_path / "fruits", "--work-dir", folder, *options)
+    if name == "coco":
+        output = run("train", "--data", tmp_path / "fruits", "--work-dir", folder, "--resume", "--epochs", 2)
+        assert "2/2" in output and (folder / "epoch_2.pth").is_file() and not (folder / "data_2").exists()
     (trained,) = json.loads((folder / "report.json").read_text())["runs"]
     assert {each["name"] for each in trained["classes"]} == set(CLASSES)
     assert not learns or all(each["ap"] > 0 for each in trained["classes"]), trained
@@ -251,6 +256,46 @@ def test_equal_pictures_stay_in_one_part(tmp_path):
         for file in (tmp_path / "run/data/train.json", tmp_path / "run/data/val.json")
     ]
     assert not letters[0] & letters[1] and len(letters[0] | letters[1]) == 6
+
+
+@pytest.mark.parametrize("name", ["yolo", "labelme"])
+def test_resume_with_the_same_data(tmp_path, name):
+    """The command that began the training continues it, unless it would train on other data."""
+    data, work = tmp_path / "fruits", tmp_path / "run"
+    WRITERS[name](data, fruits(tmp_path / "drawn"))
+    if name == "labelme":  # pictures inside its files are written, too
+        for file in data.rglob("*.json"):
+            picture = (data / json.loads(file.read_text())["imagePath"]).read_bytes()
+            content = {**json.loads(file.read_text()), "imageData": base64.b64encode(picture).decode()}
+            (data / content["imagePath"]).unlink()
+            file.write_text(json.dumps(content))
+    command = ("train", "--data", data, "--work-dir", work)
+    run(*command, "--dry-run")
+    assert "expected a checkpoint" in error_of(*command, "--resume")
+    recipe = Recipe.read(work / "data/run.py", {"work_dir": str(work)})
+    WorkDirHook(recipe).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
+    (work / "epoch_1.pth").touch()
+    (work / "20260101_000000").mkdir()
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    assert f"config    {work}/data/run.py" in run(*command, "--resume", "--dry-run")
+    assert "run.py" in error_of(*command, "--resume", "--dry-run", "faster-rcnn_r14-mdconv_fpn_24e_coco")
+    if name == "yolo":
+        file = data / "labels/train/a.txt"
+        file.write_text(file.read_text().splitlines()[0])
+    else:
+        file = data / "a.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, "shapes": content["shapes"][1:]}))
+    error = error_of(*command, "--resume")
+    assert "--resume" in error and "--force" in error
+    number = int(re.search(r"\w+\.json \(\d pictures?, (\d+) objects\), got another", error)[1])
+    assert f" {number - 1} objects" in error
+    after = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before and {
+        path.name for path in after.keys() - before.keys()
+    } <= {".training.lock"}
+    (work / "run.py").write_text("model = dict()")
+    assert "its data elsewhere" in error_of(*command, "--resume")
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("best", "last", "none"):
         work = tmp_path / name
-        work.mkdir()
+        (work / "20260101_000000").mkdir(parents=True)  # the log
         for number, config in enumerate(("old.py", "new.py")):
             shutil.copy(PLAIN, work / config)
             os.utime(work / config, (number, number))
@@ -137,6 +137,16 @@ def test_only_the_config_of_a_training_is_one(folder):
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("model", ["last", "last/epoch_1.pth"])
+def test_a_program_beside_weights_is_not_run(model):
+    """A folder from elsewhere, such as a repository of the Hub, has no log of a training."""
+    Path("last/20260101_000000").rmdir()
+    with pytest.raises(UserError, match=r"^model: .*the program (old|new)\.py.*model=last/.*checkpoint="):
+        resolve(model)
+    assert resolve("last/new.py", "last/epoch_1.pth").weights == Path("last/epoch_1.pth")
+
+
+@pytest.mark.usefixtures("folder")
 def test_weights_are_found_when_they_are_read(capsys):
     assert resolve("best").read_weights() == Path("best/best_coco_bbox_mAP_epoch_1.pth")
     assert capsys.readouterr().out.count("best/best_coco_bbox_mAP_epoch_1.pth, the best") == 1
@@ -146,8 +156,6 @@ def test_weights_are_found_when_they_are_read(capsys):
     for model, message in (("last", "last/epoch_2.pth"), ("own.py", "with weights for own.py")):
         with pytest.raises(UserError, match=f"^checkpoint: .*{message}"):
             resolve(model).read_weights()
-    with pytest.raises(UserError, match=r"^trust_config: "):
-        resolve(SHAPES, trust_config=True)
 
 
 @pytest.mark.parametrize("name", ["files/m.onnx", "~/files/m.onnx", "https://host/m.onnx"])

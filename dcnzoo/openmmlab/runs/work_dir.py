@@ -22,6 +22,11 @@ _LOGS = re.compile(r"\d{8}_\d{6}")  # folders that are named after the time
 _REPLACED = re.compile(r"replaced_(\d+)")
 
 
+def has_log(folder: Path) -> bool:
+    """Whether MMEngine has written a log to a folder, as in each training."""
+    return any(_LOGS.fullmatch(path.name) and path.is_dir() for path in folder.glob("*"))
+
+
 class WorkDirHook(Hook):
     """Write the config to the work directory when a training begins; first move what it replaces.
 
