@@ -24,7 +24,8 @@ _REPLACED = re.compile(r"replaced_(\d+)")
 
 def has_log(folder: Path) -> bool:
     """Whether MMEngine has written a log to a folder, as in each training."""
-    return any(_LOGS.fullmatch(path.name) and path.is_dir() for path in folder.glob("*"))
+    folders = filter(Path.is_dir, folder.glob("*"))
+    return any(_LOGS.fullmatch(path.name) or (path / "vis_data").is_dir() for path in folders)
 
 
 class WorkDirHook(Hook):
