@@ -106,13 +106,13 @@ class ExportedDetector(BaseDetector):
             raise ModelError(f"{self.model.path}: expected finite boxes and scores, got NaN or infinity")
         results = []
         for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
-            chosen = outputs["dets"][i, :, 4] >= threshold
-            values = {name: value[i][chosen] for name, value in outputs.items()}
+            values = {name: value[i] for name, value in outputs.items()}
             if self.classes and values["labels"].max(initial=0) >= len(self.classes):
                 raise ModelError(
                     f"{self.model.path}: expected the names of all classes, got {len(self.classes)}"
                 )
-            results.append(rescale_detections(values, size, picture.shape[:2], self.model.metadata))
+            size_of_picture, texts = picture.shape[:2], self.model.metadata
+            results.append(rescale_detections(values, size, size_of_picture, texts, threshold))
         return results
 
 

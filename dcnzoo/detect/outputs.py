@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dcnzoo.detect.backends import BOX_MASKS
+from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
 from dcnzoo.detect.crops import Crops, extent
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.pictures import resized
+from dcnzoo.detect.pictures import resize_picture, resized
 
 MASK_THRESHOLD = "dcnzoo.mask_threshold"  # key in the metadata: of probabilities; 0.5 without it
 
@@ -32,6 +32,7 @@ def rescale_detections(
     size: tuple[int, int],
     picture_size: tuple[int, int],
     metadata: Mapping[str, str],
+    score_threshold: float = -math.inf,
 ) -> Detections:
     """Convert one image's outputs from pixels of the model's input to pixels of the picture.
 
@@ -39,8 +40,12 @@ def rescale_detections(
         size: height and width of the input without padding.
         picture_size: height and width of the picture.
         metadata: of the model.
+        score_threshold: of the detections to return.
     """
     there = outputs["labels"] >= 0
+    if MASK_LOGITS in outputs:
+        return _from_logits(outputs, there, size, picture_size, score_threshold)
+    there &= outputs["dets"][:, 4] >= score_threshold
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = (dets[:, :4] * factor).astype(np.float32)
@@ -60,6 +65,37 @@ def rescale_detections(
             parts.append(probability >= 255 * threshold)
         masks = Crops(parts, first[:, ::-1].tolist(), picture_size)
     return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)
+
+
+def _from_logits(
+    outputs: Mapping[str, np.ndarray],
+    there: np.ndarray,  # [K], bool
+    size: tuple[int, int],
+    picture_size: tuple[int, int],
+    score_threshold: float,
+) -> Detections:
+    """Return Mask2Former's detections: as in MMDetection, boxes and scores are those of masks in the picture.
+
+    A score is that of the class times the mean probability inside the mask.
+    """
+    height, width = outputs["input_size"]
+    boxes, scores, parts = [], [], []
+    chosen = np.flatnonzero(there & (outputs[CLASS_SCORES] >= score_threshold))
+    for row in chosen:
+        logits = resize_picture(outputs[MASK_LOGITS][row], (height, width))[: size[0], : size[1]]
+        logits = resize_picture(logits, picture_size)
+        inside = logits > 0
+        certainty = (1 / (1 + np.exp(-logits[inside].astype(np.float64)))).sum() / (inside.sum() + 1e-6)
+        scores.append(outputs[CLASS_SCORES][row] * certainty)
+        x1, y1, x2, y2 = extent(inside)
+        boxes.append((x1, y1, x2, y2))
+        parts.append((inside[y1:y2, x1:x2].copy(), (y1, x1)))
+    values = np.array(scores, np.float32)
+    order = np.argsort(-values, kind="stable")
+    order = order[values[order] >= score_threshold]
+    masks = Crops([parts[i][0] for i in order], [parts[i][1] for i in order], picture_size)
+    labels = outputs["labels"][chosen][order]
+    return Detections(np.array(boxes, np.float32).reshape(-1, 4)[order], values[order], labels, masks)
 
 
 def paste(

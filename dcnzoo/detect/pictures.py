@@ -129,7 +129,7 @@ def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
 
 
 def resize_picture(picture: np.ndarray, size: tuple[int, int], by: str = "cv2") -> np.ndarray:
-    """Resize [H, W, 3], uint8 or float32, bilinearly by OpenCV, or by Pillow, whose filter is another one.
+    """Resize [H, W, …], uint8 or float32, bilinearly by OpenCV, or by Pillow, whose filter is another one.
 
     Without OpenCV, the result is within one grey level of OpenCV's.
     """

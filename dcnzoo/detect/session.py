@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from dcnzoo.detect.backends import MASK_LOGITS
 from dcnzoo.detect.checksum import require_intact
 from dcnzoo.utils.files import BACKENDS
 
@@ -125,7 +126,11 @@ class Session:
         whole = parts[0]
         if len(parts) > 1:
             whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
-        return dict(zip(self.output_names, whole, strict=True))
+        outputs = dict(zip(self.output_names, whole, strict=True))
+        if MASK_LOGITS in outputs:  # they cover the input with its padding
+            size = [n + more for n, more in zip(images.shape[2:], room, strict=True)]
+            outputs["input_size"] = np.tile(np.array(size), (len(images), 1))
+        return outputs
 
 
 def _best_device(backend: str) -> str:

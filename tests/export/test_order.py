@@ -65,7 +65,7 @@ def test_large_logits_are_ordered_as_in_float64(family):
     model = Predictor(detector)
     with torch.no_grad():
         outputs = {name: value.numpy() for name, value in zip(model.output_names, model(images), strict=True)}
-    assert compare_all(decoded(outputs, [tuple(images.shape[2:])] * 2), expected).holds
+    assert compare_all(decoded(outputs, [tuple(images.shape[2:])] * 2, tuple), expected).holds
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_files_order_large_logits_as_float64(family, tmp_path):
     write_detector(Predictor(detector), images[:1], ExportOptions(path), dynamic=False, metadata={})
     for backend in ("onnxruntime", "openvino"):
         outputs = Session(path, backend)(images.numpy())
-        agreement = compare_all(decoded(outputs, [tuple(images.shape[2:])] * 2), expected)
+        agreement = compare_all(decoded(outputs, [tuple(images.shape[2:])] * 2, tuple), expected)
         assert agreement.holds, (backend, agreement)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 BOX_MASKS = "box_masks"  # output of a file: masks in the pixels of the mask head
+# outputs of Mask2Former: logits of masks in the pixels of the mask head, and scores of the classes alone
+MASK_LOGITS, CLASS_SCORES = "mask_logits", "class_scores"
 
 Shape = tuple[int | None, ...]  # None: any size
 # inputs, names of the outputs, metadata, a function that runs the model, and the device that it uses
@@ -14,6 +16,7 @@ Opened = tuple[
 
 
 def outputs_to_read(names: Iterable[str]) -> list[str]:
-    """Return the outputs that dcnzoo reads: of masks in the input and in boxes, those in boxes."""
+    """Return the outputs that dcnzoo reads: of masks in the input and of the mask head, the latter."""
     names = list(names)
-    return [name for name in names if name != "masks" or BOX_MASKS not in names]
+    is_whole = {BOX_MASKS, MASK_LOGITS}.isdisjoint(names)
+    return [name for name in names if name != "masks" or is_whole]

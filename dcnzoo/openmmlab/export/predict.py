@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.models import layers
 from mmdet.models.dense_heads import tood_head
+from mmdet.models.detectors import MaskFormer
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi, get_box_tensor
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dcnzoo.compat.patches import Changes, ThreadChanges
-from dcnzoo.detect.backends import BOX_MASKS
+from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
 from dcnzoo.export.fixed_size import ABSENT, paste_masks
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import (
@@ -53,7 +54,8 @@ class Predictor(nn.Module):
     ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
     -1 marks unused rows. ``masks``, if the detector predicts them, is [N, K, H, W], uint8: the probability
     times 255. ``box_masks`` is [N, K, h, w], float32: the same probabilities in the pixels of the mask head,
-    which cover the box, if they are predicted for boxes.
+    which cover the box, if they are predicted for boxes. Of Mask2Former, ``mask_logits`` [N, K, h, w] and
+    ``class_scores`` [N, K] are what its boxes and scores in a picture of another size are computed from.
 
     Args:
         all_masks: predict the masks of all rows, also of unused ones.
@@ -87,6 +89,8 @@ class Predictor(nn.Module):
             if self.mask_threshold < 0:
                 raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
             self.output_names = ("dets", "labels", "masks", BOX_MASKS)
+        elif isinstance(detector, MaskFormer):
+            self.output_names = ("dets", "labels", "masks", MASK_LOGITS, CLASS_SCORES)
         self._masks: DeferredMasks | None = None
 
     def forward(self, images: Tensor, img_shape: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -155,6 +159,8 @@ class Predictor(nn.Module):
         rows = get_box_tensor(results.bboxes), results.scores, results.labels
         if self._masks is not None:
             return *rows, *self._masks.tensors
+        if MASK_LOGITS in self.output_names:
+            return *rows, results.masks, results.logits, results.class_scores
         return (*rows, results.masks) if len(self.output_names) > 2 else rows
 
     def _defer(self, predict_mask: Callable, *args: Any, **kwargs: Any) -> list[InstanceData]:
@@ -243,9 +249,10 @@ def rank(
         if mask.dtype == torch.bool:
             inside, outside = (torch.tensor(value, dtype=torch.uint8) for value in (255, 0))
             results.append(torch.where(mask & used[:, None, None], inside, outside))
-        else:  # of the boxes
+            continue
+        if len(masks) == 1:  # of the boxes
             results.append(paste_masks(mask, dets[:, :4], used, *padded))
-            results.append(torch.where(used[:, None, None], mask, 0))
+        results.append(torch.where(used.view(-1, *[1] * (mask.dim() - 1)), mask, 0))
     return tuple(results)
 
 

@@ -90,7 +90,7 @@ RULES = (
     Rule(dense_heads.SOLOV2Head, MASK, instead={SINGLE: masks.segment_by_kernel}, has_masks=True),
     Rule(dense_heads.MaskFormerHead, refused="its masks are not of instances alone"),
     Rule(dense_heads.Mask2FormerHead, ("predict",), has_masks=True),
-    Rule(MaskFormerFusionHead, ("predict",), instead={"instance_postprocess": masks.instances}),
+    Rule(MaskFormerFusionHead, ("predict", "instance_postprocess")),
     Rule(roi_heads.StandardRoIHead, ROI, has_masks=True),
     Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes")),
     Rule(roi_heads.MaskScoringRoIHead, ROI, has_masks=True),
@@ -115,6 +115,7 @@ RULES = (
     ),
     Rule(dense_heads.DDQDETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.distinct_results}),
     # detectors
+    Rule(detectors.MaskFormer, ("predict",), instead={"predict": masks.predict_instances}),
     Rule(detectors.TwoStagePanopticSegmentor, refused="its results are panoptic"),
     Rule(detectors.DETR, ("pre_transformer",), instead={"pre_transformer": transformers.before_transformer}),
     Rule(

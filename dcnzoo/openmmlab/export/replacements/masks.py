@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmdet.models import dense_heads, layers
-from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+from mmdet.models import dense_heads, detectors, layers
 from mmdet.structures.bbox import get_box_wh
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -64,23 +63,32 @@ def decode_pixels(self: layers.MSDeformAttnPixelDecoder, feats: list[Tensor]) ->
     return self.mask_feature(outputs[-1]), outputs[: self.num_outs]
 
 
-def instances(
-    self: MaskFormerFusionHead,
-    mask_cls: Tensor,  # [queries, classes + 1]
-    mask_pred: Tensor,  # [queries, H, W], logits
-) -> InstanceData:
-    """Replace ``MaskFormerFusionHead.instance_postprocess``."""
-    count = self.test_cfg.get("max_per_image", 100)
-    scores, index, labels = best_pairs(mask_cls.softmax(-1)[:, :-1], count)
-    masks = mask_pred[index]
-    inside = masks > 0
+def predict_instances(
+    self: detectors.MaskFormer, batch_inputs: Tensor, batch_data_samples: list, rescale: bool = True
+) -> list:
+    """Replace ``MaskFormer.predict``, for one image. Also return logits and scores before the masks' part.
+
+    MMDetection resizes the logits to the picture before it takes boxes and scores; in the graph, they are
+    those of the masks in the input.
+    """
+    (sample,), fusion = batch_data_samples, self.panoptic_fusion_head
+    outputs = self.panoptic_head(self.extract_feat(batch_inputs), batch_data_samples)
+    classes, logits = (part[-1][0] for part in outputs)  # of the last layer
+    count = fusion.test_cfg.get("max_per_image", 100)
+    scores, index, labels = best_pairs(classes.softmax(-1)[:, :-1], count)
+    logits, (height, width) = logits[index], sample.img_shape
+    masks = F.interpolate(logits[None], sample.batch_input_shape, mode="bilinear", align_corners=False)[0]
+    inside = masks[:, :height, :width] > 0
     certainty = (masks.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
-    return InstanceData(
+    sample.pred_instances = InstanceData(
         bboxes=around(inside).to(scores.dtype),
-        labels=torch.where(labels < self.num_things_classes, labels, -1),
+        labels=torch.where(labels < fusion.num_things_classes, labels, -1),
         scores=scores * certainty,
         masks=inside,
+        logits=logits,
+        class_scores=scores,
     )
+    return [sample]
 
 
 def segment_by_place(
