@@ -165,7 +165,7 @@ class Names(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
-        from dcnzoo.data.conversion import InvalidAnnotation, read_text
+        from dcnzoo.data.files import InvalidAnnotation, read_text
 
         try:  # os.path.isfile: Path.is_file raises if 80 names are too long for a file name
             names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")

@@ -20,7 +20,7 @@ from dcnzoo.utils.files import read_beside, write_text
 from dcnzoo.utils.text import counted, cut
 
 if TYPE_CHECKING:
-    from dcnzoo.data.check import Report
+    from dcnzoo.data.annotations import Annotations
     from dcnzoo.data.conversion import CocoBuilder
 
 
@@ -355,7 +355,7 @@ def _classes_of(config: Path) -> list[str]:
         return list(metainfo(cfg.train_dataloader.dataset)["classes"])
 
 
-def _show(report: Report) -> None:
+def _show(report: Annotations) -> None:
     from dcnzoo.data.check import KINDS
 
     counts = ", ".join(counted(number, key) for key, number in report.counts.items())

@@ -1,36 +1,43 @@
 """Find all problems in a COCO file, and write a file without them."""
 
 import copy
-import functools
 import itertools
-import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from dcnzoo.data.annotations import (
+    KEYS,
+    Annotations,
+    Place,
+    Unusual,
+    are_numbers,
+    box_of,
+    examine,
+    is_id,
+    just_written,
+    read_large,
+)
 from dcnzoo.data.conversion import (
     FAR,
     TOLERANCE,
     Corners,
-    InvalidAnnotation,
     box_and_area,
     clip_box,
     clip_polygons,
     corners_of,
     image_size,
     is_inside,
-    is_number,
     polygon_area,
-    read_json,
-    write_json,
     wrong_size,
 )
+from dcnzoo.data.files import Entries, InvalidAnnotation, is_number, read_json, write_json
 from dcnzoo.detect.metrics import replace_id_0
 from dcnzoo.detect.pictures import read
 from dcnzoo.utils.errors import UserError
@@ -83,86 +90,7 @@ KINDS = {
 }
 PLURALS = {"image": "images", "category": "categories"}
 
-_KEYS = ("images", "annotations", "categories")
 _Mask = tuple[list[float], Corners | None]  # the area of each part; the box of polygons
-
-
-Place = tuple[str, int] | None  # ("images", index) or ("annotations", index) in the file
-
-
-class Report:
-    """The result of :func:`check_coco`.
-
-    Attributes:
-        file: the checked file.
-        problems: in the order of the file, with keys of :data:`KINDS` and the image, annotation or category,
-            by its id, as subject. Problems of masks do not stop a detector without masks.
-        places: of the entry of each problem.
-        counts: numbers of ``images``, ``annotations``, ``categories``.
-        per_class: number of annotations by category name.
-        empty_images: number of images without an annotation.
-        crowds: number of annotations with ``iscrowd``, which training ignores.
-        without_mask: number of objects without a mask, except crowds.
-    """
-
-    def __init__(
-        self, file: Path, content: dict, problems: list[Finding], places: Sequence[Place] = ()
-    ) -> None:
-        self.file, self.content, self.problems, self.places = file, content, problems, places
-
-    def _entries(self, key: str) -> list[dict]:
-        return [entry for entry in self.content.get(key, ()) if isinstance(entry, dict)]
-
-    @property
-    def images(self) -> list[dict]:
-        return self._entries("images")
-
-    @property
-    def categories(self) -> list[dict]:
-        return self._entries("categories")
-
-    @functools.cached_property
-    def counts(self) -> dict[str, int]:
-        return {key: len(self.content.get(key, ())) for key in _KEYS}
-
-    @functools.cached_property
-    def per_class(self) -> dict[str, int]:
-        # repr: an invalid id may be a list
-        numbers = Counter(repr(entry.get("category_id")) for entry in self._entries("annotations"))
-        return {str(entry.get("name")): numbers[repr(entry.get("id"))] for entry in self.categories}
-
-    @functools.cached_property
-    def crowds(self) -> int:
-        return sum(entry.get("iscrowd") == 1 for entry in self._entries("annotations"))
-
-    @functools.cached_property
-    def empty_images(self) -> int:
-        annotated = {repr(entry.get("image_id")) for entry in self._entries("annotations")}
-        return sum(repr(entry.get("id")) not in annotated for entry in self.images)
-
-    @functools.cached_property
-    def without_mask(self) -> int:
-        entries = self._entries("annotations")
-        return sum(not entry.get("segmentation") for entry in entries if not entry.get("iscrowd"))
-
-    def editable(self) -> "Report":
-        """Return a report whose numbers and file follow changes of its content."""
-        return Report(self.file, self.content, self.problems, self.places)
-
-    def write(self, out: Path) -> None:
-        """Write the content, which becomes that of the new file."""
-        write_json(self.content, out)
-        self.file = out
-
-    def as_dict(self) -> dict:
-        """Return the report for ``--json``."""
-        return {
-            "file": str(self.file),
-            **self.counts,
-            "per_class": self.per_class,
-            "images_without_annotation": self.empty_images,
-            "problems": [{"kind": p.kind, "where": p.subject, "text": p.text} for p in self.problems],
-        }
 
 
 def check_coco(
@@ -170,7 +98,7 @@ def check_coco(
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
     decode: bool = False,
-) -> Report:
+) -> Annotations:
     """Check a COCO file for training a detector.
 
     Tolerates coordinates up to one pixel outside the image, and areas that differ by a tenth plus the pixels
@@ -182,51 +110,96 @@ def check_coco(
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
         decode: decode the images, to find damaged files. It takes milliseconds for each.
     """
-    file = Path(file)
-    from dcnzoo.data.columns import Unusual, read_columns
-
-    with suppress(Unusual):
-        return read_columns(file, images, classes, decode)
-    with collector_paused():
-        try:
-            with waiting(f"reading {file.name}"):
-                content = read_json(file)
-        except InvalidAnnotation as error:
-            where = "file" if error.line is None else f"line {error.line}"
-            return Report(file, {}, [Finding(where, str(error), "file")], [None])
-        return check_content(file, content, images, classes, decode)
+    return check_content(Path(file), None, images, classes, decode)
 
 
+@collector_paused()
 def check_content(
     file: Path,
-    content: Any,
+    content: Any = None,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
     decode: bool = False,
-) -> Report:
-    """Check the content of a COCO file that has been read; see :func:`check_coco`."""
+    amend: Callable[[dict], object] = lambda content: None,
+) -> Annotations:
+    """Check the content of a COCO file; see :func:`check_coco`.
+
+    Args:
+        content: by :func:`dcnzoo.data.annotations.read_coco`; None: read the file.
+        amend: changes the images and categories before the check.
+    """
     try:
+        with suppress(Unusual):
+            return check_large(file, content, images, classes, decode, amend)
+        if content is None or is_large(content):
+            with waiting(f"reading {file.name}"):
+                content = read_json(file)
         if not isinstance(content, dict):
             raise InvalidAnnotation(f"expected an object with images and annotations, got {short(content)}")
-        for key in _KEYS:
+        for key in KEYS:
             if not isinstance(content.get(key, []), list):
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
     except InvalidAnnotation as error:
-        return Report(file, {}, [Finding("file", str(error), "file")], [None])
+        where = "file" if error.line is None else f"line {error.line}"
+        return Annotations(file, {}, [Finding(where, str(error), "file")], [None])
+    amend(content)
     checker = Checker(content)
-    for key in _KEYS:
+    for key in KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(images, decode)
     checker.check_annotations()
-    return Report(file, content, checker.problems, checker.places)
+    return Annotations(file, content, checker.problems, checker.places)
+
+
+@collector_paused()
+def check_large(
+    file: Path,
+    content: Any = None,
+    images: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    decode: bool = False,
+    amend: Callable[[dict], object] = lambda content: None,
+) -> Annotations:
+    """Check a COCO file of at least a megabyte without parsing all entries; see :func:`check_content`.
+
+    Raises:
+        Unusual: it is smaller, or only ``json`` can read it.
+    """
+    if content is None and images is classes is None and (known := just_written(file)):
+        return known
+    if content is None:
+        with waiting(f"reading {file.name}"):
+            content = read_large(file)
+    if not is_large(content):
+        raise Unusual
+    amend(content)
+    checker = Checker({key: content[key] for key in ("images", "categories")})
+    checker.check_categories(classes)
+    checker.check_images(images, decode)
+    columns, doubtful = examine(content, checker.sizes)
+    for number, again in doubtful.items():
+        (entry,) = content["annotations"][number : number + 1]
+        earlier = {entry["id"]} if again else set[object]()
+        checker.at(f"annotation {number}", ("annotations", number)).check_entry(entry, earlier)
+    longest = columns.boxes[:, 2:].max(1)
+    small = (longest > 0) & (longest < 2) & (columns.boxes[:, :2].max(1) <= 1)
+    checker.check_normalised(int(small.sum()), int(np.isfinite(columns.boxes).all(1).sum()))
+    result = Annotations(file, content, checker.problems, checker.places, is_file=True)
+    result.columns = columns
+    return result
+
+
+def is_large(content: Any) -> bool:
+    """Whether the annotations of a file's content are parsed when they are asked for."""
+    return isinstance(content, dict) and isinstance(content.get("annotations"), Entries)
 
 
 def checked_coco(
     file: str | Path, images: str | Path | None = None, classes: Sequence[str] | None = None
-) -> Report:
+) -> Annotations:
     """Check a COCO file by :func:`check_coco` and require that it has no problems. An id 0 is replaced.
 
     Raises:
@@ -235,11 +208,12 @@ def checked_coco(
     report = check_coco(file, images, classes)
     if problems := [problem for problem in report.problems if problem.kind != "annotation-id-0"]:
         raise as_error(report, problems, images)
-    replace_id_0(report.content["annotations"])
+    if 0 in report.columns.ids:
+        replace_id_0(report.edit()["annotations"])
     return report
 
 
-def as_error(report: Report, problems: Sequence[Finding], images: str | Path | None = None) -> UserError:
+def as_error(report: Annotations, problems: Sequence[Finding], images: str | Path | None = None) -> UserError:
     """Return an error with the first of these problems and the command that lists all."""
     number = len(report.problems)
     command = f"dcnzoo data check {report.file}" + (f" --images {images}" if images is not None else "")
@@ -258,7 +232,7 @@ def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | No
     return None
 
 
-def fix(report: Report, out: str | Path) -> dict[str, Counter]:
+def fix(report: Annotations, out: str | Path) -> dict[str, Counter]:
     """Write a copy of the file without its problems; see :data:`KINDS`. A dropped image's annotations go too.
 
     Returns:
@@ -271,18 +245,18 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
         if not problem.remedy:
             kind = KINDS[problem.kind].text
             raise UserError(f"{report.file}: {problem}; this kind of problem cannot be fixed: {kind}")
-    fixed = Report(report.file, copy.deepcopy(report.content), report.problems, report.places)
+    fixed = Annotations(report.file, copy.deepcopy(report.edit()), report.problems, report.places)
     done = repair(fixed)
     write_json(fixed.content, out)
     return done
 
 
-def repair(report: Report) -> dict[str, Counter]:
+def repair(report: Annotations) -> dict[str, Counter]:
     """Apply the remedies of all problems to the content of a report; see :func:`fix`."""
     remedies: dict[Place, set[str]] = defaultdict(set)
     for problem, place in zip(report.problems, report.places, strict=True):
         remedies[place].add(problem.remedy)
-    content = report.content
+    content = report.edit()
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
     sizes: dict[int, tuple[int, int]] = {}  # of the images that are kept
     for key in done:
@@ -539,7 +513,7 @@ class Checker:
             return None
         areas, outlines = [], []
         for polygon in mask:
-            if not isinstance(polygon, list) or not _are_numbers(polygon, FAR):
+            if not isinstance(polygon, list) or not are_numbers(polygon, FAR):
                 self.add("segmentation", "segmentation", f"polygons of numbers of at most {FAR:,}", polygon)
                 return None
         for polygon in mask:
@@ -631,29 +605,9 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     return float(sum(counts[1::2]))
 
 
-def box_of(entry: object) -> list[float] | None:
-    """Return the box of an annotation, if it has four numbers."""
-    box = entry.get("bbox") if isinstance(entry, dict) else None
-    return box if isinstance(box, list) and len(box) == 4 and _are_numbers(box) else None
-
-
 def _corners(box: Sequence[float]) -> Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
-def is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_side(value: object) -> TypeGuard[int]:
     return is_number(value) and 1 <= value <= FAR and float(value).is_integer()
-
-
-def _are_numbers(values: list, most: float = math.inf) -> bool:
-    """Whether all values are numbers from ``-most`` to ``most``; fast for lists of a million values."""
-    if not set(map(type, values)) <= {int, float}:
-        return False
-    try:
-        return math.isfinite(sum(values)) and (not values or -most <= min(values) <= max(values) <= most)
-    except OverflowError:  # an integer that is too large for a float
-        return False

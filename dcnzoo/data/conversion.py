@@ -5,7 +5,6 @@ Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 
 The functions ``convert_…`` take ``classes`` and ``clip``, and return a :class:`CocoBuilder` with problems.
 """
 
-import json
 import math
 import os
 import struct
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -24,8 +23,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as coco_mask
 
+from dcnzoo.data.files import Entries, InvalidAnnotation, read_lines, write_json
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_bytes, writing
+from dcnzoo.utils.files import write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
@@ -35,23 +35,10 @@ from dcnzoo.version import __version__
 TOLERANCE = 1.0  # pixels
 # Larger than any image. pycocotools crashes at much larger coordinates.
 FAR = 1_000_000  # pixels
-PART = 10_000  # entries of a list that are written at once
 _ORIENTATION = 0x0112
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
-
-
-class InvalidAnnotation(Exception):
-    """An invalid object or file; the caller adds the position and converts it to a ``Finding``."""
-
-    def __init__(self, text: str, line: int | None = None) -> None:
-        super().__init__(text)
-        self.line = line
-
-
-class Outline(dict):
-    """The content of a large COCO file, with one of its annotations only."""
 
 
 def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = False) -> tuple[int, int]:
@@ -217,26 +204,19 @@ def _outline(part: shapely.Polygon) -> Polygon:
 
 
 @dataclass
-class _Annotations:
-    """Annotations as JSON, parsed when a part of them is read: a million dictionaries would take 2 GB."""
-
-    objects: list[tuple[str, bytes]]  # class name, the other fields
+class _Built(Entries):
+    objects: list[tuple[str, bytes]]  # class name, the fields other than id and category_id
     category_ids: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __getitem__(self, part: slice) -> list[dict]:
-        return json.loads(self.text(part))
-
-    def text(self, part: slice) -> str:
-        """Return a part as ``json.dumps`` writes it."""
-        numbers = range(1, len(self) + 1)[part]
-        entries = [
-            b'{"id":%d,"category_id":%d,%b' % (number, self.category_ids[name], fields[1:])
-            for number, (name, fields) in zip(numbers, self.objects[part], strict=True)
+    def texts(self, numbers: slice | np.ndarray) -> list[bytes]:
+        return [
+            b'{"id":%d,"category_id":%d,%b' % (number + 1, self.category_ids[name], fields[1:])
+            for number in np.arange(len(self))[numbers].tolist()
+            for name, fields in [self.objects[number]]
         ]
-        return msgspec.json.format(b"[%b]" % b",".join(entries), indent=0).decode()
 
 
 class CocoBuilder:
@@ -396,10 +376,11 @@ class CocoBuilder:
 
     def content(self) -> dict:
         """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
-        content = self._content()
+        content = self.lazy_content()
         return {**content, "annotations": content["annotations"][:]}
 
-    def _content(self) -> dict:
+    def lazy_content(self) -> dict:
+        """Return the content; its annotations are :class:`dcnzoo.data.files.Entries`."""
         names = self.classes or tuple(sorted({name for name, _ in self._objects}))
         ids = {name: number for number, name in enumerate(names, 1)}
         images = [
@@ -409,7 +390,7 @@ class CocoBuilder:
         return {
             "info": {"description": f"written by dcnzoo {__version__}"},
             "images": images,
-            "annotations": _Annotations(self._objects, ids),
+            "annotations": _Built(self._objects, ids),
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
 
@@ -426,7 +407,7 @@ class CocoBuilder:
         if self.problems and not skip_invalid:
             text = f"{counted(len(self.problems), 'problems')} in {counted(len(self._invalid), 'files')}"
             raise UserError(f"{text}, nothing is written; skip_invalid=True skips them")
-        content = self._content()
+        content = self.lazy_content()
         for key in ("images", "annotations"):
             if not content[key]:
                 raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
@@ -439,98 +420,3 @@ class CocoBuilder:
 def relative(file: Path, folder: Path) -> str:
     """Return a relative path for a COCO file, with slashes on every system."""
     return Path(os.path.relpath(file, folder)).as_posix()
-
-
-def read_text(file: Path) -> str:
-    """Read a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-
-    Raises:
-        InvalidAnnotation: it has another encoding, or cannot be read.
-    """
-    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
-        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
-    try:
-        content = file.read_bytes()
-        # the encoding by the byte order mark, or by the position of zero bytes
-        return content.decode(json.detect_encoding(content))
-    except OSError as error:
-        raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        name = error.encoding.upper()
-        raise InvalidAnnotation(f"expected text in {name}, got {error.reason} at {error.start}") from None
-
-
-def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line that is not blank; see :func:`read_text`."""
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        if line.strip():
-            yield number, line.strip()
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file in the encodings of :func:`read_text`.
-
-    Raises:
-        InvalidAnnotation: it is not JSON, or an object has a key twice (``json`` would take the last).
-    """
-    text = read_text(file)
-    try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
-        raise InvalidAnnotation(f"expected JSON: {error}", error.lineno) from None
-    except RecursionError:
-        raise InvalidAnnotation("expected JSON, got lists or objects that are nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise InvalidAnnotation(f"expected JSON: {error}") from None
-
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """Return a JSON object; raise InvalidAnnotation if a key occurs twice."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        where = f", in the object with id {short(values['id'])}" if key != "id" and "id" in values else ""
-        raise InvalidAnnotation(f"expected each key once in an object, got {short(key)} {count} times{where}")
-    return values
-
-
-def write_json(content: dict, out: str | Path) -> None:
-    """Write a JSON file atomically; long lists in parts, which shows progress and takes little memory."""
-    with writing(out) as file:
-
-        def write(text: str) -> None:
-            file.write(text.encode())
-
-        write("{")
-        for number, (key, value) in enumerate(content.items()):
-            write(f"{', ' if number else ''}{json.dumps(key)}: ")
-            if not isinstance(value, list | _Annotations):
-                write(json.dumps(value))
-                continue
-            write("[")
-            for start in track(range(0, len(value), PART), f"writing {Path(out).name}"):
-                part = slice(start, start + PART)
-                text = value.text(part) if isinstance(value, _Annotations) else json.dumps(value[part])
-                write(f"{', ' if start else ''}{text[1:-1]}")
-            write("]")
-        write("}\n")
-
-
-def finite(text: str, field: str, line: int | None = None) -> float:
-    """Convert the text of a field to a finite number.
-
-    Raises:
-        InvalidAnnotation: it is not a finite number.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InvalidAnnotation(f"{field}: expected a finite number, got {short(text)}", line)
-    return value
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number below 2^63."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63

@@ -44,7 +44,7 @@ def _bccd(source: Path, out: Path) -> None:
 
 def _fruits_nuts(source: Path, out: Path) -> None:
     """Dates, figs and hazelnuts, in one COCO file. The five images for validation are dcnzoo's choice."""
-    from dcnzoo.data.conversion import write_json
+    from dcnzoo.data.files import write_json
     from dcnzoo.data.split import select_images
 
     content = json.loads((source / "data" / "trainval.json").read_text(encoding="utf-8"))

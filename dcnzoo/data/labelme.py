@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dcnzoo.data.conversion import (
-    CocoBuilder,
-    InvalidAnnotation,
-    Polygon,
-    ellipse,
-    image_size,
-    is_number,
-    read_json,
-    wrong_size,
-)
+from dcnzoo.data.conversion import CocoBuilder, Polygon, ellipse, image_size, wrong_size
+from dcnzoo.data.files import InvalidAnnotation, is_number, read_json
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES

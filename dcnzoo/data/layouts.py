@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.check import KINDS, check_coco, check_content, repair
-from dcnzoo.data.conversion import Outline, read_json
+from dcnzoo.data.annotations import Annotations
+from dcnzoo.data.check import KINDS, check_content, repair
+from dcnzoo.data.files import Entries
 from dcnzoo.data.labelme import find_labelme
 from dcnzoo.data.splits import (
-    Annotations,
     Part,
     ReadOptions,
     Tree,
@@ -107,13 +107,10 @@ def _is_coco(content: Any) -> bool:
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         return False
     lists = [content[key] for key in ("images", "annotations")]
-    if not all(isinstance(each, list) for each in lists):
+    if not all(isinstance(each, list | Entries) for each in lists):
         return True  # the check explains it
-    return (
-        not lists[1]
-        or not isinstance(lists[1][0], dict)
-        or bool({"bbox", "segmentation"} & lists[1][0].keys())
-    )
+    first = next(iter(lists[1][:1]), None)
+    return not lists[1] or not isinstance(first, dict) or bool({"bbox", "segmentation"} & first.keys())
 
 
 def _images(content: dict) -> list[dict]:
@@ -128,13 +125,12 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
     for image in _images(content):
         name = image["file_name"]
         names[name] = "/".join(shortened(path_parts(name), cut)) or name
-    if isinstance(content, Outline) and all(name == old for old, name in names.items()):
-        report = check_coco(file, folder)
-    else:
-        content = read_json(file) if isinstance(content, Outline) else content
+
+    def amend(content: dict) -> None:
         for image in _images(content):
-            image["file_name"] = names[image["file_name"]]
-        report = check_content(file, content, folder)
+            image["file_name"] = names.get(image["file_name"], image["file_name"])
+
+    result = check_content(file, content, folder, amend=amend)
     allowed = {"renumbered", "converted", "computed"}  # keep all that the annotations state
     if options.clip:
         allowed.add("clipped")
@@ -144,17 +140,18 @@ def _read_coco(file: Path, content: dict, folder: Path, cut: int, options: ReadO
     kinds = {kind for kind in KINDS if KINDS[kind].remedy in allowed or kind == "box-with-mask"}
     left = [
         dataclasses.replace(problem, subject=f"{file}: {problem.subject}")
-        for problem in report.problems
+        for problem in result.problems
         if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
     ]
     counts: Counter[str] = Counter()
     if not left:
-        counts.update(problem.kind for problem in report.problems if problem.remedy)
+        counts.update(problem.kind for problem in result.problems if problem.remedy)
     if counts:
-        report = report.editable()
-        repair(report)
-    repaired = [f"{KINDS[kind].text} ({KINDS[kind].remedy}): {number}" for kind, number in counts.items()]
-    return Annotations(report, folder, left, [file], repaired=repaired)
+        repair(result)
+    result.repaired = [f"{KINDS[kind].text} ({KINDS[kind].remedy}): {n}" for kind, n in counts.items()]
+    result.is_file &= all(name == old for old, name in names.items())
+    result.folder, result.problems, result.sources = folder, left, [file]
+    return result
 
 
 # The rows of a format are read by one function; formats are tried in this order.

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dcnzoo.data.check import Report
+from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.layouts import Layout
 from dcnzoo.data.split import split_content
-from dcnzoo.data.splits import Annotations, Part, ReadOptions, Tree
+from dcnzoo.data.splits import Part, ReadOptions, Tree
 from dcnzoo.data.yolo import has_boxes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, file_digest, write_bytes
@@ -51,7 +51,7 @@ def read_splits(
     for part in parts:
         with contextlib.suppress(UserError) if part.split == "test" else contextlib.nullcontext():
             annotations = part.read(options)
-            if part.split != "test" or annotations.report.counts["annotations"]:
+            if part.split != "test" or annotations.counts["annotations"]:
                 splits[part.split] = annotations
     if problems := [problem for each in splits.values() for problem in each.problems]:
         *lines, last = shown(problems)
@@ -84,22 +84,21 @@ def read_splits(
 
 def _divided(pool: Annotations) -> dict[str, Annotations]:
     """Divide pictures at random; those with equal content stay together."""
-    pictures = dict(zip(pool.pictures, (image["id"] for image in pool.report.images), strict=True))
+    pictures = dict(zip(pool.pictures, (image["id"] for image in pool.images), strict=True))
     copies = {pictures[a]: pictures[b] for a, b in copies_of(pictures, pictures).items()}
-    contents = split_content(pool.report.content, VALIDATION, copies=copies)
-    train, val = (Annotations(Report(Path(), content, []), pool.folder) for content in contents)
+    contents = split_content(pool.edit(), VALIDATION, copies=copies)
+    train, val = (Annotations(Path(), content, folder=pool.folder) for content in contents)
     return {"train": train, "val": val}
 
 
-def _described(annotations: Annotations) -> str:
-    report = annotations.report
+def _described(report: Annotations) -> str:
     crowds = f" and {counted(report.crowds, 'crowds')}" if report.crowds else ""
     counts = [
         counted(report.counts["images"], "pictures"),
         f"{counted(report.counts['annotations'] - report.crowds, 'objects')}{crowds}",
         f"{report.empty_images} without objects",
     ]
-    return f"{', '.join(counts)}: {annotations.folder}"
+    return f"{', '.join(counts)}: {report.folder}"
 
 
 def _unify(parts: Sequence[Annotations]) -> None:
@@ -108,19 +107,17 @@ def _unify(parts: Sequence[Annotations]) -> None:
     Categories that only other parts have follow. A category without objects that contains all others, which
     Roboflow writes, is left out.
     """
-    reports = [part.report for part in parts]
-    categories = {each["name"]: each for report in reports for each in report.categories}
+    categories = {each["name"]: each for report in parts for each in report.categories}
     groups = {each.get("supercategory") for each in categories.values()} - {"none", ""}
     group = groups.pop() if len(groups) == 1 and len(categories) > 1 else None
-    if group in categories and not any(report.per_class.get(str(group)) for report in reports):
+    if group in categories and not any(report.per_class.get(str(group)) for report in parts):
         del categories[group]
-    if all(report.categories == [*categories.values()] for report in reports):
+    if all(report.categories == [*categories.values()] for report in parts):
         return
     ids = {name: number for number, name in enumerate(categories, 1)}
     for part in parts:
-        names = {each["id"]: each["name"] for each in part.report.categories}
-        part.report = part.report.editable()
-        content = part.report.content
+        names = {each["id"]: each["name"] for each in part.categories}
+        content = part.edit()
         content["categories"] = [{**each, "id": ids[name]} for name, each in categories.items()]
         for annotation in content["annotations"]:
             annotation["category_id"] = ids[names[annotation["category_id"]]]
@@ -129,8 +126,7 @@ def _unify(parts: Sequence[Annotations]) -> None:
 def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
     """Check what must hold in every layout: there are objects to learn, and no picture is in two splits."""
     findings = []
-    for split, annotations in splits.items():
-        report = annotations.report
+    for split, report in splits.items():
         objects = report.counts["annotations"]
         # pictures without any objects can be validated on
         if objects == report.crowds and (objects or split in ("train", "all")):

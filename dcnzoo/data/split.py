@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dcnzoo.data.check import checked_coco
-from dcnzoo.data.conversion import write_json
+from dcnzoo.data.files import write_json
 from dcnzoo.utils.errors import UserError
 
 
@@ -31,7 +31,7 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
         raise UserError(f"split: expected three different files, got {file}, {outs[0]} and {outs[1]}")
     if not 0 < share < 1:
         raise UserError(f"share: expected a number between 0 and 1, got {share}")
-    content = checked_coco(file).content
+    content = checked_coco(file).edit()
     try:
         train, val = split_content(content, share, seed)
     except UserError as error:

@@ -1,20 +1,18 @@
 """What all layouts share: the files below a folder, splits in names, pictures of annotation files."""
 
-import contextlib
 import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.check import Report
-from dcnzoo.data.columns import Unusual, read_outline
-from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, read_json
+from dcnzoo.data.annotations import Annotations, read_coco
+from dcnzoo.data.conversion import CocoBuilder
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, recorded_names, walk
-from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
 
@@ -52,31 +50,6 @@ AS_THEY_ARE = ReadOptions()
 
 
 @dataclass(eq=False)
-class Annotations:
-    """The annotations of a split, as they are read.
-
-    Attributes:
-        report: of a COCO file, whose file names are relative to ``folder``.
-        problems: those that are neither repaired nor skipped.
-        sources: the files that were read.
-        extracted: see :class:`dcnzoo.data.conversion.CocoBuilder`.
-        repaired: a text for each kind of repair.
-    """
-
-    report: Report
-    folder: Path
-    problems: list[Finding] = field(default_factory=list)
-    sources: list[Path] = field(default_factory=list)
-    extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)
-
-    @functools.cached_property
-    def pictures(self) -> list[Path]:
-        """The path of each image, in the order of the report."""
-        return [self.folder / image["file_name"] for image in self.report.images]
-
-
-@dataclass(eq=False)
 class Part:
     """A split of a data set on the disk.
 
@@ -101,8 +74,15 @@ class Part:
         if options.skip_invalid and problems:
             repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
             problems = []
-        report = Report(Path(), result.content(), [])
-        return Annotations(report, result.folder, problems, result.sources, result.extracted, repaired)
+        return Annotations(
+            Path(),
+            result.lazy_content(),
+            problems,
+            folder=result.folder,
+            sources=result.sources,
+            extracted=result.extracted,
+            repaired=repaired,
+        )
 
 
 def parts_by_split(
@@ -222,11 +202,9 @@ class Tree:
 
     @staticmethod
     def json_of(file: Path) -> Any:
-        """Return the content of a JSON file; of a large COCO file, an outline."""
-        with contextlib.suppress(Unusual):
-            return read_outline(file)
+        """Return the content of a JSON file, see :func:`dcnzoo.data.annotations.read_coco`."""
         try:
-            content = read_json(file)
+            content = read_coco(file)
         except InvalidAnnotation as error:
             raise UserError(f"{file}: {error}") from None
         if isinstance(content, dict):

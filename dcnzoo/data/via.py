@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.conversion import CocoBuilder, InvalidAnnotation, Polygon, ellipse, image_size, is_number
+from dcnzoo.data.conversion import CocoBuilder, Polygon, ellipse, image_size
+from dcnzoo.data.files import InvalidAnnotation, is_number
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file, path_parts, shortened
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short

@@ -9,13 +9,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from dcnzoo.data.conversion import (
-    CocoBuilder,
-    InvalidAnnotation,
-    finite,
-    image_size,
-    wrong_size,
-)
+from dcnzoo.data.conversion import CocoBuilder, image_size, wrong_size
+from dcnzoo.data.files import InvalidAnnotation, finite
 from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES

@@ -9,14 +9,8 @@ from typing import Any
 
 import yaml
 
-from dcnzoo.data.conversion import (
-    CocoBuilder,
-    InvalidAnnotation,
-    finite,
-    image_size,
-    read_lines,
-    read_text,
-)
+from dcnzoo.data.conversion import CocoBuilder, image_size
+from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
 from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file

@@ -7,9 +7,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.preparation import check_parts
-from dcnzoo.data.splits import Annotations
 from dcnzoo.openmmlab.config.check import OBJECT_CLASSES, check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, declared_metainfo, dicts
@@ -65,9 +65,10 @@ def write_config(
         UserError: the data has problems or does not fit the model; the model is not configured for COCO;
             ``out`` does not end in .py.
     """
-    splits = {"train": Annotations(checked_coco(train, images), Path(images))}
-    classes, folder = tuple(splits["train"].report.per_class), Path(val_images or images)
-    splits["val"] = Annotations(checked_coco(val, folder, classes), folder)
+    splits = {"train": checked_coco(train, images)}
+    classes, folder = tuple(splits["train"].per_class), Path(val_images or images)
+    splits["val"] = checked_coco(val, folder, classes)
+    splits["train"].folder, splits["val"].folder = Path(images), folder
     if not os.path.samefile(train, val) and (findings := check_parts(splits)):
         raise UserError(*(f"data: {finding}" for finding in findings))
     return write_settings(splits, out, model, weights, changes)[0]
@@ -90,8 +91,8 @@ def write_settings(
     """
     if Path(out).suffix != ".py":
         raise UserError(f"out: expected a name that ends in .py, got {out}")
-    classes = tuple(sources["train"].report.per_class)
-    without = {source.report.file: source.report.without_mask for source in sources.values()}
+    classes = tuple(sources["train"].per_class)
+    without = {source.file: source.without_mask for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
     base, address, config = _read_base(model, out)
@@ -164,7 +165,7 @@ def _data_settings(
     for evaluator, loader in (("val_evaluator", LOADERS[1]), ("test_evaluator", LOADERS[2])):
         if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
             raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": _portable(by_loader[loader].report.file, folder)}
+        settings[evaluator] = {"ann_file": _portable(by_loader[loader].file, folder)}
     for first, second in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
         if settings[first] == settings[second]:
             settings[first] = _Name(second)
@@ -188,7 +189,7 @@ def _with_data(config: Config, loader: str, source: Annotations, folder: Path) -
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],
         "data_root": "",
-        "ann_file": _portable(source.report.file, folder),
+        "ann_file": _portable(source.file, folder),
         "data_prefix": {"img": _portable(f"{source.folder}/", folder)},
         "metainfo": {"classes": _Name("classes")},
     }

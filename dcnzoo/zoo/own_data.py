@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mmengine.device import get_device
 
+from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
-from dcnzoo.data.splits import AS_THEY_ARE, Annotations, ReadOptions
+from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import files_beside, output_files, read_beside
@@ -97,7 +98,7 @@ def _write(
         splits, decisions = read_splits(data, layout, parts, options, claim)
         files = {split: claim(folder / f"{split}.json") for split in splits}
         for split, annotations in splits.items():
-            annotations.report.write(files[split])
+            annotations.write(files[split])
         return _configure(out, splits, model, decisions)
 
 
@@ -154,14 +155,14 @@ def _configure(
     decisions: list[str],
 ) -> OwnData:
     """Choose a model and write the config."""
-    masks = not any(each.report.without_mask for each in splits.values())
+    masks = not any(each.without_mask for each in splits.values())
     small = model is None and get_device() == "cpu"
     if model is None:
         model = SMALL[masks] if small else MASKS if masks else BOXES
     result = OwnData(out, decisions=decisions)
     changes: dict[str, object] = {}
     if small:
-        images = splits["train"].report.counts["images"]
+        images = splits["train"].counts["images"]
         result.epochs = max(8, math.ceil(ITERATIONS * 4 / images))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, result.epochs // VALIDATIONS)
         if masks:

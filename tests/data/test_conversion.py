@@ -22,14 +22,13 @@ import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.data.check import check_coco
 from dcnzoo.data.conversion import (
     CocoBuilder,
-    InvalidAnnotation,
     clip_box,
     clip_polygon,
     corners_of,
     image_size,
     polygon_area,
-    write_json,
 )
+from dcnzoo.data.files import InvalidAnnotation, write_json
 from dcnzoo.data.labelme import convert_labelme
 from dcnzoo.data.splits import Tree
 from dcnzoo.data.voc import convert_voc
@@ -174,7 +173,7 @@ def test_areas_and_corners_are_those_of_shapely():
 
 
 def test_long_lists_are_written_as_short_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcnzoo.data.conversion.PART", 2)
+    monkeypatch.setattr("dcnzoo.data.files.PART", 2)
     content = {"a": [], "b ü": {"c": [1, 2, 3]}, "d": [[1], {}, "\udcff"], "e": [*range(4)], "f": 1}
     write_json(content, tmp_path / "out.json")
     assert (tmp_path / "out.json").read_text() == json.dumps(content) + "\n"

@@ -322,7 +322,7 @@ def read(data):
     result = {}
     for split, annotations in splits.items():
         assert not annotations.problems
-        content = annotations.report.content
+        content = annotations.content
         names = {category["id"]: category["name"] for category in content["categories"]}
         pictures = {
             image["id"]: os.path.realpath(annotations.folder / image["file_name"])
@@ -519,7 +519,7 @@ def test_round_shapes_of_via(tmp_path, shape, box):
     content = json.loads((tmp_path / "via.json").read_text())
     content["0000.jpg-1"]["regions"][0]["shape_attributes"] = shape
     write(tmp_path / "via.json", content)
-    (entry,) = find_parts(tmp_path)[1][0].read().report.content["annotations"]
+    (entry,) = find_parts(tmp_path)[1][0].read().content["annotations"]
     assert entry["bbox"] == pytest.approx(box, abs=0.02)
     assert entry["area"] == pytest.approx(math.pi * box[2] * box[3] / 4, rel=0.01)
 
@@ -539,7 +539,7 @@ def test_classes_of_via(tmp_path):
                 region["region_attributes"] = attributes
         write(tmp_path / "via.json", content)
         loaded = find_parts(tmp_path)[1][0].read()
-        assert [category["name"] for category in loaded.report.content["categories"]] == expected
+        assert [category["name"] for category in loaded.content["categories"]] == expected
         assert bool(loaded.problems) == (not expected)
 
 

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
-from dcnzoo.data.conversion import InvalidAnnotation, read_json
+from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.config.bases import variables_without_effect
 from dcnzoo.openmmlab.config.deformable import arguments, split_settings
 from dcnzoo.openmmlab.config.rules import (

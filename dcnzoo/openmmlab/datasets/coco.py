@@ -26,8 +26,8 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.check import KINDS, Report, as_error, check_coco, wrong_with_classes
-from dcnzoo.data.columns import Unusual, read_columns
+from dcnzoo.data.annotations import Annotations, Unusual
+from dcnzoo.data.check import KINDS, as_error, check_coco, check_large, wrong_with_classes
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
@@ -60,8 +60,8 @@ class CheckedCOCO(COCO):
         super().__init__()
         report = check_coco(annotation_file)
         _require_usable(report, masks)
-        self.dataset = report.content
-        annotations = self.dataset.setdefault("annotations", [])
+        self.dataset = report.edit()
+        annotations = self.dataset["annotations"]
         if compared:
             self._require_masks()
         if not quiet:
@@ -91,7 +91,7 @@ class CheckedCOCO(COCO):
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-def _require_usable(report: Report, masks: bool) -> None:
+def _require_usable(report: Annotations, masks: bool) -> None:
     stops = [p for p in report.problems if p.stops and (masks or not KINDS[p.kind].of_masks)]
     if stops:
         raise as_error(report, stops)
@@ -102,7 +102,7 @@ def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) ->
         raise UserError(f"{file}: categories: {problem}, as in metainfo")
 
 
-def _warn(report: Report, entries: Iterable[tuple[dict, dict | None]]) -> None:
+def _warn(report: Annotations, entries: Iterable[tuple[dict, dict | None]]) -> None:
     """Warn about the skipped ones of these annotations with their images, and about other problems."""
     skipped: dict[str, list] = {}
     for annotation, image in entries:
@@ -233,32 +233,34 @@ class CocoDataset(coco.CocoDataset):
         if (self.proposal_file, self.backend_args) != (None, None):
             return None
         try:
-            report = read_columns(Path(self.ann_file))
+            report = check_large(Path(self.ann_file))
         except Unusual:
             return None
+        entries, columns = report.content["annotations"], report.columns
         _require_usable(report, self._masks)
-        columns, classes = report.columns, self.metainfo["classes"]
-        _require_classes(self.ann_file, [each["name"] for each in columns.categories], classes)
-        chosen = [each["id"] for each in columns.categories if not classes or each["name"] in classes]
-        self.cat_ids, self.cat2label = chosen, {number: label for label, number in enumerate(chosen)}
-        ids = np.array([image["id"] for image in columns.images])
+        classes, categories, pictures = self.metainfo["classes"], report.categories, report.images
+        _require_classes(self.ann_file, [each["name"] for each in categories], classes)
+        chosen = [n for n, each in enumerate(categories) if not classes or each["name"] in classes]
+        self.cat_ids = [categories[position]["id"] for position in chosen]
+        self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
+        ids = np.array([image["id"] for image in pictures])
         rows, known = columns.rows, columns.rows >= 0
-        of_category = ((number, known & (columns.category_ids == number)) for number in chosen)
+        of_category = ((categories[n]["id"], known & (columns.labels == n)) for n in chosen)
         self.cat_img_map = {number: ids[np.unique(rows[own])] for number, own in of_category}
-        used = columns.usable()
-        images = [columns.images[row] if row >= 0 else None for row in rows[~used].tolist()]
-        _warn(report, zip(columns.entries[np.flatnonzero(~used)], images, strict=True))
+        used = columns.usable(pictures)
+        images = [pictures[row] if row >= 0 else None for row in rows[~used].tolist()]
+        _warn(report, zip(entries[np.flatnonzero(~used)], images, strict=True))
         if self._masks:
-            used &= ~columns.ignored & np.isin(columns.category_ids, chosen)
+            used &= ~columns.ignored & np.isin(columns.labels, chosen)
             self._warn_without_mask(int((used & ~columns.has_mask).sum()), int(used.sum()))
         order = np.argsort(rows, kind="stable")[np.count_nonzero(~known) :]
         ends = np.cumsum(np.bincount(rows[known], minlength=len(ids))).tolist()
-        self._entries = columns.entries.take(order)
+        self._entries = entries.take(order)
         spans = zip([0, *ends], ends, strict=False)
         return [
             {key: image[key] for key in ("file_name", "width", "height")}
             | {"img_id": image["id"], "span": span}
-            for image, span in zip(columns.images, spans, strict=True)
+            for image, span in zip(pictures, spans, strict=True)
         ]
 
     def _copy_without_annotation(self, memo: dict | None = None) -> "CocoDataset":
