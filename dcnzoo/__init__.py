@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import from_deformable, to_deformable
+    from dcnzoo.layers.fuse import fused
     from dcnzoo.zoo.testing import test
     from dcnzoo.zoo.training import train
 
-__all__ = ["__version__", "from_deformable", "load", "test", "to_deformable", "train"]
+__all__ = ["__version__", "from_deformable", "fused", "load", "test", "to_deformable", "train"]
 
 # mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
@@ -42,6 +43,10 @@ def __getattr__(name: str):
         from dcnzoo.layers import convert
 
         return getattr(convert, name)
+    if name == "fused":
+        from dcnzoo.layers.fuse import fused
+
+        return fused
     if name in ("backbones", "data", "detect", "export", "layers", "ops"):
         return import_module(f"dcnzoo.{name}")
     if name == "train":

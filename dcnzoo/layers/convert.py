@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS
 from dcnzoo.layers.rebuilding import protect
+from dcnzoo.layers.same_as import hooks, same_as
 from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.utils.text import columns, counted, few
@@ -31,7 +32,6 @@ _PACKS = {
 }
 _CONVOLUTIONS = {pack: convolution for convolution, pack in _PACKS.items()}
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_COMPUTING = ("__call__", "forward", "_conv_forward", "predict", "_convolve", "_call_impl")
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"}
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -313,32 +313,23 @@ def _quoted(names: Iterable[str]) -> str:
     return few([repr(name) for name in names], 3)
 
 
-def _kind(module: nn.Module, known: Iterable[type[nn.Module]]) -> Any:
-    """The class in ``known`` that computes what the module does: its own, or one that it inherits from."""
-    for base in type(module).__mro__:
-        if base in known:
-            same = (getattr(type(module), name, None) is getattr(base, name, None) for name in _COMPUTING)
-            return base if all(same) else None
-    return None
-
-
-def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]], subclasses: bool) -> None:
+def _check_replaceable(module: nn.Module, known: Collection[type[nn.Module]], subclasses: bool) -> None:
     """Raise ``_Refused`` with the reason if the module cannot be replaced."""
     if parametrize.is_parametrized(module):
         raise _Refused("has parametrizations: remove them first (torch.nn.utils.parametrize)")
     if isinstance(module, LazyModuleMixin):
         raise _Refused("is lazy: run a batch through the model first")
-    is_subclass = isinstance(module, tuple(known))
-    if not (_kind(module, known) or (subclasses and is_subclass)):
-        why = (
-            "a subclass that may compute something else" if is_subclass else "not one of torch's convolutions"
-        )
-        raise _Refused(f"is a {type(module).__name__}, {why}")
-    hooks = [name for name, value in vars(module).items() if name.endswith("_hooks") and value]
-    if hooks:
-        raise _Refused(f"has {hooks[0].strip('_').replace('_', ' ')}, which would be lost: remove them first")
+    if hook := hooks(module):
+        raise _Refused(f"has {hook.strip('_').replace('_', ' ')}, which would be lost: remove them first")
     if "forward" in vars(module):
         raise _Refused("has a `forward` set on the instance")
+    is_subclass = isinstance(module, tuple(known))
+    if same_as(module, known) or (subclasses and is_subclass):
+        return
+    why = "a subclass that may compute something else" if is_subclass else "not one of torch's convolutions"
+    if type(module) in known:
+        why = "with a method or a weight that was replaced"
+    raise _Refused(f"is a {type(module).__name__}, {why}")
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
@@ -381,7 +372,7 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if weight.dtype not in _DTYPES:
         raise _Refused(f"has dtype {weight.dtype}, which is not supported")
     options |= dict(padding=_padding(convolution), dtype=weight.dtype)
-    pack = _like(convolution, _PACKS[_kind(convolution, _PACKS)], **options)
+    pack = _like(convolution, _PACKS[same_as(convolution, _PACKS)], **options)
     pack.weight, pack.bias = convolution.weight, convolution.bias
     layout = memory_format(weight)
     for part in filter(None, (pack.conv_offset, pack.offset_features)):
@@ -426,6 +417,6 @@ def _folded(pack: packed._Pack) -> nn.Module:
         raise _Refused(f"has offsets, up to {offset:.3g} pixels")
     if factor != 1:
         raise _Refused(f"has a mask of {factor:.3g}, not 1")
-    convolution = _like(pack, _CONVOLUTIONS[_kind(pack, _CONVOLUTIONS)], padding=pack.padding)
+    convolution = _like(pack, _CONVOLUTIONS[same_as(pack, _CONVOLUTIONS)], padding=pack.padding)
     convolution.weight, convolution.bias = pack.weight, pack.bias
     return convolution.train(pack.training)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dcnzoo.layers.packed import PackedDeformConv2d
+from dcnzoo.layers.same_as import hooks, same_as
 from dcnzoo.ops import _torch_private as private
 
 Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the view
@@ -65,22 +66,22 @@ def _multiply(
 def _convolve_deformed(
     conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: None
 ) -> Tensor:
-    offset, mask = conv.predict(x)
-    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.im2col_step)
-    output = conv.function(x, weight, offset, mask, bias, *geometry)
+    same = object.__new__(type(conv))  # a patch may choose another kernel in the layer's own method
+    same.__dict__.update(conv.__dict__, _parameters={"weight": weight, "bias": bias})
+    output = same._convolve(x, *conv.predict(x))
     return output.relu_() if unary[0] == "relu" else output
 
 
-KERNELS: dict[Callable, Callable[..., Tensor]] = {
-    nn.Conv2d.forward: _convolve,
-    nn.Linear.forward: _multiply,
-    PackedDeformConv2d.forward: _convolve_deformed,
+KERNELS: dict[type, Callable[..., Tensor]] = {
+    nn.Conv2d: _convolve,
+    nn.Linear: _multiply,
+    PackedDeformConv2d: _convolve_deformed,
 }
-UNARY: dict[Callable, Callable[[Any], Unary]] = {
-    nn.ReLU.forward: lambda module: ("relu", [], ""),
-    nn.SiLU.forward: lambda module: ("swish", [], ""),
-    nn.LeakyReLU.forward: lambda module: ("leaky_relu", [module.negative_slope], ""),
-    nn.GELU.forward: lambda module: ("gelu", [], module.approximate),
+UNARY: dict[type, Callable[[Any], Unary]] = {
+    nn.ReLU: lambda module: ("relu", [], ""),
+    nn.SiLU: lambda module: ("swish", [], ""),
+    nn.LeakyReLU: lambda module: ("leaky_relu", [module.negative_slope], ""),
+    nn.GELU: lambda module: ("gelu", [], module.approximate),
 }
 
 
@@ -102,15 +103,14 @@ class Layers:
     def __init__(
         self,
         copies: Copies,
-        blocks: Mapping[Callable, Callable],
-        same: Mapping[Callable, Callable],
+        blocks: Mapping[type, Callable],
+        equal: Mapping[type, type],
         weights: Any,
     ) -> None:
-        self.copies, self._blocks, self._same, self._weights = copies, blocks, same, weights
+        self.copies, self._blocks, self._equal, self._weights = copies, blocks, equal, weights
 
-    def _lookup(self, table: Mapping[Callable, Any], module: nn.Module) -> Any:
-        forward = type(module).forward
-        return table.get(self._same.get(forward, forward))
+    def _lookup(self, table: Mapping[type, Any], module: nn.Module) -> Any:
+        return table.get(same_as(module, table, self._equal))
 
     def kernel(self, layer: Any) -> Callable[..., Tensor] | None:
         """Return the function that computes the layer with other weights, if there is one."""
@@ -123,11 +123,11 @@ class Layers:
 
     def block(self, module: nn.Module) -> Callable[[Any, "Layers"], Layer | None]:
         """Return the function that fuses the module."""
-        return self._blocks.get(type(module).forward, single)
+        return self._lookup(self._blocks, module) or single
 
     def is_norm(self, module: Any) -> bool:
         """Whether the weights of a convolution can contain the module."""
-        return type(module).forward is nn.BatchNorm2d.forward and module.running_mean is not None
+        return same_as(module, (nn.BatchNorm2d,)) is not None and module.running_mean is not None
 
     def is_activation(self, module: nn.Module) -> bool:
         return self._lookup(UNARY, module) is not None
@@ -152,7 +152,7 @@ class Layers:
         kernel = self.kernel(layer)
         unary: Unary = ("none", [], "")
         parts = [part for part in (norm, activation) if part is not None]
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (layer, *parts))
+        hooked = any(hooks(part, forward_only=True) for part in (layer, *parts))
         if kernel is None or (parts and hooked):
             return None
         if norm is not None and (kernel is _multiply or not self.is_norm(norm)):
@@ -180,6 +180,7 @@ class Layers:
             mixed = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
             fits = dtype in computed and x.numel() >= least and (mixed or x.dtype == dtype)
+            fits = fits and (kernel is _multiply or x.dim() == 4)  # not a picture without a batch axis
             if other is not None:  # oneDNN adds only in channels-last order
                 fits = fits and kernel is _convolve and min(x.shape[1:]) > 1
                 fits = fits and x.is_contiguous(memory_format=torch.channels_last)
@@ -234,7 +235,7 @@ def single(module: Any, layers: Layers) -> Layer | None:
 def _keeps(block: Any, layers: Layers) -> bool:
     """Whether a hook or a module of another class can keep the block's input or output."""
     known = layers.kernel(block.conv1) is not None and layers.is_activation(block.relu)
-    return not known or any(each._forward_hooks or each._forward_pre_hooks for each in block.modules())
+    return not known or any(hooks(each, forward_only=True) for each in block.modules())
 
 
 def sequential(module: nn.Sequential, layers: Layers) -> Layer:
@@ -297,20 +298,20 @@ class Fuser:
     """Fuses the layers of views, and stores the weights that contain a batch norm.
 
     Args:
-        blocks: a function for each ``forward`` of a class; it applies to subclasses that inherit it.
-        same: functions ``forward`` that compute what another one does, which this module has.
+        blocks: a function for each class; it applies to subclasses that run the same forward.
+        equal: classes that compute what another one does, which this module has.
     """
 
     def __init__(
         self,
-        blocks: Mapping[Callable, Callable[[Any, Layers], Layer | None]],
-        same: Mapping[Callable, Callable],
+        blocks: Mapping[type, Callable[[Any, Layers], Layer | None]],
+        equal: Mapping[type, type],
     ) -> None:
-        self._blocks, self._same = {nn.Sequential.forward: sequential, **blocks}, same
+        self._blocks, self._equal = {nn.Sequential: sequential, **blocks}, equal
         self._weights: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple:  # copies and pickles are without the stored weights
-        return Fuser, (self._blocks, self._same)
+        return Fuser, (self._blocks, self._equal)
 
     def fuse(self, copies: Copies) -> int:
         """Fuse the layers of a view, and return the number of modules with another ``forward``.
@@ -320,9 +321,44 @@ class Fuser:
         """
         if private.has_any_global_hook():
             return 0
-        layers = Layers(copies, self._blocks, self._same, self._weights)
+        layers = Layers(copies, self._blocks, self._equal, self._weights)
         for module, copy in copies.items():
             forward = layers.block(module)(module, layers)
             if forward is not None and "forward" not in copy.__dict__:
                 copy.__dict__["forward"] = forward
         return sum("forward" in copy.__dict__ for copy in copies.values())
+
+
+def fused(
+    model: nn.Module,
+    blocks: Mapping[type, Callable[[Any, Layers], Layer | None]] | None = None,
+    equal: Mapping[type, type] | None = None,
+) -> Callable[..., Any]:
+    """A function that runs a model for inference, faster on a CPU::
+
+        predict = dcnzoo.fused(network)
+        outputs = predict(images)
+
+    In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Results
+    differ by rounding. The model itself does not change, and each call uses its weights, hooks and modules as
+    they are then: a layer that a subclass, a hook or a parametrization changes runs as in the model.
+
+    Args:
+        blocks: functions that fuse other blocks, by their class; ``residual`` is one.
+        equal: classes that compute what another one does, such as ``{MyConv2d: nn.Conv2d}``.
+    """
+    fuser = Fuser(blocks or {}, equal or {})
+
+    @torch.no_grad()
+    def predict(*args: Any, **kwargs: Any) -> Any:
+        copies = view(model)
+        parameter = next(model.parameters(), None)
+        if (
+            parameter is not None
+            and parameter.device.type == "cpu"
+            and private.FUSED_LAYERS not in private.missing
+        ):
+            fuser.fuse(copies)
+        return copies[model](*args, **kwargs)
+
+    return predict

@@ -16,7 +16,9 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.layers.fuse import Copies, Layer, Layers, residual, stem
+from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 
 
 def conv_module(module: ConvModule, layers: Layers) -> Layer | None:
@@ -50,17 +52,19 @@ def pyramid_pooling(extractor: SingleRoIExtractor, layers: Layers) -> Layer:
     return forward
 
 
-BLOCKS: dict[Callable, Callable] = {
-    ConvModule.forward: conv_module,
-    SingleRoIExtractor.forward: pyramid_pooling,
-    Bottleneck.forward: residual,
-    BasicBlock.forward: residual,
-    ResNet.forward: stem,
+BLOCKS: dict[type, Callable] = {
+    ConvModule: conv_module,
+    SingleRoIExtractor: pyramid_pooling,
+    Bottleneck: residual,
+    BasicBlock: residual,
+    ResNet: stem,
 }
-SAME: dict[Callable, Callable] = {
-    wrappers.Conv2d.forward: nn.Conv2d.forward,
-    wrappers.Linear.forward: nn.Linear.forward,
-    Swish.forward: nn.SiLU.forward,
+SAME: dict[type, type] = {
+    wrappers.Conv2d: nn.Conv2d,
+    wrappers.Linear: nn.Linear,
+    Swish: nn.SiLU,
+    DCN: PackedDeformConv2d,
+    DCNv2: PackedDeformConv2d,
 }
 # endings of the names of the heads' last layers; not conv_logits, whose values only meet one threshold
 PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_branches", "reg_branches")

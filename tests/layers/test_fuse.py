@@ -18,6 +18,7 @@ import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
+from dcnzoo.openmmlab.models.dcn import DCNv2
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 
 from ..export.detectors import build, calibrate, config, has_dcn
@@ -329,6 +330,17 @@ def test_pyramid_pooling(factor):
     for some in (rois[:3], rois[:1], rois[:0], rois):
         expected, found = (each(feats, some, factor) for each in (extractor, copies[extractor]))
         assert torch.equal(found.nan_to_num(), expected.nan_to_num()) and len(found) == len(some)
+
+
+def test_a_patch_reaches_fused_layers(monkeypatch):
+    """The switch between mmcv's kernels and dcnzoo's is in the layer's own method."""
+    model = nn.Sequential(DCNv2(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()).eval()
+    x = torch.randn(1, 4, 7, 9)
+    plain = lambda layer, x, *_: nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)  # noqa: E731
+    monkeypatch.setattr(DCNv2, "_convolve", plain)
+    nn.init.normal_(model[0].conv_offset.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(fused_view(model)[0](x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def block(channels: int, stride: int) -> Bottleneck:

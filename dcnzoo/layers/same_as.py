@@ -1,0 +1,79 @@
+"""The one judge of what a module computes: conversion, fusing and the hook for channels-last ask it."""
+
+import inspect
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from types import CodeType
+from typing import Any
+
+from torch import Tensor, nn
+
+# what torch calls before forward, and what it may read attributes with
+_CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "__getattr__", "__getattribute__")
+
+
+def same_as(
+    module: nn.Module, kinds: Collection[type[nn.Module]], equal: Mapping[type, type] | None = None
+) -> Any:
+    """The class in ``kinds`` whose forward the module runs, unchanged; None where anything of it is replaced.
+
+    It is replaced by a method or property of a subclass, an attribute of the instance, a parametrization, or
+    a tensor in the place of a parameter: the old ``weight_norm`` and ``spectral_norm``, ``prune``. Only names
+    that the forward uses count. Hooks are the caller's question (:func:`hooks`).
+
+    Args:
+        equal: classes with other code that compute what a class in ``kinds`` does.
+    """
+    cls: Any = type(module)
+    kind, used, methods = _inherited(cls, tuple(kinds), tuple((equal or {}).items()))
+    if kind is None:
+        return None
+    own, parameters = vars(module), module._parameters
+    if not own.keys().isdisjoint(methods) or any(isinstance(own[name], Tensor) for name in own.keys() & used):
+        return None
+    replaced = (parameters[name] for name in parameters.keys() & used)
+    return kind if all(p is None or type(p) is nn.Parameter for p in replaced) else None
+
+
+@lru_cache(1024)  # a parametrized layer has a class of its own
+def _inherited(cls: type, kinds: tuple, equal: tuple) -> tuple[Any, frozenset[str], frozenset[str]]:
+    """The kind whose forward a class inherits without a change, the names that it uses, and its methods."""
+    known: dict[type, type] = dict(zip(kinds, kinds, strict=True)) | dict(equal)
+    changed: set[str] = set()
+    for base in cls.__mro__:
+        if base in known:
+            used, methods = _used(base)
+            return (None if changed & used else known[base]), used, methods
+        changed |= vars(base).keys()
+    return None, frozenset(), frozenset()
+
+
+def hooks(module: nn.Module, forward_only: bool = False) -> str:
+    """The first kind of hooks that the module has, or "": all kinds, or those of the forward pass."""
+    names = ("_forward_pre_hooks", "_forward_hooks") if forward_only else [*vars(module)]
+    return next((name for name in names if name.endswith("_hooks") and vars(module)[name]), "")
+
+
+def _used(kind: type) -> tuple[frozenset[str], frozenset[str]]:
+    """The names in the code of a class's forward and of what it calls; those of them that are methods."""
+    names, rest = set(_CALL), ["forward"]
+    while rest:
+        name = rest.pop()
+        for member in (vars(base).get(name) for base in kind.__mro__):  # all: a method may call super()
+            function: Any = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+            code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+            # not the other methods of nn.Module: tensors have methods of these names, too
+            new = {name for name in _names(code) if not hasattr(nn.Module, name)} - names
+            rest += [name for name in new if hasattr(kind, name)]
+            names |= new
+    members = {name: getattr(kind, name, None) for name in names}
+    methods = {name for name, m in members.items() if callable(m) or isinstance(m, property)}
+    data = {name for name in names if hasattr(kind, name)} - methods  # such as the last statistics
+    return frozenset(names - data), frozenset(methods)
+
+
+def _names(code: CodeType | None) -> set[str]:
+    if code is None:
+        return set()
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))

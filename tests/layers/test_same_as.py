@@ -1,0 +1,190 @@
+"""Which modules compute what their class says, and that conversion and fusing leave the others alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+import dcnzoo
+from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
+from dcnzoo.layers.same_as import same_as
+
+KINDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, PackedDeformConv2d)
+
+
+class Halved(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight / 2, bias)
+
+
+class Masked(nn.Conv2d):
+    @property
+    def bias(self):
+        return self._bias
+
+    @bias.setter
+    def bias(self, value):
+        self._bias = value
+
+
+class Checked(nn.BatchNorm2d):
+    def _check_input_dim(self, input):
+        raise ValueError
+
+
+class Read(nn.Conv2d):
+    def __getattr__(self, name):
+        return super().__getattr__(name)
+
+
+class Unmodulated(PackedDeformConv2d):
+    def predict(self, input):
+        return super().predict(input)[0], None
+
+
+class Renamed(nn.Conv2d):
+    """Changes nothing that the forward uses."""
+
+    note = "a class attribute"
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3)
+
+    def reset_parameters(self):
+        nn.init.ones_(self.weight)
+
+    def fuse(self):
+        return self
+
+
+class Scaled(nn.Parameter):
+    pass
+
+
+def changed(layer, **attributes):
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    return layer
+
+
+def conv():
+    return nn.Conv2d(3, 3, 3)
+
+
+REPLACED = {
+    "forward": lambda: changed(conv(), forward=print),
+    "_conv_forward": lambda: changed(conv(), _conv_forward=print),
+    "subclass": lambda: Halved(3, 3, 3),
+    "property": lambda: Masked(3, 3, 3),
+    "check": lambda: Checked(3),
+    "__getattr__": lambda: Read(3, 3, 3),
+    "predict": lambda: Unmodulated(3, 3, 3, modulated=True),
+    "pack's function": lambda: changed(PackedDeformConv2d(3, 3, 3), function=print),
+    "class of the parameter": lambda: changed(conv(), weight=Scaled(torch.ones(3, 3, 3, 3))),
+    "parametrization": lambda: parametrizations.weight_norm(conv()),
+    "weight_norm": lambda: weight_norm(conv()),
+    "spectral_norm": lambda: spectral_norm(conv()),
+    "prune": lambda: prune.random_unstructured(conv(), "weight", 0.5),
+    "lazy": lambda: nn.LazyConv2d(3, 3),
+    "another class": nn.Identity,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", REPLACED)
+def test_replaced(name):
+    assert same_as(REPLACED[name](), KINDS) is None
+
+
+def tracked():
+    layer = PackedDeformConv2d(3, 3, 3, modulated=True)
+    track_offsets(layer)
+    layer(torch.randn(1, 3, 5, 6))
+    return layer
+
+
+SAME = {
+    "itself": (conv, nn.Conv2d),
+    "harmless subclass": (lambda: Renamed(3), nn.Conv2d),
+    "representation": (lambda: changed(conv(), extra_repr=str, f=-1, lr_scale=0.1), nn.Conv2d),
+    "hooks": (lambda: changed(conv(), handle=conv().register_forward_hook(print)), nn.Conv2d),
+    "frozen": (lambda: conv().requires_grad_(False), nn.Conv2d),
+    "meta": (lambda: nn.Conv2d(3, 3, 3, device="meta"), nn.Conv2d),
+    "statistics": (tracked, PackedDeformConv2d),
+    "removed norm": (lambda: prune.remove(prune.identity(conv(), "weight"), "weight"), nn.Conv2d),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same(name):
+    make, kind = SAME[name]
+    assert same_as(make(), KINDS) is kind
+
+
+def test_equal_classes():
+    class Own(nn.Module):
+        def forward(self, x):
+            return self.compute(x)
+
+        def compute(self, x):
+            return x
+
+    class Other(Own):
+        def compute(self, x):
+            return 2 * x
+
+    equal = {Own: nn.ReLU}
+    assert same_as(Own(), (nn.ReLU,), equal) is nn.ReLU
+    assert same_as(Own(), (nn.ReLU,)) is None and same_as(Other(), (nn.ReLU,), equal) is None
+
+
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch):
+    monkeypatch.setattr(fuse, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(fuse, "LEAST_PRODUCTS", 1)
+
+
+def loaded_later(norm):
+    """Its weight is computed in a pre-hook: after ``load_state_dict`` the attribute is still the old one."""
+    layer, other = norm(conv()), norm(conv())
+    layer(torch.randn(1, 3, 5, 5))
+    layer.load_state_dict({name: 3 * value for name, value in other.state_dict().items()})
+    return layer
+
+
+FUSED = {
+    "overridden _conv_forward": lambda: Halved(3, 3, 3),
+    "forward of the instance": lambda: changed(conv(), forward=lambda x: x[..., 1:-1, 1:-1].sin()),
+    "weight_norm": lambda: loaded_later(weight_norm),
+    "spectral_norm": lambda: loaded_later(spectral_norm),
+    "deformable": lambda: Unmodulated(3, 3, 3, modulated=True),
+    "plain": conv,
+    "pack": lambda: PackedDeformConv2d(3, 3, 3, modulated=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (3, 8, 9)], ids=["batch", "picture"])
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_layers_compute_what_the_model_does(name, shape):
+    torch.manual_seed(0)
+    model = nn.Sequential(FUSED[name](), nn.ReLU()).eval()
+    if len(shape) == 4:
+        model.insert(1, nn.BatchNorm2d(3).eval())
+        model[1].running_mean.normal_()
+    x = torch.randn(shape)
+    torch.testing.assert_close(dcnzoo.fused(model)(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_fused_network_follows_its_model():
+    model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU()).eval()
+    predict, x = dcnzoo.fused(model), torch.randn(2, 3, 8, 9)
+    for change in (
+        lambda: model[0].weight.data.mul_(2),
+        lambda: model[1].register_forward_hook(lambda module, args, output: output + 1),
+        lambda: setattr(model[0], "forward", lambda x: x.cos()),
+        lambda: model.insert(1, nn.Tanh()),
+    ):
+        change()
+        torch.testing.assert_close(predict(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+    assert not predict(x).requires_grad and all(p.requires_grad for p in model.parameters())
