@@ -396,6 +396,14 @@ def state(session: Session) -> None:
     test(session, "-p", "tests.state", "-m", "not slow", *workers, python=PYTHON)
 
 
+@nox.session(venv_backend="none")
+def times(session: Session) -> None:
+    """Print where the CPU seconds of `make test` go: folders, imports, fixtures, tests."""
+    update_venv(session)
+    workers = ("-n", "2", "--dist", "worksteal")
+    test(session, "-q", "-p", "tests.times", "-m", "not slow", *workers, python=PYTHON)
+
+
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def distributed(session: Session) -> None:
     """Test distributed training: results, launchers, killed processes, resuming (10 minutes)."""
