@@ -94,8 +94,8 @@ REFUSED = [newest_operators]
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("tool", OPENED)
-def test_changed_files(tool, backend, exported, tmp_path, caplog, monkeypatch):
-    caplog.set_level(logging.ERROR)
+def test_changed_files(tool, backend, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)
     monkeypatch.chdir(tmp_path)  # tools write temporary files there
     pytest.importorskip(backend)
     tool(exported, tmp_path / "model.onnx")

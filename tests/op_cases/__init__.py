@@ -11,6 +11,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -101,7 +102,7 @@ class Operator:
     continuous: bool = True
 
     def forms(self) -> list[Sample]:
-        return list(self.samples())[:4]
+        return list(islice(self.samples(), 4))
 
     def results(self, sample: Sample) -> list[Tensor]:
         """The output and, if the operator has them, the gradients."""

@@ -2,13 +2,13 @@
 // until it waits for the others, and one block follows the other. It cannot show races.
 #pragma once
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -22,17 +22,27 @@ struct dim3 {
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+// A thread runs on its own stack, which ucontext prepares once. After that, _longjmp switches between the threads and
+// the scheduler: unlike swapcontext, it makes no system call.
 struct EmulatedThread {
-  ucontext_t context;
+  jmp_buf context;
   dim3 index;
   bool waits;
 };
+constexpr size_t kMostThreads = 1024;
+inline EmulatedThread every_thread[kMostThreads];
 inline EmulatedThread* running = nullptr;
-inline ucontext_t scheduler;
+inline size_t started = 0;
+inline jmp_buf scheduler;
+inline void (*entry)() = nullptr;
+
+inline void leave() {
+  if (_setjmp(running->context) == 0) _longjmp(scheduler, 1);
+}
 
 inline void __syncthreads() {
   running->waits = true;
-  swapcontext(&running->context, &scheduler);
+  leave();
 }
 
 // All threads of a block must call it, not only those of a warp.
@@ -73,7 +83,7 @@ constexpr size_t kStack = 1 << 17, kPage = 1 << 12;
 // The stack of a thread of a block. A page below it cannot be written: what is too large for it ends the process there,
 // and not later, by damaged memory of others.
 inline char* stack_of(size_t thread) {
-  constexpr size_t kMostThreads = 1024, kStride = kStack + kPage;
+  constexpr size_t kStride = kStack + kPage;
   static char* const stacks = [] {
     void* memory =
         mmap(nullptr, kMostThreads * kStride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -85,36 +95,52 @@ inline char* stack_of(size_t thread) {
   return stacks + thread * kStride + kPage;
 }
 
+inline void run_kernels() {
+  for (;;) {
+    entry();
+    leave();
+  }
+}
+
+// Runs a thread until it waits or ends. The first threads of a block start first.
+inline void enter(size_t thread) {
+  running = &every_thread[thread];
+  threadIdx = running->index;
+  running->waits = false;
+  if (_setjmp(scheduler) != 0) return;
+  if (thread < started) _longjmp(running->context, 1);
+  ++started;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack_of(thread);
+  context.uc_stack.ss_size = kStack;
+  makecontext(&context, run_kernels, 0);
+  setcontext(&context);
+}
+
 template <typename Kernel>
 void emulate(unsigned blocks, dim3 threads, const Kernel& kernel) {
   constexpr unsigned kMostBlocks = 2;  // grid-stride loops cover the rest
-  static const Kernel* entry;
-  entry = &kernel;
+  static const Kernel* launched;
+  launched = &kernel;
+  entry = [] { (*launched)(); };
   gridDim = dim3(std::min(blocks, kMostBlocks));
   blockDim = threads;
-  std::vector<EmulatedThread> all(threads.x * threads.y);
+  const size_t count = threads.x * threads.y;
   for (unsigned block = 0; block < gridDim.x; ++block) {
     blockIdx = dim3(block);
-    for (size_t i = 0; i < all.size(); ++i) {
-      getcontext(&all[i].context);
-      all[i].context.uc_stack.ss_sp = stack_of(i);
-      all[i].context.uc_stack.ss_size = kStack;
-      all[i].context.uc_link = &scheduler;
-      makecontext(&all[i].context, [] { (*entry)(); }, 0);
-      all[i].index = dim3(i % threads.x, i / threads.x);
-      all[i].waits = true;
+    for (size_t i = 0; i < count; ++i) {
+      every_thread[i].index = dim3(i % threads.x, i / threads.x);
+      every_thread[i].waits = true;
     }
-    for (size_t waiting = all.size(); waiting > 0;) {
+    for (size_t waiting = count; waiting > 0;) {
       waiting = 0;
-      for (EmulatedThread& thread : all) {
-        if (!thread.waits) continue;
-        thread.waits = false;
-        threadIdx = thread.index;
-        running = &thread;
-        swapcontext(&scheduler, &thread.context);
-        waiting += thread.waits;
+      for (size_t i = 0; i < count; ++i) {
+        if (!every_thread[i].waits) continue;
+        enter(i);
+        waiting += every_thread[i].waits;
       }
-      if (waiting != 0 && waiting != all.size()) {
+      if (waiting != 0 && waiting != count) {
         std::fputs("emulation: some threads of a block returned while others wait for them\n", stderr);
         std::abort();
       }
