@@ -83,10 +83,10 @@ def onedl(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def others(session: Session) -> None:
-    """Test with torchvision, timm, mmpretrain, YOLO and more of MMDetection: 6 GB."""
+    """Test with torchvision, timm, mmpretrain, YOLO, FLOP counters and more of MMDetection: 6 GB."""
     use_venv(session)
     session.install("--group", "others")
-    names = ("smoke", "others", "torchvision", "timm", "hub", "yolo")
+    names = ("smoke", "others", "torchvision", "timm", "hub", "yolo", "flop_counters")
     test(session, *(f"tests/environments/test_{name}.py" for name in names))
 
 

@@ -1,9 +1,10 @@
-"""Deformable layers in FLOP counters, from the moment when the user imports one: torch's, fvcore's, thop's.
+"""Deformable layers in FLOP counters: torch's, fvcore's and its copy in mmengine, thop, ptflops, torchinfo.
 
 Without this, a counter ignores the operator, and a converted network counts less than the plain one.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,10 @@ def install() -> None:
     for name in _TABLES:
         call(name, _add_operators)
     call("thop.profile", _add_layers)
+    call("ptflops.aten_ops", lambda module: module.ATEN_OPS_MAPPING.update(_aten_operators()))
+    call("ptflops.pytorch_ops", _add_modules)
+    call("torchinfo.layer_info", _count_own_part)
+    call("torchinfo.model_statistics", _add_own_parts)
 
 
 def _formulas(module: ModuleType | None = None) -> Any:
@@ -47,24 +52,78 @@ def _shape_or_constant(value: Any) -> Any:
     return value.toIValue() if sizes is None else sizes
 
 
-def _add_layers(module: ModuleType) -> None:
-    """Add the layers to thop's table. It counts multiply-adds."""
+def _macs(layer: Any, input: Sequence[int], output: Sequence[int], is_deformable: bool = True) -> int:
+    """Multiply-adds of a layer without those of the layers that predict its offsets."""
+    positions, sampled = (input, output) if layer.transposed else (output, input)
+    is_deformable = bool(getattr(layer, "offset_channels", is_deformable))
+    return _formulas().of_convolution(positions, sampled, layer.weight.shape, is_deformable) // 2
+
+
+def _layers() -> tuple[list[type], type]:
+    """All deformable layers, and the base of them."""
     from dcnzoo import layers
     from dcnzoo.layers.deform_conv import _Deformable
+
+    kinds = [kind for kind in vars(layers).values() if isinstance(kind, type)]
+    return [kind for kind in kinds if issubclass(kind, _Deformable)], _Deformable
+
+
+def _add_layers(module: ModuleType) -> None:
+    """Add the layers to thop's table. It counts multiply-adds."""
     from dcnzoo.layers.offsets import OFFSET_CONVS
 
     def count(layer: Any, arguments: tuple, output: Any) -> None:
-        flops = _formulas()
-        is_deformable = getattr(layer, "offset_channels", len(arguments) > 1)
-        shapes = (output.shape, arguments[0].shape)
-        positions, sampled = reversed(shapes) if layer.transposed else shapes
-        layer.total_ops += flops.of_convolution(positions, sampled, layer.weight.shape, is_deformable) // 2
-        # the first thop, which counts in buffers, leaves out the children of a layer that it has a rule for
-        if "total_ops" in layer._buffers and getattr(layer, "conv_offset", None) is not None:
-            layer.total_ops += layer.conv_offset.total_ops
+        layer.total_ops += _macs(layer, arguments[0].shape, output.shape, len(arguments) > 1)
+        if "total_ops" in layer._buffers:  # the first thop leaves out the children of a layer with a rule
+            layer.total_ops += sum(getattr(part, "total_ops", 0) for part in [*layer.modules()][1:])
 
-    for kind in vars(layers).values():
-        if isinstance(kind, type) and issubclass(kind, _Deformable):
-            module.register_hooks[kind] = count
-    for kind in OFFSET_CONVS.values():
-        module.register_hooks[kind] = module.count_convNd
+    module.register_hooks |= dict.fromkeys(_layers()[0], count)
+    module.register_hooks |= dict.fromkeys(OFFSET_CONVS.values(), module.count_convNd)
+
+
+def _add_modules(module: ModuleType) -> None:
+    """Add the layers to the table of ptflops' first engine."""
+    from dcnzoo.layers.offsets import OFFSET_CONVS
+
+    def count(layer: Any, arguments: tuple, output: Any) -> None:
+        layer.__flops__ += _macs(layer, arguments[0].shape, output.shape, len(arguments) > 1)
+        # it leaves out the children of a layer with a rule
+        layer.__flops__ += sum(getattr(part, "__flops__", 0) for part in [*layer.modules()][1:])
+
+    module.MODULES_MAPPING |= dict.fromkeys(_layers()[0], count)
+    module.MODULES_MAPPING |= dict.fromkeys(OFFSET_CONVS.values(), module.conv_flops_counter_hook)
+
+
+def _aten_operators() -> dict[Any, Callable]:
+    """The operators for the table of ptflops' second engine, which gets the arguments and the results."""
+    flops, shape = _formulas(), lambda value: getattr(value, "shape", value)
+
+    def count(operator: Any, inputs: Sequence, outputs: Sequence) -> int:
+        return flops.flop_registry[operator](*map(shape, inputs), out_val=outputs[0].shape) // 2
+
+    operators = [getattr(flops.ops, name) for name in _FORWARD]
+    return {operator: functools.partial(count, operator) for operator in operators}
+
+
+def _count_own_part(module: ModuleType) -> None:
+    """torchinfo counts parameters times positions, of layers without children."""
+    original = module.LayerInfo.calculate_macs
+
+    def calculate_macs(info: Any) -> None:
+        if isinstance(info.module, _layers()[1]):
+            info.macs = _macs(info.module, info.input_size, info.output_size)
+        else:
+            original(info)
+
+    module.LayerInfo.calculate_macs = calculate_macs
+
+
+def _add_own_parts(module: ModuleType) -> None:
+    original = module.ModelStatistics.__init__
+
+    def initialise(self: Any, summary_list: list, *args: Any, **kwargs: Any) -> None:
+        original(self, summary_list, *args, **kwargs)
+        packs = [i for i in summary_list if isinstance(i.module, _layers()[1]) and not i.is_leaf_layer]
+        self.total_mult_adds += sum(info.macs for info in packs)
+
+    module.ModelStatistics.__init__ = initialise

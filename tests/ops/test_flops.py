@@ -1,11 +1,14 @@
 """FLOPs of the operators in torch's counter."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import dcnzoo
+from dcnzoo.compat import flop_counters
 from dcnzoo.ops import _library
 
 from .. import op_cases
@@ -50,6 +53,20 @@ def test_a_converted_layer_counts_the_samples_in_addition(kind, groups):
     sampled = (x.numel() // 4) * 6 if layer.transposed else outputs * 4
     assert count(lambda: network(x)) == forward + prediction + 2 * 2**rank * sampled * taps
     assert count(lambda: network(x).sum().backward()) > both + prediction
+
+
+@pytest.mark.parametrize("kind", [f"Conv{kind}{rank}d" for kind in ("", "Transpose") for rank in (1, 2, 3)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_rule_for_thop_counts_as_torch(kind, groups):
+    """tests/environments/test_flop_counters.py runs the counters themselves."""
+    thop = SimpleNamespace(register_hooks={}, count_convNd=None)
+    flop_counters._add_layers(thop)
+    network = nn.Sequential(nn.Identity(), getattr(nn, kind)(4, 8, 3, stride=2, padding=1, groups=groups))
+    dcnzoo.to_deformable(network, "1", kind="v2")
+    layer, x = network[1], torch.randn(2, 4, *[9, 8, 7][: int(kind[-2])])
+    layer.total_ops = 0
+    thop.register_hooks[type(layer)](layer, (x,), layer(x))
+    assert 2 * layer.total_ops == count(lambda: layer(x)) - count(lambda: layer.conv_offset(x))
 
 
 @pytest.mark.parametrize("kind", ["Conv2d", "ConvTranspose2d"])
