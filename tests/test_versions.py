@@ -44,7 +44,7 @@ def test_training_resumes(folder):
 
 @pytest.mark.parametrize("model", ["tiny", "tiny/epoch_2.pth", "model.onnx"])
 def test_detections(folder, model):
-    """``detections.json`` is of the work directory: of its best checkpoint, at another size than the file's."""
+    """``detections.json`` is of the best checkpoint, at another size than the exported file."""
     detector = dcnzoo.load(model, score_threshold=0)
     assert [*detector.names.values()] == ["square", "circle"]
     results = [*detector([f"data/images/{i}.png" for i in range(4)])]
