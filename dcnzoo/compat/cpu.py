@@ -56,7 +56,7 @@ def on_cpu() -> Iterator[None]:
         changes.wrap(nn.Module, "to", _to)
         changes.wrap(torch, "load", load)
         for name in _NO_OPS:
-            changes.set(torch.cuda, name, lambda *args: None)
+            changes.set(torch.cuda, name, lambda *args, **kwargs: None)
         changes.set(torch.cuda, "current_device", lambda: 0)
         changes.set(torch.cuda, "device", lambda device: contextlib.nullcontext())
         yield

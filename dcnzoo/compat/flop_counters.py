@@ -68,7 +68,7 @@ def _layers() -> tuple[list[type], type]:
     return [kind for kind in kinds if issubclass(kind, _Deformable)], _Deformable
 
 
-def _add_layers(module: ModuleType) -> None:
+def _add_layers(module: Any) -> None:
     """Add the layers to thop's table. It counts multiply-adds."""
     from dcnzoo.layers.offsets import OFFSET_CONVS
 
@@ -81,7 +81,7 @@ def _add_layers(module: ModuleType) -> None:
     module.register_hooks |= dict.fromkeys(OFFSET_CONVS.values(), module.count_convNd)
 
 
-def _add_modules(module: ModuleType) -> None:
+def _add_modules(module: Any) -> None:
     """Add the layers to the table of ptflops' first engine."""
     from dcnzoo.layers.offsets import OFFSET_CONVS
 
@@ -105,7 +105,7 @@ def _aten_operators() -> dict[Any, Callable]:
     return {operator: functools.partial(count, operator) for operator in operators}
 
 
-def _count_own_part(module: ModuleType) -> None:
+def _count_own_part(module: Any) -> None:
     """torchinfo counts parameters times positions, of layers without children."""
     original = module.LayerInfo.calculate_macs
 
@@ -118,7 +118,7 @@ def _count_own_part(module: ModuleType) -> None:
     module.LayerInfo.calculate_macs = calculate_macs
 
 
-def _add_own_parts(module: ModuleType) -> None:
+def _add_own_parts(module: Any) -> None:
     original = module.ModelStatistics.__init__
 
     def initialise(self: Any, summary_list: list, *args: Any, **kwargs: Any) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from dcnzoo.layers import packed
-from dcnzoo.layers.offsets import OFFSET_CONVS
+from dcnzoo.layers.offsets import OFFSET_CONVS, TRACKED
 from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
 from dcnzoo.ops._arguments import memory_format
@@ -57,19 +58,34 @@ class ConversionReport:
     classes: dict[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
     advice: str = ""
 
-    def check(self, model: nn.Module) -> None:
-        """Raise an error unless the model still has all layers that the conversion has made.
+    def check(self, model: nn.Module, example: Any = None) -> None:
+        """Raise an error unless the model still has all layers that the conversion has made, and uses them.
 
         Call it after a program of others has fused, copied or loaded the model, without its wrappers.
 
+        Args:
+            example: an input of the model, or a tuple of its arguments. A copy of the model runs on it, in
+                training and in evaluation. Networks that merge weights for evaluation, that read a layer's
+                ``weight``, or that call a layer through a Python list, do not call the deformable layer.
+
         Raises:
-            RuntimeError: a layer is missing or has another class.
+            RuntimeError: a layer is missing, has another class or is not called; its offsets get no gradient.
         """
         modules = dict(model.named_modules(remove_duplicate=False))
         lost = [name for name, kind in self.classes.items() if not isinstance(modules.get(name), kind)]
         if lost:
             expected = f"{len(self.classes)} converted layers"
             raise RuntimeError(f"check: model: expected {expected}, got others for {_quoted(lost)}")
+        if example is None:
+            return
+        for training in (True, False):
+            for what, names in _unused(model, self.classes, example, training).items():
+                if names:
+                    mode = "training" if training else "evaluation"
+                    raise RuntimeError(
+                        f"check: model: expected a forward pass in {mode} that calls the deformable layers, "
+                        f"got layers {what}: {_quoted(names)}"
+                    )
 
     def __str__(self) -> str:
         rows = [
@@ -93,6 +109,7 @@ def to_deformable(
     prediction: str = "dense",
     float32_offsets: bool = False,
     im2col_step: int | None = None,
+    example: Any = None,
 ) -> ConversionReport:
     """Replaces convolutions of a model with deformable ones, in place. Its output changes only by training.
 
@@ -114,11 +131,12 @@ def to_deformable(
             :class:`dcnzoo.layers.PackedDeformConv2d`.
         offset_activation, mask_activation: the same; each layer gets its own copy.
         prediction: the same; transposed layers always have a pointwise one.
+        example: an input of the model, to check that it uses the new layers (:meth:`ConversionReport.check`).
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
-        Convolutions are not replaced if they have one tap, a padding mode other than zeros, different padding
-        on the two sides, hooks or parametrizations, or if they are lazy or a subclass of torch's layers.
+        Convolutions are not replaced if they have one tap, different padding on the two sides, hooks or
+        parametrizations, or if they are lazy or a subclass of torch's layers.
 
     Raises:
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
@@ -137,6 +155,8 @@ def to_deformable(
     )
     report = replace_convolutions(model, where, make, caller="to_deformable")
     _warn("to_deformable", report)
+    if example is not None:
+        report.check(model, example)
     return report
 
 
@@ -149,7 +169,9 @@ def packed_layer(
 
     def make(convolution: ConvNd) -> nn.Module:
         activation: Any = copy.deepcopy(mask_activation)
-        if activation == "sigmoid":
+        if kind == "v1" and activation == "sigmoid":
+            pass  # the default, without effect
+        elif activation == "sigmoid":
             activation = packed.MaskSigmoid(scale=2)
         elif activation == "softmax":
             taps = math.prod(convolution.kernel_size)
@@ -334,8 +356,6 @@ def _check_replaceable(module: nn.Module, known: Collection[type[nn.Module]], su
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
     """Padding in pixels, also for ``'same'`` and ``'valid'``."""
-    if convolution.padding_mode != "zeros":
-        raise _Refused(f"has padding_mode={convolution.padding_mode!r}; only 'zeros' is supported")
     if not isinstance(convolution.padding, str):
         return convolution.padding
     if convolution.padding == "valid":
@@ -346,23 +366,6 @@ def _padding(convolution: ConvNd) -> tuple[int, ...]:
     return tuple(sides // 2 for sides in both)
 
 
-def _like(layer: Any, kind: type[nn.Module], **options: Any) -> Any:
-    """A layer of another class with the geometry of ``layer``, on the meta device."""
-    if layer.transposed:
-        options["output_padding"] = layer.output_padding
-    return kind(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        stride=layer.stride,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=layer.bias is not None,
-        device="meta",
-        **options,
-    )
-
-
 def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if math.prod(convolution.kernel_size) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
@@ -371,9 +374,14 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     weight = convolution.weight
     if weight.dtype not in _DTYPES:
         raise _Refused(f"has dtype {weight.dtype}, which is not supported")
-    options |= dict(padding=_padding(convolution), dtype=weight.dtype)
-    pack = _like(convolution, _PACKS[same_as(convolution, _PACKS)], **options)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode")
+    options |= {name: getattr(convolution, name) for name in names}
+    options |= dict(padding=_padding(convolution), bias=convolution.bias is not None, dtype=weight.dtype)
+    if convolution.transposed:
+        options["output_padding"] = convolution.output_padding
+    pack: Any = _PACKS[same_as(convolution, _PACKS)](**options, device="meta")
     pack.weight, pack.bias = convolution.weight, convolution.bias
+    _carry_over(convolution, pack)
     layout = memory_format(weight)
     for part in filter(None, (pack.conv_offset, pack.offset_features)):
         part.to_empty(device=weight.device)
@@ -393,6 +401,30 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
                 f"mask_activation: expected an output of 1 for an input of 0, got {factor:.3g}; scale it"
             )
     return pack.train(convolution.training)
+
+
+def _unused(model: nn.Module, names: Collection[str], example: Any, training: bool) -> dict[str, list[str]]:
+    """The layers that a copy of the model does not call, and those whose offsets get no gradient."""
+    model = copy.deepcopy(model).train(training)
+    modules, called = dict(model.named_modules(remove_duplicate=False)), set()
+    for name in names:
+        modules[name].register_forward_pre_hook(lambda module, args: called.add(module))
+    with torch.set_grad_enabled(training):
+        outputs = model(*(example if isinstance(example, tuple) else (example,)))
+    unused = {"that are not called": [name for name in names if modules[name] not in called]}
+    leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
+    if leaves:
+        torch.stack([x.float().sum() for x in leaves]).sum().backward()
+        predictors = {name: getattr(modules[name], "conv_offset", None) for name in names}
+        without = [n for n, p in predictors.items() if p and p.weight.requires_grad and p.weight.grad is None]
+        unused["whose offsets get no gradient"] = without
+    return unused
+
+
+def _carry_over(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:
+    """Copy the attributes that a host keeps on a layer: ``f``, ``i`` and ``type`` of YOLO, ``lr_scale``."""
+    for name in vars(old).keys() - vars(new).keys() - set(without):
+        setattr(new, name, vars(old)[name])
 
 
 @torch.no_grad()
@@ -417,6 +449,6 @@ def _folded(pack: packed._Pack) -> nn.Module:
         raise _Refused(f"has offsets, up to {offset:.3g} pixels")
     if factor != 1:
         raise _Refused(f"has a mask of {factor:.3g}, not 1")
-    convolution = _like(pack, _CONVOLUTIONS[same_as(pack, _CONVOLUTIONS)], padding=pack.padding)
-    convolution.weight, convolution.bias = pack.weight, pack.bias
-    return convolution.train(pack.training)
+    convolution = pack.plain()
+    _carry_over(pack, convolution, {*vars(same_as(pack, _CONVOLUTIONS)(1, 1, 1, device="meta")), *TRACKED})
+    return convolution

@@ -1,9 +1,11 @@
 """Layers of deformable convolution, plain and transposed, that take offsets as an input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dcnzoo.layers.tracing import Leaf
@@ -36,15 +38,16 @@ class _Deformable(Leaf):
         """
         if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
             self._refuse("in_channels", "at least 1", in_channels)
-        if padding_mode != "zeros":
-            self._refuse("padding_mode", "'zeros', the only supported mode", repr(padding_mode))
         options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
-            options[name] = values = (value,) * self.rank if isinstance(value, int) else tuple(value)
+            values: tuple = tuple(value) if isinstance(value, Iterable) else (value,) * self.rank
             least = 0 if "padding" in name else 1
-            if len(values) != self.rank or not all(isinstance(v, int) and v >= least for v in values):
+            if len(values) != self.rank or not all(
+                isinstance(v, Integral) and int(v) >= least for v in values
+            ):
                 expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
                 self._refuse(name, f"{expected} of at least {least}", repr(value))
+            options[name] = tuple(map(int, values))  # NumPy's integers, too
         return options
 
     def _is_unbatched(self, input: Tensor) -> bool:
@@ -88,6 +91,10 @@ class _DeformConvNd(_Deformable, ConvNd):
         return self._convolve(input.unsqueeze(0), offset, mask).squeeze(0)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":  # offsets beyond the padded map read zero
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            options = (self.stride, 0, self.dilation, self.groups, self.im2col_step)
+            return self.function(input, self.weight, offset, mask, self.bias, *options)
         geometry = (self.stride, self.padding, self.dilation, self.groups, self.im2col_step)
         return self.function(input, self.weight, offset, mask, self.bias, *geometry)
 
@@ -159,9 +166,9 @@ class DeformConv1d(_DeformConvNd):
 class DeformConv2d(_DeformConvNd):
     """``nn.Conv2d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    Takes the arguments of ``nn.Conv2d`` (zero padding only) and ``im2col_step``, the maximum number of images
-    processed at a time, which bounds memory. Parameters and initialisation are those of ``nn.Conv2d``.
-    Without ``offset`` and ``mask``, the output is that of ``nn.Conv2d``.
+    Takes the arguments of ``nn.Conv2d``, of which ``padding`` is a number, and ``im2col_step``, the maximum
+    number of images processed at a time, which bounds memory. Parameters and initialisation are those of
+    ``nn.Conv2d``. Without ``offset`` and ``mask``, the output is that of ``nn.Conv2d``.
 
     ``forward(input, offset=None, mask=None)`` with
 

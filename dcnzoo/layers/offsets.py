@@ -27,14 +27,23 @@ class _ZeroInit(nn.Module):
             parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
-        """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations."""
-        values = [parameter.detach().clone() for parameter in self.parameters()]
-        has_values = not any(value.is_meta or hasattr(value, "fake_mode") for value in values)
-        untrained = has_values and not values[0].any()
+        """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations.
+
+        A normalisation of the weight, such as ``spectral_norm``, is removed again: of zero, it is NaN.
+        """
+        before = dict(self.named_parameters())
+        values = {name: parameter.detach().clone() for name, parameter in before.items()}
+        has_values = not any(value.is_meta or hasattr(value, "fake_mode") for value in values.values())
+        untrained = has_values and not values["weight"].any()
+        kind, state = type(self), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(self).items()}
         super().apply(fn)
         if untrained:
-            for parameter, value in zip(self.parameters(), values, strict=True):
-                parameter.data.copy_(value)
+            if self._parameters.keys() != before.keys():
+                self.__class__ = kind
+                vars(self).clear()
+                vars(self).update(state)
+            for name, parameter in self.named_parameters():
+                parameter.data.copy_(values[name])
         return self
 
     @property
@@ -139,6 +148,9 @@ class ModulationStatistics(NamedTuple):
     mean: float
     near_zero: float
     near_one: float
+
+
+TRACKED = ("track_offsets", "_last_offsets", "_last_modulation")
 
 
 class TracksOffsets:
@@ -298,7 +310,9 @@ def offset_parameter_groups(
     for group in groups or [{"params": model.parameters()}]:
         options = {"lr": lr, **group, "params": list(group["params"])}
         for chosen, factor in ((False, 1.0), (True, offset_lr_mult)):
-            parameters = [p for p in options["params"] if (id(p) in offsets) is chosen]
+            # an optimizer also takes named parameters, pairs
+            named = [(p, p[1] if isinstance(p, tuple) else p) for p in options["params"]]
+            parameters = [given for given, parameter in named if (id(parameter) in offsets) is chosen]
             if parameters:
                 split.append({**options, "params": parameters, "lr": options["lr"] * factor})
     return split

@@ -115,12 +115,22 @@ class _Pack(TracksOffsets, nn.Module):
         is_number = isinstance(offset_limit, (int, float)) and not isinstance(offset_limit, bool)
         if offset_limit is not None and not (is_number and 0 < offset_limit < math.inf):
             self._refuse("offset_limit", "a positive number of pixels or None", repr(offset_limit))
+        given_mask = mask_activation not in ("sigmoid", None)
         if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
             mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
         elif mask_activation is not None and not isinstance(mask_activation, nn.Module):
             expected = "'sigmoid', 'softmax', an nn.Module or None"
             self._refuse("mask_activation", expected, repr(mask_activation))
 
+        without_effect = {} if modulated else {"mask_groups": mask_groups != 1, "mask_activation": given_mask}
+        if not deformable:
+            without_effect["offset_limit"] = offset_limit is not None
+            without_effect["offset_activation"] = offset_activation is not None
+            without_effect["offset_groups"] = offset_groups != 1
+        for name, is_given in without_effect.items():
+            if is_given:
+                reason = "modulated=True" if "mask" in name else "deformable=True"
+                self._refuse(name, f"the default, because it has no effect without {reason}", "another value")
         if prediction not in ("dense", "separable") or (prediction == "separable" and self.transposed):
             expected = "'dense'" if self.transposed else "'dense' or 'separable'"
             self._refuse("prediction", expected, repr(prediction))
@@ -135,7 +145,7 @@ class _Pack(TracksOffsets, nn.Module):
             geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
             if not self.transposed:  # the layer's own, so that the prediction has the size of the output
                 names = ("kernel_size", "stride", "padding", "dilation")
-                geometry = {name: getattr(self, name) for name in names}
+                geometry = {name: getattr(self, name) for name in names} | {"padding_mode": padding_mode}
             more = dict(device=device, dtype=dtype)
             if prediction == "separable":
                 depthwise = getattr(nn, f"Conv{self.rank}d")
@@ -181,18 +191,37 @@ class _Pack(TracksOffsets, nn.Module):
             input = self.offset_features(input)
         return self.conv_offset(input)
 
+    def plain(self) -> nn.Module:
+        """torch's convolution with the same geometry, weight and bias, without offsets and mask."""
+        kind = getattr(nn, f"Conv{'Transpose' if self.transposed else ''}{self.rank}d")
+        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+        names.append("output_padding" if self.transposed else "padding_mode")
+        options = {name: getattr(self, name) for name in names}
+        convolution = kind(**options, bias=self.bias is not None, device="meta")
+        convolution.weight, convolution.bias = self.weight, self.bias
+        return convolution.train(self.training)
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._join_predictions(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _join_predictions(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Join the convolutions of other layouts, perhaps without bias or in groups, into ``conv_offset``."""
+        # of the layer in plain PyTorch that many projects copy
+        for name in ("weight", "bias"):
+            if f"{prefix}regular_conv.{name}" in state_dict:
+                state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}regular_conv.{name}")
         # offsets come first
-        layouts = ("offset_generator", "conv_offset", "conv_offset_mask", "mask_generator", "conv_mask")
+        layouts = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
+        layouts += ["mask_generator", "conv_mask", "modulator_conv"]
         names = [f"{prefix}{name}" for name in layouts if f"{prefix}{name}.weight" in state_dict]
         if self.conv_offset is None or not names:
             return
-        weights = [self._ungrouped(state_dict.pop(f"{name}.weight")) for name in names]
+        weights = [state_dict.pop(f"{name}.weight") for name in names]
+        weights = [  # only tvdcn's have groups: another width is an error
+            self._ungrouped(weight) if name.endswith("_generator") else weight
+            for name, weight in zip(names, weights, strict=True)
+        ]
         biases = [state_dict.pop(f"{name}.bias", None) for name in names]
         state_dict[f"{prefix}conv_offset.weight"] = torch.cat(weights)
         if self.conv_offset.bias is not None or any(bias is not None for bias in biases):

@@ -5,6 +5,7 @@ Blocks of RepVGG, MobileOne, LeViT, YOLO and others replace a convolution and it
 a plain convolution, without an error.
 """
 
+import copy
 import functools
 import inspect
 import re
@@ -54,7 +55,7 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     ]
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     token = _depth.set(_depth.get() + 1)
-    reason = ""
+    failure: Exception | None = None
     try:
         result = getattr(type(module), name)(module, *args, **kwargs)
         lost = before.keys() - _packs(result if isinstance(result, nn.Module) else module)
@@ -63,7 +64,7 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     except _Lost:
         lost = set(before)
     except Exception as error:
-        lost, reason = set(before), f" ({error})"
+        lost, failure = set(before), error
     finally:
         _depth.reset(token)
     for part, attributes in state:
@@ -71,12 +72,29 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
         vars(part).update(attributes)
     for parameter, requires_grad in trained:
         parameter.requires_grad_(requires_grad)
+    if failure and (not before or _fails_without_packs(module, name, *args, **kwargs)):
+        raise failure
     if _depth.get():  # the caller may rely on the result: undo that too
         raise _Lost
     names = few([before[key] for key in before if key in lost], 3)
+    reason = f" ({failure})" if failure else ""
     warnings.warn(
         f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it was undone: "
         f"{names}{reason}",
         stacklevel=2,
     )
     return module
+
+
+def _fails_without_packs(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> bool:
+    """Whether the method also raises an error on a copy with plain convolutions: then it is its own error."""
+    copied = copy.deepcopy(module)
+    for parent in list(copied.modules()):
+        for key, pack in parent._modules.items():
+            if isinstance(pack, _Pack):
+                parent._modules[key] = pack.plain()
+    try:
+        getattr(type(copied), name)(copied, *args, **kwargs)
+    except Exception:
+        return True
+    return False

@@ -8,6 +8,7 @@ import inspect
 from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -66,14 +67,17 @@ def _per_axis(value: int | list[int], name: str, rank: int) -> list[int]:
     if isinstance(value, int):
         return [value] * rank
     if not torch.jit.is_scripting():
-        _check_list(value, name, rank)
+        value = _as_list(value, name, rank)
     return value
 
 
-def _check_list(value: object, name: str, count: int) -> None:
+def _as_list(value: Any, name: str, count: int) -> list[int]:
+    if isinstance(value, Integral):  # NumPy's
+        return [int(value)] * count
     if not isinstance(value, list):
         text = repr(value) if value is None or isinstance(value, str | float) else type(value).__name__
         raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {text}")
+    return value
 
 
 def is_traced(value: object) -> bool:

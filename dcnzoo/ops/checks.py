@@ -278,7 +278,7 @@ def deform_roi_pool(call: Any) -> None:
 
 
 def _require_pooling(op: str, call: Any, rois: Mapping[str, Shape]) -> dict[str, Any]:
-    sizes = require_tensors(op, _MAPS | rois, call, {}, call.input)
+    sizes = require_tensors(op, {**_MAPS, **rois}, call, {}, call.input)
     require_positive(op, "input", sizes, "H", "W")
     bins = sizes["output_h"], sizes["output_w"] = call.output_h, call.output_w
     require(

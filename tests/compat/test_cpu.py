@@ -30,6 +30,11 @@ def test_cuda_calls_on_the_cpu(call):
     assert output.dtype == (torch.float64 if call == "device" else torch.float32)
 
 
+def test_set_device_by_keyword():
+    with on_cpu():
+        torch.cuda.set_device(device=0)
+
+
 @pytest.mark.parametrize("location", [None, "cuda", torch.device("cuda", 0)])
 def test_load_on_the_cpu(tmp_path, monkeypatch, location):
     file = tmp_path / "saved_on_a_gpu.pt"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import dcnzoo
-from dcnzoo.layers import DeformConv2d, MaskSigmoid, PackedDeformConv2d
+from dcnzoo.layers import DeformConv2d, MaskSigmoid, PackedDeformConv2d, track_offsets
 from dcnzoo.layers.convert import ConversionReport, replace_convolutions
 
 
@@ -258,7 +258,6 @@ def changed(change, layer=nn.Conv2d):
 
 
 REFUSED = {
-    "padding_mode='reflect'; only 'zeros'": nn.Conv2d(4, 4, 3, padding_mode="reflect"),
     "padding='same' with an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
     "Standardised, a subclass": Standardised(4, 4, 3),
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
@@ -395,3 +394,90 @@ def test_depthwise_layers_at_their_price():
     transposed = nn.Sequential(nn.ConvTranspose2d(4, 4, 3))
     dcnzoo.to_deformable(transposed, "0", prediction="separable")
     assert transposed[0].offset_features is None
+
+
+# Layers that the network does not use
+
+
+class Merged(nn.Module):
+    """As SPAN, ECB and RepVGG: for evaluation, another convolution gets the merged weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.merged = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        if self.training:
+            return self.conv(x)
+        self.merged.weight.data.copy_(self.conv.weight)
+        return self.merged(x)
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, 2 * self.conv.weight, padding=1)
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.layers = [self.conv]
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+class Frozen(Reader):
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.conv(x)
+        return y * self.conv.weight.sum()
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (Merged, "in evaluation .*not called: 'conv'"),
+        (Reader, "in training .*not called: 'conv'"),
+        (Listed, "in training .*not called: 'conv'"),
+        (Frozen, "in training .*get no gradient: 'conv'"),
+    ],
+)
+def test_layers_that_the_network_does_not_use(block, message):
+    x = torch.randn(2, 3, 6, 7)
+    model = block()
+    report = dcnzoo.to_deformable(model, "conv")
+    report.check(model)
+    with pytest.raises(RuntimeError, match=message):
+        report.check(model, x)
+    with pytest.raises(RuntimeError, match=message):
+        dcnzoo.to_deformable(block(), "conv", example=(x,))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_layers_that_are_used(network):
+    model, where, x, _ = build(network, eval=False)
+    before = copy.deepcopy(model.state_dict())
+    report = dcnzoo.to_deformable(model, where, example=x)
+    report.check(model, x)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_attributes_of_a_host_are_carried_over():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3))
+    model[0].f, model[0].i, model[0].type, model[0].lr_scale = -1, 0, "Conv", 0.1
+    dcnzoo.to_deformable(model, "0")
+    track_offsets(model)
+    model(torch.randn(1, 3, 5, 5))
+    attributes = set(vars(nn.Conv2d(1, 1, 1)))
+    for change in (lambda: None, lambda: dcnzoo.from_deformable(model)):
+        change()
+        assert (model[0].f, model[0].i, model[0].type, model[0].lr_scale) == (-1, 0, "Conv", 0.1)
+    assert set(vars(model[0])) - attributes == {"f", "i", "type", "lr_scale"}

@@ -209,3 +209,26 @@ def test_parameter_groups_are_split_with_their_options():
     assert rows == [(1.0, 0.0, 3), (0.1, 0.0, 1), (0.5, None, 1), (0.05, None, 1)]
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.parameters()}
     assert groups[1]["params"][0] is model[0].conv_offset.bias
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_apply_of_a_norm_leaves_zero_offsets(norm):
+    """The norm of a weight of zero would be NaN."""
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3, modulated=True))
+    x = torch.randn(1, 4, 7, 8)
+    before = model[0].conv_offset(x)
+    model.apply(lambda module: norm(module) if isinstance(module, nn.Conv2d) else None)
+    assert torch.equal(model[0].conv_offset(x), before) and model(x).isfinite().all()
+    assert [name for name, _ in model[0].conv_offset.named_parameters()] == ["weight", "bias"]
+
+
+def test_named_parameters_are_split():
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3))
+    named = list(model.named_parameters())
+    groups = offset_parameter_groups(model, 0.1, groups=[{"params": named}])
+    assert [[name for name, _ in group["params"]] for group in groups] == [
+        ["0.weight", "0.bias"],
+        ["0.conv_offset.weight", "0.conv_offset.bias"],
+    ]
+    torch.optim.SGD(groups)

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import weight_norm
 
+import dcnzoo
 import dcnzoo.ops.reference as reference
 from dcnzoo import layers
 
@@ -145,9 +147,12 @@ def test_from_the_meta_device_and_by_torchs_utilities():
         ("DeformConv1d", {"padding": "same"}, r": padding: .*got 'same'"),
         ("DeformConvTranspose3d", {"output_padding": (1, 2)}, r": output_padding: "),
         ("DeformConv2d", {"groups": 3}, "groups"),
-        ("DeformConv2d", {"padding_mode": "reflect"}, ": padding_mode: .*got 'reflect'"),
-        ("DeformConvTranspose1d", {"padding_mode": "circular"}, ": padding_mode: "),
-        ("PackedDeformConv3d", {"padding_mode": "reflect"}, ": padding_mode: "),
+        ("DeformConv2d", {"padding_mode": "mirror"}, "padding_mode"),
+        ("DeformConvTranspose1d", {"padding_mode": "circular"}, "padding mode"),
+        ("PackedDeformConv2d", {"mask_activation": "softmax"}, "mask_activation: .*without modulated=True"),
+        ("PackedDeformConv2d", {"mask_groups": 2}, "mask_groups: .*without modulated=True"),
+        ("PackedDeformConv2d", {"deformable": False, "offset_limit": 2}, "offset_limit: .*deformable=True"),
+        ("PackedDeformConv1d", {"deformable": False, "offset_groups": 2}, "offset_groups: .*deformable=True"),
         ("PackedDeformConv2d", {"offset_groups": 3}, r"offset_groups: .*in_channels \(4\), got 3"),
         ("PackedDeformConv2d", {"mask_groups": 0}, "mask_groups: .*got 0"),
         ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"offset_groups: .*out_channels \(6\), got 4"),
@@ -312,3 +317,59 @@ def test_float32_offsets_under_autocast(prediction):
             assert pack(x).dtype == torch.bfloat16
         assert offset.dtype == dtype
     torch.testing.assert_close(offset, pack.predict(x)[0])
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_other_padding_modes(mode, rank):
+    """Usual in U-Nets: the input is padded before the call."""
+    options = dict(stride=2, padding=(1, 2, 1)[:rank], padding_mode=mode)
+    plain = getattr(nn, f"Conv{rank}d")(4, 6, (3, 4, 3)[:rank], **options)
+    pack = getattr(layers, f"PackedDeformConv{rank}d")(4, 6, (3, 4, 3)[:rank], **options)
+    pack.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, 4, *(7, 9, 8)[:rank])
+    torch.testing.assert_close(pack(x), plain(x))
+    torch.testing.assert_close(torch.jit.script(pack)(x), plain(x))
+    network = nn.Sequential(plain)
+    dcnzoo.to_deformable(network, "0")
+    assert network[0].padding_mode == mode
+    torch.testing.assert_close(network(x), plain(x))
+    dcnzoo.from_deformable(network)
+    assert network[0].padding_mode == mode and torch.equal(network(x), plain(x))
+
+
+def test_integers_of_numpy():
+    one, three = np.int64(1), np.int64(3)
+    pack = layers.PackedDeformConv2d(4, 6, three, stride=(one, one), padding=one, dilation=one)
+    assert all(type(value) is int for value in (*pack.kernel_size, *pack.stride, *pack.padding))
+    x, offset = torch.randn(1, 4, 5, 6), torch.zeros(1, 18, 5, 6)
+    result = dcnzoo.ops.deform_conv2d(x, pack.weight, offset, stride=one, padding=(one, one))
+    torch.testing.assert_close(result, nn.functional.conv2d(x, pack.weight, padding=1))
+
+
+def test_the_layer_that_many_projects_copy():
+    """``offset_conv``, ``modulator_conv`` and ``regular_conv``, on torchvision's function: 2 · sigmoid."""
+    offset_conv, modulator, regular = (
+        nn.Conv2d(4, 18, 3, padding=1),
+        nn.Conv2d(4, 9, 3, padding=1),
+        nn.Conv2d(4, 6, 3),
+    )
+    parts = {"offset_conv": offset_conv, "modulator_conv": modulator, "regular_conv": regular}
+    state = {
+        f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
+    }
+    pack = layers.PackedDeformConv2d(
+        4, 6, 3, padding=1, modulated=True, mask_activation=layers.MaskSigmoid(2)
+    )
+    pack.load_state_dict(state)
+    x = torch.randn(2, 4, 7, 9)
+    mask = 2 * modulator(x).sigmoid()
+    expected = dcnzoo.ops.deform_conv2d(x, regular.weight, offset_conv(x), mask, regular.bias, padding=1)
+    torch.testing.assert_close(pack(x), expected)
+
+
+def test_a_prediction_of_another_width_is_an_error():
+    """It is not the grouped one of tvdcn."""
+    state = layers.PackedDeformConv2d(4, 6, 3).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch for conv_offset"):
+        layers.PackedDeformConv2d(8, 6, 3).load_state_dict({**state, "weight": torch.ones(6, 8, 3, 3)})

@@ -154,3 +154,15 @@ def test_check_names_what_was_lost():
     network.blocks[2] = rebuilt(*network.blocks[2])
     with pytest.raises(RuntimeError, match=r"2 converted layers, got others for 'blocks\.2\.0'$"):
         report.check(network)
+
+
+def test_errors_of_the_method_itself_are_raised():
+    class Failing(ConvNorm):
+        def fuse(self):
+            self[0] = nn.Identity()
+            raise KeyError("the user's own mistake")
+
+    model = nn.Sequential(Failing())
+    dcnzoo.to_deformable(model, "0.0")
+    with pytest.raises(KeyError, match="own mistake"):
+        model[0].fuse()

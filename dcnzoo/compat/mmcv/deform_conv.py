@@ -241,7 +241,8 @@ class DeformConv2dPack(_Arguments, layers.PackedDeformConv2d):
     _version = 2  # of mmcv's packs, in the metadata of state dicts
 
     def _grouping(self, deform_groups: int) -> dict[str, Any]:
-        return dict(modulated=self.modulated, offset_groups=deform_groups, mask_groups=deform_groups)
+        mask_groups = deform_groups if self.modulated else 1
+        return dict(modulated=self.modulated, offset_groups=deform_groups, mask_groups=mask_groups)
 
     def init_offset(self) -> None:
         """Set the offsets to zero."""

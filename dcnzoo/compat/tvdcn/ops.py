@@ -45,7 +45,7 @@ class _Pack(nn.Module):
     def _construct(
         self, mask_activation: str | nn.Module | None = "sigmoid", generator_bias: bool = False, **options
     ) -> None:
-        if isinstance(mask_activation, str) and mask_activation == "sigmoid":
+        if isinstance(mask_activation, str) and mask_activation == "sigmoid" and options.get("modulated"):
             mask_activation = layers.MaskSigmoid(scale=2.0)  # as in tvdcn: 1 for a prediction of 0
         super().__init__(mask_activation=mask_activation, **options)
         if self.conv_offset is not None and not generator_bias:
