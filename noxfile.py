@@ -14,6 +14,7 @@ with the tag *nightly*; the others write pages of the documentation or packages.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -269,6 +270,17 @@ def packaging(session: Session) -> None:
         python = folder / "alone/bin/python"
         session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
         session.run(python, programs / "extras.py", extra, external=True)
+
+
+@nox.session(tags=NIGHTLY)
+def readme(session: Session) -> None:
+    """Run README's installation as it is written, in an empty environment."""
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    session.chdir(folder)
+    session.run("bash", "-exc", block.replace("ADDRESS", str(ROOT)), external=True)
 
 
 # from the oldest supported torch to the newest
