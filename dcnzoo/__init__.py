@@ -2,19 +2,19 @@
 
 ``import dcnzoo`` imports neither torch nor OpenMMLab. It only registers an import finder. It provides
 ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and the compiled modules that
-``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`).
+``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`). Importing the layers watches YOLO, importing the
+operators the FLOP counters.
 """
 
 import inspect
 import os
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat import flop_counters as _flop_counters
 from dcnzoo.compat import host as _host
-from dcnzoo.compat import onnx_hint as _onnx_hint
+from dcnzoo.compat.after_import import call as _call_after_import
 from dcnzoo.utils.errors import typed as _typed
 from dcnzoo.version import __version__
 
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "from_deformable", "fused", "load", "test", "to_deformable", "train"]
 
-# mmengine and mmcv import pkg_resources; setuptools 80, the version pinned for them, warns on every import
-warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 _host.provide_from_environment()
-for _name in ("mmcv._ext", "ultralytics"):
-    _host.known()[_name].provide()
-_flop_counters.install()
-_onnx_hint.install()
+_host.known()["mmcv._ext"].provide()
+# from when a layer is built or unpickled
+_call_after_import("dcnzoo.layers.packed", lambda module: _host.known()["ultralytics"].provide())
+_call_after_import("dcnzoo.ops", lambda module: _flop_counters.install())
 
 
 def __getattr__(name: str):

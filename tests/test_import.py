@@ -122,3 +122,24 @@ print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
     where, names = python_with_torch(code).stdout.split("\n")[0].split(" ", 1)
     assert where == "dcnzoo.openmmlab.models.dcn"
     assert "'DCNv2'" in names and "'InternImage'" in names and "'ResNet'" not in names
+
+
+def test_import_changes_nothing_of_others():
+    """It adds the finder of missing modules; others are watched from when a layer is imported."""
+    code = """
+import sys, warnings
+before, path = list(warnings.filters), list(sys.meta_path)
+import dcnzoo
+from dcnzoo.compat import after_import, patches
+assert warnings.filters == before and len(sys.meta_path) == len(path) + 1 and not patches.active()
+import torch
+export = torch.onnx.export
+assert torch.onnx.export.__module__.startswith("torch.onnx")
+names = {pattern for pattern, *_ in after_import._watched}
+assert not any(name.endswith("torch_utils") or name.startswith(("thop", "fvcore")) for name in names), names
+import dcnzoo.layers
+names = {pattern for pattern, *_ in after_import._watched}
+assert {"*torch_utils", "thop.profile"} <= names
+assert torch.onnx.export is export
+"""
+    python_with_torch(code)

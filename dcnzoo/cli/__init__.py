@@ -8,6 +8,7 @@ torch and OpenMMLab, are imported inside the functions that use them, so that ``
 import importlib
 import pkgutil
 import sys
+import warnings
 from typing import Any
 
 try:
@@ -58,4 +59,5 @@ def commands() -> None:
 
 def main(*command: str) -> None:
     """Run the command line. Programs in ``tools/`` pass a command, which gets the rest of the line."""
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)  # of mmengine and mmcv
     commands.main([*command, *sys.argv[1:]], prog_name="dcnzoo")

@@ -1,5 +1,6 @@
 """Registration of dcnzoo with OpenMMLab's packages."""
 
+import warnings
 from functools import cache
 from importlib import import_module
 
@@ -23,6 +24,8 @@ def setup() -> None:
     Later calls do nothing. mmengine's decorators register classes with names of their own; the order matters
     only for classes that replace mmcv's.
     """
+    # mmengine and mmcv import pkg_resources; setuptools 80, pinned for them, warns on every import
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
     import_module("mmcv.ops")  # registers the classes that are replaced
     patches.add(*kernels())  # mmcv's own layers run on dcnzoo's kernels
     models = import_module("dcnzoo.openmmlab.models")

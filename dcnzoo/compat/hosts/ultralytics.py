@@ -1,6 +1,6 @@
 """Ultralytics YOLO, and the functions that YOLOv5 to v9 and YOLOX share with it.
 
-``import dcnzoo`` always includes this host.
+Importing :mod:`dcnzoo.layers.packed` includes this host.
 """
 
 import copy
