@@ -30,7 +30,7 @@ from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_thresh
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
-from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import output_files
 from dcnzoo.utils.memory import KeptMemory
 
@@ -69,6 +69,12 @@ class TorchDetector(BaseDetector):
     ) -> None:
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: expected float32 or bf16, got {precision!r}")
+        cfg = getattr(model, "cfg", {})
+        steps = get_test_pipeline_cfg(cfg) if "test_dataloader" in cfg else ()
+        if any("TestTimeAug" in str(step["type"]) for step in steps):
+            raise UserError(
+                "test_pipeline: expected one input of a picture, got TestTimeAug: move it to tta_pipeline"
+            )
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
         self.device = str(next(model.parameters()).device)

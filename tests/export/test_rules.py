@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
-from dcnzoo.detect.detections import Detections
 from dcnzoo.export import export_onnx
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import SymbolicSizes
@@ -35,8 +35,9 @@ from dcnzoo.openmmlab.export.replacements.roi import add_context, pool
 from dcnzoo.openmmlab.export.rules import replace_everywhere
 from dcnzoo.openmmlab.export.suppress import of_class
 from dcnzoo.openmmlab.export.verify import compare
+from dcnzoo.utils.errors import UserError
 
-from .detectors import assert_agreement, build, predict_batch, size
+from .detectors import assert_agreement, build, decoded, loaded, predict_batch, size
 
 
 def test_functions_are_replaced_also_where_a_patch_wraps_them():
@@ -306,8 +307,9 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
         (reference,) = predict_batch(
             detector, torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(1))
         )
-        result = Detections(dets[0, :, :4].numpy(), dets[0, :, 4].numpy(), labels[0].numpy())
-        assert compare(result[result.labels >= 0], reference).holds
+        outputs = dict(dets=dets.numpy(), labels=labels.numpy())
+        (result,) = decoded(outputs, [(160, 192)])
+        assert compare(result, reference).holds
         results.append(dets)
     assert not torch.equal(*results)
 
@@ -318,12 +320,39 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
         (dict(nms=dict(type="nms", iou_threshold=0.5, offset=1)), "offset: expected 0 .* got 1"),
         (dict(nms=dict(type="nms", iou_threshold=0.5, score_threshold=0.1)), "got score_threshold"),
         (dict(nms=dict(type="nms_match", iou_thr=0.5)), "'nms_match'"),
+        (dict(max_per_img=-1), "max_per_img: expected at least 1 .* got -1"),
         (dict(nms=dict(type="soft_nms"), max_output_boxes_per_class=2), "per_class: .* soft_nms, got 2"),
     ],
 )
 def test_settings_that_cannot_be_exported_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         outputs_of(build("Faster R-CNN"), **settings)
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_no_boxes_or_all_but_the_last(most):
+    """As MMDetection's ``results[:max_per_img]``: a graph has at least one row."""
+    with pytest.raises(ValueError, match=f"RetinaHead: max_per_img: .* got {most}"):
+        Predictor(build("RetinaNet", max_per_img=most))(torch.randn(1, 3, 96, 96))
+
+
+def test_sizes_that_a_head_does_not_support():
+    """CondInst and others assert that one size is a multiple of another."""
+
+    def forward(self, x):
+        assert x[0].shape[2] % 64 == 0
+        return type(self).forward(self, x)
+
+    detector = build("FCOS")
+    detector.bbox_head.forward = types.MethodType(forward, detector.bbox_head)
+    with pytest.raises(ValueError, match=r"AssertionError in .*another shape, or a larger pad_size_divisor"):
+        Predictor(detector)(torch.randn(1, 3, 96, 96))
+
+
+def test_several_inputs_of_a_picture_are_refused_when_a_detector_is_loaded():
+    steps = [dict(type="mmdet.TestTimeAug", transforms=[[dict(type="PackDetInputs")]])]
+    with pytest.raises(UserError, match=r"TestTimeAug.*tta_pipeline"):
+        loaded(build("FCOS"), *steps)
 
 
 def test_heads_of_masks():

@@ -282,7 +282,7 @@ def named_errors(detector: nn.Module) -> Iterator[None]:
     """Context whose errors name the line that cannot be traced, such as a filter ``boxes[scores > 0.5]``."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         hidden = {Path(__file__).parents[2], *(Path(module.__path__[0]) for module in (torch, mmcv))}
         line, function = type(detector).__name__, ""
         for frame, number in traceback.walk_tb(error.__traceback__):
@@ -296,6 +296,11 @@ def named_errors(detector: nn.Module) -> Iterator[None]:
             text = f"import {function} from MMDetection or mmcv, which dcnzoo exports, instead of a copy"
         elif "vmap" in text:
             text = "this line selects values by a condition, or reads a tensor as a number"
+        if isinstance(error, AssertionError):
+            raise ValueError(
+                f"detector: expected an input of a size that it supports, got an AssertionError in "
+                f"{line}: choose another shape, or a larger pad_size_divisor of the data_preprocessor"
+            ) from error
         raise ValueError(
             f"detector: expected code whose results have a size that does not depend on the data, got "
             f"{line}: {text}"

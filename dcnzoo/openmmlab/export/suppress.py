@@ -33,6 +33,8 @@ def suppress(
     if cfg.get("min_bbox_size", -1) >= 0:
         width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
         scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
+    if cfg.max_per_img < 1:  # MMDetection leaves out the last boxes, or all
+        raise ValueError(f"{owner}: max_per_img: expected at least 1 in a file, got {cfg.max_per_img}")
     agnostic, most = nms.pop("class_agnostic"), nms.pop("max_num")
     groups = torch.zeros_like(labels) if agnostic else labels
     if cfg.get("deploy_nms_pre", 0) > 0:
