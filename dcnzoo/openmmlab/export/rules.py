@@ -22,6 +22,7 @@ from mmdet.models.layers.transformer import ddq_detr_layers, inverse_sigmoid
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from dcnzoo.compat.mmcv import deform_conv
@@ -178,6 +179,8 @@ def apply(changes: Changes) -> None:
         replace_everywhere(changes, function, replacement)
     for (owner, name), replacement in ATTRIBUTES.items():
         changes.set(owner, name, replacement)
+    # a set: the order of a file's nodes would depend on PYTHONHASHSEED
+    changes.wrap(BaseDataElement, "keys", lambda keys, self: sorted(keys(self)))
     for rule in RULES:
         for name, replacement in rule.instead.items():
             changes.set(rule.kind, name, replacement)
