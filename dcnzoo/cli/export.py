@@ -9,7 +9,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import NAME, option
 from dcnzoo.cli._terminal import print_findings
 
-FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"])
+FORMS = click.Choice(["auto", "native", "gathernd", "gridsample"])
 RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 
 
@@ -26,7 +26,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 )
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
-@option("--opset-version", type=click.IntRange(18, 21), default=19)
+@option("--opset-version", type=click.IntRange(18, 23), default=19)
 @option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
 @option(

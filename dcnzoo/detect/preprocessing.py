@@ -74,7 +74,7 @@ class Preprocessing:
             if not np.isfinite(image).all():
                 raise ValueError("mean, std, value: expected finite numbers, and std above 0")
             return preprocessing
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise ValueError(
                 "expected a detector written by dcnzoo export with its "
                 f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}: {error}"

@@ -57,12 +57,13 @@ class Session:
         if precision != "float32" and backend != "openvino":
             raise ValueError(f"precision: expected float32 with {backend}, got bf16, which needs openvino")
         path = os.path.expanduser(path)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(2, "No such file", path)
+        for file in (path, os.path.splitext(path)[0] + ".bin")[: 2 if path.endswith(".xml") else 1]:
+            if not os.path.isfile(file):  # a pipe would be read for ever
+                raise FileNotFoundError(2, "No such file", file)
         if not edited:
             require_intact(path)
         self.path, self.backend, self.precision = path, backend, precision
-        device = _best_device(backend) if device == "auto" else device
+        device = _best_device(backend) if device == "auto" else str(device)  # also of a torch.device
         try:
             runtime = import_module(f"dcnzoo.detect.backends.{backend}")
             opened = runtime.open_file(self.path, device, threads, precision)

@@ -14,13 +14,11 @@ import torch
 from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches, transformers
-from dcnzoo.export import passes
+from dcnzoo.export import opsets, passes
 from dcnzoo.export.fixed_size import TRACEABLE, soft_keep_boxes
 from dcnzoo.export.registration import first_cause, translation_table
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.steps import begin_step
-
-DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
 
 
 def export_onnx(
@@ -28,7 +26,7 @@ def export_onnx(
     args: tuple,
     path: str | os.PathLike,
     *,
-    opset_version: int = DEFAULT_OPSET,
+    opset_version: int = opsets.DEFAULT,
     deform_conv: str = "auto",
     dynamic_shapes: Any = None,
     input_names: list[str] | None = None,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.known_problems import RUNTIMES
-from dcnzoo.export.operators.deform_conv import check_target
+from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import EXPORTED, picture_files, require_file
 from dcnzoo.utils.findings import Finding
@@ -39,9 +39,9 @@ class ExportOptions:
         shape: fixed height and width of the input. Default: number, height and width of images are dynamic;
             fixed for ``.pt2`` files and detectors that support only one size.
         precision: of the network; ``Int8("photos/")`` quantises it for these images.
-        opset_version: of ONNX, 18 to 21.
-        deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"``,
-            ``"gatherelements"`` or ``"gridsample"``; default: the one that ``runtime`` supports.
+        opset_version: of ONNX, 18 to 23.
+        deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"`` or
+            ``"gridsample"``; default: the one that ``runtime`` supports.
         runtime: that of the file; its known problems are findings of the result.
         raw_outputs: export the outputs of a single-stage head.
         simplify: simplify the graph with onnxslim.
@@ -60,7 +60,7 @@ class ExportOptions:
     path: str | os.PathLike
     shape: tuple[int, int] | None = None
     precision: Literal["float32", "float16"] | Int8 = "float32"
-    opset_version: int = 19
+    opset_version: int = DEFAULT
     deform_conv: str | None = None
     runtime: str = "onnxruntime"
     raw_outputs: bool = False
@@ -85,8 +85,9 @@ class ExportOptions:
             raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
-        if not 18 <= self.opset_version <= 21:
-            raise ValueError(f"opset_version: expected 18 to 21, got {self.opset_version}")
+        require_opset(self.opset_version)
+        if self.deform_conv not in (None, *FORMS):
+            raise ValueError(f"deform_conv: expected one of {', '.join(FORMS)}, got {self.deform_conv!r}")
         if not {*map(type, self.metadata), *map(type, self.metadata.values())} <= {str}:
             raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
         if reserved := [key for key in self.metadata if key.partition(".")[0] == "dcnzoo"]:

@@ -9,20 +9,17 @@ from typing import Any
 import torch
 
 from dcnzoo.compat import patches, transformers
+from dcnzoo.export import operators, opsets  # noqa: F401  registers the translations
 from dcnzoo.export.fixed_size import GRAPHS
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
-from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.ops import _library
-
-_DYNAMO_OPSETS = (18, 21)
-_TORCHSCRIPT_OPSETS = (12, 20)
 
 
 def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
     """Register deformable convolution in ``torch.onnx.export``, as a graph of older operators.
 
     Compatible with the package deform_conv2d_onnx_exporter, for ``torchvision.ops.deform_conv2d`` and
-    dcnzoo's operator; ``opset_version`` 18 to 21, and 12 to 20 with ``dynamo=False``. For the standard
+    dcnzoo's operator; ``opset_version`` 18 to 23, and 12 to 20 with ``dynamo=False``. For the standard
     operator DeformConv, see :func:`register_onnx_ops`.
 
     Args:
@@ -43,8 +40,8 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     Raises:
         ValueError: ``deform_conv`` is unknown. The opset is checked at export.
     """
-    check_target(deform_conv, max(FIRST_OPSET.values()))
-    for opset in range(_TORCHSCRIPT_OPSETS[0], _TORCHSCRIPT_OPSETS[1] + 1):
+    opsets.check_target(deform_conv, max(opsets.FIRST.values()))
+    for opset in opsets.TORCHSCRIPT:
         for name, translation in translations.items():
             torch.onnx.register_custom_op_symbolic(name, _symbolic(translation, opset, deform_conv), opset)
         for name in _untranslated():
@@ -67,7 +64,7 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
             warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
             return export(*args, **kwargs)
     try:
-        table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], _registered_form)
+        table = translation_table(kwargs.get("opset_version") or _default_opset(), _registered_form)
     except ValueError as error:  # an error only for models with these operators
         table = dict.fromkeys(dict(_overloads(translations)).values(), _refusing(str(error)))
     kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
@@ -78,6 +75,13 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(cause, _NotTranslated):
             raise
         raise ValueError(str(cause)) from None
+
+
+def _default_opset() -> int:
+    """The opset of ``torch.onnx.export`` without the argument: a constant that torch keeps to itself."""
+    from torch.onnx import _constants
+
+    return getattr(_constants, "ONNX_DEFAULT_OPSET", opsets.DYNAMO[0])
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -110,13 +114,8 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     Raises:
         ValueError: ``deform_conv`` or the exporter does not support this opset.
     """
-    check_target(deform_conv, opset_version)
-    first, last = _DYNAMO_OPSETS
-    if not first <= opset_version <= last:
-        raise ValueError(
-            f"opset_version: expected {first} to {last} for dynamo=True, got {opset_version}"
-            + ("; dynamo=False supports 12 and later" if opset_version < first else "")
-        )
+    opsets.check_target(deform_conv, opset_version)
+    opsets.require_opset(opset_version)
 
     def onnxscript_function(graph: Callable) -> Callable:
         return lambda *values, **options: graph(DynamoGraph(opset_version, deform_conv), *values, **options)

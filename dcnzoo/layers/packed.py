@@ -60,8 +60,9 @@ class _ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of a map ``(N, C, *size)``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = input.movedim(1, -1)
-        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+        last = input.dim() - 1  # torch's older exporter to ONNX writes negative axes into the file
+        rows = input.movedim(1, last)
+        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps).movedim(last, 1)
 
 
 class _Pack(TracksOffsets, nn.Module):

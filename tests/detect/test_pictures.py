@@ -118,7 +118,12 @@ def test_metadata_holds_all(picture):
     values = json.loads(text)
     wrong = [{"mean": [np.nan] * 3}, {"std": [0.0, 1, 1]}, {"pad_divisor": -32}, {"scale": [-5, 8]}]
     wrong += [{"scale": [1e30, 1e30]}, {"scale": [3.5, 4.5]}, {"classes": [1, None]}, {"divisor": 0}]
-    texts = ["no json", json.dumps({"mean": [1, 2, 3]}), *(json.dumps({**values, **each}) for each in wrong)]
+    texts = [
+        "no json",
+        "[" * 100_000,
+        json.dumps({"mean": [1, 2, 3]}),
+        *(json.dumps({**values, **each}) for each in wrong),
+    ]
     for metadata in ({}, *({"dcnzoo": text} for text in texts)):
         with pytest.raises(ValueError, match="detector"):
             Preprocessing.from_metadata(metadata)

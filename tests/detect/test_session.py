@@ -1,5 +1,6 @@
 """Detector: needs an ONNX file and a picture, but neither torch nor OpenMMLab."""
 
+import os
 import json
 import multiprocessing
 import pickle
@@ -65,6 +66,18 @@ def folder(tmp_path_factory):
     picture = cv2.resize(rng.integers(0, 256, (5, 6, 3)).astype(np.uint8), (150, 110))
     cv2.imwrite(str(folder / "picture.png"), picture)
     return folder
+
+
+def test_a_device_of_torch(folder):
+    assert Detector(folder / "static.onnx", device=torch.device("cpu")).device == "cpu"
+
+
+def test_a_pipe_in_place_of_weights(tmp_path):
+    """It was opened, and read for ever."""
+    (tmp_path / "model.xml").write_text("<net/>")
+    os.mkfifo(tmp_path / "model.bin")
+    with pytest.raises(FileNotFoundError, match=r"model\.bin"):
+        Detector(tmp_path / "model.xml")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

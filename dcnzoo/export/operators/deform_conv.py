@@ -1,17 +1,8 @@
 """Deformable convolution as ONNX nodes: the standard operator, or a graph of older operators.
 
-==================  =====  ====  ==============================================================
-target              opset  axes
-==================  =====  ====  ==============================================================
-``native``          >= 19  1, 2  the operator ``DeformConv``: the fastest, if the runtime has it
-``gathernd``        >= 12  1–3   gathers rows of channels; the graph that most runtimes support
-``gatherelements``  >= 12  1–3   gathers single values; if ``GatherND`` is missing or slow
-``gridsample``      >= 16  1, 2  the fewest nodes; slightly less exact; not for TensorRT
-``auto``            >= 12  1–3   ``native`` if possible, else ``gathernd``
-==================  =====  ====  ==============================================================
-
-All targets treat borders as the operator does: a sample outside the map, or at NaN, is zero. Coordinates
-are computed in float32 (float64 for float64 inputs), whatever the input's type.
+:mod:`dcnzoo.export.opsets` lists the forms. All treat borders as the operator does: a sample outside the map,
+or at NaN, is zero. Coordinates are computed in float32 (float64 for float64 inputs), whatever the input's
+type.
 """
 
 import math
@@ -21,27 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from dcnzoo.export.graph import Graph, Value, translates
+from dcnzoo.export.opsets import FIRST, MAX_RANK, check_target
 from dcnzoo.export.sampling import corners, neighbours, wide
-
-FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
-_MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
-
-
-def check_target(target: str, opset: int) -> None:
-    """Check that ``target`` can be expressed in this opset.
-
-    Raises:
-        ValueError: it cannot, or the target is unknown.
-    """
-    if target not in FIRST_OPSET:
-        raise ValueError(f"deform_conv: expected one of {', '.join(FIRST_OPSET)}, got {target!r}")
-    if opset < FIRST_OPSET[target]:
-        possible = [t for t, first in FIRST_OPSET.items() if first <= opset and t != "auto"]
-        otherwise = f"; opset {opset} supports {' and '.join(possible)}" if possible else ""
-        raise ValueError(
-            f"opset_version: expected at least {FIRST_OPSET[target]} for deform_conv={target!r}, "
-            f"got {opset}{otherwise}"
-        )
 
 
 @dataclass(frozen=True)
@@ -99,10 +71,10 @@ def deform_conv(
     rank, target = len(stride), g.deform_conv
     check_target(target, g.opset)
     if target == "auto":
-        target = "native" if rank <= _MAX_RANK["native"] and g.opset >= FIRST_OPSET["native"] else "gathernd"
-    if rank > _MAX_RANK[target]:
+        target = "native" if rank <= MAX_RANK["native"] and g.opset >= FIRST["native"] else "gathernd"
+    if rank > MAX_RANK[target]:
         raise ValueError(
-            f"deform_conv: expected at most {_MAX_RANK[target]} axes for {target!r}, got {rank}; "
+            f"deform_conv: expected at most {MAX_RANK[target]} axes for {target!r}, got {rank}; "
             "'gathernd' and 'gatherelements' support 1 to 3"
         )
     kernel = [g.size(weight, 2 + axis) for axis in range(rank)]
