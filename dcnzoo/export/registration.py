@@ -2,8 +2,10 @@
 
 import functools
 import inspect
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +74,8 @@ def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
         return export(*args, **kwargs)
     except RuntimeError as error:  # torch wraps it in a long report
         cause = first_cause(error)
-        if not isinstance(cause, _NotTranslated):
+        *_, place = traceback.extract_tb(cause.__traceback__)
+        if Path(__file__).parent not in Path(place.filename).parents:
             raise
         raise ValueError(str(cause)) from None
 
@@ -97,13 +100,9 @@ _PATCH = patches.Patch(
 )
 
 
-class _NotTranslated(ValueError):
-    """The operator cannot be expressed in the requested opset."""
-
-
 def _refusing(message: str) -> Callable:
     def refuse(*arguments: Any) -> None:
-        raise _NotTranslated(message)
+        raise ValueError(message)
 
     return refuse
 

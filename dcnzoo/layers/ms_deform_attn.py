@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
+from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
 
 
@@ -147,7 +148,9 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             return vectors.expand(*vectors.shape[:-3], *sizes).flatten(-3)
 
         # in mmcv's order of operations, for the same bits
-        if size is None:
+        if size is None and exporting():  # torch's older exporter to ONNX has no addcdiv
+            locations = flat(centre) + shift / flat(extent)
+        elif size is None:
             locations = torch.addcdiv(flat(centre), shift, flat(extent))
         else:
             locations = flat(centre) + shift / self.num_points * flat(size) * 0.5

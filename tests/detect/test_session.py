@@ -1,8 +1,8 @@
 """Detector: needs an ONNX file and a picture, but neither torch nor OpenMMLab."""
 
-import os
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
