@@ -11,6 +11,7 @@ _HOME = {
     "Detector": "detect.exported.ExportedDetector",
     "ExportResult": "export.options.ExportResult",
     "Int8": "export.options.Int8",
+    "decompositions": "export.aten.decompositions",
     "export_onnx": "export.onnx.export_onnx",
     "export_pt2": "export.aotinductor.export_pt2",
     "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",

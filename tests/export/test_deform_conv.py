@@ -275,7 +275,7 @@ def torchvision_op():
         ((19, "scatter"), "deform_conv: .*'scatter'"),
         ((18, "native"), "opset_version: .*19 .*'native'.* 18"),
         ((17, "auto"), "opset_version: .* 17"),
-        ((22, "auto"), "opset_version: .* 22"),
+        ((24, "auto"), "opset_version: .* 24"),
     ],
 )
 def test_impossible_requests(arguments, message):

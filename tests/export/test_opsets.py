@@ -59,12 +59,15 @@ def test_layers(dynamo, opset, tmp_path):
     register_onnx_ops()
     # torch's older exporter has no unflatten at opset 12
     model, path = Layers(attends=opset != 12).eval(), str(tmp_path / "layers.onnx")
+    values = dict(zip(("x", "query", "points"), INPUTS, strict=True))
     given = {} if opset is None else {"opset_version": opset}
     with torch.no_grad():
         expected = model(*INPUTS)
-        torch.onnx.export(model, INPUTS, path, dynamo=dynamo, **given)
+        torch.onnx.export(model, INPUTS, path, dynamo=dynamo, input_names=list(values), **given)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {node.name: value.numpy() for node, value in zip(session.get_inputs(), INPUTS, strict=True)}
+    feed = dict(
+        zip((node.name for node in session.get_inputs()), map(torch.Tensor.numpy, INPUTS), strict=False)
+    )
     for actual, reference in zip(session.run(None, feed), expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(actual), reference, atol=1e-5, rtol=1e-5)
     (written,) = (each.version for each in onnx.load(path).opset_import if each.domain == "")
