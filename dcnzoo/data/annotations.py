@@ -33,6 +33,7 @@ from dcnzoo.data.files import (
 )
 from dcnzoo.utils.files import collector_paused, replacing
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.utils.progress import track, waiting
 
 LEAST = 1_000_000  # bytes; a smaller file is read by `json` in a moment
@@ -118,6 +119,8 @@ class Annotations:
         extracted: see :class:`dcnzoo.data.conversion.CocoBuilder`.
         repaired: a text for each kind of repair.
         is_file: whether ``file`` has exactly this content.
+        missing: the files or entries whose pictures do not exist.
+        unlabelled: the pictures that have no file of annotations.
     """
 
     file: Path
@@ -129,6 +132,8 @@ class Annotations:
     extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     is_file: bool = False
+    missing: list[str] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)
 
     def _entries(self, key: str) -> list[dict]:
         return [entry for entry in self.content.get(key, ()) if isinstance(entry, dict)]
@@ -140,6 +145,16 @@ class Annotations:
     @property
     def categories(self) -> list[dict]:
         return self._entries("categories")
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether the classes are only known by their numbers."""
+        return any(problem.kind == "nameless" for problem in self.problems)
+
+    @property
+    def predicted(self) -> bool:
+        """Whether a detector has made the annotations: they have scores, or the mark of one of dcnzoo."""
+        return bool(self.columns.scored.any()) or is_of_detector(self.content)
 
     @property
     def pictures(self) -> list[Path]:

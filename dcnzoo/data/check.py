@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -78,6 +79,7 @@ KINDS = {
     "unknown-category": Kind("annotation of an unknown category", "dropped", stops=True),
     "box": Kind("missing box, or box without area", "dropped"),
     "box-with-mask": Kind("object with a mask, without a valid box", "recomputed"),
+    "rotated": Kind("box without its rotation", "turned"),
     "normalised": Kind("boxes between 0 and 1, perhaps normalised"),
     "box-outside": Kind("box extends beyond the image", "clipped"),
     "segmentation": Kind("invalid segmentation", "dropped", stops=True, of_masks=True),
@@ -282,8 +284,11 @@ def repair(report: Annotations) -> dict[str, Counter]:
 def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, int]]) -> bool:
     """Clip an annotation and compute its box and area again; return False if nothing is left of it."""
     size = sizes.get(annotation["image_id"])
-    if size is None or not remedy & {"clipped", "computed", "recomputed"}:
+    if size is None or not remedy & {"clipped", "computed", "recomputed", "turned"}:
         return size is not None
+    if "turned" in remedy:
+        annotation["bbox"] = _turned(annotation["bbox"], angle_of(annotation), size)
+        annotation["attributes"] = {**annotation["attributes"], "rotation": 0.0}
     mask = annotation.get("segmentation")
     if "clipped" in remedy and mask and isinstance(mask, list):
         outlines = [np.reshape(polygon, (-1, 2)) for polygon in mask]
@@ -463,6 +468,9 @@ class Checker:
             self.add("iscrowd", "iscrowd", "0 or 1", entry["iscrowd"])
         size = self.sizes.get(entry["image_id"]) if known else None
         mask = self._check_segmentation(entry, size)
+        if angle_of(entry):
+            self.add("rotated", "bbox", "the box around the rotated object", entry["bbox"])
+            return
         box_is_whole = self._check_box(entry, size, "box-with-mask" if mask and mask[0] else "box")
         area = entry.get("area")
         if not is_number(area) or not area > 0:
@@ -603,6 +611,23 @@ def _rle_area(mask: dict, size: tuple[int, int] | None) -> float:
     if sum(counts) != pixels:
         raise InvalidAnnotation(f"expected RLE with counts of {pixels} pixels, got {short(sum(counts))}")
     return float(sum(counts[1::2]))
+
+
+def angle_of(entry: dict) -> float:
+    """Return the rotation in degrees by which CVAT's box differs from that of the object; 0 with a mask."""
+    attributes = entry.get("attributes")
+    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return angle % 360 if is_number(angle) and box_of(entry) and not entry.get("segmentation") else 0.0
+
+
+def _turned(box: Sequence[float], angle: float, size: tuple[int, int]) -> list[float]:
+    """Return the upright box around a turned one, inside of the image."""
+    x, y, width, height = box
+    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    u, v = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+    x, y = x + width / 2, y + height / 2
+    x1, y1, x2, y2 = clip_box((x - u, y - v, x + u, y + v), size)
+    return [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def _corners(box: Sequence[float]) -> Corners:

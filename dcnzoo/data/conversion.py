@@ -35,6 +35,7 @@ from dcnzoo.version import __version__
 TOLERANCE = 1.0  # pixels
 # Larger than any image. pycocotools crashes at much larger coordinates.
 FAR = 1_000_000  # pixels
+MISSING = "missing-image"  # kind of problem: the picture of the annotations does not exist
 _ORIENTATION = 0x0112
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -54,7 +55,7 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
     """
     name = name or str(file)
     if isinstance(file, Path) and not os.path.isfile(file):  # opening a pipe would wait for its other end
-        raise InvalidAnnotation(f"expected an image, found none at {name}")
+        raise InvalidAnnotation(f"expected an image, found none at {name}", kind=MISSING)
     try:
         with Image.open(file) as image:
             turned = image.format != "AVIF" and _is_turned(image)  # which OpenCV does not rotate
@@ -235,6 +236,8 @@ class CocoBuilder:
         sources: the files that were read.
         clipped: number of objects that were clipped.
         extracted: images to write with the COCO file: path, and a function that returns the content.
+        notes: what else was decided while the files were read.
+        unlabelled: the images that have no file of annotations.
     """
 
     def __init__(
@@ -252,6 +255,8 @@ class CocoBuilder:
         self.sources: list[Path] = []
         self._invalid: set[Path] = set()  # files with problems
         self.clipped = 0
+        self.notes: list[str] = []
+        self.unlabelled: list[Path] = []
         self.extracted: list[tuple[Path, Callable[[], bytes]]] = []
         self.size = (0, 0)  # (width, height) of the last image
         self._folder = folder
@@ -352,7 +357,8 @@ class CocoBuilder:
             yield
         except InvalidAnnotation as error:
             line = error.line or line
-            self.problems.append(Finding(f"{file}:{line}" if line else str(file), f"{what}{error}"))
+            where = f"{file}:{line}" if line else str(file)
+            self.problems.append(Finding(where, f"{what}{error}", error.kind))
             self._invalid.add(file)
 
     def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:

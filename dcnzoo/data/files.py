@@ -23,9 +23,9 @@ CHUNK = 16_384  # entries that are parsed at once
 class InvalidAnnotation(Exception):
     """An invalid object or file; the caller adds the position and converts it to a ``Finding``."""
 
-    def __init__(self, text: str, line: int | None = None) -> None:
+    def __init__(self, text: str, line: int | None = None, kind: str = "") -> None:
         super().__init__(text)
-        self.line = line
+        self.line, self.kind = line, kind
 
 
 class Entries:

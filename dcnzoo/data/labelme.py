@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dcnzoo.data.conversion import CocoBuilder, Polygon, ellipse, image_size, wrong_size
+from dcnzoo.data.conversion import MISSING, CocoBuilder, Polygon, ellipse, image_size, wrong_size
 from dcnzoo.data.files import InvalidAnnotation, is_number, read_json
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.errors import UserError
@@ -114,13 +114,15 @@ def _image(
             return Path(os.path.normpath(image)), None
         # as it was on another machine
         parts = path_parts(named)
-        paths = tree.best(tree.named(parts[-1]) if parts else (), file, split)
+        rivals = tree.annotations.get(file.stem)
+        paths = tree.best(tree.named(parts[-1]) if parts else (), file, split, rivals)
         if len(paths) == 1:
+            tree.inexact |= {named} if paths[0].name != parts[-1] else set()
             return paths[0], None
     content = read_json(file)  # again: the content that was handed over may lack imageData
     if not content.get("imageData"):
         raise InvalidAnnotation(
-            f"expected an image at imagePath or in imageData, found none at {short(named)}"
+            f"expected an image at imagePath or in imageData, found none at {short(named)}", kind=MISSING
         )
     if extract is None:
         raise InvalidAnnotation(

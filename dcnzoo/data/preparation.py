@@ -1,24 +1,24 @@
 """Annotated pictures in any layout: a checked COCO file for each split, and no picture in two."""
 
-import contextlib
 import itertools
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dcnzoo.data.annotations import Annotations
-from dcnzoo.data.layouts import Layout
+from dcnzoo.data.balance import balance
+from dcnzoo.data.copies import copies_of, near_pairs, same_pixels, stem_of_origin, thumbnails
+from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
-from dcnzoo.data.splits import Part, ReadOptions, Tree
-from dcnzoo.data.yolo import has_boxes
+from dcnzoo.data.splits import ReadOptions, normal
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, file_digest, write_bytes
+from dcnzoo.utils.files import write_bytes
 from dcnzoo.utils.findings import Finding, shown
-from dcnzoo.utils.progress import track
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
+_SHOWN = 20  # classes
 _HINTS = {  # what was done about a problem → how to ask for it
     "clipped": "clip=True cuts objects off at the border",
     "dropped": "skip_invalid=True leaves out what is invalid",
@@ -28,8 +28,7 @@ _HINTS = {  # what was done about a problem → how to ask for it
 
 def read_splits(
     data: Path,
-    layout: Layout,
-    parts: Sequence[Part],
+    choice: Choice,
     options: ReadOptions,
     claim: Callable[[Path], object],
 ) -> tuple[dict[str, Annotations], list[str]]:
@@ -45,18 +44,30 @@ def read_splits(
         The annotations of train, val and perhaps test, with the same categories; a line for each decision.
 
     Raises:
-        UserError: the annotations have problems, one line each, or a picture is in two splits.
+        UserError: the annotations have problems, one line each, a picture is in two splits, or pictures or
+            boxes are left out without a reason.
     """
-    splits = {}
-    for part in parts:
-        with contextlib.suppress(UserError) if part.split == "test" else contextlib.nullcontext():
-            annotations = part.read(options)
-            if part.split != "test" or annotations.counts["annotations"]:
-                splits[part.split] = annotations
+    splits = {part.split: part.read(options) for part in choice.parts}
+    if not splits.get("test", next(iter(splits.values()))).counts["annotations"] and len(splits) > 1:
+        splits.pop("test", None)
     if problems := [problem for each in splits.values() for problem in each.problems]:
         *lines, last = shown(problems)
         remedies = {problem.remedy for problem in problems} | ({"dropped"} if not problems[0].kind else set())
         raise UserError(*lines, "; ".join([last, *(_HINTS[key] for key in _HINTS if key in remedies)]))
+    for split, each in splits.items():
+        if each.predicted and not options.drop_scores:
+            got = "predictions, with scores or the mark of a detector"
+            raise UserError(
+                f"data: {split}: expected annotations, got {got}, in {few(each.sources, 1)}; "
+                "drop_scores=True uses them as annotations"
+            )
+        if not each.images:
+            raise UserError(
+                f"data: {few(each.sources, 1)}: expected its pictures below the folder, found none of them"
+            )
+    account = balance(choice, [*splits.values()], options)
+    if account.errors:
+        raise UserError(*account.errors)
     extracted = [each for annotations in splits.values() for each in annotations.extracted]
     for file, _ in extracted:
         claim(file)
@@ -65,30 +76,70 @@ def read_splits(
     _unify([*splits.values()])
     if findings := check_parts(splits):
         raise UserError(*(f"data: {finding}" for finding in findings))
-    left, chosen = unused(data, splits.values()), ""
     repaired = [text for each in splits.values() for text in each.repaired]
+    if inexact := choice.tree.inexact:
+        repaired.append(f"names that differ in capitals or Unicode form: {len(inexact)}")
+    chosen, notes = "", [*choice.tree.notes]
     if pool := splits.pop("all", None):
-        splits = {**_divided(pool), **splits}
+        divided, note = divide(pool)
+        splits = {**divided, **splits}
         chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
-    decisions = [f"data      {data}, {layout.name.partition(',')[0]}"]
+        notes += note
+    decisions = [f"data      {data}, {choice.name}"]
     for split, each in splits.items():
         decisions.append(f"{split:8}  {_described(each)}{chosen if split == 'val' else ''}")
-    if parts[-1].split == "test" and "test" not in splits:
+    decisions += _table_of_classes(splits)
+    if any(part.split == "test" for part in choice.parts) and "test" not in splits:
         decisions.append("test      not used: no objects or no pictures of the test set were found")
-    if left:
-        decisions.append(f"not used  {left}: no annotation names them, or they are of another split")
-    if repaired:
-        decisions.append(f"repaired  {'; '.join(repaired)}")
+    texts = {"left out": account.lines, "repaired": repaired, "note": notes + _notes(splits)}
+    decisions += [f"{name:8}  {text}" for name, lines in texts.items() for text in lines]
     return splits, decisions
 
 
-def _divided(pool: Annotations) -> dict[str, Annotations]:
-    """Divide pictures at random; those with equal content stay together."""
-    pictures = dict(zip(pool.pictures, (image["id"] for image in pool.images), strict=True))
-    copies = {pictures[a]: pictures[b] for a, b in copies_of(pictures, pictures).items()}
-    contents = split_content(pool.edit(), VALIDATION, copies=copies)
+def divide(pool: Annotations) -> tuple[dict[str, Annotations], list[str]]:
+    """Divide pictures at random; those that are nearly equal stay together. Also return what was decided."""
+    pictures, ids = pool.pictures, [image["id"] for image in pool.images]
+    groups, notes = _groups_of_copies(pool)
+    contents = split_content(pool.edit(), VALIDATION, groups=dict(zip(ids, groups, strict=True)))
     train, val = (Annotations(Path(), content, folder=pool.folder) for content in contents)
-    return {"train": train, "val": val}
+    kept = len(pictures) - len({*groups})
+    if kept:
+        notes.append(
+            f"{counted(kept, 'pictures')} nearly equal to others, or of one origin, are in their split"
+        )
+    return {"train": train, "val": val}, notes
+
+
+def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
+    """Return the number of each picture's group, and what was decided."""
+    pictures = pool.pictures
+    sizes = [(image["width"], image["height"]) for image in pool.images]
+    parents = [*range(len(pictures))]
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = number = parents[parents[number]]
+        return number
+
+    origins: dict[str, int] = {}
+    equal = copies_of(pictures, pictures)
+    numbers = {picture: number for number, picture in enumerate(pictures)}
+    certain = [(numbers[a], numbers[b]) for a, b in equal.items()]
+    for number, picture in enumerate(pictures):
+        if origin := stem_of_origin(picture):
+            certain.append((number, origins.setdefault(origin, number)))
+    near = near_pairs(thumbnails(pictures, sizes), [round(20 * w / h) for w, h in sizes])
+    for pairs in (certain, near):
+        before = [*parents]
+        for first, second in pairs:
+            parents[root(first)] = root(second)
+        largest = max(Counter(map(root, range(len(parents)))).values())
+        if largest > len(pictures) / 2:  # a chain, as of a camera that does not move
+            parents = before
+            return [*map(root, range(len(parents)))], [
+                f"{counted(largest, 'pictures')} are nearly equal, more than half: they are divided at random"
+            ]
+    return [*map(root, range(len(parents)))], []
 
 
 def _described(report: Annotations) -> str:
@@ -99,6 +150,36 @@ def _described(report: Annotations) -> str:
         f"{report.empty_images} without objects",
     ]
     return f"{', '.join(counts)}: {report.folder}"
+
+
+def _table_of_classes(splits: Mapping[str, Annotations]) -> list[str]:
+    """Return lines with the number of objects of each class by split."""
+    numbers = {split: each.per_class for split, each in splits.items()}
+    names = [*next(iter(numbers.values()))]
+    rows = [(cut(name), *(str(each.get(name, 0)) for each in numbers.values())) for name in names[:_SHOWN]]
+    lines = [f"          {line}" for line in columns([("class", *numbers), *rows], numbers=True)]
+    return lines + (
+        [f"          and {counted(len(names) - _SHOWN, 'classes')} more"] if len(names) > _SHOWN else []
+    )
+
+
+def _notes(splits: Mapping[str, Annotations]) -> list[str]:
+    """Return what may be a mistake in the names of the classes, or between the splits."""
+    train, notes = splits["train"].per_class, []
+    similar = Counter(map(normal, train))
+    if same := [name for name in train if similar[normal(name)] > 1]:
+        notes.append(f"classes whose names differ in capitals only: {few(same)}")
+    for split, each in splits.items():
+        if only := [name for name, number in each.per_class.items() if number and not train.get(name)]:
+            notes.append(f"classes with objects in {split} and none in train: {few(only)}")
+    (_, first), *others = splits.items()
+    origins = {*map(stem_of_origin, first.pictures)} - {""}
+    for split, each in others:
+        if shared := sum(stem_of_origin(picture) in origins for picture in each.pictures):
+            notes.append(
+                f"{counted(shared, 'pictures')} of {split} are of the origin of ones of train (.rf.)"
+            )
+    return notes
 
 
 def _unify(parts: Sequence[Annotations]) -> None:
@@ -138,44 +219,25 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
         own, pairs = {*real[split]}, zip(others.pictures, real[other], strict=True)
         text, shared = "also in", [picture for picture, path in pairs if path in own]
         if not shared:
-            text, shared = "copies of ones of", [*copies_of(others.pictures, annotations.pictures)]
+            text, shared = "copies of ones of", _copies_between(others, annotations)
         if shared:
             text = f"{counted(len(shared), 'pictures')} of {other} are {text} {split}: {few(shared, 3)}"
             findings.append(Finding("", f"{text}; remove them from one of the two", "shared"))
     return findings
 
 
-def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
-    """Return the pictures that are copies of others, each with the picture that it copies."""
-    sizes: dict[int, list[Path]] = defaultdict(list)
-    for other in track(others, "comparing pictures"):
-        sizes[other.stat().st_size].append(other)
-    hashes: dict[int, dict[bytes, Path]] = {}
-    copies = {}
-    for picture in track(pictures, "comparing pictures"):
-        size = picture.stat().st_size
-        if sizes.get(size, [picture]) != [picture]:
-            if size not in hashes:
-                hashes[size] = {file_digest(other).digest(): other for other in reversed(sizes[size])}
-            original = hashes[size].get(file_digest(picture).digest(), picture)
-            if original != picture:
-                copies[picture] = original
-    return copies
-
-
-def unused(data: Path, splits: Iterable[Annotations]) -> str:
-    """Describe the pictures and annotations below a folder that are in no split; empty if there are none."""
-    if not data.is_dir():
-        return ""
-    tree = Tree(data)
-    used = {os.path.abspath(file) for each in splits for file in (*each.pictures, *each.sources)}
-    left = [file for file in tree.files if os.path.abspath(file) not in used]
-    texts = [counted(len(tree.work_dirs), "work directories")] if tree.work_dirs else []
-    for what, endings in (("pictures", PICTURES), ("files", (".json", ".xml"))):
-        files = [file for file in left if file.suffix.lower() in endings]
-        if what == "files":
-            files += [file for file in left if file.suffix.lower() == ".txt" and has_boxes(file)]
-        if files:
-            names = few([file.relative_to(tree.root) for file in files], 2)
-            texts.append(f"{counted(len(files), what)} ({names})")
-    return ", ".join(texts)
+def _copies_between(first: Annotations, second: Annotations) -> list[Path]:
+    """Return the pictures of the first part that have the bytes or the pixels of one of the second."""
+    if copies := [*copies_of(first.pictures, second.pictures)]:
+        return copies
+    sizes = [[(image["width"], image["height"]) for image in part.images] for part in (first, second)]
+    common = {*sizes[0]} & {*sizes[1]}
+    pictures, groups, marks = [], [], []
+    for part, own in zip((first, second), sizes, strict=True):
+        chosen = [(picture, size) for picture, size in zip(part.pictures, own, strict=True) if size in common]
+        pictures += [picture for picture, _ in chosen]
+        groups += [size for _, size in chosen]
+        marks += [part is first] * len(chosen)
+    near = near_pairs(thumbnails(pictures, groups), groups)
+    pairs = [(a, b) if marks[a] else (b, a) for a, b in near if marks[a] != marks[b]]
+    return [*dict.fromkeys(pictures[a] for a, b in pairs if same_pixels(pictures[a], pictures[b]))]

@@ -1,12 +1,14 @@
 """Split a COCO file in two."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.files import write_json
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.text import counted
 
 
 def select_images(content: dict, ids: Collection[int]) -> dict:
@@ -42,19 +44,58 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
 
 
 def split_content(
-    content: dict, share: float, seed: int = 0, copies: Mapping[int, int] | None = None
+    content: dict, share: float, seed: int = 0, groups: Mapping[int, object] | None = None
 ) -> tuple[dict, dict]:
     """Split the content of a COCO file; see :func:`split_coco`.
 
     Args:
-        copies: ids of images, and of the one of which each is a copy: they stay together.
+        groups: the group of each image, by id: those of a group stay together. Each class then has objects in
+            the first part, and the second part has objects, too.
+
+    Raises:
+        UserError: that is not possible.
     """
-    copies = copies or {}
-    ids = [image["id"] for image in content["images"] if image["id"] not in copies]
-    number = min(max(round(share * len(ids)), 1), len(ids) - 1)
+    ids = [image["id"] for image in content["images"]]
+    members: dict[object, list[int]] = defaultdict(list)
+    for number in ids:
+        members[number if groups is None else groups[number]].append(number)
+    names = [*members]
+    number = min(max(round(share * len(names)), 1), len(names) - 1)
     if number < 1:
-        raise UserError(f"images: expected at least 2 different ones, got {len(ids)}")
-    chosen = set(random.Random(seed).sample(ids, number))  # nosec B311  # no secret
-    chosen |= {copy for copy, original in copies.items() if original in chosen}
-    rest = {image["id"] for image in content["images"]} - chosen
-    return select_images(content, rest), select_images(content, chosen)
+        raise UserError(f"images: expected at least 2 different ones, got {len(names)}")
+    generator = random.Random(seed)  # nosec B311  # no secret
+    chosen = generator.sample(names, number)
+    if groups is not None:
+        others = [name for name in names if name not in {*chosen}]
+        chosen = _with_objects([*chosen, *generator.sample(others, len(others))], number, members, content)
+    val = {image for name in chosen for image in members[name]}
+    return select_images(content, {*ids} - val), select_images(content, val)
+
+
+def _with_objects(
+    order: Sequence[object], number: int, members: Mapping[object, Sequence[int]], content: dict
+) -> list[object]:
+    """Return the first groups that can leave the training set without taking the last object of a class."""
+    names = {image: name for name in order for image in members[name]}
+    own: dict[object, Counter[int]] = {name: Counter() for name in order}  # objects by class
+    left: Counter[int] = Counter()
+    for entry in content["annotations"]:
+        if not entry.get("iscrowd"):
+            own[names[entry["image_id"]]][entry["category_id"]] += 1
+            left[entry["category_id"]] += 1
+    chosen: list[object] = []
+    with_objects: list[object] = []
+    for name in order:
+        if all(left[each] > count for each, count in own[name].items()):
+            (with_objects if own[name] else chosen).append(name)
+            left.subtract(own[name])
+        if with_objects and len(chosen) + len(with_objects) >= number:
+            break
+    if not with_objects:
+        pictures = sum(bool(each) for each in own.values())
+        raise UserError(
+            "data: expected objects for training and for validation, found "
+            f"{counted(pictures, 'pictures')} with objects, each the only one of a class: annotate at least "
+            "1 more picture with an object of a class that has one"
+        )
+    return [*with_objects, *chosen][:number]

@@ -2,17 +2,20 @@
 
 import functools
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from dcnzoo.data.annotations import Annotations, read_coco
-from dcnzoo.data.conversion import CocoBuilder
+from dcnzoo.data.conversion import MISSING, CocoBuilder
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES, recorded_names, walk
+from dcnzoo.utils.marks import is_detection
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
 
@@ -25,8 +28,8 @@ SPLITS = {
 # words of folders, by how likely their pictures are the annotated ones
 _PICTURES = {"data", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "rgb"}
 _OTHERS = {"depth", "gt", "mask", "masks", "segmentation", "segmentations", "thumbnails", "vis"}
-# words of COCO's files without boxes, or with the boxes that another file has, too
-_NOT_OBJECTS = {"captions", "keypoints", "panoptic", "stuff"}
+_WORD = "[A-Z]?[a-z]+|[A-Z]+"
+_HASH = re.compile("^[0-9a-f]{8}-(?=.)")  # before the name of a picture that was uploaded to Label Studio
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,18 @@ class ReadOptions:
         zero_based: for Pascal VOC, see :func:`dcnzoo.data.voc.convert_voc`.
         clip: clip objects to the image.
         skip_invalid: leave out objects and images with problems.
+        drop_scores: use predictions, which have scores, as annotations.
+        layout: the format that is used, if a folder has several.
+        leave_out: patterns of paths below the folder, such as ``old/*``, that are left out.
         extract: folder for images that exist only inside LabelMe's JSON files.
     """
 
     zero_based: bool = False
     clip: bool = False
     skip_invalid: bool = False
+    drop_scores: bool = False
+    layout: str = ""
+    leave_out: tuple[str, ...] = ()
     extract: Path | None = None
 
 
@@ -57,32 +66,45 @@ class Part:
         split: train, val or test; ``all`` if the data has no splits, or empty if no name says it.
         files: those with the annotations, or those that list them.
         parse: reads them.
+        description: the file that describes the data set; parts with another are of another data set.
+        rest: whether the part has what the others of the layout leave out.
+        reason: why the data's own description leaves it out.
     """
 
     split: str
     files: tuple[Path, ...]
     parse: Callable[[ReadOptions], CocoBuilder | Annotations]
+    description: Path | None = None
+    rest: bool = False
+    reason: str = ""
+    _read: dict[ReadOptions, Annotations] = field(default_factory=dict)
 
     def read(self, options: ReadOptions = AS_THEY_ARE) -> Annotations:
-        """Read the annotations."""
-        result = self.parse(options)
-        if isinstance(result, Annotations):
-            return result
-        problems, repaired = result.problems, []
-        if options.clip and result.clipped:
-            repaired.append(f"objects clipped to their images: {result.clipped}")
-        if options.skip_invalid and problems:
-            repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
-            problems = []
-        return Annotations(
-            Path(),
-            result.lazy_content(),
-            problems,
-            folder=result.folder,
-            sources=result.sources,
-            extracted=result.extracted,
-            repaired=repaired,
-        )
+        """Read the annotations, once."""
+        if options not in self._read:
+            result = self.parse(options)
+            self._read[options] = result if isinstance(result, Annotations) else _built(result, options)
+        return self._read[options]
+
+
+def _built(result: CocoBuilder, options: ReadOptions) -> Annotations:
+    problems, repaired = [each for each in result.problems if each.kind != MISSING], [*result.notes]
+    if options.clip and result.clipped:
+        repaired.append(f"objects clipped to their images: {result.clipped}")
+    if options.skip_invalid and problems:
+        repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
+        problems = []
+    return Annotations(
+        Path(),
+        result.lazy_content(),
+        problems,
+        folder=result.folder,
+        sources=result.sources,
+        extracted=result.extracted,
+        repaired=repaired,
+        missing=[each.subject for each in result.problems if each.kind == MISSING],
+        unlabelled=result.unlabelled,
+    )
 
 
 def parts_by_split(
@@ -99,21 +121,15 @@ def parts_by_split(
 def parts_by_file(
     tree: "Tree",
     names: Mapping[Path, Sequence[str]],
-    parse: Callable[[Path, Path, int, ReadOptions], CocoBuilder | Annotations],
+    parse: Callable[[Path, dict[str, Path], ReadOptions], CocoBuilder | Annotations],
 ) -> list[Part]:
-    """Return a part for each file that names pictures; ``parse`` gets it and their :func:`folder_of`."""
+    """Return a part for each file that names pictures; ``parse`` gets it and its :func:`pictures_of`."""
 
-    def parse_in(file: Path, folder: tuple[Path, int] | None, options: ReadOptions) -> Any:
-        if folder is None:
-            raise UserError(f"{file}: expected its pictures below {tree.root}, found none of them")
-        return parse(file, *folder, options)
+    def parse_file(file: Path, split: str, options: ReadOptions) -> CocoBuilder | Annotations:
+        return parse(file, pictures_of(names[file], tree, split), options)
 
-    parts = []
-    for file, own in names.items():
-        split = tree.split_of(file)
-        folder = folder_of(own, tree, split)
-        parts.append(Part(split, (file,), functools.partial(parse_in, file, folder)))
-    return parts
+    splits = {file: tree.split_of(file) for file in names}
+    return [Part(splits[file], (file,), functools.partial(parse_file, file, splits[file])) for file in names]
 
 
 @functools.cache
@@ -128,38 +144,89 @@ def split_of(name: str) -> str:
     return "all" if len(splits) > 1 else next(iter(splits), "")
 
 
+@functools.cache
+def _without_split(name: str) -> str:
+    """Return a name with a star for each word of a split: ``instances_*2017``."""
+    starred = re.sub(_WORD, lambda word: "*" if word[0].lower() in SPLITS else word[0].lower(), name)
+    return re.sub(r"\*(?:[^a-z]*\*)+", "*", starred)
+
+
 def path_parts(name: str) -> tuple[str, ...]:
     """Return the parts of a path that may have been written on Windows, without drive, ``.`` and ``..``."""
     parts = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).split("/")
     return tuple(part for part in parts if part not in ("", ".", ".."))
 
 
-def shortened(parts: tuple[str, ...], cut: int) -> tuple[str, ...]:
-    """Return the parts of a path without the first ones; the last one stays."""
-    return parts[min(cut, len(parts) - 1) :]
+def normal(name: str) -> str:
+    """Return a name in one Unicode form and in small letters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class Names:
+    """Files by a name; in a folder without it, the only one that differs in Unicode form or in capitals."""
+
+    def __init__(self, files: Iterable[Path], key: Callable[[Path], str]) -> None:
+        self._key = key
+        self._files: dict[str, dict[Path, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        for file in files:
+            self._files[normal(key(file))][file.parent].append(file)
+
+    def get(self, name: str) -> list[Path]:
+        """Return the files with this name."""
+        result = []
+        for files in self._files.get(normal(name), {}).values():
+            exact = [file for file in files if self._key(file) == name]
+            result += exact or (files if len({*map(self._key, files)}) == 1 else [])
+        return result
 
 
 class Tree:
-    """The files below a folder, sorted, without hidden ones.
+    """The files below a folder, sorted, without hidden ones and what detectors and trainings have written.
 
     Args:
         root: a folder.
         depth: of the subfolders that are read; by default all.
         descend: if the folder only contains another one, use that as the root.
+        leave_out: patterns of paths below the folder.
+
+    Attributes:
+        description: the file like data.yaml, if it was chosen.
+        left_out: the number of files of each reason: work directories, detections, patterns.
+        notes: about what a description names.
+        is_file: whether a file was chosen; the annotations beside it are left out.
+        inexact: names that were found in another Unicode form or with other capitals.
     """
 
-    def __init__(self, root: Path, depth: int | None = None, descend: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        depth: int | None = None,
+        descend: bool = True,
+        leave_out: Sequence[str] = (),
+    ) -> None:
         self.root, self.files = root, list[Path]()
-        self.description: Path | None = None  # the file like data.yaml, if it was chosen
-        self.work_dirs: list[Path] = []  # of trainings: their pictures and annotations are left out
+        self.description: Path | None = None
+        self.left_out: dict[str, list[Path]] = defaultdict(list)
+        self.notes: list[str] = []
+        self.inexact = set[str]()
+        self._homes: dict[Path, Path] = {}
+        self.is_file = False
+        self.damaged: dict[Path, str] = {}  # JSON files
         for folder, folders, names in walk(root):
-            if folder != root and recorded_names("train", folder):
+            reason = ""
+            if folder != root:
+                is_training = bool(recorded_names("train", folder))
+                reason = "work directories" if is_training else "detections" if is_detection(folder) else ""
+            if reason:
                 folders.clear()
-                self.work_dirs.append(folder)
+                self.left_out[reason].append(folder)
                 continue
             if len(folder.relative_to(root).parts) == depth:
                 folders.clear()
-            self.files += [folder / name for name in names]
+            files = [folder / name for name in names]
+            out = {file for file in files if any(file.relative_to(root).match(each) for each in leave_out)}
+            self.left_out["files by --leave-out"] += sorted(out)
+            self.files += [file for file in files if file not in out]
             lonely = len(folders) == 1 and all(
                 name.lower().startswith(("readme", "license")) for name in names
             )
@@ -177,28 +244,35 @@ class Tree:
         return self.ending(*PICTURES)
 
     @functools.cached_property
-    def by_stem(self) -> dict[str, list[Path]]:
+    def by_stem(self) -> Names:
         """The pictures by their names without ending."""
-        groups: dict[str, list[Path]] = defaultdict(list)
-        for file in self.pictures:
-            groups[file.stem].append(file)
-        return groups
+        return Names(self.pictures, lambda file: file.stem)
+
+    @functools.cached_property
+    def by_name(self) -> Names:
+        """The pictures by their names."""
+        return Names(self.pictures, lambda file: file.name)
+
+    @functools.cached_property
+    def annotations(self) -> Names:
+        """The files with the annotations of a picture by their names without ending."""
+        return Names(self.ending(".xml", ".json"), lambda file: file.stem)
 
     def named(self, name: str) -> list[Path]:
         """Return the pictures with this name."""
-        return [file for file in self.by_stem.get(Path(name).stem, ()) if file.name == name]
+        return self.by_name.get(name)
 
     @functools.cached_property
     def json(self) -> dict[Path, Any]:
-        """The contents of the JSON files, without the pictures inside LabelMe's.
-
-        Files whose names say that they have no objects (``captions_….json``) are left out beside others.
-        """
-        files = self.ending(".json")
-        named = [file for file in files if not _NOT_OBJECTS & {*_words(file.stem)}]
-        files = named or files
-        # a bar for many small files: of a large one, only the outline is read
-        return {file: self.json_of(file) for file in (files if len(files) < 99 else track(files, "reading"))}
+        """The contents of the JSON files, without the pictures inside LabelMe's; None if it is damaged."""
+        files, contents = self.ending(".json"), dict[Path, Any]()
+        # a bar for many small files: of a large one, only the pictures are read
+        for file in files if len(files) < 99 else track(files, "reading"):
+            try:
+                contents[file] = self.json_of(file)
+            except UserError as error:
+                contents[file], self.damaged[file] = None, str(error)
+        return contents
 
     @staticmethod
     def json_of(file: Path) -> Any:
@@ -215,12 +289,31 @@ class Tree:
         """Return the names of the folders between the root and a file."""
         return file.relative_to(self.root).parts[:-1] if file.is_relative_to(self.root) else ()
 
+    @functools.cached_property
+    def _beside(self) -> dict[tuple[int, str], set[str]]:
+        """The splits of the names that differ in this word only, by their depth and the rest of the name."""
+        splits: dict[tuple[int, str], set[str]] = defaultdict(set)
+        names = {(depth, name) for file in self.files for depth, name in enumerate(self.parents(file))}
+        others = (file for file in self.files if file.suffix.lower() not in PICTURES)
+        for depth, name in names | {(len(self.parents(file)), file.stem) for file in others}:
+            if split := split_of(name):
+                splits[depth, _without_split(name)].add(split)
+        return splits
+
     def split_of(self, file: Path, own: bool = True) -> str:
-        """Return the split in a file's name, with ``own``, or in that of the nearest folder that has one."""
+        """Return the split in a file's name, with ``own``, or in that of the nearest folder that has one.
+
+        A word counts if another name at that depth differs in this word only: ``train/`` beside ``car/`` is
+        no split.
+        """
         names = [*self.parents(file)]
         if own:
             names.append(file.stem)
-        return next(filter(None, map(split_of, reversed(names))), "")
+        for depth, name in reversed([*enumerate(names)]):
+            split = split_of(name)
+            if split and len(self._beside[depth, _without_split(name)]) > 1:
+                return split
+        return ""
 
     def rank(self, picture: Path, split: str) -> tuple[int, int]:
         """Return values that are larger, the more likely a picture is one of the split."""
@@ -233,80 +326,104 @@ class Tree:
         other = self.split_of(picture, own=False)
         return not split or other in ("", "all", split) or (split == "all" and other != "test")
 
-    def best(self, pictures: Iterable[Path], near: Path, split: str) -> list[Path]:
-        """Return the pictures that most likely belong to an annotation file: one, or several that tie."""
-        folders = Counter(self.parents(near))
+    def best(
+        self, pictures: Iterable[Path], near: Path, split: str, rivals: Iterable[Path] = ()
+    ) -> list[Path]:
+        """Return the pictures that most likely belong to an annotation file: one, or several that tie.
+
+        Args:
+            rivals: other annotation files of that name. A picture that is nearer to one of them belongs to it
+                if the pictures of the other files beside ``near`` are in another folder.
+        """
+
+        def common(file: Path, picture: Path) -> tuple[object, ...]:
+            folders = Counter(self.parents(file)) & Counter(self.parents(picture))
+            return (picture.parent == file.parent, folders.total())
 
         def likelihood(picture: Path) -> tuple[object, ...]:
-            common = (folders & Counter(self.parents(picture))).total()
-            return (picture.parent == near.parent, common, *self.rank(picture, split))
+            return (*common(near, picture), *self.rank(picture, split))
 
         allowed = [picture for picture in pictures if self.allows(picture, split)]
         most = max(map(likelihood, allowed), default=None)
-        return [picture for picture in allowed if likelihood(picture) == most]
+        best = [picture for picture in allowed if likelihood(picture) == most]
+        return [
+            picture
+            for picture in best
+            if all(common(rival, picture) <= common(near, picture) for rival in rivals)
+            or self._home(near.parent) == picture.parent
+        ]
+
+    def _home(self, folder: Path) -> Path:
+        """Return the folder that has most pictures of the annotation files in a folder."""
+        if folder not in self._homes:
+            files = [file for file in self.files if file.parent == folder and file.suffix not in PICTURES]
+            pictures = (p for file in files for p in self.best(self.by_stem.get(file.stem), file, ""))
+            self._homes[folder] = Counter(picture.parent for picture in pictures).most_common(1)[0][0]
+        return self._homes[folder]
 
 
-def folder_of(names: Sequence[str], tree: Tree, split: str) -> tuple[Path, int] | None:
-    """Find the folder that contains most of the pictures with these names.
+def _variants(name: str) -> list[str]:
+    """Return a name as it was stored, without the address before it, without Label Studio's hash."""
+    plain = unquote(name.partition("?d=")[2] or name)
+    *folders, last = path_parts(plain) or ("",)
+    return [*dict.fromkeys((name, plain, "/".join((*folders, _HASH.sub("", last)))))]
 
-    Folders that are named like another split are left out. If no name exists below any folder, as with paths
-    of another machine, the names are shortened from the left.
 
-    Returns:
-        The folder, and the number of leading parts by which the names were shortened; None if there is no
-        such folder.
+def pictures_of(names: Iterable[str], tree: Tree, split: str) -> dict[str, Path]:
+    """Find the pictures with these names; those that do not exist are missing in the result.
+
+    A picture is in the folder that contains most of them, or it is the only one with its name. Folders that
+    are named like another split are left out. If no name exists below any folder, as with paths of another
+    machine, the names are shortened from the left.
 
     Raises:
         UserError: several folders qualify.
     """
-    paths = [path_parts(name) for name in names]
-    for cut in range(max(map(len, paths), default=0)):
+    paths = {}
+    for name in names:
+        variants = [*map(path_parts, _variants(name))]
+        paths[name] = next((each for each in variants if each and tree.named(each[-1])), variants[0])
+    for cut in range(max(map(len, paths.values()), default=0)):
         folders: Counter[Path] = Counter()
-        for tail in (shortened(parts, cut) for parts in paths):
+        choices: dict[str, dict[Path, Path]] = {}  # the pictures of each name, by folder
+        for name, parts in paths.items():
+            tail = parts[min(cut, len(parts) - 1) :]
+            above = [*map(normal, tail[:-1])]
             for picture in tree.named(tail[-1]) if tail else ():
-                if picture.parts[-len(tail) :] == tail and tree.allows(picture, split):
-                    folders[Path(*picture.parts[: -len(tail)])] += 1
+                around = picture.parts[len(picture.parts) - len(tail) : -1]
+                if [*map(normal, around)] == above and tree.allows(picture, split):
+                    choices.setdefault(name, {})[Path(*picture.parts[: -len(tail)])] = picture
+            folders.update([*choices.get(name, ())])
         if folders:
-            most = max(folders.values())
-            likely = [folder for folder in folders if folders[folder] == most]
-            rank = max(tree.rank(folder / "x", split) for folder in likely)
-            best = [folder for folder in likely if tree.rank(folder / "x", split) == rank]
-            if len(best) > 1:
-                raise UserError(
-                    f"data: expected the {counted(len(names), 'pictures')} in one folder, "
-                    f"found them in {few(best)}: leave one of these folders"
-                )
-            return best[0], cut
-    return None
+            pictures = _in_best_folder(choices, folders, tree, split)
+            tree.inexact |= {name for name, own in pictures.items() if own.name != paths[name][-1]}
+            return pictures
+    return {}
 
 
-def choose(parts: Sequence[Part]) -> list[Part]:
-    """Return the parts for training (train, or all), validation and test, from those of a layout.
+def _in_best_folder(
+    choices: Mapping[str, dict[Path, Path]], folders: Counter[Path], tree: Tree, split: str
+) -> dict[str, Path]:
+    def likelihood(folder: Path) -> tuple[object, ...]:
+        return (folders[folder], *tree.rank(folder / "x", split))
 
-    Raises:
-        UserError: there are several for a split, or none for training.
-    """
-    by_split: dict[str, list[Part]] = defaultdict(list)
-    for part in parts:
-        by_split[part.split].append(part)
-    if by_split["all"] and not by_split["val"]:
-        by_split["train"] = by_split["all"]
-    by_split["train"] = by_split["train"] or by_split["all"] or by_split[""]
-    chosen = [by_split[split] for split in ("train", "val", "test") if by_split[split]]
-    for several in chosen:
-        if len(several) > 1:
-            files = few([part.files[0] for part in several])
-            raise UserError(
-                f"data: expected one file of annotations for a split, got {files}: pass one as data"
-            )
-    if not by_split["train"]:
-        splits = " and ".join(sorted({part.split for part in parts}))
-        raise UserError(f"data: expected annotations for training, found only those for {splits}")
-    train = by_split["train"][0]
-    train.split = "train" if by_split["val"] else "all"
-    return [several[0] for several in chosen]
+    most = max(map(likelihood, folders))
+    best = [folder for folder in folders if likelihood(folder) == most]
+    ambiguous = [name for name, own in choices.items() if len(own) > 1 and sum(f in own for f in best) != 1]
+    if ambiguous:
+        raise UserError(
+            f"data: expected each of the {counted(len(choices), 'pictures')} in one folder, found "
+            f"{few(ambiguous, 2)} in {few([*choices[ambiguous[0]]])}: leave_out=PATTERN leaves out a folder"
+        )
+    pictures = {}
+    for name, own in choices.items():
+        own = {folder: own[folder] for folder in best if folder in own} or own
+        folder, picture = next(iter(own.items()))
+        if folder in best or tree.rank(picture, split)[1]:  # a mask of the same name is another picture
+            pictures[name] = picture
+    return pictures
 
 
 def _words(name: str) -> list[str]:
     """Return the words of a name in small letters: train, images of ``trainImages2017``."""
-    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+    return [word.lower() for word in re.findall(_WORD, name)]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.conversion import CocoBuilder, Polygon, ellipse, image_size
+from dcnzoo.data.conversion import MISSING, CocoBuilder, Polygon, ellipse, image_size
 from dcnzoo.data.files import InvalidAnnotation, is_number
-from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file, path_parts, shortened
+from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
@@ -23,20 +23,17 @@ def find_via(tree: Tree) -> list[Part]:
     """Return the parts of a folder with VIA's files: one for each file."""
     files = {file: images for file, content in tree.json.items() if (images := _images(content))}
 
-    def parse(file: Path, folder: Path, cut: int, options: ReadOptions) -> CocoBuilder:
-        builder = CocoBuilder(clip=options.clip, folder=folder)
+    def parse(file: Path, pictures: dict[str, Path], options: ReadOptions) -> CocoBuilder:
+        builder = CocoBuilder(clip=options.clip)
         builder.sources.append(file)
         with builder.refusing(file):
             attribute = _class_attribute(files[file])
             for image in track(files[file], "reading"):
                 with builder.refusing(file, what=f"{image['filename']}: "):
-                    _convert(
-                        image,
-                        Path(folder, *shortened(path_parts(image["filename"]), cut)),
-                        attribute,
-                        file,
-                        builder,
-                    )
+                    picture = pictures.get(image["filename"])
+                    if picture is None:
+                        raise InvalidAnnotation("expected its picture, found none", kind=MISSING)
+                    _convert(image, picture, attribute, file, builder)
         return builder
 
     names = {file: [image["filename"] for image in images] for file, images in files.items()}

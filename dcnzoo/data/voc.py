@@ -3,20 +3,30 @@
 import functools
 import os
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from dcnzoo.data.conversion import CocoBuilder, image_size, wrong_size
+from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size, wrong_size
 from dcnzoo.data.files import InvalidAnnotation, finite
-from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
+from dcnzoo.data.splits import (
+    SPLITS,
+    Names,
+    Part,
+    ReadOptions,
+    Tree,
+    normal,
+    parts_by_split,
+    path_parts,
+    split_of,
+)
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 
+_FLAGS = {"1": 1, "true": 1, **dict.fromkeys(("0", "false", "unspecified", ""), 0)}
 LISTS = (*SPLITS, "default")  # names of lists in ImageSets that are not those of a class
 
 
@@ -55,7 +65,9 @@ def convert_voc(
     xml_tree = Tree(Path(annotations)) if annotations else tree
     files = xml_tree.ending(".xml")
     if split and not listings:
-        files = [file for file in files if xml_tree.split_of(file, own=False) == SPLITS.get(split, split)]
+        # the word was asked for: it counts without others beside it
+        own_words = {file: [*filter(None, map(split_of, xml_tree.parents(file)))] for file in files}
+        files = [file for file in files if own_words[file][-1:] == [SPLITS.get(split, split)]]
         if not files:
             expected = f"{tree.root}/ImageSets/Main/{split}.txt, or XML files in a folder {split}"
             raise UserError(f"split: expected {expected}, found neither")
@@ -76,24 +88,32 @@ def convert_voc(
 
 def find_voc(tree: Tree) -> list[Part]:
     """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders."""
-    files = [file for file in track(tree.ending(".xml"), "listing") if _is_voc(file)]
-    lists = _split_lists(tree)
-    splits = lists if files and lists else {file: tree.split_of(file, own=False) for file in files}
+    files = [file for file in track(tree.ending(".xml"), "listing") if is_voc(file)]
+    lists = _split_lists(tree) if files else {}
+    splits = lists or {file: tree.split_of(file, own=False) for file in files}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
         xml, listings = (files, own) if lists else (own, ())
         builder = CocoBuilder(clip=options.clip)
         return _read(xml, listings, tree, builder, zero_based=options.zero_based, split=split)
 
-    return parts_by_split(splits, parse)
+    def parse_others(options: ReadOptions) -> CocoBuilder:
+        listed = {file for part in parts for file in part.read(options).sources}
+        others = [file for file in files if file not in listed]
+        return _read(others, (), tree, CocoBuilder(clip=options.clip), zero_based=options.zero_based)
+
+    parts = parts_by_split(splits, parse)
+    others = [Part("", tuple(files), parse_others, rest=True, reason="no list in ImageSets names them")]
+    return parts + others if lists else parts
 
 
-def _is_voc(file: Path) -> bool:
-    """Whether the first bytes of a file, in any encoding, have VOC's outermost element."""
+def is_voc(file: Path) -> bool:
+    """Whether the first bytes of a file, in any encoding, have VOC's outermost element; not LabelMe 3.0's."""
     if not os.path.isfile(file):
         return False
     with open(file, "rb") as opened:
-        return re.search(rb"<annotation[\s>/]", opened.read(1000).replace(b"\0", b"")) is not None
+        content = opened.read(4000).replace(b"\0", b"")
+    return re.search(rb"<annotation[\s>/]", content) is not None and b"<polygon>" not in content
 
 
 def _lists(tree: Tree) -> list[Path]:
@@ -123,12 +143,13 @@ def _read(
 ) -> CocoBuilder:
     """Add the images and objects of XML files."""
     if listings:
-        by_stem: dict[str, list[Path]] = defaultdict(list)
-        for file in files:
-            by_stem[file.stem].append(file)
+        by_stem = Names(files, lambda file: file.stem)
+        folder = (files or listings)[0].parent
         files = []
         for listing in listings:
-            find = functools.partial(_of_line, listing=listing, by_stem=by_stem, tree=pictures, split=split)
+            find = functools.partial(
+                _of_line, listing=listing, folder=folder, by_stem=by_stem, tree=pictures, split=split
+            )
             files += builder.listed(listing, find)
         if any(listing.stem.lower() not in LISTS for listing in listings):
             files = [*dict.fromkeys(files)]  # the list of each class has all pictures
@@ -143,8 +164,12 @@ def _read(
     return builder
 
 
-def _of_line(line: str, listing: Path, by_stem: Mapping[str, list[Path]], tree: Tree, split: str) -> Path:
-    """Return the XML file of a line of a list: a name, perhaps with folders, an ending, quotes or a flag."""
+def _of_line(line: str, listing: Path, folder: Path, by_stem: Names, tree: Tree, split: str) -> Path:
+    """Return the XML file of a line of a list: a name, perhaps with folders, an ending, quotes or a flag.
+
+    Args:
+        folder: of XML files; the result is in it if there is no such file.
+    """
     name = ""
     # in the list of a class, 1, 0 or -1 follows the name
     for name in dict.fromkeys((line.strip('"'), re.sub(r"\s+-?[01]$", "", line).strip('"'))):
@@ -153,14 +178,14 @@ def _of_line(line: str, listing: Path, by_stem: Mapping[str, list[Path]], tree: 
         files = [
             file
             for stem in stems
-            for file in by_stem.get(stem, ())
+            for file in by_stem.get(stem)
             if file.parent.parts[len(file.parent.parts) - len(folders) :] == tuple(folders)
         ]
-        if files := tree.best(files, listing, split):
+        exact = [file for file in files if tree.parents(file) == tuple(folders)]
+        if files := exact if folders and exact else tree.best(files, listing, split):
             if len(files) > 1:
                 raise InvalidAnnotation(f"expected one XML file of {short(name)}, found {few(files)}")
             return files[0]
-    folder = next(iter(by_stem.values()))[0].parent if by_stem else listing.parent
     return folder / f"{name}.xml"
 
 
@@ -202,20 +227,23 @@ def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zer
 
 def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:
     """Find the image of an XML file: the one with the same name, or the one in ``<filename>``."""
-    paths = pictures.best(pictures.by_stem.get(file.stem, ()), file, split)
+    rivals = pictures.annotations.get(file.stem)
+    paths = pictures.best(pictures.by_stem.get(file.stem), file, split, rivals)
     names, line = f"{file.stem}.jpg (.png, …)", _line(tree)
     stated = _find(tree, "filename")
     if stated is not None and (parts := path_parts(_content(stated))):
         # without the folders of the machine on which it was written
         line = _line(stated)
-        named = pictures.best(pictures.named(parts[-1]), file, split)
+        named = pictures.best(pictures.named(parts[-1]), file, split, rivals)
         if len(named) == 1 and named[0] in paths:
             return named[0]
         names += f" or {parts[-1]}"
         paths = [*dict.fromkeys([*paths, *named])]
     if len(paths) != 1:
-        got = " and ".join(path.name for path in paths) or "none"
-        raise InvalidAnnotation(f"expected one image {names} in {pictures.root}, found {got}", line)
+        got, kind = " and ".join(path.name for path in paths) or "none", "" if paths else MISSING
+        raise InvalidAnnotation(f"expected one image {names} in {pictures.root}, found {got}", line, kind)
+    if paths[0].stem != file.stem and normal(paths[0].stem) == normal(file.stem):
+        pictures.inexact.add(file.name)
     return paths[0]
 
 
@@ -252,10 +280,12 @@ def _number(element: Element, tag: str) -> float:
 
 
 def _flag(element: Element, tag: str) -> int:
-    text, line = _text(element, tag)
-    if text not in ("0", "1"):
-        raise InvalidAnnotation(f"<{tag}>: expected 0 or 1, got {text!r}", line)
-    return int(text)
+    child = _find(element, tag)
+    text = "" if child is None else _content(child).lower()
+    if text not in _FLAGS:
+        assert child is not None
+        raise InvalidAnnotation(f"<{tag}>: expected 0 or 1, got {_content(child)!r}", _line(child))
+    return _FLAGS[text]
 
 
 def _parse(file: Path) -> Element:

@@ -3,20 +3,34 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dcnzoo.data.conversion import CocoBuilder, image_size
+from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.splits import SPLITS, Part, ReadOptions, Tree, parts_by_split, path_parts
+from dcnzoo.data.splits import (
+    SPLITS,
+    Names,
+    Part,
+    ReadOptions,
+    Tree,
+    normal,
+    parts_by_split,
+    path_parts,
+)
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
+from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
 
+MOST_CLASSES = 1000  # of labels without the names of their classes
+UNMATCHED = "unmatched"  # kind of problem: labels without a picture beside pictures without labels
+NAMELESS = "nameless"  # kind of problem: the classes have no names
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a name per line
 YOLO = ("data.yaml", "data.yml", "obj.data")  # the file that describes a data set, in its folder
 
@@ -26,6 +40,7 @@ def convert_yolo(
     split: str = "train",
     classes: Sequence[str] | None = None,
     clip: bool = False,
+    drop_scores: bool = False,
 ) -> CocoBuilder:
     """Read a data set in the format of Ultralytics' YOLO.
 
@@ -40,13 +55,14 @@ def convert_yolo(
         classes: the order of the classes in the result, names of ``data.yaml``; if it has none, the names of
             the numbers.
         clip: see :mod:`dcnzoo.data.conversion`, also for the result.
+        drop_scores: read lines of six values, with a score, as boxes.
 
     Raises:
         UserError: ``data.yaml`` does not exist or lacks the names or the split, or there are no images.
     """
     file = Path(source)
     if os.path.isdir(file):
-        file = _description(Tree(file)) or file / YOLO[0]
+        file = next(iter(_descriptions(Tree(file))), file / YOLO[0])
     try:
         described = _read(file)
         names = _names(described) if classes is None or "names" in described else classes
@@ -60,72 +76,158 @@ def convert_yolo(
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     builder.sources.append(file)
-    return _convert(images, names, builder)
+    return _convert(images, names, builder, drop_scores)
 
 
 def find_yolo(tree: Tree) -> list[Part]:
-    """Return the parts of a folder with a file that describes them."""
-    file = _description(tree)
-    if file is None:
-        return []
+    """Return the parts of each description of a data set, or else of labels beside the names of classes."""
+    parts = [part for file in _descriptions(tree) for part in _described_parts(file, tree)]
+    return parts or _plain_parts(tree)
+
+
+def _described_parts(file: Path, tree: Tree) -> list[Part]:
+    def parse(split: str, options: ReadOptions) -> CocoBuilder:
+        builder = convert_yolo(file, split, clip=options.clip, drop_scores=options.drop_scores)
+        return _require_labels(builder, split)
+
+    def parse_others(inside: bool, options: ReadOptions) -> CocoBuilder:
+        own = [part.read(options) for part in parts]
+        used = {os.path.abspath(picture) for each in own for picture in each.pictures}
+        unlabelled = {os.path.abspath(picture) for each in own for picture in each.unlabelled}
+        builder = CocoBuilder(names, options.clip, tree.root)
+        return _convert_others(tree, used, unlabelled, builder, options, file.parent, inside)
+
     try:
         described = _read(file)
-        _names(described)
-    except InvalidAnnotation as error:
-        raise UserError(f"{file}: {error}") from None
+        names = _names(described)
+        keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
+        splits = sorted(keys - {""})
+        absent = [split for split in splits if split != "train" and not _has_pictures(file, described, split)]
+    except InvalidAnnotation:
+        splits, absent, names = ["train"], [], []  # reading it explains the problem
+    for split in absent:
+        tree.notes.append(f"{file.name} names no pictures for {split}: {_places(described, split)[0]}")
+    parts = [
+        Part(each, (file,), functools.partial(parse, each), file) for each in splits if each not in absent
+    ]
+    if tree.description or not names:
+        return parts
+    # a folder that is named and does not exist chooses nothing
+    reason = "" if absent else f"{file.name} does not name them"
+    others = [functools.partial(parse_others, inside) for inside in (True, False)]
+    return [
+        *parts,
+        Part("", (file,), others[0], file, rest=True, reason=reason),
+        Part("", (file,), others[1], file, rest=True),
+    ]
 
-    def parse(split: str, options: ReadOptions) -> CocoBuilder:
-        return _require_labels(convert_yolo(file, split, clip=options.clip), split)
 
-    splits = {SPLITS.get(str(key).lower()) for key, value in described.items() if value}
-    return [Part(split, (file,), functools.partial(parse, split)) for split in sorted(filter(None, splits))]
+def _has_pictures(file: Path, described: dict, split: str) -> bool:
+    root = _root(file, described, split)
+    paths = [path for place in _places(described, split) if (path := _located(place, root))]
+    return any(Tree(path, descend=False).pictures if path.is_dir() else path.stat().st_size for path in paths)
 
 
-def _description(tree: Tree) -> Path | None:
-    """Find the file that describes a data set, the nearest to the root: with the keys of ``data.yaml``, or
+def _descriptions(tree: Tree) -> list[Path]:
+    """Find the files that describe a data set, the nearest to the root: with the keys of ``data.yaml``, or
     with names of classes beside lists of splits.
     """
     if tree.description:
-        return tree.description
-    files = [file for name in YOLO if (file := tree.root / name).is_file() and file in tree.files]
-    if files:
-        return files[0]
-    for file in sorted(tree.ending(".yaml", ".yml", ".data"), key=lambda file: len(file.parts)):
-        with contextlib.suppress(InvalidAnnotation, UserError):
-            keys = {str(key).lower() for key in _read(file)}
-            if "names" in keys and keys & {*SPLITS}:
+        return [tree.description]
+    files = []
+    for file in tree.ending(".yaml", ".yml", ".data"):
+        with contextlib.suppress(UserError):
+            is_usual = file == tree.root / file.name and file.name in YOLO
+            try:
+                keys = {str(key).lower() for key in _read(file)}
+            except InvalidAnnotation:
+                keys = {"names", "train"} if is_usual else set()  # reading it explains the problem
+            if keys & {*SPLITS} and (is_usual or "names" in keys):
                 files.append(file)
     files = files or [file for file in tree.files if is_names(file) and _lists(file)]
-    nearest = [file for file in files if len(file.parts) == len(files[0].parts)]
-    if len(nearest) > 1:
-        raise UserError(
-            f"data: expected one description of a data set, found {few(nearest)}: pass one as data"
-        )
-    return nearest[0] if nearest else None
+    nearest = min((len(file.parts) for file in files), default=0)
+    files = [file for file in files if len(file.parts) == nearest]
+    return [file for file in files if file.name in YOLO][:1] or files
 
 
-def find_plain_yolo(tree: Tree) -> list[Part]:
-    """Return the parts of a folder with labels and the names of the classes in a text file."""
-    pictures = [picture for picture in track(tree.pictures, "listing") if has_boxes(_labels(picture))]
-    if not pictures:
-        return []
-    folders = {picture.parent for picture in pictures}  # of a folder with labels, all pictures are used
+def _plain_parts(tree: Tree) -> list[Part]:
+    """Return the parts of labels and the names of the classes in a text file."""
+    labels = labels_of(tree.pictures, set())
+    # of a folder with labels, all pictures are used
+    folders = {picture.parent for picture, own in track(labels.items(), "listing") if has_boxes(own)}
     files = [file for file in tree.files if is_names(file)]
     names = {tuple(line for _, line in read_lines(file)) for file in files}  # LabelImg: one in each folder
-    if len(names) != 1:
-        expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
-        raise UserError(f"data: expected {expected}, found {few(files)}")
+    for file in tree.ending(".yaml", ".yml"):
+        with contextlib.suppress(InvalidAnnotation):
+            names.add(tuple(_names(_read(file))))
+            files.append(file)
     images = {p: tree.split_of(p, own=False) for p in tree.pictures if p.parent in folders}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
-        builder = CocoBuilder(next(iter(names)), options.clip, tree.root)
+        known = next(iter(names)) if len(names) == 1 else tuple(map(str, range(MOST_CLASSES)))
+        builder = CocoBuilder(known, options.clip, tree.root)
         builder.sources += files
-        return _require_labels(_convert(own, builder.classes or (), builder), split)
+        if len(names) != 1:
+            expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
+            builder.problems.append(Finding("data", f"expected {expected}, found {few(files)}", NAMELESS))
+        return _require_labels(_convert(own, known, builder, options.drop_scores), split)
+
+    def parse_others(options: ReadOptions) -> CocoBuilder:
+        unlabelled = {os.path.abspath(picture) for picture in images if picture not in labels}
+        builder = CocoBuilder(["object"], options.clip, tree.root)
+        return _convert_others(tree, {*map(os.path.abspath, images)}, unlabelled, builder, options)
 
     parts = parts_by_split(images, parse)
     for part in parts:
-        part.files = (files[0],)  # not the pictures: they are many
-    return parts
+        part.files = (files[0],) if files else ()  # not the pictures: they are many
+    return [*parts, Part("", (), parse_others, rest=True)]
+
+
+def _convert_others(
+    tree: Tree,
+    used: Collection[str],
+    unlabelled: Collection[str],
+    builder: CocoBuilder,
+    options: ReadOptions,
+    folder: Path | None = None,
+    inside: bool = True,
+) -> CocoBuilder:
+    """Add the pictures with labels that are not used, and the labels without a picture.
+
+    Args:
+        used, unlabelled: the pictures that are used, and those of them that have no labels.
+        folder, inside: only those inside, or only those outside, of this folder.
+    """
+
+    def belongs(file: Path) -> bool:
+        return folder is None or file.is_relative_to(folder) == inside
+
+    labels = labels_of(tree.pictures, set())
+    others = [
+        picture
+        for picture, own in labels.items()
+        if os.path.abspath(picture) not in used and belongs(picture) and has_boxes(own)
+    ]
+    builder = _convert(others, builder.classes or (), builder, options.drop_scores)
+    known, lonely, stems = {*labels.values()}, defaultdict(list), defaultdict(list)
+    for path in map(Path, unlabelled):
+        stems[normal(path.stem)].append(path)
+        for own in _candidates(path):
+            lonely[own.parent].append(path)
+    for file in tree.ending(".txt"):
+        if file in known or not belongs(file) or is_names(file) or not has_boxes(file):
+            continue
+        _, line = next(read_lines(file))
+        if len(line.split()) == 6 and not options.drop_scores:
+            tree.left_out["files of predictions, with scores"].append(file)
+        elif pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
+            text = f"found none; {counted(len(pictures), 'pictures')} beside it have no labels"
+            builder.problems.append(
+                Finding(str(file), f"expected its picture, {text}: {few(pictures, 2)}", UNMATCHED)
+            )
+        else:
+            builder.problems.append(Finding(str(file), "expected its picture, found none", MISSING))
+    return builder
 
 
 def is_names(file: Path) -> bool:
@@ -148,37 +250,70 @@ def has_boxes(labels: Path) -> bool:
         return False
 
 
-def _convert(images: Sequence[Path], names: Sequence[str], builder: CocoBuilder) -> CocoBuilder:
+def _convert(
+    images: Sequence[Path], names: Sequence[str], builder: CocoBuilder, drop_scores: bool = False
+) -> CocoBuilder:
     """Add images and the objects in their labels, whose numbers are those of the names."""
-    tracks = []
+    inexact: set[str] = set()
+    labels, lengths, tracks, poses = labels_of(images, inexact), Counter[int](), 0, 0
 
     def convert(image: Path) -> None:
+        nonlocal tracks, poses
         builder.add_image(image, image_size(image))
-        labels = _labels(image)
-        if not os.path.isfile(labels):
+        own = labels.get(image)
+        if own is None:
+            builder.unlabelled.append(image)
             return
-        builder.sources.append(labels)
-        with builder.refusing(labels):
-            for at, line in read_lines(labels):
+        builder.sources.append(own)
+        with builder.refusing(own):
+            for at, line in read_lines(own):
                 words = line.split()
-                tracks.append(len(words) == 7 and words[-1].isdigit())
-                with builder.refusing(labels, at):
+                lengths[len(words)] += 1
+                tracks += len(words) == 7 and words[-1].isdigit()
+                poses += _is_pose(words)
+                if drop_scores and len(words) == 6:
+                    words = words[:5]
+                with builder.refusing(own, at):
                     _convert_line(words, names, builder)
 
     builder.convert(images, convert)
-    if tracks and all(tracks):
+    total = lengths.total()
+    if total and len(lengths) == 1 and total in (tracks, poses):
         expected = "lines of class x y width height, or of polygons"
-        got = "only lines of seven values: a class, a box, a confidence and the number of a track"
-        raise UserError(f"{_labels(images[0]).parent}: expected {expected}, got {got}")
+        got = "a class, a box, a confidence and the number of a track"
+        got = got if tracks else "a class, a box and keypoints (a pose)"
+        raise UserError(f"{labels[next(iter(labels))].parent}: expected {expected}, got only lines of {got}")
+    if total and total == lengths[9]:
+        builder.notes.append(f"turned boxes, of four corners, that get an upright box: {total}")
+    if inexact:
+        builder.notes.append(f"names of labels that differ in capitals or Unicode form: {len(inexact)}")
     return builder
+
+
+def _is_pose(words: Sequence[str]) -> bool:
+    """Whether a line of more than nine values has a box, and points that lie in it."""
+    if len(words) < 10:
+        return False
+    try:
+        _, x, y, width, height, *rest = map(float, words)
+    except ValueError:
+        return False
+    step = 3 if len(rest) % 3 == 0 and {*rest[2::3]} <= {0, 1, 2} else 2
+    points = [*zip(rest[::step], rest[1::step], strict=False)]
+    marked = [point for point in points if point != (0, 0)]
+    inside = all(abs(px - x) <= width / 2 + 0.01 and abs(py - y) <= height / 2 + 0.01 for px, py in marked)
+    is_box = min(x - width / 2, y - height / 2) >= -0.01 and max(x + width / 2, y + height / 2) <= 1.01
+    # the second corner of a polygon would be a size, in which the other corners take little room
+    spread = max((max(values) - min(values) for values in zip(*marked, strict=True)), default=1)
+    return len(rest) % step == 0 and inside and is_box and spread >= 0.2 * min(width, height)
 
 
 def _require_labels(builder: CocoBuilder, split: str) -> CocoBuilder:
     images = builder.pictures
-    if images and split != "test" and not any(map(os.path.isfile, map(_labels, images))):
+    if images and split != "test" and len(builder.unlabelled) == len(images):
         raise UserError(
             f"data: expected labels of the {counted(len(images), 'pictures')} of {split or 'the data'}, "
-            f"found no text file in {_labels(images[0]).parent} or beside the pictures"
+            f"found no text file in {_candidates(images[0])[0].parent} or beside the pictures"
         )
     return builder
 
@@ -217,6 +352,7 @@ def _read_darknet(file: Path, text: str) -> dict:
 def _names(described: dict) -> list[str]:
     names = described.get("names")
     if isinstance(names, dict):
+        names = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise InvalidAnnotation(f"names: expected 0 to {len(names) - 1}, got {short(list(names))}")
         names = [names[number] for number in range(len(names))]
@@ -295,20 +431,49 @@ def _of_line(line: str, root: Path, base: Path) -> Path:
     return _located(line, root, base) or root / line
 
 
-def _labels(image: Path) -> Path:
-    """Return ``…/labels/….txt`` for ``…/images/….jpg``, or the file next to it; capitals may differ."""
+def _candidates(image: Path) -> list[Path]:
+    """Return ``…/labels/….txt`` for ``…/images/….jpg``, and the file next to it; capitals may differ."""
     files = [image.with_suffix(".txt")]
     for index in range(len(image.parts) - 2, -1, -1):
         if image.parts[index].lower() in ("images", "jpegimages"):
             above, below = image.parts[:index], files[0].parts[index + 1 :]
-            files = [Path(*above, name, *below) for name in ("labels", "Labels")] + files
-            break
-    files += [file.with_suffix(".TXT") for file in files]
-    return next(filter(os.path.isfile, files), files[0])
+            return [Path(*above, name, *below) for name in ("labels", "Labels")] + files
+    return files
+
+
+def labels_of(images: Sequence[Path], inexact: set[str]) -> dict[Path, Path]:
+    """Return the file with the labels of each image that has one.
+
+    A name that differs only in its Unicode form or in capitals is used if no other image has it; it is added
+    to ``inexact``.
+    """
+    labels, others = {}, []
+    for image in images:
+        candidates = _candidates(image)
+        files = [*candidates, *(file.with_suffix(".TXT") for file in candidates)]
+        if file := next(filter(os.path.isfile, files), None):
+            labels[image] = file
+        else:
+            others.append((image, candidates))
+    taken, folders = {*labels.values()}, dict[Path, Names]()
+    claims: dict[Path, list[Path]] = defaultdict(list)
+    for image, candidates in others:
+        for file in candidates:
+            if file.parent not in folders:
+                texts = {each for each in file.parent.glob("*") if each.suffix.lower() == ".txt"} - taken
+                folders[file.parent] = Names(sorted(texts), lambda each: each.stem)
+            for own in folders[file.parent].get(file.stem)[:1]:
+                claims[own].append(image)
+    for file, claimants in claims.items():
+        if len(claimants) == 1:
+            labels[claimants[0]] = file
+            inexact.add(file.name)
+    return labels
 
 
 def _convert_line(words: list[str], names: Sequence[str], conversion: CocoBuilder) -> None:
-    is_box = len(words) == 5
+    is_box = len(words) in (5, 6)
+    scores: dict[str, Any] = {"score": finite(words.pop(), "score")} if len(words) == 6 else {}
     if not is_box and (len(words) < 7 or len(words) % 2 == 0):
         got = counted(len(words), "values")
         raise InvalidAnnotation(f"expected class x y width height, or class and 3 or more points, got {got}")
@@ -323,7 +488,7 @@ def _convert_line(words: list[str], names: Sequence[str], conversion: CocoBuilde
     if is_box:
         x, y, w, h = values
         box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-        conversion.add_box(name, box)
+        conversion.add_box(name, box, **scores)
     else:
         points = zip(values[::2], values[1::2], strict=True)
         conversion.add_polygons(name, [[(x * width, y * height) for x, y in points]])

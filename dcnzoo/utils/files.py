@@ -385,7 +385,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
+    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir")  # @eaDir: thumbnails
 
 
 def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | None:

@@ -87,15 +87,15 @@ def _write(
     data: Path, work_dir: Path, folder: Path, model: str | None, force: bool, options: ReadOptions
 ) -> OwnData:
     """Write annotations and config to a folder; see :func:`prepare`."""
-    layout, parts = find_parts(data)
-    if options.zero_based and not layout.name.startswith("Pascal VOC"):
-        raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {layout.name}")
-    with output_files("train", [file for part in parts for file in part.files], force) as claim:
+    options = dataclasses.replace(options, extract=folder / "images")
+    choice = find_parts(data, options)
+    if options.zero_based and choice.name != "Pascal VOC":
+        raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {choice.name}")
+    with output_files("train", [file for part in choice.parts for file in part.files], force) as claim:
         out = claim(folder / f"{work_dir.resolve().name or 'data'}.py")
         for split in ("train", "val"):
             claim(folder / f"{split}.json")  # before the work
-        options = dataclasses.replace(options, extract=folder / "images")
-        splits, decisions = read_splits(data, layout, parts, options, claim)
+        splits, decisions = read_splits(data, choice, options, claim)
         files = {split: claim(folder / f"{split}.json") for split in splits}
         for split, annotations in splits.items():
             annotations.write(files[split])

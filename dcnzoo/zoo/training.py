@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +48,9 @@ def train(
     zero_based: bool = False,
     clip: bool = False,
     skip_invalid: bool = False,
+    drop_scores: bool = False,
+    layout: str | None = None,
+    leave_out: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Path:
     """Train a detector; return the work directory, which :func:`dcnzoo.load` takes::
@@ -72,13 +75,17 @@ def train(
             ``replaced_1/``. Replaces files that no training wrote.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         outputs: files that the caller then writes to the work directory; checked before the training.
-        zero_based, clip, skip_invalid: see :class:`dcnzoo.data.splits.ReadOptions`.
+        zero_based, clip, skip_invalid, drop_scores, layout, leave_out: see
+            :class:`dcnzoo.data.splits.ReadOptions`.
         dry_run: convert and check ``data``, write the config, check all options, and do not train.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
-    only_data = {"zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "dry_run": dry_run}
+    only_data = {
+        "zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "drop_scores": drop_scores,
+        "layout": layout, "leave_out": leave_out, "dry_run": dry_run,
+    }  # fmt: skip
     for name in filter(only_data.get, only_data):
         if data is None:
             raise UserError(f"{name}: expected data, got a training without it")
@@ -93,7 +100,7 @@ def train(
         if data is None:
             source = _without_checkpoint(model)
         else:
-            reading = ReadOptions(zero_based, clip, skip_invalid)
+            reading = ReadOptions(zero_based, clip, skip_invalid, drop_scores, layout or "", tuple(leave_out))
             folder, own = _own_data(Path(data), options, model, resume, force, reading, stack, dry_run)
             options = replace(options, work_dir=folder, epochs=own.epochs if epochs is None else epochs)
             source = Source(str(own.config), own.config)

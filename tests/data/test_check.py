@@ -170,6 +170,9 @@ CASES = {  # case: (change, kinds of the problems, entry and word of the first p
     "bbox beside the image": (third(bbox=[25, 10, 5, 20], area=100), "box", "annotation 3", "bbox"),
     "bbox below the image": (third(bbox=[5, 55, 5, 20], area=100), "box", "annotation 3", "bbox"),
     "bbox around something else": (first(bbox=[20, 3, 10, 20]), "box-of-mask", "annotation 1", "bbox"),
+    "bbox that is turned": (
+        third(attributes={"rotation": 30.0}, bbox=[5, 10, 8, 20], area=160), "rotated", "annotation 3", "bbox"
+    ),
     # masks
     "mask is a text": (third(segmentation="x"), "segmentation", "annotation 3", "segmentation"),
     "flat polygon": (polygons(*POLYGON), "segmentation", "annotation 1", "segmentation"),

@@ -562,7 +562,7 @@ MISTAKES = {
         (voc_file(voc_object("grape", (1, 1, 2, 2))), "4: expected one of the classes fig, date"),
     ],
     "a.txt": [
-        ("\n1 0.5 0.5 0.1 0.1 0.9", "2: expected class x y width height"),
+        ("\n1 0.5 0.5 0.1 0.1 0.9 0.9 0.9", "2: expected class x y width height"),
         ("2 0.5 0.5 0.1 0.1", "1: class: "),
         ("1 0,5 0.5 0.1 0.1", "1: x: "),
         (b"# \xf6\n", " expected text in UTF-8, got invalid start byte at 2"),

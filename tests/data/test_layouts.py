@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dcnzoo.data.balance import balance
 from dcnzoo.data.layouts import LAYOUTS, find_parts
-from dcnzoo.data.preparation import check_parts, unused
-from dcnzoo.data.splits import split_of
+from dcnzoo.data.preparation import check_parts
+from dcnzoo.data.splits import AS_THEY_ARE, split_of
 from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import CLASSES as CLASS_FILES
 from dcnzoo.data.yolo import convert_yolo
@@ -318,7 +319,7 @@ GENERATORS = {
 
 def read(data):
     """The annotations of each split, and split → {path of the picture: [(class, box)]}."""
-    splits = {part.split: part.read() for part in find_parts(data)[1]}
+    splits = {part.split: part.read() for part in find_parts(data).parts}
     result = {}
     for split, annotations in splits.items():
         assert not annotations.problems
@@ -357,7 +358,9 @@ def test_splits_pictures_and_objects(tmp_path, name, splits):
     }
     assert result == expected
     assert check_parts(read_splits) == []
-    assert "picture" not in unused(root, read_splits.values())
+    account = balance(find_parts(root), read_splits.values(), AS_THEY_ARE)
+    assert account.errors == []
+    assert not any("picture" in line for line in account.lines), "each is used"
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -397,12 +400,10 @@ def test_what_lies_there_is_named(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"4 \.jpg, 1 \.txt"):
         find_parts(tmp_path)
-    write(tmp_path / "test.json", coco(draw(tmp_path, 4)))
-    with pytest.raises(UserError, match=r"training.* test$"):
+    for split in ("test", "val"):
+        write(tmp_path / f"{split}.json", coco(draw(tmp_path, 4)))
+    with pytest.raises(UserError, match=r"training.* test and val$"):
         find_parts(tmp_path)
-    write(tmp_path / "train.json", coco({"none.jpg": []}))
-    with pytest.raises(UserError, match="found none of them"):
-        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -425,7 +426,7 @@ def test_files_beside_the_chosen_one_are_not_read(tmp_path, name):
             with pytest.raises(UserError, match=r"1 \.json"):
                 find_parts(chosen)
         else:
-            assert {file for part in find_parts(chosen)[1] for file in part.files} == {chosen}
+            assert {file for part in find_parts(chosen).parts for file in part.files} == {chosen}
 
 
 def test_pictures_are_never_taken_from_another_split(tmp_path):
@@ -433,15 +434,16 @@ def test_pictures_are_never_taken_from_another_split(tmp_path):
         part = draw(tmp_path / split, 3)
         write(tmp_path / f"{split}.json", coco(part))
     shutil.rmtree(tmp_path / "train")
-    with pytest.raises(UserError, match=r"train\.json: .*found none of them"):
-        read(tmp_path)
+    splits = {part.split: part.read() for part in find_parts(tmp_path).parts}
+    assert splits["train"].images == [] and splits["train"].missing == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    assert len(splits["val"].images) == 3
 
 
 def test_two_folders_with_the_same_names_are_ambiguous_unless_one_has_masks(tmp_path):
     write(tmp_path / "all.json", coco(draw(tmp_path / "left", 3)))
     draw(tmp_path / "right", 3)
     with pytest.raises(UserError, match=r"left.*right"):
-        find_parts(tmp_path)
+        read(tmp_path)
     (tmp_path / "right").rename(tmp_path / "SegmentationClass")
     result, _ = read(tmp_path)
     assert {Path(picture).parent.name for picture in result["all"]} == {"left"}
@@ -501,7 +503,7 @@ def test_mistakes_in_via_are_named(tmp_path, shape, attributes, text):
     regions = content["0001.jpg-1"]["regions"]
     regions.append({"shape_attributes": shape, "region_attributes": attributes})
     write(tmp_path / "via.json", content)
-    (problem,) = find_parts(tmp_path)[1][0].read().problems
+    (problem,) = find_parts(tmp_path).parts[0].read().problems
     assert "0001.jpg: regions[0]" in str(problem) and text in str(problem)
 
 
@@ -519,7 +521,7 @@ def test_round_shapes_of_via(tmp_path, shape, box):
     content = json.loads((tmp_path / "via.json").read_text())
     content["0000.jpg-1"]["regions"][0]["shape_attributes"] = shape
     write(tmp_path / "via.json", content)
-    (entry,) = find_parts(tmp_path)[1][0].read().content["annotations"]
+    (entry,) = find_parts(tmp_path).parts[0].read().content["annotations"]
     assert entry["bbox"] == pytest.approx(box, abs=0.02)
     assert entry["area"] == pytest.approx(math.pi * box[2] * box[3] / 4, rel=0.01)
 
@@ -538,24 +540,33 @@ def test_classes_of_via(tmp_path):
             for region in image["regions"]:
                 region["region_attributes"] = attributes
         write(tmp_path / "via.json", content)
-        loaded = find_parts(tmp_path)[1][0].read()
+        loaded = find_parts(tmp_path).parts[0].read()
         assert [category["name"] for category in loaded.content["categories"]] == expected
         assert bool(loaded.problems) == (not expected)
 
 
+def account(folder):
+    choice = find_parts(folder)
+    return balance(choice, [part.read() for part in choice.parts], AS_THEY_ARE)
+
+
 def test_what_is_not_used_is_named(tmp_path):
     truth = GENERATORS["YOLO, LabelImg"](tmp_path, {"train": 4, "val": 3})
-    for folder, _ in truth.values():  # LabelImg writes one in each folder
+    for folder, part in truth.values():  # LabelImg writes one in each folder
         shutil.copyfile(tmp_path / "classes.txt", folder / "classes.txt")
-    splits = read(tmp_path)[1].values()
-    assert unused(tmp_path, splits) == ""
+        for name, boxes in part.items():
+            yolo((folder / name).with_suffix(".txt"), boxes)
+    assert account(tmp_path).lines == []
     yolo(tmp_path / "train/gone.txt", [(0, 1, 2, 3, 4)])
     draw(tmp_path / "photos", 2)
-    assert unused(tmp_path, splits) == (
-        "2 pictures (photos/0000.jpg, photos/0001.jpg), 1 file (train/gone.txt)"
-    )
+    first, second = account(tmp_path).lines
+    assert first.startswith("1 file of YOLO: their pictures do not exist") and "train/gone.txt" in first
+    assert second.startswith("2 pictures (photos/0000.jpg, photos/0001.jpg)")
     write(tmp_path / "photos/.dcnzoo.txt", '["train", "photos.py", "0", 0, 0]\n')
-    assert unused(tmp_path, splits) == "1 work directory, 1 file (train/gone.txt)"
+    assert account(tmp_path).lines[1] == "1 work directory (photos)"
+    (tmp_path / "train/0002.txt").unlink()
+    (error,) = account(tmp_path).errors
+    assert "train/gone.txt: expected its picture" in error and "train/0002.jpg" in error
     write(tmp_path / "val/classes.txt", "star\ndisc\n")
-    with pytest.raises(UserError, match="names of the classes"):
-        find_parts(tmp_path)
+    (problem, *_) = find_parts(tmp_path).parts[0].read().problems
+    assert "names of the classes" in problem.text

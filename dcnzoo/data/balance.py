@@ -1,0 +1,191 @@
+"""The balance: each picture and each box below a folder is used, or left out with a reason and a number."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcnzoo.data.annotations import Annotations
+from dcnzoo.data.copies import copies_of
+from dcnzoo.data.foreign import named_formats
+from dcnzoo.data.splits import Part, ReadOptions
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.text import counted, few
+
+if TYPE_CHECKING:
+    from dcnzoo.data.layouts import Choice
+
+_SAME = 1.01  # pixels by which the edges of one box differ in two files
+_UNREADABLE = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".psd")
+
+
+class Boxes:
+    """The boxes of annotations, by their pictures."""
+
+    def __init__(self, parts: Iterable[Annotations]) -> None:
+        self._boxes: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)  # classes, corners
+        for part in parts:
+            for picture, numbers in _by_picture(part):
+                self._boxes[picture].append((_classes(part)[numbers], _corners(part)[numbers]))
+
+    @property
+    def pictures(self) -> Collection[str]:
+        return self._boxes.keys()
+
+    def contain(self, part: Annotations, copies: Mapping[str, str] | None = None) -> np.ndarray:  # [N], bool
+        """Return which annotations of a part are contained: same picture, class and place.
+
+        Args:
+            copies: pictures, and those with the same content.
+        """
+        result, classes, corners = np.zeros(len(part.columns.boxes), bool), _classes(part), _corners(part)
+        for picture, numbers in _by_picture(part):
+            for own_classes, own_corners in self._boxes.get((copies or {}).get(picture, picture), ()):
+                same = np.abs(corners[numbers, None] - own_corners).max(2) <= _SAME
+                if not part.is_nameless:
+                    same &= classes[numbers, None] == own_classes
+                result[numbers] |= same.any(1)
+        return result
+
+
+def _by_picture(part: Annotations) -> Iterable[tuple[str, np.ndarray]]:
+    """Yield the path of each picture that has annotations, and their numbers."""
+    rows, pictures = part.columns.rows, part.pictures
+    order = np.argsort(rows, kind="stable")
+    order = order[rows[order] >= 0]
+    values, starts = np.unique(rows[order], return_index=True)
+    for row, numbers in zip(values.tolist(), np.split(order, starts[1:]), strict=False):
+        yield os.path.realpath(pictures[row]), numbers
+
+
+def _classes(part: Annotations) -> np.ndarray:
+    return np.array([*(str(each.get("name")) for each in part.categories), ""], object)[part.columns.labels]
+
+
+def _corners(part: Annotations) -> np.ndarray:
+    boxes = part.columns.boxes
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
+@dataclass
+class Balance:
+    """What is left out.
+
+    Attributes:
+        lines: a text for each reason, with numbers.
+        errors: pictures and boxes that are left out without a reason.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def balance(choice: "Choice", used: Collection[Annotations], options: ReadOptions) -> Balance:
+    """Account for each picture and each box below the folder."""
+    result, boxes = Balance(), Boxes(used)
+    for name, part in choice.others:
+        left_by_option = bool(options.layout) and name != choice.name
+        try:
+            _add_part(result, name, part, part.read(options), boxes, choice.tree.root, left_by_option)
+        except UserError as error:
+            reason = part.reason or ("--layout" if left_by_option else "")
+            (result.lines if reason else result.errors).append(f"{error}: {reason}" if reason else str(error))
+    tree, sources = choice.tree, {os.path.abspath(file) for each in used for file in each.sources}
+    known = {os.path.abspath(picture) for each in used for picture in each.pictures}
+    unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]
+    unlabelled = [picture for each in used for picture in each.unlabelled]
+    _add_missing(result, used, unused)
+    for reason, files in tree.left_out.items():
+        if files:
+            result.lines.append(f"{counted(len(files), reason.partition(',')[0])}{_such(tree.root, files)}")
+    if unused:
+        names = _such(tree.root, unused)
+        result.lines.append(f"{counted(len(unused), 'pictures')}{names} that no annotation of a split names")
+    if not tree.is_file:
+        foreign = named_formats(tree)
+        for file, text in foreign.items():
+            if unused or unlabelled:
+                number = counted(len(unused) + len(unlabelled), "pictures")
+                hint = f"{number} have no annotations that are read; leave_out={file.name} leaves it out"
+                result.errors.append(f"{file}: {text}; {hint}")
+        if foreign:
+            result.lines.append(f"{counted(len(foreign), 'files')}{_such(tree.root, [*foreign])} not read")
+        others = Counter(file.suffix.lower() for file in tree.files if os.path.abspath(file) not in sources)
+        if unreadable := sum(others[each] for each in _UNREADABLE):
+            result.lines.append(f"{counted(unreadable, 'pictures')} in formats that are not read")
+    return result
+
+
+def _add_part(
+    result: Balance,
+    name: str,
+    part: Part,
+    read: Annotations,
+    boxes: Boxes,
+    root: Path,
+    left_by_option: bool,
+) -> None:
+    """Account for the boxes of a part that is not used."""
+    number = len(read.columns.boxes)
+    what = name
+    if len(part.files) == 1 and not part.rest:
+        what = os.path.relpath(part.files[0], root)
+    if read.predicted:
+        result.lines.append(f"{counted(number, 'objects')} of {what}: predictions, with scores")
+        return
+    contained = boxes.contain(read)
+    if not contained.all():
+        rows = np.unique(read.columns.rows[~contained])
+        others = [read.pictures[row].resolve() for row in rows.tolist() if row >= 0]
+        copies = copies_of(others, map(Path, boxes.pictures))
+        contained = boxes.contain(
+            read, {str(copy): os.path.realpath(other) for copy, other in copies.items()}
+        )
+    if contained.any():
+        text = f"{counted(int(contained.sum()), 'objects')} of {what}: the used files have them"
+        result.lines.append(text)
+    if read.missing:
+        numbers = counted(len(read.missing), "files" if part.rest else "pictures")
+        result.lines.append(f"{numbers} of {what}: their pictures do not exist ({few(read.missing, 2)})")
+    left = int((~contained).sum())
+    reason = part.reason or ("--layout" if left_by_option else "")
+    problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
+    result.errors += [str(problem) for problem in read.problems if problem.kind == "unmatched"]
+    if reason and (left or problems):
+        result.lines.append(f"{counted(left + len(problems), 'objects')} of {what}: {reason}")
+    elif left:
+        rows = read.columns.rows[~contained]
+        pictures = [read.pictures[row] for row in np.unique(rows).tolist() if row >= 0]
+        result.errors.append(
+            f"data: expected each object in a split, found {counted(left, 'objects')} of "
+            f"{counted(len(pictures), 'pictures')} of {what} in none, such as {few(pictures, 1)}: "
+            "leave_out=PATTERN leaves files out"
+        )
+    elif problems:
+        result.errors += [str(problem) for problem in problems]
+
+
+def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Path]) -> None:
+    """Account for annotations whose pictures do not exist: an error if pictures beside them have none."""
+    folders = {picture.parent for each in used for picture in each.pictures}
+    lonely = [picture for picture in unused if picture.parent in folders]
+    for each in used:
+        if not each.missing:
+            continue
+        text = f"pictures of {len(each.missing)} annotations do not exist ({few(each.missing, 2)})"
+        if lonely:
+            others = f"{counted(len(lonely), 'pictures')} beside them have no annotations ({few(lonely, 2)})"
+            result.errors.append(
+                f"data: expected the picture of each annotation, found that {text}; {others}"
+            )
+        else:
+            result.lines.append(text)
+
+
+def _such(root: Path, files: list[Path]) -> str:
+    names = [file.relative_to(root) if file.is_relative_to(root) else file for file in files]
+    return f" ({few(names, 2)})"
