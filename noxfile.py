@@ -92,6 +92,14 @@ def others(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
+def readers(session: Session) -> None:
+    """Read what `dcnzoo infer` writes with pandas, pyarrow, DuckDB, Datumaro, Label Studio's converter."""
+    use_venv(session)
+    session.install("--group", "readers")
+    test(session, "tests/environments/test_readers.py", "tests/detect/test_rows.py")
+
+
+@nox.session(tags=NIGHTLY)
 def transformers(session: Session) -> None:
     """Test with Transformers 5."""
     use_venv(session)

@@ -129,13 +129,16 @@ def load(
     from dcnzoo.openmmlab.runs import execute
     from dcnzoo.openmmlab.runs.device import require_device
     from dcnzoo.openmmlab.runs.recipe import Recipe
+    from dcnzoo.utils.marks import model_name
     from dcnzoo.zoo.source import resolve
 
     require_device(device)  # before the download
     source = resolve(model, checkpoint)
     weights = source.read_weights()
     network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
-    return TorchDetector(network, score_threshold, channels_last, fuse, precision)
+    detector = TorchDetector(network, score_threshold, channels_last, fuse, precision)
+    detector.name = model_name(model, checkpoint)
+    return detector
 
 
 def _load_exported(

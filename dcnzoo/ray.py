@@ -1,5 +1,6 @@
 """Detection on a Ray cluster: :class:`Detect`, for programs with Ray Data, and ``dcnzoo infer --ray``."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -7,7 +8,8 @@ import ray
 import ray.data
 
 import dcnzoo
-from dcnzoo.detect.parts import Parts, table
+from dcnzoo.detect.rows import Rows, full_row, table
+from dcnzoo.utils.errors import UserError
 
 BATCH = 64  # pictures of a task
 
@@ -39,29 +41,51 @@ class Detect:
 
 
 class _Write(Detect):
-    """Write the rows of each batch to one part, which replaces the one of a worker that was killed."""
+    """Write the rows of each batch to one part, which replaces the one of a worker that was killed.
+
+    Writes nothing if the worker has another model under this name; the result then names the machine.
+    """
 
     def __init__(
-        self, folder: str, kind: Literal["jsonl", "parquet"], *arguments: Any, **loading: Any
+        self,
+        folder: str,
+        kind: Literal["jsonl", "parquet"],
+        checksum: str,
+        *arguments: Any,
+        **loading: Any,
     ) -> None:
         super().__init__(*arguments, **loading)
         self.folder, self.kind = folder, kind
+        self.other = [] if self.detector.checksum() == checksum else [socket.gethostname()]
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> Any:
-        parts = Parts(self.folder, self.kind)
-        parts.rows = self._rows(batch, unopened=False)
-        parts.flush([str(path) for path in batch["path"]])
-        return {"path": []}
+        if not self.other:
+            rows = Rows(self.folder, self.kind)
+            rows.rows = [*map(full_row, self._rows(batch, unopened=False))]
+            rows.flush([str(path) for path in batch["path"]])
+        return {"other": self.other}
 
 
 def detect_on_cluster(
-    address: str, parts: Parts, model: str, images: Sequence[str], options: Mapping[str, Any], **loading: Any
+    address: str,
+    rows: Rows,
+    model: str,
+    images: Sequence[str],
+    options: Mapping[str, Any],
+    checksum: str,
+    **loading: Any,
 ) -> None:
     """Detect the objects in the pictures that have no row yet, on a cluster.
 
-    Model, pictures and the folder of the parts must have the same path on all machines.
+    Model, pictures and the folder of the rows must have the same path on all machines.
+
+    Args:
+        checksum: of the model.
+
+    Raises:
+        UserError: the model of a worker has another one.
     """
-    if not (paths := parts.missing(images)):
+    if not (paths := rows.missing(images)):
         return
     ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -72,8 +96,8 @@ def detect_on_cluster(
         batch_size=BATCH,
         concurrency=(1, max(1, min(actors, blocks))),
         num_gpus=1 if gpus else None,
-        fn_constructor_args=[str(parts.folder.absolute()), parts.kind, model, options],
+        fn_constructor_args=[str(rows.folder.absolute()), rows.kind, checksum, model, options],
         fn_constructor_kwargs=loading,
     )
-    for _ in tasks.iter_rows():
-        pass
+    for row in tasks.iter_rows():
+        raise UserError(f"model: {row['other']} has another {model}; copy it to all machines, and repeat")

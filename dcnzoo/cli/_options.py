@@ -13,9 +13,8 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from dcnzoo.cli._terminal import with_flags
-from dcnzoo.utils import files
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, mim_folder, require_file
+from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, mim_folder, require_file, require_new
 
 
 class UserPath(click.Path):
@@ -177,15 +176,15 @@ class Names(click.ParamType):
 
 
 class Shard(click.ParamType):
-    """``3/1000``: the third of a thousand equal parts."""
+    """``3/1000``: the third of a thousand parts."""
 
     name = "shard"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
         number, _, total = value.partition("/")
         if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
             self.fail(f"expected K/N with 1 ≤ K ≤ N, got {value}", param, ctx)
-        return slice(int(number) - 1, None, int(total))
+        return int(number), int(total)
 
 
 class Numbers(click.ParamType):
@@ -266,14 +265,13 @@ def num_images(default: int | None, help: str) -> Callable:
     return option("--num-images", type=POSITIVE, default=default, help=help)
 
 
-def output_files(force: bool, inputs: Sequence[str | os.PathLike] = ()) -> files.Claim:
-    """Return the function of :func:`dcnzoo.utils.files.output_files` for the running command."""
-    context = click.get_current_context()
-    command = context.command_path.partition(" ")[2]
-    return context.with_resource(files.output_files(command, inputs, force))
+def output_file(path: Path, *others: Path, force: bool, mark: str = "", beside: Sequence[Path] = ()) -> Path:
+    """:func:`dcnzoo.utils.files.require_new` for the running command."""
+    command = click.get_current_context().command_path.partition(" ")[2]
+    return require_new(command, path, *others, mark=mark, force=force, beside=beside)
 
 
-force = option("--force", is_flag=True, help="Replace files that this command has not written.")
+force = option("--force", is_flag=True, help="Replace files that exist.")
 cfg_options = option(
     SETTINGS,
     multiple=True,

@@ -10,7 +10,11 @@ from dcnzoo.cli._options import option
 
 @click.command(cls=_options.Command)
 @_options.model
-@option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/browse/<name of the config>).")
+@option(
+    "--out",
+    type=_options.FOLDER,
+    help="Output folder (default: a new work_dirs/browse/<name of the config>).",
+)
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train")
 @_options.num_images(20, "Number of images.")
 @_options.cfg_options
@@ -30,17 +34,19 @@ def command(
     from mmdet.registry import DATASETS
     from mmengine.registry import init_default_scope
 
+    from dcnzoo.detect.drawing import encoded
     from dcnzoo.openmmlab.config.errors import config_errors
     from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.report.validation import pipeline_outputs
-    from dcnzoo.utils.files import require_writable
+    from dcnzoo.utils.files import numbered, require_writable, write_bytes
+    from dcnzoo.utils.marks import add_mark, mark
     from dcnzoo.utils.progress import track
     from dcnzoo.zoo.source import resolve
 
     config = resolve(model).config
-    folder = out or Path("work_dirs") / "browse" / config.stem
+    folder = out or numbered(Path("work_dirs") / "browse" / config.stem)
     require_writable(folder)
-    claim = _options.output_files(force)
+    own = mark("annotations", config.stem)
     cfg = Recipe.read(config, cfg_options, [f"{split}_dataloader"]).cfg
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))
@@ -48,5 +54,6 @@ def command(
         indices = track(range(min(num_images, len(dataset))), "drawing")
         for index, result in enumerate(pipeline_outputs(dataset, indices)):
             name = Path(result.path).with_suffix(".png").name
-            result.save(claim(folder / f"{index:05d}_{name}"))
+            path = _options.output_file(folder / f"{index:05d}_{name}", force=force, mark=own)
+            write_bytes(path, add_mark(encoded(result.draw(), "PNG"), own))
     print(folder)

@@ -16,7 +16,7 @@ from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.cli._terminal import print_columns, print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import read_beside, write_text
+from dcnzoo.utils.files import read_beside, require_equal, write_text
 from dcnzoo.utils.text import counted, cut
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def check(
             raise UserError("--config: not allowed with --classes")
         classes = _classes_of(config)
     if fix is not None:
-        _options.output_files(force)(fix)
+        _options.output_file(fix, force=force)
     report = checking.check_coco(file, images, classes, decode=True)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
@@ -187,8 +187,8 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int, force
     """
     from dcnzoo.data.split import split_coco
 
-    claim = _options.output_files(force)
-    outs = claim(train), claim(val)
+    outs = train, val
+    _options.output_file(*outs, force=force)
     for out, part in zip(outs, split_coco(file, outs, val_ratio, seed), strict=True):
         _show_written(out, part)
 
@@ -224,7 +224,7 @@ def config(out: Path, force: bool, **options: Any) -> None:
       dcnzoo data config train.json val.json fruits.py --images images
       dcnzoo train fruits.py --auto-scale-lr
     """
-    _options.output_files(force)(out)
+    _options.output_file(out, force=force)
     from dcnzoo.zoo.config_writer import write_config
 
     base = write_config(out=out, **options)
@@ -323,12 +323,11 @@ def _convert(
     force: bool,
     **options: Any,
 ) -> None:
-    claim = _options.output_files(force)
-    claim(out)
+    _options.output_file(out, force=force)
     conversion = convert(source, **options)
     print_findings(conversion.problems, file=sys.stderr)
-    for file, _ in conversion.extracted:
-        claim(file)
+    for file, picture in conversion.extracted:
+        require_equal(file, picture)
     content = conversion.write(out, skip_invalid)
     _show_written(out, content)
     names = [cut(category["name"]) for category in content["categories"]]

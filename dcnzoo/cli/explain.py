@@ -9,6 +9,7 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
+from dcnzoo.utils.marks import add_mark, mark, model_name
 
 
 @click.command(cls=_options.Command)
@@ -78,13 +79,15 @@ def command(
         _options.refuse("--box", "at")
     if out.suffix == ".png":
         _options.refuse("a .png file", "further")
-    _options.output_files(force)(out)
+    name = model_name(model, loading["checkpoint"])
+    own = mark("explanation", name)
+    _options.output_file(out, force=force, mark=own)
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     import dcnzoo
     from dcnzoo.report.detector import explain
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
-    from dcnzoo.utils.files import write_bytes, write_text
+    from dcnzoo.utils.files import write_bytes
 
     corners = box or (at and [*at, *at])
     detector: Any = dcnzoo.load(model, **loading)
@@ -92,10 +95,11 @@ def command(
     explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)
     if out.suffix == ".html":
         title = f"{Path(image).name}: where {Path(model).stem} samples"
-        write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))
+        content = render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}").encode()
     else:
         buffer = io.BytesIO()
         plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
-        write_bytes(out, buffer.getvalue())
+        content = buffer.getvalue()
+    write_bytes(out, add_mark(content, own))
     print_columns(explanation.table(), numbers=True)
     print(f"written: {out}")

@@ -78,6 +78,7 @@ def command(
             print(f"{model}: no known problems in {runtime or 'any runtime'}")
         return
     from dcnzoo.export.options import ExportOptions, Int8
+    from dcnzoo.utils.marks import model_name
 
     if path is None:
         path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
@@ -90,13 +91,10 @@ def command(
     if not (verify or show):
         _options.refuse("neither --verify nor --show", "test_img")
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
-    claim = _options.output_files(force)
-    claim(path)
-    for ending in filter(None, (".bin" * (path.suffix == ".xml"), ".png" * show)):
-        claim(path.with_suffix(ending), beside=True)
     options |= {"img_shape": None if img_shape == "none" else img_shape}
     options |= {"verify": verify and (test_img or True), "runtime": runtime or "onnxruntime"}
     checked = ExportOptions(path, **options)  # before the model is loaded
+    checked.require_new(model_name(model, checkpoint), force, drawn=show)
     loading: dict[str, Any] = {
         "cfg_options": cfg_options,
         "unsafe_load": unsafe_load,

@@ -19,16 +19,27 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import is_video, picture_files, read_beside, require_file, write_bytes
+from dcnzoo.utils.files import (
+    is_video,
+    numbered,
+    picture_files,
+    read_beside,
+    require_file,
+    require_new,
+    write_bytes,
+)
+from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
     from dcnzoo.detect.detector import BaseDetector
-    from dcnzoo.detect.parts import Parts
-    from dcnzoo.detect.result_files import ResultFiles
+    from dcnzoo.detect.rows import Rows
+    from dcnzoo.detect.views import Views
 
 
+DEFAULT = Path("work_dirs/infer")
+NOT_COMPARED = ("out", "force", "verbose")  # parameters with which another command is the same
 SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
@@ -53,7 +64,11 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading
 @_options.channels_last
-@option("--out", type=_options.FOLDER, default="work_dirs/infer", help="Output folder.")
+@option(
+    "--out",
+    type=_options.FOLDER,
+    help="Output folder (default: work_dirs/infer; infer_2 if it has other results, and so on).",
+)
 @option("--json", "as_json", is_flag=True, help="Write only detections.json.")
 @option(
     "--txt",
@@ -61,6 +76,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     is_flag=True,
     help="Write only a text file per image, in YOLO's format: class x y width height score.",
 )
+@option("--polygons", is_flag=True, help="Write masks into detections.json as polygons.")
 @option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
 @_options.force
 @option(
@@ -92,7 +108,10 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     "detected. IMAGE includes subfolders and text files with paths; the same command continues.",
 )
 @option(
-    "--shard", type=_options.Shard(), metavar="K/N", help="With --format: the K-th of N parts of the images."
+    "--shard",
+    type=_options.Shard(),
+    metavar="K/N",
+    help="With --format: the K-th of N parts of the images, by a checksum of their paths.",
 )
 @option(
     "--ray", "address", metavar="ADDRESS", help="With --format: detect on this Ray cluster, auto or local."
@@ -102,9 +121,10 @@ def command(
     model: str | None,
     images: list[str],
     demo: bool,
-    out: Path,
+    out: Path | None,
     as_json: bool,
     as_txt: bool,
+    polygons: bool,
     jpeg: bool,
     force: bool,
     score_threshold: float,
@@ -114,7 +134,7 @@ def command(
     batch_size: int,
     save_video: Path | None,
     kind: Literal["jsonl", "parquet"] | None,
-    shard: slice | None,
+    shard: tuple[int, int] | None,
     address: str | None,
     verbose: bool,
     **loading: Any,
@@ -126,8 +146,8 @@ def command(
 
     Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
     detections.json in COCO's format, to one folder; with --json or --save-video, no images; with --txt,
-    neither. If an image cannot be read, skips it, and ends with status 1. After a kill, the same
-    command continues.
+    neither. Names of files are relative to the common folder of the images. If an image cannot be read,
+    skips it, and ends with status 1. After a kill, the same command continues.
 
     \b
     examples:
@@ -140,35 +160,66 @@ def command(
     """
     if not images and not demo:
         raise click.UsageError("expected MODEL IMAGE... or --demo")
-
-    import dcnzoo
-
     options: dict[str, Any] = {"classes": classes, "max_detections": max_detections, "tile": tile}
     loading["score_threshold"] = score_threshold
     if kind:
-        _options.refuse("--format", "demo", "as_json", "as_txt", "jpeg", "force", "save_video", "verbose")
+        names = ("demo", "as_json", "as_txt", "polygons", "jpeg", "force", "save_video", "verbose")
+        _options.refuse("--format", *names)
         _write_rows(str(model), images, shard, out, kind, address, options, batch_size, loading)
         return
     _options.refuse("no --format", "shard", "address")
     if as_json or as_txt or save_video:
         _options.refuse("--json, --txt or --save-video", "jpeg")
-    from dcnzoo.detect.result_files import ResultFiles
-
-    claim = _options.output_files(force, images)
-    if demo:
-        images = [*images, _demo_image(claim(out / "input" / "shapes.png"))]
+    if as_txt and not as_json:
+        _options.refuse("--txt", "polygons")
     ending = ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png"
-    files = ResultFiles(claim, out, images, ending, as_json or not as_txt, save_video)
+    from dcnzoo.detect.rows import Rows
+    from dcnzoo.detect.views import UNFINISHED, Views
+
+    name = model_name(model or DEMO_MODEL, loading["checkpoint"])
+    views: Any = functools.partial(
+        Views, ending=ending, coco=as_json or not as_txt, video=save_video, polygons=polygons,
+        mark=mark("detections", name), force=force,
+    )  # fmt: skip
+    demo_image = ["input/shapes.png"] if demo else []  # in the output folder
+
+    def files_in(folder: Path) -> tuple[list[str], Views]:
+        every = [*images, *(str(folder / name) for name in demo_image)]
+        return every, views(folder, every)
+
+    every, files = files_in(out or numbered(DEFAULT))  # before the work
     _print_best_threshold(model)
+
+    import dcnzoo
+
     detector = dcnzoo.load(model or DEMO_MODEL, **loading)
-    _write_files(detector, images, files, out, {**options, "batch_size": batch_size}, verbose)
+    settings = {**click.get_current_context().params, "images": images, **dict.fromkeys(NOT_COMPARED)}
+    text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str, sort_keys=True)
+    unfinished = f"{UNFINISHED}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if out is None:
+        out = numbered(DEFAULT, lambda folder: (folder / unfinished).exists())
+        every, files = files_in(out)
+    if demo:
+        _draw_demo_image(Path(every[-1]))
+    rows = Rows(out / unfinished)
+    with rows.locked():
+        if save_video or any(map(is_video, every)):  # videos are written from their start
+            rows.remove()
+        record = _settings(detector, options, loading)
+        _write_files(detector, every, rows, files, record, {**options, "batch_size": batch_size}, verbose)
+
+
+def _settings(detector: BaseDetector, options: dict[str, Any], loading: dict[str, Any]) -> dict[str, Any]:
+    """Return what all results in a folder have in common."""
+    settings = {"model": detector.checksum(), **options, "names": detector.classes}
+    return settings | {name: loading[name] for name in ("score_threshold", "cfg_options")}
 
 
 def _write_rows(
     model: str,
     images: list[str],
-    shard: slice | None,
-    out: Path,
+    shard: tuple[int, int] | None,
+    out: Path | None,
     kind: Literal["jsonl", "parquet"],
     address: str | None,
     options: dict[str, Any],
@@ -176,31 +227,35 @@ def _write_rows(
     loading: dict[str, Any],
 ) -> None:
     import dcnzoo
-    from dcnzoo.detect.parts import Parts, write_results
+    from dcnzoo.detect.rows import Rows, continues, shard_of, write_results
 
     if videos := list(filter(is_video, images)):
         raise UserError(f"images: expected pictures with --format, got the video {videos[0]}")
     detector = dcnzoo.load(model, **loading)
-    settings = {"model": detector.checksum(), **options, "names": detector.classes}
-    settings |= {name: loading[name] for name in ("score_threshold", "cfg_options")}
+    settings = _settings(detector, options, loading)
     is_relative = any(not os.path.isabs(image) and "://" not in image for image in images)
     settings["folder"] = os.getcwd() if is_relative and not address else None  # of the paths in the rows
-    parts = Parts(out, kind, settings)
-    images = images[shard or slice(None)]
-    options = {**options, "batch_size": batch_size}
-    if address:
-        from dcnzoo.ray import detect_on_cluster
+    out = out or numbered(DEFAULT, lambda folder: continues(folder, kind, settings))
+    rows = Rows(out, kind, settings)
+    if shard:
+        images = [image for image in images if shard_of(image, shard[1]) == shard[0]]
+    job = "{}-of-{}".format(*shard) if shard else hashlib.sha256(json.dumps(images).encode()).hexdigest()
+    with rows.locked(f"-{job[:32]}"):
+        options = {**options, "batch_size": batch_size}
+        if address:
+            from dcnzoo.ray import detect_on_cluster
 
-        del detector  # the memory is for the workers
-        images = [image if "://" in image else os.path.abspath(os.path.expanduser(image)) for image in images]
-        model, loading["checkpoint"] = (
-            os.path.abspath(name) if name and os.path.exists(name) else name
-            for name in (model, loading["checkpoint"])
-        )
-        detect_on_cluster(address, parts, model, images, options, **loading)
-    else:
-        write_results(parts, detector(parts.missing(images), **options))
-    failures = parts.failures(images)  # also those of an earlier run
+            del detector  # the memory is for the workers
+            paths = [os.path.abspath(os.path.expanduser(image)) for image in images]
+            images = [image if "://" in image else path for image, path in zip(images, paths, strict=True)]
+            model, loading["checkpoint"] = (
+                os.path.abspath(name) if name and os.path.exists(name) else name
+                for name in (model, loading["checkpoint"])
+            )
+            detect_on_cluster(address, rows, model, images, options, settings["model"], **loading)
+        else:
+            write_results(rows, detector(rows.missing(images), **options))
+    failures = rows.failures(images)  # also those of an earlier run
     print(printable(f"written to {out}; skipped: {failures} of {counted(len(images), 'images')}"))
     sys.exit(bool(failures))
 
@@ -208,51 +263,50 @@ def _write_rows(
 def _write_files(
     detector: BaseDetector,
     images: list[str],
-    files: ResultFiles,
-    out: Path,
+    rows: Rows,
+    files: Views,
+    settings: dict[str, Any],
     options: dict[str, Any],
     verbose: bool,
 ) -> None:
     """Write rows to a hidden folder, which the same command continues after a kill, then the files."""
     from dcnzoo.detect.detector import Results
-    from dcnzoo.detect.parts import write_results
+    from dcnzoo.detect.rows import write_results
 
-    parts = _unfinished_parts(detector, images, out)
-    missing = _missing(parts, images, files)
+    undetected = {*rows.missing(images, changed=True)}
+    missing = [image for image in images if image in undetected or files.lacks(image)]
     if len(missing) < len(images):
-        print(
-            f"continued: {len(images) - len(missing)} of {counted(len(images), 'images')} have been detected"
-        )
+        done = len(images) - len(missing)
+        print(f"continued: {done} of {counted(len(images), 'images')} have been detected")
+    began = time.monotonic()
     if len(images) == len(missing) == 1:  # an error of the only image ends the command
         result = detector(images[0], **options)
         results = result if isinstance(result, Results) else Results(iter([result]), [])
     else:
         result, results = None, detector(missing, **options)
-    began = time.monotonic()
 
     def show(shown: Detections) -> None:
         nonlocal began
-        print(
-            f"{printable(shown.path)}: {_counts(shown.names)}, {time.monotonic() - began:.2f} s", flush=True
-        )
+        seconds = f"{time.monotonic() - began:.2f} s"
+        print(f"{printable(shown.path)}: {_counts(shown.names)}, {seconds}", flush=True)
         if verbose or shown is result:
             _print_table(shown)
         began = time.monotonic()
 
     def finish(unopened: Collection[str] | None) -> None:
-        if written := files.finish(parts.in_order(images, unopened), detector.classes):
+        if written := files.finish(rows.in_order(images, unopened), settings):
             print(printable(f"written: {written}"))
 
     has_lines = verbose or len(images) <= SEVERAL or not sys.stdout.isatty()
     try:
-        write_results(parts, results, files.draw, show if has_lines else None)
+        write_results(rows, results, files.draw, show if has_lines else None)
     except KeyboardInterrupt:
         finish(None)
         raise
     finish({skipped.path for skipped in results.skipped if not skipped.is_opened})
-    parts.remove()
-    if others := len({*out.glob(".unfinished-*")} - {parts.folder}):
-        text = f"{counted(others, 'other commands')} did not finish; their rows stay in {out}/.unfinished-*"
+    rows.remove()
+    if others := files.others(rows.folder):
+        text = f"{counted(others, 'other commands')} did not finish; their rows stay in {rows.folder.parent}"
         print(printable(text))
     if files.images > SEVERAL:
         print(f"{counted(files.images, 'images')}: {_counts(files.counts)}")
@@ -260,35 +314,16 @@ def _write_files(
         sys.exit(1)
 
 
-def _unfinished_parts(detector: BaseDetector, images: list[str], out: Path) -> Parts:
-    """Return the rows of this command, which a kill has left."""
-    from dcnzoo.detect.parts import Parts
-
-    parameters = click.get_current_context().params
-    # the names of the drawn files depend on all images
-    settings = {**parameters, "images": images, "force": None, "verbose": None}
-    text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str, sort_keys=True)
-    parts = Parts(out / f".unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "jsonl")
-    click.get_current_context().with_resource(parts.locked())
-    if parameters["save_video"] or any(map(is_video, images)):  # videos are written from their start
-        parts.remove()
-    return parts
-
-
-def _missing(parts: Parts, images: list[str], files: ResultFiles) -> list[str]:
-    undetected = {*parts.missing(images, changed=True)}
-    return [image for image in images if image in undetected or files.lacks(image)]
-
-
-def _demo_image(path: Path) -> str:
-    """Write a validation image of the demo's data; return its path."""
+def _draw_demo_image(path: Path) -> None:
+    """Write a validation image of the demo's data."""
     import cv2
 
     from dcnzoo.data.shapes import ShapesSpec, draw_image
 
     image, _ = draw_image(ShapesSpec(), "val", 0)
-    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
-    return str(path)
+    content = cv2.imencode(".png", image)[1].tobytes()
+    require_new("infer", path, own=lambda file: file.read_bytes() == content)
+    write_bytes(path, content)
 
 
 def _counts(names: Iterable[str]) -> str:

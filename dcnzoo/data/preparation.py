@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcnzoo.data.annotations import Annotations
@@ -13,7 +13,7 @@ from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
 from dcnzoo.data.splits import ReadOptions, normal
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_bytes
+from dcnzoo.utils.files import require_equal, write_bytes
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.text import columns, counted, cut, few
 
@@ -30,15 +30,11 @@ def read_splits(
     data: Path,
     choice: Choice,
     options: ReadOptions,
-    claim: Callable[[Path], object],
 ) -> tuple[dict[str, Annotations], list[str]]:
     """Read the annotations of all splits, and check what must hold between them.
 
     A test part without pictures or objects, such as one whose annotations are secret, is left out. Without a
     validation set, pictures are chosen at random. Pictures inside LabelMe's files are written.
-
-    Args:
-        claim: is called with each file before it is written.
 
     Returns:
         The annotations of train, val and perhaps test, with the same categories; a line for each decision.
@@ -69,8 +65,8 @@ def read_splits(
     if account.errors:
         raise UserError(*account.errors)
     extracted = [each for annotations in splits.values() for each in annotations.extracted]
-    for file, _ in extracted:
-        claim(file)
+    for file, content in extracted:
+        require_equal(file, content)
     for file, content in extracted:
         write_bytes(file, content())
     _unify([*splits.values()])

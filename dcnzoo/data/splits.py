@@ -14,8 +14,8 @@ from dcnzoo.data.annotations import Annotations, read_coco
 from dcnzoo.data.conversion import MISSING, CocoBuilder
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES, recorded_names, walk
-from dcnzoo.utils.marks import is_detection
+from dcnzoo.utils.files import PICTURES, walk
+from dcnzoo.utils.marks import is_config_of_training, is_detection
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
 
@@ -215,7 +215,8 @@ class Tree:
         for folder, folders, names in walk(root):
             reason = ""
             if folder != root:
-                is_training = bool(recorded_names("train", folder))
+                programs = (folder / name for name in names if name.endswith(".py"))
+                is_training = "last_checkpoint" in names or any(map(is_config_of_training, programs))
                 reason = "work directories" if is_training else "detections" if is_detection(folder) else ""
             if reason:
                 folders.clear()

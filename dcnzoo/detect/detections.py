@@ -13,6 +13,7 @@ import numpy as np
 
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.marks import add_mark, info, mark
 
 if TYPE_CHECKING:
     import pandas
@@ -46,6 +47,7 @@ class Detections:
     classes: tuple[str, ...] = ()  # all names that the detector has; empty if unknown
     image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
     path: str = ""  # of the picture, if it was read from a file
+    model: str = ""  # the name of the detector's model; empty if the objects are not detected
 
     @property
     def crops(self) -> np.ndarray | Crops | None:
@@ -77,6 +79,11 @@ class Detections:
         known = range(len(self.classes))
         return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
 
+    @property
+    def mark(self) -> str:
+        """What files of these objects say: see :mod:`dcnzoo.utils.marks`."""
+        return mark("detections", self.model or "a detector")
+
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
         from dcnzoo.detect.drawing import draw
@@ -88,7 +95,10 @@ class Detections:
         return draw(self.image, self.boxes, self.labels, texts, self.crops)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Draw the objects into a picture file; its ending determines the format."""
+        """Draw the objects into a picture file; its ending determines the format.
+
+        PNG and JPEG files of a detector's results say so: ``train --data`` does not take them as pictures.
+        """
         from PIL import Image
 
         from dcnzoo.detect.drawing import encoded
@@ -96,8 +106,9 @@ class Detections:
         kind = Image.registered_extensions().get(Path(path).suffix.lower())
         if kind is None:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
+        content = encoded(self.draw(), kind)
         with replacing(path) as partial:
-            partial.write_bytes(encoded(self.draw(), kind))
+            partial.write_bytes(add_mark(content, self.mark) if self.model else content)
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawn picture for a notebook; None without a picture."""
@@ -165,33 +176,23 @@ class Detections:
         scores, labels = np.array(row["scores"], np.float32), np.array(row["labels"], np.int64)
         return cls(boxes, scores, labels, masks, tuple(classes), path=row["path"])
 
-    def to_coco(self, content: dict | None = None) -> dict:
+    def to_coco(self, content: dict | None = None, *, folder: str | os.PathLike[str] | None = None) -> dict:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
 
         Category ids start at 1, in the order of the classes. Masks require pycocotools.
+
+        Args:
+            folder: of the pictures: file names are relative to it (default: as they were given).
         """
+        from dcnzoo.detect.views import coco_categories, coco_entries
+
         if content is None:
-            content = {"images": [], "categories": coco_categories(self.classes), "annotations": []}
-        image, annotations = coco_entries(self.to_row(), len(content["images"]), len(content["annotations"]))
+            content = {"info": info(self.mark), "images": [], "categories": coco_categories(self.classes)}
+            content["annotations"] = []
+        row = self.to_row()
+        if folder is not None:
+            row["path"] = Path(os.path.relpath(self.path, folder)).as_posix()
+        image, annotations = coco_entries(row, len(content["images"]), len(content["annotations"]))
         content["images"].append(image)
         content["annotations"] += annotations
         return content
-
-
-def coco_categories(classes: Sequence[str]) -> list[dict]:
-    return [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-
-
-def coco_entries(row: Mapping, images: int, annotations: int) -> tuple[dict, list[dict]]:
-    """Return the image of a row and its annotations in COCO's format; the numbers count earlier ones."""
-    image = {"id": images + 1, "file_name": row["path"]}
-    if row["width"] is not None:
-        image |= {"width": row["width"], "height": row["height"]}
-    entries = []
-    for i, (x1, y1, x2, y2) in enumerate(row["boxes"]):
-        entry = {"id": annotations + i + 1, "image_id": images + 1, "category_id": row["labels"][i] + 1}
-        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": row["scores"][i]}
-        if row.get("masks") is not None:
-            entry["segmentation"] = {"size": [row["height"], row["width"]], "counts": row["masks"][i]}
-        entries.append(entry)
-    return image, entries

@@ -42,12 +42,14 @@ class BaseDetector:
         classes: the names of the labels; empty if unknown.
         device: ``"cpu"`` or a GPU, ``"cuda:0"``.
         score_threshold: default of calls.
+        name: of the model, for files of detections.
     """
 
     model: Any
     classes: tuple[str, ...]
     device: str
     score_threshold: float
+    name: str = ""
 
     @property
     def names(self) -> dict[int, str]:
@@ -216,8 +218,9 @@ class BaseDetector:
                 order = np.argsort(-result.scores, kind="stable")
                 image = reverse_channels(picture)
                 result = result[order]
+                known: dict[str, Any] = {"classes": tuple(self.classes), "image": image, "path": path}
                 yield dataclasses.replace(
-                    result, masks=result.crops, classes=tuple(self.classes), image=image, path=path
+                    result, masks=result.crops, model=self.name or "a detector", **known
                 )
         if skipped:
             print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)

@@ -59,7 +59,7 @@ class ExportedDetector(BaseDetector):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         self.model.require_detections()
-        self.classes = self._preprocessing.classes
+        self.classes, self.name = self._preprocessing.classes, Path(path).name
         self._memory = KeptMemory()
 
     @property

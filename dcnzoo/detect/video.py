@@ -12,6 +12,7 @@ import numpy as np
 
 from dcnzoo.detect.pictures import reverse_channels
 from dcnzoo.utils.files import is_video, replacing
+from dcnzoo.utils.marks import append_mark
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -57,10 +58,11 @@ class VideoFile:
     Args:
         path: the file; its ending is one of :data:`CODECS`.
         sources: the images of the call. The first video among them determines the frames per second.
+        mark: of the file; see :mod:`dcnzoo.utils.marks`.
     """
 
-    def __init__(self, path: Path, sources: Sequence[str | os.PathLike]) -> None:
-        self._library, self.path = _library(), path
+    def __init__(self, path: Path, sources: Sequence[str | os.PathLike], mark: str) -> None:
+        self._library, self.path, self._mark = _library(), path, mark
         self._replacing = ExitStack()
         self._partial = Path()
         videos = list(filter(is_video, sources))
@@ -91,6 +93,7 @@ class VideoFile:
             self._writer[1]()
             if not _is_complete(self._library, self._partial, self._frames):
                 raise OSError("it is not complete. The previous file is unchanged")
+            append_mark(self._partial, self._mark)
         return [self.path]
 
 

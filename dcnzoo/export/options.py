@@ -8,12 +8,14 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
+from dcnzoo.detect.checksum import require_intact
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.known_problems import RUNTIMES
 from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
 from dcnzoo.utils.errors import UserError, require_types
-from dcnzoo.utils.files import EXPORTED, picture_files, require_file
+from dcnzoo.utils.files import EXPORTED, picture_files, require_file, require_new
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.marks import mark, mark_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,24 @@ class ExportOptions:
     def files(self) -> tuple[Path, ...]:
         path = Path(self.path)
         return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+
+    def require_new(self, model: str, force: bool, drawn: bool = False) -> None:
+        """Raise UserError if a file exists that is no unchanged export of this model.
+
+        Args:
+            model: its name; see :func:`dcnzoo.utils.marks.model_name`.
+            force: replace another file at the path; not the ``.bin`` and ``.png`` beside it.
+            drawn: whether a ``.png`` is drawn.
+        """
+        path, *beside = self.files
+        own = mark("export", model)
+        try:
+            if path.suffix == ".onnx" and mark_of(path) == own:
+                require_intact(path)
+        except ValueError:  # edited
+            own = ""
+        drawing = [path.with_suffix(".png")] if drawn else []
+        require_new("export", path, mark=own, force=force, beside=[*beside, *drawing])
 
     @property
     def form(self) -> str:

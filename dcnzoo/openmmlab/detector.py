@@ -31,7 +31,6 @@ from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import output_files
 from dcnzoo.utils.memory import KeptMemory
 
 Model = Any  # a detector of MMDetection, whose classes have no types
@@ -149,8 +148,8 @@ class TorchDetector(BaseDetector):
 
         Args:
             path, options: see :class:`dcnzoo.export.options.ExportOptions`.
-            force: replace a file that this function and ``dcnzoo export`` have not written; not the ``.bin``
-                beside an ``.xml``.
+            force: replace a file that is no unchanged export of this model; not the ``.bin`` beside an
+                ``.xml``.
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
@@ -159,10 +158,8 @@ class TorchDetector(BaseDetector):
         from dcnzoo.openmmlab.export.export import export_detector
 
         checked = ExportOptions(os.path.expanduser(path), **options)
-        with output_files("export", force=force) as claim:
-            for file in checked.files:
-                claim(file, beside=file.suffix == ".bin")
-            return export_detector(self, checked)
+        checked.require_new(self.name, force)
+        return export_detector(self, checked)
 
     def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
         copies = view(self.model)

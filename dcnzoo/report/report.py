@@ -21,8 +21,9 @@ from dcnzoo.report.sections.pictures import show_detections, show_sampling, show
 from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
-from dcnzoo.utils.files import output_files, write_text
+from dcnzoo.utils.files import require_new, write_bytes, write_text
 from dcnzoo.utils.jsonl import versions
+from dcnzoo.utils.marks import add_mark, mark
 from dcnzoo.utils.text import counted
 
 
@@ -57,7 +58,7 @@ def write_report(
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
-        force: replace ``out`` also if this function has not written it; not the two files beside it.
+        force: replace ``out`` also if it is no report of these folders; not the two files beside it.
 
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
@@ -73,16 +74,15 @@ def write_report(
     data, history = out.with_suffix(".json"), out.with_suffix(".csv")
     if out in (data, history):
         raise UserError(f"out: expected a name that ends in .html, got {out}")
-    with output_files("report", force=force) as claim:
-        out = claim(out)
-        for file in (data, history):
-            claim(file, beside=True)
-        with user_errors():
-            runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
-            detectors = load_detectors(runs, device, allow_partial)
-        write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
-        write_text(data, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
-        write_text(history, _history(runs))
+    own = mark("report", ", ".join(os.path.relpath(folder, out.parent) for folder in work_dirs))
+    out = require_new("report", out, mark=own, force=force, beside=(data, history))
+    with user_errors():
+        runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
+        detectors = load_detectors(runs, device, allow_partial)
+    page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
+    write_bytes(out, add_mark(page.encode(), own))  # first: the files beside it follow from its mark
+    write_text(data, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
+    write_text(history, _history(runs))
     return out
 
 

@@ -1,11 +1,12 @@
 """Files of the user: which may be replaced, atomic writes, names, reading large ones."""
 
 import contextlib
+import functools
 import gc
 import glob
 import hashlib
-import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.marks import is_detection, mark_of
+from dcnzoo.utils.text import counted, few
 
 Result = TypeVar("Result")
 _LONGEST_ENDING = 9  # of a temporary name, which may have 255 bytes
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
 _ABANDONED = 600  # seconds after which nobody writes to a temporary file any more
 
 
@@ -37,15 +40,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     target = Path(os.path.expanduser(path))
-    # random: a fixed name could be a link, and two processes may write the same file
-    partial = target.with_name(
-        f"{partial_start(target)}{secrets.token_hex(8)}.partial{target.suffix[:_LONGEST_ENDING]}"
-    )
+    # random: a fixed name could be a link, and two processes may write the same file. The name of the file
+    # itself may have the maximum length
+    start = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{secrets.token_hex(8)}"
+    partial = target.with_name(f"{start}.partial{target.suffix[:_LONGEST_ENDING]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        for claim in [*_claims]:
-            claim.record(target, partial)
         if target.is_file() and not target.is_symlink():
             with contextlib.suppress(OSError):  # not all file systems have permissions
                 shutil.copymode(target, partial)
@@ -58,11 +59,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # its folder may be missing
             partial.unlink()
-
-
-def partial_start(target: Path) -> str:
-    """Return how a file's temporary names begin: by a hash, as its own name may have the maximum length."""
-    return f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}."
 
 
 @contextlib.contextmanager
@@ -103,140 +99,84 @@ def add_file(digest: "hashlib._Hash", path: str | os.PathLike) -> None:
             digest.update(part)
 
 
-# in a folder: command, name, SHA-256, size and time of each output file, one JSON object per line
-RECORD = ".dcnzoo.txt"
+# Files that a command writes: a file that exists is refused
 
 
-class Claim:
-    """The files of a command: see :func:`output_files`."""
-
-    def __init__(self, command: str, inputs: Iterable[str | os.PathLike], force: bool) -> None:
-        self._command, self._force = command, force
-        self._sources = {_without_ending(path) for path in inputs}
-        self._records: dict[Path, dict[str, list[list]]] = {}
-        self._partials: list[Path] = []  # of killed commands
-        self._claimed: set[str] = set()  # texts need half the memory of Path
-        self._of_libraries: list[Path] = []
-        self._began = time.time() - 1  # the clocks of file systems are not exact
-
-    def __call__(self, name: str | os.PathLike, *, beside: bool = False, library: bool = False) -> Path:
-        """Return the path of a file, before the work.
-
-        Args:
-            beside: the name follows from that of another file, so that ``force`` does not replace it.
-            library: another package writes it, without :func:`replacing`.
-
-        Raises:
-            UserError: the file must not or cannot be written.
-        """
-        path, command = Path(os.path.expanduser(name)), self._command
-        if str(path) in self._claimed:
-            return path
-        if path.is_dir() or path.is_symlink():
-            problem = "the folder" if path.is_dir() else f"a link to {os.readlink(path)}"
-            raise UserError(f"{command}: {path}: expected a file, got {problem}")
-        if _without_ending(path) in self._sources:
-            raise UserError(f"{command}: {path}: expected another folder than the input's, got the same")
-        if path.parent not in self._records:
-            require_writable(path.parent)
-            self._records[path.parent] = _recorded(path.parent, command)
-            self._partials += path.parent.glob(".*.partial*")
-        entries = self._records[path.parent].get(path.name, ())
-        forced = self._force and not beside
-        if os.path.lexists(path) and not forced and not _is_unchanged(path, entries):
-            expected = f"a new file, or one that dcnzoo {command} has written"
-            hint = f"force=True {'does not replace it: move it' if beside else 'replaces it'}"
-            raise UserError(f"{command}: {path}: expected {expected}, got another; {hint}")
-        for partial in self._partials:
-            if partial.parent == path.parent and partial.name.startswith(partial_start(path)):
-                with contextlib.suppress(OSError):
-                    if partial.stat().st_mtime < self._began - _ABANDONED:
-                        partial.unlink()
-        self._claimed.add(str(path))
-        if library:
-            self._of_libraries.append(path)
-        return path
-
-    def record(self, path: Path, written: Path) -> None:
-        """Record a claimed file, at once, so that it may be replaced after a kill.
-
-        Args:
-            written: has its content.
-        """
-        if str(path) not in self._claimed:
-            return
-        record = path.parent / RECORD
-        with contextlib.suppress(OSError):
-            state = written.stat()
-            entry = [file_digest(written).hexdigest(), state.st_size, state.st_mtime_ns]
-            known = (each[0] for each in self._records[path.parent].get(path.name, ()))
-            # a folder of somebody else may contain a link to another file in its place
-            is_own = not record.is_symlink() and (record.is_file() or not record.exists())
-            if entry[0] not in known and is_own:
-                with open(record, "a") as file:  # a kill may have cut the last line
-                    file.write(f"\n{json.dumps([self._command, path.name, *entry])}")
-
-    def record_libraries(self) -> None:
-        """Record the files that other packages have written."""
-        for path in self._of_libraries:
-            if path.is_file() and path.stat().st_mtime >= self._began:  # a pipe would wait for its other end
-                self.record(path, path)
-
-
-_claims: list[Claim] = []  # of the running commands
-
-
-@contextlib.contextmanager
-def output_files(
-    command: str, inputs: Iterable[str | os.PathLike] = (), force: bool = False
-) -> Iterator[Claim]:
-    """Let a command write files, but replace only those that an earlier run of the command has written.
-
-    Yields a function to call with the path of each file before the work: :class:`Claim`. :func:`replacing`
-    then records in the folder what it writes. A file that was changed since then is not replaced.
+def require_new(
+    command: str,
+    *names: str | os.PathLike,
+    mark: str = "",
+    force: bool = False,
+    beside: Iterable[Path] = (),
+    inputs: Iterable[str] = (),
+    own: Callable[[Path], bool] = lambda file: False,
+) -> Path:
+    """Check the names of output files before the work; return the first one, with the home folder for ~.
 
     Args:
-        inputs: the files that are read. No file is written beside one under the same name without ending.
-        force: replace other files, too.
+        mark: of the files: one that has it is replaced (see :mod:`dcnzoo.utils.marks`).
+        force: replace others, too.
+        beside: files whose names follow from the first one: replaced only if that has the mark.
+        inputs: files that are read. No file is written beside one under the same name without ending.
+        own: whether the command may replace a file for another reason.
+
+    Raises:
+        UserError: a file exists, or its folder cannot be written.
     """
-    claim = Claim(command, inputs, force)
-    _claims.append(claim)
-    try:
-        yield claim
-    finally:
-        _claims.remove(claim)
-        claim.record_libraries()
+    files = [Path(os.path.expanduser(name)) for name in names]
+    folders = {file.parent for file in (*files, *beside)}
+    for folder in folders:
+        require_writable(folder)
+        _remove_abandoned(folder)
+    sources = {_without_ending(source) for source in inputs}
+    others = []
+    for file in files:
+        if _without_ending(file) in sources:
+            raise UserError(f"{command}: {file}: expected another folder than the input's, got the same")
+        if file.is_dir() or file.is_symlink():
+            problem = "the folder" if file.is_dir() else f"a link to {os.readlink(file)}"
+            raise UserError(f"{command}: {file}: expected a file, got {problem}")
+        if os.path.lexists(file) and not (mark and mark_of(file) == mark) and not own(file):
+            others.append(file)
+    if others and not force:
+        what = f", or {mark}" if mark else ""
+        got = few(others, 3) if len(others) > 1 else others[0]
+        raise UserError(f"{command}: expected a new file{what}, got {got}; force=True replaces it")
+    for file in beside:
+        if os.path.lexists(file) and not (mark and mark_of(files[0]) == mark):
+            raise UserError(f"{command}: {file}: expected a new file beside {files[0]}; move it")
+    if others:
+        _note(f"replaced: {few(others, 3)}")
+    return files[0]
+
+
+def require_equal(path: Path, content: Callable[[], bytes]) -> None:
+    """Raise UserError if another file is where this content, a picture inside LabelMe's, is written."""
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == content()):
+        raise UserError(f"{path}: expected no file, or the picture that is written there; move it")
 
 
 def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 
 
-def _recorded(folder: Path, command: str) -> dict[str, list[list]]:
-    """Return the entries of a command by the file's name; a damaged line counts as none."""
-    entries: dict[str, list[list]] = {}
-    for line in (read_beside(folder / RECORD) or "").splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            entry = json.loads(line)
-            if isinstance(entry, list) and len(entry) > 2 and entry[0] == command:
-                entries.setdefault(str(entry[1]), []).append(entry[2:])
-    return entries
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files of killed commands; other processes may still write the new ones."""
+    for partial in folder.glob(".*.partial*"):
+        with contextlib.suppress(OSError):
+            if _PARTIAL.match(partial.name) and partial.stat().st_mtime < time.time() - _ABANDONED:
+                partial.unlink()
 
 
-def _is_unchanged(path: Path, entries: Sequence[list]) -> bool:
-    """Whether a file is as it was when one of the entries of its name was recorded."""
-    if not entries or not path.is_file():
-        return False
-    with contextlib.suppress(OSError):
-        state = [path.stat().st_size, path.stat().st_mtime_ns]
-        unchanged = any(entry[1:] == state for entry in entries)  # without reading it
-        return unchanged or file_digest(path).hexdigest() in (entry[0] for entry in entries)
-    return False
-
-
-def recorded_names(command: str, folder: Path) -> set[str]:
-    """Return the names of the files that a command has written to a folder; they may have changed since."""
-    return {name for name in _recorded(folder, command) if name == os.path.basename(name)}
+def numbered(folder: Path, usable: Callable[[Path], bool] = lambda folder: False) -> Path:
+    """Return the first of ``folder``, ``folder_2``, … that is usable; else the first that does not exist."""
+    number, free = 2, folder
+    while os.path.lexists(free):
+        if usable(free):
+            return free
+        free = folder.with_name(f"{folder.name}_{number}")
+        number += 1
+    return free
 
 
 # Files that a command reads by itself, beside one that the user names
@@ -426,20 +366,21 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
     left = _without_drawn(files) or files
     if len(left) < len(files):
         drawn = counted(len(files) - len(left), "pictures")
-        _note(f"left out: {drawn} of {name} that dcnzoo infer has drawn")
+        _note(f"left out: {drawn} of {name} that a detector has drawn")
     if hint:
         _note(f"left out: {hint}")
     return left
 
 
 def _without_drawn(files: list[str]) -> list[str]:
-    """Leave out the pictures that ``dcnzoo infer`` has written."""
-    records = {folder: _recorded(Path(folder), "infer") for folder in {*map(os.path.dirname, files)}}
-    return [
-        file
-        for file in files
-        if not _is_unchanged(Path(file), records[os.path.dirname(file)].get(os.path.basename(file), ()))
-    ]
+    """Leave out the pictures that a detector has drawn."""
+
+    @functools.cache
+    def may_have_some(folder: str) -> bool:  # without a look into each of a million pictures
+        return is_detection(folder) or is_detection(first[folder])
+
+    first = {os.path.dirname(file): file for file in reversed(files)}
+    return [file for file in files if not (may_have_some(os.path.dirname(file)) and is_detection(file))]
 
 
 def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:

@@ -3,6 +3,7 @@
 A command may replace a file with the mark that it would write. Detections are never taken as annotations.
 """
 
+import hashlib
 import json
 import mmap
 import os
@@ -15,10 +16,12 @@ from typing import Any
 
 DETECTIONS = "detections of "
 RESULTS = "results.json"  # in a folder that infer has written: the model and the settings
+PROGRAM = "# dcnzoo: "  # before the mark in the first line of a config
 KEY = "dcnzoo.mark"  # in the metadata of exported files
 _HEAD = 4096  # bytes; they have the mark of every file but those of _LAST
 _LAST = {".onnx": 2**24, ".xml": 2**20, ".pt2": 2**40, ".mp4": 2**10, ".avi": 2**10}  # bytes at the end
-_TEXT = rb"([a-z]+ of [\x20\x21\x23-\x3b\x3d-\x7e]+)"  # without quotes and <, which end it
+_ENDS = b'"<>&|'  # what no mark has: it ends one in a file
+_TEXT = rb"([a-z]+ of [^\x00-\x1f\x7f-\xff%b]+)" % re.escape(_ENDS)
 # a chunk of PNG, a comment of JPEG, an entry in the head of a page, the first line of a program
 _BEFORE = rb'tEXtdcnzoo\0|\xff\xfe..dcnzoo: |<meta name="dcnzoo" content="|\A# dcnzoo: '
 _FIRST = re.compile(rb"(?:%b)%b" % (_BEFORE, _TEXT), re.DOTALL)
@@ -29,7 +32,24 @@ _AT_END = re.compile(rb"dcnzoo\.mark[^a-z]*?(?:value=\")?%b" % _TEXT)
 def mark(what: str, name: object) -> str:
     """Return a mark, ``detections of MODEL``."""
     text = f"{what} of {name}".encode("ascii", "backslashreplace").decode()
-    return re.sub(r'["<\\]', "'", text)
+    return re.sub(rf"[\\\x00-\x1f{re.escape(_ENDS.decode())}]", "'", text)
+
+
+def entry(mark: str) -> str:
+    """Return the value of :data:`KEY` in the metadata of an exported file."""
+    return f"{mark}|"
+
+
+def model_name(model: str | os.PathLike, checkpoint: str | os.PathLike | None = None) -> str:
+    """Return the name of a model in marks: ``fruits`` of ``work_dirs/fruits/`` or ``configs/fruits.py``."""
+    path = Path(os.path.expanduser(model))
+    name = str(model)
+    if os.path.exists(path):
+        path = path.resolve()
+        name = path.stem if path.suffix in (".py", ".json") else path.name
+        if path.suffix in (".pth", ".safetensors"):
+            name = f"{path.parent.name}/{name}"
+    return name if checkpoint is None else f"{name} with {os.path.basename(checkpoint)}"
 
 
 def info(mark: str) -> dict[str, str]:
@@ -44,12 +64,14 @@ def mark_of(path: str | os.PathLike) -> str:
             return ""
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-            found = _FIRST.search(head) or _JSON.search(head)
+            if found := _FIRST.search(head) or _JSON.search(head):
+                return found[1].decode()
             last = _LAST.get(Path(path).suffix)
-            if not found and last and head:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    found = _AT_END.search(content, max(0, len(content) - last))
-            return found[1].decode() if found else ""
+            if not (last and head):
+                return ""
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                found = _AT_END.search(content, max(0, len(content) - last))
+                return found[1].decode() if found else ""
     except OSError:
         return ""
 
@@ -78,15 +100,46 @@ def is_of_detector(content: Any) -> bool:
     )
 
 
+def config_of(name: str, text: str) -> str:
+    """Return the text of a config that a training writes, with a mark for this file and a checksum."""
+    return f"{PROGRAM}{mark('config', name)}\n# {_checksum(text)}\n{text}"
+
+
+def is_config_of_training(path: Path) -> bool:
+    """Whether a training wrote this config, which may have changed since; not a copy with another name."""
+    return mark_of(path) == mark("config", path.name)
+
+
+def is_unchanged(path: Path) -> bool:
+    """Whether a config of a training has the content that was written."""
+    lines = path.read_text(encoding="utf-8").split("\n", 2)
+    return len(lines) > 2 and lines[1] == f"# {_checksum(lines[2])}"
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def add_mark(content: bytes, mark: str) -> bytes:
-    """Return the content of a PNG or JPEG file with a mark; other formats stay as they are."""
+    """Return the content of a PNG, a JPEG or a page with a mark; other formats stay as they are."""
     text = mark.encode()
     if content[:4] == b"\x89PNG":  # after the header, which has 33 bytes
-        chunk = b"tEXtdcnzoo\0" + text
+        chunk = b"tEXtdcnzoo\0" + text + b"\n"  # the checksum that follows may look like text
         chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
         return content[:33] + chunk + content[33:]
     if content[:2] == b"\xff\xd8":  # after JFIF's segment, which must be the first
         place = 4 + int.from_bytes(content[4:6], "big") if content[2:4] == b"\xff\xe0" else 2
         text = b"dcnzoo: " + text
         return content[:place] + b"\xff\xfe" + struct.pack(">H", 2 + len(text)) + text + content[place:]
-    return content
+    page = b'<head>\n<meta name="dcnzoo" content="%b">' % text
+    return content.replace(b"<head>", page, 1) if content[:15].lower() == b"<!doctype html>" else content
+
+
+def append_mark(path: Path, mark: str) -> None:
+    """Append a block with a mark to a video; programs skip blocks that they do not know."""
+    text = f"{KEY} {entry(mark)}".encode()
+    text += b" " * (len(text) % 2)
+    is_avi = path.suffix == ".avi"
+    head = b"JUNK" + struct.pack("<I", len(text)) if is_avi else struct.pack(">I", 8 + len(text)) + b"free"
+    with open(path, "ab") as file:
+        file.write(head + text)

@@ -1,11 +1,13 @@
 """``dcnzoo train --data``: from annotated pictures in any layout to a config that trains on them."""
 
+import contextlib
 import dataclasses
 import filecmp
 import json
 import math
 import re
-import tempfile
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +18,9 @@ from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import files_beside, output_files, read_beside
+from dcnzoo.utils.files import numbered, read_beside, require_writable, write_text
+from dcnzoo.utils.marks import PROGRAM, is_config_of_training, mark
 from dcnzoo.utils.text import counted
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_settings
 from dcnzoo.zoo.source import resolve
@@ -49,67 +51,66 @@ def prepare(
     data: Path,
     work_dir: Path,
     model: str | None = None,
-    force: bool = False,
     options: ReadOptions = AS_THEY_ARE,
     resumes: bool = False,
 ) -> OwnData:
     """Convert and check annotated pictures, and write a config that trains on them.
 
     Writes ``train.json``, ``val.json``, perhaps ``test.json``, and the config to the folder ``data`` in the
-    work directory, or to ``data_2``, … if trainings use the others.
+    work directory, or to ``data_2``, … if the others have another content. Replaces nothing.
 
     Args:
         data: a folder or file, in any of :data:`dcnzoo.data.layouts.LAYOUTS`.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
-        force: replace files in that folder that no training wrote.
         options: how the annotations are read.
-        resumes: the data are those of the training in the work directory: write nothing, and require that
-            the files would be the same.
+        resumes: the data are those of the training in the work directory: require that its files have the
+            same content.
 
     Raises:
-        UserError: the layout is unknown, a picture is in two splits, a file would be replaced, or the
-            annotations have problems, one line each.
+        UserError: the layout is unknown, a picture is in two splits, or the annotations have problems, one
+            line each.
     """
-    if not resumes:
-        return _write(data, work_dir, _data_folder(work_dir), model, force, options)
-    folder = _data_of(work_dir)
-    # beside the other one, so that relative paths are the same
-    with tempfile.TemporaryDirectory(dir=work_dir, prefix=".data_") as new:
-        own = _write(data, work_dir, Path(new), model, force, options)
-        _require_equal(data, folder, Path(new))
-    decisions = [line.replace(new, str(folder)) for line in own.decisions]
+    require_writable(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    # beside the other folders, so that relative paths are the same
+    new = work_dir / f".data_{secrets.token_hex(4)}"
+    try:
+        new.mkdir()
+        own = _write(data, work_dir, new, model, options)
+        if resumes:
+            folder = _data_of(work_dir)
+            _require_equal(data, folder, new)
+        else:
+            folder = numbered(work_dir / "data", lambda folder: _different(folder, new) is None)
+        if not folder.exists():
+            if (new / "images").exists():  # pictures inside annotation files, whose paths have the name
+                for file in (*new.glob("*.py"), *new.glob("*.json")):
+                    file.write_bytes(_renamed(file, new, folder))
+            new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it has files
+            work_dir.rmdir()
+    decisions = [line.replace(str(new), str(folder)) for line in own.decisions]
     return dataclasses.replace(own, config=folder / own.config.name, decisions=decisions)
 
 
-def _write(
-    data: Path, work_dir: Path, folder: Path, model: str | None, force: bool, options: ReadOptions
-) -> OwnData:
+def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options: ReadOptions) -> OwnData:
     """Write annotations and config to a folder; see :func:`prepare`."""
     options = dataclasses.replace(options, extract=folder / "images")
     choice = find_parts(data, options)
     if options.zero_based and choice.name != "Pascal VOC":
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {choice.name}")
-    with output_files("train", [file for part in choice.parts for file in part.files], force) as claim:
-        out = claim(folder / f"{work_dir.resolve().name or 'data'}.py")
-        for split in ("train", "val"):
-            claim(folder / f"{split}.json")  # before the work
-        splits, decisions = read_splits(data, choice, options, claim)
-        files = {split: claim(folder / f"{split}.json") for split in splits}
-        for split, annotations in splits.items():
-            annotations.write(files[split])
-        return _configure(out, splits, model, decisions)
-
-
-def _data_folder(work_dir: Path) -> Path:
-    """Return the first of the folders ``data``, ``data_2``, … that no config of a training names."""
-    if not SavedCheckpoints(work_dir).exist:
-        return work_dir / "data"
-    configs = (path for pattern in ("*.py", "replaced_*/*.py") for path in files_beside(work_dir, pattern))
-    used = "".join(read_beside(config) or "" for config in configs)
-    names = ("data", *(f"data_{number}" for number in range(2, used.count("/data_") + 3)))
-    return work_dir / next(name for name in names if f"/{name}/" not in used)
+    splits, decisions = read_splits(data, choice, options)
+    for split, annotations in splits.items():
+        annotations.write(folder / f"{split}.json")
+    own = _configure(folder / f"{work_dir.resolve().name or 'data'}.py", splits, model, decisions)
+    # with a mark, by which other trainings know that the folder is no data
+    text = own.config.read_text(encoding="utf-8")
+    write_text(own.config, f"{PROGRAM}{mark('config', own.config.name)}\n{text}")
+    return own
 
 
 def _data_of(work_dir: Path) -> Path:
@@ -125,19 +126,35 @@ def _data_of(work_dir: Path) -> Path:
 
 def _require_equal(data: Path, folder: Path, new: Path) -> None:
     """Raise UserError unless the folder has all new files with the same content."""
-    for file in sorted(new.rglob("[!.]*"), key=lambda file: (file.suffix != ".json", file)):
+    if file := _different(folder, new):
         before = folder / file.relative_to(new)
-        if not file.is_file() or (before.is_file() and filecmp.cmp(before, file, shallow=False)):
-            continue
-        if before.is_file():  # pictures inside annotation files are written to the folder, too
-            content = file.read_bytes().replace(new.name.encode(), folder.name.encode())
-            if content == before.read_bytes():
-                continue
         raise UserError(
             f"data: expected that of the training, {before}{_counts(before)}, got another {file.name} from "
             f"{data}{_counts(file)}; the model {folder.parent} in place of data, with resume=True, continues "
             "the training without new data, force=True replaces it"
         )
+
+
+def _different(folder: Path, new: Path) -> Path | None:
+    """Return the first of the new files that a folder does not have with the same content."""
+    files = filter(Path.is_file, new.rglob("[!.]*"))
+    for file in sorted(files, key=lambda path: (path.suffix != ".json", path)):
+        before = folder / file.relative_to(new)
+        if not before.is_file():
+            return file
+        if filecmp.cmp(before, file, shallow=False):
+            continue
+        content = _renamed(file, new, folder)
+        if file.suffix == ".py" and not is_config_of_training(before):  # of a version without marks
+            content = content.partition(b"\n")[2]
+        if content != before.read_bytes():
+            return file
+    return None
+
+
+def _renamed(file: Path, new: Path, folder: Path) -> bytes:
+    """Return the content of a file with the final name of the folder."""
+    return file.read_bytes().replace(new.name.encode(), folder.name.encode())
 
 
 def _counts(file: Path) -> str:

@@ -20,10 +20,10 @@ from dcnzoo.utils.files import (
     cache_folder,
     files_beside,
     last_checkpoint,
-    recorded_names,
     require_file,
     write_bytes,
 )
+from dcnzoo.utils.marks import is_config_of_training
 from dcnzoo.zoo.index import Model, UnknownModelError, find, models
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
@@ -154,7 +154,7 @@ def _config(name: str, path: Path, checkpoint: object) -> Source | None:
         return None
     require_file(name, "model")
     folder = path.parent
-    is_of_training = path.name in recorded_names("train", folder) and SavedCheckpoints(folder).exist
+    is_of_training = is_config_of_training(path) and SavedCheckpoints(folder).exist
     return Source(name, path, work_dir=folder if is_of_training else None)
 
 
@@ -185,9 +185,9 @@ def _configs(folder: Path) -> list[Path]:
     """
     if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
         return [folder / hub.CONFIG]
-    programs, written = files_beside(folder, "*.py"), recorded_names("train", folder)
+    programs = files_beside(folder, "*.py")
     configs = (
-        [path for path in programs if path.name in written]
+        [*filter(is_config_of_training, programs)]
         or [*filter(is_config, programs)]
         or [*filter(is_config, files_beside(folder, "*/vis_data/config.py"))]
     )

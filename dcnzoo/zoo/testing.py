@@ -1,9 +1,10 @@
 """``dcnzoo.test``: evaluate a detector; and compare its AP with the published one."""
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from dcnzoo.openmmlab.runs.device import require_device
 from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
-from dcnzoo.utils.files import EXPORTED, last_checkpoint, output_files, write_text
+from dcnzoo.utils.files import EXPORTED, last_checkpoint, require_new, write_text
 from dcnzoo.utils.jsonl import append_row, circumstances
+from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.zoo.index import Model
 from dcnzoo.zoo.source import resolve
 
@@ -50,7 +52,7 @@ def test(
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
-        force: replace output files that no test has written.
+        force: replace files that exist. Drawings of the same model are replaced without it.
         options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
 
     Returns:
@@ -64,15 +66,16 @@ def test(
     if exported and of_model:
         raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
     of_test = TestOptions(exported=exported, **options)
-    with output_files("test", force=force) as claim, user_errors():
-        for file in of_test.files():
-            claim(file, library=True)
+    if files := of_test.files():
+        require_new("test", *files, force=force)
+    drawings = mark("detections", model_name(model, checkpoint))
+    with user_errors():
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)
         if exported:
-            return execute.test(recipe, replace(of_test, exported=weights), None, claim)
-        return execute.test(recipe, of_test, weights, claim)
+            return execute.test(recipe, replace(of_test, exported=weights), None, drawings, force)
+        return execute.test(recipe, of_test, weights, drawings, force)
 
 
 @typed
@@ -105,8 +108,8 @@ def reproduce(
     options = RunOptions(**run)
     if train and checkpoint is not None:
         raise UserError(f"checkpoint: expected none with train=True, got {checkpoint}")
-    with output_files("reproduce", force=force) as claim, user_errors():
-        out = claim(out)
+    out = require_new("reproduce", out, force=force, own=_has_rows)
+    with user_errors():
         source = resolve(model, checkpoint)
         listed = source.entry
         if listed and source.weights is None:  # of a config file
@@ -115,7 +118,7 @@ def reproduce(
             source.require_weights()  # before the data are read; a download comes after
         required = (*TEST, *TRAINING) if train else TEST
         recipe = source.recipe(cfg_options, required).with_options(options)
-        images = use_data(recipe.cfg, data_root, subset, claim)
+        images = use_data(recipe.cfg, data_root, subset)
         started = time.time()
         if train:
             resume = SavedCheckpoints.of(recipe.cfg).can_resume
@@ -125,7 +128,7 @@ def reproduce(
         else:
             weights = source.read_weights()
         assert weights is not None  # the training has written them
-        metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights, claim)
+        metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
         row = {
             "model": listed.id if listed else str(model),
@@ -144,15 +147,21 @@ def reproduce(
         return row
 
 
-def use_data(
-    cfg: Config, root: str | os.PathLike[str] | None, subset: int | None, claim: Callable[[Path], Path]
-) -> int:
+def _has_rows(file: Path) -> bool:
+    """Whether a file has only rows of :func:`reproduce`, to which a row can be appended."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return bool(rows) and all({"model", "measured"} <= row.keys() for row in rows)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | None) -> int:
     """Set the data paths in the config; return the number of images to evaluate.
 
     Args:
         root: folder of the data; None: the config's.
         subset: evaluate only this many images; None: all.
-        claim: of :func:`dcnzoo.utils.files.output_files`, for the annotations of the subset.
 
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
@@ -175,9 +184,11 @@ def use_data(
         # also selects annotations: other objects would count as missed
         numbers = sorted(image["id"] for image in content["images"])[:subset]
         content = select_images(content, set(numbers))
-        annotations, text = Path(cfg.work_dir, f"first-{subset}-images.json"), json.dumps(content)
-        if not (annotations.is_file() and annotations.read_text() == text):  # by another process
-            write_text(claim(annotations), text)
+        text = json.dumps(content)
+        checksum = hashlib.sha256(text.encode()).hexdigest()[:8]
+        annotations = Path(cfg.work_dir, f"first-{subset}-images-{checksum}.json")
+        if not annotations.is_file():  # by another process, or an earlier command
+            write_text(annotations, text)
     if not content["annotations"]:
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

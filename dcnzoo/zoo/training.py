@@ -62,9 +62,8 @@ def train(
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
         data: a folder or file with annotated pictures, in any of :data:`dcnzoo.data.layouts.LAYOUTS`. They
-            and a config are written to the folder ``data`` in the work directory; with ``force``, to
-            ``data_2`` if the training before uses ``data``, and so on. With ``resume``, they must be those
-            of the training.
+            and a config are written to the folder ``data`` in the work directory; to ``data_2``
+            if ``data`` has another content, and so on. With ``resume``, they must be those of the training.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
         epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
             :class:`dcnzoo.openmmlab.options.TrainOptions`.
@@ -142,6 +141,6 @@ def _own_data(
         stack.enter_context(lock_work_dir(folder))
     continues = start.resumes and not start.replaces and SavedCheckpoints(folder).exist
     name = None if model is None else str(model)
-    own = prepare(data.expanduser(), folder, name, force, reading, continues)
+    own = prepare(data.expanduser(), folder, name, reading, continues)
     print(*map(printable, own.decisions), sep="\n")
     return folder, own

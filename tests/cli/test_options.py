@@ -1,6 +1,6 @@
 """Every option is used or refused."""
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from dcnzoo.detect.views import Views
 from dcnzoo.openmmlab.runs.recipe import Recipe
 
 from ..commands import error_of, invoke
@@ -166,12 +167,18 @@ def library(monkeypatch, tmp_path):
         recorder.calls.append(("cfg", repr(args), repr(sorted(kwargs.items()))))
         return Config(CFG, filename="own.py")
 
-    def claim(path, **options):
-        recorder.calls.append(("claim", str(path), ""))
-        return Path(path)
+    def require_new(command, *names, mark="", force=False, beside=(), **others):
+        recorder.calls.append(("new", repr((*names, *beside)), f"{mark} {force}"))
+        return Path(names[0]) if names else None
 
-    for path, result in (("cli._options", claim), ("zoo.testing", nullcontext(claim))):
-        recorder.replace(f"dcnzoo.{path}.output_files", result)
+    class Files(Views):
+        def __init__(self, *args, **options):
+            recorder.calls.append(("views", repr(args), repr(sorted(options.items()))))
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr("dcnzoo.detect.views.Views", Files)
+    for path in ("cli._options", "zoo.testing", "export.options", "detect.views"):
+        monkeypatch.setattr(f"dcnzoo.{path}.require_new", require_new)
     for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
         monkeypatch.setattr(f"dcnzoo.{path}", Detector)
     monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.read_config_file", cfg_of)

@@ -22,7 +22,8 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files, write_text
+from dcnzoo.utils.files import write_text
+from dcnzoo.utils.marks import config_of
 from dcnzoo.zoo.source import resolve
 
 from .. import commands
@@ -250,22 +251,14 @@ def test_data_of_a_training_stay(tmp_path, monkeypatch):
         new = {name for name in after if name.startswith("data_2/")}
         assert {name: after[name] for name in after.keys() - new} == before
         assert new == {"data_2/train.json", "data_2/val.json", "data_2/work.py"}
-    (work / "replaced_1").mkdir()
-    (work / "work.py").rename(work / "replaced_1/work.py")
-    (work / "work.py").write_text("model = dict()\na = '{{ fileDirname }}/data_2/train.json'")
+    (work / "data_2/work.py").write_text("edited")
     dcnzoo.train(data=data, work_dir=work, force=True, dry_run=True)
-    assert (work / "data_3/work.py").exists(), "each training has its own"
+    assert (work / "data_3/work.py").exists() and (work / "data_2/work.py").read_text() == "edited"
 
 
 def replace(recipe, start=Start(replaces=True)):  # noqa: B008  it cannot be changed
     """What a training does to its work directory when it begins."""
     WorkDirHook(recipe, start).before_train(SimpleNamespace(log_dir=f"{recipe.work_dir}/20260102_000000"))
-
-
-def write_as(command, *files):
-    with output_files(command) as claim:
-        for file, text in files:
-            write_text(claim(file), text)
 
 
 def test_only_files_of_the_training_are_replaced(tmp_path):
@@ -278,17 +271,17 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
         "model = dict()\na = '{{ fileDirname }}/data/train.json'\n"
         "b = dict(img='{{ fileDirname }}/../../images/')\n"
     )
-    write_as("train", (work / "cfg.py", text), (work / "changed.py", text))
-    (work / "changed.py").write_text("model = dict()")
-    write_as("report", (work / "report.csv", "x"))
-    users = ("own_program.py", "own_config.py", "new.py", "report.html", "weights.pth")
+    write_text(work / "cfg.py", config_of("cfg.py", text))
+    write_text(work / "changed.py", config_of("changed.py", text) + "a = 3")
+    write_text(work / "report.html", '<!doctype html><head><meta name="dcnzoo" content="report of .">')
+    users = ("own_program.py", "own_config.py", "new.py", "weights.pth")
     for name in users:
         (work / name).write_text("model = dict(\n    type='A')\n")
     for name in ("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"):
         (work / name).touch()
     replace(Recipe(Config({"work_dir": str(work)}, filename=str(work / "new.py"))))
     assert {path.name for path in replaced.iterdir()} == {
-        *(".dcnzoo.txt", "cfg.py", "changed.py", "report.csv", "20260101_000000"),
+        *("cfg.py", "changed.py", "report.html", "20260101_000000"),
         *("epoch_1.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"),
         "new.py",  # in the way
     }
@@ -306,7 +299,7 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
 def test_a_replacement_that_is_cut_off_goes_on(tmp_path, monkeypatch, number):
     work = tmp_path / "work"
     (work / "20260101_000000").mkdir(parents=True)
-    write_as("train", (work / "cfg.py", "model = dict()"))
+    write_text(work / "cfg.py", config_of("cfg.py", "model = dict()"))
     names = {"epoch_1.pth", "epoch_2.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"}
     for name in names:
         (work / name).write_text(name)

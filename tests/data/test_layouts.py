@@ -18,6 +18,7 @@ from dcnzoo.data.voc import convert_voc
 from dcnzoo.data.yolo import CLASSES as CLASS_FILES
 from dcnzoo.data.yolo import convert_yolo
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.marks import config_of
 
 CLASSES = ("disc", "box", "star")
 WIDTH, HEIGHT = 60, 40
@@ -562,7 +563,7 @@ def test_what_is_not_used_is_named(tmp_path):
     first, second = account(tmp_path).lines
     assert first.startswith("1 file of YOLO: their pictures do not exist") and "train/gone.txt" in first
     assert second.startswith("2 pictures (photos/0000.jpg, photos/0001.jpg)")
-    write(tmp_path / "photos/.dcnzoo.txt", '["train", "photos.py", "0", 0, 0]\n')
+    write(tmp_path / "photos/photos.py", config_of("photos.py", ""))
     assert account(tmp_path).lines[1] == "1 work directory (photos)"
     (tmp_path / "train/0002.txt").unlink()
     (error,) = account(tmp_path).errors

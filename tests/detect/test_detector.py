@@ -286,7 +286,7 @@ def result(detector, folder):
 
 
 def test_damaged_files_in_a_work_directory(detector, folder, work_dir, capsys):
-    for name in ("best_x.pth", "newer.py", ".dcnzoo.txt"):
+    for name in ("best_x.pth", "newer.py"):
         os.mkfifo(work_dir / name)
     assert_equal(dcnzoo.load(work_dir)(folder / "0.png"), detector(folder / "0.png"))
     warned = capsys.readouterr().err

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.parts import rows
+from dcnzoo.detect.rows import rows
 from dcnzoo.ray import Detect
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"

@@ -1,4 +1,4 @@
-"""dcnzoo replaces only files that it has written: ``dcnzoo.utils.files.output_files`` and the commands."""
+"""A file that exists is refused, unless it has the command's mark: ``require_new`` and the commands."""
 
 import gc
 import hashlib
@@ -8,7 +8,6 @@ import shutil
 import sys
 import threading
 import time
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,112 +23,80 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.splits import Tree
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
-    RECORD,
     cache_folder,
     collector_paused,
     files_beside,
     image_folder,
-    output_files,
+    numbered,
     picture_files,
     read_beside,
     replacing,
+    require_equal,
     require_file,
+    require_new,
     write_text,
 )
 from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.marks import add_mark
 
-from ..commands import error_of, invoke, run
+from ..commands import error_of, invoke
 from ..demo import DEFORMABLE
 
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
-def write(path, text="new", command="infer", **options):
-    with output_files(command, **options) as claim:
-        write_text(claim(path), text)
+MARK = "report of a"
 
 
-def test_a_command_replaces_only_its_own_unchanged_files(tmp_path):
-    path = tmp_path / "out" / "a.txt"
-    write(path, "first")
-    write(path, "second")
-    for reason, command in (("of another command", "report"), ("changed", "infer")):
-        if reason == "changed":
-            path.write_text("edited by hand")
-        before = path.read_text()
-        with pytest.raises(UserError, match=r"a\.txt.*force=True"):
-            write(path, command=command)
-        assert path.read_text() == before, reason
-    write(path, "third", force=True)
-    write(path, "fourth")
-    assert path.read_text() == "fourth"
-    path.write_text("equal")
-    write(path, "equal", force=True)  # from now on it is the command's own file
-    write(path, "fifth")
-    assert path.read_text() == "fifth"
+def write(path, text="new", **options):
+    write_text(require_new("report", path, **options), text)
 
 
-def test_files_that_were_not_written_are_not_recorded(tmp_path):
-    mine = tmp_path / "mine.txt"
-    mine.write_text("mine")
-    with pytest.raises(ZeroDivisionError), output_files("infer", force=True) as claim:
-        claim(mine)
-        write_text(claim(tmp_path / "b.txt"), "written before the error")
-        mine.write_text("edited while the command computed")
-        1 / 0  # noqa: B018
-    write(tmp_path / "b.txt")
-    with pytest.raises(UserError, match="mine"):
-        write(mine)
+def page(mark=MARK):
+    return add_mark(b"<!doctype html>\n<head>", mark).decode()
 
 
-@pytest.mark.parametrize("content", ["mine", None])
-def test_a_record_that_is_a_link_is_not_written(tmp_path, content):
-    """The folder may be from elsewhere, and the link may name any file of the user."""
-    linked = tmp_path / "linked.txt"
-    if content is not None:
-        linked.write_text(content)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / RECORD).symlink_to(linked)
-    write(tmp_path / "data" / "train.json")
-    assert (linked.read_text() if linked.exists() else None) == content
-
-
-def test_the_record_does_not_grow_by_equal_files(tmp_path):
-    for _ in range(3):
-        with output_files("infer", force=True) as claim:
-            claim(tmp_path / "a.txt", library=True).write_text("equal")
-            write_text(claim(tmp_path / "b.txt"), "equal")
-    assert len((tmp_path / RECORD).read_text().split()) == 10, "two lines of five values"
-
-
-def test_a_record_that_a_kill_has_cut(tmp_path):
-    write(tmp_path / "a.txt")
-    os.truncate(tmp_path / RECORD, (tmp_path / RECORD).stat().st_size - 9)
-    write(tmp_path / "b.txt")
-    write(tmp_path / "b.txt", "again")
-    with pytest.raises(UserError, match=r"a\.txt"):
-        write(tmp_path / "a.txt")
+def test_a_file_that_exists_is_refused(tmp_path, capsys):
+    path = tmp_path / "out" / "a.html"
+    write(path, page(), mark=MARK)
+    write(path, page(), mark=MARK)
+    for text, mark in (
+        (page(), ""),
+        (page("report of b"), MARK),
+        (page("detections of a"), MARK),
+        ("", MARK),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a\.html.*force=True"):
+            write(path, mark=mark)
+        assert path.read_text() == text and capsys.readouterr().err == ""
+    write(path, page(), mark=MARK, force=True)
+    assert path.read_text() == page() and "replaced: " in capsys.readouterr().err, (
+        "force says what it replaces"
+    )
+    write(path, page(), mark=MARK, force=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_force_is_for_the_file_that_was_named(tmp_path):
-    """It does not replace report.csv, whose name follows from that of report.html."""
-    (tmp_path / "a.html").touch()
-    (tmp_path / "a.csv").write_text("mine")
-    with output_files("report", force=True) as claim:
-        write_text(claim(tmp_path / "a.html"), "new")
-        with pytest.raises(UserError, match=r"a\.csv"):
-            claim(tmp_path / "a.csv", beside=True)
-        (tmp_path / "a.csv").unlink()
-        write_text(claim(tmp_path / "a.csv", beside=True), "new")
-    with output_files("report") as claim:
-        claim(tmp_path / "a.csv", beside=True)
+    """It does not replace a.csv, whose name follows from that of a.html. The mark of a.html is for both."""
+    page_file, csv = tmp_path / "a.html", tmp_path / "a.csv"
+    csv.write_text("mine")
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"a\.csv.*move it"):
+            write(page_file, page(), mark=MARK, force=force, beside=[csv])
+    page_file.write_text("mine")
+    with pytest.raises(UserError, match=r"a\.csv.*move it"):
+        write(page_file, page(), mark=MARK, force=True, beside=[csv])
+    page_file.write_text(page())
+    write(page_file, page(), mark=MARK, beside=[csv])
 
 
 def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_path):
     path, link = tmp_path / "secret.txt", tmp_path / "link.txt"
     write(path)
     path.chmod(0o600)
-    write(path, "changed")
+    write(path, "changed", force=True)
     assert path.stat().st_mode & 0o777 == 0o600 and path.read_text() == "changed"
     link.symlink_to(path)
     for force in (False, True):
@@ -144,38 +111,50 @@ def test_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     write("~/a.txt")
-    write(tmp_path / "home/a.txt", "recorded")
+    with pytest.raises(UserError, match=str(tmp_path / "home")):
+        write(tmp_path / "home/a.txt")
     with replacing("~/b.txt") as partial:
         partial.touch()
-    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [RECORD, "a.txt", "b.txt"]
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["a.txt", "b.txt"]
     assert [*tmp_path.iterdir()] == [tmp_path / "home"]
 
 
 def test_what_a_killed_command_has_half_written(tmp_path):
-    """A later command removes an old one of the same file; another process may still write a new one."""
+    """A later command removes old ones; another process may still write a new one. Others are not ours."""
     halves = []
-    for name, age in (("a.txt", 1e4), ("a.txt", 9), ("other.txt", 1e4)):
-        with replacing(tmp_path / name) as half:
-            halves.append(half)
+    for age in (1e4, 9):
+        with replacing(tmp_path / "a.txt") as half:
             half.touch()
         half.touch()
         os.utime(half, (time.time() - age,) * 2)
-    write(tmp_path / "a.txt", force=True)
-    assert [half.exists() for half in halves] == [False, True, True]
+        halves.append(half)
+    others = [tmp_path / ".a.partial", tmp_path / ".download.partial.zip"]
+    for other in others:
+        other.touch()
+        os.utime(other, (0, 0))
+    write(tmp_path / "b.txt")
+    assert [half.exists() for half in halves] == [False, True] and all(other.exists() for other in others)
 
 
-def test_checksum_of_a_large_file(tmp_path):
-    large = tmp_path / "large.onnx"
-    with open(large, "wb") as file:
-        file.truncate(2**25 + 1)
-    tracemalloc.start()
-    with output_files("export", force=True) as claim:
-        claim(large, library=True).touch()
-    memory = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert memory < 2**23, "it is never in memory as a whole"
-    entry = ["export", large.name, hashlib.sha256(large.read_bytes()).hexdigest()]
-    assert json.loads((tmp_path / RECORD).read_text())[:3] == entry
+def test_folders_are_numbered(tmp_path):
+    folder = tmp_path / "infer"
+    assert numbered(folder) == folder
+    for name in ("infer", "infer_2", "infer_4"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "infer_2/mine").touch()
+    assert numbered(folder) == tmp_path / "infer_3"
+    assert numbered(folder, lambda path: (path / "mine").exists()) == tmp_path / "infer_2"
+
+
+def test_only_an_equal_picture_is_where_one_is_written(tmp_path):
+    path = tmp_path / "a.png"
+    require_equal(path, lambda: b"1")
+    path.write_bytes(b"1")
+    require_equal(path, lambda: b"1")
+    for make in (lambda: path.write_bytes(b"2"), lambda: path.unlink() or path.symlink_to("none")):
+        make()
+        with pytest.raises(UserError, match=r"a\.png"):
+            require_equal(path, lambda: b"1")
 
 
 def test_threads_that_write_one_file(tmp_path):
@@ -227,16 +206,14 @@ def test_places_where_nothing_is_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path, tmp_path / "file" / "x", tmp_path / "link", tmp_path / "pipe", "/proc/dcnzoo/x"):
+    places = (tmp_path, tmp_path / "file" / "x", tmp_path / "link", tmp_path / "pipe", Path("/proc/dcnzoo/x"))
+    for place in places:
         with pytest.raises(UserError, match=str(place).removesuffix("/x")):
-            write(place)
+            write(place, mark=MARK)
     for name in ("a.jpg", "a.txt"):
         with pytest.raises(UserError, match="input"):
-            write(tmp_path / name, inputs=[tmp_path / "a.jpg"], force=True)
-    (tmp_path / RECORD).write_text("[1\n3\nnull\n")
-    with pytest.raises(UserError, match="force=True"):
-        write(tmp_path / "file")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, "file", "link", "pipe"]
+            write(tmp_path / name, inputs=[str(tmp_path / "a.jpg")], force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -323,7 +300,6 @@ REFUSED = [
     ["data", "check", "coco.json", "--fix", "all.json"],
     ["data", "check", "coco.json", "--fix", "coco.json"],
     ["data", "config", "coco.json", "coco.json", "page.html", "--images", "photos"],
-    ["train", "--data", "data", "--work-dir", "."],
     ["train", DEFORMABLE, "--report", "--work-dir", "run"],
     ["reproduce", DEMO, "--out", "all.json"],
     ["reproduce", DEMO, "--out", "/proc/dcnzoo/rows.jsonl"],
@@ -335,7 +311,7 @@ def test_commands_replace_no_file_of_the_user(mine, tmp_path, monkeypatch, argum
     monkeypatch.chdir(mine)
     before = hashes(mine)
     message = error_of(*(str(tmp_path) if word == "LOGS" else word for word in arguments))
-    assert any(text in message for text in ("--force", "cannot be written", "input")), message
+    assert any(text in message for text in ("--force", "cannot be written", "input", "move it")), message
     assert hashes(mine) == before
 
 
@@ -362,16 +338,6 @@ def unformatted(cfg):  # formatting takes seconds
 
 def stop(*args):
     raise ValueError("stopped")
-
-
-def test_a_command_can_run_twice(mine, tmp_path, monkeypatch):
-    monkeypatch.chdir(mine)
-    for _ in range(2):
-        run("infer", DEMO, "photos", "--txt", "--out", tmp_path)
-        run("data", "check", "coco.json", "--fix", tmp_path / "fixed.json")
-    (tmp_path / "00000.txt").write_text("edited by hand")
-    error_of("infer", DEMO, "photos", "--txt", "--out", tmp_path)
-    run("infer", DEMO, "photos", "--txt", "--out", tmp_path, "--force")
 
 
 def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path, monkeypatch):
@@ -435,18 +401,18 @@ def test_a_name_that_is_no_home_folder(tmp_path, monkeypatch):
 
 
 def test_drawn_pictures_are_left_out(tmp_path, capsys):
-    """A folder or pattern does not have those of an earlier infer, unless it has no others."""
-    for name in ("a.png", "out/own.png"):
+    """A folder or pattern does not have those of a detector, unless it has no others."""
+    pixels = cv2.imencode(".png", np.zeros((5, 7, 3), np.uint8))[1].tobytes()
+    for name in ("a.png", "out/own.png", "out/drawn.png", "all/drawn.png", "all/drawn_2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"1")
-    with output_files("infer", [tmp_path / "a.png"]) as claim:
-        for name in ("drawn.png", "changed.png"):
-            write_text(claim(tmp_path / "out" / name), "2")
-    (tmp_path / "out/changed.png").write_bytes(b"345")
-    left = [str(tmp_path / name) for name in ("a.png", "out/changed.png", "out/own.png")]
+        mark = "detections of x" if "drawn" in name else "annotations of x"
+        (tmp_path / name).write_bytes(add_mark(pixels, mark))
+    settings = {"format": "files", "model": "abc", "score_threshold": 0.3}
+    (tmp_path / "out/results.json").write_text(json.dumps(settings))
+    left = [str(tmp_path / name) for name in ("a.png", "out/own.png")]
     assert picture_files(tmp_path, below=True) == picture_files(f"{tmp_path}/**/*.png") == left
-    assert "1 picture" in capsys.readouterr().err
-    assert picture_files(tmp_path) == left[:1] and "2 pictures in sub" in capsys.readouterr().err
+    assert "3 pictures" in capsys.readouterr().err
+    assert picture_files(tmp_path) == left[:1] and "1 picture" in capsys.readouterr().err
     assert picture_files(f"{tmp_path}/out/d*") == [str(tmp_path / "out/drawn.png")]
     (tmp_path / "list.txt").write_text(f"{tmp_path}/out/drawn.png\n")
     assert len(picture_files(tmp_path / "list.txt", below=True)) == 1

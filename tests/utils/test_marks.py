@@ -8,7 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcnzoo.utils.marks import RESULTS, add_mark, info, is_detection, is_of_detector, mark, mark_of
+from dcnzoo.utils.marks import (
+    KEY,
+    RESULTS,
+    add_mark,
+    append_mark,
+    config_of,
+    entry,
+    info,
+    is_config_of_training,
+    is_detection,
+    is_of_detector,
+    is_unchanged,
+    mark,
+    mark_of,
+    model_name,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (13, 7, 3), dtype=np.uint8)
 
@@ -36,7 +51,7 @@ def test_a_marked_picture_has_the_same_pixels(tmp_path, kind, options):
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
         assert picture.getexif() == expected.getexif() and picture.info.get("dpi") == expected.info.get("dpi")
         text = picture.info.get("dcnzoo") or picture.info["comment"].decode().removeprefix("dcnzoo: ")
-        assert text == mark_of(path) == mark("detections", name)
+        assert text.strip() == mark_of(path) == mark("detections", name)
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(pixels, cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR))
     path.write_bytes(plain)
@@ -79,3 +94,48 @@ def test_folders_of_a_detector(tmp_path):
         assert not is_detection(tmp_path)
     (tmp_path / RESULTS).write_text('{"format": "jsonl", "model": "12ab", "score_threshold": 0.3}')
     assert is_detection(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2", ".mp4", ".avi"])
+def test_marks_at_the_end(tmp_path, ending):
+    """Of an entry in metadata, as each format stores it, and of the blocks after a video."""
+    path, text = tmp_path / f"a{ending}", mark("export", "a")
+    path.write_bytes(bytes(range(256)) * 40)
+    assert mark_of(path) == ""
+    if ending in (".mp4", ".avi"):
+        append_mark(path, text)
+    else:
+        before = {".onnx": b"\x0a\x0b%b\x12\x0b", ".xml": b'<%b value="', ".pt2": b'"%b": "'}[ending]
+        path.write_bytes(path.read_bytes() + before % KEY.encode() + entry(text).encode() + b'" />r')
+    assert mark_of(path) == text
+
+
+def test_configs_of_trainings(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(config_of("a.py", "a = 1\n"))
+    assert is_config_of_training(path) and is_unchanged(path)
+    path.write_text(f"{path.read_text()}# edited")
+    assert is_config_of_training(path) and not is_unchanged(path)
+    path.rename(tmp_path / "b.py")
+    assert not is_config_of_training(tmp_path / "b.py")
+
+
+def test_names_of_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("work_dirs/fruits", "configs"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("configs/a.b.py", "work_dirs/fruits/epoch_1.pth", "m.onnx"):
+        (tmp_path / name).touch()
+    for model, expected in (
+        ("work_dirs/fruits/", "fruits"),
+        (tmp_path / "work_dirs/fruits", "fruits"),
+        ("work_dirs/fruits/epoch_1.pth", "fruits/epoch_1.pth"),
+        ("configs/a.b.py", "a.b"),
+        ("m.onnx", "m.onnx"),
+        ("dcnzoo::x", "dcnzoo::x"),
+        ("hf://owner/name", "hf://owner/name"),
+    ):
+        assert model_name(model) == expected
+    assert (
+        model_name("a", "x/epoch_2.pth") == "a with epoch_2.pth" and model_name("a", "best") == "a with best"
+    )

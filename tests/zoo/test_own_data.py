@@ -134,7 +134,8 @@ def test_pictures_inside_files_of_labelme(tmp_path):
     files = tmp_path / "run/data/train.json", tmp_path / "run/data/val.json"
     own = {(Path(name).stem, *rest) for name, *rest in objects(*files)}
     assert own == {(Path(n).stem, *rest) for part in parts.values() for n, *rest in objects_of(part)}
-    prepare(tmp_path / "fruits", tmp_path / "run")  # replaces its own files
+    assert prepare(tmp_path / "fruits", tmp_path / "run").config == tmp_path / "run/data/run.py", "equal"
+    assert not (tmp_path / "run/data_2").exists()
 
 
 def test_an_unknown_format(tmp_path):
@@ -190,9 +191,12 @@ def test_data_of_a_running_training_stay(tmp_path, monkeypatch):
     second = ("train", "--data", tmp_path / "second", "--work-dir", work, "--dry-run")
     with lock.lock_work_dir(work):
         assert "used by process" in error_of(*second)
-    assert (work / "data/train.json").read_bytes() == before
-    run(*second)
-    assert (work / "data/train.json").read_bytes() != before
+    for _ in range(2):
+        run(*second)
+    assert (work / "data/train.json").read_bytes() == before, "other data have a folder of their own"
+    assert (work / "data_2/train.json").read_bytes() != before and not (work / "data_3").exists()
+    run("train", "--data", tmp_path / "first", "--work-dir", work, "--dry-run")
+    assert not [*work.glob("data_3")] and not [*work.glob(".data*")], "equal data are written once"
 
 
 def test_test_pictures_are_only_for_tests(tmp_path):

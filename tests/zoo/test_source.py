@@ -10,7 +10,8 @@ import dcnzoo
 import dcnzoo.models  # before mmdet, which needs mmcv.ops
 from dcnzoo import zoo
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import output_files, write_text
+from dcnzoo.utils.files import write_text
+from dcnzoo.utils.marks import config_of
 from dcnzoo.zoo.source import resolve
 
 from ..demo import PLAIN
@@ -118,8 +119,8 @@ def test_every_mistake(model, checkpoint, message):
 def test_a_copied_work_directory_is_its_own(tmp_path):
     """The config in a copied work directory has the path of the original."""
     for config in Path("last").glob("*.py"):
-        with output_files("train", force=True) as claim:
-            write_text(claim(config), f"_base_ = 'dcnzoo::demo/{SHAPES}.py'\nwork_dir = '{tmp_path}/last'\n")
+        text = f"_base_ = 'dcnzoo::demo/{SHAPES}.py'\nwork_dir = '{tmp_path}/last'\n"
+        write_text(config, config_of(config.name, text))
     shutil.copytree("last", "copy")
     for model in ("copy", "copy/epoch_1.pth", "copy/old.py"):
         assert resolve(model).recipe().work_dir == Path("copy")
@@ -130,8 +131,8 @@ def test_a_copied_work_directory_is_its_own(tmp_path):
 
 def test_only_the_config_of_a_training_is_one(folder):
     """Other programs in its folder are not run, whatever they look like."""
-    with output_files("train") as claim:
-        write_text(claim(folder / "none/own.py"), "model: dict = dict()")
+    write_text(folder / "none/own.py", config_of("own.py", "model: dict = dict()"))
+    write_text(folder / "none/copy.py", config_of("own.py", "model: dict = dict()"))
     (folder / "none/new.py").write_text("model = {}\nraise SystemExit")
     assert resolve("none").config == Path("none/own.py")
 
@@ -164,7 +165,7 @@ def test_an_exported_file_as_checkpoint(folder, monkeypatch, name):
     monkeypatch.setattr("dcnzoo.zoo.source.fetch", lambda url: folder / "files/m.onnx")
     monkeypatch.setattr(
         "dcnzoo.openmmlab.runs.execute.test",
-        lambda recipe, options, weights, claim: tested.append((options.exported, weights)),
+        lambda recipe, options, weights, *drawing: tested.append((options.exported, weights)),
     )
     dcnzoo.test(PLAIN, name)
     ((file, weights),) = tested

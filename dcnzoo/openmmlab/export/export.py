@@ -17,6 +17,7 @@ from torch.export import Dim
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
+from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.outputs import MASK_THRESHOLD
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.export.known_problems import check
@@ -28,6 +29,7 @@ from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import measure_int8, verify, verify_raw_outputs
+from dcnzoo.utils import marks
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.findings import Finding
@@ -70,6 +72,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         options,
         dynamic=shape is None,
         metadata={} if preprocessing is None else preprocessing.to_metadata(),
+        name=detector.name,
         calibration=() if preprocessing is None else inputs.calibration_inputs(preprocessing, files, shape),
     )
     if written[0].suffix == ".onnx":
@@ -127,10 +130,11 @@ def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.Pat
     pipeline = get_test_pipeline_cfg(detector.model.cfg)
     preprocessor = inputs.predicting_part(detector.model).data_preprocessor
     picture = inputs.pictures_to_verify(source, preprocessing_of(pipeline, preprocessor, ()))[0]
-    results = (cast(Detections, each(picture, bgr=True)) for each in (detector, exported))
+    results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
     sides = [np.asarray(detections.draw()) for detections in results]
     with replacing(path) as partial:
-        Image.fromarray(np.hstack(sides)).save(partial, "PNG")
+        content = encoded(Image.fromarray(np.hstack(sides)), "PNG")
+        partial.write_bytes(marks.add_mark(content, results[0].mark))
     return path
 
 
@@ -141,12 +145,14 @@ def write_detector(
     *,
     dynamic: bool,
     metadata: Mapping[str, str],
+    name: str = "",
     calibration: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Path, ...]:
     """Trace a model and write it to a file.
 
     Args:
         images: an example, [N, 3, H, W].
+        name: of the model, for the mark of the file.
         dynamic: batch size, height and width are dynamic; otherwise they are the example's.
     """
     if dynamic and model.one_size:
@@ -156,6 +162,7 @@ def write_detector(
     args = (images, torch.tensor([images.shape[-2:]] * len(images)))[: len(model.input_names)]
     # the rows of img_shape have the name of the images' axis
     shapes = ({0: "batch", 2: "height", 3: "width"}, {0: Dim.DYNAMIC})[: len(args)]
+    metadata = {**metadata, marks.KEY: marks.entry(marks.mark("export", name))}
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import mmcv
+import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -37,8 +39,9 @@ from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.fetch import DownloadError
-from dcnzoo.utils.files import Claim
+from dcnzoo.utils.files import require_new, write_bytes
 from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.text import counted
 
 
@@ -112,12 +115,15 @@ def train(
 
 
 @separate_run()
-def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Claim) -> dict[str, float]:
+def test(
+    recipe: Recipe, options: TestOptions, weights: Path | None, mark: str = "", force: bool = False
+) -> dict[str, float]:
     """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metrics`.
 
     Args:
         weights: a checkpoint; None: those of ``options.exported``.
-        claim: called with the path of each drawing.
+        mark: of the drawings; see :mod:`dcnzoo.utils.marks`.
+        force: replace drawings with another mark and other pictures.
 
     Raises:
         UserError: a mistake in the config, or weights that do not fit.
@@ -138,9 +144,10 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Clai
             )
             dataset = runner.test_dataloader.dataset
             if options.show_dir is not None and is_main_process():  # another process may have started to draw
-                for index in range(len(dataset)):
-                    name = Path(dataset.get_data_info(index)["img_path"]).name
-                    claim(Path(options.show_dir, name), library=True)
+                names = {Path(dataset.get_data_info(n)["img_path"]).name for n in range(len(dataset))}
+                files = [Path(options.show_dir, name) for name in sorted(names)]
+                require_new("test", *files, mark=mark, force=force)
+            changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))
             with _ended_bars(runner):
                 metrics = runner.test()
             if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
@@ -149,6 +156,13 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, claim: Clai
                 ]
                 metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
     return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes
+
+
+def _write_marked(mark: str, write: Callable, image: np.ndarray, path: str) -> bool:
+    """``mmcv.imwrite``, with which MMDetection writes drawings."""
+    done = write(image, path)
+    write_bytes(path, add_mark(Path(path).read_bytes(), mark))
+    return done
 
 
 def build(

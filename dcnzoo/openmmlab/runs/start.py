@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import last_checkpoint, output_files, require_file
+from dcnzoo.utils.files import last_checkpoint, require_file, require_new
+from dcnzoo.utils.marks import mark
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,6 @@ def decide(
         return None
     if cfg.get("resume") and not (start.resumes or start.replaces):
         print(f"resume: found no checkpoint in {cfg.work_dir}; a new training starts")
-    with output_files("report", force=force) as claim:
-        for number, name in enumerate(outputs):
-            claim(Path(cfg.work_dir, name), beside=number > 0)
+    if files := [Path(cfg.work_dir, name) for name in outputs]:
+        require_new("report", files[0], mark=mark("report", "."), force=force, beside=files[1:])
     return start

@@ -14,7 +14,8 @@ from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import LAST, output_files, read_beside, recorded_names, write_text
+from dcnzoo.utils.files import LAST, read_beside, require_new, write_text
+from dcnzoo.utils.marks import config_of, is_config_of_training, is_unchanged, mark_of
 from dcnzoo.utils.text import few
 
 REPORT = ("report.html", "report.json", "report.csv")
@@ -49,8 +50,14 @@ class WorkDirHook(Hook):
         self._saved = SavedCheckpoints.of(recipe.cfg)
         name = Path(recipe.cfg.filename or "config").with_suffix(".py").name  # also of JSON or YAML
         self._file = recipe.work_dir / name
-        with output_files("train", force=force or self._saved.can_resume) as claim:
-            ranks.from_rank_0(lambda: claim(self._file))
+        force = force or self._saved.can_resume
+        ranks.from_rank_0(lambda: force or require_new("train", self._file, own=self._is_own))
+
+    def _is_own(self, file: Path) -> bool:
+        """Whether a training wrote the config, and nothing is lost with it: it is unchanged, or was read."""
+        source = self._recipe.cfg.filename or ""
+        was_read = os.path.exists(source) and file.samefile(source)
+        return is_config_of_training(file) and (was_read or is_unchanged(file))
 
     def before_train(self, runner: Runner) -> None:
         barrier()  # all ranks have read the checkpoint, which may move
@@ -60,16 +67,15 @@ class WorkDirHook(Hook):
         moved = self._move([Path(runner.log_dir).name])
         if (weights := cfg.get("load_from")) and (now := moved.get(_real(os.path.expanduser(weights)))):
             cfg.load_from = now
-        with output_files("train", force=True) as claim:
-            write_text(claim(self._file), self._recipe.text())
+        write_text(self._file, config_of(self._file.name, self._recipe.text()))
 
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""
         folder, saved = self._recipe.work_dir, self._saved
-        of_train = recorded_names("train", folder)
-        files = {self._file} - {folder / name for name in of_train}
+        files = {self._file} if os.path.lexists(self._file) and not self._is_own(self._file) else set()
         if self._replaces:
-            own = {*REPORT} & recorded_names("report", folder) | {n for n in of_train if n.endswith(".py")}
+            own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
+            own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()
             own |= {path.name for path in folder.glob("*") if _LOGS.fullmatch(path.name)}
             files |= {folder / name for name in own.difference(stays)} | {folder / LAST, *saved.files()}
         files = {file for file in files if os.path.lexists(file)}
@@ -80,19 +86,15 @@ class WorkDirHook(Hook):
         moved = {}
         # checkpoints and the name of the last one at the end: until then, the folder counts as trained
         ordered = sorted(files, key=lambda file: (file.name == LAST, file.suffix == ".pth"))
-        with output_files("train") as claim:
-            for file in ordered:
-                target = file.parent / name / file.name
-                target.parent.mkdir(exist_ok=True)
-                if is_config := file.suffix == ".py" and file.name in of_train:
-                    claim(target)
-                file.rename(target)
-                moved[_real(file)] = os.path.abspath(target)
-                if is_config:
-                    keep_paths(target, folder)
-                    claim.record(target, target)
-                if file.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
-                    write_text(target, named)
+        for file in ordered:
+            target = file.parent / name / file.name
+            target.parent.mkdir(exist_ok=True)
+            file.rename(target)
+            moved[_real(file)] = os.path.abspath(target)
+            if file.suffix == ".py" and is_config_of_training(target):
+                keep_paths(target, folder)
+            if file.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
+                write_text(target, named)
         print(printable(f"moved to {folder / name}: {few(sorted(file.name for file in files))}"))
         return moved
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -16,9 +17,8 @@ from dcnzoo.cli.infer import command
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.parts import Parts, rows, write_results
+from dcnzoo.detect.rows import COLUMNS, Rows, rows, shard_of, write_results
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import partial_start
 
 from ..processes import python_with_torch
 
@@ -55,7 +55,7 @@ SETTINGS = {"model": "abc", "score_threshold": 0.3}
 
 
 def detect(folder, pictures, kind="jsonl", **options):
-    parts = Parts(folder, kind, SETTINGS)
+    parts = Rows(folder, kind, SETTINGS)
     results = Squares()(parts.missing(pictures), **options)
     write_results(parts, results)
     return results.skipped
@@ -117,23 +117,23 @@ def test_other_settings_and_other_folders_are_refused(tmp_path):
     detect(tmp_path / "out", pictures)
     for change in ({"model": "other"}, {"score_threshold": 0.5}):
         with pytest.raises(UserError, match=next(iter(change))):
-            Parts(tmp_path / "out", "jsonl", {**SETTINGS, **change})
+            Rows(tmp_path / "out", "jsonl", {**SETTINGS, **change})
     (tmp_path / "results.json").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"results\.json"):
-        Parts(tmp_path, "jsonl", SETTINGS)
+        Rows(tmp_path, "jsonl", SETTINGS)
     assert (tmp_path / "results.json").read_text() == "[1, 2]"
 
 
 def test_a_slow_detector_writes_a_part_every_minute(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcnzoo.detect.parts.SECONDS", 0)
+    monkeypatch.setattr("dcnzoo.detect.rows.SECONDS", 0)
     detect(tmp_path / "out", make_pictures(tmp_path / "pictures", 3))
     assert len([*(tmp_path / "out").glob("part-*")]) == 3
 
 
 def test_a_full_disk_leaves_complete_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcnzoo.detect.parts.ROWS", 4)
+    monkeypatch.setattr("dcnzoo.detect.rows.ROWS", 4)
     pictures = make_pictures(tmp_path / "pictures", 20)
-    parts, calls, fsync = Parts(tmp_path / "out", "jsonl", SETTINGS), [], os.fsync
+    parts, calls, fsync = Rows(tmp_path / "out", "jsonl", SETTINGS), [], os.fsync
 
     def full(descriptor):
         calls.append(descriptor)
@@ -153,8 +153,8 @@ def test_a_full_disk_leaves_complete_parts(tmp_path, monkeypatch):
 CODE = """
 import os, sys
 import dcnzoo, dcnzoo.cli
-from dcnzoo.detect import detections, parts
-from tests.detect.test_parts import Squares
+from dcnzoo.detect import detections, rows
+from tests.detect.test_rows import Squares
 
 _, last, drawn, *sys.argv[1:] = sys.argv
 
@@ -173,7 +173,7 @@ def draw(result, original=detections.Detections.draw):
 
 detections.Detections.draw = draw
 dcnzoo.load = lambda *args, **options: Killed()
-parts.ROWS = 4
+rows.ROWS = 4
 dcnzoo.cli.main()
 """
 
@@ -204,7 +204,7 @@ def test_killed_and_repeated(tmp_path, options):
         infer("out", 99, drawn="/27.png", status=9)
         (tmp_path / "out/1.jpg").unlink()
         for name in ("2.jpg", "detections.json"):  # as a kill leaves them
-            half = tmp_path / "out" / f"{partial_start(Path(name))}12.partial.x"
+            half = tmp_path / "out" / f".{hash(name) & 0xFFFF:016x}.{'a' * 16}.partial.x"
             half.write_bytes(b"half")
             os.utime(half, (0, 0))
         assert sum(file.exists() and file.stat().st_mtime_ns == before[file] for file in before) >= 3
@@ -217,10 +217,10 @@ def test_killed_and_repeated(tmp_path, options):
         assert infer("out", 99).stdout.strip().endswith("skipped: 1 of 30 images"), "of the run before"
         return
     contents = [
-        {file.name: file.read_bytes() for file in (tmp_path / out).iterdir() if file.name != ".dcnzoo.txt"}
+        {file.name: file.read_bytes() for file in (tmp_path / out).iterdir() if file.name[0] != "."}
         for out in ("out", "whole")
     ]
-    assert contents[0] == contents[1] and len(contents[0]) == 30
+    assert contents[0] == contents[1] and len(contents[0]) == 31 + (options != ["--jpeg"])
     content = json.loads(contents[0]["detections.json"])
     names = [f"{n}.png" for n in range(30) if n not in (3, 5)]
     assert [Path(image["file_name"]).name for image in content["images"]] == [*sorted(names), "\udcff.png"]
@@ -253,7 +253,7 @@ def test_each_picture_once(infer, tmp_path):
     assert [row["path"] for row in read("rows")] == ["a/0.png", "a/1.png"]
     infer(*names[:3], "--json", "--out", "files")
     images = json.loads((tmp_path / "files/detections.json").read_text())["images"]
-    assert [image["file_name"] for image in images] == ["a/0.png", "a/1.png"]
+    assert [image["file_name"] for image in images] == ["0.png", "1.png"], "relative to their folder"
 
 
 def test_a_damaged_picture_counts_in_every_run(infer, tmp_path):
@@ -270,8 +270,8 @@ def test_a_damaged_picture_counts_in_every_run(infer, tmp_path):
 
 def test_options_in_another_order_are_the_same_command(infer, tmp_path, monkeypatch):
     make_pictures(tmp_path / "photos", 2)
-    folders, locked = set(), Parts.locked
-    monkeypatch.setattr(Parts, "locked", lambda parts: folders.add(parts.folder) or locked(parts))
+    folders, locked = set(), Rows.locked
+    monkeypatch.setattr(Rows, "locked", lambda rows: folders.add(rows.folder) or locked(rows))
     for words in (
         ["--jpeg", "--out", "out"],
         ["--out", "out", "--jpeg"],
@@ -312,25 +312,28 @@ def test_a_task_that_ray_repeats_writes_the_same_part(infer, tmp_path, monkeypat
     pictures = make_pictures(tmp_path / "photos", 5)
     Path(pictures[2]).rename(tmp_path / "later.png")
     for number, seconds in ((4, 0), (5, 60)):
-        monkeypatch.setattr("dcnzoo.detect.parts.SECONDS", seconds)
-        _Write(str(tmp_path / "out"), "jsonl", "m.onnx")({"path": pictures})
+        monkeypatch.setattr("dcnzoo.detect.rows.SECONDS", seconds)
+        write = _Write(str(tmp_path / "out"), "jsonl", Squares().checksum(), "m.onnx")
+        assert write({"path": pictures}) == {"other": []}
         assert len(read(tmp_path / "out")) == number
         if number == 4:
             os.replace(tmp_path / "later.png", pictures[2])
+    other = _Write(str(tmp_path / "other"), "jsonl", "another checksum", "m.onnx")
+    assert len(other({"path": pictures})["other"]) == 1 and not (tmp_path / "other").exists()
 
 
 def test_one_command_twice_at_once(tmp_path):
     """The second is refused: the first to end would delete the rows of the other."""
     folder = tmp_path / "hidden"
-    with Parts(folder, "jsonl").locked():
-        with pytest.raises(UserError, match="process"), Parts(folder, "jsonl").locked():
+    with Rows(folder, "jsonl").locked():
+        with pytest.raises(UserError, match="process"), Rows(folder, "jsonl").locked():
             pass
         assert folder.exists()
     assert not folder.exists(), "without rows"
-    with Parts(folder, "jsonl").locked():
-        write_results(Parts(folder, "jsonl"), Squares()(make_pictures(tmp_path / "pictures", 2)))
+    with Rows(folder, "jsonl").locked():
+        write_results(Rows(folder, "jsonl"), Squares()(make_pictures(tmp_path / "pictures", 2)))
     assert len(read(folder)) == 2
-    parts = Parts(folder, "jsonl")
+    parts = Rows(folder, "jsonl")
     with parts.locked():
         (tmp_path / "pictures/2.png").touch()
         pictures = [str(tmp_path / f"pictures/{n}.png") for n in range(3)]
@@ -342,13 +345,63 @@ def test_one_command_twice_at_once(tmp_path):
     assert not folder.exists()
 
 
+def test_the_same_rows_twice_at_once(infer, tmp_path, monkeypatch):
+    """The second of two equal commands is refused: each picture would have two rows."""
+    make_pictures(tmp_path / "photos", 5)
+    command = ("photos", "--format", "jsonl", "--out", "rows", "--shard", "1/2")
+    detect = Squares._detect
+
+    def again(self, inputs, threshold):
+        monkeypatch.setattr(Squares, "_detect", detect)
+        with pytest.raises(AssertionError, match="another process runs the same command"):
+            infer(*command)
+        assert infer(*command[:-1], "2/2")[0] == 0, "another shard"
+        return detect(self, inputs, threshold)
+
+    monkeypatch.setattr(Squares, "_detect", again)
+    assert infer(*command)[0] == 0
+    assert len([*rows("rows")]) == len({row["path"] for row in rows("rows")}) == 5
+
+
+def test_shards_do_not_depend_on_the_list(infer, tmp_path):
+    """A picture that is added between two jobs leaves none of the others without a row."""
+    pictures = make_pictures(tmp_path / "photos", 30)
+    sizes = [sum(shard_of(path, 3) == number for path in pictures) for number in (1, 2, 3)]
+    assert sum(sizes) == 30 and min(sizes) > 2
+    for number in (1, 2, 3):
+        infer("photos", "--format", "jsonl", "--shard", f"{number}/3", "--out", "rows")
+        for name in ("00", "05", "9z"):
+            shutil.copy(pictures[0], tmp_path / f"photos/{name}{number}.png")
+    assert {f"photos/{n}.png" for n in range(30)} <= {row["path"] for row in rows("rows")}
+
+
+def test_default_folders_are_numbered(infer, tmp_path):
+    """A second command has a folder of its own; rows of the same settings are continued."""
+    make_pictures(tmp_path / "photos", 3)
+    results = tmp_path / "work_dirs"
+    for _ in range(2):
+        assert infer("photos")[0] == 0
+    for threshold in ("0.2", "0.2", "0.3"):
+        assert infer("photos", "--format", "jsonl", "--score-threshold", threshold)[0] == 0
+    assert infer("photos/0.png", "--txt")[0] == 0
+    expected = {
+        "infer": "files",
+        "infer_2": "files",
+        "infer_3": "jsonl",
+        "infer_4": "jsonl",
+        "infer_5": "files",
+    }
+    formats = {p.parent.name: json.loads(p.read_text())["format"] for p in results.glob("*/results.json")}
+    assert formats == expected and len([*rows(results / "infer_3")]) == 3
+
+
 def test_parts_that_another_program_has_written_again(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 3)
     (tmp_path / "text.png").write_text("no picture")
     pictures.append(str(tmp_path / "text.png"))
     detect(tmp_path / "out", pictures)
     (file,) = (tmp_path / "out").glob("part-*")
-    expected, parts = read(tmp_path / "out"), Parts(tmp_path / "out", "jsonl")
+    expected, parts = read(tmp_path / "out"), Rows(tmp_path / "out", "jsonl")
     for options in ({}, {"separators": (",", ":")}, {"sort_keys": True}):
         file.write_text("\n\n".join(json.dumps(row, **options) for row in expected))
         assert (
@@ -363,20 +416,26 @@ def test_parts_that_another_program_has_written_again(tmp_path):
             parts.missing(pictures)
 
 
-def test_parquet_of_names_that_are_not_text(tmp_path):
-    pytest.importorskip("pyarrow")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_names_that_are_not_text(tmp_path, kind):
+    """They are escaped, and all rows have the same columns: pandas reads either."""
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
     (picture,) = make_pictures(tmp_path / "pictures", 1)
     pictures = [picture, str(tmp_path / "\udcff.png"), str(tmp_path / "\udcfe.png")]
     cv2.imwrite(str(tmp_path / "a.png"), np.full((9, 12, 3), 3, np.uint8))
     os.rename(tmp_path / "a.png", pictures[1])
     Path(pictures[2]).write_text("no picture")
     for _ in range(2):
-        detect(tmp_path / "out", pictures, "parquet")
-    parts = Parts(tmp_path / "out", "parquet")
+        detect(tmp_path / "out", pictures, kind)
+    parts = Rows(tmp_path / "out", kind)
+    for row in read(tmp_path / "out"):
+        assert list(row) == list(COLUMNS) and row["path"].isprintable()
     assert (
         len(read(tmp_path / "out")) == 3 and parts.missing(pictures) == [] and parts.failures(pictures) == 1
     )
-    assert [*parts.in_order(pictures)][1]["boxes"] == [[0, 0, 3, 3]]
+    found = [*parts.in_order(pictures)]
+    assert found[1]["boxes"] == [[0, 0, 3, 3]] and [row["path"] for row in found] == pictures
 
 
 def test_other_pictures_are_another_command(tmp_path):
@@ -408,7 +467,7 @@ def test_a_video_of_pictures_starts_again_after_a_kill(tmp_path):
 def test_a_picture_that_was_changed_after_its_row(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 6)
     detect(tmp_path / "out", pictures)
-    parts = Parts(tmp_path / "out", "jsonl")
+    parts = Rows(tmp_path / "out", "jsonl")
     assert parts.missing([*pictures, "http://host/a.png"], changed=True) == ["http://host/a.png"]
     cv2.imwrite(pictures[0], np.full((9, 12, 3), 5, np.uint8))
     os.utime(pictures[0], ns=(time.time_ns() + 10**10, time.time_ns() + 10**10))

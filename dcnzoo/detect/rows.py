@@ -1,10 +1,9 @@
-"""Detections of many pictures as a folder of files, which grows while they are detected."""
+"""The rows of detections: files in a folder, which grow while pictures are detected."""
 
 import contextlib
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,12 +17,13 @@ from filelock import FileLock, Timeout
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import Results
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import is_video, replacing, write_text
+from dcnzoo.utils.files import is_video, read_beside, replacing, write_text
+from dcnzoo.utils.marks import RESULTS
 
 ROWS = 256  # of a part
 SECONDS = 60  # after which a part has fewer rows
 WAITING = 4  # results in memory that are not written yet
-RECORD = "results.json"  # in the folder: the model and the settings of all rows
+COLUMNS = ("path", "width", "height", "boxes", "scores", "labels", "names", "masks", "error")
 _START, _ERROR = '{"path": ', ', "error": "'
 
 
@@ -33,8 +33,8 @@ class _Part(NamedTuple):
     failed: bool  # whether the row of a picture has an error
 
 
-class Parts:
-    """A folder of results, in files of some hundred rows that are written at once or not at all.
+class Rows:
+    """The rows in a folder, in files of some hundred that are written at once or not at all: parts.
 
     Several processes may write to one folder. A row has the keys of :meth:`Detections.to_row`, and ``error``
     for a picture that cannot be decoded. :meth:`Detections.from_row` reads a row.
@@ -52,7 +52,7 @@ class Parts:
     def __init__(
         self,
         folder: str | Path,
-        kind: Literal["jsonl", "parquet"],
+        kind: Literal["jsonl", "parquet"] = "jsonl",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.kind = Path(folder), kind
@@ -62,7 +62,7 @@ class Parts:
             import pyarrow.parquet  # noqa: F401  before the work
         if settings is None:
             return
-        record, expected = self.folder / RECORD, json.loads(json.dumps({"format": kind, **settings}))
+        record, expected = self.folder / RESULTS, _record(kind, settings)
         if not record.exists():
             write_text(record, json.dumps(expected, indent=1))
         try:
@@ -77,7 +77,7 @@ class Parts:
                 f"{name}={existing[name]}; use another folder"
             )
 
-    def __enter__(self) -> "Parts":
+    def __enter__(self) -> "Rows":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -85,13 +85,16 @@ class Parts:
             self.flush()
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Context in which no other process uses the folder. Folders that it has made and that stay empty go.
+    def locked(self, name: str = "") -> Iterator[None]:
+        """Context in which no other process adds to the rows. Folders that it made and left empty go.
+
+        Args:
+            name: several processes may add to one folder under different names.
 
         Raises:
-            UserError: another process uses it.
+            UserError: another process adds to them.
         """
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / f".lock{name}")
         made = [parent for parent in self.folder.parents if not parent.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,10 +106,10 @@ class Parts:
         try:
             yield
         finally:
-            if not any(self.folder.glob("part-*")):
-                shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
             lock.release()
-            for parent in made:
+            for parent in (self.folder, *made):
                 with contextlib.suppress(OSError):  # it has files
                     parent.rmdir()
 
@@ -121,7 +124,7 @@ class Parts:
         return sum(not part or part.failed for part in map(self._newest(), images))
 
     def in_order(self, images: Iterable[str], unopened: Collection[str] | None = None) -> Iterator[dict]:
-        """Yield the rows of pictures, and of the frames of videos.
+        """Yield the rows of pictures, and of the frames of videos, with the paths as they are given.
 
         Args:
             unopened: the pictures that may have no row; None: all.
@@ -140,7 +143,7 @@ class Parts:
                     break
                 if part.file != current:
                     current, rows_by_path = part.file, {row["path"]: row for row in _rows(part.file)}
-                yield rows_by_path[self._path(path)]
+                yield {**rows_by_path[utf8(path)], "path": path}
 
     def remove(self) -> None:
         """Delete the rows."""
@@ -153,16 +156,13 @@ class Parts:
         files = ((file.stat().st_mtime_ns, file) for file in self.folder.glob(f"part-*.{self.kind}"))
         for time_ns, file in sorted(files):
             states = _Part(file, time_ns, False), _Part(file, time_ns, True)  # shared by millions of pictures
-            parts |= {row["path"]: states[row.get("error") is not None] for row in _rows(file, brief=True)}
-        return lambda image: parts.get(self._path(image))
+            for row in _rows(file, brief=True):
+                parts[utf8(row["path"])] = states[row.get("error") is not None]
+        return lambda image: parts.get(utf8(image))
 
-    def _path(self, image: str) -> str:
-        """Return the path of a picture as it is in its row."""
-        return _utf8(image) if self.kind == "parquet" else image
-
-    def add(self, row: dict) -> None:
+    def add(self, row: Mapping) -> None:
         """Add the row of a picture; write a part if there are enough."""
-        self.rows.append(row)
+        self.rows.append(full_row(row))
         if len(self.rows) >= ROWS or time.monotonic() - self._flushed >= SECONDS:
             self.flush()
 
@@ -174,7 +174,7 @@ class Parts:
         """
         if not self.rows:
             return
-        text = json.dumps([*paths] or [row["path"] for row in self.rows])  # a name need not be UTF-8
+        text = json.dumps([*paths] or [row["path"] for row in self.rows])
         file = self.folder / f"part-{hashlib.sha256(text.encode()).hexdigest()[:32]}.{self.kind}"
         if self.kind == "jsonl":
             write_text(file, "".join(f"{json.dumps(row)}\n" for row in self.rows))
@@ -187,28 +187,49 @@ class Parts:
         self.rows = []
 
 
+def _record(kind: str, settings: Mapping[str, Any]) -> dict:
+    return json.loads(json.dumps({"format": kind, **settings}))
+
+
+def continues(folder: Path, kind: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder has rows of these settings."""
+    existing = read_beside(folder / RESULTS, json.loads)
+    return existing == _record(kind, settings)
+
+
+def shard_of(image: str, number: int) -> int:
+    """Return to which of a number of shards a picture belongs, from 1 on.
+
+    It depends on nothing but the path: a list with further pictures has the others in the same shards.
+    """
+    return int.from_bytes(hashlib.sha256(utf8(image).encode()).digest()[:8], "big") % number + 1
+
+
+def full_row(row: Mapping) -> dict:
+    """Return a row with all columns, of texts in UTF-8: names of files may have any bytes."""
+    return {name: utf8(row.get(name)) for name in COLUMNS}
+
+
 def table(rows: Iterable[Mapping]) -> Any:
-    """Return the rows as a table of pyarrow, whose texts are UTF-8."""
+    """Return the rows as a table of pyarrow."""
     import pyarrow as pa
 
-    texts = [{key: _utf8(value) for key, value in row.items()} for row in rows]
-    return pa.Table.from_pylist(texts, schema())
+    return pa.Table.from_pylist([*map(full_row, rows)], schema())
 
 
-def _utf8(value: Any) -> Any:
-    """Escape what UTF-8 does not have in a text or a list of texts: names of files may have any bytes."""
+def utf8(value: Any) -> Any:
+    """Escape what UTF-8 does not have in a text or a list of texts."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    return [*map(_utf8, value)] if isinstance(value, list) and value and isinstance(value[0], str) else value
+    return [*map(utf8, value)] if isinstance(value, list) and value and isinstance(value[0], str) else value
 
 
 def schema() -> Any:
     import pyarrow as pa
 
     texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
-    columns = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "boxes": pa.list_(numbers)}
-    columns |= {"scores": numbers, "labels": pa.list_(pa.int32()), "names": texts, "masks": texts}
-    return pa.schema({**columns, "error": pa.string()})
+    types = (pa.string(), pa.int32(), pa.int32(), pa.list_(numbers), numbers, pa.list_(pa.int32()))
+    return pa.schema(zip(COLUMNS, (*types, texts, texts, pa.string()), strict=True))
 
 
 def _is_newer(image: str, time: int) -> bool:
@@ -248,7 +269,7 @@ def _rows(file: Path, brief: bool = False) -> Iterator[dict]:
 
 
 def write_results(
-    parts: Parts,
+    rows: Rows,
     results: Results,
     draw: Callable[[Detections], None] | None = None,
     show: Callable[[Detections], None] | None = None,
@@ -265,10 +286,10 @@ def write_results(
     def write(result: Detections) -> None:
         if draw:
             draw(result)
-        parts.add(result.to_row())
+        rows.add(result.to_row())
 
     pending: deque[Future[None]] = deque()
-    with parts, ThreadPoolExecutor(1) as pool:  # Ctrl-C waits for the results that have been shown
+    with rows, ThreadPoolExecutor(1) as pool:  # Ctrl-C waits for the results that have been shown
         for result in results:
             if show:
                 show(result)
@@ -279,4 +300,4 @@ def write_results(
             pending.popleft().result()
         for skipped in results.skipped:
             if skipped.is_opened:
-                parts.add(skipped.to_row())
+                rows.add(skipped.to_row())
