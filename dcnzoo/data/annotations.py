@@ -216,10 +216,16 @@ class Annotations:
         else:
             with replacing(out) as partial:
                 shutil.copyfile(self.file, partial)
-            self.content = {**self.content, "annotations": FileEntries(out, entries.starts, entries.ends)}
+            self._move(out)
             if not self.problems:
                 _written[_stamp(out)] = self
         self.file = out
+
+    def _move(self, file: Path) -> None:
+        """Read the entries from another file with the same content."""
+        old = self.content["annotations"]
+        self.file = file
+        self.content = {**self.content, "annotations": FileEntries(file, old.starts, old.ends)}
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -242,7 +248,10 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 def just_written(file: Path) -> Annotations | None:
     """Return, once, the annotations of a large file that this process has checked and copied."""
-    return _written.pop(_stamp(file), None) if _written and os.path.isfile(file) else None
+    known = _written.pop(_stamp(file), None) if _written and os.path.isfile(file) else None
+    if known is not None:
+        known._move(file)  # its folder may have been renamed
+    return known
 
 
 def is_id(value: object) -> TypeGuard[int]:

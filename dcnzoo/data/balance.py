@@ -101,7 +101,8 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     _add_missing(result, used, unused)
     for reason, files in tree.left_out.items():
         if files:
-            result.lines.append(f"{counted(len(files), reason.partition(',')[0])}{_such(tree.root, files)}")
+            plural, _, why = reason.partition(": ")
+            result.lines.append(f"{counted(len(files), plural)}{_such(tree.root, files)}{why and f': {why}'}")
     if unused:
         names = _such(tree.root, unused)
         result.lines.append(f"{counted(len(unused), 'pictures')}{names} that no annotation of a split names")
@@ -132,7 +133,7 @@ def _add_part(
     """Account for the boxes of a part that is not used."""
     number = len(read.columns.boxes)
     what = name
-    if len(part.files) == 1 and not part.rest:
+    if part.files and read.sources == [*part.files]:
         what = os.path.relpath(part.files[0], root)
     if read.predicted:
         result.lines.append(f"{counted(number, 'objects')} of {what}: predictions, with scores")

@@ -1,6 +1,5 @@
 """Pictures that are copies of others: with equal bytes, with equal pixels, or nearly so."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image, ImageOps
 from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.progress import track
 
+_LARGE = 256  # pixels; of a smaller JPEG, blocks of eight pixels differ from the thumbnail's
 _NEAR = 3  # grey levels by which the thumbnails of near copies differ at most
 
 
@@ -33,14 +33,15 @@ def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Pa
 
 
 def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return a thumbnail of each picture, [N, 64], in grey levels; of a JPEG, only an eighth is decoded."""
+    """Return a thumbnail of each picture, [N, 64], in grey levels. A large JPEG is decoded at an eighth."""
     result = np.full((len(pictures), 64), -1000, np.int16)  # of a file that cannot be read: like no other
     for number, (picture, size) in enumerate(
         track([*zip(pictures, sizes, strict=True)], "comparing pictures")
     ):
         try:
             with Image.open(picture) as image:
-                image.draft("L", (max(8, size[0] // 8), max(8, size[1] // 8)))
+                if min(size) >= _LARGE:
+                    image.draft("L", (size[0] // 8, size[1] // 8))
                 small = ImageOps.exif_transpose(image).convert("L").resize((8, 8), Image.Resampling.BOX)
             result[number] = np.asarray(small, np.int16).ravel()
         except Exception:  # each decoder has its own errors; the check of the pictures explains them
@@ -79,4 +80,4 @@ def same_pixels(first: Path, second: Path) -> bool:
 
 def stem_of_origin(picture: Path) -> str:
     """Return the name of the picture of which Roboflow made this one: ``x_jpg`` of ``x_jpg.rf.HASH.jpg``."""
-    return os.path.join(picture.stem.partition(".rf.")[0]) if ".rf." in picture.name else ""
+    return picture.stem.partition(".rf.")[0] if ".rf." in picture.name else ""

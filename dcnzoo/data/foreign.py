@@ -101,7 +101,7 @@ FOREIGN = [
             r"(?i)^[^\n,]+\.(jpe?g|png|bmp|tiff?),-?[\d.]*,-?[\d.]*,-?[\d.]*,-?[\d.]*,",
             f"with pandas, a COCO file; or in Roboflow, {_COCO}",
         ),
-        ("MOT", ".txt", r"^\d+,-?\d+,(-?[\d.]+,){4,}", f"in CVAT, import MOT 1.1 and {_COCO}"),
+        ("MOT", ".txt", r"^\d+,-?\d+,(-?[\d.]+,){6}", f"in CVAT, import MOT 1.1 and {_COCO}"),
         (
             "VisDrone",
             ".txt",
@@ -150,9 +150,13 @@ def named_format(file: Path) -> str:
     return ""
 
 
-def named_formats(tree: Tree) -> dict[Path, str]:
-    """Return the files below a folder in formats that are not read, with what :func:`named_format` says."""
-    endings = {ending for row in FOREIGN for ending in row.endings.split()}
+def named_formats(tree: Tree, binary: bool = False) -> dict[Path, str]:
+    """Return the files below a folder in formats that are not read, with what :func:`named_format` says.
+
+    Args:
+        binary: also archives and other files that may be anything.
+    """
+    endings = {ending for row in FOREIGN for ending in row.endings.split() if row.signature or binary}
     texts = {}
     for file in tree.ending(*endings):
         if file in tree.damaged:

@@ -88,7 +88,7 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
 def _nothing(data: Path, tree: Tree, options: ReadOptions) -> str:
     counts = Counter(file.suffix.lower() or "without ending" for file in tree.files)
     lies = few([f"{number} {suffix}" for suffix, number in counts.most_common()])
-    foreign = "; ".join(dict.fromkeys(named_formats(tree).values()))
+    foreign = "; ".join(dict.fromkeys(named_formats(tree, binary=True).values()))
     expected = options.layout or ", ".join(FINDERS)
     return f"data: expected annotations in a layout of {expected}, got {data} with {lies}" + (
         f": {foreign}" if foreign else ""

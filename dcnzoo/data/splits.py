@@ -226,7 +226,7 @@ class Tree:
                 folders.clear()
             files = [folder / name for name in names]
             out = {file for file in files if any(file.relative_to(root).match(each) for each in leave_out)}
-            self.left_out["files by --leave-out"] += sorted(out)
+            self.left_out["files: by --leave-out"] += sorted(out)
             self.files += [file for file in files if file not in out]
             lonely = len(folders) == 1 and all(
                 name.lower().startswith(("readme", "license")) for name in names
@@ -365,9 +365,9 @@ class Tree:
 
 def _variants(name: str) -> list[str]:
     """Return a name as it was stored, without the address before it, without Label Studio's hash."""
-    plain = unquote(name.partition("?d=")[2] or name)
-    *folders, last = path_parts(plain) or ("",)
-    return [*dict.fromkeys((name, plain, "/".join((*folders, _HASH.sub("", last)))))]
+    name = name.partition("?d=")[2] or name
+    *folders, last = path_parts(unquote(name)) or ("",)
+    return [*dict.fromkeys((name, unquote(name), "/".join((*folders, _HASH.sub("", last)))))]
 
 
 def pictures_of(names: Iterable[str], tree: Tree, split: str) -> dict[str, Path]:

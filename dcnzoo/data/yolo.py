@@ -219,7 +219,7 @@ def _convert_others(
             continue
         _, line = next(read_lines(file))
         if len(line.split()) == 6 and not options.drop_scores:
-            tree.left_out["files of predictions, with scores"].append(file)
+            tree.left_out["files: predictions, with scores"].append(file)
         elif pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
             text = f"found none; {counted(len(pictures), 'pictures')} beside it have no labels"
             builder.problems.append(
@@ -257,10 +257,16 @@ def _convert(
     inexact: set[str] = set()
     labels, lengths, tracks, poses = labels_of(images, inexact), Counter[int](), 0, 0
 
+    owners: dict[Path, Path] = {}
+
     def convert(image: Path) -> None:
         nonlocal tracks, poses
         builder.add_image(image, image_size(image))
         own = labels.get(image)
+        if own is not None and owners.setdefault(own, image) != image:
+            raise InvalidAnnotation(
+                f"expected one picture of {own}, found {owners[own].name} and {image.name}"
+            )
         if own is None:
             builder.unlabelled.append(image)
             return

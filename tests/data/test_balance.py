@@ -237,9 +237,7 @@ def has(rows, row):
 def check(folder, about):
     """Return whether the folder is accepted; then each box is used or excused, and nothing else is."""
     try:
-        splits, decisions = read_splits(
-            folder.root, find_parts(folder.root), ReadOptions(), lambda file: None
-        )
+        splits, decisions = read_splits(folder.root, find_parts(folder.root), ReadOptions())
     except UserError as error:
         assert not folder.plain, (about, error.args)
         return False

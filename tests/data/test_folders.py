@@ -1,0 +1,539 @@
+"""Folders as people have them: several layouts, predictions, names, poses, splits, copies, other formats."""
+
+import io
+import json
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcnzoo.data.foreign import FOREIGN, named_format
+from dcnzoo.data.layouts import find_parts
+from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.splits import ReadOptions
+from dcnzoo.data.voc import is_voc
+from dcnzoo.utils.errors import UserError
+
+from .test_layouts import CLASSES, HEIGHT, WIDTH, coco, draw, labelme, voc, write, yolo
+
+
+def prepared(folder, **options):
+    """The number of pictures and of objects of each split, and the decisions as one text."""
+    reading = ReadOptions(**options)
+    splits, decisions = read_splits(folder, find_parts(folder, reading), reading)
+    counts = {split: (each.counts["images"], each.counts["annotations"]) for split, each in splits.items()}
+    return counts, "\n".join(decisions)
+
+
+def total(folder, **options):
+    counts, text = prepared(folder, **options)
+    return tuple(map(sum, zip(*counts.values(), strict=True))), text
+
+
+def refused(folder, **options):
+    with pytest.raises(UserError) as error:
+        prepared(folder, **options)
+    return "\n".join(error.value.args)
+
+
+def plain_yolo(root, number=8, names=True):
+    """Pictures with one object each."""
+    part = draw(root / "images", number, empty=())
+    for name, boxes in part.items():
+        yolo((root / "labels" / name).with_suffix(".txt"), boxes)
+    if names:
+        write(root / "classes.txt", "\n".join(CLASSES))
+    return part
+
+
+def edit_json(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    write(file, content)
+
+
+# Several layouts
+
+
+def test_the_layout_with_all_boxes_is_used(tmp_path):
+    part = plain_yolo(tmp_path)
+    write(tmp_path / "old/result.json", coco({name: part[name] for name in [*part][:3]}))
+    numbers, text = total(tmp_path)
+    assert numbers == (8, 8) and "3 objects of old/result.json: the used files have them" in text
+    edit_json(
+        tmp_path / "old/result.json", lambda content: content["annotations"][0].update(bbox=[0, 0, 9, 9])
+    )
+    error = refused(tmp_path)
+    assert "YOLO (8 pictures, 8 objects), COCO (3 pictures, 3 objects)" in error
+    assert total(tmp_path, layout="YOLO")[0] == (8, 8) and total(tmp_path, layout="COCO")[0] == (3, 3)
+    assert "1 object of old/result.json: --layout" in prepared(tmp_path, layout="YOLO")[1]
+    numbers, text = total(tmp_path, leave_out=("old/*",))
+    assert numbers == (8, 8) and "1 file (old/result.json): by --leave-out" in text
+    assert "expected one of YOLO, Pascal VOC" in refused(tmp_path, layout="coco")
+
+
+def test_a_description_below_does_not_hide_the_rest(tmp_path):
+    plain_yolo(tmp_path)
+    plain_yolo(tmp_path / "archive", 3, names=False)
+    write(tmp_path / "archive/data.yaml", "train: images\nnames: [disc, box, star]\n")
+    assert "8 objects of 8 pictures of YOLO" in refused(tmp_path)
+    shutil.move(tmp_path / "archive/data.yaml", tmp_path / "data.yaml")
+    numbers, text = total(tmp_path)
+    assert numbers == (8, 8) and "3 objects of YOLO: data.yaml does not name them" in text
+
+
+def test_labels_without_names_beside_a_file_that_has_their_boxes(tmp_path):
+    part = plain_yolo(tmp_path, names=False)
+    assert "names of the classes" in refused(tmp_path)
+    write(tmp_path / "instances.json", coco(part))
+    assert total(tmp_path)[0] == (8, 8)
+
+
+def test_several_files_of_one_split(tmp_path):
+    part = draw(tmp_path / "images", 6, empty=())
+    write(tmp_path / "instances.json", coco(part))
+    write(tmp_path / "instances_2.json", coco({name: [(1, 5, 5, 9, 9)] for name in part}))
+    assert "6 objects of 6 pictures of instances" in refused(tmp_path)
+    edit_json(tmp_path / "instances_2.json", lambda content: content.update(annotations=[]))
+    assert total(tmp_path)[0] == (6, 6)
+    write(tmp_path / "cut.json", '{"images": [')
+    numbers, text = total(tmp_path)
+    assert numbers == (6, 6) and "1 file (cut.json) not read" in text
+    draw(tmp_path / "more", 1)
+    assert "cut.json" in refused(tmp_path), "may have annotations of the other picture"
+
+
+# Predictions
+
+
+def test_predictions_are_no_annotations(tmp_path):
+    part = plain_yolo(tmp_path)
+    for file in (tmp_path / "labels").iterdir():
+        write(file, file.read_text().strip() + " 0.93\n")
+    assert "predictions" in refused(tmp_path)
+    counts, _ = prepared(tmp_path, drop_scores=True)
+    assert sum(number for number, _ in counts.values()) == 8
+    write(tmp_path / "instances.json", coco(part))
+    assert "8 objects of YOLO: predictions" in prepared(tmp_path)[1]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_output_of_a_detector(tmp_path, marked):
+    content = coco(draw(tmp_path / "images", 6, empty=()))
+    if marked:
+        content["info"] = {"description": "detections of x.pth", "contributor": "dcnzoo 1"}
+    else:
+        for entry in content["annotations"]:
+            entry["score"] = 0.5
+    write(tmp_path / "detections.json", content)
+    assert "predictions" in refused(tmp_path)
+    assert total(tmp_path, drop_scores=True)[0] == (6, 6)
+    content = find_parts(tmp_path).parts[0].read(ReadOptions(drop_scores=True)).content
+    assert not any("score" in entry for entry in content["annotations"])
+
+
+# Names
+
+
+def test_names_in_another_unicode_form_or_with_capitals(tmp_path):
+    for number, name in enumerate(("Grün 1", "IMG_2", "Ää 3", "b")):
+        part = draw(tmp_path / "drawn", 1, empty=())
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images" / f"{name}.JPG")
+        label = unicodedata.normalize("NFD", name) if number % 2 == 0 else name.lower()
+        yolo(tmp_path / "labels" / f"{label}.txt", *part.values())
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    numbers, text = total(tmp_path)
+    assert numbers == (4, 4) and "differ in capitals or Unicode form: 3" in text
+    draw(tmp_path / "drawn", 1)
+    shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images/img_2.JPG")  # has the exact name
+    assert total(tmp_path)[0] == (5, 4)
+
+
+def test_one_label_of_two_pictures(tmp_path):
+    plain_yolo(tmp_path)
+    Image.open(tmp_path / "images/0000.jpg").save(tmp_path / "images/0000.png")
+    error = refused(tmp_path)
+    assert "labels/0000.txt" in error and "0000.jpg" in error and "0000.png" in error
+
+
+def test_pictures_that_were_deleted(tmp_path):
+    part = draw(tmp_path / "images", 8, empty=())
+    write(tmp_path / "instances.json", coco(part))
+    (tmp_path / "images/0003.jpg").unlink()
+    numbers, text = total(tmp_path)
+    assert numbers == (7, 7) and "pictures of 1 annotations do not exist (0003.jpg)" in text
+    draw(tmp_path / "drawn", 1)
+    shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images/renamed.jpg")
+    assert "0003.jpg" in (error := refused(tmp_path)) and "renamed.jpg" in error
+    (tmp_path / "images/renamed.jpg").unlink()
+    for name in [*part][2:]:
+        (tmp_path / "images" / name).unlink(missing_ok=True)
+    assert "file_name: expected an image" in refused(tmp_path), "most of them: the copy is not complete"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["/data/local-files/?d=set/{}", "3f2a9c01-{}", "upload/3f2a9c01-{}", "C:\\me\\{}"],
+)
+def test_names_as_label_studio_stores_them(tmp_path, stored):
+    draw(tmp_path / "drawn", 4, empty=())
+    part = {}
+    for number, name in enumerate(("a b.jpg", "ü.jpg", "c.jpg", "d.jpg")):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.move(tmp_path / f"drawn/{number:04}.jpg", tmp_path / "images" / name)
+        part[stored.format(name.replace(" ", "%20"))] = [(0, 3, 4, 20, 20)]
+    (tmp_path / "drawn").rmdir()
+    write(tmp_path / "result.json", coco(part))
+    assert total(tmp_path)[0] == (4, 4)
+
+
+def test_bare_names_in_two_folders_and_addresses_in_place_of_names(tmp_path):
+    first, second = draw(tmp_path / "cam1", 3, empty=()), draw(tmp_path / "drawn", 3, empty=())
+    (tmp_path / "cam2").mkdir()
+    for name in [*second]:
+        shutil.move(tmp_path / "drawn" / name, tmp_path / "cam2" / f"b{name}")
+        second[f"b{name}"] = second.pop(name)
+    write(tmp_path / "result.json", coco(first | second))
+    assert total(tmp_path)[0] == (6, 6)
+
+    def as_lvis(content):
+        for image in content["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/cam/{image.pop('file_name')}"
+
+    edit_json(tmp_path / "result.json", as_lvis)
+    assert total(tmp_path)[0] == (6, 6)
+
+
+# Poses and angles
+
+
+def pose(line, points):
+    label, x, y, w, h = map(float, line.split())
+    values = [value for a, b in points for value in (x + a * w, y + b * h)]
+    return " ".join([f"{label:.0f}", *(f"{value:.5f}" for value in (x, y, w, h, *values))])
+
+
+def test_poses_are_named(tmp_path):
+    plain_yolo(tmp_path)
+    points = [(-0.4, -0.3), (0.3, -0.2), (0.1, 0.4), (-0.2, 0.1)]
+    for file in (tmp_path / "labels").iterdir():
+        write(file, pose(file.read_text(), points))
+    assert "keypoints (a pose)" in refused(tmp_path)
+
+
+def test_polygons_of_equal_length_are_no_poses(tmp_path):
+    """Hexagons, everywhere in the picture."""
+    plain_yolo(tmp_path, 12)
+    for number, file in enumerate(sorted((tmp_path / "labels").iterdir())):
+        x, y = 0.1 + 0.07 * number, 0.9 - 0.07 * number
+        angles = np.arange(6) * np.pi / 3
+        outline = np.stack([x + 0.08 * np.cos(angles), y + 0.08 * np.sin(angles)], 1).clip(0, 1)
+        write(file, f"1 {' '.join(map(str, outline.ravel().round(4)))}")
+    assert total(tmp_path)[0] == (12, 12)
+
+
+def test_turned_boxes(tmp_path):
+    plain_yolo(tmp_path)
+    for file in (tmp_path / "labels").iterdir():
+        write(file, "0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5")
+    _, text = prepared(tmp_path)
+    assert "turned boxes, of four corners, that get an upright box: 8" in text
+    (entry,) = find_parts(tmp_path).parts[0].read().content["annotations"][:1]
+    assert entry["bbox"] == [0.3 * WIDTH, 0.2 * HEIGHT, 0.4 * WIDTH, 0.6 * HEIGHT]
+
+
+def test_rotation_of_cvat(tmp_path):
+    content = coco({name: [(1, 20, 10, 16, 8)] for name in draw(tmp_path, 4, empty=())})
+    for entry in content["annotations"]:
+        entry["attributes"] = {"rotation": 90.0, "occluded": False}
+    write(tmp_path / "instances_default.json", content)
+    assert "box without its rotation (turned): 4" in prepared(tmp_path)[1]
+    first, *_ = find_parts(tmp_path).parts[0].read().content["annotations"]
+    assert first["bbox"] == [24, 6, 8, 16], "the box of 16 × 8 around (28, 14), upright"
+
+
+# Splits
+
+
+def test_a_word_of_a_split_alone_is_a_name(tmp_path):
+    for name in ("train", "car", "bus"):
+        for file, boxes in draw(tmp_path / "vehicles" / name, 3, empty=()).items():
+            voc((tmp_path / "vehicles" / name / file).with_suffix(".xml"), file, boxes)
+    for name in ("hall 1", "hall 2", "test bench"):
+        for file, boxes in draw(tmp_path / "halls" / name, 3, empty=()).items():
+            labelme((tmp_path / "halls" / name / file).with_suffix(".json"), file, boxes)
+    assert total(tmp_path / "vehicles")[0] == total(tmp_path / "halls")[0] == (9, 9)
+    part = draw(tmp_path / "one/images", 5, empty=())
+    write(tmp_path / "one/dev_2026.json", coco(part))
+    assert total(tmp_path / "one")[0] == (5, 5)
+
+
+def test_words_of_splits_beside_others(tmp_path):
+    for split in ("train", "val"):
+        part = draw(tmp_path / f"{split}_images", 4, empty=())
+        write(tmp_path / f"instances_{split}2017.json", coco(part))
+    assert prepared(tmp_path)[0] == {"train": (4, 4), "val": (4, 4)}
+    write(tmp_path / "batch2/extra.json", coco(draw(tmp_path / "batch2", 2, empty=())))
+    assert "batch2/extra.json in none" in refused(tmp_path)
+    assert prepared(tmp_path, leave_out=("batch2/*",))[0] == {"train": (4, 4), "val": (4, 4)}
+
+
+@pytest.mark.parametrize("text", ["val: valid/images\n", "val: labels\ntest: gone.txt\n", "names: {}\n", ""])
+def test_descriptions_without_a_validation_set(tmp_path, text):
+    """The folder is absent or empty; only names; keys that are texts."""
+    plain_yolo(tmp_path, names=False)
+    names = 'names: {"0": disc, "1": box, "2": star}\n'
+    write(tmp_path / "data.yaml", names if text.startswith("names") else f"train: images\n{text}{names}")
+    counts, lines = prepared(tmp_path)
+    assert counts["train"][1] + counts["val"][1] == 8 and "at random" in lines
+    assert ("data.yaml names no pictures for val" in lines) == text.startswith("val")
+
+
+def test_a_folder_that_does_not_exist_chooses_nothing(tmp_path):
+    plain_yolo(tmp_path, names=False)
+    plain_yolo(tmp_path / "validation", 3, names=False)
+    write(tmp_path / "data.yaml", "train: images\nval: valid/images\nnames: [disc, box, star]\n")
+    assert "3 objects of 3 pictures of YOLO in none" in refused(tmp_path)
+
+
+# The random division, and copies
+
+
+def one_object(root, number, pictures=10):
+    part = draw(root, pictures, empty=range(pictures))
+    part |= {name: [(0, 3, 4, 20, 20)] for name in [*part][:number]}
+    write(root / "instances.json", coco(part))
+
+
+def test_the_random_division_has_objects_in_both_parts(tmp_path):
+    one_object(tmp_path / "one", 1)
+    assert "1 picture with objects" in refused(tmp_path / "one")
+    one_object(tmp_path / "two", 2)
+    assert [number for _, number in prepared(tmp_path / "two")[0].values()] == [1, 1]
+    part = draw(tmp_path / "rare", 9, empty=())
+    part = {name: [(0, 3, 4, 20, 20)] for name in part}
+    for label, name in enumerate([*part][3:5], 1):  # classes with one object
+        part[name].append((label, 30, 4, 12, 20))
+    write(tmp_path / "rare/instances.json", coco(part))
+    splits, _ = read_splits(
+        tmp_path / "rare", find_parts(tmp_path / "rare"), ReadOptions(), lambda file: None
+    )
+    assert min(splits["train"].per_class.values()) > 0
+    content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path / "crowds", 6)})
+    for entry in content["annotations"][1:]:
+        entry["iscrowd"] = 1
+    write(tmp_path / "crowds/instances.json", content)
+    assert "1 picture with objects" in refused(tmp_path / "crowds")
+
+
+def noise(seed):
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (HEIGHT // 4, WIDTH // 4, 3), np.uint8)
+    ).resize((WIDTH, HEIGHT))
+
+
+@pytest.mark.parametrize("form", ["png", "bmp", "comment"])
+def test_pictures_with_equal_pixels_in_two_splits(tmp_path, form):
+    parts = {"train": {}, "val": {}}
+    for split, part in parts.items():
+        (tmp_path / split).mkdir()
+        for number in range(4):
+            noise(number + 10 * (split == "val")).save(tmp_path / split / f"{split}{number}.jpg")
+            part[f"{split}{number}.jpg"] = [(0, 3, 4, 20, 20)]
+    copied = Image.open(tmp_path / "train/train1.jpg")
+    (tmp_path / "val/val2.jpg").unlink()
+    name = f"val2.{'jpg' if form == 'comment' else form}"
+    if form == "comment":
+        content = (tmp_path / "train/train1.jpg").read_bytes()
+        (tmp_path / "val" / name).write_bytes(content[:2] + b"\xff\xfe\0\4ab" + content[2:])
+    else:
+        copied.save(tmp_path / "val" / name)
+    del parts["val"]["val2.jpg"]
+    parts["val"][name] = [(0, 3, 4, 20, 20)]
+    for split, part in parts.items():
+        write(tmp_path / f"{split}.json", coco(part))
+    error = refused(tmp_path)
+    assert "1 picture of val are copies of ones of train" in error and f"/val/{name}" in error
+
+
+def test_near_copies_stay_in_one_part(tmp_path):
+    part = {}
+    for number in range(12):
+        picture = noise(number)
+        for copy in range(2):
+            name = f"x{number}_jpg.rf.{number}{copy}.jpg" if number < 6 else f"x{number}_{copy}.jpg"
+            picture.save(tmp_path / name, quality=95 - 20 * copy)
+            part[name] = [(0, 3, 4, 20, 20)]
+            if number < 6:
+                picture = noise(100 + number)  # of one origin, but mirrored or cropped
+    write(tmp_path / "instances.json", coco(part))
+    splits, lines = read_splits(tmp_path, find_parts(tmp_path), ReadOptions())
+    origins = [{each["file_name"].partition("_")[0] for each in splits[s].content["images"]} for s in splits]
+    assert not origins[0] & origins[1] and len(origins[0] | origins[1]) == 12
+    assert any("12 pictures nearly equal" in line for line in lines)
+
+
+def test_a_camera_that_does_not_move(tmp_path):
+    """All pictures are nearly equal: they are divided all the same."""
+    background = np.asarray(noise(0)).copy()
+    part = {}
+    for number in range(10):
+        background[:2, :2] = number
+        Image.fromarray(background).save(tmp_path / f"{number}.png")
+        part[f"{number}.png"] = [(0, 3, 4, 20, 20)]
+    write(tmp_path / "instances.json", coco(part))
+    counts, text = prepared(tmp_path)
+    assert counts == {"train": (8, 8), "val": (2, 2)} and "10 pictures are nearly equal" in text
+
+
+# Classes
+
+
+def test_notes_about_classes(tmp_path):
+    for split, names in (("train", ["disc", "box", "Disc"]), ("val", ["disc", "box", "star"])):
+        part = {name: [(n % 3, 3, 4, 20, 20)] for n, name in enumerate(draw(tmp_path / split, 3))}
+        content = coco(part)
+        for category, name in zip(content["categories"], names, strict=True):
+            category["name"] = name
+        write(tmp_path / f"{split}.json", content)
+    text = prepared(tmp_path)[1]
+    assert "differ in capitals only: disc, Disc" in text and "in val and none in train: star" in text
+    assert [line.split() for line in text.splitlines() if line.split()[0] in ("disc", "star")] == [
+        ["disc", "1", "1"],
+        ["star", "0", "1"],
+    ]
+
+
+# Values in other forms
+
+
+def test_flags_of_voc(tmp_path):
+    flags = ("<difficult>Unspecified</difficult>", "<truncated>False</truncated>", "<difficult/>", "")
+    for flag, (name, boxes) in zip(flags, draw(tmp_path, 4, empty=()).items(), strict=True):
+        file = (tmp_path / name).with_suffix(".xml")
+        voc(file, name, boxes)
+        write(file, file.read_text().replace("<bndbox>", f"{flag}<bndbox>"))
+    assert total(tmp_path)[0] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"iscrowd": "0", "bbox": ["3", "4", "20.0", "20"], "area": "400"},
+        {"segmentation": ""},
+        {"segmentation": [3, 4, 23, 4, 23, 24, 3, 24]},
+        {"segmentation": [3, 4, 20, 20]},
+        {"segmentation": [[3, 4, 20, 20]]},
+        {"segmentation": [[]]},
+        {"segmentation": {}},
+    ],
+)
+def test_values_of_coco(tmp_path, values):
+    content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path, 5)})
+    for entry in content["annotations"]:
+        entry |= values
+    write(tmp_path / "result.json", content)
+    numbers, text = total(tmp_path)
+    assert numbers == (5, 5) and "values in another form" in text
+    boxes = [each["bbox"] for each in find_parts(tmp_path).parts[0].read().content["annotations"]]
+    assert boxes == [[3, 4, 20, 20]] * 5
+
+
+def test_an_unused_category_with_the_name_of_a_used_one(tmp_path):
+    content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path, 5)})
+    content["categories"] = [{"id": 0, "name": "disc"}, {"id": 1, "name": "disc", "supercategory": "disc"}]
+    write(tmp_path / "result.json", content)
+    assert total(tmp_path)[0] == (5, 5)
+    content["annotations"][0]["category_id"] = 0
+    write(tmp_path / "result.json", content)
+    assert "unique" in refused(tmp_path)
+
+
+def test_a_list_of_voc_with_an_exact_path(tmp_path):
+    for folder in ("cam1", "backup/cam1"):
+        for name, boxes in draw(tmp_path / folder, 4, empty=()).items():
+            voc((tmp_path / folder / name).with_suffix(".xml"), name, boxes)
+    write(tmp_path / "ImageSets/Main/train.txt", "cam1/0000\ncam1/0001\n")
+    write(tmp_path / "ImageSets/Main/val.txt", "cam1/0002\ncam1/0003\n")
+    counts, text = prepared(tmp_path)
+    assert counts == {"train": (2, 2), "val": (2, 2)} and "4 objects of Pascal VOC: no list" in text
+
+
+# Formats that are not read
+
+BOX = {"label": "disc", "coordinates": {"x": 9, "y": 9, "width": 4, "height": 4}}
+SAMPLES = {  # the beginning of a file as the tool documents it
+    "Label Studio's JSON": [
+        {"annotations": [{"result": [{"from_name": "label", "type": "rectanglelabels"}]}]}
+    ],
+    "CVAT for images": '<?xml version="1.0"?>\n<annotations>\n<image id="0" name="a.jpg">',
+    "LabelMe 3.0 (XML)": "<annotation><filename>a.jpg</filename><object><polygon><pt><x>1</x></pt></polygon>",
+    "Supervisely": {"size": {"height": 9}, "objects": [{"classTitle": "disc", "points": {"exterior": []}}]},
+    "Labelbox": [{"data_row": {"id": "x"}, "projects": {}}],
+    "Darwin (V7)": {
+        "version": "2.0",
+        "item": {"slots": []},
+        "annotations": [{"bounding_box": {}, "slot_names": ["0"]}],
+    },
+    "CreateML": [{"image": "a.jpg", "annotations": [BOX]}],
+    "Datumaro": {"info": {}, "categories": {"label": {"labels": []}}, "items": []},
+    "BDD100K": [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]}],
+    "SuperAnnotate": {"metadata": {}, "instances": [{"className": "disc", "type": "bbox"}]},
+    "Kili": [{"labels": [{"jsonResponse": {}}], "externalId": "a"}],
+    "Hasty": {"project_name": "x", "export_format_version": "1.1", "images": [{"image_name": "a.jpg"}]},
+    "FiftyOne": {"samples": [{"ground_truth": {"_cls": "Detections"}}]},
+    "MMDetection's data_list": {"metainfo": {}, "data_list": []},
+    "Detectron2's dicts": [{"file_name": "a.jpg", "annotations": [{"bbox_mode": 0}]}],
+    "Cityscapes": {"imgHeight": 9, "objects": [{"label": "car", "polygon": [[1, 2]]}]},
+    "COCO's results, predictions": [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.9}],
+    "xView and other GeoJSON": {"type": "FeatureCollection", "features": []},
+    "Hugging Face's metadata.jsonl": {"file_name": "a.jpg", "objects": {"bbox": []}},
+    "JSON lines": {"path": "a.jpg", "boxes": []},
+    "odgt (CrowdHuman)": {"ID": "1", "gtboxes": [{"tag": "person"}]},
+    "OpenImages' csv": "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n",
+    "VIA's csv": "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes\n",
+    "csv of Roboflow, TensorFlow or Kaggle": "filename,width,height,class,xmin,ymin,xmax,ymax\n",
+    "csv of RetinaNet": "images/a.jpg,1,2,30,40,disc\nimages/b.jpg,,,,,\n",
+    "MOT": "1,1,794.2,47.5,71.2,174.8,1,1,0.8\n",
+    "VisDrone": "684,8,273,116,0,0,0,0\n406,119,265,70,0,0,0,0\n",
+    "KITTI": "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n",
+    "DOTA": "imagesource:GoogleEarth\ngsd:0.14\n2753 2408 2861 2385 2888 2468 2805 2502 plane 0\n",
+    "WIDER FACE": "0--Parade/a.jpg\n1\n449 330 122 149 0 0 0 0 0 0\n",
+}
+
+
+@pytest.mark.parametrize("row", FOREIGN, ids=lambda row: row.name)
+def test_formats_that_are_not_read_are_named(tmp_path, row):
+    file = tmp_path / f"x{row.endings.split()[0]}"
+    write(file, SAMPLES.get(row.name, "x"))
+    assert named_format(file) == f"{row.name} is not read: {row.remedy}"
+    assert not (file.suffix == ".xml" and is_voc(file))
+    draw(tmp_path, 2)
+    assert row.name in refused(tmp_path)
+
+
+def test_other_files_are_no_annotations(tmp_path):
+    """Of formats that are read, and of programs."""
+    part = plain_yolo(tmp_path)
+    write(tmp_path / "coco.json", coco(part))
+    labelme(tmp_path / "labelme.json", "0000.jpg", [])
+    voc(tmp_path / "voc.xml", "0000.jpg", [(0, 1, 2, 30, 20)])
+    write(tmp_path / "results.csv", "epoch,time,train/box_loss,metrics/mAP50(B)\n1,2.0,1.5,0.2\n")
+    write(tmp_path / "requirements.txt", "torch==2.10\n")
+    write(tmp_path / "package.json", {"name": "x", "version": "1.0.0", "scripts": {}})
+    write(tmp_path / "train.txt", "images/0000.jpg\nimages/0001.jpg\n")
+    buffer = io.BytesIO()
+    np.savez(buffer, np.zeros(3))
+    (tmp_path / "x.npz").write_bytes(buffer.getvalue())
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file() and named_format(file)] == []
+
+
+def test_archives_beside_their_contents_are_ignored(tmp_path):
+    part = draw(tmp_path / "images", 4, empty=())
+    write(tmp_path / "instances.json", coco(part))
+    draw(tmp_path / "test_images", 2)
+    (tmp_path / "annotations.zip").write_bytes(b"PK\3\4")
+    assert total(tmp_path)[0] == (4, 4)
