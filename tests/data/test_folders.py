@@ -318,9 +318,7 @@ def test_the_random_division_has_objects_in_both_parts(tmp_path):
     for label, name in enumerate([*part][3:5], 1):  # classes with one object
         part[name].append((label, 30, 4, 12, 20))
     write(tmp_path / "rare/instances.json", coco(part))
-    splits, _ = read_splits(
-        tmp_path / "rare", find_parts(tmp_path / "rare"), ReadOptions(), lambda file: None
-    )
+    splits, _ = read_splits(tmp_path / "rare", find_parts(tmp_path / "rare"), ReadOptions())
     assert min(splits["train"].per_class.values()) > 0
     content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path / "crowds", 6)})
     for entry in content["annotations"][1:]:
