@@ -38,7 +38,9 @@ def without_scope(node):
     return [without_scope(value) for value in node] if isinstance(node, list) else node
 
 
-LARGE = re.compile("x101|r101")  # they use the same code as the others; `make test-all` builds them
+LARGE = re.compile(
+    "x101|r101|cascade|amp|group4"
+)  # they use the same code as the others; `make test-all` builds them
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,23 @@
 """``make demo``, with trainings of a second."""
 
-import sys
+import runpy
+import signal
 
 import pytest
+from click.testing import CliRunner
 
-from .distributed.launching import run, settings
+from .distributed.launching import settings
+from .processes import ROOT
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_demo(tmp_path, times):
+def test_demo(tmp_path, monkeypatch, times):
     """Each training runs once, although the command is repeated."""
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    command = runpy.run_path(str(ROOT / "tools/demo.py"))["main"]
     options = ["--arms", "v2", "--work-dir", tmp_path / "demo", *settings(tmp_path / "data", 2, 1, 1)]
     for _ in range(times):
-        run(sys.executable, "tools/demo.py", *options)
+        result = CliRunner().invoke(command, [*map(str, options)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
         assert "box AP" in (tmp_path / "demo/index.html").read_text(encoding="utf-8")
     assert len(list((tmp_path / "demo/v2-seed0").glob("*/vis_data/scalars.json"))) == 1

@@ -105,6 +105,7 @@ def test_paths_with_special_characters(tmp_path):
     assert (tree / "dcnzoo" / "ops" / "_C_cpu.so").exists()
 
 
+@pytest.mark.slow
 def test_a_wheel_has_no_files_of_earlier_builds(tmp_path):
     tree, torch = small_clone(tmp_path)
     wheels = tmp_path / "wheels"
@@ -130,6 +131,7 @@ def test_a_wheel_has_no_files_of_earlier_builds(tmp_path):
     assert set(zipfile.ZipFile(wheel).namelist()) == names - gone
 
 
+@pytest.mark.slow
 def test_one_build_in_a_clone_at_a_time(tmp_path):
     tree, variables = small_clone(tmp_path)
     compiler, alone = tmp_path / "compiler", tmp_path / "alone"

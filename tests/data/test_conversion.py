@@ -143,8 +143,40 @@ def test_an_orientation_in_xmp_only_is_not_applied(tmp_path, suffix):
 # Geometry
 
 
+# around a picture of 40 × 30 pixels: a box, and what is left of it in the picture
+CLIPPED = [
+    ((-2, 3, 20, 15), (0, 3, 20, 15)),
+    ((3, -2, 20, 15), (3, 0, 20, 15)),
+    ((3, 4, 45, 15), (3, 4, 40, 15)),
+    ((3, 4, 20, 33), (3, 4, 20, 30)),
+    ((-9, 4, 0.25, 15), (0, 4, 0.25, 15)),  # less than a pixel reaches in
+    ((3, -9, 20, 0.25), (3, 0, 20, 0.25)),
+    ((39.75, 4, 45, 15), (39.75, 4, 40, 15)),
+    ((3, 29.75, 20, 33), (3, 29.75, 20, 30)),
+    ((-9, 4, 0, 15), None),
+    ((3, -9, 20, -1), None),
+    ((40, 4, 45, 15), None),
+    ((3, 31, 20, 33), None),
+]
+
+
+@pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
+def test_each_side_clips(tmp_path, corners, expected):
+    builder = CocoBuilder(clip=True)
+    builder.add_image(tmp_path / "a.png", (40, 30))
+    if expected is None:
+        with pytest.raises(InvalidAnnotation, match=r"^fig: expected a box with an area, got "):
+            builder.add_box("fig", corners)
+        assert builder.clipped == 0
+        return
+    assert clip_box(corners, (40, 30)) == expected
+    builder.add_box("fig", corners)
+    (entry,) = builder.content()["annotations"]
+    x1, y1, x2, y2 = expected
+    assert entry["bbox"] == [x1, y1, x2 - x1, y2 - y1] and builder.clipped == 1
+
+
 def test_clipping_by_hand():
-    assert clip_box((-2, 3, 50, 20), (40, 30)) == (0, 3, 40, 20)
     # a triangle whose corner (44, 10) is 4 outside: its sides meet the border at y = 8 and 12
     triangle = [(34, 5), (44, 10), (34, 15)]
     (clipped,) = clip_polygon(triangle, (40, 30))

@@ -177,8 +177,15 @@ def may_spill(architecture: int, kernel: str) -> float:
     return float("inf") if kernel in source and "measured on" in source else 0
 
 
-@pytest.mark.parametrize("architecture", [86, 90])  # the smallest memory; Hopper
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "architecture"),
+    [
+        pytest.param(kernel, architecture, marks=[] if kernel in quick else [pytest.mark.slow])
+        # the smallest memory; Hopper
+        for architecture, quick in ((86, ("forward",)), (90, ("forward", "grad_samples")))
+        for kernel in KERNELS
+    ],
+)
 def test_first_choice(architecture, kernel, tmp_path):
     config = configurations(architecture, kernel, VARIANTS[0])[0]
     launches = launches_of(kernel, config, VARIANTS[0])

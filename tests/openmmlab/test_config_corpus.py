@@ -195,7 +195,7 @@ def test_classes_become_names(tmp_path, monkeypatch, text):
         assert again.custom_hooks[0].type == "own.OwnHook" and cfg.custom_hooks[0].type.__name__ == "OwnHook"
 
 
-@pytest.mark.parametrize("style", ["child.json", "new.py", slow("dump.py"), slow("child.yaml")])
+@pytest.mark.parametrize("style", ["new.py", slow("child.json"), slow("dump.py"), slow("child.yaml")])
 def test_commands_read_every_format(tmp_path, monkeypatch, style):
     cfg = read_config_file(SAMPLE[-1])
     cfg.model.backbone.pop("init_cfg", None)

@@ -20,9 +20,10 @@ import dcnzoo.layers
 import dcnzoo.models
 from dcnzoo.layers import DCNv3, DCNv4, OffsetConv2d, OffsetLinear, PackedDeformConv2d
 from dcnzoo.models import DCN, DCNv2
+from dcnzoo.openmmlab.models import dcn
 
 from .. import demo
-from ..modules import shapes
+from ..modules import randomise, shapes
 
 
 def offset_parameters(module):
@@ -161,8 +162,8 @@ def test_family(family):
         assert type(model.layer2[0].conv1) is nn.Conv2d
     cfg = dict(FAMILIES[family])
     plain = getattr(mmdet.models.backbones, cfg.pop("type", family))(**cfg)
-    for dcn in (None, False):
-        assert repr(backbone(family, dcn=dcn)) == repr(plain)
+    for setting in (None, False):
+        assert repr(backbone(family, dcn=setting)) == repr(plain)
 
 
 PAFPN = dict(type="PAFPN", in_channels=[4, 6, 8], out_channels=5, num_outs=4)
@@ -399,3 +400,18 @@ def test_begins_as_an_average_between_projections(dcn):
 def test_bad_dcnv3_and_dcnv4(dcn, options, message):
     with pytest.raises(ValueError, match=f"DCN{dcn}.*: {message}"):
         conv(dcn, **options)
+
+
+@pytest.mark.parametrize("name", ["DCN", "DCNv2"])
+def test_a_compiled_mmcv_gets_the_same_arguments(monkeypatch, name):
+    """All values differ; the bias of a DCN is added here."""
+    options = dict(stride=(2, 1), padding=(1, 2), dilation=(3, 1), groups=2, deform_groups=4, bias=True)
+    layer, called = randomise(getattr(dcn, name)(8, 12, (3, 2), **options)), []
+    images = torch.randn(3, 8, 11, 13)
+    expected = layer(images)
+    function = {"DCN": "deform_conv2d", "DCNv2": "modulated_deform_conv2d"}[name]
+    mmcvs = getattr(dcn.mmcv.ops, function)
+    monkeypatch.setattr(dcn, "runs_on_dcnzoo", lambda *args: False)
+    monkeypatch.setattr(dcn.mmcv.ops, function, lambda *args: called.append(args) or mmcvs(*args))
+    torch.testing.assert_close(layer(images), expected)
+    assert len(called) == 1

@@ -280,9 +280,8 @@ def test_names_are_no_templates(tmp_path, coco):
     assert [*config.train_dataloader.dataset.metainfo.classes] == CLASSES
     assert Path(config.train_dataloader.dataset.data_prefix.img).samefile(pictures)
     recipe = Recipe.read(out, {"work_dir": str(tmp_path / "work")})
-    for name in ("work", *NAMES[1:], "new\nline"):
-        folder = tmp_path / name
-        folder.mkdir()
+    for folder in (tmp_path / "work", tmp_path.joinpath(*NAMES[1:], "new\nline")):
+        folder.mkdir(parents=True)
         recipe.cfg.work_dir = str(folder)
         (folder / "written.py").write_text(recipe.text())
         again = Config.fromfile(folder / "written.py")
