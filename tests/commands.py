@@ -38,5 +38,5 @@ def error_of(*arguments: object, status: int = 1) -> str:
     output = run(*arguments, status=status)
     assert "Traceback" not in output
     line = output.splitlines()[-1]
-    assert line.lower().startswith("error: ")
+    assert line.lower().startswith("error: "), output
     return line
