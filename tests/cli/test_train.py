@@ -23,7 +23,7 @@ from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
-from dcnzoo.utils.marks import config_of
+from dcnzoo.utils.marks import config_of, mark_of
 from dcnzoo.zoo.source import resolve
 
 from .. import commands
@@ -92,6 +92,11 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     assert len(pickle.loads(predictions.read_bytes())) == 4
     images = sorted(shown.glob("*.png"))
     assert len(images) == 4 and cv2.imread(str(images[0])).shape[2] == 3
+    assert {*map(mark_of, images)} == {f"detections of {Path(CONFIG).stem} with epoch_2.pth"}
+    again = ("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--show-dir", shown)
+    commands.run(*again)
+    images[1].write_bytes(b"mine")
+    assert f"{images[1].name}; --force" in commands.error_of(*again) and images[1].read_bytes() == b"mine"
 
 
 def test_test_time_augmentation(trained, tmp_path):

@@ -32,6 +32,7 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.zoo import download, find
 from tests.commands import error_of, run
 from tests.distributed.launching import settings
@@ -91,6 +92,8 @@ def test_coco(detector, folder):
     first, second = detector([folder / "0.png", folder / "1.png"])
     content = second.to_coco(first.to_coco())
     assert [image["file_name"] for image in content["images"]] == [first.path, second.path]
+    assert is_of_detector(content) and content["info"]["description"] == f"detections of {MODEL}"
+    assert first.to_coco(folder=folder.parent)["images"][0]["file_name"] == f"{folder.name}/0.png"
     assert content["categories"][2] == {"id": 3, "name": CLASSES[2]}
     annotations = [each for each in content["annotations"] if each["image_id"] == 2]
     assert [each["category_id"] - 1 for each in annotations] == second.labels.tolist()
@@ -99,6 +102,7 @@ def test_coco(detector, folder):
         x, y, width, height = annotation["bbox"]
         np.testing.assert_allclose([x, y, x + width, y + height], box, rtol=1e-6)
         assert np.array_equal(decode(annotation["segmentation"]), mask)
+        assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
 
 
 def test_inputs(detector, folder, tmp_path):

@@ -18,6 +18,7 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.rows import COLUMNS, Rows, rows, shard_of, write_results
+from dcnzoo.detect.views import Names, coco_entries, polygons_of
 from dcnzoo.utils.errors import UserError
 
 from ..processes import python_with_torch
@@ -522,3 +523,53 @@ def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
     next(results)
     del results
     assert len(reads) < 2 * batch_size + 8
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_polygons_are_the_masks_without_holes(case):
+    """As pycocotools draws them: single pixels, lines, several parts, the border."""
+    from pycocotools.mask import decode, frPyObjects, merge
+
+    rng = np.random.default_rng(case)
+    mask = np.zeros((37, 53), np.uint8)
+    if case == 0:
+        mask[4, 7] = 1
+    elif case == 1:
+        mask[:, 52] = mask[36] = 1
+    elif case == 2:
+        mask[:] = 1
+    else:
+        for _ in range(case):
+            x, y, radius = rng.integers(0, 53), rng.integers(0, 37), int(rng.integers(1, 12))
+            cv2.circle(mask, (int(x), int(y)), radius, 1, -1)
+    polygons = polygons_of(mask)
+    again = decode(merge(frPyObjects(polygons, *mask.shape)))
+    filled = np.zeros_like(mask)
+    cv2.drawContours(filled, cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], -1, 1, -1)
+    assert np.array_equal(again, filled)
+
+
+def test_empty_masks_stay_in_run_length_encoding():
+    empty = np.zeros((1, 9, 12), bool)
+    boxes = np.float32([[0, 0, 1, 1]])
+    row = Detections(boxes, np.float32([0.5]), np.int64([0]), empty, ("a",)).to_row()
+    for polygons in (False, True):
+        _, (annotation,) = coco_entries(row, 0, 0, polygons)
+        assert annotation["area"] == 0 and annotation["segmentation"]["size"] == [9, 12]
+
+
+def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    images = ["photos/a/0.png", "photos/b/0.png", str(tmp_path / "photos/b/0.jpg"), "./photos/c.v2.png"]
+    names = Names(images)
+    assert [names[image] for image in images] == ["a/0", "b/0", "b/0_2", "c.v2"]
+    assert [*map(names.relative, images)] == ["a/0.png", "b/0.png", "b/0.jpg", "c.v2.png"]
+    for images, expected in (
+        (["photos/0.png"], ["0"]),
+        (["~/x.png", "photos/y.png"], ["home/x", "photos/y"]),
+        (["http://host/x.jpg?d=a/b.png", "https://other/x.jpg", "x.png"], ["x", "x_2", "x_3"]),
+        (["v.mp4#1", "v.mp4#2", "v/v.mp4#1"], ["v", "v_2", "v/v"]),
+    ):
+        names = Names(images)
+        assert [names[image] for image in images] == expected

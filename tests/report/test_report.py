@@ -160,9 +160,16 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
     assert any(">epoch<" in chart for chart in charts(html)), "not iterations"
 
-    (folder / "epoch_2.pth").unlink()
-    with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
-        write_report([folder])
+    moved = folder.rename(folder.with_name("moved"))
+    files = [moved / name for name in ("report.html", "report.json", "report.csv")]
+    (moved / "epoch_2.pth").unlink()
+    for mine in (False, True):  # a second report replaces the first, also of a folder that was moved
+        if mine:
+            files[0].write_text("mine")
+        before = [file.read_bytes() for file in files]
+        with pytest.raises(UserError, match="force=True" if mine else r"checkpoint: .*epoch_2\.pth"):
+            write_report([moved])
+        assert [file.read_bytes() for file in files] == before
 
 
 def test_shortened_class_names_stay_apart():
