@@ -40,10 +40,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         UserError: the file cannot be written.
     """
     target = Path(os.path.expanduser(path))
-    # random: a fixed name could be a link, and two processes may write the same file. The name of the file
-    # itself may have the maximum length
-    start = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{secrets.token_hex(8)}"
-    partial = target.with_name(f"{start}.partial{target.suffix[:_LONGEST_ENDING]}")
+    partial = partial_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -59,6 +56,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # its folder may be missing
             partial.unlink()
+
+
+def partial_of(target: Path) -> Path:
+    """Return a temporary name in the same folder.
+
+    It is random: a fixed one could be a link, and two processes may write the same file. It does not contain
+    the file's name, which may have the maximum length.
+    """
+    name = f".{secrets.token_hex(8)}.{secrets.token_hex(8)}.partial{target.suffix[:_LONGEST_ENDING]}"
+    return target.with_name(name)
 
 
 @contextlib.contextmanager
@@ -127,7 +134,7 @@ def require_new(
     folders = {file.parent for file in (*files, *beside)}
     for folder in folders:
         require_writable(folder)
-        _remove_abandoned(folder)
+        remove_abandoned(folder)
     sources = {_without_ending(source) for source in inputs}
     others = []
     for file in files:
@@ -160,12 +167,15 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files of killed commands; other processes may still write the new ones."""
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders of killed commands; other processes may still write new ones."""
     for partial in folder.glob(".*.partial*"):
         with contextlib.suppress(OSError):
-            if _PARTIAL.match(partial.name) and partial.stat().st_mtime < time.time() - _ABANDONED:
-                partial.unlink()
+            if _PARTIAL.match(partial.name) and partial.lstat().st_mtime < time.time() - _ABANDONED:
+                if partial.is_dir() and not partial.is_symlink():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink()
 
 
 def numbered(folder: Path, usable: Callable[[Path], bool] = lambda folder: False) -> Path:

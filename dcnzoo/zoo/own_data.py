@@ -6,7 +6,6 @@ import filecmp
 import json
 import math
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,14 @@ from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import numbered, read_beside, require_writable, write_text
+from dcnzoo.utils.files import (
+    numbered,
+    partial_of,
+    read_beside,
+    remove_abandoned,
+    require_writable,
+    write_text,
+)
 from dcnzoo.utils.marks import PROGRAM, is_config_of_training, mark
 from dcnzoo.utils.text import counted
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_settings
@@ -73,9 +79,9 @@ def prepare(
             line each.
     """
     require_writable(work_dir)
+    remove_abandoned(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    # beside the other folders, so that relative paths are the same
-    new = work_dir / f".data_{secrets.token_hex(4)}"
+    new = partial_of(work_dir / "data")  # beside the other folders, so that relative paths are the same
     try:
         new.mkdir()
         own = _write(data, work_dir, new, model, options)
@@ -144,6 +150,8 @@ def _different(folder: Path, new: Path) -> Path | None:
             return file
         if filecmp.cmp(before, file, shallow=False):
             continue
+        if file.suffix != ".py" and not (new / "images").exists():
+            return file
         content = _renamed(file, new, folder)
         if file.suffix == ".py" and not is_config_of_training(before):  # of a version without marks
             content = content.partition(b"\n")[2]

@@ -28,6 +28,7 @@ from dcnzoo.utils.files import (
     files_beside,
     image_folder,
     numbered,
+    partial_of,
     picture_files,
     read_beside,
     replacing,
@@ -128,11 +129,15 @@ def test_what_a_killed_command_has_half_written(tmp_path):
         half.touch()
         os.utime(half, (time.time() - age,) * 2)
         halves.append(half)
+    folder = partial_of(tmp_path / "data")
+    folder.mkdir()
+    os.utime(folder, (0, 0))
     others = [tmp_path / ".a.partial", tmp_path / ".download.partial.zip"]
     for other in others:
         other.touch()
         os.utime(other, (0, 0))
     write(tmp_path / "b.txt")
+    assert not folder.exists()
     assert [half.exists() for half in halves] == [False, True] and all(other.exists() for other in others)
 
 

@@ -196,7 +196,7 @@ def test_data_of_a_running_training_stay(tmp_path, monkeypatch):
     assert (work / "data/train.json").read_bytes() == before, "other data have a folder of their own"
     assert (work / "data_2/train.json").read_bytes() != before and not (work / "data_3").exists()
     run("train", "--data", tmp_path / "first", "--work-dir", work, "--dry-run")
-    assert not [*work.glob("data_3")] and not [*work.glob(".data*")], "equal data are written once"
+    assert not [*work.glob("data_3")] and not [*work.glob(".*.partial")], "equal data are written once"
 
 
 def test_test_pictures_are_only_for_tests(tmp_path):
