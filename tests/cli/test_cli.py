@@ -65,7 +65,7 @@ def test_names_of_files_are_completed():
     for context in every_command():
         for parameter in context.command.params:
             metavar = parameter.make_metavar(context).strip("[].")
-            if file.fullmatch(metavar) and parameter.name not in ("layer", "split"):
+            if file.fullmatch(metavar) and parameter.name not in ("layer", "split", "layout"):
                 (item,) = parameter.shell_complete(context, "x")
                 assert item.type in ("file", "dir"), (context.info_name, parameter.name)
     (item,) = BashComplete(commands, {}, "dcnzoo", "X").get_completions(["infer", "MODEL"], "street.")

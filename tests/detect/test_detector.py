@@ -421,7 +421,9 @@ def test_every_backend_detects_the_same(detector, exported_file, folder, coco):
 
 
 def test_exported_file_on_the_command_line(onnx_file, folder, tmp_path):
-    printed = [run("infer", each, folder / "1.png", "--out", tmp_path) for each in (MODEL, onnx_file)]
+    outs = tmp_path / "torch", tmp_path / "onnx"
+    models = zip((MODEL, onnx_file), outs, strict=True)
+    printed = [run("infer", model, folder / "1.png", "--out", out) for model, out in models]
     rows = [[line.split()[0] for line in text.splitlines()[2:-1]] for text in printed]
     assert rows[0] == rows[1] and rows[0]
     for option in ({"checkpoint": "x.pth"}, {"cfg_options": {"a": 1}}):
