@@ -41,7 +41,7 @@ def start(*command: object, **extra: object) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, seconds: float = 300) -> str:
+def finish(process: subprocess.Popen, seconds: float = 900) -> str:
     """Output of the process. After ``seconds``, kills its process group and fails."""
     try:
         return process.communicate(timeout=seconds)[0]
@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> str:
         raise AssertionError(f"still running after {seconds} s:\n{output[-4000:]}") from None
 
 
-def run(*command: object, status: int = 0, seconds: float = 300, **extra: object) -> str:
+def run(*command: object, status: int = 0, seconds: float = 900, **extra: object) -> str:
     process = start(*command, **extra)
     output = finish(process, seconds)
     assert process.returncode == status, output[-6000:]

@@ -1,5 +1,6 @@
 """The tools under torchrun and with Slurm's interface, in processes on the CPU."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -28,9 +29,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free port below those that the system gives to connections: one of these could take it meanwhile."""
+    for number in range(20000 + os.getpid() % 1000 * 10, 32768):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", number))
+            return number
+    raise OSError("no free port")
 
 
 def precisions(output):

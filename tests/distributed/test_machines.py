@@ -115,7 +115,7 @@ def test_a_cut_link(machines, tmp_path):
     work = tmp_path / "work"
     options = [*settings(tmp_path / "data", epochs=60), "env_cfg.dist_cfg.timeout=60"]
     jobs = launch(machines, tmp_path, "--work-dir", work, *options)
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 600
     while not (work / "last_checkpoint").exists():
         assert time.monotonic() < deadline and jobs[0].poll() is None
         time.sleep(0.1)
@@ -124,7 +124,9 @@ def test_a_cut_link(machines, tmp_path):
         texts = outputs(jobs, 1)
     finally:
         ip("-n", machines[1], "link", "set", "e1", "up")
-    assert_named(1, texts)
+    assert_named(1, texts[:2])
+    # where machine 2 waits for some seconds longer than machine 0, machine 0 and its store have ended, too
+    assert re.search(r"^error: .*\brank ([01]) on machine-\1\b.* ended; --resume", texts[2], re.MULTILINE)
 
 
 @pytest.mark.slow
