@@ -47,7 +47,7 @@ from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import Start, choose_start, nothing_left
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import partial_start
+from dcnzoo.utils.files import partial_of
 
 from ..demo import PLAIN
 from ..utils.test_progress import Terminal
@@ -282,12 +282,10 @@ def test_numbers_of_checkpoints_from_elsewhere_are_numbers(tmp_path):
 
 
 def test_half_written_files_of_a_killed_training_are_removed(tmp_path):
-    mine, left_over = (
-        tmp_path / ".mine.partial",
-        tmp_path / f"{partial_start(Path('epoch_9.pth'))}12.partial.pth",
-    )
+    mine, left_over = tmp_path / ".mine.partial", partial_of(tmp_path / "epoch_9.pth")
     for path in (mine, left_over):
         path.touch()
+        os.utime(path, (0, 0))
     train(tmp_path, "training", epochs=1)
     assert mine.exists() and not left_over.exists()
 
