@@ -205,8 +205,8 @@ def command(
     with rows.locked():
         if save_video or any(map(is_video, every)):  # videos are written from their start
             rows.remove()
-        record = _settings(detector, options, loading)
-        _write_files(detector, every, rows, files, record, {**options, "batch_size": batch_size}, verbose)
+        files.settings = _settings(detector, options, loading)
+        _write_files(detector, every, rows, files, {**options, "batch_size": batch_size}, verbose)
 
 
 def _settings(detector: BaseDetector, options: dict[str, Any], loading: dict[str, Any]) -> dict[str, Any]:
@@ -265,7 +265,6 @@ def _write_files(
     images: list[str],
     rows: Rows,
     files: Views,
-    settings: dict[str, Any],
     options: dict[str, Any],
     verbose: bool,
 ) -> None:
@@ -294,7 +293,7 @@ def _write_files(
         began = time.monotonic()
 
     def finish(unopened: Collection[str] | None) -> None:
-        if written := files.finish(rows.in_order(images, unopened), settings):
+        if written := files.finish(rows.in_order(images, unopened)):
             print(printable(f"written: {written}"))
 
     has_lines = verbose or len(images) <= SEVERAL or not sys.stdout.isatty()

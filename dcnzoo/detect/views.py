@@ -36,6 +36,7 @@ class Views:
         force: replace other files, too; never a picture of the call.
 
     Attributes:
+        settings: of the detector, among them ``names``, for ``results.json``; set before the first picture.
         counts: the objects of each class.
         images, errors: the number of pictures, and of those that cannot be read.
 
@@ -56,26 +57,26 @@ class Views:
         force: bool,
     ) -> None:
         self._folder, self._ending, self._mark, self._polygons = folder, ending, mark, polygons
-        self._names = Names(images)
+        self._names, self._results = Names(images), folder / RESULTS
         self._coco = folder / "detections.json" if coco else None
         self._classes = folder / "classes.txt" if ending == ".txt" else None
         files = [
             self._path(f"{image}#1" if is_video(image) else image) for image in (images if ending else ())
         ]
-        files += filter(None, (self._coco, self._classes, folder / RESULTS))
+        files += filter(None, (self._coco, self._classes, self._results))
         require_new("infer", *files, mark=mark, force=force, inputs=images, own=self._is_own)
         if video:
             require_new("infer", video, mark=mark, force=force, inputs=images)
         self._video = VideoFile(video, images, mark) if video else None
+        self.settings: Mapping[str, Any] = {}
         self.counts: Counter[str] = Counter()
         self.images = self.errors = 0
 
     def _is_own(self, file: Path) -> bool:
         """Whether this command has written a file that has no place for a mark, and nobody has changed it."""
-        results = self._folder / RESULTS
-        if file.suffix != ".txt" or mark_of(results) != self._mark:
+        if file.suffix != ".txt" or mark_of(self._results) != self._mark:
             return False
-        is_older = file.stat().st_mtime_ns <= results.stat().st_mtime_ns
+        is_older = file.stat().st_mtime_ns <= self._results.stat().st_mtime_ns
         return is_older or any(self._folder.glob(f"{UNFINISHED}*"))
 
     def others(self, own: Path) -> int:
@@ -96,23 +97,20 @@ class Views:
         if self._video:
             self._video.add(picture)
         if self._ending in DRAWN:
+            if not self._results.exists():  # from the first picture on, the folder is no data
+                self._record()
             with replacing(self._path(result.path)) as partial:
                 partial.write_bytes(add_mark(encoded(picture, DRAWN[self._ending]), self._mark))
 
-    def finish(self, rows: Iterable[Mapping], settings: Mapping[str, Any]) -> str:
-        """Write the files of all rows; return the names of what was written, or an empty text.
-
-        Args:
-            settings: of the detector, among them ``names``, for ``results.json``.
-        """
-        classes = settings["names"]
+    def finish(self, rows: Iterable[Mapping]) -> str:
+        """Write the files of all rows; return the names of what was written, or an empty text."""
+        classes = self.settings["names"]
         written = [] if self._video is None else self._video.close()
         pictures = self._write_texts(rows, written)
         if (first := next(pictures, None)) is None:
             return " and ".join(map(str, written))
         pictures = itertools.chain([first], pictures)
-        record = json.dumps({**info(self._mark), "format": "files", **settings}, indent=1)
-        write_text(self._folder / RESULTS, record)
+        self._record()
         if self._coco:
             with replacing(self._coco) as partial, open(partial, "w", encoding="utf-8") as file:
                 self._write_coco(file, pictures, classes)
@@ -122,11 +120,15 @@ class Views:
         if self._classes:
             write_text(self._classes, "".join(f"{name}\n" for name in classes))
             written.append(self._classes)
-        write_text(self._folder / RESULTS, record)  # newer than all other files
+        self._record()  # newer than all other files
         number = len(written) + (max(self.images - 2, 0) if self._ending else 0)
         return (
             " and ".join(map(str, written)) if number < 4 else f"{counted(number, 'files')} in {self._folder}"
         )
+
+    def _record(self) -> None:
+        content = {**info(self._mark), "format": "files", **self.settings}
+        write_text(self._results, json.dumps(content, indent=1))
 
     def _write_texts(self, rows: Iterable[Mapping], written: list[Path]) -> Iterator[Mapping]:
         """Count the rows and write their texts; yield the rows of pictures that were read."""

@@ -20,6 +20,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.rows import COLUMNS, Rows, rows, shard_of, write_results
 from dcnzoo.detect.views import Names, coco_entries, polygons_of
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.marks import is_detection
 
 from ..processes import python_with_torch
 
@@ -197,6 +198,7 @@ def test_killed_and_repeated(tmp_path, options):
         return start(tmp_path, call, "--out", tmp_path / out, *options, *more, drawn=drawn, status=status)
 
     infer("out", 11, status=9)
+    assert "--jpeg" not in options or is_detection(tmp_path / "out"), "also before the end"
     if "--format" not in options:
         output = infer("out", 99, "-", 1, "--score-threshold", "0.6").stdout
         assert "continued" not in output, "another command"
