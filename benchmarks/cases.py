@@ -199,10 +199,10 @@ def last(sample: Sample) -> torch.memory_format:
 
 
 def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
-    from dcnzoo.ops import _choice
+    from dcnzoo.ops import choose
 
     def forward() -> Tensor:
-        _choice.use(backend)  # also for the backward, which runs before the next contestant
+        choose.use(backend)  # also for the backward, which runs before the next contestant
         return operators()[operator].call(sample)
 
     return forward

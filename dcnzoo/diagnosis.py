@@ -75,13 +75,13 @@ def environment() -> Iterator[tuple[str, str]]:
         reason = _library.problems.get(device, "they need the CPU operators")
         yield f"{device} operators", str(_library.loaded.get(device) or f"not loaded: {reason}")
     if ops.has_ops():
-        from dcnzoo.ops import _choice
+        from dcnzoo.ops import choose
 
         chosen = ops.cpu_capability()
         if refusal := torch.ops.dcnzoo._amx_refusal():
             chosen += f" (the system refuses AMX: {refusal})"
         yield "cpu capability", chosen
-        yield "DCNZOO_BACKEND", _choice.backend
+        yield "DCNZOO_BACKEND", choose.backend
     yield from _kernel_lines()
     if ops.with_cuda():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
@@ -100,10 +100,10 @@ def _kernel_lines() -> Iterator[tuple[str, str]]:
     """Yield, for each device here, the kernels in order of preference and their operators."""
     import torch
 
-    from dcnzoo.ops import _choice
+    from dcnzoo.ops import choose
 
     for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
-        rows = _choice.table(device.upper())
+        rows = choose.table(device.upper())
         for kernels in dict.fromkeys(rows.values()):
             names = [name for name in rows if rows[name] == kernels]
             text = "all operators" if len(names) == len(rows) else ", ".join(names)

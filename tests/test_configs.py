@@ -12,7 +12,7 @@ from mmengine.hub import get_config
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models
-import dcnzoo.ops.flops  # noqa: F401  registers the counts of deformable operators
+import dcnzoo.ops  # noqa: F401  registers the counts of deformable operators
 from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo import description, index
 

@@ -4,7 +4,8 @@ Without this, a counter ignores the operator, and a converted network counts les
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -30,10 +31,20 @@ def install() -> None:
     call("torchinfo.model_statistics", _add_own_parts)
 
 
-def _formulas(module: ModuleType | None = None) -> Any:
-    from dcnzoo.ops import flops
+def _operators() -> dict[str, Any]:
+    from dcnzoo.ops import is_defined
 
-    return flops
+    return importlib.import_module("dcnzoo.ops.operator").OPERATORS if is_defined() else {}
+
+
+def _formulas(module: Any) -> None:
+    """Register the formulas with torch's counter."""
+    for operator in _operators().values():
+
+        def count(*arguments: Any, out_shape: Any, operator: Any = operator, **keywords: Any) -> int:
+            return operator.flops(operator.call(*arguments, **keywords), out_shape)
+
+        module.register_flop_formula(operator.overload.overloadpacket)(count)
 
 
 def _add_operators(module: ModuleType) -> None:
@@ -43,8 +54,12 @@ def _add_operators(module: ModuleType) -> None:
 
 
 def _count_traced(name: str, inputs: list[Any], outputs: list[Any]) -> int:
-    formula = _formulas().flop_registry[getattr(_formulas().ops, name)]
-    return formula(*map(_shape_or_constant, inputs), out_val=_shape_or_constant(outputs[0])) // 2
+    return _operator_macs(name, map(_shape_or_constant, inputs), _shape_or_constant(outputs[0]))
+
+
+def _operator_macs(name: str, arguments: Iterable, output: Any) -> int:
+    operator = _operators()[name]
+    return operator.flops(operator.call(*arguments), output) // 2
 
 
 def _shape_or_constant(value: Any) -> Any:
@@ -56,7 +71,9 @@ def _macs(layer: Any, input: Sequence[int], output: Sequence[int], is_deformable
     """Multiply-adds of a layer without those of the layers that predict its offsets."""
     positions, sampled = (input, output) if layer.transposed else (output, input)
     is_deformable = bool(getattr(layer, "offset_channels", is_deformable))
-    return _formulas().of_convolution(positions, sampled, layer.weight.shape, is_deformable) // 2
+    from dcnzoo.ops.flops import of_convolution
+
+    return of_convolution(positions, sampled, layer.weight.shape, is_deformable) // 2
 
 
 def _layers() -> tuple[list[type], type]:
@@ -96,13 +113,12 @@ def _add_modules(module: Any) -> None:
 
 def _aten_operators() -> dict[Any, Callable]:
     """The operators for the table of ptflops' second engine, which gets the arguments and the results."""
-    flops, shape = _formulas(), lambda value: getattr(value, "shape", value)
 
-    def count(operator: Any, inputs: Sequence, outputs: Sequence) -> int:
-        return flops.flop_registry[operator](*map(shape, inputs), out_val=outputs[0].shape) // 2
+    def count(name: str, inputs: Sequence, outputs: Sequence) -> int:
+        return _operator_macs(name, [getattr(v, "shape", v) for v in inputs], outputs[0].shape)
 
-    operators = [getattr(flops.ops, name) for name in _FORWARD]
-    return {operator: functools.partial(count, operator) for operator in operators}
+    operators = _operators()
+    return {operators[name].overload.overloadpacket: functools.partial(count, name) for name in _FORWARD}
 
 
 def _count_own_part(module: Any) -> None:

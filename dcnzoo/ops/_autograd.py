@@ -5,14 +5,15 @@ forward-mode tangents silently.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _choice, _torch_private
+from . import _torch_private, checks, choose
 from ._arguments import arguments_of, memory_format
 from ._library import implementations
 from ._torch_private import (
@@ -25,35 +26,21 @@ from ._torch_private import (
     set_forward_grad_enabled,
     transforms_active,
 )
+from .operator import Operator
 
 
-def register_autograd(
-    name: str,
-    setup_context: Callable,
-    backward: Callable,
-    reference: Callable | None = None,
-    forward_mode: Callable | None = None,
-) -> None:
-    """Register the derivatives of ``dcnzoo::name``, in the form of ``torch.autograd.Function``.
-
-    Args:
-        reference: the operator in plain PyTorch, with the same arguments. Runs where :mod:`._choice` has no
-            other kernel.
-        forward_mode: likewise, in forward mode. Default: ``reference``. Without either, forward mode raises
-            an error.
-    """
-    operator = getattr(torch.ops.dcnzoo, name).default
-    named = arguments_of(name)
-    forward_mode = forward_mode or reference
+def register_autograd(record: Operator) -> Callable | None:
+    """Register the derivative of an operator, and return the kernel that adds a node to autograd's graph."""
+    name, operator, named = record.name, record.overload, record.call
+    setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
+    forward_mode = record.forward_mode or (None if record.is_backward else record.reference)
     if _torch_private.TRANSFORMS in _torch_private.missing:
-        if reference is not None:
-            _choice.register(name, reference)
         torch.library.register_autograd(
             f"dcnzoo::{name}",
             backward,
             setup_context=lambda ctx, inputs, output: setup_context(ctx, named(*inputs), output),
         )
-        return
+        return None
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
@@ -62,7 +49,7 @@ def register_autograd(
             try:
                 return operator.redispatch(keys & after_autograd_keyset, *arguments)
             except RuntimeError as error:
-                _choice.raise_out_of_memory(error)
+                choose.raise_out_of_memory(error)
                 raise
 
     def forward(*arguments):
@@ -100,8 +87,7 @@ def register_autograd(
         return below_autograd(*arguments, keys)
 
     implementations.impl(name, autograd, "Autograd", with_keyset=True)
-    if reference is not None:
-        _choice.register(name, reference, node=autograd)
+    return autograd
 
 
 def tangent(argument: object) -> Tensor | None:
@@ -141,137 +127,137 @@ def reference_gradients(
     return [gradients.get(name) for name in names]
 
 
-class _Backward:
-    """The operator of a first derivative, and the relation of its arguments to those of the operator."""
-
-    def __init__(self, name: str, recompute: Callable[[Tensor], dict]) -> None:
-        self.name = f"_{name}_backward"
-        self.operator = getattr(torch.ops.dcnzoo, self.name).default
-        self.forward_named, self.named = arguments_of(name), arguments_of(self.name)
-        self.recompute = recompute
-        types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
-        self.tensors = [name for name, type in types.items() if type in ("Tensor", "Optional[Tensor]")]
-        self.shared = {*self.forward_named._fields} & {*self.named._fields}
-
-    def forward_arguments(self, arguments: Any) -> Any:
-        """The arguments of the operator, from those of its backward."""
-        shared = {name: getattr(arguments, name) for name in self.shared}
-        return self.forward_named(**shared, **self.recompute(arguments.grad_output))
-
-
-def register_derivatives(
-    name: str,
-    differentiable: Sequence[str],
-    reference: Callable,
+def with_backward(
+    forward: Operator,
+    gradients: Sequence[str],
     *,
     recompute: Callable[[Tensor], dict] = lambda grad_output: {},
-    grad_input_in_order: Callable | None = None,
+    in_order: Callable | None = None,
     for_every_call: bool = False,
     keeps_format: bool = False,
-) -> None:
-    """Register the first and second derivative of an operator, and the kernels of the first in Python.
+    batched: str = "",
+    flops: Callable | None = None,
+) -> tuple[Operator, Operator]:
+    """The record with its derivative, and the record of its backward, the operator ``_{name}_backward``.
 
-    The first derivative is the operator ``dcnzoo::_{name}_backward``. It takes ``grad_output``, arguments of
-    ``dcnzoo::name`` and ``output_mask``. It returns the gradients of the arguments ``differentiable``, and an
-    empty tensor for each that ``output_mask`` excludes. The second derivative differentiates ``reference``
-    twice, which is exact but slow.
+    The backward takes ``grad_output``, arguments of the forward and ``output_mask``. It returns the gradients
+    of the arguments ``gradients``, and an empty tensor for each that ``output_mask`` excludes. The second
+    derivative differentiates ``reference`` twice, which is exact but slow.
 
     Args:
-        recompute: function that computes the arguments that the backward operator does not take, by name,
-            from ``grad_output``.
-        grad_input_in_order: function that computes a deterministic first gradient from the arguments of the
-            backward operator, because the CUDA kernel adds atomically. Default: differentiate ``reference``.
-        for_every_call: whether that also applies where the backward operator is not called by autograd.
+        recompute: computes the arguments that the backward does not take, by name, from ``grad_output``.
+        in_order: computes a deterministic first gradient from a call of the backward, because the CUDA kernel
+            adds atomically. Default: differentiate ``reference``.
+        for_every_call: whether that also applies where the backward is not called by autograd.
         keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
             contiguous.
+        batched, flops: of the backward.
     """
-    backward = _Backward(name, recompute)
-    forward_names, tensors = backward.forward_named._fields, backward.tensors[1:]  # without grad_output
-    positions = [forward_names.index(argument) for argument in differentiable]
+    derivative = _Derivative(forward, gradients, recompute, in_order, for_every_call, keeps_format)
+    backward = Operator(
+        f"_{forward.name}_backward",
+        reference=derivative.kernel(partial(reference_gradients, forward.reference)),
+        fake=derivative.kernel(_empty),
+        check=derivative.check,
+        setup_context=partial(derivative.save, names=derivative.tensors),
+        backward=derivative.second,
+        in_order=in_order if for_every_call else None,
+        batched=batched,
+        mixes_channels=forward.mixes_channels,
+        flops=flops,
+        kernels=forward.kernels,
+    )
+    save = partial(derivative.save, names=derivative.saved)
+    return replace(forward, setup_context=save, backward=derivative.first), backward
 
-    def save(ctx, inputs, names):
+
+def _empty(grad_output: Tensor, inputs: Any, names: Sequence[str]) -> list[Tensor | None]:
+    tensors = [getattr(inputs, name) for name in names]
+    return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+
+
+class _Derivative:
+    """The first derivative, an operator, and the second one; the parameters are those of with_backward."""
+
+    def __init__(self, forward: Operator, gradients, recompute, in_order, for_every_call, keeps_format):
+        self.forward, self.gradients, self.recompute = forward, gradients, recompute
+        self.in_order, self.for_every_call, self.keeps_format = in_order, for_every_call, keeps_format
+        self.operator = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward").default
+        self.call = arguments_of(f"_{forward.name}_backward")
+        types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
+        self.tensors = [name for name, type in types.items() if type in ("Tensor", "Optional[Tensor]")]
+        self.saved = self.tensors[1:]  # by the forward, without grad_output
+        self.positions = [forward.call._fields.index(name) for name in gradients]
+        self.shared = {*forward.call._fields} & {*self.call._fields}
+
+    def forward_call(self, call: Any) -> Any:
+        """The call of the operator, from one of its backward."""
+        shared = {name: getattr(call, name) for name in self.shared}
+        return self.forward.call(**shared, **self.recompute(call.grad_output))
+
+    def save(self, ctx: Any, inputs: Any, output: object, names: Sequence[str]) -> None:
         ctx.save_for_backward(*(getattr(inputs, name) for name in names))
-        numbers = [name for name in backward.named._fields if name in inputs._fields and name not in names]
+        numbers = [name for name in self.call._fields if name in inputs._fields and name not in names]
         ctx.numbers = {name: getattr(inputs, name) for name in numbers}
 
-    def first_backward(ctx, grad_output):
-        needed = [ctx.needs_input_grad[position] for position in positions]
+    def first(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        needed = [ctx.needs_input_grad[position] for position in self.positions]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        in_order = needed[0] and not for_every_call and _choice.is_deterministic(grad_output)
+        in_order = needed[0] and not self.for_every_call and choose.is_deterministic(grad_output)
         mask = [needed[0] and not in_order, *needed[1:]]
-        by_name = dict(zip(tensors, saved, strict=True), grad_output=grad_output, output_mask=mask)
-        arguments = backward.named(**by_name, **ctx.numbers)
-        if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
-            inputs = backward.forward_arguments(arguments)
-            gradients = reference_gradients(reference, grad_output, inputs, differentiable)
+        by_name = dict(zip(self.saved, saved, strict=True), grad_output=grad_output, output_mask=mask)
+        call = self.call(**by_name, **ctx.numbers)
+        if in_forward_mode(grad_output, *saved) or (in_order and self.in_order is None):
+            inputs = self.forward_call(call)
+            gradients = reference_gradients(self.forward.reference, grad_output, inputs, self.gradients)
         else:
-            gradients = backward.operator(*arguments)
-            if len(differentiable) == 1:  # torch returns a single result without a tuple
-                gradients = (gradients,)
+            computed = self.operator(*call)
+            # torch returns a single result without a tuple
+            gradients = [computed] if len(self.gradients) == 1 else list(computed)
             if in_order:
-                gradients = (grad_input_in_order(arguments), *gradients[1:])
-        results = [None] * len(forward_names)
-        for position, gradient, is_needed in zip(positions, gradients, needed, strict=True):
+                gradients[0] = self.in_order(call)
+        results: list[Tensor | None] = [None] * len(self.forward.call._fields)
+        for position, gradient, is_needed in zip(self.positions, gradients, needed, strict=True):
             results[position] = gradient if is_needed else None
         return tuple(results)
 
-    def second_backward(ctx, *grads):
-        arguments = backward.named(
-            **dict(zip(backward.tensors, ctx.saved_tensors, strict=True)), **ctx.numbers
-        )
-        needed = zip(differentiable, grads, arguments.output_mask, strict=True)
+    def second(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        call = self.call(**dict(zip(self.tensors, ctx.saved_tensors, strict=True)), **ctx.numbers)
+        needed = zip(self.gradients, grads, call.output_mask, strict=True)
         chosen = {name: grad for name, grad, is_needed in needed if is_needed}
 
-        def first(*arguments):
-            arguments = backward.named(*arguments)
-            inputs = backward.forward_arguments(arguments)
-            return tuple(reference_gradients(reference, arguments.grad_output, inputs, list(chosen)))
+        def first(*arguments: Any) -> tuple[Tensor | None, ...]:
+            call = self.call(*arguments)
+            inputs = self.forward_call(call)
+            return tuple(reference_gradients(self.forward.reference, call.grad_output, inputs, list(chosen)))
 
-        names = [name for name in backward.tensors if name == "grad_output" or name in differentiable]
-        gradients = reference_gradients(first, tuple(chosen.values()), arguments, names)
+        names = [name for name in self.tensors if name == "grad_output" or name in self.gradients]
+        gradients = reference_gradients(first, tuple(chosen.values()), call, names)
         by_name = dict(zip(names, gradients, strict=True))
-        return tuple(by_name.get(name) for name in backward.named._fields)
+        return tuple(by_name.get(name) for name in self.call._fields)
 
-    register_autograd(name, lambda ctx, inputs, _: save(ctx, inputs, tensors), first_backward, reference)
-    register_autograd(
-        backward.name, lambda ctx, inputs, _: save(ctx, inputs, backward.tensors), second_backward
-    )
-    kernel, check = _backward_kernel(backward, differentiable, reference, keeps_format)
-    in_order = grad_input_in_order if for_every_call else None
-    _choice.register(backward.name, kernel, check=check, differentiable=False, grad_input_in_order=in_order)
+    def check(self, call: Any) -> None:
+        inputs = self.forward_call(call)
+        self.forward.check(inputs)
+        shapes = (value.to("meta") if isinstance(value, Tensor) else value for value in inputs)
+        checks.require_gradient(self.forward.name, call.grad_output, self.forward.fake(*shapes), inputs[0])
 
+    def kernel(self, compute: Callable[[Tensor, Any, list[str]], list[Tensor | None]]) -> Callable:
+        """The first derivative in Python, by a function that computes the needed gradients."""
 
-def _backward_kernel(
-    backward: _Backward, differentiable: Sequence[str], reference: Callable, keeps_format: bool
-) -> tuple[Callable, Callable]:
-    """Register a first derivative's fake kernel. Return the derivative in plain PyTorch, and its check."""
-
-    def kernel(compute: Callable[[Tensor, Any, list[str]], list[Tensor | None]]) -> Callable:
-        def kernel(*arguments):
-            arguments = backward.named(*arguments)
-            inputs = backward.forward_arguments(arguments)
-            mask = zip(differentiable, arguments.output_mask, strict=True)
+        def backward(*arguments: Any) -> Any:
+            call = self.call(*arguments)
+            inputs = self.forward_call(call)
+            mask = zip(self.gradients, call.output_mask, strict=True)
             needed = [name for name, is_needed in mask if is_needed]
-            gradients = dict(zip(needed, compute(arguments.grad_output, inputs, needed), strict=True))
+            gradients = dict(zip(needed, compute(call.grad_output, inputs, needed), strict=True))
             results = []
-            for name in differentiable:
+            for name in self.gradients:
                 gradient, tensor = gradients.get(name), getattr(inputs, name)
-                like = arguments.grad_output if tensor is None else tensor
+                like = call.grad_output if tensor is None else tensor
                 results.append(like.new_empty(0) if gradient is None else gradient.contiguous())
-            if keeps_format and arguments.output_mask[0]:
+            if self.keeps_format and call.output_mask[0]:
                 results[0] = results[0].to(memory_format=memory_format(inputs[0]))
             return tuple(results) if len(results) > 1 else results[0]
 
-        return kernel
-
-    def empty(grad_output, inputs, names):
-        tensors = [getattr(inputs, name) for name in names]
-        return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
-
-    def check(*arguments):
-        arguments = backward.named(*arguments)
-        check_of_forward(*backward.forward_arguments(arguments), arguments.grad_output)
-
-    check_of_forward = _choice.check_of(backward.name.removesuffix("_backward").strip("_"))
-    torch.library.register_fake(f"dcnzoo::{backward.name}", kernel(empty))
-    return kernel(partial(reference_gradients, reference)), check
+        return backward

@@ -8,21 +8,22 @@ from torch import Tensor
 from ._arguments import arguments_of
 from ._library import implementations
 from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
+from .operator import Operator
 
 
-def register_autocast(name: str, *float32_arguments: str) -> None:
+def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
     """Register the autocast rule: the operator computes in autocast's dtype.
 
     Args:
-        float32_arguments: names of offsets, masks and locations, which stay float32 if they are float32.
+        float32: names of offsets, masks and locations, which stay float32 if they are float32.
     """
     if AUTOCAST in missing:
         return
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _register(name, device, key, float32_arguments)
+        _register(operator.name, device, key, float32)
 
 
-def _register(name: str, device: str, key: str, float32_arguments: tuple[str, ...]) -> None:
+def _register(name: str, device: str, key: str, float32: tuple[str, ...]) -> None:
     operator = getattr(torch.ops.dcnzoo, name).default
     names = arguments_of(name)._fields
     keys = DispatchKeySet(getattr(DispatchKey, key))
@@ -34,9 +35,7 @@ def _register(name: str, device: str, key: str, float32_arguments: tuple[str, ..
             if not isinstance(argument, Tensor) or not argument.is_floating_point():
                 return argument
             # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
-            if argument.dtype == torch.float64 or (
-                name in float32_arguments and argument.dtype == torch.float32
-            ):
+            if argument.dtype == torch.float64 or (name in float32 and argument.dtype == torch.float32):
                 return argument
             return argument.to(dtype)
 
@@ -46,21 +45,15 @@ def _register(name: str, device: str, key: str, float32_arguments: tuple[str, ..
     implementations.impl(name, autocast, key)
 
 
-def register_vmap(name: str, inputs: str, outputs: str, mixes_channels: bool = False) -> None:
-    """Register the batching rule of the operator ``dcnzoo::name``: it runs many calls as one.
-
-    Args:
-        inputs, outputs: kinds of its first arguments and of its results, one letter each. ``m``: a map,
-            offset or mask, ``(N, …)``. ``w``: weight or bias, whose first axis is channels. ``s``: a tensor
-            without a vmap axis.
-        mixes_channels: whether the operator's weights mix channels, in ``groups``.
+def register_vmap(record: Operator) -> None:
+    """Register the batching rule of an operator: it runs many calls as one.
 
     If only maps have a vmap axis, it becomes part of the batch. If weights have one, or a weight needs
     separate gradients, it becomes part of the channels, and the number of groups is multiplied by its size.
     ``output_mask`` of an operator with several results selects the results to compute.
     """
-    operator = getattr(torch.ops.dcnzoo, name).default
-    names = arguments_of(name)._fields
+    name, operator, names = record.name, record.overload, record.call._fields
+    inputs, outputs = record.batched.split("->")
 
     @torch.library.register_vmap(f"dcnzoo::{name}")
     def _(info, dims, *arguments):
@@ -76,7 +69,7 @@ def register_vmap(name: str, inputs: str, outputs: str, mixes_channels: bool = F
         for i, kind in enumerate(inputs):
             if arguments[i] is not None and (apart or kind == "m"):
                 arguments[i] = fold(arguments[i], dims[i], size, axis[kind])
-        if apart and mixes_channels:
+        if apart and record.mixes_channels:
             arguments[names.index("groups")] *= size
         results = operator(*arguments)
         if len(outputs) == 1:

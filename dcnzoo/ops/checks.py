@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ._arguments import shape_text
-from ._torch_private import transforms_active
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 2**31 - 1  # of a number: keeps the arithmetic on sizes within 64 bits
@@ -107,6 +106,14 @@ def require_positive(op: str, name: str, sizes: Mapping[str, Any], *axes: str) -
     for axis in axes:
         values = sizes[axis] if isinstance(sizes[axis], list) else [sizes[axis]]
         require(min(values) > 0, f"{op}: {name}", f"{axis} of at least 1", shape_text(values))
+
+
+def require_gradient(op: str, grad: Tensor, output: Any, like: Tensor) -> None:
+    """The gradient of an output has its shape, and the type and the device of ``like``."""
+    where, shape = f"{op} backward: grad_output", shape_text(list(output.shape))
+    require(grad.shape == output.shape, where, f"shape {shape}", shape_text(list(grad.shape)))
+    kinds = [f"{tensor.dtype} on {tensor.device}" for tensor in (like, grad)]
+    require(kinds[0] == kinds[1], where, kinds[0], kinds[1])
 
 
 # Operators: functions of a call, a named tuple
@@ -242,19 +249,17 @@ def ms_deform_attn(call: Any) -> None:
     sizes = require_tensors(op, _ATTENTION, call, {}, call.value)
     require_positive(op, "value", sizes, "heads", "D")
     require(sizes["S"] <= MOST, f"{op}: value", f"at most {MOST} pixels", sizes["S"])
-    if not _has_values(call.spatial_shapes):
-        return
+
+
+def levels(call: Any) -> None:
+    """Check numbers in tensors, for which a GPU would have to wait: the levels lie within ``value``."""
+    op, pixels = "ms_deform_attn", call.value.shape[1]
     levels = zip(call.spatial_shapes.tolist(), call.level_start_index.tolist(), strict=True)
     for level, ((height, width), start) in enumerate(levels):
         got, where = f"({height}, {width}) for level {level}", f"{op}: spatial_shapes"
         require(height >= 1 and width >= 1, where, "at least (1, 1)", got)
         expected = f"at least {start} + {height}·{width} pixels for level {level}"
-        require(0 <= start <= sizes["S"] - height * width, f"{op}: value", expected, sizes["S"])
-
-
-def _has_values(tensor: Tensor) -> bool:
-    """Whether to check the numbers in a tensor: on a CPU, where nothing has to wait for them."""
-    return tensor.device.type == "cpu" and not hasattr(tensor, "fake_mode") and not transforms_active()
+        require(0 <= start <= pixels - height * width, f"{op}: value", expected, pixels)
 
 
 _MAPS = {"input": Shape("N, C, H, W", "floating")}
@@ -287,11 +292,15 @@ def _require_pooling(op: str, call: Any, rois: Mapping[str, Shape]) -> dict[str,
     ratio, scale = call.sampling_ratio, call.spatial_scale
     require(ratio <= 2**22, f"{op}: sampling_ratio", f"at most {2**22}", ratio)
     require(0 < scale < math.inf, f"{op}: spatial_scale", "a positive number", scale)
-    if _has_values(call.rois):
-        for row, image in enumerate(call.rois[:, 0].tolist()):
-            got, expected = f"{image:g} in row {row}", f"image numbers in [0, {sizes['N']})"
-            require(0 <= image < sizes["N"], f"{op}: rois", expected, got)
     return sizes
+
+
+def image_numbers(call: Any) -> None:
+    """Check numbers in a tensor, for which a GPU would have to wait: each RoI is in an image."""
+    op = type(call).__name__.removesuffix("_arguments")
+    for row, image in enumerate(call.rois[:, 0].tolist()):
+        got, expected = f"{image:g} in row {row}", f"image numbers in [0, {len(call.input)})"
+        require(0 <= image < len(call.input), f"{op}: rois", expected, got)
 
 
 def nms(call: Any) -> None:

@@ -1,12 +1,13 @@
-"""DCNv3, DCNv4 and multi-scale deformable attention: functions, fake kernels, autograd, autocast, vmap."""
+"""DCNv3, DCNv4 and multi-scale deformable attention: functions and records."""
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import checks, flops, reference
 from ._arguments import Int2, check_tensors, is_traced, pair, shape_text
-from ._autograd import register_derivatives
-from ._transforms import register_autocast, register_vmap
+from ._autograd import with_backward
+from .operator import COMPILED, FUSED, REFERENCE, Operator
+from .register import register
 
 
 def dcnv3(
@@ -193,30 +194,56 @@ def _check_flash(sampling_loc_attn: Tensor, levels: int) -> None:
         )
 
 
-@torch.library.register_fake("dcnzoo::dcnv3")
-@torch.library.register_fake("dcnzoo::dcnv4")
-def _(input, field, *arguments):
+def _fake(input, field, *arguments):
     return input.new_empty((*field.shape[:3], input.shape[3]))
 
 
-register_derivatives("dcnv3", ("input", "offset", "mask"), reference.dcnv3)
-register_vmap("dcnv3", "mmm", "m")
-register_vmap("_dcnv3_backward", "mmmm", "mmm")
-register_autocast("dcnv3", "offset", "mask")
+KERNELS = (COMPILED, FUSED, REFERENCE)
+DCNV3 = Operator(
+    "dcnv3",
+    reference=reference.dcnv3,
+    fake=_fake,
+    check=checks.dcnv3,
+    float32=("offset", "mask"),
+    batched="mmm->m",
+    flops=flops.deform_attn,
+    kernels=KERNELS,
+)
+_OF_V3, _OF_V4 = ("input", "offset", "mask"), ("input", "offset_mask")
+register(*with_backward(DCNV3, _OF_V3, batched="mmmm->mmm", flops=flops.deform_attn_backward))
+DCNV4 = Operator(
+    "dcnv4",
+    reference=reference.dcnv4,
+    fake=_fake,
+    check=checks.dcnv4,
+    float32=("offset_mask",),
+    batched="mm->m",
+    flops=flops.deform_attn,
+    kernels=KERNELS,
+)
+register(*with_backward(DCNV4, _OF_V4, batched="mmm->mm", flops=flops.deform_attn_backward))
 
-register_derivatives("dcnv4", ("input", "offset_mask"), reference.dcnv4)
-register_vmap("dcnv4", "mm", "m")
-register_vmap("_dcnv4_backward", "mmm", "mm")
-register_autocast("dcnv4", "offset_mask")
 
-
-@torch.library.register_fake("dcnzoo::ms_deform_attn")
-def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+def _fake_ms(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
     return value.new_empty((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]))
 
 
-_DIFFERENTIABLE = ("value", "sampling_locations", "attention_weights")
-register_derivatives("ms_deform_attn", _DIFFERENTIABLE, reference.ms_deform_attn)
-register_vmap("ms_deform_attn", "mssmm", "m")
-register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
-register_autocast("ms_deform_attn", "sampling_locations", "attention_weights")
+MS_DEFORM_ATTN = Operator(
+    "ms_deform_attn",
+    reference=reference.ms_deform_attn,
+    fake=_fake_ms,
+    check=checks.ms_deform_attn,
+    check_numbers=checks.levels,
+    float32=("sampling_locations", "attention_weights"),
+    batched="mssmm->m",
+    flops=flops.ms_deform_attn,
+    kernels=KERNELS,
+)
+register(
+    *with_backward(
+        MS_DEFORM_ATTN,
+        ("value", "sampling_locations", "attention_weights"),
+        batched="mmssmm->mmm",
+        flops=flops.ms_deform_attn_backward,
+    )
+)

@@ -1,4 +1,4 @@
-"""Deformable convolution v1 and v2, 1-D to 3-D: functions, fake kernel, autograd (twice), autocast, vmap."""
+"""Deformable convolution v1 and v2, 1-D to 3-D: functions and record."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import checks, flops, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
-from ._autograd import register_derivatives
-from ._transforms import register_autocast, register_vmap
+from ._autograd import with_backward
+from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
+from .register import register
 
 
 def deform_conv1d(
@@ -126,8 +127,7 @@ def _deform_conv(
     return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
 
 
-@torch.library.register_fake("dcnzoo::deform_conv")
-def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
+def _fake(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
     name = f"deform_conv{len(stride)}d"
     check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [
@@ -169,16 +169,27 @@ def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
     return gradient
 
 
-register_derivatives(
+OPERATOR = Operator(
     "deform_conv",
-    ("input", "weight", "offset", "mask", "bias"),
-    _reference,
-    # no gradient depends on the values of the bias
-    recompute=lambda grad_output: {"bias": grad_output.new_empty(grad_output.shape[1])},
-    grad_input_in_order=grad_input_in_order,
-    for_every_call=True,  # deform_conv_transpose calls the backward
-    keeps_format=True,
+    reference=_reference,
+    fake=_fake,
+    check=checks.deform_conv,
+    float32=("offset", "mask"),
+    batched="mwmmw->m",
+    mixes_channels=True,
+    flops=flops.deform_conv,
+    kernels=(COMPILED, FUSED, TORCHVISION, REFERENCE),
 )
-register_vmap("deform_conv", "mwmmw", "m", mixes_channels=True)
-register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", mixes_channels=True)
-register_autocast("deform_conv", "offset", "mask")
+register(
+    *with_backward(
+        OPERATOR,
+        ("input", "weight", "offset", "mask", "bias"),
+        # no gradient depends on the values of the bias
+        recompute=lambda grad_output: {"bias": grad_output.new_empty(grad_output.shape[1])},
+        in_order=grad_input_in_order,
+        for_every_call=True,  # deform_conv_transpose calls the backward
+        keeps_format=True,
+        batched="mmwmm->mwmmw",
+        flops=flops.deform_conv_backward,
+    )
+)

@@ -1,4 +1,4 @@
-"""Transposed deformable convolution: functions, fake kernel, autograd, autocast rule.
+"""Transposed deformable convolution: functions and record.
 
 It is the adjoint of :mod:`deform_conv` with respect to its input. The operator and the formulas here
 therefore use ``deform_conv`` and its backward, with input and output exchanged.
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments, reference
+from . import _arguments, checks, flops, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
-from ._autograd import in_forward_mode, reference_gradients, register_autograd
-from ._transforms import register_autocast, register_vmap
+from ._autograd import in_forward_mode, reference_gradients
 from .deform_conv import _reference as deform_conv_reference
+from .operator import Operator
+from .register import register
 
 
 def deform_conv_transpose1d(
@@ -153,8 +154,7 @@ def _deform_conv_transpose(
     )
 
 
-@torch.library.register_fake("dcnzoo::deform_conv_transpose")
-def _(input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step):
+def _fake(input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step):
     name = f"deform_conv_transpose{len(stride)}d"
     check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [
@@ -211,6 +211,16 @@ def _reference(
     return reference.deform_conv_transpose(input, weight, offset, mask, bias, *geometry)
 
 
-register_autograd("deform_conv_transpose", _setup_context, _backward, _reference)
-register_vmap("deform_conv_transpose", "mwmmw", "m", mixes_channels=True)
-register_autocast("deform_conv_transpose", "offset", "mask")
+OPERATOR = Operator(
+    "deform_conv_transpose",
+    reference=_reference,
+    fake=_fake,
+    check=checks.deform_conv_transpose,
+    setup_context=_setup_context,
+    backward=_backward,
+    float32=("offset", "mask"),
+    batched="mwmmw->m",
+    mixes_channels=True,
+    flops=flops.deform_conv_transpose,
+)
+register(OPERATOR)

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from . import reference
+from . import checks, flops, reference
 from ._arguments import Int2
-from ._autograd import register_derivatives
+from ._autograd import with_backward
+from .operator import COMPILED, FUSED, REFERENCE, Operator
+from .register import register
 from .roi_align import bins, pooling_grad_input_in_order, roi_align
 
 
@@ -49,8 +51,7 @@ def deform_roi_pool(
     )
 
 
-@torch.library.register_fake("dcnzoo::deform_roi_pool")
-def _(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma):
+def _fake(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma):
     return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
 
 
@@ -69,10 +70,21 @@ def _grad_input_in_order(arguments):
     return pooling_grad_input_in_order(pool, arguments.grad_output, arguments.input.shape, *of_each)
 
 
-register_derivatives(
+OPERATOR = Operator(
     "deform_roi_pool",
-    ("input", "offset"),
-    _reference,
-    recompute=lambda grad_output: dict(zip(("output_h", "output_w"), grad_output.shape[2:], strict=True)),
-    grad_input_in_order=_grad_input_in_order,
+    reference=_reference,
+    fake=_fake,
+    check=checks.deform_roi_pool,
+    check_numbers=checks.image_numbers,
+    flops=flops.pooling,
+    kernels=(COMPILED, FUSED, REFERENCE),
+)
+register(
+    *with_backward(
+        OPERATOR,
+        ("input", "offset"),
+        recompute=lambda grad_output: dict(zip(("output_h", "output_w"), grad_output.shape[2:], strict=True)),
+        in_order=_grad_input_in_order,
+        flops=flops.deform_roi_pool_backward,
+    )
 )

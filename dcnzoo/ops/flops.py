@@ -1,44 +1,17 @@
-"""FLOPs formulas of the operators for torch's ``FlopCounterMode``. Importing this module registers them.
+"""FLOPs of a call of each operator, a named tuple with sizes in place of tensors, and of its result's sizes.
 
-It is not part of ``dcnzoo.ops``, because torch's counter imports Triton. It is imported together with the
-counter (:mod:`dcnzoo.compat.flop_counters`).
+They count as torch's ``FlopCounterMode`` does: a product and a sum are two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import flop_registry as flop_registry
-from torch.utils.flop_counter import register_flop_formula
-
-import dcnzoo.ops  # noqa: F401  the operators
-from dcnzoo.ops._arguments import arguments_of
-
-ops = torch.ops.dcnzoo
 Sizes = Sequence[int]
 
 # FLOPs of a bilinear sample, per channel: four products and their sum. The four positions and weights are
 # computed once for all channels of a group and are not counted.
 PER_SAMPLE = 2 * 4
-
-
-def _formula(*names: str) -> Callable[[Callable], Callable]:
-    """Decorator for the formula of these operators.
-
-    It takes a call, a named tuple with sizes in place of tensors, and the sizes of the result.
-    """
-
-    def register(formula: Callable[[Any, Any], int]) -> Callable:
-        for name in names:
-
-            def of_arguments(*arguments: object, out_shape: Any, name: str = name, **keywords: object) -> int:
-                return formula(arguments_of(name)(*arguments, **keywords), out_shape)
-
-            register_flop_formula(getattr(ops, name))(of_arguments)
-        return formula
-
-    return register
 
 
 def _convolution(positions: int, weight: Sizes) -> int:
@@ -61,13 +34,11 @@ def of_convolution(at: Sizes, sampled: Sizes, weight: Sizes, is_deformable: bool
     return _convolution(positions, weight) + is_deformable * _samples(positions, sampled[1], weight)
 
 
-@_formula("deform_conv")
-def _deform_conv(call: Any, output: Sizes) -> int:
+def deform_conv(call: Any, output: Sizes) -> int:
     return of_convolution(output, call.input, call.weight, call.offset is not None)
 
 
-@_formula("_deform_conv_backward")
-def _deform_conv_backward(call: Any, _: object) -> int:
+def deform_conv_backward(call: Any, _: object) -> int:
     """A product and the samples for the weight; a product for the others, and the samples for each."""
     of_input, of_weight, *of_fields, _ = call.output_mask
     others = of_input or any(of_fields)
@@ -79,13 +50,11 @@ def _deform_conv_backward(call: Any, _: object) -> int:
     return products + (of_input + of_weight + any(of_fields)) * samples
 
 
-@_formula("deform_conv_transpose")
-def _deform_conv_transpose(call: Any, output: Sizes) -> int:
+def deform_conv_transpose(call: Any, output: Sizes) -> int:
     return of_convolution(call.input, output, call.weight, call.offset is not None)
 
 
-@_formula("dcnv3", "dcnv4")
-def _deform_attn(call: Any, output: Sizes) -> int:
+def deform_attn(call: Any, output: Sizes) -> int:
     """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
     return (PER_SAMPLE + 2) * prod(output) * (prod(call.kernel_size) - bool(call.remove_center))
 
@@ -95,44 +64,36 @@ def _both(output_mask: Sequence[bool]) -> int:
     return output_mask[0] + any(output_mask[1:])
 
 
-@_formula("_dcnv3_backward", "_dcnv4_backward")
-def _deform_attn_backward(call: Any, _: object) -> int:
-    return _both(call.output_mask) * _deform_attn(call, call.grad_output)
+def deform_attn_backward(call: Any, _: object) -> int:
+    return _both(call.output_mask) * deform_attn(call, call.grad_output)
 
 
-@_formula("ms_deform_attn")
-def _ms_deform_attn(call: Any, _: object) -> int:
+def ms_deform_attn(call: Any, _: object) -> int:
     """Of value ``[N, S, heads, D]`` and attention_weights ``[N, Q, heads, L, P]``."""
     return (PER_SAMPLE + 2) * prod(call.attention_weights) * call.value[3]
 
 
-@_formula("_ms_deform_attn_backward")
-def _ms_deform_attn_backward(call: Any, _: object) -> int:
-    return _both(call.output_mask) * _ms_deform_attn(call, _)
+def ms_deform_attn_backward(call: Any, _: object) -> int:
+    return _both(call.output_mask) * ms_deform_attn(call, _)
 
 
-@_formula("deform_roi_pool", "roi_align_rotated")
-def _pooling(call: Any, output: Sizes) -> int:
+def pooling(call: Any, output: Sizes) -> int:
     """With a sampling_ratio of 0, the number of samples depends on the boxes: at least one per bin."""
     return PER_SAMPLE * prod(output) * max(call.sampling_ratio, 1) ** 2
 
 
-@_formula("roi_align")
-def _roi_align(call: Any, outputs: Sequence[Sizes]) -> int:
-    return _pooling(call, outputs[0])  # the others are positions of maxima
+def roi_align(call: Any, outputs: Sequence[Sizes]) -> int:
+    return pooling(call, outputs[0])  # the others are positions of maxima
 
 
-@_formula("_roi_align_backward", "_roi_align_rotated_backward")
-def _roi_align_backward(call: Any, _: object) -> int:
-    return _pooling(call, call.grad_output)
+def roi_align_backward(call: Any, _: object) -> int:
+    return pooling(call, call.grad_output)
 
 
-@_formula("_deform_roi_pool_backward")
-def _deform_roi_pool_backward(call: Any, _: object) -> int:
-    return sum(call.output_mask) * _pooling(call, call.grad_output)
+def deform_roi_pool_backward(call: Any, _: object) -> int:
+    return sum(call.output_mask) * pooling(call, call.grad_output)
 
 
-@_formula("nms", "nms_rotated", "box_iou_rotated")
-def _no_flops(call: object, _: object) -> int:
+def none(call: object, _: object) -> int:
     """torch's counter counts products and sums of values, not comparisons and geometry."""
     return 0

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import _choice, reference_boxes
+from . import checks, flops, reference_boxes
+from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
+from .register import register
 
 
 def nms(
@@ -35,11 +37,17 @@ def nms(
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
 
 
-_choice.register("nms", reference_boxes.nms, differentiable=False)
-
-
-@torch.library.register_fake("dcnzoo::nms")
-@torch.library.register_fake("dcnzoo::nms_rotated")
-def _(boxes, *arguments):
+def fake(boxes, *arguments):
     number = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(number, dtype=torch.long)
+
+
+OPERATOR = Operator(
+    "nms",
+    reference=reference_boxes.nms,
+    fake=fake,
+    check=checks.nms,
+    flops=flops.none,
+    kernels=(COMPILED, TORCHVISION, FUSED, REFERENCE),
+)
+register(OPERATOR)

@@ -1,14 +1,17 @@
 """RoIAlign: pools the maps inside boxes, also rotated ones, to a fixed size, without rounding the boxes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _choice, reference
+from . import checks, choose, flops, reference
 from ._arguments import Int2, pair, shape_text
-from ._autograd import in_forward_mode, register_autograd
+from ._autograd import in_forward_mode
+from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
+from .register import register
 
 _MAX, _AVG = 0, 1
 
@@ -102,8 +105,7 @@ def bins(output_size: Int2) -> tuple[int, int]:
     return size[0], size[1]
 
 
-@torch.library.register_fake("dcnzoo::roi_align")
-def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
+def _fake(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
     size = (rois.shape[0], input.shape[1], output_h, output_w)
     wide = torch.promote_types(input.dtype, torch.float32)
     argmax_size = size if pool_mode == _MAX else (0,)
@@ -111,29 +113,33 @@ def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode,
     return output, *(input.new_empty(argmax_size, dtype=wide) for _ in range(2))
 
 
-def register_pooling(
-    name: str,
-    reference: Callable,
-    pool: Callable,
-    reference_pool: Callable,
-    forward_mode: Callable | None = None,
-) -> None:
-    """Register the derivatives of a RoI pooling and of its backward, and the fake kernel of the backward.
+def _with_backward(
+    forward: Operator, pool: Callable, reference_pool: Callable, backward_flops: Callable
+) -> tuple[Operator, Operator]:
+    """The record of a RoI pooling with its derivative, and that of its backward.
 
     Each is linear in its first argument.
 
     Args:
-        reference, forward_mode: as in :func:`register_autograd`.
         pool: the pooling of the backward's tensors ``(maps, rois, *maxima)``, then numbers of bins and
             options. It reads the maps where the forward found maxima of other maps.
         reference_pool: ``pool`` in plain PyTorch.
     """
-    backward = getattr(torch.ops.dcnzoo, f"_{name}_backward")
+    backward = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward")
 
-    @torch.library.register_fake(f"dcnzoo::_{name}_backward")
-    def _(grad_output, rois, *arguments):
+    def fake(grad_output, rois, *arguments):
         input_size = next(argument for argument in arguments if not isinstance(argument, Tensor))
         return grad_output.new_empty(input_size)
+
+    def check(call):
+        grad = call.grad_output
+        checks.require(grad.dim() == 4, f"{forward.name}: grad_output", "4 dimensions", f"{grad.dim()}")
+        shared = {name: getattr(call, name) for name in forward.call._fields if name in call._fields}
+        bins = dict(zip(("output_h", "output_w"), grad.shape[2:], strict=True))
+        inputs = forward.call(input=grad.new_empty(()).expand(call.input_size), **bins, **shared)
+        forward.check(inputs)
+        expected = (len(call.rois), *call.input_size[1:2], *grad.shape[2:])
+        checks.require_gradient(forward.name, grad, torch.empty(expected, device="meta"), grad)
 
     def setup_context(ctx, inputs, output):
         input, rois, _, _, *ctx.options = inputs
@@ -144,7 +150,7 @@ def register_pooling(
 
     def first_backward(ctx, grad_output, *_):
         # the kernel adds atomically, and has no forward mode
-        in_order = _choice.is_deterministic(grad_output) or in_forward_mode(grad_output)
+        in_order = choose.is_deterministic(grad_output) or in_forward_mode(grad_output)
         compute = backward_in_order if in_order else backward
         gradient = compute(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.options)
         return gradient, *[None] * (3 + len(ctx.options))
@@ -177,9 +183,17 @@ def register_pooling(
         pull = torch.func.vjp(lambda maps: pool_maps(maps, *tensors), maps)[1]
         return pull(grad_output)[0].contiguous()
 
-    register_autograd(name, setup_context, first_backward, reference, forward_mode)
-    register_autograd(f"_{name}_backward", setup_backward_context, second_backward)
-    _choice.register(f"_{name}_backward", reference_backward, differentiable=False)
+    record = Operator(
+        f"_{forward.name}_backward",
+        reference=reference_backward,
+        fake=fake,
+        check=check,
+        setup_context=setup_backward_context,
+        backward=second_backward,
+        flops=backward_flops,
+        kernels=forward.kernels,
+    )
+    return replace(forward, setup_context=setup_context, backward=first_backward), record
 
 
 def pooling_grad_input_in_order(
@@ -244,13 +258,21 @@ def _forward_mode(input, rois, *arguments):
     return _reference_pool(input, rois, *maxima, *arguments), *maxima
 
 
-register_pooling(
-    "roi_align", _reference, _pool_by(torch.ops.dcnzoo.roi_align), _reference_pool, _forward_mode
+OPERATOR = Operator(
+    "roi_align",
+    reference=_reference,
+    fake=_fake,
+    check=checks.roi_align,
+    check_numbers=checks.image_numbers,
+    forward_mode=_forward_mode,
+    flops=flops.roi_align,
+    kernels=(COMPILED, TORCHVISION, FUSED, REFERENCE),
 )
+_pool = _pool_by(torch.ops.dcnzoo.roi_align)
+register(*_with_backward(OPERATOR, _pool, _reference_pool, flops.roi_align_backward))
 
 
-@torch.library.register_fake("dcnzoo::roi_align_rotated")
-def _(input, rois, output_h, output_w, *options):
+def _fake_rotated(input, rois, output_h, output_w, *options):
     return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
 
 
@@ -259,6 +281,13 @@ def _reference_rotated(input, rois, output_h, output_w, *options):
     return reference.roi_align_rotated(input, rois, (output_h, output_w), *options)
 
 
-register_pooling(
-    "roi_align_rotated", _reference_rotated, torch.ops.dcnzoo.roi_align_rotated, _reference_rotated
+ROTATED = Operator(
+    "roi_align_rotated",
+    reference=_reference_rotated,
+    fake=_fake_rotated,
+    check=checks.roi_align_rotated,
+    check_numbers=checks.image_numbers,
+    flops=flops.pooling,
 )
+_pool = torch.ops.dcnzoo.roi_align_rotated
+register(*_with_backward(ROTATED, _pool, _reference_rotated, flops.roi_align_backward))

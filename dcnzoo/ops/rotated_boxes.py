@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import _choice, reference_boxes
+from . import checks, flops, reference_boxes
+from .nms import fake as fake_nms
+from .operator import Operator
+from .register import register
 
 
 def box_iou_rotated(
@@ -72,12 +75,23 @@ def _reference(boxes1, boxes2, over_first=False, *how):
     return reference_boxes.box_iou_rotated(boxes1, boxes2, "iof" if over_first else "iou", *how)
 
 
-_choice.register("box_iou_rotated", _reference, differentiable=False)
-
-
-@torch.library.register_fake("dcnzoo::box_iou_rotated")
-def _(boxes1, boxes2, over_first=False, aligned=False, clockwise=True):
+def _fake(boxes1, boxes2, over_first=False, aligned=False, clockwise=True):
     return boxes1.new_empty(boxes1.shape[:1] if aligned else (boxes1.shape[0], boxes2.shape[0]))
 
 
-_choice.register("nms_rotated", reference_boxes.nms_rotated, differentiable=False)
+register(
+    Operator(
+        "box_iou_rotated",
+        reference=_reference,
+        fake=_fake,
+        check=checks.box_iou_rotated,
+        flops=flops.none,
+    ),
+    Operator(
+        "nms_rotated",
+        reference=reference_boxes.nms_rotated,
+        fake=fake_nms,
+        check=checks.nms_rotated,
+        flops=flops.none,
+    ),
+)

@@ -107,15 +107,6 @@ std::array<Tensor, Results> call_operator(const char* name, const char* overload
   return results;
 }
 
-// A function of checks without its result, to be registered as an operator: for kernels that are not written in C++.
-template <auto function>
-struct ChecksOf;
-
-template <typename Result, typename... Arguments, Result (*function)(Arguments...)>
-struct ChecksOf<function> {
-  static void run(Arguments... arguments) { function(arguments...); }
-};
-
 // The indices that sort `scores` in descending order. Equal scores keep their order; NaN comes first.
 inline Tensor descending_order(const Tensor& scores) {
   return call_operator<2>("aten::sort", "stable", scores, std::optional<bool>(true), int64_t(0), true)[1];

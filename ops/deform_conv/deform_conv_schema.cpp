@@ -1,7 +1,5 @@
 #include "../common/tensor.h"
 
-#include "deform_conv_checks.h"
-
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   m.def(
       "deform_conv(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
@@ -11,11 +9,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "_deform_conv_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? offset, "
       "Tensor? mask, int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, "
       "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "_check_deform_conv(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
-      "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, Tensor? grad_output=None) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
-  m.impl("_check_deform_conv", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_deform_conv>::run));
 }

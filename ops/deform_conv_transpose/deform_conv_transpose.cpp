@@ -108,15 +108,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "deform_conv_transpose(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
       "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, "
       "int? im2col_step) -> Tensor");
-  m.def(
-      "_check_deform_conv_transpose(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
-      "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, "
-      "int? im2col_step) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
-  m.impl("_check_deform_conv_transpose",
-         TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_deform_conv_transpose>::run));
 }
 
 // The same function for both devices: it only calls operators that both have.

@@ -1,7 +1,5 @@
 #include "../common/tensor.h"
 
-#include "roi_align_checks.h"
-
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   // pool_mode: 0 maximum, 1 average. argmax_y, argmax_x: the position of each maximum in pixels of the map (outside the
   // map if it receives no gradient); empty for the average.
@@ -19,24 +17,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   m.def(
       "_roi_align_rotated_backward(Tensor grad_output, Tensor rois, SymInt[] input_size, "
       "float spatial_scale, int sampling_ratio, bool aligned, bool clockwise) -> Tensor");
-  m.def(
-      "_check_roi_align(Tensor input, Tensor rois, int output_h, int output_w, float spatial_scale, "
-      "int sampling_ratio, int pool_mode, bool aligned) -> ()");
-  m.def(
-      "_check_roi_align_backward(Tensor grad_output, Tensor rois, Tensor argmax_y, Tensor argmax_x, "
-      "SymInt[] input_size, float spatial_scale, int sampling_ratio, int pool_mode, bool aligned) -> ()");
-  m.def(
-      "_check_roi_align_rotated(Tensor input, Tensor rois, int output_h, int output_w, float spatial_scale, "
-      "int sampling_ratio, bool aligned, bool clockwise) -> ()");
-  m.def(
-      "_check_roi_align_rotated_backward(Tensor grad_output, Tensor rois, SymInt[] input_size, "
-      "float spatial_scale, int sampling_ratio, bool aligned, bool clockwise) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
-  m.impl("_check_roi_align", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align>::run));
-  m.impl("_check_roi_align_backward", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align_backward>::run));
-  m.impl("_check_roi_align_rotated", TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align_rotated>::run));
-  m.impl("_check_roi_align_rotated_backward",
-         TORCH_BOX(&dcnzoo::ChecksOf<dcnzoo::check_roi_align_rotated_backward>::run));
 }

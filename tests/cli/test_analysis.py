@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import dcnzoo.ops.flops  # noqa: F401
+import dcnzoo.ops  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.timing import Timing, agreement, fastest, table

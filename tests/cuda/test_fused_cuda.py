@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.ops import _choice, deform_conv2d, with_cuda
+from dcnzoo.ops import choose, deform_conv2d, with_cuda
 
 from ..fused.test_operators import TOLERANCE, assert_right, on_gpu, samples_of
 from ..op_cases import deform_conv, ramp, results
@@ -18,10 +18,10 @@ pytest.importorskip("triton")
 
 @pytest.fixture
 def fused():
-    before = _choice.backend
-    _choice.use("fused")
+    before = choose.backend
+    choose.use("fused")
     yield
-    _choice.use(before)
+    choose.use(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

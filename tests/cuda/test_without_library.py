@@ -25,7 +25,7 @@ from .conftest import assert_captured, assert_current_stream, assert_same_bits
 if not (torch.cuda.is_available() and has_ops()) or with_cuda():
     pytest.skip("no GPU, or with the compiled library", allow_module_level=True)
 pytest.importorskip("triton")
-from dcnzoo.ops import _choice
+from dcnzoo.ops import choose
 
 OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
 
@@ -38,7 +38,7 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def no_kernel_failed():
     yield
-    assert not _choice._failed
+    assert not choose._failed
 
 
 CASES = [

@@ -33,7 +33,7 @@ def run_operator(
     Returns:
         the operators that Triton ran, each with its ``output_mask``; the output and the gradients.
     """
-    from dcnzoo.ops import _choice
+    from dcnzoo.ops import choose
     from dcnzoo.ops.fused import launch, operators
 
     ran, run = [], operators.run
@@ -46,7 +46,7 @@ def run_operator(
     patches = (
         mock.patch.object(operators, "run", record),
         mock.patch.object(launch, "size_class", size_class),
-        mock.patch.object(_choice, "is_deterministic", lambda tensor: ordered),
+        mock.patch.object(choose, "is_deterministic", lambda tensor: ordered),
     )
     with patches[0], patches[1], patches[2]:
         if not OPERATORS[name].differentiable:
@@ -98,12 +98,12 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
     In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
     """
-    from dcnzoo.ops import _choice
+    from dcnzoo.ops import choose
     from dcnzoo.ops.fused import available
 
     entry = mock.patch.dict(available.table()["interpreter"], auto=listed)
-    order = mock.patch.object(_choice, "order", lambda *_: (_choice.FUSED, _choice.COMPILED))
-    with entry, order, mock.patch.object(_choice, "backend", "auto"):
+    runs = mock.patch.object(choose, "_triton_runs_on", lambda key: True)
+    with entry, runs, mock.patch.object(choose, "backend", "auto"):
         return [name for name, _ in run_operator("deform_conv2d", sample, grad)[0]]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models
-import dcnzoo.ops.flops
+import dcnzoo.ops
 from dcnzoo import layers
 from dcnzoo.compat import patches
 from dcnzoo.compat.deformable_detr import MSDeformAttn

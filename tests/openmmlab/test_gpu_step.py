@@ -10,9 +10,10 @@ from mmengine.hub import get_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcnzoo.compat.mmcv import _plain as plain
-from dcnzoo.ops import _choice, _library
+from dcnzoo.ops import _library, choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
+from dcnzoo.ops.operator import OPERATORS
 
 from ..demo import build
 
@@ -33,7 +34,7 @@ class Choices(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "dcnzoo":
             name = function.name().removeprefix("dcnzoo::")
-            self.chosen[name] = _choice.choose(_choice._operators[name], "CUDA", arguments_of(name)(*args))
+            self.chosen[name] = choose.kernel_for(OPERATORS[name], "CUDA", arguments_of(name)(*args)).kernel
         return function(*args, **(kwargs or {}))
 
 
@@ -54,11 +55,10 @@ def test_step(monkeypatch, name):
     monkeypatch.setattr(_library, "loaded", {"cpu": None})
     data = demo_mm_inputs(1, [[3, 96, 128]], num_items=[3], num_classes=10, with_mask=True)
     data = model.data_preprocessor(data, training=True)
-    _choice.order.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
     with Choices() as mode:
         loss = model.parse_losses(model(**data, mode="loss"))[0]
         loss.backward()
-    assert mode.chosen == dict.fromkeys(MODELS[name], _choice.FUSED)
+    assert mode.chosen == dict.fromkeys(MODELS[name], choose.FUSED)
     assert bool(plain_calls) == ("detr" in name)  # docs/gpu.md lists it

@@ -8,7 +8,9 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from dcnzoo.ops import _autograd, _choice
+from dcnzoo.ops import _autograd, choose
+from dcnzoo.ops.operator import Operator
+from dcnzoo.ops.register import register
 
 from .. import op_cases
 from ..op_cases import Sample
@@ -168,7 +170,7 @@ def test_vmap_nested_and_over_another_axis(op):
         torch.testing.assert_close(output[i, j], call(*(None if t is None else t[i, j] for t in many)))
 
 
-def test_operator_with_one_gradient():
+def test_operator_with_one_gradient(monkeypatch):
     """torch returns the single result of its backward without a tuple."""
     library = torch.library.Library("dcnzoo", "FRAGMENT")
     library.define("square_for_the_test(Tensor x) -> Tensor")
@@ -177,8 +179,10 @@ def test_operator_with_one_gradient():
     library.impl("square_for_the_test", torch.square, "CPU")
     library.impl("_square_for_the_test_backward", lambda grad, x, output_mask: 2 * x * grad, "CPU")
     square = torch.ops.dcnzoo.square_for_the_test
-    torch.library.register_fake("dcnzoo::square_for_the_test", torch.empty_like, lib=library)
-    _autograd.register_derivatives("square_for_the_test", ("x",), lambda x: x * x)
+    monkeypatch.setattr("dcnzoo.ops.register.OPERATORS", operators := {})
+    monkeypatch.setattr(choose, "OPERATORS", operators)
+    record = Operator("square_for_the_test", lambda x: x * x, torch.empty_like, lambda call: None)
+    register(*_autograd.with_backward(record, ("x",)))
     x = torch.randn(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(square, x) and torch.autograd.gradgradcheck(square, x)
     torch.testing.assert_close(grad(lambda x: square(x).sum())(x), 2 * x)
@@ -221,7 +225,10 @@ def operator():
 
 def test_out_of_memory_has_torchs_type(operator):
     """MMDetection's AvoidOOM and torch's own tools check for this type."""
-    _autograd.register_autograd("_fails_for_the_test", lambda *a: None, lambda *a: None)
+    nothing = lambda *a: None  # noqa: E731
+    _autograd.register_autograd(
+        Operator("_fails_for_the_test", nothing, nothing, nothing, setup_context=nothing, backward=nothing)
+    )
     for requires_grad in (False, True):
         x = torch.zeros(1, requires_grad=requires_grad)
         with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
@@ -237,4 +244,4 @@ def test_out_of_memory_below_the_choice_of_a_backend():
             raise RuntimeError(OUT_OF_MEMORY)
 
     with pytest.raises(torch.OutOfMemoryError):
-        _choice._run_compiled(Compiled(), None, (torch.zeros(1),))
+        choose._run_compiled(Compiled(), None, (torch.zeros(1),))

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcnzoo.ops import checks
-from dcnzoo.ops._arguments import arguments_of
+from dcnzoo.ops.operator import OPERATORS
 
 from .. import op_cases
 
-OPERATORS = op_cases.operators(differentiable=False)
-INVALID = [(op, *case) for op in OPERATORS for case in op.invalid()]
+FUNCTIONS = op_cases.operators(differentiable=False)
+INVALID = [(op, *case) for op in FUNCTIONS for case in op.invalid()]
 
 
 def compiled_error(call) -> str:
@@ -26,7 +25,9 @@ def compiled_error(call) -> str:
 def python_error(overload, arguments) -> str:
     name = overload._schema.name.removeprefix("dcnzoo::")
     try:
-        getattr(checks, name)(arguments_of(name)(*arguments))
+        call = OPERATORS[name].call(*arguments)
+        OPERATORS[name].check(call)
+        OPERATORS[name].check_numbers(call)
     except RuntimeError as error:
         return str(error)
     return ""
@@ -85,7 +86,7 @@ def mutated(rng: Random, arguments: list) -> list:
     return arguments
 
 
-@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", FUNCTIONS, ids=lambda op: op.name)
 def test_random_calls_are_refused_alike(op):
     rng, refused, accepted = Random(0), 0, 0
     for _ in range(120):

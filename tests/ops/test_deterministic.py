@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import dcnzoo.ops
-from dcnzoo.ops import _choice
+from dcnzoo.ops import choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.deform_conv import grad_input_in_order
+from dcnzoo.ops.operator import OPERATORS
 
 from .. import op_cases
 from ..op_cases import deform_conv, deform_roi_pool, roi_align
@@ -49,10 +50,10 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
         asked.append(call.output_mask)
         return torch.ops.dcnzoo._deform_conv_backward(*call)
 
-    monkeypatch.setattr(_choice, "_run", run)
-    backward = _choice.kernel_of(_choice._operators["_deform_conv_backward"], "CPU")
+    monkeypatch.setattr(choose, "_run", run)
+    backward = choose.kernel_of(OPERATORS["_deform_conv_backward"], "CPU")
     expected = backward(None, *arguments)
-    monkeypatch.setattr(_choice, "is_deterministic", lambda tensor: True)
+    monkeypatch.setattr(choose, "is_deterministic", lambda tensor: True)
     results = backward(None, *arguments)
     assert asked == [[True] * 5, [False, True, True, True, True]]
     torch.testing.assert_close(results, expected)
@@ -62,7 +63,7 @@ def assert_same_in_order(op, sample, monkeypatch, **tolerance) -> torch.Tensor:
     """Compare first and second derivatives with the kernels'. Return the gradient of the first tensor."""
     results = []
     for ordered in (False, True):
-        monkeypatch.setattr(_choice, "is_deterministic", lambda tensor, ordered=ordered: ordered)
+        monkeypatch.setattr(choose, "is_deterministic", lambda tensor, ordered=ordered: ordered)
         leaves = sample.leaves()
         first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
@@ -100,7 +101,7 @@ def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
     for images, count in ((2, 5), (2, 0), (0, 0)):
         results = []
         for ordered in (False, True):
-            monkeypatch.setattr(_choice, "is_deterministic", lambda tensor, ordered=ordered: ordered)
+            monkeypatch.setattr(choose, "is_deterministic", lambda tensor, ordered=ordered: ordered)
             leaf = maps[:images].clone().requires_grad_()
             dcnzoo.ops.roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
             results.append(leaf.grad)
@@ -109,5 +110,5 @@ def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
 
 def test_order_is_required_by_torchs_switch(monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not _choice.is_deterministic(torch.empty(0))
-    assert not _choice.is_deterministic(torch.empty(0, device="meta"))
+    assert not choose.is_deterministic(torch.empty(0))
+    assert not choose.is_deterministic(torch.empty(0, device="meta"))

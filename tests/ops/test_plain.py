@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import torch
 
-from dcnzoo.ops import _choice, _library, reference_boxes
+from dcnzoo.ops import _library, choose, reference_boxes
 
 from .. import op_cases
 from ..processes import python_with_torch
@@ -98,7 +98,7 @@ assert torch.equal(kept, dcnzoo.ops.nms_rotated(turned, scores, 0.3)) and len(ke
     assert "no compiled kernels for XPU: dcnzoo has them only for CPU and CUDA" in child.stderr
 
 
-@pytest.mark.parametrize("key", [key for key in _choice.DEVICES if key not in ("CPU", "CUDA")])
+@pytest.mark.parametrize("key", [key for key in choose.DEVICES if key not in ("CPU", "CUDA")])
 def test_other_devices_have_every_operator(key):
     for name in (schema.partition("(")[0] for schema in SCHEMAS if not schema.startswith("_")):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnzoo::{name}", key), name

@@ -1,0 +1,71 @@
+"""The record of an operator: all that torch, the kernels and the FLOP counters are told about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arguments import arguments_of
+
+Result = Tensor | tuple[Tensor, ...]
+COMPILED, FUSED, TORCHVISION, REFERENCE = "compiled", "fused", "torchvision", "plain PyTorch"
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """``dcnzoo::name``, which :mod:`.register` registers. A *call* is the named tuple of its arguments.
+
+    Attributes:
+        reference: computes it in plain PyTorch: the oracle, its second derivative, the kernel of last resort.
+        fake: the result without values, for ``torch.compile``; it takes the operator's arguments.
+        check, check_numbers: raise an error for an invalid call; the second one reads numbers in tensors.
+        setup_context, backward: its derivative, as in ``torch.autograd.Function``; the first takes the call.
+        forward_mode: computes it in forward mode. Default: ``reference``, and an error for a backward.
+        in_order: of a backward: computes the first gradient from the call, bitwise identical at every call.
+        float32: arguments that stay float32 under autocast. None: autocast has no effect.
+        batched: ``torch.vmap`` runs many calls as one: kinds of the first arguments and of the results, such
+            as ``"mwmmw->m"``. m: a map, offset or mask ``[N, …]``. w: weight or bias ``[channels, …]``. s: a
+            tensor without a vmap axis. Default: a loop.
+        mixes_channels: whether its weights mix channels, in ``groups``.
+        flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes.
+        kernels: in order of preference. compiled: ops/, for CPU and CUDA. fused: Triton. torchvision: where
+            it is installed. plain PyTorch: ``reference``, for every device and call, and many times slower.
+    """
+
+    name: str
+    reference: Callable[..., Result]
+    fake: Callable[..., Result]
+    check: Callable[[Any], None]
+    check_numbers: Callable[[Any], None] = lambda call: None
+    setup_context: Callable | None = None
+    backward: Callable | None = None
+    forward_mode: Callable | None = None
+    in_order: Callable[[Any], Tensor] | None = None
+    float32: tuple[str, ...] | None = None
+    batched: str = ""
+    mixes_channels: bool = False
+    flops: Callable[[Any, Any], int] | None = None
+    kernels: tuple[str, ...] = (COMPILED, REFERENCE)
+
+    @cached_property
+    def overload(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.dcnzoo, self.name).default
+
+    @cached_property
+    def call(self) -> Any:
+        """The class of its calls."""
+        return arguments_of(self.name)
+
+    @cached_property
+    def is_backward(self) -> bool:
+        return self.name.endswith("_backward")
+
+    @cached_property
+    def forward_name(self) -> str:
+        return self.name.strip("_").removesuffix("_backward")
+
+
+OPERATORS: dict[str, Operator] = {}  # those that are registered

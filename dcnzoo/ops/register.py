@@ -1,0 +1,18 @@
+"""Registers operators with torch, one function per step of a call, in torch's order."""
+
+import torch
+
+from . import _autograd, _transforms, choose
+from .operator import OPERATORS, Operator
+
+
+def register(*operators: Operator) -> None:
+    for operator in operators:
+        OPERATORS[operator.name] = operator
+        if operator.float32 is not None:
+            _transforms.register_autocast(operator, operator.float32)
+        if operator.batched:
+            _transforms.register_vmap(operator)
+        node = None if operator.backward is None else _autograd.register_autograd(operator)
+        choose.register(operator, node)
+        torch.library.register_fake(f"dcnzoo::{operator.name}")(operator.fake)
