@@ -409,8 +409,9 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
     modules, called = dict(model.named_modules(remove_duplicate=False)), set()
     for name in names:
         modules[name].register_forward_pre_hook(lambda module, args: called.add(module))
+    arguments = example if isinstance(example, tuple) else (example,)
     with torch.set_grad_enabled(training):
-        outputs = model(*(example if isinstance(example, tuple) else (example,)))
+        outputs = model(*arguments)
     unused = {"that are not called": [name for name in names if modules[name] not in called]}
     leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
     if leaves:

@@ -123,15 +123,12 @@ class _Pack(TracksOffsets, nn.Module):
             expected = "'sigmoid', 'softmax', an nn.Module or None"
             self._refuse("mask_activation", expected, repr(mask_activation))
 
-        without_effect = {} if modulated else {"mask_groups": mask_groups != 1, "mask_activation": given_mask}
+        if not modulated:
+            self._refuse_given("modulated", mask_groups=mask_groups != 1, mask_activation=given_mask)
         if not deformable:
-            without_effect["offset_limit"] = offset_limit is not None
-            without_effect["offset_activation"] = offset_activation is not None
-            without_effect["offset_groups"] = offset_groups != 1
-        for name, is_given in without_effect.items():
-            if is_given:
-                reason = "modulated=True" if "mask" in name else "deformable=True"
-                self._refuse(name, f"the default, because it has no effect without {reason}", "another value")
+            offsets = {"offset_limit": offset_limit, "offset_activation": offset_activation}
+            given_offset = {name: value is not None for name, value in offsets.items()}
+            self._refuse_given("deformable", **given_offset, offset_groups=offset_groups != 1)
         if prediction not in ("dense", "separable") or (prediction == "separable" and self.transposed):
             expected = "'dense'" if self.transposed else "'dense' or 'separable'"
             self._refuse("prediction", expected, repr(prediction))
@@ -159,6 +156,10 @@ class _Pack(TracksOffsets, nn.Module):
             self.conv_offset = OFFSET_CONVS[self.rank](in_channels, channels, **geometry, **more)
         self.offset_activation = offset_activation if deformable else None
         self.mask_activation = mask_activation if modulated else None
+
+    def _refuse_given(self, without: str, **given: bool) -> None:
+        for name in (name for name in given if given[name]):
+            self._refuse(name, f"the default: it has no effect without {without}=True", "another value")
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The offset and the mask for ``input``; None for one that the layer does not predict."""

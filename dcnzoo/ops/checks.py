@@ -155,7 +155,9 @@ def _convolution(op: str, call: Any, transposed: bool) -> None:
     if not transposed:
         sizes["width"] = sizes["C"] // groups
     require_tensors(op, _WEIGHT_TRANSPOSED if transposed else _WEIGHT, call, sizes, input)
-    require_positive(op, "weight", sizes, "kernel", *(["width"] if transposed else []))
+    require_positive(op, "weight", sizes, "kernel")
+    if transposed:
+        require_positive(op, "weight", sizes, "width")
     sizes["taps"] = math.prod(sizes["kernel"])
     if transposed:
         _require_output_of_transposed(op, sizes, call)

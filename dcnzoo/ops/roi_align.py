@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +115,21 @@ def _fake(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_m
     return output, *(input.new_empty(argmax_size, dtype=wide) for _ in range(2))
 
 
+def _fake_backward(grad_output, rois, *arguments):
+    input_size = next(argument for argument in arguments if not isinstance(argument, Tensor))
+    return grad_output.new_empty(input_size)
+
+
+def _check_backward(forward: Operator, call: Any) -> None:
+    grad = call.grad_output
+    checks.require(grad.dim() == 4, f"{forward.name}: grad_output", "4 dimensions", grad.dim())
+    shared = {name: getattr(call, name) for name in forward.call._fields if name in call._fields}
+    bins = dict(zip(("output_h", "output_w"), grad.shape[2:], strict=True))
+    forward.check(forward.call(input=grad.new_empty(()).expand(call.input_size), **bins, **shared))
+    expected = (len(call.rois), *call.input_size[1:2], *grad.shape[2:])
+    checks.require_gradient(forward.name, grad, torch.empty(expected, device="meta"), grad)
+
+
 def _with_backward(
     forward: Operator, pool: Callable, reference_pool: Callable, backward_flops: Callable
 ) -> tuple[Operator, Operator]:
@@ -126,20 +143,6 @@ def _with_backward(
         reference_pool: ``pool`` in plain PyTorch.
     """
     backward = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward")
-
-    def fake(grad_output, rois, *arguments):
-        input_size = next(argument for argument in arguments if not isinstance(argument, Tensor))
-        return grad_output.new_empty(input_size)
-
-    def check(call):
-        grad = call.grad_output
-        checks.require(grad.dim() == 4, f"{forward.name}: grad_output", "4 dimensions", f"{grad.dim()}")
-        shared = {name: getattr(call, name) for name in forward.call._fields if name in call._fields}
-        bins = dict(zip(("output_h", "output_w"), grad.shape[2:], strict=True))
-        inputs = forward.call(input=grad.new_empty(()).expand(call.input_size), **bins, **shared)
-        forward.check(inputs)
-        expected = (len(call.rois), *call.input_size[1:2], *grad.shape[2:])
-        checks.require_gradient(forward.name, grad, torch.empty(expected, device="meta"), grad)
 
     def setup_context(ctx, inputs, output):
         input, rois, _, _, *ctx.options = inputs
@@ -186,8 +189,8 @@ def _with_backward(
     record = Operator(
         f"_{forward.name}_backward",
         reference=reference_backward,
-        fake=fake,
-        check=check,
+        fake=_fake_backward,
+        check=partial(_check_backward, forward),
         setup_context=setup_backward_context,
         backward=second_backward,
         flops=backward_flops,
