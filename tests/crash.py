@@ -99,7 +99,7 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
         os.dup2(output, 2)
         if death is not None:
             die_at(*death)
-        resume = ["--resume"] if any(work.glob("*.pth")) else []
+        resume = ["--resume"] if any(work.glob("[!.]*.pth")) else []
         sys.argv = ["train", str(config), "--work-dir", str(work), *resume]
         runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
         status = 0

@@ -9,7 +9,6 @@ if ! [[ ${3-} =~ ^([0-9]+|auto|cpu|gpu)$ ]]; then
 fi
 config=$1 checkpoint=$2 processes=$3
 shift 3
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$processes" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-    "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+tools=$(dirname "$0")
+. "$tools/dist.sh"
+launch "$processes" "$tools/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

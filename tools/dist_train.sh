@@ -10,13 +10,6 @@ if ! [[ ${2-} =~ ^([0-9]+|auto|cpu|gpu)$ ]]; then
 fi
 config=$1 processes=$2
 shift 2
-address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500} restarts=${MAX_RESTARTS:-0}
-rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
-if [ "$restarts" -gt 0 ]; then
-    # otherwise, restarted processes read the addresses of the previous ones (pytorch/pytorch#135712)
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    rendezvous=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id=dcnzoo --max_restarts="$restarts")
-fi
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --nproc_per_node="$processes" "${rendezvous[@]}" \
-    "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"
+tools=$(dirname "$0")
+. "$tools/dist.sh"
+launch "$processes" "$tools/train.py" "$config" --launcher pytorch "$@"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu.journal import Journal, results
 from benchmarks.measure import ROOT
-from dcnzoo.report.history import History
+from dcnzoo.openmmlab.hooks.history import History
 
 SEEDS = 3
 # three of the demo's eight epochs

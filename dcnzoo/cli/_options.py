@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from dcnzoo.cli._terminal import with_flags
-from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.errors import JointError, UserError, one_line
 from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, mim_folder, require_file, require_new
 
 
@@ -80,16 +81,34 @@ class Command(click.Command):
             if word == "" or re.fullmatch("--[a-z-]+=", word):  # an unset variable of the shell
                 name = word.rstrip("=") or (before if before.startswith("-") else "argument")
                 raise click.UsageError(f"{name}: expected a value, got an empty text", ctx)
-        return super().parse_args(ctx, words)
+        with _refusals(words):
+            return super().parse_args(ctx, words)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (UserError, ValueError) as error:
             texts = error.args if isinstance(error, UserError) else [one_line(error)]
-            raise UserError(*(with_flags(str(text)) for text in texts)) from error
+            kind = JointError if isinstance(error, JointError) else UserError
+            raise kind(*(with_flags(str(text)) for text in texts)) from error
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(with_flags(str(error))) from None
+
+
+@contextmanager
+def _refusals(words: Sequence[str]) -> Iterator[None]:
+    """Context in which a mistake in a command with ``--launcher`` also ends those that wait for it."""
+    launcher = dict(pairwise(words)).get("--launcher", "none")  # now: click removes words that it reads
+    try:
+        yield
+    except (click.ClickException, UserError) as error:
+        if launcher != "none":
+            from dcnzoo.openmmlab.runs.joining import refusals  # imports torch
+
+            text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            with suppress(UserError), refusals(launcher):
+                raise UserError(text) from error
+        raise
 
 
 class Group(click.Group):

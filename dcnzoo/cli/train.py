@@ -79,9 +79,8 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from dcnzoo.utils.progress import waiting
 
     with waiting("loading"):  # PyTorch and OpenMMLab, which takes seconds
-        from mmengine.dist import is_main_process
-
         from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
+        from dcnzoo.openmmlab.runs.joining import is_first
         from dcnzoo.openmmlab.runs.work_dir import REPORT
         from dcnzoo.report.report import write_report
         from dcnzoo.zoo.training import train
@@ -89,6 +88,6 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     outputs = REPORT if report or options["data"] else ()
     again = resume == "auto" or (False if resume is None else resume)
     work_dir = train(model, resume=again, outputs=outputs, **options)
-    if outputs and not options["dry_run"] and is_main_process():
+    if outputs and not options["dry_run"] and is_first():
         report_file = write_report([work_dir], device=options["device"], force=options["force"])
         print_pairs([("report", str(report_file)), ("next", next_steps(work_dir))])

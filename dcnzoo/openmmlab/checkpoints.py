@@ -5,7 +5,9 @@ objects and the types in mmengine's log are allowed. Damaged files and NaN are r
 """
 
 import functools
+import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -18,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
-from dcnzoo.utils.files import KINDS, LAST
+from dcnzoo.utils.files import KINDS, LAST, file_digest, last_checkpoint
 from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]
@@ -79,14 +81,40 @@ class SavedCheckpoints:
         names = ((self.pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
         return {int(name[1]): path for name, path in names if name}
 
+    def undamaged(self) -> Path | None:
+        """Return the checkpoint to resume from, the latest undamaged one; name the damaged ones.
+
+        The latest is the one that ``last_checkpoint`` names, unless the process ended after writing a
+        checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
+        (Older files with higher numbers are from another run.)
+
+        Raises:
+            UserError: all are damaged.
+        """
+        pointer, last = self.work_dir / LAST, last_checkpoint(self.work_dir)
+        named = self.pattern.fullmatch(last.name) if last else None
+        damaged = 0
+        for step, path in sorted(self.numbered().items(), reverse=True) if self.is_local else ():
+            if named and step > int(named[1]) and path.stat().st_mtime < pointer.stat().st_mtime:
+                continue
+            try:
+                if path.is_file():  # sharded optimizers save folders
+                    load_file(path, map_location="meta")
+                return path
+            except CheckpointError as error:
+                damaged += 1
+                print_log(f"checkpoint: {error}; using the previous one", "current", logging.WARNING)
+        if damaged:
+            raise UserError(f"resume: expected an undamaged checkpoint, found {damaged} damaged ones")
+        return None
+
     def files(self, best: bool = True) -> list[Path]:
         """List the checkpoints, also of an earlier training that counts iterations in place of epochs.
 
         Args:
             best: also those of the best validation, from which no training can be resumed.
         """
-        names = rf"({self.pattern.pattern}|(epoch|iter)_\d+\.pth)"
-        names = rf"(best_.+_)?{names}" if best else names
+        names = rf"{self.pattern.pattern}|(epoch|iter)_\d+\.pth{'|best_.+' if best else ''}"
         return [path for path in self.folder.glob("*") if re.fullmatch(names, path.name)]
 
     @property
@@ -100,6 +128,9 @@ class SavedCheckpoints:
         return self.can_resume or bool(self.files())
 
 
+_verified: set[tuple[int, ...]] = set()  # files that this process has read without damage
+
+
 class CheckpointError(UserError):
     """The file is not a checkpoint, contains objects that are not allowed, or does not fit the model."""
 
@@ -107,8 +138,8 @@ class CheckpointError(UserError):
 def damage(path: str | os.PathLike) -> str | None:
     """Describe the file in place of a checkpoint; None if nothing is wrong with it.
 
-    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. In files of older versions of
-    torch, only the first byte is checked.
+    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes, once as long as the file stays as
+    it is. In files of older versions of torch, only the first byte is checked.
     """
     if kind := KINDS.get(Path(path).suffix.lower()):
         return kind
@@ -118,12 +149,32 @@ def damage(path: str | os.PathLike) -> str | None:
         first = file.read(2)
     if first != b"PK":
         return None if first.startswith(b"\x80") else "another file" if first else "an empty file"
+    state = os.stat(path)
+    identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    if identity in _verified:
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except Exception as error:  # besides BadZipFile, those of five compression methods and of encryption
         return f"a file that is truncated or damaged ({one_line(error)}); copy it again"
-    return f"a file that is damaged ({printable(broken)}); copy it again" if broken else None
+    if broken:
+        return f"a file that is damaged ({printable(broken)}); copy it again"
+    _verified.add(identity)
+    return None
+
+
+def content_digest(path: str | os.PathLike) -> str:
+    """Return a checksum of a checkpoint. Of an archive, as torch writes it, only the table is read."""
+    if not os.path.isfile(path):
+        return "no such file"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = [
+                (part.filename.partition("/")[2], part.CRC, part.file_size) for part in archive.infolist()
+            ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+    return file_digest(path).hexdigest()[:8]
 
 
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:

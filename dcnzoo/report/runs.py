@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.runs.recipe import read_config_file
-from dcnzoo.report.history import History
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
 

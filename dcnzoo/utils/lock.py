@@ -1,49 +1,77 @@
-"""Lock that allows only one training at a time in a work directory."""
+"""Locks of folders: one training at a time in a work directory."""
 
+import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import read_beside, write_text
 
 OWNER = ".training.txt"  # in the folder: the process that trains
-_RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 _ORPHANS_END = 6  # seconds; data-loading processes notice within five that their parent has died
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator[None]:
-    """Context that locks a folder for one training. The operating system releases the lock of a dead process.
+def locked(path: Path, seconds: float = 0) -> Iterator[None]:
+    """Context that holds a lock file. The operating system releases the lock of a dead process.
 
-    With a ``launcher``, only the process of rank 0 takes the lock.
+    On a file system without locks, such as NFS without lockd, a file beside it says who holds it, and a line
+    says so. The file of a dead process is replaced on its own machine; on others, it must be deleted.
+
+    Args:
+        seconds: to wait for another holder.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+        OSError: the file cannot be written.
+    """
+    try:
+        lock = FileLock(path).acquire(timeout=seconds)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:  # also Timeout
+            raise
+        soft = path.with_name(f"{path.name}.soft")
+        text = f"{path.parent}: the file system has no locks; the file {soft.name} takes their place"
+        print(printable(text), file=sys.stderr)
+        lock = SoftFileLock(soft).acquire(timeout=seconds)
+    with lock:
+        yield
+
+
+@contextmanager
+def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
+    """Context that locks a folder for one training. A new folder is removed if nothing was written to it.
 
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
     """
-    if int(os.environ.get(_RANKS.get(launcher, ""), 0)) > 0:
-        yield
-        return
-    lock, owner = FileLock(Path(folder) / ".training.lock"), Path(folder) / OWNER
-    try:
-        owner.parent.mkdir(parents=True, exist_ok=True)
-        acquired = lock.acquire(timeout=_ORPHANS_END)
-    except Timeout:
-        process = read_beside(owner) or "another process"
-        raise UserError(
-            f"work_dir: expected a folder without a running training, got {folder}, used by {process}; use "
-            "another folder, or wait until it ends"
-        ) from None
-    except OSError as error:
-        raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
-    with acquired:
+    path, owner = Path(folder, ".training.lock"), Path(folder, OWNER)
+    is_new = not path.parent.exists()
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path, _ORPHANS_END))
+        except Timeout as error:
+            process = read_beside(owner) or "another process"
+            raise UserError(
+                f"work_dir: expected a folder without a running training, got {folder}, used by {process} "
+                f"({error.lock_file}); use another folder, or wait until it ends"
+            ) from None
+        except OSError as error:
+            raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
         try:
             yield
         finally:
             owner.unlink(missing_ok=True)
+            if is_new and {*path.parent.iterdir()} <= {path}:
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()

@@ -7,25 +7,25 @@ import contextlib
 import ctypes
 import os
 import platform
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # of <malloc.h>: M_MMAP_MAX: no buffer has a mapping of its own; M_TRIM_THRESHOLD: the freed memory that a
 # process keeps; M_TOP_PAD: the memory that it requests at a time
-SETTINGS = {-4: 0, -1: 512 << 20, -2: 64 << 20}
+KEPT = {-4: 0, -1: 512 << 20, -2: 64 << 20}
+# those that glibc chooses itself while large buffers are freed; -3: M_MMAP_THRESHOLD
+USUAL = {-4: 1 << 16, -3: 32 << 20, -1: 64 << 20, -2: 128 << 10}
 VARIABLE = "DCNZOO_KEEP_MEMORY"
+_lock = threading.RLock()  # also for a detector that the garbage collector deletes meanwhile
 
 
 @cache
-def _configured() -> Callable[[int], int] | None:
-    """Change the settings of glibc's allocator, once in a process, and return its ``malloc_trim``."""
-    if os.environ.get(VARIABLE) == "0" or platform.libc_ver()[0] != "glibc":
-        return None
-    libc = ctypes.CDLL(None)
-    for parameter, value in SETTINGS.items():
-        libc.mallopt(parameter, value)
-    return libc.malloc_trim
+def _libc() -> ctypes.CDLL | None:
+    is_glibc = os.environ.get(VARIABLE) != "0" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL(None) if is_glibc else None
 
 
 class KeptMemory:
@@ -35,15 +35,30 @@ class KeptMemory:
     switches it off. Processes that are forked inherit the setting.
     """
 
+    _number = 0
+
     def __init__(self) -> None:
-        _configured()
+        self._count(1, KEPT)
 
     def __reduce__(self) -> tuple:
         return KeptMemory, ()  # also in the process that receives a copy
 
-    def __del__(self, configured: Callable = _configured) -> None:  # the module may be gone
-        if trim := configured():
-            trim(0)
+    def __del__(self, settings: dict = USUAL) -> None:
+        self._count(-1, settings)
+
+    # defaults: the module may be gone when the process ends
+    def _count(self, change: int, settings: dict, libc: Callable = _libc, lock: Any = _lock) -> None:
+        """Change the number of instances, and the settings of the first and after the last one."""
+        owner = type(self)
+        with lock:
+            owner._number += change
+            if libc() is None:
+                return
+            if owner._number == max(change, 0):
+                for parameter, value in settings.items():
+                    libc().mallopt(parameter, value)
+            if change < 0:
+                libc().malloc_trim(0)
 
 
 def return_memory() -> None:

@@ -1,5 +1,6 @@
 """``dcnzoo.test``: evaluate a detector; and compare its AP with the published one."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from dcnzoo.openmmlab.config.tree import LOADERS, datasets, dicts
 from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
+from dcnzoo.openmmlab.runs.joining import joined, refusals
 from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
@@ -66,10 +68,10 @@ def test(
     if exported and of_model:
         raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
     of_test = TestOptions(exported=exported, **options)
-    if files := of_test.files():
-        require_new("test", *files, force=force)
     drawings = mark("detections", model_name(model, checkpoint))
-    with user_errors():
+    with refusals(of_test.launcher), user_errors():
+        if files := of_test.files():
+            require_new("test", *files, force=force)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)
@@ -108,8 +110,10 @@ def reproduce(
     options = RunOptions(**run)
     if train and checkpoint is not None:
         raise UserError(f"checkpoint: expected none with train=True, got {checkpoint}")
-    out = require_new("reproduce", out, force=force, own=_has_rows)
-    with user_errors():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(refusals(options.launcher))
+        stack.enter_context(user_errors())
+        out = require_new("reproduce", out, force=force, own=_has_rows)
         source = resolve(model, checkpoint)
         listed = source.entry
         if listed and source.weights is None:  # of a config file
@@ -119,6 +123,7 @@ def reproduce(
         required = (*TEST, *TRAINING) if train else TEST
         recipe = source.recipe(cfg_options, required).with_options(options)
         images = use_data(recipe.cfg, data_root, subset)
+        stack.enter_context(joined(recipe.cfg))  # of training and test, and of this function
         started = time.time()
         if train:
             resume = SavedCheckpoints.of(recipe.cfg).can_resume

@@ -14,6 +14,7 @@ from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
+from dcnzoo.openmmlab.runs.joining import refusals
 from dcnzoo.openmmlab.runs.recipe import TRAINING
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
@@ -94,6 +95,7 @@ def train(
         channels_last=channels_last, launcher=launcher, verbose=verbose,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
+        stack.enter_context(refusals(launcher))
         stack.enter_context(use_device(device, launcher))
         stack.enter_context(user_errors())
         if data is None:

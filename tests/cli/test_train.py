@@ -18,6 +18,7 @@ from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
+from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
@@ -214,7 +215,7 @@ def test_force_replaces_a_training_and_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_a_training_that_ends_while_another_waits_is_not_replaced(tmp_path, monkeypatch):
-    def lock(folder, launcher):
+    def lock(folder):
         (tmp_path / "epoch_1.pth").touch()
         return nullcontext()
 
@@ -333,9 +334,9 @@ def test_a_config_of_the_user_is_not_lost(tmp_path, monkeypatch, start):
     """With ``work_dir="."``, its name is that of the config that a training writes."""
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text("model = dict()  # mine\n")
-    recipe = Recipe(Config({"work_dir": "."}, filename="own.py"))
+    recipe = Recipe(Config({"work_dir": ".", "launcher": "none", "train_cfg": {}}, filename="own.py"))
     with pytest.raises(UserError, match=r"own.py.*force=True"):
-        replace(recipe, Start())
+        prepare(recipe)
     Path("epoch_1.pth").touch()  # one of mmengine
     replace(recipe, start)
     assert (
@@ -372,8 +373,12 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
     cfg.load_from = str(folder / names[0])
     replace(Recipe(cfg), choose_start(cfg, force=True))
     assert {path.name for path in (folder / "replaced_1").glob("*.pth")} == {*names}
-    assert Path(cfg.load_from).samefile(folder / "replaced_1" / names[0])
-    assert not list(folder.glob("*.pth")) and not choose_start(cfg).replaces
+    written = Config.fromfile("work/own.py")
+    assert Path(written.load_from).samefile(folder / "replaced_1" / names[0])
+    assert cfg.load_from == str(folder / names[0]), "the caller's config stays"
+    assert not list(folder.glob("*.pth"))
+    cfg.load_from = None
+    assert not choose_start(cfg).replaces
     assert resolve("work/replaced_1", "last").read_weights().parent.samefile(folder / "replaced_1")
 
 

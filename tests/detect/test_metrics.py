@@ -66,10 +66,12 @@ def read(content):
     return truth
 
 
-@pytest.mark.parametrize("use_classes", [1, 0])
+@pytest.mark.parametrize(("use_classes", "pairs"), [(1, 1000), (1, 5), (0, 5)])
 @pytest.mark.parametrize("most", [[1, 10, 100], [100, 300, 1000], [1, 2, 3]])
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_evaluation_equals_that_of_pycocotools(monkeypatch, kind, most, use_classes):
+def test_evaluation_equals_that_of_pycocotools(monkeypatch, kind, most, use_classes, pairs):
+    """Also if some categories are evaluated at a time."""
+    monkeypatch.setattr(metrics, "_PAIRS", pairs)
     for seed in range(12):
         content, detections = made(seed, most=8 if seed else 200)
         objects = [

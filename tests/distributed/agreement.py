@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,11 +25,17 @@ from torch import distributed
 from torch.multiprocessing import start_processes
 
 from dcnzoo.openmmlab.hooks.summary import _processes
-from dcnzoo.openmmlab.runs import ranks
+from dcnzoo.openmmlab.runs import joining, ranks
+from dcnzoo.openmmlab.runs.joining import joined
 from dcnzoo.utils.errors import JointError, UserError
 from dcnzoo.utils.lock import lock_work_dir
 
 RANKS = 3
+CONTEXTS = ExitStack()
+
+
+class Data(list):
+    get_data_info = list.__getitem__
 
 
 @METRICS.register_module()
@@ -58,18 +65,46 @@ def check_port(rank: int) -> None:
         port = str(other.getsockname()[1])
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         try:
-            ranks.join(Config(dict(launcher="pytorch")))
+            with joined(Config(dict(launcher="pytorch"))):
+                raise AssertionError
         except UserError as error:
             assert all(part in str(error) for part in (port, socket.gethostname(), "PORT"))
-        else:
-            raise AssertionError
 
 
-def join(rank: int, port: int, cfg: Config) -> None:
+def set_variables(rank: int, port: int) -> None:
     socket.gethostname = lambda: f"machine-{rank}"
     variables = dict(RANK=rank, LOCAL_RANK=0, WORLD_SIZE=RANKS, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ.update({name: str(value) for name, value in variables.items()})
-    ranks.join(cfg)
+
+
+def join(rank: int, port: int, cfg: Config) -> None:
+    set_variables(rank, port)
+    CONTEXTS.enter_context(joined(cfg))
+
+
+def check_missing(rank: int, port: int) -> None:
+    """A rank does not come, one refuses before it joins, and all leave together."""
+    set_variables(rank, port)
+    quick = Config(dict(launcher="pytorch", env_cfg=dict(dist_cfg=dict(timeout=2))))
+    if rank == 1:
+        joining._stores.append(None)  # it takes part in the second meeting only
+    else:
+        assert error_of(join, rank, port, quick) == "launcher: rank 1 of 3 missing after 2 seconds"
+
+    def refuse():
+        with joining.refusals("pytorch"):
+            raise UserError("no weights")
+
+    cfg = Config(dict(launcher="pytorch"))
+    assert (
+        error_of(*((refuse,) if rank == 2 else (join, rank, port, cfg))) == "rank 2 on machine-2: no weights"
+    )
+    with joined(cfg):
+        assert joining.is_first() == (rank == 0) and distributed.is_initialized()
+    assert joining.is_first() == (rank == 0) and not distributed.is_initialized()
+    with joined(cfg):
+        ranks.agree({})
+    os._exit(0)
 
 
 def check(rank: int, folder: Path, port: int) -> None:
@@ -80,22 +115,26 @@ def check(rank: int, folder: Path, port: int) -> None:
     join(rank, port, cfg)
 
     # what rank 0 decides and refuses, also if the others would refuse
-    assert ranks.from_rank_0(lambda: f"of {rank}") == "of 0"
+    assert ranks.exchange(lambda: f"of {rank}") == "of 0"
 
     def refuse():
         raise UserError(f"refused by {rank}")
 
-    assert error_of(ranks.from_rank_0, refuse) == "rank 0 on machine-0: refused by 0"
-    assert "rank 0 on machine-0: [Errno 28]" in error_of(ranks.from_rank_0, lambda: os.write(full, b"x"))
+    assert error_of(ranks.exchange, refuse) == "rank 0 on machine-0: refused by 0"
+    assert "rank 0 on machine-0: [Errno 28]" in error_of(ranks.exchange, lambda: os.write(full, b"x"))
 
     # settings and versions
-    with lock_work_dir(cfg.work_dir, "pytorch"):
+    with lock_work_dir(cfg.work_dir) if rank == 0 else nullcontext():
         barrier()
         cfg.model.init = f"/on/machine/{rank}"
         cfg.train_dataloader.num_workers = rank
         ranks.agree_on_config(cfg)
-        cfg.work_dir = str(folder / "work" if rank != 1 else folder / "other")
+        cfg.work_dir = str(folder / "work" if rank != 1 else folder / "other")  # of another job
+        assert "rank 1 on machine-1: work_dir: expected" in error_of(ranks.agree_on_config, cfg)
+        os.chdir(folder / "work" / ".." if rank != 1 else folder / "1")
+        cfg.work_dir = "work"
         ranks.agree_on_config(cfg)  # a line says so
+        os.chdir(folder / str(rank))
         cfg.model.depth = 50 if rank != 2 else 101
         text = error_of(ranks.agree_on_config, cfg)
         assert all(part in text for part in ("rank 2 on machine-2", "model.depth", "50", "101"))
@@ -118,23 +157,28 @@ def check(rank: int, folder: Path, port: int) -> None:
     runner = SimpleNamespace(optim_wrapper=dict(type="OptimWrapper"))  # of a test
     assert _processes(runner) == "3 on 3 machines"
 
-    # the data set and the checkpoint
-    hook = ranks.AgreementHook()
-    files = [folder / "checkpoint", folder / "checkpoint", Path("checkpoint")]
-    (folder / "checkpoint").write_text("weights")
-    barrier()
+    # the data and the checkpoint
+    hook, annotations = ranks.AgreementHook(), [dict(img_path=f"/{rank}/a.jpg", instances=[[0, 1.5]])]
+    checkpoint = folder / str(rank) / "file.pth"
+    torch.save({"weights": torch.arange(3)}, checkpoint)
 
-    def start(pictures, file, resume):
-        loader = SimpleNamespace(dataset=range(pictures))
-        runner = SimpleNamespace(train_dataloader=loader, _load_from=file, _resume=resume)
-        hook.before_run(runner)
-        return runner._load_from, runner._resume
+    def start(train=(), val=(), file=None, resume=False):
+        loops = (SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(each))) for each in (train, val))
+        names = dict(zip(("_train_loop", "_val_loop"), loops, strict=True), _test_loop=dict(type="TestLoop"))
+        hook.before_run(SimpleNamespace(_load_from=file, _resume=resume, **names))
 
-    assert start(4, str(files[rank]), rank == 0) == (str(files[0]), True)
-    assert start(4, None if rank == 0 else "old.pth", rank != 0) == (None, False), "a fresh training"
-    assert "rank 1 on machine-1: pictures: expected 4" in error_of(start, 4 + (rank == 1), None, False)
-    Path("relative.pth").write_text(f"weights of {rank}")  # in each current folder
-    assert "rank 1 on machine-1: resume" in error_of(start, 4, "relative.pth", True)
+    start(annotations, annotations * 2, str(checkpoint), True)
+    other = [dict(annotations[0], instances=[[0, 1.5 + (rank == 1)]])]
+    for data, text in (
+        ((annotations * (2 - (rank == 1)),), "train_dataloader: expected 2 pictures"),
+        ((annotations, other), "val_dataloader: expected 1 picture "),
+    ):
+        assert f"rank 1 on machine-1: {text}" in error_of(start, *data)
+    torch.save({"weights": torch.arange(3) + (rank == 1)}, checkpoint)
+    assert "rank 1 on machine-1: resume: expected file.pth" in error_of(start, (), (), str(checkpoint), True)
+    assert "weights: expected file.pth" in error_of(start, (), (), str(checkpoint))
+    missing = str(checkpoint if rank != 1 else folder / "none.pth")
+    assert "no such file" in error_of(start, (), (), missing)
 
     # results, without a common folder
     for settings in (
@@ -164,12 +208,13 @@ def check_end_of(dead: int, rank: int) -> None:
     if rank == dead:
         os._exit(0)
     try:
-        with ranks.faults():
+        with ranks.faults("; go on"):
             while True:
                 torch.distributed.all_reduce(torch.ones(1))
     except UserError as error:
-        assert str(error).startswith(f"rank {dead} on machine-{dead} ended"), error
-        assert "resume=True" in str(error), error
+        assert str(error).startswith(f"rank {dead} on machine-{dead} ended or cannot be reached; go on"), (
+            error
+        )
     else:
         raise AssertionError
 
@@ -189,5 +234,6 @@ if __name__ == "__main__":
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start_processes(check_port, (), 1, start_method="fork")
+    start_processes(check_missing, (port,), RANKS, start_method="fork")
     start_processes(check_start, (port,), RANKS, start_method="fork")
     start_processes(check, (Path(sys.argv[1]), port), RANKS, start_method="fork")

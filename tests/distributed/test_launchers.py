@@ -14,6 +14,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from dcnzoo.openmmlab.runs import joining
+
+from .. import commands
 from . import killing
 from .launching import CONFIG, ROOT, run, settings
 
@@ -140,6 +143,19 @@ def test_two_processes_train(data, tmp_path, port, more):
     assert precisions(testing) == precisions(output)
 
 
+@pytest.mark.parametrize("option", ["--no-such-option", "--epochs=0"])
+def test_a_mistake_in_an_option_reaches_the_other_processes(monkeypatch, option):
+    """Before any package is imported; they would wait for this one."""
+    met = []
+    monkeypatch.setattr(joining, "_meet", lambda seconds, lines=(): met.extend(lines))
+    for name, value in dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="first", MASTER_PORT="1").items():
+        monkeypatch.setenv(name, value)
+    text = commands.run("train", CONFIG, option, "--launcher", "pytorch", status=2)
+    assert len(met) == 1 and met[0] in text
+    commands.run("train", CONFIG, option, status=2)
+    assert len(met) == 1
+
+
 def test_dist_train_on_one_of_several_machines():
     names = dict(PYTHON="echo", NNODES=8, NODE_RANK=3, MASTER_ADDR="first", PORT=23456)
     words = run("tools/dist_train.sh", CONFIG, 4, "--resume", **names).split()
@@ -148,16 +164,48 @@ def test_dist_train_on_one_of_several_machines():
     assert words[words.index("--launcher") + 1] == "pytorch"
 
 
+def test_the_port_of_another_job(port):
+    """With a launcher that restarts, the processes of both would join each other."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        for script in ("dist_train", "dist_test"):
+            words = (f"tools/{script}.sh", *("a.py", "a.pth")[: 1 + (script == "dist_test")], 2)
+            assert str(port) in run(*words, status=1, PORT=port, MAX_RESTARTS=1)
+            assert "train.py" in run("tools/dist_train.sh", "a.py", 2, NODE_RANK=1, PORT=port, PYTHON="echo")
+
+
+def test_the_name_of_a_job_that_restarts():
+    def words(*options, **names):
+        output = run("tools/dist_train.sh", "c/a.py", 2, *options, PYTHON="echo", MAX_RESTARTS=1, **names)
+        return [word for word in output.split() if word.startswith(("--rdzv_id", "--rdzv_conf"))]
+
+    assert words("--resume") == ["--rdzv_id=dcnzoo--a.py"]
+    assert words("--work-dir", "/x/one", NODE_RANK=0) == ["--rdzv_id=dcnzoo--one", "--rdzv_conf=is_host=1"]
+    assert words("--work-dir=/y/one", NODE_RANK=2) == ["--rdzv_id=dcnzoo--one", "--rdzv_conf=is_host=0"]
+    assert words(SLURM_JOB_ID=7) == ["--rdzv_id=dcnzoo-7-a.py"]
+
+
 # Killed processes
 
 
 @pytest.mark.slow
 def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
     config, work = killing.config(tmp_path, rank=1, phase="training", epoch=2), tmp_path / "work"
-    arguments = [config, 2, "--resume", "--verbose", "--work-dir", work, *settings(data, epochs=6)]
+    arguments = [
+        config,
+        2,
+        "--resume",
+        "--verbose",
+        "--report",
+        "--work-dir",
+        work,
+        *settings(data, epochs=6),
+    ]
     output = run("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
     assert "resumed epoch: 2" in output and (work / "last_checkpoint").read_text().endswith("epoch_6.pth")
     assert logged(work, "step")[-8:] == list(range(5, 13)), "two steps per epoch"
+    assert (work / "report.html").exists(), "the first process generates no data, which has a barrier"
 
 
 # Slurm, of which only the interface is available
@@ -239,14 +287,15 @@ def test_mpi_has_a_local_rank(monkeypatch):
     """mmengine's runner reads it, and its launcher for MPI does not set it."""
     from mmengine.config import Config
 
-    from dcnzoo.openmmlab.runs import ranks
-
-    for name in ("set_multi_processing", "init_dist"):
-        monkeypatch.setattr(ranks, name, lambda *arguments, **options: None)
-    with mock.patch.dict(os.environ, OMPI_COMM_WORLD_LOCAL_RANK="1"):
+    for name in ("set_multi_processing", "init_dist", "_meet", "barrier"):
+        monkeypatch.setattr(joining, name, lambda *arguments, **options: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    names = dict(RANK="3", SIZE="4", LOCAL_RANK="1")
+    given = {f"OMPI_COMM_WORLD_{name}": value for name, value in names.items()}
+    with mock.patch.dict(os.environ, {**given, "MASTER_ADDR": "first"}):
         os.environ.pop("LOCAL_RANK", None)
-        ranks.join(Config(dict(launcher="mpi")))
-        assert os.environ["LOCAL_RANK"] == "1"
+        with joining.joined(Config(dict(launcher="mpi"))):
+            assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
 
 
 @pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from functools import cache
 
@@ -12,21 +13,45 @@ import torch
 from . import killing
 from .launching import CONFIG, ROOT, finish, ip, on_machine, run, settings, start
 
+HOSTS = "127.0.0.1 localhost\n127.0.1.1 machine-{}\n"  # as Debian and Ubuntu write it
 
-def launch(machines, folder, *arguments, hidden=None, config=ROOT / CONFIG):
-    """Start a training with a process per machine; ``hidden``: a folder that only machine 0 sees."""
+
+def launch(
+    machines, folder, *arguments, script="train", config=ROOT / CONFIG, own=(), mounts=(), **variables
+):
+    """Start a run with a process per machine.
+
+    Args:
+        own: further arguments of each machine.
+        mounts: for each machine, folders and what it sees in their place.
+    """
     jobs = []
     for number, name in enumerate(machines):
         (folder / f"home{number}").mkdir(exist_ok=True)
-        lines = [f"cd {folder}/home{number}"]
-        if hidden and number:
-            lines += [f"mkdir -p {folder}/other{number}", f"mount --bind {folder}/other{number} {hidden}"]
-        command = [ROOT / "tools/dist_train.sh", config, 1, *arguments]
-        lines.append(f"exec {' '.join(map(str, command))}")
-        names = dict(NNODES=len(machines), NODE_RANK=number, MASTER_ADDR="10.77.0.1", PORT=29500,
-                     GLOO_SOCKET_IFNAME=f"e{number}")  # fmt: skip
-        jobs.append(start(*on_machine(number, name, *lines), **names))
+        (folder / f"home{number}/hosts").write_text(HOSTS.format(number))
+        lines = [f"cd {folder}/home{number}", "mount --bind hosts /etc/hosts"]
+        for place, seen in dict(mounts)[number].items() if number in dict(mounts) else ():
+            lines.append(f"mount -t tmpfs -o size={seen} none {place}" if place == "/dev/shm"
+                         else f"mount --bind {seen} {place}")  # fmt: skip
+        words = [ROOT / f"tools/dist_{script}.sh", config, *arguments[: script == "test"], 1]
+        words += [*arguments[script == "test" :], *(own[number] if own else ())]
+        lines.append(f"exec {' '.join(map(str, words))}")
+        names = dict(NNODES=len(machines), NODE_RANK=number, MASTER_ADDR="10.77.0.1", PORT=29500)
+        jobs.append(start(*on_machine(number, name, *lines), **{**names, **variables}))
     return jobs
+
+
+def hide(folder, count, path):
+    """Another, empty folder in place of one, on all machines but the first."""
+    for number in range(1, count):
+        (folder / f"other{number}").mkdir(exist_ok=True)
+    return {number: {path: folder / f"other{number}"} for number in range(1, count)}
+
+
+def assert_refused(jobs, pattern):
+    """All machines end with one line."""
+    for text in outputs(jobs, 1):
+        assert len(re.findall(rf"^error: {pattern}", text, re.MULTILINE)) == 1, text[-3000:]
 
 
 def outputs(jobs, status):
@@ -43,7 +68,8 @@ def weights(work, epoch):
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
-    return [*settings(data, epochs=2), "train_cfg.val_interval=1", "randomness.seed=1"]
+    more = ["train_cfg.val_interval=1", "randomness.seed=1", "env_cfg.dist_cfg.timeout=100"]
+    return [*settings(data, epochs=2), *more]
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +99,16 @@ def test_three_machines(machines, options, train_alone, tmp_path):
     assert not [*tmp_path.glob("home*/.dist_test")]
     assert_same_weights(train_alone(3), work)
 
-    for text in outputs(launch(machines, tmp_path, "--work-dir", work, *options), 1):
-        assert len(re.findall(r"^error: rank 0 on machine-0: work_dir", text, re.MULTILINE)) == 1, text
+    again = launch(machines, tmp_path, "--work-dir", work, *options)
+    assert_refused(again, "rank 0 on machine-0: work_dir")
     arguments = ("--work-dir", work, "--resume", "--epochs", 3, *options)
-    for text in outputs(launch(machines, tmp_path, *arguments, hidden=work), 1):
-        assert re.search(
-            r"^error: rank 1 on machine-1: resume: expected .*epoch_2.pth", text, re.MULTILINE
-        ), text
+    resumed = launch(machines, tmp_path, *arguments, mounts=hide(tmp_path, 3, work))
+    assert_refused(resumed, "rank 1 on machine-1: resume: expected epoch_2.pth .*no such file")
     new = tmp_path / "new"
     new.mkdir()
-    first, *_ = outputs(launch(machines, tmp_path, "--work-dir", new, *options, hidden=new), 0)
+    first, *_ = outputs(
+        launch(machines, tmp_path, "--work-dir", new, *options, mounts=hide(tmp_path, 3, new)), 0
+    )
     assert len(re.findall("machine-1, machine-2 ha(s|ve) another folder", first)) == 1, first
     assert (new / "epoch_1.pth").exists() and not [*tmp_path.glob("other*/*.pth")]
 
@@ -90,7 +116,7 @@ def test_three_machines(machines, options, train_alone, tmp_path):
 def assert_named(rank, texts):
     """The other machines name the one that ended."""
     for text in texts[:rank] + texts[rank + 1 :]:
-        named = rf"^error: .*\brank {rank} on machine-{rank}\b.* ended; --resume"
+        named = rf"^error: .*\brank {rank} on machine-{rank}\b.* ended or cannot be reached; --resume"
         assert re.search(named, text, re.MULTILINE), text[-3000:]
 
 
@@ -127,6 +153,60 @@ def test_a_cut_link(machines, tmp_path):
     assert_named(1, texts[:2])
     # where machine 2 waits for some seconds longer than machine 0, machine 0 and its store have ended, too
     assert re.search(r"^error: .*\brank ([01]) on machine-\1\b.* ended; --resume", texts[2], re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_copies_of_the_data(machines, options, train_alone, tmp_path):
+    """They may be anywhere, and must be equal: for training and validation."""
+    train_alone(2)  # generates the data
+    (data,) = {word.partition("=")[2] for word in options if "train_dataloader.dataset.data_root" in word}
+    copy = shutil.copytree(data, tmp_path / "copy")
+    elsewhere = [word.replace(data.rstrip("/"), str(copy)) for word in options if data.rstrip("/") in word]
+    work = ("--work-dir", tmp_path / "work")
+    outputs(launch(machines[:2], tmp_path, *work, *options, own=[(), elsewhere]), 0)
+    assert_same_weights(train_alone(2), work[1])
+    for part, kind in (("train", "annotations"), ("val", "images")):
+        file = copy / f"annotations/{part}.json"
+        text = file.read_text()
+        content = json.loads(text)
+        content[kind] = content[kind][::2]
+        known = {image["id"] for image in content["images"]}
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in known]
+        file.write_text(json.dumps(content))
+        shapes = [f"{loader}_dataloader.dataset.shapes=None" for loader in ("train", "val", "test")]
+        jobs = launch(machines[:2], tmp_path, "--work-dir", tmp_path / part, *options, *shapes,
+                      own=[(), elsewhere])  # fmt: skip
+        assert_refused(jobs, rf"rank 1 on machine-1: {part}_dataloader: expected \d+ pictures .*got")
+        file.write_text(text)
+
+
+@pytest.mark.slow
+def test_tests_of_other_weights(machines, options, train_alone, tmp_path):
+    file, other = train_alone(2) / "epoch_2.pth", tmp_path / "other.pth"
+    shutil.copy(train_alone(2) / "epoch_1.pth", other)
+    words = (*options, "--work-dir", tmp_path / "work")
+    for seen in (other, "/dev/null"):
+        jobs = launch(machines[:2], tmp_path, file, *words, script="test", mounts={1: {file: seen}})
+        assert_refused(jobs, "rank 1 on machine-1: .*(weights: expected|got the pipe or device)")
+    config = killing.config(tmp_path, 1, "test", 0)
+    (text, _) = outputs(launch(machines[:2], tmp_path, file, *words, script="test", config=config), 1)
+    assert re.search(r"^error: .*rank 1 on machine-1 ended or cannot be reached \(", text, re.MULTILINE), text
+
+
+@pytest.mark.slow
+def test_two_jobs_and_a_small_shared_memory(machines, options, tmp_path):
+    own = [("--work-dir", tmp_path / "one/work"), ("--work-dir", tmp_path / "two/work")]
+    jobs = launch(machines[:2], tmp_path, *options, own=own, MAX_RESTARTS=1)
+    assert_refused(jobs, r"rank \d on machine-\d: work_dir: expected ")
+    small = [*options, "train_dataloader.num_workers=2"]
+    jobs = launch(
+        machines[:2], tmp_path, "--work-dir", tmp_path / "work", *small, mounts={1: {"/dev/shm": "64k"}}
+    )
+    texts = outputs(jobs, 1)
+    assert re.search(
+        r"^error: .*num_workers: .*/dev/shm \(0 MB\) is full.*--shm-size", texts[1], re.MULTILINE
+    )
+    assert_named(1, texts)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Commands load a checkpoint completely or fail with the reason. Also the lock of work directories."""
 
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from torch.utils.data import DataLoader, Dataset
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
@@ -194,12 +198,57 @@ def test_the_lock_ends_with_the_process(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(("launcher", "name"), [("pytorch", "RANK"), ("slurm", "SLURM_PROCID")])
-def test_only_the_first_process_takes_the_lock(tmp_path, monkeypatch, launcher, name):
-    with lock_work_dir(tmp_path, launcher):
-        monkeypatch.setenv(name, "1")
-        with lock_work_dir(tmp_path, launcher):
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    """NFS without lockd."""
+
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with lock_work_dir(tmp_path):
+        assert "no locks" in capsys.readouterr().err
+        with pytest.raises(UserError, match=rf"{tmp_path}.*\b{os.getpid()}\b"), lock_work_dir(tmp_path):
             pass
-        monkeypatch.setenv(name, "0")
-        with pytest.raises(UserError), lock_work_dir(tmp_path, launcher):
+    with lock_work_dir(tmp_path):
+        pass
+    monkeypatch.setattr("fcntl.flock", lambda *args: os.write(full, b"x"))
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(UserError, match="No space left"):
+        full = file.fileno()
+        with lock_work_dir(tmp_path):
             pass
+
+
+def test_a_refused_training_leaves_no_folder(run, tmp_path):
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "new", "--resume")
+    assert status == 1 and "expected a checkpoint" in output and not (tmp_path / "new").exists()
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise OSError(errno.ENOSPC, "unable to allocate shared memory")
+
+
+class Batches(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return Unsendable()
+
+
+def test_a_batch_that_cannot_be_handed_over_ends_the_training():
+    """As with a full /dev/shm; without the context, the loader waits for ever."""
+    with pytest.raises(UserError, match=r"^num_workers: .*/dev/shm.*--shm-size"), loader_errors():
+        next(iter(DataLoader(Batches(), num_workers=1, collate_fn=list)))
+    with pytest.raises(RuntimeError, match=r"^other"), loader_errors():
+        raise RuntimeError("other")
+
+
+def test_a_full_disk_is_no_mistake_in_the_config():
+    cfg = Config({"work_dir": "work"}, filename=__file__)
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(UserError, match=r"^work_dir: work cannot be written: .*No space left"),
+        config_errors(cfg),
+    ):
+        full.write(b"log")

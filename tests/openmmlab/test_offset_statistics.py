@@ -14,8 +14,8 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
+from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.hooks.offset_statistics import MODULATION, OFFSETS
-from dcnzoo.report.history import History
 
 from .test_training import WITHOUT_VALIDATION, make_runner
 

@@ -19,7 +19,8 @@ from mmengine.visualization import BaseVisBackend
 
 import dcnzoo
 import dcnzoo.zoo.training
-from dcnzoo.report.history import History
+from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.runs import execute
 
 from ..demo import PLAIN
 from ..distributed.launching import settings
@@ -66,6 +67,20 @@ def train(root, name, arguments, **more):
     options["visualizer.vis_backends"] = [{"type": "LocalVisBackend"}, {"type": "OneRun"}]
     options["randomness"] = {"seed": 3}
     dcnzoo.train(PLAIN, work_dir=root / name, cfg_options={**options, **more}, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def _a_prepared_config_stays(monkeypatch):
+    """Trainings, tests and their continuations change no setting of the recipe that they got."""
+    build_runner, prepared = execute.build_runner, []
+
+    def record(cfg, *arguments, **options):
+        prepared.append((cfg, repr(cfg.to_dict())))
+        return build_runner(cfg, *arguments, **options)
+
+    monkeypatch.setattr(execute, "build_runner", record)
+    yield
+    assert all(repr(cfg.to_dict()) == text for cfg, text in prepared)
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +139,14 @@ def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_finished_training_is_not_resumed(finished, capsys, epochs):
-    """With as many or fewer epochs than are done, one line says so and nothing is written."""
+    """With as many or fewer epochs than are done, one line says so and nothing is written but the lock."""
     folder = finished / "two"
-    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")}
     capsys.readouterr()
     train(finished, "two", {"resume": True, "epochs": epochs})
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{folder}: 2 of {epochs} epochs ") and "→" not in line
-    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")} == before
 
 
 @HOOKS.register_module()

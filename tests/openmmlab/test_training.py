@@ -44,8 +44,9 @@ from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.prepare import nothing_left
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.start import Start, choose_start, nothing_left
+from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import partial_of
 
@@ -155,13 +156,29 @@ class Score(BaseMetric):
         return {"score": results[0]}
 
 
-def train(work_dir, name, max_keep_ckpts=2, best=False, template=None, **kwargs):
+class Death(BaseException):
+    """Ends the process while a hook runs."""
+
+
+class Dies(Hook):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == self.epoch:
+            raise Death
+
+
+def train(work_dir, name, max_keep_ckpts=2, best=False, template=None, dies_after=None, **kwargs):
     hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
     hook["filename_tmpl"] = template
     if best:
         hook.update(save_best="score", rule="greater")
-        kwargs["val_evaluator"] = Evaluator([Score()])
-    hooks = {"default_hooks": {"checkpoint": hook}, "custom_hooks": [Began(), SummaryHook()]}
+        kwargs.setdefault("val_evaluator", Evaluator([Score()]))
+    hooks = {
+        "default_hooks": {"checkpoint": hook},
+        "custom_hooks": [Began(), SummaryHook(), Dies(dies_after)],
+    }
     runner = make_runner(work_dir, name, **hooks, **kwargs)
     runner.train()
     return runner
@@ -296,15 +313,9 @@ def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):
         train(tmp_path, "writing to it would wait")
 
 
-class Death(BaseException):
-    """Ends the process while a hook runs."""
-
-
-@pytest.mark.parametrize(
-    ("operation", "number"), [*[("put", n) for n in range(1, 4)], ("remove", 1), ("remove", 2)]
-)
+@pytest.mark.parametrize(("operation", "number"), [("put", 1), ("put", 2), ("remove", 1), ("remove", 2)])
 def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
-    """Dies before each file that the hook writes (last, best, last) and before each removal."""
+    """Dies before each file that the hook writes (last, best) and before each removal."""
     monkeypatch.setattr(Score, "calls", 0)
     train(tmp_path, "begin", epochs=3, best=True)
     function, left = getattr(AtomicLocalBackend, operation), number
@@ -353,6 +364,48 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys
     Score.calls = 5
     train(tmp_path, "over", resume=True, best=True)
     assert Score.calls == 5, "what is done is not done again"
+
+
+class Falling(Score):
+    def compute_metrics(self, results):
+        return {"score": -super().compute_metrics(results)["score"]}
+
+
+def test_a_checkpoint_is_written_once_and_the_best_stays(tmp_path, monkeypatch, capsys):
+    """Whatever the next epochs bring; the validation that followed the checkpoint is read from the log."""
+    written = []
+    put = AtomicLocalBackend.put
+    monkeypatch.setattr(
+        AtomicLocalBackend,
+        "put",
+        lambda self, data, path: (written.append(Path(path).name), put(self, data, path)),
+    )
+    monkeypatch.setattr(Falling, "calls", 0)
+    plateau = {
+        "type": "ReduceOnPlateauLR",
+        "monitor": "score",
+        "rule": "greater",
+        "patience": 0,
+        "factor": 0.5,
+    }
+    options = dict(best=True, val_evaluator=Evaluator([Falling()]), param_scheduler=[plateau], epochs=6)
+    names, rates = [f"epoch_{number}.pth" for number in range(1, 7)], []
+    for folder, ends in (("cut", (2, 4, None)), ("whole", (None,))):
+        for end in ends:
+            with contextlib.suppress(Death):
+                train(tmp_path / folder, folder, resume=end != ends[0], dies_after=end, **options)
+        assert Falling.calls == 3 * (1 + (folder == "whole")), "each validation runs once"
+        assert checkpoints(tmp_path / folder)[0] == "best_score_epoch_2.pth"
+        # the best of the last epoch before the cut: the process might have ended before it was complete
+        assert written == [*names[:2], *["best_score_epoch_2.pth"] * (1 + (folder == "cut")), *names[2:]]
+        written.clear()
+        *_, best = re.findall(r"^best +epoch (\d)", capsys.readouterr().out, re.MULTILINE)
+        assert best == "2"
+        last = load_file(tmp_path / folder / "epoch_6.pth")
+        rates.append((last["optimizer"]["param_groups"][0]["lr"], last["param_schedulers"]))
+    assert rates[0] == rates[1] and rates[0][0] == 0.05
+    train(tmp_path / "cut", "longer", resume=True, **{**options, "epochs": 8})
+    assert Falling.calls == 7 and checkpoints(tmp_path / "cut")[0] == "best_score_epoch_2.pth"
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):

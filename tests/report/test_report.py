@@ -14,9 +14,9 @@ import dcnzoo.openmmlab.hooks  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.export import Detections
+from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import evaluate
-from dcnzoo.report.history import History
 from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sections.curves import show_curves

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 from PIL import Image
@@ -278,7 +279,7 @@ def test_resume_with_the_same_data(tmp_path, name):
     assert "expected a checkpoint" in error_of(*command, "--resume")
     recipe = Recipe.read(work / "data/run.py", {"work_dir": str(work)})
     WorkDirHook(recipe).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
-    (work / "epoch_1.pth").touch()
+    torch.save({"state_dict": {}}, work / "epoch_1.pth")
     (work / "20260101_000000").mkdir()
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     assert f"config    {work}/data/run.py" in run(*command, "--resume", "--dry-run")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
+from dcnzoo.utils.errors import HINT, UserError, describe, disk_is_full, one_line, printable
 
 # local variables of mmengine's functions that build something from a dictionary
 _BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator")
@@ -24,6 +24,10 @@ def config_errors(cfg: Config) -> Iterator[None]:
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:
+        if disk_is_full(error):
+            raise UserError(
+                f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
+            ) from error
         key, text = _key(cfg, error), describe(error)
         if key and isinstance(error, TypeError) and "keyword argument" in str(error):
             text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have

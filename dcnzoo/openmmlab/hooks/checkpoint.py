@@ -5,18 +5,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, LoggerHook, ParamSchedulerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, class_names, load_file
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
+from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, require_class_order
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import LAST, last_checkpoint, write_bytes
+from dcnzoo.utils.files import LAST, write_bytes
 
 
 @register_backend("atomic_local", force=True)
@@ -55,13 +56,13 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
     The parent class removes the oldest checkpoint, or the best, before it writes the new one. Here a file is
-    removed when the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint lists the
-    file: if the process ends before, a resumed run removes it. With ``max_keep_ckpts=1``, no older checkpoint
-    is left if the file is damaged later.
+    removed when the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint still lists
+    the file: if the process ends before, a resumed run removes it. With ``max_keep_ckpts=1``, no older
+    checkpoint is left if the file is damaged later.
 
-    Resuming loads the last undamaged checkpoint and names the damaged ones. If the process ended during a
-    validation, that validation runs first, so that its effects (best score, learning rate on plateaus) are
-    those of an uninterrupted training.
+    Resuming loads the last undamaged checkpoint and names the damaged ones. A checkpoint is written once,
+    before the validation that follows. Its effects (best score, learning rate on plateaus) are those of an
+    uninterrupted training: the metrics come from the log, or the validation runs again if it was interrupted.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -69,14 +70,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     backend_args: dict | None
     file_backend: Any
+    last_ckpt: str | None
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is None and "://" not in str(self.out_dir):
             self.backend_args = {"backend": "atomic_local"}
         self._outdated: list[str] = []
-        self._validated = False
-        self._unvalidated_step: int | None = None  # of the last checkpoint
 
     # Resuming
 
@@ -84,41 +84,12 @@ class AtomicCheckpointHook(CheckpointHook):
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
         self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir)
-        requested = runner._has_loaded or runner._load_from is not None
-        if requested or not (runner._resume and self._saved.is_local):
-            return
-        candidates = self._candidates()
-        for path in candidates:
-            try:
-                if path.is_file():  # sharded optimizers save folders
-                    load_file(path, map_location="meta")
-            except CheckpointError as error:
-                runner.logger.warning(f"checkpoint: {error}; using the previous one")
-            else:
-                runner._load_from = str(path)
-                return
-        if candidates:
-            raise UserError(f"resume: expected an undamaged checkpoint, found {len(candidates)} damaged ones")
-
-    def _candidates(self) -> list[Path]:
-        """List the checkpoints to resume from, the latest first.
-
-        The latest is the one that ``last_checkpoint`` names, unless the process ended after writing a
-        checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
-        (Older files with higher numbers are from another run.)
-        """
-        work_dir = self._saved.work_dir
-        pointer, last = work_dir / LAST, last_checkpoint(work_dir)
-        named = self._saved.pattern.fullmatch(last.name) if last else None
-        return [
-            path
-            for step, path in sorted(self._saved.numbered().items(), reverse=True)
-            if not named or step <= int(named[1]) or path.stat().st_mtime >= pointer.stat().st_mtime
-        ]
+        if runner._resume and runner._load_from is None and not runner._has_loaded:
+            runner._load_from = str(self._saved.undamaged() or "") or None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # checkpoints of mmengine's own hook lack this entry
-        if runner._resume and checkpoint["meta"].get("validated") is False:
+        # files of older versions were written again after the validation, with this entry
+        if runner._resume and checkpoint["meta"].get("validated") is not True:
             runner.register_hook(_InterruptedValidation(self))
 
     def before_train(self, runner: Runner) -> None:
@@ -126,11 +97,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
         super().before_train(runner)
-        self._outdated = [*map(str, runner.message_hub.runtime_info.get("outdated_ckpts") or [])]
-        runner.message_hub.update_info("outdated_ckpts", self._outdated)  # of each checkpoint
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
-        self._remove_outdated()
         pointer = Path(runner.work_dir, LAST)
         if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
             raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
@@ -139,39 +107,54 @@ class AtomicCheckpointHook(CheckpointHook):
                 left_over.unlink(missing_ok=True)
 
     def validate_first(self, runner: Runner) -> None:
-        """Run the validation that followed the checkpoint, if there was one."""
+        """Repeat the effects of the validation that followed the checkpoint, if there was one."""
+        loop = runner.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        for hook in runner.hooks:
+            if isinstance(hook, LoggerHook) and not by_epoch:
+                hook.log_metric_by_epoch = False  # of a training by iterations, in which no epoch ends
         if runner.val_loop is None:
             return
-        loop = runner.train_loop
-        loop._decide_current_val_interval()
-        by_epoch = isinstance(loop, EpochBasedTrainLoop)
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
-        if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
-            runner.logger.info(f"Running the interrupted validation of {self._step(runner)} first")
-            self._unvalidated_step = self._step(runner)
-            runner.val_loop.run()
+        metrics = [History.read(self._log_folder(runner)).validation.get(now) if is_main_process() else None]
+        broadcast_object_list(metrics)
+        if metrics[0] is None:
+            loop._decide_current_val_interval()
+            if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
+                runner.logger.info(f"Running the interrupted validation of {now} first")
+                runner.val_loop.run()
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook | ParamSchedulerHook | EarlyStoppingHook):
+                hook.after_val_epoch(runner, metrics=metrics[0])
+
+    def _log_folder(self, runner: Runner) -> Path:
+        """Return the work directory of the training that is resumed."""
+        folder = Path(runner._load_from or "").parent
+        is_own = not runner._load_from or os.path.realpath(folder) == os.path.realpath(self._saved.folder)
+        return Path(runner.work_dir) if is_own else folder
 
     # Saving
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        self._validated = False
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """List the files that are removed after this one is written; a resumed run removes them first."""
+        info = checkpoint["message_hub"]["runtime_info"]
+        names = filter(None, map(self._saved.pattern.fullmatch, self._outdated))
+        if steps := [int(name[1]) for name in names]:
+            info["keep_ckpt_ids"] = [*steps, *info["keep_ckpt_ids"]]
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        self._validated = True
+        last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
+        self.last_ckpt = last
         self._remove_outdated()
-        # not with FlexibleRunner, whose epoch counter would be one too high
-        if self._unvalidated_step == self._step(runner) and isinstance(runner, Runner):
-            meta = {"epoch": runner.epoch, "iter": runner.iter}
-            self._save_checkpoint_with_step(runner, self._step(runner), meta)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        super()._save_checkpoint_with_step(runner, step, {**meta, "validated": self._validated})
-        self._unvalidated_step = None if self._validated else step
+        super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated()
 
     def _remove_outdated(self) -> None:
-        # a checkpoint that is resumed may come from elsewhere and name anything, also as the best one
+        # a checkpoint that is resumed may come from elsewhere and name anything as the best one
         is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._saved.pattern.pattern}").fullmatch
         for name in filter(is_checkpoint, self._outdated) if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
@@ -180,9 +163,6 @@ class AtomicCheckpointHook(CheckpointHook):
             elif self._backend.isfile(path):
                 self._backend.remove(path)
         self._outdated.clear()
-
-    def _step(self, runner: Runner) -> int:
-        return runner.epoch if self.by_epoch else runner.iter
 
 
 class _InterruptedValidation(Hook):

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.hooks.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.hooks.schedule import images_per_step
 from dcnzoo.openmmlab.weights import without_wrapper
@@ -68,6 +69,11 @@ class SummaryHook(Hook):
         metrics = runner.val_evaluator.metrics if runner.val_loop else ()
         kinds = {kind for metric in metrics for kind in getattr(metric, "metrics", ())}
         self._aps = [metric_name(key) for key in COLUMNS if key.partition("_")[0] in kinds]
+        done = runner.epoch if self._by_epoch else runner.iter
+        if runner._resume and is_main_process():
+            for step, known in History.read(Path(runner.work_dir)).validation.items():
+                if step <= done:
+                    self._note_best(str(step), {label: known[key] for key, label in labels(known).items()})
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
@@ -87,12 +93,17 @@ class SummaryHook(Hook):
             self._row = self._progress(runner, step, end, window)
         values = {label: metrics[key] for key, label in labels(metrics).items()}
         self._row.update({label: f"{value:.3f}" for label, value in values.items()})
-        if values:
-            main = "mask AP" if "mask AP" in values else next(iter(values))
-            if self._best is None or values[main] > self._best[1][main]:
-                self._best = self._row["step"].partition("/")[0], values
-                self._classes = _classes(runner.val_evaluator.metrics)
+        if self._note_best(self._row["step"].partition("/")[0], values):
+            self._classes = _classes(runner.val_evaluator.metrics)
         self._print_row()
+
+    def _note_best(self, step: str, values: Mapping[str, float]) -> bool:
+        """Return whether these APs are better than those of all validations before."""
+        main = "mask AP" if "mask AP" in values else next(iter(values), "")
+        is_best = bool(values) and (self._best is None or values[main] > self._best[1].get(main, -1))
+        if is_best:
+            self._best = step, dict(values)
+        return is_best
 
     def after_train(self, runner: Runner) -> None:
         self._print_row()

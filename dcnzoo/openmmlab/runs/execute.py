@@ -24,7 +24,7 @@ from torch import nn
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names, load_file
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names, content_digest, load_file
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.tree import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
@@ -32,9 +32,12 @@ from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
+from dcnzoo.openmmlab.runs.joining import joined
+from dcnzoo.openmmlab.runs.loading import loader_errors
+from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start, choose_start, decide
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
@@ -70,8 +73,7 @@ def train(
     """Train a detector; return the work directory.
 
     Args:
-        resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`. ``force`` also replaces another
-            config.
+        resume, force: see :func:`~dcnzoo.openmmlab.runs.prepare.prepare`.
         outputs: files that the caller then writes to the work directory; checked before the training.
         is_locked: the caller holds the lock of the work directory.
         only_checks: check options and folder, and do not train.
@@ -85,24 +87,27 @@ def train(
         with user_errors():
             recipe = recipe.with_options(options)
             cfg, work_dir = recipe.cfg, recipe.work_dir
-            ranks.join(cfg)
-            start = ranks.from_rank_0(lambda: decide(cfg, resume, force, outputs))
+            stack.enter_context(joined(cfg))
+
+            def decide() -> Start | None:
+                if not (is_locked or only_checks):
+                    stack.enter_context(lock_work_dir(work_dir))  # first: another training may end meanwhile
+                return prepare(recipe, resume, force, outputs)
+
+            start = ranks.exchange(decide)
         if start is None or only_checks:
             return work_dir
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(cfg))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
-        stack.enter_context(ranks.faults())  # the ranks that have ended
-        if not is_locked:
-            ranks.from_rank_0(lambda: stack.enter_context(lock_work_dir(work_dir, cfg.launcher)))
+        stack.enter_context(ranks.faults("; resume=True continues the training"))  # the ranks that have ended
+        stack.enter_context(loader_errors())
         ranks.agree_on_config(cfg)
-        # again: another training may have ended while this one waited for the folder
-        start = ranks.from_rank_0(lambda: choose_start(cfg, resume, force))
         changes = ", ".join(recipe.changes)
         runner = build_runner(
             cfg,
             start,
-            writer=WorkDirHook(recipe, start, force),
+            writer=WorkDirHook(recipe, start),
             summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
@@ -128,33 +133,40 @@ def test(
     Raises:
         UserError: a mistake in the config, or weights that do not fit.
     """
-    with use_device("auto" if options.exported else options.device, options.launcher), user_errors():
-        recipe = recipe.with_options(options)
-        with config_errors(recipe.cfg), Changes() as changes:
-            if options.unsafe_load:
-                load = functools.partial(load_file, unsafe_load=True)
-                changes.set_item(
-                    CheckpointLoader._schemes, "", lambda file, where=None: load(file, map_location=where)
-                )
-            runner = build_runner(
-                recipe.cfg,
-                Start(None if weights is None else str(weights)),
-                summary=None if options.verbose else SummaryHook(),
-                allow_partial=options.allow_partial,
+    with ExitStack() as stack:
+        device = "auto" if options.exported else options.device
+        stack.enter_context(use_device(device, options.launcher))
+        with user_errors():
+            recipe = recipe.with_options(options)
+            stack.enter_context(joined(recipe.cfg))
+        for context in (config_errors(recipe.cfg), ranks.faults(), loader_errors()):
+            stack.enter_context(context)
+        changes = stack.enter_context(Changes())
+        if options.unsafe_load:
+            load = functools.partial(load_file, unsafe_load=True)
+            changes.set_item(
+                CheckpointLoader._schemes, "", lambda file, where=None: load(file, map_location=where)
             )
-            dataset = runner.test_dataloader.dataset
-            if options.show_dir is not None and is_main_process():  # another process may have started to draw
-                names = {Path(dataset.get_data_info(n)["img_path"]).name for n in range(len(dataset))}
-                files = [Path(options.show_dir, name) for name in sorted(names)]
-                require_new("test", *files, mark=mark, force=force)
-            changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))
-            with _ended_bars(runner):
-                metrics = runner.test()
-            if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
-                kinds = [
-                    kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())
-                ]
-                metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
+        ranks.agree_on_config(recipe.cfg)
+        if options.exported:
+            ranks.agree({"exported file": content_digest(options.exported)})
+        runner = build_runner(
+            recipe.cfg,
+            Start(None if weights is None else str(weights)),
+            summary=None if options.verbose else SummaryHook(),
+            allow_partial=options.allow_partial,
+        )
+        dataset = runner.test_dataloader.dataset
+        if options.show_dir is not None and is_main_process():  # another process may have started to draw
+            names = {Path(dataset.get_data_info(n)["img_path"]).name for n in range(len(dataset))}
+            files = [Path(options.show_dir, name) for name in sorted(names)]
+            require_new("test", *files, mark=mark, force=force)
+        changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))
+        with _ended_bars(runner):
+            metrics = runner.test()
+        if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
+            kinds = [kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())]
+            metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
     return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes
 
 
@@ -239,6 +251,7 @@ def build_runner(
     kind: Any = name if isinstance(name, type) else RUNNERS.get(name)
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
+    cfg = copy.deepcopy(cfg)  # the caller's stays as it is
     resumes = cfg.pop("resume", False)
     start = start or Start(cfg.get("load_from"), resumes)
     changes: dict[str, object] = {
@@ -252,8 +265,7 @@ def build_runner(
     runner._load_from, runner._resume = start.file, start.resumes
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    training_hooks = (ranks.AgreementHook(), ScheduleHook()) if writer else ()
-    for hook in filter(None, (writer, summary, *training_hooks)):
+    for hook in filter(None, (writer, summary, ranks.AgreementHook(), ScheduleHook() if writer else None)):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))

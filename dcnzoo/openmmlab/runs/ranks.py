@@ -1,88 +1,44 @@
-"""A distributed training is one run: its processes join, agree, exchange their results and end together."""
+"""The processes of a distributed run agree, exchange their results and name those that have ended."""
 
 import contextlib
-import os
 import re
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mmengine.config import Config
-from mmengine.dist import (
-    all_gather_object,
-    barrier,
-    broadcast_object_list,
-    get_rank,
-    init_dist,
-    is_distributed,
-)
+from mmengine.dist import all_gather_object, barrier, broadcast_object_list, get_rank, is_distributed
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed
 
+from dcnzoo.openmmlab.checkpoints import content_digest
 from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.datasets.digest import data_digest
+from dcnzoo.openmmlab.runs.joining import hosts
 from dcnzoo.utils.errors import JointError, UserError, describe, one_line
-from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.lock import OWNER
-from dcnzoo.utils.text import few
+from dcnzoo.utils.text import counted, few
 
 Result = TypeVar("Result")
 # settings that may differ between machines
 _OF_A_MACHINE = {
-    *("work_dir", "env_cfg", "launcher", "load_from", "resume", "data_root", "save_dir", "out_dir"),
+    *("env_cfg", "launcher", "load_from", "resume", "data_root", "save_dir", "out_dir"),
     *("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "backend_args"),
 }
 _ANSWER = 5  # seconds in which the ranks that are alive report after a fault
-_hosts: list[str] = []  # of the ranks
 
 
-# Join
+# Agree
 
 
-def join(cfg: Config) -> None:
-    """Join the processes of the launcher, as mmengine's runners do later: a rank may refuse before.
-
-    Raises:
-        UserError: the port is in use, or the launcher has not set its variables.
-    """
-    if cfg.launcher == "none":
-        return
-    env = cfg.get("env_cfg") or {}
-    for line in ("Setting ..._NUM_THREADS", "`broadcast_buffers` is deprecated"):
-        warnings.filterwarnings("ignore", line)  # of mmengine, once per rank
-    if not is_distributed():
-        if cfg.launcher == "slurm" and "SLURM_JOB_ID" in os.environ:  # jobs may share a machine
-            job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
-            os.environ.setdefault("MASTER_PORT", str(20000 + (job + 1009 * step) % 12000))
-        if cfg.launcher == "mpi":  # mmengine sets all but this one, which its runner reads
-            os.environ.setdefault("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-        set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
-        try:
-            init_dist(cfg.launcher, **env.get("dist_cfg", {}))
-        except KeyError as error:
-            raise UserError(
-                f"launcher: expected a process that {cfg.launcher} has started, found no {error.args[0]}"
-            ) from error
-        except distributed.DistError as error:
-            port = os.environ.get("MASTER_PORT")
-            if "EADDRINUSE" in str(error):
-                raise UserError(
-                    f"port: expected a free one, got {port}, which is in use on {socket.gethostname()}; the "
-                    "variable PORT of the scripts, or MASTER_PORT, selects another one"
-                ) from error
-            raise UserError(f"launcher: the processes cannot join: {one_line(error)}") from error
-    _hosts[:] = all_gather_object(socket.gethostname())
-
-
-def from_rank_0(decide: Callable[[], Result]) -> Result:
-    """Return what rank 0 decides; if it refuses, all ranks end."""
+def exchange(decide: Callable[[], Result]) -> Result:
+    """Return on all ranks what rank 0 decides; if it refuses, all end."""
     if not is_distributed():
         return decide()
     message: list[Any] = [None, (), socket.gethostname()]
@@ -105,9 +61,6 @@ def _refuse(*lines: str) -> NoReturn:
     with contextlib.suppress(Exception):  # a rank that has left the barrier may have ended
         barrier()
     raise JointError(*lines)
-
-
-# Agree
 
 
 def agree(seen: Mapping[str, object]) -> None:
@@ -136,13 +89,14 @@ def agree_on_config(cfg: Config) -> None:
     if not is_distributed():
         return
     versions = {f"version of {name}": version(name) for name in ("torch", "mmengine", "mmdet", "dcnzoo")}
-    agree({**versions, **_settings(cfg)})
-    owner = Path(cfg.work_dir, OWNER)  # rank 0 has written it
+    # other processes in place of those of this run: two jobs with one port
+    agree({"work_dir": cfg.work_dir, **versions, **_settings(cfg)})
+    owner = Path(cfg.work_dir, OWNER)  # rank 0 of a training has written it
     texts = all_gather_object(owner.read_text() if owner.is_file() else None)
-    others = sorted({host for host, text in zip(_hosts, texts, strict=True) if text != texts[0]})
+    others = sorted({host for host, text in zip(hosts, texts, strict=True) if text != texts[0]})
     if others and get_rank() == 0:
         print(
-            f"work_dir: {few(others)} has another folder {cfg.work_dir} than rank 0 on {_hosts[0]}, which "
+            f"work_dir: {few(others)} has another folder {cfg.work_dir} than rank 0 on {hosts[0]}, which "
             "writes all files; resume=True requires a folder that all machines share"
         )
 
@@ -158,18 +112,20 @@ def _settings(cfg: Config) -> dict[str, str]:
 
 
 class AgreementHook(Hook):
-    """Before the first step, require the same number of pictures and the same checkpoint on all ranks."""
+    """Before the first step, require that all ranks have read the same data and the same weights."""
 
-    priority = "VERY_LOW"  # after AtomicCheckpointHook, which selects the checkpoint
+    priority = "VERY_LOW"
 
     def before_run(self, runner: Runner) -> None:
         if not is_distributed():
             return
-        runner._load_from, runner._resume = from_rank_0(lambda: (runner._load_from, runner._resume))
-        seen: dict[str, object] = {"pictures": len(runner.train_dataloader.dataset)}
+        seen: dict[str, object] = {}
+        for name in ("train", "val", "test"):
+            if (loop := getattr(runner, f"_{name}_loop")) is not None and not isinstance(loop, dict):
+                dataset = loop.dataloader.dataset
+                seen[f"{name}_dataloader"] = f"{counted(len(dataset), 'pictures')} ({data_digest(dataset)})"
         if (file := runner._load_from) and "://" not in file:
-            digest = file_digest(file).hexdigest()[:16] if os.path.isfile(file) else "no such file"
-            seen["resume" if runner._resume else "load_from"] = f"{file} ({digest})"
+            seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
         agree(seen)
 
 
@@ -195,8 +151,11 @@ def build_evaluator(runner: Runner, build: Callable, evaluator: Any) -> Evaluato
 
 
 @contextlib.contextmanager
-def faults() -> Iterator[None]:
+def faults(hint: str = "") -> Iterator[None]:
     """Context that names the ranks that have ended if the connection to them is lost.
+
+    Args:
+        hint: what to do then.
 
     Raises:
         UserError: the connection was lost.
@@ -208,11 +167,14 @@ def faults() -> Iterator[None]:
         if not (is_distributed() and is_fault):
             raise
         ended = _ended_ranks()
-        names = few([f"rank {rank} on {_hosts[rank]}" for rank in ended], 4)
+        names = few([f"rank {rank} on {hosts[rank]}" for rank in ended], 4)
         if len(ended) > 1:  # a busy rank may only be late
             names = f"one or more of {names}"
-        reason = f"{names} ended" if ended else "the connection between the processes was lost"
-        raise UserError(f"{reason}; resume=True continues the training ({one_line(error)})") from error
+        # a stopped process, or one behind a cut link, looks the same
+        reason = (
+            f"{names} ended or cannot be reached" if ended else "the connection of the processes was lost"
+        )
+        raise UserError(f"{reason}{hint} ({one_line(error)})") from error
 
 
 def _ended_ranks() -> list[int]:
@@ -225,7 +187,7 @@ def _ended_ranks() -> list[int]:
             store.set(f"dcnzoo/alive/{get_rank()}", "")
             end = time.monotonic() + _ANSWER
             while time.monotonic() < end:
-                ranks[:] = [n for n in range(len(_hosts)) if not store.check([f"dcnzoo/alive/{n}"])]
+                ranks[:] = [n for n in range(len(hosts)) if not store.check([f"dcnzoo/alive/{n}"])]
                 if not ranks:
                     break
                 time.sleep(0.2)

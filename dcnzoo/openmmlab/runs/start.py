@@ -1,16 +1,13 @@
 """How a training starts: from random weights, from those of a file, or where another one has ended."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load_file
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import last_checkpoint, require_file, require_new
-from dcnzoo.utils.marks import mark
+from dcnzoo.utils.files import require_file
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Start:
 
 
 def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, force: bool = False) -> Start:
-    """Decide how a training starts. Nothing else does.
+    """Decide how a training starts. Nothing else does; :func:`~dcnzoo.openmmlab.runs.prepare.prepare` asks.
 
     ============  ==================  ==================  ====================
     ``resume``    no checkpoints      with checkpoints    those, and ``force``
@@ -79,45 +76,3 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
     if saved.exist and force and not saved.is_local:
         raise UserError(f"force: expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}")
     return Start(file, resumes, replaces=saved.exist and force)
-
-
-def nothing_left(cfg: Config, start: Start) -> str | None:
-    """Return a line that says so if the checkpoint to resume from is the end of the training."""
-    path = Path(start.file) if start.file else last_checkpoint(Path(cfg.work_dir))
-    unit, end = "epoch", cfg.train_cfg.get("max_epochs")
-    if not end:
-        unit, end = "iter", cfg.train_cfg.get("max_iters")
-    if not (start.resumes and end and path and path.is_file()):
-        return None
-    name = SavedCheckpoints.of(cfg).pattern.fullmatch(path.name)
-    if name and int(name[1]) < end:  # without reading the file
-        return None
-    try:
-        meta = load_file(path, map_location="meta").get("meta") or {}
-    except CheckpointError:  # training resumes from an older one
-        return None
-    done = meta.get(unit)
-    unvalidated = bool(cfg.get("val_cfg")) and meta.get("validated") is False
-    if type(done) is not int or done < end + unvalidated:
-        return None
-    units = "epochs" if unit == "epoch" else "iterations"
-    return f"{cfg.work_dir}: {done} of {end} {units} are done; set a larger number to train on"
-
-
-def decide(
-    cfg: Config, resume: bool | str | os.PathLike | None, force: bool, outputs: Iterable[str]
-) -> Start | None:
-    """Return how a training starts; None, with a line that says so, if it is complete.
-
-    Args:
-        outputs: files that are then written to the work directory; also checked.
-    """
-    start = choose_start(cfg, resume, force)
-    if line := nothing_left(cfg, start):
-        print(line)
-        return None
-    if cfg.get("resume") and not (start.resumes or start.replaces):
-        print(f"resume: found no checkpoint in {cfg.work_dir}; a new training starts")
-    if files := [Path(cfg.work_dir, name) for name in outputs]:
-        require_new("report", files[0], mark=mark("report", "."), force=force, beside=files[1:])
-    return start

@@ -1,7 +1,9 @@
 """The work directory of a training: the config that it writes, and what it moves to another folder before."""
 
+import copy
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.dist import barrier, is_main_process
@@ -10,11 +12,10 @@ from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.config.paths import keep_paths
-from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import LAST, read_beside, require_new, write_text
+from dcnzoo.utils.files import LAST, read_beside, write_text
 from dcnzoo.utils.marks import config_of, is_config_of_training, is_unchanged, mark_of
 from dcnzoo.utils.text import few
 
@@ -29,50 +30,52 @@ def has_log(folder: Path) -> bool:
     return any(_LOGS.fullmatch(path.name) or (path / "vis_data").is_dir() for path in folders)
 
 
+def config_file(recipe: Recipe) -> Path:
+    """Return the path of the config that a training writes; also of one in JSON or YAML."""
+    return recipe.work_dir / Path(recipe.cfg.filename or "config").with_suffix(".py").name
+
+
+def is_own_config(recipe: Recipe, file: Path) -> bool:
+    """Whether a training wrote the config, and nothing is lost with it: it is unchanged, or was read."""
+    source = recipe.cfg.filename or ""
+    was_read = os.path.exists(source) and file.samefile(source)
+    return is_config_of_training(file) and (was_read or is_unchanged(file))
+
+
 class WorkDirHook(Hook):
     """Write the config to the work directory when a training begins; first move what it replaces.
 
     Everything is built and loaded then, so that a mistake in the config leaves the folder as it was.
     ``replaced_1``, ``replaced_2``, … have the checkpoints, logs, report and configs of the trainings before,
     and a file with the config's name that no training wrote. Data stay: the configs use them.
-
-    Args:
-        force: there may be such a file; also if the folder has checkpoints.
-
-    Raises:
-        UserError: there is one.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, recipe: Recipe, start: Start | None = None, force: bool = False) -> None:
+    def __init__(self, recipe: Recipe, start: Start | None = None) -> None:
         self._recipe, self._replaces = recipe, start is not None and start.replaces
-        self._saved = SavedCheckpoints.of(recipe.cfg)
-        name = Path(recipe.cfg.filename or "config").with_suffix(".py").name  # also of JSON or YAML
-        self._file = recipe.work_dir / name
-        force = force or self._saved.can_resume
-        ranks.from_rank_0(lambda: force or require_new("train", self._file, own=self._is_own))
-
-    def _is_own(self, file: Path) -> bool:
-        """Whether a training wrote the config, and nothing is lost with it: it is unchanged, or was read."""
-        source = self._recipe.cfg.filename or ""
-        was_read = os.path.exists(source) and file.samefile(source)
-        return is_config_of_training(file) and (was_read or is_unchanged(file))
+        self._saved, self._file = SavedCheckpoints.of(recipe.cfg), config_file(recipe)
 
     def before_train(self, runner: Runner) -> None:
         barrier()  # all ranks have read the checkpoint, which may move
         if not is_main_process():
             return
-        cfg = self._recipe.cfg
+        recipe = replace(self._recipe, cfg=copy.deepcopy(self._recipe.cfg))
+        recipe.cfg.pop("resume", None)  # the config is the same for each start
         moved = self._move([Path(runner.log_dir).name])
-        if (weights := cfg.get("load_from")) and (now := moved.get(_real(os.path.expanduser(weights)))):
-            cfg.load_from = now
-        write_text(self._file, config_of(self._file.name, self._recipe.text()))
+        weights = recipe.cfg.get("load_from")
+        if weights and (now := moved.get(_real(os.path.expanduser(weights)))):
+            recipe.cfg.load_from = now
+        write_text(self._file, config_of(self._file.name, recipe.text()))
 
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""
         folder, saved = self._recipe.work_dir, self._saved
-        files = {self._file} if os.path.lexists(self._file) and not self._is_own(self._file) else set()
+        files = (
+            {self._file}
+            if os.path.lexists(self._file) and not is_own_config(self._recipe, self._file)
+            else set()
+        )
         if self._replaces:
             own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
             own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()

@@ -1,0 +1,35 @@
+"""A checksum of what a data set has read, for processes that have their own copies of the data."""
+
+import hashlib
+import re
+from typing import Any
+
+from dcnzoo.utils.files import add_file
+
+# of texts: folders, which may differ, and places in memory
+_OF_A_PROCESS = re.compile(r"(?<=['\"])[^'\"]*/| at 0x[0-9a-f]+")
+_PLAIN = str | int | float | list | tuple | dict
+
+
+def data_digest(dataset: Any) -> str:
+    """Return a checksum of the names and annotations of all pictures, without their folders.
+
+    The content of the pictures is not read. A data set without ``get_data_info`` has no annotations.
+    """
+    digest = hashlib.sha256()
+    for each in _read_by(dataset):
+        digest.update(str(len(each)).encode())
+        if getattr(each, "_entries", None) is not None:  # annotations of a large file, not parsed yet
+            add_file(digest, each.ann_file)
+            continue
+        for index in range(len(each)) if hasattr(each, "get_data_info") else ():
+            info = each.get_data_info(index)
+            text = repr({key: value for key, value in info.items() if isinstance(value, _PLAIN)})
+            digest.update(_OF_A_PROCESS.sub("", text).encode(errors="surrogatepass"))
+    return digest.hexdigest()[:8]
+
+
+def _read_by(dataset: Any) -> list[Any]:
+    """Return the data sets that read files, inside wrappers."""
+    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    return [each for part in inner for each in _read_by(part)] if inner != [None] else [dataset]

@@ -1,0 +1,47 @@
+"""Faults of the processes that load data, which would otherwise leave a training waiting for ever."""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from multiprocessing import queues
+
+from torch.utils.data import get_worker_info
+
+from dcnzoo.compat.patches import Changes
+from dcnzoo.utils.errors import UserError, one_line, printable
+
+SHARED_MEMORY = "/dev/shm"  # nosec B108  where Linux keeps what processes share
+
+
+@contextlib.contextmanager
+def loader_errors() -> Iterator[None]:
+    """Context in which a loader's worker that cannot hand over a batch ends, and the error says why.
+
+    Batches are handed over in shared memory, of which Docker gives a container 64 MB. If it is full, Python
+    only prints the error, in a thread of the worker, and the training waits for the batch.
+
+    Raises:
+        UserError: a worker has ended.
+    """
+    try:
+        with Changes() as changes:
+            changes.set(queues.Queue, "_on_queue_feeder_error", staticmethod(_end_worker))
+            yield
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
+            raise
+        size = shutil.disk_usage(SHARED_MEMORY).total >> 20 if os.path.isdir(SHARED_MEMORY) else 0
+        raise UserError(
+            f"num_workers: {one_line(error)}. Either memory or {SHARED_MEMORY} ({size} MB) is full: reduce "
+            "batch_size or num_workers, give a container more (docker run --shm-size=8g), or set it to 0"
+        ) from error
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    """End this process if it loads data; the loader notices it."""
+    print(printable(f"a batch cannot be handed over: {one_line(error)}"), file=sys.stderr, flush=True)
+    if get_worker_info() is not None:
+        os._exit(1)

@@ -1,0 +1,53 @@
+"""This machine's address in a network: ``python -m dcnzoo.utils.network ADDRESS`` prints it.
+
+That of the host name is another one on usual machines: ``/etc/hosts`` of Debian and Ubuntu has 127.0.1.1, and
+other machines may not know the name.
+"""
+
+import contextlib
+import fcntl  # noqa: TID251  for addresses, not for locks
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+
+_SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
+
+
+def address_towards(host: str) -> str:
+    """Return the address with which this machine reaches another one; empty if there is none.
+
+    On the machine of the host itself, that may be the loopback, which others cannot use; it is then the
+    address of the usual route.
+    """
+    own = _source(host)
+    return _source("192.0.2.1") if own.startswith("127.") or own in ("", "::1") else own  # a reserved address
+
+
+def _source(host: str) -> str:
+    with contextlib.suppress(OSError):
+        family, kind, protocol, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)  # chooses the route; UDP sends nothing
+            return str(probe.getsockname()[0]).partition("%")[0]
+    return ""
+
+
+def interface_of(address: str) -> str:
+    """Return the network interface with an address; empty if there is none."""
+    return next((name for _, name in socket.if_nameindex() if address in _addresses(name)), "")
+
+
+def _addresses(interface: str) -> Iterator[str]:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = struct.pack("256s", interface.encode()[:15])
+        yield socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as file:
+        for line in file:
+            digits, *_, name = line.split()
+            if name == interface:
+                yield socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+
+
+if __name__ == "__main__":
+    print(address_towards(sys.argv[1]))
