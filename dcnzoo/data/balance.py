@@ -1,5 +1,6 @@
 """The balance: each picture and each box below a folder is used, or left out with a reason and a number."""
 
+import functools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -26,11 +27,18 @@ _UNREADABLE = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl",
 class Boxes:
     """The boxes of annotations, by their pictures."""
 
-    def __init__(self, parts: Iterable[Annotations]) -> None:
-        self._boxes: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)  # classes, corners
-        for part in parts:
+    def __init__(self, parts: Collection[Annotations]) -> None:
+        self._parts = parts
+
+    @functools.cached_property
+    def _boxes(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """The classes and corners by picture."""
+        boxes = defaultdict(list)
+        for part in self._parts:
+            classes, corners = _classes(part), _corners(part)
             for picture, numbers in _by_picture(part):
-                self._boxes[picture].append((_classes(part)[numbers], _corners(part)[numbers]))
+                boxes[picture].append((classes[numbers], corners[numbers]))
+        return boxes
 
     @property
     def pictures(self) -> Collection[str]:
@@ -132,6 +140,8 @@ def _add_part(
 ) -> None:
     """Account for the boxes of a part that is not used."""
     number = len(read.columns.boxes)
+    if not (number or read.problems or read.missing):
+        return
     what = name
     if part.files and read.sources == [*part.files]:
         what = os.path.relpath(part.files[0], root)

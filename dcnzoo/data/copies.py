@@ -1,7 +1,9 @@
 """Pictures that are copies of others: with equal bytes, with equal pixels, or nearly so."""
 
+import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,33 +51,51 @@ def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> np
     return result
 
 
-def near_pairs(thumbs: np.ndarray, groups: Sequence[object]) -> list[tuple[int, int]]:
-    """Return the pairs of equal group whose thumbnails are nearly equal."""
+def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number of each picture, and those of later ones of its group with nearly equal thumbnails."""
     by_group: dict[object, list[int]] = defaultdict(list)
     for number, group in enumerate(groups):
         by_group[group].append(number)
-    pairs = []
     for numbers in map(np.array, by_group.values()):
         means = thumbs[numbers].mean(1)
         numbers, means = numbers[np.argsort(means)], np.sort(means)
         ends = np.searchsorted(means, means + _NEAR, side="right")
         for place, end in enumerate(ends.tolist()):
             others = numbers[place + 1 : end]
-            near = np.abs(thumbs[others] - thumbs[numbers[place]]).max(1, initial=0) <= _NEAR
-            pairs += [(int(numbers[place]), int(other)) for other in others[near]]
-    return pairs
+            differences = np.abs(thumbs[others] - thumbs[numbers[place]]).max(1, initial=0)
+            yield int(numbers[place]), others[differences <= _NEAR]
 
 
-def same_pixels(first: Path, second: Path) -> bool:
-    """Whether two pictures have the same pixels, as they are loaded."""
+def pixel_copies(
+    first: Sequence[tuple[Path, tuple[int, int]]], second: Sequence[tuple[Path, tuple[int, int]]]
+) -> list[Path]:
+    """Return the pictures of the first list, with their sizes, that have the pixels of one of the second.
+
+    Only those are decoded whose size and thumbnail agree with those of one of the other list.
+    """
+    common = {size for _, size in first} & {size for _, size in second}
+    pairs = [[each for each in own if each[1] in common] for own in (first, second)]
+    pictures, sizes = [p for own in pairs for p, _ in own], [size for own in pairs for _, size in own]
+    is_first, agree = np.arange(len(pictures)) < len(pairs[0]), np.zeros(len(pictures), bool)
+    for number, others in near(thumbnails(pictures, sizes), sizes):
+        across = others[is_first[others] != is_first[number]]
+        agree[across] = True
+        agree[number] |= len(across) > 0
+    digests = {
+        n: _pixel_digest(pictures[n]) for n in track(np.flatnonzero(agree).tolist(), "comparing pixels")
+    }
+    known = {digest for n, digest in digests.items() if not is_first[n]}
+    return [pictures[n] for n, digest in digests.items() if is_first[n] and digest in known]
+
+
+def _pixel_digest(picture: Path) -> bytes:
+    """Return a checksum of the pixels, as they are loaded."""
     try:
-        images = []
-        for file in (first, second):
-            with Image.open(file) as image:
-                images.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
-    except Exception:
-        return False
-    return np.array_equal(images[0], images[1])
+        with Image.open(picture) as image:
+            pixels = ImageOps.exif_transpose(image).convert("RGB")
+            return hashlib.sha256(pixels.tobytes()).digest()
+    except Exception:  # the check of the pictures explains it
+        return os.fsencode(picture)
 
 
 def stem_of_origin(picture: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.balance import balance
-from dcnzoo.data.copies import copies_of, near_pairs, same_pixels, stem_of_origin, thumbnails
+from dcnzoo.data.copies import copies_of, near, pixel_copies, stem_of_origin, thumbnails
 from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
 from dcnzoo.data.splits import ReadOptions, normal
@@ -19,6 +19,7 @@ from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
+_MOST = 100  # near copies that are linked to a picture; the others are linked to these
 _HINTS = {  # what was done about a problem → how to ask for it
     "clipped": "clip=True cuts objects off at the border",
     "dropped": "skip_invalid=True leaves out what is invalid",
@@ -44,8 +45,8 @@ def read_splits(
             boxes are left out without a reason.
     """
     splits = {part.split: part.read(options) for part in choice.parts}
-    if not splits.get("test", next(iter(splits.values()))).counts["annotations"] and len(splits) > 1:
-        splits.pop("test", None)
+    if "test" in splits and not splits["test"].counts["annotations"]:
+        del splits["test"]
     if problems := [problem for each in splits.values() for problem in each.problems]:
         *lines, last = shown(problems)
         remedies = {problem.remedy for problem in problems} | ({"dropped"} if not problems[0].kind else set())
@@ -124,8 +125,8 @@ def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
     for number, picture in enumerate(pictures):
         if origin := stem_of_origin(picture):
             certain.append((number, origins.setdefault(origin, number)))
-    near = near_pairs(thumbnails(pictures, sizes), [round(20 * w / h) for w, h in sizes])
-    for pairs in (certain, near):
+    similar = near(thumbnails(pictures, sizes), [round(20 * w / h) for w, h in sizes])
+    for pairs in (certain, ((n, other) for n, others in similar for other in others[:_MOST].tolist())):
         before = [*parents]
         for first, second in pairs:
             parents[root(first)] = root(second)
@@ -215,25 +216,20 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
         own, pairs = {*real[split]}, zip(others.pictures, real[other], strict=True)
         text, shared = "also in", [picture for picture, path in pairs if path in own]
         if not shared:
-            text, shared = "copies of ones of", _copies_between(others, annotations)
+            text, shared = "copies of ones of", _copies_of_ones_of(others, annotations)
         if shared:
             text = f"{counted(len(shared), 'pictures')} of {other} are {text} {split}: {few(shared, 3)}"
             findings.append(Finding("", f"{text}; remove them from one of the two", "shared"))
     return findings
 
 
-def _copies_between(first: Annotations, second: Annotations) -> list[Path]:
+def _copies_of_ones_of(first: Annotations, second: Annotations) -> list[Path]:
     """Return the pictures of the first part that have the bytes or the pixels of one of the second."""
-    if copies := [*copies_of(first.pictures, second.pictures)]:
-        return copies
-    sizes = [[(image["width"], image["height"]) for image in part.images] for part in (first, second)]
-    common = {*sizes[0]} & {*sizes[1]}
-    pictures, groups, marks = [], [], []
-    for part, own in zip((first, second), sizes, strict=True):
-        chosen = [(picture, size) for picture, size in zip(part.pictures, own, strict=True) if size in common]
-        pictures += [picture for picture, _ in chosen]
-        groups += [size for _, size in chosen]
-        marks += [part is first] * len(chosen)
-    near = near_pairs(thumbnails(pictures, groups), groups)
-    pairs = [(a, b) if marks[a] else (b, a) for a, b in near if marks[a] != marks[b]]
-    return [*dict.fromkeys(pictures[a] for a, b in pairs if same_pixels(pictures[a], pictures[b]))]
+    sized = [
+        [
+            (picture, (image["width"], image["height"]))
+            for picture, image in zip(part.pictures, part.images, strict=True)
+        ]
+        for part in (first, second)
+    ]
+    return [*copies_of(first.pictures, second.pictures)] or pixel_copies(*sized)

@@ -29,6 +29,7 @@ SPLITS = {
 _PICTURES = {"data", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "rgb"}
 _OTHERS = {"depth", "gt", "mask", "masks", "segmentation", "segmentations", "thumbnails", "vis"}
 _WORD = "[A-Z]?[a-z]+|[A-Z]+"
+BY_OPTION = "files: by --leave-out"
 _HASH = re.compile("^[0-9a-f]{8}-(?=.)")  # before the name of a picture that was uploaded to Label Studio
 
 
@@ -162,6 +163,11 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def _matches(path: Path, patterns: Sequence[str]) -> bool:
+    """Whether a pattern is that of a path, or of a folder above it."""
+    return any(each.match(pattern) for each in (path, *path.parents[:-1]) for pattern in patterns)
+
+
 class Names:
     """Files by a name; in a folder without it, the only one that differs in Unicode form or in capitals."""
 
@@ -212,6 +218,7 @@ class Tree:
         self._homes: dict[Path, Path] = {}
         self.is_file = False
         self.damaged: dict[Path, str] = {}  # JSON files
+        self.labels: dict[Path, Path] | None = None  # of YOLO, by picture, when they are known
         for folder, folders, names in walk(root):
             reason = ""
             if folder != root:
@@ -225,14 +232,16 @@ class Tree:
             if len(folder.relative_to(root).parts) == depth:
                 folders.clear()
             files = [folder / name for name in names]
-            out = {file for file in files if any(file.relative_to(root).match(each) for each in leave_out)}
-            self.left_out["files: by --leave-out"] += sorted(out)
+            out = {file for file in files if _matches(file.relative_to(root), leave_out)}
+            self.left_out[BY_OPTION] += sorted(out)
             self.files += [file for file in files if file not in out]
             lonely = len(folders) == 1 and all(
                 name.lower().startswith(("readme", "license")) for name in names
             )
             if descend and self.root == folder and lonely:
                 self.root = folder / folders[0]
+        if leave_out and not self.left_out[BY_OPTION]:
+            raise UserError(f"leave_out: expected patterns of files in {root}, got {few(leave_out)} of none")
         self.files.sort()
 
     def ending(self, *suffixes: str) -> list[Path]:

@@ -152,7 +152,7 @@ def _descriptions(tree: Tree) -> list[Path]:
 
 def _plain_parts(tree: Tree) -> list[Part]:
     """Return the parts of labels and the names of the classes in a text file."""
-    labels = labels_of(tree.pictures, set())
+    labels = _all_labels(tree)
     # of a folder with labels, all pictures are used
     folders = {picture.parent for picture, own in track(labels.items(), "listing") if has_boxes(own)}
     files = [file for file in tree.files if is_names(file)]
@@ -202,7 +202,7 @@ def _convert_others(
     def belongs(file: Path) -> bool:
         return folder is None or file.is_relative_to(folder) == inside
 
-    labels = labels_of(tree.pictures, set())
+    labels = _all_labels(tree)
     others = [
         picture
         for picture, own in labels.items()
@@ -445,6 +445,12 @@ def _candidates(image: Path) -> list[Path]:
             above, below = image.parts[:index], files[0].parts[index + 1 :]
             return [Path(*above, name, *below) for name in ("labels", "Labels")] + files
     return files
+
+
+def _all_labels(tree: Tree) -> dict[Path, Path]:
+    if tree.labels is None:
+        tree.labels = labels_of(tree.pictures, set())
+    return tree.labels
 
 
 def labels_of(images: Sequence[Path], inexact: set[str]) -> dict[Path, Path]:

@@ -69,6 +69,8 @@ def test_the_layout_with_all_boxes_is_used(tmp_path):
     assert "YOLO (8 pictures, 8 objects), COCO (3 pictures, 3 objects)" in error
     assert total(tmp_path, layout="YOLO")[0] == (8, 8) and total(tmp_path, layout="COCO")[0] == (3, 3)
     assert "1 object of old/result.json: --layout" in prepared(tmp_path, layout="YOLO")[1]
+    assert total(tmp_path, leave_out=("old",))[0] == (8, 8)
+    assert "expected patterns" in refused(tmp_path, leave_out=("odl/*",))
     numbers, text = total(tmp_path, leave_out=("old/*",))
     assert numbers == (8, 8) and "1 file (old/result.json): by --leave-out" in text
     assert "expected one of YOLO, Pascal VOC" in refused(tmp_path, layout="coco")
