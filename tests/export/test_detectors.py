@@ -284,7 +284,12 @@ def best_boxes(boxes, scores, labels, threshold, max_per_class):
 
 
 @pytest.mark.parametrize(
-    ("max_per_class", "boxes_given", "threshold"), [(0, 40, 0.4), (0, 40, 0.0), (2, 40, 0.4), (2, 1, 0.4)]
+    ("max_per_class", "boxes_given", "threshold"),
+    [
+        (0, 40, 0.0),
+        (2, 40, 0.4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 40, 0.4), (2, 1, 0.4))),
+    ],
 )
 def test_suppression(max_per_class, boxes_given, threshold, tmp_path):
     inputs = boxes, scores, labels = candidates(boxes_given)
@@ -341,7 +346,7 @@ def test_soft_suppression(methods, tmp_path):
     ("axis", "shape", "dynamic"),
     [
         (2, (2, 3, 9, 4), True),
-        (1, (2, 1, 5), False),
+        pytest.param(1, (2, 1, 5), False, marks=pytest.mark.slow),
         pytest.param(-1, (2, 3, 4, 8), True, marks=pytest.mark.slow),
     ],
 )

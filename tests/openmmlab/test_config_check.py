@@ -207,7 +207,10 @@ BUILT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key, value", BUILT)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*BUILT[::3], *(pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(BUILT) if i % 3)],
+)
 def test_mistakes_that_are_found_when_it_is_built(tmp_path, monkeypatch, key, value):
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     cfg = copy.deepcopy(read())

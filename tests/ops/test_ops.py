@@ -42,6 +42,8 @@ def parametrized(cases, first=CASES):
 # Each form of these takes another way through the fake kernel; of the others, the first form is enough.
 FAKE = ("deform_conv2d", "deform_conv_transpose2d", "dcnv3")
 WAYS = [(op, s) for op, s in FORMS if s.name == op.forms()[0].name or op.name in FAKE]
+# Those of 2d call the same registered operator.
+SAME_OPERATOR = [op.name for op in OPERATORS if op.name.endswith(("1d", "3d"))]
 # What Inductor compiles in `make test`; the others are alike.
 COMPILED = ("deform_conv2d", "dcnv3")
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
@@ -170,12 +172,18 @@ def test_opcheck(op, sample, device):
     """All checks of the first form; of other forms and gradients, those of the fake kernels."""
     for number, (overload, arguments) in enumerate(op.overload_calls(moved(sample, device))):
         checks = ["test_schema", "test_faketensor"]
-        if number < 2 and sample.name == op.forms()[0].name:
+        if number < 2 and sample.name == op.forms()[0].name and op.name not in SAME_OPERATOR:
             checks += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
         torch.library.opcheck(overload, arguments, test_utils=checks)
 
 
-@every_op
+@pytest.mark.parametrize(
+    "op",
+    [
+        pytest.param(op, id=op.name, marks=pytest.mark.slow if op.name in SAME_OPERATOR else ())
+        for op in OPERATORS
+    ],
+)
 def test_compile_without_graph_breaks_or_recompilation(op):
     """One compilation works for every batch and spatial size, forward and backward."""
     from torch._dynamo.testing import CompileCounter  # takes seconds to import, which collecting should not
