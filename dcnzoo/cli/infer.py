@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -173,14 +173,25 @@ def command(
     if as_txt and not as_json:
         _options.refuse("--txt", "polygons")
     ending = ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png"
-    from dcnzoo.detect.rows import Rows
-    from dcnzoo.detect.views import UNFINISHED, Views
+    from dcnzoo.detect.views import Views
 
-    name = model_name(model or DEMO_MODEL, loading["checkpoint"])
     views: Any = functools.partial(
         Views, ending=ending, coco=as_json or not as_txt, video=save_video, polygons=polygons,
-        mark=mark("detections", name), force=force,
+        mark=mark("detections", model_name(model or DEMO_MODEL, loading["checkpoint"])), force=force,
     )  # fmt: skip
+    _detect(model or DEMO_MODEL, images, demo, out, views, {**options, "batch_size": batch_size}, loading)
+
+
+def _detect(
+    model: str,
+    images: list[str],
+    demo: bool,
+    out: Path | None,
+    views: Callable[[Path, list[str]], Views],
+    options: dict[str, Any],
+    loading: dict[str, Any],
+) -> None:
+    """Choose the folder, load the detector and write the files."""
     demo_image = ["input/shapes.png"] if demo else []  # in the output folder
 
     def files_in(folder: Path) -> tuple[list[str], Views]:
@@ -191,9 +202,12 @@ def command(
     _print_best_threshold(model)
 
     import dcnzoo
+    from dcnzoo.detect.rows import Rows
+    from dcnzoo.detect.views import UNFINISHED
 
-    detector = dcnzoo.load(model or DEMO_MODEL, **loading)
-    settings = {**click.get_current_context().params, "images": images, **dict.fromkeys(NOT_COMPARED)}
+    detector = dcnzoo.load(model, **loading)
+    parameters = click.get_current_context().params
+    settings = {**parameters, "images": images, **dict.fromkeys(NOT_COMPARED)}
     text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str, sort_keys=True)
     unfinished = f"{UNFINISHED}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if out is None:
@@ -203,15 +217,16 @@ def command(
         _draw_demo_image(Path(every[-1]))
     rows = Rows(out / unfinished)
     with rows.locked():
-        if save_video or any(map(is_video, every)):  # videos are written from their start
+        if parameters["save_video"] or any(map(is_video, every)):  # videos are written from their start
             rows.remove()
         files.settings = _settings(detector, options, loading)
-        _write_files(detector, every, rows, files, {**options, "batch_size": batch_size}, verbose)
+        _write_files(detector, every, rows, files, options, parameters["verbose"])
 
 
 def _settings(detector: BaseDetector, options: dict[str, Any], loading: dict[str, Any]) -> dict[str, Any]:
     """Return what all results in a folder have in common."""
-    settings = {"model": detector.checksum(), **options, "names": detector.classes}
+    chosen = {name: options[name] for name in ("classes", "max_detections", "tile")}
+    settings = {"model": detector.checksum(), **chosen, "names": detector.classes}
     return settings | {name: loading[name] for name in ("score_threshold", "cfg_options")}
 
 
