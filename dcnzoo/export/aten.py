@@ -11,6 +11,7 @@ are computed in float32 (float64 for float64 inputs): a grid in float16 is off b
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ def _steps(axis: int, sizes: Sequence[int], like: Tensor) -> Tensor:
 
 def _sample(maps: Tensor, points: Sequence[Tensor]) -> Tensor:
     """Read maps [B, C, *size] at points, per axis [B, K, P]: [B, C, K, P], zero outside and at NaN."""
-    size, grid = maps.shape[2:], []
+    size = maps.shape[2:]
+    grid: list[Tensor] = []
     for point, length in zip(points, size, strict=True):
         # far outside and at NaN, runtimes differ
         near = torch.where((point > -1) & (point < length), point, -2.0)
@@ -181,7 +183,8 @@ def _ms_deform_attn(
     axes = [per_head(places[..., 1 - a :: 2]) * sizes[a].to(real) - 0.5 for a in (0, 1)]
     for corner in product((0, 1), repeat=2):
         weight, index = weights, start
-        for point, size, side, step in zip(axes, sizes, corner, (sizes[1], 1), strict=True):
+        strides: tuple[Any, Any] = (sizes[1], 1)
+        for point, size, side, step in zip(axes, sizes, corner, strides, strict=True):
             pixel = point.floor() + side
             inside = (pixel >= 0) & (pixel < size)  # not at NaN
             weight = weight * torch.where(inside, 1 - (point - pixel).abs(), 0)
