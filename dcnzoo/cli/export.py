@@ -10,7 +10,7 @@ from dcnzoo.cli._options import NAME, option
 from dcnzoo.cli._terminal import print_findings
 
 FORMS = click.Choice(["auto", "native", "gathernd", "gridsample"])
-RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
+RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml", "mnn", "litert", "tract"])
 
 
 @click.command(cls=_options.Command)
@@ -46,6 +46,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 )
 @option("--for", "runtime", type=RUNTIMES, help="Runtime of the file; its known problems are listed.")
 @option("--check", is_flag=True, help="Only list the known problems of MODEL, an ONNX file.")
+@option("--strict", is_flag=True, help="With --check: exit with status 1 if there are any.")
 @_options.force
 @_options.unsafe_load
 @_options.allow_partial
@@ -53,6 +54,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml"])
 def command(
     model: str, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
     test_img: str | None, fp16: bool, int8: str | None, num_images: int, runtime: str | None, check: bool,
+    strict: bool,
     img_shape: str, cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Export a detector to ONNX, OpenVINO or AOTInductor.
@@ -70,13 +72,18 @@ def command(
     from dcnzoo.export import known_problems
 
     if check:
+        allowed = ("model", "runtime", "check", "strict")
         others = (param.name for param in click.get_current_context().command.params)
-        _options.refuse("--check", *(name for name in others if name not in ("model", "runtime", "check")))
+        _options.refuse("--check", *(name for name in others if name not in allowed))
         problems = known_problems.check(model, *filter(None, [runtime]))
         print_findings(problems)
         if not problems:
             print(f"{model}: no known problems in {runtime or 'any runtime'}")
+        if strict and problems:
+            click.get_current_context().exit(1)
         return
+    if strict:
+        raise click.UsageError("--strict: expected --check")
     from dcnzoo.export.options import ExportOptions, Int8
     from dcnzoo.utils.marks import model_name
 

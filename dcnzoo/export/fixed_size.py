@@ -293,7 +293,7 @@ def paste_masks_graph(
         position = g.Sub(g.Mul(position, g.number(taps[axis], kind)), half)
         distance = g.Abs(g.Sub(g.shaped(position, 0, 0, 1), g.Cast(g.floats(*range(taps[axis])), to=kind)))
         weights = g.Clip(g.Sub(one, distance), zero)
-        return g.Where(g.IsNaN(weights), zero, weights)
+        return g.Where(g.Equal(weights, weights), weights, zero)  # zero for NaN: MNN has no IsNaN
 
     columns = g.Transpose(along(1, width), perm=[0, 2, 1])
     pasted = g.MatMul(g.MatMul(along(0, height), kept(masks, *taps)), columns)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dcnzoo.detect.backends.onnxruntime import FIRST_DEFORM_CONV, release
+from dcnzoo.export.runtimes import RUNTIMES
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
@@ -21,7 +22,6 @@ from dcnzoo.utils.text import counted, few
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml")
 STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 MOST_OF_TENSORRT = 3840  # values of its TopK
 DOUBLE = 11  # onnx.TensorProto.DataType
@@ -97,8 +97,10 @@ class Rule:
 
 
 GITHUB = "https://github.com/"
+TABLE = "docs/benchmarks/runtimes.md"
+ANEW = "of a file of mmdeploy, export the detector anew by dcnzoo export"
 RULES = (
-    Rule(RUNTIMES, None, lambda node: node.is_unknown,
+    Rule(tuple(RUNTIMES), None, lambda node: node.is_unknown,
          "the opset has no such operator", "https://onnx.ai/onnx/operators/"),
     Rule(("tensorrt",), "GridSample", lambda node: node.is_linear,
          "the parser runs the mode 'linear' of opset 20 as 'nearest', without an error; use "
@@ -112,6 +114,10 @@ RULES = (
     Rule(("tensorrt",), "ScatterND", lambda node: "reduction" in node.attributes,
          "the parsers 10.1 to 10.8 refuse the attribute reduction, whatever its value",
          f"{GITHUB}onnx/onnx-tensorrt/blob/10.8-GA/onnxOpImporters.cpp"),
+    Rule(("mnn",), "DeformConv", lambda node: True,
+         "not supported; use deform_conv='gathernd'", TABLE),
+    Rule(("mnn",), "IsNaN", lambda node: True, "not supported; write x != x", TABLE),
+    Rule(("tract",), "RoiAlign", lambda node: True, "not supported", TABLE),
     Rule(("tensorrt",), "TopK", lambda node: node.number_of_results > MOST_OF_TENSORRT,
          f"{counted(MOST_OF_TENSORRT, 'values')} at most; lower nms_pre, or set deploy_nms_pre in test_cfg",
          "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html"),
@@ -152,12 +158,14 @@ RULES = (
          and not (node.domain == "com.microsoft" and node.operator in READ_BY_OPENVINO),
          "the operator is not a standard one: only an extension runs it",
          f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
-    Rule(("tensorrt", "coreml"), None, lambda node: node.domain not in STANDARD,
-         "the operator is not a standard one: only a plugin runs it",
+    Rule(("tensorrt",), None, lambda node: node.domain not in STANDARD,
+         f"the operator is not a standard one: only a plugin runs it; {ANEW}",
          f"{GITHUB}NVIDIA/TensorRT-RTX/issues/21"),
-    Rule(("onnxruntime",), None, lambda node: node.domain not in (*STANDARD, "com.microsoft"),
-         "the operator is not a standard one: only a library of custom operators runs it",
+    Rule(("onnxruntime", "coreml"), None, lambda node: node.domain not in (*STANDARD, "com.microsoft"),
+         f"the operator is not a standard one: only a library of custom operators runs it; {ANEW}",
          f"{GITHUB}open-mmlab/mmdeploy/issues/139"),
+    Rule(("mnn", "litert", "tract"), None, lambda node: node.domain not in STANDARD,
+         f"the operator is not a standard one; {ANEW}", TABLE),
 )  # fmt: skip
 
 
@@ -173,7 +181,7 @@ def check(path: str | os.PathLike, *runtimes: str) -> list[Finding]:
     from onnx.inliner import inline_local_functions
 
     require_file(os.fspath(path), "check: path")
-    for runtime in set(runtimes) - set(RUNTIMES):
+    for runtime in set(runtimes) - RUNTIMES.keys():
         raise ValueError(f"check: runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
     try:
         model = onnx.shape_inference.infer_shapes(inline_local_functions(onnx.load(path)))

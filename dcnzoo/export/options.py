@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from dcnzoo.detect.checksum import require_intact
 from dcnzoo.detect.exported import ExportedDetector
-from dcnzoo.export.known_problems import RUNTIMES
 from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
+from dcnzoo.export.runtimes import RUNTIMES, require_options
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import EXPORTED, picture_files, require_file, require_new
 from dcnzoo.utils.findings import Finding
@@ -44,7 +44,8 @@ class ExportOptions:
         opset_version: of ONNX, 18 to 23.
         deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"`` or
             ``"gridsample"``; default: the one that ``runtime`` supports.
-        runtime: that of the file; its known problems are findings of the result.
+        runtime: that of the file, a name in :data:`dcnzoo.export.runtimes.RUNTIMES`; its known problems are
+            findings of the result.
         raw_outputs: export the outputs of a single-stage head.
         simplify: simplify the graph with onnxslim.
         verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
@@ -94,8 +95,7 @@ class ExportOptions:
             raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
         if reserved := [key for key in self.metadata if key.partition(".")[0] == "dcnzoo"]:
             raise ValueError(f"metadata: expected other keys than dcnzoo and dcnzoo.…, got {reserved[0]!r}")
-        if self.runtime not in RUNTIMES:
-            raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {self.runtime!r}")
+        require_options(self.runtime, self.shape, self.img_shape, self.raw_outputs)
         if self.img_shape not in ("optional", "required", None):
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
         if self.img_shape is None and self.verify and not self.raw_outputs:
@@ -148,7 +148,7 @@ class ExportOptions:
     @property
     def form(self) -> str:
         """The form of deformable convolution in ONNX."""
-        return self.deform_conv or ("gathernd" if self.runtime == "tensorrt" else "auto")
+        return self.deform_conv or RUNTIMES[self.runtime].form
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,14 @@ def test_an_input_with_a_default_is_dropped_by_tensorrt(tmp_path):
     assert runtimes(check(path)) == ["tensorrt"] and check(path, "onnxruntime", "openvino", "coreml") == []
 
 
+def test_strict_is_an_exit_status(tmp_path):
+    path = write(tmp_path / "model.onnx", "IsNaN", 19, floats([3]), kind="BOOL")
+    assert runtimes(check(path)) == ["mnn"]
+    run("export", "--check", str(path))
+    run("export", "--check", str(path), "--strict", status=1)
+    run("export", "--check", str(path), "--for", "tract", "--strict")
+
+
 def runtimes(findings):
     return [finding.subject for finding in findings]
 
@@ -65,15 +73,18 @@ def runtimes(findings):
         (floats([1] * 5), dict(operator="Relu"), []),
         (floats([1] * 6), dict(operator="Relu"), ["coreml"]),
         (floats([1] * 5, [1, 1, 1, 1, 3]), dict(operator="GridSample"), ["tensorrt"] * 2 + ["openvino"] * 2),
-        (floats(MAPS, [4, 3, 3, 3], [1, 18, 6, 7]), dict(operator="DeformConv"), ["tensorrt", "openvino"]),
+        (floats(MAPS, [4, 3, 3, 3], [1, 18, 6, 7]), dict(operator="DeformConv"),
+         ["tensorrt", "mnn", "openvino"]),
         ([(MAPS, 1), ([], 7)], dict(operator="Gather"), ["coreml"]),
         ([(MAPS, 1), ([2], 7)], dict(operator="Gather"), []),
         (floats(MAPS), dict(operator="Relu", opset=25), []),
         (floats(MAPS), dict(operator="Relu", opset=26), ["tensorrt"]),
         (floats(MAPS), dict(operator="MMCVRoiAlign", domain="mmdeploy"),
-         ["openvino", "tensorrt", "coreml", "onnxruntime"]),
-        (floats(MAPS), dict(operator="FusedConv", domain="com.microsoft"), ["tensorrt", "coreml"]),
-        (floats(MAPS), dict(operator="NhwcConv", domain="com.microsoft"), ["openvino", "tensorrt", "coreml"]),
+         ["openvino", "tensorrt", "onnxruntime", "coreml", "mnn", "litert", "tract"]),
+        (floats(MAPS), dict(operator="FusedConv", domain="com.microsoft"),
+         ["tensorrt", "mnn", "litert", "tract"]),
+        (floats(MAPS), dict(operator="NhwcConv", domain="com.microsoft"),
+         ["openvino", "tensorrt", "mnn", "litert", "tract"]),
         (floats(MAPS), dict(operator="Gelu"), []),
         ([*floats([4, 2]), ([1, 1], 7), *floats([1, 2])], dict(operator="ScatterND"), []),
         ([*floats([4, 2]), ([1, 1], 7), *floats([1, 2])], dict(operator="ScatterND", reduction="none"),
@@ -82,9 +93,9 @@ def runtimes(findings):
         (floats(MAPS), dict(operator="Relu6"), list(RUNTIMES)),
         (floats(MAPS, [4]), dict(operator="Upsample"), list(RUNTIMES)),
         (floats(MAPS), dict(operator="Normalizer", domain="ai.onnx.ml"), []),
-        (ROIS, dict(operator="RoiAlign", mode="max"), ["onnxruntime"]),
-        (ROIS, dict(operator="RoiAlign", opset=21), []),
-        (ROIS, dict(operator="RoiAlign", opset=22), ["onnxruntime"]),
+        (ROIS, dict(operator="RoiAlign", mode="max"), ["tract", "onnxruntime"]),
+        (ROIS, dict(operator="RoiAlign", opset=21), ["tract"]),
+        (ROIS, dict(operator="RoiAlign", opset=22), ["tract", "onnxruntime"]),
         (floats(*POINTS), dict(operator="GridSample", opset=19, mode="bilinear"), ["tensorrt"]),
         (floats(*POINTS), dict(operator="GridSample"), ["tensorrt"] * 2 + ["openvino"]),
         (floats(*POINTS), dict(operator="GridSample", mode="cubic"), ["tensorrt"] * 2 + ["openvino"]),
@@ -99,7 +110,7 @@ def test_problems(inputs, node, expected, tmp_path):
     path = write(tmp_path / "m.onnx", inputs=inputs, **{"opset": 20, **node})
     findings = check(path)
     assert runtimes(findings) == expected
-    assert all(finding.source.startswith("https://") for finding in findings)
+    assert all(finding.source.startswith(("https://", "docs/benchmarks/")) for finding in findings)
     for runtime in RUNTIMES:
         assert runtimes(check(path, runtime)) == [name for name in expected if name == runtime]
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -166,13 +167,18 @@ def write_detector(
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
+    if isinstance(model, RawHead):
+        metadata = {**metadata, "dcnzoo.strides": json.dumps(model.strides)}
+        names = model.eval().names(images)
+    else:
+        names = list(model.output_names)
     with one_at_a_time, symbolic_batches():
         return write_file(
             model.eval(),
             args,
             options,
             input_names=list(model.input_names),
-            output_names=list(model.output_names),
+            output_names=names,
             dynamic_shapes=shapes if dynamic else None,
             metadata=metadata,
             calibration=calibration,

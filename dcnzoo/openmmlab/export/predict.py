@@ -207,16 +207,24 @@ class DeferredMasks:
                 if name.startswith("mmdet.models.roi_heads"):
                     changes.set(module, "len", number_of_rows)
             (results,) = self._predict_mask(**arguments, batch_img_metas=[meta], results_list=[present])
-        masks = results.masks.new_zeros(*scores.shape, *results.masks.shape[1:])
-        masks = masks.index_put((image, row), results.masks)
+        # as rows of a matrix: MNN writes wrong values where ScatterND writes whole masks
+        number, height, width = results.masks.shape
+        place = image * scores.shape[1] + row
+        rows = results.masks.new_zeros(scores.shape[0] * scores.shape[1], height * width)
+        rows = rows.index_put((place,), results.masks.reshape(number, height * width))
+        masks = rows.unflatten(0, (-1, scores.shape[1])).unflatten(2, (height, width))
         return boxes, scores.index_put((image, row), results.scores), labels, masks
 
 
 class RawHead(nn.Module):
-    """The head's outputs, level by level, without post-processing."""
+    """The head's outputs, level by level, without post-processing.
+
+    They are called ``scores_0``, ``scores_1``, …, ``boxes_0``, … and, for what multiplies the scores,
+    ``factors_0``, …: logits and deltas as the head's ``predict_by_feat`` takes them. ``strides`` are the
+    input's pixels per pixel of each level.
+    """
 
     input_names = ("input",)
-    output_names = ()  # they depend on the head
     one_size = False
 
     def __init__(self, detector: Any) -> None:
@@ -228,6 +236,27 @@ class RawHead(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.detector.bbox_head(self.detector.extract_feat(images))
+
+    def names(self, images: Tensor) -> list[str]:
+        """Return the names of the outputs for images."""
+        with torch.no_grad():
+            outputs = self(images)
+        kinds = ("scores", "boxes", "factors", *(f"other_{i}" for i in range(3, len(outputs))))
+        levels = (part if isinstance(part, list | tuple) else [part] for part in outputs)
+        return [
+            f"{kind}_{i}"
+            for kind, parts in zip(kinds, levels, strict=False)
+            for i, part in enumerate(parts)
+            if isinstance(part, Tensor)
+        ]
+
+    @property
+    def strides(self) -> list[int]:
+        generator = getattr(self.detector.bbox_head, "prior_generator", None)
+        return [
+            max(stride) if isinstance(stride, tuple) else stride
+            for stride in getattr(generator, "strides", ())
+        ]
 
 
 def is_used(scores: Tensor, labels: Tensor) -> Tensor:

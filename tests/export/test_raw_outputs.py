@@ -1,0 +1,40 @@
+"""Raw outputs, decoded by the numpy code of docs/phones.md, are MMDetection's detections."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from dcnzoo.openmmlab.export.predict import RawHead
+from tests.processes import ROOT
+
+from .detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
+
+CODE = re.findall(r"```python\n(import numpy.*?)```", (ROOT / "docs/phones.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("FCOS", dict(offset=0.5)), ("RTMDet", {}), ("YOLOX", dict(yolox=True))],
+)
+def test_decoded_in_numpy(family, options, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "RTMDet", Family("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", RTMDET))
+    page: dict = {}
+    exec(CODE[0], page)
+    # no limit of candidates by level, which the page's code has not
+    cfg = dict(nms=dict(type="nms", iou_threshold=0.6), score_thr=0.3, nms_pre=100_000, max_per_img=100)
+    detector = build(family, **cfg)
+    images = torch.randn(1, 3, *size(family), generator=torch.Generator().manual_seed(3))
+    raw = RawHead(detector)
+    with torch.no_grad():
+        values = torch.utils._pytree.tree_leaves(raw(images))
+    outputs = dict(zip(raw.names(images), (value.numpy() for value in values), strict=True))
+    assert {"scores_0", "boxes_0"} <= outputs.keys() and raw.strides == sorted(raw.strides)
+    boxes, scores, labels = page["decode"](outputs, raw.strides, images.shape[2:], **options)
+    (expected,) = predict_batch(detector, images)
+    expected = expected[np.argsort(-expected.scores, kind="stable")[:100]]  # YOLOX's has no limit
+    assert len(boxes) == len(expected) > 20
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
+    np.testing.assert_allclose(boxes * 1.5, expected.boxes, atol=0.05)
+    assert (labels == expected.labels).all()
