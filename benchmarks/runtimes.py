@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-DETECTORS = ("FCOS", "RetinaNet", "RTMDet", "YOLOX", "Mask R-CNN", "Deformable DETR")
+DETECTORS = ("FCOS", "RetinaNet", "RTMDet", "YOLOX", "Mask R-CNN")
 RUNTIMES = {  # the packages whose versions are named
     "mnn": ("MNN",),
     "litert": ("ai-edge-litert", "onnx2tf"),
     "executorch": ("executorch",),
     "tract": ("tract",),
 }
-COMPLETE = ("mnn", "litert")  # complete files, with NMS; the others run raw outputs
+COMPLETE = ("mnn",)  # complete files, with NMS; the others run raw outputs
 MARK = "<!-- the table: nox -s runtimes -->"
 Outputs = dict[str, np.ndarray]
 
@@ -41,7 +41,7 @@ def make(folder: Path, names: Sequence[str] = ()) -> None:
     for name in names or DETECTORS:
         detector, images = build(name)
         kinds = {"complete": Predictor(detector, sized=False)}
-        if hasattr(detector, "bbox_head") and name != "Deformable DETR":
+        if hasattr(detector, "bbox_head"):
             kinds["raw"] = RawHead(detector)
         for kind, model in kinds.items():
             path = folder / f"{name.replace(' ', '-')}_{kind}.onnx"

@@ -27,7 +27,7 @@ RUNTIMES = {
     "tensorrt": Runtime("gathernd"),
     "coreml": Runtime(),
     "mnn": Runtime("gathernd", is_fixed=True),
-    "litert": Runtime("gathernd", is_fixed=True),
+    "litert": Runtime("gathernd", is_fixed=True, has_nms=False),
     "tract": Runtime("gathernd", is_fixed=True, has_nms=False),
 }
 
