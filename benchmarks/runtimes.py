@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 DETECTORS = ("FCOS", "RetinaNet", "RTMDet", "YOLOX", "Mask R-CNN")
+FILES = {name.replace(" ", "-"): name for name in DETECTORS}
 RUNTIMES = {  # the packages whose versions are named
     "mnn": ("MNN",),
     "litert": ("ai-edge-litert", "onnx2tf"),
@@ -91,7 +92,7 @@ def run(runtime: str, folder: Path) -> None:
             continue
         expected = dict(np.load(path))
         image = expected.pop("input")
-        row = {"detector": name.replace("-", " "), "runtime": runtime, "outputs": kind}
+        row = {"detector": FILES[name], "runtime": runtime, "outputs": kind}
         try:
             outputs = RUN[runtime](path.with_suffix(""), image, list(expected))
             row |= difference(outputs, expected)
