@@ -27,7 +27,7 @@ class Foreign(NamedTuple):
 
 
 _COCO, _DATUMARO = "export as COCO", "datum convert -i FOLDER -f coco (Datumaro)"
-_SUPERVISION = "load it with supervision.DetectionDataset and save it by as_coco"
+_BY_PROGRAM = "write a COCO file from it, by the package datasets or by pandas"
 FOREIGN = [
     Foreign(*row)
     for row in (
@@ -40,7 +40,7 @@ FOREIGN = [
         ("CVAT for images", ".xml", r"<annotations>[\s\S]*<(image|track) ", "export the task as COCO 1.0"),
         ("LabelMe 3.0 (XML)", ".xml", r"<annotation>[\s\S]*<polygon>", f"import it into CVAT and {_COCO}"),
         ("Supervisely", ".json", r'"classTitle"', "export with the app Export to COCO"),
-        ("Labelbox", ".json .ndjson", r'"data_row"|"Labeled Data"', "labelbox.data.serialization to COCO"),
+        ("Labelbox", ".json .ndjson", r'"data_row"|"Labeled Data"', "Labelbox's COCO converter"),
         (
             "Darwin (V7)",
             ".json",
@@ -54,9 +54,9 @@ FOREIGN = [
             r'"(dm_format_version|label_categories)"|"categories"\s*:\s*\{\s*"label"',
             _DATUMARO,
         ),
-        ("BDD100K", ".json", r'"box2d"', "bdd100k.label.to_coco"),
-        ("SuperAnnotate", ".json", r'"className"', "superannotate export with conversion to COCO"),
-        ("Kili", ".json", r'"jsonResponse"', "kili export with the format coco"),
+        ("BDD100K", ".json", r'"box2d"', "python -m bdd100k.label.to_coco"),
+        ("SuperAnnotate", ".json", r'"className"', "superannotate.export_annotation with COCO"),
+        ("Kili", ".json", r'"jsonResponse"', "project.export with fmt=coco"),
         ("Hasty", ".json", r'"(export_format_version|image_status)"', "export as COCO"),
         (
             "FiftyOne",
@@ -82,12 +82,17 @@ FOREIGN = [
             "xView and other GeoJSON",
             ".json .geojson",
             r'"FeatureCollection"',
-            "xview_to_coco, or solaris for COCO",
+            "solaris.data.coco.geojson2coco",
         ),
-        ("Hugging Face's metadata.jsonl", ".jsonl", r'"file_name"', _SUPERVISION),
-        ("JSON lines", ".jsonl .ndjson", r'"(bbox|boxes|objects|annotations)"', _SUPERVISION),
-        ("odgt (CrowdHuman)", ".odgt", r'"gtboxes"', "crowdhuman2coco of a script of your own"),
-        ("OpenImages' csv", ".csv", r"ImageID,(Source,)?LabelName", "fiftyone convert to COCO"),
+        ("Hugging Face's metadata.jsonl", ".jsonl", r'"file_name"', _BY_PROGRAM),
+        ("JSON lines", ".jsonl .ndjson", r'"(bbox|boxes|objects|annotations)"', _BY_PROGRAM),
+        ("odgt (CrowdHuman)", ".odgt", r'"gtboxes"', "crowdhuman2coco.py of MMTracking"),
+        (
+            "OpenImages' csv",
+            ".csv",
+            r"ImageID,(Source,)?LabelName",
+            "import it into FiftyOne and export COCO",
+        ),
         ("VIA's csv", ".csv", r"region_shape_attributes", "in VIA, export the annotations as JSON"),
         (
             "csv of Roboflow, TensorFlow or Kaggle",
@@ -106,7 +111,7 @@ FOREIGN = [
             "VisDrone",
             ".txt",
             r"^(-?\d+,){7}-?\d+,?\s",
-            "visdrone2coco, or Ultralytics' VisDrone.yaml for YOLO",
+            "VisDrone.yaml of Ultralytics makes YOLO of it",
         ),
         (
             "KITTI",
