@@ -364,8 +364,11 @@ def _show(report: Annotations) -> None:
         print_columns([("class", "annotations"), *rows], numbers=True)
     if report.empty_images:
         print(f"{counted(report.empty_images, 'images')} without an annotation")
-    if report.crowds and report.crowds == report.counts["annotations"]:
-        print("all annotations are crowds (iscrowd is 1), which training ignores")
+    if report.crowds:
+        number = (
+            "all annotations are" if report.crowds == report.counts["annotations"] else f"{report.crowds} are"
+        )
+        print(f"{number} crowds (iscrowd is 1), which training ignores")
     if not report.problems:
         print("no problems")
         return

@@ -100,7 +100,7 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
         try:
             _add_part(result, name, part, part.read(options), boxes, choice.tree.root, left_by_option)
         except UserError as error:
-            reason = part.reason or ("--layout" if left_by_option else "")
+            reason = part.reason or ("by --layout" if left_by_option else "")
             (result.lines if reason else result.errors).append(f"{error}: {reason}" if reason else str(error))
     tree, sources = choice.tree, {os.path.abspath(file) for each in used for file in each.sources}
     known = {os.path.abspath(picture) for each in used for picture in each.pictures}
@@ -163,7 +163,7 @@ def _add_part(
         numbers = counted(len(read.missing), "files" if part.rest else "pictures")
         result.lines.append(f"{numbers} of {what}: their pictures do not exist ({few(read.missing, 2)})")
     left = int((~contained).sum())
-    reason = part.reason or ("--layout" if left_by_option else "")
+    reason = part.reason or ("by --layout" if left_by_option else "")
     problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
     result.errors += [str(problem) for problem in read.problems if problem.kind == "unmatched"]
     if reason and (left or problems):

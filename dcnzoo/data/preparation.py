@@ -101,9 +101,7 @@ def divide(pool: Annotations) -> tuple[dict[str, Annotations], list[str]]:
     train, val = (Annotations(Path(), content, folder=pool.folder) for content in contents)
     kept = len(pictures) - len({*groups})
     if kept:
-        notes.append(
-            f"{counted(kept, 'pictures')} nearly equal to others, or of one origin, are in their split"
-        )
+        notes.append(f"pictures that stay with nearly equal ones, or with ones of their origin: {kept}")
     return {"train": train, "val": val}, notes
 
 

@@ -68,7 +68,7 @@ def test_the_layout_with_all_boxes_is_used(tmp_path):
     error = refused(tmp_path)
     assert "YOLO (8 pictures, 8 objects), COCO (3 pictures, 3 objects)" in error
     assert total(tmp_path, layout="YOLO")[0] == (8, 8) and total(tmp_path, layout="COCO")[0] == (3, 3)
-    assert "1 object of old/result.json: --layout" in prepared(tmp_path, layout="YOLO")[1]
+    assert "1 object of old/result.json: by --layout" in prepared(tmp_path, layout="YOLO")[1]
     assert total(tmp_path, leave_out=("old",))[0] == (8, 8)
     assert "expected patterns" in refused(tmp_path, leave_out=("odl/*",))
     numbers, text = total(tmp_path, leave_out=("old/*",))
@@ -373,7 +373,7 @@ def test_near_copies_stay_in_one_part(tmp_path):
     splits, lines = read_splits(tmp_path, find_parts(tmp_path), ReadOptions())
     origins = [{each["file_name"].partition("_")[0] for each in splits[s].content["images"]} for s in splits]
     assert not origins[0] & origins[1] and len(origins[0] | origins[1]) == 12
-    assert any("12 pictures nearly equal" in line for line in lines)
+    assert any("nearly equal ones, or with ones of their origin: 12" in line for line in lines)
 
 
 def test_a_camera_that_does_not_move(tmp_path):
