@@ -166,10 +166,9 @@ def test_copies_of_the_data(machines, options, train_alone, tmp_path):
     outputs(launch(machines[:2], tmp_path, *work, own=both), 0)
     assert_same_weights(train_alone(2), work[1])
     shapes = [f"{loader}_dataloader.dataset.shapes" for loader in ("train", "val", "test")]
-    read = [
-        [word for word in words if not word.startswith((*shapes,))] for words in both
-    ]  # not generated again
-    both = [[*words, *(f"{name}=None" for name in shapes)] for words in read]
+    # read, not generated
+    both = [[word for word in words if not word.startswith((*shapes,))] for words in both]
+    both = [[*words, *(f"{name}=None" for name in shapes)] for words in both]
     for part, kind in (("train", "annotations"), ("val", "images")):
         file = copy / f"annotations/{part}.json"
         text = file.read_text()
