@@ -153,7 +153,7 @@ CLIPPED = [
     ((3, -9, 20, 0.25), (3, 0, 20, 0.25)),
     ((39.75, 4, 45, 15), (39.75, 4, 40, 15)),
     ((3, 29.75, 20, 33), (3, 29.75, 20, 30)),
-    ((-9, 4, 0, 15), None),
+    ((-9, 4, -3, 15), None),
     ((3, -9, 20, -1), None),
     ((40, 4, 45, 15), None),
     ((3, 31, 20, 33), None),
@@ -165,6 +165,8 @@ def test_each_side_clips(tmp_path, corners, expected):
     builder = CocoBuilder(clip=True)
     builder.add_image(tmp_path / "a.png", (40, 30))
     if expected is None:
+        x1, y1, x2, y2 = clip_box(corners, (40, 30))
+        assert 0 <= x1 <= x2 <= 40 and 0 <= y1 <= y2 <= 30 and (x1 == x2 or y1 == y2)
         with pytest.raises(InvalidAnnotation, match=r"^fig: expected a box with an area, got "):
             builder.add_box("fig", corners)
         assert builder.clipped == 0
