@@ -77,6 +77,14 @@ def no_run_left_behind():
 
 
 @pytest.fixture(autouse=True)
+def settings_not_watched(request, monkeypatch):
+    """Trainings build and run no second model, except in tests with the marker ``watched``."""
+    execute = sys.modules.get("dcnzoo.openmmlab.runs.execute")
+    if execute and not request.node.get_closest_marker("watched"):
+        monkeypatch.setattr(execute, "require_read", lambda cfg, model: None)
+
+
+@pytest.fixture(autouse=True)
 def no_workers_left_behind(monkeypatch):
     """Stop data loader workers. Left to the garbage collector, each worker of a Runner takes torch 5 s."""
     iterators = weakref.WeakSet()

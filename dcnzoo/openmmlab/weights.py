@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from mmengine.model import is_model_wrapper
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.config.deformable import patterns_of
@@ -86,7 +86,11 @@ def _prefix(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def load_weights(
-    model: nn.Module, path: str | os.PathLike, unsafe_load: bool = False, allow_partial: bool = False
+    model: nn.Module,
+    path: str | os.PathLike,
+    unsafe_load: bool = False,
+    allow_partial: bool = False,
+    settings: Mapping | None = None,
 ) -> tuple[dict, str]:
     """Load a checkpoint file into a model; see :func:`load_state`.
 
@@ -98,29 +102,9 @@ def load_weights(
     """
     checkpoint = load_file(path, unsafe_load)
     meta = checkpoint.get("meta") or {}
+    class_names(meta)  # or an error
     weights = find_weights(checkpoint, path)
-    return meta, load_state(model, weights, path, meta=meta, allow_partial=allow_partial)
-
-
-def require_class_order(loader: Mapping | None, classes: object, source: str | os.PathLike) -> None:
-    """Refuse a model with the classes of the data in another order: each would count as another one.
-
-    Args:
-        loader: settings of the data loader, if there is one.
-        classes: names in the file of the model; None if it has none.
-    """
-    from dcnzoo.openmmlab.config.tree import datasets, declared_metainfo  # needs mmdet
-
-    data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
-    if not (isinstance(data, list | tuple) and isinstance(classes, list | tuple)):
-        return
-    expected, names = [*map(str, data)], [*map(str, classes)]
-    if expected != names and sorted(expected) == sorted(names):
-        number = next(n for n, name in enumerate(names) if name != expected[n])
-        raise CheckpointError(
-            f"{source}: expected the classes in the order of the data, whose class {number} is "
-            f"{expected[number]}, got {names[number]}"
-        )
+    return meta, load_state(model, weights, path, settings=settings, allow_partial=allow_partial)
 
 
 PARTIAL_HINT = "allow_partial=True loads the parameters that fit"
@@ -131,7 +115,7 @@ def load_state(
     state_dict: Mapping[str, Tensor],
     source: str | os.PathLike,
     *,
-    meta: Mapping = {},
+    settings: Mapping | None = None,
     fine_tune: bool = False,
     allow_partial: bool = False,
     hint: str = PARTIAL_HINT,
@@ -144,7 +128,8 @@ def load_state(
 
     Args:
         source: the file's name, for messages.
-        meta: the checkpoint's metadata, which may list its classes.
+        settings: the model's config, from which it is built once more to find out which parameters depend on
+            the number of classes.
         fine_tune: if the classes differ, do not load the parameters whose shape depends on them.
         allow_partial: load the parameters that fit.
         hint: remedy for the error message.
@@ -162,7 +147,7 @@ def load_state(
             raise CheckpointError(f"{source}: {key}: expected floating-point weights, got {value.dtype}")
     common = [key for key in weights if key in expected and expected[key].dim() > 0]
     reshaped = [key for key in common if weights[key].shape != expected[key].shape]
-    by_class = _sized_by_classes(model, reshaped, weights, expected, class_names(meta).get("classes"))
+    by_class = _sized_by_classes(settings, reshaped, weights, expected)
     left_out = set(reshaped) if allow_partial else set(by_class) if fine_tune else set()
     reshaped = [key for key in reshaped if key not in left_out]
     fitting: Any = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
@@ -215,39 +200,27 @@ def _load(
     return {"with another shape": [], "missing": missing, "not used": unused}
 
 
-_WITHOUT_CLASSES = ("backbone", "neck", "rpn_head")
-
-
 def _sized_by_classes(
-    model: nn.Module,
+    settings: Mapping | None,
     reshaped: Sequence[str],
     weights: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    classes: object,  # names of the file's classes, or None
 ) -> list[str]:
-    """Select the parameters whose shape differs because the number of classes differs."""
-    before = len(classes) if isinstance(classes, list | tuple) else 0
-    heads = (part for name, part in model.named_modules() if not name.startswith(_WITHOUT_CLASSES))
-    after = {number for part in heads if type(number := getattr(part, "num_classes", None)) is int}
+    """Select the parameters whose shape differs only where it depends on the number of classes."""
+    from dcnzoo.openmmlab.classes import parameters_by_number  # needs mmdet
 
-    def differs_by_classes(name: str) -> bool:
-        old, new = weights[name].shape, expected[name].shape
-        differing = [(d, a, b) for d, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
-        if name.startswith(_WITHOUT_CLASSES) or len(old) != len(new) or len(differing) != 1:
-            return False
-        ((dim, a, b),) = differing
-        for now in after - {before} if before else ():
-            per_class, rest = divmod(b - a, now - before)
-            if rest == 0 and per_class > 0 and a >= per_class * before:
-                return True
-        # the file does not list its classes: one output per class, perhaps plus background (YOLO: box, score)
-        return dim == 0 and any(
-            b % (now + others) == 0 and a % (b // (now + others)) == 0
-            for now in after
-            for others in (0, 1, 5)
-        )
+    other = parameters_by_number(settings) if isinstance(settings, Mapping) and reshaped else {}
 
-    return list(filter(differs_by_classes, reshaped))
+    def differing(name: str, shape: Size) -> set[int]:
+        sizes = zip(shape, expected[name].shape, strict=False)
+        return {axis for axis, (size, own) in enumerate(sizes) if size != own}
+
+    return [
+        name
+        for name in reshaped
+        if len(weights[name].shape) == len(other.get(name, ())) == expected[name].dim()
+        and differing(name, weights[name].shape) <= differing(name, other[name])
+    ]
 
 
 def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.preparation import check_parts
-from dcnzoo.openmmlab.config.check import OBJECT_CLASSES, check_config
+from dcnzoo.openmmlab.classes import NUMBERS, numbers, set_number
+from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
@@ -100,8 +101,8 @@ def write_settings(
         raise UserError(f"weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
     before, changed = _number_of_classes(config, model), config.model.to_dict()
+    set_number(changed, before, len(classes))
     for _, node in dicts(changed):
-        _set_number_of_classes(node, before, len(classes))
         if address or not weights:  # published weights replace those of the backbone
             _remove_weights(node, unfreeze=not address)
     different = _difference(config.model.to_dict(), changed)
@@ -212,8 +213,7 @@ def _number_of_classes(config: Config, model: str) -> int:
     """Return the value of ``num_classes`` that is the number of classes in the training data."""
     _, dataset = _dataset(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
-    numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in OBJECT_CLASSES}
-    values = sorted(number for number in numbers if isinstance(number, int))
+    values = sorted({number for _, _, key, number in numbers(config.model) if key in NUMBERS[:2]})
     expected = values[0] if len(values) == 1 else len(known)
     if expected not in values:
         what = f"num_classes={', '.join(map(str, values))}" if values else "no num_classes"
@@ -222,13 +222,6 @@ def _number_of_classes(config: Config, model: str) -> int:
             f"found {what}; set it in the config's heads"
         )
     return expected
-
-
-def _set_number_of_classes(node: dict, before: int, after: int) -> None:
-    node.update({key: after for key in OBJECT_CLASSES if node.get(key) == before})
-    weight = node.get("class_weight")
-    if isinstance(weight, list | tuple) and len(weight) == before + 1:
-        node["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background
 
 
 def _remove_weights(node: dict, unfreeze: bool) -> None:

@@ -1,5 +1,6 @@
 """Reading checkpoints, converting those of older versions, and the hook that loads them."""
 
+import copy
 import logging
 import re
 from collections import OrderedDict
@@ -13,11 +14,14 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel
+from mmengine.registry import MODELS, DefaultScope
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
 
 from .. import demo
@@ -25,13 +29,17 @@ from .test_checkpoints import Harmful
 from .test_training import make_runner
 
 
-def build(classes=None, **backbone):
+def settings_of(classes=None, **backbone):
     cfg = Config.fromfile(demo.DEFORMABLE)
     cfg.model.backbone.update(backbone)
     if classes:
         for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
             head.num_classes = classes
-    return demo.build(cfg.model)
+    return cfg.model
+
+
+def build(classes=None, **backbone):
+    return demo.build(settings_of(classes, **backbone))
 
 
 @pytest.fixture(scope="module")
@@ -235,12 +243,11 @@ def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, trained, oth
         load_weights(detector(backbone=other, neck="v2"), path)
 
 
-@pytest.mark.parametrize(("classes", "known"), [(1, True), (7, False)])
-def test_fine_tuning_for_other_classes(weights, classes, known):
-    meta = {"CLASSES": ("a", "b", "c")} if known else {}
-    target = build(classes)
+@pytest.mark.parametrize("classes", [1, 7])
+def test_fine_tuning_for_other_classes(weights, classes):
+    target, settings = build(classes), settings_of(classes)
     before = {key: value.clone() for key, value in target.state_dict().items()}
-    report = load_state(target, weights, "x.pth", meta=meta, fine_tune=True)
+    report = load_state(target, weights, "x.pth", settings=settings, fine_tune=True)
     assert "6 parameters" in report and "fc_cls" in report
     heads = ("roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits")
     for key, value in target.state_dict().items():
@@ -248,27 +255,51 @@ def test_fine_tuning_for_other_classes(weights, classes, known):
         assert torch.equal(value, before[key] if kept else weights[key]), key
 
     with pytest.raises(CheckpointError, match="num_classes"):
-        load_state(target, weights, "x.pth", meta=meta)
+        load_state(target, weights, "x.pth", settings=settings)
     # other differences are still errors
     for key in ("backbone.layer1.0.conv1.weight", "rpn_head.rpn_cls.weight"):
         narrow = {**weights, key: weights[key][:1]}
         with pytest.raises(CheckpointError, match=key):
-            load_state(target, narrow, "x.pth", meta=meta, fine_tune=True)
+            load_state(target, narrow, "x.pth", settings=settings, fine_tune=True)
     fewer = {key: value for key, value in weights.items() if "mask_head" not in key}
     with pytest.raises(CheckpointError, match=r"mask_head.*missing"):
-        load_state(target, fewer, "x.pth", meta=meta, fine_tune=True)
+        load_state(target, fewer, "x.pth", settings=settings, fine_tune=True)
+
+
+def small(name, **changes):
+    cfg = read_config_file(base_path(f"mmdet::{name}", "")[0])
+    cfg.merge_from_dict({"model.backbone.depth": 18, "model.backbone.init_cfg": None, **changes})
+    return cfg.model
+
+
+def test_queries_are_no_classes():
+    """A DETR with fewer queries and other classes: only the layers of the classes are left out."""
+    name, neck = "detr/detr_r50_8xb2-150e_coco.py", {"model.neck.in_channels": [512]}
+    state = demo.build(small(name, **neck)).state_dict()
+    settings = small(name, **neck, **{"model.num_queries": 30})
+    with pytest.raises(CheckpointError) as error:
+        load_state(demo.build(copy.deepcopy(settings)), state, "x.pth", settings=settings)
+    assert "query_embedding" in str(error.value) and "num_classes" not in str(error.value)
+    settings = small(name, **neck, **{"model.bbox_head.num_classes": 3})
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        report = load_state(
+            demo.build(copy.deepcopy(settings)), state, "x.pth", settings=settings, fine_tune=True
+        )
+    assert "the classes differ: 2 parameters (bbox_head.fc_cls" in report
 
 
 def test_classes_beside_other_channels():
     """The input of PointRend's point head includes the coarse scores of each class as channels."""
-    layer, other = nn.Conv1d(256 + 80, 9, 1), nn.Conv1d(256 + 3, 9, 1)
-    other.num_classes = 3
-    meta = {"dataset_meta": {"classes": [str(i) for i in range(80)]}}
-    report = load_state(other, layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
-    assert "weight" in report and torch.equal(other.bias, layer.bias)
-    meta = {"dataset_meta": {"classes": [str(i) for i in range(79)]}}
-    with pytest.raises(CheckpointError, match="another shape"):
-        load_state(nn.Conv1d(5, 9, 1), layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
+    name = "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py"
+    neck = {"model.neck.in_channels": [64, 128, 256, 512]}
+    state = demo.build(small(name, **neck)).state_dict()
+    heads = ("bbox_head", "mask_head", "point_head")
+    settings = small(name, **neck, **{f"model.roi_head.{head}.num_classes": 3 for head in heads})
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        report = load_state(
+            demo.build(copy.deepcopy(settings)), state, "x.pth", settings=settings, fine_tune=True
+        )
+    assert "the classes differ: 11 parameters" in report  # of the point head: 4
 
 
 # The hook
@@ -311,19 +342,21 @@ def test_what_does_not_fit_is_refused(weights):
         assert "allow_partial" not in str(error.value)
 
 
-class Layers(nn.Module):
-    def __init__(self, classes):
+@MODELS.register_module()
+class TwoLayers(nn.Module):
+    def __init__(self, num_classes):
         super().__init__()
-        self.body, self.num_classes, self.head = nn.Linear(2, 3), classes, nn.Linear(3, classes)
+        self.body, self.head = nn.Linear(2, 3), nn.Linear(3, num_classes)
 
 
 def test_moving_averages_start_from_the_loaded_weights(tmp_path):
     """EMAHook copies the model before initialisation, and so would keep the copy's head."""
-    source, target = Layers(5), Layers(2)
+    source, target = TwoLayers(5), TwoLayers(2)
     torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
     average, load = EMAHook(), LoadCheckpointHook(fine_tune=True)
     options = dict(load_from=str(tmp_path / "x.pth"), custom_hooks=[average, load])
     runner = make_runner(tmp_path, "ema", target, **options)
+    runner.cfg.model = {"type": "TwoLayers", "num_classes": 2}
     average.before_run(runner)
     nn.init.constant_(target.head.weight, 7.0)
     runner.load_or_resume()
@@ -333,8 +366,8 @@ def test_moving_averages_start_from_the_loaded_weights(tmp_path):
 
 
 def test_moving_averages_of_a_resumed_run(tmp_path):
-    weights, averages = Layers(2).state_dict(), Layers(2).state_dict()
-    target = Layers(2)
+    weights, averages = TwoLayers(2).state_dict(), TwoLayers(2).state_dict()
+    target = TwoLayers(2)
     average = EMAHook()
     runner = make_runner(tmp_path, "ema again", target, custom_hooks=[average, LoadCheckpointHook()])
     average.before_run(runner)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.config.rules import OLD_KEYS
+from dcnzoo.openmmlab.config.read import OLD_KEYS
 from dcnzoo.openmmlab.config.tree import RUNNER_KEYS, nodes
 
 # a module of the user's own, which edits import

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 import dcnzoo.zoo.config_writer  # noqa: F401  takes read_config_file by name, which refused() replaces
-from dcnzoo.openmmlab.config.rules import OLD_KEYS
+from dcnzoo.openmmlab.config.read import OLD_KEYS
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.runs import recipe
 

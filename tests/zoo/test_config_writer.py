@@ -136,7 +136,7 @@ def test_classes_that_the_data_does_not_say(tmp_path, coco):
     (tmp_path / "one.py").write_text(base + "))")
     write_config(file, file, "out.py", tmp_path, model="one.py")
     assert heads(Config.fromfile("out.py")) == [3]
-    (tmp_path / "two.py").write_text(base + "), rpn_head=dict(num_classes=7))")
+    (tmp_path / "two.py").write_text(base[:-1] + ", loss_cls=dict(num_classes=7))))")
     with pytest.raises(UserError, match=r"two\.py: .*num_classes=80, .*num_classes=5, 7"):
         write_config(file, file, "not.py", tmp_path, model="two.py")
     assert not (tmp_path / "not.py").exists()

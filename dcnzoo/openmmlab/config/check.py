@@ -1,57 +1,38 @@
-"""Find mistakes in a config before anything is built; the rules are in :mod:`.rules`."""
+"""Find mistakes in a config before anything is built."""
 
+import inspect
 import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
-import mmcv.ops
-from mmdet import registry as registries
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.config.bases import variables_without_effect
-from dcnzoo.openmmlab.config.deformable import arguments, split_settings
-from dcnzoo.openmmlab.config.rules import (
-    LAYER_SETTINGS,
-    LIKE_SETTINGS,
-    OLD_KEYS,
-    known_keys,
-    reads_settings,
-    refusal,
-)
+from dcnzoo.openmmlab.classes import NUMBERS, numbers
+from dcnzoo.openmmlab.config.read import variables_without_effect, wrong_top_level_keys
 from dcnzoo.openmmlab.config.tree import (
     LOADERS,
     PARAMETERS,
-    RUNNER_KEYS,
     Node,
     class_of,
-    copies,
     data_sets,
     dicts,
+    is_published,
     nodes,
-    registered,
-    runner_settings,
-    variables,
 )
+from dcnzoo.openmmlab.config.values import wrong_keys, wrong_value
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, nearest
+from dcnzoo.utils.text import short
 
-# the top-level keys whose values are dictionaries, some also lists or objects
-PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
-DICTIONARIES = {key for key, parameter in PARAMETERS.items() if "Dict" in str(parameter.annotation)}
-DICTIONARIES = DICTIONARIES - {"compile"} | {"custom_imports"}
-OBJECT_CLASSES = ("num_classes", "num_things_classes")
-CLASS_NUMBERS = (*OBJECT_CLASSES, "num_stuff_classes")
-# heads whose num_classes counts other classes: object or background, identities, those of a semantic map
-OTHER_CLASSES = {"rpn_head", "reid", "semantic_head"}
 NORMALIZE = ("Normalize", "mmcv.Normalize", "mmdet.Normalize")
+_TYPES = {dict: "settings", list: "a list", str: "a text", bool: "True or False"}
 # the parts that only these commands use
 _TRAINING = {"train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr"}
 _VALIDATION = {"val_dataloader", "val_cfg", "val_evaluator"}
@@ -105,17 +86,15 @@ def find_problems(
     cfg: Config, required: Sequence[str] = (), runs: bool = True, options: Collection[str] = ()
 ) -> list[Finding]:
     """List the problems of a config; see :func:`check_config`. ``options`` are paths."""
-    missing = {key for key in required if not cfg.get(key)}
-    missing |= {key for key in DICTIONARIES if isinstance(cfg.get(key) or {}, str | int | float)}
-    problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in sorted(missing)]
-    texts = ("work_dir", "load_from", "default_scope")
-    numbers = [key for key in texts if not isinstance(cfg.get(key), str | None)]
-    problems += [Finding(key, f"expected a text, got {cfg[key]}") for key in numbers]
-    if not isinstance(cfg.get("resume"), bool | None):
-        problems.append(Finding("resume", f"expected True or False, got {cfg.resume!r}"))
-    scope = None if "default_scope" in numbers else cfg.get("default_scope")
+    problems = [
+        Finding(key, f"expected its settings, got {cfg.get(key)}") for key in required if not cfg.get(key)
+    ]
+    for key in sorted(cfg.keys() & PARAMETERS.keys() - {"log_level"}):  # logging has numbers too
+        if expected := _wrong_type(PARAMETERS[key], cfg[key]):
+            problems.append(Finding(key, f"expected {expected}, got {short(cfg[key])}"))
+    scope = cfg.get("default_scope")
     unused = _unused(required, runs)
-    with DefaultScope.overwrite_default_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope if isinstance(scope, str) else None):
         problems += wrong_settings([*nodes(cfg)], runs)
         problems += wrong_classes(cfg, [key for key in LOADERS if runs and key not in unused])
         if runs or options:
@@ -124,11 +103,24 @@ def find_problems(
             problems += variables_without_effect(cfg)
         if runs:
             problems += [*wrong_evaluator_files(cfg), *wrong_monitors(cfg)]
+    for path in sorted(options) if not runs else ():
+        if path in unused or path.partition(".")[0] in unused:
+            text = f"has no effect in this command, which does not use {path.partition('.')[0]}"
+            problems.append(Finding(path, text, stops=False))
     for index, problem in enumerate(problems):
         stops = problem.stops and re.split(r"[.:]", problem.subject)[0] not in unused
         stops |= problem.kind == "key" and problem.subject in options
         problems[index] = replace(problem, stops=stops)
     return problems
+
+
+def _wrong_type(parameter: inspect.Parameter, value: object) -> str:
+    """Return which types an argument of mmengine's runner may have, if a value has another one."""
+    members = get_args(parameter.annotation) if get_origin(parameter.annotation) is Union else ()
+    types = tuple(get_origin(member) or member for member in members or (parameter.annotation,))
+    if not isinstance(value, dict | list | str | int | float) or isinstance(value, types):
+        return ""
+    return " or ".join(text for kind, text in _TYPES.items() if kind in types)
 
 
 def _unused(required: Sequence[str], runs: bool) -> set[str]:
@@ -144,61 +136,21 @@ def _unused(required: Sequence[str], runs: bool) -> set[str]:
 
 def wrong_settings(nodes: Sequence[Node], runs: bool = True) -> Iterator[Finding]:
     """Yield the mistakes inside dictionaries: names of classes, keys and values."""
-    own_model = not all(node.is_published for node in nodes if node.path.startswith("model"))
     normalises = runs and any(
         node.path == "model.data_preprocessor" and "mean" in node.content for node in nodes
     )
     for node in nodes:
-        if wrong_name := _wrong_name(node):
-            yield wrong_name
-        elif not _is_layer(node):
-            yield from _wrong_keys(node, own_model)
+        yield from wrong_keys(node)
         for key, value in node.content.items():
-            if text := refusal(node, key, value):
+            if text := wrong_value(node, key, value):
                 yield Finding(f"{node.path}.{key}", text)
         if normalises and node.registries and node.content.get("type") in NORMALIZE:
             yield Finding(node.path, "expected no Normalize: model.data_preprocessor normalises too")
 
 
-def _wrong_name(node: Node) -> Finding | None:
-    """Return a ``type`` that is nearly the name of a registered class."""
-    name = node.content.get("type")
-    if isinstance(name, str) and name[:1].isupper() and class_of(node.content, *node.registries) is None:
-        known = {*mmcv.ops.__all__}  # RoI layers, in no registry
-        known.update(*(registered(getattr(registries, each)) for each in node.registries))
-        if name not in known and (close := nearest(name, known, 0.8)):
-            return Finding(f"{node.path}.type", f"expected {close}, got {name}, which is not registered")
-    return None
-
-
-def _is_layer(node: Node) -> bool:
-    of_torch = getattr(node.kind, "__module__", "").startswith("torch.")
-    return node.path.startswith("model") and (of_torch or bool(LAYER_SETTINGS & {*node.path.split(".")}))
-
-
-def _wrong_keys(node: Node, own_model: bool) -> Iterator[Finding]:
-    """Yield keys that the class, or code that reads the dictionary, does not have."""
-    if node.path.startswith("model") and not node.inner:
-        try:
-            split_settings(dict(node.content), node.kind)
-        except ValueError as error:
-            yield Finding(node.path, str(error))
-    known, complete, is_read = known_keys(node), node.arguments()[1], reads_settings(node)
-    # a class of the user's own may read other keys
-    certain = complete or (node.is_published and not (is_read and own_model))
-    for key in sorted(node.content.keys() - known) if known else ():
-        path, close = f"{node.path}.{key}", nearest(key, known, 0.8) or nearest(key.lower(), known, 0.8)
-        if close and certain and not re.match(rf"{close}[_\d]", key):
-            yield Finding(path, f"expected {close}, got an unknown key", "key")
-        elif complete:
-            yield Finding(path, f"expected one of {few(sorted(known), 30)}, got an unknown key", "key")
-        elif is_read:
-            yield Finding(path, "unknown key, probably not used", "key", stops=False)
-
-
 def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
     """Yield data sets whose classes are a text, and heads with another number of classes than the data."""
-    expected: dict[str, dict[int, list[str]]] = {key: {} for key in CLASS_NUMBERS}
+    expected: dict[str, dict[int, list[str]]] = {key: {} for key in NUMBERS}
     for loader, dataset, info in data_sets(cfg):
         names = info.get("classes")
         if isinstance(names, str):
@@ -211,66 +163,16 @@ def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
             and dataset.get("type") != "MOTChallengeDataset"
         ):
             things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
-            for key, counted in zip(CLASS_NUMBERS, (things, things, stuff), strict=True):
+            for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
                 expected[key].setdefault(len(counted), []).append(loader)
-    for path, node in dicts(cfg.get("model"), "model") if loaders else ():
-        # the outputs of detectors with a language model are words
-        kind = class_of(node, "MODELS")
-        own = kind is not None and not Node(path, node, kind).is_published
-        if "head" not in path or "language_model" in cfg.model or own:
-            continue
-        parameters = arguments(kind)[0] if kind else {}
-        for key in CLASS_NUMBERS[1:] if OTHER_CLASSES & {*path.split(".")} else CLASS_NUMBERS:
-            number = node.get(key, parameters[key].default if key in parameters else None)
-            for count in expected[key].keys() - {number} if isinstance(number, int) else ():
-                where = ", ".join(dict.fromkeys(expected[key][count]))
-                text = f"expected {count}, the number of classes in {where}, got {number}"
-                yield Finding(f"{path}.{key}", text)
-
-
-def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator[Finding]:
-    """Yield keys of MMDetection 2, and keys that are neither the runner's nor variables."""
-    stored, read = variables(cfg.text)
-    settings = [node for key in cfg if key in RUNNER_KEYS for _, node in dicts(cfg[key])]
-    for key in sorted({*cfg} - RUNNER_KEYS - read):
-        new = key in options and key not in stored
-        if cfg.text and key not in stored and not new:
-            continue  # of a published base, or of one in MMEngine's new style
-        if _is_old(key, cfg[key]) or (new and key in OLD_KEYS):
-            instead = OLD_KEYS[key][1]
-            # a dump has variables too, which its lines do not read
-            if cfg[key] not in (*settings, _at(cfg, instead)):
-                yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
-        elif new or (key not in PIPELINES and nearest(key, RUNNER_KEYS, 0.8) and not copies(cfg, key, False)):
-            expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
-            text = f"expected {expected}, or a variable that is used, got an unknown key"
-            yield Finding(key, text, "key", stops=False)
-        elif key in LIKE_SETTINGS and key in stored and not _is_set(cfg, LIKE_SETTINGS[key], cfg[key]):
-            text = f"expected {LIKE_SETTINGS[key]}, got a variable that nothing reads"
-            yield Finding(key, text, stops=False)
-        elif key in options:
-            yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
-
-
-def _is_set(cfg: Config, path: str, value: object) -> bool:
-    """Whether a setting with the last name of a path has a value; a dump has copies of variables."""
-    name = path.rpartition(".")[2].partition(" ")[0]
-    return any(key == name and each == value for _, key, each in runner_settings(cfg))
-
-
-def _is_old(key: str, value: object) -> bool:
-    """Whether a top-level key has the name and the shape of one of MMDetection 2."""
-    shape = OLD_KEYS[key][0] if key in OLD_KEYS else ""
-    if isinstance(shape, type):
-        return type(value) is shape
-    return isinstance(value, Mapping) and not value.keys().isdisjoint(shape.split())
-
-
-def _at(cfg: Config, path: str) -> object:
-    node: Any = cfg
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping | Config) else None
-    return node
+    for path, node, key, number in numbers(cfg.get("model") or {}) if loaders else ():
+        if "head" not in path or not is_published(class_of(node, "MODELS")):
+            continue  # a user's own class may count others
+        for count in expected[key].keys() - {number}:
+            where = ", ".join(dict.fromkeys(expected[key][count]))
+            yield Finding(
+                f"{path}.{key}", f"expected {count}, the number of classes in {where}, got {number}"
+            )
 
 
 def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:

@@ -1,23 +1,33 @@
 """The one boundary around everything that runs from a config: errors name the file and the key."""
 
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
-from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.tree import dicts, registered
 from dcnzoo.utils.errors import HINT, UserError, describe, disk_is_full, one_line, printable
+from dcnzoo.utils.text import cut, nearest
 
 # local variables of mmengine's functions that build something from a dictionary
-_BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator")
+_BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator", "hook", "log_processor")
+_BUILDERS = ("mmengine.", "dcnzoo.openmmlab.patches.")
+_UNKNOWN = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+_UNREGISTERED = re.compile(r"(\S+) is not in the .+? registry")
+_LONGEST = 1000  # letters of a message: some contain a whole config
 
 
 @contextmanager
 def config_errors(cfg: Config) -> Iterator[None]:
     """Context that turns every exception into a UserError, ``FILE: KEY: …``.
 
-    KEY is the innermost dictionary from which something was built; errors of a running model have none.
+    KEY is the innermost dictionary from which something was built; of a running model, the module.
     """
     try:
         yield
@@ -28,19 +38,56 @@ def config_errors(cfg: Config) -> Iterator[None]:
             raise UserError(
                 f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
             ) from error
-        key, text = _key(cfg, error), describe(error)
-        if key and isinstance(error, TypeError) and "keyword argument" in str(error):
+        frames = frames_of(error)
+        key, text = _key(cfg, frames), describe(error)
+        if isinstance(error, TypeError) and (match := _UNKNOWN.match(str(error))):
             text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
-        parts = [cfg.filename, key, text.removesuffix(HINT) if key else text]
+            places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
+            key = key or (places[0].lstrip(".") if len(places) == 1 else "")
+            if close := _nearest_argument(match[1], match[2], frames[-1]):
+                key, text = f"{key}.{match[2]}".lstrip("."), f"expected {close}, got an unknown key"
+        if isinstance(error, KeyError) and (match := _UNREGISTERED.match(one_line(error))):
+            registry = next(
+                (found for frame in reversed(frames) if (found := frame.f_locals.get("registry"))), None
+            )
+            if close := nearest(match[1], registered(registry)):
+                key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
+        if not key:
+            key = _module(frames)
+        text = cut(text.removesuffix(HINT) if key else text, _LONGEST)
+        parts = [cfg.filename, key, text]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
-def _key(cfg: Config, error: Exception) -> str:
+def frames_of(error: BaseException | None) -> list[FrameType]:
+    """Return the frames of an error, the innermost one last."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
+
+
+def _nearest_argument(name: str, keyword: str, frame: FrameType) -> str:
+    """Return the argument most similar to a keyword, of the class or function that a frame has called."""
+    value: Any
+    for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+        if callable(value) and getattr(value, "__name__", "") == name:
+            return nearest(keyword, arguments(value)[0], 0.75)
+    return ""
+
+
+def _module(frames: list[FrameType]) -> str:
+    """Return the path of the innermost module that was running, such as ``model.neck``."""
+    running = [self for frame in frames if isinstance(self := frame.f_locals.get("self"), nn.Module)]
+    paths = {id(module): name for name, module in running[0].named_modules()} if running else {}
+    path = next((paths[id(module)] for module in reversed(running) if paths.get(id(module))), "")
+    return f"model.{path}" if path else ""
+
+
+def _key(cfg: Config, frames: list[FrameType]) -> str:
     settings = cfg.to_dict()
     path, node = "", settings
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        builds = frame.f_code.co_name.startswith("build")
-        if not (builds and frame.f_globals.get("__name__", "").startswith("mmengine.")):
+    for frame in frames:
+        name = frame.f_code.co_name
+        module = frame.f_globals.get("__name__", "")
+        if not (name.startswith(("build", "_build", "register_")) and module.startswith(_BUILDERS)):
             continue
         for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
             if isinstance(built, Mapping):

@@ -1,15 +1,11 @@
 """The dictionaries of a config: the classes that they build, its data sets, and its variables."""
 
-import ast
 import inspect
-import os
-import re
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import chain
 from typing import Any
 
 import mmcv.ops
@@ -19,14 +15,13 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.utils.dl_utils import set_multi_processing
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.deformable import arguments
 
 PARAMETERS = {
-    **inspect.signature(runner.Runner).parameters,
     **inspect.signature(runner.FlexibleRunner).parameters,
+    **inspect.signature(runner.Runner).parameters,
 }
 RUNNER_KEYS = {
     *PARAMETERS,
@@ -58,9 +53,6 @@ _UNTYPED: dict[str, Callable[[Mapping], Any]] = {
     "test_cfg": lambda _: runner.TestLoop,
     # without these keys, it has several optimizers, by a constructor of the user's own
     "optim_wrapper": lambda cfg: OptimWrapper if cfg.keys() & {"type", "optimizer"} else None,
-    "optim_wrapper.clip_grad": lambda cfg: (
-        clip_grad_value_ if cfg.get("type") == "value" else clip_grad_norm_
-    ),
     "model.*.roi_layer": lambda cfg: getattr(mmcv.ops, str(cfg.get("type")), None),
     "log_processor": lambda _: runner.LogProcessor,
     "randomness": lambda _: runner.set_random_seed,
@@ -94,12 +86,17 @@ class Node:
     @property
     def is_published(self) -> bool:
         """Whether the class, if there is one, is of a package that the rules know."""
-        packages = ("dcnzoo", "mmcv", "mmdet", "mmengine", "torch")
-        return self.kind is None or self.kind.__module__.partition(".")[0] in packages
+        return is_published(self.kind)
 
     def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
         """The arguments of the class that this dictionary builds, and whether it accepts only these."""
         return arguments(self.kind) if self.kind is not None and not self.inner else ({}, False)
+
+
+def is_published(kind: Any) -> bool:
+    """Whether a class, if there is one, is of a package whose settings are known."""
+    packages = ("dcnzoo", "mmcv", "mmdet", "mmengine", "torch")
+    return kind is None or kind.__module__.partition(".")[0] in packages
 
 
 def nodes(cfg: Config) -> Iterator[Node]:
@@ -194,92 +191,3 @@ def metainfo(dataset: Mapping) -> dict:
     if declared.get("classes") or "type" not in dataset or kinds.get(dataset["type"]) is None:
         return declared
     return kinds.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
-
-
-@dataclass(frozen=True)
-class File:
-    """The names at the top level that the lines of one file of a config set, and those that they read."""
-
-    path: str
-    stored: set[str]
-    read: set[str]
-
-    @property
-    def is_published(self) -> bool:
-        return "/.mim/" in self.path
-
-
-def files(text: str) -> Iterator[File]:
-    """Yield the files of a config: its bases come first.
-
-    Args:
-        text: ``Config.text``, in which a line with its path precedes the text of each file.
-    """
-    parts = re.split(r"(?m)^(/.*\.(?:py|json|ya?ml))$", f"{'' if text.startswith('/') else '/.py'}\n{text}")
-    texts: list[tuple[str, str]] = []
-    for path, part in zip(parts[1::2], parts[2::2], strict=True):
-        if texts and not os.path.isfile(path):  # a line of a text in the config
-            texts[-1] = (texts[-1][0], f"{texts[-1][1]}{path}{part}")
-        else:
-            texts.append((path, part))
-    for path, part in texts:
-        stored, read = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}, set()
-        if path.endswith(".py"):
-            nodes = [*ast.walk(ast.parse(re.sub(r"\{\{[^{}]*\}\}", "0", part)))]
-            used = [node for node in nodes if isinstance(node, ast.Name)]
-            read = {name.id for name in used if isinstance(name.ctx, ast.Load)}
-            stored = {name.id for name in used if isinstance(name.ctx, ast.Store)}
-        yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)})
-
-
-def variables(text: str) -> tuple[set[str], set[str]]:
-    """Return the names that the lines of a config and of its bases set, and those that they read.
-
-    The names that configs of an installed package set are left out.
-    """
-    parts = [*files(text)]
-    stored = (part.stored for part in parts if not part.is_published)
-    return {*chain.from_iterable(stored)}, {*chain.from_iterable(part.read for part in parts)}
-
-
-def as_tuple(value: object) -> object:
-    """Return a list of numbers as a tuple, also inside a list."""
-    if not isinstance(value, list):
-        return value
-    return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(as_tuple, value)]
-
-
-def _comparable(value: object) -> object:
-    """Return a value without ``_scope_``, which mmengine adds where another package's config is the base."""
-    if isinstance(value, Mapping):
-        return {key: _comparable(each) for key, each in value.items() if key != "_scope_"}
-    value = as_tuple(value)
-    return [*map(_comparable, value)] if isinstance(value, list) else value
-
-
-def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
-    """Return path, key and value of all settings in the parts of a config that the runner uses."""
-    parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
-    return [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
-
-
-def copies(cfg: Config, name: str, is_read: bool) -> list[str]:
-    """Return the paths of the settings that contain the value of a variable.
-
-    A setting can have the same value by chance. It counts if the value is a list or a dictionary, if a line
-    of the config sets its key to the variable, or if one name has all words of the other, as in ``base_lr``
-    and ``lr``.
-
-    Args:
-        is_read: whether a line of the config reads the variable. Then settings with the same text count, too.
-    """
-    value = _comparable(cfg[name])
-    assignment = rf"(\w+)[\"']?\s*[=:]\s*(?:{{{{\s*)?(?:_base_\.)?{re.escape(name)}\b"
-    keys = {*re.findall(assignment, cfg.text)}
-    any_key = isinstance(value, Collection if is_read else (list, tuple, dict)) and bool(value)
-    return [
-        path
-        for path, key, other in runner_settings(cfg)
-        if _comparable(other) == value
-        if any_key or key in keys or f"_{key}_" in f"_{name}_" or f"_{name}_" in f"_{key}_"
-    ]

@@ -14,7 +14,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import KEY, Preprocessing
 from dcnzoo.detect.session import Session
-from dcnzoo.openmmlab.weights import require_class_order
+from dcnzoo.openmmlab.classes import require_order
 from dcnzoo.utils.errors import UserError, one_line
 
 
@@ -36,7 +36,7 @@ class DeployedDetector(BaseModel):
         self.session.require_detections()
         if KEY in self.session.metadata:
             names = Preprocessing.from_metadata(self.session.metadata).classes
-            require_class_order(loader, names, path)
+            require_order(loader, names, path)
 
     def forward(
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"

@@ -26,6 +26,7 @@ from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.passes import one_at_a_time
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
+from dcnzoo.openmmlab.classes import require_names
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
@@ -35,7 +36,6 @@ from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.steps import begin_step
-from dcnzoo.utils.text import counted
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
@@ -58,7 +58,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     package = Path(options.path).suffix == ".pt2"
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package, sized=sized)
-    _require_class_names(network, detector.classes)
+    require_names(detector.model.cfg.model, detector.classes)
     example = _example_size(options, preprocessing)
     shape = example if options.shape or package or model.one_size else None
     if shape is None:
@@ -189,14 +189,3 @@ def own_copy(network: nn.Module) -> nn.Module:
     """Copy the modules, but not their parameters: tracing changes both, while other threads may predict."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, tensors)
-
-
-def _require_class_names(network: nn.Module, classes: tuple[str, ...]) -> None:
-    """Raise ValueError unless there are as many names as a detector has classes."""
-    owner = getattr(network, "roi_head", network)
-    heads = [getattr(owner, name, None) for name in ("bbox_head", "mask_head", "panoptic_head")]
-    head = next((head for head in heads if head is not None), None)
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
-    count = getattr(head, "num_things_classes", getattr(head, "num_classes", len(classes)))
-    if classes and len(classes) != count:
-        raise ValueError(f"classes: expected the names of {counted(count, 'classes')}, got {len(classes)}")

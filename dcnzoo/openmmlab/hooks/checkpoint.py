@@ -14,8 +14,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
+from dcnzoo.openmmlab.classes import require_order
 from dcnzoo.openmmlab.hooks.history import History
-from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, require_class_order
+from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import LAST, write_bytes
 
@@ -205,12 +206,12 @@ class LoadCheckpointHook(Hook):
         meta = checkpoint.get("meta") or {}
         if resume or not self.fine_tune:
             loader = runner.cfg.get("train_dataloader" if self.fine_tune else "test_dataloader")
-            require_class_order(loader, class_names(meta).get("classes"), source)
+            require_order(loader, class_names(meta).get("classes"), source)
         report = load_state(
             model,
             find_weights(checkpoint, source),
             source,
-            meta=meta,
+            settings=runner.cfg.get("model"),
             fine_tune=self.fine_tune and not resume,
             allow_partial=self.allow_partial and not resume,
             hint="resume=True requires the model of the interrupted training" if resume else PARTIAL_HINT,

@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,7 +36,9 @@ from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.joining import joined
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.prepare import prepare
+from dcnzoo.openmmlab.runs.reads import require_read
 from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.rehearse import require_parts
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
@@ -95,7 +98,10 @@ def train(
                 return prepare(recipe, resume, force, outputs)
 
             start = ranks.exchange(decide)
-        if start is None or only_checks:
+        if start is None:
+            return work_dir
+        if only_checks:
+            _check_parts(cfg)
             return work_dir
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(cfg))  # how to go on
@@ -111,12 +117,24 @@ def train(
             summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
+        require_parts(runner)
+        ranks.exchange(lambda: require_read(cfg, runner.model))
         _count_accumulated_batches(runner)
         if changes:
             runner.logger.info(f"changed: {changes}")
         with _ended_bars(runner):
             runner.train()
     return work_dir
+
+
+def _check_parts(cfg: Config) -> None:
+    """Build all parts of a training, whose logs are thrown away."""
+    with tempfile.TemporaryDirectory() as folder, config_errors(cfg):
+        cfg = copy.deepcopy(cfg)
+        cfg.work_dir = folder
+        runner = build_runner(cfg, summary=SummaryHook())
+        require_parts(runner)
+        require_read(cfg, runner.model)
 
 
 @separate_run()
@@ -208,7 +226,7 @@ def build(
         # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
         model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
         if weights is not None:
-            meta, report = load_weights(model, weights, unsafe_load, allow_partial)
+            meta, report = load_weights(model, weights, unsafe_load, allow_partial, cfg.model)
             if report:
                 print_log(f"{weights}: {report}", logger="current")
             model.dataset_meta = _dataset_meta(cfg, meta)

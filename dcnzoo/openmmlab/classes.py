@@ -1,0 +1,100 @@
+"""The classes of a model, of data, of a file: what depends on their number, and their order."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from mmdet.registry import MODELS
+from torch import Size
+
+from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.tree import class_of, datasets, declared_metainfo, dicts
+from dcnzoo.utils.errors import UserError
+
+# settings that are a number of classes: of objects, of objects with masks, of the other surfaces of a picture
+NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
+# parts whose num_classes counts other classes: object or background, identities, those of a semantic map
+_OTHERS = {"rpn_head", "reid", "semantic_head"}
+
+
+def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
+    """Yield path, dictionary, key and value of each setting of a model that is a number of classes.
+
+    The value may be the default of the class, as that of a mask head. Detectors with a language model have
+    words in place of classes.
+    """
+    for path, node in dicts(model, "model") if "language_model" not in model else ():
+        parameters = arguments(kind)[0] if (kind := class_of(node, "MODELS")) else {}
+        for key in NUMBERS[1:] if _OTHERS & {*path.split(".")} else NUMBERS:
+            value = node.get(key, parameters[key].default if key in parameters else None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield path, node, key, value
+
+
+def set_number(model: Mapping, before: int, after: int) -> None:
+    """Set the number of classes in a model's config, and the weights of classes in losses.
+
+    Args:
+        before: the settings with this value change.
+    """
+    for _, node, key, value in [*numbers(model)]:
+        if value == before and key in NUMBERS[:2]:
+            node[key] = after
+    for _, node in dicts(model):
+        weight = node.get("class_weight")
+        if isinstance(weight, list | tuple) and len(weight) == before + 1:
+            node["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background
+
+
+def parameters_by_number(model: Mapping) -> dict[str, Size]:
+    """Return the shapes of all parameters of a model that is built once more with one class more.
+
+    They are compared with those of the model itself: no rule says which part has classes. Empty if it cannot
+    be built.
+
+    Args:
+        model: its config.
+    """
+    values = {value for _, _, key, value in numbers(model) if key in NUMBERS[:2]}
+    for device in ("meta", "cpu") if values else ():  # some backbones compute with values when they are built
+        settings = copy.deepcopy(model)
+        for value in sorted(values, reverse=True):
+            set_number(settings, value, value + 1)
+        try:
+            with torch.random.fork_rng(), torch.device(device):
+                twin = MODELS.build(settings)
+            return {name: value.shape for name, value in twin.state_dict().items()}
+        except Exception:
+            continue
+    return {}
+
+
+def require_order(loader: Mapping | None, names: object, source: str | os.PathLike) -> None:
+    """Refuse a model with the classes of the data in another order: each would count as another one.
+
+    Args:
+        loader: settings of the data loader, if there is one.
+        names: of the classes in the file of the model; None if it has none.
+
+    Raises:
+        UserError: the order differs.
+    """
+    data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
+    if not (isinstance(data, list | tuple) and isinstance(names, list | tuple)):
+        return
+    expected, got = [*map(str, data)], [*map(str, names)]
+    if expected != got and sorted(expected) == sorted(got):
+        number = next(n for n, name in enumerate(got) if name != expected[n])
+        raise UserError(
+            f"{source}: expected the classes in the order of the data, whose class {number} is "
+            f"{expected[number]}, got {got[number]}"
+        )
+
+
+def require_names(model: Mapping, names: Sequence[str]) -> None:
+    """Raise ValueError unless there are as many names as a model's config has classes."""
+    counts = {value for path, _, key, value in numbers(model) if "head" in path and key in NUMBERS[:2]}
+    if names and counts and len(names) not in counts:
+        expected = " or ".join(map(str, sorted(counts)))
+        raise ValueError(f"classes: expected the names of {expected} classes, got {len(names)}")

@@ -1,0 +1,377 @@
+"""Read a config: its file and bases, options, names at the top level."""
+
+import ast
+import copy
+import os
+import re
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mmengine.config import Config, config
+from mmengine.config.utils import MODULE2PACKAGE
+
+from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.config import json_config
+from dcnzoo.openmmlab.config.tree import RUNNER_KEYS, dicts
+from dcnzoo.openmmlab.config.type_names import use_names
+from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import few, nearest
+
+# MMDetection 2's key → its type or some keys of its dictionary, and the key of version 3
+OLD_KEYS: dict[str, tuple[type | str, str]] = {
+    "data": ("samples_per_gpu workers_per_gpu train", "train_dataloader, val_dataloader and test_dataloader"),
+    "optimizer": ("type", "optim_wrapper.optimizer"),
+    "optimizer_config": ("grad_clip type", "optim_wrapper"),
+    "lr_config": ("policy warmup", "param_scheduler"),
+    "momentum_config": ("policy", "param_scheduler"),
+    "total_epochs": (int, "train_cfg.max_epochs"),
+    "total_iters": (int, "train_cfg.max_iters"),
+    "runner": ("max_epochs max_iters", "train_cfg"),
+    "evaluation": ("interval metric save_best", "val_evaluator and train_cfg.val_interval"),
+    "checkpoint_config": ("interval max_keep_ckpts", "default_hooks.checkpoint"),
+    "log_config": ("interval hooks", "default_hooks.logger and visualizer"),
+    "fp16": ("loss_scale", "optim_wrapper.type='AmpOptimWrapper' and optim_wrapper.loss_scale"),
+    "seed": (int, "randomness.seed"),
+    "deterministic": (bool, "randomness.deterministic"),
+    "resume_from": (str, "resume=True and load_from"),
+    "auto_resume": (bool, "resume=True"),
+    "gpus": (int, "the environment variable CUDA_VISIBLE_DEVICES"),
+}
+# names of variables that look like settings → the setting
+LIKE_SETTINGS = {
+    **dict.fromkeys(("lr", "base_lr", "learning_rate"), "optim_wrapper.optimizer.lr"),
+    **dict.fromkeys(("epochs", "max_epochs", "num_epochs"), "train_cfg.max_epochs"),
+    "amp": "optim_wrapper.type='AmpOptimWrapper'",
+    "batch_size": "train_dataloader.batch_size",
+    "checkpoint": "load_from",
+    "device": "the environment variable CUDA_VISIBLE_DEVICES",
+    "num_classes": "num_classes of the model's heads",
+    "num_workers": "train_dataloader.num_workers",
+}
+# arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
+SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
+PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
+
+
+def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] | None = None) -> Config:
+    """Read a config and merge ``cfg_options``. Errors name the file and the line.
+
+    Raises:
+        UserError: the config or one of its bases cannot be read, or it has no place for an option.
+        FileNotFoundError: one of its bases does not exist.
+    """
+    try:
+        is_data = json_config.is_json_config(path)
+        cfg = json_config.read(path) if is_data else use_names(Config.fromfile(path))
+    except (UserError, FileNotFoundError):
+        raise
+    except (Exception, SystemExit) as error:
+        name, line = str(path), getattr(error, "lineno", None)
+        # mmengine executes the text without a file name; mmengine's own frames have it
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            code, filename = frame.f_code, frame.f_locals.get("filename")
+            if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
+                name = str(filename)
+            elif code.co_filename in ("", name):
+                line = number
+        where = f"{name}, line {line}" if line else name
+        text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+    for key_path, node in dicts(cfg._cfg_dict):
+        if "pipeline" in key_path:
+            node.update({key: as_tuple(node[key]) for key in SIZES & node.keys()})
+    options = {} if cfg_options is None else cfg_options
+    _check_options(options, cfg, path)
+    if old := OLD_KEYS.keys() & cfg.keys():
+        stored, read = variables(cfg.text)
+        for key in old & read | old - stored:  # variables; a dump would set them without reading them
+            cfg.pop(key)
+    _merge(cfg, options, path)
+    return cfg
+
+
+def _check_options(options: Mapping[str, object], cfg: Config, path: str | os.PathLike) -> None:
+    """Raise UserError for options that cannot have an effect."""
+    if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
+        raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
+    if empty := [key for key in options if not all(key.split("."))]:
+        raise UserError(
+            f"{path}: cfg_options: expected names between the dots, got {few([*map(repr, empty)])}"
+        )
+    mistakes = []
+    if "launcher" in options:  # RunOptions replaces it
+        mistakes.append(f"launcher: expected launcher={options['launcher']} as an option of its own")
+    for first, second in combinations(options, 2):
+        if first.startswith(f"{second}."):
+            mistakes.append(f"{first}: expected after {second}, which replaces it, got before")
+        elif second.startswith(f"{first}.") and not isinstance(options[first], Mapping):
+            mistakes.append(f"{second}: expected settings as {first}, got {options[first]!r}")
+    if mistakes := [f"{path}: cfg_options: {text}" for text in (*mistakes, *_variables_among(options, cfg))]:
+        raise UserError(*mistakes)
+
+
+def _merge(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) -> None:
+    """Change the settings that the options name. Errors name the config's path."""
+    impossible = next(filter(None, (_without_place(key, cfg) for key in options)), "")
+    try:
+        cfg.merge_from_dict(dict(options))
+    except AttributeError as error:  # of mmengine, which merges elements of lists like dictionaries
+        text = f"expected whole lists of numbers or texts, got one element among {few([*options])}"
+        raise UserError(f"{path}: cfg_options: {impossible or text}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: cfg_options: {impossible or one_line(error)}") from error
+
+
+def _without_place(key: str, cfg: Config) -> str:
+    """Return why the config has no place for an option, or an empty text."""
+    node: object = cfg._cfg_dict
+    parts = key.split(".")
+    for number, part in enumerate(parts):
+        where = ".".join(parts[:number])
+        if isinstance(node, list | tuple):
+            if not (part.isdecimal() and int(part) < len(node)):
+                return f"{key}: expected an index of {where} from 0 to {len(node) - 1}, got {part}"
+            node = node[int(part)]
+        elif not isinstance(node, Mapping):
+            return f"{key}: expected settings as {where}, got {node!r}"
+        elif part in node:
+            node = node[part]
+        else:
+            return ""
+    return ""
+
+
+def _variables_among(options: Mapping[str, object], cfg: Config) -> Iterator[str]:
+    """Yield an error for each option that changes a variable: the settings have already copied its value."""
+    names = {key.split(".")[0] for key in options} - RUNNER_KEYS
+    for name in sorted(names):
+        paths: list[str] = []
+        if name in cfg:
+            changed = Config({name: copy.deepcopy(cfg[name])})
+            changed.merge_from_dict({key: options[key] for key in options if key.split(".")[0] == name})
+            paths = [*read_again(cfg, changed.to_dict())]
+        elif name in PIPELINES:  # a variable of the config from which this one was written
+            settings = runner_settings(cfg)
+            paths = [path for path, key, _ in settings if key == "pipeline" and name.endswith(key)]
+        if paths:
+            yield f"{name}: expected {few(paths)}, got a variable, whose value was copied before"
+
+
+def as_tuple(value: object) -> object:
+    """Return a list of numbers as a tuple, also inside a list."""
+    if not isinstance(value, list):
+        return value
+    return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(as_tuple, value)]
+
+
+@cache
+def published_folders() -> list[Path]:
+    """Return the folders of the configs that OpenMMLab's packages and dcnzoo install."""
+    folders = [mim_folder(package) for package in MODULE2PACKAGE]
+    return [Path(os.path.realpath(folder / "configs")) for folder in folders if folder]
+
+
+@cache
+def is_published(outer: str, key: str) -> bool:
+    """Whether a published config of an installed package has a key in a dictionary with a name."""
+    for file in (file for folder in published_folders() for file in folder.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if key in text and key in _keys_in(ast.parse(text), outer):
+            return True
+    return False
+
+
+def _keys_in(tree: ast.AST, outer: str) -> Iterator[str]:
+    """Yield the keys of the dictionaries that a name or key is set to, and of those inside."""
+    for node in ast.walk(tree):
+        for name, value in _items(node):
+            if name == outer:
+                yield from (key for inner in ast.walk(value) for key, _ in _items(inner))
+
+
+def _items(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    if isinstance(node, ast.Call):
+        yield from ((str(each.arg), each.value) for each in node.keywords)
+    elif isinstance(node, ast.Dict):
+        yield from ((str(getattr(k, "value", "")), v) for k, v in zip(node.keys, node.values, strict=True))
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        yield node.targets[0].id, node.value
+
+
+@dataclass(frozen=True)
+class File:
+    """The names at the top level that the lines of one file of a config set, and those that they read."""
+
+    path: str
+    stored: set[str]
+    read: set[str]
+
+    @property
+    def is_published(self) -> bool:
+        return any(Path(os.path.realpath(self.path)).is_relative_to(folder) for folder in published_folders())
+
+
+def files(text: str) -> Iterator[File]:
+    """Yield the files of a config: its bases come first.
+
+    Args:
+        text: ``Config.text``, in which a line with its path precedes the text of each file.
+    """
+    parts = re.split(r"(?m)^(/.*\.(?:py|json|ya?ml))$", f"{'' if text.startswith('/') else '/.py'}\n{text}")
+    texts: list[tuple[str, str]] = []
+    for path, part in zip(parts[1::2], parts[2::2], strict=True):
+        if texts and not os.path.isfile(path):  # a line of a text in the config
+            texts[-1] = (texts[-1][0], f"{texts[-1][1]}{path}{part}")
+        else:
+            texts.append((path, part))
+    for path, part in texts:
+        stored, read = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}, set()
+        if path.endswith(".py"):
+            nodes = [*ast.walk(ast.parse(re.sub(r"\{\{[^{}]*\}\}", "0", part)))]
+            used = [node for node in nodes if isinstance(node, ast.Name)]
+            read = {name.id for name in used if isinstance(name.ctx, ast.Load)}
+            stored = {name.id for name in used if isinstance(name.ctx, ast.Store)}
+        yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)})
+
+
+def variables(text: str) -> tuple[set[str], set[str]]:
+    """Return the names that the lines of a config and of its bases set, and those that they read.
+
+    The names that configs of an installed package set are left out.
+    """
+    parts = [*files(text)]
+    stored = (part.stored for part in parts if not part.is_published)
+    return {*chain.from_iterable(stored)}, {*chain.from_iterable(part.read for part in parts)}
+
+
+class _Assign(ast.NodeTransformer):
+    """Replaces the values that a file assigns to names."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.values = values
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        target = node.targets[0]
+        if len(node.targets) == 1 and isinstance(target, ast.Name) and target.id in self.values:
+            node.value = ast.parse(repr(self.values[target.id]), mode="eval").body
+        return ast.fix_missing_locations(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        return node
+
+
+@contextmanager
+def assigning(values: Mapping[str, object]) -> Iterator[None]:
+    """Context in which every file of a config assigns these values to these names."""
+
+    def parse(*args: Any, **kwargs: Any) -> ast.AST:
+        return _Assign(values).visit(ast.parse(*args, **kwargs))
+
+    with Changes() as changes:
+        changes.set(config, "ast", SimpleNamespace(**{**vars(ast), "parse": parse}))
+        yield
+
+
+def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
+    """Yield the path of each setting that these values of variables change."""
+    before = use_names(Config.fromfile(cfg.filename, import_custom_modules=False))
+    with assigning(values):
+        after = use_names(Config.fromfile(cfg.filename, import_custom_modules=False))
+    for key in RUNNER_KEYS & before.keys() & after.keys():
+        yield from _differences(before[key], after[key], key)
+
+
+def _differences(old: object, new: object, path: str) -> Iterator[str]:
+    pairs: dict[object, tuple[object, object]] = {}
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
+        pairs = {key: (old[key], new[key]) for key in old}
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _is_nested(old):
+        pairs = dict(enumerate(zip(old, new, strict=True)))
+    elif old != new:
+        yield path
+    for key, pair in pairs.items():
+        yield from _differences(*pair, f"{path}.{key}")
+
+
+def _is_nested(value: Iterable[object]) -> bool:
+    return any(isinstance(each, Mapping | list) for each in value)
+
+
+def variables_without_effect(cfg: Config) -> Iterator[Finding]:
+    """Yield the settings that have copied a variable of a base before a config has set it again.
+
+    It is a warning if the file that sets the variable reads it too: it may be meant for these lines only.
+    """
+    parts = [*files(cfg.text)]
+    own = [part for part in parts if not part.is_published]
+    names = {name for part in own for name in part.stored & cfg.keys()} - RUNNER_KEYS
+    if "read_base" not in cfg.text:
+        names = {name for name in names if sum(name in part.stored for part in parts) > 1}
+    settings = cfg.to_dict()
+    for name in sorted(name for name in names if _is_literal(settings[name])):
+        last = next(part for part in reversed(own) if name in part.stored)
+        changed: dict[str, list[str]] = {}
+        with suppress(Exception):  # of a base that computes with a value of another type
+            for path in read_again(cfg, {name: settings[name]}):
+                changed.setdefault(path.partition(".")[0], []).append(path)
+        for paths in changed.values():
+            text = f"expected the value of {name}, which the base has copied before this config sets it"
+            yield Finding(paths[0], f"{text}; set {few(paths)}", stops=name not in last.read)
+
+
+def _is_literal(value: object) -> bool:
+    try:
+        return ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError, TypeError, RecursionError):
+        return False
+
+
+def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
+    """Return path, key and value of all settings in the parts of a config that the runner uses."""
+    parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
+    return [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
+
+
+def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield keys of MMDetection 2, and keys that are neither the runner's nor variables that are used."""
+    stored, read = variables(cfg.text)
+    settings = runner_settings(cfg)
+    values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
+    copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
+    for key in sorted({*cfg} - RUNNER_KEYS - read):
+        new = key in options and key not in stored
+        if cfg.text and key not in stored and not new:
+            continue  # of a published base, or of one in MMEngine's new style
+        if _is_old(key, cfg[key]) or (new and key in OLD_KEYS):
+            instead = OLD_KEYS[key][1]
+            # a dump has variables too, which its lines do not read
+            if cfg[key] not in [*copies, *(value for path, _, value in settings if path == instead)]:
+                yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
+        elif key in LIKE_SETTINGS and not new:
+            name = LIKE_SETTINGS[key].rpartition(".")[2].partition(" ")[0]
+            if not any(other == name and value == cfg[key] for _, other, value in settings):
+                text = f"expected {LIKE_SETTINGS[key]}, got a variable that nothing reads"
+                yield Finding(key, text, stops=False)
+        elif new or (key not in PIPELINES and nearest(key, RUNNER_KEYS, 0.8) and cfg[key] not in copies):
+            expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
+            text = f"expected {expected}, or a variable that is used, got an unknown key"
+            yield Finding(key, text, "key", stops=False)
+        elif key in options:
+            yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
+
+
+def _is_old(key: str, value: object) -> bool:
+    """Whether a top-level key has the name and the shape of one of MMDetection 2."""
+    shape = OLD_KEYS[key][0] if key in OLD_KEYS else ""
+    if isinstance(shape, type):
+        return type(value) is shape
+    return isinstance(value, Mapping) and not value.keys().isdisjoint(shape.split())

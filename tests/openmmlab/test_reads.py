@@ -1,0 +1,164 @@
+"""Parts of a training are rehearsed, and the reads of its model's settings are watched."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.reads import unread
+from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.rehearse import rehearse
+from dcnzoo.openmmlab.runs.separate_run import separate_run
+
+from ..commands import error_of, run
+from ..demo import PLAIN
+
+SMALL = nn.Linear(1, 1)
+
+
+def findings(folder, text, base=PLAIN):
+    (folder / "mine.py").write_text(f"_base_ = {base!r}\n{text}\n")
+    problems = unread(read_config_file(folder / "mine.py"), SMALL)
+    return {problem.subject: problem.stops for problem in problems}
+
+
+def test_published_settings_that_nobody_reads(tmp_path):
+    """``debug`` and ``pos_weight`` are in each published config of this family."""
+    assert findings(tmp_path, "") == {}
+    Config.fromfile(PLAIN).dump(tmp_path / "dump.py")
+    assert unread(read_config_file(tmp_path / "dump.py"), SMALL) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train_cfg=dict(rpn=dict(samplr=dict(num=3)))", {"model.train_cfg.rpn.samplr": False}),
+        ("test_cfg=dict(score_thr=0.3)", {"model.test_cfg.score_thr": False}),  # of one stage
+        ("test_cfg=dict(rcnn=dict(max_per_imgs=3))", {"model.test_cfg.rcnn.max_per_imgs": False}),
+        ("test_cfg=dict(rpn=dict(nms=dict(class_agnostic=True)))", {}),
+        ("test_cfg=dict(rcnn=dict(score_thr=0.99))", {}),  # thresholds are lowered
+        ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
+    ],
+)
+def test_settings_beside_those_that_are_read(tmp_path, text, expected):
+    assert findings(tmp_path, f"model = dict({text})") == expected
+
+
+def test_a_misspelt_setting_in_place_of_one_that_is_read():
+    """The code has asked for the right name, which the config does not have."""
+    cfg = read_config_file(PLAIN)
+    cfg.model.test_cfg.rpn.min_bbox_sizes = cfg.model.test_cfg.rpn.pop("min_bbox_size")
+    (finding,) = unread(cfg, SMALL)
+    assert finding.subject == "model.test_cfg.rpn.min_bbox_sizes" and finding.stops
+    cfg = read_config_file(PLAIN)
+    cfg.model.train_cfg.rcnn.mask_sizes = cfg.model.train_cfg.rcnn.pop("mask_size")
+    # it is required: the run has failed, and nothing was watched
+    assert [(problem.subject, problem.stops) for problem in unread(cfg, SMALL)] == [("model", False)]
+
+
+def test_a_users_own_reads(tmp_path, package):
+    """By ``get``, ``in``, ``**``, a copy; a setting that nobody reads is a warning."""
+    text = """import copy
+from mmdet.models import FCNMaskHead
+from mmdet.registry import MODELS
+
+@MODELS.register_module(force=True)
+class ReadingHead(FCNMaskHead):
+    def __init__(self, own, **kwargs):
+        super().__init__(**kwargs)
+        dict(**own.all)
+        copy.deepcopy(own).a
+        "b" in own.copy()
+        own.get("c")
+        own.pop("d", None)
+"""
+    __import__(package("reading_head", text))
+    cfg = read_config_file(PLAIN)
+    own = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "all": {"x": 1, "y": 2}}
+    cfg.model.roi_head.mask_head.update(type="ReadingHead", own=own)
+    assert [str(each.subject) for each in unread(cfg, SMALL)] == ["model.roi_head.mask_head.own.e"]
+
+
+def test_nothing_changes_for_the_training(tmp_path):
+    """Random generators, message hub, scope and the runner are as before."""
+    recipe = Recipe(read_config_file(PLAIN)).with_options(TrainOptions(work_dir=tmp_path, seed=1))
+    with separate_run():
+        runner = build_runner(recipe.cfg)
+        hub, scope = MessageHub.get_current_instance(), DefaultScope.get_current_instance()
+        before = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
+        weights = {name: value.clone() for name, value in runner.model.state_dict().items()}
+        parts = (runner._train_loop, runner.optim_wrapper, runner.param_schedulers, runner._val_loop)
+        assert rehearse(runner) == [] and unread(recipe.cfg, runner.model) == []
+        after = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
+        assert before == after
+        assert MessageHub.get_current_instance() is hub and DefaultScope.get_current_instance() is scope
+        now = (runner._train_loop, runner.optim_wrapper, runner.param_schedulers, runner._val_loop)
+        assert all(x is y for x, y in zip(parts, now, strict=True))
+        assert all(torch.equal(value, weights[name]) for name, value in runner.model.state_dict().items())
+
+
+def test_a_large_model_is_not_built_again():
+    with torch.device("meta"):
+        large = nn.Linear(15_000, 10_000)
+    (finding,) = unread(read_config_file(PLAIN), large)
+    assert "500 MB" in finding.text and not finding.stops
+
+
+def test_a_model_that_cannot_run_alone():
+    cfg = read_config_file(PLAIN)
+    cfg.model.backbone.out_indices = (0, 1)
+    (finding,) = unread(cfg, SMALL)
+    assert finding.subject == "model" and not finding.stops
+
+
+def test_several_parts_are_named_at_once(tmp_path):
+    cfg = read_config_file(PLAIN)
+    cfg.train_dataloader.dataset.pipeline[2]["keep_rato"] = cfg.optim_wrapper.optimizer["lrr"] = 1
+    cfg.val_evaluator.classwize = True
+    with separate_run():
+        lines = rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg))
+    keys = ["train_dataloader.dataset.pipeline.2", "optim_wrapper.optimizer", "val_evaluator"]
+    assert len(lines) == 3 and all(key in line for key, line in zip(keys, lines, strict=True))
+
+
+WRAPPERS = {
+    "RepeatDataset": {"times": 2},
+    "ClassBalancedDataset": {"oversample_thr": 0.1},
+    "ConcatDataset": {"datasets": 2},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler", "ClassAwareSampler"])
+def test_data_sets_with_two_entries(tmp_path, wrapper, sampler):
+    """Wrappers and samplers that use the entries are no mistake."""
+    cfg = read_config_file(PLAIN)
+    inner, settings = cfg.train_dataloader.dataset.to_dict(), dict(WRAPPERS[wrapper])
+    data = {"datasets": [inner, inner]} if "datasets" in settings else {**settings, "dataset": inner}
+    cfg.train_dataloader.dataset = {"type": wrapper, **data}
+    cfg.train_dataloader.sampler = {"type": sampler}
+    with separate_run():
+        assert rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg)) == []
+
+
+@pytest.mark.watched
+def test_a_training_warns_of_a_setting_that_nobody_reads(tmp_path, monkeypatch):
+    config = tmp_path / "mine.py"
+    text = "model = dict(test_cfg=dict(score_thr=0.3), neck=dict(in_channelz=1))"
+    config.write_text(f"_base_ = {PLAIN!r}\n{text}\n")
+    message = error_of("train", config, "--work-dir", tmp_path / "work")
+    assert re.search(r"mine\.py: model\.neck\.in_channelz: expected in_channels", message)
+    text = text.replace(", neck=dict(in_channelz=1)", "")
+    config.write_text(f"_base_ = {PLAIN!r}\n{text}\n")
+    monkeypatch.setattr(Runner, "train", lambda self: None)
+    output = run("train", config, "--work-dir", tmp_path / "work", "--verbose")
+    assert "model.test_cfg.score_thr: no code has read it" in output
