@@ -9,7 +9,8 @@
 - ``MultiScaleDeformableAttention`` in a config and in MMDetection's DETRs is dcnzoo's class. Where another
   program imports mmcv's, it runs on dcnzoo's operator.
 - ``DCNv3`` and ``DCNv4`` are registered, with the backbones that use them, ``InternImage`` and
-  ``FlashInternImage``, and their layer-wise learning rate decay.
+  ``FlashInternImage``. ``ViTAdapter`` makes a plain vision transformer of timm a backbone. All have
+  layer-wise learning rate decay.
 - ResNet-family backbones (also of mmpose, mmpretrain and mmsegmentation), HRNet and (PA)FPN accept
   ``dcn=True``, and any module accepts ``to_deformable=dict(where=…)``
   (:mod:`dcnzoo.openmmlab.config.deformable`).
@@ -25,12 +26,10 @@ packages are not imported.
 from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 from dcnzoo.openmmlab.models.deform_attn import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
-from dcnzoo.openmmlab.models.intern_image import (
-    CustomLayerDecayOptimizerConstructor,
-    FlashInternImage,
-    InternImage,
-)
+from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
+from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
+from dcnzoo.openmmlab.models.vit_adapter import ViTAdapter
 
 __all__ = [
     "DCN",
@@ -46,4 +45,5 @@ __all__ = [
     "InternImage",
     "ModulatedDeformRoIPoolPack",
     "MultiScaleDeformableAttention",
+    "ViTAdapter",
 ]

@@ -1,0 +1,510 @@
+"""ViT-Adapter: maps of strides 4 to 32 from a plain vision transformer (Chen et al., ICLR 2023).
+
+A convolutional stem, the spatial prior, makes maps of strides 4 to 32. Their tokens and those of the ViT
+exchange values by multi-scale deformable attention: injectors add the maps to the ViT's tokens before each of
+four stages of blocks, extractors add the tokens to the maps after it. The adapter of DINOv3 (Siméoni et al.
+2025) is the same network without injectors, around a frozen ViT. Names of parameters are those of the
+official releases for the adapter, and timm's for the ViT.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from dcnzoo.backbones.intern_image import DropPath
+from dcnzoo.backbones.windows import WindowAttention
+from dcnzoo.layers import MultiScaleDeformableAttention
+from dcnzoo.layers.tracing import Refuses
+
+PATCH = 16
+STAGES = 4
+# the ViT's, which do not train if it is frozen
+_VIT = ("patch_embed", "pos_embed", "pos_drop", "norm_pre", "rope", "blocks", "norm")
+_PREFIX = ("cls_token", "dist_token", "reg_token")
+# official names of parameters -> timm's: layer scale of ViTs, and Uni-Perceiver's
+_RENAMED = {
+    r"\.gamma_?([12])$": r".ls\1.gamma",
+    r"^visual_embed\.patch_embed\.proj\.": "patch_embed.proj.",
+    r"^visual_embed\.embeddings_norm\.": "norm_pre.",
+    r"^layers\.(\d+)\.self_attn\.in_proj\.": r"blocks.\1.attn.qkv.",
+    r"^layers\.(\d+)\.self_attn\.out_proj\.": r"blocks.\1.attn.proj.",
+    r"^layers\.(\d+)\.linear([12])\.": r"blocks.\1.mlp.fc\2.",
+    r"^layers\.": "blocks.",
+}
+
+
+class Points(NamedTuple):
+    """The arguments of deformable attention from the tokens of some maps to those of others."""
+
+    reference: Tensor  # [1, Q, 1, 2], (x, y)
+    shapes: Tensor  # [L, 2], (height, width)
+
+
+def _points(queries: Sequence[tuple[int, int]], values: Sequence[tuple[int, int]], like: Tensor) -> Points:
+    references = []
+    for height, width in queries:
+        # float32 also in bfloat16, which has no value between 0.996 and 1
+        y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        references.append(torch.stack([columns, rows], -1).flatten(0, 1))
+    return Points(torch.cat(references)[None, :, None], torch.tensor(values, device=like.device))
+
+
+def _maps(tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:  # [N, S, C] -> [N, C, H, W] each
+    parts = tokens.split([height * width for height, width in sizes], 1)
+    # torch's batch norm on a CPU has wrong gradients for one image with the strides of a sequence
+    return [
+        part.transpose(1, 2).unflatten(2, size).contiguous() for part, size in zip(parts, sizes, strict=True)
+    ]
+
+
+def _tokens(maps: Sequence[Tensor]) -> Tensor:
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
+
+
+class SpatialPrior(nn.Module):
+    """Convolutions that return maps of strides 4, 8, 16 and 32; without ``first``, those from 8 on."""
+
+    def __init__(self, inner: int, channels: int, first: bool) -> None:
+        super().__init__()
+        stem = [*self._layers(3, inner, 2), *self._layers(inner, inner, 1), *self._layers(inner, inner, 1)]
+        self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1))
+        self.conv2 = nn.Sequential(*self._layers(inner, 2 * inner, 2))
+        self.conv3 = nn.Sequential(*self._layers(2 * inner, 4 * inner, 2))
+        self.conv4 = nn.Sequential(*self._layers(4 * inner, 4 * inner, 2))
+        self.fc1 = nn.Conv2d(inner, channels, 1) if first else None
+        self.fc2 = nn.Conv2d(2 * inner, channels, 1)
+        self.fc3 = nn.Conv2d(4 * inner, channels, 1)
+        self.fc4 = nn.Conv2d(4 * inner, channels, 1)
+
+    @staticmethod
+    def _layers(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        c1 = self.stem(x)
+        c2 = self.conv2(c1)
+        c3 = self.conv3(c2)
+        rest = [self.fc2(c2), self.fc3(c3), self.fc4(self.conv4(c3))]
+        return None if self.fc1 is None else self.fc1(c1), rest
+
+
+class _Depthwise(nn.Module):  # has the official name of its convolution, ffn.dwconv.dwconv
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        return _tokens([self.dwconv(level) for level in _maps(x, sizes)])
+
+
+class ConvFFN(nn.Module):
+    """A linear layer, a depthwise convolution of each map, GELU, a linear layer."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.dwconv = _Depthwise(hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        return self.fc2(F.gelu(self.dwconv(self.fc1(x), sizes)))
+
+
+class _Attends(nn.Module):
+    def __init__(self, channels: int, levels: int, heads: int, points: int, ratio: float, eps: float) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(channels, eps=eps)
+        self.feat_norm = nn.LayerNorm(channels, eps=eps)
+        self.attn = MultiScaleDeformableAttention(channels, heads, levels, points, ratio)
+
+    def _attend(self, query: Tensor, value: Tensor, points: Points) -> Tensor:
+        return self.attn(self.query_norm(query), points.reference, self.feat_norm(value), points.shapes)
+
+
+class Injector(_Attends):
+    """Adds the maps to the ViT's tokens, times a learnt factor per channel that starts at ``init_value``."""
+
+    def __init__(self, channels: int, init_value: float, **attention: Any) -> None:
+        super().__init__(channels, levels=3, **attention)
+        self.gamma = nn.Parameter(torch.full((channels,), init_value))
+
+    def forward(self, query: Tensor, value: Tensor, points: Points) -> Tensor:
+        return query + self.gamma * self._attend(query, value, points)
+
+
+class Extractor(_Attends):
+    """Adds the ViT's tokens to the maps, then a :class:`ConvFFN`."""
+
+    def __init__(self, channels: int, hidden: int, drop_path: float, **attention: Any) -> None:
+        super().__init__(channels, levels=1, **attention)
+        self.ffn = ConvFFN(channels, hidden)
+        self.ffn_norm = nn.LayerNorm(channels, eps=attention["eps"])
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, query: Tensor, value: Tensor, points: Points, sizes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        query = query + self._attend(query, value, points)
+        return query + self.drop_path(self.ffn(self.ffn_norm(query), sizes))
+
+
+class Interaction(nn.Module):
+    """The injector and the extractors of one stage."""
+
+    def __init__(self, injector: Injector | None, extractors: Sequence[Extractor]) -> None:
+        super().__init__()
+        self.injector = injector
+        self.extractor, *extra = extractors
+        self.extra_extractors = nn.ModuleList(extra) if extra else None
+
+
+class ViTAdapter(Refuses, nn.Module):
+    """ViT-Adapter around a vision transformer of timm.
+
+    The parts of the ViT are taken over (``patch_embed``, ``pos_embed``, ``blocks``). Patches of another size
+    are resized to 16 × 16. Pictures are padded with zeros to multiples of 32, and the maps are cropped to
+    ``ceil(size / stride)``, as those of a ResNet.
+
+    Args:
+        vit: a model of timm: ``vit_*``, ``deit_*``, ``beit*``, also DINOv2 and DINOv3; its name, or a dict of
+            the name (``model_name``) and other arguments of ``timm.create_model``. The authors' ViTs have
+            ``init_values=1.0`` (layer scale), except for MAE.
+        pretrained: load the ViT's weights: True, timm's; or a file that timm can read for this model.
+        drop_path_rate: of stochastic depth, in the ViT (if it is not a module) and the extractors.
+        conv_inplane: channels of the stem.
+        n_points, deform_num_heads, deform_ratio: points, heads, ratio of channels of the deformable attention.
+        cffn_ratio: hidden channels of the extractors' FFN, as a ratio.
+        init_values: initial factor of the injectors.
+        injectors: False: the maps do not change the ViT's tokens, as in the adapter of DINOv3.
+        use_extra_extractor: two more extractors after the last stage.
+        stage_maps: add the tokens of each stage to the map of its own, not the last ones to all maps.
+        final_norm: apply the ViT's last norm to the tokens that leave the ViT.
+        prefix_tokens: keep class and register tokens in the blocks. The authors' ViTs have none.
+        window: size of the windows, or a size or None (global attention) per block.
+        pad_input: see :class:`dcnzoo.backbones.windows.WindowAttention`; True for BEiT and Uni-Perceiver.
+        patch_bias: add a bias to the patches of a ViT that has none, for Uni-Perceiver.
+        norm_eps: of the adapter's layer norms; another than 1e-6 is also set in the ViT's.
+        frozen: the ViT has no gradients and stays in evaluation mode. Without injectors, its activations are
+            not stored either.
+        with_cp: recompute activations in the backward pass: less memory, more time.
+        out_indices: the maps that are returned: 0 to 3 have the strides 4 to 32.
+
+    Returns:
+        a tuple of maps ``(N, C, ceil(H / stride), ceil(W / stride))``
+
+    Raises:
+        ValueError: an argument is invalid, or arguments contradict each other.
+        RuntimeError: the shape of the picture is invalid.
+        ModuleNotFoundError: ``vit`` is a name, and timm is not installed.
+    """
+
+    def __init__(
+        self,
+        vit: str | Mapping[str, Any] | nn.Module,
+        *,
+        pretrained: bool | str = False,
+        drop_path_rate: float = 0.0,
+        conv_inplane: int = 64,
+        n_points: int = 4,
+        deform_num_heads: int = 6,
+        deform_ratio: float = 1.0,
+        cffn_ratio: float = 0.25,
+        init_values: float = 0.0,
+        injectors: bool = True,
+        use_extra_extractor: bool = True,
+        stage_maps: bool = False,
+        final_norm: bool = False,
+        prefix_tokens: bool = False,
+        window: int | Sequence[int | None] | None = None,
+        pad_input: bool = False,
+        patch_bias: bool = False,
+        norm_eps: float = 1e-6,
+        frozen: bool = False,
+        with_cp: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        super().__init__()
+        if not out_indices or not set(out_indices) <= set(range(STAGES)):
+            self._refuse("out_indices", "numbers from 0 to 3", tuple(out_indices))
+        self.vit_options: dict[str, Any] | None = None
+        if not isinstance(vit, nn.Module):
+            self.vit_options = {"model_name": vit} if isinstance(vit, str) else dict(vit)
+            vit = _create(**{"drop_path_rate": drop_path_rate, **self.vit_options})
+        self._take_over(vit, final_norm, prefix_tokens, patch_bias)
+        self.windows = self._windows(window)
+        self.pad_input = pad_input
+        _fit(vit, self.windows, pad_input)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm) and norm_eps != 1e-6:
+                module.eps = norm_eps
+        channels, depth = self.embed_dim, len(self.blocks)
+        self.bounds = [depth * i // STAGES for i in range(STAGES + 1)]
+        self.out_indices = tuple(sorted(set(out_indices)))
+        self.stage_maps = stage_maps
+        self.frozen = frozen
+        self.with_cp = with_cp
+        self._detached = frozen and not injectors  # no gradient passes through the ViT
+
+        first = 0 in self.out_indices
+        attention = dict(heads=deform_num_heads, points=n_points, ratio=deform_ratio, eps=norm_eps)
+        self.level_embed = nn.Parameter(torch.zeros(3, channels))
+        self.spm = SpatialPrior(conv_inplane, channels, first)
+        hidden, stages = int(channels * cffn_ratio), []
+        for i in range(STAGES):
+            number = 3 if use_extra_extractor and i == STAGES - 1 else 1
+            extractors = [Extractor(channels, hidden, drop_path_rate, **attention) for _ in range(number)]
+            stages.append(
+                Interaction(Injector(channels, init_values, **attention) if injectors else None, extractors)
+            )
+        self.interactions = nn.ModuleList(stages)
+        self.up = nn.ConvTranspose2d(channels, channels, 2, 2) if first else None
+        for i in self.out_indices:
+            self.add_module(f"norm{i + 1}", nn.BatchNorm2d(channels))
+        self._reset_parameters()
+        if pretrained:
+            self.load_pretrained(pretrained)
+        self._freeze()
+
+    def _take_over(self, vit: Any, final_norm: bool, prefix_tokens: bool, patch_bias: bool) -> None:
+        projection = getattr(getattr(vit, "patch_embed", None), "proj", None)
+        if not isinstance(projection, nn.Conv2d) or not hasattr(vit, "blocks"):
+            self._refuse("vit", "a vision transformer of timm", type(vit).__name__)
+        if getattr(vit, "rel_pos_bias", None) is not None:
+            self._refuse("vit", "relative positions of each block", "relative positions that blocks share")
+        if patch_bias and projection.bias is None:
+            projection.bias = nn.Parameter(torch.zeros(projection.out_channels))
+        self.embed_dim = vit.embed_dim
+        self.in_chans = projection.in_channels
+        self.patch_embed = vit.patch_embed
+        self.grid_size = vit.patch_embed.grid_size  # of pos_embed
+        self.pos_embed = vit.pos_embed
+        self.pos_drop = vit.pos_drop
+        self.norm_pre = getattr(vit, "norm_pre", nn.Identity())
+        self.rope = getattr(vit, "rope", None)
+        self.rope_mixed = getattr(vit, "rope_mixed", False)
+        if self.rope is not None and not vit.dynamic_img_size:
+            self._refuse("vit", "dynamic_img_size=True with rotary positions", False)
+        self.blocks = vit.blocks
+        # rows of pos_embed before those of the patches
+        self.prefix_rows = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
+        self.prefix = vit.num_prefix_tokens if prefix_tokens else 0
+        if prefix_tokens:
+            for name in _PREFIX:
+                self.register_parameter(name, getattr(vit, name, None))
+        for block in self.blocks:
+            if hasattr(block.attn, "num_prefix_tokens"):  # that rotary positions leave out
+                block.attn.num_prefix_tokens = self.prefix
+        self.norm = None
+        if final_norm:
+            self.norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+
+    def _windows(self, window: int | Sequence[int | None] | None) -> list[int | None]:
+        depth = len(self.blocks)
+        sizes = [window] * depth if isinstance(window, int | None) else list(window)
+        if len(sizes) != depth:
+            self._refuse("window", f"a size or None for each of {depth} blocks", sizes)
+        if any(sizes) and self.rope is not None:
+            self._refuse("window", "None for a ViT with rotary positions", window)
+        if any(sizes) and self.prefix:
+            self._refuse("window", "None with prefix_tokens", window)
+        relative = [getattr(block.attn, "relative_position_bias_table", None) for block in self.blocks]
+        if any(table is not None and not size for table, size in zip(relative, sizes, strict=True)):
+            self._refuse("window", "a size for each block of a ViT with relative positions", sizes)
+        return sizes
+
+    def _reset_parameters(self) -> None:
+        nn.init.normal_(self.level_embed)
+        for module in [m for part in (self.spm, self.interactions, self.up) if part for m in part.modules()]:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.interactions.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.reset_parameters()
+
+    def load_pretrained(self, source: bool | str = True) -> None:
+        """Load weights of the ViT: True: timm's; or a file in a format that timm reads for this ViT.
+
+        Raises:
+            ValueError: the ViT was given as a module, or it has parameters that the weights lack.
+        """
+        if self.vit_options is None:
+            self._refuse("pretrained", "False with a module, which has its weights", repr(source))
+        # those of most ViTs have no layer scale; timm refuses weights that lack a parameter
+        options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
+        if source is not True:
+            options["pretrained_cfg_overlay"] = dict(file=source, num_classes=0)
+        vit = _create(pretrained=True, **options)
+        _fit(vit, self.windows, self.pad_input)
+        missing, _ = self.load_state_dict(vit.state_dict(), strict=False)
+        absent = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
+        absent = [name for name in absent if not re.search(r"\.ls[12]\.gamma$", name)]
+        if absent:
+            self._refuse("pretrained", f"weights with {', '.join(absent)}", repr(source))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept the names and forms of the official checkpoints."""
+        has_layer_scale = hasattr(self.blocks[0], "ls1")
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key.removeprefix(prefix)
+            for old, new in _RENAMED.items():
+                if has_layer_scale:
+                    name = re.sub(old, new, name)
+            value = state_dict.pop(key)
+            if name.endswith("relative_position_bias_table"):
+                rows = self.get_parameter(name).shape[0]
+                # the authors' tables have no rows for the class token
+                value = (
+                    torch.cat([value, value.new_zeros(3, value.shape[1])])
+                    if len(value) == rows - 3
+                    else value
+                )
+            state_dict[prefix + name] = value
+        positions = f"{prefix}visual_embed.patch_embed."
+        if f"{positions}spatial_pos_embed.weight" in state_dict:  # Uni-Perceiver's, which also reads videos
+            table = state_dict.pop(f"{positions}spatial_pos_embed.weight")
+            times = state_dict.pop(f"{positions}temporal_pos_embed.weight")
+            state_dict[f"{prefix}pos_embed"] = (table + times[0])[None]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _freeze(self) -> None:
+        if not self.frozen:
+            return
+        for name in (*_VIT, *_PREFIX):
+            part = getattr(self, name, None)
+            if part is not None:
+                part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def train(self, mode: bool = True) -> "ViTAdapter":
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False, **kwargs)
+        return module(*args, **kwargs)
+
+    def _vit(self) -> Any:
+        """The context in which the ViT runs."""
+        # not while gradients are off anyway: torch.export would record the change
+        return torch.no_grad() if self._detached and torch.is_grad_enabled() else nullcontext()
+
+    def _embed(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # [N, prefix + H · W, C]
+        x = self.patch_embed.norm(self.patch_embed.proj(x).flatten(2).transpose(1, 2))
+        if self.pos_embed is not None:
+            table = self.pos_embed[:, self.prefix_rows :].transpose(1, 2).unflatten(2, self.grid_size)
+            # without antialiasing, as the authors do; timm has it
+            table = F.interpolate(table, size=size, mode="bicubic", align_corners=False)
+            x = x + table.flatten(2).transpose(1, 2)
+        if self.prefix:
+            tokens = torch.cat([t for name in _PREFIX if (t := getattr(self, name)) is not None], 1)
+            if self.pos_embed is not None and self.prefix_rows:
+                tokens = tokens + self.pos_embed[:, : self.prefix_rows]
+            x = torch.cat([tokens.expand(len(x), -1, -1), x], 1)
+        return self.norm_pre(self.pos_drop(x))
+
+    def _blocks(self, x: Tensor, stage: int, size: tuple[int, int], rope: Tensor | None) -> Tensor:
+        for i in range(self.bounds[stage], self.bounds[stage + 1]):
+            block = self.blocks[i]
+            if self.windows[i] is not None:
+                x = self._call(block, x.unflatten(1, size)).flatten(1, 2)
+            elif rope is not None:
+                x = self._call(block, x, rope=rope[i] if self.rope_mixed else rope)
+            else:
+                x = self._call(block, x)
+        return x
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            self._refuse("x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
+        height, width = x.shape[-2:]
+        rows, columns = (height + 31) // 32, (width + 31) // 32
+        x = F.pad(x, (0, 32 * columns - width, 0, 32 * rows - height))
+        sizes = [(scale * rows, scale * columns) for scale in (4, 2, 1)]
+        size = sizes[1]
+        to_vit, to_maps = _points([size], sizes, x), _points(sizes, [size], x)
+
+        c1, rest = self.spm(x)
+        c = _tokens(rest)
+        c = c + torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level_embed, sizes, strict=True)])
+        with self._vit():
+            x = self._embed(x, size)
+            rope = None if self.rope is None else self.rope.get_embed(shape=size)
+        seen = []
+        for i, stage in enumerate(self.interactions):
+            if stage.injector is not None:
+                patches = self._call(stage.injector, x[:, self.prefix :], c, to_vit)
+                x = torch.cat([x[:, : self.prefix], patches], 1) if self.prefix else patches
+            with self._vit():
+                x = self._blocks(x, i, size, rope)
+                patches = (x if self.norm is None else self.norm(x))[:, self.prefix :]
+            seen.append(patches)
+            for extractor in (stage.extractor, *(stage.extra_extractors or ())):
+                c = self._call(extractor, c, patches, to_maps, sizes)
+        return self._outputs(c1, _maps(c, sizes), seen, sizes, (height, width))
+
+    def _outputs(
+        self,
+        c1: Tensor | None,
+        rest: list[Tensor],
+        seen: list[Tensor],
+        sizes: list[tuple[int, int]],
+        image: tuple[int, int],
+    ) -> tuple[Tensor, ...]:
+        if c1 is not None:
+            c1 = self.up(rest[0]) + c1
+        outputs = []
+        for i in self.out_indices:
+            level = c1 if i == 0 else rest[i - 1]
+            (tokens,) = _maps(seen[i if self.stage_maps else -1], sizes[1:2])
+            if i != 2:
+                tokens = F.interpolate(tokens, size=level.shape[-2:], mode="bilinear", align_corners=False)
+            level = getattr(self, f"norm{i + 1}")(level + tokens)
+            stride = 4 * 2**i
+            outputs.append(
+                level[..., : (image[0] + stride - 1) // stride, : (image[1] + stride - 1) // stride]
+            )
+        return tuple(outputs)
+
+
+def _create(**options: Any) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        message = (
+            "ViTAdapter: vit: expected a module where timm is not installed, got a name; pip install timm"
+        )
+        raise ModuleNotFoundError(message, name="timm") from None
+    return timm.create_model(num_classes=0, **options)
+
+
+def _fit(vit: Any, windows: Sequence[int | None], pad_input: bool) -> None:
+    """Resize the patches to 16 × 16, as the authors do before they train DINOv2, and add windows."""
+    projection = vit.patch_embed.proj
+    if projection.kernel_size != (PATCH, PATCH):
+        weight = F.interpolate(projection.weight.detach(), (PATCH, PATCH), mode="bilinear")
+        projection.weight = nn.Parameter(weight)
+        projection.kernel_size = projection.stride = (PATCH, PATCH)
+    for block, size in zip(vit.blocks, windows, strict=True):
+        if size is not None:
+            block.attn = WindowAttention(block.attn, size, pad_input)

@@ -1,0 +1,278 @@
+"""``nox -s vit_adapter``: the backbone beside the authors' code and Meta's adapter, which run from two paths.
+
+Their code runs unedited on dcnzoo's operator; modules of OpenMMLab's first version are replaced by names.
+"""
+
+import copy
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from mmengine.model import revert_sync_batchnorm
+from torch import nn
+
+from dcnzoo.backbones.vit_adapter import ViTAdapter
+from dcnzoo.compat import provide
+
+provide("MultiScaleDeformableAttention")  # also what torchvision lacks, before timm is imported
+AUTHORS, META = (os.environ.get(name, "") for name in ("VIT_ADAPTER", "DINOV3"))
+pytestmark = pytest.mark.skipif(not AUTHORS, reason="VIT_ADAPTER is not the path of czczup/ViT-Adapter")
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+W12 = [14, 14, None] * 4
+W24 = [14, 14, None] * 8
+
+# name -> (class, its arguments, ours)
+CASES = {
+    "deit-t": (
+        "ViTAdapter",
+        dict(embed_dim=192, num_heads=3, window_size=W12, deform_num_heads=6),
+        dict(vit=dict(model_name="deit_tiny_patch16_224", init_values=1.0), window=W12),
+    ),
+    "deit-s, global": (
+        "ViTAdapter",
+        dict(embed_dim=192, num_heads=6, window_size=[None] * 12, deform_num_heads=6),
+        dict(vit=dict(model_name="deit_small_patch16_224", init_values=1.0, embed_dim=192)),
+    ),
+    "deit-b": (
+        "ViTAdapter",
+        dict(embed_dim=192, num_heads=12, window_size=W12, deform_num_heads=12, deform_ratio=0.5),
+        dict(
+            vit=dict(model_name="deit_base_patch16_224", init_values=1.0, embed_dim=192),
+            window=W12, deform_num_heads=12, deform_ratio=0.5,
+        ),
+    ),
+    "mae-b": (
+        "ViTAdapter",
+        dict(
+            embed_dim=192, num_heads=12, window_size=W12, deform_num_heads=12, deform_ratio=0.5,
+            layer_scale=False, use_extra_extractor=False,
+        ),
+        dict(
+            vit=dict(model_name="vit_base_patch16_224", embed_dim=192),
+            window=W12, deform_num_heads=12, deform_ratio=0.5,
+            use_extra_extractor=False,
+        ),
+    ),
+    "dinov2-s": (
+        "ViTAdapter",
+        dict(
+            embed_dim=192, num_heads=6, window_size=W12, deform_num_heads=6, img_size=592, pretrain_size=592
+        ),
+        dict(vit=dict(model_name="vit_small_patch14_dinov2", embed_dim=192), window=W12),
+    ),
+    "augreg-l": (
+        "ViTAdapter",
+        dict(
+            embed_dim=64, depth=24, num_heads=4, window_size=W24, deform_num_heads=4, deform_ratio=0.5,
+            img_size=384, pretrain_size=384,
+        ),
+        dict(
+            vit=dict(model_name="vit_large_patch16_384", init_values=1.0, embed_dim=64, num_heads=4),
+            window=W24, deform_num_heads=4, deform_ratio=0.5,
+        ),
+    ),
+    "beit-l": (
+        "BEiTAdapter",
+        dict(
+            img_size=224, embed_dim=64, depth=8, num_heads=4, window_attn=True, window_size=[14, 56] * 4,
+            deform_num_heads=4, deform_ratio=0.5, init_values=1e-6, qkv_bias=True, version="old",
+        ),
+        dict(
+            vit=dict(model_name="beit_large_patch16_224", embed_dim=64, depth=8, num_heads=4),
+            window=[14, 56] * 4, pad_input=True, deform_num_heads=4, deform_ratio=0.5, init_values=1e-6,
+            stage_maps=True,
+        ),
+    ),
+    "beitv2-l": (
+        "BEiTAdapter",
+        dict(
+            img_size=224, embed_dim=64, depth=8, num_heads=4, window_attn=True, window_size=[14, 56] * 4,
+            deform_num_heads=4, deform_ratio=0.5, init_values=1e-6, qkv_bias=True,
+        ),
+        dict(
+            vit=dict(model_name="beitv2_large_patch16_224", embed_dim=64, depth=8, num_heads=4),
+            window=[14, 56] * 4, pad_input=True, deform_num_heads=4, deform_ratio=0.5, init_values=1e-6,
+        ),
+    ),
+    "uni-perceiver-b": (
+        "UniPerceiverAdapter",
+        dict(embed_dim=96, num_heads=4, window_size=W12, deform_num_heads=4, deform_ratio=0.5),
+        dict(
+            vit=dict(
+                model_name="vit_base_patch16_224", embed_dim=96, num_heads=4, init_values=1.0,
+                class_token=False, global_pool="avg", pre_norm=True,
+            ),
+            window=W12, pad_input=True, patch_bias=True, norm_eps=1e-5, deform_num_heads=4, deform_ratio=0.5,
+        ),
+    ),
+}  # fmt: skip
+
+
+def module(name, **names):
+    """A module with these names, in place of one that is not installed."""
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name]).update(names)
+
+
+@pytest.fixture(scope="module")
+def authors():
+    """The module of the authors' backbones."""
+    registry = type("Registry", (), {"register_module": lambda self: lambda cls: cls})()
+    unused = dict.fromkeys(("load_checkpoint", "my_load_checkpoint", "get_root_logger"))
+    module("mmcv.runner", BaseModule=nn.Module, **unused)
+    module("mmcv_custom", **unused)
+    module("mmdet.models.builder", BACKBONES=registry)
+    module("mmdet.utils", **unused)
+    for name in ("mmdet", "mmdet.models"):  # without importing MMDetection's
+        module(name, __path__=[])
+    path = str(Path(AUTHORS) / "detection")
+    sys.path[:0] = [path, f"{path}/mmdet_custom/models"]
+    yield importlib.import_module("backbones")
+    sys.path[:] = [each for each in sys.path if not each.startswith(path)]
+
+
+def padded(x):
+    height, width = (-size % 32 for size in x.shape[-2:])
+    return nn.functional.pad(x, (0, width, 0, height))
+
+
+@torch.no_grad()
+def disturb(adapter):
+    """Change each initial value a little, so that no factor and no offset is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in adapter.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return adapter
+
+
+def gradients(adapter, maps, factors):
+    adapter.zero_grad()
+    sum((level * factor).sum() for level, factor in zip(maps, factors, strict=True)).backward()
+    return {name: p.grad for name, p in adapter.named_parameters() if p.grad is not None}
+
+
+def compare(ours, theirs, x, tolerance, zero=None, maps_of=list):
+    """Compare maps and gradients, relative to each tensor's largest value.
+
+    Args:
+        zero: names of gradients that are zero by construction, such as of a bias before a batch norm. None:
+            those that are zero up to rounding.
+
+    Returns:
+        these names
+    """
+    maps, expected = ours(x), maps_of(theirs(padded(x)))
+    assert [[*level.shape[-2:]] for level in maps] == [
+        [-(-size // stride) for size in x.shape[-2:]] for stride in (4, 8, 16, 32)
+    ]
+    seen = [level[..., : a.shape[2], : a.shape[3]] for a, level in zip(maps, expected, strict=True)]
+    generator = torch.Generator().manual_seed(1)
+    factors = [torch.randn(a.shape, generator=generator, dtype=torch.float64).to(a) for a in maps]
+    theirs_gradients = gradients(theirs, seen, factors)
+    # a copy of ours gives theirs our names and forms; Uni-Perceiver adds positions in time to those in space
+    converted = copy.deepcopy(ours)
+    for parameter in converted.parameters():
+        nn.init.zeros_(parameter)
+    for name in theirs_gradients:
+        if "temporal_pos_embed" in name:
+            theirs_gradients[name].zero_()
+    converted.load_state_dict(theirs_gradients, strict=False)
+    wanted = dict(converted.named_parameters())
+    got = gradients(ours, maps, factors)
+    if zero is None:
+        largest = max(float(g.detach().abs().max()) for g in wanted.values())
+        zero = {name for name, g in wanted.items() if float(g.detach().abs().max()) < 1e-12 * largest}
+        assert all(float(got[name].abs().max()) < 1e-12 * largest for name in zero & got.keys())
+    pairs = {f"map {i}": pair for i, pair in enumerate(zip(maps, seen, strict=True))}
+    pairs |= {name: (got[name], wanted[name]) for name in wanted.keys() - zero}
+    errors = {n: float((a - b).detach().abs().max() / b.detach().abs().max()) for n, (a, b) in pairs.items()}
+    print(
+        [
+            (f"{e:.1e}", f"{float(pairs[n][1].detach().abs().max()):.1e}", n)
+            for e, n in sorted((e, n) for n, e in errors.items())[-9:]
+        ]
+    )
+    worst = max(errors, key=errors.get)
+    assert errors[worst] <= tolerance, f"{worst}: {errors[worst]}"
+    return zero
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_authors(authors, case):
+    name, options, own = CASES[case]
+    if isinstance(options["window_size"], list) and "window_attn" not in options:
+        options = dict(options, window_attn=[size is not None for size in options["window_size"]])
+    depth = options.get("depth", 12)
+    indexes = [[i * depth // 4, (i + 1) * depth // 4 - 1] for i in range(4)]
+    theirs = getattr(authors, name)(**options, interaction_indexes=indexes)
+    theirs = disturb(revert_sync_batchnorm(theirs))
+    ours = ViTAdapter(**own)
+    result = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not result.missing_keys
+    assert all("relative_position_index" in key for key in result.unexpected_keys)
+    for training, size, batch in ((True, (224, 256), 1), (False, (250, 333), 2), (True, (250, 333), 2)):
+        x, zero = torch.randn(batch, 3, *size, dtype=torch.float64), None
+        for dtype, tolerance in TOLERANCES.items():
+            for each in (ours, theirs):
+                each.to(dtype).train(training)
+            ours.load_state_dict(theirs.state_dict(), strict=False)  # moments of the batch norms
+            zero = compare(ours, theirs, x.to(dtype), tolerance, zero)
+
+
+@pytest.mark.skipif(not META, reason="DINOV3 is not the path of facebookresearch/dinov3")
+def test_meta(monkeypatch):
+    """Meta's adapter for DINOv3: no injectors, a frozen ViT, maps of their own stages, the last norm."""
+    from timm.models.eva import checkpoint_filter_fn
+
+    monkeypatch.syspath_prepend(META)
+    for name in (
+        "eval",
+        "eval.segmentation",
+        "eval.segmentation.models",
+        "eval.segmentation.models.backbone",
+    ):
+        # without what the packages import
+        package = ModuleType(f"dinov3.{name}")
+        package.__path__ = [str(Path(META, "dinov3", *name.split(".")))]
+        monkeypatch.setitem(sys.modules, f"dinov3.{name}", package)
+    code = importlib.import_module("dinov3.eval.segmentation.models.backbone.dinov3_adapter")
+    vision_transformer = importlib.import_module("dinov3.models.vision_transformer")
+    size = dict(embed_dim=96, depth=8, num_heads=4)
+    vit = vision_transformer.DinoVisionTransformer(
+        **size,
+        n_storage_tokens=4,
+        layerscale_init=1.0,
+        mask_k_bias=True,
+        pos_embed_rope_dtype="fp32",
+        norm_layer="layernormbf16",
+    )
+    vit.init_weights()
+    vit = disturb(vit)
+    theirs = code.DINOv3_Adapter(
+        vit, [1, 3, 5, 7], deform_num_heads=4, deform_ratio=0.5, drop_path_rate=0.0, with_cp=False
+    )
+    theirs = disturb(revert_sync_batchnorm(theirs))
+    ours = ViTAdapter(
+        dict(model_name="vit_small_patch16_dinov3_qkvb", **size), deform_num_heads=4, deform_ratio=0.5,
+        injectors=False, stage_maps=True, final_norm=True, prefix_tokens=True, frozen=True,
+    )  # fmt: skip
+    state = checkpoint_filter_fn(theirs.backbone.state_dict(), ours)
+    state |= {name: value for name, value in theirs.state_dict().items() if name[:9] != "backbone."}
+    ours.load_state_dict(state)
+    rope = vit.rope_embed
+    positions = rope.forward
+    for training, shape, batch in ((True, (224, 256), 1), (False, (250, 333), 2), (True, (250, 333), 2)):
+        x, zero = torch.randn(batch, 3, *shape, dtype=torch.float64), None
+        for dtype, tolerance in TOLERANCES.items():
+            for each in (ours, theirs):
+                each.to(dtype).train(training)
+            vit.eval()
+            ours.rope.float(), rope.float()  # both compute positions in float32
+            rope.forward = lambda dtype=dtype, **grid: [each.to(dtype) for each in positions(**grid)]
+            moments = {name: value for name, value in theirs.state_dict().items() if name[:9] != "backbone."}
+            ours.load_state_dict(moments, strict=False)
+            zero = compare(ours, theirs, x.to(dtype), tolerance, zero, maps_of=lambda maps: maps.values())
