@@ -39,6 +39,7 @@ $(VENV)/.installed: pyproject.toml .ci/opencv-python/pyproject.toml
 # Installs another group into .venv. An interruption also leaves .installing; a failure (no network) does not.
 $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(VENV)/.installed
 	mv $< $(VENV)/.installing; $(INSTALL) --group $*; failed=$$?; mv $(VENV)/.installing $<; exit $$failed
+	$(if $(filter dev,$*),$(INSTALL) --no-deps --group vit)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(OPS)

@@ -115,6 +115,13 @@ def openmmlab(session: Session) -> None:
     test(session, "tests/environments/test_openmmlab.py")
 
 
+@nox.session(venv_backend="none")
+def vit_adapter(session: Session) -> None:
+    """Compare ViT-Adapter with clones of its authors' code, VIT_ADAPTER=…, and of Meta's, DINOV3=…."""
+    update_venv(session)
+    test(session, "tests/environments/test_vit_adapter.py", python=PYTHON, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session(tags=NIGHTLY)
 def peers(session: Session) -> None:
     """Compare with mmcv's compiled operators; compiling takes 6 to 15 minutes."""

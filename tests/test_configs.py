@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models
 import dcnzoo.ops  # noqa: F401  registers the counts of deformable operators
+from dcnzoo.compat import provide
 from dcnzoo.utils.files import mim_folder
 from dcnzoo.zoo import description, index
 
@@ -210,11 +211,47 @@ def test_the_model_holds_what_the_config_is_said_to(model):
     assert parts == set(description.operators_of(model))
 
 
+VITS = ("dinov3", "vit_adapter")
 OURS = [
     m for m in index.models() if m.package == "dcnzoo" and m.config.parent.name not in (*PAPERS, *FOLDERS)
 ]
+# `make test-all` builds those of other sizes
+SLOW = re.compile("augreg|dinov2|-b_|3x_coco")
 
 
-@pytest.mark.parametrize("model", OURS, ids=lambda model: model.name)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(m, marks=[pytest.mark.slow] * bool(m.config.parent.name in VITS and SLOW.search(m.name)))
+        for m in OURS
+    ],
+    ids=lambda model: model.name,
+)
 def test_our_config_builds(model):
-    assert sum(p.numel() for p in build_listed(model).parameters()) > 1e5
+    if model.config.parent.name in VITS:
+        provide("torchvision")
+        pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
+    parameters = sum(p.numel() for p in build_listed(model).parameters())
+    published = model.metadata.get("Parameters (M)")
+    # MAE's config does not have the published 122 M
+    if published and model.config.parent.name in VITS and "mae" not in model.name:
+        assert round(parameters / 1e6) == published
+    assert parameters > 1e5
+
+
+def test_vits_have_the_authors_settings():
+    """Layer scale of all but MAE; layer decay; windows; the address has the size and the schedule."""
+    for model in (m for m in OURS if m.config.parent.name == "vit_adapter"):
+        cfg = Config.fromfile(model.config)
+        backbone, size = cfg.model.backbone, re.search(r"-([tsbl])_", model.name)[1]
+        options = backbone.vit if isinstance(backbone.vit, dict) else dict(model_name=backbone.vit)
+        assert (options.get("init_values") == 1.0) == (not re.search("mae|dinov2", model.name))
+        assert len(backbone.window) == (24 if size == "l" else 12) and backbone.window.count(14) % 4 == 0
+        decays = bool(re.search("augreg|dinov2|uni-perceiver", model.name))
+        assert cfg.optim_wrapper.paramwise_cfg.get("num_layers") == (len(backbone.window) if decays else None)
+        for address in model.weights:
+            name = Path(address).name
+            assert {"t": "tiny", "s": "small", "b": "base", "l": "large"}[size] in name
+            assert model.name.split("_")[0].replace("-", "_") in name
+            assert model.name.split("_")[-2].replace("lsj-", "").replace("e", "") in name
+            assert re.search(r"adapter-([a-z]+)", model.name)[1] in name

@@ -182,7 +182,8 @@ class ViTAdapter(Refuses, nn.Module):
         pretrained: load the ViT's weights: True, timm's; or a file that timm can read for this model.
         drop_path_rate: of stochastic depth, in the ViT (if it is not a module) and the extractors.
         conv_inplane: channels of the stem.
-        n_points, deform_num_heads, deform_ratio: points, heads, ratio of channels of the deformable attention.
+        n_points, deform_num_heads, deform_ratio: number of points, of heads, and ratio of
+            channels of the deformable attention.
         cffn_ratio: hidden channels of the extractors' FFN, as a ratio.
         init_values: initial factor of the injectors.
         injectors: False: the maps do not change the ViT's tokens, as in the adapter of DINOv3.
@@ -418,8 +419,28 @@ class ViTAdapter(Refuses, nn.Module):
             tokens = torch.cat([t for name in _PREFIX if (t := getattr(self, name)) is not None], 1)
             if self.pos_embed is not None and self.prefix_rows:
                 tokens = tokens + self.pos_embed[:, : self.prefix_rows]
-            x = torch.cat([tokens.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([tokens.expand(x.shape[0], -1, -1), x], 1)
         return self.norm_pre(self.pos_drop(x))
+
+    def _rotary(self, size: tuple[int, int]) -> Tensor:  # [H · W, 2 · channels of a head]
+        rope = self.rope
+        if not hasattr(rope, "periods"):
+            if any(isinstance(n, torch.SymInt) for n in size):
+                self._refuse("x", "a fixed size with these rotary positions", size, RuntimeError)
+            return rope.get_embed(shape=size)
+        if (
+            rope.normalize_coords != "separate"
+            or rope.grid_offset
+            or rope.grid_indexing != "ij"
+            or rope.aug_active
+        ):
+            self._refuse("vit", "the rotary positions of DINOv3", rope)
+        # as timm, but for float(height), which makes the size of an exported model a constant
+        axes = [(torch.arange(n, dtype=torch.float32, device=rope.periods.device) + 0.5) / n for n in size]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1) * 2 - 1
+        angles = (2 * math.pi * grid[..., None].to(rope.periods.dtype) / rope.periods).flatten(1)
+        layout = (lambda v: v.repeat(1, 2)) if rope.rotate_half else (lambda v: v.repeat_interleave(2, -1))
+        return torch.cat([layout(angles.sin()), layout(angles.cos())], -1)
 
     def _blocks(self, x: Tensor, stage: int, size: tuple[int, int], rope: Tensor | None) -> Tensor:
         for i in range(self.bounds[stage], self.bounds[stage + 1]):
@@ -447,7 +468,7 @@ class ViTAdapter(Refuses, nn.Module):
         c = c + torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level_embed, sizes, strict=True)])
         with self._vit():
             x = self._embed(x, size)
-            rope = None if self.rope is None else self.rope.get_embed(shape=size)
+            rope = None if self.rope is None else self._rotary(size)
         seen = []
         for i, stage in enumerate(self.interactions):
             if stage.injector is not None:

@@ -15,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.report.page import image_uri, render
@@ -267,8 +268,8 @@ def receptive_fields(
     Args:
         run: runs the model on ``inputs``; stopped as soon as the layer has run.
         inputs: [1, C, H, W], the model's input.
-        name: of a layer with the output [1, C', oH, oW], or [1, oH, oW, C'] for DCNv3 and DCNv4; ``name #2``
-            for its second run.
+        name: of a layer with the output [1, C', oH, oW], or [1, oH, oW, C'] for DCNv3 and DCNv4, or of an
+            extractor of ViT-Adapter; ``name #2`` for its second run.
         windows: rows and columns of its output.
 
     Returns:
@@ -282,6 +283,9 @@ def receptive_fields(
     outputs: list[Tensor] = []
 
     def stop(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        if isinstance(module, Extractor):  # tokens of several maps
+            height, width = arguments[3][0]
+            output = output[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
         outputs.append(output[0])
         if len(outputs) == int(number or 1):
             raise _Reached

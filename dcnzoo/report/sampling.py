@@ -4,12 +4,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
 from dcnzoo.ops.geometry import deform_attn_points, sampling_points
@@ -69,9 +71,9 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     """Collect a field from every deformable layer that runs inside the block, in order of execution.
 
     A deformable layer is one of dcnzoo's 2-D packs (except transposed ones, which write instead of sampling),
-    ``DCNv3`` or ``DCNv4`` on maps, or a module with a convolution named ``conv_offset`` (mmcv's packs). The
-    output of that convolution is the offsets (v1), or has three equal parts: the first two are the offsets,
-    the third is the mask before the sigmoid (v2).
+    ``DCNv3`` or ``DCNv4`` on maps, an extractor of ViT-Adapter (its map of stride 8), or a module with a
+    convolution named ``conv_offset`` (mmcv's packs). The output of that convolution is the offsets (v1), or
+    has three equal parts: the first two are the offsets, the third is the mask before the sigmoid (v2).
     """
     fields: list[SamplingField] = []
     handles: list[RemovableHandle] = []
@@ -79,6 +81,9 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     for name, layer in model.named_modules():
         if isinstance(layer, DCNv3 | DCNv4):
             handles += _record_deform_attn(name, layer, fields)
+            continue
+        if isinstance(layer, Extractor):
+            handles.append(layer.register_forward_hook(partial(_record_extractor, name, fields)))
             continue
         if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
             continue
@@ -216,6 +221,27 @@ def _record_deform_attn(
         fields.append(dataclasses.replace(field, offset=points - field.grid))
 
     return [*(each.register_forward_hook(keep) for each in predictors), layer.register_forward_hook(record)]
+
+
+@torch.no_grad()
+def _record_extractor(
+    name: str, fields: list[SamplingField], layer: Extractor, inputs: tuple, output: Tensor
+) -> None:
+    """Add a field with the points of all heads, in pixels of the ViT's map, as rows of a kernel."""
+    query, _, (reference, shapes), sizes = inputs
+    attention, (height, width) = layer.attn, sizes[0]
+    heads, points = attention.num_heads, attention.num_points
+    query = layer.query_norm(query[:1, : height * width])
+    shift = attention.sampling_offsets(query).float().unflatten(-1, (heads * points, 2))[0]  # [Q, K, 2]
+    weight = attention.attention_weights(query).float().unflatten(-1, (heads, points)).softmax(-1)[0]
+    extent = shapes[0].flip(-1)
+    at = reference[0, : height * width] * extent - 0.5 + shift  # [Q, K, 2], (x, y)
+    at = at.flip(-1).permute(1, 2, 0).unflatten(2, (height, width)).cpu()
+    weight = weight.flatten(1).T.unflatten(1, (height, width)).cpu()
+    field = SamplingField(
+        name, torch.zeros_like(at), weight, (heads, points), (1, 1), (0, 0), (1, 1), _pair(shapes[0].tolist())
+    )
+    fields.append(dataclasses.replace(field, offset=at - field.grid))
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

@@ -25,6 +25,7 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
     "ModulatedDeformRoIPoolPack": ("ModulatedDeformRoIPool", None, True),
     "InternImage": ("DCNv3", None, True),
     "FlashInternImage": ("DCNv4", None, True),
+    "ViTAdapter": ("multi-scale attention", None, True),
     "ATSSVLFusionHead": ("DCNv2", "use_dcn", True),
     "CentripetalHead": ("DCN", None, True),
     "CTResNetNeck": ("DCNv2", "use_dcn", True),

@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 import pycocotools._mask
 import pytest
+import torch
 
 from dcnzoo.compat import after_import
 from dcnzoo.compat.patches import Changes
@@ -67,3 +68,10 @@ def test_call_is_for_modules_that_are_imported_and_for_others(package):
     del sys.modules["late"]
     import_module("late")
     assert called == ["json", True]
+
+
+def test_a_training_beside_a_torchvision_that_does_not_load():
+    """MMEngine imports it when a training begins, and expects it to load or to be missing."""
+    from mmengine.utils.dl_utils import collect_env
+
+    assert collect_env()["PyTorch"] == torch.__version__

@@ -7,7 +7,6 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from dcnzoo import backbones
-from dcnzoo.compat import provide
 from dcnzoo.openmmlab.models.intern_image import Pretrained
 
 
@@ -27,7 +26,6 @@ class ViTAdapter(Pretrained, backbones.ViTAdapter):
         init_cfg: dict | None = None,
         **options: Any,
     ) -> None:
-        provide("torchvision")  # which timm imports; PyPI's does not load beside a CPU build of torch
         super().__init__(vit=vit, init_cfg=init_cfg, **options)
         self.pretrained = pretrained
 
