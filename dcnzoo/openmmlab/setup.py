@@ -26,7 +26,8 @@ def setup() -> None:
     """
     # mmengine and mmcv import pkg_resources; setuptools 80, pinned for them, warns on every import
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-    provide("torchvision")  # MMEngine, MMDetection and timm import it, also where it does not fit torch
+    if installed("torchvision"):  # MMEngine, MMDetection and timm import it, also where it does not fit torch
+        provide("torchvision")
     import_module("mmcv.ops")  # registers the classes that are replaced
     patches.add(*kernels())  # mmcv's own layers run on dcnzoo's kernels
     models = import_module("dcnzoo.openmmlab.models")
