@@ -72,6 +72,7 @@ def test_call_is_for_modules_that_are_imported_and_for_others(package):
 
 def test_a_training_beside_a_torchvision_that_does_not_load():
     """MMEngine imports it when a training begins, and expects it to load or to be missing."""
+    import_module("dcnzoo.models")
     from mmengine.utils.dl_utils import collect_env
 
     assert collect_env()["PyTorch"] == torch.__version__
