@@ -423,7 +423,7 @@ class ViTAdapter(Refuses, nn.Module):
         return self.norm_pre(self.pos_drop(x))
 
     def _rotary(self, size: tuple[int, int]) -> Tensor:  # [H · W, 2 · channels of a head]
-        rope = self.rope
+        rope: Any = self.rope
         if not hasattr(rope, "periods"):
             if any(isinstance(n, torch.SymInt) for n in size):
                 self._refuse("x", "a fixed size with these rotary positions", size, RuntimeError)
@@ -470,6 +470,7 @@ class ViTAdapter(Refuses, nn.Module):
             x = self._embed(x, size)
             rope = None if self.rope is None else self._rotary(size)
         seen = []
+        stage: Any  # mypy does not know the class of a ModuleList's items
         for i, stage in enumerate(self.interactions):
             if stage.injector is not None:
                 patches = self._call(stage.injector, x[:, self.prefix :], c, to_vit)
@@ -490,11 +491,11 @@ class ViTAdapter(Refuses, nn.Module):
         sizes: list[tuple[int, int]],
         image: tuple[int, int],
     ) -> tuple[Tensor, ...]:
-        if c1 is not None:
+        if c1 is not None and self.up is not None:
             c1 = self.up(rest[0]) + c1
         outputs = []
         for i in self.out_indices:
-            level = c1 if i == 0 else rest[i - 1]
+            level: Any = c1 if i == 0 else rest[i - 1]
             (tokens,) = _maps(seen[i if self.stage_maps else -1], sizes[1:2])
             if i != 2:
                 tokens = F.interpolate(tokens, size=level.shape[-2:], mode="bilinear", align_corners=False)

@@ -4,7 +4,7 @@ timm has none. ViTDet (Li et al. 2022) and ViT-Adapter (Chen et al. 2023) comput
 14 × 14 tokens.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ class WindowAttention(Refuses, nn.Module):
     Raises:
         ValueError: ``window`` is below 1, or the attention has parts that this class does not compute.
     """
+
+    if TYPE_CHECKING:  # added by name
+        qkv: Any
+        q_norm: Any
+        k_norm: Any
+        attn_drop: Any
+        norm: Any
+        proj: Any
+        proj_drop: Any
+        q_bias: Any
+        v_bias: Any
+        relative_position_bias_table: Any
+        index: Any
 
     def __init__(self, attention: nn.Module, window: int, pad_input: bool = False) -> None:
         super().__init__()
