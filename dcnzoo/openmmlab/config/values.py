@@ -130,7 +130,8 @@ def wrong_keys(node: Node) -> Iterator[Finding]:
         others = node.content.keys() - known.keys() - {"type", "_scope_", "init_cfg"}
         for key in () if complete or not node.is_published else others:
             close = nearest(key, known, 0.8)
-            if close and not re.match(rf"{close}[_\d]", key):
+            known_elsewhere = close and is_published(node.path.rpartition(".")[2], key)  # an older name
+            if close and not known_elsewhere and not re.match(rf"{close}[_\d]", key):
                 yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
         return
     names = next((names for paths, names in _READ_BY_NAME.items() if re.fullmatch(paths, node.path)), ())
