@@ -110,6 +110,7 @@ def test_recomputed_and_in_bfloat16(adapter):
     assert points[0].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_export(adapter, tmp_path):
     """The file agrees with PyTorch on sizes that it was not exported with, and that 32 does not divide."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -129,6 +130,7 @@ def test_export(adapter, tmp_path):
             torch.testing.assert_close(torch.from_numpy(output), expected, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_rotary_positions_do_not_export_with_any_size(timm):
     vit = dict(model_name="vit_small_patch16_rope_224", **TINY, dynamic_img_size=True)
     adapter = ViTAdapter(vit, **SMALL).eval()
