@@ -57,12 +57,14 @@ class FileEntries(Entries):
     so that it can be replaced during a training.
     """
 
+    _descriptor: int | None = None  # also of an object whose file cannot be opened
+
     def __init__(self, file: Path, starts: np.ndarray, ends: np.ndarray) -> None:
         self.file, self.starts, self.ends = file, starts, ends  # [N], bytes
         self._stamp = self._open()
 
     def _open(self) -> tuple[int, int]:
-        self._descriptor: int | None = os.open(self.file, os.O_RDONLY)
+        self._descriptor = os.open(self.file, os.O_RDONLY)
         state = os.fstat(self._descriptor)
         return state.st_size, state.st_mtime_ns
 

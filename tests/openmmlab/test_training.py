@@ -541,10 +541,12 @@ class Images(Model):
         return {"loss": loss} if mode == "loss" else [loss]
 
 
-def test_channels_last(tmp_path):
+@pytest.mark.parametrize("update_buffers", [False, True])
+def test_channels_last(tmp_path, update_buffers):
     trained = []
     for name in ("ChannelsLastHook", "OffsetStatisticsHook"):  # the latter changes nothing
-        hooks = [{"type": "EMAHook", "momentum": 0.5}, {"type": name}]
+        average = {"type": "EMAHook", "momentum": 0.5, "update_buffers": update_buffers}
+        hooks = [average, {"type": name}]
         runner = make_runner(tmp_path / name, "format", Images(), values=range(1, 4), custom_hooks=hooks)
         runner.train()
         average = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module

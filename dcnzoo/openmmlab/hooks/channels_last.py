@@ -42,5 +42,7 @@ class ChannelsLastHook(Hook):
         to_channels_last(runner.model)
         for average in filter(None, (getattr(hook, "ema_model", None) for hook in runner.hooks)):
             to_channels_last(average)
+            if average.update_buffers:  # mmengine adds to the tensors of a state dict that had the old memory
+                average.avg_parameters = average.module.state_dict()
 
     before_val = before_test = before_train
