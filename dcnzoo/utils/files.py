@@ -153,7 +153,7 @@ def require_new(
         if os.path.lexists(file) and not (mark and mark_of(files[0]) == mark):
             raise UserError(f"{command}: {file}: expected a new file beside {files[0]}; move it")
     if others:
-        _note(f"replaced: {few(others, 3)}")
+        _note(f"replaces {few(others, 3)}")
     return files[0]
 
 

@@ -141,6 +141,9 @@ def _require_equal(data: Path, folder: Path, new: Path) -> None:
         )
 
 
+_VERSION = re.compile(rb"(?<=written by dcnzoo )[^\"\n]*")
+
+
 def _different(folder: Path, new: Path) -> Path | None:
     """Return the first of the new files that a folder does not have with the same content."""
     files = filter(Path.is_file, new.rglob("[!.]*"))
@@ -150,12 +153,10 @@ def _different(folder: Path, new: Path) -> Path | None:
             return file
         if filecmp.cmp(before, file, shallow=False):
             continue
-        if file.suffix != ".py" and not (new / "images").exists():
-            return file
         content = _renamed(file, new, folder)
         if file.suffix == ".py" and not is_config_of_training(before):  # of a version without marks
             content = content.partition(b"\n")[2]
-        if content != before.read_bytes():
+        if _VERSION.sub(b"", content) != _VERSION.sub(b"", before.read_bytes()):
             return file
     return None
 

@@ -72,7 +72,7 @@ def test_a_file_that_exists_is_refused(tmp_path, capsys):
             write(path, mark=mark)
         assert path.read_text() == text and capsys.readouterr().err == ""
     write(path, page(), mark=MARK, force=True)
-    assert path.read_text() == page() and "replaced: " in capsys.readouterr().err, (
+    assert path.read_text() == page() and "replaces " in capsys.readouterr().err, (
         "force says what it replaces"
     )
     write(path, page(), mark=MARK, force=True)

@@ -20,6 +20,7 @@ from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
+from dcnzoo.version import __version__
 from dcnzoo.zoo.own_data import prepare
 
 from ..commands import error_of, run
@@ -281,6 +282,8 @@ def test_resume_with_the_same_data(tmp_path, name):
     WorkDirHook(recipe).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
     torch.save({"state_dict": {}}, work / "epoch_1.pth")
     (work / "20260101_000000").mkdir()
+    for file in work.glob("data/*.json"):  # as by another version
+        file.write_text(file.read_text().replace(f"by dcnzoo {__version__}", "by dcnzoo 0.1"))
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     assert f"config    {work}/data/run.py" in run(*command, "--resume", "--dry-run")
     assert "run.py" in error_of(*command, "--resume", "--dry-run", "faster-rcnn_r14-mdconv_fpn_24e_coco")
