@@ -9,10 +9,12 @@ from mmengine.model import BaseModel
 
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.check import check_config, find_problems
+from dcnzoo.openmmlab.config.read import wrong_top_level_keys
 from dcnzoo.openmmlab.hooks import ScheduleHook
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.marks import config_of
 
 from ..commands import error_of
 from ..demo import PLAIN
@@ -121,6 +123,18 @@ def test_variables_of_functions_and_of_own_bases(tmp_path):
     (tmp_path / "child.py").write_text(child)
     problems = find_problems(read_config_file(tmp_path / "child.py"))
     assert [problem.subject for problem in problems if problem.stops] == ["train_cfg.max_epochs"]
+
+
+def test_variables_in_the_config_of_a_work_directory(tmp_path):
+    """A training with --epochs writes another train_cfg beside the variable; the user's change is named."""
+    text = "max_epochs = 8\ntrain_cfg = dict(max_epochs=2)\n"
+    file = tmp_path / "run.py"
+    for content, subjects in (
+        (config_of("run.py", text), []),
+        (config_of("run.py", text).replace("= 8", "= 9"), ["max_epochs"]),
+    ):
+        file.write_text(content)
+        assert [problem.subject for problem in wrong_top_level_keys(read_config_file(file))] == subjects
 
 
 @pytest.mark.parametrize("name", ["lr", "epochs", "amp", "num_classes", "checkpoint", "device"])

@@ -24,6 +24,7 @@ from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import mim_folder
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.marks import is_config_of_training, is_unchanged
 from dcnzoo.utils.text import few, nearest
 
 # MMDetection 2's key → its type or some keys of its dictionary, and the key of version 3
@@ -347,6 +348,8 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     settings = runner_settings(cfg)
     values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
+    file = Path(cfg.filename or "")
+    written = file.is_file() and is_config_of_training(file) and is_unchanged(file)
     for key in sorted({*cfg} - RUNNER_KEYS - read):
         new = key in options and key not in stored
         if cfg.text and key not in stored and not new:
@@ -356,7 +359,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             # a dump has variables too, which its lines do not read
             if cfg[key] not in [*copies, *(value for path, _, value in settings if path == instead)]:
                 yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
-        elif key in LIKE_SETTINGS and not new:
+        elif key in LIKE_SETTINGS and not new and not written:  # by a training, with variables of its config
             name = LIKE_SETTINGS[key].rpartition(".")[2].partition(" ")[0]
             if not any(other == name and value == cfg[key] for _, other, value in settings):
                 text = f"expected {LIKE_SETTINGS[key]}, got a variable that nothing reads"
