@@ -79,8 +79,8 @@ BESIDE = {
     ("bench", "--images"): ["--annotations", "a.json"], ("bench", "--annotations"): ["--images", "fruits"],
     ("report", "--labels"): [],
 }  # fmt: skip
-# change only what is printed
-AFTERWARDS = {("infer", "--verbose"), ("flops", "--by-operator")}
+# change only what is printed, or the exit status
+AFTERWARDS = {("infer", "--verbose"), ("flops", "--by-operator"), ("export", "work", "--check", "--strict")}
 
 
 def value_of(param):
@@ -98,8 +98,9 @@ OPTIONS = [
     (line, param)
     for name, lines in LINES.items()
     for param in COMMANDS[name].params
-    if isinstance(param, click.Option) and not param.hidden and (name, param.opts[0]) not in AFTERWARDS
+    if isinstance(param, click.Option) and not param.hidden
     for line in lines
+    if AFTERWARDS.isdisjoint([(name, param.opts[0]), (*line, param.opts[0])])
     if param.opts[0] not in line and (line[1], param.opts[0]) != ("--data", "--report")  # always
 ]
 

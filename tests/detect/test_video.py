@@ -10,6 +10,9 @@ from PIL import Image
 from dcnzoo.detect import video
 from dcnzoo.detect.sources import count
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.marks import mark, mark_of
+
+MARK = mark("detections", "fruits")
 
 
 @pytest.mark.parametrize("ending", video.CODECS)
@@ -22,11 +25,11 @@ def test_videos(tmp_path, monkeypatch, name, ending):
     picture[..., 0], picture[:16, :16, 2] = ramp, 255  # red grows to the right; a blue corner
     paths = [tmp_path / f"{part}{ending}" for part in ("first", "second")]
     for path, sources in zip(paths, ([], ["x.png", paths[0]]), strict=True):
-        file = video.VideoFile(path, sources)
+        file = video.VideoFile(path, sources, MARK)
         assert file.close() == []
         for size in ((96, 64), (96, 64), (48, 32)):
             file.add(Image.fromarray(picture).resize(size))
-        assert not path.exists() and file.close() == [path]
+        assert not path.exists() and file.close() == [path] and mark_of(path) == MARK
     assert video._rate(library, paths[1]) == pytest.approx(10)
     read = list(video.frames(paths[1]))
     assert len(read) == 3 and all(frame.shape == picture.shape for frame in read)
@@ -42,7 +45,7 @@ def test_videos_of_a_turned_phone(tmp_path, monkeypatch):
     """All libraries turn the frames as the file says."""
     for name in video.LIBRARIES:
         pytest.importorskip(name)
-    file = video.VideoFile(tmp_path / "in.mp4", [])
+    file = video.VideoFile(tmp_path / "in.mp4", [], MARK)
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, 40:] = 255
     file.add(Image.fromarray(picture))
@@ -65,7 +68,7 @@ def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
     """As on a full disk, of which OpenCV says nothing."""
     path = tmp_path / f"out{ending}"
     path.write_text("before")
-    file = video.VideoFile(path, [])
+    file = video.VideoFile(path, [], MARK)
     for number in range(5):
         noise = np.random.default_rng(number).integers(0, 256, (64, 96, 3))
         file.add(Image.fromarray(noise.astype(np.uint8)))
@@ -85,7 +88,7 @@ def test_a_video_that_is_not_finished_leaves_nothing(tmp_path):
     """Its temporary name cannot be known before: in a folder from elsewhere, it could be a link."""
     names = set()
     for _ in range(2):
-        file = video.VideoFile(tmp_path / "out.mp4", [])
+        file = video.VideoFile(tmp_path / "out.mp4", [], MARK)
         file.add(Image.new("RGB", (64, 64)))
         names |= {path.name for path in tmp_path.iterdir()}
         del file

@@ -58,7 +58,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     package = Path(options.path).suffix == ".pt2"
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package, sized=sized)
-    require_names(detector.model.cfg.model, detector.classes)
+    require_names(detector.model.cfg.get("model", {}), detector.classes)
     example = _example_size(options, preprocessing)
     shape = example if options.shape or package or model.one_size else None
     if shape is None:
