@@ -161,7 +161,7 @@ def test_healthy():
 
 
 def test_torch_alone():
-    absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
+    absent = "\n".join(f"sys.modules[{name!r}] = None" for name in (*OPENMMLAB, "torchvision"))
     output = python_with_torch(
         f"import sys\n{absent}\nfrom dcnzoo import diagnosis\nfrom dcnzoo.cli import main\n"
         "diagnosis.installed = lambda packages: []\nmain('doctor')"

@@ -365,10 +365,8 @@ def _show(report: Annotations) -> None:
     if report.empty_images:
         print(f"{counted(report.empty_images, 'images')} without an annotation")
     if report.crowds:
-        number = (
-            "all annotations are" if report.crowds == report.counts["annotations"] else f"{report.crowds} are"
-        )
-        print(f"{number} crowds (iscrowd is 1), which training ignores")
+        whole = " (all of them)" if report.crowds == report.counts["annotations"] else ""
+        print(f"{counted(report.crowds, 'annotations')}{whole} with iscrowd=1, which training ignores")
     if not report.problems:
         print("no problems")
         return

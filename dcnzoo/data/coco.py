@@ -117,7 +117,9 @@ def _repairable(options: ReadOptions, missing: int, names: int) -> set[str]:
     if options.skip_invalid:
         allowed.add("dropped")
     # a missing box is computed from the mask; pictures may have been deleted, but not most of them
-    own = {"box-with-mask", *([MISSING] if 2 * missing >= names else [])}
+    own = {"box-with-mask"}
+    if 2 * missing >= names:
+        own.add(MISSING)
     return own | {kind for kind in KINDS if KINDS[kind].remedy in allowed}
 
 

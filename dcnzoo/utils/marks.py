@@ -64,14 +64,14 @@ def mark_of(path: str | os.PathLike) -> str:
             return ""
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-            if found := _FIRST.search(head) or _JSON.search(head):
-                return found[1].decode()
+            if match := _FIRST.search(head) or _JSON.search(head):
+                return match[1].decode()
             last = _LAST.get(Path(path).suffix)
             if not (last and head):
                 return ""
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found = _AT_END.search(content, max(0, len(content) - last))
-                return found[1].decode() if found else ""
+                match = _AT_END.search(content, max(0, len(content) - last))
+                return match[1].decode() if match else ""
     except OSError:
         return ""
 

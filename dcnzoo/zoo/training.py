@@ -57,19 +57,16 @@ def train(
     """Train a detector; return the work directory, which :func:`dcnzoo.load` takes::
 
         work_dir = dcnzoo.train(data="fruits/", work_dir="work_dirs/fruits", epochs=20)
-        result = dcnzoo.load(work_dir)("street.jpg")
 
     Args:
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
         data: a folder or file with annotated pictures, in any of :data:`dcnzoo.data.layouts.LAYOUTS`. They
-            and a config are written to the folder ``data`` in the work directory; to ``data_2``
-            if ``data`` has another content, and so on. With ``resume``, they must be those of the training.
+            and a config are written to the folder ``data`` in the work directory; to ``data_2``, …,
+            if ``data`` has another content. With ``resume``, they must be those of the training.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
-        epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed: see
-            :class:`dcnzoo.openmmlab.options.TrainOptions`.
-        device, channels_last, allow_partial, verbose, launcher: see
-            :class:`dcnzoo.openmmlab.options.RunOptions`.
+        epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed, device, channels_last,
+            allow_partial, verbose, launcher: see :class:`dcnzoo.openmmlab.options.TrainOptions`.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the files of the training before move to
             ``replaced_1/``. Replaces files that no training wrote.
@@ -86,18 +83,14 @@ def train(
         "zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "drop_scores": drop_scores,
         "layout": layout, "leave_out": leave_out, "dry_run": dry_run,
     }  # fmt: skip
-    for name in filter(only_data.get, only_data):
-        if data is None:
-            raise UserError(f"{name}: expected data, got a training without it")
+    if data is None and any(only_data.values()):
+        raise UserError(f"{next(filter(only_data.get, only_data))}: expected data, got a training without it")
     options = TrainOptions(
         work_dir=work_dir, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, amp=amp,
         auto_scale_lr=auto_scale_lr, logger=logger, seed=seed, device=device, allow_partial=allow_partial,
         channels_last=channels_last, launcher=launcher, verbose=verbose,
     )  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(refusals(launcher))
-        stack.enter_context(use_device(device, launcher))
-        stack.enter_context(user_errors())
+    with refusals(launcher), use_device(device, launcher), user_errors(), contextlib.ExitStack() as stack:
         if data is None:
             source = _without_checkpoint(model)
         else:

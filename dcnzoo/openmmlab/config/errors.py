@@ -47,9 +47,8 @@ def config_errors(cfg: Config) -> Iterator[None]:
             if close := _nearest_argument(match[1], match[2], frames[-1]):
                 key, text = f"{key}.{match[2]}".lstrip("."), f"expected {close}, got an unknown key"
         if isinstance(error, KeyError) and (match := _UNREGISTERED.match(one_line(error))):
-            registry = next(
-                (found for frame in reversed(frames) if (found := frame.f_locals.get("registry"))), None
-            )
+            registries = (frame.f_locals.get("registry") for frame in reversed(frames))
+            registry = next(filter(None, registries), None)
             if close := nearest(match[1], registered(registry)):
                 key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
         if not key:

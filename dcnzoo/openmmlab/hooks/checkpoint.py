@@ -14,7 +14,6 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
-from dcnzoo.openmmlab.classes import require_order
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -205,6 +204,8 @@ class LoadCheckpointHook(Hook):
         source = runner._load_from or (resume if isinstance(resume, str) else "resume")
         meta = checkpoint.get("meta") or {}
         if resume or not self.fine_tune:
+            from dcnzoo.openmmlab.classes import require_order  # needs mmdet, the other hooks do not
+
             loader = runner.cfg.get("train_dataloader" if self.fine_tune else "test_dataloader")
             require_order(loader, class_names(meta).get("classes"), source)
         report = load_state(

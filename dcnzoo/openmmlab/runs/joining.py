@@ -87,9 +87,9 @@ def _set_variables(launcher: str) -> None:
     if launcher == "mpi":
         for name, own in (("RANK", "RANK"), ("WORLD_SIZE", "SIZE"), ("LOCAL_RANK", "LOCAL_RANK")):
             env[name] = env[f"OMPI_COMM_WORLD_{own}"]
-    env.setdefault("MASTER_PORT", "29500")
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         env[name]  # KeyError if the launcher has not set it
+    env.setdefault("MASTER_PORT", "29500")
 
 
 @contextlib.contextmanager
