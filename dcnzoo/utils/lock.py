@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
@@ -48,13 +48,13 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
 
 @contextmanager
 def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
-    """Context that locks a folder for one training. A new folder is removed if nothing was written to it.
+    """Context that locks a folder for one training. New folders are removed if nothing was written to them.
 
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
     """
     path, owner = Path(folder, ".training.lock"), Path(folder, OWNER)
-    is_new = not path.parent.exists()
+    new = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,8 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
             yield
         finally:
             owner.unlink(missing_ok=True)
-            if is_new and {*path.parent.iterdir()} <= {path}:
+            if new and {*path.parent.iterdir()} <= {path}:
                 path.unlink(missing_ok=True)
-                path.parent.rmdir()
+                with suppress(OSError):  # another process has written to an outer one
+                    for each in new:
+                        each.rmdir()

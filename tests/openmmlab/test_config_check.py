@@ -251,6 +251,14 @@ def test_options(tmp_path):
             read_config_file(PLAIN, options)
 
 
+@pytest.mark.parametrize(("imports", "modules"), [({"imports": "json"}, ["json"]), ({}, [])])
+def test_modules_that_a_config_imports(tmp_path, imports, modules):
+    text = f"_base_ = {PLAIN!r}\ncustom_imports = dict(_delete_=True, **{imports})"
+    (tmp_path / "mine.py").write_text(text)
+    model = execute.build(Recipe.read(tmp_path / "mine.py"))
+    assert model.cfg.custom_imports.imports == [*modules, "dcnzoo.models"]
+
+
 def test_keys_that_a_users_own_head_reads(package):
     """A key near a known one is an error, unless a class of the user's own may read it."""
     text = """from mmdet.models import FCNMaskHead

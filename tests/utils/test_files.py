@@ -205,6 +205,13 @@ def test_the_lock_of_a_training_that_failed(tmp_path):
         assert "process" in (tmp_path / ".training.txt").read_text()
         1 / 0  # noqa: B018
     assert not (tmp_path / ".training.txt").exists()
+    with pytest.raises(ZeroDivisionError), lock_work_dir(tmp_path / "work_dirs/new"):
+        1 / 0  # noqa: B018
+    assert not (tmp_path / "work_dirs").exists()
+    with pytest.raises(ZeroDivisionError), lock_work_dir(tmp_path / "work_dirs/new"):
+        (tmp_path / "work_dirs/other").mkdir()
+        1 / 0  # noqa: B018
+    assert [path.name for path in (tmp_path / "work_dirs").iterdir()] == ["other"]
 
 
 def test_places_where_nothing_is_written(tmp_path):

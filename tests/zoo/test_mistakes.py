@@ -84,6 +84,7 @@ SETTINGS = [
     (dcnzoo.load, "test_dataloader", 3),
     (dcnzoo.load, "default_scope", 3),
     (dcnzoo.load, "custom_imports", 3),
+    (dcnzoo.load, "custom_imports.imports", ["nowhere"]),
     (dcnzoo.train, "default_hooks", 3),
     (dcnzoo.train, "auto_scale_lr", 3),
     (dcnzoo.train, "strategy", 3),

@@ -111,6 +111,8 @@ def _check_options(options: Mapping[str, object], cfg: Config, path: str | os.Pa
     mistakes = []
     if "launcher" in options:  # RunOptions replaces it
         mistakes.append(f"launcher: expected launcher={options['launcher']} as an option of its own")
+    if imports := [key for key in options if key.split(".")[0] == "custom_imports"]:
+        mistakes.append(f"{imports[0]}: expected it in a config, which imports the modules while it is read")
     for first, second in combinations(options, 2):
         if first.startswith(f"{second}."):
             mistakes.append(f"{first}: expected after {second}, which replaces it, got before")

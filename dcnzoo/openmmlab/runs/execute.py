@@ -218,9 +218,11 @@ def build(
         raise UserError(f"{cfg.filename}: expected a config with a model, found none")
     for _, node in dicts(cfg.model):
         node.pop("teacher_ckpt", None)  # the teacher is used only in training
-    imports = cfg.get("custom_imports") or {"imports": []}
-    if "dcnzoo.models" not in imports["imports"]:  # for programs that read a dump of the config
-        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
+    imports = cfg.get("custom_imports") or {}
+    modules = imports.get("imports") or []  # mmengine also accepts one name
+    modules = [modules] if isinstance(modules, str) else modules
+    if "dcnzoo.models" not in modules:  # for programs that read a dump of the config
+        cfg.custom_imports = {**imports, "imports": [*modules, "dcnzoo.models"]}
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
         # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
