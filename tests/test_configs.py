@@ -233,7 +233,7 @@ def test_our_config_builds(model):
         pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
     parameters = sum(p.numel() for p in build_listed(model).parameters())
     published = model.metadata.get("Parameters (M)")
-    # MAE's config does not have the published 122 M
+    # the published 122 M of MAE's detector are not those of its config
     if published and model.config.parent.name in VITS and "mae" not in model.name:
         assert round(parameters / 1e6) == published
     assert parameters > 1e5

@@ -311,7 +311,7 @@ class Tree:
         return splits
 
     def split_of(self, file: Path, own: bool = True) -> str:
-        """Return the split in a file's name, with ``own``, or in that of the nearest folder that has one.
+        """Return the split that the nearest folder of a file names; with ``own``, its own name comes first.
 
         A word counts if another name at that depth differs in this word only: ``train/`` beside ``car/`` is
         no split.

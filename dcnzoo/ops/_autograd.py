@@ -177,7 +177,7 @@ def _empty(grad_output: Tensor, inputs: Any, names: Sequence[str]) -> list[Tenso
 
 
 class _Derivative:
-    """The first derivative, an operator, and the second one; the parameters are those of with_backward."""
+    """The derivatives of an operator; :func:`with_backward` describes the parameters."""
 
     def __init__(self, forward: Operator, gradients, recompute, in_order, for_every_call, keeps_format):
         self.forward, self.gradients, self.recompute = forward, gradients, recompute

@@ -113,7 +113,7 @@ def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options:
     for split, annotations in splits.items():
         annotations.write(folder / f"{split}.json")
     own = _configure(folder / f"{work_dir.resolve().name or 'data'}.py", splits, model, decisions)
-    # with a mark, by which other trainings know that the folder is no data
+    # the mark keeps other trainings from reading this folder as data
     text = own.config.read_text(encoding="utf-8")
     write_text(own.config, f"{PROGRAM}{mark('config', own.config.name)}\n{text}")
     return own
