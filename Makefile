@@ -86,7 +86,7 @@ bench: setup $(VENV)/.dev  ## compare time and memory with other packages (docs/
 
 # Uses neither .venv nor network: the machine with the GPU needs python3 with torch, numpy and pytest, and a
 # working tree with dcnzoo/ops/_C_*.so, built on a machine with nvcc by DCNZOO_CUDA=1 make setup.
-# One part of five: make gpu ARGS=correctness (tuning, benchmark, training, seeds).
+# One part: make gpu ARGS=correctness (tuning, benchmark, without_library, training).
 gpu:  ## test, tune and time the kernels on a GPU, and train with them (docs/gpu.md)
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 

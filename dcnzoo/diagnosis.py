@@ -107,7 +107,9 @@ def _kernel_lines() -> Iterator[tuple[str, str]]:
         for kernels in dict.fromkeys(rows.values()):
             names = [name for name in rows if rows[name] == kernels]
             text = "all operators" if len(names) == len(rows) else ", ".join(names)
-            yield f"{device} kernels", f"{', else '.join(kernels)}: {text}"
+            preferred, reason = kernels
+            because = f" ({reason})" if reason else ""
+            yield f"{device} kernels", f"{', else '.join(preferred)}: {text}{because}"
 
 
 def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -161,24 +161,13 @@ def without_library(session: Session) -> str:
     return f"{tests}; {jobs}"
 
 
-def missing_packages() -> str:
-    required = ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2", "msgspec", "platformdirs", "click")
-    names = [name for name in required if not find_spec(name)]
-    return f"not installed: {', '.join(names)}" if names else ""
-
-
 def training(session: Session) -> str:
     """Time a detector's training step with and without dcn, then train and evaluate it."""
-    if missing := missing_packages():
-        return f"skipped: {missing}"
+    required = ("mmengine", "mmcv", "mmdet", "pycocotools", "cv2", "msgspec", "platformdirs", "click")
+    if missing := [name for name in required if not find_spec(name)]:
+        return f"skipped: not installed: {', '.join(missing)}"
     data = [f"--data={session.data}"] if session.data else []
     return session.run_jobs("training", *data, interpret=False)
-
-
-def seeds(session: Session) -> str:
-    """Train the demo's detector on the GPU and on the CPU, three seeds each, and compare AP."""
-    missing = missing_packages()
-    return f"skipped: {missing}" if missing else session.run_jobs("seeds", interpret=False)
 
 
 PARTS: dict[str, tuple[int, Callable[[Session], str]]] = {  # limit in seconds
@@ -187,7 +176,6 @@ PARTS: dict[str, tuple[int, Callable[[Session], str]]] = {  # limit in seconds
     "benchmark": (420, benchmark),
     "without_library": (180, without_library),
     "training": (360, training),
-    "seeds": (300, seeds),
 }
 
 

@@ -97,9 +97,7 @@ def main(folder: Path) -> None:
         errors=markdown([*errors(file), *errors(without)[1:]]),
         cached=markdown(summary([*rows(file, "cached_us"), *rows(without, "cached_us")])),
         training="\n".join(
-            f"- {listed(job)}: {listed(result)}"
-            for part in ("training", "seeds")
-            for job, result in results(folder / f"{part}.jsonl")
+            f"- {listed(job)}: {listed(result)}" for job, result in results(folder / "training.jsonl")
         ),
         cases=markdown(all_cases(measured)),
     )

@@ -7,7 +7,7 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +81,7 @@ class ConversionReport:
         for training in (True, False):
             for what, names in _unused(model, self.classes, example, training).items():
                 if names:
-                    mode = "training" if training else "evaluation"
-                    raise RuntimeError(
-                        f"check: model: expected a forward pass in {mode} that calls the deformable layers, "
-                        f"got layers {what}: {_quoted(names)}"
-                    )
+                    raise RuntimeError(f"check: {_not_used(names, training, what)}")
 
     def __str__(self) -> str:
         rows = [
@@ -132,6 +128,7 @@ def to_deformable(
         offset_activation, mask_activation: the same; each layer gets its own copy.
         prediction: the same; transposed layers always have a pointwise one.
         example: an input of the model, to check that it uses the new layers (:meth:`ConversionReport.check`).
+            Without it, the model's first forward in each mode warns of new layers that it does not call.
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
@@ -155,7 +152,9 @@ def to_deformable(
     )
     report = replace_convolutions(model, where, make, caller="to_deformable")
     _warn("to_deformable", report)
-    if example is not None:
+    if example is None:
+        _FirstForward(model, report.classes)
+    else:
         report.check(model, example)
     return report
 
@@ -403,16 +402,26 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     return pack.train(convolution.training)
 
 
+NOT_CALLED = "that are not called"
+
+
+def _not_used(names: Collection[str], training: bool, what: str = NOT_CALLED) -> str:
+    mode = "training" if training else "evaluation"
+    expected = f"a forward pass in {mode} that calls the deformable layers"
+    return f"model: expected {expected}, got layers {what}: {_quoted(names)}"
+
+
 def _unused(model: nn.Module, names: Collection[str], example: Any, training: bool) -> dict[str, list[str]]:
     """The layers that a copy of the model does not call, and those whose offsets get no gradient."""
     model = copy.deepcopy(model).train(training)
     modules, called = dict(model.named_modules(remove_duplicate=False)), set()
     for name in names:
+        _FirstForward.forget(modules[name])
         modules[name].register_forward_pre_hook(lambda module, args: called.add(module))
     arguments = example if isinstance(example, tuple) else (example,)
     with torch.set_grad_enabled(training):
         outputs = model(*arguments)
-    unused = {"that are not called": [name for name in names if modules[name] not in called]}
+    unused = {NOT_CALLED: [name for name in names if modules[name] not in called]}
     leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
     if leaves:
         torch.stack([x.float().sum() for x in leaves]).sum().backward()
@@ -420,6 +429,49 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
         without = [n for n, p in predictors.items() if p and p.weight.requires_grad and p.weight.grad is None]
         unused["whose offsets get no gradient"] = without
     return unused
+
+
+class _FirstForward:
+    """Warns of converted layers that the first forward of a model in training or in evaluation does not call.
+
+    Hooks of the model, which remove themselves, and are copied with it. The layers call :meth:`note`.
+    """
+
+    def __init__(self, model: nn.Module, names: Collection[str]) -> None:
+        self.modes, self.called = {True, False}, cast(set[str], set())
+        modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+        self.layers = {modules[name]: name for name in names}
+        for layer, name in self.layers.items():
+            self.forget(layer)
+            layer._first_forward = self, name  # the name, because a fused view has copies of the layers
+        self.handles = [model.register_forward_pre_hook(self.start), model.register_forward_hook(self.finish)]
+
+    def note(self, name: str) -> None:
+        if not torch.compiler.is_compiling():
+            self.called.add(name)
+
+    def start(self, model: nn.Module, arguments: object) -> None:
+        if not torch.compiler.is_compiling():
+            self.called.clear()
+
+    def finish(self, model: nn.Module, arguments: object, output: object) -> None:
+        unseen = any(isinstance(m, torch.jit.ScriptModule) or m._compiled_call_impl for m in model.modules())
+        if torch.compiler.is_compiling() or unseen or model.training not in self.modes:
+            return
+        self.modes.remove(model.training)
+        if names := [name for name in self.layers.values() if name not in self.called]:
+            warnings.warn(f"to_deformable: {_not_used(names, model.training)}", stacklevel=2)
+        if not self.modes:
+            self.forget(*self.layers)
+
+    @staticmethod
+    def forget(*layers: Any) -> None:
+        """Remove the hooks of the layers' models, which :mod:`torch.jit.script` would compile."""
+        for layer in layers:
+            if noted := getattr(layer, "_first_forward", None):
+                layer._first_forward = None
+                for handle in noted[0].handles:
+                    handle.remove()
 
 
 def _carry_over(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:

@@ -150,7 +150,7 @@ class ModulationStatistics(NamedTuple):
     near_one: float
 
 
-TRACKED = ("track_offsets", "_last_offsets", "_last_modulation")
+TRACKED = ("track_offsets", "_last_offsets", "_last_modulation", "_first_forward")
 
 
 class TracksOffsets:

@@ -77,6 +77,8 @@ class _Pack(TracksOffsets, nn.Module):
         bias: Tensor | None
         conv_offset: Any
 
+    _first_forward: Any = None  # after a conversion: what notes the calls, and the layer's name
+
     def __init__(
         self,
         in_channels: int,
@@ -163,6 +165,10 @@ class _Pack(TracksOffsets, nn.Module):
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The offset and the mask for ``input``; None for one that the layer does not predict."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
+            if self._first_forward is not None:
+                first, name = self._first_forward
+                first.note(name)
         offset: Tensor | None = None
         mask: Tensor | None = None
         if self.conv_offset is not None:
@@ -180,6 +186,11 @@ class _Pack(TracksOffsets, nn.Module):
                     raw = self.mask_activation(raw)
                 mask = raw
         return offset, mask
+
+    def __prepare_scriptable__(self) -> "_Pack":
+        if self._first_forward is not None:
+            self._first_forward[0].forget(self)
+        return self
 
     def _predict_raw(self, input: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
@@ -209,13 +220,17 @@ class _Pack(TracksOffsets, nn.Module):
 
     def _join_predictions(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Join the convolutions of other layouts, perhaps without bias or in groups, into ``conv_offset``."""
-        # of the layer in plain PyTorch that many projects copy
+        # of the two layers in plain PyTorch that many projects copy
+        main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
         for name in ("weight", "bias"):
-            if f"{prefix}regular_conv.{name}" in state_dict:
-                state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}regular_conv.{name}")
+            if f"{prefix}{main}.{name}" in state_dict:
+                state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{main}.{name}")
+            if f"{prefix}p_conv.{name}" in state_dict:  # the y of all taps, then the x
+                y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
+                state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
         # offsets come first
         layouts = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
-        layouts += ["mask_generator", "conv_mask", "modulator_conv"]
+        layouts += ["mask_generator", "conv_mask", "modulator_conv", "m_conv"]
         names = [f"{prefix}{name}" for name in layouts if f"{prefix}{name}.weight" in state_dict]
         if self.conv_offset is None or not names:
             return

@@ -9,6 +9,7 @@ operator is in its record (``operator.py``), below its function; ``register.py``
 from ._library import cpu_capability, has_ops, is_defined, problems, with_cuda
 
 if is_defined():
+    from .choose import explain
     from .deform_attn import dcnv3, dcnv4, flash_deform_attn, ms_deform_attn
     from .deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
     from .deform_conv_transpose import (
@@ -41,6 +42,7 @@ __all__ = [
     "deform_conv_transpose2d",
     "deform_conv_transpose3d",
     "deform_roi_pool",
+    "explain",
     "flash_deform_attn",
     "has_ops",
     "mask_softmax1d",

@@ -42,8 +42,7 @@ def register_autograd(record: Operator) -> Callable | None:
         )
         return None
 
-    def below_autograd(*arguments):
-        *arguments, keys = arguments
+    def below_autograd(keys, *arguments):
         # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
         with AutoDispatchBelowAutograd():
             try:
@@ -53,12 +52,13 @@ def register_autograd(record: Operator) -> Callable | None:
                 raise
 
     def forward(*arguments):
+        *arguments, keys = arguments
         if not transforms_active():
-            return below_autograd(*arguments)
+            return below_autograd(keys, *arguments)
         # Function.apply disables gradients, but it has recorded only the graph of this transform. The
         # transforms below still have to record theirs.
         with torch.enable_grad(), set_forward_grad_enabled(True):
-            return below_autograd(*arguments)
+            return below_autograd(keys, *arguments)
 
     # It handles a single level: the current transform of torch.func, or plain autograd. The dispatcher calls
     # it again for each other level.
@@ -76,15 +76,14 @@ def register_autograd(record: Operator) -> Callable | None:
     )
 
     def autograd(keys, *arguments):
-        arguments = named(*arguments)
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if has_tangents and forward_mode is not None:
-            below_autograd(*arguments, keys)  # to check the arguments
-            return forward_mode(*arguments)
+            below_autograd(keys, *arguments)  # to check the arguments
+            return forward_mode(*named(*arguments))
         if has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
-                return function.apply(*arguments, keys)
-        return below_autograd(*arguments, keys)
+                return function.apply(*named(*arguments), keys)
+        return below_autograd(keys, *arguments)
 
     implementations.impl(name, autograd, "Autograd", with_keyset=True)
     return autograd

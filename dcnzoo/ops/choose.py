@@ -9,6 +9,7 @@ Python runs before them.
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +18,15 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from . import _library, _torchvision
 from ._torch_private import transforms_active
 from .fused import available
 from .operator import COMPILED, FUSED, OPERATORS, REFERENCE, TORCHVISION, Operator, Result
 
-DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
+KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}  # device -> dispatch key; ROCm's is CUDA
+DEVICES = (*KEYS.values(), "PrivateUse1")
 BACKENDS = ("auto", "fused", "compiled", "reference")
 
 
@@ -54,52 +57,51 @@ def use(name: str) -> None:
 
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
-    """The kernel that runs a call on a device, and why the preferred ones do not. Read from top to bottom."""
-    if backend == "reference":
-        return Choice(REFERENCE, "DCNZOO_BACKEND=reference")
-    is_loaded = key.lower() in _library.loaded
-    if is_loaded:
-        why_not_fused = _why_not_fused(operator, key, call, instead=COMPILED)
-        return (
-            Choice(COMPILED, why_not_fused)
-            if why_not_fused
-            else Choice(FUSED, "is faster, or DCNZOO_BACKEND")
-        )
-    reasons = [f"no compiled kernels for {key}"]
-    others = sorted(operator.kernels, key=lambda kernel: backend == "fused" and kernel != FUSED)
-    for kernel in others:
-        if kernel == FUSED:
-            instead = TORCHVISION if _torchvision.fits(operator.name, key, call) else REFERENCE
-            problem = _why_not_fused(operator, key, call, instead)
-        elif kernel == TORCHVISION:
-            fits = _torchvision.fits(operator.name, key, call)
-            problem = "" if fits else "torchvision has no kernel for the call"
-        else:
-            continue
+    """The kernel that runs a call on a device, and why those before it do not."""
+    kernels, reasons = _candidates(operator, key)
+    for kernel in kernels:
+        problem = _problem(operator, kernel, key, call[0].device, call)
         if not problem:
-            return Choice(kernel, "; ".join(reasons))
+            return Choice(kernel, "; ".join(reasons) or "is preferred")
         reasons.append(problem)
-    return Choice(REFERENCE, "; ".join(reasons))
+    raise AssertionError("the last candidate runs every call")
 
 
-def _why_not_fused(operator: Operator, key: str, call: Any, instead: str) -> str:
-    """Why Triton does not run a call in place of ``instead``; empty if it does, with valid arguments."""
-    prefers = backend == "fused" or instead == REFERENCE
-    if FUSED not in operator.kernels:
-        return "no Triton kernel"
-    if not _triton_runs_on(key):
-        return f"Triton does not run on {key}"
+def _candidates(operator: Operator, key: str) -> tuple[tuple[str, ...], list[str]]:
+    """The kernels in order of preference, of which the last one runs every call, and why no others."""
+    if backend == "reference":
+        return (REFERENCE,), ["DCNZOO_BACKEND=reference"]
+    known = [kernel for kernel in operator.kernels if kernel != FUSED or _triton_runs_on(key)]
+    if key.lower() in _library.loaded:
+        return tuple(kernel for kernel in (FUSED, COMPILED) if kernel in known), []
+    others = [kernel for kernel in known if kernel != COMPILED]
+    others.sort(key=lambda kernel: backend == "fused" and kernel != FUSED)
+    return tuple(others), [f"no compiled kernels for {key}"]
+
+
+def _problem(operator: Operator, kernel: str, key: str, device: torch.device, call: Any = None) -> str:
+    """Why a kernel does not run a call; without a call, why it runs none here. Empty if it does."""
+    if kernel == TORCHVISION:
+        name = operator.name
+        runs = _torchvision.has(name, key) if call is None else _torchvision.fits(name, key, call)
+        return "" if runs else "torchvision has no kernel for the call"
+    if kernel != FUSED:
+        return ""
+    is_loaded = key.lower() in _library.loaded
+    has_other = is_loaded or (call is not None and _torchvision.fits(operator.name, key, call))
+    prefers = backend == "fused" or not has_other
     if backend == "compiled":
         return "DCNZOO_BACKEND=compiled"
     if operator.forward_name in _failed:
         return "Triton's kernel failed before"
-    if not prefers and instead == COMPILED:
-        if operator.forward_name != "deform_conv":
-            return "compiled kernels are preferred"
-        if not available.is_faster(operator.name, call):  # first, because it costs little
-            return "Triton is not listed as faster for this call"
-    if not available.triton_works(call[0].device):
+    if is_loaded and not prefers and operator.forward_name != "deform_conv":
+        return "compiled kernels are preferred"
+    if is_loaded and not prefers and call is not None and not available.is_faster(operator.name, call):
+        return "Triton is not listed as faster for this call"
+    if not available.triton_works(device):
         return "Triton does not work here"
+    if call is None:
+        return ""
     from .fused import operators
 
     if not operators.fits(operator.name, call):
@@ -115,26 +117,51 @@ def _triton_runs_on(key: str) -> bool:
     return key == "CUDA" or bool(key == "CPU" and backend == "fused" and os.environ.get("TRITON_INTERPRET"))
 
 
-def table(key: str) -> dict[str, tuple[str, ...]]:
-    """The kernels that may run each operator on a device here, in order of preference."""
-    device = torch.device(key.lower()) if key in ("CPU", "CUDA") else None
-    is_loaded, rows = key.lower() in _library.loaded, cast(dict[str, tuple[str, ...]], {})
+def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
+    """The kernels that may run each operator on a device here, in order of preference, and why no others."""
+    rows = {}
     for operator in (operator for operator in OPERATORS.values() if not operator.is_backward):
-        if backend == "reference":
-            rows[operator.name] = (REFERENCE,)
-            continue
-        fused = [FUSED] if FUSED in operator.kernels and _may_run_fused(operator, key, device) else []
-        if is_loaded:
-            rows[operator.name] = (*fused, COMPILED)
-            continue
-        has = {FUSED: bool(fused), TORCHVISION: _torchvision.has(operator.name, key), REFERENCE: True}
-        kernels = [kernel for kernel in operator.kernels if has.get(kernel)]
-        rows[operator.name] = tuple(sorted(kernels, key=lambda k: backend == "fused" and k != FUSED))
+        candidates, reasons = _candidates(operator, key)
+        problems = {k: _problem(operator, k, key, torch.device(key.lower())) for k in candidates}
+        kernels = tuple(kernel for kernel in candidates if not problems[kernel])
+        rows[operator.name] = kernels, "; ".join([*reasons, *filter(None, problems.values())])
     return rows
 
 
-def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any) -> Result:
-    kernel = kernel_for(operator, key, call).kernel
+def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
+    """Call a function, such as a model, and return which kernel runs each operator of its forward, and why.
+
+    The answer to "why is this slow?"::
+
+        print(*dcnzoo.ops.explain(model, images), sep="\n")
+        # deform_conv (1, 256, 50, 84) float32 cuda: compiled (Triton is not listed as faster for this call)
+    """
+    recorder = _Recorder()
+    with recorder:
+        function(*args, **kwargs)
+    return recorder.lines
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        forms = ((o, (o.overload, o.overload.overloadpacket)) for o in OPERATORS.values())
+        self.operators = {form: operator for operator, both in forms for form in both}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator := self.operators.get(function):
+            call = operator.call(*args, **(kwargs or {}))
+            device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
+            kernel, reason = kernel_for(operator, KEYS.get(device, "PrivateUse1"), call)
+            self.lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
+        return function(*args, **(kwargs or {}))
+
+
+def _run(
+    operator: Operator, key: str, compiled: Any, keyset: object, call: Any, chosen: str | None = None
+) -> Result:
+    kernel = chosen or kernel_for(operator, key, call).kernel
     if kernel == FUSED:
         from .fused import operators
 
@@ -190,7 +217,7 @@ def _can_read(call: Any) -> bool:
 def _warn(key: str) -> None:
     problems = _library.problems
     why = problems.get(key.lower(), problems.get("cpu", "dcnzoo has them only for CPU and CUDA"))
-    only_plain = [name for name, kernels in table(key).items() if kernels == (REFERENCE,)]
+    only_plain = [name for name, (kernels, _) in table(key).items() if kernels == (REFERENCE,)]
     rest = ", and the others in float64 and 3-D" if len(only_plain) < len(table(key)) else ""
     warnings.warn(
         f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs instead, which "
@@ -223,14 +250,6 @@ def override(name: str, kernel: Callable, key: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
         _library.implementations.impl(name, kernel, key, with_keyset=True)
-
-
-def _may_run_fused(operator: Operator, key: str, device: torch.device | None) -> bool:
-    """Whether Triton may run some calls on a device."""
-    is_loaded = key.lower() in _library.loaded
-    preferred = backend == "fused" or not is_loaded or operator.name == "deform_conv"
-    runs = _triton_runs_on(key) and backend != "compiled" and operator.name not in _failed
-    return preferred and runs and device is not None and available.triton_works(device)
 
 
 def _chooses_beside_compiled(operator: Operator, key: str) -> bool:
@@ -268,7 +287,8 @@ def kernel_of(operator: Operator, key: str) -> Callable:
     compiled, named = compiled_kernel(operator.name, key), operator.call
 
     def kernel(keyset: object, *arguments: object) -> Result:
-        return _run(operator, key, compiled, keyset, named(*arguments))
+        chosen = vars(_chosen_above).pop(operator.name, None)
+        return _run(operator, key, compiled, keyset, named(*arguments), chosen)
 
     return kernel if operator.in_order is None else _in_order(operator, kernel)
 
@@ -293,16 +313,24 @@ def is_deterministic(tensor: Tensor) -> bool:
     return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()
 
 
+_chosen_above = threading.local()  # kernels that _above has chosen, by operator, for those below autograd
+
+
 def _above(operator: Operator, key: str, node: Callable | None) -> Callable:
     """The kernel above autograd: fused kernels are a node of its graph, the others it differentiates."""
-    named = operator.call
-    plain = replace(operator, kernels=tuple(kernel for kernel in operator.kernels if kernel != FUSED))
-    differentiated = kernel_of(plain, key)
-    if node is None:
-        return differentiated
+    if node is None:  # of a torch that offers no nodes
+        operator = replace(operator, kernels=tuple(k for k in operator.kernels if k != FUSED))
+    compiled, named = compiled_kernel(operator.name, key), operator.call
 
     def above(keyset: object, *arguments: object) -> Result:
-        chosen = kernel_for(operator, key, named(*arguments)).kernel
-        return (node if chosen == FUSED else differentiated)(keyset, *arguments)
+        call = named(*arguments)
+        kernel = kernel_for(operator, key, call).kernel
+        if kernel != FUSED or node is None:
+            return _run(operator, key, compiled, keyset, call, kernel)
+        setattr(_chosen_above, operator.name, kernel)
+        try:
+            return node(keyset, *arguments)
+        finally:
+            vars(_chosen_above).pop(operator.name, None)
 
     return above

@@ -1,6 +1,8 @@
 """``dcnzoo.to_deformable`` and ``from_deformable`` on networks of any kind."""
 
 import copy
+import io
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -457,6 +459,37 @@ def test_layers_that_the_network_does_not_use(block, message):
         report.check(model, x)
     with pytest.raises(RuntimeError, match=message):
         dcnzoo.to_deformable(block(), "conv", example=(x,))
+
+
+@pytest.mark.parametrize(("block", "modes"), [(Merged, ["evaluation"]), (Reader, ["training", "evaluation"])])
+def test_the_first_forward_in_each_mode_warns_of_layers_that_are_not_called(block, modes):
+    """Once in each mode, and in a copy too."""
+    model, x = block(), torch.randn(2, 3, 6, 7)
+    dcnzoo.to_deformable(model, "conv")
+    for copied in (copy.deepcopy(model), model):
+        with pytest.warns(UserWarning, match="not called: 'conv'") as caught:
+            for training in (True, True, False, False):
+                copied.train(training)(x)
+        assert [str(w.message).split(" that calls")[0].split()[-1] for w in caught] == modes
+        assert not copied._forward_hooks and not copied._forward_pre_hooks
+
+
+def test_no_warning_of_layers_that_are_called_in_another_way():
+    def network():
+        model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
+        dcnzoo.to_deformable(model, "0")
+        return model
+
+    x = torch.randn(2, 3, 60, 70)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        torch.jit.script(network())(x)
+        torch.compile(network(), backend="eager", fullgraph=True)(x)
+        model = network()
+        model[0].compile(backend="eager")
+        model(x)
+        dcnzoo.fused(network())(x)
+        torch.save(network(), io.BytesIO())
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,6 +1,7 @@
 """``dcnzoo.layers``: torch's convolutions with given or predicted offsets and masks."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -365,6 +366,34 @@ def test_the_layer_that_many_projects_copy():
     x = torch.randn(2, 4, 7, 9)
     mask = 2 * modulator(x).sigmoid()
     expected = dcnzoo.ops.deform_conv2d(x, regular.weight, offset_conv(x), mask, regular.bias, padding=1)
+    torch.testing.assert_close(pack(x), expected)
+
+
+def test_the_other_layer_that_many_projects_copy():
+    """``p_conv`` (y of all taps, then x), ``m_conv`` and ``conv``, clamped to the padded map."""
+    parts = {"p_conv": nn.Conv2d(2, 18, 3, padding=1), "m_conv": nn.Conv2d(2, 9, 3, padding=1)}
+    parts["conv"] = nn.Conv2d(2, 3, 3, stride=3)
+    state = {
+        f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
+    }
+    pack = layers.PackedDeformConv2d(2, 3, 3, padding=1, modulated=True)
+    pack.load_state_dict(state)
+    x = 3 * torch.randn(1, 2, 5, 6)
+    padded, offset, mask = (
+        nn.functional.pad(x, [1] * 4)[0],
+        parts["p_conv"](x)[0],
+        parts["m_conv"](x)[0].sigmoid(),
+    )
+    assert offset.abs().max() > 4  # far beyond the border
+    expected = torch.zeros(1, 3, 5, 6) + parts["conv"].bias.view(1, 3, 1, 1)
+    for i, j, tap in itertools.product(range(5), range(6), range(9)):
+        y, x0 = i + tap // 3 + offset[tap, i, j].item(), j + tap % 3 + offset[9 + tap, i, j].item()
+        y, x0 = min(max(y, 0.0), 6.0), min(max(x0, 0.0), 7.0)
+        for row, column in itertools.product(range(7), range(8)):
+            share = max(0.0, 1 - abs(y - row)) * max(0.0, 1 - abs(x0 - column)) * mask[tap, i, j]
+            expected[0, :, i, j] += (
+                share * parts["conv"].weight[:, :, tap // 3, tap % 3] @ padded[:, row, column]
+            )
     torch.testing.assert_close(pack(x), expected)
 
 

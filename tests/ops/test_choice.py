@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+import dcnzoo.ops
 from dcnzoo.ops import _library, _torchvision, choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
@@ -13,6 +14,7 @@ from dcnzoo.ops.operator import OPERATORS
 
 from .. import op_cases
 from ..op_cases import deform_conv
+from ..processes import python_with_torch
 
 COMPILED, FUSED, TORCHVISION, REFERENCE = (
     choose.COMPILED, choose.FUSED, choose.TORCHVISION, choose.REFERENCE,
@@ -130,6 +132,54 @@ def test_the_choice_says_why(loaded, monkeypatch):
     assert reason("deform_conv2d") == "Triton is not listed as faster for this call"
     monkeypatch.setattr(choose, "backend", "compiled")
     assert reason("deform_conv2d") == "DCNZOO_BACKEND=compiled"
+
+
+def test_explain_a_model():
+    """One line per call, in order; the answer to: why was this slow?"""
+    x, weight, offset = torch.zeros(1, 2, 5, 6), torch.zeros(3, 2, 3, 3), torch.zeros(1, 18, 3, 4)
+    lines = dcnzoo.ops.explain(
+        lambda x: dcnzoo.ops.deform_conv2d(x.double(), weight.double(), offset.double()), x
+    )
+    lines += dcnzoo.ops.explain(dcnzoo.ops.nms, BOXES, torch.rand(9), iou_threshold=0.5)
+    assert [line.split(" cpu: compiled")[0] for line in lines] == [
+        "deform_conv (1, 2, 5, 6) float64",
+        "nms (9, 4) float32",
+    ]
+
+
+ONCE = """
+import torch
+
+def load_library(path):
+    raise OSError("none")
+
+torch.ops.load_library = load_library
+import dcnzoo.ops
+from dcnzoo.ops import choose
+from tests import op_cases
+
+chosen, kernel_for = [], choose.kernel_for
+
+def count(operator, key, call):
+    choice = kernel_for(operator, key, call)
+    chosen.append((operator.name, choice.kernel))
+    return choice
+
+choose.kernel_for = count
+(op,) = (op for op in op_cases.operators() if op.name == "ms_deform_attn")
+for dtype in (torch.float32, torch.float64):  # Triton, and plain PyTorch, which autograd differentiates
+    op_cases.results(op.call, op.forms()[0].to(dtype))
+assert chosen == [
+    ("ms_deform_attn", choose.FUSED),
+    ("_ms_deform_attn_backward", choose.FUSED),
+    ("ms_deform_attn", choose.REFERENCE),
+], chosen
+"""
+
+
+def test_a_kernel_is_chosen_once_per_call():
+    pytest.importorskip("triton")
+    python_with_torch(ONCE, TRITON_INTERPRET="1", DCNZOO_BACKEND="fused")
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):

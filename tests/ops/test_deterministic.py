@@ -46,7 +46,7 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
     _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
     asked = []
 
-    def run(operator, key, compiled, keyset, call):
+    def run(operator, key, compiled, keyset, call, chosen):
         asked.append(call.output_mask)
         return torch.ops.dcnzoo._deform_conv_backward(*call)
 

@@ -46,7 +46,9 @@ def joined(cfg: Config) -> Iterator[None]:
     with _join_errors(cfg.launcher):
         _set_variables(cfg.launcher)
         _meet(settings.get("timeout") or SECONDS)
-        if len(_stores) > 1:  # rank 0's store still has the addresses of the group before, where nobody answers
+        if (
+            len(_stores) > 1
+        ):  # rank 0's store still has the addresses of the group before, where nobody answers
             store = distributed.PrefixStore("group", _stores[-1])
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             settings = {**settings, "store": store, "rank": rank, "world_size": size}
