@@ -188,8 +188,7 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int, force
     from dcnzoo.data.split import split_coco
 
     outs = train, val
-    _options.output_file(*outs, force=force)
-    for out, part in zip(outs, split_coco(file, outs, val_ratio, seed), strict=True):
+    for out, part in zip(outs, split_coco(file, outs, val_ratio, seed, force), strict=True):
         _show_written(out, part)
 
 

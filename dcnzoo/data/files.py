@@ -166,7 +166,7 @@ def write_json(content: dict, out: str | Path) -> None:
                 write(json.dumps(value))
                 continue
             write("[")
-            for start in track(range(0, len(value), PART), f"writing {Path(out).name}"):
+            for start in track(range(0, len(value), PART), f"writing {key}"):
                 part = slice(start, start + PART)
                 text = value.text(part) if isinstance(value, Entries) else json.dumps(value[part])
                 write(f"{', ' if start else ''}{text[1:-1]}")

@@ -1,5 +1,6 @@
 """Split a COCO file in two."""
 
+import filecmp
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.files import write_json
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import replacing, require_new
 from dcnzoo.utils.text import counted
 
 
@@ -20,14 +22,19 @@ def select_images(content: dict, ids: Collection[int]) -> dict:
     }
 
 
-def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: int = 0) -> tuple[dict, dict]:
+def split_coco(
+    file: str | Path, outs: tuple[Path, Path], share: float, seed: int = 0, force: bool = False
+) -> tuple[dict, dict]:
     """Split the images of a file at random; return the rest, and the part of size ``share``.
 
     Both files contain all categories. The same seed gives the same parts.
 
+    Args:
+        force: replace files with another content.
+
     Raises:
         UserError: the file has problems (:func:`~dcnzoo.data.check.check_coco`) or too few images for two
-            parts, or two of the three paths are the same. Nothing is written.
+            parts, two of the three paths are the same, or a file exists. Nothing is written.
     """
     if len({Path(path).resolve() for path in (file, *outs)}) < 3:
         raise UserError(f"split: expected three different files, got {file}, {outs[0]} and {outs[1]}")
@@ -38,8 +45,15 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
         train, val = split_content(content, share, seed)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    write_json(train, outs[0])
-    write_json(val, outs[1])
+    with replacing(outs[0]) as first, replacing(outs[1]) as second:
+        write_json(train, first)
+        write_json(val, second)
+        written = dict(zip(outs, (first, second), strict=True))
+
+        def is_equal(out: Path) -> bool:  # of a call that was killed between the two
+            return filecmp.cmp(out, written[out], shallow=False)
+
+        require_new("split", *outs, force=force, own=is_equal)
     return train, val
 
 

@@ -12,12 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import Results
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import is_video, read_beside, replacing, write_text
+from dcnzoo.utils.lock import locked_folder
 from dcnzoo.utils.marks import RESULTS
 
 ROWS = 256  # of a part
@@ -86,7 +87,7 @@ class Rows:
 
     @contextlib.contextmanager
     def locked(self, name: str = "") -> Iterator[None]:
-        """Context in which no other process adds to the rows. Folders that it made and left empty go.
+        """Context in which no other process adds to the rows. A folder without rows goes.
 
         Args:
             name: several processes may add to one folder under different names.
@@ -94,24 +95,14 @@ class Rows:
         Raises:
             UserError: another process adds to them.
         """
-        lock = FileLock(self.folder / f".lock{name}")
-        made = [parent for parent in self.folder.parents if not parent.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            with locked_folder(self.folder, f".lock{name}"):
+                yield
         except Timeout:
             raise UserError("infer: another process runs the same command; wait until it ends") from None
-        except (OSError, NotImplementedError):  # not all file systems have locks
-            pass
-        try:
-            yield
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(lock.lock_file)
-            lock.release()
-            for parent in (self.folder, *made):
-                with contextlib.suppress(OSError):  # it has files
-                    parent.rmdir()
+            with contextlib.suppress(OSError):  # it has files
+                self.folder.rmdir()
 
     def missing(self, images: Iterable[str], changed: bool = False) -> list[str]:
         """Return the pictures that have no row; ``changed``: also those that are newer than it."""

@@ -22,13 +22,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import requests
-from filelock import FileLock
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import cache_folder, file_digest
+from dcnzoo.utils.lock import locked
 from dcnzoo.utils.progress import make_progress
 
 MIRROR = "DCNZOO_MIRROR"
@@ -166,7 +166,8 @@ def fetch(
     source, part = _mirrored(url), folder / f"{name}.part"
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    with FileLock(folder / f".{name}.lock") as lock:
+    lock = folder / f".{name}.lock"
+    with locked(lock, -1):
         if not _is_intact(target, checksum):  # no other process has downloaded it
             if target.exists():
                 console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
@@ -190,7 +191,7 @@ def fetch(
             part.replace(target)
         # Processes that wait for this lock will find the download. After a failure the lock file must stay:
         # one of them will start to download, and later processes must wait for the same lock.
-        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     return target
 
 

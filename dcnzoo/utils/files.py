@@ -125,7 +125,7 @@ def require_new(
         force: replace others, too.
         beside: files whose names follow from the first one: replaced only if that has the mark.
         inputs: files that are read. No file is written beside one under the same name without ending.
-        own: whether the command may replace a file for another reason.
+        own: whether the command may replace a file for another reason: it has the same content.
 
     Raises:
         UserError: a file exists, or its folder cannot be written.
@@ -143,7 +143,8 @@ def require_new(
         if file.is_dir() or file.is_symlink():
             problem = "the folder" if file.is_dir() else f"a link to {os.readlink(file)}"
             raise UserError(f"{command}: {file}: expected a file, got {problem}")
-        if os.path.lexists(file) and not (mark and mark_of(file) == mark) and not own(file):
+        is_own = bool(mark) and mark_of(file) == mark
+        if os.path.lexists(file) and not (is_own or (file.is_file() and own(file))):
             others.append(file)
     if others and not force:
         what = f", or {mark}" if mark else ""

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.lock import locked
 from dcnzoo.utils.text import counted
 
 
@@ -22,7 +22,7 @@ def append_row(path: str | os.PathLike, row: dict) -> None:
     """Append a line of JSON to a file, atomically. Several processes may append at the same time."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with locked(path.with_name(f".{path.name}.lock"), -1):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         write_text(path, f"{before}{json.dumps(row, ensure_ascii=False)}\n")
 

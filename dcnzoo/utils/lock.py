@@ -1,4 +1,4 @@
-"""Locks of folders: one training at a time in a work directory."""
+"""Locks: one training at a time in a work directory, one writer of a file."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
     says so. The file of a dead process is replaced on its own machine; on others, it must be deleted.
 
     Args:
-        seconds: to wait for another holder.
+        seconds: to wait for another holder; -1: without end.
 
     Raises:
         filelock.Timeout: another process holds it.
@@ -47,18 +47,33 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
 
 
 @contextmanager
+def locked_folder(folder: Path, name: str, seconds: float = 0) -> Iterator[None]:
+    """:func:`locked` with a file in a folder, which is created. If nothing is left in it, it goes again."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / name, seconds):
+            try:
+                yield
+            finally:
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # it has files
+            for each in new:
+                each.rmdir()
+
+
+@contextmanager
 def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
-    """Context that locks a folder for one training. New folders are removed if nothing was written to them.
+    """Context that locks a folder for one training.
 
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
     """
-    path, owner = Path(folder, ".training.lock"), Path(folder, OWNER)
-    new = [each for each in (path.parent, *path.parent.parents) if not each.exists()]
+    owner = Path(folder, OWNER)
     with ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(path, _ORPHANS_END))
+            stack.enter_context(locked_folder(Path(folder), ".training.lock", _ORPHANS_END))
         except Timeout as error:
             process = read_beside(owner) or "another process"
             raise UserError(
@@ -72,8 +87,3 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
             yield
         finally:
             owner.unlink(missing_ok=True)
-            if new and {*path.parent.iterdir()} <= {path}:
-                path.unlink(missing_ok=True)
-                with suppress(OSError):  # another process has written to an outer one
-                    for each in new:
-                        each.rmdir()

@@ -494,10 +494,15 @@ def test_split(root):
         assert {a["image_id"] for a in part["annotations"]} <= {i["id"] for i in part["images"]}
     for key, entries in (("images", images), ("annotations", annotations)):
         assert sorted(train[key] + val[key], key=lambda entry: entry["id"]) == entries
-    assert split_coco(file, outs, 0.25) == (train, val)
-    assert split_coco(file, outs, 0.25, seed=1) != (train, val)
+    for killed_before in outs:  # the same call again
+        killed_before.unlink()
+        assert split_coco(file, outs, 0.25) == (train, val) and all(out.exists() for out in outs)
+    with pytest.raises(UserError, match=r"train\.json and .*val\.json|train\.json, .*val\.json"):
+        split_coco(file, outs, 0.25, seed=1)
+    assert [json.loads(out.read_text()) for out in outs] == [train, val]
+    assert split_coco(file, outs, 0.25, seed=1, force=True) != (train, val)
     for share, number in ((0.01, 1), (0.26, 3), (0.99, 9)):  # rounded, and neither part is empty
-        assert len(split_coco(file, outs, share)[1]["images"]) == number
+        assert len(split_coco(file, outs, share, force=True)[1]["images"]) == number
     for share in (0, 1, math.nan):
         with pytest.raises(UserError, match="share: "):
             split_coco(file, outs, share)

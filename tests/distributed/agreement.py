@@ -163,7 +163,10 @@ def check(rank: int, folder: Path, port: int) -> None:
     torch.save({"weights": torch.arange(3)}, checkpoint)
 
     def start(train=(), val=(), file=None, resume=False):
-        loops = (SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(each))) for each in (train, val))
+        loops = (
+            SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(each), num_workers=0))
+            for each in (train, val)
+        )
         names = dict(zip(("_train_loop", "_val_loop"), loops, strict=True), _test_loop=dict(type="TestLoop"))
         hook.before_run(SimpleNamespace(_load_from=file, _resume=resume, **names))
 

@@ -1,6 +1,8 @@
 """Random numbers that are the same in a resumed and in an uninterrupted training."""
 
+import contextlib
 import random
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -60,16 +62,24 @@ class EpochSeedHook(Hook):
         self._seed_model(runner.seed, 3)
 
     def _seed_model(self, *numbers: int) -> None:
-        # of the loader: the three generators that transforms use
-        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        self._states = contextlib.ExitStack()  # of the loader
+        self._states.enter_context(random_states())
         set_random_seed(_mix(*numbers, get_rank()))
 
     def after_train_iter(self, *args: object, **kwargs: object) -> None:
-        random.setstate(self._states[0])
-        np.random.set_state(self._states[1])  # noqa: NPY002
-        torch.set_rng_state(self._states[2])
+        self._states.close()
 
     after_val = after_train_iter
+
+
+@contextlib.contextmanager
+def random_states() -> Iterator[None]:
+    """Context after which the three generators that transforms use are as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
 
 
 def _mix(*numbers: int) -> int:

@@ -21,6 +21,7 @@ from dcnzoo.openmmlab.checkpoints import content_digest
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.datasets.digest import data_digest
 from dcnzoo.openmmlab.runs.joining import hosts
+from dcnzoo.openmmlab.runs.loading import lack_of_memory
 from dcnzoo.utils.errors import JointError, UserError, describe, one_line
 from dcnzoo.utils.lock import OWNER
 from dcnzoo.utils.text import counted, few
@@ -75,12 +76,18 @@ def agree(seen: Mapping[str, object]) -> None:
     broadcast_object_list(message)
     expected, host = message
     differences = (
-        f"rank {get_rank()} on {socket.gethostname()}: {name}: expected {expected.get(name)}, as on rank 0 "
-        f"on {host}, got {seen.get(name)}"
+        f"{name}: expected {expected.get(name)}, as on rank 0 on {host}, got {seen.get(name)}"
         for name in {**expected, **seen}
         if expected.get(name) != seen.get(name)
     )
-    if first := next(filter(None, all_gather_object(next(differences, None))), None):
+    require(next(differences, ""))
+
+
+def require(problem: str) -> None:
+    """Raise UserError, on all ranks, for the first rank with a problem; an empty text is none."""
+    if problem and is_distributed():
+        problem = f"rank {get_rank()} on {socket.gethostname()}: {problem}"
+    if first := next(filter(None, all_gather_object(problem)), ""):
         _refuse(first)
 
 
@@ -112,18 +119,20 @@ def _settings(cfg: Config) -> dict[str, str]:
 
 
 class AgreementHook(Hook):
-    """Before the first step, require that all ranks have read the same data and the same weights."""
+    """Before the first step, require the same data and weights on all ranks, and memory for the loaders."""
 
     priority = "VERY_LOW"
 
     def before_run(self, runner: Runner) -> None:
+        loops = {f"{name}_dataloader": getattr(runner, f"_{name}_loop") for name in ("train", "val", "test")}
+        built = {name: loop.dataloader for name, loop in loops.items() if not isinstance(loop, dict | None)}
+        require(next(filter(None, map(lack_of_memory, built.values())), ""))
         if not is_distributed():
             return
         seen: dict[str, object] = {}
-        for name in ("train", "val", "test"):
-            if (loop := getattr(runner, f"_{name}_loop")) is not None and not isinstance(loop, dict):
-                dataset = loop.dataloader.dataset
-                seen[f"{name}_dataloader"] = f"{counted(len(dataset), 'pictures')} ({data_digest(dataset)})"
+        for name, loader in built.items():
+            number, digest = len(loader.dataset), data_digest(loader.dataset)
+            seen[name] = f"{counted(number, 'pictures')} ({digest})"
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
         agree(seen)
