@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +33,13 @@ from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
-    from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.detect.rows import Rows
     from dcnzoo.detect.views import Views
 
 
 DEFAULT = Path("work_dirs/infer")
+DEMO_IMAGE = "input/shapes.png"  # in the output folder
+CALLS = ("classes", "max_detections", "tile", "batch_size")  # options of the detector's call
 NOT_COMPARED = ("out", "force", "verbose")  # parameters with which another command is the same
 SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
@@ -118,27 +119,10 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 )
 @option("--verbose", is_flag=True, help="Print every detection of every image.")
 def command(
-    model: str | None,
-    images: list[str],
-    demo: bool,
-    out: Path | None,
-    as_json: bool,
-    as_txt: bool,
-    polygons: bool,
-    jpeg: bool,
-    force: bool,
-    score_threshold: float,
-    classes: list[str] | None,
-    max_detections: int | None,
-    tile: int | None,
-    batch_size: int,
-    save_video: Path | None,
-    kind: Literal["jsonl", "parquet"] | None,
-    shard: tuple[int, int] | None,
-    address: str | None,
-    verbose: bool,
-    **loading: Any,
-) -> None:
+    model: str | None, images: list[str], demo: bool, out: Path | None, as_json: bool, as_txt: bool,
+    polygons: bool, jpeg: bool, force: bool, save_video: Path | None, shard: tuple[int, int] | None,
+    kind: Literal["jsonl", "parquet"] | None, address: str | None, verbose: bool, **options: Any,
+) -> None:  # fmt: skip
     """Detect objects in images.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint, a work directory or an exported
@@ -160,42 +144,96 @@ def command(
     """
     if not images and not demo:
         raise click.UsageError("expected MODEL IMAGE... or --demo")
-    options: dict[str, Any] = {"classes": classes, "max_detections": max_detections, "tile": tile}
-    loading["score_threshold"] = score_threshold
+    calls = {name: options.pop(name) for name in CALLS}
+    loading = options
     if kind:
         names = ("demo", "as_json", "as_txt", "polygons", "jpeg", "force", "save_video", "verbose")
         _options.refuse("--format", *names)
-        _write_rows(str(model), images, shard, out, kind, address, options, batch_size, loading)
+        _write_rows(str(model), images, shard, out, kind, address, calls, loading)
         return
     _options.refuse("no --format", "shard", "address")
     if as_json or as_txt or save_video:
         _options.refuse("--json, --txt or --save-video", "jpeg")
     if as_txt and not as_json:
         _options.refuse("--txt", "polygons")
-    ending = ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png"
+    model = model or DEMO_MODEL
     from dcnzoo.detect.views import Views
 
     views: Any = functools.partial(
-        Views, ending=ending, coco=as_json or not as_txt, video=save_video, polygons=polygons,
-        mark=mark("detections", model_name(model or DEMO_MODEL, loading["checkpoint"])), force=force,
+        Views, ending=".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png",
+        coco=as_json or not as_txt, video=save_video, polygons=polygons,
+        mark=mark("detections", model_name(model, loading["checkpoint"])), force=force,
     )  # fmt: skip
-    _detect(model or DEMO_MODEL, images, demo, out, views, {**options, "batch_size": batch_size}, loading)
+    _write_files(model, images, demo, out, views, calls, loading)
 
 
-def _detect(
+def _settings(detector: Any, calls: dict[str, Any], loading: dict[str, Any]) -> dict[str, Any]:
+    """Return what all results in a folder have in common."""
+    chosen = {name: value for name, value in calls.items() if name != "batch_size"}
+    settings = {"model": detector.checksum(), **chosen, "names": detector.classes}
+    return settings | {name: loading[name] for name in ("score_threshold", "cfg_options")}
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_rows(
+    model: str,
+    images: list[str],
+    shard: tuple[int, int] | None,
+    out: Path | None,
+    kind: Literal["jsonl", "parquet"],
+    address: str | None,
+    calls: dict[str, Any],
+    loading: dict[str, Any],
+) -> None:
+    import dcnzoo
+    from dcnzoo.detect.rows import Rows, continues, shard_of, write_results
+
+    if videos := list(filter(is_video, images)):
+        raise UserError(f"images: expected pictures with --format, got the video {videos[0]}")
+    detector = dcnzoo.load(model, **loading)
+    settings = _settings(detector, calls, loading)
+    is_relative = any(not os.path.isabs(image) and "://" not in image for image in images)
+    settings["folder"] = os.getcwd() if is_relative and not address else None  # of the paths in the rows
+    out = out or numbered(DEFAULT, lambda folder: continues(folder, kind, settings))
+    rows = Rows(out, kind, settings)
+    job = "{}-of-{}".format(*shard) if shard else _digest(images)
+    if shard:
+        images = [image for image in images if shard_of(image, shard[1]) == shard[0]]
+    with rows.locked(f"-{job}"):
+        if address:
+            from dcnzoo.ray import detect_on_cluster
+
+            del detector  # the memory is for the workers
+            paths = [os.path.abspath(os.path.expanduser(image)) for image in images]
+            images = [image if "://" in image else path for image, path in zip(images, paths, strict=True)]
+            model, loading["checkpoint"] = (
+                os.path.abspath(name) if name and os.path.exists(name) else name
+                for name in (model, loading["checkpoint"])
+            )
+            detect_on_cluster(address, rows, model, images, calls, settings["model"], **loading)
+        else:
+            write_results(rows, detector(rows.missing(images), **calls))
+    failures = rows.failures(images)  # also those of an earlier run
+    print(printable(f"written to {out}; skipped: {failures} of {counted(len(images), 'images')}"))
+    sys.exit(bool(failures))
+
+
+def _write_files(
     model: str,
     images: list[str],
     demo: bool,
     out: Path | None,
     views: Callable[[Path, list[str]], Views],
-    options: dict[str, Any],
+    calls: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
-    """Choose the folder, load the detector and write the files."""
-    demo_image = ["input/shapes.png"] if demo else []  # in the output folder
+    """Write rows to a hidden folder, which the same command continues after a kill, then the files."""
 
     def files_in(folder: Path) -> tuple[list[str], Views]:
-        every = [*images, *(str(folder / name) for name in demo_image)]
+        every = [*images, *([str(folder / DEMO_IMAGE)] if demo else [])]
         return every, views(folder, every)
 
     every, files = files_in(out or numbered(DEFAULT))  # before the work
@@ -208,124 +246,64 @@ def _detect(
     detector = dcnzoo.load(model, **loading)
     parameters = click.get_current_context().params
     settings = {**parameters, "images": images, **dict.fromkeys(NOT_COMPARED)}
-    text = json.dumps([detector.checksum(), os.getcwd(), settings], default=str, sort_keys=True)
-    unfinished = f"{UNFINISHED}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    unfinished = f"{UNFINISHED}{_digest(detector.checksum(), os.getcwd(), settings)}"
     if out is None:
         out = numbered(DEFAULT, lambda folder: (folder / unfinished).exists())
         every, files = files_in(out)
     if demo:
         _draw_demo_image(Path(every[-1]))
     rows = Rows(out / unfinished)
+    files.settings = _settings(detector, calls, loading)
     with rows.locked():
         if parameters["save_video"] or any(map(is_video, every)):  # videos are written from their start
             rows.remove()
-        files.settings = _settings(detector, options, loading)
-        _write_files(detector, every, rows, files, options, parameters["verbose"])
+        skipped = _detect(detector, every, rows, files, calls, parameters["verbose"])
+        rows.remove()
+    if others := files.others():
+        text = f"{counted(others, 'other commands')} did not finish; their rows stay in {out}"
+        print(printable(text))
+    if files.images > SEVERAL:
+        print(f"{counted(files.images, 'images')}: {_counts(files.counts)}")
+    if files.errors or skipped:
+        sys.exit(1)
 
 
-def _settings(detector: BaseDetector, options: dict[str, Any], loading: dict[str, Any]) -> dict[str, Any]:
-    """Return what all results in a folder have in common."""
-    chosen = {name: options[name] for name in ("classes", "max_detections", "tile")}
-    settings = {"model": detector.checksum(), **chosen, "names": detector.classes}
-    return settings | {name: loading[name] for name in ("score_threshold", "cfg_options")}
-
-
-def _write_rows(
-    model: str,
-    images: list[str],
-    shard: tuple[int, int] | None,
-    out: Path | None,
-    kind: Literal["jsonl", "parquet"],
-    address: str | None,
-    options: dict[str, Any],
-    batch_size: int,
-    loading: dict[str, Any],
-) -> None:
-    import dcnzoo
-    from dcnzoo.detect.rows import Rows, continues, shard_of, write_results
-
-    if videos := list(filter(is_video, images)):
-        raise UserError(f"images: expected pictures with --format, got the video {videos[0]}")
-    detector = dcnzoo.load(model, **loading)
-    settings = _settings(detector, options, loading)
-    is_relative = any(not os.path.isabs(image) and "://" not in image for image in images)
-    settings["folder"] = os.getcwd() if is_relative and not address else None  # of the paths in the rows
-    out = out or numbered(DEFAULT, lambda folder: continues(folder, kind, settings))
-    rows = Rows(out, kind, settings)
-    if shard:
-        images = [image for image in images if shard_of(image, shard[1]) == shard[0]]
-    job = "{}-of-{}".format(*shard) if shard else hashlib.sha256(json.dumps(images).encode()).hexdigest()
-    with rows.locked(f"-{job[:32]}"):
-        options = {**options, "batch_size": batch_size}
-        if address:
-            from dcnzoo.ray import detect_on_cluster
-
-            del detector  # the memory is for the workers
-            paths = [os.path.abspath(os.path.expanduser(image)) for image in images]
-            images = [image if "://" in image else path for image, path in zip(images, paths, strict=True)]
-            model, loading["checkpoint"] = (
-                os.path.abspath(name) if name and os.path.exists(name) else name
-                for name in (model, loading["checkpoint"])
-            )
-            detect_on_cluster(address, rows, model, images, options, settings["model"], **loading)
-        else:
-            write_results(rows, detector(rows.missing(images), **options))
-    failures = rows.failures(images)  # also those of an earlier run
-    print(printable(f"written to {out}; skipped: {failures} of {counted(len(images), 'images')}"))
-    sys.exit(bool(failures))
-
-
-def _write_files(
-    detector: BaseDetector,
-    images: list[str],
-    rows: Rows,
-    files: Views,
-    options: dict[str, Any],
-    verbose: bool,
-) -> None:
-    """Write rows to a hidden folder, which the same command continues after a kill, then the files."""
+def _detect(
+    detector: Any, images: list[str], rows: Rows, files: Views, calls: dict[str, Any], verbose: bool
+) -> list[Any]:
+    """Detect the objects in pictures without a row, then write the files; return the skipped pictures."""
     from dcnzoo.detect.detector import Results
     from dcnzoo.detect.rows import write_results
 
     undetected = {*rows.missing(images, changed=True)}
     missing = [image for image in images if image in undetected or files.lacks(image)]
-    if len(missing) < len(images):
-        done = len(images) - len(missing)
+    if done := len(images) - len(missing):
         print(f"continued: {done} of {counted(len(images), 'images')} have been detected")
     began = time.monotonic()
-    if len(images) == len(missing) == 1:  # an error of the only image ends the command
-        result = detector(images[0], **options)
-        results = result if isinstance(result, Results) else Results(iter([result]), [])
-    else:
-        result, results = None, detector(missing, **options)
+    results = single = detector(images[0] if len(images) == len(missing) == 1 else missing, **calls)
+    if not isinstance(results, Results):  # an error of the only image ends the command
+        results = Results(iter([single]), [])
 
     def show(shown: Detections) -> None:
         nonlocal began
         seconds = f"{time.monotonic() - began:.2f} s"
         print(f"{printable(shown.path)}: {_counts(shown.names)}, {seconds}", flush=True)
-        if verbose or shown is result:
+        if verbose or shown is single:
             _print_table(shown)
         began = time.monotonic()
 
-    def finish(unopened: Collection[str] | None) -> None:
-        if written := files.finish(rows.in_order(images, unopened)):
-            print(printable(f"written: {written}"))
-
     has_lines = verbose or len(images) <= SEVERAL or not sys.stdout.isatty()
+    interruption = None
     try:
         write_results(rows, results, files.draw, show if has_lines else None)
-    except KeyboardInterrupt:
-        finish(None)
-        raise
-    finish({skipped.path for skipped in results.skipped if not skipped.is_opened})
-    rows.remove()
-    if others := files.others(rows.folder):
-        text = f"{counted(others, 'other commands')} did not finish; their rows stay in {rows.folder.parent}"
-        print(printable(text))
-    if files.images > SEVERAL:
-        print(f"{counted(files.images, 'images')}: {_counts(files.counts)}")
-    if files.errors or results.skipped:
-        sys.exit(1)
+    except KeyboardInterrupt as error:
+        interruption = error  # then, pictures may have no row
+    unopened = {skipped.path for skipped in results.skipped if not skipped.is_opened}
+    if written := files.finish(rows.in_order(images, None if interruption else unopened)):
+        print(printable(f"written: {written}"))
+    if interruption:
+        raise interruption
+    return results.skipped
 
 
 def _draw_demo_image(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dcnzoo.detect.pictures import DownloadFailure, read
-from dcnzoo.detect.video import frame_count, frames
+from dcnzoo.detect.video import frames, head_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import is_video, picture_files
 
@@ -83,8 +83,8 @@ def count(images: Iterable[Any]) -> int | None:
     """Return the number of images and frames; None if it is unknown."""
     if not isinstance(images, Sized):
         return None
-    videos = [frame_count(image) for image in images if is_video(image)]
-    return None if None in videos else len(images) - len(videos) + sum(filter(None, videos))
+    videos = [int(head_of(image, "FRAME_COUNT")) for image in images if is_video(image)]
+    return None if min(videos, default=1) < 1 else len(images) - len(videos) + sum(videos)
 
 
 def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:

@@ -79,9 +79,9 @@ class Views:
         is_older = file.stat().st_mtime_ns <= self._results.stat().st_mtime_ns
         return is_older or any(self._folder.glob(f"{UNFINISHED}*"))
 
-    def others(self, own: Path) -> int:
-        """Return how many other commands have not finished in the folder."""
-        return len({*self._folder.glob(f"{UNFINISHED}*")} - {own})
+    def others(self) -> int:
+        """Return how many commands have not finished in the folder."""
+        return len([*self._folder.glob(f"{UNFINISHED}*")])
 
     def lacks(self, image: str) -> bool:
         """Whether the drawn picture of an image does not exist."""
