@@ -422,6 +422,13 @@ def crash(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
+def sequences(session: Session) -> None:
+    """Run 60 sequences of commands by lot, with kills between them: nothing of the user's is lost."""
+    update_venv(session)
+    session.run(PYTHON, "tests/sequences.py", "work_dirs/sequences", *session.posargs)
+
+
+@nox.session(venv_backend="none", tags=NIGHTLY)
 def types(session: Session) -> None:
     """Check a program of a user with mypy --strict."""
     update_venv(session)

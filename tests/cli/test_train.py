@@ -1,5 +1,6 @@
 """The train, test and browse commands, with a configuration that trains in seconds."""
 
+import csv
 import pickle
 import re
 import shutil
@@ -189,7 +190,12 @@ def test_force_replaces_a_training_and_loses_nothing(tmp_path, monkeypatch):
     small = [*tiny(tmp_path / "data", train=2, val=1, epochs=1), "val_evaluator.metric=bbox"]
     commands.run("train", CONFIG, "--work-dir", work, "--patience", 5, *small, "randomness.seed=1")
     fresh = Config.fromfile(work / Path(CONFIG).name)
+    report = ("report", work, "--evaluate", 1, "--num-images", 0)
+    commands.run(*report)
     commands.run("train", work, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
+    commands.run(*report)  # replaces the one before
+    rows = list(csv.DictReader((work / "report.csv").open(encoding="utf-8")))
+    assert {row["epoch"] for row in rows if row["coco/bbox_mAP"]} == {"1", "2"}
     resumed = Config.fromfile(work / Path(CONFIG).name)
     assert (fresh.train_cfg.pop("max_epochs"), resumed.train_cfg.pop("max_epochs")) == (1, 2)
     assert resumed.to_dict() == fresh.to_dict() and "resume" not in resumed

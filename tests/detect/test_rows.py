@@ -103,17 +103,6 @@ def test_rows_are_the_detections(tmp_path, kind):
     assert len(read(tmp_path / "out")) == 23
 
 
-def test_pandas_reads_the_rows(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pictures = make_pictures(tmp_path / "pictures", 3)
-    (tmp_path / "text.jpg").write_text("no picture")
-    pictures.append(str(tmp_path / "text.jpg"))
-    detect(tmp_path / "out", pictures)
-    (file,) = (tmp_path / "out").glob("*.jsonl")
-    table = pandas.read_json(file, lines=True)
-    assert len(Detections.from_row(table.iloc[2])) == 1
-
-
 def test_other_settings_and_other_folders_are_refused(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 2)
     detect(tmp_path / "out", pictures)
@@ -259,18 +248,6 @@ def test_each_picture_once(infer, tmp_path):
     assert [image["file_name"] for image in images] == ["0.png", "1.png"], "relative to their folder"
 
 
-def test_a_damaged_picture_counts_in_every_run(infer, tmp_path):
-    """Also in a second run, which has nothing left to detect."""
-    make_pictures(tmp_path / "photos", 2)
-    (tmp_path / "photos/text.png").write_text("no picture")
-    for _ in range(2):
-        status, output = infer("photos", "--format", "jsonl", "--out", "rows")
-        assert status == 1 and "skipped: 1 of 3" in output
-    assert infer("photos/0.png", "--format", "jsonl", "--out", "rows")[0] == 0, "only of the asked pictures"
-    cv2.imwrite(str(tmp_path / "photos/2.png"), np.zeros((9, 12, 3), np.uint8))
-    assert infer("photos/2.png", "photos/1.png", "--format", "jsonl", "--out", "rows")[0] == 0
-
-
 def test_options_in_another_order_are_the_same_command(infer, tmp_path, monkeypatch):
     make_pictures(tmp_path / "photos", 2)
     folders, locked = set(), Rows.locked
@@ -325,29 +302,6 @@ def test_a_task_that_ray_repeats_writes_the_same_part(infer, tmp_path, monkeypat
     assert len(other({"path": pictures})["other"]) == 1 and not (tmp_path / "other").exists()
 
 
-def test_one_command_twice_at_once(tmp_path):
-    """The second is refused: the first to end would delete the rows of the other."""
-    folder = tmp_path / "hidden"
-    with Rows(folder, "jsonl").locked():
-        with pytest.raises(UserError, match="process"), Rows(folder, "jsonl").locked():
-            pass
-        assert folder.exists()
-    assert not folder.exists(), "without rows"
-    with Rows(folder, "jsonl").locked():
-        write_results(Rows(folder, "jsonl"), Squares()(make_pictures(tmp_path / "pictures", 2)))
-    assert len(read(folder)) == 2
-    parts = Rows(folder, "jsonl")
-    with parts.locked():
-        (tmp_path / "pictures/2.png").touch()
-        pictures = [str(tmp_path / f"pictures/{n}.png") for n in range(3)]
-        for unopened in (None, pictures[2:]):
-            assert len([*parts.in_order(pictures, unopened)]) == 2
-        with pytest.raises(UserError, match=r"2\.png"):
-            [*parts.in_order(pictures, [])]
-        parts.remove()
-    assert not folder.exists()
-
-
 def test_the_same_rows_twice_at_once(infer, tmp_path, monkeypatch):
     """The second of two equal commands is refused: each picture would have two rows."""
     make_pictures(tmp_path / "photos", 5)
@@ -364,6 +318,7 @@ def test_the_same_rows_twice_at_once(infer, tmp_path, monkeypatch):
     monkeypatch.setattr(Squares, "_detect", again)
     assert infer(*command)[0] == 0
     assert len([*rows("rows")]) == len({row["path"] for row in rows("rows")}) == 5
+    assert not [*Path("rows").glob(".lock*")]
 
 
 def test_shards_do_not_depend_on_the_list(infer, tmp_path):
@@ -482,38 +437,22 @@ def test_a_picture_that_was_changed_after_its_row(tmp_path):
     write_results(parts, Squares()(pictures[:1]))
     result = [*parts.in_order(pictures)]
     assert [row["path"] for row in result] == pictures, "the other rows of its part stay"
+    for unopened in (None, ["none.png"]):
+        assert len([*parts.in_order([*pictures, "none.png"], unopened)]) == 6
+    with pytest.raises(UserError, match=r"none\.png"):
+        [*parts.in_order([*pictures, "none.png"], [])]
     assert result[0]["boxes"] == [[0, 0, 5, 5]]
-
-
-def test_pictures_are_read_while_others_are_detected(tmp_path, monkeypatch):
-    threads = set()
-
-    def slow(image, bgr):
-        threads.add(threading.current_thread())
-        time.sleep(0.05)
-        return np.full((9, 12, 3), 2, np.uint8)
-
-    class Slow(Squares):
-        def _detect(self, inputs, threshold):
-            time.sleep(0.05)
-            return super()._detect(inputs, threshold)
-
-    monkeypatch.setattr("dcnzoo.detect.sources.read", slow)
-    began = time.monotonic()
-    results = [*Slow()([f"{n}.png" for n in range(20)])]
-    assert [result.path for result in results] == [f"{n}.png" for n in range(20)]
-    assert time.monotonic() - began < 1.7, "one after the other takes two seconds"
-    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 100])
 def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
     """The reads of the last batch are awaited, not cancelled, when the list ends; a closed call cancels."""
-    reads = []
+    reads, threads = [], set()
 
     def slow(image, bgr):
         time.sleep(0.002)
         reads.append(image)
+        threads.add(threading.current_thread())
         return np.full((9, 12, 3), 2, np.uint8)
 
     monkeypatch.setattr("dcnzoo.detect.sources.read", slow)
@@ -525,6 +464,7 @@ def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
     next(results)
     del results
     assert len(reads) < 2 * batch_size + 8
+    assert threading.main_thread() not in threads, "pictures are read while others are detected"
 
 
 @pytest.mark.parametrize("case", range(8))

@@ -6,7 +6,6 @@ import shutil
 import time
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 
@@ -205,36 +204,3 @@ def test_two_jobs_and_a_small_shared_memory(machines, options, tmp_path):
         machines[:2], tmp_path, "--work-dir", tmp_path / "work", *small, mounts={1: {"/dev/shm": "64k"}}
     )
     assert_refused(jobs, "rank 1 on machine-1: num_workers: expected .*/dev/shm.*got 0 MB: .*--shm-size")
-
-
-@pytest.mark.slow
-def test_another_number_of_processes(tmp_path):
-    """Learning rate and AP are those of uninterrupted trainings, within the noise of three seeds."""
-    epochs, pictures, batch = 8, 360, 4
-    options = [
-        *settings(tmp_path / "data", train=pictures, val=96, epochs=epochs),
-        *(f"train_dataloader.batch_size={batch}", "model.test_cfg.rcnn.score_thr=0.05"),
-    ]
-
-    def train(name, processes, seed=0, config=CONFIG, status=0):
-        words = ("--auto-scale-lr", "--resume", "--seed", seed, "--work-dir", tmp_path / name, *options)
-        run("tools/dist_train.sh", config, processes, *words, status=status, seconds=1200, PORT=29778)
-        file = max((tmp_path / name).glob("*/vis_data/scalars.json"))
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        rates = [(line["epoch"], line["lr"]) for line in lines if "loss" in line]
-        return rates, [line["coco/bbox_mAP"] for line in lines if "coco/bbox_mAP" in line][-1]
-
-    alone = {number: train(f"{number} processes", number) for number in (1, 2, 3)}
-    seeds = [alone[1][1], *(train(f"seed {seed}", 1, seed)[1] for seed in (1, 2))]
-    noise = max(seeds) - min(seeds)
-    killed = killing.config(tmp_path, 0, "training", epochs // 2)
-    for before, after in ((2, 1), (1, 3)):
-        name = f"{before} to {after}"
-        first, _ = train(name, before, config=killed, status=1)
-        images = sum(epoch <= epochs // 2 for epoch, _ in first) * before * batch
-        rates, precision = train(name, after)
-        assert images == len(rates) * after * batch == pictures * epochs // 2, "each picture once in an epoch"
-        assert rates == pytest.approx(np.array(alone[after][0][-len(rates) :]))
-        low, high = sorted((alone[before][1], alone[after][1]))
-        print(f"{name}: AP {precision}; uninterrupted {low} and {high}, seeds {seeds}")
-        assert low > 0.2 and low - noise <= precision <= high + noise
