@@ -233,7 +233,7 @@ def _write_files(
     """Write rows to a hidden folder, which the same command continues after a kill, then the files."""
 
     def files_in(folder: Path) -> tuple[list[str], Views]:
-        every = [*images, *([str(folder / DEMO_IMAGE)] if demo else [])]
+        every = [*images, str(folder / DEMO_IMAGE)] if demo else images
         return every, views(folder, every)
 
     every, files = files_in(out or numbered(DEFAULT))  # before the work
