@@ -113,6 +113,7 @@ def reproduce(
     with contextlib.ExitStack() as stack:
         stack.enter_context(refusals(options.launcher))
         stack.enter_context(user_errors())
+        device = require_device(options.device)
         out = require_new("reproduce", out, force=force, own=_has_rows)
         source = resolve(model, checkpoint)
         listed = source.entry
@@ -145,7 +146,7 @@ def reproduce(
             "checkpoint": weights.name,
             "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
             "seconds": round(time.time() - started, 1),
-            **circumstances(require_device(options.device)),
+            **circumstances(device),
         }
         if is_main_process():
             append_row(out, row)

@@ -1,13 +1,16 @@
 """Mistakes in calls: each names the argument or the setting, and none is called an error in dcnzoo."""
 
 import functools
+import inspect
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import dcnzoo
+import dcnzoo.openmmlab.options
 from dcnzoo import zoo
 from dcnzoo.detect.session import Session
 from dcnzoo.openmmlab.runs import execute
@@ -19,45 +22,47 @@ from dcnzoo.zoo.testing import reproduce
 from ..demo import PLAIN
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
-ARGUMENTS = [
-    (dcnzoo.load, (["a"],), {}, "model"),
-    (dcnzoo.load, (MODEL,), {"checkpoint": 3}, "checkpoint"),
-    (dcnzoo.load, (MODEL,), {"score_threshold": "0.5"}, "score_threshold"),
-    (dcnzoo.load, (MODEL,), {"fuse": "no"}, "fuse"),
-    (dcnzoo.load, (MODEL,), {"cfg_options": "a=1"}, "cfg_options"),
+FUNCTIONS = {  # the other arguments of a call; the classes of its further options
+    dcnzoo.load: ({"model": MODEL}, ()),
+    dcnzoo.train: ({"model": PLAIN}, ()),
+    dcnzoo.test: ({"model": MODEL}, (dcnzoo.openmmlab.options.TestOptions,)),
+    reproduce: ({"model": MODEL}, (dcnzoo.openmmlab.options.RunOptions,)),
+    write_report: ({"folders": ["work"]}, ()),
+    publish: ({"checkpoint": "a.pth", "out": "x.pth"}, ()),
+    zoo.find: ({"name": MODEL}, ()),
+}
+TYPED = [
+    (function, name)
+    for function, (_, classes) in FUNCTIONS.items()
+    for owner in (function, *classes)
+    for name, parameter in inspect.signature(owner).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD and name != "exported"
+    if not re.search("Collection|Literal|Any", str(parameter.annotation))
+]
+
+
+@pytest.mark.parametrize(("function", "name"), TYPED, ids=lambda value: getattr(value, "__name__", value))
+def test_every_argument_has_the_type_of_its_annotation(function, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UserError, ValueError), match=f"^{name}: expected ") as error:
+        function(**{**FUNCTIONS[function][0], name: object()})
+    assert "error in dcnzoo" not in str(error.value)
+
+
+ARGUMENTS = [  # right types, wrong values
     (dcnzoo.load, (MODEL,), {"cfg_options": {3: 4}}, "cfg_options"),
-    (dcnzoo.train, (3,), {}, "model"),
-    (dcnzoo.train, (PLAIN,), {"resume": 3}, "resume"),
-    (dcnzoo.train, (PLAIN,), {"resume": ["a.pth"]}, "resume"),
-    (dcnzoo.train, (PLAIN,), {"work_dir": 3}, "work_dir"),
-    (dcnzoo.train, (), {"data": 3}, "data"),
-    (dcnzoo.train, (), {"data": ["a", "b"]}, "data"),
-    (dcnzoo.train, (PLAIN,), {"logger": ["tensorboard"]}, "logger"),
-    (dcnzoo.train, (PLAIN,), {"outputs": 3}, "outputs"),
     (dcnzoo.train, (PLAIN,), {"outputs": "report.html"}, "outputs"),
     (dcnzoo.train, (PLAIN,), {"force": 1}, "force"),
     (dcnzoo.train, (PLAIN,), {"epochs": True}, "epochs"),
-    (dcnzoo.train, (PLAIN,), {"device": 3}, "device"),
-    (dcnzoo.train, (PLAIN,), {"cfg_options": [("a", 1)]}, "cfg_options"),
-    (dcnzoo.test, (MODEL,), {"metrics": 3}, "metrics"),
     (dcnzoo.test, (MODEL,), {"metrics": "bbox"}, "metrics"),
-    (dcnzoo.test, (MODEL,), {"out": 3}, "out"),
     (dcnzoo.test, (MODEL,), {"out": "x.txt"}, "out"),
-    (dcnzoo.test, (MODEL,), {"show_dir": 3}, "show_dir"),
-    (dcnzoo.test, (MODEL,), {"show_dir": "shown", "show_score_thr": "a"}, "show_score_thr"),
     (dcnzoo.test, (MODEL,), {"show_score_thr": 0.5}, "show_score_thr"),
     (dcnzoo.test, (MODEL,), {"backend": "onnxruntime"}, "backend"),
     (dcnzoo.test, (MODEL, "m.onnx"), {"tta": True}, "tta"),
     (dcnzoo.test, (MODEL, "m.onnx"), {"unsafe_load": True}, "unsafe_load"),
     (dcnzoo.test, (MODEL, "m.onnx"), {"cfg_options": {"model.neck": None}}, "cfg_options"),
-    (dcnzoo.test, (MODEL,), {"cfg_options": 3}, "cfg_options"),
-    (reproduce, (MODEL,), {"data_root": 3}, "data_root"),
-    (reproduce, (MODEL,), {"subset": "a"}, "subset"),
-    (reproduce, (MODEL,), {"out": 3}, "out"),
     (write_report, ([],), {}, "folders"),
     (write_report, ("work",), {}, "folders"),
-    (write_report, (["work"],), {"out": 3}, "out"),
-    (publish, (3, "x.pth"), {}, "checkpoint"),
     # None means not given; an empty text, an empty list and 0 are given
     (dcnzoo.load, ("m.onnx",), {"checkpoint": ""}, "checkpoint"),
     (dcnzoo.load, ("m.onnx",), {"cfg_options": []}, "cfg_options"),
@@ -78,7 +83,6 @@ ARGUMENTS = [
     (dcnzoo.train, (PLAIN,), {"batch_size": 0}, "batch_size"),
     (dcnzoo.train, (PLAIN,), {"patience": 1.5}, "patience"),
     (dcnzoo.train, (PLAIN,), {"lr": math.nan}, "lr"),
-    (zoo.find, (3,), {}, "name"),
 ]
 SETTINGS = [
     (dcnzoo.load, "test_dataloader", 3),
