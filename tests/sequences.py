@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,7 @@ OUTPUTS = {  # where a file of the user may be in the way
     "split": ["parts/train.json", "parts/val.json"],
 }
 # what docs/command_line.md and docs/scale.md refuse beside files of the user
-DOCUMENTED = r"expected a folder (without checkpoints|with results of|of these results)"
+DOCUMENTED = r"expected a folder (without checkpoints|with results of|of these results)|results\.json"
 
 
 class User:
@@ -71,6 +72,8 @@ class User:
         files: their digests.
         log: what was done, for the message of a failure.
     """
+
+    commands: Iterable[str] = COMMANDS
 
     def __init__(self, folder: Path, data: Path, seed: int) -> None:
         self.random, self.files, self.log, self.counts = random.Random(seed), {}, [], Counter()
@@ -88,7 +91,7 @@ class User:
 
     def place(self, path: Path) -> None:
         """Write a file of one's own in the place of an output."""
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"mine": self.random.random()}))
         self.files[path] = digest(path)
         self.log.append(("mine", str(path)))
@@ -112,12 +115,15 @@ class User:
 
     def step(self) -> None:
         trained = any(Path("work").glob("epoch_*.pth"))
-        name = self.random.choice([each for each in COMMANDS if trained or each not in ("report", "test")])
+        name = self.random.choice(
+            [each for each in self.commands if trained or each not in ("report", "test")]
+        )
         words, forced = [*COMMANDS[name]], False
         if name == "infer":
             words += self.random.choice(INFER) + self.random.choice([[], ["--out", "out"]])
-        if name in OUTPUTS and self.random.random() < 0.2:
-            self.place(Path(self.random.choice(OUTPUTS[name])))
+        outputs = [*OUTPUTS.get(name, ()), *(path for path in Path("out").rglob("*.*g") if name == "infer")]
+        if outputs and self.random.random() < 0.2:
+            self.place(Path(self.random.choice(outputs)))
         has_checkpoint = {"train": trained, "data": any(Path("fruits").glob("epoch_*.pth"))}.get(name, False)
         if has_checkpoint:
             words.append(self.random.choice(["--resume", "--force", "--report"][: 2 + (name == "train")]))
@@ -139,7 +145,7 @@ class User:
         for path in self.lost():  # only what the command names, or moved
             moved = [each.read_bytes() for each in Path().glob(f"*/replaced_*/{path.name}")]
             assert forced or before[path] in moved, (path, self.log)
-            assert path.as_posix() in [*map(str, map(Path, OUTPUTS.get(name, ())))], (path, self.log)
+            assert path in [*map(Path, outputs)], (path, self.log)
             del self.files[path]
         if name == "data" and not error:
             self.check_data()

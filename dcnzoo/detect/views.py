@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
-from dcnzoo.utils.files import is_video, replacing, require_new, write_text
+from dcnzoo.utils.files import is_video, read_beside, replacing, require_new, write_text
 from dcnzoo.utils.marks import RESULTS, add_mark, info, mark_of
 from dcnzoo.utils.text import counted
 
@@ -26,8 +27,8 @@ class Views:
     """The files of a call.
 
     Args:
-        folder: of the files. Those that exist are replaced only if they have the mark, or if the folder's
-            ``results.json`` has it and is not older.
+        folder: of the files. Those that exist are replaced only if they have the mark. Texts have no place
+            for one: each has the time of its command, and ``results.json`` has these times.
         images: of the call.
         ending: of the file of each picture: .png or .jpg, a drawn one; .txt; none if empty.
         coco, video: whether to write these.
@@ -58,6 +59,11 @@ class Views:
     ) -> None:
         self._folder, self._ending, self._mark, self._polygons = folder, ending, mark, polygons
         self._names, self._results = Names(images), folder / RESULTS
+        self._times: list[int] = []
+        if mark_of(self._results) == mark:
+            self._times = (
+                read_beside(self._results, lambda text: [*map(int, json.loads(text)["texts"])]) or []
+            )
         self._coco = folder / "detections.json" if coco else None
         self._classes = folder / "classes.txt" if ending == ".txt" else None
         files = [
@@ -65,6 +71,7 @@ class Views:
         ]
         files += filter(None, (self._coco, self._classes, self._results))
         require_new("infer", *files, mark=mark, force=force, inputs=images, own=self._is_own)
+        self._times.append(int(time.time()) // 2 * 2)  # some file systems store even seconds
         if video:
             require_new("infer", video, mark=mark, force=force, inputs=images)
         self._video = VideoFile(video, images, mark) if video else None
@@ -73,11 +80,8 @@ class Views:
         self.images = self.errors = 0
 
     def _is_own(self, file: Path) -> bool:
-        """Whether this command has written a file that has no place for a mark, and nobody has changed it."""
-        if file.suffix != ".txt" or mark_of(self._results) != self._mark:
-            return False
-        is_older = file.stat().st_mtime_ns <= self._results.stat().st_mtime_ns
-        return is_older or any(self._folder.glob(f"{UNFINISHED}*"))
+        """Whether a command wrote this text, and nobody has changed it."""
+        return file.suffix == ".txt" and file.stat().st_mtime in self._times
 
     def others(self) -> int:
         """Return how many commands have not finished in the folder."""
@@ -110,7 +114,6 @@ class Views:
         if (first := next(pictures, None)) is None:
             return " and ".join(map(str, written))
         pictures = itertools.chain([first], pictures)
-        self._record()
         if self._coco:
             with replacing(self._coco) as partial, open(partial, "w", encoding="utf-8") as file:
                 self._write_coco(file, pictures, classes)
@@ -118,17 +121,21 @@ class Views:
         for _ in pictures:
             pass
         if self._classes:
-            write_text(self._classes, "".join(f"{name}\n" for name in classes))
+            self._write_text(self._classes, "".join(f"{name}\n" for name in classes))
             written.append(self._classes)
-        self._record()  # newer than all other files
         number = len(written) + (max(self.images - 2, 0) if self._ending else 0)
         return (
             " and ".join(map(str, written)) if number < 4 else f"{counted(number, 'files')} in {self._folder}"
         )
 
     def _record(self) -> None:
-        content = {**info(self._mark), "format": "files", **self.settings}
+        content = {**info(self._mark), "format": "files", "texts": self._times, **self.settings}
         write_text(self._results, json.dumps(content, indent=1))
+
+    def _write_text(self, path: Path, text: str) -> None:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+            os.utime(partial, (self._times[-1],) * 2)
 
     def _write_texts(self, rows: Iterable[Mapping], written: list[Path]) -> Iterator[Mapping]:
         """Count the rows and write their texts; yield the rows of pictures that were read."""
@@ -138,9 +145,10 @@ class Views:
                 continue
             self.images += 1
             self.counts.update(row["names"])
+            if self.images == 1:
+                self._record()  # before the files
             if self._ending == ".txt":
-                with replacing(self._path(row["path"])) as partial:
-                    partial.write_text(_yolo(row))
+                self._write_text(self._path(row["path"]), _yolo(row))
             if self._ending and self.images < 3:
                 written.append(self._path(row["path"]))
             yield row

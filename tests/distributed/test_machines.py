@@ -1,8 +1,10 @@
 """Machines with their own network, host name and current folder, in namespaces: ``nox -s machines``."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 from functools import cache
 
@@ -16,16 +18,27 @@ HOSTS = "127.0.0.1 localhost\n127.0.1.1 machine-{}\n"  # as Debian and Ubuntu wr
 
 
 def launch(
-    machines, folder, *arguments, script="train", config=ROOT / CONFIG, own=(), mounts=(), **variables
+    machines,
+    folder,
+    *arguments,
+    script="train",
+    config=ROOT / CONFIG,
+    own=(),
+    mounts=(),
+    only=range(3),
+    **variables,
 ):
     """Start a run with a process per machine.
 
     Args:
+        only: the numbers of the machines that start it.
         own: further arguments of each machine.
         mounts: for each machine, folders and what it sees in their place.
     """
     jobs = []
     for number, name in enumerate(machines):
+        if number not in only:
+            continue
         (folder / f"home{number}").mkdir(exist_ok=True)
         (folder / f"home{number}/hosts").write_text(HOSTS.format(number))
         lines = [f"cd {folder}/home{number}", "mount --bind hosts /etc/hosts"]
@@ -47,10 +60,10 @@ def hide(folder, count, path):
     return {number: {path: folder / f"other{number}"} for number in range(1, count)}
 
 
-def assert_refused(jobs, pattern):
+def assert_refused(jobs, pattern, attempts=1):
     """All machines end with one line."""
     for text in outputs(jobs, 1):
-        assert len(re.findall(rf"^error: {pattern}", text, re.MULTILINE)) == 1, text[-3000:]
+        assert len(re.findall(rf"^error: {pattern}", text, re.MULTILINE)) == attempts, text[-3000:]
 
 
 def outputs(jobs, status):
@@ -156,6 +169,23 @@ def test_a_cut_link(machines, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_machine_that_restarts(machines, options, train_alone, tmp_path):
+    """As a pod of Kubernetes: all its processes end, and it starts the job again within seconds."""
+    words = ("--work-dir", tmp_path / "work", "--resume", *options)
+    jobs = launch(machines[:2], tmp_path, *words, MAX_RESTARTS=3)
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "work/epoch_1.pth").exists():
+        assert time.monotonic() < deadline and jobs[0].poll() is None
+        time.sleep(0.1)
+    for process in ip("netns", "pids", machines[1]).split():
+        os.kill(int(process), signal.SIGKILL)
+    jobs += launch(machines[:2], tmp_path, *words, MAX_RESTARTS=3, only=[1])
+    jobs.pop(1).wait()
+    outputs(jobs, 0)
+    assert_same_weights(train_alone(2), tmp_path / "work")
+
+
+@pytest.mark.slow
 def test_copies_of_the_data(machines, options, train_alone, tmp_path):
     """They may be anywhere, and must be equal: for training and validation."""
     train_alone(2)  # generates the data
@@ -199,7 +229,7 @@ def test_tests_of_other_weights(machines, options, train_alone, tmp_path):
 def test_two_jobs_and_a_small_shared_memory(machines, options, tmp_path):
     own = [("--work-dir", tmp_path / "one/work"), ("--work-dir", tmp_path / "two/work")]
     jobs = launch(machines[:2], tmp_path, *options, own=own, MAX_RESTARTS=1)
-    assert_refused(jobs, r"rank \d on machine-\d: work_dir: expected ")
+    assert_refused(jobs, r"rank \d on machine-\d: work_dir: expected ", attempts=2)
     small = [*options, "train_dataloader.num_workers=2"]
     jobs = launch(
         machines[:2], tmp_path, "--work-dir", tmp_path / "work", *small, mounts={1: {"/dev/shm": "64k"}}
