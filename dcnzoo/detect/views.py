@@ -61,9 +61,7 @@ class Views:
         self._names, self._results = Names(images), folder / RESULTS
         self._times: list[int] = []
         if mark_of(self._results) == mark:
-            self._times = (
-                read_beside(self._results, lambda text: [*map(int, json.loads(text)["texts"])]) or []
-            )
+            self._times = read_beside(self._results, _times_of) or []
         self._coco = folder / "detections.json" if coco else None
         self._classes = folder / "classes.txt" if ending == ".txt" else None
         files = [
@@ -71,7 +69,8 @@ class Views:
         ]
         files += filter(None, (self._coco, self._classes, self._results))
         require_new("infer", *files, mark=mark, force=force, inputs=images, own=self._is_own)
-        self._times.append(int(time.time()) // 2 * 2)  # some file systems store even seconds
+        if ending == ".txt":
+            self._times.append(int(time.time()) // 2 * 2)  # some file systems store even seconds
         if video:
             require_new("infer", video, mark=mark, force=force, inputs=images)
         self._video = VideoFile(video, images, mark) if video else None
@@ -170,6 +169,10 @@ class Views:
 
     def _path(self, image: str) -> Path:
         return self._folder / f"{self._names[image]}{self._ending}"
+
+
+def _times_of(text: str) -> list[int]:
+    return [*map(int, json.loads(text)["texts"])]
 
 
 class Names(dict[str, str]):

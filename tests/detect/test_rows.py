@@ -212,7 +212,9 @@ def test_killed_and_repeated(tmp_path, options):
         {file.name: file.read_bytes() for file in (tmp_path / out).iterdir() if file.name[0] != "."}
         for out in ("out", "whole")
     ]
-    assert contents[0] == contents[1] and len(contents[0]) == 31 + (options != ["--jpeg"])
+    settings = [json.loads(files.pop("results.json")) for files in contents]
+    assert settings[0] | {"texts": 0} == settings[1] | {"texts": 0}
+    assert contents[0] == contents[1] and len(contents[0]) + 1 == 31 + (options != ["--jpeg"])
     content = json.loads(contents[0]["detections.json"])
     names = [f"{n}.png" for n in range(30) if n not in (3, 5)]
     assert [Path(image["file_name"]).name for image in content["images"]] == [*sorted(names), "\udcff.png"]
