@@ -5,6 +5,6 @@ The import registers dcnzoo's classes with OpenMMLab (:mod:`dcnzoo.openmmlab.mod
 
 from dcnzoo.openmmlab.models import *  # noqa: F403
 from dcnzoo.openmmlab.models import __all__ as __all__
-from dcnzoo.openmmlab.setup import setup
+from dcnzoo.openmmlab.registration import setup
 
 setup()

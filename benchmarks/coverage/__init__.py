@@ -1,5 +1,5 @@
 """Coverage of OpenMMLab's models (docs/coverage.md)."""
 
-from dcnzoo.openmmlab.setup import setup
+from dcnzoo.openmmlab.registration import setup
 
 setup()

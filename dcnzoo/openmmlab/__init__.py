@@ -5,11 +5,18 @@ The modules in this folder are about a detector and its weights. The others, by 
 - ``config``: what a config contains, its mistakes; ``options.py``: what the options of a run change in it
 - ``runs``: a training, a test, or a model that is built
 - ``models``, ``datasets``, ``hooks``: classes that configs name
-- ``patches`` of OpenMMLab's packages, which ``setup.py`` applies
+- ``patches`` of OpenMMLab's packages, which ``registration.py`` applies
 - ``export`` of detectors
 """
 
 from dcnzoo.compat.patches import add
 from dcnzoo.openmmlab.patches.other_packages import NUMPY_1_NAMES
 
-add(NUMPY_1_NAMES)  # before mmdet is imported; setup.setup() adds the others
+add(NUMPY_1_NAMES)  # before mmdet is imported; setup() adds the others
+
+
+def setup() -> None:
+    """Register dcnzoo's classes with OpenMMLab and apply the patches, as ``import dcnzoo.models`` does."""
+    from dcnzoo.openmmlab import registration
+
+    registration.setup()

@@ -28,7 +28,7 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.config.tree import registered
 from dcnzoo.openmmlab.config.type_names import use_names
-from dcnzoo.openmmlab.setup import setup
+from dcnzoo.openmmlab.registration import setup
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.text import short
 

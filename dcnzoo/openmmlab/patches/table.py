@@ -1,6 +1,6 @@
 """The patches of OpenMMLab's packages, for current PyTorch and for machines without a GPU.
 
-:func:`dcnzoo.openmmlab.setup.setup` applies them; :mod:`dcnzoo.compat.patches` switches them off.
+:func:`dcnzoo.openmmlab.setup` applies them; :mod:`dcnzoo.compat.patches` switches them off.
 ``versions`` lists the versions with the bug.
 """
 

@@ -14,7 +14,7 @@ from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.options import RunOptions
-from dcnzoo.openmmlab.setup import setup
+from dcnzoo.openmmlab.registration import setup
 
 setup()  # any config may use dcn=True
 
