@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +15,14 @@ from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
 from dcnzoo.cli._terminal import print_columns, print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import read_beside, require_equal, write_text
+from dcnzoo.utils.files import read_beside, write_text
 from dcnzoo.utils.text import counted, cut
 
 if TYPE_CHECKING:
     from dcnzoo.data.annotations import Annotations
-    from dcnzoo.data.conversion import CocoBuilder
 
 
-conversion_options = _options.combined(
-    option(
-        "--classes",
-        type=_options.Names(),
-        help="Class names in their order in OUT: a,b,c or a file with one name per line.",
-    ),
-    option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them."),
-    option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest."),
-    _options.force,
-)
+FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO", "labelme": "LabelMe", "via": "VIA"}
 
 
 @click.group(cls=_options.Group)
@@ -47,76 +36,65 @@ def command() -> None:
     """
 
 
-@command.group
-def convert() -> None:
-    """Convert annotations of other tools to COCO's format.
-
-    If there are problems, list all of them with file and line, and write nothing.
-    """
-
-
-@convert.command
-@click.argument("folder", type=EXISTING_FOLDER)
+@command.command
+@click.argument("format", type=click.Choice([*FORMATS]))
+@click.argument("source", type=_options.UserPath(path_type=Path))
 @click.argument("out", type=FILE)
-@option("--split", metavar="NAME", help="Read only the images in ImageSets/Main/NAME.txt.")
-@option("--annotations", type=EXISTING_FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
-@option("--images", type=EXISTING_FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
+@option(
+    "--split",
+    metavar="NAME",
+    default="",
+    help="A list in ImageSets, a key of data.yaml (default: train), or a word of folders.",
+)
+@option(
+    "--classes",
+    type=_options.Names(),
+    help="Class names in their order in OUT: a,b,c or a file with one name per line.",
+)
+@option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them.")
+@option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest.")
 @option(
     "--difficult",
     type=click.Choice(["ignore", "keep", "drop"]),
     default="ignore",
-    help="Objects marked as difficult: exclude from training and AP (iscrowd), treat like others, or drop.",
+    help="voc: exclude difficult objects from training and AP (iscrowd), keep or drop them.",
 )
-@option("--zero-based", is_flag=True, help="Coordinates are edges counted from 0, not pixels counted from 1.")
-@conversion_options
-def voc(folder: Path, out: Path, **options: Any) -> None:
-    """Convert Pascal VOC's XML files in FOLDER to the COCO file OUT.
+@option("--zero-based", is_flag=True, help="voc: coordinates are edges from 0, not pixels from 1.")
+@option("--extract", type=FOLDER, help="labelme: write images that exist only inside JSON files there.")
+@_options.force
+def convert(
+    format: str, source: Path, out: Path, split: str, skip_invalid: bool, force: bool, **options: Any
+) -> None:
+    """Convert annotations of other tools in SOURCE to the COCO file OUT.
+
+    SOURCE is a folder, or a file that describes the data, such as data.yaml. If there are problems, list all
+    of them with file and line, and write nothing.
 
     \b
     examples:
       dcnzoo data convert voc VOCdevkit/VOC2007 train.json --split trainval
-      dcnzoo data convert voc fruits fruits.json --zero-based
-    """
-    from dcnzoo.data.voc import convert_voc
-
-    _convert(convert_voc, folder, out, **options)
-
-
-@convert.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
-@click.argument("out", type=FILE)
-@option("--split", metavar="NAME", default="train", help="Split in data.yaml.")
-@conversion_options
-def yolo(source: Path, out: Path, **options: Any) -> None:
-    """Convert YOLO's text files with boxes or polygons to the COCO file OUT.
-
-    SOURCE is data.yaml, darknet's obj.data, or the folder that contains it.
-
-    \b
-    examples:
-      dcnzoo data convert yolo fruits/data.yaml train.json
       dcnzoo data convert yolo fruits/data.yaml val.json --split val
-    """
-    from dcnzoo.data.yolo import convert_yolo
-
-    _convert(convert_yolo, source, out, **options)
-
-
-@convert.command
-@click.argument("folder", type=EXISTING_FOLDER)
-@click.argument("out", type=FILE)
-@option("--extract", type=FOLDER, help="Write images that exist only inside JSON files to this folder.")
-@conversion_options
-def labelme(folder: Path, out: Path, **options: Any) -> None:
-    """Convert LabelMe's JSON files in FOLDER to the COCO file OUT.
-
-    \b
-    examples:
       dcnzoo data convert labelme fruits fruits.json --classes date,fig,hazelnut
     """
-    from dcnzoo.data.labelme import convert_labelme
+    from dcnzoo.data import layouts
+    from dcnzoo.data.splits import ReadOptions
 
-    _convert(convert_labelme, folder, out, **options)
+    _options.output_file(out, force=force)
+    split = split or ("train" if format == "yolo" else "")
+    data = layouts.convert(source, FORMATS[format], split, ReadOptions(**options))
+    invalid = [*data.problems, *data.missing]
+    print_findings(invalid, file=sys.stderr)
+    data.save(out, skip_invalid)
+    _show_written(out, data.content)
+    print(printable(f"classes: {', '.join(map(cut, data.per_class))}"))
+    print(printable(f"images:  {data.folder}"))
+    notes = data.repaired
+    if absent := [cut(name) for name, number in data.per_class.items() if not number]:
+        notes.append(f"none of {', '.join(absent)}")
+    if invalid:
+        notes.append(f"{len(invalid)} skipped")
+    if notes:
+        print(printable(f"objects: {', '.join(notes)}"))
 
 
 @command.command
@@ -312,35 +290,6 @@ def download(
 def _show_written(out: Path, content: dict) -> None:
     objects = counted(len(content["annotations"]), "objects")
     print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
-
-
-def _convert(
-    convert: Callable[..., CocoBuilder],
-    source: Path,
-    out: Path,
-    skip_invalid: bool,
-    force: bool,
-    **options: Any,
-) -> None:
-    _options.output_file(out, force=force)
-    conversion = convert(source, **options)
-    print_findings(conversion.problems, file=sys.stderr)
-    for file, picture in conversion.extracted:
-        require_equal(file, picture)
-    content = conversion.write(out, skip_invalid)
-    _show_written(out, content)
-    names = [cut(category["name"]) for category in content["categories"]]
-    print(printable(f"classes: {', '.join(names)}"))
-    print(printable(f"images:  {conversion.folder}"))
-    notes = []
-    if absent := [cut(name) for name in conversion.absent]:
-        notes.append(f"none of {', '.join(absent)}")
-    if conversion.clipped:
-        notes.append(f"{conversion.clipped} clipped to the image")
-    if conversion.problems:
-        notes.append(f"{len(conversion.problems)} skipped")
-    if notes:
-        print(printable(f"objects: {', '.join(notes)}"))
 
 
 def _classes_of(config: Path) -> list[str]:

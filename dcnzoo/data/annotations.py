@@ -31,10 +31,12 @@ from dcnzoo.data.files import (
     unique_keys,
     write_json,
 )
-from dcnzoo.utils.files import collector_paused, replacing
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import collector_paused, replacing, require_equal, write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.utils.progress import track, waiting
+from dcnzoo.utils.text import counted
 
 LEAST = 1_000_000  # bytes; a smaller file is read by `json` in a moment
 KEYS = ("images", "annotations", "categories")
@@ -116,7 +118,7 @@ class Annotations:
         places: of the entry of each problem.
         folder: to which the names of the images are relative.
         sources: the files that were read.
-        extracted: see :class:`dcnzoo.data.conversion.CocoBuilder`.
+        extracted: pictures to write with the file: path, and a function that returns the content.
         repaired: a text for each kind of repair.
         is_file: whether ``file`` has exactly this content.
         missing: the files or entries whose pictures do not exist.
@@ -132,7 +134,7 @@ class Annotations:
     extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     is_file: bool = False
-    missing: list[str] = field(default_factory=list)
+    missing: list[Finding] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
 
     def _entries(self, key: str) -> list[dict]:
@@ -220,6 +222,32 @@ class Annotations:
             if not self.problems:
                 _written[_stamp(out)] = self
         self.file = out
+
+    def save(self, out: Path, skip_invalid: bool = False) -> None:
+        """Write what was read from other files, and the pictures that were inside them.
+
+        Raises:
+            UserError: there are problems and ``skip_invalid`` is False, nothing is left; or ``out`` is one of
+                the sources.
+        """
+        if os.path.exists(out) and any(map(functools.partial(os.path.samefile, out), self.sources)):
+            raise UserError(f"out: expected a new file, got {out}, a source of the conversion")
+        if (number := len(self.problems) + len(self.missing)) and not skip_invalid:
+            raise UserError(
+                f"{counted(number, 'problems')}, nothing is written; skip_invalid=True skips them"
+            )
+        for key in KEYS[:2]:
+            if not self.content[key]:
+                raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
+        self.extract()
+        self.write(out)
+
+    def extract(self) -> None:
+        """Write the pictures that were inside annotation files."""
+        for file, content in self.extracted:
+            require_equal(file, content)
+        for file, content in self.extracted:
+            write_bytes(file, content())
 
     def _move(self, file: Path) -> None:
         """Read the entries from another file with the same content."""
@@ -319,38 +347,27 @@ def _typed(entry: dict) -> _Entry:
 # A large file
 
 
+@collector_paused()
 def read_coco(file: Path) -> Any:
-    """Read a JSON file; the annotations of a large COCO file are :class:`Entries`.
+    """Read a JSON file; the annotations of a COCO file of at least a megabyte are :class:`Entries`.
 
     Raises:
         InvalidAnnotation: it is not JSON, or an object has a key twice.
     """
-    with waiting(f"reading {file.name}"), collector_paused():
+    with waiting(f"reading {file.name}"):
         try:
-            return read_large(file)
-        except Unusual:
+            text = file.read_bytes() if file.is_file() else b""
+            if len(text) < LEAST or json.detect_encoding(text) != "utf-8":
+                raise Unusual
+            if not text.isascii():
+                text.decode()
+            content = _split(text)
+            raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
+            if not raws or not _is_plain(content["images"]) or not _is_plain(content.get("categories")):
+                raise Unusual
+            starts, ends = _spans(text, content["annotations"], raws)
+        except (*_ERRORS, Unusual):
             return read_json(file)
-
-
-def read_large(file: Path) -> dict[str, Any]:
-    """Read a COCO file of at least a megabyte; see :func:`read_coco`.
-
-    Raises:
-        Unusual: only ``json`` can read it.
-    """
-    try:
-        text = file.read_bytes() if file.is_file() else b""
-        if len(text) < LEAST or json.detect_encoding(text) != "utf-8":
-            raise Unusual
-        if not text.isascii():
-            text.decode()
-        content = _split(text)
-        raws = msgspec.json.decode(content["annotations"], type=list[msgspec.Raw])
-        if not raws or not _is_plain(content["images"]) or not _is_plain(content.get("categories")):
-            raise Unusual
-        starts, ends = _spans(text, content["annotations"], raws)
-    except _ERRORS as error:
-        raise Unusual from error
     return {**content, "annotations": FileEntries(file, starts, ends)}
 
 
@@ -403,13 +420,8 @@ def _repeated(ids: np.ndarray) -> set[int]:
 
 
 @collector_paused()
-def examine(
-    content: dict[str, Any], sizes: dict[Any, tuple[int, int] | None]
-) -> tuple[Columns, dict[int, bool]]:
+def examine(content: dict[str, Any]) -> tuple[Columns, dict[int, bool]]:
     """Read the arrays of a large file's entries, and mark those that may have a problem.
-
-    Args:
-        sizes: (width, height) of each image, by its id.
 
     Returns:
         The arrays, and the numbers of these entries, in order, with whether an earlier one has their id.
@@ -421,7 +433,12 @@ def examine(
     rows, labels = positions(content["images"]), positions(content["categories"])
     columns, doubtful = Columns(len(entries)), np.zeros(len(entries), bool)
     # without a size, all annotations of the image are doubtful; the last one is that of unknown images
-    extents = [sizes.get(image["id"]) or (-math.inf, -math.inf) for image in content["images"]]
+    extents = [
+        (image["width"], image["height"])
+        if is_number(image.get("width")) and is_number(image.get("height"))
+        else (-math.inf, -math.inf)
+        for image in content["images"]
+    ]
     limits = np.array([*extents, (-math.inf, -math.inf)], float)
     try:
         if len(rows) < len(content["images"]):

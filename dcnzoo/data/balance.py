@@ -161,7 +161,9 @@ def _add_part(
         result.lines.append(text)
     if read.missing:
         numbers = counted(len(read.missing), "files" if part.rest else "pictures")
-        result.lines.append(f"{numbers} of {what}: their pictures do not exist ({few(read.missing, 2)})")
+        result.lines.append(
+            f"{numbers} of {what}: their pictures do not exist ({few([p.subject for p in read.missing], 2)})"
+        )
     left = int((~contained).sum())
     reason = part.reason or ("by --layout" if left_by_option else "")
     problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
@@ -187,7 +189,8 @@ def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Pa
     for each in used:
         if not each.missing:
             continue
-        text = f"pictures of {len(each.missing)} annotations do not exist ({few(each.missing, 2)})"
+        names = few([problem.subject for problem in each.missing], 2)
+        text = f"pictures of {len(each.missing)} annotations do not exist ({names})"
         if lonely:
             others = f"{counted(len(lonely), 'pictures')} beside them have no annotations ({few(lonely, 2)})"
             result.errors.append(

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -16,6 +16,7 @@ import numpy as np
 from dcnzoo.data.annotations import (
     KEYS,
     Annotations,
+    Columns,
     Place,
     Unusual,
     are_numbers,
@@ -23,7 +24,7 @@ from dcnzoo.data.annotations import (
     examine,
     is_id,
     just_written,
-    read_large,
+    read_coco,
 )
 from dcnzoo.data.conversion import (
     FAR,
@@ -38,13 +39,13 @@ from dcnzoo.data.conversion import (
     polygon_area,
     wrong_size,
 )
-from dcnzoo.data.files import Entries, InvalidAnnotation, is_number, read_json, write_json
+from dcnzoo.data.files import Entries, InvalidAnnotation, is_number, write_json
 from dcnzoo.detect.metrics import replace_id_0
 from dcnzoo.detect.pictures import read
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.progress import track, waiting
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
 
 
@@ -112,76 +113,56 @@ def check_coco(
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
         decode: decode the images, to find damaged files. It takes milliseconds for each.
     """
-    return check_content(Path(file), None, images, classes, decode)
+    file = Path(file)
+    if images is classes is None and (known := just_written(file)):
+        return known
+    try:
+        return check_content(file, read_coco(file), images, classes, decode)
+    except InvalidAnnotation as error:
+        return _not_coco(file, error)
+
+
+def _not_coco(file: Path, error: InvalidAnnotation) -> Annotations:
+    where = "file" if error.line is None else f"line {error.line}"
+    return Annotations(file, {}, [Finding(where, str(error), "file")], [None])
 
 
 @collector_paused()
 def check_content(
     file: Path,
-    content: Any = None,
+    content: Any,
     images: str | Path | None = None,
     classes: Sequence[str] | None = None,
     decode: bool = False,
-    amend: Callable[[dict], object] = lambda content: None,
 ) -> Annotations:
-    """Check the content of a COCO file; see :func:`check_coco`.
+    """Check the content of a COCO file, by :func:`dcnzoo.data.annotations.read_coco`; see :func:`check_coco`.
 
-    Args:
-        content: by :func:`dcnzoo.data.annotations.read_coco`; None: read the file.
-        amend: changes the images and categories before the check.
+    Of many annotations, tests of arrays find those that may have a problem.
     """
+    columns: Columns | None = None
     try:
-        with suppress(Unusual):
-            return check_large(file, content, images, classes, decode, amend)
-        if content is None or is_large(content):
-            with waiting(f"reading {file.name}"):
-                content = read_json(file)
         if not isinstance(content, dict):
             raise InvalidAnnotation(f"expected an object with images and annotations, got {short(content)}")
         for key in KEYS:
-            if not isinstance(content.get(key, []), list):
+            if not isinstance(content.get(key, []), list | Entries):
                 raise InvalidAnnotation(f"{key}: expected a list, got {short(content[key])}")
+        if isinstance(content.get("annotations"), Entries):
+            try:
+                columns, doubtful = examine(content)
+            except Unusual:
+                content = {**content, "annotations": content["annotations"].checked()}
     except InvalidAnnotation as error:
-        where = "file" if error.line is None else f"line {error.line}"
-        return Annotations(file, {}, [Finding(where, str(error), "file")], [None])
-    amend(content)
-    checker = Checker(content)
+        return _not_coco(file, error)
+    checker = Checker(content if columns is None else {key: content.get(key, []) for key in PLURALS.values()})
     for key in KEYS:
         if not content.get(key):
             # a file without annotations can be used for testing
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(images, decode)
-    checker.check_annotations()
-    return Annotations(file, content, checker.problems, checker.places)
-
-
-@collector_paused()
-def check_large(
-    file: Path,
-    content: Any = None,
-    images: str | Path | None = None,
-    classes: Sequence[str] | None = None,
-    decode: bool = False,
-    amend: Callable[[dict], object] = lambda content: None,
-) -> Annotations:
-    """Check a COCO file of at least a megabyte without parsing all entries; see :func:`check_content`.
-
-    Raises:
-        Unusual: it is smaller, or only ``json`` can read it.
-    """
-    if content is None and images is classes is None and (known := just_written(file)):
-        return known
-    if content is None:
-        with waiting(f"reading {file.name}"):
-            content = read_large(file)
-    if not is_large(content):
-        raise Unusual
-    amend(content)
-    checker = Checker({key: content[key] for key in ("images", "categories")})
-    checker.check_categories(classes)
-    checker.check_images(images, decode)
-    columns, doubtful = examine(content, checker.sizes)
+    if columns is None:
+        checker.check_annotations()
+        return Annotations(file, content, checker.problems, checker.places)
     for number, again in doubtful.items():
         (entry,) = content["annotations"][number : number + 1]
         earlier = {entry["id"]} if again else set[object]()
@@ -192,11 +173,6 @@ def check_large(
     result = Annotations(file, content, checker.problems, checker.places, is_file=True)
     result.columns = columns
     return result
-
-
-def is_large(content: Any) -> bool:
-    """Whether the annotations of a file's content are parsed when they are asked for."""
-    return isinstance(content, dict) and isinstance(content.get("annotations"), Entries)
 
 
 def checked_coco(

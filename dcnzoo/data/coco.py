@@ -13,6 +13,7 @@ from dcnzoo.data.check import KINDS, check_content, repair
 from dcnzoo.data.conversion import MISSING, relative
 from dcnzoo.data.files import Entries
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file
+from dcnzoo.utils.findings import Finding
 
 
 def find_coco(tree: Tree) -> list[Part]:
@@ -57,15 +58,16 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
     """Check a COCO file; repair what can be repaired without a loss, and what the options allow."""
     names = names_of(content)
     if names and not pictures:
-        return Annotations(file, {**content, "images": [], "annotations": []}, sources=[file], missing=names)
+        missing = [Finding(name, "expected its picture, found none", MISSING) for name in names]
+        return Annotations(
+            file, {**content, "images": [], "annotations": []}, sources=[file], missing=missing
+        )
     folder, new = _relative(pictures)
 
-    def amend(content: dict) -> None:
-        for image in _images(content):
-            image["file_name"] = new.get(_name(image), _name(image))
-        _drop_repeated_categories(content)
-
-    result, other_forms = check_content(file, content, folder, amend=amend), 0
+    for image in _images(content):
+        image["file_name"] = new.get(_name(image), _name(image))
+    _drop_repeated_categories(content)
+    result, other_forms = check_content(file, content, folder), 0
     kinds = _repairable(options, missing=len(pictures), names=len(names))
     if any(problem.kind not in kinds for problem in result.problems):
         other_forms = sum(_in_usual_form(each) for each in result.edit()["annotations"])
@@ -77,8 +79,10 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
         if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
     ]
     images = result.content.get("images", [])
-    missing = [place for p, place in zip(result.problems, result.places, strict=True) if p.kind == MISSING]
-    result.missing = [str(images[place[1]]["file_name"]) for place in missing if place]
+    gone = [(p, place) for p, place in zip(result.problems, result.places, strict=True) if p.kind == MISSING]
+    result.missing = [
+        dataclasses.replace(p, subject=str(images[place[1]]["file_name"])) for p, place in gone if place
+    ]
     counts: Counter[str] = Counter()
     if not left:
         counts.update(problem.kind for problem in result.problems if problem.remedy)

@@ -1,8 +1,6 @@
-"""Shared code of the converters to COCO's format: image sizes, geometry, categories, problems.
+"""Shared code of the readers: image sizes, geometry, and the content of a COCO file that they build.
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
-
-The functions ``convert_…`` take ``classes`` and ``clip``, and return a :class:`CocoBuilder` with problems.
 """
 
 import math
@@ -23,12 +21,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.files import Entries, InvalidAnnotation, read_lines, write_json
+from dcnzoo.data.files import Entries, InvalidAnnotation, read_lines
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
-from dcnzoo.utils.text import counted, few, short
+from dcnzoo.utils.text import few, short
 from dcnzoo.version import __version__
 
 # An edge may lie this far outside the image because of rounding; it is moved to the border.
@@ -221,7 +218,7 @@ class _Built(Entries):
 
 
 class CocoBuilder:
-    """Collects images, objects and problems, and writes the COCO file.
+    """Collects images, objects and problems, for the content of a COCO file.
 
     Objects belong to the image that was added last. ``add_box``, ``add_polygons`` and ``add_mask`` raise
     InvalidAnnotation if the object has no area, extends beyond the image or has an unknown class.
@@ -253,7 +250,6 @@ class CocoBuilder:
         self.clip, self.tolerance = clip, math.inf if clip else TOLERANCE
         self.problems: list[Finding] = []
         self.sources: list[Path] = []
-        self._invalid: set[Path] = set()  # files with problems
         self.clipped = 0
         self.notes: list[str] = []
         self.unlabelled: list[Path] = []
@@ -267,12 +263,6 @@ class CocoBuilder:
     def pictures(self) -> list[Path]:
         """The files of the images, in the order of the content."""
         return [*self._images]
-
-    @property
-    def absent(self) -> list[str]:
-        """The given classes of which there are no objects."""
-        names = {name for name, _ in self._objects}
-        return [name for name in self.classes or () if name not in names]
 
     @property
     def folder(self) -> Path:
@@ -359,7 +349,6 @@ class CocoBuilder:
             line = error.line or line
             where = f"{file}:{line}" if line else str(file)
             self.problems.append(Finding(where, f"{what}{error}", error.kind))
-            self._invalid.add(file)
 
     def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:
         """Call ``read`` with each file."""
@@ -381,12 +370,7 @@ class CocoBuilder:
                     yield file
 
     def content(self) -> dict:
-        """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
-        content = self.lazy_content()
-        return {**content, "annotations": content["annotations"][:]}
-
-    def lazy_content(self) -> dict:
-        """Return the content; its annotations are :class:`dcnzoo.data.files.Entries`."""
+        """Return the content of the COCO file, with all given classes and :class:`Entries`."""
         names = self.classes or tuple(sorted({name for name, _ in self._objects}))
         ids = {name: number for number, name in enumerate(names, 1)}
         images = [
@@ -399,28 +383,6 @@ class CocoBuilder:
             "annotations": _Built(self._objects, ids),
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
-
-    def write(self, out: Path, skip_invalid: bool = False) -> dict:
-        """Write the COCO file atomically; return its content, whose annotations have a length and slices.
-
-        Raises:
-            UserError: there are :attr:`problems` and ``skip_invalid`` is False, nothing is left; or ``out``
-                is one of the sources.
-        """
-        sources = self.sources if os.path.exists(out) else []
-        if any(os.path.exists(source) and os.path.samefile(out, source) for source in sources):
-            raise UserError(f"out: expected a new file, got {out}, a source of the conversion")
-        if self.problems and not skip_invalid:
-            text = f"{counted(len(self.problems), 'problems')} in {counted(len(self._invalid), 'files')}"
-            raise UserError(f"{text}, nothing is written; skip_invalid=True skips them")
-        content = self.lazy_content()
-        for key in ("images", "annotations"):
-            if not content[key]:
-                raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
-        for target, read in self.extracted:
-            write_bytes(target, read())
-        write_json(content, out)
-        return content
 
 
 def relative(file: Path, folder: Path) -> str:

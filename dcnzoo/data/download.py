@@ -34,12 +34,14 @@ USUAL = ("annotations", "val2017", "train2017")
 
 def _bccd(source: Path, out: Path) -> None:
     """Blood cells, in Pascal VOC's format. Some boxes extend beyond their image or are empty."""
-    from dcnzoo.data.voc import convert_voc
+    from dcnzoo.data.layouts import convert
+    from dcnzoo.data.splits import ReadOptions
 
+    options = ReadOptions(classes=("WBC", "RBC", "Platelets"), clip=True)
     for split in ("train", "val", "test"):
-        conversion = convert_voc(source / "BCCD", split, ("WBC", "RBC", "Platelets"), clip=True)
-        conversion.write(out / f"{split}.json", skip_invalid=True)
-    shutil.copytree(conversion.folder, out / "images")
+        data = convert(source / "BCCD", "Pascal VOC", split, options)
+        data.save(out / f"{split}.json", skip_invalid=True)
+    shutil.copytree(data.folder, out / "images")
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:

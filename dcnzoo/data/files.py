@@ -41,6 +41,14 @@ class Entries:
     def __getitem__(self, numbers: slice | np.ndarray) -> list[dict]:
         return json.loads(b"[" + b",".join(self.texts(numbers)) + b"]")
 
+    def checked(self) -> list[Any]:
+        """Return all objects.
+
+        Raises:
+            InvalidAnnotation: one has a key twice.
+        """
+        return json.loads(b"[" + b",".join(self.texts(slice(None))) + b"]", object_pairs_hook=unique_keys)
+
     def __iter__(self) -> Iterator[dict]:
         for start in range(0, len(self), CHUNK):
             yield from self[start : start + CHUNK]

@@ -16,123 +16,69 @@ class Foreign(NamedTuple):
     Attributes:
         name: of the tool or format.
         endings: of its files.
-        signature: a pattern in the first bytes, or in the file's name if they are not text.
+        signature: a pattern in the first bytes; empty for files that are not text.
         remedy: how to get a format that is read.
     """
 
     name: str
     endings: str
-    signature: str
-    remedy: str
+    signature: str = ""
+    remedy: str = "export as COCO"
 
 
-_COCO, _DATUMARO = "export as COCO", "datum convert -i FOLDER -f coco (Datumaro)"
-_BY_PROGRAM = "write a COCO file from it, by the package datasets or by pandas"
+_DATUMARO = "datum convert -i FOLDER -f coco (Datumaro)"
+_PROGRAM = "write a COCO file from it, with pandas or the package datasets"
+_ROBOFLOW = "import it into Roboflow or FiftyOne and export COCO"
 FOREIGN = [
     Foreign(*row)
     for row in (
-        (
-            "Label Studio's JSON",
-            ".json",
-            r'"from_name"|"original_width"',
-            "export as COCO or YOLO with images",
-        ),
+        ("Label Studio's JSON", ".json", r'"from_name"|"original_width"', "export COCO or YOLO with images"),
         ("CVAT for images", ".xml", r"<annotations>[\s\S]*<(image|track) ", "export the task as COCO 1.0"),
-        ("LabelMe 3.0 (XML)", ".xml", r"<annotation>[\s\S]*<polygon>", f"import it into CVAT and {_COCO}"),
+        ("LabelMe 3.0 (XML)", ".xml", r"<annotation>[\s\S]*<polygon>", "import it into CVAT, export COCO"),
         ("Supervisely", ".json", r'"classTitle"', "export with the app Export to COCO"),
         ("Labelbox", ".json .ndjson", r'"data_row"|"Labeled Data"', "Labelbox's COCO converter"),
-        (
-            "Darwin (V7)",
-            ".json",
-            r'"bounding_box"[\s\S]*"(slot_names|lanes|slots)"|"darwin',
-            "export as COCO",
-        ),
-        ("CreateML", ".json", r'"coordinates"\s*:\s*\{', f"in Roboflow, {_COCO}"),
+        ("Darwin (V7)", ".json", r'"bounding_box"[\s\S]*"(slot_names|lanes|slots)"|"darwin'),
+        ("CreateML", ".json", r'"coordinates"\s*:\s*\{', _ROBOFLOW),
         (
             "Datumaro",
             ".json",
-            r'"(dm_format_version|label_categories)"|"categories"\s*:\s*\{\s*"label"',
+            r'"(dm_format_version|label_categories)"|"categories": *\{\s*"label"',
             _DATUMARO,
         ),
         ("BDD100K", ".json", r'"box2d"', "python -m bdd100k.label.to_coco"),
         ("SuperAnnotate", ".json", r'"className"', "superannotate.export_annotation with COCO"),
         ("Kili", ".json", r'"jsonResponse"', "project.export with fmt=coco"),
-        ("Hasty", ".json", r'"(export_format_version|image_status)"', "export as COCO"),
-        (
-            "FiftyOne",
-            ".json",
-            r'"_cls"\s*:\s*"(Detection|Polyline)',
-            "dataset.export with COCODetectionDataset",
-        ),
-        ("MMDetection's data_list", ".json", r'"data_list"', "write the COCO file from which it was made"),
+        ("Hasty", ".json", r'"(export_format_version|image_status)"'),
+        ("FiftyOne", ".json", r'"_cls"\s*:\s*"(Detection|Polyline)', "export a COCODetectionDataset"),
+        ("MMDetection's data_list", ".json", r'"data_list"', "use the COCO file from which it was made"),
         ("Detectron2's dicts", ".json", r'"bbox_mode"', "detectron2.data.datasets.convert_to_coco_json"),
-        (
-            "Cityscapes",
-            ".json",
-            r'"imgHeight"[\s\S]*"polygon"',
-            "tools/dataset_converters/cityscapes.py of MMDetection",
-        ),
-        (
-            "COCO's results, predictions",
-            ".json",
-            r'^\s*\[\s*\{[^{}]*"image_id"[^{}]*"score"',
-            "they are no annotations",
-        ),
+        ("Cityscapes", ".json", r'"imgHeight"[\s\S]*"polygon"', "MMDetection's converter cityscapes.py"),
+        ("COCO's results", ".json", r'^\s*\[\s*\{[^{}]*"image_id"[^{}]*"score"', "they are predictions"),
         (
             "xView and other GeoJSON",
             ".json .geojson",
             r'"FeatureCollection"',
             "solaris.data.coco.geojson2coco",
         ),
-        ("Hugging Face's metadata.jsonl", ".jsonl", r'"file_name"', _BY_PROGRAM),
-        ("JSON lines", ".jsonl .ndjson", r'"(bbox|boxes|objects|annotations)"', _BY_PROGRAM),
+        ("Hugging Face's metadata.jsonl", ".jsonl", r'"file_name"', _PROGRAM),
+        ("JSON lines", ".jsonl .ndjson", r'"(bbox|boxes|objects|annotations)"', _PROGRAM),
         ("odgt (CrowdHuman)", ".odgt", r'"gtboxes"', "crowdhuman2coco.py of MMTracking"),
-        (
-            "OpenImages' csv",
-            ".csv",
-            r"ImageID,(Source,)?LabelName",
-            "import it into FiftyOne and export COCO",
-        ),
+        ("OpenImages' csv", ".csv", r"ImageID,(Source,)?LabelName", _ROBOFLOW),
         ("VIA's csv", ".csv", r"region_shape_attributes", "in VIA, export the annotations as JSON"),
         (
             "csv of Roboflow, TensorFlow or Kaggle",
             ".csv .tsv",
             r"(?i)^\W*(filename|file_name|image|image_id|image_name|path)\W[^\n]*(xmin|x_?1|bbox|width|label|class)",
-            f"in Roboflow, {_COCO}; or with pandas, a COCO file",
+            _ROBOFLOW,
         ),
-        (
-            "csv of RetinaNet",
-            ".csv",
-            r"(?i)^[^\n,]+\.(jpe?g|png|bmp|tiff?),-?[\d.]*,-?[\d.]*,-?[\d.]*,-?[\d.]*,",
-            f"with pandas, a COCO file; or in Roboflow, {_COCO}",
-        ),
-        ("MOT", ".txt", r"^\d+,-?\d+,(-?[\d.]+,){6}", f"in CVAT, import MOT 1.1 and {_COCO}"),
-        (
-            "VisDrone",
-            ".txt",
-            r"^(-?\d+,){7}-?\d+,?\s",
-            "VisDrone.yaml of Ultralytics makes YOLO of it",
-        ),
-        (
-            "KITTI",
-            ".txt",
-            r"^[A-Za-z_]+ -?[\d.]+ -?\d+ (-?[\d.]+ ){11}-?[\d.]+",
-            _DATUMARO,
-        ),
-        (
-            "DOTA",
-            ".txt",
-            r"^(imagesource:|gsd:|(-?[\d.]+ ){8}[A-Za-z-]+ \d)",
-            "upright boxes by DOTA_devkit, then COCO",
-        ),
+        ("csv of RetinaNet", ".csv", r"(?i)^[^\n,]+\.(jpe?g|png|bmp|tiff?)(,-?[\d.]*){4},", _PROGRAM),
+        ("MOT", ".txt", r"^\d+,-?\d+,(-?[\d.]+,){6}", "in CVAT, import MOT 1.1 and export COCO"),
+        ("VisDrone", ".txt", r"^(-?\d+,){7}-?\d+,?\s", "VisDrone.yaml of Ultralytics makes YOLO of it"),
+        ("KITTI", ".txt", r"^[A-Za-z_]+ -?[\d.]+ -?\d+ (-?[\d.]+ ){11}-?[\d.]+", _DATUMARO),
+        ("DOTA", ".txt", r"^(imagesource:|gsd:|(-?[\d.]+ ){8}[A-Za-z-]+ \d)", "upright boxes by DOTA_devkit"),
         ("WIDER FACE", ".txt", r"^\S+\.jpe?g\s+\d+\s+(-?\d+ ){4}", _DATUMARO),
-        (
-            "Pascal VOC's segmentation or another MATLAB file",
-            ".mat",
-            "",
-            "export boxes as Pascal VOC or COCO",
-        ),
-        ("TFRecord", ".tfrecord .record", "", f"in Roboflow, {_COCO}; or datum (Datumaro)"),
+        ("VOC's segmentation or another MATLAB file", ".mat", "", "export boxes as Pascal VOC or COCO"),
+        ("TFRecord", ".tfrecord .record", "", f"{_ROBOFLOW}; or {_DATUMARO}"),
         ("LMDB or Parquet", ".mdb .parquet .arrow", "", "export pictures and a COCO file"),
         ("an archive", ".zip .tar .gz .tgz .7z .rar .bz2 .xz", "", "unpack it"),
     )
@@ -141,18 +87,14 @@ FOREIGN = [
 
 def named_format(file: Path) -> str:
     """Return the name of a file's format that is not read, with a remedy; empty if it is not known."""
-    head = b""
-    for row in FOREIGN:
-        if file.suffix.lower() not in row.endings.split():
-            continue
-        if row.signature and not head:
-            with open(file, "rb") as opened:
-                head = opened.read(_HEAD).replace(b"\0", b"").removeprefix(b"\xef\xbb\xbf")
-        if re.search(
-            row.signature, head.decode(errors="replace"), re.MULTILINE if file.suffix == ".txt" else 0
-        ):
-            return f"{row.name} is not read: {row.remedy}"
-    return ""
+    rows, head = [row for row in FOREIGN if file.suffix.lower() in row.endings.split()], ""
+    if any(row.signature for row in rows) and not is_voc(file):
+        with open(file, "rb") as opened:
+            content = opened.read(_HEAD).replace(b"\0", b"").removeprefix(b"\xef\xbb\xbf")
+        head = content.decode(errors="replace")
+    flags = re.MULTILINE if file.suffix.lower() == ".txt" else 0
+    named = (f"{row.name} is not read: {row.remedy}" for row in rows if re.search(row.signature, head, flags))
+    return next(named, "")
 
 
 def named_formats(tree: Tree, binary: bool = False) -> dict[Path, str]:
@@ -162,10 +104,6 @@ def named_formats(tree: Tree, binary: bool = False) -> dict[Path, str]:
         binary: also archives and other files that may be anything.
     """
     endings = {ending for row in FOREIGN for ending in row.endings.split() if row.signature or binary}
-    texts = {}
-    for file in tree.ending(*endings):
-        if file in tree.damaged:
-            texts[file] = f"it cannot be read: {tree.damaged[file]}"
-        elif not (file.suffix.lower() == ".xml" and is_voc(file)) and (text := named_format(file)):
-            texts[file] = text
-    return texts
+    texts = {file: f"it cannot be read: {text}" for file, text in tree.damaged.items()}
+    texts |= {file: named_format(file) for file in tree.ending(*endings) if file not in texts}
+    return {file: text for file, text in texts.items() if text}

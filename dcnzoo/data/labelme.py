@@ -1,13 +1,12 @@
-"""Convert LabelMe's JSON files to COCO's format."""
+"""Read LabelMe's JSON files."""
 
 import base64
+import functools
 import io
 import math
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,6 @@ from PIL import Image
 from dcnzoo.data.conversion import MISSING, CocoBuilder, Polygon, ellipse, image_size, wrong_size
 from dcnzoo.data.files import InvalidAnnotation, is_number, read_json
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
-from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.text import short
 
@@ -29,44 +27,17 @@ _POINTS = {
 }
 
 
-def convert_labelme(
-    root: str | Path,
-    classes: Sequence[str] | None = None,
-    extract: str | Path | None = None,
-    clip: bool = False,
-) -> CocoBuilder:
-    """Read LabelMe's files in a folder and its subfolders.
+def find_labelme(tree: Tree) -> list[Part]:
+    """Return the parts of a folder with LabelMe's files.
 
     Polygons, rectangles, circles and masks become objects. Shapes with the same label and ``group_id`` in a
     file become one object. Shapes without an area (points, lines) are problems.
-
-    Args:
-        extract: folder for images that exist only inside their JSON files; they are written together with the
-            COCO file.
-        classes, clip: see :mod:`dcnzoo.data.conversion`, also for the result.
-
-    Raises:
-        UserError: the folder contains no JSON file.
     """
-    root = Path(root)
-    tree = Tree(root, descend=False)
-    if not (files := tree.ending(".json")):
-        raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
-    builder = CocoBuilder(classes, clip, root)
-    target = None if extract is None else Path(extract)
-    builder.convert(files, lambda file: _convert_file(file, read_json(file), tree, builder, target, ""))
-    return builder
-
-
-def find_labelme(tree: Tree) -> list[Part]:
-    """Return the parts of a folder with LabelMe's files."""
-    files = {file: tree.split_of(file, own=False) for file, each in tree.json.items() if is_labelme(each)}
+    files = {file: tree.part_of(file) for file, each in tree.json.items() if is_labelme(each)}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
-        builder = CocoBuilder(clip=options.clip, folder=tree.root)
-        builder.convert(
-            own, lambda file: _convert_file(file, tree.json[file], tree, builder, options.extract, split)
-        )
+        builder = CocoBuilder(options.classes, options.clip, tree.root)
+        builder.convert(own, functools.partial(_convert_file, tree, builder, options.extract, split))
         return builder
 
     return parts_by_split(files, parse)
@@ -77,11 +48,8 @@ def is_labelme(content: object) -> bool:
     return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
-def _convert_file(
-    file: Path, content: Any, tree: Tree, conversion: CocoBuilder, extract: Path | None, split: str
-) -> None:
-    if not is_labelme(content):
-        raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")
+def _convert_file(tree: Tree, conversion: CocoBuilder, extract: Path | None, split: str, file: Path) -> None:
+    content = tree.json[file]
     image, pixels = _image(file, tree, content, extract, split)
     conversion.sources.append(image)
     size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))

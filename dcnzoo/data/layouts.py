@@ -1,5 +1,6 @@
 """The layouts of annotated pictures that tools write: one table, and the choice among several in a folder."""
 
+import dataclasses
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -9,28 +10,17 @@ from pathlib import Path
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.balance import Boxes
 from dcnzoo.data.coco import find_coco, is_coco, names_of
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.foreign import named_format, named_formats
 from dcnzoo.data.labelme import find_labelme
-from dcnzoo.data.splits import AS_THEY_ARE, Part, ReadOptions, Tree, path_parts
+from dcnzoo.data.splits import AS_THEY_ARE, SPLITS, Part, ReadOptions, Tree, path_parts
 from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_yolo, is_names
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import counted, few
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A way to lay out annotated pictures.
-
-    Attributes:
-        name: the format, and the tool.
-        example: the files.
-    """
-
-    name: str
-    example: str
 
 
 @dataclass
@@ -83,6 +73,38 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
     parts = best.choose(options)
     others = [(each.name, part) for each in everything for part in each.parts if part not in parts]
     return Choice(best.name, parts, others, tree)
+
+
+def convert(
+    source: str | os.PathLike, layout: str, split: str = "", options: ReadOptions = AS_THEY_ARE
+) -> Annotations:
+    """Read all annotations in one format, or those of a split; :meth:`Annotations.save` writes them.
+
+    Args:
+        source: a folder, or a file like YOLO's ``data.yaml``.
+        layout: a key of :data:`FINDERS`.
+        split: as the data call it: a list in ``ImageSets``, a key of ``data.yaml``, or a word of folders.
+
+    Raises:
+        UserError: there are no annotations in this format, or none of this split.
+    """
+    source = Path(source)
+    tree = _tree_of_file(source) if os.path.isfile(source) else Tree(source)
+    tree.asked = split
+    parts = [part for part in FINDERS[layout](tree) if not part.rest]
+    found = sorted({part.split for part in parts})
+    parts = [part for part in parts if not split or part.split in (split, SPLITS.get(split))]
+    if len(parts) != 1:
+        expected = f"annotations in the format of {layout}{split and f' for {split}'}, in one data set"
+        damaged = [f"{file}: {text}" for file, text in tree.damaged.items()]
+        raise UserError(f"data: expected {expected}, found {few(damaged or found)} in {source}")
+    classes = None if options.classes is None else tuple(options.classes)
+    result = parts[0].read(dataclasses.replace(options, layout=layout, classes=classes))
+    damaged = [
+        Finding(f"{f}:{e.line}" if e.line else str(f), str(e), "file") for f, e in tree.damaged.items()
+    ]
+    result.problems = damaged + result.problems
+    return result
 
 
 def _nothing(data: Path, tree: Tree, options: ReadOptions) -> str:
@@ -200,7 +222,10 @@ def _tree_of_file(data: Path) -> Tree:
     if data.suffix.lower() in (".yaml", ".yml", ".data") or is_names(data):
         tree.description = data
     elif data.suffix.lower() == ".json":
-        content = tree.json_of(data)
+        try:
+            content = tree.json_of(data)
+        except InvalidAnnotation as error:
+            raise UserError(f"{data}: {error}") from None
         names = names_of(content) if is_coco(content) else []
         if names and not any(tree.named(last) for name in names for last in path_parts(name)[-1:]):
             # the pictures may be in a folder beside that of the file
@@ -208,46 +233,12 @@ def _tree_of_file(data: Path) -> Tree:
         tree.json = {data: content}
     else:
         expected = "a folder, a JSON file, or a file like data.yaml, obj.data or classes.txt"
-        raise UserError(f"data: expected {expected}, got {data}{named_format(data)}")
+        raise UserError(f"data: expected {expected}, got {data}: {named_format(data)}")
     tree.files = [data, *tree.pictures]
     tree.is_file = True
     return tree
 
 
-_ROWS = (
-    ("YOLO, Ultralytics", "data.yaml (any name), images/train/a.jpg, labels/train/a.txt"),
-    ("YOLO, Roboflow", "data.yaml, train/images/a.jpg, train/labels/a.txt, valid/…"),
-    ("YOLO, CVAT", "data.yaml, train.txt, images/train/a.jpg, labels/train/a.txt"),
-    (
-        "YOLO, FiftyOne",
-        "dataset.yaml (validation:), images/validation/a.jpg, labels/validation/a.txt",
-    ),
-    ("YOLO, darknet and CVAT 1.1", "obj.data, obj.names, train.txt, obj_train_data/a.jpg, a.txt"),
-    (
-        "YOLO, lists and names",
-        "obj.names or classes.txt, train.txt, test.txt, img/a.jpg, img/a.txt",
-    ),
-    ("Pascal VOC", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/train.txt, val.txt"),
-    ("Pascal VOC, devkit", "VOC2007/Annotations/…, VOC2012/Annotations/…"),
-    ("Pascal VOC, CVAT", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/default.txt"),
-    ("Pascal VOC, VoTT", "Annotations/a.xml, JPEGImages/a.jpg, ImageSets/Main/cat_train.txt, …"),
-    ("Pascal VOC, Roboflow", "train/a.xml, train/a.jpg, valid/…"),
-    ("Pascal VOC, without lists", "annotations/cam 1/a.xml, images/cam 1/a.jpg"),
-    ("COCO", "annotations/instances_train2017.json, train2017/a.jpg, …val2017"),
-    ("COCO, CVAT", "annotations/instances_Train.json, images/Train/a.jpg"),
-    ("COCO, Roboflow", "train/_annotations.coco.json, train/a.jpg, valid/…"),
-    ("COCO, Label Studio", "result.json, images/a.jpg; also paths of another machine"),
-    ("COCO, FiftyOne", "labels.json, data/a.jpg; also in train/ and val/"),
-    ("COCO, two files", "train.json, val.json, images/a.jpg"),
-    ("LabelMe", "a.json, a.jpg; also in train/ and val/"),
-    ("LabelMe, pictures elsewhere", "annotations/a.json, images/a.jpg"),
-    ("LabelMe, X-AnyLabeling", "a.json, a.jpg, with rectangles of four points"),
-    ("VIA", "via_region_data.json (any name), images/a.jpg; also in train/ and val/"),
-    ("YOLO, Label Studio", "classes.txt, images/a.jpg, labels/a.txt"),
-    ("YOLO, Roboflow's Darknet", "train/_darknet.labels, train/a.jpg, train/a.txt, valid/…"),
-    ("YOLO, LabelImg", "classes.txt, a.jpg, a.txt"),
-)
-LAYOUTS = tuple(Layout(*row) for row in _ROWS)
 # the parts of a folder in each format
 FINDERS: dict[str, Callable[[Tree], list[Part]]] = {
     "YOLO": find_yolo,

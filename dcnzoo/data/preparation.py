@@ -13,7 +13,6 @@ from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
 from dcnzoo.data.splits import ReadOptions, normal
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_equal, write_bytes
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.text import columns, counted, cut, few
 
@@ -62,14 +61,16 @@ def read_splits(
             raise UserError(
                 f"data: {few(each.sources, 1)}: expected its pictures below the folder, found none of them"
             )
+        if split != "test" and len(each.unlabelled) == len(each.images):
+            raise UserError(
+                f"data: expected labels of the {counted(len(each.images), 'pictures')} of {split}, such as "
+                f"{each.unlabelled[0]}, found no text file beside them or in a folder labels"
+            )
     account = balance(choice, [*splits.values()], options)
     if account.errors:
         raise UserError(*account.errors)
-    extracted = [each for annotations in splits.values() for each in annotations.extracted]
-    for file, content in extracted:
-        require_equal(file, content)
-    for file, content in extracted:
-        write_bytes(file, content())
+    for each in splits.values():
+        each.extract()
     _unify([*splits.values()])
     if findings := check_parts(splits):
         raise UserError(*(f"data: {finding}" for finding in findings))

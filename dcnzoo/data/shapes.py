@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from dcnzoo.data.conversion import CocoBuilder, polygon_area
+from dcnzoo.data.files import write_json
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.text import few
 
@@ -165,7 +166,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
         coco.add_image(file, size)
         for instance in instances:
             coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"]])
-    coco.write(root / "annotations" / f"{split}.json")
+    write_json(coco.content(), root / "annotations" / f"{split}.json")
 
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:

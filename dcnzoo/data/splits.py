@@ -38,13 +38,16 @@ class ReadOptions:
     """How annotations are read.
 
     Attributes:
-        zero_based: for Pascal VOC, see :func:`dcnzoo.data.voc.convert_voc`.
+        zero_based: the coordinates of Pascal VOC are edges counted from 0, not pixels counted from 1.
         clip: clip objects to the image.
         skip_invalid: leave out objects and images with problems.
         drop_scores: use predictions, which have scores, as annotations.
         layout: the format that is used, if a folder has several.
         leave_out: patterns of paths below the folder, such as ``old/*``, that are left out.
         extract: folder for images that exist only inside LabelMe's JSON files.
+        classes: names in the order of their labels; None: those of the data.
+        difficult: objects that Pascal VOC marks as difficult: ``ignore`` sets COCO's ``iscrowd``, with which
+            they do not count in training and evaluation; ``keep`` or ``drop``.
     """
 
     zero_based: bool = False
@@ -54,6 +57,8 @@ class ReadOptions:
     layout: str = ""
     leave_out: tuple[str, ...] = ()
     extract: Path | None = None
+    classes: tuple[str, ...] | None = None
+    difficult: str = "ignore"
 
 
 AS_THEY_ARE = ReadOptions()
@@ -97,13 +102,13 @@ def _built(result: CocoBuilder, options: ReadOptions) -> Annotations:
         problems = []
     return Annotations(
         Path(),
-        result.lazy_content(),
+        result.content(),
         problems,
         folder=result.folder,
         sources=result.sources,
         extracted=result.extracted,
         repaired=repaired,
-        missing=[each.subject for each in result.problems if each.kind == MISSING],
+        missing=[each for each in result.problems if each.kind == MISSING],
         unlabelled=result.unlabelled,
     )
 
@@ -129,7 +134,7 @@ def parts_by_file(
     def parse_file(file: Path, split: str, options: ReadOptions) -> CocoBuilder | Annotations:
         return parse(file, pictures_of(names[file], tree, split), options)
 
-    splits = {file: tree.split_of(file) for file in names}
+    splits = {file: tree.part_of(file, own=True) for file in names}
     return [Part(splits[file], (file,), functools.partial(parse_file, file, splits[file])) for file in names]
 
 
@@ -197,6 +202,7 @@ class Tree:
 
     Attributes:
         description: the file like data.yaml, if it was chosen.
+        asked: the split that is wanted, empty for all pictures together; None: all splits.
         left_out: the number of files of each reason: work directories, detections, patterns.
         notes: about what a description names.
         is_file: whether a file was chosen; the annotations beside it are left out.
@@ -212,12 +218,13 @@ class Tree:
     ) -> None:
         self.root, self.files = root, list[Path]()
         self.description: Path | None = None
+        self.asked: str | None = None
         self.left_out: dict[str, list[Path]] = defaultdict(list)
         self.notes: list[str] = []
         self.inexact = set[str]()
         self._homes: dict[Path, Path] = {}
         self.is_file = False
-        self.damaged: dict[Path, str] = {}  # JSON files
+        self.damaged: dict[Path, InvalidAnnotation] = {}  # JSON files
         self.labels: dict[Path, Path] | None = None  # of YOLO, by picture, when they are known
         for folder, folders, names in walk(root):
             reason = ""
@@ -280,17 +287,14 @@ class Tree:
         for file in files if len(files) < 99 else track(files, "reading"):
             try:
                 contents[file] = self.json_of(file)
-            except UserError as error:
-                contents[file], self.damaged[file] = None, str(error)
+            except InvalidAnnotation as error:
+                contents[file], self.damaged[file] = None, error
         return contents
 
     @staticmethod
     def json_of(file: Path) -> Any:
         """Return the content of a JSON file, see :func:`dcnzoo.data.annotations.read_coco`."""
-        try:
-            content = read_coco(file)
-        except InvalidAnnotation as error:
-            raise UserError(f"{file}: {error}") from None
+        content = read_coco(file)
         if isinstance(content, dict):
             content.pop("imageData", None)
         return content
@@ -321,9 +325,13 @@ class Tree:
             names.append(file.stem)
         for depth, name in reversed([*enumerate(names)]):
             split = split_of(name)
-            if split and len(self._beside[depth, _without_split(name)]) > 1:
+            if split and (self.asked or len(self._beside[depth, _without_split(name)]) > 1):
                 return split
         return ""
+
+    def part_of(self, file: Path, own: bool = False) -> str:
+        """Return the split whose annotations a file has, if the data are divided; see :meth:`split_of`."""
+        return "" if self.asked == "" else self.split_of(file, own)
 
     def rank(self, picture: Path, split: str) -> tuple[int, int]:
         """Return values that are larger, the more likely a picture is one of the split."""

@@ -24,7 +24,7 @@ def find_via(tree: Tree) -> list[Part]:
     files = {file: images for file, content in tree.json.items() if (images := _images(content))}
 
     def parse(file: Path, pictures: dict[str, Path], options: ReadOptions) -> CocoBuilder:
-        builder = CocoBuilder(clip=options.clip)
+        builder = CocoBuilder(options.classes, options.clip)
         builder.sources.append(file)
         with builder.refusing(file):
             attribute = _class_attribute(files[file])

@@ -1,4 +1,4 @@
-"""Convert Pascal VOC's XML files to COCO's format."""
+"""Read Pascal VOC's XML files."""
 
 import functools
 import os
@@ -19,9 +19,7 @@ from dcnzoo.data.splits import (
     normal,
     parts_by_split,
     path_parts,
-    split_of,
 )
-from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PICTURES
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
@@ -30,77 +28,23 @@ _FLAGS = {"1": 1, "true": 1, **dict.fromkeys(("0", "false", "unspecified", ""), 
 LISTS = (*SPLITS, "default")  # names of lists in ImageSets that are not those of a class
 
 
-def convert_voc(
-    root: str | Path,
-    split: str | None = None,
-    classes: Sequence[str] | None = None,
-    annotations: str | Path | None = None,
-    images: str | Path | None = None,
-    difficult: str = "ignore",
-    zero_based: bool = False,
-    clip: bool = False,
-) -> CocoBuilder:
-    """Read a folder in the format of Pascal VOC.
+def find_voc(tree: Tree) -> list[Part]:
+    """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders.
 
     A box includes the pixels ``xmin`` and ``xmax``, counted from 1: ``xmin`` 1 and ``xmax`` 3 become x 0 and
     width 3.
-
-    Args:
-        root: contains the XML files and the images: in ``Annotations`` and ``JPEGImages``, or in any folders.
-        split: read only the XML files listed in ``ImageSets/Main/{split}.txt`` or ``ImageSets/{split}.txt``,
-            or, without lists, those in folders of this name; by default all.
-        annotations, images: other folders for the XML files and the images.
-        difficult: handling of objects marked as difficult: ``'ignore'`` sets COCO's ``iscrowd``, which
-            excludes them from training and evaluation; ``'keep'`` and ``'drop'``.
-        zero_based: coordinates are positions of edges, starting at 0, as in COCO.
-        classes, clip: see :mod:`dcnzoo.data.conversion`, also for the result.
-
-    Raises:
-        UserError: the split does not exist, or there is no XML file.
     """
-    tree = Tree(Path(root))
-    own = SPLITS.get(split or "", "none")
-    listings = [file for file in _lists(tree) if file.stem == split]
-    listings = listings or [file for file, listed in _split_lists(tree).items() if listed == own]
-    xml_tree = Tree(Path(annotations)) if annotations else tree
-    files = xml_tree.ending(".xml")
-    if split and not listings:
-        # the word was asked for: it counts without others beside it
-        own_words = {file: [*filter(None, map(split_of, xml_tree.parents(file)))] for file in files}
-        files = [file for file in files if own_words[file][-1:] == [SPLITS.get(split, split)]]
-        if not files:
-            expected = f"{tree.root}/ImageSets/Main/{split}.txt, or XML files in a folder {split}"
-            raise UserError(f"split: expected {expected}, found neither")
-    builder = _read(
-        files,
-        listings,
-        Tree(Path(images)) if images else tree,
-        CocoBuilder(classes, clip),
-        difficult,
-        zero_based,
-        SPLITS.get(split or "", ""),
-    )
-    if not builder.pictures and not builder.problems:
-        where = f"{split}.txt" if split else annotations or tree.root
-        raise UserError(f"annotations: expected XML files, found none in {where}")
-    return builder
-
-
-def find_voc(tree: Tree) -> list[Part]:
-    """Return the parts of Pascal VOC's files: by the lists in ``ImageSets``, else by folders."""
     files = [file for file in track(tree.ending(".xml"), "listing") if is_voc(file)]
     lists = _split_lists(tree) if files else {}
-    splits = lists or {file: tree.split_of(file, own=False) for file in files}
+    splits = lists or {file: tree.part_of(file) for file in files}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
         xml, listings = (files, own) if lists else (own, ())
-        builder = CocoBuilder(clip=options.clip)
-        return _read(xml, listings, tree, builder, zero_based=options.zero_based, split=split)
+        return _read(xml, listings, tree, options, split)
 
     def parse_others(options: ReadOptions) -> CocoBuilder:
         listed = {file for part in parts for file in part.read(options).sources}
-        others = [file for file in files if file not in listed]
-        return _read(others, (), tree, CocoBuilder(clip=options.clip), zero_based=options.zero_based)
+        return _read([file for file in files if file not in listed], (), tree, options)
 
     parts = parts_by_split(splits, parse)
     others = [Part("", tuple(files), parse_others, rest=True, reason="no list in ImageSets names them")]
@@ -125,7 +69,9 @@ def _lists(tree: Tree) -> list[Path]:
 
 def _split_lists(tree: Tree) -> dict[Path, str]:
     """Return the lists of splits, or, as VoTT writes no others, those of each class: ``cat_train.txt``."""
-    lists = _lists(tree)
+    lists = [] if tree.asked == "" else _lists(tree)
+    if named := {file: str(tree.asked) for file in lists if file.stem == tree.asked}:
+        return named
     splits = {file: SPLITS.get(file.stem.lower(), "") for file in lists if file.stem.lower() in LISTS}
     # a class may be called train, too
     ends = {file: file.stem.lower().rpartition("_")[2] for file in lists}
@@ -136,12 +82,11 @@ def _read(
     files: Sequence[Path],
     listings: Sequence[Path],  # empty: all files
     pictures: Tree,
-    builder: CocoBuilder,
-    difficult: str = "ignore",
-    zero_based: bool = False,
+    options: ReadOptions,
     split: str = "",
 ) -> CocoBuilder:
-    """Add the images and objects of XML files."""
+    """Read the images and objects of XML files."""
+    builder = CocoBuilder(options.classes, options.clip)
     if listings:
         by_stem = Names(files, lambda file: file.stem)
         folder = (files or listings)[0].parent
@@ -158,7 +103,7 @@ def _read(
         tree = _parse(file)
         for thing in _convert_image(file, tree, pictures, split, builder):
             with builder.refusing(file, _line(thing)):
-                _convert_object(thing, builder, difficult, zero_based)
+                _convert_object(thing, builder, options)
 
     builder.convert(files, convert)
     return builder
@@ -205,14 +150,14 @@ def _convert_image(
     return tree.findall("object")
 
 
-def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zero_based: bool) -> None:
+def _convert_object(thing: Element, conversion: CocoBuilder, options: ReadOptions) -> None:
     name, _ = _text(thing, "name")
     flags = {flag: _flag(thing, flag) for flag in ("difficult", "truncated") if thing.find(flag) is not None}
     box = _find(thing, "bndbox")
     if box is None:
         raise InvalidAnnotation(f"{name}: expected <bndbox>, found none")
     x1, y1, x2, y2 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
-    if not zero_based:
+    if not options.zero_based:
         if min(x1, y1) < 1:
             raise InvalidAnnotation(
                 f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
@@ -221,8 +166,8 @@ def _convert_object(thing: Element, conversion: CocoBuilder, difficult: str, zer
             )
         x1, y1 = x1 - 1, y1 - 1
     hard = flags.get("difficult") == 1
-    if not (hard and difficult == "drop"):
-        conversion.add_box(name, (x1, y1, x2, y2), int(hard and difficult == "ignore"), **flags)
+    if not (hard and options.difficult == "drop"):
+        conversion.add_box(name, (x1, y1, x2, y2), int(hard and options.difficult == "ignore"), **flags)
 
 
 def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:

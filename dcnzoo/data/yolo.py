@@ -1,10 +1,10 @@
-"""Convert YOLO's text files, with boxes or polygons, to COCO's format."""
+"""Read YOLO's text files, with boxes or polygons."""
 
 import contextlib
 import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,76 +35,51 @@ CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a name p
 YOLO = ("data.yaml", "data.yml", "obj.data")  # the file that describes a data set, in its folder
 
 
-def convert_yolo(
-    source: str | Path,
-    split: str = "train",
-    classes: Sequence[str] | None = None,
-    clip: bool = False,
-    drop_scores: bool = False,
-) -> CocoBuilder:
-    """Read a data set in the format of Ultralytics' YOLO.
-
-    The labels of ``images/a.jpg`` are in ``labels/a.txt``, one line per object: ``class x y width height``
-    with the centre of the box, or ``class x1 y1 x2 y2 x3 y3 …`` with an outline. Coordinates are normalised
-    to 0–1 by the image's width and height. An image without a label file has no objects.
-
-    Args:
-        source: ``data.yaml``, darknet's ``obj.data``, or a file of the names beside lists such as
-            ``train.txt``; or the folder that contains it.
-        split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
-        classes: the order of the classes in the result, names of ``data.yaml``; if it has none, the names of
-            the numbers.
-        clip: see :mod:`dcnzoo.data.conversion`, also for the result.
-        drop_scores: read lines of six values, with a score, as boxes.
-
-    Raises:
-        UserError: ``data.yaml`` does not exist or lacks the names or the split, or there are no images.
-    """
-    file = Path(source)
-    if os.path.isdir(file):
-        file = next(iter(_descriptions(Tree(file))), file / YOLO[0])
-    try:
-        described = _read(file)
-        names = _names(described) if classes is None or "names" in described else classes
-        if unknown := [name for name in classes or () if name not in names]:
-            raise InvalidAnnotation(f"classes: expected names among {few(names)}, got {few(unknown)}")
-        root = _root(file, described, split)
-        builder = CocoBuilder(classes or names, clip, root)
-        images = list(dict.fromkeys(_images(described, split, root, builder)))
-        if not images and not builder.problems:
-            raise InvalidAnnotation(f"{split}: expected images, found none")
-    except InvalidAnnotation as error:
-        raise UserError(f"{file}: {error}") from None
-    builder.sources.append(file)
-    return _convert(images, names, builder, drop_scores)
-
-
 def find_yolo(tree: Tree) -> list[Part]:
-    """Return the parts of each description of a data set, or else of labels beside the names of classes."""
+    """Return the parts of each description of a data set, or else of labels beside the names of classes.
+
+    The labels of ``images/a.jpg`` are in ``labels/a.txt`` or ``images/a.txt``, one line per object: ``class x
+    y width height`` with the centre of the box, or ``class x1 y1 x2 y2 x3 y3 …`` with an outline. Coordinates
+    are normalised to 0–1 by the image's width and height. An image without a label file has no objects.
+    """
     parts = [part for file in _descriptions(tree) for part in _described_parts(file, tree)]
     return parts or _plain_parts(tree)
 
 
 def _described_parts(file: Path, tree: Tree) -> list[Part]:
     def parse(split: str, options: ReadOptions) -> CocoBuilder:
-        builder = convert_yolo(file, split, clip=options.clip, drop_scores=options.drop_scores)
-        return _require_labels(builder, split)
+        try:
+            described, classes = _read(file), options.classes
+            names = _names(described) if classes is None or "names" in described else classes
+            if unknown := [name for name in classes or () if name not in names]:
+                raise InvalidAnnotation(f"classes: expected names among {few(names)}, got {few(unknown)}")
+            root = _root(file, described, split)
+            builder = CocoBuilder(classes or names, options.clip, root)
+            images = list(dict.fromkeys(_images(described, split, root, builder)))
+            if not images and not builder.problems:
+                raise InvalidAnnotation(f"{split}: expected images, found none")
+        except InvalidAnnotation as error:
+            raise UserError(f"{file}: {error}") from None
+        builder.sources.append(file)
+        return _convert(images, names, builder, options.drop_scores)
 
     def parse_others(inside: bool, options: ReadOptions) -> CocoBuilder:
         own = [part.read(options) for part in parts]
-        used = {os.path.abspath(picture) for each in own for picture in each.pictures}
-        unlabelled = {os.path.abspath(picture) for each in own for picture in each.unlabelled}
+        used, unlabelled = (
+            [p for each in own for p in each.pictures],
+            [p for each in own for p in each.unlabelled],
+        )
         builder = CocoBuilder(names, options.clip, tree.root)
         return _convert_others(tree, used, unlabelled, builder, options, file.parent, inside)
 
-    try:
+    splits, absent, names = [tree.asked or "train"], list[str](), list[str]()
+    with contextlib.suppress(InvalidAnnotation):  # reading it explains the problem
         described = _read(file)
         names = _names(described)
-        keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
-        splits = sorted(keys - {""})
+        if not tree.asked:
+            keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
+            splits = sorted(keys - {""})
         absent = [split for split in splits if split != "train" and not _has_pictures(file, described, split)]
-    except InvalidAnnotation:
-        splits, absent, names = ["train"], [], []  # reading it explains the problem
     for split in absent:
         tree.notes.append(f"{file.name} names no pictures for {split}: {_places(described, split)[0]}")
     parts = [
@@ -114,11 +89,9 @@ def _described_parts(file: Path, tree: Tree) -> list[Part]:
         return parts
     # a folder that is named and does not exist chooses nothing
     reason = "" if absent else f"{file.name} does not name them"
-    others = [functools.partial(parse_others, inside) for inside in (True, False)]
-    return [
-        *parts,
-        Part("", (file,), others[0], file, rest=True, reason=reason),
-        Part("", (file,), others[1], file, rest=True),
+    return parts + [
+        Part("", (file,), functools.partial(parse_others, inside), file, rest=True, reason=reason * inside)
+        for inside in (True, False)
     ]
 
 
@@ -161,21 +134,24 @@ def _plain_parts(tree: Tree) -> list[Part]:
         with contextlib.suppress(InvalidAnnotation):
             names.add(tuple(_names(_read(file))))
             files.append(file)
-    images = {p: tree.split_of(p, own=False) for p in tree.pictures if p.parent in folders}
+    images = {p: tree.part_of(p) for p in tree.pictures if p.parent in folders}
 
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
-        known = next(iter(names)) if len(names) == 1 else tuple(map(str, range(MOST_CLASSES)))
-        builder = CocoBuilder(known, options.clip, tree.root)
+        known = (
+            next(iter(names)) if len(names) == 1 else options.classes or tuple(map(str, range(MOST_CLASSES)))
+        )
+        builder = CocoBuilder(options.classes or known, options.clip, tree.root)
         builder.sources += files
-        if len(names) != 1:
+        if len(names) != 1 and not options.classes:
             expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
             builder.problems.append(Finding("data", f"expected {expected}, found {few(files)}", NAMELESS))
-        return _require_labels(_convert(own, known, builder, options.drop_scores), split)
+        return _convert(own, known, builder, options.drop_scores)
 
     def parse_others(options: ReadOptions) -> CocoBuilder:
-        unlabelled = {os.path.abspath(picture) for picture in images if picture not in labels}
-        builder = CocoBuilder(["object"], options.clip, tree.root)
-        return _convert_others(tree, {*map(os.path.abspath, images)}, unlabelled, builder, options)
+        unlabelled = [picture for picture in images if picture not in labels]
+        return _convert_others(
+            tree, images, unlabelled, CocoBuilder(["object"], options.clip, tree.root), options
+        )
 
     parts = parts_by_split(images, parse)
     for part in parts:
@@ -185,8 +161,8 @@ def _plain_parts(tree: Tree) -> list[Part]:
 
 def _convert_others(
     tree: Tree,
-    used: Collection[str],
-    unlabelled: Collection[str],
+    used: Iterable[Path],
+    unlabelled: Iterable[Path],
     builder: CocoBuilder,
     options: ReadOptions,
     folder: Path | None = None,
@@ -202,15 +178,15 @@ def _convert_others(
     def belongs(file: Path) -> bool:
         return folder is None or file.is_relative_to(folder) == inside
 
-    labels = _all_labels(tree)
+    labels, paths = _all_labels(tree), {*map(os.path.abspath, used)}
     others = [
         picture
         for picture, own in labels.items()
-        if os.path.abspath(picture) not in used and belongs(picture) and has_boxes(own)
+        if os.path.abspath(picture) not in paths and belongs(picture) and has_boxes(own)
     ]
     builder = _convert(others, builder.classes or (), builder, options.drop_scores)
     known, lonely, stems = {*labels.values()}, defaultdict(list), defaultdict(list)
-    for path in map(Path, unlabelled):
+    for path in map(Path.absolute, unlabelled):
         stems[normal(path.stem)].append(path)
         for own in _candidates(path):
             lonely[own.parent].append(path)
@@ -312,16 +288,6 @@ def _is_pose(words: Sequence[str]) -> bool:
     # the second corner of a polygon would be a size, in which the other corners take little room
     spread = max((max(values) - min(values) for values in zip(*marked, strict=True)), default=1)
     return len(rest) % step == 0 and inside and is_box and spread >= 0.2 * min(width, height)
-
-
-def _require_labels(builder: CocoBuilder, split: str) -> CocoBuilder:
-    images = builder.pictures
-    if images and split != "test" and len(builder.unlabelled) == len(images):
-        raise UserError(
-            f"data: expected labels of the {counted(len(images), 'pictures')} of {split or 'the data'}, "
-            f"found no text file in {_candidates(images[0])[0].parent} or beside the pictures"
-        )
-    return builder
 
 
 def _read(file: Path) -> dict:

@@ -66,7 +66,7 @@ def prepare(
     work directory, or to ``data_2``, … if the others have another content. Replaces nothing.
 
     Args:
-        data: a folder or file, in any of :data:`dcnzoo.data.layouts.LAYOUTS`.
+        data: a folder or file, in any of the layouts of docs/train_your_data.md.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
             DCNv2; on a CPU, a small one.

@@ -61,7 +61,7 @@ def train(
     Args:
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
-        data: a folder or file with annotated pictures, in any of :data:`dcnzoo.data.layouts.LAYOUTS`. They
+        data: a folder or file with annotated pictures, in any of the layouts of docs/train_your_data.md. They
             and a config are written to the folder ``data`` in the work directory; to ``data_2``, …,
             if ``data`` has another content. With ``resume``, they must be those of the training.
         work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).

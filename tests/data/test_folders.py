@@ -488,7 +488,7 @@ SAMPLES = {  # the beginning of a file as the tool documents it
     "MMDetection's data_list": {"metainfo": {}, "data_list": []},
     "Detectron2's dicts": [{"file_name": "a.jpg", "annotations": [{"bbox_mode": 0}]}],
     "Cityscapes": {"imgHeight": 9, "objects": [{"label": "car", "polygon": [[1, 2]]}]},
-    "COCO's results, predictions": [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.9}],
+    "COCO's results": [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.9}],
     "xView and other GeoJSON": {"type": "FeatureCollection", "features": []},
     "Hugging Face's metadata.jsonl": {"file_name": "a.jpg", "objects": {"bbox": []}},
     "JSON lines": {"path": "a.jpg", "boxes": []},

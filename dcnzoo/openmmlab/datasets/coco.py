@@ -12,7 +12,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,9 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.annotations import Annotations, Unusual
-from dcnzoo.data.check import KINDS, as_error, check_coco, check_large, wrong_with_classes
+from dcnzoo.data.annotations import Annotations
+from dcnzoo.data.check import KINDS, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.files import FileEntries
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
@@ -45,6 +45,7 @@ class CheckedCOCO(COCO):
         masks: the masks are used. Otherwise, problems with masks are only warnings.
         compared: pycocotools compares the masks, so every annotation must have one.
         quiet: no warnings.
+        report: of the file, if it is known.
 
     Raises:
         UserError: the file does not exist or has a problem that makes training impossible; or its
@@ -52,13 +53,18 @@ class CheckedCOCO(COCO):
     """
 
     def __init__(
-        self, annotation_file: str, masks: bool = False, compared: bool = False, quiet: bool = False
+        self,
+        annotation_file: str,
+        masks: bool = False,
+        compared: bool = False,
+        quiet: bool = False,
+        report: Annotations | None = None,
     ) -> None:
         self.file = annotation_file
         if not os.path.isfile(annotation_file):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
-        report = check_coco(annotation_file)
+        report = report or check_coco(annotation_file)
         _require_usable(report, masks)
         self.dataset = report.edit()
         annotations = self.dataset["annotations"]
@@ -232,11 +238,13 @@ class CocoDataset(coco.CocoDataset):
             return None
         if (self.proposal_file, self.backend_args) != (None, None):
             return None
-        try:
-            report = check_large(Path(self.ann_file))
-        except Unusual:
+        if not os.path.isfile(self.ann_file):
             return None
-        entries, columns = report.content["annotations"], report.columns
+        report = check_coco(self.ann_file)
+        entries, columns = report.content.get("annotations"), report.columns
+        if not isinstance(entries, FileEntries):
+            self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks, report=report)
+            return None
         _require_usable(report, self._masks)
         classes, categories, pictures = self.metainfo["classes"], report.categories, report.images
         _require_classes(self.ann_file, [each["name"] for each in categories], classes)
