@@ -290,6 +290,9 @@ def output_file(path: Path, *others: Path, force: bool, mark: str = "", beside: 
     return require_new(command, path, *others, mark=mark, force=force, beside=beside)
 
 
+moved_data = option(
+    "--data", type=EXISTING_FOLDER, help="New folder of the data of train --data, if only they have moved."
+)
 force = option("--force", is_flag=True, help="Replace files that exist.")
 cfg_options = option(
     SETTINGS,

@@ -13,7 +13,7 @@ from dcnzoo.data.preparation import check_parts
 from dcnzoo.openmmlab.classes import NUMBERS, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
-from dcnzoo.openmmlab.config.tree import LOADERS, declared_metainfo, dicts
+from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, declared_metainfo, dicts
 from dcnzoo.openmmlab.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
@@ -22,7 +22,7 @@ from dcnzoo.utils.text import counted
 from dcnzoo.zoo.source import resolve
 
 HEAD = """\
-# Written by `dcnzoo data config`. Contains all settings of the data; _base_ contains all others.
+# Written by `dcnzoo data config`: all settings of {}, with the data.
 # Paths are relative to this file.
 """
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
@@ -45,7 +45,7 @@ def write_config(
     weights: bool = True,
     changes: Mapping[str, object] | None = None,
 ) -> str:
-    """Write a config that inherits from a published one and sets everything about the data.
+    """Write a config with all settings: those of a published one, and those of the data.
 
     Args:
         train, val: COCO files with the same categories and without problems. No picture may be in both,
@@ -60,7 +60,7 @@ def write_config(
         changes: other settings, ``{"train_cfg.max_epochs": 24}``.
 
     Returns:
-        The base of the config.
+        The model.
 
     Raises:
         UserError: the data has problems or does not fit the model; the model is not configured for COCO;
@@ -88,7 +88,7 @@ def write_settings(
         sources: the data of ``train``, ``val`` and perhaps ``test``.
 
     Returns:
-        The base of the config, and the weights from which it starts.
+        The model, and the weights from which the config starts.
     """
     if Path(out).suffix != ".py":
         raise UserError(f"out: expected a name that ends in .py, got {out}")
@@ -96,7 +96,7 @@ def write_settings(
     without = {source.file: source.without_mask for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
-    base, address, config = _read_base(model, out)
+    model, address, config = _read_base(model, out)
     if not weights and config.model.get("teacher_ckpt"):
         raise UserError(f"weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
@@ -109,36 +109,34 @@ def write_settings(
     settings: dict[str, object] = {"model": different} if different else {}
     settings |= _data_settings(config, model, without, sources, Path(out).parent)
     settings |= {
-        "_base_": base,
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
         "classes": classes,
         "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
     }
     if address or (not weights and config.get("load_from")):
         settings["load_from"] = address
-    written = Config(settings)
+    usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
+    written = Config(Config._merge_a_into_b(settings, usual))
     written.merge_from_dict(dict(changes or {}))
     with replacing(out) as draft:
         # sorts by name: variables come first
-        draft.write_text(f"{HEAD}{text_of(written)}", encoding="utf-8")
+        draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
-    return base, config.get("load_from")
+    return model, config.get("load_from")
 
 
 def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
-    """Return the base of the new config, its weights, and its content. A config file has none."""
+    """Return the name of a model, its weights, and its config. A config file has no weights."""
     source = resolve(model)
-    base, weights = model, source.weights
-    if os.path.exists(model):
-        base = Path(os.path.relpath(source.config, Path(out).parent)).as_posix()
-    elif source.entry:
-        base, weights = source.entry.id, next(iter(source.entry.weights), None)
+    weights: Any = source.weights
+    if source.entry and not os.path.exists(model):
+        model, weights = source.entry.id, next(iter(source.entry.weights), None)
     config = read_config_file(source.config)
     for key in ("model", *LOADERS):
         if key not in config:
             raise UserError(f"model: {model}: expected a config with {key}, found none")
-    return base, _portable(weights, Path(out).parent) if isinstance(weights, Path) else weights, config
+    return model, _portable(weights, Path(out).parent) if isinstance(weights, Path) else weights, config
 
 
 def _data_settings(
@@ -149,7 +147,7 @@ def _data_settings(
     folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
-    _, learns_from = _dataset(config, LOADERS[0])
+    _, learns_from = dataset_of(config, LOADERS[0])
     wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
     for file, number in without.items():
         if wants_masks and number:
@@ -173,7 +171,7 @@ def _data_settings(
     return settings
 
 
-def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:
+def dataset_of(config: Config, loader: str) -> tuple[list[str], Any]:
     """Return the data set that reads the annotations, and the keys that lead to it through wrappers."""
     keys, dataset = ["dataset"], config[loader].dataset
     while "dataset" in dataset:
@@ -186,7 +184,7 @@ def _dataset(config: Config, loader: str) -> tuple[list[str], Any]:
 
 
 def _with_data(config: Config, loader: str, source: Annotations, folder: Path) -> dict:
-    keys, dataset = _dataset(config, loader)
+    keys, dataset = dataset_of(config, loader)
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],
         "data_root": "",
@@ -211,7 +209,7 @@ def _portable(path: str | Path, folder: Path) -> str:
 
 def _number_of_classes(config: Config, model: str) -> int:
     """Return the value of ``num_classes`` that is the number of classes in the training data."""
-    _, dataset = _dataset(config, LOADERS[0])
+    _, dataset = dataset_of(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
     values = sorted({number for _, _, key, number in numbers(config.model) if key in NUMBERS[:2]})
     expected = values[0] if len(values) == 1 else len(known)

@@ -5,6 +5,7 @@ import dataclasses
 import filecmp
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
+from dcnzoo.openmmlab.config.tree import LOADERS
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
     numbered,
@@ -26,9 +29,9 @@ from dcnzoo.utils.files import (
     require_writable,
     write_text,
 )
-from dcnzoo.utils.marks import PROGRAM, is_config_of_training, mark
+from dcnzoo.utils.marks import PROGRAM, mark
 from dcnzoo.utils.text import counted
-from dcnzoo.zoo.config_writer import BOXES, MASKS, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, write_settings
 from dcnzoo.zoo.source import resolve
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
@@ -46,10 +49,12 @@ class OwnData:
         config: a config that trains on the data.
         epochs: of a training that :func:`prepare` has chosen; None: those of the config.
         decisions: one line for each choice.
+        moved: settings of a training's config with which it uses pictures in another folder.
     """
 
     config: Path
     epochs: int | None = None
+    moved: dict[str, str] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
 
 
@@ -71,8 +76,8 @@ def prepare(
         model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
         options: how the annotations are read.
-        resumes: the data are those of the training in the work directory: require that its files have the
-            same content.
+        resumes: the data are those of the training in the work directory: require that its annotations, and
+            the model if there is one, are the same; use the pictures where they are now.
 
     Raises:
         UserError: the layout is unknown, a picture is in two splits, or the annotations have problems, one
@@ -87,9 +92,10 @@ def prepare(
         own = _write(data, work_dir, new, model, options)
         if resumes:
             folder = _data_of(work_dir)
-            _require_equal(data, folder, new)
+            own.config, own.moved = _compared(data, folder, new, own.config, model is not None)
         else:
             folder = numbered(work_dir / "data", lambda folder: _different(folder, new) is None)
+            own.config = folder / own.config.name
         if not folder.exists():
             if (new / "images").exists():  # pictures inside annotation files, whose paths have the name
                 for file in (*new.glob("*.py"), *new.glob("*.json")):
@@ -99,8 +105,8 @@ def prepare(
         shutil.rmtree(new, ignore_errors=True)
         with contextlib.suppress(OSError):  # it has files
             work_dir.rmdir()
-    decisions = [line.replace(str(new), str(folder)) for line in own.decisions]
-    return dataclasses.replace(own, config=folder / own.config.name, decisions=decisions)
+    own.decisions = [line.replace(str(new), str(folder)) for line in own.decisions]
+    return own
 
 
 def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options: ReadOptions) -> OwnData:
@@ -119,6 +125,15 @@ def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options:
     return own
 
 
+def moved_data(data: str | Path, work_dir: Path) -> dict[str, str]:
+    """Return the settings with which a training uses its pictures, which have moved to another folder.
+
+    Raises:
+        UserError: the annotations there are not those of the training.
+    """
+    return prepare(Path(data).expanduser(), work_dir, resumes=True).moved
+
+
 def _data_of(work_dir: Path) -> Path:
     """Return the folder with the data of the training in a work directory."""
     names = re.findall(r"/(data(?:_\d+)?)/train\.json", read_beside(resolve(work_dir).config) or "")
@@ -130,33 +145,43 @@ def _data_of(work_dir: Path) -> Path:
     return work_dir / names[0]
 
 
-def _require_equal(data: Path, folder: Path, new: Path) -> None:
-    """Raise UserError unless the folder has all new files with the same content."""
-    if file := _different(folder, new):
+def _compared(
+    data: Path, folder: Path, new: Path, config: Path, has_model: bool
+) -> tuple[Path, dict[str, str]]:
+    """Require that a folder has the new annotations; return its config, and settings for moved pictures."""
+    file, (before,) = _different(folder, new, "*.json"), folder.glob("*.py")
+    old, read = (read_config_file(each) for each in (before, config))
+    if not file and has_model and old.model != read.model:
+        file = config
+    if file:
         before = folder / file.relative_to(new)
         raise UserError(
             f"data: expected that of the training, {before}{_counts(before)}, got another {file.name} from "
             f"{data}{_counts(file)}; the model {folder.parent} in place of data, with resume=True, continues "
             "the training without new data, force=True replaces it"
         )
+    moved = {}
+    for loader in LOADERS:
+        keys, dataset = dataset_of(old, loader)
+        images = dataset_of(read, loader)[1].data_prefix.img.replace(new.name, folder.name)
+        if os.path.realpath(dataset.data_prefix.img) != os.path.realpath(images):
+            moved[".".join((loader, *keys, "data_prefix.img"))] = images
+    return before, moved
 
 
 _VERSION = re.compile(rb"(?<=written by dcnzoo )[^\"\n]*")
 
 
-def _different(folder: Path, new: Path) -> Path | None:
+def _different(folder: Path, new: Path, pattern: str = "[!.]*") -> Path | None:
     """Return the first of the new files that a folder does not have with the same content."""
-    files = filter(Path.is_file, new.rglob("[!.]*"))
+    files = filter(Path.is_file, new.rglob(pattern))
     for file in sorted(files, key=lambda path: (path.suffix != ".json", path)):
         before = folder / file.relative_to(new)
         if not before.is_file():
             return file
         if filecmp.cmp(before, file, shallow=False):
             continue
-        content = _renamed(file, new, folder)
-        if file.suffix == ".py" and not is_config_of_training(before):  # of a version without marks
-            content = content.partition(b"\n")[2]
-        if _VERSION.sub(b"", content) != _VERSION.sub(b"", before.read_bytes()):
+        if _VERSION.sub(b"", _renamed(file, new, folder)) != _VERSION.sub(b"", before.read_bytes()):
             return file
     return None
 

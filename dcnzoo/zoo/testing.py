@@ -28,6 +28,7 @@ from dcnzoo.utils.files import EXPORTED, last_checkpoint, require_new, write_tex
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.zoo.index import Model
+from dcnzoo.zoo.own_data import moved_data
 from dcnzoo.zoo.source import resolve
 
 FIGURES = ("box AP", "mask AP")  # in metafiles
@@ -39,6 +40,7 @@ def test(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     cfg_options: Mapping[str, object] | None = None,
+    data: str | os.PathLike[str] | None = None,
     force: bool = False,
     **options: Any,
 ) -> dict[str, float]:
@@ -54,6 +56,7 @@ def test(
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
+        data: the folder with the annotated pictures of the training, if it has moved.
         force: replace files that exist. Drawings of the same model are replaced without it.
         options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
 
@@ -74,6 +77,10 @@ def test(
             require_new("test", *files, force=force)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
+        if data is not None:
+            if source.work_dir is None:
+                raise UserError(f"data: expected a work directory as model, got {model}")
+            cfg_options = {**moved_data(Path(data), source.work_dir), **(cfg_options or {})}
         recipe = source.recipe(cfg_options, TEST)
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, drawings, force)

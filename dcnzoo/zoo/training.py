@@ -98,6 +98,7 @@ def train(
             folder, own = _own_data(Path(data), options, model, resume, force, reading, stack, dry_run)
             options = replace(options, work_dir=folder, epochs=own.epochs if epochs is None else epochs)
             source = Source(str(own.config), own.config)
+            cfg_options = {**own.moved, **(cfg_options or {})}
         recipe = source.recipe(cfg_options, TRAINING)
         return execute.train(
             recipe, options, resume=resume, force=force, outputs=outputs, is_locked=data is not None,

@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +22,9 @@ from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import mim_folder
 from dcnzoo.version import __version__
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.own_data import moved_data, prepare
 
 from ..commands import error_of, run
 from ..formats import (
@@ -264,6 +267,13 @@ def test_equal_pictures_stay_in_one_part(tmp_path):
     assert not letters[0] & letters[1] and len(letters[0] | letters[1]) == 6
 
 
+def pretend_to_train(work):
+    recipe = Recipe.read(work / "data/run.py", {"work_dir": str(work)})
+    WorkDirHook(recipe).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
+    torch.save({"state_dict": {}}, work / "epoch_1.pth")
+    (work / "20260101_000000").mkdir()
+
+
 @pytest.mark.parametrize("name", ["yolo", "labelme"])
 def test_resume_with_the_same_data(tmp_path, name):
     """The command that began the training continues it, unless it would train on other data."""
@@ -278,10 +288,7 @@ def test_resume_with_the_same_data(tmp_path, name):
     command = ("train", "--data", data, "--work-dir", work)
     run(*command, "--dry-run")
     assert "expected a checkpoint" in error_of(*command, "--resume")
-    recipe = Recipe.read(work / "data/run.py", {"work_dir": str(work)})
-    WorkDirHook(recipe).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
-    torch.save({"state_dict": {}}, work / "epoch_1.pth")
-    (work / "20260101_000000").mkdir()
+    pretend_to_train(work)
     for file in work.glob("data/*.json"):  # as by another version
         file.write_text(file.read_text().replace(f"by dcnzoo {__version__}", "by dcnzoo 0.1"))
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
@@ -306,6 +313,48 @@ def test_resume_with_the_same_data(tmp_path, name):
     assert "its data elsewhere" in error_of(*command, "--resume")
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_data_that_have_moved(tmp_path, name):
+    data, work, moved = tmp_path / "fruits", tmp_path / "run", tmp_path / "new/place"
+    WRITERS[name](data, fruits(tmp_path / "drawn"))
+    config = prepare(data, work).config
+    pretend_to_train(work)
+    assert moved_data(data, work) == {}
+    moved.parent.mkdir()
+    data.rename(moved)
+    cfg = read_config_file(work / "run.py", moved_data(moved, work))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        for split in ("train", "val"):
+            built = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
+            assert all(Path(built.get_data_info(i)["img_path"]).is_file() for i in range(len(built)))
+        with pytest.raises(UserError, match="data=FOLDER"):
+            DATASETS.build(read_config_file(config).val_dataloader.dataset)
+    spoil(name, moved)
+    with pytest.raises(UserError):
+        moved_data(moved, work)
+
+
+@pytest.mark.parametrize("tool", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
+    """MMEngine, and MMDetection's own script of a training."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
+    config = prepare(tmp_path / "fruits", tmp_path / "run").config
+    arguments = [mim_folder("mmdet") / "tools/train.py", config, "--work-dir", tmp_path / "other"]
+    arguments += ["--cfg-options", "train_cfg.max_epochs=1"]
+    code = (
+        "import json, sys; from mmengine.config import Config; assert 'dcnzoo' not in sys.modules;"
+        "print(json.dumps(Config.fromfile(sys.argv[1])._cfg_dict.to_dict(), default=str))"
+    )
+    command = [sys.executable, *(arguments if tool else ["-c", code, config])]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    if tool:
+        assert (tmp_path / "other/epoch_1.pth").is_file()
+    else:
+        read = json.loads(done.stdout.splitlines()[-1])
+        assert read == json.loads(json.dumps(read_config_file(config)._cfg_dict.to_dict(), default=str))
+
+
 @pytest.mark.slow
 def test_a_work_directory_from_any_folder_and_moved(tmp_path, monkeypatch):
     """Training, test and evaluation give one AP, to the digit, for pictures of several sizes."""
@@ -328,3 +377,10 @@ def test_a_work_directory_from_any_folder_and_moved(tmp_path, monkeypatch):
             (tmp_path / "a").rename(folder)
         output = run("test", folder / "runs/one")
         assert re.search(r"^mask AP +([\d.]+)", output, re.MULTILINE)[1] == trained
+    (tmp_path / "b/fruits").rename(tmp_path / "c")
+    assert "--data" in error_of("test", folder / "runs/one")
+    output = run("test", folder / "runs/one", "--data", tmp_path / "c")
+    assert re.search(r"^mask AP +([\d.]+)", output, re.MULTILINE)[1] == trained
+    run("report", folder / "runs/one", "--data", tmp_path / "c", "--force")
+    run("train", "--data", tmp_path / "c", "--work-dir", folder / "runs/one", "--resume", "--epochs", 13)
+    run("test", folder / "runs/one")

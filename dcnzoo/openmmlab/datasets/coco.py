@@ -223,7 +223,8 @@ class CocoDataset(coco.CocoDataset):
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
             raise UserError(
-                f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
+                f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none; "
+                "data=FOLDER names the new folder of a training's data"
             )
         return images
 
