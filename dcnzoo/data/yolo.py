@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from dcnzoo.data.splits import (
     path_parts,
 )
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
@@ -42,14 +41,36 @@ def find_yolo(tree: Tree) -> list[Part]:
     y width height`` with the centre of the box, or ``class x1 y1 x2 y2 x3 y3 …`` with an outline. Coordinates
     are normalised to 0–1 by the image's width and height. An image without a label file has no objects.
     """
-    parts = [part for file in _descriptions(tree) for part in _described_parts(file, tree)]
-    return parts or _plain_parts(tree)
+    described = _descriptions(tree)
+    return [part for each in described.items() for part in _described_parts(tree, *each)] or _plain_parts(
+        tree
+    )
 
 
-def _described_parts(file: Path, tree: Tree) -> list[Part]:
+def _descriptions(tree: Tree) -> dict[Path, dict | InvalidAnnotation]:
+    """Read the files that describe a data set, the nearest to the root: with the keys of ``data.yaml``, or
+    with names of classes beside lists of splits.
+    """
+    if tree.description:
+        return {tree.description: _read(tree.description)}
+    described = {}
+    for file in tree.ending(".yaml", ".yml", ".data"):
+        is_usual, content = file == tree.root / file.name and file.name in YOLO, _read(file)
+        keys = {str(key).lower() for key in content} if isinstance(content, dict) else {"train"}
+        if keys & {*SPLITS} and (is_usual or "names" in keys):
+            described[file] = content
+    described = described or {file: _read(file) for file in tree.files if is_names(file) and _lists(file)}
+    nearest = min((len(file.parts) for file in described), default=0)
+    files = [file for file in described if len(file.parts) == nearest]
+    return {file: described[file] for file in [file for file in files if file.name in YOLO][:1] or files}
+
+
+def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation) -> list[Part]:
     def parse(split: str, options: ReadOptions) -> CocoBuilder:
         try:
-            described, classes = _read(file), options.classes
+            if isinstance(described, InvalidAnnotation):
+                raise described
+            classes = options.classes
             names = _names(described) if classes is None or "names" in described else classes
             if unknown := [name for name in classes or () if name not in names]:
                 raise InvalidAnnotation(f"classes: expected names among {few(names)}, got {few(unknown)}")
@@ -63,25 +84,15 @@ def _described_parts(file: Path, tree: Tree) -> list[Part]:
         builder.sources.append(file)
         return _convert(images, names, builder, options.drop_scores)
 
-    def parse_others(inside: bool, options: ReadOptions) -> CocoBuilder:
-        own = [part.read(options) for part in parts]
-        used, unlabelled = (
-            [p for each in own for p in each.pictures],
-            [p for each in own for p in each.unlabelled],
-        )
-        builder = CocoBuilder(names, options.clip, tree.root)
-        return _convert_others(tree, used, unlabelled, builder, options, file.parent, inside)
-
     splits, absent, names = [tree.asked or "train"], list[str](), list[str]()
-    with contextlib.suppress(InvalidAnnotation):  # reading it explains the problem
-        described = _read(file)
-        names = _names(described)
-        if not tree.asked:
-            keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
-            splits = sorted(keys - {""})
-        absent = [split for split in splits if split != "train" and not _has_pictures(file, described, split)]
-    for split in absent:
-        tree.notes.append(f"{file.name} names no pictures for {split}: {_places(described, split)[0]}")
+    if isinstance(described, dict):
+        with contextlib.suppress(InvalidAnnotation):  # reading it explains the problem
+            names = _names(described)
+            if not tree.asked:
+                keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
+                splits = sorted(keys - {""})
+            absent = [each for each in splits if each != "train" and not _has_pictures(file, described, each)]
+        tree.notes += [f"{file.name} names no pictures for {e}: {_places(described, e)[0]}" for e in absent]
     parts = [
         Part(each, (file,), functools.partial(parse, each), file) for each in splits if each not in absent
     ]
@@ -89,9 +100,13 @@ def _described_parts(file: Path, tree: Tree) -> list[Part]:
         return parts
     # a folder that is named and does not exist chooses nothing
     reason = "" if absent else f"{file.name} does not name them"
-    return parts + [
-        Part("", (file,), functools.partial(parse_others, inside), file, rest=True, reason=reason * inside)
-        for inside in (True, False)
+    inside, outside = (
+        functools.partial(_others, tree, parts, names, file.parent, each) for each in (True, False)
+    )
+    return [
+        *parts,
+        Part("", (file,), inside, file, rest=True, reason=reason),
+        Part("", (file,), outside, file, rest=True),
     ]
 
 
@@ -101,92 +116,60 @@ def _has_pictures(file: Path, described: dict, split: str) -> bool:
     return any(Tree(path, descend=False).pictures if path.is_dir() else path.stat().st_size for path in paths)
 
 
-def _descriptions(tree: Tree) -> list[Path]:
-    """Find the files that describe a data set, the nearest to the root: with the keys of ``data.yaml``, or
-    with names of classes beside lists of splits.
-    """
-    if tree.description:
-        return [tree.description]
-    files = []
-    for file in tree.ending(".yaml", ".yml", ".data"):
-        with contextlib.suppress(UserError):
-            is_usual = file == tree.root / file.name and file.name in YOLO
-            try:
-                keys = {str(key).lower() for key in _read(file)}
-            except InvalidAnnotation:
-                keys = {"names", "train"} if is_usual else set()  # reading it explains the problem
-            if keys & {*SPLITS} and (is_usual or "names" in keys):
-                files.append(file)
-    files = files or [file for file in tree.files if is_names(file) and _lists(file)]
-    nearest = min((len(file.parts) for file in files), default=0)
-    files = [file for file in files if len(file.parts) == nearest]
-    return [file for file in files if file.name in YOLO][:1] or files
-
-
 def _plain_parts(tree: Tree) -> list[Part]:
     """Return the parts of labels and the names of the classes in a text file."""
-    labels = _all_labels(tree)
+    labels = track(_all_labels(tree).items(), "listing")
     # of a folder with labels, all pictures are used
-    folders = {picture.parent for picture, own in track(labels.items(), "listing") if has_boxes(own)}
-    files = [file for file in tree.files if is_names(file)]
-    names = {tuple(line for _, line in read_lines(file)) for file in files}  # LabelImg: one in each folder
+    folders = {picture.parent for picture, own in labels if has_boxes(own)}
+    # LabelImg writes the names to each folder
+    names = {file: [line for _, line in read_lines(file)] for file in tree.files if is_names(file)}
     for file in tree.ending(".yaml", ".yml"):
         with contextlib.suppress(InvalidAnnotation):
-            names.add(tuple(_names(_read(file))))
-            files.append(file)
-    images = {p: tree.part_of(p) for p in tree.pictures if p.parent in folders}
+            names[file] = _names(_read(file))
+    known = {tuple(each) for each in names.values()}
 
-    def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
-        known = (
-            next(iter(names)) if len(names) == 1 else options.classes or tuple(map(str, range(MOST_CLASSES)))
-        )
-        builder = CocoBuilder(options.classes or known, options.clip, tree.root)
-        builder.sources += files
-        if len(names) != 1 and not options.classes:
+    def parse(images: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
+        numbers = tuple(map(str, range(MOST_CLASSES)))
+        classes = next(iter(known)) if len(known) == 1 else options.classes or numbers
+        builder = CocoBuilder(options.classes or classes, options.clip, tree.root)
+        builder.sources += names
+        if len(known) != 1 and not options.classes:
             expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
-            builder.problems.append(Finding("data", f"expected {expected}, found {few(files)}", NAMELESS))
-        return _convert(own, known, builder, options.drop_scores)
+            builder.problems.append(Finding("data", f"expected {expected}, found {few([*names])}", NAMELESS))
+        return _convert(images, classes, builder, options.drop_scores)
 
-    def parse_others(options: ReadOptions) -> CocoBuilder:
-        unlabelled = [picture for picture in images if picture not in labels]
-        return _convert_others(
-            tree, images, unlabelled, CocoBuilder(["object"], options.clip, tree.root), options
-        )
-
-    parts = parts_by_split(images, parse)
+    parts = parts_by_split({p: tree.part_of(p) for p in tree.pictures if p.parent in folders}, parse)
     for part in parts:
-        part.files = (files[0],) if files else ()  # not the pictures: they are many
-    return [*parts, Part("", (), parse_others, rest=True)]
+        part.files = (*names,)[:1]  # not the pictures: they are many
+    return [*parts, Part("", (), functools.partial(_others, tree, parts, ["object"], None, True), rest=True)]
 
 
-def _convert_others(
+def _others(
     tree: Tree,
-    used: Iterable[Path],
-    unlabelled: Iterable[Path],
-    builder: CocoBuilder,
+    parts: Sequence[Part],
+    names: Sequence[str],
+    folder: Path | None,
+    inside: bool,
     options: ReadOptions,
-    folder: Path | None = None,
-    inside: bool = True,
 ) -> CocoBuilder:
-    """Add the pictures with labels that are not used, and the labels without a picture.
+    """Read the pictures with labels that no part has, and the labels without a picture.
 
     Args:
-        used, unlabelled: the pictures that are used, and those of them that have no labels.
         folder, inside: only those inside, or only those outside, of this folder.
     """
 
     def belongs(file: Path) -> bool:
         return folder is None or file.is_relative_to(folder) == inside
 
-    labels, paths = _all_labels(tree), {*map(os.path.abspath, used)}
+    read = [part.read(options) for part in parts]
+    labels, used = _all_labels(tree), {os.path.abspath(picture) for each in read for picture in each.pictures}
+    builder = CocoBuilder(names, options.clip, tree.root)
     others = [
-        picture
-        for picture, own in labels.items()
-        if os.path.abspath(picture) not in paths and belongs(picture) and has_boxes(own)
+        p for p, own in labels.items() if os.path.abspath(p) not in used and belongs(p) and has_boxes(own)
     ]
-    builder = _convert(others, builder.classes or (), builder, options.drop_scores)
+    _convert(others, names, builder, options.drop_scores)
     known, lonely, stems = {*labels.values()}, defaultdict(list), defaultdict(list)
-    for path in map(Path.absolute, unlabelled):
+    for path in (picture.absolute() for each in read for picture in each.unlabelled):
         stems[normal(path.stem)].append(path)
         for own in _candidates(path):
             lonely[own.parent].append(path)
@@ -194,15 +177,14 @@ def _convert_others(
         if file in known or not belongs(file) or is_names(file) or not has_boxes(file):
             continue
         _, line = next(read_lines(file))
+        kind, text = MISSING, "expected its picture, found none"
         if len(line.split()) == 6 and not options.drop_scores:
             tree.left_out["files: predictions, with scores"].append(file)
-        elif pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
-            text = f"found none; {counted(len(pictures), 'pictures')} beside it have no labels"
-            builder.problems.append(
-                Finding(str(file), f"expected its picture, {text}: {few(pictures, 2)}", UNMATCHED)
-            )
-        else:
-            builder.problems.append(Finding(str(file), "expected its picture, found none", MISSING))
+            continue
+        if pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
+            kind = UNMATCHED
+            text += f"; {counted(len(pictures), 'pictures')} beside it have no labels: {few(pictures, 2)}"
+        builder.problems.append(Finding(str(file), text, kind))
     return builder
 
 
@@ -290,21 +272,24 @@ def _is_pose(words: Sequence[str]) -> bool:
     return len(rest) % step == 0 and inside and is_box and spread >= 0.2 * min(width, height)
 
 
-def _read(file: Path) -> dict:
-    text = read_text(file)
-    if file.suffix == ".data":
-        return _read_darknet(file, text)
-    if is_names(file):
-        return {**_lists(file), "names": [line for _, line in read_lines(file)]}
+def _read(file: Path) -> dict | InvalidAnnotation:
+    """Return the content of a file that describes a data set, or why it cannot be read."""
     try:
+        text = read_text(file)
+        if file.suffix == ".data":
+            return _read_darknet(file, text)
+        if is_names(file):
+            return {**_lists(file), "names": [line for _, line in read_lines(file)]}
         described = yaml.safe_load(text)
+    except InvalidAnnotation as error:
+        return error
     # ValueError: an impossible date, or an integer of thousands of digits
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InvalidAnnotation(f"expected YAML: {' '.join(str(error).split())}") from None
+        return InvalidAnnotation(f"expected YAML: {' '.join(str(error).split())}")
     if not isinstance(described, dict):
-        raise InvalidAnnotation(f"expected keys such as names and train, got {short(described)}")
+        return InvalidAnnotation(f"expected keys such as names and train, got {short(described)}")
     if "kpt_shape" in described:
-        raise InvalidAnnotation("expected boxes or polygons, got keypoints (kpt_shape)")
+        return InvalidAnnotation("expected boxes or polygons, got keypoints (kpt_shape)")
     return described
 
 
@@ -317,11 +302,14 @@ def _read_darknet(file: Path, text: str) -> dict:
     if names is None:  # paths are relative to darknet's folder: data/obj.data's parent
         root = root.parent
         names = root / name
-        require_file(str(names), f"{file}: names")
+        if not names.is_file():
+            raise InvalidAnnotation(f"names: expected a file, found none at {names}")
     return {**values, "path": str(root), "names": [line for _, line in read_lines(names)]}
 
 
-def _names(described: dict) -> list[str]:
+def _names(described: dict | InvalidAnnotation) -> list[str]:
+    if isinstance(described, InvalidAnnotation):
+        raise described
     names = described.get("names")
     if isinstance(names, dict):
         names = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}

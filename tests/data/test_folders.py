@@ -141,11 +141,11 @@ def test_output_of_a_detector(tmp_path, marked):
 
 def test_names_in_another_unicode_form_or_with_capitals(tmp_path):
     for number, name in enumerate(("Grün 1", "IMG_2", "Ää 3", "b")):
-        part = draw(tmp_path / "drawn", 1, empty=())
+        draw(tmp_path / "drawn", 1)
         (tmp_path / "images").mkdir(exist_ok=True)
         shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images" / f"{name}.JPG")
         label = unicodedata.normalize("NFD", name) if number % 2 == 0 else name.lower()
-        yolo(tmp_path / "labels" / f"{label}.txt", *part.values())
+        yolo(tmp_path / "labels" / f"{label}.txt", [(0, 3, 4, 20, 20)])
     write(tmp_path / "classes.txt", "\n".join(CLASSES))
     numbers, text = total(tmp_path)
     assert numbers == (4, 4) and "differ in capitals or Unicode form: 3" in text
