@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,6 +14,7 @@ from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.progress import track
 
 _LARGE = 256  # pixels; of a smaller JPEG, blocks of eight pixels differ from the thumbnail's
+_UNREADABLE = -1000  # in thumbnails
 _NEAR = 3  # grey levels by which the thumbnails of near copies differ at most
 
 
@@ -36,7 +38,7 @@ def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Pa
 
 def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return a thumbnail of each picture, [N, 64], in grey levels. A large JPEG is decoded at an eighth."""
-    result = np.full((len(pictures), 64), -1000, np.int16)  # of a file that cannot be read: like no other
+    result = np.full((len(pictures), 64), _UNREADABLE, np.int16)
     for number, (picture, size) in enumerate(
         track([*zip(pictures, sizes, strict=True)], "comparing pictures")
     ):
@@ -44,10 +46,10 @@ def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> np
             with Image.open(picture) as image:
                 if min(size) >= _LARGE:
                     image.draft("L", (size[0] // 8, size[1] // 8))
-                small = ImageOps.exif_transpose(image).convert("L").resize((8, 8), Image.Resampling.BOX)
+                small = ImageOps.exif_transpose(image).convert("L").resize((8, 8), Image.Resampling.BILINEAR)
             result[number] = np.asarray(small, np.int16).ravel()
         except Exception:  # each decoder has its own errors; the check of the pictures explains them
-            result[number, 0] -= number
+            result[number, 0] -= number  # like no other
     return result
 
 
@@ -66,26 +68,43 @@ def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np
             yield int(numbers[place]), others[differences <= _NEAR]
 
 
-def pixel_copies(
-    first: Sequence[tuple[Path, tuple[int, int]]], second: Sequence[tuple[Path, tuple[int, int]]]
-) -> list[Path]:
-    """Return the pictures of the first list, with their sizes, that have the pixels of one of the second.
+class Pictures(NamedTuple):
+    """Pictures of a split, their (width, height) and thumbnails."""
 
-    Only those are decoded whose size and thumbnail agree with those of one of the other list.
+    paths: Sequence[Path]
+    sizes: Sequence[tuple[int, int]]
+    thumbs: np.ndarray  # [N, 64]
+
+
+def copies_between(first: Pictures, second: Pictures) -> tuple[list[Path], list[Path]]:
+    """Return the pictures of the first split that have the pixels of one of the second, and those that are
+    nearly equal to one, or to its mirror image.
+
+    Only those are decoded whose size and thumbnail agree with another's.
     """
-    common = {size for _, size in first} & {size for _, size in second}
-    pairs = [[each for each in own if each[1] in common] for own in (first, second)]
-    pictures, sizes = [p for own in pairs for p, _ in own], [size for own in pairs for _, size in own]
-    is_first, agree = np.arange(len(pictures)) < len(pairs[0]), np.zeros(len(pictures), bool)
-    for number, others in near(thumbnails(pictures, sizes), sizes):
-        across = others[is_first[others] != is_first[number]]
-        agree[across] = True
-        agree[number] |= len(across) > 0
-    digests = {
-        n: _pixel_digest(pictures[n]) for n in track(np.flatnonzero(agree).tolist(), "comparing pixels")
-    }
-    known = {digest for n, digest in digests.items() if not is_first[n]}
-    return [pictures[n] for n, digest in digests.items() if is_first[n] and digest in known]
+    equal, similar, digests = [], [], dict[int, bytes]()
+    means, shapes = second.thumbs.mean(1), np.array(shapes_of(second.sizes))
+    order = np.argsort(means)
+    for path, size, thumb in zip(*first, strict=True):
+        low, high = np.searchsorted(means[order], thumb.mean() + np.array([-_NEAR, _NEAR]))
+        window = order[low:high]
+        window = window[shapes[window] == shapes_of([size])]
+        views = np.stack([thumb, thumb.reshape(8, 8)[:, ::-1].ravel()])
+        off = np.abs(second.thumbs[window, None] - views).max(2).min(1, initial=_NEAR + 1)
+        others = window[off <= _NEAR].tolist()
+        if not others or thumb[-1] == _UNREADABLE:
+            continue
+        same = [n for n in others if second.sizes[n] == size]
+        for n in same:
+            digests[n] = digests.get(n) or _pixel_digest(second.paths[n])
+        is_equal = bool(same) and _pixel_digest(path) in {digests[n] for n in same}
+        (equal if is_equal else similar).append(path)
+    return equal, similar
+
+
+def shapes_of(sizes: Iterable[tuple[int, int]]) -> list[int]:
+    """Return a number for the ratio of each width to its height."""
+    return [round(20 * width / height) for width, height in sizes]
 
 
 def _pixel_digest(picture: Path) -> bytes:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.balance import balance
-from dcnzoo.data.copies import copies_of, near, pixel_copies, stem_of_origin, thumbnails
+from dcnzoo.data.copies import (
+    Pictures,
+    copies_between,
+    copies_of,
+    near,
+    shapes_of,
+    stem_of_origin,
+    thumbnails,
+)
 from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
 from dcnzoo.data.splits import ReadOptions, normal
@@ -72,12 +80,13 @@ def read_splits(
     for each in splits.values():
         each.extract()
     _unify([*splits.values()])
-    if findings := check_parts(splits):
-        raise UserError(*(f"data: {finding}" for finding in findings))
+    findings = check_parts(splits)
+    if errors := [f"data: {finding}" for finding in findings if finding.stops]:
+        raise UserError(*errors)
     repaired = [text for each in splits.values() for text in each.repaired]
     if inexact := choice.tree.inexact:
         repaired.append(f"names that differ in capitals or Unicode form: {len(inexact)}")
-    chosen, notes = "", [*choice.tree.notes]
+    chosen, notes = "", [*choice.tree.notes, *map(str, findings)]
     if pool := splits.pop("all", None):
         divided, note = divide(pool)
         splits = {**divided, **splits}
@@ -124,7 +133,7 @@ def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
     for number, picture in enumerate(pictures):
         if origin := stem_of_origin(picture):
             certain.append((number, origins.setdefault(origin, number)))
-    similar = near(thumbnails(pictures, sizes), [round(20 * w / h) for w, h in sizes])
+    similar = near(thumbnails(pictures, sizes), shapes_of(sizes))
     for pairs in (certain, ((n, other) for n, others in similar for other in others[:_MOST].tolist())):
         before = [*parents]
         for first, second in pairs:
@@ -201,7 +210,10 @@ def _unify(parts: Sequence[Annotations]) -> None:
 
 
 def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
-    """Check what must hold in every layout: there are objects to learn, and no picture is in two splits."""
+    """Check what must hold in every layout: there are objects to learn, and no picture is in two splits.
+
+    Pictures that are nearly equal do not stop a training.
+    """
     findings = []
     for split, report in splits.items():
         objects = report.counts["annotations"]
@@ -210,25 +222,25 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
             crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(split, f"expected objects, got {got}", "objects"))
-    real = {split: [*map(os.path.realpath, each.pictures)] for split, each in splits.items()}
-    for (split, annotations), (other, others) in itertools.combinations(splits.items(), 2):
-        own, pairs = {*real[split]}, zip(others.pictures, real[other], strict=True)
-        text, shared = "also in", [picture for picture, path in pairs if path in own]
+    if len(splits) == 1:
+        return findings
+    sizes = {
+        split: [(each["width"], each["height"]) for each in part.images] for split, part in splits.items()
+    }
+    own = {
+        split: Pictures(p.pictures, sizes[split], thumbnails(p.pictures, sizes[split]))
+        for split, p in splits.items()
+    }
+    for (split, first), (other, second) in itertools.combinations(own.items(), 2):
+        real = {*map(os.path.realpath, first.paths)}
+        equal, similar = copies_between(second, first)
+        text, shared = "also in", [path for path in second.paths if os.path.realpath(path) in real]
         if not shared:
-            text, shared = "copies of ones of", _copies_of_ones_of(others, annotations)
+            text, shared = "copies of ones of", [*copies_of(second.paths, first.paths)] or equal
         if shared:
             text = f"{counted(len(shared), 'pictures')} of {other} are {text} {split}: {few(shared, 3)}"
             findings.append(Finding("", f"{text}; remove them from one of the two", "shared"))
+        elif similar:
+            text = f"{counted(len(similar), 'pictures')} of {other} are nearly equal to ones of {split}"
+            findings.append(Finding("", f"{text}, or mirrored: {few(similar, 2)}", "similar", stops=False))
     return findings
-
-
-def _copies_of_ones_of(first: Annotations, second: Annotations) -> list[Path]:
-    """Return the pictures of the first part that have the bytes or the pixels of one of the second."""
-    sized = [
-        [
-            (picture, (image["width"], image["height"]))
-            for picture, image in zip(part.pictures, part.images, strict=True)
-        ]
-        for part in (first, second)
-    ]
-    return [*copies_of(first.pictures, second.pictures)] or pixel_copies(*sized)

@@ -70,8 +70,9 @@ def write_config(
     classes, folder = tuple(splits["train"].per_class), Path(val_images or images)
     splits["val"] = checked_coco(val, folder, classes)
     splits["train"].folder, splits["val"].folder = Path(images), folder
-    if not os.path.samefile(train, val) and (findings := check_parts(splits)):
-        raise UserError(*(f"data: {finding}" for finding in findings))
+    findings = [] if os.path.samefile(train, val) else check_parts(splits)
+    if errors := [f"data: {finding}" for finding in findings if finding.stops]:
+        raise UserError(*errors)
     return write_settings(splits, out, model, weights, changes)[0]
 
 

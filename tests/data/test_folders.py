@@ -359,6 +359,21 @@ def test_pictures_with_equal_pixels_in_two_splits(tmp_path, form):
     assert "1 picture of val are copies of ones of train" in error and f"/val/{name}" in error
 
 
+def test_near_and_mirrored_copies_in_two_splits_are_counted(tmp_path):
+    parts = {"train": {}, "val": {}}
+    for split, part in parts.items():
+        (tmp_path / split).mkdir()
+        for number in range(4):
+            name = f"{split}{number}.png"
+            noise(number + 10 * (split == "val")).save(tmp_path / split / name)
+            part[name] = [(0, 3, 4, 20, 20)]
+        write(tmp_path / f"{split}.json", coco(part))
+    noise(1).save(tmp_path / "val/val0.png", format="jpeg", quality=70)
+    noise(2).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "val/val1.png")
+    _, text = prepared(tmp_path)
+    assert "2 pictures of val are nearly equal to ones of train, or mirrored" in text
+
+
 def test_near_copies_stay_in_one_part(tmp_path):
     part = {}
     for number in range(12):
