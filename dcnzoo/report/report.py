@@ -73,17 +73,17 @@ def write_report(
     out = work_dirs[0] / REPORT[0] if out is None else Path(out)
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
-    data, history = out.with_suffix(".json"), out.with_suffix(".csv")
-    if out in (data, history):
+    figures, history = out.with_suffix(".json"), out.with_suffix(".csv")
+    if out in (figures, history):
         raise UserError(f"out: expected a name that ends in .html, got {out}")
     own = mark("report", ", ".join(os.path.relpath(folder, out.parent) for folder in work_dirs))
-    out = require_new("report", out, mark=own, force=force, beside=(data, history))
+    out = require_new("report", out, mark=own, force=force, beside=(figures, history))
     with user_errors():
         runs = [TrainedRun.read(*each, data) for each in zip(work_dirs, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
     write_bytes(out, add_mark(page.encode(), own))  # first: the files beside it follow from its mark
-    write_text(data, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
+    write_text(figures, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
     write_text(history, _history(runs))
     return out
 
