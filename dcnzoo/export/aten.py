@@ -4,193 +4,183 @@ For :meth:`torch.export.ExportedProgram.run_decompositions` and backends of ``to
 
     program = torch.export.export(model, args).run_decompositions(dcnzoo.export.decompositions())
 
-Samples are those of ``grid_sample``, whose tensors have at most five axes: Core ML refuses six. Coordinates
-are computed in float32 (float64 for float64 inputs): a grid in float16 is off by .08 pixels at 168 columns.
+The translations to ONNX are called, and each of their nodes is computed by an operator of torch. Tensors have
+at most five axes: Core ML refuses six. Inputs in float16 and bfloat16 are computed in float32: a grid in
+float16 is off by .08 pixels at 168 columns.
 """
 
+import operator
 from collections.abc import Callable, Sequence
-from itertools import product
-from math import prod
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-import dcnzoo.ops  # noqa: F401  loads the operators
+from dcnzoo.export import operators  # noqa: F401  registers the translations
+from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, translations
+from dcnzoo.export.opsets import MAX_RANK
 
-# without an equivalent of fixed size, or not written yet: they stay in the program
-MISSING = ("nms", "roi_align", "roi_align_rotated", "deform_roi_pool", "deform_conv_transpose")
+# they stay in the program: no operator of torch, or no translation
+MISSING = ("nms", "roi_align_rotated", "deform_conv_transpose")
+_TYPES = {FLOAT: torch.float32, DOUBLE: torch.float64, INT64: torch.int64}
+_NODES: dict[str, Callable] = {
+    "Abs": torch.abs,
+    "Add": operator.add,
+    "And": operator.and_,
+    "Ceil": torch.ceil,
+    "Div": operator.truediv,
+    "Floor": torch.floor,
+    "Greater": operator.gt,
+    "GreaterOrEqual": operator.ge,
+    "Less": operator.lt,
+    "LessOrEqual": operator.le,
+    "MatMul": torch.matmul,
+    "Max": torch.maximum,
+    "Min": torch.minimum,
+    "Sub": operator.sub,
+    "Where": torch.where,
+}
 
 
 def decompositions() -> dict[Callable, Callable]:
-    """Return the functions by operator: ``deform_conv``, ``dcnv3``, ``dcnv4`` and ``ms_deform_attn``.
+    """Return the functions by operator, for all but those of :data:`MISSING`.
 
-    The last one reads by ``gather``, because its sizes are a tensor, and its sampling locations have six
-    axes. The operators of :data:`MISSING` stay in the program.
+    Calls of RoI pooling with adaptive sampling (``sampling_ratio=0``) or ``pool_mode="max"``, and those with
+    empty tensors, stay in the program.
     """
-    operators = torch.ops.dcnzoo
+    names = (name.partition("::") for name in translations)
+    table = {name: getattr(torch.ops.dcnzoo, name).default for space, _, name in names if space == "dcnzoo"}
     return {
-        operators.deform_conv.default: _deform_conv,
-        operators.dcnv3.default: _dcnv3,
-        operators.dcnv4.default: _dcnv4,
-        operators.ms_deform_attn.default: _ms_deform_attn,
+        overload: partial(_compute, translations[f"dcnzoo::{name}"])
+        for name, overload in table.items()
+        if name not in MISSING
     }
 
 
-def _wide(kind: torch.dtype) -> torch.dtype:
-    return torch.promote_types(kind, torch.float32)
+def _compute(translation: Callable, *arguments: Any, **options: Any) -> Any:
+    rank, kind, device = arguments[0].dim() - 2, arguments[0].dtype, arguments[0].device
+    if any(n == 0 for value in arguments if isinstance(value, Tensor) for n in value.shape if type(n) is int):
+        return NotImplemented
+
+    def wide(value: Tensor) -> Tensor:
+        return (
+            value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+        )
+
+    arguments, options = tree_map_only(Tensor, wide, (arguments, options))
+    try:
+        results = translation(AtenGraph(rank, device), *arguments, **options)
+    except NotImplementedError:  # of these arguments
+        return NotImplemented
+    return tree_map_only(Tensor, lambda value: value.to(kind), results)
 
 
-def _steps(axis: int, sizes: Sequence[int], like: Tensor) -> Tensor:
-    """Return the index along an axis of each element of a map of these sizes, [prod(sizes)]."""
-    steps = torch.arange(sizes[axis], dtype=like.dtype, device=like.device)
-    return steps.view([-1 if a == axis else 1 for a in range(len(sizes))]).expand(sizes).reshape(-1)
+class AtenGraph(Graph):
+    """Computes nodes by operators of torch. Numbers and lists of integers stay such: they may be symbolic."""
 
+    def __init__(self, rank: int, device: torch.device) -> None:
+        super().__init__(19, "gridsample" if rank <= MAX_RANK["gridsample"] else "gathernd")
+        self._device = device
 
-def _sample(maps: Tensor, points: Sequence[Tensor]) -> Tensor:
-    """Read maps [B, C, *size] at points, per axis [B, K, P]: [B, C, K, P], zero outside and at NaN."""
-    size = maps.shape[2:]
-    grid: list[Tensor] = []
-    for point, length in zip(points, size, strict=True):
-        # far outside and at NaN, runtimes differ
-        near = torch.where((point > -1) & (point < length), point, -2.0)
-        grid.insert(0, (near * 2 + 1) / length - 1)  # x first
-    if len(size) == 1:
-        maps, grid = maps[:, :, None], [*grid, torch.zeros_like(grid[0])]
-    stacked = torch.stack(grid, -1)
-    stacked = stacked[:, None] if len(size) == 3 else stacked
-    options: dict = dict(mode="bilinear", padding_mode="zeros", align_corners=False)
-    samples = F.grid_sample(maps, stacked, **options)
-    return samples[:, :, 0] if len(size) == 3 else samples
+    def __getattr__(self, node: str) -> Callable:
+        return _NODES[node]
 
+    def type_of(self, value: Tensor) -> int:
+        return next(code for code, kind in _TYPES.items() if kind == value.dtype)
 
-def _deform_conv(
-    input: Tensor,  # [N, C, *in]
-    weight: Tensor,  # [O, C / groups, *kernel]
-    offset: Tensor | None,  # [N, G·K·rank, *out]
-    mask: Tensor | None,  # [N, M·K, *out]
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    im2col_step: int | None = None,
-) -> Tensor:
-    kernel, (batch, channels), real = weight.shape[2:], input.shape[:2], _wide(input.dtype)
-    rank, taps = len(kernel), prod(kernel)
-    out = [
-        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1
-        for a in range(rank)
-    ]
-    pixels = prod(out)
-    if offset is None:
-        offset = input.new_zeros(batch, rank * taps, *out)
-    split = offset.shape[1] // (rank * taps)
-    moved = offset.to(real).reshape(batch * split, taps, rank, pixels)
-    points = []
-    for a in range(rank):
-        first = _steps(a, out, moved) * stride[a] - padding[a]
-        start = _steps(a, kernel, moved) * dilation[a]
-        points.append(moved[:, :, a] + (first + start[:, None]))
-    maps = input.to(real).reshape(batch * split, channels // split, *input.shape[2:])
-    columns = _sample(maps, points)  # [N·G, C / G, K, P]
-    if mask is not None:
-        parts = mask.shape[1] // taps
-        columns = columns.reshape(batch * parts, channels // parts, taps, pixels)
-        columns = columns * mask.to(real).reshape(batch * parts, 1, taps, pixels)
-    columns = columns.reshape(batch, channels * taps, pixels, 1)
-    flat = weight.to(real).reshape(weight.shape[0], -1, 1, 1)
-    result = F.conv2d(columns, flat, None if bias is None else bias.to(real), groups=groups)
-    return result.reshape(batch, weight.shape[0], *out).to(input.dtype)
+    def shape(self, value: Tensor) -> list:
+        return list(value.shape)
 
+    Shape = shape
 
-def _dcnv3(
-    input: Tensor,  # [N, H, W, C]
-    offset: Tensor,  # [N, oH, oW, group·P·2], (x, y)
-    mask: Tensor,  # [N, oH, oW, group·P]
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    remove_center: bool,
-) -> Tensor:  # [N, oH, oW, C]
-    batch, height, width, real = *input.shape[:3], _wide(input.dtype)
-    out = offset.shape[1:3]
-    pixels, count = out[0] * out[1], prod(kernel_size) - bool(remove_center)
-    pairs = offset.to(real).reshape(batch, pixels, group, count, 2)
-    points = []
-    for a in (0, 1):
-        middle = dilation[a] * (kernel_size[a] - 1) // 2
-        first = (_steps(a, out, pairs) * stride[a] + (middle - padding[a]))[:, None]
-        start = _steps(1 - a, kernel_size[::-1], pairs) * dilation[a] - middle  # taps are x-major
-        if remove_center:
-            start = torch.cat([start[: count // 2], start[count // 2 + 1 :]])
-        moved = pairs[..., 1 - a].permute(0, 2, 1, 3)  # [N, group, oH·oW, P]
-        points.append((first + (start + moved) * offset_scale).reshape(batch * group, pixels, count))
-    maps = input.to(real).permute(0, 3, 1, 2).reshape(batch * group, group_channels, height, width)
-    factors = mask.to(real).reshape(batch, pixels, group, count).permute(0, 2, 1, 3)
-    read = _sample(maps, points) * factors.reshape(batch * group, 1, pixels, count)
-    result = read.sum(-1).reshape(batch, group * group_channels, *out)
-    return result.permute(0, 2, 3, 1).contiguous().to(input.dtype)
+    def Constant(self, **values: Any) -> Any:
+        ((name, value),) = values.items()
+        if name != "value_floats":
+            return value
+        # torch.tensor would be a constant of the program, which run_decompositions refuses
+        parts = [torch.full((1,), number, device=self._device) for number in value]
+        return torch.cat(parts) if parts else torch.empty(0, device=self._device)
 
+    def Cast(self, value: Any, to: int) -> Any:
+        return value.to(_TYPES[to]) if isinstance(value, Tensor) else value
 
-def _dcnv4(
-    input: Tensor,
-    offset_mask: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    remove_center: bool,
-) -> Tensor:
-    points = kernel_size[0] * kernel_size[1] - bool(remove_center)
-    grouped = offset_mask[..., : group * points * 3].unflatten(-1, (group, points * 3))
-    offset, mask = (part.flatten(3) for part in grouped.split([points * 2, points], dim=-1))
-    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return _dcnv3(input, offset, mask, *geometry)
+    def Concat(self, *values: Any, axis: int) -> Any:
+        return torch.cat(values, axis) if isinstance(values[0], Tensor) else list(chain(*values))
 
+    def Expand(self, value: Any, shape: list) -> Tensor:
+        if not isinstance(value, Tensor):
+            return torch.full(shape, value, device=self._device)
+        # without a comparison of symbolic sizes
+        sizes = zip(value.shape, shape, strict=True)
+        return value.expand([n if isinstance(m, int) and m == 1 else m for n, m in sizes])
 
-def _ms_deform_attn(
-    value: Tensor,  # [N, S, heads, D]
-    spatial_shapes: Tensor,  # [L, 2], (height, width)
-    level_start_index: Tensor,  # [L]
-    sampling_locations: Tensor,  # [N, Q, heads, L, P, 2], (x, y) in units of the level's size
-    attention_weights: Tensor,  # [N, Q, heads, L, P]
-) -> Tensor:  # [N, Q, heads·D]
-    batch, tokens, heads, channels = value.shape
-    queries, levels, points = *sampling_locations.shape[1:2], *sampling_locations.shape[3:5]
-    real = _wide(value.dtype)
-    rows = value.to(real).permute(0, 2, 1, 3).reshape(batch * heads, tokens, channels)
-    places = sampling_locations.to(real).reshape(batch * queries, heads, levels, points * 2)
+    def Gather(self, values: Any, index: int | list, axis: int) -> Any:
+        if isinstance(index, list):
+            parts = [self.Gather(values, i, axis) for i in index]
+            return torch.stack(parts, axis) if isinstance(values, Tensor) else parts
+        return values.select(axis, index) if isinstance(values, Tensor) else values[index]
 
-    def per_head(field: Tensor) -> Tensor:  # [N·Q, heads, L, P] -> [N·heads, Q, L·P]
-        field = field.reshape(batch, queries, heads, levels * points).permute(0, 2, 1, 3)
-        return field.reshape(batch * heads, queries, levels * points)
+    def GatherND(self, rows: Tensor, index: Tensor, batch_dims: int) -> Tensor:
+        flat = index.flatten(batch_dims)[..., None].expand(*[-1] * (batch_dims + 1), rows.shape[-1])
+        return rows.gather(batch_dims, flat).reshape(*index.shape[:-1], rows.shape[-1])
 
-    def per_point(field: Tensor) -> Tensor:  # [L] -> [1, 1, L·P]
-        return field.view(-1, 1).expand(levels, points).reshape(1, 1, levels * points)
+    def GridSample(self, maps: Tensor, grid: Tensor, align_corners: int, **modes: str) -> Tensor:
+        return F.grid_sample(maps, grid, align_corners=bool(align_corners), **modes)
 
-    weights, start = per_head(attention_weights.to(real)), per_point(level_start_index)
-    total = rows.new_zeros(())
-    sizes = [per_point(spatial_shapes[:, a]) for a in (0, 1)]
-    axes = [per_head(places[..., 1 - a :: 2]) * sizes[a].to(real) - 0.5 for a in (0, 1)]
-    for corner in product((0, 1), repeat=2):
-        weight, index = weights, start
-        strides: tuple[Any, Any] = (sizes[1], 1)
-        for point, size, side, step in zip(axes, sizes, corner, strides, strict=True):
-            pixel = point.floor() + side
-            inside = (pixel >= 0) & (pixel < size)  # not at NaN
-            weight = weight * torch.where(inside, 1 - (point - pixel).abs(), 0)
-            index = index + torch.where(inside, pixel, 0).long() * step
-        flat = index.reshape(batch * heads, -1, 1).expand(-1, -1, channels)
-        read = rows.gather(1, flat).reshape(batch * heads, queries, levels * points, channels)
-        total = total + (read * weight[..., None]).sum(2)
-    result = total.reshape(batch, heads, queries, channels).permute(0, 2, 1, 3)
-    return result.reshape(batch, queries, heads * channels).to(value.dtype)
+    def Mul(self, a: Any, b: Any) -> Any:
+        return [x * y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a * b
+
+    def Range(self, start: int, end: Any, step: int) -> Tensor:
+        return torch.arange(start, end, step, device=self._device)
+
+    def Reshape(self, value: Tensor, shape: list) -> Tensor:
+        sizes = (value.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(shape))
+        return value.reshape(*sizes)
+
+    def Slice(self, value: Tensor, start: list, end: list, axis: list) -> Tensor:
+        return value.narrow(axis[0], start[0], end[0] - start[0])
+
+    def Transpose(self, value: Tensor, perm: Sequence[int]) -> Tensor:
+        return value.permute(*perm)
+
+    def RoiAlign(
+        self,
+        maps: Tensor,  # [N, C, H, W]
+        boxes: Tensor,  # [K, 4], (x1, y1, x2, y2)
+        image: Tensor,  # [K]
+        *,
+        coordinate_transformation_mode: str,
+        output_height: int,
+        output_width: int,
+        sampling_ratio: int,
+        spatial_scale: float,
+        mode: str,
+    ) -> Tensor:  # [K, C, output_height, output_width]
+        if sampling_ratio == 0:
+            raise NotImplementedError
+        aligned, axes = coordinate_transformation_mode == "half_pixel", []
+        for axis, bins in enumerate((output_height, output_width)):
+            low, high = (boxes[:, i : i + 1] * spatial_scale - 0.5 * aligned for i in (1 - axis, 3 - axis))
+            length = high - low if aligned else (high - low).clamp(min=1)
+            count, size = bins * sampling_ratio, maps.shape[2 + axis]
+            steps = (torch.arange(count, dtype=maps.dtype, device=self._device) + 0.5) / count
+            point = low + steps * length  # [K, count]
+            inside = (point >= -1) & (point <= size)  # not at NaN
+            point = torch.where(inside, point, 0).clamp(0, size - 1)
+            before = point.floor()
+            pairs = (before, 1 + before - point), ((before + 1).clamp(max=size - 1), point - before)
+            axes.append([(index.long(), weight * inside) for index, weight in pairs])
+        width, rows = maps.shape[3], maps.permute(0, 2, 3, 1).flatten(0, 2)
+        start, total = image[:, None, None] * maps.shape[2] * width, maps.new_zeros(())
+        for y, down in axes[0]:
+            for x, across in axes[1]:
+                weights = down[:, :, None] * across[:, None]
+                total = total + rows[start + y[:, :, None] * width + x[:, None]] * weights[..., None]
+        channels = maps.shape[1]  # the means of the samples of each bin
+        total = total.reshape(-1, sampling_ratio, output_width * sampling_ratio * channels).mean(1)
+        total = total.reshape(-1, sampling_ratio, channels).mean(1)
+        return total.reshape(-1, output_height, output_width, channels).permute(0, 3, 1, 2)

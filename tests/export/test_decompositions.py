@@ -18,6 +18,8 @@ NAMES = {
     "dcnv3": "dcnv3",
     "dcnv4": "dcnv4",
     "ms_deform_attn": "ms_deform_attn",
+    "roi_align": "roi_align",
+    "deform_roi_pool": "deform_roi_pool",
 }
 CASES = [(op, sample) for op in operators() if op.name in NAMES for sample in op.samples()]
 
@@ -33,7 +35,9 @@ class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
         if function in self.table:
             self.replaced.add(function)
             with self:
-                return self.table[function](*args, **(kwargs or {}))
+                result = self.table[function](*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = function(*args, **(kwargs or {}))
         self.ranks.update(
             each.dim() for each in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(each)
@@ -44,8 +48,6 @@ class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{op.name} {s.name}" for op, s in CASES])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_as_the_oracle(op, sample, dtype):
-    if 0 in sample.tensors[0].shape:
-        pytest.skip("grid_sample refuses empty maps")
     expected = op.reference(sample.to(torch.float64))
     mode = Recorded()
     with torch.no_grad(), mode:
