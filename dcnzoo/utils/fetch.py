@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import requests
+import urllib3
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
@@ -38,6 +39,7 @@ _CHUNK = 1 << 16  # bytes; the most that is lost when a connection breaks
 _RETRIES = 3  # attempts after one that received no data
 _CONNECT = 5.0  # seconds to establish a connection
 _TIMEOUT = 30.0  # seconds without data after which an attempt fails
+_TOTAL = 300.0  # seconds for a picture
 _BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
 _DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}")  # 20210520, 20210520180434
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -96,22 +98,29 @@ def fetch_bytes(url: str, limit: int) -> bytes:
     """Return the content of an address, which is not stored.
 
     Raises:
-        DownloadError: the download failed, no data arrived for 30 seconds, or there are more than ``limit``
-            bytes.
+        DownloadError: the download failed, no data arrived for 30 seconds, it took more than five minutes,
+            or there are more than ``limit`` bytes.
     """
     source, content = _mirrored(url), bytearray()
     if urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError(f"{url}: expected an http:// or https:// address")
     if _is_offline():
         raise DownloadError(f"{url}: not downloaded: {OFFLINE} is set")
+    start = time.monotonic()
     try:
         with requests.get(source, stream=True, timeout=(_CONNECT, _TIMEOUT)) as response:
             response.raise_for_status()
-            for chunk in response.iter_content(_CHUNK):
+            # read1 returns what has arrived; iter_content waits for a whole chunk, however slow it comes
+            read = getattr(response.raw, "read1", response.raw.read)
+            while chunk := read(_CHUNK, decode_content=True):
                 content += chunk
                 if len(content) > limit:
                     raise DownloadError(f"{source}: expected at most {decimal(limit)}, got more")
-    except requests.RequestException as error:
+                if time.monotonic() - start > _TOTAL:
+                    raise DownloadError(
+                        f"{source}: expected all in {_TOTAL:g} seconds, got {len(content)} bytes"
+                    )
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise DownloadError(f"{source}: {_reason(error)}") from error
     return bytes(content)
 

@@ -158,6 +158,11 @@ def test_addresses(detector, folder, server, monkeypatch):
     monkeypatch.setattr(fetch, "_TIMEOUT", 0.2)
     with pytest.raises(ValueError, match=rf"image: {address}.*timed out"):
         detector(address)
+    monkeypatch.setattr(fetch, "_TOTAL", 0.3)
+    monkeypatch.setattr(server, "pause", 0.05)  # each byte within the limit above
+    with pytest.raises(ValueError, match=rf"image: {address}: expected all in 0.3 seconds"):
+        detector(address)
+    server.pause = 0.0
     monkeypatch.setattr(pictures, "LIMIT", 1000)
     with pytest.raises(ValueError, match=rf"image: {address}: .*1.0 kB"):
         detector(address)

@@ -18,6 +18,7 @@ class Served:
     statuses: list[int] = field(default_factory=list)  # error codes of the next answers
     cuts: list[int] = field(default_factory=list)  # bytes after which the next answers are cut off
     stalls: list[int] = field(default_factory=list)  # bytes after which the next answers hang until the end
+    pause: float = 0.0  # seconds after each byte
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range header or None)
     url: str = ""
     closing: threading.Event = field(default_factory=threading.Event)
@@ -64,8 +65,11 @@ def serving(served: Served) -> Iterator[Served]:
             self.end_headers()
             cut, stall = served.next(served.cuts), served.next(served.stalls)
             stop = min(x for x in (cut, stall, len(content)) if x is not None)
-            self.wfile.write(content[start : start + stop])
-            self.wfile.flush()
+            for first in range(start, start + stop, 1 if served.pause else len(content)):
+                self.wfile.write(content[first : start + stop][: 1 if served.pause else None])
+                self.wfile.flush()
+                if served.closing.wait(served.pause):
+                    return
             if stall is not None:
                 served.closing.wait()
             if cut is not None:
