@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 MOST_OF_TENSORRT = 3840  # values of its TopK
 DOUBLE = 11  # onnx.TensorProto.DataType
+SIZES = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Tile": (1,),
+}
 # operators of com.microsoft that OpenVINO 2026.4 reads
 READ_BY_OPENVINO = (
     *("BiasAdd", "BiasGelu", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul"),
@@ -41,8 +49,10 @@ class Node:
         opsets: dict[str, int],
         values: dict[str, tuple[int, int]],
         constants: dict[str, TensorProto],
+        sizes: set[str],
     ) -> None:
         self._constants = constants
+        self.gives_size = not sizes.isdisjoint(proto.output)  # whether a size is computed from its output
         self.operator, self.domain, self._proto = proto.op_type, proto.domain, proto
         self.opset = opsets.get(proto.domain, 0)
         known = [values.get(name, (0, -1)) for name in (*proto.input, *proto.output)]
@@ -114,6 +124,9 @@ RULES = (
     Rule(("tensorrt",), "ScatterND", lambda node: "reduction" in node.attributes,
          "the parsers 10.1 to 10.8 refuse the attribute reduction, whatever its value",
          f"{GITHUB}onnx/onnx-tensorrt/blob/10.8-GA/onnxOpImporters.cpp"),
+    Rule(("tensorrt",), "ScatterND", lambda node: node.gives_size,
+         "a size is computed from its output, which the builder refuses; export with a fixed shape",
+         "https://forums.developer.nvidia.com/t/iscatterlayer-cannot-be-used-to-compute-a-shape-tensor/232898"),
     Rule(("mnn",), "DeformConv", lambda node: True,
          "not supported; use deform_conv='gathernd'", TABLE),
     Rule(("mnn",), "IsNaN", lambda node: True, "not supported; write x != x", TABLE),
@@ -217,11 +230,27 @@ def _nodes(model: ModelProto, graph: GraphProto) -> Iterator[Node]:
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
             values[value.name] = tensor.elem_type, len(tensor.shape.dim)
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants, sizes = {tensor.name: tensor for tensor in graph.initializer}, _sizes(graph)
     for proto in graph.node:
         if proto.op_type == "Constant" and proto.attribute and proto.attribute[0].HasField("t"):
             constants[proto.output[0]] = proto.attribute[0].t
-        yield Node(proto, opsets, values, constants)
+        yield Node(proto, opsets, values, constants, sizes)
         for attribute in proto.attribute:
             if attribute.HasField("g"):
                 yield from _nodes(model, attribute.g)
+
+
+def _sizes(graph: GraphProto) -> set[str]:
+    """Return the values from which sizes of others are computed, but not those whose own size is used."""
+    makers = {name: node for node in graph.node for name in node.output}
+    waiting = [
+        node.input[i] for node in graph.node for i in SIZES.get(node.op_type, ()) if i < len(node.input)
+    ]
+    values: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in values:
+            values.add(name)
+            if name in makers and makers[name].op_type not in ("Shape", "Size"):
+                waiting += makers[name].input
+    return values

@@ -111,13 +111,25 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     """Return the ``custom_translation_table`` for ``torch.onnx.export(dynamo=True)`` at the same opset.
 
     Raises:
-        ValueError: ``deform_conv`` or the exporter does not support this opset.
+        ValueError: ``deform_conv`` or the exporter does not support this opset; at export: its
+            ``opset_version`` is another one.
     """
+    from onnxscript import evaluator
+
     opsets.check_target(deform_conv, opset_version)
     opsets.require_opset(opset_version)
 
     def onnxscript_function(graph: Callable) -> Callable:
-        return lambda *values, **options: graph(DynamoGraph(opset_version, deform_conv), *values, **options)
+        def translate(*values: Any, **options: Any) -> Any:
+            recorded = getattr(evaluator.default(), "opset", None)  # of torch's exporter
+            if recorded is not None and recorded.version != opset_version:
+                raise ValueError(
+                    f"translation_table: opset_version: expected {recorded.version}, as in "
+                    f"torch.onnx.export, got {opset_version}"
+                )
+            return graph(DynamoGraph(opset_version, deform_conv), *values, **options)
+
+        return translate
 
     graphs = GRAPHS | {overload: translations[name] for name, overload in _overloads(translations)}
     table = {overload: onnxscript_function(graph) for overload, graph in graphs.items()}

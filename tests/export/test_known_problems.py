@@ -54,6 +54,22 @@ def test_an_input_with_a_default_is_dropped_by_tensorrt(tmp_path):
     assert runtimes(check(path)) == ["tensorrt"] and check(path, "onnxruntime", "openvino", "coreml") == []
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("Cast <to = 7> (scattered)", ["tensorrt"]), ("Shape(scattered)", []), ("Cast <to = 7> (sizes)", [])],
+)
+def test_a_size_from_scatternd(shape, expected, tmp_path):
+    """TensorRT refuses to compute a size from what ScatterND writes; the size of its output is no problem."""
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 19]>
+        graph (float[6] x, int64[2] sizes, int64[1, 1] at, int64[1] row) => (float[A, B] y) {{
+            scattered = ScatterND(sizes, at, row)
+            shape = {shape}
+            y = Expand(x, shape)
+        }}""")
+    onnx.save(model, tmp_path / "model.onnx")
+    assert runtimes(check(tmp_path / "model.onnx")) == expected
+
+
 def test_strict_is_an_exit_status(tmp_path):
     path = write(tmp_path / "model.onnx", "IsNaN", 19, floats([3]), kind="BOOL")
     assert runtimes(check(path)) == ["mnn"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcnzoo.export import opsets, register_onnx_ops, registration
+from dcnzoo.export import opsets, register_onnx_ops, registration, translation_table
 from dcnzoo.layers import (
     MultiScaleDeformableAttention,
     PackedDeformConv1d,
@@ -81,6 +81,15 @@ def test_one_opset_beyond(opset, tmp_path):
     register_onnx_ops()
     with pytest.raises(ValueError, match=rf"opset_version: expected 18 to 23 .* got {opset}"):
         torch.onnx.export(Layers().eval(), INPUTS, tmp_path / "x.onnx", opset_version=opset)
+
+
+def test_a_table_of_another_opset(tmp_path):
+    """DeformConv of opset 19 in a file of opset 18 would be invalid."""
+    register_onnx_ops()
+    table, path = translation_table(19), tmp_path / "x.onnx"
+    layer = PackedDeformConv2d(4, 6, 3).eval()
+    with pytest.raises(ValueError, match=r"opset_version: expected 18, .* got 19"):
+        torch.onnx.export(layer, INPUTS[:1], path, opset_version=18, custom_translation_table=table)
 
 
 class Maximum(nn.Module):
