@@ -16,7 +16,8 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from dcnzoo.backbones.vit_adapter import ViTAdapter
-from dcnzoo.compat import provide
+from dcnzoo.compat import patches, provide
+from dcnzoo.layers import ms_deform_attn as multi_scale
 
 provide("MultiScaleDeformableAttention")  # also what torchvision lacks, before timm is imported
 AUTHORS, META = (os.environ.get(name, "") for name in ("VIT_ADAPTER", "DINOV3"))
@@ -25,143 +26,52 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 W12 = [14, 14, None] * 4
 W24 = [14, 14, None] * 8
 
-# name -> (class, its arguments, ours)
+# the authors' argument -> ours, where both have the same values
+SAME = {
+    **{name: name for name in ("deform_num_heads", "deform_ratio", "use_extra_extractor", "init_values")},
+    "window_size": "window",
+}
+BEIT = dict(img_size=224, embed_dim=64, depth=8, num_heads=4, window_size=[14, 56] * 4, deform_num_heads=4)
+BEIT |= dict(deform_ratio=0.5, init_values=1e-6, window_attn=True, qkv_bias=True)
+# name -> (the authors' class, its arguments, those of timm's ViT, others of ours)
 CASES = {
-    "deit-t": (
-        "ViTAdapter",
-        dict(embed_dim=192, num_heads=3, window_size=W12, deform_num_heads=6),
-        dict(vit=dict(model_name="deit_tiny_patch16_224", init_values=1.0), window=W12),
-    ),
+    "deit-t": ("ViTAdapter", dict(embed_dim=192, num_heads=3), "deit_tiny_patch16_224", {}),
     "deit-s, global": (
-        "ViTAdapter",
-        dict(embed_dim=192, num_heads=6, window_size=[None] * 12, deform_num_heads=6),
-        dict(vit=dict(model_name="deit_small_patch16_224", init_values=1.0, embed_dim=192)),
+        "ViTAdapter", dict(embed_dim=192, num_heads=6, window_size=[None] * 12), "deit_small_patch16_224", {}
     ),
     "deit-b": (
         "ViTAdapter",
-        dict(embed_dim=192, num_heads=12, window_size=W12, deform_num_heads=12, deform_ratio=0.5),
-        dict(
-            vit=dict(model_name="deit_base_patch16_224", init_values=1.0, embed_dim=192),
-            window=W12,
-            deform_num_heads=12,
-            deform_ratio=0.5,
-        ),
+        dict(embed_dim=192, num_heads=12, deform_num_heads=12, deform_ratio=0.5),
+        "deit_base_patch16_224", {},
     ),
     "mae-b": (
         "ViTAdapter",
-        dict(
-            embed_dim=192,
-            num_heads=12,
-            window_size=W12,
-            deform_num_heads=12,
-            deform_ratio=0.5,
-            layer_scale=False,
-            use_extra_extractor=False,
-        ),
-        dict(
-            vit=dict(model_name="vit_base_patch16_224", embed_dim=192),
-            window=W12,
-            deform_num_heads=12,
-            deform_ratio=0.5,
-            use_extra_extractor=False,
-        ),
+        dict(embed_dim=192, num_heads=12, deform_num_heads=12, deform_ratio=0.5, layer_scale=False,
+             use_extra_extractor=False),
+        dict(model_name="vit_base_patch16_224", init_values=None), {},
     ),
     "dinov2-s": (
-        "ViTAdapter",
-        dict(
-            embed_dim=192, num_heads=6, window_size=W12, deform_num_heads=6, img_size=592, pretrain_size=592
-        ),
-        dict(vit=dict(model_name="vit_small_patch14_dinov2", embed_dim=192), window=W12),
+        "ViTAdapter", dict(embed_dim=192, num_heads=6, img_size=592, pretrain_size=592),
+        "vit_small_patch14_dinov2", {},
     ),
     "augreg-l": (
         "ViTAdapter",
-        dict(
-            embed_dim=64,
-            depth=24,
-            num_heads=4,
-            window_size=W24,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-            img_size=384,
-            pretrain_size=384,
-        ),
-        dict(
-            vit=dict(model_name="vit_large_patch16_384", init_values=1.0, embed_dim=64, num_heads=4),
-            window=W24,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-        ),
+        dict(embed_dim=64, depth=24, num_heads=4, window_size=W24, deform_num_heads=4, deform_ratio=0.5,
+             img_size=384, pretrain_size=384),
+        "vit_large_patch16_384", {},
     ),
     "beit-l": (
-        "BEiTAdapter",
-        dict(
-            img_size=224,
-            embed_dim=64,
-            depth=8,
-            num_heads=4,
-            window_attn=True,
-            window_size=[14, 56] * 4,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-            init_values=1e-6,
-            qkv_bias=True,
-            version="old",
-        ),
-        dict(
-            vit=dict(model_name="beit_large_patch16_224", embed_dim=64, depth=8, num_heads=4),
-            window=[14, 56] * 4,
-            pad_input=True,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-            init_values=1e-6,
-            stage_maps=True,
-        ),
+        "BEiTAdapter", dict(BEIT, version="old"), "beit_large_patch16_224",
+        dict(pad_input=True, stage_maps=True),
     ),
-    "beitv2-l": (
-        "BEiTAdapter",
-        dict(
-            img_size=224,
-            embed_dim=64,
-            depth=8,
-            num_heads=4,
-            window_attn=True,
-            window_size=[14, 56] * 4,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-            init_values=1e-6,
-            qkv_bias=True,
-        ),
-        dict(
-            vit=dict(model_name="beitv2_large_patch16_224", embed_dim=64, depth=8, num_heads=4),
-            window=[14, 56] * 4,
-            pad_input=True,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-            init_values=1e-6,
-        ),
-    ),
+    "beitv2-l": ("BEiTAdapter", BEIT, "beitv2_large_patch16_224", dict(pad_input=True)),
     "uni-perceiver-b": (
         "UniPerceiverAdapter",
-        dict(embed_dim=96, num_heads=4, window_size=W12, deform_num_heads=4, deform_ratio=0.5),
-        dict(
-            vit=dict(
-                model_name="vit_base_patch16_224",
-                embed_dim=96,
-                num_heads=4,
-                init_values=1.0,
-                class_token=False,
-                global_pool="avg",
-                pre_norm=True,
-            ),
-            window=W12,
-            pad_input=True,
-            patch_bias=True,
-            norm_eps=1e-5,
-            deform_num_heads=4,
-            deform_ratio=0.5,
-        ),
+        dict(embed_dim=96, num_heads=4, deform_num_heads=4, deform_ratio=0.5),
+        dict(model_name="vit_base_patch16_224", class_token=False, global_pool="avg", pre_norm=True),
+        dict(pad_input=True, patch_bias=True, norm_eps=1e-5),
     ),
-}
+}  # fmt: skip
 
 
 def module(name, **names):
@@ -194,10 +104,18 @@ def padded(x):
 
 @torch.no_grad()
 def disturb(adapter):
-    """Change each initial value a little, so that no factor and no offset is zero."""
+    """Change each initial value a little, so that no factor and no offset is zero.
+
+    Points stay near odd eighths of a pixel: at a pixel's centre, a sample has two gradients, and rounding
+    chooses one. Without offsets, they are at quarters, as the strides are multiples of each other.
+    """
     generator = torch.Generator().manual_seed(0)
-    for parameter in adapter.parameters():
+    for name, parameter in adapter.named_parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        if name.endswith("sampling_offsets.weight"):
+            parameter.mul_(0.2 / parameter.shape[1] ** 0.5)
+        elif name.endswith("sampling_offsets.bias"):
+            parameter.round_().add_(0.125)
     return adapter
 
 
@@ -248,24 +166,34 @@ def compare(ours, theirs, x, zero, maps_of):
 def compare_all(ours, theirs, prepare, maps_of=list):
     """Compare for batches of 1 and 2, in training and evaluation, in float64 and float32."""
     for training, size, batch in ((True, (224, 256), 1), (False, (250, 333), 2), (True, (250, 333), 2)):
-        for attempt in range(3):
-            x, zero = torch.randn(batch, 3, *size, dtype=torch.float64), None
-            for dtype, tolerance in TOLERANCES.items():
-                prepare(dtype, training)
+        x, zero = torch.randn(batch, 3, *size, dtype=torch.float64), None
+        for dtype, tolerance in TOLERANCES.items():
+            prepare(dtype, training)
+            with patches.Changes() as changes:
+                changes.wrap(multi_scale, "ms_deform_attn", far_from_centres)
                 errors, zero = compare(ours, theirs, x.to(dtype), zero, maps_of)
-                worst = max(errors, key=errors.get)
-                # at a pixel's centre, a sample has two gradients, and float32 may choose either
-                last = attempt == 2 or dtype == torch.float64 or worst.startswith("map")
-                assert errors[worst] <= tolerance or not last, f"{worst}: {errors[worst]}"
-            if errors[worst] <= tolerance:
-                break
+            worst = max(errors, key=errors.get)
+            assert errors[worst] <= tolerance, f"{dtype}, {training}, {size}, {worst}: {errors[worst]}"
+            print(f"{dtype}: {worst}: {errors[worst]:.1e}")
+
+
+def far_from_centres(attend, value, shapes, starts, locations, weights):
+    """Attend; require that no point is near a pixel's centre, where rounding chooses the gradient."""
+    pixels = locations.detach() * shapes.flip(1)[:, None] - 0.5
+    assert (pixels - pixels.round()).abs().min() > 1e-3
+    return attend(value, shapes, starts, locations, weights)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_authors(authors, case):
-    name, options, own = CASES[case]
-    if isinstance(options["window_size"], list) and "window_attn" not in options:
-        options = dict(options, window_attn=[size is not None for size in options["window_size"]])
+    name, options, vit, own = CASES[case]
+    options = {"window_size": W12, "deform_num_heads": 6, **options}
+    options.setdefault("window_attn", [size is not None for size in options["window_size"]])
+    size = {key: options[key] for key in ("embed_dim", "depth", "num_heads") if key in options}
+    if name != "BEiTAdapter":
+        size["init_values"] = 1.0
+    vit = dict(vit) if isinstance(vit, dict) else dict(model_name=vit)
+    own = own | {ours: options[key] for key, ours in SAME.items() if key in options} | dict(vit=size | vit)
     depth = options.get("depth", 12)
     indexes = [[i * depth // 4, (i + 1) * depth // 4 - 1] for i in range(4)]
     theirs = getattr(authors, name)(**options, interaction_indexes=indexes)
