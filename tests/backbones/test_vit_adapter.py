@@ -9,11 +9,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models  # noqa: F401  registers the backbone
 from dcnzoo.backbones import ViTAdapter
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.compat import provide
+from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.report.explain import Box, explain_network
 from dcnzoo.report.sampling import record_sampling
@@ -49,11 +51,15 @@ def disturb(adapter):
     return adapter
 
 
+def build(kind, **others):
+    torch.manual_seed(0)
+    vit, options = KINDS[kind]
+    return disturb(ViTAdapter(vit, **{**options, **others}))
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def adapter(request, timm):
-    torch.manual_seed(0)
-    vit, options = KINDS[request.param]
-    return disturb(ViTAdapter(vit, **options))
+    return build(request.param)
 
 
 def gradients(adapter, x):
@@ -110,24 +116,85 @@ def test_recomputed_and_in_bfloat16(adapter):
     assert points[0].dtype == torch.float32
 
 
-@pytest.mark.slow
-def test_export(adapter, tmp_path):
-    """The file agrees with PyTorch on sizes that it was not exported with, and that 32 does not divide."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    adapter = adapter.float().eval()
-    dim = torch.export.Dim.DYNAMIC
-    export_onnx(
-        adapter,
-        (torch.randn(2, 3, 70, 100),),
-        tmp_path / "a.onnx",
-        dynamic_shapes=({0: dim, 2: dim, 3: dim},),
+SIZES = (1, 3, 97, 32), (3, 3, 64, 130)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("windows", ()), *(pytest.param(k, SIZES, marks=pytest.mark.slow) for k in KINDS)]
+)
+def test_export(timm, kind, sizes, tmp_path):
+    """The file agrees with PyTorch on sizes that 32 does not divide; slow: also on others than the example's.
+
+    torch.export takes a minute for dynamic sizes, a few seconds for a fixed one.
+    """
+    adapter, path = build(kind, frozen=True, use_extra_extractor=False).eval(), tmp_path / "a.onnx"
+    example, dim = torch.randn(2, 3, 70, 100), torch.export.Dim.DYNAMIC
+    export_onnx(adapter, (example,), path, dynamic_shapes=({0: dim, 2: dim, 3: dim},) if sizes else None)
+    for runtime in ("onnxruntime", "openvino"):
+        pytest.importorskip(runtime)
+        session = Session(path, runtime)
+        for size in (example.shape, *sizes):
+            x = torch.randn(size)
+            outputs = session._run({next(iter(session.inputs)): x.numpy()})
+            for output, expected in zip(outputs, adapter(x), strict=True):
+                torch.testing.assert_close(torch.from_numpy(output), expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_three_steps(timm, frozen):
+    """The loss falls; the ViT changes unless it is frozen."""
+    adapter, x = build("windows", frozen=frozen).train(), torch.randn(2, 3, 70, 100)
+    before = {name: p.detach().clone() for name, p in adapter.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in adapter.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(sum((level - 1).square().mean() for level in adapter(x)))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[0] > losses[1] > losses[2]
+    same = {name for name, p in adapter.named_parameters() if torch.equal(p, before[name])}
+    vit = {name for name in before if name.split(".")[0] in ("patch_embed", "pos_embed", "blocks")}
+    assert same == (vit if frozen else set()) and vit
+
+
+def test_flops(timm):
+    """Four times the tokens: in windows of three, four times the operations; the attention's are counted."""
+    adapter = build("windows", window=3).eval()
+    counts = []
+    for size in (96, 192):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            adapter(torch.randn(1, 3, size, size))
+        operations = counter.get_flop_counts()["Global"]
+        assert operations[torch.ops.dcnzoo.ms_deform_attn] > 0
+        counts.append(counter.get_total_flops())
+    assert counts[1] == pytest.approx(4 * counts[0], rel=0.01)
+
+
+def train_on_rank(rank, folder, adapter, images):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    wrapped = nn.parallel.DistributedDataParallel(adapter)
+    for _ in range(2):  # an unused parameter would be an error in the second step
+        adapter.zero_grad()
+        sum(level.sin().sum() for level in wrapped(images[rank : rank + 1])).backward()
+    torch.save(
+        {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}, folder / f"{rank}.pt"
     )
-    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
-    for size in ((1, 3, 97, 32), (3, 3, 64, 130)):
-        x = torch.randn(size)
-        outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        for output, expected in zip(outputs, adapter(x), strict=True):
-            torch.testing.assert_close(torch.from_numpy(output), expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["windows", "meta"])
+def test_two_processes_with_a_frozen_vit(timm, kind, tmp_path):
+    """The means of the gradients of both, for all parameters that train."""
+    adapter, images = build(kind, frozen=True).eval(), torch.randn(2, 3, 64, 64)
+    expected = {name: gradient / 2 for name, gradient in gradients(adapter, images).items()}
+    context = torch.multiprocessing.get_context("fork")  # everything is imported
+    ranks = [context.Process(target=train_on_rank, args=(r, tmp_path, adapter, images)) for r in (0, 1)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(60)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
